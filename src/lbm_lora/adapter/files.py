@@ -1,0 +1,104 @@
+"""Adapter files: read one, write a whole adapter, or write one module by module."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.adapter.native import ALPHA, DOWN, UP, decode, dense_key, encode_module, prefix_of
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
+from lbm_lora.errors import AdapterError
+from lbm_lora.factorize import down_shape, up_shape
+from lbm_lora.naming import ModuleName, ParamName
+
+_METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
+
+
+def load_adapter(path: Path | str) -> Adapter:
+    """Read an adapter file with native keys. Its tensors stay in the file until they are used.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        AdapterError: its keys are not those of an adapter, or do not belong together.
+    """
+    path = Path(path)
+    with open_checkpoint(path) as file:
+        tensors = {key: file.read(key) for key in file.specs}
+        metadata = AdapterMetadata.from_header(file.metadata)
+    if not tensors:
+        raise AdapterError(f"{path} holds no tensors. Was it written by a run that was stopped?")
+    prefix = prefix_of(tensors)
+    modules, dense = decode(tensors, prefix, path, unit_scaling=metadata.is_earlier_implementation)
+    return Adapter(modules, dense, metadata, prefix, path)
+
+
+def save_adapter(adapter: Adapter, path: Path | str) -> None:
+    """Write a whole adapter, atomically."""
+    shapes = {name: module.shape for name, module in adapter.modules.items()}
+    ranks = {name: module.rank for name, module in adapter.modules.items()}
+    dtypes = {module.up.dtype for module in adapter.modules.values()} | {t.dtype for t in adapter.dense.values()}
+    if len(dtypes) > 1:
+        raise AdapterError(f"one adapter file has one dtype, this adapter has {sorted(map(str, dtypes))}. Cast it first.")
+    dense = {name: tuple(delta.shape) for name, delta in adapter.dense.items()}
+    dtype = dtypes.pop() if dtypes else torch.float32
+    with AdapterWriter(Path(path), adapter.prefix, dtype, shapes, ranks, dense, adapter.metadata) as writer:
+        for module in adapter.modules.values():
+            writer.add_module(module)
+        for name, delta in adapter.dense.items():
+            writer.add_dense(name, delta)
+
+
+class AdapterWriter:
+    """Writes an adapter file piece by piece. What was announced and not added is left out of the file.
+
+    Args:
+        dtype: of factors and dense deltas.
+        shapes, ranks: of the weights that may come as lora modules.
+        dense: shapes of the parameters that may come as dense deltas.
+        metadata: as far as it is known; may be replaced until the end.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        prefix: str,
+        dtype: torch.dtype,
+        shapes: Mapping[ModuleName, tuple[int, ...]],
+        ranks: Mapping[ModuleName, int],
+        dense: Mapping[ParamName, tuple[int, ...]],
+        metadata: AdapterMetadata,
+    ) -> None:
+        specs: dict[str, TensorSpec] = {}
+        for name, shape in shapes.items():
+            key = prefix + name
+            specs[key + UP] = TensorSpec(dtype, up_shape(shape, ranks[name]))
+            specs[key + DOWN] = TensorSpec(dtype, down_shape(shape, ranks[name]))
+            specs[key + ALPHA] = TensorSpec(torch.float32, ())
+        specs |= {dense_key(prefix, name): TensorSpec(dtype, shape) for name, shape in dense.items()}
+        self.metadata = metadata
+        self._prefix = prefix
+        self._file = SafetensorsWriter(path, specs, metadata=metadata.to_header(), metadata_room=_METADATA_ROOM)
+        self._stack = ExitStack()
+
+    def add_module(self, module: LoraModule) -> None:
+        for key, tensor in encode_module(self._prefix, module).items():
+            self._file.write(key, tensor)
+
+    def add_dense(self, name: ParamName, delta: Tensor) -> None:
+        self._file.write(dense_key(self._prefix, name), delta)
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.metadata = self.metadata.to_header()
+        self._stack.__exit__(kind, error, trace)

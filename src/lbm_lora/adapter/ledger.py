@@ -1,0 +1,63 @@
+"""The account of every tensor of a component: what became of its delta, and how well it is kept."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lbm_lora.factorize import Measure
+from lbm_lora.naming import ParamName
+
+
+class Status(StrEnum):
+    """What the adapter holds of a tensor."""
+
+    LORA = "lora"
+    DENSE = "dense"
+    UNCHANGED = "unchanged"
+    EXCLUDED = "excluded"
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """Attributes:
+    reason: why the tensor has its status, in words.
+    rank: stored rank, of a lora module.
+    measure: the delta and the error of the file as stored.
+    """
+
+    name: ParamName
+    status: Status
+    reason: str
+    shape: tuple[int, ...]
+    rank: int | None
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One row for every tensor, in the order of the tuned file."""
+
+    rows: tuple[LedgerRow, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Tensors per status; the values add up to the number of rows."""
+        found = Counter(row.status for row in self.rows)
+        return {status.value: found[status] for status in Status}
+
+    def excluded_reasons(self) -> dict[str, int]:
+        """Excluded tensors per reason."""
+        return dict(Counter(row.reason for row in self.rows if row.status is Status.EXCLUDED))
+
+    def total(self) -> Measure:
+        """The sums over all rows, those left out of the file included."""
+        return sum((row.measure for row in self.rows), start=Measure())
+
+    def of(self, *statuses: Status) -> list[LedgerRow]:
+        return [row for row in self.rows if row.status in statuses]
+
+    def __iter__(self) -> Iterator[LedgerRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)

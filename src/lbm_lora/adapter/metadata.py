@@ -1,0 +1,92 @@
+"""What an adapter file says of itself: the strings of its `.safetensors` header.
+
+The names under `lbm_lora_` are ours. The `ss_` names are those that LoRA readers of this field look for; none of
+them claims that this is a LoRA of plain SDXL, since tools would then load it as one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+FORMAT = "1"
+_EARLIER_METHOD = "all_layers_analysis"
+
+
+@dataclass(frozen=True)
+class AdapterMetadata:
+    """Attributes:
+    format: version of this format; empty in files of other tools.
+    base_fingerprint: digest of the base's component; empty where the file does not say.
+    base_tensors: short digests of the base's tensors in the order of their names, joined.
+    tuned_fingerprint: digest of the tuned component, of an extracted adapter.
+    facts: everything else, as it stands in the header.
+    """
+
+    format: str = ""
+    base_fingerprint: str = ""
+    base_tensors: str = ""
+    tuned_fingerprint: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_earlier_implementation(self) -> bool:
+        """Whether the earlier implementation of these commands wrote the file.
+
+        It stores the requested rank as alpha while the stored rank is capped by the matrix: its scaling is 1.
+        """
+        return self.facts.get("lbm_extraction_method") == _EARLIER_METHOD
+
+    def to_header(self) -> dict[str, str]:
+        """The strings for the header."""
+        ours = {
+            "lbm_lora_format": self.format,
+            "lbm_lora_base_fingerprint": self.base_fingerprint,
+            "lbm_lora_base_tensors": self.base_tensors,
+            "lbm_lora_tuned_fingerprint": self.tuned_fingerprint,
+        }
+        return {**{key: value for key, value in ours.items() if value}, **self.facts}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str]) -> "AdapterMetadata":
+        """Inverse of `to_header`."""
+        facts = dict(header)
+        return cls(
+            format=facts.pop("lbm_lora_format", ""),
+            base_fingerprint=facts.pop("lbm_lora_base_fingerprint", ""),
+            base_tensors=facts.pop("lbm_lora_base_tensors", ""),
+            tuned_fingerprint=facts.pop("lbm_lora_tuned_fingerprint", ""),
+            facts=facts,
+        )
+
+
+def extraction_facts(
+    *, rank: int, conv_rank: int, counts: Mapping[str, int], errors: Mapping[str, float], settings: Mapping[str, object]
+) -> dict[str, str]:
+    """The facts of an extracted adapter.
+
+    Args:
+        rank, conv_rank: as asked for.
+        counts: tensors per kind of the ledger.
+        errors: measured after rounding to the stored dtype.
+        settings: of the run; file names without folders.
+    """
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        "ss_network_args": _json({"conv_dim": conv_rank, "conv_alpha": conv_rank}),
+        "lbm_lora_architecture": "latent-bridge-matching",
+        "lbm_lora_counts": _json(counts),
+        "lbm_lora_errors": _json({key: float(f"{value:.6g}") for key, value in errors.items()}),
+        "lbm_lora_settings": _json(settings),
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def parsed(facts: Mapping[str, str], key: str) -> dict[str, object]:
+    """A fact that holds JSON, as a dictionary; empty where it is absent."""
+    return cast(dict[str, object], json.loads(facts.get(key, "{}")))

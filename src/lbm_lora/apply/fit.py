@@ -1,0 +1,65 @@
+"""Whether an adapter belongs on a model: its names and shapes, and the base it was made from."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.checkpoint import Component, differing, fingerprint
+from lbm_lora.errors import AdapterError, WrongBaseError, listing
+from lbm_lora.naming import ParamName
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Param names of an adapter that stand in the model, and those that do not."""
+
+    matched: tuple[ParamName, ...]
+    unmatched: tuple[ParamName, ...]
+
+
+def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, allow_unmatched: bool = False) -> Fit:
+    """Compare an adapter's names and shapes with a model's parameters.
+
+    Raises:
+        AdapterError: a name matches nothing and `allow_unmatched` is off, a shape differs, or nothing matches.
+    """
+    matched = tuple(name for name in adapter.params if name in shapes)
+    unmatched = tuple(name for name in adapter.params if name not in shapes)
+    if not matched:
+        raise AdapterError(f"{adapter.path}: none of its {len(unmatched)} parameters is in the model: {listing(unmatched, limit=3)}.")
+    if unmatched and not allow_unmatched:
+        raise AdapterError(
+            f"{adapter.path}: {len(unmatched)} of {len(adapter.params)} parameters are not in the model: "
+            f"{listing(unmatched)}. To apply the rest: --allow_unmatched."
+        )
+    for name in matched:
+        if adapter.shape_of(name) != tuple(shapes[name]):
+            raise AdapterError(
+                f"{name}: the adapter {adapter.path} is for shape {adapter.shape_of(name)}, the model has "
+                f"{tuple(shapes[name])}. Is it an adapter of this network?"
+            )
+    return Fit(matched, unmatched)
+
+
+def check_base(adapter: Adapter, base: Component, *, allow_other_base: bool = False) -> None:
+    """Compare the fingerprint in an adapter with the base it is to be put on.
+
+    An adapter without a fingerprint gives a warning: nothing can be checked.
+
+    Raises:
+        WrongBaseError: the fingerprints differ and `allow_other_base` is off.
+    """
+    if not adapter.metadata.base_fingerprint:
+        warnings.warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.", stacklevel=2)
+        return
+    if allow_other_base:
+        return
+    found = fingerprint(base)
+    if found.digest == adapter.metadata.base_fingerprint:
+        return
+    names = differing(adapter.metadata.base_tensors, found)
+    raise WrongBaseError(
+        f"{adapter.path} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
+        f"{listing(names, limit=3)}. Give its own base, or go on with --allow_other_base."
+    )

@@ -1,0 +1,105 @@
+"""Adapters in a live model, in two ways, each with its exact inverse.
+
+`inject` leaves the matrices as they are and adds up(down(x)) to the output of their modules by forward hooks: no
+module is wrapped or renamed, and `eject` removes the hooks. `fuse_module` adds the deltas to the parameters, and
+`unfuse` puts the saved values back; it never subtracts, so not a bit is lost over any number of cycles.
+
+Dense deltas have no module of their own: both ways add them to the parameter and save what was there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from lbm_lora.adapter import LoraModule
+from lbm_lora.apply.fuse import ScaledAdapter, fused
+from lbm_lora.errors import AdapterError
+from lbm_lora.naming import ParamName
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The values that were in the model before. Hold it to take the adapters out again."""
+
+    model: nn.Module
+    saved: dict[ParamName, Tensor]
+
+    @torch.no_grad()
+    def unfuse(self) -> None:
+        """Put the saved values back, bit for bit."""
+        for name, value in self.saved.items():
+            self.model.get_parameter(name).copy_(value)
+
+
+@dataclass(frozen=True)
+class Injection:
+    """The hooks and saved values of injected adapters."""
+
+    fused: Fused
+    hooks: list[RemovableHandle]
+
+    def eject(self) -> None:
+        """Remove every hook and put the saved values back, bit for bit."""
+        for hook in self.hooks:
+            hook.remove()
+        self.fused.unfuse()
+
+
+@torch.no_grad()
+def fuse_module(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Fused:
+    """Add every delta of the adapters to the model's parameters, in fp32 and cast once."""
+    return _fuse(model, adapters, {name for scaled in adapters for name in scaled.adapter.params})
+
+
+@torch.no_grad()
+def inject(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Injection:
+    """Hook the low-rank part of the adapters into the forward pass; dense deltas go into the parameters.
+
+    Raises:
+        AdapterError: a lora module belongs to a module that is neither Linear nor Conv2d.
+    """
+    dense = {name for scaled in adapters for name in scaled.adapter.dense}
+    hooks: list[RemovableHandle] = []
+    for scaled in adapters:
+        for module in scaled.adapter.modules.values():
+            if scaled.lora_scale:
+                hooks.append(_hook(model.get_submodule(module.name), module, scaled.lora_scale))
+    return Injection(_fuse(model, adapters, dense), hooks)
+
+
+def _fuse(model: nn.Module, adapters: Sequence[ScaledAdapter], names: set[ParamName]) -> Fused:
+    saved: dict[ParamName, Tensor] = {}
+    for name in sorted(names):
+        parameter = model.get_parameter(name)
+        value = fused(parameter, name, adapters)
+        if value is not parameter:
+            saved[name] = parameter.detach().clone()
+            parameter.copy_(value)
+    return Fused(model, saved)
+
+
+def _hook(target: nn.Module, module: LoraModule, lora_scale: float) -> RemovableHandle:
+    """Add lora_scale * scaling * up(down(x)) to the output of `target`."""
+    weight = target.weight
+    if not isinstance(weight, Tensor):
+        raise AdapterError(f"{module.name} has no weight to adapt.")
+    up = (lora_scale * module.scaling * module.up.float()).to(weight)
+    down = module.down.to(weight)
+    if isinstance(target, nn.Linear):
+
+        def linear(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + functional.linear(functional.linear(inputs[0], down), up)
+
+        return target.register_forward_hook(linear)
+    if isinstance(target, nn.Conv2d) and target.groups == 1:
+        stride, padding, dilation = target.stride, target.padding, target.dilation
+
+        def conv(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + functional.conv2d(functional.conv2d(inputs[0], down, None, stride, padding, dilation), up)
+
+        return target.register_forward_hook(conv)
+    raise AdapterError(f"{module.name} is a {type(target).__name__}: only Linear and Conv2d take a live LoRA. Fuse it.")

@@ -1,0 +1,62 @@
+"""Files that are either whole or not there.
+
+Every output is written under a temporary name in its own folder, synced to the disk and renamed: a reader sees
+the old file or the new one, never a part, whatever happens in between.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lbm_lora.errors import OutputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place on a clean exit and is removed on any other.
+
+    Raises:
+        OutputError: the folder cannot be made, or `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder. Give the path of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent} cannot be made: {error.strerror}. Choose another output path.") from None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def guard_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is also an input.
+
+    Raises:
+        OutputError: `output` and one of `inputs` are the same file.
+    """
+    for source in inputs:
+        if output.exists() and source.exists() and output.samefile(source):
+            raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's or a folder's entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,26 @@
+"""Checkpoint files <-> tensors by name. Knows nothing of LoRA or LBM (layer L1)."""
+
+from lbm_lora.checkpoint.fingerprint import Fingerprint, FingerprintBuilder, differing, fingerprint
+from lbm_lora.checkpoint.pairing import Pairing, ParamPair, pair
+from lbm_lora.checkpoint.reader import Checkpoint, Component, open_checkpoint
+from lbm_lora.checkpoint.safetensors_writer import SafetensorsWriter
+from lbm_lora.checkpoint.spec import TensorSpec, dtype_name, dtype_of
+from lbm_lora.checkpoint.torch_writer import TorchWriter
+
+__all__ = [
+    "Checkpoint",
+    "Component",
+    "Fingerprint",
+    "FingerprintBuilder",
+    "Pairing",
+    "ParamPair",
+    "SafetensorsWriter",
+    "TensorSpec",
+    "TorchWriter",
+    "differing",
+    "dtype_name",
+    "dtype_of",
+    "fingerprint",
+    "open_checkpoint",
+    "pair",
+]

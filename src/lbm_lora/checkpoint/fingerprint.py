@@ -1,0 +1,70 @@
+"""The content hash of a component: which weights an adapter was made from.
+
+It depends on names, shapes, dtypes and bytes alone, in the order of the names: two files with the same tensors have
+the same fingerprint, whatever their container, key order or prefix. The digest is XXH3 (128 bit): it tells weights
+apart by accident, it does not guard against a forger. A short digest of every tensor goes along, so that a
+mismatch can name the tensors that differ.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import xxhash
+
+from lbm_lora.checkpoint.reader import Component
+from lbm_lora.checkpoint.safetensors_writer import bytes_of
+from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.naming import ParamName
+
+_SHORT = 8  # hexadecimal digits kept of each tensor's digest
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Attributes:
+    digest: 32 hexadecimal digits over the whole component.
+    tensors: param name -> the first 8 digits of its own digest.
+    """
+
+    digest: str
+    tensors: Mapping[ParamName, str]
+
+    def packed(self) -> str:
+        """The short digests in the order of the names, joined: what an adapter's metadata holds."""
+        return "".join(self.tensors[name] for name in sorted(self.tensors))
+
+
+class FingerprintBuilder:
+    """Collects the digests of a component's tensors, in any order."""
+
+    def __init__(self) -> None:
+        self._digests: dict[ParamName, str] = {}
+
+    def add(self, name: ParamName, tensor: torch.Tensor) -> None:
+        digest = xxhash.xxh3_128(f"{name} {TensorSpec.of(tensor)}\n".encode())
+        digest.update(bytes_of(tensor))
+        self._digests[name] = digest.hexdigest()
+
+    def build(self) -> Fingerprint:
+        whole = xxhash.xxh3_128()
+        for name in sorted(self._digests):
+            whole.update(self._digests[name].encode())
+        return Fingerprint(whole.hexdigest(), {name: digest[:_SHORT] for name, digest in self._digests.items()})
+
+
+def fingerprint(component: Component) -> Fingerprint:
+    """Read the whole component once and hash it."""
+    builder = FingerprintBuilder()
+    for name in component:
+        builder.add(name, component.read(name))
+    return builder.build()
+
+
+def differing(packed: str, found: Fingerprint) -> list[ParamName]:
+    """The tensors of `found` whose short digests are not those of `packed`; all where the counts differ."""
+    names = sorted(found.tensors)
+    shorts = [packed[start : start + _SHORT] for start in range(0, len(packed), _SHORT)]
+    if len(shorts) != len(names):
+        return names
+    return [name for name, short in zip(names, shorts, strict=True) if found.tensors[name] != short]

@@ -1,0 +1,87 @@
+"""Two checkpoints of one network: base and tuned, parameter by parameter."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from lbm_lora.checkpoint.reader import Component
+from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.errors import PairingError, listing
+from lbm_lora.naming import ParamName
+
+
+@dataclass(frozen=True)
+class ParamPair:
+    """One parameter in both checkpoints, of equal shape."""
+
+    name: ParamName
+    base: TensorSpec
+    tuned: TensorSpec
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Base and tuned with equal names and shapes, in the order of the tuned file's data."""
+
+    base: Component
+    tuned: Component
+    pairs: tuple[ParamPair, ...]
+
+    def read_delta(self, name: ParamName) -> torch.Tensor:
+        """tuned - base, subtracted in fp32 whatever the storage dtypes.
+
+        Raises:
+            PairingError: a value of either side is not finite.
+        """
+        base, tuned = self.base.read(name), self.tuned.read(name)
+        delta = torch.sub(tuned.float(), base.float())
+        if not torch.isfinite(delta.sum()):  # one cheap pass; the slow look only where it is needed
+            self._refuse_non_finite(name, base, tuned)
+        return delta
+
+    def _refuse_non_finite(self, name: ParamName, base: torch.Tensor, tuned: torch.Tensor) -> None:
+        for side, tensor, component in (("base", base, self.base), ("tuned", tuned, self.tuned)):
+            count = int((~torch.isfinite(tensor.float())).sum())
+            if count:
+                raise PairingError(
+                    f"{name}: {count:,} of {tensor.numel():,} values of the {side} in {component.path} are not finite. "
+                    f"Repair the file, or leave the tensor out: --exclude '{name}'."
+                )
+
+    def __iter__(self) -> Iterator[ParamPair]:
+        return iter(self.pairs)
+
+
+def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = frozenset()) -> Pairing:
+    """Match the parameters of two components by name.
+
+    Args:
+        excluded: names that need not agree: they are left out of the pairs.
+
+    Raises:
+        PairingError: names stand on one side only, or shapes differ. Every such name is listed.
+    """
+    for here, there, side in ((base, tuned, "base"), (tuned, base, "tuned")):
+        alone = [name for name in here if name not in there and name not in excluded]
+        if alone:
+            raise PairingError(
+                f"{len(alone)} of {len(here)} tensors are only in the {side}, {here.path}, and not in {there.path}: "
+                f"{listing(alone)}. Is {there.path.name} of the same network? To leave them out: "
+                f"--exclude '{alone[0]}' and so on."
+            )
+    names = [name for name in tuned if name not in excluded]
+    unequal = [name for name in names if base.specs[name].shape != tuned.specs[name].shape]
+    if unequal:
+        raise PairingError(_unequal(base, tuned, unequal))
+    return Pairing(base, tuned, tuple(ParamPair(name, base.specs[name], tuned.specs[name]) for name in names))
+
+
+def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> str:
+    """`M.weight: base (1280, 1280) bf16 in base.safetensors, tuned ... Is this the checkpoint it was tuned from?`"""
+    first = names[0]
+    rest = f" So do {listing(names[1:])}." if len(names) > 1 else ""
+    return (
+        f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}.{rest} "
+        f"Is this the checkpoint it was tuned from? To leave it out: --exclude '{first}'."
+    )

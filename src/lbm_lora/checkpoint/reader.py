@@ -1,0 +1,179 @@
+"""A checkpoint: tensors by name out of one file or several, whatever the container.
+
+    with open_checkpoint(path) as checkpoint:
+        denoiser = checkpoint.component()
+        weight = denoiser.read("conv_in.weight")
+
+Names and shapes come first, bytes on demand and in the order of the file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+import torch
+
+from lbm_lora.checkpoint.keys import normalized_keys
+from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
+from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.checkpoint.torch_file import TorchFile
+from lbm_lora.errors import CheckpointError, listing
+from lbm_lora.naming import DENOISER_PREFIX, ParamName
+
+_INDEX = ".safetensors.index.json"
+_TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+class _File(Protocol):
+    """What one file offers, whatever its container."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+class Checkpoint:
+    """The tensors of one or several files under their normalized keys.
+
+    Attributes:
+        path: as it was asked for.
+        files: the files that are read.
+        specs: key -> dtype and shape, in the order of the data.
+        metadata: of the `.safetensors` header (empty for a `.ckpt`).
+        extra: the plain entries of a `.ckpt` beside its tensors (`config`, `torch_dtype`, ...).
+    """
+
+    def __init__(self, path: Path, files: Mapping[Path, _File]) -> None:
+        self.path = path
+        self.files = tuple(files)
+        self.metadata: dict[str, str] = {}
+        self.extra: dict[str, object] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        self._places: dict[str, tuple[_File, str]] = {}
+        for file in files.values():
+            self.metadata.update(file.metadata)
+            self.extra.update(getattr(file, "extra", {}))
+            for key, key_in_file in normalized_keys(file.specs, path).items():
+                if key in self.specs:
+                    raise CheckpointError(f"{path}: {key} stands in more than one shard. Remove one of them.")
+                self.specs[key] = file.specs[key_in_file]
+                self._places[key] = (file, key_in_file)
+
+    def read(self, key: str) -> torch.Tensor:
+        """A tensor in its storage dtype, as a view of the file.
+
+        Raises:
+            CheckpointError: there is no such key.
+        """
+        if key not in self._places:
+            raise CheckpointError(f"{key} is not in {self.path}.")
+        file, key_in_file = self._places[key]
+        return file.read(key_in_file)
+
+    def component(self, prefix: str | None = None) -> "Component":
+        """The part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything.
+
+        Raises:
+            CheckpointError: nothing stands under the given prefix.
+        """
+        if prefix is None:
+            prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in self.specs) else ""
+        names = [ParamName(key.removeprefix(prefix)) for key in self.specs if key.startswith(prefix)]
+        if not names:
+            raise CheckpointError(f"{self.path} has no tensor under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}.")
+        return Component(self, prefix, {name: self.specs[prefix + name] for name in names})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the files. Tensors that were read stay valid: they hold the map themselves."""
+        self._places = {}
+
+
+class Component:
+    """The tensors of a checkpoint under one prefix, by param name."""
+
+    def __init__(self, checkpoint: Checkpoint, prefix: str, specs: Mapping[ParamName, TensorSpec]) -> None:
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self.specs = specs
+
+    @property
+    def path(self) -> Path:
+        return self.checkpoint.path
+
+    def read(self, name: ParamName) -> torch.Tensor:
+        """A tensor in its storage dtype, as a view of the file."""
+        return self.checkpoint.read(self.prefix + name)
+
+    def __iter__(self) -> Iterator[ParamName]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a `.safetensors` file, its index of shards, a `.ckpt`, or a folder that holds one of them.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be read as a checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist.{_siblings(path)}")
+    return Checkpoint(path, {file: _open_file(file) for file in _files_of(path)})
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files behind a path: itself, the shards of its index, or what a folder holds."""
+    if path.is_dir():
+        return _files_of(_one_of_folder(path))
+    if path.name.endswith(_INDEX):
+        try:
+            weight_map = cast(dict[str, str], json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+            shards = [path.parent / name for name in dict.fromkeys(weight_map.values())]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise CheckpointError(f"{path} is no index of shards: it has no readable `weight_map`.") from None
+        missing = [shard.name for shard in shards if not shard.exists()]
+        if missing:
+            raise CheckpointError(f"{path} names shards that are not beside it: {listing(missing)}. Fetch them.")
+        return shards
+    return [path]
+
+
+def _one_of_folder(folder: Path) -> Path:
+    """The one checkpoint of a folder: an index, else a `.safetensors`, else a `.ckpt`."""
+    for pattern in (f"*{_INDEX}", "*.safetensors", "*.ckpt"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CheckpointError(f"{folder} holds several checkpoints: {listing(p.name for p in found)}. Name one.")
+    raise CheckpointError(f"{folder} holds no .safetensors and no .ckpt file.")
+
+
+def _open_file(path: Path) -> _File:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    if path.suffix in _TORCH_SUFFIXES:
+        return TorchFile(path)
+    raise CheckpointError(f"{path}: a checkpoint is a .safetensors, {', '.join(_TORCH_SUFFIXES)} file or an index of shards.")
+
+
+def _siblings(path: Path) -> str:
+    """What lies in the nearest folder that exists, for an error line."""
+    if not path.parent.is_dir():
+        return f" Nor does the folder {path.parent}."
+    files = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".safetensors", *_TORCH_SUFFIXES))
+    return f" That folder has {listing(files)}." if files else ""

@@ -1,0 +1,83 @@
+"""One `.safetensors` file, read by name through a private memory map.
+
+The header is checked before a byte of data is touched. Tensors are views of the map: they cost no anonymous
+memory until they are written to, and they stay valid after the reader is gone.
+"""
+
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from lbm_lora.checkpoint.spec import SAFETENSORS_DTYPES, TensorSpec
+from lbm_lora.errors import CheckpointError
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+
+
+class SafetensorsFile:
+    """A read-only view of one file: `specs` in the order of the data, `metadata`, and `read`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            header = _read_header(path, file.read(_LENGTH_BYTES), size, file.read)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._start = _LENGTH_BYTES + int.from_bytes(self._map[:_LENGTH_BYTES], "little")
+        metadata = header.pop("__metadata__", {})
+        self.metadata: Mapping[str, str] = {str(k): str(v) for k, v in cast(dict[str, str], metadata).items()}
+        entries = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
+        entries.sort(key=lambda row: row[2])
+        self.specs: Mapping[str, TensorSpec] = {name: spec for name, spec, _ in entries}
+        self._offsets = {name: offset for name, _, offset in entries}
+        end = max((offset + spec.nbytes for _, spec, offset in entries), default=0)
+        if self._start + end != size:
+            raise CheckpointError(
+                f"{path}: the header promises {self._start + end:,} bytes, the file has {size:,}. "
+                "It is damaged or was not copied whole: fetch it again."
+            )
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name`, in its storage dtype, as a view of the file."""
+        spec = self.specs[name]
+        if spec.numel == 0:
+            return torch.empty(spec.shape, dtype=spec.dtype)
+        offset = self._start + self._offsets[name]
+        if offset % spec.dtype.itemsize:  # a foreign writer's unaligned tensor: torch wants a copy
+            data = bytearray(self._map[offset : offset + spec.nbytes])
+            return torch.frombuffer(data, dtype=spec.dtype).reshape(spec.shape)
+        flat = torch.frombuffer(self._map, dtype=spec.dtype, count=spec.numel, offset=offset)
+        return flat.reshape(spec.shape)
+
+
+def _read_header(path: Path, length: bytes, size: int, read: object) -> dict[str, object]:
+    """The JSON header, checked for length and form."""
+    count = int.from_bytes(length, "little")
+    if len(length) < _LENGTH_BYTES or count > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
+        raise CheckpointError(f"{path} is no safetensors file, or is cut off: its header does not fit into {size:,} bytes.")
+    try:
+        header = json.loads(read(count))  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
+    except ValueError:
+        raise CheckpointError(f"{path} is no safetensors file: its header is not JSON.") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is no safetensors file: its header is not a JSON object.")
+    return cast(dict[str, object], header)
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int]:
+    """One header entry as (spec, offset from the start of the data)."""
+    try:
+        fields = cast(dict[str, object], entry)
+        code, shape = cast(str, fields["dtype"]), cast(list[int], fields["shape"])
+        begin, end = cast(list[int], fields["data_offsets"])
+        spec = TensorSpec(dtype=SAFETENSORS_DTYPES[code], shape=tuple(shape))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path}: the header entry of {name} is not understood: {entry!r}.") from None
+    if begin < 0 or end - begin != spec.nbytes:
+        raise CheckpointError(f"{path}: {name} is {spec}, {spec.nbytes:,} bytes, but the header gives it {end - begin:,}.")
+    return spec, begin

@@ -1,0 +1,82 @@
+"""What a tensor is before its bytes are read: dtype and shape."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lbm_lora.errors import CheckpointError
+
+SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Names of dtypes in a safetensors header (safetensors format specification)."""
+
+_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Dtype and shape of one tensor of a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def code(self) -> str:
+        """The dtype as a safetensors header spells it.
+
+        Raises:
+            CheckpointError: safetensors has no such dtype.
+        """
+        if self.dtype not in _CODES:
+            raise CheckpointError(f"{self.dtype} cannot be stored in a safetensors file. Cast the tensor first.")
+        return _CODES[self.dtype]
+
+    @property
+    def is_floating(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __str__(self) -> str:
+        return f"{self.shape} {_SHORT.get(self.dtype, str(self.dtype).removeprefix('torch.'))}"
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "TensorSpec":
+        return cls(dtype=tensor.dtype, shape=tuple(tensor.shape))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` -> `bf16`: the spelling of flags, reports and metadata."""
+    return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """`float` | `fp32` | `fp16` | `bf16` -> the torch dtype.
+
+    Raises:
+        CheckpointError: any other name.
+    """
+    known = {"float": torch.float32, **{short: dtype for dtype, short in _SHORT.items()}}
+    if name not in known:
+        raise CheckpointError(f"dtype '{name}' is not known. Take one of {', '.join(known)}.")
+    return known[name]

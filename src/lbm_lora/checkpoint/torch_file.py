@@ -1,0 +1,199 @@
+"""One `.ckpt`, `.pt` or `.bin` file of `torch.save`, read by name without running what it holds.
+
+A file of `torch.save` is a zip archive: `data.pkl` describes the tensors, `data/<key>` are their bytes. The pickle
+is read by an unpickler that knows tensors and plain containers; every other class becomes an inert stand-in, so a
+file can neither run code nor fail because a class of its trainer is not installed. Tensor bytes stay in the file,
+behind a memory map, until a tensor is asked for.
+"""
+
+import collections
+import mmap
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.errors import CheckpointError
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field (zip, section 4.3.7)
+_CONTAINERS = ("model_state_dict", "state_dict")
+_STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """A storage as the pickle names it."""
+
+    key: str
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _LazyTensor:
+    """A tensor as the pickle describes it."""
+
+    storage: _Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _Inert:
+    """Stands in for an object of a class that we do not load. It takes anything and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+    def extend(self, items: object) -> None:
+        pass
+
+
+def _rebuild(
+    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: object
+) -> _LazyTensor:
+    """`torch._utils._rebuild_tensor`, `_v2` and `_v3` (whose fifth extra argument is a dtype), without bytes."""
+    dtype = next((item for item in rest if isinstance(item, torch.dtype)), storage.dtype)
+    return _LazyTensor(storage, dtype, offset, tuple(size), tuple(stride))
+
+
+def _first(value: object, *rest: object) -> object:
+    """`torch._utils._rebuild_parameter`: the tensor itself."""
+    return value
+
+
+_KNOWN: dict[tuple[str, str], object] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds tensors' descriptions and plain containers; anything else is inert."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        known = _KNOWN.get((module_name, global_name))
+        if known is not None:
+            return known
+        if module_name in ("torch", "torch.storage") and global_name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[global_name]
+        dtype = getattr(torch, global_name, None) if module_name == "torch" else None
+        return dtype if isinstance(dtype, torch.dtype) else _Inert
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        _, dtype, key, *_ = cast(tuple[Any, ...], pid)
+        return _Storage(key=str(key), dtype=dtype if isinstance(dtype, torch.dtype) else torch.uint8)
+
+
+class TorchFile:
+    """A read-only view of one file: `specs`, `read`, and the entries that are no tensors in `extra`."""
+
+    metadata: Mapping[str, str] = {}
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(
+                f"{path} is no file of torch.save in its present format (a zip archive). If it is an older pickle, "
+                "load it with torch.load(..., weights_only=True) and save it again."
+            )
+        try:
+            with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+                root = _root(path, archive)
+                tree = _Unpickler(archive.open(f"{root}data.pkl")).load()
+                self._places = _places(archive, file, f"{root}data/")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}.") from None
+        tensors, self.extra = _split(path, tree)
+        self._tensors = tensors
+        self.specs: Mapping[str, TensorSpec] = {k: TensorSpec(t.dtype, t.shape) for k, t in tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name`, in its storage dtype, as a view of the file."""
+        lazy = self._tensors[name]
+        if lazy.storage.key not in self._places:
+            raise CheckpointError(f"{self.path}: the bytes of {name} are missing. The file is damaged: fetch it again.")
+        offset, nbytes = self._places[lazy.storage.key]
+        flat = torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=offset) if nbytes else torch.empty(0, dtype=torch.uint8)
+        if offset % lazy.dtype.itemsize:
+            flat = flat.clone()
+        return flat.view(lazy.dtype).as_strided(lazy.shape, lazy.stride, lazy.offset)
+
+
+def _root(path: Path, archive: zipfile.ZipFile) -> str:
+    """The archive's top folder, with a slash."""
+    for name in archive.namelist():
+        if name.endswith("/data.pkl"):
+            return name.removesuffix("data.pkl")
+    raise CheckpointError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl.")
+
+
+def _places(archive: zipfile.ZipFile, file: IO[bytes], folder: str) -> dict[str, tuple[int, int]]:
+    """Where each storage's bytes lie in the file: key -> (offset, size)."""
+    places: dict[str, tuple[int, int]] = {}
+    for info in archive.infolist():
+        if not info.filename.startswith(folder):
+            continue
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(f"{archive.filename}: its tensors are compressed, which torch.save never does. Save it again.")
+        file.seek(info.header_offset)
+        _, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        places[info.filename.removeprefix(folder)] = (start, info.file_size)
+    return places
+
+
+def _split(path: Path, tree: object) -> tuple[dict[str, _LazyTensor], dict[str, object]]:
+    """The tensors of the file, and its other entries as far as they are plain data."""
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors.")
+    entries = cast(dict[object, object], tree)
+    container = next((name for name in _CONTAINERS if isinstance(entries.get(name), dict)), None)
+    state = cast(dict[object, object], entries[container]) if container else entries
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, _LazyTensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors: neither at the top nor in {' or '.join(_CONTAINERS)}.")
+    rest = {str(k): v for k, v in entries.items() if k != container and not isinstance(v, _LazyTensor)}
+    return tensors, {key: value for key, value in rest.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is made of numbers, strings and containers alone."""
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in cast(dict[object, object], value).values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in cast(list[object], value))
+    return value is None or isinstance(value, (bool, int, float, str))

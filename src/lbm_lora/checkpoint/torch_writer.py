@@ -1,0 +1,143 @@
+"""Write a `.ckpt` file of `torch.save` tensor by tensor, in constant memory, whole or not at all.
+
+The archive is laid out as torch writes it (PyTorch file format version 3): the pickle first, then one stored
+record per tensor, each at a multiple of 64 bytes so that `torch.load(mmap=True)` can map it. It holds tensors and
+plain types only: `weights_only=True` reads it.
+"""
+
+import collections
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+
+from lbm_lora.atomic import atomic_path
+from lbm_lora.checkpoint.safetensors_writer import bytes_of
+from lbm_lora.checkpoint.spec import TensorSpec
+
+_ALIGNMENT = 64
+_LOCAL_HEADER_BYTES = 30
+_ZIP64_BYTES = 20
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes on a rerun
+_STORAGES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Stands for a tensor in the pickle; its bytes follow in `data/<key>`."""
+
+    key: str
+    spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class _RecordStorage:
+    record: _Record
+
+
+class _Pickler(pickle.Pickler):
+    """Writes a `_Record` as torch writes a tensor."""
+
+    def reducer_override(self, obj: Any, /) -> Any:
+        if not isinstance(obj, _Record):
+            return NotImplemented
+        stride = torch.empty(obj.spec.shape, device="meta").stride()
+        hooks: collections.OrderedDict[str, object] = collections.OrderedDict()
+        arguments = (_RecordStorage(obj), 0, obj.spec.shape, stride, False, hooks)
+        return _rebuild_tensor_v2, arguments
+
+    def persistent_id(self, obj: Any, /) -> Any:
+        if not isinstance(obj, _RecordStorage):
+            return None
+        spec = obj.record.spec
+        return "storage", _STORAGES[spec.dtype], obj.record.key, "cpu", spec.numel
+
+
+class TorchWriter:
+    """A context manager: `write` the announced tensors in the announced order, leave.
+
+    Args:
+        path: the file to make.
+        specs: every tensor, in order.
+        extra: plain entries beside the tensors.
+        container: the entry that holds the tensors; `model_state_dict` is what the documented base has.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, TensorSpec],
+        *,
+        extra: Mapping[str, object] | None = None,
+        container: str = "model_state_dict",
+    ) -> None:
+        self._path = Path(path)
+        self._records = {name: _Record(str(index), spec) for index, (name, spec) in enumerate(specs.items())}
+        self._waiting = list(specs)
+        self._tree = {container: dict(self._records), **(extra or {})}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        temporary = self._stack.enter_context(atomic_path(self._path))
+        self._file = self._stack.enter_context(temporary.open("wb"))
+        self._archive = self._stack.enter_context(zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED))
+        buffer = io.BytesIO()
+        _Pickler(buffer, protocol=2).dump(self._tree)
+        self._record("data.pkl", buffer.getvalue())
+        self._record("byteorder", b"little")
+        return self
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Append the next announced tensor."""
+        record = self._records[name]
+        if not self._waiting or self._waiting[0] != name or TensorSpec.of(tensor) != record.spec:
+            raise AssertionError(f"announced {self._waiting[:1]} {record.spec}, written {name} {TensorSpec.of(tensor)}")
+        self._waiting.pop(0)
+        self._record(f"data/{record.key}", bytes_of(tensor))
+
+    def _record(self, name: str, data: bytes | memoryview) -> None:
+        """One stored record whose data start at a multiple of 64 bytes, as torch pads it (extra field `FB`)."""
+        info = zipfile.ZipInfo(f"archive/{name}", date_time=_EPOCH)
+        size = len(data)
+        zip64 = _ZIP64_BYTES if size * 1.05 > zipfile.ZIP64_LIMIT else 0
+        start = self._file.tell() + _LOCAL_HEADER_BYTES + len(info.filename) + zip64 + 4
+        padding = -start % _ALIGNMENT
+        info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+        info.file_size = size
+        with self._archive.open(info, "w", force_zip64=bool(zip64)) as stream:
+            stream.write(data)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        if self._waiting:
+            raise AssertionError(f"{len(self._waiting)} announced tensors of {self._path} were not written")
+        self._record("version", b"3\n")

@@ -1,0 +1,1 @@
+"""The command line (layer L7): parse, hand over to a workflow, present."""

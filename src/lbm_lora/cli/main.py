@@ -1,0 +1,117 @@
+"""`lbm-lora COMMAND ...`: each command is a workflow's frozen config, read by tyro.
+
+Only the chosen command is imported, so that `--help` and a typing error answer at once. Results go to stdout,
+progress and log lines to stderr. Exit codes: 0 done, 1 below the asked quality, 2 bad usage or input, 3 an error of
+ours.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from importlib import import_module
+from typing import Any
+
+import tyro
+
+from lbm_lora import __version__
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "base": ("BaseConfig", "make the exact base from SDXL and LBM's config"),
+    "extract": ("ExtractConfig", "extract a LoRA from a fine-tuned checkpoint"),
+    "validate": ("ValidateConfig", "measure how well a LoRA gives back the tuned checkpoint"),
+    "infer": ("InferConfig", "translate pictures with a checkpoint and LoRAs"),
+    "fuse": ("FuseConfig", "add LoRAs to a checkpoint's weights"),
+    "layers": ("LayersConfig", "list the layers that a LoRA can hold, or what patterns select"),
+    "demo": ("DemoConfig", "run the main job on the bundled mini model"),
+}
+"""Command -> name of its config in `lbm_lora.workflows.<command>`, and what it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How the command line answers."""
+
+    json: bool = False
+    """Print the result as JSON on stdout."""
+    verbose: bool = False
+    """Say more: every layer of a ledger."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lbm-lora {__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        return _unknown(command)
+    return _run(command, rest)
+
+
+def usage() -> str:
+    """The text of `lbm-lora --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"lbm-lora {__version__}: LoRA for Latent Bridge Matching",
+            "",
+            "usage: lbm-lora COMMAND [--flag value ...]",
+            "",
+            *lines,
+            "",
+            "lbm-lora COMMAND --help lists a command's flags. New here? lbm-lora demo",
+        ]
+    )
+
+
+def parse(command: str, arguments: Sequence[str]) -> tuple[Any, Output]:
+    """The config of a command and the output settings; a usage error exits with 2, as tyro does."""
+    workflow = _workflow(command)
+    config = getattr(workflow, COMMANDS[command][0])
+    call = make_dataclass("call", [("config", config), ("output", Output, field(default_factory=Output))], frozen=True)
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[call],
+        args=arguments,
+        prog=f"lbm-lora {command}",
+        description="",
+        use_underscores=True,
+    )
+    return parsed.config, parsed.output
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    from lbm_lora.cli.console import session
+
+    with session(debug="--debug" in arguments) as console:
+        config, output = parse(command, arguments)
+        result = _workflow(command).run(config, console.progress)
+        from lbm_lora.cli.present import present
+
+        console.print_result(present(result, verbose=output.verbose), result, as_json=output.json)
+        for failure in getattr(result, "failures", ()):
+            console.fail(failure)
+    return console.exit_code
+
+
+def _workflow(command: str) -> Any:
+    return import_module(f"lbm_lora.workflows.{command}")
+
+
+def _unknown(command: str) -> int:
+    from difflib import get_close_matches
+
+    near = get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
+    print(f"error: '{command}' is no command of lbm-lora. {hint}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What will become of each tensor, decided from names and shapes alone, before a byte is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lbm_lora.checkpoint import Component, Pairing, TensorSpec, pair
+from lbm_lora.errors import PairingError
+from lbm_lora.factorize import FixedRank, has_matrix_view
+from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select
+
+
+class Action(StrEnum):
+    """What extraction does with a delta."""
+
+    DECOMPOSE = "decompose"
+    KEEP_DENSE = "keep dense"
+    EXCLUDE = "exclude"
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """Attributes:
+    rank: that it is stored with, where it is decomposed.
+    reason: of the action, in words.
+    """
+
+    name: ParamName
+    shape: tuple[int, ...]
+    action: Action
+    rank: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every tensor of the tuned component once, in the order of its file.
+
+    A tensor that is excluded by name may be missing from the base or have another shape there.
+    """
+
+    pairing: Pairing
+    items: tuple[PlanItem, ...]
+
+    def of(self, action: Action) -> list[PlanItem]:
+        return [item for item in self.items if item.action is action]
+
+    def shapes(self) -> dict[ModuleName, tuple[int, ...]]:
+        """Weight shapes of the modules to decompose."""
+        return {module_of(item.name): item.shape for item in self.of(Action.DECOMPOSE)}
+
+    def ranks(self) -> dict[ModuleName, int]:
+        return {module_of(item.name): item.rank for item in self.of(Action.DECOMPOSE) if item.rank is not None}
+
+    def dense(self) -> dict[ParamName, tuple[int, ...]]:
+        return {item.name: item.shape for item in self.of(Action.KEEP_DENSE)}
+
+
+ATTENTION = ("attn1.to_", "attn2.to_")
+EXTENDED = (*ATTENTION, "ff.net", "proj_in", "proj_out")
+COVERAGES: dict[str, tuple[str, ...]] = {"full": (), "attention": ATTENTION, "extended": EXTENDED}
+"""Patterns of the documented `--target_coverage`; none means every tensor."""
+
+
+def plan_extraction(
+    base: Component,
+    tuned: Component,
+    ranks: FixedRank,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_dense: bool = True,
+) -> Plan:
+    """Plan the extraction of `tuned - base`.
+
+    Args:
+        include: patterns; where given, every other tensor is excluded.
+        exclude: patterns; they win over `include`.
+        keep_dense: whether deltas without a matrix view (biases, norms) are stored.
+
+    Raises:
+        PatternError: a pattern matches nothing.
+        PairingError: names or shapes of the tensors that are left differ, or no tensor is left.
+    """
+    names = list(dict.fromkeys([*tuned, *base]))
+    reasons: dict[ParamName, str] = {}
+    if include:
+        kept = select(names, include, prefix=tuned.prefix)
+        reasons |= {name: "not in --include" for name in names if name not in kept}
+    if exclude:
+        reasons |= {ParamName(name): "in --exclude" for name in select(names, exclude, prefix=tuned.prefix)}
+    if len(reasons) == len(names):
+        raise PairingError(f"--include and --exclude leave none of the {len(names)} tensors of {tuned.path}.")
+    pairing = pair(base, tuned, excluded=frozenset(reasons))
+    items = [_item(name, _spec(name, base, tuned), ranks, reasons.get(name), keep_dense) for name in names]
+    return Plan(pairing, tuple(items))
+
+
+def _spec(name: ParamName, base: Component, tuned: Component) -> TensorSpec:
+    return tuned.specs[name] if name in tuned else base.specs[name]
+
+
+def _item(name: ParamName, spec: TensorSpec, ranks: FixedRank, excluded: str | None, keep_dense: bool) -> PlanItem:
+    """The action for one tensor, with its reason."""
+    if excluded is not None:
+        return PlanItem(name, spec.shape, Action.EXCLUDE, None, excluded)
+    if not spec.is_floating:
+        return PlanItem(name, spec.shape, Action.EXCLUDE, None, "not a floating point tensor")
+    if leaf_of(name) == "weight" and has_matrix_view(spec.shape):
+        kind = "conv" if len(spec.shape) == 4 else "linear"
+        return PlanItem(name, spec.shape, Action.DECOMPOSE, ranks.rank_of(spec.shape), kind)
+    if not keep_dense:
+        return PlanItem(name, spec.shape, Action.EXCLUDE, None, "dense deltas are switched off")
+    return PlanItem(name, spec.shape, Action.KEEP_DENSE, None, f"{len(spec.shape)}-dimensional")

@@ -1,0 +1,115 @@
+"""Carry out a plan: read, subtract, factorize, round, measure; one tensor after the other, in constant memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor
+
+from lbm_lora.adapter import LedgerRow, LoraModule, Status
+from lbm_lora.checkpoint import Component, Fingerprint, FingerprintBuilder
+from lbm_lora.extract.plan import Action, Plan, PlanItem
+from lbm_lora.factorize import down_shape, factorize, measure, to_matrix, up_shape
+from lbm_lora.naming import ParamName, module_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Attributes:
+    dtype: of the stored factors and dense deltas.
+    min_diff: a delta whose largest absolute value is below this is left out, with that reason.
+    device: where the decomposition runs.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    min_diff: float = 0.0
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one tensor became: its ledger row, and its lora module or its dense delta where it is stored."""
+
+    row: LedgerRow
+    module: LoraModule | None = None
+    dense: Tensor | None = None
+
+
+class Extraction:
+    """One pass over both files. Iterate it to the end, then read the fingerprints."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._base, self._tuned = FingerprintBuilder(), FingerprintBuilder()
+
+    def __len__(self) -> int:
+        return len(self._plan.items)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        for item in self._plan.items:
+            for component, builder in ((self._plan.pairing.base, self._base), (self._plan.pairing.tuned, self._tuned)):
+                if item.name in component:
+                    builder.add(item.name, component.read(item.name))
+            yield self._outcome(item)
+
+    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
+        """Of base and tuned, after the pass."""
+        return self._base.build(), self._tuned.build()
+
+    def _outcome(self, item: PlanItem) -> Outcome:
+        delta, tuned = _delta(self._plan, item)
+        if delta is None:
+            return Outcome(_row(item, Status.EXCLUDED, item.reason, torch.zeros(0), None, torch.zeros(0)))
+        largest = float(delta.abs().max()) if delta.numel() else 0.0
+        if largest == 0:
+            return Outcome(_row(item, Status.UNCHANGED, "equal in base and tuned", delta, None, tuned))
+        if item.action is Action.EXCLUDE:
+            return Outcome(_row(item, Status.EXCLUDED, item.reason, delta, None, tuned))
+        if largest < self._settings.min_diff:
+            reason = f"largest change below --min_diff {self._settings.min_diff:g}"
+            return Outcome(_row(item, Status.EXCLUDED, reason, delta, None, tuned))
+        if item.action is Action.KEEP_DENSE or item.rank is None:
+            stored = delta.to(self._settings.dtype)
+            return Outcome(_row(item, Status.DENSE, item.reason, delta, stored.float(), tuned), dense=stored)
+        module = self._decompose(item, item.rank, delta)
+        return Outcome(_row(item, Status.LORA, item.reason, delta, module.delta(), tuned), module=module)
+
+    def _decompose(self, item: PlanItem, rank: int, delta: Tensor) -> LoraModule:
+        matrix = to_matrix(delta).to(self._settings.device)
+        factors = factorize(matrix, rank, self._settings.dtype, seed=seed_of(item.name))
+        return LoraModule(
+            name=module_of(item.name),
+            down=factors.down.cpu().reshape(down_shape(item.shape, rank)),
+            up=factors.up.cpu().reshape(up_shape(item.shape, rank)),
+            alpha=float(rank),
+        )
+
+
+def seed_of(name: ParamName) -> int:
+    """The seed of a tensor's random start: of its name alone, so that order and company do not matter."""
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1
+
+
+def _delta(plan: Plan, item: PlanItem) -> tuple[Tensor | None, Tensor]:
+    """The delta of an item and its tuned tensor; no delta where the two sides cannot be subtracted."""
+    base, tuned = plan.pairing.base, plan.pairing.tuned
+    comparable = item.name in base and item.name in tuned and base.specs[item.name].shape == tuned.specs[item.name].shape
+    if not comparable:
+        return None, torch.zeros(0)
+    if item.action is Action.EXCLUDE:
+        # what is left out may hold anything, also values that are not finite
+        return torch.nan_to_num(_subtract(base, tuned, item.name)), tuned.read(item.name)
+    return plan.pairing.read_delta(item.name), tuned.read(item.name)
+
+
+def _subtract(base: Component, tuned: Component, name: ParamName) -> Tensor:
+    return tuned.read(name).float() - base.read(name).float()
+
+
+def _row(
+    item: PlanItem, status: Status, reason: str, delta: Tensor, approximation: Tensor | None, tuned: Tensor
+) -> LedgerRow:
+    rank = item.rank if status is Status.LORA else None
+    return LedgerRow(item.name, status, reason, item.shape, rank, measure(delta, approximation, tuned))

@@ -1,0 +1,35 @@
+"""Pure tensor maths of low-rank deltas: no names, no files (layer L1)."""
+
+from lbm_lora.factorize.factors import Factors, factorize
+from lbm_lora.factorize.matrix import (
+    down_shape,
+    from_matrix,
+    has_matrix_view,
+    matrix_shape,
+    rank_bound,
+    to_matrix,
+    up_shape,
+)
+from lbm_lora.factorize.measure import Measure, measure, storage_noise
+from lbm_lora.factorize.rank import FULL_RANK, FixedRank
+from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
+
+__all__ = [
+    "FULL_RANK",
+    "Factors",
+    "FixedRank",
+    "Measure",
+    "TruncatedSVD",
+    "down_shape",
+    "exact_svd",
+    "factorize",
+    "from_matrix",
+    "has_matrix_view",
+    "matrix_shape",
+    "measure",
+    "rank_bound",
+    "storage_noise",
+    "to_matrix",
+    "truncated_svd",
+    "up_shape",
+]

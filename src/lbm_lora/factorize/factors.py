@@ -1,0 +1,78 @@
+"""A delta's matrix as the two factors that a file stores.
+
+Below full rank: down = sqrt(S) V^T of the truncated SVD, rounded to what is stored, and then the best `up` for it,
+which is U sqrt(S) but for the rounding. The split keeps both factors at one scale, and the fit of `up` takes back
+most of what rounding `down` cost, and what a randomized SVD left. At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the
+other. It costs the same bytes as an SVD's factors, and nothing is lost but the rounding of one matrix; deltas of
+bf16 checkpoints often survive even that bit for bit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lbm_lora.factorize.svd import truncated_svd
+
+
+@dataclass(frozen=True)
+class Factors:
+    """matrix ~ up @ down, in the dtype that is stored.
+
+    Attributes:
+        up: (out, rank).
+        down: (rank, columns).
+    """
+
+    up: Float[Tensor, "out rank"]
+    down: Float[Tensor, "rank columns"]
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    def product(self) -> Float[Tensor, "out columns"]:
+        """up @ down in fp32."""
+        return self.up.float() @ self.down.float()
+
+
+def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtype, *, seed: int) -> Factors:
+    """The best factors of a rank, rounded to `dtype`.
+
+    Args:
+        matrix: fp32, finite.
+        rank: 1 or more; the matrix's own bound, min(out, columns), caps it.
+        dtype: what the file stores.
+        seed: of the randomized method.
+    """
+    rows, columns = matrix.shape
+    if rank >= min(rows, columns):
+        return _full_rank(matrix, dtype)
+    svd = truncated_svd(matrix, rank, seed=seed)
+    root = svd.values.sqrt()
+    down = (root[:, None] * svd.right).to(dtype)
+    return Factors(_refit(matrix, down.float(), root).to(dtype), down)
+
+
+def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Factors:
+    rows, columns = matrix.shape
+    identity = torch.eye(min(rows, columns), dtype=dtype, device=matrix.device)
+    stored = matrix.to(dtype, copy=True)
+    return Factors(identity, stored) if rows <= columns else Factors(stored, identity)
+
+
+def _refit(
+    matrix: Float[Tensor, "out columns"], down: Float[Tensor, "rank columns"], root: Float[Tensor, " rank"]
+) -> Float[Tensor, "out rank"]:
+    """The best `up` for a given `down`: argmin ||matrix - up @ down||.
+
+    The rows of down / root are nearly orthonormal, so the normal equations are well conditioned; a row whose
+    singular value is zero stays zero.
+    """
+    scale = torch.where(root > 0, root, torch.ones_like(root))
+    rows = down / scale[:, None]
+    gram = rows @ rows.mT
+    empty = root <= 0
+    gram[empty, empty] = 1.0
+    return torch.linalg.solve(gram, rows @ matrix.mT).mT / scale

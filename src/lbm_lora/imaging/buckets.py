@@ -1,0 +1,50 @@
+"""The sizes that LBM works in.
+
+Eleven (width, height) buckets of about one megapixel, those of the inference of gojasper/LBM. A picture is
+stretched to the bucket nearest to it in width / height, and the result is stretched back. A model made for
+another pixel budget gets the same buckets, scaled.
+"""
+
+from PIL import Image
+
+from lbm_lora.errors import ConfigError
+
+FULL_SIZE = 1024
+"""The square root of the pixel budget that the buckets are given for."""
+
+_TALL = ((896, 1152), (768, 1280), (640, 1536), (512, 1920), (512, 2048))
+
+BUCKETS: tuple[tuple[int, int], ...] = ((1024, 1024), *_TALL, *((height, width) for width, height in _TALL))
+"""(width, height) at the full size."""
+
+SMALLEST_SIZE = 64
+"""Below this the narrow sides of the long buckets get less than four latent pixels."""
+
+
+def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int = 8) -> tuple[int, int]:
+    """The (width, height) that a picture is stretched to.
+
+    Args:
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+        size: square root of the pixel budget; at 1024 the buckets are LBM's own.
+        step: sides are multiples of it; the down-scaling factor of the VAE.
+
+    Raises:
+        ConfigError: `size` is below 64.
+    """
+    if size < SMALLEST_SIZE:
+        raise ConfigError(f"size {size} is too small for the buckets. Use {SMALLEST_SIZE} or more.")
+    aspect = width / height
+    # Upstream measures the distance in width / height, so its choice is kept although it is not symmetric.
+    bucket = min(BUCKETS, key=lambda sides: abs(sides[0] / sides[1] - aspect))
+    return _scaled(bucket[0], size, step), _scaled(bucket[1], size, step)
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture stretched to (width, height) with a windowed sinc, which does not alias when it shrinks."""
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _scaled(side: int, size: int, step: int) -> int:
+    return max(step, round(side * size / FULL_SIZE / step) * step)

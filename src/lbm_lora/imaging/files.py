@@ -1,0 +1,175 @@
+"""Reading and writing picture files.
+
+Every picture becomes 8-bit sRGB, upright, whatever the file holds: EXIF orientation, colour profiles,
+palettes, transparency, 16-bit grey. What has no unambiguous 8-bit meaning is refused, and what is lost is
+logged.
+"""
+
+import io
+import logging
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from lbm_lora.atomic import atomic_path, guard_output
+from lbm_lora.errors import ImageError, OutputError
+
+logger = logging.getLogger(__name__)
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+"""What the decoders of Pillow raise on damaged files."""
+
+_NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats that Pillow recognises but cannot decode by itself."""
+
+_WRITERS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95, "method": 4},
+    "AVIF": {"quality": 90, "subsampling": "4:4:4"},
+    "TIFF": {"compression": "tiff_lzw"},
+    "BMP": {},
+    "JPEG2000": {},
+    "TGA": {},
+    "QOI": {},
+    "PPM": {},
+    "GIF": {},
+}
+"""The formats that hold an RGB picture, and how they are written."""
+
+
+def readable_extensions() -> frozenset[str]:
+    """The extensions, lower case with the dot, of the formats that can be read."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(ext for ext, kind in known if kind in Image.OPEN and kind not in _NO_PIXELS)
+
+
+def writable_extensions() -> frozenset[str]:
+    """The extensions, lower case with the dot, of the formats that can be written."""
+    Image.init()
+    grey_only = {".pbm", ".pgm", ".pfm"}
+    known = Image.registered_extensions().items()
+    return frozenset(e for e, kind in known if kind in _WRITERS and kind in Image.SAVE and e not in grey_only)
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture of a file as upright 8-bit sRGB, mode `RGB`.
+
+    Transparent parts become white, an animation its first frame, 16-bit values their nearest 8-bit ones; the
+    first two are logged as warnings.
+
+    Raises:
+        ImageError: there is no such file, it is damaged or no picture, or its pixels have no fixed range.
+    """
+    picture, kind = open_upright(path)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return Image.fromarray(grey_of_wide(picture, kind, path)).convert("RGB")
+    profile = picture.info.get("icc_profile")
+    if picture.has_transparency_data:
+        picture = _flattened(picture, path)
+    if profile:
+        picture = _in_srgb(picture, profile, path)
+    return picture.convert("RGB")
+
+
+def open_upright(path: Path) -> tuple[Image.Image, str | None]:
+    """The decoded first frame of a file in its own mode, turned as EXIF says, and the file's format.
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    try:
+        with Image.open(path) as opened:
+            frames = getattr(opened, "n_frames", 1)
+            # A camera's MPO is one photo with a preview of itself, not an animation.
+            if frames > 1 and opened.format != "MPO":
+                logger.warning("%s has %d frames: only the first is used.", path, frames)
+            return ImageOps.exif_transpose(opened), opened.format
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist.") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(
+            f"{path} is no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)."
+        ) from None
+    except _BROKEN as error:
+        raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
+
+
+def grey_of_wide(picture: Image.Image, kind: str | None, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The 8-bit values (height, width) of a picture with 16 bits a pixel.
+
+    Raises:
+        ImageError: floating point or 32-bit pixels, which have no fixed white.
+    """
+    values = np.asarray(picture)
+    # Pillow decodes 16-bit PNG and PGM files into 32-bit integers in some versions; their white stays 65535.
+    if picture.mode == "F" or (picture.mode == "I" and kind not in ("PNG", "PPM")):
+        raise ImageError(
+            f"{path} has {values.dtype.name} pixels, whose white is not defined. "
+            "Save it with 8 or 16 bits a channel."
+        )
+    return np.round(values.astype(np.float64) / 257.0).astype(np.uint8)
+
+
+def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) -> None:
+    """Write a picture in the format of the path's extension; the file is whole or not there.
+
+    JPEG, WebP and AVIF are written at high quality, JPEG without colour subsampling.
+
+    Args:
+        image: mode `RGB`.
+        path: where it goes.
+        inputs: files that must not be overwritten.
+
+    Raises:
+        OutputError: an unknown extension, an output that is an input, or a file that cannot be written.
+    """
+    kind = _writer_of(path)
+    guard_output(path, inputs)
+    if kind == "GIF":
+        logger.warning("%s: a GIF holds 256 colours; the picture is reduced to them.", path)
+    try:
+        with atomic_path(path) as temporary:
+            image.save(temporary, format=kind, **_WRITERS[kind])
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(f"{path} cannot be written: {error}. Choose another path or format.") from None
+
+
+def _writer_of(path: Path) -> str:
+    extension = path.suffix.lower()
+    if extension not in writable_extensions():
+        raise OutputError(
+            f"{path}: '{extension}' is no picture format that can be written. Use .png, .jpg or .webp."
+        )
+    return Image.registered_extensions()[extension]
+
+
+def _flattened(picture: Image.Image, path: Path) -> Image.Image:
+    """The picture on white, with a warning where it is not opaque."""
+    layered = picture.convert("RGBA")
+    if layered.getchannel("A").getextrema() == (255, 255):
+        return layered.convert("RGB")
+    logger.warning("%s is partly transparent: it is put on white.", path)
+    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+
+
+def _in_srgb(picture: Image.Image, profile: bytes, path: Path) -> Image.Image:
+    """The picture converted from its colour profile to sRGB; unchanged where the profile cannot be used."""
+    direct = picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return picture
+        target = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(direct, source, target, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError) as error:
+        logger.warning(
+            "%s: its colour profile cannot be used (%s); the colours are taken as sRGB.", path, error
+        )
+        return picture
+    return converted or picture

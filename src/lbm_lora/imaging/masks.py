@@ -1,0 +1,88 @@
+"""Masks: which pixels of the result are used. White takes the model's result, black keeps the source."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.files import grey_of_wide, open_upright, readable_extensions
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The mask of a file as mode `L` in a picture's size, soft edges kept.
+
+    The mask is the file's alpha channel where that says something, else its brightness.
+
+    Args:
+        path: of the mask.
+        size: (width, height) of the picture that the mask belongs to.
+
+    Raises:
+        ImageError: the file cannot be read, its shape is not the picture's, or it is black everywhere.
+    """
+    mask = _grey(path)
+    brightest = int(np.asarray(mask).max())
+    if brightest <= 1:
+        raise ImageError(
+            f"{path} is black: its brightest value is {brightest} of 255. White marks what to take."
+        )
+    if not _same_shape(mask.size, size):
+        raise ImageError(
+            f"{path} is {mask.width}x{mask.height}, but its picture {size[0]}x{size[1]}: the shapes differ. "
+            "Make the mask from the picture itself."
+        )
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
+    """The mask file of each source: one file for all, or in a folder the file with the source's stem.
+
+    Raises:
+        ImageError: no such file, or a source without a mask, or with two.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        return (path,) * len(sources)
+    if not path.is_dir():
+        raise ImageError(
+            f"{path} does not exist. Give a mask, or a folder with a mask of each picture's name."
+        )
+    extensions = readable_extensions()
+    pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
+    return tuple(_only(path, [p for p in pictures if p.stem == source.stem], source) for source in sources)
+
+
+def paste_back(source: Image.Image, result: Image.Image, mask: Image.Image) -> Image.Image:
+    """The result where the mask is white, the source where it is black, mixed between. All of one size."""
+    return Image.composite(result, source, mask)
+
+
+def _grey(path: Path) -> Image.Image:
+    picture, kind = open_upright(path)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return Image.fromarray(grey_of_wide(picture, kind, path))
+    if picture.has_transparency_data:
+        alpha = picture.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha
+        picture = picture.convert("RGB")
+    return picture.convert("L")
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Equal aspect ratios, but for the rounding of a side to whole pixels (and 1 %)."""
+    short = min(*one, *other)
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
+
+
+def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise ImageError(
+            f"{folder} has no mask for {source.name}: no picture in it is called '{source.stem}'."
+        )
+    names = " and ".join(path.name for path in candidates)
+    raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")

@@ -1,0 +1,84 @@
+"""How near two pictures are: PSNR and SSIM of float values in [-1, 1], whole or inside a mask.
+
+Computed in fp64 on the CPU, so that the number does not depend on the device.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from lbm_lora.errors import ImageError
+
+RANGE = 2.0
+"""Distance from black to white."""
+
+_WINDOW = 11
+"""Side of SSIM's window, pixels."""
+
+_MARGIN = _WINDOW // 2
+
+Picture = Float[Tensor, "3 height width"]
+Weights = Float[Tensor, "height width"]
+
+
+def psnr(one: Picture, other: Picture, mask: Weights | None = None) -> float:
+    """Peak signal-to-noise ratio, dB: 10 log10(range^2 / mean squared error). Infinite for equal pictures.
+
+    Args:
+        one: values in [-1, 1].
+        other: values in [-1, 1].
+        mask: weights in [0, 1] of the pixels; without it all count the same.
+
+    Raises:
+        ImageError: the mask is zero everywhere.
+    """
+    squared = (_precise(one) - _precise(other)).square().mean(dim=0)
+    error = _mean(squared, mask)
+    return math.inf if error == 0 else 10 * math.log10(RANGE**2 / error)
+
+
+def ssim(one: Picture, other: Picture, mask: Weights | None = None) -> float:
+    """Structural similarity (Wang et al., IEEE TIP 2004), mean over the channels: 1 for equal pictures.
+
+    Gaussian windows of 11x11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside the
+    picture count. With a mask, the windows are weighted by the mask at their centres.
+
+    Raises:
+        ImageError: a picture is smaller than the window, or the mask is zero at all centres.
+    """
+    if min(one.shape[-2:]) < _WINDOW:
+        size = f"{one.shape[-1]}x{one.shape[-2]}"
+        raise ImageError(f"SSIM needs {_WINDOW}x{_WINDOW} pixels or more, not {size}.")
+    x, y = _precise(one), _precise(other)
+    mean_x, mean_y, xx, yy, xy = _blurred(torch.stack([x, y, x * x, y * y, x * y]))
+    steady, contrast = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    luminance = (2 * mean_x * mean_y + steady) / (mean_x**2 + mean_y**2 + steady)
+    structure = (2 * (xy - mean_x * mean_y) + contrast) / (xx - mean_x**2 + yy - mean_y**2 + contrast)
+    centres = None if mask is None else mask[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    return _mean((luminance * structure).mean(dim=0), centres)
+
+
+def _blurred(pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 low narrow"]:
+    """Gaussian means of every whole window, one axis after the other."""
+    offsets = torch.arange(-_MARGIN, _MARGIN + 1, dtype=torch.float64)
+    kernel = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)
+    rows = functional.conv2d(pictures, kernel, groups=3)
+    return functional.conv2d(rows, kernel.transpose(2, 3), groups=3)
+
+
+def _precise(picture: Tensor) -> Tensor:
+    return picture.detach().cpu().to(torch.float64)
+
+
+def _mean(values: Float[Tensor, "height width"], mask: Weights | None) -> float:
+    """Mean over pixels, weighted by the mask."""
+    if mask is None:
+        return float(values.mean())
+    weights = _precise(mask)
+    if float(weights.sum()) == 0:
+        raise ImageError("the mask is zero everywhere, so nothing can be measured inside it.")
+    return float((values * weights).sum() / weights.sum())

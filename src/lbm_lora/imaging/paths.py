@@ -1,0 +1,108 @@
+"""Which pictures a command reads and where each result goes.
+
+One text names a picture, a folder or a glob; every result gets its own path, none of them an input. All of it
+is settled before the first picture is computed.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.imaging.files import readable_extensions, writable_extensions
+
+
+def expand_sources(text: str) -> tuple[Path, ...]:
+    """The pictures that a path, a folder or a glob names, sorted by path.
+
+    A folder stands for the pictures directly in it (hidden files left out), a glob (`**` goes into folders)
+    for the pictures that it matches. A path that exists is taken as it is, whatever signs are in it.
+
+    Raises:
+        ImageError: nothing of that name, or no picture in it.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        return (path,)
+    if path.is_dir():
+        found = _pictures(path.iterdir())
+        if not found:
+            raise ImageError(f"{path} holds no picture that can be read (PNG, JPEG, WebP ...).")
+        return found
+    if not glob.has_magic(text):
+        raise ImageError(f"{path} does not exist. Give a picture, a folder of pictures, or a quoted glob.")
+    found = _pictures(map(Path, glob.glob(str(path), recursive=True)))
+    if not found:
+        raise ImageError(
+            f"'{text}' matches no picture. Give a picture, a folder of pictures, or a quoted glob."
+        )
+    return found
+
+
+def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
+    """One output path for each source, in their order.
+
+    One source: `output_path` is the file, or a folder where it is one or has no extension. Several: it is a
+    folder. In a folder a result has its source's name, with `.png` where that format cannot be written.
+
+    Raises:
+        OutputError: an extension that cannot be written, a file where a folder is needed, or two results
+            of one name.
+    """
+    path = Path(output_path).expanduser()
+    picture = path.suffix.lower() in writable_extensions()
+    folder = path.is_dir() or output_path.endswith(("/", os.sep)) or not path.suffix
+    if len(sources) == 1 and not folder:
+        if not picture:
+            raise OutputError(
+                f"{path}: '{path.suffix}' is no picture format that can be written. "
+                "Use .png, .jpg or .webp, or name a folder."
+            )
+        return (path,)
+    if path.is_file() or (picture and not folder):
+        raise OutputError(f"{path} is to take {len(sources)} pictures, so it must be a folder.")
+    outputs = tuple(path / _output_name(source) for source in sources)
+    _refuse_twins(sources, outputs)
+    return outputs
+
+
+def sibling(output: Path, word: str) -> Path:
+    """The path of a further picture beside an output: `a/b.png`, `compare` -> `a/b_compare.png`."""
+    return output.with_name(f"{output.stem}_{word}{output.suffix}")
+
+
+def guard_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse outputs that are also inputs, by another name, through a link, or as they are.
+
+    Raises:
+        OutputError: names the first such output.
+    """
+    taken = {(stat.st_dev, stat.st_ino) for path in inputs if path.exists() for stat in [path.stat()]}
+    for output in outputs:
+        if output.exists() and (output.stat().st_dev, output.stat().st_ino) in taken:
+            raise OutputError(
+                f"{output} is an input of this command and would be overwritten. Choose another path."
+            )
+
+
+def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
+    extensions = readable_extensions()
+    wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
+    return tuple(sorted(p for p in wanted if p.is_file()))
+
+
+def _output_name(source: Path) -> str:
+    # A GIF can be written, but only as 256 colours: nobody asked for that by putting one into a folder.
+    keep = source.suffix.lower() in writable_extensions() - {".gif"}
+    return source.name if keep else f"{source.stem}.png"
+
+
+def _refuse_twins(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+    first: dict[Path, Path] = {}
+    for source, output in zip(sources, outputs, strict=True):
+        if output in first:
+            raise OutputError(
+                f"{first[output]} and {source} would both be written to {output}. Rename one of them."
+            )
+        first[output] = source

@@ -1,0 +1,39 @@
+"""PIL pictures <-> tensors of values in [-1, 1]."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.errors import ImageError
+
+
+def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+    """Pictures of mode `RGB` and of one size as fp32 values in [-1, 1]: 0 becomes -1, 255 becomes 1."""
+    arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+
+
+def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
+    """The pictures of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256.
+
+    Raises:
+        ImageError: NaN or infinite values, which would turn black without a word.
+    """
+    values = tensor.detach().float().cpu()
+    broken = int((~torch.isfinite(values)).sum())
+    if broken:
+        raise ImageError(
+            f"the model's output holds {broken} non-finite values of {values.numel()}. "
+            "fp16 overflows in SDXL's VAE: use --torch_dtype bf16 or float."
+        )
+    bytes_ = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(array) for array in bytes_.permute(0, 2, 3, 1).numpy()]
+
+
+def mask_to_tensor(mask: Image.Image) -> Float[Tensor, "height width"]:
+    """A mask of mode `L` as fp32 weights in [0, 1]."""
+    return torch.from_numpy(np.asarray(mask.convert("L"), dtype=np.float32) / 255)

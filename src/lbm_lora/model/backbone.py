@@ -1,0 +1,217 @@
+"""The backbone that an LBM starts from, as named and shaped tensors that are read one at a time.
+
+A backbone is a hub id, a diffusers folder (`unet/`, `vae/`, `scheduler/`), or a single-file SDXL
+checkpoint. All of them look the same from here on: diffusers' tensor names, and the networks'
+configurations as far as they are known. Only the UNet, the VAE and the scheduler are touched.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+
+from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
+from lbm_lora.errors import CheckpointError, ConfigError, listing
+from lbm_lora.model import sgm
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
+from lbm_lora.model.hub import WEIGHTS, fetch_backbone
+from lbm_lora.model.names import empty_unet, empty_vae, shapes_of
+
+# diffusers' own names of a VAE's attention before its release 0.17.
+_OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network of a backbone.
+
+    Attributes:
+        checkpoint: the file or files that hold it.
+        keys: diffusers name -> key in the checkpoint.
+        specs: diffusers name -> dtype and shape as diffusers has it.
+    """
+
+    checkpoint: Checkpoint
+    keys: Mapping[str, str]
+    specs: Mapping[str, TensorSpec]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor in its storage dtype; a 1x1 convolution that diffusers holds as a matrix comes as a matrix."""
+        return self.checkpoint.read(self.keys[name]).reshape(self.specs[name].shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A context manager; tensors that were read stay valid after it.
+
+    Attributes:
+        signature: as it was asked for.
+        name: the hub id, or the last part of the folder's or file's path.
+        unet, vae: the networks' tensors.
+        unet_config, vae_config, scheduler_config: diffusers configurations; None where a single file has
+            none.
+    """
+
+    signature: str
+    name: str
+    unet: Network
+    vae: Network
+    unet_config: Mapping[str, Any] | None
+    vae_config: Mapping[str, Any] | None
+    scheduler_config: Mapping[str, Any] | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        return tuple(dict.fromkeys((*self.unet.checkpoint.files, *self.vae.checkpoint.files)))
+
+    @property
+    def storage_dtypes(self) -> frozenset[torch.dtype]:
+        """The floating-point dtypes of the networks' tensors as stored."""
+        specs = (*self.unet.specs.values(), *self.vae.specs.values())
+        return frozenset(spec.dtype for spec in specs if spec.is_floating)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with ExitStack() as stack:
+            for network in (self.unet, self.vae):
+                stack.enter_context(network.checkpoint)
+
+
+def choose_signature(flag: str | None, config: LBMConfig, config_path: Path | None) -> tuple[str, Path]:
+    """The backbone to use and the folder that a relative path counts from: the flag's, else the configuration's."""
+    if flag is not None:
+        return flag, Path()
+    return config.backbone_signature, config_path.parent if config_path else Path()
+
+
+def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -> Backbone:
+    """Open a backbone.
+
+    Args:
+        signature: a hub id, a folder, or a file.
+        config: LBM's configuration; its sections `unet` and `vae`, if any, describe the networks of a
+            single file that is not SDXL's size.
+        folder: what a relative path counts from.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be read, or holds other tensors than its configuration
+            says.
+        ConfigError: a configuration is missing or cannot be read.
+        HubError: the hub repository cannot be reached or does not exist.
+    """
+    local = folder / Path(signature).expanduser()
+    if not local.exists():
+        if not _HUB_ID.fullmatch(signature) or Path(signature).suffix in (
+            ".safetensors",
+            ".ckpt",
+            ".pt",
+            ".bin",
+        ):
+            raise CheckpointError(
+                f"backbone {signature}: {local} does not exist, and a hub id looks like 'owner/name'. Give a hub id, a "
+                "diffusers folder or a single-file SDXL checkpoint with --backbone_signature."
+            )
+        name, local = signature, fetch_backbone(signature)
+    else:
+        name = local.resolve().name
+    if (local / "unet").is_dir():
+        return _open_folder(signature, name, local)
+    return _open_single_file(signature, name, local, config)
+
+
+def _open_folder(signature: str, name: str, folder: Path) -> Backbone:
+    unet = open_checkpoint(_weights_of(folder / "unet"))
+    vae = open_checkpoint(_weights_of(folder / "vae"))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    return Backbone(
+        signature=signature,
+        name=name,
+        unet=Network(checkpoint=unet, keys={name: name for name in unet.specs}, specs=unet.specs),
+        vae=_network(vae, {_new_vae_name(key): key for key in vae.specs}),
+        unet_config=_read_json(folder / "unet" / "config.json"),
+        vae_config=_read_json(folder / "vae" / "config.json"),
+        scheduler_config=_read_json(scheduler) if scheduler.exists() else None,
+    )
+
+
+def _weights_of(folder: Path) -> Path:
+    """The weight file of a network's folder: full precision before fp16, safetensors before pickles."""
+    for dot in ("", ".fp16"):
+        for name in (f"{dot}.safetensors", f".safetensors.index{dot}.json", f"{dot}.bin"):
+            if (folder / (WEIGHTS + name)).is_file():
+                return folder / (WEIGHTS + name)
+    found = listing(path.name for path in sorted(folder.glob("*.*"))) if folder.is_dir() else "no such folder"
+    raise CheckpointError(f"{folder} holds no {WEIGHTS}.safetensors, no shards of it, and no .fp16 variant: {found}.")
+
+
+def _open_single_file(signature: str, name: str, path: Path, config: LBMConfig) -> Backbone:
+    checkpoint = open_checkpoint(path)
+    missing = [p for p in (sgm.UNET_PREFIX, sgm.VAE_PREFIX) if not any(key.startswith(p) for key in checkpoint.specs)]
+    if missing:
+        raise CheckpointError(
+            f"{path} is no backbone: it has no tensors under {' and '.join(missing)}, as a single-file SDXL checkpoint "
+            f"has, and no folders unet/ and vae/. Its first keys: {listing(checkpoint.specs, limit=3)}."
+        )
+    unet_config, vae_config = config.unet or dict(LBM_UNET), config.vae or dict(SDXL_VAE)
+    unet_keys = sgm.unet_keys(shapes_of(empty_unet(unet_config)), unet_config) | sgm.ADD_EMBEDDING
+    vae_keys = sgm.vae_keys(shapes_of(empty_vae(vae_config)), vae_config)
+    return Backbone(
+        signature=signature,
+        name=name,
+        unet=_network(checkpoint, unet_keys | _unknown(checkpoint, sgm.UNET_PREFIX, unet_keys)),
+        vae=_network(checkpoint, vae_keys | _unknown(checkpoint, sgm.VAE_PREFIX, vae_keys)),
+        unet_config=None,
+        vae_config=None,
+        scheduler_config=None,
+    )
+
+
+def _unknown(checkpoint: Checkpoint, prefix: str, keys: Mapping[str, str]) -> dict[str, str]:
+    """Keys of the file that the table does not reach, under their own names: whoever reads on must explain them."""
+    known = set(keys.values())
+    return {key: key for key in checkpoint.specs if key.startswith(prefix) and key not in known}
+
+
+def _network(checkpoint: Checkpoint, keys: Mapping[str, str]) -> Network:
+    present = {name: key for name, key in keys.items() if key in checkpoint.specs}
+    specs = {name: _as_diffusers(name, checkpoint.specs[key]) for name, key in present.items()}
+    return Network(checkpoint=checkpoint, keys=present, specs=specs)
+
+
+def _as_diffusers(name: str, spec: TensorSpec) -> TensorSpec:
+    """diffusers holds the projections of a VAE's attention as matrices, single files as 1x1 convolutions."""
+    if name.startswith(("encoder.mid_block.attentions.", "decoder.mid_block.attentions.")) and len(spec.shape) == 4:
+        return TensorSpec(dtype=spec.dtype, shape=spec.shape[:2])
+    return spec
+
+
+def _new_vae_name(key: str) -> str:
+    for old, new in _OLD_VAE_NAMES.items():
+        if ".attentions." in key:
+            key = key.replace(old, new)
+    return key
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. A diffusers folder has one.") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not JSON.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not an object.")
+    return cast(dict[str, Any], values)

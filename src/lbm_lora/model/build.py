@@ -1,0 +1,180 @@
+"""An LBM ready to run, built from a checkpoint.
+
+The networks are made on the meta device and take over the checkpoint's tensors: nothing is initialised at
+random, and there is no second copy in memory. On the CPU, in the dtype of the file, the weights stay a view
+of the file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+
+from lbm_lora.checkpoint import Checkpoint, open_checkpoint
+from lbm_lora.errors import ConfigError, ImageError
+from lbm_lora.model import bridge
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.constants import VAE_PREFIX
+from lbm_lora.model.device import resolve_device
+from lbm_lora.model.names import check_shapes, checkpoint_shapes, empty_unet, empty_vae
+from lbm_lora.model.resolve import resolve_config
+from lbm_lora.model.tiling import decode_tiled, needs_tiles
+from lbm_lora.naming import DENOISER_PREFIX
+
+Images = Float[Tensor, "batch 3 height width"]
+Latents = Float[Tensor, "batch channels rows columns"]
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBMModel:
+    """The networks of an LBM and what they need to translate an image.
+
+    Attributes:
+        dtype: of the denoiser and of all latents.
+        vae_dtype: of the VAE. It is fp32 where `dtype` is fp16 and the VAE's config says `force_upcast`:
+            SDXL's VAE overflows in fp16 and gives NaN.
+    """
+
+    denoiser: UNet2DConditionModel
+    vae: AutoencoderKL
+    config: LBMConfig
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Image pixels per latent pixel, along a side: 8 for SDXL's VAE. Sides of images must be multiples of it."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @torch.no_grad()
+    def encode(self, images: Images, *, generator: Generators | None = None) -> Latents:
+        """Latents of images in [-1, 1]: the mean of the VAE's posterior, or a sample of it where a generator is given.
+
+        Encoding is never tiled, as in LBM.
+
+        Raises:
+            ImageError: a side is no multiple of `pixels_per_latent`.
+        """
+        height, width = images.shape[-2:]
+        if height % self.pixels_per_latent or width % self.pixels_per_latent:
+            raise ImageError(f"images of {width}x{height}: both sides must be multiples of {self.pixels_per_latent}.")
+        output = cast(AutoencoderKLOutput, self.vae.encode(images.to(self.device, self.vae_dtype)))
+        posterior = output.latent_dist
+        latents = posterior.mean.float()
+        if generator is not None:
+            noise = bridge.standard_normal(latents, bridge.one_per_sample(generator, len(latents)))
+            latents = latents + posterior.std.float() * noise
+        shift, scale = self._latent_shift_and_scale()
+        return ((latents - shift) * scale).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, *, tiled: bool | None = None) -> Images:
+        """Images of latents, fp32, about in [-1, 1] (not clamped), on this model's device.
+
+        Args:
+            tiled: decode in overlapping tiles; by default where a side of the latents is above 128.
+        """
+        shift, scale = self._latent_shift_and_scale()
+        latents = (latents.to(self.device).float() / scale + shift).to(self.vae_dtype)
+        if needs_tiles(latents) if tiled is None else tiled:
+            return decode_tiled(self._decode, latents, factor=self.pixels_per_latent).to(self.device)
+        return self._decode(latents).float()
+
+    def denoise(self, latents: Latents, timestep: Float[Tensor, " batch"]) -> Latents:
+        """The network's prediction of source - target. There is no text: attn2 attends to the image, as attn1 does."""
+        output = self.denoiser(
+            latents.to(self.device, self.dtype), timestep.to(self.device), encoder_hidden_states=None
+        )
+        return output.sample
+
+    @torch.no_grad()
+    def translate(self, images: Images, *, steps: int, generator: Generators, sample_posterior: bool = False) -> Images:
+        """The whole way: encode, follow the bridge from the source for `steps` denoiser calls, decode.
+
+        Args:
+            images: the source, in [-1, 1], sides multiples of `pixels_per_latent`.
+            steps: `config.step_counts` says which numbers stay on the trained timesteps.
+            generator: for the noise of the bridge, and for the posterior where that is sampled.
+
+        Returns:
+            fp32 images in [-1, 1].
+        """
+        generators = bridge.one_per_sample(generator, len(images))
+        source = self.encode(images, generator=generators if sample_posterior else None)
+        target = bridge.sample(self.denoise, source, steps, self.config.bridge_noise_sigma, generators)
+        return self.decode(target).clamp(-1, 1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(cast(torch.FloatTensor, latents), return_dict=False)[0]
+
+    def _latent_shift_and_scale(self) -> tuple[float, float]:
+        return self.vae.config.get("shift_factor") or 0.0, self.vae.config["scaling_factor"]
+
+
+def load_model(
+    path: Path | str,
+    *,
+    config_path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+) -> LBMModel:
+    """Build the LBM of a checkpoint, ready for inference (no gradients, evaluation mode).
+
+    Args:
+        path: anything that `open_checkpoint` takes.
+        config_path: a config.yaml for a checkpoint that has none of its own.
+        device: `cuda` where there is no CUDA gives a warning, and the CPU.
+        dtype: of the denoiser; tensors of another dtype are cast one by one.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
+        ConfigError: the configuration is missing or wrong, or asks for conditioning images.
+    """
+    with open_checkpoint(path) as checkpoint:
+        config = resolve_config(checkpoint, config_path=Path(config_path) if config_path else None)
+        refuse_conditioning(config, where=checkpoint.path)
+        check_shapes(checkpoint.specs, checkpoint_shapes(config), where=checkpoint.path)
+        target = resolve_device(device) if isinstance(device, str) else device
+        vae_dtype = torch.float32 if dtype == torch.float16 and config.vae_config.get("force_upcast", True) else dtype
+        denoiser, vae = empty_unet(config.unet_config), empty_vae(config.vae_config)
+        fill(denoiser, checkpoint, DENOISER_PREFIX, device=target, dtype=dtype)
+        fill(vae, checkpoint, VAE_PREFIX, device=target, dtype=vae_dtype)
+    return LBMModel(denoiser=denoiser, vae=vae, config=config, device=target, dtype=dtype, vae_dtype=vae_dtype)
+
+
+def fill(
+    network: torch.nn.Module, checkpoint: Checkpoint, prefix: str, *, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Give a network on the meta device the checkpoint's tensors under `prefix`, strictly, in the file's order."""
+    names = [key.removeprefix(prefix) for key in checkpoint.specs if key.startswith(prefix)]
+    state = {name: checkpoint.read(prefix + name).to(device=device, dtype=dtype) for name in names}
+    network.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
+    if left:
+        raise AssertionError(f"tensors without values after loading {checkpoint.path}: {left}")
+    network.requires_grad_(requires_grad=False).eval()
+
+
+def refuse_conditioning(config: LBMConfig, *, where: object) -> None:
+    """Refuse a denoiser that takes more than the latent.
+
+    Raises:
+        ConfigError: the configuration asks for conditioning images or masks.
+    """
+    extra = config.unet_input_channels - config.vae_num_channels
+    if extra or config.conditioning_images_keys or config.conditioning_masks_keys:
+        keys = ", ".join((*config.conditioning_images_keys, *config.conditioning_masks_keys)) or "no keys given"
+        raise ConfigError(
+            f"{where}: its denoiser takes {config.unet_input_channels} channels, {config.vae_num_channels} of the "
+            f"latent and {extra} of conditioning images ({keys}). Running such a model is not supported; base, extract "
+            "and fuse work on it."
+        )

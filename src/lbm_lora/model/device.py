@@ -1,0 +1,38 @@
+"""The device that a command runs on."""
+
+import logging
+
+import torch
+
+from lbm_lora.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device of a `--device` flag: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    `auto` takes CUDA where there is one, else the CPU. A device that this machine lacks gives one warning,
+    and the CPU. mps is an untested path.
+
+    Raises:
+        ConfigError: the name is none of these.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"--device '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps.")
+    if _is_there(device):
+        return device
+    _log.warning("--device %s: this machine has no such device. The CPU is used.", name)
+    return torch.device("cpu")
+
+
+def _is_there(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    return device.type != "mps" or torch.backends.mps.is_available()

@@ -1,0 +1,48 @@
+"""The few files of a backbone that a base needs, from the Hugging Face hub or its local cache."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from lbm_lora.bundled import BACKBONE
+from lbm_lora.errors import HubError
+
+PARTS = ("unet", "vae")
+WEIGHTS = "diffusion_pytorch_model"
+"""How diffusers names the weight files of a network."""
+
+_CONFIGS = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json"]
+
+
+def fetch_backbone(repo_id: str) -> Path:
+    """The local folder of a hub repository's UNet, VAE and scheduler: configurations and safetensors only.
+
+    Full-precision weights are asked for first, those of the variant `fp16` only where a network has no
+    others.
+
+    Raises:
+        HubError: the repository does not exist, or neither the hub nor its cache gives the files.
+    """
+    reason = "it has no unet/ and vae/ weights in safetensors"
+    for dot in ("", ".fp16"):
+        try:
+            folder = Path(snapshot_download(repo_id, allow_patterns=[*_CONFIGS, *_weight_patterns(dot)]))
+        except Exception as error:  # the client passes on the errors of several HTTP libraries
+            reason = " ".join(str(error).split()) or type(error).__name__
+            continue
+        if all(any((folder / part).glob(f"{WEIGHTS}*.safetensors")) for part in PARTS):
+            return folder
+    raise HubError(_unreachable(repo_id, reason))
+
+
+def _weight_patterns(dot: str) -> list[str]:
+    names = (f"{dot}.safetensors", f"{dot}-*.safetensors", f".safetensors.index{dot}.json")
+    return [f"{part}/{WEIGHTS}{name}" for part in PARTS for name in names]
+
+
+def _unreachable(repo_id: str, reason: str) -> str:
+    return (
+        f"the backbone {repo_id} cannot be fetched from the Hugging Face hub: {reason.rstrip('.')}. Give "
+        "--backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
+        f"(.safetensors), or the bundled mini model: {BACKBONE}"
+    )

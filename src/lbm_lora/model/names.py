@@ -1,0 +1,114 @@
+"""The exact names and shapes of an LBM's tensors, for any configuration, and the check of a file against them.
+
+Names are diffusers' own, read off networks on the meta device, which have shapes and no memory.
+"""
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from lbm_lora.checkpoint import TensorSpec
+from lbm_lora.errors import CheckpointError, ConfigError, listing
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.constants import ITERATIONS_KEY, VAE_PREFIX
+from lbm_lora.naming import DENOISER_PREFIX
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensor name -> shape, in diffusers' order."""
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+_IGNORED_PREFIXES = ("lpips_loss.", "conditioner.")
+
+
+def empty_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """A UNet of a diffusers configuration on the meta device.
+
+    Raises:
+        ConfigError: the configuration has a key that the class does not know, or a value that it does not
+            take.
+    """
+    return _empty(UNet2DConditionModel, config, "unet")
+
+
+def empty_vae(config: Mapping[str, Any]) -> AutoencoderKL:
+    """A VAE of a diffusers configuration on the meta device.
+
+    Raises:
+        ConfigError: the configuration has a key that the class does not know, or a value that it does not
+            take.
+    """
+    return _empty(AutoencoderKL, config, "vae")
+
+
+def denoiser_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Names (without `denoiser.`) and shapes of the UNet of a diffusers configuration."""
+    return shapes_of(empty_unet(config))
+
+
+def checkpoint_shapes(config: LBMConfig) -> Shapes:
+    """Keys and shapes of a whole LBM checkpoint: denoiser, VAE and `num_iterations`.
+
+    Raises:
+        ConfigError: the configuration lacks a section, or a section cannot be built.
+    """
+    denoiser = {DENOISER_PREFIX + name: shape for name, shape in denoiser_shapes(config.unet_config).items()}
+    vae = {VAE_PREFIX + name: shape for name, shape in shapes_of(empty_vae(config.vae_config)).items()}
+    return denoiser | vae | {ITERATIONS_KEY: ()}
+
+
+def shapes_of(module: torch.nn.Module) -> Shapes:
+    """Names and shapes of a module's tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def check_shapes(specs: Mapping[str, TensorSpec], expected: Shapes, *, where: object) -> None:
+    """Check that a checkpoint has exactly the expected tensors.
+
+    `num_iterations` may be missing or have one element of any shape (older trainers), and the tensors of a
+    training loss (`lpips_loss.`) may be there: none of them takes part in the model.
+
+    Raises:
+        CheckpointError: missing, unexpected or differently shaped tensors, all kinds in one message.
+    """
+    missing = [name for name in expected if name not in specs and name != ITERATIONS_KEY]
+    unexpected = [name for name in specs if name not in expected and not name.startswith(_IGNORED_PREFIXES)]
+    mismatched = [
+        f"{name}: {specs[name].shape} in the file, {shape} in the configuration"
+        for name, shape in expected.items()
+        if name in specs and name != ITERATIONS_KEY and specs[name].shape != shape
+    ]
+    parts = [
+        f"{len(names)} {kind}: {listing(names, limit=4)}"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", mismatched),
+        )
+        if names
+    ]
+    if parts:
+        raise CheckpointError(
+            f"{where} is not the LBM that its configuration describes. {'. '.join(parts)}. "
+            "Is this the right file, and the right config.yaml beside it?"
+        )
+
+
+def _empty(kind: type[Network], config: Mapping[str, Any], section: str) -> Network:
+    known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"{section}: {kind.__name__} has no setting '{key}'.{hint}")
+    try:
+        with torch.device("meta"):
+            return kind(**settings)
+    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
+        raise ConfigError(f"{section}: {kind.__name__} cannot be built: {' '.join(str(error).split())}") from None

@@ -1,0 +1,169 @@
+"""Write the exact base: `.safetensors` and `.ckpt` twins, tensor by tensor, in constant memory."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbm_lora.atomic import guard_output
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtype_name
+from lbm_lora.errors import CheckpointError, OutputError, listing
+from lbm_lora.model.backbone import Backbone
+from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
+from lbm_lora.model.config import LBMConfig, parse_config
+from lbm_lora.model.constants import SDXL_VAE
+from lbm_lora.model.resolve import config_to_ckpt, config_to_metadata, lbm_unet
+from lbm_lora.progress import SILENT, Progress
+
+_METADATA_ENTRIES = ("backbone_signature", "architecture", "torch_dtype", "initialization")
+_SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
+_NOTE = "The LPIPS network of training is left out: no LoRA is about it, and training loads its own."
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseResult:
+    """What `write_base` made.
+
+    Attributes:
+        safetensors, ckpt: the twins.
+        ledger: one item for every tensor of the base and every dropped one.
+        config: what both files carry.
+        dtype: of every tensor.
+        notes: what the user should know, one sentence each.
+    """
+
+    safetensors: Path
+    ckpt: Path
+    ledger: tuple[BaseItem, ...]
+    config: LBMConfig
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tensors per action."""
+        return dict(Counter(item.action for item in self.ledger))
+
+
+def base_config(backbone: Backbone, config: LBMConfig) -> LBMConfig:
+    """The base's configuration: LBM's keys, and the sections from the config.yaml, else from the backbone.
+
+    Raises:
+        ConfigError: the sections contradict LBM's keys.
+    """
+    if backbone.unet_config is None or backbone.vae_config is None:
+        unet, vae = lbm_unet(config), dict(SDXL_VAE)
+    else:
+        unet = base_unet_config(backbone.unet_config, config)
+        vae = {key: value for key, value in backbone.vae_config.items() if not key.startswith("_")}
+    changes = {"unet": config.unet or unet, "vae": config.vae or vae, "backbone_signature": backbone.name}
+    return parse_config(config.model_dump() | changes, where=f"backbone {backbone.signature}")
+
+
+def exactness_notes(backbone: Backbone, dtype: torch.dtype) -> tuple[str, ...]:
+    """Why a base of `dtype` is not bit for bit the one that training started from, if so."""
+    notes: list[str] = []
+    lossy = sorted(dtype_name(d) for d in backbone.storage_dtypes if d.itemsize < 4 and d != dtype)
+    if lossy:
+        notes.append(
+            f"The backbone's weights are stored in {' and '.join(lossy)}: the base is not exact. Full-precision files, "
+            f"rounded once to {dtype_name(dtype)}, differ from it in about 6 % of the elements."
+        )
+    shift = (backbone.scheduler_config or {}).get("shift", 1.0)
+    if shift != 1.0:
+        notes.append(f"The backbone's scheduler has shift {shift}; LBM's bridge uses 1, and so does this package.")
+    return tuple(notes)
+
+
+def twin_paths(save_path: Path) -> tuple[Path, Path]:
+    """(`.safetensors`, `.ckpt`) of a base, from the name of either.
+
+    Raises:
+        OutputError: the suffix is neither.
+    """
+    if save_path.suffix not in _SUFFIXES:
+        raise OutputError(f"--save_path {save_path}: a base ends in .ckpt or .safetensors (both are written).")
+    ckpt = save_path.with_suffix(".ckpt") if save_path.suffix == ".safetensors" else save_path
+    return save_path.with_suffix(".safetensors"), ckpt
+
+
+def write_base(
+    backbone: Backbone,
+    config: LBMConfig,
+    save_path: Path,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    source_config: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
+) -> BaseResult:
+    """Make the base of a backbone.
+
+    Args:
+        config: LBM's configuration, as read from config.yaml.
+        save_path: `.ckpt` or `.safetensors`; the twin gets the same stem.
+        source_config: the config.yaml as it was read, for the `.ckpt`.
+
+    Raises:
+        CheckpointError: tensors that the rule does not explain, or that are not finite in `dtype`.
+        ConfigError: the configuration contradicts the backbone.
+        OutputError: the path cannot be written, or is one of the backbone's files.
+    """
+    safetensors, ckpt = twin_paths(save_path)
+    for output in (safetensors, ckpt):
+        guard_output(output, backbone.files)
+    whole = base_config(backbone, config)
+    ledger = plan_base(backbone.unet.specs, backbone.vae.specs, whole, where=f"backbone {backbone.signature}")
+    kept = [(item, item.to_shape) for item in ledger if item.to_shape is not None]
+    specs = {item.key: TensorSpec(dtype=dtype, shape=shape) for item, shape in kept}
+    entries = _entries(whole, dtype, source_config)
+    metadata = {
+        "format": "pt",
+        **config_to_metadata(whole),
+        **{k: str(entries[k]) for k in _METADATA_ENTRIES},
+    }
+    progress.start(len(kept), "writing the base")
+    with (
+        SafetensorsWriter(safetensors, specs, metadata=metadata) as first,
+        TorchWriter(ckpt, specs, extra=entries) as second,
+    ):
+        broken: list[str] = []
+        for item, _ in kept:
+            tensor = _make(backbone, item, dtype)
+            if not torch.isfinite(tensor.sum(dtype=torch.float32)):
+                broken.append(item.key)
+            first.write(item.key, tensor)
+            second.write(item.key, tensor)
+            progress.advance()
+        if broken:
+            raise CheckpointError(
+                f"backbone {backbone.signature}: {len(broken)} tensors are not finite in {dtype_name(dtype)}: "
+                f"{listing(broken)}. Fetch the files again, or choose another --torch_dtype."
+            )
+    notes = exactness_notes(backbone, dtype)
+    return BaseResult(safetensors=safetensors, ckpt=ckpt, ledger=ledger, config=whole, dtype=dtype, notes=notes)
+
+
+def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tensor:
+    if item.action == "added":
+        return torch.zeros((), dtype=dtype)
+    source = backbone.vae if item.is_vae else backbone.unet
+    return apply_item(item, source.read(item.source)).to(dtype)
+
+
+def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The documented entries of the `.ckpt` beside its tensors, of plain types."""
+    return {
+        "config": config_to_ckpt(config),
+        "backbone_signature": config.backbone_signature,
+        "architecture": "LBM",
+        "torch_dtype": str(dtype),
+        "source_config": json.loads(json.dumps(dict(source_config or {}), default=str)),
+        "initialization": "exact_architecture_match",
+        "created_from": "inference_config_initialization",
+        "lpips_excluded": True,
+        "note": _NOTE,
+    }

@@ -1,0 +1,94 @@
+"""Names of parameters and modules, and the patterns that select them.
+
+A *param name* is a dotted path with its last part, `mid_block.attentions.0.proj_in.weight`; a *module name* is
+the same path without it. Both are relative to the component: the checkpoint's prefix (`denoiser.`) is not a part
+of them. This is the only place that takes a param name apart.
+
+Patterns: a plain word matches as a part of the name; one of `*?[` in it makes it a glob over the whole name;
+`re:` starts a regular expression that is searched for.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import NewType
+
+from lbm_lora.errors import PatternError
+
+ParamName = NewType("ParamName", str)
+ModuleName = NewType("ModuleName", str)
+
+DENOISER_PREFIX = "denoiser."
+"""Prefix of the component that a LoRA of LBM is about."""
+
+
+def module_of(name: ParamName) -> ModuleName:
+    """`a.b.weight` -> `a.b`; a parameter at the root belongs to the module ``."""
+    return ModuleName(name.rpartition(".")[0])
+
+
+def leaf_of(name: ParamName) -> str:
+    """`a.b.weight` -> `weight`."""
+    return name.rpartition(".")[2]
+
+
+def weight_of(module: ModuleName) -> ParamName:
+    """`a.b` -> `a.b.weight`."""
+    return ParamName(f"{module}.weight" if module else "weight")
+
+
+def bias_of(module: ModuleName) -> ParamName:
+    """`a.b` -> `a.b.bias`."""
+    return ParamName(f"{module}.bias" if module else "bias")
+
+
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """The test that one pattern stands for.
+
+    Raises:
+        PatternError: the pattern is empty, or its regular expression does not compile.
+    """
+    if not pattern.strip():
+        raise PatternError("an empty pattern selects nothing. Give a part of a name, a glob, or re:REGEX.")
+    if pattern.startswith("re:"):
+        try:
+            compiled = re.compile(pattern[3:])
+        except re.error as error:
+            raise PatternError(f"pattern '{pattern}': the regular expression does not compile: {error}.") from None
+        return lambda name: compiled.search(name) is not None
+    if any(sign in pattern for sign in "*?["):
+        glob = re.compile(fnmatch.translate(pattern))
+        return lambda name: glob.match(name) is not None
+    return lambda name: pattern in name
+
+
+def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "") -> set[str]:
+    """The names that at least one pattern matches. A pattern may be written with or without `prefix`.
+
+    Args:
+        names: param or module names, relative to the component.
+        patterns: see the module's docstring.
+        prefix: the component's prefix, tried in front of each name as well (`denoiser.mid_block...`).
+
+    Raises:
+        PatternError: a pattern is malformed, or matches no name; the nearest names are given.
+    """
+    candidates = list(names)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matches = matcher(pattern)
+        found = {name for name in candidates if matches(name) or (prefix and matches(prefix + name))}
+        if not found:
+            raise PatternError(_no_match(pattern, candidates))
+        chosen |= found
+    return chosen
+
+
+def _no_match(pattern: str, names: Sequence[str]) -> str:
+    """What to say of a pattern without a match: the nearest names, and how to see them all."""
+    word = pattern.removeprefix("re:").strip("*^$.").rpartition("*")[2]
+    parts = {part for name in names for part in name.split(".") if not part.isdigit()} | set(names)
+    near = get_close_matches(word, sorted(parts), n=4, cutoff=0.5)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return f"pattern '{pattern}' matches none of {len(names)} names.{hint} `lbm-lora layers` lists them."

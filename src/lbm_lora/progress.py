@@ -1,0 +1,41 @@
+"""How the work says how far it is, without knowing who listens.
+
+A workflow gets one object with the three methods of `Progress` and calls them; the command line draws bars on
+stderr, the app fills its own widget, and a test records the calls. A library caller passes nothing.
+"""
+
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """A listener. One phase runs at a time: the next `start` ends the one before."""
+
+    def start(self, total: int, what: str) -> None:
+        """A phase begins: `total` equal parts (0: unknown), described by `what` ("translating images")."""
+        ...
+
+    def advance(self, n: int = 1) -> None:
+        """`n` parts of the running phase are done."""
+        ...
+
+    def note(self, message: str) -> None:
+        """One line that the user should read: something applied, found or assumed."""
+        ...
+
+
+class Silent:
+    """The listener that ignores everything."""
+
+    def start(self, total: int, what: str) -> None:
+        """Ignored."""
+
+    def advance(self, n: int = 1) -> None:
+        """Ignored."""
+
+    def note(self, message: str) -> None:
+        """Ignored."""
+
+
+SILENT: Progress = Silent()
+"""The default of every workflow."""

@@ -1,0 +1,218 @@
+"""Measured results of an adapter against its tuned checkpoint: plain values, ready for text, JSON and HTML."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from lbm_lora.adapter import Ledger, LedgerRow, Status
+from lbm_lora.factorize import Measure
+from lbm_lora.naming import ParamName
+from lbm_lora.report.outputs import OutputComparison
+
+BANDS: tuple[tuple[str, float, str], ...] = (
+    ("excellent", 0.05, "below 5 %"),
+    ("good", 0.50, "5 to 50 %, minor artifacts"),
+    ("poor", 1.00, "50 to 100 %, noticeable degradation"),
+    ("noise", math.inf, "above 100 %, more noise than signal: increase the rank"),
+)
+"""The documented bands of a relative error: name, upper bound, meaning."""
+
+
+def band_of(relative_error: float) -> str:
+    """The name of the band that a relative error falls into."""
+    return next((name for name, bound, _ in BANDS if relative_error < bound), BANDS[-1][0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorResult:
+    """One tensor of the component. Errors are of the file as stored.
+
+    Attributes:
+        relative_error: Frobenius, ||delta - approximation|| / ||delta||.
+        mean_error: mean |delta - approximation|.
+        relative_mean_error: mean |delta - approximation| / mean |delta|, the documented measure.
+        delta_norm: ||delta||_F.
+        error_share: of the squared error of the whole component.
+        noise_floor: share of the delta's norm that storage rounding of tuned makes up.
+    """
+
+    name: str
+    status: str
+    reason: str
+    shape: tuple[int, ...]
+    rank: int | None
+    relative_error: float
+    mean_error: float
+    relative_mean_error: float
+    delta_norm: float
+    error_share: float
+    noise_floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockResult:
+    """The tensors of one block of the network together (`down_blocks.1`, `mid_block`, `conv_in`, ...)."""
+
+    block: str
+    tensors: int
+    relative_error: float
+    delta_share: float
+    error_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightReport:
+    """How well an adapter keeps the change of a fine-tune, in weights.
+
+    Attributes:
+        counts: tensors per status; they add up to `tensors`.
+        excluded_reasons: tensors per reason, of those left out.
+        matched, failed: lora modules of the file that were compared, and names of the file that match nothing.
+        success_rate: matched / (matched + failed); 0 for a file without lora modules.
+        relative_error: the error: Frobenius, over all deltas of the component, those left out included.
+        lora_error: the same over the lora modules alone.
+        mean_module_error: Frobenius relative error, averaged over the lora modules.
+        mean_relative_mean_error: the documented average relative error over the lora modules.
+        mean_error: the documented average error, mean |delta - approximation| averaged over the lora modules.
+        perfect: lora modules with a mean error below 0.001, the documented "perfect matches".
+        left_out_share: share of the change, in squared norm, that lies in tensors the file leaves out.
+        noise_floor: share of the change's norm that storage rounding of tuned makes up.
+        bands: lora modules per documented band of the relative error.
+        best, worst: lora modules by relative error.
+    """
+
+    base: str
+    tuned: str
+    adapter: str
+    tensors: int
+    counts: dict[str, int]
+    excluded_reasons: dict[str, int]
+    matched: int
+    failed: tuple[str, ...]
+    success_rate: float
+    relative_error: float
+    lora_error: float
+    mean_module_error: float
+    mean_relative_mean_error: float
+    mean_error: float
+    perfect: int
+    left_out_share: float
+    noise_floor: float
+    bands: dict[str, int]
+    best: str
+    worst: str
+    blocks: tuple[BlockResult, ...]
+    rows: tuple[TensorResult, ...]
+
+    @property
+    def band(self) -> str:
+        """The band of the whole adapter."""
+        return band_of(self.relative_error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `validate` measured: weights always, outputs where images were given."""
+
+    weights: WeightReport
+    outputs: OutputComparison | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def weight_report(
+    ledger: Ledger, *, base: str, tuned: str, adapter: str, failed: Sequence[ParamName] = ()
+) -> WeightReport:
+    """Sum up a ledger.
+
+    Args:
+        base, tuned, adapter: names for the reader, without folders.
+        failed: names of the adapter that match no tensor.
+    """
+    total = ledger.total()
+    lora = ledger.of(Status.LORA)
+    left_out = sum((row.measure for row in ledger.of(Status.EXCLUDED)), start=Measure())
+    ordered = sorted(lora, key=lambda row: row.measure.relative_error)
+    bands = [band_of(row.measure.relative_error) for row in lora]
+    return WeightReport(
+        base=base,
+        tuned=tuned,
+        adapter=adapter,
+        tensors=len(ledger),
+        counts=ledger.counts(),
+        excluded_reasons=ledger.excluded_reasons(),
+        matched=len(lora),
+        failed=tuple(failed),
+        success_rate=len(lora) / (len(lora) + len(failed)) if lora else 0.0,
+        relative_error=total.relative_error,
+        lora_error=sum((row.measure for row in lora), start=Measure()).relative_error,
+        mean_module_error=_mean([row.measure.relative_error for row in lora]),
+        mean_relative_mean_error=_mean([row.measure.relative_mean_error for row in lora]),
+        mean_error=_mean([row.measure.mean_error for row in lora]),
+        perfect=sum(row.measure.mean_error < 0.001 for row in lora),
+        left_out_share=left_out.delta_sq / total.delta_sq if total.delta_sq else 0.0,
+        noise_floor=total.noise_floor,
+        bands={name: bands.count(name) for name, _, _ in BANDS},
+        best=ordered[0].name if ordered else "",
+        worst=ordered[-1].name if ordered else "",
+        blocks=_blocks(ledger, total),
+        rows=tuple(_tensor(row, total) for row in ledger),
+    )
+
+
+def to_json(value: object) -> object:
+    """A dataclass as JSON-ready values; numbers that JSON lacks become the strings `inf` and `nan`."""
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if hasattr(value, "__dataclass_fields__"):
+        return to_json(asdict(value))  # pyright: ignore[reportArgumentType]
+    return value
+
+
+def block_of(name: str) -> str:
+    """`down_blocks.1.attentions.0...` -> `down_blocks.1`; `mid_block.resnets.0...` -> `mid_block`."""
+    first, _, rest = name.partition(".")
+    second = rest.partition(".")[0]
+    return f"{first}.{second}" if second.isdigit() else first
+
+
+def _tensor(row: LedgerRow, total: Measure) -> TensorResult:
+    return TensorResult(
+        name=row.name,
+        status=row.status.value,
+        reason=row.reason,
+        shape=row.shape,
+        rank=row.rank,
+        relative_error=row.measure.relative_error,
+        mean_error=row.measure.mean_error,
+        relative_mean_error=row.measure.relative_mean_error,
+        delta_norm=math.sqrt(row.measure.delta_sq),
+        error_share=row.measure.error_sq / total.error_sq if total.error_sq else 0.0,
+        noise_floor=row.measure.noise_floor,
+    )
+
+
+def _blocks(ledger: Ledger, total: Measure) -> tuple[BlockResult, ...]:
+    grouped: dict[str, list[Measure]] = {}
+    for row in ledger:
+        grouped.setdefault(block_of(row.name), []).append(row.measure)
+    results: list[BlockResult] = []
+    for block, measures in grouped.items():
+        joint = sum(measures, start=Measure())
+        results.append(
+            BlockResult(
+                block=block,
+                tensors=len(measures),
+                relative_error=joint.relative_error,
+                delta_share=joint.delta_sq / total.delta_sq if total.delta_sq else 0.0,
+                error_share=joint.error_sq / total.error_sq if total.error_sq else 0.0,
+            )
+        )
+    return tuple(results)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

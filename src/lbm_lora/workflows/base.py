@@ -1,0 +1,90 @@
+"""Make the exact base that an LBM was trained from: the verb `base`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lbm_lora.atomic import guard_output
+from lbm_lora.checkpoint import dtype_of, open_checkpoint
+from lbm_lora.errors import ConfigError
+from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
+from lbm_lora.model.baseline import BaselineReport, compare_base
+from lbm_lora.model.config import LBMConfig, read_config, read_yaml
+from lbm_lora.model.write_base import BaseResult, twin_paths, write_base
+from lbm_lora.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt."""
+
+    save_path: Path
+    """Where to write: OUT.ckpt or OUT.safetensors. Both are written."""
+    config_path: Path | None = None
+    """LBM's config.yaml. Default: the published LBM's settings."""
+    backbone_signature: str | None = None
+    """Hub id, diffusers folder or single-file SDXL checkpoint. Default: the config's, else SDXL on the hub."""
+    torch_dtype: Literal["float", "fp16", "bf16"] = "bf16"
+    """Precision of the base: the one that training started from."""
+    tuned_model_path: Path | None = None
+    """Tuned checkpoint: say how close the base is to it, and whether it can be its base."""
+    test_baseline: bool = False
+    """The same, with the model.safetensors beside --config_path."""
+    device: str = "cpu"
+    """Accepted for the documented command line; the base is made on the CPU whatever it says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseOutcome:
+    """The files and ledger of the base, and the comparison with the tuned checkpoint where one was given."""
+
+    base: BaseResult
+    baseline: BaselineReport | None
+
+
+def run(config: BaseConfig, progress: Progress = SILENT) -> BaseOutcome:
+    """Make the base.
+
+    Raises:
+        InputError: of the kind that fits, before anything is written; see `lbm_lora.errors`.
+    """
+    tuned = _tuned_path(config)
+    lbm = read_config(config.config_path) if config.config_path else LBMConfig()
+    _guard(config, tuned)
+    with _backbone(config, lbm, progress) as backbone:
+        progress.start(len(backbone.unet.specs) + len(backbone.vae.specs), "making the base")
+        source = read_yaml(config.config_path) if config.config_path else None
+        dtype = dtype_of(config.torch_dtype)
+        base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
+    return BaseOutcome(base=base, baseline=_baseline(base.safetensors, tuned, progress))
+
+
+def _tuned_path(config: BaseConfig) -> Path | None:
+    if config.tuned_model_path is not None or not config.test_baseline:
+        return config.tuned_model_path
+    if config.config_path is None:
+        raise ConfigError("--test_baseline looks for model.safetensors beside --config_path. Give one of the two paths.")
+    return config.config_path.parent / "model.safetensors"
+
+
+def _guard(config: BaseConfig, tuned: Path | None) -> None:
+    inputs = [path for path in (config.config_path, tuned) if path is not None]
+    for output in twin_paths(config.save_path):
+        guard_output(output, inputs)
+
+
+@contextmanager
+def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Iterator[Backbone]:
+    signature, folder = choose_signature(config.backbone_signature, lbm, config.config_path)
+    progress.note(f"Backbone: {signature}")
+    with open_backbone(signature, lbm, folder=folder) as backbone:
+        yield backbone
+
+
+def _baseline(base: Path, tuned: Path | None, progress: Progress) -> BaselineReport | None:
+    if tuned is None:
+        return None
+    with open_checkpoint(base) as one, open_checkpoint(tuned) as other:
+        return compare_base(one.component(), other.component(), progress=progress)

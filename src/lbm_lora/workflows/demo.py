@@ -1,0 +1,82 @@
+"""The main job on the bundled mini model: the verb `demo`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora import bundled
+from lbm_lora.errors import CheckpointError
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows import base, extract, infer, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Make the base, extract a LoRA, validate it and relight pictures with it, on the bundled mini model."""
+
+    output: Path = Path("demo")
+    """Folder for everything that is written."""
+    rank: int = 16
+    """Rank of linear layers. The mini model's widest layers have 64 columns."""
+    conv_rank: int = 16
+    """Rank of conv layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """The results of the four commands."""
+
+    base: base.BaseOutcome
+    extract: extract.ExtractResult
+    validate: validate.ValidateResult
+    infer: infer.InferResult
+
+
+def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
+    """Run the four commands on the bundled files.
+
+    Raises:
+        CheckpointError: the package was installed without its bundled model.
+    """
+    tuned = bundled.TUNED / "model.safetensors"
+    if not tuned.exists():
+        raise CheckpointError(f"{tuned} is missing: this installation has no bundled mini model. Install it again.")
+    sources = str(bundled.PAIRS / "*.source.png")
+    out = config.output
+    made = base.run(
+        base.BaseConfig(
+            config_path=bundled.TUNED / "config.yaml", save_path=out / "exact_base.ckpt", tuned_model_path=tuned
+        ),
+        progress,
+    )
+    extracted = extract.run(
+        extract.ExtractConfig(
+            base_model_path=made.base.safetensors,
+            tuned_model_path=tuned,
+            save_to=out / "relight_lora.safetensors",
+            rank=config.rank,
+            conv_rank=config.conv_rank,
+        ),
+        progress,
+    )
+    validated = validate.run(
+        validate.ValidateConfig(
+            base_model_path=made.base.safetensors,
+            tuned_model_path=tuned,
+            lora_path=extracted.adapter,
+            images=sources,
+            report=out / "report",
+        ),
+        progress,
+    )
+    translated = infer.run(
+        infer.InferConfig(
+            base_model_path=made.base.safetensors,
+            tuned_model_path=tuned,
+            lora_path=(extracted.adapter,),
+            source_image=sources,
+            output_path=str(out / "pictures"),
+            compare=True,
+        ),
+        progress,
+    )
+    return DemoResult(base=made, extract=extracted, validate=validated, infer=translated)

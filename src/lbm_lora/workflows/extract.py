@@ -1,0 +1,203 @@
+"""Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+
+from lbm_lora.adapter import FORMAT, AdapterMetadata, AdapterWriter, Ledger, Status, extraction_facts
+from lbm_lora.atomic import guard_output, write_text
+from lbm_lora.checkpoint import Checkpoint, Fingerprint, dtype_name, dtype_of, open_checkpoint
+from lbm_lora.errors import CheckpointError, ConfigError, OutputError
+from lbm_lora.extract import COVERAGES, Extraction, Plan, Settings, plan_extraction
+from lbm_lora.factorize import FixedRank
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report import WeightReport, weight_report
+
+_VAE = "vae."
+_PACKED_DIGITS = 8  # of each base tensor in the fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms whole."""
+
+    base_model_path: Path
+    """Checkpoint that the tuned one started from (.safetensors, shards with an index, .ckpt, or a folder)."""
+    tuned_model_path: Path
+    """The fine-tuned checkpoint."""
+    save_to: Path
+    """Where to write the LoRA: a .safetensors file."""
+    rank: int = 32
+    """Rank of linear layers. 9999: as high as each matrix allows."""
+    conv_rank: int = 16
+    """Rank of conv layers. 9999: as high as each matrix allows."""
+    include: tuple[str, ...] = ()
+    """Only tensors that one of these patterns matches: part of a name, a glob, or re:REGEX."""
+    exclude: tuple[str, ...] = ()
+    """Leave these tensors out; wins over --include."""
+    target_coverage: Literal["full", "attention", "extended"] = "full"
+    """Which layers: all, attention only (attn1 and attn2), or attention with feed-forward and projections."""
+    dense: bool = True
+    """Keep the changes of biases and norms, whole."""
+    save_precision: Literal["float", "fp16", "bf16"] = "bf16"
+    """Precision of the stored tensors."""
+    min_diff: float = 0.0
+    """Leave out tensors whose largest change is below this; they enter the ledger."""
+    device: str = "auto"
+    """Where matrices are decomposed: auto (CUDA where there is one), cpu, cuda, cuda:N or mps."""
+    create_base_model: bool = False
+    """Where --base_model_path does not exist: make the base there first, from --backbone_signature."""
+    backbone_signature: str | None = None
+    """Backbone for --create_base_model. Default: as in `lbm-lora base`."""
+    config_path: Path | None = None
+    """LBM's config.yaml for --create_base_model. Default: the one beside the tuned checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """The files that were written, and how well they keep the change."""
+
+    adapter: Path
+    sidecar: Path
+    nbytes: int
+    report: WeightReport
+    notes: tuple[str, ...]
+
+
+def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
+    """Extract the LoRA in one pass over both files.
+
+    Raises:
+        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+    """
+    _check_output(config)
+    ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
+    settings = Settings(dtype=dtype_of(config.save_precision), min_diff=config.min_diff, device=_device(config.device))
+    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        plan = plan_extraction(
+            base.component(),
+            tuned.component(),
+            ranks,
+            include=(*config.include, *COVERAGES[config.target_coverage]),
+            exclude=config.exclude,
+            keep_dense=config.dense,
+        )
+        notes = _vae_notes(base, tuned, progress)
+        ledger = _write(config, plan, Extraction(plan, settings), progress)
+    report = weight_report(ledger, base=base.path.name, tuned=tuned.path.name, adapter=config.save_to.name)
+    sidecar = _write_sidecar(config, report)
+    return ExtractResult(
+        adapter=config.save_to, sidecar=sidecar, nbytes=config.save_to.stat().st_size, report=report, notes=notes
+    )
+
+
+def _check_output(config: ExtractConfig) -> None:
+    if config.save_to.suffix != ".safetensors":
+        raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
+    if config.include and COVERAGES[config.target_coverage]:
+        raise ConfigError(f"--include and --target_coverage {config.target_coverage} both choose layers. Give one of them.")
+    if config.min_diff < 0:
+        raise ConfigError(f"--min_diff is {config.min_diff:g}: it is compared with absolute values, give 0 or more.")
+    guard_output(config.save_to, [config.base_model_path, config.tuned_model_path])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name} is not known. Give auto, cpu, cuda, cuda:N or mps.") from None
+
+
+def _write(config: ExtractConfig, plan: Plan, extraction: Extraction, progress: Progress) -> Ledger:
+    """Stream every outcome into the file, and the metadata when all is known."""
+    rows = []
+    progress.start(len(extraction), "extracting")
+    prefix = plan.pairing.tuned.prefix
+    room = AdapterMetadata(facts={"room": "0" * (len(plan.pairing.base) * _PACKED_DIGITS)})
+    dtype = dtype_of(config.save_precision)
+    with AdapterWriter(config.save_to, prefix, dtype, plan.shapes(), plan.ranks(), plan.dense(), room) as writer:
+        for outcome in extraction:
+            if outcome.module is not None:
+                writer.add_module(outcome.module)
+            if outcome.dense is not None:
+                writer.add_dense(outcome.row.name, outcome.dense)
+            rows.append(outcome.row)
+            progress.advance()
+        ledger = Ledger(tuple(rows))
+        if not ledger.of(Status.LORA, Status.DENSE):
+            raise CheckpointError(
+                f"{config.tuned_model_path} changes nothing of {config.base_model_path} that could be stored: "
+                f"{_counts(ledger)}. Are base and tuned the same file?"
+            )
+        writer.metadata = _metadata(config, ledger, *extraction.fingerprints())
+    return ledger
+
+
+def _counts(ledger: Ledger) -> str:
+    return ", ".join(f"{count} {status}" for status, count in ledger.counts().items())
+
+
+def _metadata(config: ExtractConfig, ledger: Ledger, base: Fingerprint, tuned: Fingerprint) -> AdapterMetadata:
+    total = ledger.total()
+    facts = extraction_facts(
+        rank=config.rank,
+        conv_rank=config.conv_rank,
+        counts=ledger.counts(),
+        errors={"relative_error": total.relative_error, "noise_floor": total.noise_floor},
+        settings={
+            "base": config.base_model_path.name,
+            "tuned": config.tuned_model_path.name,
+            "dtype": dtype_name(dtype_of(config.save_precision)),
+            "rank_policy": "fixed",
+            "rank": config.rank,
+            "conv_rank": config.conv_rank,
+            "include": config.include,
+            "exclude": config.exclude,
+            "target_coverage": config.target_coverage,
+            "dense": config.dense,
+            "min_diff": config.min_diff,
+        },
+    )
+    return AdapterMetadata(FORMAT, base.digest, base.packed(), tuned.digest, facts)
+
+
+def _vae_notes(base: Checkpoint, tuned: Checkpoint, progress: Progress) -> tuple[str, ...]:
+    """A warning where the two carry different VAEs: no LoRA of the denoiser can make up for it."""
+    names = [key for key in tuned.specs if key.startswith(_VAE) and key in base.specs]
+    differing = [key for key in names if not torch.equal(base.read(key).float(), tuned.read(key).float())]
+    if not differing:
+        return ()
+    note = (
+        f"The VAEs differ in {len(differing)} of {len(names)} tensors ({differing[0]} ...): the LoRA is about the "
+        "denoiser alone, so base + LoRA decodes with the base's VAE."
+    )
+    progress.note(note)
+    return (note,)
+
+
+def _write_sidecar(config: ExtractConfig, report: WeightReport) -> Path:
+    """The documented `..._config.yaml` beside the LoRA."""
+    path = config.save_to.with_name(f"{config.save_to.stem}_config.yaml")
+    weights = report.counts["lora"] + report.counts["dense"]
+    facts = {
+        "architecture": "LBM",
+        "base_model": config.base_model_path.name,
+        "change_threshold": config.min_diff,
+        "conv_rank": config.conv_rank,
+        "coverage_percentage": f"{100 * (1 - report.counts['excluded'] / report.tensors):.1f}%",
+        "extraction_method": "lbm_lora",
+        "native_naming": True,
+        "rank": config.rank,
+        "total_analyzed_layers": report.tensors,
+        "total_lora_modules": report.counts["lora"],
+        "total_dense_deltas": report.counts["dense"],
+        "total_stored_tensors": weights,
+    }
+    write_text(path, yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True))
+    return path

@@ -1,0 +1,105 @@
+"""Put adapters into a checkpoint for good: the verb `fuse`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora.adapter import load_adapter
+from lbm_lora.apply import ScaledAdapter, check_base, check_fit, fused_tensors
+from lbm_lora.atomic import guard_output
+from lbm_lora.checkpoint import Checkpoint, Component, SafetensorsWriter, TorchWriter, open_checkpoint
+from lbm_lora.errors import OutputError
+from lbm_lora.model.resolve import METADATA_KEY
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows.scales import scales_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseConfig:
+    """Add LoRAs to a checkpoint's weights and write the result, tensor by tensor."""
+
+    base_model_path: Path
+    """Checkpoint that the LoRAs were made for."""
+    lora_path: tuple[Path, ...]
+    """LoRA files, all added."""
+    save_to: Path
+    """Where to write: .safetensors or .ckpt."""
+    lora_scale: tuple[float, ...] = (1.0,)
+    """Factor of each LoRA, or one for all."""
+    allow_other_base: bool = False
+    """Go on where a LoRA was made from another base."""
+    allow_unmatched: bool = False
+    """Go on where keys of a LoRA match nothing in the checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseResult:
+    """The checkpoint that was written."""
+
+    output: Path
+    nbytes: int
+    changed: int
+    """Tensors with at least one delta in them."""
+    tensors: int
+    """All tensors of the file."""
+    unmatched: tuple[ParamName, ...]
+    """Names of the adapters that the checkpoint does not have."""
+
+
+def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
+    """Fuse.
+
+    Raises:
+        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+    """
+    guard_output(config.save_to, [config.base_model_path, *config.lora_path])
+    with open_checkpoint(config.base_model_path) as checkpoint:
+        component = checkpoint.component()
+        adapters, unmatched = _fitting(config, component)
+        _write(config, checkpoint, component.prefix, adapters, progress)
+        changed = {name for scaled in adapters if scaled.lora_scale for name in scaled.adapter.params}
+        return FuseResult(
+            output=config.save_to,
+            nbytes=config.save_to.stat().st_size,
+            changed=len(changed & set(component)),
+            tensors=len(checkpoint.specs),
+            unmatched=unmatched,
+        )
+
+
+def _fitting(config: FuseConfig, component: Component) -> tuple[list[ScaledAdapter], tuple[ParamName, ...]]:
+    """Every adapter, checked against the base."""
+    shapes = {name: spec.shape for name, spec in component.specs.items()}
+    adapters: list[ScaledAdapter] = []
+    unmatched: list[ParamName] = []
+    for path, scale in zip(config.lora_path, scales_for(config.lora_path, config.lora_scale), strict=True):
+        adapter = load_adapter(path)
+        check_base(adapter, component, allow_other_base=config.allow_other_base)
+        unmatched.extend(check_fit(adapter, shapes, allow_unmatched=config.allow_unmatched).unmatched)
+        adapters.append(ScaledAdapter(adapter, scale))
+    return adapters, tuple(unmatched)
+
+
+def _write(
+    config: FuseConfig, checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter], progress: Progress
+) -> None:
+    progress.start(len(checkpoint.specs), "fusing")
+    with _writer(config.save_to, checkpoint) as writer:
+        for key, tensor in fused_tensors(checkpoint, prefix, adapters):
+            writer.write(key, tensor)
+            progress.advance()
+
+
+def _writer(path: Path, checkpoint: Checkpoint) -> SafetensorsWriter | TorchWriter:
+    """A writer for the container that the suffix names; the checkpoint's own configuration goes along."""
+    if path.suffix == ".safetensors":
+        held = checkpoint.extra.get("config")
+        config = {METADATA_KEY: json.dumps(held)} if isinstance(held, dict) else {}
+        return SafetensorsWriter(path, checkpoint.specs, metadata={**config, **checkpoint.metadata})
+    if path.suffix == ".ckpt":
+        held = checkpoint.metadata.get(METADATA_KEY)
+        config = {"config": json.loads(held)} if held else {}
+        return TorchWriter(path, checkpoint.specs, extra={**config, **checkpoint.extra})
+    raise OutputError(f"--save_to {path}: a fused checkpoint is a .safetensors or a .ckpt file.")

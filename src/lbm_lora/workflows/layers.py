@@ -1,0 +1,96 @@
+"""List the layers of a checkpoint, or what patterns select of them: the verb `layers`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora.checkpoint import Component, TensorSpec, open_checkpoint
+from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape
+from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select
+from lbm_lora.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig:
+    """List the layers that a LoRA can hold; with patterns, what they select and how large a LoRA of it is."""
+
+    model_path: Path
+    """A checkpoint, base or tuned."""
+    patterns: tuple[str, ...] = ()
+    """Part of a name, a glob, or re:REGEX. None: every layer."""
+    rank: int = 32
+    """Rank of linear layers, for the size."""
+    conv_rank: int = 16
+    """Rank of conv layers, for the size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer with a weight matrix."""
+
+    name: str
+    kind: str
+    """linear, conv 1x1, conv 3x3, ..."""
+    shape: tuple[int, ...]
+    rank: int
+    """That a LoRA would be stored with."""
+    parameters: int
+    lora_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersResult:
+    """The selected layers and their sums."""
+
+    prefix: str
+    layers: tuple[Layer, ...]
+    total: int
+    """Layers of the checkpoint, selected or not."""
+    parameters: int
+    lora_parameters: int
+
+
+def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
+    """List.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or a pattern matches nothing.
+    """
+    _ = progress
+    ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
+    with open_checkpoint(config.model_path) as checkpoint:
+        component = checkpoint.component()
+    modules = dict(_weights(component))
+    chosen = select(modules, config.patterns, prefix=component.prefix) if config.patterns else set(modules)
+    layers = tuple(_layer(name, spec, ranks) for name, spec in modules.items() if name in chosen)
+    return LayersResult(
+        prefix=component.prefix,
+        layers=layers,
+        total=len(modules),
+        parameters=sum(layer.parameters for layer in layers),
+        lora_parameters=sum(layer.lora_parameters for layer in layers),
+    )
+
+
+def layer_names(component: Component) -> list[str]:
+    """The sorted names of all layers with a weight matrix, with the component's prefix."""
+    return sorted(component.prefix + name for name, _ in _weights(component))
+
+
+def _weights(component: Component) -> Iterable[tuple[ModuleName, TensorSpec]]:
+    for name, spec in component.specs.items():
+        if leaf_of(ParamName(name)) == "weight" and has_matrix_view(spec.shape):
+            yield module_of(name), spec
+
+
+def _layer(name: ModuleName, spec: TensorSpec, ranks: FixedRank) -> Layer:
+    kind = "linear" if len(spec.shape) == 2 else f"conv {spec.shape[2]}x{spec.shape[3]}"
+    rank = ranks.rank_of(spec.shape)
+    return Layer(
+        name=name,
+        kind=kind,
+        shape=spec.shape,
+        rank=rank,
+        parameters=spec.numel,
+        lora_parameters=rank * sum(matrix_shape(spec.shape)),
+    )

@@ -1,0 +1,193 @@
+"""Measure how well an adapter gives back the tuned checkpoint: the verb `validate`."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.apply import ScaledAdapter, check_base, check_fit, fuse_module
+from lbm_lora.atomic import write_text
+from lbm_lora.checkpoint import dtype_of, open_checkpoint, pair
+from lbm_lora.errors import ConfigError, QualityError
+from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.paths import expand_sources
+from lbm_lora.imaging.tensors import to_images
+from lbm_lora.infer.comparison import VariantOutputs, compare_outputs, variant_outputs
+from lbm_lora.infer.pipeline import check_steps, encode_sources, to_model_size
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report import OutputComparison, Report, WeightReport, compare_weights, weight_report, write_report
+from lbm_lora.workflows.layers import layer_names
+
+BASE, WITH_LORA, TUNED = "base", "base + LoRA", "tuned"
+_PICTURES = 8  # rows of the comparison picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Compare base + LoRA with the tuned checkpoint, in weights and, with --images, in pictures."""
+
+    base_model_path: Path
+    """Checkpoint that the LoRA is relative to."""
+    tuned_model_path: Path
+    """The fine-tuned checkpoint."""
+    lora_path: Path
+    """The LoRA file."""
+    images: str | None = None
+    """Picture, folder or quoted glob: also compare the outputs of base, base + LoRA and tuned on them."""
+    report: Path | None = None
+    """Folder for report.txt, report.json, report.html and lora_layer_names.txt. Default: LORA_report beside it."""
+    layer_names: Path | None = None
+    """Where to write the list of layer names. Default: lora_layer_names.txt in the report folder."""
+    fail_above: float | None = None
+    """Exit with 1 where the total relative error is above this (0.05: 5 %)."""
+    fail_below_psnr: float | None = None
+    """Exit with 1 where a picture of base + LoRA is below this PSNR (dB) to the tuned model's. Needs --images."""
+    num_inference_steps: int = 1
+    """Denoiser calls for --images."""
+    seed: int = 0
+    """Of the noise between steps."""
+    size: int | None = None
+    """Square root of the pixel budget for --images. Default: the model's own."""
+    device: str = "auto"
+    """Where --images run: auto, cpu, cuda, cuda:N or mps."""
+    torch_dtype: Literal["float", "fp16", "bf16"] = "float"
+    """Precision that --images run in."""
+    config_path: Path | None = None
+    """LBM's config.yaml, for checkpoints that have none beside them or in them."""
+    allow_other_base: bool = False
+    """Go on where the LoRA was made from another base."""
+    allow_unmatched: bool = False
+    """Go on where keys of the LoRA match nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateResult:
+    """What was measured, the files it was written to, and the limits that it misses."""
+
+    report: Report
+    files: tuple[Path, ...]
+    layer_names: Path
+    failures: tuple[str, ...]
+
+    def raise_for_quality(self) -> None:
+        """Raises:
+        QualityError: a given limit was missed.
+        """
+        if self.failures:
+            raise QualityError(" ".join(self.failures))
+
+
+def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
+    """Validate, and write the reports.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    if config.fail_below_psnr is not None and config.images is None:
+        raise ConfigError("--fail_below_psnr is about pictures. Add --images, or leave it out.")
+    adapter = load_adapter(config.lora_path)
+    weights, names = _weights(config, adapter, progress)
+    outputs, picture = _outputs(config, adapter, progress) if config.images else (None, None)
+    report = Report(weights=weights, outputs=outputs)
+    folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
+    files = write_report(report, folder, picture=picture)
+    layer_names = config.layer_names or folder / "lora_layer_names.txt"
+    write_text(layer_names, _layer_names(config, names))
+    return ValidateResult(report=report, files=files, layer_names=layer_names, failures=_failures(config, report))
+
+
+def _weights(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tuple[WeightReport, list[str]]:
+    """The weight report, and the names of every layer that a LoRA can hold, with the component's prefix."""
+    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        component = tuned.component()
+        pairing = pair(base.component(), component)
+        check_base(adapter, pairing.base, allow_other_base=config.allow_other_base)
+        shapes = {name: spec.shape for name, spec in component.specs.items()}
+        fit = check_fit(adapter, shapes, allow_unmatched=config.allow_unmatched)
+        progress.start(len(component), "comparing weights")
+        ledger = compare_weights(pairing, adapter, on_tensor=progress.advance)
+        report = weight_report(
+            ledger, base=base.path.name, tuned=tuned.path.name, adapter=config.lora_path.name, failed=fit.unmatched
+        )
+        return report, layer_names(component)
+
+
+def _layer_names(config: ValidateConfig, names: list[str]) -> str:
+    """The documented file: two comment lines, a blank one, the names."""
+    head = f"# The {len(names)} layers of {config.tuned_model_path.name} that a LoRA can hold.\n"
+    use = "# Copy names, or parts of them, into trainable_lora_modules of a training configuration.\n"
+    return head + use + "\n" + "\n".join(names) + "\n"
+
+
+def _outputs(
+    config: ValidateConfig, adapter: Adapter, progress: Progress
+) -> tuple[OutputComparison, bytes]:
+    """The outputs of all three on the base's latents, one model in memory at a time, and a picture of them."""
+    sources = expand_sources(config.images or "")
+    base = _load(config, config.base_model_path)
+    check_steps(base.config, config.num_inference_steps)
+    images = [to_model_size(base, read_image(source), size=config.size) for source in sources]
+    latents = [encode_sources(base, image, seed=config.seed) for image in images]
+    progress.start(3 * len(sources), "comparing outputs")
+    outputs = {BASE: _variant(config, base, latents, progress)}
+    kept = adapter.filtered(_params_of(base).__contains__)
+    fuse_module(base.denoiser, [ScaledAdapter(kept)])
+    outputs[WITH_LORA] = _variant(config, base, latents, progress)
+    dtype, device = base.dtype, base.device
+    del base
+    outputs[TUNED] = _variant(config, _load(config, config.tuned_model_path), latents, progress)
+    comparison = compare_outputs(
+        outputs,
+        names=[source.name for source in sources],
+        reference=TUNED,
+        steps=config.num_inference_steps,
+        seed=config.seed,
+        dtype=dtype,
+        device=device,
+    )
+    return comparison, _picture(images, outputs)
+
+
+def _load(config: ValidateConfig, path: Path) -> LBMModel:
+    return load_model(path, config_path=config.config_path, device=config.device, dtype=dtype_of(config.torch_dtype))
+
+
+def _params_of(model: LBMModel) -> set[ParamName]:
+    return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
+
+
+def _variant(config: ValidateConfig, model: LBMModel, latents: list[torch.Tensor], progress: Progress) -> VariantOutputs:
+    return variant_outputs(model, latents, steps=config.num_inference_steps, seed=config.seed, progress=progress)
+
+
+def _picture(images: list[torch.Tensor], outputs: dict[str, VariantOutputs]) -> bytes:
+    """PNG bytes: source | base | base + LoRA | tuned, one row per image."""
+    rows = [
+        [to_images(tensor)[0] for tensor in (image, *(made.images[index][None] for made in outputs.values()))]
+        for index, image in enumerate(images[:_PICTURES])
+    ]
+    buffer = io.BytesIO()
+    comparison_grid(["source", *outputs], rows).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _failures(config: ValidateConfig, report: Report) -> tuple[str, ...]:
+    """What misses a given limit, one sentence each."""
+    failures: list[str] = []
+    error = report.weights.relative_error
+    if config.fail_above is not None and not error <= config.fail_above:
+        failures.append(f"The total relative error is {error:.4f}, above --fail_above {config.fail_above:g}.")
+    if config.fail_below_psnr is not None and report.outputs is not None:
+        worst = next(entry for entry in report.outputs.summary if entry.variant == WITH_LORA)
+        if not float(worst.worst_psnr) >= config.fail_below_psnr:
+            failures.append(
+                f"{worst.worst_image}: {float(worst.worst_psnr):.2f} dB to the tuned model's picture, below "
+                f"--fail_below_psnr {config.fail_below_psnr:g}."
+            )
+    return tuple(failures)

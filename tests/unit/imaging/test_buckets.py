@@ -1,0 +1,61 @@
+"""LBM's eleven sizes, scaled to the model, and the nearest of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.imaging.buckets import BUCKETS, nearest_bucket, resized
+
+
+def test_the_buckets_are_those_of_lbm() -> None:
+    wide = {(1152, 896), (1280, 768), (1536, 640), (1920, 512), (2048, 512)}
+    assert len(BUCKETS) == 11
+    assert set(BUCKETS) == {(1024, 1024)} | wide | {(height, width) for width, height in wide}
+    assert all(side % 64 == 0 for bucket in BUCKETS for side in bucket)
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_a_bucket_is_its_own_nearest(bucket: tuple[int, int]) -> None:
+    assert nearest_bucket(*bucket) == bucket
+
+
+@pytest.mark.parametrize(
+    ("picture", "bucket"),
+    [
+        ((4000, 3000), (1152, 896)),
+        ((3000, 4000), (896, 1152)),
+        ((1920, 1080), (1280, 768)),
+        ((1080, 1920), (768, 1280)),
+        ((10, 1000), (512, 2048)),
+        ((1000, 10), (2048, 512)),
+        ((513, 512), (1024, 1024)),
+    ],
+)
+def test_the_nearest_in_width_over_height(picture: tuple[int, int], bucket: tuple[int, int]) -> None:
+    assert nearest_bucket(*picture) == bucket
+
+
+def test_small_models_get_the_same_shapes() -> None:
+    assert nearest_bucket(500, 500, 128) == (128, 128)
+    assert nearest_bucket(640, 1536, 128) == (80, 192)
+    assert nearest_bucket(2048, 512, 256) == (512, 128)
+
+
+@given(width=st.integers(1, 5000), height=st.integers(1, 5000), size=st.integers(64, 2048))
+def test_every_size_can_be_encoded(width: int, height: int, size: int) -> None:
+    bucket = nearest_bucket(width, height, size)
+    assert all(side % 8 == 0 and side >= 32 for side in bucket)
+    assert 0.75 * size**2 <= bucket[0] * bucket[1] <= 1.25 * size**2
+
+
+def test_a_size_without_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"size 32 is too small for the buckets\. Use 64 or more\."):
+        nearest_bucket(10, 10, 32)
+
+
+def test_stretching_keeps_flat_colours_and_equal_sizes() -> None:
+    picture = Image.new("RGB", (30, 20), (7, 130, 250))
+    assert resized(picture, (30, 20)) is picture
+    assert resized(picture, (64, 128)).getcolors() == [(64 * 128, (7, 130, 250))]

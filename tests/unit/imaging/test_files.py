@@ -1,0 +1,197 @@
+"""Reading any picture as upright 8-bit RGB, and writing whole files that are never an input."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.imaging.files import read_image, readable_extensions, writable_extensions, write_image
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """Smooth 40x24 colours with a red left edge, so that turning it shows."""
+    ramp = np.linspace(0, 255, 40)[None, :, None] * np.ones((24, 1, 3))
+    ramp[:, :, 1] = np.linspace(30, 220, 24)[:, None]
+    ramp[:, :3] = (255, 0, 0)
+    return Image.fromarray(ramp.round().astype(np.uint8))
+
+
+def values(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".tga", ".qoi", ".ppm", ".PNG"])
+def test_lossless_formats_come_back_exactly(tmp_path: Path, photo: Image.Image, extension: str) -> None:
+    write_image(photo, tmp_path / f"a{extension}")
+    assert np.array_equal(values(read_image(tmp_path / f"a{extension}")), values(photo))
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".jp2", ".JPG"])
+def test_lossy_formats_come_back_nearly(tmp_path: Path, photo: Image.Image, extension: str) -> None:
+    if extension.lower() not in writable_extensions():
+        pytest.skip("this build of Pillow lacks the format")
+    smooth = photo.crop((4, 0, 40, 24))  # colours in WebP have half the resolution
+    write_image(smooth, tmp_path / f"a{extension}")
+    assert np.abs(values(read_image(tmp_path / f"a{extension}")) - values(smooth)).mean() < 2
+
+
+def test_orientation_of_a_camera_is_undone(tmp_path: Path, photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    photo.save(tmp_path / "a.png", exif=exif)
+    upright = read_image(tmp_path / "a.png")
+    assert upright.size == (24, 40)
+    assert upright.getpixel((12, 0)) == (255, 0, 0)
+
+
+def test_opaque_alpha_is_dropped_in_silence(
+    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo.convert("RGBA").save(tmp_path / "a.png")
+    assert np.array_equal(values(read_image(tmp_path / "a.png")), values(photo))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_parts_become_white_and_it_is_said(
+    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    layered = photo.convert("RGBA")
+    layered.putalpha(Image.fromarray(np.repeat([[0] * 20 + [255] * 20], 24, axis=0).astype(np.uint8)))
+    path = tmp_path / "a.tif" if mode == "PA" else tmp_path / "a.png"
+    layered = layered if mode == "PA" else layered.convert(mode)
+    layered.save(path)
+    read = read_image(path)
+    assert read.getpixel((5, 5)) == (255, 255, 255)
+    assert read.getpixel((30, 5)) != (255, 255, 255)
+    assert "partly transparent" in caplog.text
+
+
+def test_a_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (8, 8), 1)
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((0, 0), 0)
+    picture.save(tmp_path / "a.png", transparency=0)
+    read = read_image(tmp_path / "a.png")
+    assert (read.getpixel((0, 0)), read.getpixel((4, 4))) == ((255, 255, 255), (200, 100, 50))
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path, extension: str) -> None:
+    wide = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / f"a{extension}")
+    assert values(read_image(tmp_path / f"a{extension}"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_pgm_keeps_its_range(tmp_path: Path) -> None:
+    wide = np.array([[0, 100 * 257, 65535]], dtype=">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + wide.tobytes())
+    assert values(read_image(tmp_path / "a.pgm"))[0, :, 2].tolist() == [0, 100, 255]
+
+
+def test_float_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif has float32 pixels, whose white is not defined\. Save it"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path: Path, photo: Image.Image, mode: str) -> None:
+    photo.convert(mode).save(tmp_path / "a.tif")
+    read = read_image(tmp_path / "a.tif")
+    assert read.mode == "RGB"
+    assert np.abs(values(read) - values(photo.convert(mode).convert("RGB"))).max() <= 1
+
+
+def test_a_colour_profile_is_applied(tmp_path: Path) -> None:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = Image.new("RGB", (12, 12), (200, 60, 90))
+    picture.save(tmp_path / "srgb.png", icc_profile=srgb)
+    assert read_image(tmp_path / "srgb.png").getpixel((0, 0)) == (200, 60, 90)
+    transform = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    in_lab = ImageCms.applyTransform(picture, transform)
+    assert in_lab is not None
+    in_lab.save(tmp_path / "lab.tif", icc_profile=lab)
+    assert np.abs(np.subtract(read_image(tmp_path / "lab.tif").getpixel((0, 0)), (200, 60, 90))).max() <= 3
+
+
+def test_a_useless_colour_profile_is_said(
+    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo.save(tmp_path / "a.png", icc_profile=b"no profile at all")
+    assert np.array_equal(values(read_image(tmp_path / "a.png")), values(photo))
+    assert "colour profile cannot be used" in caplog.text
+
+
+def test_the_first_frame_of_an_animation(
+    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo.save(tmp_path / "a.webp", save_all=True, append_images=[photo.rotate(180)], lossless=True)
+    assert np.array_equal(values(read_image(tmp_path / "a.webp")), values(photo))
+    assert "has 2 frames: only the first is used" in caplog.text
+
+
+def test_bad_files_are_named(tmp_path: Path, photo: Image.Image) -> None:
+    with pytest.raises(ImageError, match=r"none\.png does not exist\.$"):
+        read_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ImageError, match=r"text\.png is no picture in a format that can be read"):
+        read_image(tmp_path / "text.png")
+    Image.effect_noise((64, 64), 80).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
+    with pytest.raises(ImageError, match=r"cut\.png cannot be decoded: .* Is the file complete\?"):
+        read_image(tmp_path / "cut.png")
+
+
+def test_an_input_is_never_written(tmp_path: Path, photo: Image.Image) -> None:
+    source = tmp_path / "a.png"
+    photo.save(source)
+    (tmp_path / "link.png").symlink_to(source)
+    before = source.read_bytes()
+    for output in (source, tmp_path / "link.png"):
+        with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
+            write_image(photo.rotate(90), output, inputs=[source])
+    assert source.read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path, photo: Image.Image) -> None:
+    path = tmp_path / "a.png"
+    write_image(photo, path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"a\.png cannot be written"):
+        write_image(Image.new("F", (4, 4)), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_folders_of_an_output_are_made(tmp_path: Path, photo: Image.Image) -> None:
+    write_image(photo, tmp_path / "new" / "folder" / "a.png")
+    assert (tmp_path / "new" / "folder" / "a.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.pdf", "a.pgm", "a.safetensors"])
+def test_formats_that_hold_no_rgb_picture_are_refused(tmp_path: Path, photo: Image.Image, name: str) -> None:
+    with pytest.raises(OutputError, match=r"is no picture format that can be written\. Use \.png, \.jpg or"):
+        write_image(photo, tmp_path / name)
+
+
+def test_gif_is_written_with_a_warning(
+    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        write_image(photo, tmp_path / "a.gif")
+    assert "256 colours" in caplog.text
+    assert read_image(tmp_path / "a.gif").size == photo.size
+
+
+def test_what_is_written_can_be_read() -> None:
+    assert writable_extensions() <= readable_extensions()
+    assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp"} <= writable_extensions()
+    assert not {".pdf", ".h5", ".eps", ".mpg"} & (writable_extensions() | readable_extensions())

@@ -1,0 +1,70 @@
+"""The comparison picture: every picture whole, labels above, small ones enlarged."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.grids import comparison_grid, tile
+
+COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 10)]
+LABELS = ["source", "base", "with LoRA", "tuned"]
+
+
+def flat(size: tuple[int, int]) -> list[Image.Image]:
+    return [Image.new("RGB", size, colour) for colour in COLOURS]
+
+
+def count(grid: Image.Image, colour: tuple[int, int, int]) -> int:
+    return int((np.asarray(grid) == colour).all(axis=2).sum())
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((128, 128), (256, 256)), ((64, 100), (192, 300)), ((256, 64), (256, 64)), ((1536, 640), (768, 320))],
+)
+def test_tiles(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    assert tile(Image.new("RGB", size)).size == shown
+
+
+def test_enlarging_repeats_pixels() -> None:
+    picture = Image.effect_noise((128, 128), 60).convert("RGB")
+    assert np.array_equal(np.asarray(tile(picture))[::2, ::2], np.asarray(picture))
+
+
+def test_every_picture_is_whole_and_in_its_order() -> None:
+    grid = comparison_grid(LABELS, [flat((128, 128)), flat((128, 64))])
+    assert [count(grid, colour) for colour in COLOURS] == [256 * 256 + 256 * 128] * 4
+    row = np.asarray(grid)[grid.height - 20]
+    left = [int(np.argmax((row == colour).all(axis=1))) for colour in COLOURS]
+    assert left == sorted(left)
+
+
+def test_labels_are_drawn_above_and_high_enough() -> None:
+    pictures = flat((128, 128))
+    grid = np.asarray(comparison_grid(LABELS, [pictures]).convert("L"))
+    head = grid[: grid.shape[0] - 256 - 16]
+    dark_rows = np.flatnonzero((head < 128).any(axis=1))
+    assert dark_rows.max() - dark_rows.min() >= 14
+    for column in range(4):
+        assert (head[:, 8 + column * 264 : 8 + column * 264 + 256] < 128).any()
+
+
+def test_a_long_label_widens_its_column() -> None:
+    label = "with LoRA, 31.2 dB to the tuned model's picture and more words"
+    grid = comparison_grid([label, "b"], [flat((64, 256))[:2]])
+    assert grid.width > 2 * 64 + 400
+    assert (np.asarray(grid)[:, -8:] == 255).all()
+
+
+def test_labels_of_two_lines() -> None:
+    one = comparison_grid(["a", "b"], [flat((128, 128))[:2]])
+    two = comparison_grid(["a\n31.2 dB", "b"], [flat((128, 128))[:2]])
+    assert two.height >= one.height + 14
+
+
+def test_rows_must_fill_the_columns() -> None:
+    with pytest.raises(ImageError, match=r"needs rows of 4 pictures, one for each label, not 4, 3\."):
+        comparison_grid(LABELS, [flat((64, 64)), flat((64, 64))[:3]])
+    with pytest.raises(ImageError, match=r"not none\."):
+        comparison_grid(LABELS, [])

@@ -1,0 +1,78 @@
+"""Masks: what they are in a file, how they fit a picture, and pasting back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.masks import find_masks, paste_back, read_mask
+
+SOFT = np.array([[0, 0, 64, 128, 192, 255, 255, 255]] * 4, dtype=np.uint8)
+
+
+def test_brightness_is_the_mask(tmp_path: Path) -> None:
+    Image.fromarray(SOFT).save(tmp_path / "m.png")
+    assert np.array_equal(np.asarray(read_mask(tmp_path / "m.png", (8, 4))), SOFT)
+
+
+def test_alpha_is_the_mask_where_it_says_something(tmp_path: Path) -> None:
+    cut_out = Image.new("RGBA", (8, 4), (255, 255, 255, 255))
+    cut_out.putalpha(Image.fromarray(SOFT))
+    cut_out.save(tmp_path / "m.png")
+    assert np.array_equal(np.asarray(read_mask(tmp_path / "m.png", (8, 4))), SOFT)
+    opaque = Image.fromarray(SOFT).convert("RGBA")
+    opaque.save(tmp_path / "o.png")
+    assert np.array_equal(np.asarray(read_mask(tmp_path / "o.png", (8, 4))), SOFT)
+
+
+def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+    Image.fromarray(SOFT.astype(np.uint16) * 257).save(tmp_path / "m.png")
+    assert np.array_equal(np.asarray(read_mask(tmp_path / "m.png", (8, 4))), SOFT)
+
+
+def test_resizing_keeps_soft_edges(tmp_path: Path) -> None:
+    Image.fromarray(SOFT).save(tmp_path / "m.png")
+    row = np.asarray(read_mask(tmp_path / "m.png", (32, 16)))[8].astype(int)
+    assert (row[0], row[-1]) == (0, 255)
+    assert (np.diff(row) >= 0).all()
+    assert len(set(row.tolist())) > 8
+
+
+def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (100, 100), 255).save(tmp_path / "m.png")
+    with pytest.raises(ImageError, match=r"m\.png is 100x100, but its picture 200x100: the shapes differ\."):
+        read_mask(tmp_path / "m.png", (200, 100))
+    assert read_mask(tmp_path / "m.png", (333, 334)).size == (333, 334)
+
+
+@pytest.mark.parametrize("brightest", [0, 1])
+def test_a_black_mask_is_refused(tmp_path: Path, brightest: int) -> None:
+    Image.new("L", (8, 8), brightest).save(tmp_path / "m.png")
+    message = rf"m\.png is black: its brightest value is {brightest} of 255\. White marks what to take\."
+    with pytest.raises(ImageError, match=message):
+        read_mask(tmp_path / "m.png", (8, 8))
+
+
+def test_one_mask_for_all_or_one_each(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "c.png", "c.webp"):
+        Image.new("L", (8, 8), 255).save(tmp_path / name)
+    one = tmp_path / "a.png"
+    assert find_masks(str(one), [Path("x/p.png"), Path("x/q.png")]) == (one, one)
+    assert find_masks(str(tmp_path), [Path("x/b.png"), Path("x/a.webp")]) == (tmp_path / "b.jpg", one)
+    with pytest.raises(ImageError, match=r"has no mask for z\.png: no picture in it is called 'z'\."):
+        find_masks(str(tmp_path), [Path("x/z.png")])
+    with pytest.raises(ImageError, match=r"more than one mask for c\.jpg: c\.png and c\.webp\. Keep one\."):
+        find_masks(str(tmp_path), [Path("x/c.jpg")])
+    with pytest.raises(ImageError, match=r"gone does not exist\. Give a mask, or a folder"):
+        find_masks(str(tmp_path / "gone"), [Path("x/c.jpg")])
+
+
+def test_pasting_back() -> None:
+    source = Image.new("RGB", (8, 4), (10, 20, 30))
+    result = Image.new("RGB", (8, 4), (210, 120, 130))
+    row = np.asarray(paste_back(source, result, Image.fromarray(SOFT)))[2].astype(int)
+    assert row[0].tolist() == [10, 20, 30]
+    assert row[-1].tolist() == [210, 120, 130]
+    assert np.abs(row[3] - [110, 70, 80]).max() <= 1

@@ -1,0 +1,110 @@
+"""Sources by path, folder and glob; one output for each, never an input."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, sibling
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """b.png, a.JPG, c[1].png, a hidden picture, a text file, and a sub-folder with one picture."""
+    root = tmp_path / "photos"
+    (root / "deeper.png").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "c[1].png", ".hidden.png", "deeper.png/d.webp"):
+        Image.new("RGB", (8, 8)).save(root / name)
+    (root / "notes.txt").write_text("x")
+    return root
+
+
+def names(paths: tuple[Path, ...]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_a_folder_stands_for_its_pictures(folder: Path) -> None:
+    assert names(expand_sources(str(folder))) == ["a.JPG", "b.png", "c[1].png"]
+
+
+def test_a_glob_stands_for_the_pictures_it_matches(folder: Path) -> None:
+    assert names(expand_sources(f"{folder}/*.png")) == ["b.png", "c[1].png"]
+    assert names(expand_sources(f"{folder}/*")) == ["a.JPG", "b.png", "c[1].png"]
+    assert names(expand_sources(f"{folder}/**/*.webp")) == ["d.webp"]
+
+
+def test_a_path_that_exists_is_no_glob(folder: Path) -> None:
+    assert names(expand_sources(f"{folder}/c[1].png")) == ["c[1].png"]
+
+
+def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert names(expand_sources("~/b.png")) == ["b.png"]
+    assert names(expand_sources("~/b.*")) == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.png", r"none\.png does not exist\. Give a picture, a folder of pictures, or a quoted glob\."),
+        ("*.bmp", r"'.*\*\.bmp' matches no picture\."),
+        ("empty", r"empty holds no picture that can be read"),
+    ],
+)
+def test_nothing_found_is_said(folder: Path, name: str, message: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(ImageError, match=message):
+        expand_sources(str(folder / name))
+
+
+def test_one_source_to_a_file(tmp_path: Path) -> None:
+    assert plan_outputs([Path("in/a.jpg")], str(tmp_path / "x.webp")) == (tmp_path / "x.webp",)
+
+
+def test_one_source_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "with.dot").mkdir()
+    assert plan_outputs([Path("in/a.jpg")], str(tmp_path)) == (tmp_path / "a.jpg",)
+    assert plan_outputs([Path("in/a.jpg")], str(tmp_path / "with.dot")) == (tmp_path / "with.dot" / "a.jpg",)
+    assert plan_outputs([Path("in/a.jpg")], str(tmp_path / "new")) == (tmp_path / "new" / "a.jpg",)
+    assert plan_outputs([Path("in/a.jpg")], f"{tmp_path}/new.v2/") == (tmp_path / "new.v2" / "a.jpg",)
+
+
+def test_several_sources_to_a_folder(tmp_path: Path) -> None:
+    sources = [Path("in/a.jpg"), Path("in/b.gif"), Path("in/c.psd")]
+    assert names(plan_outputs(sources, str(tmp_path / "out"))) == ["a.jpg", "b.png", "c.png"]
+
+
+def test_several_sources_to_a_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("x")
+    for name in ("new.png", "there"):
+        with pytest.raises(OutputError, match=r"is to take 2 pictures, so it must be a folder\."):
+            plan_outputs([Path("a.png"), Path("b.png")], str(tmp_path / name))
+
+
+def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        OutputError, match=r"x\.tiffany: '\.tiffany' is no picture format that can be written"
+    ):
+        plan_outputs([Path("a.png")], str(tmp_path / "x.tiffany"))
+
+
+def test_two_results_with_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"one/a\.png and two/a\.png would both be written to .*out/a\.png"):
+        plan_outputs([Path("one/a.png"), Path("two/a.png")], str(tmp_path / "out"))
+
+
+def test_the_picture_beside_an_output() -> None:
+    assert sibling(Path("out/a.b.png"), "compare") == Path("out/a.b_compare.png")
+
+
+def test_outputs_that_are_inputs_are_refused(folder: Path, tmp_path: Path) -> None:
+    sources = expand_sources(str(folder))
+    with pytest.raises(OutputError, match=r"a\.JPG is an input of this command"):
+        guard_outputs(plan_outputs(sources, str(folder)), sources)
+    (tmp_path / "out").mkdir()
+    os.link(folder / "b.png", tmp_path / "out" / "b.png")
+    with pytest.raises(OutputError, match=r"out/b\.png is an input of this command"):
+        guard_outputs(plan_outputs(sources, str(tmp_path / "out")), sources)
+    guard_outputs(plan_outputs(sources, str(tmp_path / "elsewhere")), sources)

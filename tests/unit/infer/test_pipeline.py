@@ -1,0 +1,162 @@
+"""Translating pictures with a small random LBM."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from standins import TINY, write_base
+
+from lbm_lora.errors import ConfigError, ImageError
+from lbm_lora.infer.pipeline import (
+    check_steps,
+    encode_sources,
+    model_size,
+    to_model_size,
+    to_source_size,
+    translate,
+    translate_image,
+)
+from lbm_lora.model import bridge
+from lbm_lora.model.build import LBMModel, load_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LBMModel:
+    """A TINY stand-in in fp32, with enough bridge noise to see it."""
+    folder = tmp_path_factory.mktemp("model")
+    write_base(folder, TINY, dtype=torch.float32, bridge_noise_sigma=0.5)
+    return load_model(folder, dtype=torch.float32)
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 83, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_one_step_by_hand(model: LBMModel, pictures: torch.Tensor) -> None:
+    source = model.encode(pictures[:1])
+    with torch.no_grad():
+        prediction = model.denoise(source, torch.tensor([1000.0]))
+    expected = model.decode(source - prediction).clamp(-1, 1)
+    assert torch.allclose(translate(model, pictures[:1]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sample_posterior", [False, True])
+def test_a_result_does_not_depend_on_its_neighbours(
+    model: LBMModel, pictures: torch.Tensor, sample_posterior: bool
+) -> None:
+    together = translate(model, pictures, steps=2, seed=5, sample_posterior=sample_posterior)
+    for index in range(3):
+        alone = translate(
+            model, pictures[index : index + 1], steps=2, seed=5, sample_posterior=sample_posterior
+        )
+        assert torch.equal(together[index], alone[0])
+
+
+def test_the_seed_decides_the_noise_between_steps(model: LBMModel, pictures: torch.Tensor) -> None:
+    one = pictures[:1]
+    assert torch.equal(translate(model, one, steps=2, seed=1), translate(model, one, steps=2, seed=1))
+    assert not torch.equal(translate(model, one, steps=2, seed=1), translate(model, one, steps=2, seed=2))
+    assert torch.equal(translate(model, one, steps=1, seed=1), translate(model, one, steps=1, seed=2))
+
+
+def test_encoding_is_the_mean_unless_sampling_is_asked_for(model: LBMModel, pictures: torch.Tensor) -> None:
+    assert torch.equal(encode_sources(model, pictures, seed=1), encode_sources(model, pictures, seed=2))
+    first, again, other = (
+        encode_sources(model, pictures, seed=seed, sample_posterior=True) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, encode_sources(model, pictures))
+
+
+def test_posterior_and_bridge_do_not_share_their_noise(model: LBMModel, pictures: torch.Tensor) -> None:
+    latent = encode_sources(model, pictures[:1], seed=3)
+    sampled = encode_sources(model, pictures[:1], seed=3, sample_posterior=True)
+    drawn = (sampled - latent).flatten()
+    between = bridge.standard_normal(latent, [torch.Generator().manual_seed(3)]).flatten()
+    assert abs(float(torch.corrcoef(torch.stack([drawn, between]))[0, 1])) < 0.3
+
+
+def test_the_global_random_state_is_left_alone(model: LBMModel, pictures: torch.Tensor) -> None:
+    before = torch.random.get_rng_state()
+    translate(model, pictures[:1], steps=2, sample_posterior=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, pictures: torch.Tensor) -> None:
+    result = translate(model, pictures[:1], steps=2)
+    assert not result.requires_grad
+    assert result.dtype == torch.float32
+    assert float(result.abs().max()) <= 1
+
+
+def test_the_size_is_the_models_own(model: LBMModel, photo: Image.Image) -> None:
+    assert model_size(model) == 128
+    assert to_model_size(model, photo).shape == (1, 3, 96, 160)
+    assert to_model_size(model, photo, size=64).shape == (1, 3, 48, 80)
+
+
+def test_a_picture_keeps_its_size(model: LBMModel, photo: Image.Image) -> None:
+    result = translate_image(model, photo, size=64)
+    assert result.size == photo.size
+    assert result.mode == "RGB"
+    expected = to_source_size(translate(model, to_model_size(model, photo, size=64)), photo)
+    assert np.array_equal(np.asarray(result), np.asarray(expected))
+
+
+def test_a_mask_keeps_the_source_where_it_is_black(model: LBMModel, photo: Image.Image) -> None:
+    mask = Image.new("L", photo.size, 0)
+    mask.paste(255, (40, 0, 83, 50))
+    pasted = np.asarray(translate_image(model, photo, size=64, mask=mask))
+    whole = np.asarray(translate_image(model, photo, size=64))
+    assert np.array_equal(pasted[:, :40], np.asarray(photo)[:, :40])
+    assert np.array_equal(pasted[:, 40:], whole[:, 40:])
+    assert not np.array_equal(whole[:, :40], np.asarray(photo)[:, :40])
+
+
+def test_tiles_are_asked_for(model: LBMModel, photo: Image.Image) -> None:
+    whole = translate_image(model, photo, size=64)
+    assert translate_image(model, photo, size=64, tiled=True).size == whole.size
+
+
+def test_steps_off_the_trained_timesteps_are_said(
+    model: LBMModel, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        for steps in (1, 2, 4):
+            check_steps(model.config, steps)
+    assert not caplog.records
+    translate_image(model, photo, steps=3, size=64)
+    assert caplog.messages == ["3 steps leave the timesteps that the model was trained on. Trained: 1, 2, 4."]
+    with pytest.raises(ConfigError, match=r"^0 steps cannot be taken\. Use 1 or more\.$"):
+        translate_image(model, photo, steps=0)
+
+
+def test_any_number_of_steps_where_all_timesteps_are_trained(
+    model: LBMModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_steps(model.config.model_copy(update={"timestep_sampling": "uniform"}), 7)
+    assert not caplog.records
+
+
+def test_nan_is_no_black_picture(
+    model: LBMModel, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LBMModel, "denoise", lambda self, latents, timestep: latents * float("nan"))
+    with pytest.raises(ImageError, match="non-finite values"):
+        translate_image(model, photo, size=64)
+
+
+def test_every_bucket_passes_the_networks(model: LBMModel, tmp_path: Path) -> None:
+    for shape in ((40, 96), (32, 128), (56, 72), (48, 80), (32, 120)):
+        assert translate(model, torch.zeros(1, 3, *shape)).shape == (1, 3, *shape)

@@ -1,0 +1,255 @@
+"""The workflow `infer` on a small random LBM: files in, files out."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from standins import TINY, base_tensors, delta, write_base, write_tuned
+
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
+from lbm_lora.workflows.infer import InferConfig, run
+
+
+@dataclasses.dataclass
+class Files:
+    """A base, its tuned descendant, and the exact LoRA between them."""
+
+    base: Path
+    tuned: Path
+    lora: Path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("models")
+    base = write_base(folder / "base", TINY, dtype=torch.float32)
+    tuned = write_tuned(folder / "tuned", TINY, dtype=torch.float32)
+    save_adapter(exact_adapter(base), folder / "lora.safetensors")
+    return Files(base=base, tuned=tuned, lora=folder / "lora.safetensors")
+
+
+def exact_adapter(base: Path) -> Adapter:
+    """The stand-in's deltas at full rank, in fp32."""
+    modules: dict[ModuleName, LoraModule] = {}
+    dense: dict[ParamName, torch.Tensor] = {}
+    for key, tensor in base_tensors(TINY).items():
+        name = key.removeprefix(DENOISER_PREFIX)
+        if name == key:
+            continue
+        change = delta(key, tuple(tensor.shape))
+        if change.dim() == 1:
+            dense[ParamName(name)] = change
+            continue
+        up, sizes, down = torch.linalg.svd(change.flatten(1), full_matrices=False)
+        up = (up * sizes).reshape(*up.shape, *[1] * (change.dim() - 2))
+        module = ModuleName(name.removesuffix(".weight"))
+        modules[module] = LoraModule(module, down.reshape(-1, *change.shape[1:]).contiguous(), up, len(sizes))
+    found = fingerprint(open_checkpoint(base).component())
+    metadata = AdapterMetadata(base_fingerprint=found.digest, base_tensors=found.packed())
+    return Adapter(modules, dense, metadata, DENOISER_PREFIX)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two small pictures of different shapes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("a.png", (50, 40)), ("b.jpg", (36, 64))):
+        noise = np.random.default_rng(0).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    return folder
+
+
+def infer(files: Files, source: Path | str, output: Path, **changes: Any) -> InferConfig:
+    """The configuration of a small fp32 run on the CPU."""
+    values: dict[str, Any] = {
+        "base_model_path": files.base,
+        "source_image": str(source),
+        "output_path": str(output),
+        "device": "cpu",
+        "torch_dtype": "float",
+        "size": 64,
+    }
+    return InferConfig(**values | changes)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path: Path) -> None:
+    pictures = {}
+    for name, changes in {
+        "base": {},
+        "fused": {"lora_path": (files.lora,)},
+        "live": {"lora_path": (files.lora,), "mode": "live"},
+        "zero": {"lora_path": (files.lora,), "lora_scale": (0.0,)},
+        "halves": {"lora_path": (files.lora, files.lora), "lora_scale": (0.25, 0.75)},
+        "tuned": {"base_model_path": files.tuned},
+    }.items():
+        result = run(
+            infer(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes)
+        )
+        assert result.outputs[0].output == tmp_path / f"{name}.png"
+        pictures[name] = pixels(tmp_path / f"{name}.png")
+    for name in ("fused", "live", "halves"):
+        assert np.abs(pictures[name] - pictures["tuned"]).max() <= 1
+    assert np.array_equal(pictures["zero"], pictures["base"])
+    assert np.abs(pictures["base"] - pictures["tuned"]).mean() > 3
+
+
+def test_the_result_says_what_was_done(files: Files, photos: Path, tmp_path: Path) -> None:
+    result = run(infer(files, photos, tmp_path / "out", lora_path=(files.lora,), lora_scale=(0.5,)))
+    assert [(o.source.name, o.output, o.width, o.height) for o in result.outputs] == [
+        ("a.png", tmp_path / "out" / "a.png", 50, 40),
+        ("b.jpg", tmp_path / "out" / "b.jpg", 36, 64),
+    ]
+    assert [(o.model_width, o.model_height) for o in result.outputs] == [(72, 56), (48, 80)]
+    assert all(o.seconds > 0 and o.comparison is None for o in result.outputs)
+    (applied,) = result.adapters
+    assert (applied.path, applied.lora_scale, applied.unmatched) == (files.lora, 0.5, ())
+    assert applied.modules > 100
+    assert applied.dense > 100
+    assert (result.device, result.dtype) == ("cpu", "fp32")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg"]
+    assert pixels(tmp_path / "out" / "b.jpg").shape == (64, 36, 3)
+
+
+def test_a_picture_alone_is_the_picture_in_company(files: Files, photos: Path, tmp_path: Path) -> None:
+    run(infer(files, f"{photos}/*", tmp_path / "all", num_inference_steps=2))
+    run(infer(files, photos / "a.png", tmp_path / "one.png", num_inference_steps=2))
+    assert np.array_equal(pixels(tmp_path / "all" / "a.png"), pixels(tmp_path / "one.png"))
+
+
+def test_inputs_are_left_alone_and_nothing_else_is_written(
+    files: Files, photos: Path, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in photos.iterdir()}
+    with pytest.raises(OutputError, match=r"a\.png is an input of this command and would be overwritten"):
+        run(infer(files, photos, photos))
+    run(infer(files, photos / "a.png", tmp_path / "out.png"))
+    assert {path.name: path.read_bytes() for path in photos.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.png", "photos"]
+
+
+def test_a_comparison_does_not_overwrite_an_input(files: Files, photos: Path) -> None:
+    Image.new("RGB", (50, 40)).save(photos / "x_compare.png")
+    with pytest.raises(OutputError, match=r"x_compare\.png is an input"):
+        run(infer(files, photos / "x_compare.png", photos / "x.png", compare=True))
+
+
+def test_side_by_side(files: Files, photos: Path, tmp_path: Path) -> None:
+    config = infer(files, photos / "a.png", tmp_path / "o.png", lora_path=(files.lora,), compare=True)
+    result = run(dataclasses.replace(config, tuned_model_path=files.tuned))
+    assert result.outputs[0].comparison == tmp_path / "o_compare.png"
+    grid = Image.open(tmp_path / "o_compare.png")
+    factor = 6  # of 50x40 pixels, to at least 256
+    tiles = [
+        np.asarray(grid.crop((left, grid.height - 8 - 240, left + 300, grid.height - 8)))[::factor, ::factor]
+        for left in (8, 316, 624, 932)
+    ]
+    assert np.array_equal(tiles[0], np.asarray(Image.open(photos / "a.png")))
+    assert np.array_equal(tiles[2], np.asarray(Image.open(tmp_path / "o.png")))
+    assert np.abs(tiles[2].astype(int) - tiles[3]).max() <= 1
+    run(infer(files, photos / "a.png", tmp_path / "base.png"))
+    assert np.array_equal(tiles[1], np.asarray(Image.open(tmp_path / "base.png")))
+
+
+def test_a_mask_pastes_back(files: Files, photos: Path, tmp_path: Path) -> None:
+    mask = Image.new("L", (50, 40), 0)
+    mask.paste(255, (25, 0, 50, 40))
+    mask.save(tmp_path / "mask.png")
+    run(infer(files, photos / "a.png", tmp_path / "o.png", mask=str(tmp_path / "mask.png")))
+    result, source = pixels(tmp_path / "o.png"), pixels(photos / "a.png")
+    assert np.array_equal(result[:, :25], source[:, :25])
+    assert not np.array_equal(result[:, 25:], source[:, 25:])
+
+
+def test_another_base_is_refused(files: Files, photos: Path, tmp_path: Path) -> None:
+    config = infer(files, photos / "a.png", tmp_path / "o.png", lora_path=(files.lora,))
+    with pytest.raises(WrongBaseError, match="was made from another base"):
+        run(dataclasses.replace(config, base_model_path=files.tuned))
+    assert not (tmp_path / "o.png").exists()
+    run(dataclasses.replace(config, base_model_path=files.tuned, allow_other_base=True))
+    assert (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize("torch_dtype", ["bf16", "fp16"])
+def test_half_precision(files: Files, photos: Path, tmp_path: Path, torch_dtype: str) -> None:
+    run(infer(files, photos / "a.png", tmp_path / "full.png"))
+    result = run(infer(files, photos / "a.png", tmp_path / "half.png", torch_dtype=torch_dtype))
+    assert result.dtype == torch_dtype
+    assert np.abs(pixels(tmp_path / "full.png") - pixels(tmp_path / "half.png")).mean() < 5
+
+
+def test_options_reach_the_networks(files: Files, photos: Path, tmp_path: Path) -> None:
+    def picture(name: str, **changes: Any) -> np.ndarray:
+        run(infer(files, photos / "a.png", tmp_path / f"{name}.png", **changes))
+        return pixels(tmp_path / f"{name}.png")
+
+    plain = picture("plain")
+    assert np.array_equal(plain, picture("again", seed=7))
+    assert not np.array_equal(plain, picture("larger", size=96))
+    sampled = picture("sampled", sample_posterior=True)
+    assert not np.array_equal(plain, sampled)
+    assert not np.array_equal(sampled, picture("other", sample_posterior=True, seed=7))
+    assert np.abs(plain - picture("tiled", vae_tiling="on")).max() <= 1
+
+
+def test_options_that_cannot_be(files: Files, photos: Path, tmp_path: Path) -> None:
+    config = infer(files, photos / "a.png", tmp_path / "o.png")
+    with pytest.raises(ConfigError, match=r"^--tuned_model_path is only used with --compare\."):
+        run(dataclasses.replace(config, tuned_model_path=files.tuned))
+    with pytest.raises(
+        ConfigError, match=r"^--base_model_path is missing\. .*--backbone_signature here/sdxl "
+    ):
+        run(dataclasses.replace(config, base_model_path=None, backbone_signature="here/sdxl"))
+    with pytest.raises(ConfigError, match=r"^0 steps cannot be taken"):
+        run(dataclasses.replace(config, num_inference_steps=0))
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_progress_is_told(files: Files, photos: Path, tmp_path: Path) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Recorder:
+        def start(self, total: int, what: str) -> None:
+            calls.append((total, what))
+
+        def advance(self, n: int = 1) -> None:
+            calls.append((n,))
+
+        def note(self, message: str) -> None:
+            calls.append((message.split(":")[0],))
+
+    run(infer(files, photos, tmp_path / "out", lora_path=(files.lora,)), Recorder())
+    assert calls == [
+        ("Native LoRA applied (all layers)",),
+        ("Dense deltas (biases, norms) applied",),
+        (0, "loading the base model"),
+        (2, "translating"),
+        (1,),
+        (1,),
+    ]
+
+
+def test_the_documented_flags_are_parsed() -> None:
+    tyro = pytest.importorskip("tyro")
+    parsed = tyro.cli(
+        InferConfig,
+        args=[
+            *("--base_model_path", "b.ckpt", "--lora_path", "l.safetensors", "m.safetensors"),
+            *("--lora_scale", "1.0", "-0.5", "--source_image", "s.jpg", "--output_path", "o.jpg"),
+            *("--num_inference_steps", "2", "--torch_dtype", "float", "--attention_only", "--verbose"),
+        ],
+    )
+    assert parsed.lora_path == (Path("l.safetensors"), Path("m.safetensors"))
+    assert parsed.lora_scale == (1.0, -0.5)
+    assert (parsed.num_inference_steps, parsed.attention_only, parsed.debug) == (2, True, False)

@@ -1,0 +1,94 @@
+"""Pretrain the mini model's backbone: SDXL's UNet with its widths divided by 20, as an epsilon-predicting denoiser.
+
+Trained on the scaled latents of all training renders and composites, with one constant text and one set of constant time
+ids. Writes work/mini/backbone in the folder layout of SDXL (bf16) and work/mini/backbone_result.json.
+"""
+
+from pathlib import Path
+
+import common
+import diffusers
+import numpy as np
+import torch
+import training
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+BATCH = 32
+SEED = 2
+TEXT_TOKENS = 8
+
+
+def constant_conditions(count: int) -> dict[str, object]:
+    """The constant text embedding, pooled text and time ids, for a batch of `count`."""
+    generator = torch.Generator().manual_seed(SEED)
+    text = torch.randn(1, TEXT_TOKENS, training.BACKBONE_CONFIG["cross_attention_dim"], generator=generator)
+    pooled = torch.randn(1, 48, generator=generator)
+    size = float(common.IMAGE_SIZE)
+    time_ids = torch.tensor([[size, size, 0.0, 0.0, size, size]])
+    return {
+        "encoder_hidden_states": text.expand(count, -1, -1),
+        "added_cond_kwargs": {"text_embeds": pooled.expand(count, -1), "time_ids": time_ids.expand(count, -1)},
+    }
+
+
+def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise; `kept` is the cumulative product of alphas by timestep."""
+    share = kept[timesteps][:, None, None, None]
+    noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
+    return F.mse_loss(unet(noisy, timesteps, **constant_conditions(len(latents))).sample, noise)
+
+
+@torch.no_grad()
+def held_out_loss(unet: UNet2DConditionModel, latents: Tensor, kept: Tensor) -> float:
+    """The loss on held-out renders, at 20 timesteps spread evenly."""
+    generator = torch.Generator().manual_seed(SEED)
+    losses = []
+    for timestep in range(25, 1000, 50):
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.full((len(latents),), timestep)
+        losses.append(float(denoising_loss(unet, latents, timesteps, noise, kept)))
+    return float(np.mean(losses))
+
+
+def write_rest(scheduler: EulerDiscreteScheduler, folder: Path) -> None:
+    """Write what the backbone folder holds beside its networks."""
+    scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, object] = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": diffusers.__version__}
+    index |= dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"), [None, None])
+    index |= {"scheduler": ["diffusers", "EulerDiscreteScheduler"], "unet": ["diffusers", "UNet2DConditionModel"]}
+    common.write_json(folder / "model_index.json", index | {"vae": ["diffusers", "AutoencoderKL"]})
+
+
+def main() -> None:
+    """Train, measure and save."""
+    args = common.parse_args(__doc__ or "", steps=2400)
+    torch.set_num_threads(training.THREADS)
+    torch.manual_seed(SEED)
+    unet = UNet2DConditionModel(**training.BACKBONE_CONFIG)
+    scheduler = EulerDiscreteScheduler(**training.SCHEDULER_CONFIG)
+    kept = scheduler.alphas_cumprod
+    vae = training.load_vae(args.work)
+    latents = training.cached_latents(args.work, vae, "train", training.TRAIN_VIEWS).flatten(0, 3)
+
+    def loss_of(rng: np.random.Generator) -> Tensor:
+        chosen = latents[rng.integers(len(latents), size=BATCH)]
+        timesteps = torch.from_numpy(rng.integers(1000, size=BATCH))
+        return denoising_loss(unet, chosen, timesteps, torch.randn_like(chosen), kept)
+
+    unet.to(memory_format=torch.channels_last)
+    unet.compile_repeated_blocks()
+    result = training.fit(unet, loss_of, name="backbone", work=args.work, steps=args.steps, peak_rate=1e-3, seed=SEED)
+    folder = args.work / "mini/backbone"
+    training.save_network(unet, folder / "unet")
+    write_rest(scheduler, folder)
+    saved = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    held_out = training.cached_latents(args.work, vae, "held_out", 1)[0].diagonal(dim1=1, dim2=2).movedim(-1, 1).flatten(0, 1)
+    result |= {"held_out_loss": round(held_out_loss(saved, held_out, kept), 4)}
+    common.write_json(args.work / "mini/backbone_result.json", result)
+    print({key: value for key, value in result.items() if key != "losses"})
+
+
+if __name__ == "__main__":
+    main()

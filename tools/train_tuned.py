@@ -1,0 +1,184 @@
+"""Fine-tune the mini model's LBM from its exact base: relight an object for the background it is pasted on.
+
+The base is made by lbm_lora from the backbone, as for any LBM. The whole denoiser is trained in fp32 from the base's bf16
+values; the VAE is frozen, latents are means of its posterior. Writes work/mini/tuned in the layout of the published LBM
+repositories (bf16), work/mini/tuned_result.json and the pictures work/mini/held_out.png.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+import training
+import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.model import bridge
+from lbm_lora.model.backbone import open_backbone
+from lbm_lora.model.build import load_model
+from lbm_lora.model.config import parse_config
+from lbm_lora.model.write_base import write_base
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+BATCH = 32
+SEED = 3
+PEAK_RATE = 8e-4
+DENOISER_COUNTS = {"tensors": 1676, "linear": 741, "conv3x3": 40, "conv1x1": 11, "one_dimensional": 884}
+
+LBM_CONFIG: dict[str, Any] = {
+    "backbone_signature": "../backbone",
+    "vae_num_channels": 4,
+    "unet_input_channels": 4,
+    "timestep_sampling": "custom_timesteps",
+    "selected_timesteps": [250, 500, 750, 1000],
+    "prob": [0.25, 0.25, 0.25, 0.25],
+    "conditioning_images_keys": [],
+    "conditioning_masks_keys": [],
+    "source_key": "source_image",
+    "target_key": "source_image_paste",
+    "bridge_noise_sigma": 0.005,
+}
+"""config.yaml of the published relighting model, but for the backbone."""
+
+
+def make_base(work: Path) -> Path:
+    """The exact base of the backbone, made by lbm_lora."""
+    config = parse_config(LBM_CONFIG, where="LBM_CONFIG")
+    with open_backbone(str(work / "mini/backbone"), config) as backbone:
+        return write_base(backbone, config, work / "mini/base.safetensors").safetensors
+
+
+def check_counts(denoiser: UNet2DConditionModel) -> None:
+    """Raise ValueError where the denoiser has not as many tensors of each kind as LBM's."""
+    tensors = list(denoiser.state_dict().values())
+    found = {
+        "tensors": len(tensors),
+        "linear": sum(tensor.ndim == 2 for tensor in tensors),
+        "conv3x3": sum(tensor.shape[2:] == (3, 3) for tensor in tensors),
+        "conv1x1": sum(tensor.shape[2:] == (1, 1) for tensor in tensors),
+        "one_dimensional": sum(tensor.ndim == 1 for tensor in tensors),
+    }
+    if found != DENOISER_COUNTS:
+        raise ValueError(f"expected {DENOISER_COUNTS}, found {found}")
+
+
+def bridge_loss(denoiser: UNet2DConditionModel, source: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
+    """Latent l2 loss of LBM at one sigma per sample."""
+    noise = torch.randn_like(source)
+    noisy = bridge.interpolate(source, target, sigma, noise, LBM_CONFIG["bridge_noise_sigma"])
+    prediction = denoiser(noisy, sigma * bridge.TRAIN_TIMESTEPS, encoder_hidden_states=None).sample
+    return F.mse_loss(prediction, bridge.velocity(source, target))
+
+
+def draw_pairs(latents: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """A batch of source and target latents: object under light i over background j, and render under light j."""
+    views, scenes, lights = latents.shape[:3]
+    view, scene, i = rng.integers(views, size=BATCH), rng.integers(scenes, size=BATCH), rng.integers(lights, size=BATCH)
+    j = (i + rng.integers(1, lights, size=BATCH)) % lights
+    return latents[view, scene, i, j], latents[view, scene, j, j]
+
+
+def held_out_pairs(scenes: training.Scenes) -> list[tuple[int, int, int]]:
+    """Every ordered pair of lights of every scene, as (scene, i, j)."""
+    lights = range(common.LIGHTS_PER_SCENE)
+    return [(scene, i, j) for scene in range(len(scenes.alpha)) for i in lights for j in lights if i != j]
+
+
+@torch.no_grad()
+def translate(denoiser: UNet2DConditionModel, vae: AutoencoderKL, images: np.ndarray, steps: int = 1) -> np.ndarray:
+    """The LBM's output for uint8 sources, 16 at a time; uint8."""
+    outputs = []
+    for start in range(0, len(images), 16):
+        source = training.encode(vae, images[start : start + 16])
+        latent = bridge.sample(
+            lambda noisy, timestep: denoiser(noisy, timestep, encoder_hidden_states=None).sample,
+            source,
+            steps,
+            LBM_CONFIG["bridge_noise_sigma"],
+            torch.Generator().manual_seed(SEED),
+        )
+        outputs.append(training.decode(vae, latent))
+    return np.concatenate(outputs)
+
+
+def measure(work: Path, base: UNet2DConditionModel, tuned: UNet2DConditionModel, vae: AutoencoderKL, split: str) -> dict[str, float]:
+    """Mean PSNR in dB against the target: inside the mask of sources, outputs and the VAE's own reconstruction.
+
+    Means are over pairs. `outside` is over the background. Also writes pictures: source, base, tuned, target.
+    """
+    scenes = training.load_scenes(work, split)
+    pairs = held_out_pairs(scenes)[: 40 * 12]
+    sources = np.stack([scenes.composite(*pair) for pair in pairs])
+    targets = np.stack([scenes.composite(scene, j, j) for scene, _, j in pairs])
+    masks = [scenes.alpha[scene] for scene, _, _ in pairs]
+    outputs = {"source": sources, "base": translate(base, vae, sources), "tuned": translate(tuned, vae, sources)}
+    outputs |= {"tuned_4_steps": translate(tuned, vae, sources, 4)}
+    outputs |= {"vae_of_target": np.concatenate([training.decode(vae, training.encode(vae, targets[k : k + 16])) for k in range(0, len(targets), 16)])}
+
+    shown = range(0, len(pairs), 13)
+    rows = [[outputs[name][k] for name in ("source", "base", "tuned")] + [targets[k]] for k in shown]
+    common.contact_sheet([sum(rows[k : k + 3], []) for k in range(0, len(rows), 3)], work / f"mini/{split}.png")
+
+    def mean(images: np.ndarray, weights: list[np.ndarray]) -> float:
+        values = [training.psnr(a, b, weight) for a, b, weight in zip(images, targets, weights, strict=True)]
+        return round(float(np.mean(values)), 2)
+
+    result = {f"{name}_inside": mean(images, masks) for name, images in outputs.items()}
+    outside = [1 - mask for mask in masks]
+    result |= {f"{name}_outside": mean(outputs[name], outside) for name in ("tuned", "vae_of_target")}
+    gains = [
+        training.psnr(outputs["tuned"][k], targets[k], masks[k]) - training.psnr(sources[k], targets[k], masks[k])
+        for k in range(len(pairs))
+    ]
+    return result | {"pairs": len(pairs), "share_of_pairs_better_than_source": round(float(np.mean(np.array(gains) > 0)), 3)}
+
+
+def write_tuned(work: Path, base: Path, denoiser: UNet2DConditionModel) -> Path:
+    """Write config.yaml and model.safetensors; all but the denoiser comes from the base."""
+    folder = work / "mini/tuned"
+    with open_checkpoint(base) as checkpoint:
+        tensors = {key: checkpoint.read(key).clone() for key in checkpoint.specs}
+    tensors |= {f"denoiser.{name}": value.to(torch.bfloat16).contiguous() for name, value in denoiser.state_dict().items()}
+    with common.atomic(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+    plain = {"unet": dict(load_model(base).config.unet_config), "vae": dict(load_model(base).config.vae_config)}
+    with common.atomic(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(LBM_CONFIG | plain, sort_keys=False))
+    return folder
+
+
+def main() -> None:
+    """Train, measure and save."""
+    args = common.parse_args(__doc__ or "", steps=6000)
+    torch.set_num_threads(training.THREADS)
+    torch.manual_seed(SEED)
+    base_path = make_base(args.work)
+    base = load_model(base_path, dtype=torch.float32).denoiser
+    denoiser = load_model(base_path, dtype=torch.float32).denoiser.requires_grad_(True)
+    check_counts(denoiser)
+    vae = training.load_vae(args.work)
+    latents = training.cached_latents(args.work, vae, "train", training.TRAIN_VIEWS)
+    levels = np.array(LBM_CONFIG["selected_timesteps"]) / bridge.TRAIN_TIMESTEPS
+
+    def loss_of(rng: np.random.Generator) -> Tensor:
+        source, target = draw_pairs(latents, rng)
+        sigma = torch.from_numpy(rng.choice(levels, size=BATCH, p=LBM_CONFIG["prob"])).float()
+        return bridge_loss(denoiser, source, target, sigma)
+
+    denoiser.to(memory_format=torch.channels_last)
+    denoiser.compile_repeated_blocks()
+    result = training.fit(denoiser, loss_of, name="tuned", work=args.work, steps=args.steps, peak_rate=PEAK_RATE, seed=SEED)
+    folder = write_tuned(args.work, base_path, denoiser)
+    tuned = load_model(folder, dtype=torch.float32).denoiser
+    result["held_out_psnr"] = measure(args.work, base, tuned, vae, "held_out")
+    result["train_psnr"] = measure(args.work, base, tuned, vae, "train")
+    common.write_json(args.work / "mini/tuned_result.json", result)
+    print({key: value for key, value in result.items() if key != "losses"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Train the mini model's VAE: SDXL's autoencoder with its widths divided by 8.
+
+Trained on renders and composites (with the training meshes, textures and HDRIs only), photos and textures, with an L1 loss
+at three scales, an L1 loss of the gradients and a small KL term. Writes work/mini/backbone/vae and work/mini/vae_result.json.
+"""
+
+from pathlib import Path
+
+import common
+import numpy as np
+import skimage.data
+import torch
+import training
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+BATCH = 8
+KL_WEIGHT = 1e-3
+SEED = 1
+
+
+def still_images(work: Path) -> list[Image.Image]:
+    """The photos and the training textures, to be cropped."""
+    photos = [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in training.PHOTOS]
+    textures = [Image.open(path).convert("RGB") for path in common.texture_paths(work) if path.stem not in common.HELD_OUT_TEXTURES]
+    return photos * 4 + textures
+
+
+def random_crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """A random square of an image, scaled to the image size; uint8."""
+    side = int(rng.integers(min(common.IMAGE_SIZE, min(image.size)), min(image.size) + 1))
+    left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
+    size = (common.IMAGE_SIZE, common.IMAGE_SIZE)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, (left, top, left + side, top + side)))
+
+
+def draw_batch(scenes: training.Scenes, stills: list[Image.Image], rng: np.random.Generator) -> Tensor:
+    """One batch: three quarters composites and renders, one quarter crops; half mirrored, a third in other colours."""
+    images = []
+    for position in range(BATCH):
+        if position % 4:
+            i, j = rng.integers(common.LIGHTS_PER_SCENE, size=2)
+            image = scenes.composite(int(rng.integers(len(scenes.alpha))), int(i), int(j))
+        else:
+            image = random_crop(stills[rng.integers(len(stills))], rng)
+        image = image[:, ::-1] if rng.random() < 0.5 else image
+        images.append(image[..., rng.permutation(3)] if rng.random() < 0.35 else image)
+    return training.to_tensor(np.stack(images))
+
+
+def reconstruction_loss(output: Tensor, image: Tensor) -> Tensor:
+    """L1 at full, half and quarter size, plus L1 of the horizontal and vertical differences."""
+    error = output - image
+    scales = error.abs().mean() + F.avg_pool2d(error, 2).abs().mean() + F.avg_pool2d(error, 4).abs().mean()
+    return scales + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def measure(vae: AutoencoderKL, work: Path) -> tuple[float, float]:
+    """Mean PSNR in dB of the reconstructions of the held-out renders, whole and inside the mask."""
+    scenes = training.load_scenes(work, "held_out")
+    whole, inside = [], []
+    for scene, alpha in enumerate(scenes.alpha):
+        images = np.stack([scenes.composite(scene, light, light) for light in range(common.LIGHTS_PER_SCENE)])
+        with torch.no_grad():
+            outputs = training.to_uint8(vae.decode(vae.encode(training.to_tensor(images)).latent_dist.mean).sample)
+        whole += [training.psnr(a, b) for a, b in zip(images, outputs, strict=True)]
+        inside += [training.psnr(a, b, alpha) for a, b in zip(images, outputs, strict=True)]
+    return float(np.mean(whole)), float(np.mean(inside))
+
+
+def latent_deviation(vae: AutoencoderKL, scenes: training.Scenes) -> float:
+    """Standard deviation of the posterior means of 400 renders."""
+    means = []
+    for start in range(0, 400, 16):
+        images = [scenes.composite(k % len(scenes.alpha), k % 4, k % 4) for k in range(start, start + 16)]
+        with torch.no_grad():
+            means.append(vae.encode(training.to_tensor(np.stack(images))).latent_dist.mean)
+    return float(torch.cat(means).std())
+
+
+def main() -> None:
+    """Train, measure and save."""
+    args = common.parse_args(__doc__ or "", steps=2600)
+    torch.manual_seed(SEED)
+    torch.set_num_threads(training.THREADS)
+    vae = AutoencoderKL(**training.VAE_CONFIG)
+    if len(vae.state_dict()) != 248:
+        raise ValueError(f"expected SDXL's 248 VAE tensors, found {len(vae.state_dict())}")
+    scenes, stills = training.load_scenes(args.work, "train"), still_images(args.work)
+
+    def loss_of(rng: np.random.Generator) -> Tensor:
+        image = draw_batch(scenes, stills, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(image).latent_dist
+            output = vae.decode(posterior.sample()).sample
+        return reconstruction_loss(output.float(), image) + KL_WEIGHT * posterior.kl().float().mean() / 1024
+
+    vae.encoder.compile()
+    vae.decoder.compile()
+    result = training.fit(vae, loss_of, name="vae", work=args.work, steps=args.steps, peak_rate=2e-3, seed=SEED)
+    folder = args.work / "mini/backbone/vae"
+    training.save_network(vae, folder)
+    vae = training.load_vae(args.work)
+    scaling = 1 / latent_deviation(vae, scenes)
+    vae.register_to_config(scaling_factor=round(scaling, 5))
+    training.save_network(vae, folder)
+
+    whole, inside = measure(vae, args.work)
+    result |= {"psnr_held_out_renders": round(whole, 2), "psnr_held_out_renders_inside_mask": round(inside, 2)}
+    result |= {"scaling_factor": round(scaling, 5), "train_scenes": len(scenes.alpha)}
+    common.write_json(args.work / "mini/vae_result.json", result)
+    print({key: value for key, value in result.items() if key != "losses"})
+
+
+if __name__ == "__main__":
+    main()
