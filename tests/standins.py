@@ -226,4 +226,4 @@ def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _generator(kind: str, name: str, seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(f"{kind} {name}".encode()) + seed * 2**32)
+    return torch.Generator().manual_seed(zlib.crc32(f"{kind} {name} {seed}".encode()))

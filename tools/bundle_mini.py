@@ -47,7 +47,7 @@ def write_results(work: Path) -> None:
         if path.exists():
             results[name] = json.loads(path.read_text())
     cores = len(os.sched_getaffinity(0))
-    results["machine"] = {"cores": cores, "threads": training.THREADS, "architecture": platform.machine()}
+    results["machine"] = {"cores": cores, "processes": training.PROCESSES, "architecture": platform.machine()}
     results["versions"] = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     common.write_json(BUNDLED / "mini/results.json", results)
 

@@ -4,6 +4,7 @@ Trained on the scaled latents of all training renders and composites, with one c
 ids. Writes work/mini/backbone in the folder layout of SDXL (bf16) and work/mini/backbone_result.json.
 """
 
+import argparse
 from pathlib import Path
 
 import common
@@ -15,7 +16,8 @@ from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-BATCH = 32
+BATCH = 16
+"""Latents per process and step."""
 SEED = 2
 TEXT_TOKENS = 8
 
@@ -61,16 +63,14 @@ def write_rest(scheduler: EulerDiscreteScheduler, folder: Path) -> None:
     common.write_json(folder / "model_index.json", index | {"vae": ["diffusers", "AutoencoderKL"]})
 
 
-def main() -> None:
-    """Train, measure and save."""
-    args = common.parse_args(__doc__ or "", steps=2400)
-    torch.set_num_threads(training.THREADS)
+def train(rank: int, args: argparse.Namespace) -> None:
+    """Train in every process; measure and save in the first."""
     torch.manual_seed(SEED)
     unet = UNet2DConditionModel(**training.BACKBONE_CONFIG)
     scheduler = EulerDiscreteScheduler(**training.SCHEDULER_CONFIG)
     kept = scheduler.alphas_cumprod
     vae = training.load_vae(args.work)
-    latents = training.cached_latents(args.work, vae, "train", training.TRAIN_VIEWS).flatten(0, 3)
+    latents = training.train_latents(args.work, vae, rank).flatten(0, 3)
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         chosen = latents[rng.integers(len(latents), size=BATCH)]
@@ -79,15 +79,22 @@ def main() -> None:
 
     unet.to(memory_format=torch.channels_last)
     unet.compile_repeated_blocks()
-    result = training.fit(unet, loss_of, name="backbone", work=args.work, steps=args.steps, peak_rate=1e-3, seed=SEED)
+    result = training.fit(unet, loss_of, name="backbone", work=args.work, rank=rank, steps=args.steps, peak_rate=1e-3, seed=SEED)
+    if rank:
+        return
     folder = args.work / "mini/backbone"
     training.save_network(unet, folder / "unet")
     write_rest(scheduler, folder)
     saved = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    held_out = training.cached_latents(args.work, vae, "held_out", 1)[0].diagonal(dim1=1, dim2=2).movedim(-1, 1).flatten(0, 1)
+    held_out = torch.load(training.encode_view(args.work, vae, "held_out", 0), weights_only=True).diagonal(dim1=1, dim2=2).movedim(-1, 1).flatten(0, 1)
     result |= {"held_out_loss": round(held_out_loss(saved, held_out, kept), 4)}
     common.write_json(args.work / "mini/backbone_result.json", result)
     print({key: value for key, value in result.items() if key != "losses"})
+
+
+def main() -> None:
+    """Read the arguments and train."""
+    training.launch(train, common.parse_args(__doc__ or "", steps=2400))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ values; the VAE is frozen, latents are means of its posterior. Writes work/mini/
 repositories (bf16), work/mini/tuned_result.json and the pictures work/mini/held_out.png.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-BATCH = 32
+BATCH = 16
+"""Pairs per process and step."""
 SEED = 3
 PEAK_RATE = 8e-4
 DENOISER_COUNTS = {"tensors": 1676, "linear": 741, "conv3x3": 40, "conv1x1": 11, "one_dimensional": 884}
@@ -151,17 +153,14 @@ def write_tuned(work: Path, base: Path, denoiser: UNet2DConditionModel) -> Path:
     return folder
 
 
-def main() -> None:
-    """Train, measure and save."""
-    args = common.parse_args(__doc__ or "", steps=6000)
-    torch.set_num_threads(training.THREADS)
-    torch.manual_seed(SEED)
-    base_path = make_base(args.work)
+def train(rank: int, args: argparse.Namespace) -> None:
+    """Train in every process; measure and save in the first."""
+    base_path = args.work / "mini/base.safetensors"
     base = load_model(base_path, dtype=torch.float32).denoiser
     denoiser = load_model(base_path, dtype=torch.float32).denoiser.requires_grad_(True)
     check_counts(denoiser)
     vae = training.load_vae(args.work)
-    latents = training.cached_latents(args.work, vae, "train", training.TRAIN_VIEWS)
+    latents = training.train_latents(args.work, vae, rank)
     levels = np.array(LBM_CONFIG["selected_timesteps"]) / bridge.TRAIN_TIMESTEPS
 
     def loss_of(rng: np.random.Generator) -> Tensor:
@@ -171,13 +170,22 @@ def main() -> None:
 
     denoiser.to(memory_format=torch.channels_last)
     denoiser.compile_repeated_blocks()
-    result = training.fit(denoiser, loss_of, name="tuned", work=args.work, steps=args.steps, peak_rate=PEAK_RATE, seed=SEED)
+    result = training.fit(denoiser, loss_of, name="tuned", work=args.work, rank=rank, steps=args.steps, peak_rate=PEAK_RATE, seed=SEED)
+    if rank:
+        return
     folder = write_tuned(args.work, base_path, denoiser)
     tuned = load_model(folder, dtype=torch.float32).denoiser
     result["held_out_psnr"] = measure(args.work, base, tuned, vae, "held_out")
     result["train_psnr"] = measure(args.work, base, tuned, vae, "train")
     common.write_json(args.work / "mini/tuned_result.json", result)
     print({key: value for key, value in result.items() if key != "losses"})
+
+
+def main() -> None:
+    """Read the arguments, make the base and train."""
+    args = common.parse_args(__doc__ or "", steps=6000)
+    make_base(args.work)
+    training.launch(train, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The training loop, the data and the model configurations that the trainers share."""
 
+import argparse
 import hashlib
 import json
 import math
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, ModelMixin
 from diffusers.utils import logging
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 logging.set_verbosity_error()
 
-THREADS = 2
+PROCESSES = 2
+"""Each of one thread: two threads of one process wait for each other at every operation, and all the more beside other work."""
 CHECKPOINT_STEPS = 100
 TRAIN_VIEWS = 4
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -145,31 +148,67 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
     return to_uint8(vae.decode(latents / vae.config.scaling_factor).sample)
 
 
-def cached_latents(work: Path, vae: AutoencoderKL, split: str, views: int) -> Tensor:
-    """Latents of all composites of a split, (views, scenes, lights i, lights j, 4, 16, 16).
-
-    View 0 shows the scenes as they are. The others are copies with the color channels in another order, each scene in an
-    order of its own, the odd ones mirrored. They are kept in files named by the VAE's weights and the number of scenes.
-    """
+def latents_path(work: Path, vae: AutoencoderKL, split: str, view: int) -> Path:
+    """Where the latents of a view are kept: named by the VAE's weights and the number of scenes."""
     digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in vae.state_dict().values())).hexdigest()[:12]
+    return work / f"latents/{split}-{len(common.scene_paths(work, split))}-view{view}-{digest}.pt"
+
+
+def encode_view(work: Path, vae: AutoencoderKL, split: str, view: int) -> Path:
+    """Encode all composites of a split, (scenes, lights i, lights j, 4, 16, 16), into a file, if it is not there.
+
+    View 0 shows the scenes as they are. The others have the color channels in another order, each scene in an order of
+    its own, and the odd ones are mirrored.
+    """
+    path = latents_path(work, vae, split, view)
+    if path.exists():
+        return path
     scenes = load_scenes(work, split)
     pairs = [(i, j) for i in range(common.LIGHTS_PER_SCENE) for j in range(common.LIGHTS_PER_SCENE)]
-    stack = []
-    for view in range(views):
-        path = work / f"latents/{split}-{len(scenes.alpha)}-view{view}-{digest}.pt"
-        if not path.exists():
-            encoded = []
-            for scene in range(len(scenes.alpha)):
-                images = np.stack([scenes.composite(scene, i, j) for i, j in pairs])
-                if view:
-                    images = images[..., np.random.default_rng([view, scene]).permutation(3)]
-                if view % 2:
-                    images = images[:, :, ::-1]
-                encoded.append(encode(vae, np.ascontiguousarray(images)))
-            with common.atomic(path) as temporary:
-                torch.save(torch.stack(encoded).unflatten(1, (common.LIGHTS_PER_SCENE, -1)), temporary)
-        stack.append(torch.load(path, weights_only=True))
-    return torch.stack(stack)
+    encoded = []
+    for scene in range(len(scenes.alpha)):
+        images = np.stack([scenes.composite(scene, i, j) for i, j in pairs])
+        if view:
+            images = images[..., np.random.default_rng([view, scene]).permutation(3)]
+        if view % 2:
+            images = images[:, :, ::-1]
+        encoded.append(encode(vae, np.ascontiguousarray(images)))
+    with common.atomic(path) as temporary:
+        torch.save(torch.stack(encoded).unflatten(1, (common.LIGHTS_PER_SCENE, -1)), temporary)
+    return path
+
+
+def train_latents(work: Path, vae: AutoencoderKL, rank: int) -> Tensor:
+    """All views of the training scenes, (views, scenes, lights i, lights j, 4, 16, 16); the processes share the encoding."""
+    for view in range(rank, TRAIN_VIEWS, PROCESSES):
+        encode_view(work, vae, "train", view)
+    distributed.barrier()
+    paths = [latents_path(work, vae, "train", view) for view in range(TRAIN_VIEWS)]
+    return torch.stack([torch.load(path, weights_only=True) for path in paths])
+
+
+def launch(train: Callable[[int, argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Run `train(rank, args)` in PROCESSES processes that train one model together."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_enter, (train, args, f"file://{folder}/store"), nprocs=PROCESSES)
+
+
+def _enter(rank: int, train: Callable[[int, argparse.Namespace], None], args: argparse.Namespace, store: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(hours=1))
+    train(rank, args)
+    distributed.destroy_process_group()
+
+
+def share_gradients(parameters: list[nn.Parameter], limit: float = 1.0) -> None:
+    """Average the gradients over all processes, and scale them down to a norm of at most `limit`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= PROCESSES
+    flat *= min(1.0, limit / (float(flat.norm()) + 1e-6))
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)])
 
 
 def fit(
@@ -178,6 +217,7 @@ def fit(
     *,
     name: str,
     work: Path,
+    rank: int,
     steps: int,
     peak_rate: float,
     seed: int,
@@ -185,15 +225,16 @@ def fit(
 ) -> dict[str, Any]:
     """Train `model` with AdamW, a warm-up and a cosine, and leave the moving average of its weights in it.
 
-    Each step draws from its own generator, made of the seed and the step's number, so that a run that was killed goes on
-    from its last checkpoint, `work/NAME.state.pt`, just as it would have gone. More or fewer `steps` may be asked for then.
+    Each step and process draws from its own generator, made of the seed, the step and the rank, so that a run that was
+    killed goes on from its last checkpoint, `work/NAME.state.pt`, just as it would have gone. Another number of `steps`
+    may be asked for then.
 
     Returns:
-        steps, seconds (of training, interruptions left out) and losses (the mean of every 25 steps).
+        steps, seconds (of training, interruptions left out) and losses (the mean of every 25 steps, of one process).
     """
-    torch.set_num_threads(THREADS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    average = [parameter.detach().clone() for parameter in parameters]
     losses: list[float] = []
     step, seconds = 0, 0.0
 
@@ -210,22 +251,20 @@ def fit(
         rate = peak_rate * min(1.0, (step + 1) / 100) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(seed * 1_000_003 + step)
-        loss = loss_of(np.random.default_rng([seed, step]))
+        torch.manual_seed((seed * 1_000_003 + step) * PROCESSES + rank)
+        loss = loss_of(np.random.default_rng([seed, step, rank]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share_gradients(parameters)
         optimizer.step()
-        decay = min(ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
-            for key, value in model.state_dict().items():
-                average[key].lerp_(value, 1 - decay)
+            torch._foreach_lerp_(average, parameters, 1 - min(ema_decay, (step + 1) / (step + 10)))
         losses.append(loss.item())
         step += 1
         seconds = time.monotonic() - started
-        if step % 25 == 0:
+        if rank == 0 and step % 25 == 0:
             print(f"{name} {step}/{steps} loss {np.mean(losses[-25:]):.4f} {seconds / step:.3f} s/step", flush=True)
-        if step % CHECKPOINT_STEPS == 0 or step == steps:
+        if rank == 0 and (step % CHECKPOINT_STEPS == 0 or step == steps):
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -237,7 +276,9 @@ def fit(
             with common.atomic(checkpoint) as temporary:
                 torch.save(state, temporary)
 
-    model.load_state_dict(average)
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, average)
     model.eval()
+    torch.set_num_threads(PROCESSES)
     curve = [round(float(np.mean(losses[i : i + 25])), 5) for i in range(0, len(losses), 25)]
     return {"steps": step, "seconds": round(seconds), "losses": curve}

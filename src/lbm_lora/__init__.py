@@ -7,7 +7,8 @@
     result = lbm_lora.run_extract(lbm_lora.ExtractConfig(base_model_path=..., tuned_model_path=..., save_to=...))
 
 Each command is a function that takes a frozen config and returns a typed result: `run_base`, `run_extract`,
-`run_validate`, `run_infer`, `run_fuse`, `run_layers`. Importing this package loads no torch; the first use of a name does.
+`run_validate`, `run_infer`, `run_fuse`, `run_layers`. Importing this package loads no torch; the first use of a name
+does.
 """
 
 from importlib import import_module
@@ -70,7 +71,34 @@ _HOMES: dict[str, tuple[str, str]] = {
     "save_adapter": ("adapter", "save_adapter"),
 }
 
-__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "__version__",
+    "Adapter",
+    "BaseConfig",
+    "ExtractConfig",
+    "FuseConfig",
+    "InferConfig",
+    "InputError",
+    "LBMModel",
+    "LayersConfig",
+    "LbmLoraError",
+    "LoraModule",
+    "QualityError",
+    "ScaledAdapter",
+    "ValidateConfig",
+    "fuse_module",
+    "inject",
+    "load_adapter",
+    "load_model",
+    "open_checkpoint",
+    "run_base",
+    "run_extract",
+    "run_fuse",
+    "run_infer",
+    "run_layers",
+    "run_validate",
+    "save_adapter",
+]
 
 
 def __getattr__(name: str) -> object:

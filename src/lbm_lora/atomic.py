@@ -5,7 +5,7 @@ the old file or the new one, never a part, whatever happens in between.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,21 +13,25 @@ from lbm_lora.errors import OutputError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Generator[Path]:
     """A temporary path beside `path`, which takes its place on a clean exit and is removed on any other.
 
     Raises:
-        OutputError: the folder cannot be made, or `path` is a folder.
+        OutputError: the folder cannot be made or written to, or `path` is a folder.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder. Give the path of a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path.parent} cannot be made: {error.strerror}. Choose another output path.") from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}. Choose another output path.") from None
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder. Give the path of a file.")
         yield temporary
         _sync(temporary)
         temporary.replace(path)

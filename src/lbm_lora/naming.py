@@ -5,7 +5,8 @@ the same path without it. Both are relative to the component: the checkpoint's p
 of them. This is the only place that takes a param name apart.
 
 Patterns: a plain word matches as a part of the name; one of `*?[` in it makes it a glob over the whole name;
-`re:` starts a regular expression that is searched for.
+`re:` starts a regular expression that is searched for. Where parameters are chosen, a pattern may match the param
+name or its module name: `mid_block.*.proj_in` takes the weight and the bias of those modules.
 """
 
 import fnmatch
@@ -49,7 +50,7 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     Raises:
         PatternError: the pattern is empty, or its regular expression does not compile.
     """
-    if not pattern.strip():
+    if not pattern.removeprefix("re:").strip():
         raise PatternError("an empty pattern selects nothing. Give a part of a name, a glob, or re:REGEX.")
     if pattern.startswith("re:"):
         try:
@@ -63,13 +64,14 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     return lambda name: pattern in name
 
 
-def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "") -> set[str]:
+def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "", params: bool = False) -> set[str]:
     """The names that at least one pattern matches. A pattern may be written with or without `prefix`.
 
     Args:
         names: param or module names, relative to the component.
         patterns: see the module's docstring.
         prefix: the component's prefix, tried in front of each name as well (`denoiser.mid_block...`).
+        params: the names are param names: a pattern may match the module name as well.
 
     Raises:
         PatternError: a pattern is malformed, or matches no name; the nearest names are given.
@@ -78,11 +80,18 @@ def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "") -
     chosen: set[str] = set()
     for pattern in patterns:
         matches = matcher(pattern)
-        found = {name for name in candidates if matches(name) or (prefix and matches(prefix + name))}
+        found = {name for name in candidates if any(map(matches, _forms(name, prefix, params)))}
         if not found:
             raise PatternError(_no_match(pattern, candidates))
         chosen |= found
     return chosen
+
+
+def _forms(name: str, prefix: str, params: bool) -> list[str]:
+    """What a pattern may match for one name."""
+    module = module_of(ParamName(name)) if params else ""
+    forms = [name, module] if module else [name]
+    return [*forms, *(prefix + form for form in forms)] if prefix else forms
 
 
 def _no_match(pattern: str, names: Sequence[str]) -> str:

@@ -42,9 +42,12 @@ def save_adapter(adapter: Adapter, path: Path | str) -> None:
     """Write a whole adapter, atomically."""
     shapes = {name: module.shape for name, module in adapter.modules.items()}
     ranks = {name: module.rank for name, module in adapter.modules.items()}
-    dtypes = {module.up.dtype for module in adapter.modules.values()} | {t.dtype for t in adapter.dense.values()}
+    factors = [tensor for module in adapter.modules.values() for tensor in (module.up, module.down)]
+    dtypes = {tensor.dtype for tensor in (*factors, *adapter.dense.values())}
     if len(dtypes) > 1:
-        raise AdapterError(f"one adapter file has one dtype, this adapter has {sorted(map(str, dtypes))}. Cast it first.")
+        raise AdapterError(
+            f"one adapter file has one dtype, this adapter has {sorted(map(str, dtypes))}. Cast it first."
+        )
     dense = {name: tuple(delta.shape) for name, delta in adapter.dense.items()}
     dtype = dtypes.pop() if dtypes else torch.float32
     with AdapterWriter(Path(path), adapter.prefix, dtype, shapes, ranks, dense, adapter.metadata) as writer:

@@ -87,10 +87,11 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path, unit_scal
         missing = UP if UP not in part else DOWN
         raise AdapterError(f"{where}: {name} has no {missing[1:]}. The file is not whole.")
     up, down = part[UP], part[DOWN]
-    if up.dim() not in (2, 4) or up.dim() != down.dim() or up.shape[1] != down.shape[0] or 0 in up.shape:
+    fits = up.dim() in (2, 4) and up.dim() == down.dim() and up.shape[1] == down.shape[0]
+    if not fits or any(size != 1 for size in up.shape[2:]) or 0 in (*up.shape, *down.shape):
         raise AdapterError(
             f"{where}: {name}: lora_up {tuple(up.shape)} and lora_down {tuple(down.shape)} do not belong together: "
-            "the second size of lora_up and the first of lora_down are the rank."
+            "the second size of lora_up and the first of lora_down are the rank, and lora_up has no kernel."
         )
     rank = down.shape[0]
     alpha = float(part[ALPHA].float().reshape(-1)[0]) if ALPHA in part and not unit_scaling else float(rank)

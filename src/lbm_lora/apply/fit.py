@@ -27,7 +27,9 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     matched = tuple(name for name in adapter.params if name in shapes)
     unmatched = tuple(name for name in adapter.params if name not in shapes)
     if not matched:
-        raise AdapterError(f"{adapter.path}: none of its {len(unmatched)} parameters is in the model: {listing(unmatched, limit=3)}.")
+        raise AdapterError(
+            f"{adapter.path}: none of its {len(unmatched)} parameters is in the model: {listing(unmatched, limit=3)}."
+        )
     if unmatched and not allow_unmatched:
         raise AdapterError(
             f"{adapter.path}: {len(unmatched)} of {len(adapter.params)} parameters are not in the model: "

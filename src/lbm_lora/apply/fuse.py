@@ -36,7 +36,9 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
     return weight if total is None else (weight.float() + total).to(weight.dtype)
 
 
-def fused_tensors(checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter]) -> Iterator[tuple[str, Tensor]]:
+def fused_tensors(
+    checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter]
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint in the order of its data, those under `prefix` with the adapters in them."""
     with torch.no_grad():
         for key in checkpoint.specs:

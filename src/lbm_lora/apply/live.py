@@ -8,7 +8,7 @@ Dense deltas have no module of their own: both ways add them to the parameter an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lbm_lora.adapter import LoraModule
+from lbm_lora.apply.fit import check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ParamName
@@ -31,8 +32,8 @@ class Fused:
     @torch.no_grad()
     def unfuse(self) -> None:
         """Put the saved values back, bit for bit."""
-        for name, value in self.saved.items():
-            self.model.get_parameter(name).copy_(value)
+        for name, value in reversed(self.saved.items()):  # a tied parameter was saved once for each of its names
+            _tensor(self.model, name).copy_(value)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ class Injection:
 
 @torch.no_grad()
 def fuse_module(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Fused:
-    """Add every delta of the adapters to the model's parameters, in fp32 and cast once."""
+    """Add every delta of the adapters to the model's parameters, in fp32 and cast once.
+
+    Raises:
+        AdapterError: an adapter does not fit the model; the model is as it was.
+    """
+    _check(model, adapters)
     return _fuse(model, adapters, {name for scaled in adapters for name in scaled.adapter.params})
 
 
@@ -60,21 +66,44 @@ def inject(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Injection:
     """Hook the low-rank part of the adapters into the forward pass; dense deltas go into the parameters.
 
     Raises:
-        AdapterError: a lora module belongs to a module that is neither Linear nor Conv2d.
+        AdapterError: an adapter does not fit the model, or a lora module belongs to a module that is neither Linear
+            nor a plain Conv2d; the model is as it was.
     """
-    dense = {name for scaled in adapters for name in scaled.adapter.dense}
+    _check(model, adapters)
     hooks: list[RemovableHandle] = []
+    try:
+        for scaled in adapters:
+            for module in scaled.adapter.modules.values():
+                if scaled.lora_scale:
+                    hooks.append(_hook(model.get_submodule(module.name), module, scaled.lora_scale))
+        dense = [replace(scaled, adapter=replace(scaled.adapter, modules={})) for scaled in adapters]
+        return Injection(_fuse(model, dense, {name for scaled in dense for name in scaled.adapter.dense}), hooks)
+    except BaseException:
+        for hook in hooks:
+            hook.remove()
+        raise
+
+
+def _check(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> None:
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    shapes = {ParamName(name): tuple(tensor.shape) for name, tensor in tensors}
     for scaled in adapters:
-        for module in scaled.adapter.modules.values():
-            if scaled.lora_scale:
-                hooks.append(_hook(model.get_submodule(module.name), module, scaled.lora_scale))
-    return Injection(_fuse(model, adapters, dense), hooks)
+        if scaled.adapter.params:
+            check_fit(scaled.adapter, shapes)
+
+
+def _tensor(model: nn.Module, name: ParamName) -> Tensor:
+    """A parameter, or a buffer such as a running mean."""
+    try:
+        return model.get_parameter(name)
+    except AttributeError:
+        return model.get_buffer(name)
 
 
 def _fuse(model: nn.Module, adapters: Sequence[ScaledAdapter], names: set[ParamName]) -> Fused:
     saved: dict[ParamName, Tensor] = {}
     for name in sorted(names):
-        parameter = model.get_parameter(name)
+        parameter = _tensor(model, name)
         value = fused(parameter, name, adapters)
         if value is not parameter:
             saved[name] = parameter.detach().clone()
@@ -95,11 +124,14 @@ def _hook(target: nn.Module, module: LoraModule, lora_scale: float) -> Removable
             return output + functional.linear(functional.linear(inputs[0], down), up)
 
         return target.register_forward_hook(linear)
-    if isinstance(target, nn.Conv2d) and target.groups == 1:
+    if isinstance(target, nn.Conv2d) and target.groups == 1 and target.padding_mode == "zeros":
         stride, padding, dilation = target.stride, target.padding, target.dilation
 
         def conv(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return output + functional.conv2d(functional.conv2d(inputs[0], down, None, stride, padding, dilation), up)
 
         return target.register_forward_hook(conv)
-    raise AdapterError(f"{module.name} is a {type(target).__name__}: only Linear and Conv2d take a live LoRA. Fuse it.")
+    raise AdapterError(
+        f"{module.name} is a {type(target).__name__}: only Linear and Conv2d (one group, zero padding) take a live "
+        "LoRA. Fuse it."
+    )

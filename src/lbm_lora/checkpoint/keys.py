@@ -7,6 +7,9 @@ from lbm_lora.errors import CheckpointError, listing
 _WRAPPERS = frozenset({"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Path segments of torch.compile, Lightning, FSDP and activation checkpointing."""
 
+_AFTER_MODEL = frozenset({"module", "denoiser", "vae", "num_iterations", "lpips_loss", "conditioner"})
+"""What stands behind `model.` in an LBM's training checkpoint."""
+
 
 def normalized(key: str) -> str:
     """`model.denoiser._orig_mod.conv_in.weight` -> `denoiser.conv_in.weight`.
@@ -15,12 +18,8 @@ def normalized(key: str) -> str:
     name of its own; `model.` (Lightning) goes in front of the components of an LBM.
     """
     segments = [segment for segment in key.split(".") if segment not in _WRAPPERS]
-    while len(segments) > 1 and segments[0] == "module":
-        segments.pop(0)
-    if len(segments) > 1 and segments[0] == "model" and _is_lbm(segments[1]):
-        segments.pop(0)
-        while len(segments) > 1 and segments[0] == "module":
-            segments.pop(0)
+    while _has_wrapper(segments):
+        del segments[0]
     return ".".join(segments)
 
 
@@ -44,5 +43,8 @@ def normalized_keys(keys: Iterable[str], where: object) -> dict[str, str]:
     return result
 
 
-def _is_lbm(segment: str) -> bool:
-    return segment in ("denoiser", "vae", "num_iterations", "lpips_loss", "module", "conditioner")
+def _has_wrapper(segments: list[str]) -> bool:
+    """Whether the first segment is a trainer's name for the whole model."""
+    if len(segments) < 2:
+        return False
+    return segments[0] == "module" or (segments[0] == "model" and segments[1] in _AFTER_MODEL)

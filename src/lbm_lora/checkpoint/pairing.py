@@ -32,7 +32,7 @@ class Pairing:
         """tuned - base, subtracted in fp32 whatever the storage dtypes.
 
         Raises:
-            PairingError: a value of either side is not finite.
+            PairingError: a value of either side, or of their difference, is not finite.
         """
         base, tuned = self.base.read(name), self.tuned.read(name)
         delta = torch.sub(tuned.float(), base.float())
@@ -48,6 +48,8 @@ class Pairing:
                     f"{name}: {count:,} of {tensor.numel():,} values of the {side} in {component.path} are not finite. "
                     f"Repair the file, or leave the tensor out: --exclude '{name}'."
                 )
+        if not torch.isfinite(tuned.float() - base.float()).all():
+            raise PairingError(f"{name}: tuned - base leaves the range of fp32. To leave it out: --exclude '{name}'.")
 
     def __iter__(self) -> Iterator[ParamPair]:
         return iter(self.pairs)
@@ -82,6 +84,6 @@ def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> str:
     first = names[0]
     rest = f" So do {listing(names[1:])}." if len(names) > 1 else ""
     return (
-        f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}.{rest} "
-        f"Is this the checkpoint it was tuned from? To leave it out: --exclude '{first}'."
+        f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}."
+        f"{rest} Is this the checkpoint it was tuned from? To leave it out: --exclude '{first}'."
     )

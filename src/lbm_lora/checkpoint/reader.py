@@ -84,7 +84,9 @@ class Checkpoint:
             prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in self.specs) else ""
         names = [ParamName(key.removeprefix(prefix)) for key in self.specs if key.startswith(prefix)]
         if not names:
-            raise CheckpointError(f"{self.path} has no tensor under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}.")
+            raise CheckpointError(
+                f"{self.path} has no tensor under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}."
+            )
         return Component(self, prefix, {name: self.specs[prefix + name] for name in names})
 
     def __enter__(self) -> Self:
@@ -132,7 +134,10 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist.{_siblings(path)}")
-    return Checkpoint(path, {file: _open_file(file) for file in _files_of(path)})
+    try:
+        return Checkpoint(path, {file: _open_file(file) for file in _files_of(path)})
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -168,7 +173,9 @@ def _open_file(path: Path) -> _File:
         return SafetensorsFile(path)
     if path.suffix in _TORCH_SUFFIXES:
         return TorchFile(path)
-    raise CheckpointError(f"{path}: a checkpoint is a .safetensors, {', '.join(_TORCH_SUFFIXES)} file or an index of shards.")
+    raise CheckpointError(
+        f"{path}: a checkpoint is a .safetensors, {', '.join(_TORCH_SUFFIXES)} file or an index of shards."
+    )
 
 
 def _siblings(path: Path) -> str:

@@ -30,6 +30,8 @@ class SafetensorsFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._start = _LENGTH_BYTES + int.from_bytes(self._map[:_LENGTH_BYTES], "little")
         metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict):
+            raise CheckpointError(f"{path}: the header's __metadata__ is not understood: {metadata!r}.")
         self.metadata: Mapping[str, str] = {str(k): str(v) for k, v in cast(dict[str, str], metadata).items()}
         entries = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
         entries.sort(key=lambda row: row[2])
@@ -59,7 +61,9 @@ def _read_header(path: Path, length: bytes, size: int, read: object) -> dict[str
     """The JSON header, checked for length and form."""
     count = int.from_bytes(length, "little")
     if len(length) < _LENGTH_BYTES or count > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
-        raise CheckpointError(f"{path} is no safetensors file, or is cut off: its header does not fit into {size:,} bytes.")
+        raise CheckpointError(
+            f"{path} is no safetensors file, or is cut off: its header does not fit into {size:,} bytes."
+        )
     try:
         header = json.loads(read(count))  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
     except ValueError:
@@ -76,8 +80,12 @@ def _entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int]:
         code, shape = cast(str, fields["dtype"]), cast(list[int], fields["shape"])
         begin, end = cast(list[int], fields["data_offsets"])
         spec = TensorSpec(dtype=SAFETENSORS_DTYPES[code], shape=tuple(shape))
+        if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: the header entry of {name} is not understood: {entry!r}.") from None
-    if begin < 0 or end - begin != spec.nbytes:
-        raise CheckpointError(f"{path}: {name} is {spec}, {spec.nbytes:,} bytes, but the header gives it {end - begin:,}.")
+    if end - begin != spec.nbytes:
+        raise CheckpointError(
+            f"{path}: {name} is {spec}, {spec.nbytes:,} bytes, but the header gives it {end - begin:,}."
+        )
     return spec, begin

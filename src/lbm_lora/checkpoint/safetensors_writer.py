@@ -61,9 +61,9 @@ class SafetensorsWriter:
         A tensor whose size would put the next one off its alignment waits until the end; readers need each tensor
         at a multiple of its item size, and the format allows no holes.
         """
-        spec = TensorSpec.of(tensor)
-        if spec != self._specs.get(name):
-            raise AssertionError(f"{name}: announced {self._specs.get(name)}, written {spec}")
+        spec, announced = TensorSpec.of(tensor), self._specs.pop(name, None)
+        if spec != announced:
+            raise AssertionError(f"{name}: announced and not yet written {announced}, written {spec}")
         if spec.nbytes % _ALIGNMENT:
             self._late.append((name, tensor))
         else:
@@ -98,7 +98,7 @@ class SafetensorsWriter:
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in C order, without a copy where it lies so already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _header(entries: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:

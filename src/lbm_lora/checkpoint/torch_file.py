@@ -21,6 +21,7 @@ import torch
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.errors import CheckpointError
 
+_ZIP_SIGNATURE = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field (zip, section 4.3.7)
 _CONTAINERS = ("model_state_dict", "state_dict")
 _STORAGE_DTYPES = {
@@ -63,6 +64,9 @@ class _Inert:
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
+    def __call__(self, *args: object, **kwargs: object) -> "_Inert":
+        return self
+
     def __setstate__(self, state: object) -> None:
         pass
 
@@ -89,6 +93,11 @@ def _first(value: object, *rest: object) -> object:
     return value
 
 
+def _rebuild_from_type(rebuild: object, kind: object, arguments: tuple[object, ...], *rest: object) -> object:
+    """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes of its own. The attributes are left out."""
+    return rebuild(*arguments) if rebuild in (_rebuild, _first) else _Inert()  # pyright: ignore[reportCallIssue]
+
+
 _KNOWN: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch", "Size"): tuple,
@@ -97,6 +106,7 @@ _KNOWN: dict[tuple[str, str], object] = {
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
 }
 
 
@@ -125,6 +135,9 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                if file.read(4) == _ZIP_SIGNATURE:
+                    raise CheckpointError(f"{path} is cut off: the end of its zip archive is missing. Fetch it again.")
             raise CheckpointError(
                 f"{path} is no file of torch.save in its present format (a zip archive). If it is an older pickle, "
                 "load it with torch.load(..., weights_only=True) and save it again."
@@ -135,7 +148,9 @@ class TorchFile:
                 tree = _Unpickler(archive.open(f"{root}data.pkl")).load()
                 self._places = _places(archive, file, f"{root}data/")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
+        except (CheckpointError, OSError):
+            raise
+        except Exception as error:  # a damaged pickle or archive may raise nearly anything (documentation of pickle)
             raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}.") from None
         tensors, self.extra = _split(path, tree)
         self._tensors = tensors
@@ -147,10 +162,18 @@ class TorchFile:
         if lazy.storage.key not in self._places:
             raise CheckpointError(f"{self.path}: the bytes of {name} are missing. The file is damaged: fetch it again.")
         offset, nbytes = self._places[lazy.storage.key]
-        flat = torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=offset) if nbytes else torch.empty(0, dtype=torch.uint8)
-        if offset % lazy.dtype.itemsize:
-            flat = flat.clone()
-        return flat.view(lazy.dtype).as_strided(lazy.shape, lazy.stride, lazy.offset)
+        try:
+            flat = torch.empty(0, dtype=torch.uint8)
+            if nbytes:
+                flat = torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=offset)
+            if offset % lazy.dtype.itemsize:
+                flat = flat.clone()
+            return flat.view(lazy.dtype).as_strided(lazy.shape, lazy.stride, lazy.offset)
+        except (RuntimeError, TypeError, ValueError):
+            raise CheckpointError(
+                f"{self.path}: {name} is {self.specs[name]}, which its {nbytes:,} bytes are too few for. "
+                "The file is damaged: fetch it again."
+            ) from None
 
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
@@ -168,7 +191,9 @@ def _places(archive: zipfile.ZipFile, file: IO[bytes], folder: str) -> dict[str,
         if not info.filename.startswith(folder):
             continue
         if info.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"{archive.filename}: its tensors are compressed, which torch.save never does. Save it again.")
+            raise CheckpointError(
+                f"{archive.filename}: its tensors are compressed, which torch.save never does. Save it again."
+            )
         file.seek(info.header_offset)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
         start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length

@@ -21,7 +21,8 @@ from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsag
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
-from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.checkpoint.spec import TensorSpec, dtype_name
+from lbm_lora.errors import CheckpointError
 
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30
@@ -80,6 +81,9 @@ class TorchWriter:
         specs: every tensor, in order.
         extra: plain entries beside the tensors.
         container: the entry that holds the tensors; `model_state_dict` is what the documented base has.
+
+    Raises:
+        CheckpointError: a dtype that has no storage class in this format (fp8).
     """
 
     def __init__(
@@ -90,10 +94,13 @@ class TorchWriter:
         extra: Mapping[str, object] | None = None,
         container: str = "model_state_dict",
     ) -> None:
+        for name, spec in specs.items():
+            if spec.dtype not in _STORAGES:
+                raise CheckpointError(f"{name}: {dtype_name(spec.dtype)} cannot be stored in a .ckpt. Cast it first.")
         self._path = Path(path)
         self._records = {name: _Record(str(index), spec) for index, (name, spec) in enumerate(specs.items())}
         self._waiting = list(specs)
-        self._tree = {container: dict(self._records), **(extra or {})}
+        self._tree = {**(extra or {}), container: dict(self._records)}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -85,10 +85,11 @@ def plan_extraction(
     names = list(dict.fromkeys([*tuned, *base]))
     reasons: dict[ParamName, str] = {}
     if include:
-        kept = select(names, include, prefix=tuned.prefix)
+        kept = select(names, include, prefix=tuned.prefix, params=True)
         reasons |= {name: "not in --include" for name in names if name not in kept}
     if exclude:
-        reasons |= {ParamName(name): "in --exclude" for name in select(names, exclude, prefix=tuned.prefix)}
+        left_out = select(names, exclude, prefix=tuned.prefix, params=True)
+        reasons |= {name: "in --exclude" for name in names if name in left_out}
     if len(reasons) == len(names):
         raise PairingError(f"--include and --exclude leave none of the {len(names)} tensors of {tuned.path}.")
     pairing = pair(base, tuned, excluded=frozenset(reasons))

@@ -1,7 +1,7 @@
 """Carry out a plan: read, subtract, factorize, round, measure; one tensor after the other, in constant memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import xxhash
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lbm_lora.adapter import LedgerRow, LoraModule, Status
 from lbm_lora.checkpoint import Component, Fingerprint, FingerprintBuilder
+from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Action, Plan, PlanItem
-from lbm_lora.factorize import down_shape, factorize, measure, to_matrix, up_shape
+from lbm_lora.factorize import down_shape, factorize, measure, rounded, to_matrix, up_shape
 from lbm_lora.naming import ParamName, module_of
 
 
@@ -24,7 +25,7 @@ class Settings:
 
     dtype: torch.dtype = torch.bfloat16
     min_diff: float = 0.0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Extraction:
 
     def _outcome(self, item: PlanItem) -> Outcome:
         delta, tuned = _delta(self._plan, item)
-        if delta is None:
+        largest = float(delta.abs().max()) if delta is not None and delta.numel() else 0.0
+        if delta is None or (largest and not tuned.is_floating_point()):  # the change of a counter is no weight's
             return Outcome(_row(item, Status.EXCLUDED, item.reason, torch.zeros(0), None, torch.zeros(0)))
-        largest = float(delta.abs().max()) if delta.numel() else 0.0
         if largest == 0:
             return Outcome(_row(item, Status.UNCHANGED, "equal in base and tuned", delta, None, tuned))
         if item.action is Action.EXCLUDE:
@@ -70,10 +71,13 @@ class Extraction:
         if largest < self._settings.min_diff:
             reason = f"largest change below --min_diff {self._settings.min_diff:g}"
             return Outcome(_row(item, Status.EXCLUDED, reason, delta, None, tuned))
-        if item.action is Action.KEEP_DENSE or item.rank is None:
-            stored = delta.to(self._settings.dtype)
-            return Outcome(_row(item, Status.DENSE, item.reason, delta, stored.float(), tuned), dense=stored)
-        module = self._decompose(item, item.rank, delta)
+        try:
+            if item.action is Action.KEEP_DENSE or item.rank is None:
+                stored = rounded(delta, self._settings.dtype)
+                return Outcome(_row(item, Status.DENSE, item.reason, delta, stored.float(), tuned), dense=stored)
+            module = self._decompose(item, item.rank, delta)
+        except InputError as error:
+            raise InputError(f"{item.name}: {error}") from None
         return Outcome(_row(item, Status.LORA, item.reason, delta, module.delta(), tuned), module=module)
 
     def _decompose(self, item: PlanItem, rank: int, delta: Tensor) -> LoraModule:
@@ -95,13 +99,19 @@ def seed_of(name: ParamName) -> int:
 def _delta(plan: Plan, item: PlanItem) -> tuple[Tensor | None, Tensor]:
     """The delta of an item and its tuned tensor; no delta where the two sides cannot be subtracted."""
     base, tuned = plan.pairing.base, plan.pairing.tuned
-    comparable = item.name in base and item.name in tuned and base.specs[item.name].shape == tuned.specs[item.name].shape
+    comparable = (
+        item.name in base and item.name in tuned and base.specs[item.name].shape == tuned.specs[item.name].shape
+    )
     if not comparable:
         return None, torch.zeros(0)
     if item.action is Action.EXCLUDE:
-        # what is left out may hold anything, also values that are not finite
-        return torch.nan_to_num(_subtract(base, tuned, item.name)), tuned.read(item.name)
+        # what is left out may hold anything; values that are not finite count as unchanged
+        return _finite(_subtract(base, tuned, item.name)), _finite(tuned.read(item.name))
     return plan.pairing.read_delta(item.name), tuned.read(item.name)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _subtract(base: Component, tuned: Component, name: ParamName) -> Tensor:

@@ -1,6 +1,6 @@
 """Pure tensor maths of low-rank deltas: no names, no files (layer L1)."""
 
-from lbm_lora.factorize.factors import Factors, factorize
+from lbm_lora.factorize.factors import Factors, factorize, rounded
 from lbm_lora.factorize.matrix import (
     down_shape,
     from_matrix,
@@ -28,6 +28,7 @@ __all__ = [
     "matrix_shape",
     "measure",
     "rank_bound",
+    "rounded",
     "storage_noise",
     "to_matrix",
     "truncated_svd",

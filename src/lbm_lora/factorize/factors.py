@@ -2,9 +2,11 @@
 
 Below full rank: down = sqrt(S) V^T of the truncated SVD, rounded to what is stored, and then the best `up` for it,
 which is U sqrt(S) but for the rounding. The split keeps both factors at one scale, and the fit of `up` takes back
-most of what rounding `down` cost, and what a randomized SVD left. At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the
-other. It costs the same bytes as an SVD's factors, and nothing is lost but the rounding of one matrix; deltas of
-bf16 checkpoints often survive even that bit for bit.
+most of what rounding `down` cost, and what a randomized SVD left.
+
+At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the other.
+It costs the same bytes as an SVD's factors, and nothing is lost but the rounding of one matrix; deltas of bf16
+checkpoints often survive even that bit for bit.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lbm_lora.errors import InputError
 from lbm_lora.factorize.svd import truncated_svd
+
+_KEPT = 0.01  # how far rounding may move the squared length of a row of V^T before the row counts as lost
+_CUTOFF = 1e-4  # directions of lost rows below this share of the largest are left out
 
 
 @dataclass(frozen=True)
@@ -45,20 +51,38 @@ def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtyp
         rank: 1 or more; the matrix's own bound, min(out, columns), caps it.
         dtype: what the file stores.
         seed: of the randomized method.
+
+    Raises:
+        InputError: a value leaves the range of `dtype`.
     """
     rows, columns = matrix.shape
     if rank >= min(rows, columns):
         return _full_rank(matrix, dtype)
     svd = truncated_svd(matrix, rank, seed=seed)
     root = svd.values.sqrt()
-    down = (root[:, None] * svd.right).to(dtype)
-    return Factors(_refit(matrix, down.float(), root).to(dtype), down)
+    down = rounded(root[:, None] * svd.right, dtype)
+    return Factors(rounded(_refit(matrix, down.float(), root), dtype), down)
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in the dtype that is stored.
+
+    Raises:
+        InputError: a finite value leaves the range of `dtype`, as those above 65504 do in fp16.
+    """
+    stored = values.to(dtype, copy=True)
+    if not torch.isfinite(stored).all():
+        raise InputError(
+            f"values up to {float(values.abs().max()):g} do not fit into {str(dtype).removeprefix('torch.')}. "
+            "Store them in bf16: --save_precision bf16."
+        )
+    return stored
 
 
 def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Factors:
     rows, columns = matrix.shape
     identity = torch.eye(min(rows, columns), dtype=dtype, device=matrix.device)
-    stored = matrix.to(dtype, copy=True)
+    stored = rounded(matrix, dtype)
     return Factors(identity, stored) if rows <= columns else Factors(stored, identity)
 
 
@@ -67,12 +91,12 @@ def _refit(
 ) -> Float[Tensor, "out rank"]:
     """The best `up` for a given `down`: argmin ||matrix - up @ down||.
 
-    The rows of down / root are nearly orthonormal, so the normal equations are well conditioned; a row whose
-    singular value is zero stays zero.
+    The rows of down / root are nearly orthonormal, so the normal equations are well conditioned. Only a row that is
+    zero, or that fp16 has flushed (its numbers end at 6e-8), is not; the pseudo-inverse leaves such rows out.
     """
     scale = torch.where(root > 0, root, torch.ones_like(root))
     rows = down / scale[:, None]
-    gram = rows @ rows.mT
-    empty = root <= 0
-    gram[empty, empty] = 1.0
-    return torch.linalg.solve(gram, rows @ matrix.mT).mT / scale
+    gram, products = rows @ rows.mT, rows @ matrix.mT
+    if ((gram.diagonal() - 1).abs() > _KEPT).any():
+        return (torch.linalg.pinv(gram, rtol=_CUTOFF, hermitian=True) @ products).mT / scale
+    return torch.linalg.solve(gram, products).mT / scale

@@ -17,7 +17,8 @@ class Measure:
         error_sq: sum of (delta - approximation)^2.
         delta_abs: sum of |delta|.
         error_abs: sum of |delta - approximation|.
-        noise_sq: sum of ulp(tuned)^2 / 12, the variance that rounding tuned to its bf16 or fp16 storage adds.
+        noise_sq: sum of ulp(tuned)^2 / 12, the variance that rounding tuned to its bf16 or fp16 storage adds; 0 where
+            the delta is zero, since a parameter that was not trained keeps the base's rounding.
     """
 
     numel: int = 0
@@ -67,20 +68,22 @@ def measure(delta: Tensor, approximation: Tensor | None, tuned: Tensor) -> Measu
         tuned: the tuned parameter in its storage dtype.
     """
     error = delta if approximation is None else delta - approximation
+    delta_sq = _sum_of_squares(delta)
     return Measure(
         numel=delta.numel(),
-        delta_sq=_sum_of_squares(delta),
+        delta_sq=delta_sq,
         error_sq=_sum_of_squares(error),
         delta_abs=delta.abs().sum(dtype=torch.float64).item(),
         error_abs=error.abs().sum(dtype=torch.float64).item(),
-        noise_sq=storage_noise(tuned),
+        noise_sq=storage_noise(tuned) if delta_sq else 0.0,
     )
 
 
 def storage_noise(tuned: Tensor) -> float:
     """Sum of ulp^2 / 12 over the values of a bf16 or fp16 tensor; 0 for wider dtypes.
 
-    A value in [2^e, 2^(e+1)) has ulp 2^(e-7) in bf16 and 2^(e-10) in fp16. Clearing the mantissa leaves 2^e.
+    A value in [2^e, 2^(e+1)) has ulp 2^(e-7) in bf16 and 2^(e-10) in fp16. Clearing the mantissa leaves 2^e. Zero
+    and subnormals have the spacing of the smallest normal numbers, as IEEE 754 (and `numpy.spacing`) have it.
     """
     if tuned.dtype == torch.bfloat16:
         exponent_bits, digits = 0x7F80, 7
@@ -89,7 +92,8 @@ def storage_noise(tuned: Tensor) -> float:
     else:
         return 0.0
     powers = (tuned.contiguous().view(torch.int16) & exponent_bits).view(tuned.dtype)
-    return _sum_of_squares(powers.float()) * 4.0**-digits / 12
+    powers = powers.float().clamp(min=torch.finfo(tuned.dtype).tiny)
+    return _sum_of_squares(powers) * 4.0**-digits / 12
 
 
 def _sum_of_squares(values: Tensor) -> float:

@@ -99,7 +99,9 @@ def _block_krylov(matrix: Float[Tensor, "out columns"], rank: int, *, rounds: in
     block = torch.linalg.qr(matrix @ start).Q
     blocks = [block]
     for _ in range(rounds - 1):
-        block = torch.linalg.qr(matrix @ (matrix.mT @ block)).Q
+        rows = matrix.mT @ block
+        rows /= rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)  # A A^T may leave the range of fp32
+        block = torch.linalg.qr(matrix @ rows).Q
         blocks.append(block)
     basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
     projected = exact_svd(basis.mT @ matrix, rank)
@@ -108,7 +110,12 @@ def _block_krylov(matrix: Float[Tensor, "out columns"], rank: int, *, rounds: in
 
 def _has_converged(matrix: Float[Tensor, "out columns"], found: TruncatedSVD) -> bool:
     """Whether one more half round, up = matrix @ right^T, would hardly lower the error."""
-    energy = matrix.square().sum(dtype=torch.float64)
-    error = (energy - found.values.square().sum(dtype=torch.float64)).clamp(min=0)
-    gain = (matrix @ found.right.mT - found.left * found.values).square().sum(dtype=torch.float64)
-    return bool(gain <= _TOLERANCE * error + _FLOOR * energy)
+    energy = _energy(matrix)
+    error = max(energy - _energy(found.values), 0.0)
+    gain = _energy(matrix @ found.right.mT - found.left * found.values)
+    return gain <= _TOLERANCE * error + _FLOOR * energy
+
+
+def _energy(values: Tensor) -> float:
+    """Sum of squares, in fp64: the squares of very small or large values leave the range of fp32."""
+    return torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2

@@ -93,9 +93,7 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(
-            f"{path} is no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)."
-        ) from None
+        raise ImageError(f"{path} is no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...).") from None
     except _BROKEN as error:
         raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
 
@@ -110,8 +108,7 @@ def grey_of_wide(picture: Image.Image, kind: str | None, path: Path) -> np.ndarr
     # Pillow decodes 16-bit PNG and PGM files into 32-bit integers in some versions; their white stays 65535.
     if picture.mode == "F" or (picture.mode == "I" and kind not in ("PNG", "PPM")):
         raise ImageError(
-            f"{path} has {values.dtype.name} pixels, whose white is not defined. "
-            "Save it with 8 or 16 bits a channel."
+            f"{path} has {values.dtype.name} pixels, whose white is not defined. Save it with 8 or 16 bits a channel."
         )
     return np.round(values.astype(np.float64) / 257.0).astype(np.uint8)
 
@@ -143,9 +140,7 @@ def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) 
 def _writer_of(path: Path) -> str:
     extension = path.suffix.lower()
     if extension not in writable_extensions():
-        raise OutputError(
-            f"{path}: '{extension}' is no picture format that can be written. Use .png, .jpg or .webp."
-        )
+        raise OutputError(f"{path}: '{extension}' is no picture format that can be written. Use .png, .jpg or .webp.")
     return Image.registered_extensions()[extension]
 
 
@@ -168,8 +163,6 @@ def _in_srgb(picture: Image.Image, profile: bytes, path: Path) -> Image.Image:
         target = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(direct, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning(
-            "%s: its colour profile cannot be used (%s); the colours are taken as sRGB.", path, error
-        )
+        logger.warning("%s: its colour profile cannot be used (%s); the colours are taken as sRGB.", path, error)
         return picture
     return converted or picture

@@ -42,9 +42,7 @@ def comparison_grid(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]]
     """
     if not rows or any(len(row) != len(labels) for row in rows):
         counts = ", ".join(str(len(row)) for row in rows) or "none"
-        raise ImageError(
-            f"a comparison needs rows of {len(labels)} pictures, one for each label, not {counts}."
-        )
+        raise ImageError(f"a comparison needs rows of {len(labels)} pictures, one for each label, not {counts}.")
     tiles = [[tile(image) for image in row] for row in rows]
     font = ImageFont.load_default(_text_size(tiles))
     boxes = [_box(label, font) for label in labels]

@@ -25,9 +25,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     mask = _grey(path)
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
-        raise ImageError(
-            f"{path} is black: its brightest value is {brightest} of 255. White marks what to take."
-        )
+        raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks what to take.")
     if not _same_shape(mask.size, size):
         raise ImageError(
             f"{path} is {mask.width}x{mask.height}, but its picture {size[0]}x{size[1]}: the shapes differ. "
@@ -46,9 +44,7 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
     if path.is_file():
         return (path,) * len(sources)
     if not path.is_dir():
-        raise ImageError(
-            f"{path} does not exist. Give a mask, or a folder with a mask of each picture's name."
-        )
+        raise ImageError(f"{path} does not exist. Give a mask, or a folder with a mask of each picture's name.")
     extensions = readable_extensions()
     pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
     return tuple(_only(path, [p for p in pictures if p.stem == source.stem], source) for source in sources)
@@ -81,8 +77,6 @@ def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise ImageError(
-            f"{folder} has no mask for {source.name}: no picture in it is called '{source.stem}'."
-        )
+        raise ImageError(f"{folder} has no mask for {source.name}: no picture in it is called '{source.stem}'.")
     names = " and ".join(path.name for path in candidates)
     raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")

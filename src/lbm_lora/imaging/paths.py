@@ -32,11 +32,10 @@ def expand_sources(text: str) -> tuple[Path, ...]:
         return found
     if not glob.has_magic(text):
         raise ImageError(f"{path} does not exist. Give a picture, a folder of pictures, or a quoted glob.")
-    found = _pictures(map(Path, glob.glob(str(path), recursive=True)))
+    # Path.glob takes no absolute patterns.
+    found = _pictures(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
     if not found:
-        raise ImageError(
-            f"'{text}' matches no picture. Give a picture, a folder of pictures, or a quoted glob."
-        )
+        raise ImageError(f"'{text}' matches no picture. Give a picture, a folder of pictures, or a quoted glob.")
     return found
 
 
@@ -81,9 +80,7 @@ def guard_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     taken = {(stat.st_dev, stat.st_ino) for path in inputs if path.exists() for stat in [path.stat()]}
     for output in outputs:
         if output.exists() and (output.stat().st_dev, output.stat().st_ino) in taken:
-            raise OutputError(
-                f"{output} is an input of this command and would be overwritten. Choose another path."
-            )
+            raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
 
 
 def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
@@ -102,7 +99,5 @@ def _refuse_twins(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
     first: dict[Path, Path] = {}
     for source, output in zip(sources, outputs, strict=True):
         if output in first:
-            raise OutputError(
-                f"{first[output]} and {source} would both be written to {output}. Rename one of them."
-            )
+            raise OutputError(f"{first[output]} and {source} would both be written to {output}. Rename one of them.")
         first[output] = source

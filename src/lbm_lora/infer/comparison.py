@@ -35,14 +35,14 @@ class VariantOutputs:
 
 def variant_outputs(
     model: LBMModel,
-    latents: Sequence[Latents],
+    latents: Sequence[Tensor],
     *,
     steps: int = 1,
     seed: int = 0,
     tiled: bool | None = None,
     progress: Progress = SILENT,
 ) -> VariantOutputs:
-    """Run one model on source latents, each a batch of one; `progress` advances by one for each."""
+    """Run one model on source latents (1, channels, rows, columns) of any sizes; `progress` counts them."""
     predictions: list[Tensor] = []
     images: list[Tensor] = []
     for latent in latents:
@@ -80,9 +80,7 @@ def compare_outputs(
         ConfigError: no pictures, or no variant called `reference`.
     """
     if reference not in outputs or not names:
-        raise ConfigError(
-            f"nothing to compare: {len(names)} pictures of {', '.join(outputs)}, reference {reference}."
-        )
+        raise ConfigError(f"nothing to compare: {len(names)} pictures of {', '.join(outputs)}, reference {reference}.")
     others = [variant for variant in outputs if variant != reference]
     images = []
     for index, name in enumerate(names):

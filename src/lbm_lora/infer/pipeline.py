@@ -81,15 +81,11 @@ def translate(
     return torch.cat([model.decode(target, tiled=tiled).clamp(-1, 1) for target in targets])
 
 
-def encode_sources(
-    model: LBMModel, images: Images, *, seed: int = 0, sample_posterior: bool = False
-) -> Latents:
+def encode_sources(model: LBMModel, images: Images, *, seed: int = 0, sample_posterior: bool = False) -> Latents:
     """Latents of pictures in [-1, 1]: the posterior's mean, or a sample of it that the seed decides."""
     # With one seed for both, the posterior's noise would come again between the first two steps.
     draws = [[_generator(seed ^ _POSTERIOR)] if sample_posterior else None for _ in images]
-    return torch.cat(
-        [model.encode(image, generator=draw) for image, draw in zip(images.split(1), draws, strict=True)]
-    )
+    return torch.cat([model.encode(image, generator=draw) for image, draw in zip(images.split(1), draws, strict=True)])
 
 
 @torch.no_grad()
@@ -113,9 +109,7 @@ def model_size(model: LBMModel) -> int:
 
 def to_model_size(model: LBMModel, image: Image.Image, *, size: int | None = None) -> Images:
     """A picture stretched to the nearest of the model's buckets, as a batch of one in [-1, 1]."""
-    width, height = nearest_bucket(
-        image.width, image.height, size or model_size(model), step=model.pixels_per_latent
-    )
+    width, height = nearest_bucket(image.width, image.height, size or model_size(model), step=model.pixels_per_latent)
     return to_tensor([resized(image, (width, height))])
 
 
@@ -136,9 +130,7 @@ def check_steps(config: LBMConfig, steps: int) -> None:
     good = config.step_counts
     if good is not None and steps not in good:
         names = ", ".join(str(count) for count in good) or "none"
-        logger.warning(
-            "%d steps leave the timesteps that the model was trained on. Trained: %s.", steps, names
-        )
+        logger.warning("%d steps leave the timesteps that the model was trained on. Trained: %s.", steps, names)
 
 
 def _generator(seed: int) -> torch.Generator:

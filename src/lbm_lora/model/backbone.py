@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 
@@ -56,8 +56,7 @@ class Backbone:
         signature: as it was asked for.
         name: the hub id, or the last part of the folder's or file's path.
         unet, vae: the networks' tensors.
-        unet_config, vae_config, scheduler_config: diffusers configurations; None where a single file has
-            none.
+        unet_config, vae_config, scheduler_config: diffusers configurations; None where a single file has none.
     """
 
     signature: str
@@ -79,7 +78,7 @@ class Backbone:
         specs = (*self.unet.specs.values(), *self.vae.specs.values())
         return frozenset(spec.dtype for spec in specs if spec.is_floating)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Backbone":
         return self
 
     def __exit__(
@@ -107,8 +106,7 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
         folder: what a relative path counts from.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read, or holds other tensors than its configuration
-            says.
+        CheckpointError: a file is missing or cannot be read, or holds other tensors than its configuration says.
         ConfigError: a configuration is missing or cannot be read.
         HubError: the hub repository cannot be reached or does not exist.
     """

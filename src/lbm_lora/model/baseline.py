@@ -153,8 +153,7 @@ def compare_base(base: Component, tuned: Component, *, progress: Progress = SILE
     broken = [distance.name for distance in distances if not isfinite(distance.max_abs)]
     if broken:
         raise PairingError(
-            f"{base.path} or {tuned.path} holds values that are not finite: "
-            f"{len(broken)} tensors, {listing(broken)}."
+            f"{base.path} or {tuned.path} holds values that are not finite: {len(broken)} tensors, {listing(broken)}."
         )
     unmatched = tuple(sorted({*base, *tuned} - set(shared)))
     return BaselineReport(tensors=tuple(distances), unmatched=unmatched, noise_floor=_finite(total.noise_floor))

@@ -38,7 +38,7 @@ def timesteps(steps: int) -> Float[Tensor, " steps"]:
     return sigmas(steps) * TRAIN_TIMESTEPS
 
 
-def trained_step_counts(selected_timesteps: Sequence[float]) -> tuple[int, ...]:
+def trained_step_counts(selected_timesteps: Sequence[int | float]) -> tuple[int, ...]:
     """The numbers of steps that call the denoiser on trained timesteps only (arXiv 2503.07535, section 3.4).
 
     For the timesteps 250, 500, 750, 1000 of the published models these are 1, 2 and 4.
@@ -75,8 +75,7 @@ def interpolate(
 def velocity(source: Latent, target: Latent) -> Latent:
     """What the network is trained to predict: source - target.
 
-    The noise-free form of equation 4 of arXiv 2503.07535 (with the sign of d/dsigma), as LBM's checkpoints
-    use it.
+    The noise-free form of equation 4 of arXiv 2503.07535 (with the sign of d/dsigma), as LBM's checkpoints use it.
     """
     return (source.float() - target.float()).to(source.dtype)
 
@@ -100,11 +99,9 @@ def sample(
     dtype (it is drawn on the CPU in fp32).
 
     Args:
-        denoise: the network; it gets latents in the dtype of `source_latent` and timesteps in fp32, one per
-            sample.
+        denoise: the network; it gets latents in the dtype of `source_latent` and timesteps in fp32, one per sample.
         steps: denoiser calls, at least 1.
-        generator: CPU generators, one per sample; or one, which gives each sample of the batch a seed in
-            turn.
+        generator: CPU generators, one per sample; or one, which gives each sample of the batch a seed in turn.
 
     Raises:
         ValueError: `steps` is below 1, or the number of generators is not the batch size.
@@ -130,7 +127,8 @@ def one_per_sample(generator: torch.Generator | Sequence[torch.Generator], count
         ValueError: the number of generators is not the batch size.
     """
     if isinstance(generator, torch.Generator):
-        seeds = [int(torch.randint(2**63 - 1, (), generator=generator)) for _ in range(count)]
+        # 32 bits: the CPU generator ignores what a seed has above them.
+        seeds = [int(torch.randint(2**32, (), generator=generator)) for _ in range(count)]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
     if len(generator) != count:
         raise ValueError(f"{len(generator)} generators for a batch of {count}: give one, or one per sample")

@@ -6,7 +6,7 @@ of the file.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -33,7 +33,7 @@ Latents = Float[Tensor, "batch channels rows columns"]
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LBMModel:
     """The networks of an LBM and what they need to translate an image.
 
@@ -43,8 +43,8 @@ class LBMModel:
             SDXL's VAE overflows in fp16 and gives NaN.
     """
 
-    denoiser: UNet2DConditionModel
-    vae: AutoencoderKL
+    denoiser: UNet2DConditionModel = field(repr=False)
+    vae: AutoencoderKL = field(repr=False)
     config: LBMConfig
     device: torch.device
     dtype: torch.dtype

@@ -7,7 +7,7 @@ other widths than LBM's own.
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -59,7 +59,7 @@ class LBMConfig(BaseModel):
     """diffusers configuration of the VAE."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "LBMConfig":
         if self.timestep_sampling == "custom_timesteps":
             if not self.selected_timesteps or not self.prob or len(self.selected_timesteps) != len(self.prob):
                 raise ValueError("custom_timesteps needs selected_timesteps and prob, equally long")
@@ -129,8 +129,7 @@ def read_config(path: Path) -> LBMConfig:
     """Read a config.yaml.
 
     Raises:
-        ConfigError: the file is missing, is no YAML mapping, or holds an unknown key or a value that cannot
-            be.
+        ConfigError: the file is missing, is no YAML mapping, or holds an unknown key or a value that cannot be.
     """
     return parse_config(read_yaml(path), where=str(path))
 

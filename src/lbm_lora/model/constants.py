@@ -2,8 +2,7 @@
 
 The denoiser is SDXL's UNet without its added text and time embedding, and with cross-attention as wide as
 the block, since attn2 attends to the image itself. The VAE is SDXL's. Both are given as diffusers
-configurations; the facts come from the public SDXL repository and the LBM paper (arXiv 2503.07535, section
-4).
+configurations; the facts come from the public SDXL repository and the LBM paper (arXiv 2503.07535, section 4).
 """
 
 from collections.abc import Mapping

@@ -17,8 +17,7 @@ _CONFIGS = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_con
 def fetch_backbone(repo_id: str) -> Path:
     """The local folder of a hub repository's UNet, VAE and scheduler: configurations and safetensors only.
 
-    Full-precision weights are asked for first, those of the variant `fp16` only where a network has no
-    others.
+    Full-precision weights are asked for first, those of the variant `fp16` only where a network has no others.
 
     Raises:
         HubError: the repository does not exist, or neither the hub nor its cache gives the files.

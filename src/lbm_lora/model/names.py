@@ -30,8 +30,7 @@ def empty_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
     """A UNet of a diffusers configuration on the meta device.
 
     Raises:
-        ConfigError: the configuration has a key that the class does not know, or a value that it does not
-            take.
+        ConfigError: the configuration has a key that the class does not know, or a value that it does not take.
     """
     return _empty(UNet2DConditionModel, config, "unet")
 
@@ -40,8 +39,7 @@ def empty_vae(config: Mapping[str, Any]) -> AutoencoderKL:
     """A VAE of a diffusers configuration on the meta device.
 
     Raises:
-        ConfigError: the configuration has a key that the class does not know, or a value that it does not
-            take.
+        ConfigError: the configuration has a key that the class does not know, or a value that it does not take.
     """
     return _empty(AutoencoderKL, config, "vae")
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec
 from lbm_lora.errors import ConfigError
-from lbm_lora.model.config import LBMConfig, parse_config, read_config
+from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
 
@@ -30,8 +30,7 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     the real LBM's, LBM's own constants.
 
     Raises:
-        ConfigError: a source holds an unknown key or a value that cannot be, or a section is nowhere to be
-            found.
+        ConfigError: a source holds an unknown key or a value that cannot be, or a section is nowhere to be found.
     """
     own = _own_config(checkpoint)
     if own is not None and own.unet and own.vae:
@@ -63,12 +62,15 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
 
 
 def config_beside(path: Path) -> Path | None:
-    """The config.yaml in a checkpoint's folder, or the only .yaml there that is no LoRA's `..._config.yaml`."""
+    """The config.yaml in a checkpoint's folder, or the only other .yaml there that holds keys of LBM.
+
+    A LoRA's sidecar `..._config.yaml` is none.
+    """
     folder = path if path.is_dir() else path.parent
     if (folder / "config.yaml").is_file():
         return folder / "config.yaml"
     others = [found for found in sorted(folder.glob("*.yaml")) if not found.name.endswith("_config.yaml")]
-    return others[0] if len(others) == 1 else None
+    return others[0] if len(others) == 1 and _has_lbm_keys(others[0]) else None
 
 
 def lbm_unet(config: LBMConfig) -> dict[str, Any]:
@@ -87,6 +89,13 @@ def config_to_ckpt(config: LBMConfig) -> dict[str, Any]:
 def config_to_metadata(config: LBMConfig) -> dict[str, str]:
     """What the metadata of a `.safetensors` holds."""
     return {METADATA_KEY: json.dumps(config_to_ckpt(config))}
+
+
+def _has_lbm_keys(path: Path) -> bool:
+    try:
+        return not LBMConfig.model_fields.keys().isdisjoint(read_yaml(path))
+    except ConfigError:
+        return False
 
 
 def _own_config(checkpoint: Checkpoint) -> LBMConfig | None:

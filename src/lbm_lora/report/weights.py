@@ -5,14 +5,12 @@ from collections.abc import Callable
 import torch
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow, Status
-from lbm_lora.checkpoint import Pairing
-from lbm_lora.factorize import measure
-from lbm_lora.naming import ParamName, module_of
+from lbm_lora.checkpoint import Pairing, ParamPair
+from lbm_lora.factorize import Measure, measure
+from lbm_lora.naming import module_of
 
 
-def compare_weights(
-    pairing: Pairing, adapter: Adapter, *, on_tensor: Callable[[], None] = lambda: None
-) -> Ledger:
+def compare_weights(pairing: Pairing, adapter: Adapter, *, on_tensor: Callable[[], None] = lambda: None) -> Ledger:
     """One ledger row per tensor of the pairing, measured one after the other in constant memory.
 
     Args:
@@ -23,12 +21,13 @@ def compare_weights(
     """
     rows: list[LedgerRow] = []
     for pair in pairing:
-        rows.append(_row(pairing, adapter, pair.name))
+        rows.append(_row(pairing, adapter, pair))
         on_tensor()
     return Ledger(tuple(rows))
 
 
-def _row(pairing: Pairing, adapter: Adapter, name: ParamName) -> LedgerRow:
+def _row(pairing: Pairing, adapter: Adapter, pair: ParamPair) -> LedgerRow:
+    name = pair.name
     delta = pairing.read_delta(name)
     approximation = adapter.delta(name)
     if approximation is not None and not torch.isfinite(approximation.sum()):
@@ -42,4 +41,6 @@ def _row(pairing: Pairing, adapter: Adapter, name: ParamName) -> LedgerRow:
         return LedgerRow(name, Status.LORA, "conv" if len(shape) == 4 else "linear", shape, rank, found)
     if found.delta_sq == 0:
         return LedgerRow(name, Status.UNCHANGED, "equal in base and tuned", shape, None, found)
+    if not pair.tuned.is_floating:  # the change of a counter is no weight's
+        return LedgerRow(name, Status.EXCLUDED, "not a floating point tensor", shape, None, Measure())
     return LedgerRow(name, Status.EXCLUDED, "not in the adapter", shape, None, found)

@@ -1,6 +1,5 @@
 """Reading the LoRAs of a command line and checking them against the base, as infer, fuse and validate do."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import ScaledAdapter, check_base, check_fit
 from lbm_lora.checkpoint import Component
-from lbm_lora.errors import AdapterError, ConfigError, listing
+from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows.scales import scales_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def fitting_adapters(
     shapes = {name: spec.shape for name, spec in base.specs.items()}
     scaled: list[ScaledAdapter] = []
     applied: list[AppliedAdapter] = []
-    for path, scale in zip(lora_path, scales(lora_scale, len(lora_path)), strict=True):
+    for path, scale in zip(lora_path, scales_for(lora_path, lora_scale), strict=True):
         adapter = _attention_of(load_adapter(path)) if attention_only else load_adapter(path)
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
         check_base(adapter, base, allow_other_base=allow_other_base)
@@ -75,28 +75,10 @@ def fitting_adapters(
     return scaled, tuple(applied)
 
 
-def scales(lora_scale: Sequence[float], count: int) -> tuple[float, ...]:
-    """The factor of each of `count` adapters.
-
-    Raises:
-        ConfigError: a factor that is no number, or neither one for all nor one for each.
-    """
-    if not all(math.isfinite(scale) for scale in lora_scale):
-        raise ConfigError(f"--lora_scale must be finite, not {listing(map(str, lora_scale))}.")
-    if len(lora_scale) == 1:
-        return (lora_scale[0],) * count
-    if len(lora_scale) != count:
-        given = f"{len(lora_scale)} values for {count} LoRAs"
-        raise ConfigError(f"--lora_scale has {given}. Give one for all, or one for each.")
-    return tuple(lora_scale)
-
-
 def _attention_of(adapter: Adapter) -> Adapter:
     part = adapter.filtered(_is_attention)
     if not part.params:
-        raise AdapterError(
-            f"{adapter.path} has no key with attn1.to or attn2.to. Leave --attention_only out."
-        )
+        raise AdapterError(f"{adapter.path} has no key with attn1.to or attn2.to. Leave --attention_only out.")
     return part
 
 

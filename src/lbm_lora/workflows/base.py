@@ -1,6 +1,6 @@
 """Make the exact base that an LBM was trained from: the verb `base`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +61,24 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseOutcome:
     return BaseOutcome(base=base, baseline=_baseline(base.safetensors, tuned, progress))
 
 
+def ensure_base(
+    path: Path, *, backbone_signature: str | None, config_path: Path | None, progress: Progress = SILENT
+) -> Path:
+    """A base at `path`: the one that is there, else one that is made there first."""
+    if path.exists():
+        return path
+    progress.note(f"{path} does not exist: the base is made there.")
+    made = run(BaseConfig(save_path=path, config_path=config_path, backbone_signature=backbone_signature), progress)
+    return made.base.ckpt if path.suffix != ".safetensors" else made.base.safetensors
+
+
 def _tuned_path(config: BaseConfig) -> Path | None:
     if config.tuned_model_path is not None or not config.test_baseline:
         return config.tuned_model_path
     if config.config_path is None:
-        raise ConfigError("--test_baseline looks for model.safetensors beside --config_path. Give one of the two paths.")
+        raise ConfigError(
+            "--test_baseline looks for model.safetensors beside --config_path. Give one of the two paths."
+        )
     return config.config_path.parent / "model.safetensors"
 
 
@@ -76,7 +89,7 @@ def _guard(config: BaseConfig, tuned: Path | None) -> None:
 
 
 @contextmanager
-def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Iterator[Backbone]:
+def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generator[Backbone]:
     signature, folder = choose_signature(config.backbone_signature, lbm, config.config_path)
     progress.note(f"Backbone: {signature}")
     with open_backbone(signature, lbm, folder=folder) as backbone:

@@ -14,8 +14,11 @@ from lbm_lora.checkpoint import Checkpoint, Fingerprint, dtype_name, dtype_of, o
 from lbm_lora.errors import CheckpointError, ConfigError, OutputError
 from lbm_lora.extract import COVERAGES, Extraction, Plan, Settings, plan_extraction
 from lbm_lora.factorize import FixedRank
+from lbm_lora.model.device import resolve_device
+from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, weight_report
+from lbm_lora.workflows.base import ensure_base
 
 _VAE = "vae."
 _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
@@ -74,10 +77,12 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     Raises:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
-    _check_output(config)
+    _check(config)
     ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
-    settings = Settings(dtype=dtype_of(config.save_precision), min_diff=config.min_diff, device=_device(config.device))
-    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+    settings = Settings(
+        dtype=dtype_of(config.save_precision), min_diff=config.min_diff, device=resolve_device(config.device)
+    )
+    with open_checkpoint(_base(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
         plan = plan_extraction(
             base.component(),
             tuned.component(),
@@ -95,23 +100,27 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     )
 
 
-def _check_output(config: ExtractConfig) -> None:
+def _check(config: ExtractConfig) -> None:
     if config.save_to.suffix != ".safetensors":
         raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
     if config.include and COVERAGES[config.target_coverage]:
-        raise ConfigError(f"--include and --target_coverage {config.target_coverage} both choose layers. Give one of them.")
+        raise ConfigError(
+            f"--include and --target_coverage {config.target_coverage} both choose layers. Give one of them."
+        )
     if config.min_diff < 0:
         raise ConfigError(f"--min_diff is {config.min_diff:g}: it is compared with absolute values, give 0 or more.")
     guard_output(config.save_to, [config.base_model_path, config.tuned_model_path])
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name} is not known. Give auto, cpu, cuda, cuda:N or mps.") from None
+def _base(config: ExtractConfig, progress: Progress) -> Path:
+    if not config.create_base_model:
+        return config.base_model_path
+    return ensure_base(
+        config.base_model_path,
+        backbone_signature=config.backbone_signature,
+        config_path=config.config_path or config_beside(config.tuned_model_path),
+        progress=progress,
+    )
 
 
 def _write(config: ExtractConfig, plan: Plan, extraction: Extraction, progress: Progress) -> Ledger:

@@ -128,9 +128,7 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     put_in(model, adapters, config.mode)
     outputs, tiles = _write_all(config, jobs, model, progress)
     columns["with LoRA" if adapters else "base"] = tiles
-    result = InferResult(
-        outputs=outputs, adapters=applied, device=str(model.device), dtype=dtype_name(model.dtype)
-    )
+    result = InferResult(outputs=outputs, adapters=applied, device=str(model.device), dtype=dtype_name(model.dtype))
     del model  # so that the tuned one does not stand beside it in memory
     _write_comparisons(config, jobs, columns, progress)
     return result
@@ -235,9 +233,7 @@ def _write_all(
     return tuple(outputs), tiles
 
 
-def _write_comparisons(
-    config: InferConfig, jobs: Sequence[Job], columns: Columns, progress: Progress
-) -> None:
+def _write_comparisons(config: InferConfig, jobs: Sequence[Job], columns: Columns, progress: Progress) -> None:
     """The side-by-side pictures, after the tuned model's column where one is asked for."""
     if config.tuned_model_path is not None:
         tuned = _load(config, config.tuned_model_path, "tuned", progress)

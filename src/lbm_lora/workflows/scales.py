@@ -18,5 +18,7 @@ def scales_for(paths: Sequence[Path], scales: Sequence[float]) -> tuple[float, .
     if len(scales) == 1:
         return tuple(scales) * len(paths)
     if len(scales) != len(paths):
-        raise ConfigError(f"--lora_scale has {len(scales)} values for {len(paths)} LoRAs. Give one for all, or one for each.")
+        raise ConfigError(
+            f"--lora_scale has {len(scales)} values for {len(paths)} LoRAs. Give one for all, or one for each."
+        )
     return tuple(scales)

@@ -125,9 +125,7 @@ def _layer_names(config: ValidateConfig, names: list[str]) -> str:
     return head + use + "\n" + "\n".join(names) + "\n"
 
 
-def _outputs(
-    config: ValidateConfig, adapter: Adapter, progress: Progress
-) -> tuple[OutputComparison, bytes]:
+def _outputs(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tuple[OutputComparison, bytes]:
     """The outputs of all three on the base's latents, one model in memory at a time, and a picture of them."""
     sources = expand_sources(config.images or "")
     base = _load(config, config.base_model_path)
@@ -162,7 +160,9 @@ def _params_of(model: LBMModel) -> set[ParamName]:
     return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
 
 
-def _variant(config: ValidateConfig, model: LBMModel, latents: list[torch.Tensor], progress: Progress) -> VariantOutputs:
+def _variant(
+    config: ValidateConfig, model: LBMModel, latents: list[torch.Tensor], progress: Progress
+) -> VariantOutputs:
     return variant_outputs(model, latents, steps=config.num_inference_steps, seed=config.seed, progress=progress)
 
 

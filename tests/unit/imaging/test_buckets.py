@@ -31,6 +31,7 @@ def test_a_bucket_is_its_own_nearest(bucket: tuple[int, int]) -> None:
         ((10, 1000), (512, 2048)),
         ((1000, 10), (2048, 512)),
         ((513, 512), (1024, 1024)),
+        ((1135, 1000), (1024, 1024)),  # nearer to 1152x896 by the ratio of the aspects
     ],
 )
 def test_the_nearest_in_width_over_height(picture: tuple[int, int], bucket: tuple[int, int]) -> None:

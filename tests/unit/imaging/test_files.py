@@ -113,26 +113,20 @@ def test_a_colour_profile_is_applied(tmp_path: Path) -> None:
     picture = Image.new("RGB", (12, 12), (200, 60, 90))
     picture.save(tmp_path / "srgb.png", icc_profile=srgb)
     assert read_image(tmp_path / "srgb.png").getpixel((0, 0)) == (200, 60, 90)
-    transform = ImageCms.buildTransform(
-        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
-    )
+    transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     in_lab = ImageCms.applyTransform(picture, transform)
     assert in_lab is not None
     in_lab.save(tmp_path / "lab.tif", icc_profile=lab)
-    assert np.abs(np.subtract(read_image(tmp_path / "lab.tif").getpixel((0, 0)), (200, 60, 90))).max() <= 3
+    assert np.abs(values(read_image(tmp_path / "lab.tif")) - (200, 60, 90)).max() <= 3
 
 
-def test_a_useless_colour_profile_is_said(
-    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_useless_colour_profile_is_said(tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
     photo.save(tmp_path / "a.png", icc_profile=b"no profile at all")
     assert np.array_equal(values(read_image(tmp_path / "a.png")), values(photo))
     assert "colour profile cannot be used" in caplog.text
 
 
-def test_the_first_frame_of_an_animation(
-    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_first_frame_of_an_animation(tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
     photo.save(tmp_path / "a.webp", save_all=True, append_images=[photo.rotate(180)], lossless=True)
     assert np.array_equal(values(read_image(tmp_path / "a.webp")), values(photo))
     assert "has 2 frames: only the first is used" in caplog.text
@@ -182,9 +176,7 @@ def test_formats_that_hold_no_rgb_picture_are_refused(tmp_path: Path, photo: Ima
         write_image(photo, tmp_path / name)
 
 
-def test_gif_is_written_with_a_warning(
-    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gif_is_written_with_a_warning(tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         write_image(photo, tmp_path / "a.gif")
     assert "256 colours" in caplog.text

@@ -6,13 +6,13 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from standins import TINY, write_base, write_tuned
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.infer.comparison import VariantOutputs, compare_outputs, relative_error, variant_outputs
 from lbm_lora.infer.pipeline import encode_sources, translate
 from lbm_lora.model.build import LBMModel, load_model
+from standins import TINY, write_base, write_tuned
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +68,13 @@ def test_outputs_are_those_of_the_pipeline(
         assert torch.equal(outputs.predictions[index], first)
 
 
-def test_the_scores_are_those_of_the_pictures(
-    models: dict[str, LBMModel], pictures: list[torch.Tensor]
-) -> None:
+def test_the_scores_are_those_of_the_pictures(models: dict[str, LBMModel], pictures: list[torch.Tensor]) -> None:
     latents = [encode_sources(models["base"], picture) for picture in pictures]
     outputs = {name: variant_outputs(model, latents) for name, model in models.items()}
     outputs = {"base": outputs["base"], "base+LoRA": outputs["tuned"], "tuned": outputs["tuned"]}
-    masks = [torch.zeros(64, 64), None]
-    masks[0][20:40, 20:40] = 1
-    report = compare_outputs(outputs, names=["a.png", "b.png"], masks=masks, dtype=torch.bfloat16)
+    mask = torch.zeros(64, 64)
+    mask[20:40, 20:40] = 1
+    report = compare_outputs(outputs, names=["a.png", "b.png"], masks=[mask, None], dtype=torch.bfloat16)
     assert (report.reference, report.dtype, report.device) == ("tuned", "bf16", "cpu")
     assert [(i.image, i.width, i.height) for i in report.images] == [("a.png", 64, 64), ("b.png", 80, 48)]
     base, lora = report.images[0].scores
@@ -84,8 +82,8 @@ def test_the_scores_are_those_of_the_pictures(
     one, other = outputs["base"].images[0], outputs["tuned"].images[0]
     assert base.psnr == psnr(one, other)
     assert base.ssim == ssim(one, other)
-    assert base.mask_psnr == psnr(one, other, masks[0])
-    assert base.mask_ssim == ssim(one, other, masks[0])
+    assert base.mask_psnr == psnr(one, other, mask)
+    assert base.mask_ssim == ssim(one, other, mask)
     assert 0 < float(base.denoiser_error) < 10
     assert (lora.psnr, lora.denoiser_error) == ("inf", 0.0)
     assert report.images[1].scores[0].mask_psnr is None

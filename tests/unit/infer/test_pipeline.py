@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from standins import TINY, write_base
 
 from lbm_lora.errors import ConfigError, ImageError
 from lbm_lora.infer.pipeline import (
     check_steps,
     encode_sources,
+    follow_bridge,
     model_size,
     to_model_size,
     to_source_size,
@@ -21,6 +21,7 @@ from lbm_lora.infer.pipeline import (
 )
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel, load_model
+from standins import TINY, write_base
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,7 @@ def test_a_result_does_not_depend_on_its_neighbours(
 ) -> None:
     together = translate(model, pictures, steps=2, seed=5, sample_posterior=sample_posterior)
     for index in range(3):
-        alone = translate(
-            model, pictures[index : index + 1], steps=2, seed=5, sample_posterior=sample_posterior
-        )
+        alone = translate(model, pictures[index : index + 1], steps=2, seed=5, sample_posterior=sample_posterior)
         assert torch.equal(together[index], alone[0])
 
 
@@ -71,9 +70,7 @@ def test_the_seed_decides_the_noise_between_steps(model: LBMModel, pictures: tor
 
 def test_encoding_is_the_mean_unless_sampling_is_asked_for(model: LBMModel, pictures: torch.Tensor) -> None:
     assert torch.equal(encode_sources(model, pictures, seed=1), encode_sources(model, pictures, seed=2))
-    first, again, other = (
-        encode_sources(model, pictures, seed=seed, sample_posterior=True) for seed in (1, 1, 2)
-    )
+    first, again, other = (encode_sources(model, pictures, seed=seed, sample_posterior=True) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, encode_sources(model, pictures))
@@ -94,7 +91,11 @@ def test_the_global_random_state_is_left_alone(model: LBMModel, pictures: torch.
 
 
 def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, pictures: torch.Tensor) -> None:
+    model.denoiser.requires_grad_(True)
+    latent = follow_bridge(model, encode_sources(model, pictures[:1]), steps=2, seed=0)
     result = translate(model, pictures[:1], steps=2)
+    model.denoiser.requires_grad_(False)
+    assert not latent.requires_grad
     assert not result.requires_grad
     assert result.dtype == torch.float32
     assert float(result.abs().max()) <= 1
@@ -124,9 +125,17 @@ def test_a_mask_keeps_the_source_where_it_is_black(model: LBMModel, photo: Image
     assert not np.array_equal(whole[:, :40], np.asarray(photo)[:, :40])
 
 
-def test_tiles_are_asked_for(model: LBMModel, photo: Image.Image) -> None:
-    whole = translate_image(model, photo, size=64)
-    assert translate_image(model, photo, size=64, tiled=True).size == whole.size
+def test_tiles_are_asked_for(model: LBMModel, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, asked = LBMModel.decode, []
+
+    def recording(self: LBMModel, latents: torch.Tensor, *, tiled: bool | None = None) -> torch.Tensor:
+        asked.append(tiled)
+        return decode(self, latents, tiled=tiled)
+
+    monkeypatch.setattr(LBMModel, "decode", recording)
+    for tiled in (None, True, False):
+        translate_image(model, photo, size=64, tiled=tiled)
+    assert asked == [None, True, False]
 
 
 def test_steps_off_the_trained_timesteps_are_said(
@@ -142,16 +151,12 @@ def test_steps_off_the_trained_timesteps_are_said(
         translate_image(model, photo, steps=0)
 
 
-def test_any_number_of_steps_where_all_timesteps_are_trained(
-    model: LBMModel, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_any_number_of_steps_where_all_timesteps_are_trained(model: LBMModel, caplog: pytest.LogCaptureFixture) -> None:
     check_steps(model.config.model_copy(update={"timestep_sampling": "uniform"}), 7)
     assert not caplog.records
 
 
-def test_nan_is_no_black_picture(
-    model: LBMModel, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_is_no_black_picture(model: LBMModel, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LBMModel, "denoise", lambda self, latents, timestep: latents * float("nan"))
     with pytest.raises(ImageError, match="non-finite values"):
         translate_image(model, photo, size=64)

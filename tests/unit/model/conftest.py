@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from standins import TINY, write_backbone, write_tuned
 
 

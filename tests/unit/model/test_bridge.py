@@ -1,9 +1,11 @@
 """The bridge against numbers computed by hand and against diffusers' own Euler scheduler."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from lbm_lora.model import bridge
 
@@ -11,6 +13,13 @@ from lbm_lora.model import bridge
 def latents(*values: float) -> torch.Tensor:
     """One sample per value, of shape [n, 1, 1, 1]."""
     return torch.tensor(values).reshape(-1, 1, 1, 1)
+
+
+def flow_match_scheduler(steps: int) -> Any:
+    """diffusers' scheduler, driven as LBM drives it."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    return scheduler
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -32,8 +41,7 @@ def test_timesteps_are_evenly_spaced_from_1000(steps: int, expected: list[float]
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 20])
 def test_schedule_equals_the_flow_match_scheduler(steps: int) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    scheduler = flow_match_scheduler(steps)
     assert torch.equal(bridge.sigmas(steps), scheduler.sigmas[:-1])
     assert torch.equal(bridge.timesteps(steps), scheduler.timesteps)
 
@@ -111,8 +119,7 @@ def drift(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 def test_sample_equals_the_flow_match_scheduler(steps: int) -> None:
     """The loop as LBM drives the scheduler, with the noise of the same generator added after each inner step."""
     source = torch.randn(1, 4, 3, 3, generator=seeded(3))
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    scheduler = flow_match_scheduler(steps)
     generator, latent = seeded(5), source
     for index, timestep in enumerate(scheduler.timesteps):
         latent = scheduler.step(drift(latent, timestep[None]), timestep, latent, return_dict=False)[0]

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
-from standins import LBM_YAML
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.model.config import LBMConfig, parse_config, read_config
+from standins import LBM_YAML
 
 
 def test_defaults_are_those_of_the_documented_command() -> None:
@@ -87,7 +87,7 @@ def test_files_that_are_no_yaml_mapping(tmp_path: Path, text: str, message: str)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="config.yaml cannot be read: No such file or directory."):
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read: No such file or directory\."):
         read_config(tmp_path / "config.yaml")
 
 

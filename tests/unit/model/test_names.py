@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
-from standins import MINI, TINY, base_tensors, lbm_unet_config, vae_config
 
 from lbm_lora.checkpoint import TensorSpec
 from lbm_lora.errors import CheckpointError, ConfigError
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
 from lbm_lora.model.names import check_shapes, checkpoint_shapes, denoiser_shapes, empty_unet, shapes_of
+from standins import MINI, TINY, base_tensors, lbm_unet_config, vae_config
 
 REAL = LBMConfig(unet=dict(LBM_UNET), vae=dict(SDXL_VAE))
 SMALL = LBMConfig(unet=lbm_unet_config(TINY), vae=vae_config())

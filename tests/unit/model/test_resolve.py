@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import ConfigError
@@ -17,9 +16,9 @@ from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
 from lbm_lora.model.resolve import METADATA_KEY, config_beside, config_to_ckpt, config_to_metadata, resolve_config
+from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
 
-SECTIONS = {"unet": lbm_unet_config(TINY), "vae": vae_config()}
-OWN = LBMConfig(bridge_noise_sigma=0.25, **SECTIONS)
+OWN = LBMConfig(bridge_noise_sigma=0.25, unet=lbm_unet_config(TINY), vae=vae_config())
 
 
 @pytest.fixture
@@ -86,9 +85,13 @@ def test_keys_and_sections_may_come_from_two_places(weights: Path, tmp_path: Pat
 def test_a_lora_sidecar_is_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "my_lora_config.yaml").write_text("architecture: LBM\n")
     assert config_beside(tmp_path / "model.safetensors") is None
-    (tmp_path / "relight.yaml").write_text("{}")
+    (tmp_path / "relight.yaml").write_text("channels: [conda-forge]\n")
+    assert config_beside(tmp_path / "model.safetensors") is None
+    (tmp_path / "relight.yaml").write_text("[")
+    assert config_beside(tmp_path / "model.safetensors") is None
+    (tmp_path / "relight.yaml").write_text("source_key: source\n")
     assert config_beside(tmp_path / "model.safetensors") == tmp_path / "relight.yaml"
-    (tmp_path / "more.yaml").write_text("{}")
+    (tmp_path / "more.yaml").write_text("source_key: source\n")
     assert config_beside(tmp_path / "model.safetensors") is None
     (tmp_path / "config.yaml").write_text("{}")
     assert config_beside(tmp_path) == tmp_path / "config.yaml"

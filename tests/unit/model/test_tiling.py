@@ -1,5 +1,7 @@
 """Tiles cover a side evenly, and blending them gives back what was decoded."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ def test_tiles_cover_the_side_and_overlap_enough(length: int) -> None:
     starts = tile_starts(length, 8, 2)
     assert starts[0] == 0
     assert starts[-1] + 8 == length
-    assert all(0 < after - before <= 6 for before, after in zip(starts, starts[1:], strict=False))
+    assert all(0 < after - before <= 6 for before, after in pairwise(starts))
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 31), (8, 20), (5, 9), (4, 4)])

@@ -11,7 +11,7 @@ from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.errors import AdapterError, ConfigError, WrongBaseError
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.workflows.adapters import fitting_adapters, scales
+from lbm_lora.workflows.adapters import fitting_adapters
 
 NAMES = ("b.attn1.to_q", "b.attn2.to_out.0", "b.conv_in")
 
@@ -47,8 +47,7 @@ def make(tmp_path: Path, base: Component) -> Make:
 
     def write(file: str, *names: str, bias: bool = False, made_from: str | None = None) -> Path:
         modules = {
-            ModuleName(name): LoraModule(ModuleName(name), torch.ones(2, 6), torch.ones(4, 2), 2.0)
-            for name in names
+            ModuleName(name): LoraModule(ModuleName(name), torch.ones(2, 6), torch.ones(4, 2), 2.0) for name in names
         }
         dense = {ParamName("b.attn2.to_out.0.bias"): torch.ones(4)} if bias else {}
         found = fingerprint(base)
@@ -59,18 +58,6 @@ def make(tmp_path: Path, base: Component) -> Make:
         return tmp_path / file
 
     return write
-
-
-def test_factors() -> None:
-    assert scales((0.5,), 3) == (0.5, 0.5, 0.5)
-    assert scales((1.0, -2.0), 2) == (1.0, -2.0)
-    assert scales((1.0,), 0) == ()
-    with pytest.raises(
-        ConfigError, match=r"^--lora_scale has 2 values for 3 LoRAs\. Give one for all, or one"
-    ):
-        scales((1.0, 2.0), 3)
-    with pytest.raises(ConfigError, match=r"^--lora_scale must be finite, not 1\.0, nan\.$"):
-        scales((1.0, float("nan")), 2)
 
 
 def test_everything_fits(base: Component, make: Make) -> None:
@@ -115,6 +102,14 @@ def test_another_base_stops_unless_allowed(base: Component, make: Make) -> None:
         fitting_adapters(base, [path], [1.0])
     scaled, _ = fitting_adapters(base, [path], [1.0], allow_other_base=True)
     assert len(scaled[0].adapter.modules) == 3
+
+
+def test_factors_are_checked(base: Component, make: Make) -> None:
+    path = make("a.safetensors", *NAMES)
+    scaled, _ = fitting_adapters(base, [path, path], [0.25])
+    assert [entry.lora_scale for entry in scaled] == [0.25, 0.25]
+    with pytest.raises(ConfigError, match=r"^--lora_scale has 3 values for 2 LoRAs\."):
+        fitting_adapters(base, [path, path], [1.0, 2.0, 3.0])
 
 
 def test_no_loras(base: Component) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from standins import TINY, base_tensors, delta, write_base, write_tuned
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.workflows.infer import InferConfig, run
+from standins import TINY, base_tensors, delta, write_base, write_tuned
 
 
 @dataclasses.dataclass
@@ -94,9 +95,7 @@ def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path:
         "halves": {"lora_path": (files.lora, files.lora), "lora_scale": (0.25, 0.75)},
         "tuned": {"base_model_path": files.tuned},
     }.items():
-        result = run(
-            infer(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes)
-        )
+        result = run(infer(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes))
         assert result.outputs[0].output == tmp_path / f"{name}.png"
         pictures[name] = pixels(tmp_path / f"{name}.png")
     for name in ("fused", "live", "halves"):
@@ -128,9 +127,7 @@ def test_a_picture_alone_is_the_picture_in_company(files: Files, photos: Path, t
     assert np.array_equal(pixels(tmp_path / "all" / "a.png"), pixels(tmp_path / "one.png"))
 
 
-def test_inputs_are_left_alone_and_nothing_else_is_written(
-    files: Files, photos: Path, tmp_path: Path
-) -> None:
+def test_inputs_are_left_alone_and_nothing_else_is_written(files: Files, photos: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in photos.iterdir()}
     with pytest.raises(OutputError, match=r"a\.png is an input of this command and would be overwritten"):
         run(infer(files, photos, photos))
@@ -139,10 +136,14 @@ def test_inputs_are_left_alone_and_nothing_else_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.png", "photos"]
 
 
-def test_a_comparison_does_not_overwrite_an_input(files: Files, photos: Path) -> None:
+def test_comparisons_and_masks_are_guarded_before_the_work(files: Files, photos: Path) -> None:
     Image.new("RGB", (50, 40)).save(photos / "x_compare.png")
     with pytest.raises(OutputError, match=r"x_compare\.png is an input"):
         run(infer(files, photos / "x_compare.png", photos / "x.png", compare=True))
+    assert not (photos / "x.png").exists()
+    Image.new("L", (50, 40), 255).save(photos / "mask.png")
+    with pytest.raises(OutputError, match=r"mask\.png is an input"):
+        run(infer(files, photos / "a.png", photos / "mask.png", mask=str(photos / "mask.png")))
 
 
 def test_side_by_side(files: Files, photos: Path, tmp_path: Path) -> None:
@@ -200,16 +201,28 @@ def test_options_reach_the_networks(files: Files, photos: Path, tmp_path: Path) 
     sampled = picture("sampled", sample_posterior=True)
     assert not np.array_equal(plain, sampled)
     assert not np.array_equal(sampled, picture("other", sample_posterior=True, seed=7))
-    assert np.abs(plain - picture("tiled", vae_tiling="on")).max() <= 1
+
+
+@pytest.mark.parametrize(("word", "tiled"), [("auto", None), ("on", True), ("off", False)])
+def test_tiling_reaches_the_decoder(
+    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, tiled: bool | None
+) -> None:
+    decode, asked = LBMModel.decode, []
+
+    def recording(self: LBMModel, latents: torch.Tensor, *, tiled: bool | None = None) -> torch.Tensor:
+        asked.append(tiled)
+        return decode(self, latents, tiled=tiled)
+
+    monkeypatch.setattr(LBMModel, "decode", recording)
+    run(infer(files, photos / "a.png", tmp_path / "o.png", vae_tiling=word))
+    assert asked == [tiled]
 
 
 def test_options_that_cannot_be(files: Files, photos: Path, tmp_path: Path) -> None:
     config = infer(files, photos / "a.png", tmp_path / "o.png")
     with pytest.raises(ConfigError, match=r"^--tuned_model_path is only used with --compare\."):
         run(dataclasses.replace(config, tuned_model_path=files.tuned))
-    with pytest.raises(
-        ConfigError, match=r"^--base_model_path is missing\. .*--backbone_signature here/sdxl "
-    ):
+    with pytest.raises(ConfigError, match=r"^--base_model_path is missing\. .*--backbone_signature here/sdxl "):
         run(dataclasses.replace(config, base_model_path=None, backbone_signature="here/sdxl"))
     with pytest.raises(ConfigError, match=r"^0 steps cannot be taken"):
         run(dataclasses.replace(config, num_inference_steps=0))

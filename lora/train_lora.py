@@ -1,0 +1,8 @@
+"""Train a LoRA: `lbm-lora train` with the documented default paths."""
+
+import sys
+
+from lbm_lora.cli.documented import run_script
+
+if __name__ == "__main__":
+    sys.exit(run_script("train_lora"))

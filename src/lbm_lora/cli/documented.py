@@ -1,0 +1,74 @@
+"""The documented command lines of the scripts in `lora/`, handed over to `lbm-lora`.
+
+The scripts' flags are the commands' own. What this module adds are the documented default paths, relative to the
+folder that a script is started in, and the two places of the exact base: step 0 writes one, step 1 reads the other.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lbm_lora.cli.main import main
+
+CONFIG = "examples/inference/ckpts/relighting/config.yaml"
+TUNED = "examples/inference/ckpts/relighting/model.safetensors"
+BASE = "lora/checkpoints/exact_base.ckpt"
+LORA = "lora/checkpoints/my_lora.safetensors"
+BASE_PLACES = (BASE, "lora/exact_base.ckpt")
+
+SCRIPTS: dict[str, tuple[str, dict[str, str]]] = {
+    "create_exact_base_model": ("base", {"config_path": CONFIG, "save_path": BASE}),
+    "extract_lora_native": ("extract", {"base_model_path": BASE, "tuned_model_path": TUNED, "save_to": LORA}),
+    "test_reconstruction_simple": (
+        "validate",
+        {
+            "base_model_path": BASE,
+            "tuned_model_path": TUNED,
+            "lora_path": LORA,
+            "layer_names": "lora/lora_layer_names.txt",
+        },
+    ),
+    "inference_native": (
+        "infer",
+        {
+            "base_model_path": BASE,
+            "lora_path": LORA,
+            "source_image": "examples/inference/ckpts/relighting/assets/source_image.jpg",
+            "output_path": "lora/assets/output.jpg",
+        },
+    ),
+    "train_lora": ("train", {}),
+}
+"""Script -> command and its documented default paths."""
+
+
+def run_script(script: str, argv: Sequence[str] | None = None) -> int:
+    """Run a script's command line; the return value is the exit code.
+
+    Args:
+        script: name of the file in `lora/`, without `.py`.
+        argv: its arguments; by default those of the process.
+    """
+    command, defaults = SCRIPTS[script]
+    return main([command, *completed(list(sys.argv[1:] if argv is None else argv), defaults)])
+
+
+def completed(arguments: list[str], defaults: Mapping[str, str]) -> list[str]:
+    """The arguments with the documented defaults, and with the base's path where the base is."""
+    given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments if argument[:2] == "--"}
+    if given & {"help", "h"} or "-h" in arguments:
+        return arguments
+    missing = [part for name, value in defaults.items() if name not in given for part in (f"--{name}", value)]
+    return [_base_place(argument) for argument in [*arguments, *missing]]
+
+
+def _base_place(argument: str) -> str:
+    """The other documented place of the base, where this one is empty and that one is not."""
+    flag, equals, value = argument.rpartition("=")
+    if value not in BASE_PLACES or Path(value).exists():
+        return argument
+    other = next(place for place in BASE_PLACES if place != value)
+    if not Path(other).exists():
+        return argument
+    print(f"note: {value} does not exist, {other} does: it is used.", file=sys.stderr)
+    return f"{flag}{equals}{other}"

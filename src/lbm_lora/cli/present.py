@@ -1,0 +1,134 @@
+"""The text of each command's result on stdout."""
+
+from functools import singledispatch
+from pathlib import Path
+
+from lbm_lora.report import Report, base_text, full_text, short_text
+from lbm_lora.report.schema import TensorResult
+from lbm_lora.workflows.base import BaseOutcome
+from lbm_lora.workflows.demo import DemoResult
+from lbm_lora.workflows.extract import ExtractResult
+from lbm_lora.workflows.fuse import FuseResult
+from lbm_lora.workflows.infer import InferResult
+from lbm_lora.workflows.layers import LayersResult
+from lbm_lora.workflows.validate import ValidateResult
+
+
+@singledispatch
+def present(result: object, *, verbose: bool = False) -> str:
+    """What a user reads of a result; with `verbose`, every layer too."""
+    raise TypeError(f"no text for {type(result).__name__}")
+
+
+@present.register
+def _(result: BaseOutcome, *, verbose: bool = False) -> str:
+    items = result.base.ledger if verbose else ()
+    rows = [f"  {item.action:<8} {item.key} {item.from_shape} -> {item.to_shape}: {item.reason}" for item in items]
+    return _paragraphs(
+        "\n".join(rows),
+        base_text(result.base.ledger, result.baseline),
+        "\n".join(result.base.notes),
+        _written(result.base.safetensors, result.base.ckpt),
+    )
+
+
+@present.register
+def _(result: ExtractResult, *, verbose: bool = False) -> str:
+    rows = [_layer_line(row) for row in result.report.rows] if verbose else []
+    return _paragraphs(
+        "\n".join(rows),
+        short_text(Report(weights=result.report)),
+        "\n".join(result.notes),
+        _written(result.adapter, result.sidecar),
+    )
+
+
+@present.register
+def _(result: ValidateResult, *, verbose: bool = False) -> str:
+    rows = [_layer_line(row) for row in result.report.weights.rows] if verbose else []
+    return _paragraphs("\n".join(rows), full_text(result.report), _written(*result.files, result.layer_names))
+
+
+@present.register
+def _(result: InferResult, *, verbose: bool = False) -> str:
+    _ = verbose
+    lines = [
+        f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
+        f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
+        + (f"\n    side by side: {made.comparison}" if made.comparison else "")
+        for made in result.outputs
+    ]
+    return "\n".join([f"Translated {len(result.outputs)} on {result.device} in {result.dtype}:", *lines])
+
+
+@present.register
+def _(result: FuseResult, *, verbose: bool = False) -> str:
+    _ = verbose
+    changed = f"{result.changed:,} of {result.tensors:,} tensors changed"
+    return f"Fused: {changed}, the others copied byte for byte.\n{_written(result.output)}"
+
+
+@present.register
+def _(result: LayersResult, *, verbose: bool = False) -> str:
+    _ = verbose
+    width = max((len(layer.name) for layer in result.layers), default=0)
+    lines = [
+        f"{layer.name:<{width}}  {layer.kind:<8} {'x'.join(map(str, layer.shape)):>14}  rank {layer.rank}"
+        for layer in result.layers
+    ]
+    size = 2 * result.lora_parameters / 1e6
+    total = (
+        f"{len(result.layers):,} of {result.total:,} layers, {result.parameters:,} parameters; "
+        f"a LoRA of them: {result.lora_parameters:,} parameters, {size:,.2f} MB in bf16"
+    )
+    return "\n".join([*lines, "", total])
+
+
+@present.register
+def _(result: DemoResult, *, verbose: bool = False) -> str:
+    adapter = result.extract.adapter
+    pictures = [made for made in result.infer.outputs if made.comparison]
+    return _paragraphs(
+        "1. base",
+        present(result.base, verbose=verbose),
+        "2. extract",
+        _written(adapter, result.extract.sidecar),
+        "3. validate",
+        present(result.validate, verbose=verbose),
+        "4. infer",
+        present(result.infer, verbose=verbose),
+        f"Look at {_file(result.validate.files, '.html')} and {_file(result.validate.files, '.png')}"
+        + (f", and at {pictures[0].comparison}" if pictures else ""),
+    )
+
+
+def failures_of(result: object) -> tuple[str, ...]:
+    """The limits that a result misses, one sentence each."""
+    return result.failures if isinstance(result, ValidateResult) else ()
+
+
+def _layer_line(row: TensorResult) -> str:
+    """The documented line of `--verbose`, one per layer."""
+    kind = "DENSE" if row.status == "dense" else "CONV" if len(row.shape) == 4 else "LINEAR"
+    if row.status not in ("lora", "dense"):
+        return f"  - {row.name} | {row.status}: {row.reason}"
+    rank = f"rank {row.rank}" if row.rank else "whole"
+    return f"  ✓ {row.name} | {kind} | {rank} | error {100 * row.relative_error:.3f} %"
+
+
+def _written(*paths: Path) -> str:
+    return "\n".join(f"wrote {path} ({_megabytes(path)})" for path in paths)
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:,.2f} MB"
+
+
+def _file(paths: tuple[Path, ...], suffix: str) -> str:
+    return str(next((path for path in paths if path.suffix == suffix), ""))
+
+
+def _paragraphs(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+

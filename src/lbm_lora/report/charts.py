@@ -1,0 +1,263 @@
+"""The plots of the HTML report as Plotly figures: plain values, with colours as names of CSS variables (`@linear`).
+
+The page's script puts in the colours of the reader's light or dark scheme. Errors and noise floors span decades, so
+their axes are logarithmic; 0 stands at the lower edge and infinity at the upper one, both as triangles, and what the
+pointer shows is always the true value.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from lbm_lora.adapter import Status
+from lbm_lora.factorize import rank_bound
+from lbm_lora.report.digest import kind_of, lora_rows, network_order
+from lbm_lora.report.schema import BANDS, TensorResult, WeightReport, band_of, block_of
+from lbm_lora.report.wording import percent, printable, size
+
+Figure = dict[str, Any]
+
+_KINDS = ("linear", "conv", "dense", "left out")
+_BINS_PER_DECADE = 10  # whose edges come within 0.3 % of the bands' bounds, and are moved onto them
+_LEAST_LABEL = 0.05  # share of the axis that a block must take to be named on it
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A logarithmic axis of shares: from 10^low to 10^high."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Sequence[float], *, reach: bool = False) -> "Axis":
+        """An axis with some air around the values that are positive and finite.
+
+        Args:
+            reach: go up to the next bound of a band, so that the reader sees how far it is.
+        """
+        logs = [math.log10(value) for value in values if 0 < value < math.inf] or [-2.0, 0.0]
+        bounds = [math.log10(bound) for _, bound, _ in BANDS if bound < math.inf]
+        low, high = min(logs), max(logs)
+        if reach:
+            high = max(high, next((bound for bound in bounds if bound >= high), high))
+        air = max(0.12, 0.06 * (high - low))
+        return cls(low - air, high + air)
+
+    def place(self, value: float) -> float:
+        """Where a value is drawn: at an edge where it is 0, infinite or no number."""
+        if 0 < value < math.inf:
+            return value
+        inset = 0.035 * (self.high - self.low)
+        return 10 ** (self.low + inset if value == 0 else self.high - inset)
+
+    def layout(self, title: str, *, bounds: bool = False) -> Figure:
+        """Plotly's settings; with `bounds`, the bounds of the bands are among the ticks."""
+        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
+        steps = (1.0, 2.0, 5.0) if self.high - self.low < 2 else (1.0, 5.0) if self.high - self.low < 3 else (1.0,)
+        ticks = {round(step * 10.0**decade, 12) for decade in decades for step in steps}
+        ticks |= {bound for _, bound, _ in BANDS if bound < math.inf} if bounds else set()
+        shown = sorted(tick for tick in ticks if tick > 0 and self.low <= math.log10(tick) <= self.high)
+        return {
+            "type": "log",
+            "range": [self.low, self.high],
+            "tickvals": shown,
+            "ticktext": [_tick(tick) for tick in shown],
+            "title": {"text": title},
+        }
+
+
+def error_by_module(report: WeightReport) -> Figure:
+    """The relative error of each tensor whose delta is stored or left out, in the order of the network."""
+    rows = [row for row in network_order(report.rows) if row.status != Status.UNCHANGED]
+    axis = Axis.over([row.relative_error for row in rows], reach=True)
+    places = {row.name: float(index) for index, row in enumerate(rows)}
+    labels, edges = _blocks(rows)
+    return {
+        "data": _scatter(rows, lambda row: places[row.name], lambda row: axis.place(row.relative_error)),
+        "layout": {
+            "xaxis": {
+                "range": [-0.01 * len(rows) - 1, 1.01 * len(rows)],
+                "tickvals": [place for place, _ in labels],
+                "ticktext": [escape(printable(block), quote=False) for _, block in labels],
+                "showgrid": False,
+            },
+            "yaxis": axis.layout("relative error", bounds=True),
+            "shapes": [_edge(place) for place in edges] + _bounds(axis),
+        },
+    }
+
+
+def error_histogram(report: WeightReport) -> Figure:
+    """How many lora modules have which relative error, coloured by the documented bands."""
+    values = [row.relative_error for row in lora_rows(report)]
+    axis = Axis.over(values)
+    edges = _bin_edges(axis)
+    counts = _counts([axis.place(value) for value in values], edges)
+    traces: list[Figure] = []
+    for name, _, _ in BANDS:
+        bins = [(low, high, n) for (low, high), n in zip(pairwise(edges), counts, strict=True) if band_of(low) == name]
+        if any(n for _, _, n in bins):
+            traces.append(_bars(name, bins))
+    return {
+        "data": traces,
+        "layout": {
+            "barmode": "overlay",
+            "xaxis": _linear_in_log(axis.layout("relative error", bounds=True)),
+            "yaxis": {"title": {"text": "modules"}, "rangemode": "tozero"},
+        },
+    }
+
+
+def error_by_noise(report: WeightReport) -> Figure | None:
+    """Error against noise floor, of the stored deltas; None where no tensor of tuned is in half precision."""
+    rows = [row for row in report.rows if row.status in (Status.LORA, Status.DENSE) and 0 < row.noise_floor < math.inf]
+    if not rows:
+        return None
+    noise = Axis.over([row.noise_floor for row in rows])
+    error = Axis.over([row.relative_error for row in rows])
+    ends = [10 ** max(noise.low, error.low), 10 ** min(noise.high, error.high)]
+    line = {"type": "line", "x0": ends[0], "y0": ends[0], "x1": ends[1], "y1": ends[1], "layer": "below"}
+    crosses = ends[0] < ends[1]
+    return {
+        "data": _scatter(rows, lambda row: row.noise_floor, lambda row: error.place(row.relative_error)),
+        "layout": {
+            "xaxis": noise.layout("noise floor"),
+            "yaxis": error.layout("relative error"),
+            "shapes": [line | {"line": {"color": "@muted", "width": 1, "dash": "dot"}}] if crosses else [],
+        },
+    }
+
+
+def error_by_rank(report: WeightReport) -> Figure | None:
+    """Error against the stored rank as a share of the highest that each matrix allows; None without ranks."""
+    rows = [row for row in lora_rows(report) if row.rank is not None and row.shape]
+    if not rows:
+        return None
+    error = Axis.over([row.relative_error for row in rows])
+    ranks = {row.name: (row.rank or 0) / rank_bound(row.shape) for row in rows}
+    axis = Axis.over(list(ranks.values()))
+    return {
+        "data": _scatter(rows, lambda row: ranks[row.name], lambda row: error.place(row.relative_error)),
+        "layout": {"xaxis": axis.layout("rank / full rank"), "yaxis": error.layout("relative error")},
+    }
+
+
+def _scatter(
+    rows: Sequence[TensorResult], x: Callable[[TensorResult], float], y: Callable[[TensorResult], float]
+) -> list[Figure]:
+    """One trace for each kind that occurs."""
+    traces: list[Figure] = []
+    for kind in _KINDS:
+        members = [row for row in rows if _trace_of(row) == kind]
+        if members:
+            color = "@excluded" if kind == "left out" else f"@{kind}"
+            symbols = [_symbol(row.relative_error) for row in members]
+            marker = {"color": color, "size": 5, "opacity": 0.75, "line": {"width": 0}}
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": kind,
+                    "x": [x(row) for row in members],
+                    "y": [float(f"{y(row):.5g}") for row in members],
+                    "customdata": [[row.name, _hover(row)] for row in members],
+                    "hovertemplate": "%{customdata[1]}<extra></extra>",
+                    "marker": marker | ({"symbol": symbols} if set(symbols) != {"circle"} else {}),
+                }
+            )
+    return traces
+
+
+def _trace_of(row: TensorResult) -> str:
+    return "left out" if row.status == Status.EXCLUDED else kind_of(row)
+
+
+def _symbol(error: float) -> str:
+    return "circle" if 0 < error < math.inf else "triangle-down" if error == 0 else "triangle-up"
+
+
+def _hover(row: TensorResult) -> str:
+    """What the pointer shows, in Plotly's own markup: the name is escaped, since it comes from a file."""
+    rank = f", rank {row.rank} of {rank_bound(row.shape)}" if row.rank is not None and row.shape else ""
+    lines = [
+        f"<b>{'<br>'.join(escape(part, quote=False) for part in _folded(printable(row.name)))}</b>",
+        f"{_trace_of(row)} {size(row.shape)}{rank}",
+        f"relative error {percent(row.relative_error)}, mean {percent(row.relative_mean_error)}",
+        f"noise floor {percent(row.noise_floor)}",
+    ]
+    return "<br>".join(lines)
+
+
+def _folded(name: str, width: int = 40) -> list[str]:
+    """A dotted name in pieces that fit a phone."""
+    lines = [""]
+    for part in name.replace(".", ".\n").split("\n"):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return lines
+
+
+def _blocks(rows: Sequence[TensorResult]) -> tuple[list[tuple[float, str]], list[float]]:
+    """Where the names of the larger blocks stand on an axis of rows, and where one block ends."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or block_of(row.name) != block_of(rows[i - 1].name)]
+    labels = [
+        ((start + end - 1) / 2, block_of(rows[start].name))
+        for start, end in pairwise([*starts, len(rows)])
+        if end - start >= _LEAST_LABEL * len(rows)
+    ]
+    return labels, [start - 0.5 for start in starts[1:]]
+
+
+def _edge(place: float) -> Figure:
+    line = {"color": "@line", "width": 1}
+    return {"type": "line", "x0": place, "x1": place, "yref": "paper", "y0": 0, "y1": 1, "layer": "below", "line": line}
+
+
+def _bounds(axis: Axis) -> list[Figure]:
+    """The bounds of the bands that lie on a vertical axis, as lines in the colour of the band above."""
+    ends = {"type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1}
+    return [
+        ends | {"y0": bound, "y1": bound, "line": {"color": f"@{above}", "width": 1, "dash": "dash"}}
+        for (_, bound, _), (above, _, _) in pairwise(BANDS)
+        if axis.low < math.log10(bound) < axis.high
+    ]
+
+
+def _bin_edges(axis: Axis) -> list[float]:
+    first, last = math.floor(axis.low * _BINS_PER_DECADE), math.ceil(axis.high * _BINS_PER_DECADE)
+    edges = [10 ** (step / _BINS_PER_DECADE) for step in range(first, last + 1)]
+    for _, bound, _ in BANDS:
+        edges = [bound if abs(edge / bound - 1) < 0.01 else edge for edge in edges] if bound < math.inf else edges
+    return edges
+
+
+def _counts(values: Sequence[float], edges: Sequence[float]) -> list[int]:
+    return [sum(low <= value < high for value in values) for low, high in pairwise(edges)]
+
+
+def _bars(band: str, bins: Sequence[tuple[float, float, int]]) -> Figure:
+    return {
+        "type": "bar",
+        "name": f"{band}: {sum(count for _, _, count in bins):,}",
+        "x": [(math.log10(low) + math.log10(high)) / 2 for low, high, _ in bins],
+        "y": [count for _, _, count in bins],
+        "width": [0.9 * (math.log10(high) - math.log10(low)) for low, high, _ in bins],
+        "marker": {"color": f"@{band}"},
+        "customdata": [[percent(low), percent(high)] for low, high, _ in bins],
+        "hovertemplate": "%{customdata[0]} to %{customdata[1]}: %{y} modules<extra></extra>",
+    }
+
+
+def _linear_in_log(axis: Figure) -> Figure:
+    """The same axis for values that are logarithms already: bars have a width in its units."""
+    return axis | {"type": "linear", "tickvals": [math.log10(tick) for tick in axis["tickvals"]]}
+
+
+def _tick(share: float) -> str:
+    value = 100 * share
+    return f"{value:,.0f} %" if value >= 0.99999 else f"{value:.6f}".rstrip("0") + " %" if value > 9e-5 else f"{value:.0e} %"

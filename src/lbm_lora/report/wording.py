@@ -1,0 +1,105 @@
+"""How a report says its values: one spelling of numbers, shapes, names and verdicts for text and HTML."""
+
+import math
+import textwrap
+
+from lbm_lora.report.outputs import Number
+from lbm_lora.report.schema import BANDS, band_of
+
+NOTHING = "-"
+"""Stands for a value that is not there."""
+
+
+def percent(share: float) -> str:
+    """0.1234 -> `12.3 %`, 0.0123 -> `1.23 %`, 0.0000012 -> `1.2e-04 %`, 0 -> `0 %`, infinity -> `inf`."""
+    if math.isnan(share):
+        return NOTHING
+    if math.isinf(share):
+        return "inf"
+    value = 100 * share
+    size = abs(value)
+    if size == 0:
+        return "0 %"
+    if size < 0.005:
+        return f"{value:.1e} %"
+    return f"{value:.2f} %" if size < 9.995 else f"{value:.1f} %" if size < 1000 else f"{value:,.0f} %"
+
+
+def share(part: float) -> str:
+    """As `percent`, for parts of a whole: what is too small to matter is `< 0.01 %`."""
+    return "< 0.01 %" if 0 < part < 0.00005 else percent(part)
+
+
+def decibel(value: Number | None) -> str:
+    """41.017 -> `41.02`; equal pictures have infinitely many: `equal`; `-` where nothing was measured."""
+    if value is None:
+        return NOTHING
+    number = float(value)
+    return "equal" if number == math.inf else f"{number:.2f}"
+
+
+def similarity(value: Number | None) -> str:
+    """An SSIM with four decimals, cut and not rounded: only equal pictures have 1."""
+    if value is None:
+        return NOTHING
+    number = float(value)
+    return f"{math.floor(number * 1e4) / 1e4:.4f}" if math.isfinite(number) else str(number)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 module`, `792 modules`, `1,676 tensors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size(shape: tuple[int, ...]) -> str:
+    """(64, 32, 3, 3) -> `64x32x3x3`; a scalar is `scalar`."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def printable(text: str) -> str:
+    """Text with every control and formatting character spelt out: a name from a file cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, width: int) -> str:
+    """At most `width` characters: what is too much is taken out of the middle, since both ends tell names apart."""
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 3
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
+
+
+def wrapped(text: str, width: int, *, indent: str = "  ") -> list[str]:
+    """Lines of at most `width` characters, each behind `indent`; a word that is longer is cut."""
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def verdict(relative_error: float) -> str:
+    """`GOOD (5 to 50 %, minor artifacts)`: the documented band of an error, and what it means."""
+    band = band_of(relative_error)
+    return f"{band.upper()} ({next(meaning for name, _, meaning in BANDS if name == band)})"
+
+
+def error_meaning(relative_error: float) -> str:
+    """What a total relative error says about the change that the fine-tune made, in one sentence."""
+    if relative_error == 0:
+        return "The adapter gives back the fine-tune's change exactly."
+    if math.isinf(relative_error):
+        return "The adapter holds values that are not finite, or a change where the fine-tune made none."
+    if relative_error >= 1:
+        return "The adapter is further from the fine-tune than the base itself: it holds more noise than signal."
+    kept = 1 - relative_error**2
+    spelt = "more than 99.99 %" if kept > 0.9999 else f"{100 * kept:.2f} %" if kept > 0.99 else percent(kept)
+    return f"It keeps {spelt} of the energy (the squared norm) of the fine-tune's change."
+
+
+def noise_meaning(relative_error: float, noise_floor: float) -> str:
+    """What the noise floor says beside the error, in one sentence."""
+    if noise_floor == 0:
+        return "The tuned checkpoint is not stored in half precision: no part of the change is rounding."
+    text = "So much of the change is rounding of the tuned checkpoint's half precision, which no method can tell apart"
+    if math.isfinite(relative_error) and relative_error < noise_floor:
+        return f"{text}; the error is below it."
+    return f"{text}."

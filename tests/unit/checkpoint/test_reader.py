@@ -1,0 +1,172 @@
+"""One way to tensors by name, whatever the container and however many files."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import CheckpointError
+
+Save = Callable[[str, Mapping[str, Tensor]], Path]
+
+
+def shards(save: Save, name: str, **files: Mapping[str, Tensor]) -> Path:
+    """An index and its shards; the path of the index."""
+    weight_map: dict[str, str] = {}
+    for shard, tensors in files.items():
+        path = save(f"{name}-{shard}.safetensors", tensors)
+        weight_map |= dict.fromkeys(tensors, path.name)
+    index = path.with_name(f"{name}.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+    return index
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "a.pt", "a.pth", "a.bin"])
+def test_tensors_come_by_name(save: Save, name: str) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.tensor(2, dtype=torch.int64), "c": torch.zeros(0, 2).half()}
+    with open_checkpoint(save(name, tensors)) as found:
+        assert set(found.specs) == set(tensors)
+        for key, tensor in tensors.items():
+            assert found.specs[key].dtype == tensor.dtype
+            assert torch.equal(found.read(key), tensor)
+
+
+def test_a_string_is_a_path(save: Save) -> None:
+    assert list(open_checkpoint(str(save("a.safetensors", {"a": torch.ones(2)}))).specs) == ["a"]
+
+
+def test_shards_are_one_checkpoint(save: Save) -> None:
+    index = shards(save, "m", one={"a": torch.zeros(2)}, two={"b": torch.ones(2)})
+    for path in (index, index.parent):
+        with open_checkpoint(path) as found:
+            assert list(found.specs) == ["a", "b"]
+            assert torch.equal(found.read("b"), torch.ones(2))
+            assert [file.name for file in found.files] == ["m-one.safetensors", "m-two.safetensors"]
+            assert found.path == path
+
+
+def test_a_shard_that_is_missing_is_named(save: Save) -> None:
+    index = shards(save, "m", one={"a": torch.zeros(2)}, two={"b": torch.ones(2)})
+    (index.parent / "m-two.safetensors").unlink()
+    assert error_of(index) == f"{index} names shards that are not beside it: m-two.safetensors. Fetch them."
+
+
+def test_a_key_in_two_shards_is_named(save: Save) -> None:
+    index = shards(save, "m", one={"a": torch.zeros(2)}, two={"model.denoiser.b": torch.ones(2), "c": torch.ones(2)})
+    save("m-one.safetensors", {"a": torch.zeros(2), "denoiser.b": torch.zeros(2)})
+    assert error_of(index) == f"{index}: denoiser.b stands in more than one shard. Remove one of them."
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "\xff"])
+def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(text, encoding="latin-1")
+    assert error_of(index) == f"{index} is no index of shards: it has no readable `weight_map`."
+
+
+def test_a_folder_stands_for_the_one_checkpoint_in_it(save: Save) -> None:
+    path = save("one/model.safetensors", {"a": torch.ones(2)})
+    save("one/model.ckpt", {"b": torch.ones(2)})
+    assert list(open_checkpoint(path.parent).specs) == ["a"]
+    path = save("two/model.ckpt", {"b": torch.ones(2)})
+    assert list(open_checkpoint(path.parent).specs) == ["b"]
+
+
+def test_a_folder_with_several_or_none(save: Save, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        save(f"several/{name}.safetensors", {"a": torch.ones(2)})
+    several = tmp_path / "several"
+    text = f"{several} holds several checkpoints: a.safetensors, b.safetensors. Name one."
+    assert error_of(several) == text
+    (tmp_path / "none").mkdir()
+    assert error_of(tmp_path / "none") == f"{tmp_path / 'none'} holds no .safetensors and no .ckpt file."
+
+
+def test_a_path_that_is_not_there_names_its_neighbours(save: Save, tmp_path: Path) -> None:
+    missing = tmp_path / "model.safetensors"
+    assert error_of(missing) == f"{missing} does not exist."
+    save("tuned.ckpt", {"a": torch.ones(2)})
+    save("base.safetensors", {"a": torch.ones(2)})
+    assert error_of(missing) == f"{missing} does not exist. That folder has base.safetensors, tuned.ckpt."
+    deeper = tmp_path / "no" / "model.safetensors"
+    assert error_of(deeper) == f"{deeper} does not exist. Nor does the folder {tmp_path / 'no'}."
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"x")
+    assert error_of(path) == (
+        f"{path}: a checkpoint is a .safetensors, .ckpt, .pt, .pth, .bin file or an index of shards."
+    )
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt", "a.safetensors.index.json"])
+def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    monkeypatch.setattr("zipfile.is_zipfile", refuse)
+    assert error_of(path) == f"{path} cannot be read: Permission denied."
+
+
+def test_a_key_that_is_not_there(save: Save) -> None:
+    path = save("a.safetensors", {"a": torch.ones(2)})
+    with open_checkpoint(path) as found, pytest.raises(CheckpointError) as caught:
+        found.read("b")
+    assert str(caught.value) == f"b is not in {path}."
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+def test_tensors_outlive_the_reader_and_its_file(save: Save, name: str) -> None:
+    path = save(name, {"a": torch.arange(1000.0)})
+    with open_checkpoint(path) as found:
+        tensor = found.read("a")
+    del found
+    path.unlink()
+    assert torch.equal(tensor, torch.arange(1000.0))
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
+def test_writing_to_a_tensor_leaves_the_file_alone(save: Save, name: str) -> None:
+    path = save(name, {"a": torch.ones(3)})
+    open_checkpoint(path).read("a").zero_()
+    assert torch.equal(open_checkpoint(path).read("a"), torch.ones(3))
+
+
+def test_the_component_is_the_denoiser_of_an_lbm(save: Save) -> None:
+    tensors = {"model.denoiser.a.weight": torch.ones(2), "model.vae.b": torch.ones(1), "model.num_iterations": torch.ones(1)}
+    with open_checkpoint(save("a.ckpt", tensors)) as found:
+        denoiser = found.component()
+        assert (denoiser.prefix, list(denoiser), len(denoiser)) == ("denoiser.", ["a.weight"], 1)
+        assert "a.weight" in denoiser
+        assert "vae.b" not in denoiser
+        assert torch.equal(denoiser.read(next(iter(denoiser))), torch.ones(2))
+        assert list(found.component("vae.")) == ["b"]
+        assert len(found.component("")) == 3
+
+
+def test_the_component_of_another_network_is_everything(save: Save) -> None:
+    with open_checkpoint(save("a.ckpt", {"a.weight": torch.ones(2), "b.bias": torch.ones(2)})) as found:
+        assert (found.component().prefix, list(found.component())) == ("", ["a.weight", "b.bias"])
+
+
+def test_a_prefix_with_nothing_under_it(save: Save) -> None:
+    path = save("a.ckpt", {name: torch.ones(1) for name in "abcd"})
+    with open_checkpoint(path) as found, pytest.raises(CheckpointError) as caught:
+        found.component("unet.")
+    assert str(caught.value) == f"{path} has no tensor under 'unet.'. Its first keys: a, b, c and 1 more."

@@ -1,0 +1,124 @@
+"""Damaged `.safetensors` files: one line each, whatever is wrong with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
+from lbm_lora.errors import CheckpointError
+
+GOOD = save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3).half()}, metadata={"k": "v"})
+HEADER_END = 8 + int.from_bytes(GOOD[:8], "little")
+
+
+def with_header(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+def error_of(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        SafetensorsFile(path)
+    return str(caught.value).removeprefix(f"{path}")
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 40])
+def test_a_file_that_ends_in_its_header(tmp_path: Path, length: int) -> None:
+    text = f" is no safetensors file, or is cut off: its header does not fit into {length} bytes."
+    assert error_of(tmp_path / "a.safetensors", GOOD[:length]) == text
+
+
+@pytest.mark.parametrize("content", [GOOD[:-1], GOOD[:HEADER_END]])
+def test_a_file_that_is_cut_off(tmp_path: Path, content: bytes) -> None:
+    assert error_of(tmp_path / "a.safetensors", content) == (
+        f": the header promises {len(GOOD):,} bytes, the file has {len(content):,}. "
+        "It is damaged or was not copied whole: fetch it again."
+    )
+
+
+def test_a_file_that_is_too_long(tmp_path: Path) -> None:
+    text = error_of(tmp_path / "a.safetensors", GOOD + b"\0")
+    assert text.startswith(f": the header promises {len(GOOD):,} bytes, the file has {len(GOOD) + 1:,}.")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"PK\x03\x04" + bytes(60), " is no safetensors file, or is cut off: its header does not fit into 64 bytes."),
+        (with_header(b"{]"), " is no safetensors file: its header is not JSON."),
+        (with_header(b"\xff\xfe"), " is no safetensors file: its header is not JSON."),
+        (with_header([1]), " is no safetensors file: its header is not a JSON object."),
+        (with_header({"__metadata__": "x"}), ": the header's __metadata__ is not understood: 'x'."),
+        (with_header({"a": 3}), ": the header entry of a is not understood: 3."),
+        (with_header({"a": {}}), ": the header entry of a is not understood: {}."),
+        (
+            with_header(entry(dtype="Q4")),
+            ": the header entry of a is not understood: {'dtype': 'Q4', 'shape': [2], 'data_offsets': [0, 8]}.",
+        ),
+        (
+            with_header(entry(shape=["2"])),
+            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': ['2'], 'data_offsets': [0, 8]}.",
+        ),
+        (
+            with_header(entry(shape=[-1, -2])),
+            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': [-1, -2], 'data_offsets': [0, 8]}.",
+        ),
+        (
+            with_header(entry(data_offsets=[0, "8"])),
+            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, '8']}.",
+        ),
+        (
+            with_header(entry(data_offsets=[-8, 0])),
+            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': [2], 'data_offsets': [-8, 0]}.",
+        ),
+        (
+            with_header(entry(data_offsets=[0, 12]), bytes(12)),
+            ": a is (2,) fp32, 8 bytes, but the header gives it 12.",
+        ),
+    ],
+)
+def test_a_header_that_is_not_understood(tmp_path: Path, content: bytes, text: str) -> None:
+    assert error_of(tmp_path / "a.safetensors", content) == text
+
+
+@settings(max_examples=200)
+@given(st.integers(0, HEADER_END - 1), st.integers(0, 255))
+def test_a_damaged_byte_is_one_line_or_harmless(tmp_path: Path, place: int, value: int) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(GOOD[:place] + bytes([value]) + GOOD[place + 1 :])
+    try:
+        file = SafetensorsFile(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)
+    else:
+        for name, spec in file.specs.items():
+            assert tuple(file.read(name).shape) == spec.shape
+
+
+def test_unaligned_tensors_of_other_writers_are_copied(tmp_path: Path) -> None:
+    values = torch.tensor([1.5, -2.0])
+    path = tmp_path / "a.safetensors"
+    header = json.dumps(entry()).encode()
+    header = header.ljust(-(-len(header) // 8) * 8 + 3)  # the data start at an odd place
+    path.write_bytes(with_header(header, values.numpy().tobytes()))
+    assert torch.equal(SafetensorsFile(path).read("a"), values)
+
+
+def test_tensors_are_private_views_that_outlive_the_file_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(GOOD)
+    first, second = SafetensorsFile(path).read("a"), SafetensorsFile(path).read("a")
+    first.zero_()
+    assert torch.equal(second, torch.arange(6.0).reshape(2, 3))
+    assert path.read_bytes() == GOOD

@@ -1,0 +1,130 @@
+"""A file is the old one or the new one, never a part, and nothing is left beside it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.atomic import atomic_path, guard_output, write_text
+from lbm_lora.errors import OutputError
+
+
+def test_a_clean_exit_replaces_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "a.bin"
+    for content in (b"old", b"new"):
+        with atomic_path(target) as temporary:
+            assert temporary.parent == target.parent
+            temporary.write_bytes(content)
+        assert target.read_bytes() == content
+    assert os.listdir(target.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(error), atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_an_exception_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), atomic_path(tmp_path / "a.bin") as temporary:
+        temporary.write_bytes(b"half")
+        raise ValueError
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_old_file_is_there_until_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from lbm_lora.atomic import atomic_path
+
+with atomic_path(Path(sys.argv[1])) as temporary, temporary.open("wb") as file:
+    file.write(b"half of the new")
+    file.flush()
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.faults
+def test_a_killed_process_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    command = [sys.executable, "-c", CHILD, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"half\n"
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    assert target.read_bytes() == b"old"
+    write_text(target, "new")  # what the killed process left is not in the way
+    assert target.read_bytes() == b"new"
+
+
+def test_text_is_written_as_utf8(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "Größe ∑\n")
+    assert (tmp_path / "a.txt").read_bytes() == "Größe ∑\n".encode()
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught, atomic_path(tmp_path):
+        pass
+    assert str(caught.value) == f"{tmp_path} is a folder. Give the path of a file."
+    assert list(tmp_path.parent.glob(".*.part")) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "a.bin"
+    with pytest.raises(OutputError) as caught, atomic_path(target):
+        pass
+    assert str(caught.value) == f"{tmp_path / 'file'} cannot be made: File exists. Choose another output path."
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    target = tmp_path / "a.bin"
+    with pytest.raises(OutputError) as caught, atomic_path(target):
+        pass
+    assert str(caught.value) == f"{target} cannot be written: Permission denied. Choose another output path."
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path, length: int) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written: File name too long\. Choose another output path\.$"):
+        write_text(tmp_path / ("a" * length), "")
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    source, link, other = tmp_path / "a.bin", tmp_path / "link.bin", tmp_path / "b.bin"
+    source.write_text("")
+    link.symlink_to(source)
+    (tmp_path / "sub").mkdir()
+    for same in (source, link, tmp_path / "sub" / ".." / "a.bin"):
+        with pytest.raises(OutputError) as caught:
+            guard_output(same, [tmp_path / "missing.bin", source])
+        assert str(caught.value) == (
+            f"{same} is an input of this command and would be overwritten. Choose another path."
+        )
+    guard_output(other, [source, link])
+    other.write_text("")
+    guard_output(other, [source, link])

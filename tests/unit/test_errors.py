@@ -1,0 +1,50 @@
+"""The error tree: its docstring is the documentation of the exit codes, so it is compared with the classes."""
+
+import inspect
+import re
+
+import pytest
+
+from lbm_lora import errors
+from lbm_lora.errors import InputError, LbmLoraError, listing
+
+CLASSES = {
+    name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)
+}
+
+
+def documented() -> dict[str, int]:
+    """Class -> exit code, as the tree in the module's docstring has it; a child without a code has its parent's."""
+    tree: dict[str, int] = {}
+    code = 0
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.search(r"(\w+Error)\s+(\d?)", line)
+        if found:
+            code = int(found[2]) if found[2] else code
+            tree[found[1]] = code
+    return tree
+
+
+def test_the_docstring_is_the_tree() -> None:
+    assert documented() == {name: kind.exit_code for name, kind in CLASSES.items()}
+
+
+def test_children_in_the_docstring_are_subclasses() -> None:
+    lines = [line for line in (errors.__doc__ or "").splitlines() if re.search(r"│   [├└]", line)]
+    names = [match[0] for line in lines if (match := re.search(r"\w+Error", line))]
+    assert len(names) == 8
+    assert all(issubclass(CLASSES[name], InputError) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "text"),
+    [
+        ([], 3, ""),
+        (["a"], 3, "a"),
+        (["a", "b", "c"], 3, "a, b, c"),
+        (["a", "b", "c", "d"], 3, "a, b, c and 1 more"),
+        ([str(number) for number in range(20)], 8, "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"),
+    ],
+)
+def test_listing(names: list[str], limit: int, text: str) -> None:
+    assert listing(iter(names), limit=limit) == text
