@@ -25,7 +25,7 @@ PHOTO_CREDITS = {
     "astronaut": "Eileen Collins, NASA Great Images database (https://flic.kr/p/r9qvLn), public domain",
     "chelsea": "Chelsea the cat, by Stefan van der Walt, CC0",
     "coffee": "a cup of coffee, by Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0",
-    "rocket": "launch of DSCOVR, SpaceX Photos (https://www.flickr.com/photos/spacexphotos/16511594820/), public domain",
+    "rocket": "launch of DSCOVR, SpaceX (https://www.flickr.com/photos/spacexphotos/16511594820/), public domain",
 }
 
 
@@ -89,7 +89,7 @@ def write_credits(work: Path) -> None:
     lines = [
         "# Credits",
         "",
-        "The weights in `mini/` were trained by the scripts in `tools/`, from nothing, on the assets below and on nothing else.",
+        "The weights in `mini/` were trained from nothing by the scripts in `tools/`, on the assets below and nothing else.",
         "The images in `pairs/` are renders of them.",
         "",
         f"## Meshes and textures: robosuite {common.ROBOSUITE_VERSION} (PyPI), MIT",
@@ -98,7 +98,8 @@ def write_credits(work: Path) -> None:
         "",
         f"Meshes: {', '.join(meshes)}.",
         f"Textures: {', '.join(textures)}.",
-        f"Held out of all training: the meshes {', '.join(common.HELD_OUT_MESHES)}, the textures {', '.join(common.HELD_OUT_TEXTURES)}.",
+        f"Meshes held out of all training: {', '.join(common.HELD_OUT_MESHES)}.",
+        f"Textures held out of all training: {', '.join(common.HELD_OUT_TEXTURES)}.",
         "Left out because they show brands: the mesh can and the textures " + ", ".join(common.BRANDED_TEXTURES) + ".",
         "",
         "```",

@@ -20,7 +20,16 @@ def fetch_robosuite(work: Path) -> None:
         return
     wheel_folder = work / "downloads"
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", wheel_folder, f"robosuite=={common.ROBOSUITE_VERSION}"],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--dest",
+            wheel_folder,
+            f"robosuite=={common.ROBOSUITE_VERSION}",
+        ],
         check=True,
     )
     (wheel,) = wheel_folder.glob("robosuite-*.whl")

@@ -1,15 +1,15 @@
 """Render objects under several lights each: the data of the mini model.
 
-A scene is one or two textured meshes and a camera; a light is an HDRI, a yaw, a tint and an exposure. Each scene goes to
-one file, `scenes/SPLIT/NNNN.npz`:
+A scene is one or two textured meshes and a camera; a light is an HDRI, a yaw, a tint and an exposure. Each scene goes
+to one file, `scenes/SPLIT/NNNN.npz`:
 
 - objects      uint8 (lights, 128, 128, 3)  the object alone, not multiplied by alpha
 - backgrounds  uint8 (lights, 128, 128, 3)  the same camera and light without the object
 - alpha        float16 (128, 128)           the object's coverage, the same under every light
 - info         JSON text                    what was drawn, by name and number
 
-The render under light j is over(objects[j], alpha, backgrounds[j]). A pair (i, j) has as source the object under light i
-over background j, and as target the render under light j.
+The render under light j is over(objects[j], alpha, backgrounds[j]). A pair (i, j) has as source the object under light
+i over background j, and as target the render under light j.
 """
 
 import json
@@ -38,14 +38,16 @@ def mesh_shape(work: Path, name: str) -> dict[str, Any]:
 
 
 def unit_transform(mesh: dict[str, Any]) -> "mi.ScalarTransform4f":
-    """Centre a mesh and scale it to a radius of about 1: the mean of half its box's diagonal and its box's volume as a cube's side."""
+    """Centre a mesh and scale it to a size of about 1: the mean of half its box's diagonal and half its mean side."""
     box = mi.load_dict(mesh).bbox()
     extents = np.array(box.extents())
     radius = float(np.linalg.norm(extents) / 2 + np.prod(extents) ** (1 / 3)) / 2
     return mi.ScalarTransform4f().scale(1 / radius).translate(-np.array(box.center()))
 
 
-def draw_object(work: Path, split: str, rng: np.random.Generator, scale: float, centre: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+def draw_object(
+    work: Path, split: str, rng: np.random.Generator, scale: float, centre: np.ndarray
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw one textured mesh; give its Mitsuba description and its description in words."""
     held_out = split == "held_out"
     meshes = common.HELD_OUT_MESHES if held_out else common.TRAIN_MESHES
@@ -54,7 +56,9 @@ def draw_object(work: Path, split: str, rng: np.random.Generator, scale: float, 
     texture = textures[rng.integers(len(textures))]
 
     gain = rng.uniform(0.55, 1.0, 3) if rng.random() < 0.5 else np.full(3, rng.uniform(0.7, 1.0))
-    pixels = np.asarray(Image.open(texture).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS), np.float32) / 255
+    pixels = (
+        np.asarray(Image.open(texture).convert("RGB").resize((256, 256), Image.Resampling.LANCZOS), np.float32) / 255
+    )
     albedo = np.clip(pixels**2.2 * gain, 0.02, 0.85).astype(np.float32)
     uv_scale = float(rng.uniform(0.6, 1.6))
     roughness, specular = float(rng.uniform(0.25, 0.9)), float(rng.uniform(0.1, 0.7))
@@ -62,10 +66,9 @@ def draw_object(work: Path, split: str, rng: np.random.Generator, scale: float, 
     axis = rng.normal(size=3)
     angle = float(rng.uniform(0, 360))
     stretch = rng.uniform(0.8, 1.2, 3)
-    to_world = (
-        mi.ScalarTransform4f().translate(centre).scale(scale).rotate(axis / np.linalg.norm(axis), angle).scale(stretch)
-        @ unit_transform(mesh_shape(work, mesh))
-    )
+    to_world = mi.ScalarTransform4f().translate(centre).scale(scale).rotate(axis / np.linalg.norm(axis), angle).scale(
+        stretch
+    ) @ unit_transform(mesh_shape(work, mesh))
     shape = {
         **mesh_shape(work, mesh),
         "to_world": to_world,
@@ -73,7 +76,12 @@ def draw_object(work: Path, split: str, rng: np.random.Generator, scale: float, 
             "type": "twosided",
             "surface": {
                 "type": "principled",
-                "base_color": {"type": "bitmap", "bitmap": mi.Bitmap(albedo), "raw": True, "to_uv": mi.ScalarTransform3f().scale(uv_scale)},
+                "base_color": {
+                    "type": "bitmap",
+                    "bitmap": mi.Bitmap(albedo),
+                    "raw": True,
+                    "to_uv": mi.ScalarTransform3f().scale(uv_scale),
+                },
                 "roughness": roughness,
                 "specular": specular,
             },
@@ -86,11 +94,15 @@ def draw_object(work: Path, split: str, rng: np.random.Generator, scale: float, 
 def draw_light(work: Path, split: str, rng: np.random.Generator, taken: set[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Draw an HDRI not in `taken`, turned, tinted and scaled to mean luminance 1 over the sphere."""
     held_out = split == "held_out"
-    paths = [path for path in common.hdri_paths(work) if (path.stem in common.HELD_OUT_HDRIS) == held_out and path.stem not in taken]
+    paths = [
+        path
+        for path in common.hdri_paths(work)
+        if (path.stem in common.HELD_OUT_HDRIS) == held_out and path.stem not in taken
+    ]
     path = paths[rng.integers(len(paths))]
     radiance = np.array(mi.Bitmap(str(path)).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False))
-    # The packed HDRIs ring at their lamps and suns, into false colours and below zero: make the brightest pixels and the
-    # negative ones white, by their own brightest channel or, where that is negative too, by their neighbours'.
+    # The packed HDRIs ring at their lamps and suns, into false colors and below zero: make the brightest pixels and
+    # the negative ones white, by their own brightest channel or, where that is negative too, by their neighbors'.
     peak = radiance.max(2, keepdims=True)
     white = np.where(peak > 0, peak, ndimage.maximum_filter(peak, (3, 3, 1)).clip(0))
     damaged = (radiance.min(2, keepdims=True) < 0) | (peak > 300 * np.median(radiance))
@@ -117,7 +129,9 @@ def develop(linear: np.ndarray) -> np.ndarray:
     return np.round(encoded * 255).astype(np.uint8)
 
 
-def render(shapes: dict[str, Any], radiance: np.ndarray, camera: "mi.ScalarTransform4f", samples: int, seed: int) -> np.ndarray:
+def render(
+    shapes: dict[str, Any], radiance: np.ndarray, camera: "mi.ScalarTransform4f", samples: int, seed: int
+) -> np.ndarray:
     """Render shapes under a light; linear RGBA (128, 128, 4), with alpha where there are shapes."""
     scene = mi.load_dict(
         {
@@ -147,7 +161,10 @@ def make_scene(work: Path, split: str, number: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([number, split == "held_out"])
     if rng.random() < 0.3:
         left = rng.uniform(0.6, 0.75)
-        spots = [(rng.uniform(0.8, 1.05), [-left, 0, 0]), (rng.uniform(0.8, 1.05), [left, rng.uniform(-0.2, 0.2), rng.uniform(-0.4, 0.4)])]
+        spots = [
+            (rng.uniform(0.8, 1.05), [-left, 0, 0]),
+            (rng.uniform(0.8, 1.05), [left, rng.uniform(-0.2, 0.2), rng.uniform(-0.4, 0.4)]),
+        ]
     else:
         spots = [(rng.uniform(1.15, 1.5), [*rng.uniform(-0.2, 0.2, 2), 0])]
     drawn = [draw_object(work, split, rng, scale, np.array(centre)) for scale, centre in spots]
@@ -189,7 +206,7 @@ def main() -> None:
             if path.exists():
                 continue
             scene = make_scene(args.work, split, number)
-            with common.atomic(path) as temporary, open(temporary, "wb") as file:
+            with common.atomic(path) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **scene)
             if number % 50 == 0:
                 print(f"{split} {number}/{count}", flush=True)

@@ -1,7 +1,7 @@
 """Pretrain the mini model's backbone: SDXL's UNet with its widths divided by 20, as an epsilon-predicting denoiser.
 
-Trained on the scaled latents of all training renders and composites, with one constant text and one set of constant time
-ids. Writes work/mini/backbone in the folder layout of SDXL (bf16) and work/mini/backbone_result.json.
+Trained on the scaled latents of all training renders and composites, with one constant text and one set of constant
+time ids. Writes work/mini/backbone in the folder layout of SDXL (bf16) and work/mini/backbone_result.json.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def constant_conditions(count: int) -> dict[str, object]:
     }
 
 
-def denoising_loss(unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+def denoising_loss(
+    unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, noise: Tensor, kept: Tensor
+) -> Tensor:
     """Mean squared error of the predicted noise; `kept` is the cumulative product of alphas by timestep."""
     share = kept[timesteps][:, None, None, None]
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
@@ -58,7 +60,7 @@ def write_rest(scheduler: EulerDiscreteScheduler, folder: Path) -> None:
     """Write what the backbone folder holds beside its networks."""
     scheduler.save_pretrained(folder / "scheduler")
     index: dict[str, object] = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": diffusers.__version__}
-    index |= dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"), [None, None])
+    index |= {name: [None, None] for name in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")}
     index |= {"scheduler": ["diffusers", "EulerDiscreteScheduler"], "unet": ["diffusers", "UNet2DConditionModel"]}
     common.write_json(folder / "model_index.json", index | {"vae": ["diffusers", "AutoencoderKL"]})
 
@@ -78,15 +80,21 @@ def train(rank: int, args: argparse.Namespace) -> None:
         return denoising_loss(unet, chosen, timesteps, torch.randn_like(chosen), kept)
 
     unet.to(memory_format=torch.channels_last)
-    unet.compile_repeated_blocks()
-    result = training.fit(unet, loss_of, name="backbone", work=args.work, rank=rank, steps=args.steps, peak_rate=1e-3, seed=SEED)
+    result = training.fit(
+        unet, loss_of, name="backbone", work=args.work, rank=rank, steps=args.steps, peak_rate=1e-3, seed=SEED
+    )
     if rank:
         return
     folder = args.work / "mini/backbone"
     training.save_network(unet, folder / "unet")
     write_rest(scheduler, folder)
     saved = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    held_out = torch.load(training.encode_view(args.work, vae, "held_out", 0), weights_only=True).diagonal(dim1=1, dim2=2).movedim(-1, 1).flatten(0, 1)
+    held_out = (
+        torch.load(training.encode_view(args.work, vae, "held_out", 0), weights_only=True)
+        .diagonal(dim1=1, dim2=2)
+        .movedim(-1, 1)
+        .flatten(0, 1)
+    )
     result |= {"held_out_loss": round(held_out_loss(saved, held_out, kept), 4)}
     common.write_json(args.work / "mini/backbone_result.json", result)
     print({key: value for key, value in result.items() if key != "losses"})
@@ -94,7 +102,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments and train."""
-    training.launch(train, common.parse_args(__doc__ or "", steps=2400))
+    training.launch(train, common.parse_args(__doc__ or "", steps=2000))
 
 
 if __name__ == "__main__":

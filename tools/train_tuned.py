@@ -1,11 +1,12 @@
 """Fine-tune the mini model's LBM from its exact base: relight an object for the background it is pasted on.
 
-The base is made by lbm_lora from the backbone, as for any LBM. The whole denoiser is trained in fp32 from the base's bf16
-values; the VAE is frozen, latents are means of its posterior. Writes work/mini/tuned in the layout of the published LBM
-repositories (bf16), work/mini/tuned_result.json and the pictures work/mini/held_out.png.
+The base is made by lbm_lora from the backbone, as for any LBM. The denoiser is trained in fp32 from the base's bf16
+values; the VAE is frozen, latents are means of its posterior. Writes work/mini/tuned in the layout of the published
+LBM repositories (bf16), work/mini/tuned_result.json and the pictures work/mini/held_out.png.
 """
 
 import argparse
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import torch
 import training
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.model import bridge
 from lbm_lora.model.backbone import open_backbone
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import parse_config
 from lbm_lora.model.write_base import write_base
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
 
 BATCH = 16
 """Pairs per process and step."""
@@ -107,7 +109,9 @@ def translate(denoiser: UNet2DConditionModel, vae: AutoencoderKL, images: np.nda
     return np.concatenate(outputs)
 
 
-def measure(work: Path, base: UNet2DConditionModel, tuned: UNet2DConditionModel, vae: AutoencoderKL, split: str) -> dict[str, float]:
+def measure(
+    work: Path, base: UNet2DConditionModel, tuned: UNet2DConditionModel, vae: AutoencoderKL, split: str
+) -> dict[str, float]:
     """Mean PSNR in dB against the target: inside the mask of sources, outputs and the VAE's own reconstruction.
 
     Means are over pairs. `outside` is over the background. Also writes pictures: source, base, tuned, target.
@@ -119,11 +123,15 @@ def measure(work: Path, base: UNet2DConditionModel, tuned: UNet2DConditionModel,
     masks = [scenes.alpha[scene] for scene, _, _ in pairs]
     outputs = {"source": sources, "base": translate(base, vae, sources), "tuned": translate(tuned, vae, sources)}
     outputs |= {"tuned_4_steps": translate(tuned, vae, sources, 4)}
-    outputs |= {"vae_of_target": np.concatenate([training.decode(vae, training.encode(vae, targets[k : k + 16])) for k in range(0, len(targets), 16)])}
+    outputs |= {
+        "vae_of_target": np.concatenate(
+            [training.decode(vae, training.encode(vae, targets[k : k + 16])) for k in range(0, len(targets), 16)]
+        )
+    }
 
     shown = range(0, len(pairs), 13)
     rows = [[outputs[name][k] for name in ("source", "base", "tuned")] + [targets[k]] for k in shown]
-    common.contact_sheet([sum(rows[k : k + 3], []) for k in range(0, len(rows), 3)], work / f"mini/{split}.png")
+    common.contact_sheet([list(chain(*rows[k : k + 3])) for k in range(0, len(rows), 3)], work / f"mini/{split}.png")
 
     def mean(images: np.ndarray, weights: list[np.ndarray]) -> float:
         values = [training.psnr(a, b, weight) for a, b, weight in zip(images, targets, weights, strict=True)]
@@ -136,7 +144,10 @@ def measure(work: Path, base: UNet2DConditionModel, tuned: UNet2DConditionModel,
         training.psnr(outputs["tuned"][k], targets[k], masks[k]) - training.psnr(sources[k], targets[k], masks[k])
         for k in range(len(pairs))
     ]
-    return result | {"pairs": len(pairs), "share_of_pairs_better_than_source": round(float(np.mean(np.array(gains) > 0)), 3)}
+    return result | {
+        "pairs": len(pairs),
+        "share_of_pairs_better_than_source": round(float(np.mean(np.array(gains) > 0)), 3),
+    }
 
 
 def write_tuned(work: Path, base: Path, denoiser: UNet2DConditionModel) -> Path:
@@ -144,7 +155,9 @@ def write_tuned(work: Path, base: Path, denoiser: UNet2DConditionModel) -> Path:
     folder = work / "mini/tuned"
     with open_checkpoint(base) as checkpoint:
         tensors = {key: checkpoint.read(key).clone() for key in checkpoint.specs}
-    tensors |= {f"denoiser.{name}": value.to(torch.bfloat16).contiguous() for name, value in denoiser.state_dict().items()}
+    tensors |= {
+        f"denoiser.{name}": value.to(torch.bfloat16).contiguous() for name, value in denoiser.state_dict().items()
+    }
     with common.atomic(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary)
     plain = {"unet": dict(load_model(base).config.unet_config), "vae": dict(load_model(base).config.vae_config)}
@@ -169,8 +182,9 @@ def train(rank: int, args: argparse.Namespace) -> None:
         return bridge_loss(denoiser, source, target, sigma)
 
     denoiser.to(memory_format=torch.channels_last)
-    denoiser.compile_repeated_blocks()
-    result = training.fit(denoiser, loss_of, name="tuned", work=args.work, rank=rank, steps=args.steps, peak_rate=PEAK_RATE, seed=SEED)
+    result = training.fit(
+        denoiser, loss_of, name="tuned", work=args.work, rank=rank, steps=args.steps, peak_rate=PEAK_RATE, seed=SEED
+    )
     if rank:
         return
     folder = write_tuned(args.work, base_path, denoiser)

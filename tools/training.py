@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 logging.set_verbosity_error()
 
 PROCESSES = 2
-"""Each of one thread: two threads of one process wait for each other at every operation, and all the more beside other work."""
+"""Each has one thread. Two threads of one process would wait for each other at every operation."""
 CHECKPOINT_STEPS = 100
 TRAIN_VIEWS = 4
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
@@ -36,7 +35,7 @@ VAE_CONFIG: dict[str, Any] = {
     "block_out_channels": [16, 32, 64, 64],
     "layers_per_block": 2,
     "latent_channels": 4,
-    "norm_num_groups": 8,
+    "norm_num_groups": 2,
     "sample_size": common.IMAGE_SIZE,
 }
 """SDXL's VAE with its widths divided by 8."""
@@ -52,7 +51,7 @@ BACKBONE_CONFIG: dict[str, Any] = {
     "transformer_layers_per_block": [1, 2, 10],
     "attention_head_dim": [1, 2, 4],
     "use_linear_projection": True,
-    "norm_num_groups": 8,
+    "norm_num_groups": 2,
     "cross_attention_dim": 96,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8,
@@ -87,7 +86,7 @@ class Scenes:
     info: list[dict[str, Any]]
 
     def composite(self, scene: int, i: int, j: int) -> np.ndarray:
-        """The object under light i over background j: a render where i is j, else a source; uint8 (height, width, 3)."""
+        """The object under light i over background j: a render where i is j, else a source; uint8 RGB."""
         return common.over(self.objects[scene, i], self.alpha[scene], self.backgrounds[scene, j])
 
 
@@ -128,7 +127,7 @@ def save_network(network: ModelMixin, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         copy.to(torch.bfloat16).save_pretrained(temporary)
         for file in sorted(Path(temporary).iterdir()):
-            os.replace(file, folder / file.name)
+            file.replace(folder / file.name)
 
 
 def load_vae(work: Path) -> AutoencoderKL:
@@ -172,14 +171,18 @@ def encode_view(work: Path, vae: AutoencoderKL, split: str, view: int) -> Path:
             images = images[..., np.random.default_rng([view, scene]).permutation(3)]
         if view % 2:
             images = images[:, :, ::-1]
-        encoded.append(encode(vae, np.ascontiguousarray(images)))
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded.append(encode(vae, np.ascontiguousarray(images)).float())
     with common.atomic(path) as temporary:
         torch.save(torch.stack(encoded).unflatten(1, (common.LIGHTS_PER_SCENE, -1)), temporary)
     return path
 
 
 def train_latents(work: Path, vae: AutoencoderKL, rank: int) -> Tensor:
-    """All views of the training scenes, (views, scenes, lights i, lights j, 4, 16, 16); the processes share the encoding."""
+    """All views of the training scenes, (views, scenes, lights i, lights j, 4, 16, 16).
+
+    The processes share the encoding.
+    """
     for view in range(rank, TRAIN_VIEWS, PROCESSES):
         encode_view(work, vae, "train", view)
     distributed.barrier()
@@ -195,7 +198,8 @@ def launch(train: Callable[[int, argparse.Namespace], None], args: argparse.Name
 
 def _enter(rank: int, train: Callable[[int, argparse.Namespace], None], args: argparse.Namespace, store: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=timedelta(hours=1))
+    limit = timedelta(hours=1)
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES, timeout=limit)
     train(rank, args)
     distributed.destroy_process_group()
 
@@ -208,7 +212,8 @@ def share_gradients(parameters: list[nn.Parameter], limit: float = 1.0) -> None:
     flat /= PROCESSES
     flat *= min(1.0, limit / (float(flat.norm()) + 1e-6))
     parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)])
+    views = [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+    torch._foreach_copy_(gradients, views)
 
 
 def fit(

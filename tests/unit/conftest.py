@@ -19,6 +19,8 @@ settings.register_profile(
 )
 settings.load_profile("unit")
 
+torch.set_num_threads(1)  # the tensors are tiny: a second thread costs more than it gives, and much more on a busy machine
+
 
 @pytest.fixture
 def rand() -> Callable[..., Tensor]:

@@ -1,6 +1,5 @@
 """A file is the old one or the new one, never a part, and nothing is left beside it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -19,25 +18,29 @@ def test_a_clean_exit_replaces_the_file(tmp_path: Path) -> None:
             assert temporary.parent == target.parent
             temporary.write_bytes(content)
         assert target.read_bytes() == content
-    assert os.listdir(target.parent) == ["a.bin"]
+    assert [found.name for found in target.parent.iterdir()] == ["a.bin"]
+
+
+def write_half(target: Path, error: type[BaseException]) -> None:
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_exception_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with pytest.raises(error), atomic_path(target) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+    with pytest.raises(error):
+        write_half(target, error)
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert [found.name for found in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_an_exception_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), atomic_path(tmp_path / "a.bin") as temporary:
-        temporary.write_bytes(b"half")
-        raise ValueError
-    assert os.listdir(tmp_path) == []
+    with pytest.raises(ValueError):
+        write_half(tmp_path / "a.bin", ValueError)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_old_file_is_there_until_the_end(tmp_path: Path) -> None:

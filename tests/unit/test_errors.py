@@ -8,9 +8,7 @@ import pytest
 from lbm_lora import errors
 from lbm_lora.errors import InputError, LbmLoraError, listing
 
-CLASSES = {
-    name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)
-}
+CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)}
 
 
 def documented() -> dict[str, int]:

@@ -7,6 +7,7 @@ behind a memory map, until a tensor is asked for.
 """
 
 import collections
+import io
 import mmap
 import pickle
 import struct
@@ -145,7 +146,7 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive, path.open("rb") as file:
                 root = _root(path, archive)
-                tree = _Unpickler(archive.open(f"{root}data.pkl")).load()
+                tree = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
                 self._places = _places(archive, file, f"{root}data/")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (CheckpointError, OSError):

@@ -94,7 +94,7 @@ def _run(command: str, arguments: Sequence[str]) -> int:
         result = _workflow(command).run(config, console.progress)
         from lbm_lora.cli.present import present
 
-        console.print_result(present(result, verbose=output.verbose), result, as_json=output.json)
+        console.print_result(present(command, result, verbose=output.verbose), result, as_json=output.json)
         for failure in getattr(result, "failures", ()):
             console.fail(failure)
     return console.exit_code

@@ -1,27 +1,31 @@
-"""The text of each command's result on stdout."""
+"""The text of each command's result on stdout.
 
-from functools import singledispatch
+A result says what it is by its command, so that no other command's libraries are imported to present it.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lbm_lora.report import Report, base_text, full_text, short_text
 from lbm_lora.report.schema import TensorResult
-from lbm_lora.workflows.base import BaseOutcome
-from lbm_lora.workflows.demo import DemoResult
-from lbm_lora.workflows.extract import ExtractResult
-from lbm_lora.workflows.fuse import FuseResult
-from lbm_lora.workflows.infer import InferResult
-from lbm_lora.workflows.layers import LayersResult
-from lbm_lora.workflows.validate import ValidateResult
+
+if TYPE_CHECKING:
+    from lbm_lora.workflows.base import BaseOutcome
+    from lbm_lora.workflows.demo import DemoResult
+    from lbm_lora.workflows.extract import ExtractResult
+    from lbm_lora.workflows.fuse import FuseResult
+    from lbm_lora.workflows.infer import InferResult
+    from lbm_lora.workflows.layers import LayersResult
+    from lbm_lora.workflows.validate import ValidateResult
 
 
-@singledispatch
-def present(result: object, *, verbose: bool = False) -> str:
-    """What a user reads of a result; with `verbose`, every layer too."""
-    raise TypeError(f"no text for {type(result).__name__}")
+def present(command: str, result: Any, *, verbose: bool = False) -> str:
+    """What a user reads of a command's result; with `verbose`, every layer too."""
+    return _PRESENTERS[command](result, verbose)
 
 
-@present.register
-def _(result: BaseOutcome, *, verbose: bool = False) -> str:
+def _base(result: "BaseOutcome", verbose: bool) -> str:
     items = result.base.ledger if verbose else ()
     rows = [f"  {item.action:<8} {item.key} {item.from_shape} -> {item.to_shape}: {item.reason}" for item in items]
     return _paragraphs(
@@ -32,8 +36,7 @@ def _(result: BaseOutcome, *, verbose: bool = False) -> str:
     )
 
 
-@present.register
-def _(result: ExtractResult, *, verbose: bool = False) -> str:
+def _extract(result: "ExtractResult", verbose: bool) -> str:
     rows = [_layer_line(row) for row in result.report.rows] if verbose else []
     return _paragraphs(
         "\n".join(rows),
@@ -43,15 +46,12 @@ def _(result: ExtractResult, *, verbose: bool = False) -> str:
     )
 
 
-@present.register
-def _(result: ValidateResult, *, verbose: bool = False) -> str:
+def _validate(result: "ValidateResult", verbose: bool) -> str:
     rows = [_layer_line(row) for row in result.report.weights.rows] if verbose else []
     return _paragraphs("\n".join(rows), full_text(result.report), _written(*result.files, result.layer_names))
 
 
-@present.register
-def _(result: InferResult, *, verbose: bool = False) -> str:
-    _ = verbose
+def _infer(result: "InferResult", _: bool) -> str:
     lines = [
         f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
         f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
@@ -61,16 +61,12 @@ def _(result: InferResult, *, verbose: bool = False) -> str:
     return "\n".join([f"Translated {len(result.outputs)} on {result.device} in {result.dtype}:", *lines])
 
 
-@present.register
-def _(result: FuseResult, *, verbose: bool = False) -> str:
-    _ = verbose
+def _fuse(result: "FuseResult", _: bool) -> str:
     changed = f"{result.changed:,} of {result.tensors:,} tensors changed"
     return f"Fused: {changed}, the others copied byte for byte.\n{_written(result.output)}"
 
 
-@present.register
-def _(result: LayersResult, *, verbose: bool = False) -> str:
-    _ = verbose
+def _layers(result: "LayersResult", _: bool) -> str:
     width = max((len(layer.name) for layer in result.layers), default=0)
     lines = [
         f"{layer.name:<{width}}  {layer.kind:<8} {'x'.join(map(str, layer.shape)):>14}  rank {layer.rank}"
@@ -84,27 +80,32 @@ def _(result: LayersResult, *, verbose: bool = False) -> str:
     return "\n".join([*lines, "", total])
 
 
-@present.register
-def _(result: DemoResult, *, verbose: bool = False) -> str:
+def _demo(result: "DemoResult", verbose: bool) -> str:
     adapter = result.extract.adapter
     pictures = [made for made in result.infer.outputs if made.comparison]
     return _paragraphs(
         "1. base",
-        present(result.base, verbose=verbose),
+        _base(result.base, verbose),
         "2. extract",
         _written(adapter, result.extract.sidecar),
         "3. validate",
-        present(result.validate, verbose=verbose),
+        _validate(result.validate, verbose),
         "4. infer",
-        present(result.infer, verbose=verbose),
+        _infer(result.infer, verbose),
         f"Look at {_file(result.validate.files, '.html')} and {_file(result.validate.files, '.png')}"
         + (f", and at {pictures[0].comparison}" if pictures else ""),
     )
 
 
-def failures_of(result: object) -> tuple[str, ...]:
-    """The limits that a result misses, one sentence each."""
-    return result.failures if isinstance(result, ValidateResult) else ()
+_PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
+    "base": _base,
+    "extract": _extract,
+    "validate": _validate,
+    "infer": _infer,
+    "fuse": _fuse,
+    "layers": _layers,
+    "demo": _demo,
+}
 
 
 def _layer_line(row: TensorResult) -> str:

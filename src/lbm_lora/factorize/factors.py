@@ -1,8 +1,8 @@
 """A delta's matrix as the two factors that a file stores.
 
 Below full rank: down = sqrt(S) V^T of the truncated SVD, rounded to what is stored, and then the best `up` for it,
-which is U sqrt(S) but for the rounding. The split keeps both factors at one scale, and the fit of `up` takes back
-most of what rounding `down` cost, and what a randomized SVD left.
+which is U sqrt(S) but for the rounding. The split keeps both factors at one scale. The fit of `up` takes back what
+a randomized SVD left, and what rounding `down` cost within its own rows: some percent at low rank, half near full.
 
 At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the other.
 It costs the same bytes as an SVD's factors, and nothing is lost but the rounding of one matrix; deltas of bf16

@@ -8,7 +8,6 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from lbm_lora.errors import ImageError
 
@@ -52,22 +51,15 @@ def ssim(one: Picture, other: Picture, mask: Weights | None = None) -> float:
     if min(one.shape[-2:]) < _WINDOW:
         size = f"{one.shape[-1]}x{one.shape[-2]}"
         raise ImageError(f"SSIM needs {_WINDOW}x{_WINDOW} pixels or more, not {size}.")
-    x, y = _precise(one), _precise(other)
-    mean_x, mean_y, xx, yy, xy = _blurred(torch.stack([x, y, x * x, y * y, x * y]))
-    steady, contrast = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
-    luminance = (2 * mean_x * mean_y + steady) / (mean_x**2 + mean_y**2 + steady)
-    structure = (2 * (xy - mean_x * mean_y) + contrast) / (xx - mean_x**2 + yy - mean_y**2 + contrast)
-    centres = None if mask is None else mask[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    return _mean((luminance * structure).mean(dim=0), centres)
+    # imported here: it takes seconds, and only reports need it
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
-
-def _blurred(pictures: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 low narrow"]:
-    """Gaussian means of every whole window, one axis after the other."""
-    offsets = torch.arange(-_MARGIN, _MARGIN + 1, dtype=torch.float64)
-    kernel = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    kernel = (kernel / kernel.sum()).repeat(3, 1, 1, 1)
-    rows = functional.conv2d(pictures, kernel, groups=3)
-    return functional.conv2d(rows, kernel.transpose(2, 3), groups=3)
+    pictures = _precise(one)[None], _precise(other)[None]
+    _, similarity = structural_similarity_index_measure(
+        *pictures, sigma=1.5, kernel_size=_WINDOW, data_range=RANGE, return_full_image=True
+    )
+    inside = (..., slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
+    return _mean(similarity[0].mean(dim=0)[inside], None if mask is None else mask[inside])
 
 
 def _precise(picture: Tensor) -> Tensor:

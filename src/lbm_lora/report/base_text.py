@@ -78,12 +78,13 @@ def _counts(items: Sequence[BaseEntry]) -> str:
 
 
 def _baseline(baseline: Baseline) -> list[str]:
+    same = f"{share(baseline.unchanged)} of the elements; {baseline.unchanged_tensors:,} whole tensors"
     return [
         "Base against the tuned model",
         _line("Matched denoiser keys", baseline.matched),
         _line("Average difference", f"{baseline.average_difference:.8f}  {baseline.band}"),
         _line("Maximum difference", f"{baseline.maximum_difference:.8f}"),
-        _line("unchanged", f"{share(baseline.unchanged)} of the elements; {baseline.unchanged_tensors:,} whole tensors"),
+        _line("unchanged", same),
         _line("noise floor", f"{percent(baseline.noise_floor)} of the change is rounding of the tuned file"),
         *wrapped(printable(baseline.verdict), WIDTH),
     ]

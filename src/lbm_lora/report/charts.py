@@ -133,12 +133,15 @@ def error_by_noise(report: WeightReport) -> Figure | None:
 
 
 def error_by_rank(report: WeightReport) -> Figure | None:
-    """Error against the stored rank as a share of the highest that each matrix allows; None without ranks."""
+    """Error against the stored rank as a share of the highest that each matrix allows.
+
+    None where all modules have the same share: there is nothing to compare.
+    """
     rows = [row for row in lora_rows(report) if row.rank is not None and row.shape]
-    if not rows:
+    ranks = {row.name: (row.rank or 0) / rank_bound(row.shape) for row in rows}
+    if len(set(ranks.values())) < 2:
         return None
     error = Axis.over([row.relative_error for row in rows])
-    ranks = {row.name: (row.rank or 0) / rank_bound(row.shape) for row in rows}
     axis = Axis.over(list(ranks.values()))
     return {
         "data": _scatter(rows, lambda row: ranks[row.name], lambda row: error.place(row.relative_error)),
@@ -220,9 +223,9 @@ def _edge(place: float) -> Figure:
 
 def _bounds(axis: Axis) -> list[Figure]:
     """The bounds of the bands that lie on a vertical axis, as lines in the colour of the band above."""
-    ends = {"type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1}
+    ends = {"type": "line", "layer": "between", "xref": "paper", "x0": 0, "x1": 1}
     return [
-        ends | {"y0": bound, "y1": bound, "line": {"color": f"@{above}", "width": 1, "dash": "dash"}}
+        ends | {"y0": bound, "y1": bound, "line": {"color": f"@{above}", "width": 1.5, "dash": "dash"}}
         for (_, bound, _), (above, _, _) in pairwise(BANDS)
         if axis.low < math.log10(bound) < axis.high
     ]
@@ -258,6 +261,7 @@ def _linear_in_log(axis: Figure) -> Figure:
     return axis | {"type": "linear", "tickvals": [math.log10(tick) for tick in axis["tickvals"]]}
 
 
-def _tick(share: float) -> str:
-    value = 100 * share
-    return f"{value:,.0f} %" if value >= 0.99999 else f"{value:.6f}".rstrip("0") + " %" if value > 9e-5 else f"{value:.0e} %"
+def _tick(tick: float) -> str:
+    """`5 %`, `0.05 %`, `1e-05 %`: the number as short as it can be."""
+    value = 100 * tick
+    return f"{value:,.0f} %" if value >= 1000 else f"{value:.3g} %"

@@ -33,7 +33,7 @@ class LedgerEntry:
     """One status of the ledger.
 
     Attributes:
-        details: `741 linear`, `51 conv`, or the reasons of the tensors left out, each with its number.
+        details: `linear: 741`, `conv: 51`, or the reasons of the tensors left out, each with its number.
         change_share: of the squared norm of the whole change.
         error_share: of the squared error; nan where the error is not finite.
     """
@@ -137,4 +137,4 @@ def _details(report: WeightReport, status: str, rows: Sequence[TensorResult]) ->
     else:
         counts = Counter(kind_of(row) if status == Status.LORA else row.reason for row in rows)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(f"{count:,} {what}" for what, count in ordered)
+    return tuple(f"{what}: {count:,}" for what, count in ordered)

@@ -60,7 +60,9 @@ def render_html(
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {name: getattr(wording, name) for name in _FILTERS}
+    filters = cast(dict[str, Any], environment.filters)
+    filters |= {name: getattr(wording, name) for name in _FILTERS}
+    filters["breakable"] = lambda name: Markup(".<wbr>").join(wording.printable(name).split("."))
     weights = report.weights
     return environment.get_template("report.html").render(
         report=report,
@@ -81,7 +83,7 @@ def render_html(
         provenance=provenance or Provenance(),
         style=Markup(_asset("report.css")),
         script=Markup(_asset("report.js")),
-        plotly=Markup(cast(str, get_plotlyjs())),
+        plotly=Markup(get_plotlyjs()),
     )
 
 

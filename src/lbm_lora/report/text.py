@@ -172,7 +172,8 @@ def _outputs(outputs: OutputComparison) -> list[str]:
         f"Outputs against {reference}, on equal latents: {run}, {outputs.dtype} on {outputs.device}", WIDTH, indent=""
     )
     lines.append(f"  {'':<12} {'PSNR, dB':>16}  {'SSIM':>16}  {'denoiser error':>18}")
-    lines.append(f"  {'variant':<12} {'mean':>7}  {'worst':>7}  {'mean':>7}  {'worst':>7}  {'mean':>8}  {'worst':>8}  worst image")
+    pair = f"  {'mean':>7}  {'worst':>7}"
+    lines.append(f"  {'variant':<10} {pair}{pair}  {'mean':>8}  {'worst':>8}  worst image")
     lines += [_variant(entry) for entry in outputs.summary]
     if any(entry.equal_images for entry in outputs.summary):
         lines += wrapped("The mean PSNR leaves out pictures that are equal to the reference's.", WIDTH)
@@ -195,9 +196,7 @@ def _images(outputs: OutputComparison) -> list[str]:
     inside = f"  {'PSNR in mask':>12}  {'SSIM in mask':>12}" if masked else ""
     lines = [f"  {'image':<24} {'size':>9}  {'variant':<12} {'PSNR':>7}  {'SSIM':>7}{inside}"]
     for image in outputs.images:
-        lines += [
-            _score(image if index == 0 else None, score, masked) for index, score in enumerate(image.scores)
-        ]
+        lines += [_score(image if index == 0 else None, score, masked) for index, score in enumerate(image.scores)]
     return lines
 
 

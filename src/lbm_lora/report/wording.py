@@ -71,9 +71,7 @@ def shortened(text: str, width: int) -> str:
 
 def wrapped(text: str, width: int, *, indent: str = "  ") -> list[str]:
     """Lines of at most `width` characters, each behind `indent`; a word that is longer is cut."""
-    return textwrap.wrap(
-        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def verdict(relative_error: float) -> str:

@@ -18,7 +18,6 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, weight_report
-from lbm_lora.workflows.base import ensure_base
 
 _VAE = "vae."
 _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
@@ -115,6 +114,9 @@ def _check(config: ExtractConfig) -> None:
 def _base(config: ExtractConfig, progress: Progress) -> Path:
     if not config.create_base_model:
         return config.base_model_path
+    # only this needs the network classes: extraction itself works without them
+    from lbm_lora.workflows.base import ensure_base
+
     return ensure_base(
         config.base_model_path,
         backbone_signature=config.backbone_signature,

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.adapter import load_adapter
-from lbm_lora.apply import ScaledAdapter, check_base, check_fit, fused_tensors
+from lbm_lora.apply import ScaledAdapter, fused_tensors
 from lbm_lora.atomic import guard_output
-from lbm_lora.checkpoint import Checkpoint, Component, SafetensorsWriter, TorchWriter, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.errors import OutputError
 from lbm_lora.model.resolve import METADATA_KEY
-from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.scales import scales_for
+from lbm_lora.workflows.adapters import AppliedAdapter, fitting_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +42,7 @@ class FuseResult:
     """Tensors with at least one delta in them."""
     tensors: int
     """All tensors of the file."""
-    unmatched: tuple[ParamName, ...]
-    """Names of the adapters that the checkpoint does not have."""
+    adapters: tuple[AppliedAdapter, ...]
 
 
 def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
@@ -57,29 +54,23 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
     guard_output(config.save_to, [config.base_model_path, *config.lora_path])
     with open_checkpoint(config.base_model_path) as checkpoint:
         component = checkpoint.component()
-        adapters, unmatched = _fitting(config, component)
+        adapters, applied = fitting_adapters(
+            component,
+            config.lora_path,
+            config.lora_scale,
+            allow_other_base=config.allow_other_base,
+            allow_unmatched=config.allow_unmatched,
+            progress=progress,
+        )
         _write(config, checkpoint, component.prefix, adapters, progress)
         changed = {name for scaled in adapters if scaled.lora_scale for name in scaled.adapter.params}
         return FuseResult(
             output=config.save_to,
             nbytes=config.save_to.stat().st_size,
-            changed=len(changed & set(component)),
+            changed=len(changed),
             tensors=len(checkpoint.specs),
-            unmatched=unmatched,
+            adapters=applied,
         )
-
-
-def _fitting(config: FuseConfig, component: Component) -> tuple[list[ScaledAdapter], tuple[ParamName, ...]]:
-    """Every adapter, checked against the base."""
-    shapes = {name: spec.shape for name, spec in component.specs.items()}
-    adapters: list[ScaledAdapter] = []
-    unmatched: list[ParamName] = []
-    for path, scale in zip(config.lora_path, scales_for(config.lora_path, config.lora_scale), strict=True):
-        adapter = load_adapter(path)
-        check_base(adapter, component, allow_other_base=config.allow_other_base)
-        unmatched.extend(check_fit(adapter, shapes, allow_unmatched=config.allow_unmatched).unmatched)
-        adapters.append(ScaledAdapter(adapter, scale))
-    return adapters, tuple(unmatched)
 
 
 def _write(

@@ -17,6 +17,7 @@ from lbm_lora.infer.pipeline import check_steps
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.adapters import AppliedAdapter, fitting_adapters
+from lbm_lora.workflows.base import ensure_base
 
 _TILED: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
 
@@ -33,7 +34,7 @@ class InferConfig:
     output_path: str
     """File to write, or a folder; several pictures need a folder. The format follows the extension."""
     base_model_path: Path | None = None
-    """Checkpoint that the LoRAs were made for. Without it the base is made from the backbone first."""
+    """Checkpoint that the LoRAs were made for. Where it is missing and a backbone is given, it is made there."""
     lora_path: tuple[Path, ...] = ()
     """LoRA files, all applied together. None: the checkpoint as it is."""
     lora_scale: tuple[float, ...] = (1.0,)
@@ -69,11 +70,7 @@ class InferConfig:
     config_path: Path | None = None
     """LBM's config.yaml, for a checkpoint that has none beside it or in it."""
     backbone_signature: str | None = None
-    """Hub id, folder or file of the backbone; only used without --base_model_path."""
-    verbose: bool = False
-    """Say more on stderr."""
-    debug: bool = False
-    """Say everything on stderr."""
+    """Hub id, folder or file of the backbone; only used where --base_model_path is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,7 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
     jobs = _plan(config)
-    base = config.base_model_path or make_base(config, progress)
+    base = _base(config, progress)
     with open_checkpoint(base) as checkpoint:
         adapters, applied = fitting_adapters(
             checkpoint.component(),
@@ -134,17 +131,20 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     return result
 
 
-def make_base(config: InferConfig, progress: Progress) -> Path:
-    """Make the base from `config.backbone_signature` and `config.config_path`, and return where it is.
-
-    Raises:
-        ConfigError: always, until the workflow `base` offers this.
-    """
-    _ = progress
-    backbone = config.backbone_signature or "stabilityai/stable-diffusion-xl-base-1.0"
-    raise ConfigError(
-        "--base_model_path is missing. Make the base once and give it here: "
-        f"lbm-lora base --backbone_signature {backbone} --save_path BASE.safetensors"
+def _base(config: InferConfig, progress: Progress) -> Path:
+    """The base checkpoint; where it is missing and a backbone is given, it is made there first."""
+    if config.base_model_path is None:
+        raise ConfigError(
+            "--base_model_path is missing. Give a base or any LBM checkpoint; `lbm-lora base` makes the exact base of a "
+            "backbone."
+        )
+    if config.backbone_signature is None:
+        return config.base_model_path
+    return ensure_base(
+        config.base_model_path,
+        backbone_signature=config.backbone_signature,
+        config_path=config.config_path,
+        progress=progress,
     )
 
 

@@ -28,8 +28,8 @@ def of(tensors: Mapping[str, Tensor]) -> Fingerprint:
 
 
 def test_the_digest_of_known_tensors_is_part_of_the_format() -> None:
-    assert of(TENSORS).digest == "PINNED"
-    assert of(TENSORS).packed() == "PACKED"
+    assert of(TENSORS).digest == "398ae13046c53270986893b9e267e403"
+    assert of(TENSORS).packed() == "3051ac94e7fcfe24de7f16600ae252e4a8392144"
 
 
 @pytest.mark.parametrize("prefix", ["", "denoiser.", "model.denoiser.", "module.model.denoiser._orig_mod."])
@@ -47,7 +47,7 @@ def test_views_hash_as_their_values(save: Save) -> None:
     assert of({"a": wide.T}) == of({"a": wide.T.contiguous()})
 
 
-CHANGES: dict[str, Callable[[dict[str, Tensor]], None]] = {
+CHANGES: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "one bit": lambda t: t["a.bias"].view(torch.int16)[1].bitwise_xor_(1),
     "the sign of a zero": lambda t: t["a.weight"][0, 0].neg_(),
     "dtype, same bytes": lambda t: t.update({"a.bias": t["a.bias"].view(torch.float16)}),
@@ -55,9 +55,8 @@ CHANGES: dict[str, Callable[[dict[str, Tensor]], None]] = {
     "shape of an empty tensor": lambda t: t.update({"empty": torch.zeros(0, 4).half()}),
     "counter": lambda t: t["counter"].add_(1),
     "a name": lambda t: t.update({"b.bias": t.pop("a.bias")}),
-    "swapped": lambda t: t.update({"a": torch.ones(1), "b": torch.zeros(1)}),
     "one more": lambda t: t.update({"z": torch.zeros(0)}),
-    "one less": lambda t: t.pop("mask") and None,
+    "one less": lambda t: t.__delitem__("mask"),
 }
 
 

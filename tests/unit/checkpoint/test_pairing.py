@@ -36,7 +36,9 @@ def delta_of(pairing: Pairing, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_deltas_are_subtracted_in_fp32(components: Callable[..., tuple[Component, Component]], dtype: torch.dtype) -> None:
+def test_deltas_are_subtracted_in_fp32(
+    components: Callable[..., tuple[Component, Component]], dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(64, 64, generator=generator).to(dtype)
     tuned = (base.float() + 0.01 * torch.randn(64, 64, generator=generator)).to(dtype)
@@ -120,6 +122,8 @@ def test_a_difference_that_overflows_is_refused(components: Callable[..., tuple[
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3)])
-def test_scalars_and_empty_tensors_pair(components: Callable[..., tuple[Component, Component]], shape: tuple[int, ...]) -> None:
+def test_scalars_and_empty_tensors_pair(
+    components: Callable[..., tuple[Component, Component]], shape: tuple[int, ...]
+) -> None:
     delta = delta_of(pair(*components({"a": torch.zeros(shape)}, {"a": torch.ones(shape)})), "a")
     assert torch.equal(delta, torch.ones(shape))

@@ -16,11 +16,9 @@ Save = Callable[[str, Mapping[str, Tensor]], Path]
 
 def shards(save: Save, name: str, **files: Mapping[str, Tensor]) -> Path:
     """An index and its shards; the path of the index."""
-    weight_map: dict[str, str] = {}
-    for shard, tensors in files.items():
-        path = save(f"{name}-{shard}.safetensors", tensors)
-        weight_map |= dict.fromkeys(tensors, path.name)
-    index = path.with_name(f"{name}.safetensors.index.json")
+    paths = {shard: save(f"{name}-{shard}.safetensors", tensors) for shard, tensors in files.items()}
+    weight_map = {key: paths[shard].name for shard, tensors in files.items() for key in tensors}
+    index = paths["one"].with_name(f"{name}.safetensors.index.json")
     index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
     return index
 
@@ -149,7 +147,11 @@ def test_writing_to_a_tensor_leaves_the_file_alone(save: Save, name: str) -> Non
 
 
 def test_the_component_is_the_denoiser_of_an_lbm(save: Save) -> None:
-    tensors = {"model.denoiser.a.weight": torch.ones(2), "model.vae.b": torch.ones(1), "model.num_iterations": torch.ones(1)}
+    tensors = {
+        "model.denoiser.a.weight": torch.ones(2),
+        "model.vae.b": torch.ones(1),
+        "model.num_iterations": torch.ones(1),
+    }
     with open_checkpoint(save("a.ckpt", tensors)) as found:
         denoiser = found.component()
         assert (denoiser.prefix, list(denoiser), len(denoiser)) == ("denoiser.", ["a.weight"], 1)

@@ -99,11 +99,10 @@ def test_a_damaged_byte_is_one_line_or_harmless(tmp_path: Path, place: int, valu
     path.write_bytes(GOOD[:place] + bytes([value]) + GOOD[place + 1 :])
     try:
         file = SafetensorsFile(path)
-    except CheckpointError as error:
-        assert str(path) in str(error)
-    else:
-        for name, spec in file.specs.items():
-            assert tuple(file.read(name).shape) == spec.shape
+    except CheckpointError:
+        return
+    for name, spec in file.specs.items():
+        assert tuple(file.read(name).shape) == spec.shape
 
 
 def test_unaligned_tensors_of_other_writers_are_copied(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
@@ -15,7 +16,7 @@ from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.workflows.infer import InferConfig, run
-from standins import TINY, base_tensors, delta, write_base, write_tuned
+from standins import TINY, base_tensors, delta, write_backbone, write_base, write_tuned
 
 
 @dataclasses.dataclass
@@ -222,11 +223,20 @@ def test_options_that_cannot_be(files: Files, photos: Path, tmp_path: Path) -> N
     config = infer(files, photos / "a.png", tmp_path / "o.png")
     with pytest.raises(ConfigError, match=r"^--tuned_model_path is only used with --compare\."):
         run(dataclasses.replace(config, tuned_model_path=files.tuned))
-    with pytest.raises(ConfigError, match=r"^--base_model_path is missing\. .*--backbone_signature here/sdxl "):
-        run(dataclasses.replace(config, base_model_path=None, backbone_signature="here/sdxl"))
+    with pytest.raises(ConfigError, match=r"^--base_model_path is missing\. Give a base or any LBM checkpoint"):
+        run(dataclasses.replace(config, base_model_path=None))
     with pytest.raises(ConfigError, match=r"^0 steps cannot be taken"):
         run(dataclasses.replace(config, num_inference_steps=0))
     assert not (tmp_path / "o.png").exists()
+
+
+def test_a_missing_base_is_made_from_the_backbone(files: Files, photos: Path, tmp_path: Path) -> None:
+    backbone = write_backbone(tmp_path / "backbone", TINY)
+    config = infer(files, photos / "a.png", tmp_path / "o.png", backbone_signature=str(backbone))
+    run(dataclasses.replace(config, base_model_path=tmp_path / "made.safetensors", lora_path=()))
+    assert (tmp_path / "made.safetensors").exists()
+    assert (tmp_path / "made.ckpt").exists()
+    assert (tmp_path / "o.png").exists()
 
 
 def test_progress_is_told(files: Files, photos: Path, tmp_path: Path) -> None:
@@ -254,15 +264,14 @@ def test_progress_is_told(files: Files, photos: Path, tmp_path: Path) -> None:
 
 
 def test_the_documented_flags_are_parsed() -> None:
-    tyro = pytest.importorskip("tyro")
     parsed = tyro.cli(
         InferConfig,
         args=[
             *("--base_model_path", "b.ckpt", "--lora_path", "l.safetensors", "m.safetensors"),
             *("--lora_scale", "1.0", "-0.5", "--source_image", "s.jpg", "--output_path", "o.jpg"),
-            *("--num_inference_steps", "2", "--torch_dtype", "float", "--attention_only", "--verbose"),
+            *("--num_inference_steps", "2", "--torch_dtype", "float", "--attention_only"),
         ],
     )
     assert parsed.lora_path == (Path("l.safetensors"), Path("m.safetensors"))
     assert parsed.lora_scale == (1.0, -0.5)
-    assert (parsed.num_inference_steps, parsed.attention_only, parsed.debug) == (2, True, False)
+    assert (parsed.num_inference_steps, parsed.attention_only) == (2, True)

@@ -39,7 +39,7 @@ function draw() {
       hovermode: "closest",
       dragmode: false,
       showlegend: true,
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: ink } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemsizing: "constant", font: { color: ink } },
       hoverlabel: { bgcolor: card, bordercolor: line, align: "left", font: { color: ink, size: 12 } },
     });
     Plotly.react(id, coloured(figure.data, style), layout, { displayModeBar: false, responsive: true });

@@ -1,0 +1,198 @@
+"""How the command line speaks: results on stdout; progress, notes, warnings and errors on stderr, a line each.
+
+    with session() as console:
+        result = run(config, console.progress)
+        console.print_result(text, result, as_json=False)
+    return console.exit_code
+
+Everything that leaves the block by an exception becomes its line and its exit code (`lbm_lora.errors`).
+"""
+
+import errno
+import json
+import logging
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import BaseModel
+from rich.console import Console as Terminal
+from rich.text import Text
+
+from lbm_lora.cli.bars import Bars
+from lbm_lora.errors import InputError, LbmLoraError, QualityError
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_UNEXPECTED = LbmLoraError.exit_code
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+# what the machine refuses is no defect of ours: a full or read-only disk, a folder of somebody else
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Console:
+    """The two streams of one command.
+
+    Attributes:
+        exit_code: what the command ends with, as far as it is known.
+        progress: the listener for a workflow.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._terminal = Terminal(stderr=True)
+        self.progress = Bars(self._terminal, lambda message: self.say("note", message))
+
+    def print_result(self, text: str, result: object, *, as_json: bool = False) -> None:
+        """The result of the command on stdout: `text`, or `result` as JSON (see `jsonable`)."""
+        self.progress.stop()
+        shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else text
+        _write(sys.stdout, shown + "\n")
+
+    def fail(self, message: str) -> None:
+        """The work is done, and its result is below a limit that was asked for."""
+        self.progress.stop()
+        self.say("error", message)
+        self.exit_code = QualityError.exit_code
+
+    def say(self, kind: str, message: str) -> None:
+        """One line on stderr, `kind: message`, above a bar where one stands."""
+        line = Text.assemble((f"{kind}:", _STYLES[kind]), " ", one_line(message))
+        self._terminal.print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def session(*, debug: bool = False) -> Generator[Console, None, None]:
+    """Run a command: what it raises becomes a line on stderr and `exit_code`, and does not leave the block.
+
+    Args:
+        debug: show the traceback of expected errors as well.
+    """
+    console = Console()
+    with warnings_as_lines(lambda message: console.say("warning", message)):
+        try:
+            yield console
+            console.progress.stop()
+        except KeyboardInterrupt:
+            console.progress.stop(finished=False)
+            console.say("error", "interrupted.")
+            console.exit_code = _INTERRUPTED
+        except BrokenPipeError:
+            _leave_stdout()  # the reader, such as `head`, has seen enough
+            console.exit_code = _BROKEN_PIPE
+        except Exception as error:
+            console.progress.stop(finished=False)
+            message, console.exit_code = described(error)
+            if debug or console.exit_code == _UNEXPECTED:
+                _write(sys.stderr, traceback.format_exc())
+            console.say("error", message)
+        finally:
+            console.progress.stop(finished=False)  # for SystemExit, which passes
+
+
+def described(error: Exception) -> tuple[str, int]:
+    """The line and the exit code of an exception."""
+    if isinstance(error, LbmLoraError) and error.exit_code != _UNEXPECTED:
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}.", InputError.exit_code
+    return f"{type(error).__name__}: {error} (a defect of lbm-lora: please report the lines above)", _UNEXPECTED
+
+
+@contextmanager
+def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]:
+    """Python's warnings, and log records from WARNING up, go to `say`: each text once, whoever it comes from."""
+    seen: set[str] = set()
+    call_handlers = logging.Logger.callHandlers
+
+    def once(message: str) -> None:
+        if message not in seen:
+            seen.add(message)
+            say(message)
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        once(str(message))
+
+    def handle(self: logging.Logger, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            once(record.getMessage())
+        else:
+            call_handlers(self, record)
+
+    # a handler on the root logger would not do: libraries hang handlers of their own on theirs, and stop there
+    logging.Logger.callHandlers = handle
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module=r"lbm_lora\.")
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.Logger.callHandlers = call_handlers
+
+
+def jsonable(value: object) -> object:
+    """A result as values that JSON has.
+
+    Dataclasses become objects of their fields and properties; paths and everything unknown their text; numbers that
+    are not finite the strings `inf`, `-inf` and `nan`.
+    """
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Enum):
+        return jsonable(value.value)
+    if isinstance(value, BaseModel):
+        return jsonable(value.model_dump())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: jsonable(getattr(value, name)) for name in _members(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return [jsonable(item) for item in sorted(value, key=str)]
+    return value.as_posix() if isinstance(value, Path) else str(value)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, and with its control characters spelt out: names from files may hold anything."""
+    flat = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+
+
+def _members(value: object) -> list[str]:
+    """Public fields and properties of a dataclass, in the order of their definition."""
+    derived = [name for name, member in vars(type(value)).items() if isinstance(member, (property, cached_property))]
+    names = [field.name for field in fields(value)]  # pyright: ignore[reportArgumentType]
+    return [name for name in [*names, *derived] if not name.startswith("_")]
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write at once, in whatever encoding the stream has: a sign that it lacks is spelt out."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def _leave_stdout() -> None:
+    """Nobody reads stdout: the flush at the interpreter's end must not fail once more."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,107 @@
+"""The command line: its documented flags, its exit codes, and where it says what."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lbm_lora import __version__
+from lbm_lora.cli.main import COMMANDS, main, parse, usage
+from standins import TINY, write_base, write_tuned
+
+DOCUMENTED = {
+    "base": "--config_path c.yaml --backbone_signature b --device cuda --torch_dtype bf16 --save_path o.ckpt "
+    "--test_baseline --verbose --tuned_model_path t",
+    "extract": "--base_model_path b --tuned_model_path t --save_to l.safetensors --target_coverage full --rank 32 "
+    "--conv_rank 16 --device cuda --save_precision bf16 --min_diff 0.001 --create_base_model --backbone_signature b "
+    "--verbose --include attn1 ff.net --exclude attn2",
+    "validate": "--base_model_path b --tuned_model_path t --lora_path l --images i --report r --fail_above 0.05",
+    "infer": "--base_model_path b --lora_path l l2 --source_image s --output_path o --num_inference_steps 1 "
+    "--lora_scale 1.0 0.5 --device cuda --torch_dtype bf16 --backbone_signature b --attention_only --verbose --debug",
+    "fuse": "--base_model_path b --lora_path l l2 --lora_scale 1.0 -0.5 --save_to o.safetensors",
+    "layers": "--model_path m --patterns attn1 ff.net",
+}
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+@pytest.mark.parametrize("sign", ["_", "-"])
+def test_documented_flags_are_accepted_in_both_spellings(command: str, sign: str) -> None:
+    words = [w.replace("_", sign) if w.startswith("--") else w for w in DOCUMENTED[command].split()]
+    config, output = parse(command, words)
+    assert type(config).__name__ == COMMANDS[command][0]
+    assert output.verbose == ("--verbose" in words)
+
+
+@pytest.mark.parametrize("value", ["float", "fp16", "bf16"])
+def test_precisions_are_the_documented_words(value: str) -> None:
+    config, _ = parse("extract", f"--base_model_path b --tuned_model_path t --save_to l --save_precision {value}".split())
+    assert config.save_precision == value
+
+
+def test_documented_defaults() -> None:
+    config, _ = parse("extract", ["--base_model_path", "b", "--tuned_model_path", "t", "--save_to", "l"])
+    assert (config.rank, config.conv_rank, config.save_precision, config.target_coverage) == (32, 16, "bf16", "full")
+    assert config.min_diff == 0
+    config, _ = parse("infer", ["--base_model_path", "b", "--source_image", "s", "--output_path", "o"])
+    assert (config.num_inference_steps, config.lora_scale, config.torch_dtype) == (1, (1.0,), "bf16")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert out == usage() + "\n"
+    assert all(f"  {command}" in out for command in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lbm-lora {__version__}\n"
+
+
+def test_no_command_shows_the_help_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: lbm-lora COMMAND" in capsys.readouterr().out
+
+
+def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exract"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "error: 'exract' is no command of lbm-lora. Did you mean 'extract'?\n"
+
+
+def test_a_wrong_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["extract", "--rnak", "3"])
+    assert exit_info.value.code == 2
+    assert "--rnak" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = main(
+        ["extract", "--base_model_path", "no.ckpt", "--tuned_model_path", "t", "--save_to", str(tmp_path / "l.safetensors")]
+    )
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("error: no.ckpt does not exist.")
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base, tuned, lora = write_base(tmp_path / "base", TINY), write_tuned(tmp_path / "tuned", TINY), tmp_path / "l.safetensors"
+    pair = ["--base_model_path", str(base), "--tuned_model_path", str(tuned)]
+    assert main(["extract", *pair, "--save_to", str(lora), "--rank", "1", "--conv_rank", "1", "--json"]) == 0
+    extracted = json.loads(capsys.readouterr().out)
+    assert extracted["adapter"] == lora.as_posix()
+    error = extracted["report"]["relative_error"]
+    assert 0 < error < 1
+
+    validate = ["validate", *pair, "--lora_path", str(lora), "--report", str(tmp_path / "r"), "--json"]
+    assert main([*validate, "--fail_above", str(error * 1.01)]) == 0
+    capsys.readouterr()
+    assert main([*validate, "--fail_above", str(error * 0.99)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["failures"]
+    assert "above --fail_above" in captured.err

@@ -1,0 +1,119 @@
+"""Sums over deltas and errors, and the noise that 16-bit storage adds, against numpy in fp64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbm_lora.factorize import Measure, measure, storage_noise
+
+
+@given(st.integers(0, 50), st.integers(0, 3), st.sampled_from([1e-20, 1e-6, 1.0, 1e15]))
+def test_sums_are_those_of_numpy(count: int, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    delta, approximation = (torch.randn(count, 3, generator=generator) * scale for _ in range(2))
+    found = measure(delta, approximation, torch.zeros(count, 3))
+    exact, error = delta.double().numpy(), (delta - approximation).double().numpy()
+    assert found.numel == exact.size
+    assert found.delta_sq == pytest.approx(float((exact**2).sum()), rel=1e-12)
+    assert found.error_sq == pytest.approx(float((error**2).sum()), rel=1e-12)
+    assert found.delta_abs == pytest.approx(float(np.abs(exact).sum()), rel=1e-12)
+    assert found.error_abs == pytest.approx(float(np.abs(error).sum()), rel=1e-12)
+    if count:
+        assert found.relative_error == pytest.approx(float(np.linalg.norm(error) / np.linalg.norm(exact)), rel=1e-12)
+        assert found.mean_error == pytest.approx(float(np.abs(error).mean()), rel=1e-12)
+        assert found.relative_mean_error == pytest.approx(float(np.abs(error).mean() / np.abs(exact).mean()), rel=1e-12)
+
+
+def test_many_small_values_are_summed_without_loss() -> None:
+    delta = torch.full((1 << 20,), 1e-3)
+    found = measure(delta, None, torch.zeros(1))
+    value = float(delta[0])
+    assert found.delta_abs == pytest.approx(value * (1 << 20), rel=1e-13)
+    assert found.delta_sq == pytest.approx(value**2 * (1 << 20), rel=1e-10)
+
+
+def test_what_a_file_lacks_is_all_error() -> None:
+    found = measure(torch.tensor([3.0, -4.0]), None, torch.zeros(2))
+    assert (found.delta_sq, found.error_sq, found.delta_abs, found.error_abs) == (25, 25, 7, 7)
+    assert (found.relative_error, found.relative_mean_error, found.mean_error) == (1, 1, 3.5)
+
+
+def test_a_zero_delta() -> None:
+    same, wrong = (measure(torch.zeros(2), values, torch.ones(2)) for values in (torch.zeros(2), torch.ones(2)))
+    assert (same.relative_error, same.relative_mean_error, same.noise_floor) == (0, 0, 0)
+    assert (wrong.relative_error, wrong.relative_mean_error) == (math.inf, math.inf)
+    assert Measure().relative_error == Measure().mean_error == Measure().noise_floor == 0
+
+
+def test_measures_add_up_as_one_long_delta() -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta, approximation = torch.randn(2, 30, generator=generator)
+    tuned = torch.randn(30, generator=generator).bfloat16()
+    parts = [slice(0, 7), slice(7, 7), slice(7, 30)]
+    joint = sum((measure(delta[p], approximation[p], tuned[p]) for p in parts), start=Measure())
+    whole = measure(delta, approximation, tuned)
+    for name in ("numel", "delta_sq", "error_sq", "delta_abs", "error_abs", "noise_sq"):
+        assert getattr(joint, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+
+
+def ulp(values: np.ndarray, digits: int, smallest: int) -> np.ndarray:
+    """Spacing of a format with `digits` fraction bits and normal numbers from 2**smallest, from the values alone."""
+    exponent = np.frexp(np.abs(values))[1] - 1
+    exponent = np.where(values == 0, smallest, np.maximum(exponent, smallest))
+    return np.ldexp(1.0, exponent - digits)
+
+
+FORMATS = [(torch.bfloat16, 7, -126), (torch.float16, 10, -14)]
+
+
+@pytest.mark.parametrize(("dtype", "digits", "smallest"), FORMATS)
+def test_the_noise_of_every_finite_number(dtype: torch.dtype, digits: int, smallest: int) -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every[torch.isfinite(every)]
+    assert len(every) in (65280, 63488)
+    for group in every.reshape(-1, 1 << digits):  # one binade after the other: large values would hide small ones
+        expected = float((ulp(group.double().numpy(), digits, smallest) ** 2).sum() / 12)
+        assert storage_noise(group) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_the_noise_of_fp16_is_numpys_spacing() -> None:
+    every = torch.arange(0, 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = every[torch.isfinite(every)]
+    spacing = np.spacing(every.numpy()[:-1]).astype(np.float64)  # the spacing of the largest overflows
+    assert math.sqrt(storage_noise(every[:1]) * 12) == spacing[0] == 2.0**-24  # of zero: the smallest subnormal
+    for index in range(0, len(spacing), 97):
+        assert storage_noise(every[index : index + 1]) == pytest.approx(spacing[index] ** 2 / 12, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_wider_dtypes_have_none(dtype: torch.dtype) -> None:
+    assert storage_noise(torch.ones(4).to(dtype)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_noise_is_what_rounding_does(dtype: torch.dtype) -> None:
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(0)) * 0.02
+    real = float((values.to(dtype).double() - values.double()).square().sum())
+    assert storage_noise(values.to(dtype)) == pytest.approx(real, rel=0.02)
+
+
+def test_views_and_scalars_have_the_noise_of_their_values() -> None:
+    values = torch.arange(24.0).reshape(4, 6).bfloat16()
+    assert storage_noise(values.T) == storage_noise(values)
+    assert storage_noise(values[:, ::2]) == storage_noise(values[:, ::2].clone())
+    assert storage_noise(torch.tensor(1.0).bfloat16()) == pytest.approx(2.0**-14 / 12)
+    assert storage_noise(torch.zeros(0).bfloat16()) == 0
+
+
+def test_the_noise_floor_is_a_share_of_the_delta() -> None:
+    tuned = torch.tensor([1.0, 1.5]).bfloat16()  # ulp 2^-7 each
+    found = measure(torch.tensor([0.3, 0.4]), torch.tensor([0.3, 0.4]), tuned)
+    assert found.noise_floor == pytest.approx(math.sqrt(2 / 12) * 2**-7 / 0.5, rel=1e-6)
+
+
+def test_what_did_not_change_has_no_noise() -> None:
+    assert measure(torch.zeros(3), None, torch.ones(3).bfloat16()).noise_sq == 0

@@ -1,0 +1,34 @@
+"""How much rank a matrix gets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbm_lora.errors import InputError
+from lbm_lora.factorize import FULL_RANK, FixedRank
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [((64, 64), 32), ((8, 64), 8), ((64, 64, 3, 3), 16), ((4, 320, 3, 3), 4), ((320, 1, 3, 3), 9), ((64, 3, 1, 1), 3)],
+)
+def test_the_documented_ranks(shape: tuple[int, ...], rank: int) -> None:
+    assert FixedRank().rank_of(shape) == rank
+
+
+@given(st.tuples(st.integers(1, 200), st.integers(1, 200)))
+def test_full_rank_is_the_bound(shape: tuple[int, int]) -> None:
+    full = FixedRank(linear=FULL_RANK, conv=FULL_RANK)
+    assert full.rank_of(shape) == min(shape)
+    assert full.rank_of((*shape, 3, 3)) == min(shape[0], 9 * shape[1])
+
+
+@pytest.mark.parametrize("rank", [0, -1, -9999])
+def test_a_rank_below_one_is_refused(rank: int) -> None:
+    with pytest.raises(InputError) as caught:
+        FixedRank(linear=rank)
+    text = "a rank is at least 1. To leave layers out: --exclude PATTERN."
+    assert str(caught.value) == f"rank is {rank}: {text}"
+    with pytest.raises(InputError) as caught:
+        FixedRank(conv=rank)
+    assert str(caught.value) == f"conv_rank is {rank}: {text}"
