@@ -13,6 +13,7 @@ transformer layer per block and the same module types, for the fastest tests.
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,21 @@ def _shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _generator(kind: str, name: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{kind} {name} {seed}".encode()))
+
+
+@dataclass(frozen=True)
+class Lbm:
+    """Paths of a backbone, its base and a tuned descendant, laid out side by side."""
+
+    backbone: Path
+    base: Path
+    tuned: Path
+
+
+def write_lbm(folder: Path, depth: Depth = TINY) -> Lbm:
+    """Write all three into a folder."""
+    return Lbm(
+        backbone=write_backbone(folder / "backbone", depth),
+        base=write_base(folder / "base", depth),
+        tuned=write_tuned(folder / "tuned", depth),
+    )

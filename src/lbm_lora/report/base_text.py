@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.report.wording import percent, printable, share, shortened, wrapped
+from lbm_lora.report.wording import percent, plural, printable, share, shortened, wrapped
 
 WIDTH = 100
 _ACTIONS = ("copied", "cropped", "padded", "added", "dropped")
@@ -78,7 +78,7 @@ def _counts(items: Sequence[BaseEntry]) -> str:
 
 
 def _baseline(baseline: Baseline) -> list[str]:
-    same = f"{share(baseline.unchanged)} of the elements; {baseline.unchanged_tensors:,} whole tensors"
+    same = f"{share(baseline.unchanged)} of the elements; {plural(baseline.unchanged_tensors, 'whole tensor')}"
     return [
         "Base against the tuned model",
         _line("Matched denoiser keys", baseline.matched),

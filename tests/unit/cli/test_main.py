@@ -34,7 +34,9 @@ def test_documented_flags_are_accepted_in_both_spellings(command: str, sign: str
 
 @pytest.mark.parametrize("value", ["float", "fp16", "bf16"])
 def test_precisions_are_the_documented_words(value: str) -> None:
-    config, _ = parse("extract", f"--base_model_path b --tuned_model_path t --save_to l --save_precision {value}".split())
+    config, _ = parse(
+        "extract", f"--base_model_path b --tuned_model_path t --save_to l --save_precision {value}".split()
+    )
     assert config.save_precision == value
 
 
@@ -79,7 +81,15 @@ def test_a_wrong_flag_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = main(
-        ["extract", "--base_model_path", "no.ckpt", "--tuned_model_path", "t", "--save_to", str(tmp_path / "l.safetensors")]
+        [
+            "extract",
+            "--base_model_path",
+            "no.ckpt",
+            "--tuned_model_path",
+            "t",
+            "--save_to",
+            str(tmp_path / "l.safetensors"),
+        ]
     )
     captured = capsys.readouterr()
     assert code == 2
@@ -90,7 +100,11 @@ def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], tm
 
 
 def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    base, tuned, lora = write_base(tmp_path / "base", TINY), write_tuned(tmp_path / "tuned", TINY), tmp_path / "l.safetensors"
+    base, tuned, lora = (
+        write_base(tmp_path / "base", TINY),
+        write_tuned(tmp_path / "tuned", TINY),
+        tmp_path / "l.safetensors",
+    )
     pair = ["--base_model_path", str(base), "--tuned_model_path", str(tuned)]
     assert main(["extract", *pair, "--save_to", str(lora), "--rank", "1", "--conv_rank", "1", "--json"]) == 0
     extracted = json.loads(capsys.readouterr().out)

@@ -124,7 +124,7 @@ def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., 
     broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
     text = full_text(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0))))
     assert "Total relative error: inf  NOISE (above 100 %, more noise than signal: increase the rank)\n" in text
-    assert "  worst          inf  a\n" in text
+    assert "  worst        inf  a\n" in text
     assert "  lora                 1          50.0 %              -  linear: 1\n" in text
 
 
@@ -139,7 +139,7 @@ def test_an_adapter_without_lora_modules(build: Callable[..., WeightReport], row
 def test_equal_pictures(report: Report, outputs: OutputComparison) -> None:
     images = outputs.images[1:]
     equal = replace(report, outputs=replace(outputs, images=images, summary=summarize(images)))
-    assert "  base + LoRA      equal    equal   1.0000   1.0000       0 %       0 %\n" in full_text(equal)
+    assert "  base + LoRA    equal    equal   1.0000   1.0000       0 %       0 %\n" in full_text(equal)
     assert "PSNR infinite: equal pictures; SSIM 1.0000 mean\n" in short_text(equal)
 
 

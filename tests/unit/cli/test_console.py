@@ -1,0 +1,251 @@
+"""How commands end, and what goes to which stream."""
+
+import errno
+import io
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from lbm_lora import errors
+from lbm_lora.cli.console import described, jsonable, one_line, session, warnings_as_lines
+from lbm_lora.errors import ConfigError, LbmLoraError
+
+
+class Action(StrEnum):
+    KEPT = "kept"
+
+
+class Level(Enum):
+    HIGH = 3
+
+
+class Settings(BaseModel):
+    width: int = 16
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    error: float
+    _hidden: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        return self.error < 0.05
+
+
+@dataclass(frozen=True)
+class Result:
+    path: Path
+    items: tuple[Item, ...]
+    counts: Mapping[Action, int] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+
+    @cached_property
+    def worst(self) -> float:
+        return max(item.error for item in self.items)
+
+
+RESULT = Result(
+    path=Path("out") / "lora.safetensors",
+    items=(Item("a.weight", 0.01), Item("b.weight", math.inf)),
+    counts={Action.KEPT: 2},
+)
+
+
+def test_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with session() as console:
+        console.progress.start(2, "reading")
+        console.progress.note("the base is\nelsewhere")
+        console.print_result("all is well", RESULT)
+    assert console.exit_code == 0
+    assert capsys.readouterr() == ("all is well\n", "note: the base is elsewhere\n")
+
+
+def test_the_result_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with session() as console:
+        console.print_result("all is well", RESULT, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "path": "out/lora.safetensors",
+        "items": [
+            {"name": "a.weight", "error": 0.01, "is_good": True},
+            {"name": "b.weight", "error": "inf", "is_good": False},
+        ],
+        "counts": {"kept": 2},
+        "settings": {"width": 16, "name": None},
+        "worst": "inf",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"b", "a"}, ["a", "b"]),
+        (Level.HIGH, 3),
+        (torch.bfloat16, "torch.bfloat16"),
+        (torch.device("cpu"), "cpu"),
+        (-math.inf, "-inf"),
+        (True, True),
+        ({1: (None,)}, {"1": [None]}),
+        (PurePosixPath("a/b"), "a/b"),
+    ],
+)
+def test_values_that_json_lacks(value: object, expected: object) -> None:
+    assert jsonable(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(errors.ConfigError, 2), (errors.HubError, 2), (errors.MissingExtraError, 2), (errors.QualityError, 1)],
+)
+def test_expected_errors_are_one_line(capsys: pytest.CaptureFixture[str], kind: type[LbmLoraError], code: int) -> None:
+    with session() as console:
+        console.progress.start(9, "reading")
+        raise kind("--rank is 0:\n  a rank is\x1b[2J at least 1.")
+    assert console.exit_code == code
+    assert capsys.readouterr() == ("", "error: --rank is 0: a rank is\\x1b[2J at least 1.\n")
+
+
+def test_long_lines_and_markup_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "tensors [bold]a[/bold] :smile: 1280 " + "down_blocks.0.attentions.1.weight " * 20
+    with session():
+        raise ConfigError(message)
+    assert capsys.readouterr().err == f"error: {message.strip()}\n"
+
+
+def test_debug_shows_where_an_expected_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    with session(debug=True) as console:
+        raise ConfigError("no such key.")
+    err = capsys.readouterr().err
+    assert console.exit_code == 2
+    assert err.startswith("Traceback (most recent call last):")
+    assert err.endswith("\nerror: no such key.\n")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), LbmLoraError("never raised as such")])
+def test_anything_else_is_a_defect_with_a_traceback(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    with session() as console:
+        raise error
+    err = capsys.readouterr().err
+    assert console.exit_code == 3
+    assert "in test_anything_else_is_a_defect_with_a_traceback" in err
+    last = f"error: {type(error).__name__}: {error} (a defect of lbm-lora: please report the lines above)\n"
+    assert err.endswith(last)
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device.", 2),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.", 2),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied.", 2),
+    ],
+)
+def test_what_the_machine_refuses_is_no_defect(error: OSError, line: str, code: int) -> None:
+    assert described(error) == (line, code)
+
+
+def test_a_missing_file_that_nobody_expected_is_a_defect() -> None:
+    assert described(FileNotFoundError(errno.ENOENT, "No such file", "/x"))[1] == 3
+
+
+def test_a_missed_limit_comes_after_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with session() as console:
+        console.print_result("the report", None)
+        console.fail("The error is 0.2, above --fail_above 0.1.")
+    assert console.exit_code == 1
+    assert capsys.readouterr() == ("the report\n", "error: The error is 0.2, above --fail_above 0.1.\n")
+
+
+def test_an_interruption_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with session() as console:
+        raise KeyboardInterrupt
+    assert console.exit_code == 130
+    assert capsys.readouterr().err == "error: interrupted.\n"
+
+
+def test_exits_of_the_parser_pass() -> None:
+    with pytest.raises(SystemExit) as caught, session():
+        sys.exit(2)
+    assert caught.value.code == 2
+
+
+def test_warnings_and_log_records_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("a_library")
+    own = io.StringIO()
+    library.addHandler(logging.StreamHandler(own))  # as diffusers does
+    library.propagate = False
+    with session():
+        warnings.filterwarnings("always")
+        for _ in range(2):
+            warnings.warn("the file does not say\nwhich base", stacklevel=1)
+            library.warning("%d keys were not used", 3)
+        library.info("nothing to see")
+    library.warning("later")
+    assert capsys.readouterr() == (
+        "",
+        "warning: the file does not say which base\nwarning: 3 keys were not used\n",
+    )
+    assert own.getvalue() == "later\n"
+
+
+def test_our_own_warnings_are_always_shown() -> None:
+    """Whatever the filters say: here pytest's, which would raise."""
+    lines: list[str] = []
+    with warnings_as_lines(lines.append):
+        warnings.warn_explicit("no fingerprint", UserWarning, "fit.py", 1, module="lbm_lora.apply.fit")
+        with pytest.raises(UserWarning):
+            warnings.warn_explicit("from elsewhere", UserWarning, "x.py", 1, module="elsewhere")
+    assert lines == ["no fingerprint"]
+    with pytest.raises(UserWarning):
+        warnings.warn("afterwards", stacklevel=1)
+
+
+def test_one_line_spells_control_characters() -> None:
+    assert one_line("a\n\t b\x1b[31m\u202e é") == r"a b\x1b[31m\u202e é"
+
+
+def run_python(code: str, **settings: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **settings}
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    code = (
+        "import sys\nfrom lbm_lora.cli.console import session\n"
+        "with session() as console:\n    console.print_result('line\\n' * 1_000_000, None)\n"
+        "sys.exit(console.exit_code)"
+    )
+    with run_python(code) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_signs_that_the_stream_lacks_are_spelt_out_and_torch_is_not_loaded() -> None:
+    code = (
+        "import sys\nfrom lbm_lora.cli.console import session\n"
+        "with session() as console:\n    console.print_result('\\u2713 done', None)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    with run_python(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0") as process:
+        out, err = process.communicate()
+    assert (out.decode().strip(), err, process.returncode) == (r"\u2713 done", b"", 0)

@@ -1,0 +1,179 @@
+"""The HTML page: well-formed, self-contained, complete, and safe against names from files of others."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from lbm_lora.adapter import LedgerRow, Status
+from lbm_lora.errors import ImageError
+from lbm_lora.report import BANDS, Provenance, Report, WeightReport, render_html
+from lbm_lora.report import html as page_module
+from lbm_lora.report.html import gauge_position
+
+Build = Callable[..., WeightReport]
+Row = Callable[..., LedgerRow]
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+VOID = {"meta", "link", "img", "input", "br", "wbr", "hr"}
+LOADING = {"src", "href", "srcset", "action", "data", "poster", "background"}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script><script>alert(2)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "' onclick='alert(3)",
+)
+
+
+class Page(HTMLParser):
+    """What a page is made of; raises where a tag is closed that is not open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("th", "td"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+        if self.open and self.open[-1] in ("th", "td"):
+            self.cells[-1] += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
+
+    @property
+    def figures(self) -> dict[str, dict[str, object]]:
+        return json.loads(next(text for text in self.texts["script"] if text.startswith('{"plot')))
+
+
+def test_the_page_is_whole(report: Report) -> None:
+    page = Page(render_html(report, pictures={"side by side": PNG}))
+    assert set(report.weights.counts) <= set(page.cells)
+    for result in report.weights.rows:
+        assert result.name in page.cells
+    for block in report.weights.blocks:
+        assert block.block in page.cells
+    assert {"cup.png", "tree.jpg", "base", "base + LoRA", "40.50", "equal"} <= set(page.cells)
+    text = "".join(text for texts in page.texts.values() for text in texts)
+    for words in (
+        "32.3 %",
+        "0.00693333",
+        "The VAEs differ in 3 of 248 tensors.",
+        "1 of 3 perfect matches",
+        "side by side",
+    ):
+        assert words in text
+    assert set(page.figures) == {"plot-modules", "plot-histogram", "plot-noise", "plot-rank"}
+    assert set(page.figures) <= set(page.attributes("id"))
+
+
+def test_the_page_needs_no_network(report: Report) -> None:
+    page = Page(render_html(report, pictures={"side by side": PNG}))
+    references = [value for name in LOADING for value in page.attributes(name)]
+    assert len(references) == 2  # the empty icon and the picture
+    assert all(value.startswith("data:") for value in references)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert not any("@import" in text or "url(" in text for text in page.texts["style"])
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+def test_plotly_is_in_the_page_once(report: Report) -> None:
+    assert render_html(report).count("plotly.js v") == 1
+
+
+def test_equal_reports_give_equal_bytes(report: Report) -> None:
+    assert render_html(report) == render_html(report)
+
+
+def test_names_from_files_cannot_become_markup(report: Report, build: Build, row: Row) -> None:
+    rows = [row(f"{name}.weight", Status.LORA, (4, 4), error=0.1, rank=2, reason=name) for name in HOSTILE]
+    left_out = row(f"{HOSTILE[0]}.bias", Status.EXCLUDED, (4,), error=1, reason=HOSTILE[1])
+    weights = replace(build(*rows, left_out), base=HOSTILE[0], tuned=HOSTILE[1], adapter=HOSTILE[2], failed=HOSTILE)
+    assert report.outputs is not None
+    image = replace(report.outputs.images[0], image=HOSTILE[1])
+    text = render_html(
+        Report(weights=weights, outputs=replace(report.outputs, images=(image,), device=HOSTILE[0]), notes=HOSTILE),
+        pictures={HOSTILE[1]: PNG},
+        provenance=Provenance(files={HOSTILE[0]: HOSTILE[2]}, settings={HOSTILE[3]: HOSTILE[1]}),
+    )
+    page = Page(text)
+    plain = Page(render_html(report, pictures={"p": PNG}))
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"strong", "code"}
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert sum(tag == "img" for tag, _ in page.tags) == 1
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert {f"{name}.weight" for name in HOSTILE} <= set(page.cells)  # as they are, but as text
+    assert page.figures["plot-modules"]["data"]
+
+
+def test_control_characters_are_spelt_out(build: Build, row: Row) -> None:
+    weights = build(row("a\x1b\u202e.weight", Status.LORA, (4, 4), error=0.1, rank=2))
+    assert r"a\x1b\u202e.weight" in Page(render_html(Report(weights=weights))).cells
+
+
+def test_infinite_errors(build: Build, row: Row) -> None:
+    broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
+    page = Page(render_html(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0)))))
+    assert "inf" in page.attributes("data-v")
+    assert "inf" in page.cells
+    style = next(value for value in page.attributes("style") if value.startswith("left"))
+    assert style == "left: 100.00%"
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_a_single_tensor_of_any_status(build: Build, row: Row, status: Status) -> None:
+    delta, rank = (0.0 if status is Status.UNCHANGED else 1.0), (2 if status is Status.LORA else None)
+    only = row("a.weight", status, (4, 4), error=0.0 if delta == 0 else 1.0, delta=delta, rank=rank, noise=0.0)
+    assert "a.weight" in Page(render_html(Report(weights=build(only)))).cells
+
+
+def test_an_empty_report_has_a_page(build: Build) -> None:
+    page = Page(render_html(Report(weights=build())))
+    assert page.texts["h1"] == ["lora.safetensors"]
+
+
+def test_provenance_is_shown(report: Report) -> None:
+    given = Provenance(files={"base": "b.ckpt"}, settings={"size": None}, versions={"torch": "2.13.0"})
+    text = Page(render_html(report, provenance=given)).texts
+    assert [word for word in text["dd"] if word in ("b.ckpt", "None", "2.13.0")] == ["b.ckpt", "None", "2.13.0"]
+
+
+def test_pictures_are_checked_and_limited(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match=r"^picture 'p' of the report is no PNG, JPEG or WebP file\.$"):
+        render_html(report, pictures={"p": b"GIF89a"})
+    monkeypatch.setattr(page_module, "PICTURE_BYTES", len(PNG))
+    page = Page(render_html(report, pictures={"first": PNG, "second": PNG}))
+    assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == ["first"]
+    assert any("second: too large for this page" in text for text in page.texts["figcaption"])
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [(0.0, 0.0), (0.025, 12.5), (0.05, 25.0), (0.5, 50.0), (0.75, 62.5), (2.0, 87.5), (math.inf, 100)],
+)
+def test_the_gauge_gives_every_band_a_quarter(error: float, place: float) -> None:
+    assert len(BANDS) == 4
+    assert gauge_position(error) == pytest.approx(place)

@@ -1,0 +1,35 @@
+"""The files of a report, and what importing the package loads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lbm_lora.report import Report, full_text, installed_versions, parse_report, write_report
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+def test_all_forms_lie_in_one_folder(report: Report, tmp_path: Path) -> None:
+    paths = write_report(report, tmp_path / "new" / "folder", picture=PNG)
+    assert [path.name for path in paths] == ["report.txt", "report.json", "report.html", "comparison.png"]
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    text, json_file, page, picture = paths
+    assert text.read_text() == full_text(report) + "\n"
+    assert parse_report(json_file.read_text()) == report
+    assert "data:image/png;base64," in page.read_text()
+    assert picture.read_bytes() == PNG
+
+
+def test_without_a_picture_there_is_none(report: Report, tmp_path: Path) -> None:
+    assert [path.name for path in write_report(report, tmp_path)] == ["report.txt", "report.json", "report.html"]
+
+
+def test_versions_of_what_is_installed() -> None:
+    found = installed_versions(["torch", "no-such-library"])
+    assert list(found) == ["torch"]
+    assert found["torch"][0].isdigit()
+
+
+def test_plotly_and_jinja_are_loaded_for_a_page_only() -> None:
+    code = "import sys, lbm_lora.report; sys.exit(any(name in sys.modules for name in ('plotly', 'jinja2', 'rich')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

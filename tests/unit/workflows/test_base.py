@@ -1,0 +1,56 @@
+"""The workflow `base`: where the backbone comes from, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import ConfigError, HubError, OutputError
+from lbm_lora.workflows.base import BaseConfig, ensure_base, run
+from standins import Lbm
+
+
+def test_the_backbone_of_the_config_is_found_beside_it(lbm: Lbm, tmp_path: Path) -> None:
+    outcome = run(BaseConfig(config_path=lbm.tuned.parent / "config.yaml", save_path=tmp_path / "base.ckpt"))
+    assert outcome.baseline is None
+    with open_checkpoint(tmp_path / "base.safetensors") as made, open_checkpoint(lbm.base) as expected:
+        assert all((made.read(key) == expected.read(key)).all() for key in expected.specs)
+
+
+def test_test_baseline_takes_the_tuned_model_beside_the_config(lbm: Lbm, tmp_path: Path) -> None:
+    config = lbm.tuned.parent / "config.yaml"
+    outcome = run(BaseConfig(config_path=config, save_path=tmp_path / "base.ckpt", test_baseline=True))
+    assert outcome.baseline is not None
+    assert outcome.baseline.can_be_base
+
+
+def test_test_baseline_without_a_config_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^--test_baseline looks for model.safetensors beside --config_path"):
+        run(BaseConfig(save_path=tmp_path / "base.ckpt", test_baseline=True))
+
+
+def test_an_output_that_is_the_tuned_file_is_refused(lbm: Lbm, tmp_path: Path) -> None:
+    before = lbm.tuned.read_bytes()
+    config = BaseConfig(backbone_signature=str(lbm.backbone), save_path=lbm.tuned, tuned_model_path=lbm.tuned)
+    with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
+        run(config)
+    assert lbm.tuned.read_bytes() == before
+
+
+def test_an_unreachable_hub_names_the_local_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError) as error_info:
+        run(BaseConfig(backbone_signature="nobody/no-such-model", save_path=tmp_path / "base.ckpt"))
+    assert "nobody/no-such-model" in str(error_info.value)
+    assert "--backbone_signature" in str(error_info.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ensure_base_makes_a_missing_base_and_leaves_one_that_is_there(lbm: Lbm, tmp_path: Path) -> None:
+    config = lbm.tuned.parent / "config.yaml"
+    path = ensure_base(tmp_path / "new.ckpt", backbone_signature=str(lbm.backbone), config_path=config)
+    stamp = path.stat().st_mtime_ns
+    again = ensure_base(path, backbone_signature="nobody/no-such-model", config_path=None)
+    assert again == path
+    assert path.stat().st_mtime_ns == stamp

@@ -1,0 +1,101 @@
+"""The workflow `fuse`: base + full-rank LoRA is the tuned checkpoint; everything else is untouched."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.model.build import load_model
+from lbm_lora.workflows import extract
+from lbm_lora.workflows.fuse import FuseConfig, run
+from standins import Lbm
+
+
+@pytest.fixture(scope="module")
+def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exact LoRA, in fp32."""
+    path = tmp_path_factory.mktemp("lora") / "l.safetensors"
+    extract.run(
+        extract.ExtractConfig(
+            base_model_path=lbm.base,
+            tuned_model_path=lbm.tuned,
+            save_to=path,
+            rank=9999,
+            conv_rank=9999,
+            save_precision="float",
+        )
+    )
+    return path
+
+
+def test_full_rank_gives_the_tuned_checkpoint_bit_for_bit(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    result = run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=tmp_path / "f.safetensors"))
+    fused, tuned = load_file(result.output), load_file(lbm.tuned)
+    assert fused.keys() == tuned.keys()
+    assert all(torch.equal(fused[key], tuned[key]) for key in tuned)
+    assert result.changed == len([key for key in tuned if key.startswith("denoiser.")])
+    assert result.tensors == len(tuned)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 0.25])
+def test_scales_multiply_factors_and_dense_deltas_alike(lbm: Lbm, lora: Path, tmp_path: Path, scale: float) -> None:
+    path = tmp_path / "f.safetensors"
+    run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), lora_scale=(scale,), save_to=path))
+    fused, base, tuned = load_file(path), load_file(lbm.base), load_file(lbm.tuned)
+    for key, weight in base.items():
+        if not key.startswith("denoiser."):
+            continue
+        expected = weight.double() + scale * (tuned[key].double() - weight.double())
+        assert torch.equal(fused[key], expected.float().to(weight.dtype)) or torch.allclose(
+            fused[key].double(), expected, rtol=2**-8, atol=1e-7
+        )
+        if scale == 0:
+            assert torch.equal(fused[key], weight)
+
+
+def test_two_loras_add_up(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    run(FuseConfig(base_model_path=lbm.base, lora_path=(lora, lora), lora_scale=(1.5, -0.5), save_to=path))
+    fused, tuned = load_file(path), load_file(lbm.tuned)
+    assert all(torch.allclose(fused[key].float(), tuned[key].float(), rtol=2**-7, atol=1e-6) for key in tuned)
+
+
+@pytest.mark.parametrize("name", ["f.safetensors", "f.ckpt"])
+def test_the_fused_file_is_a_whole_model_in_either_container(lbm: Lbm, lora: Path, tmp_path: Path, name: str) -> None:
+    made = tmp_path / "made.ckpt"
+    from lbm_lora.workflows import base
+
+    base.run(base.BaseConfig(backbone_signature=str(lbm.backbone), config_path=lbm.tuned.parent / "config.yaml", save_path=made))
+    for source in (made, made.with_suffix(".safetensors")):
+        path = tmp_path / f"{source.suffix[1:]}_{name}"
+        run(FuseConfig(base_model_path=source, lora_path=(lora,), save_to=path))
+        model = load_model(path, dtype=torch.float32)
+        tuned = load_file(lbm.tuned)
+        assert torch.equal(model.denoiser.conv_in.weight, tuned["denoiser.conv_in.weight"].float())
+
+
+def test_another_base_is_refused_by_name(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    tensors = load_file(lbm.base)
+    tensors["denoiser.conv_in.bias"] += 1
+    save_file(tensors, tmp_path / "other.safetensors")
+    config = FuseConfig(
+        base_model_path=tmp_path / "other.safetensors", lora_path=(lora,), save_to=tmp_path / "f.safetensors"
+    )
+    with pytest.raises(WrongBaseError, match=r"1 of \d+ tensors differ: conv_in\.bias\. .*--allow_other_base"):
+        run(config)
+    assert not config.save_to.exists()
+
+
+def test_outputs_that_cannot_be(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"a fused checkpoint is a \.safetensors or a \.ckpt file"):
+        run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=tmp_path / "f.bin"))
+    with pytest.raises(OutputError, match="would be overwritten"):
+        run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=lora))
+    with pytest.raises(ConfigError, match="--lora_scale has 2 values for 1 LoRAs"):
+        run(
+            FuseConfig(
+                base_model_path=lbm.base, lora_path=(lora,), lora_scale=(1.0, 2.0), save_to=tmp_path / "f.safetensors"
+            )
+        )
