@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +39,10 @@ def matrix_with(rows: int, columns: int, spectrum: Spectrum, seed: int = 0) -> T
 
 def error_of(matrix: Tensor, left: Tensor, right: Tensor) -> float:
     """||matrix - left @ right||_F in fp64."""
-    return float(np.linalg.norm(matrix.double().numpy() - left.double().numpy() @ right.double().numpy()))
+    return float((matrix.double() - left.double() @ right.double()).norm())
 
 
 def bound_of(matrix: Tensor, rank: int) -> float:
     """What counts as optimal: 1.001 * the optimum + 1e-5 * the norm."""
-    values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-    return 1.001 * float(np.linalg.norm(values[rank:])) + 1e-5 * float(np.linalg.norm(values))
+    values = torch.linalg.svdvals(matrix.double())
+    return 1.001 * float(values[rank:].norm()) + 1e-5 * float(values.norm())

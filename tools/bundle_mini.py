@@ -89,7 +89,7 @@ def write_credits(work: Path) -> None:
     lines = [
         "# Credits",
         "",
-        "The weights in `mini/` were trained from nothing by the scripts in `tools/`, on the assets below and nothing else.",
+        "The weights in `mini/` were trained from nothing by the scripts in `tools/`, on these assets alone.",
         "The images in `pairs/` are renders of them.",
         "",
         f"## Meshes and textures: robosuite {common.ROBOSUITE_VERSION} (PyPI), MIT",

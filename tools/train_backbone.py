@@ -12,7 +12,8 @@ import diffusers
 import numpy as np
 import torch
 import training
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, Transformer2DModel, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,6 +70,11 @@ def train(rank: int, args: argparse.Namespace) -> None:
     """Train in every process; measure and save in the first."""
     torch.manual_seed(SEED)
     unet = UNet2DConditionModel(**training.BACKBONE_CONFIG)
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            torch.nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Transformer2DModel):
+            torch.nn.init.zeros_(module.proj_out.weight)
     scheduler = EulerDiscreteScheduler(**training.SCHEDULER_CONFIG)
     kept = scheduler.alphas_cumprod
     vae = training.load_vae(args.work)
@@ -81,7 +87,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
     unet.to(memory_format=torch.channels_last)
     result = training.fit(
-        unet, loss_of, name="backbone", work=args.work, rank=rank, steps=args.steps, peak_rate=1e-3, seed=SEED
+        unet, loss_of, name="backbone", work=args.work, rank=rank, steps=args.steps, peak_rate=6e-4, seed=SEED
     )
     if rank:
         return
@@ -102,7 +108,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments and train."""
-    training.launch(train, common.parse_args(__doc__ or "", steps=2000))
+    training.launch(train, common.parse_args(__doc__ or "", steps=800))
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ def start_as_pooling(vae: AutoencoderKL) -> None:
     """Set the weights so that the untrained VAE's latents are the mean color of 8x8 pixels, which it decodes smoothly.
 
     From random weights some thousand steps pass before a network this narrow keeps colors: its norms remove what a
-    whole image has in common. Here channels 0 to 2 carry the color and 3 to 5 its negative (silu(x) - silu(-x) = x), channels
-    6 and 7 constants that keep the norms' scale the same for all images. All residual branches start at zero.
+    whole image has in common. Here channels 0 to 2 carry the color and 3 to 5 its negative (silu(x) - silu(-x) = x),
+    channels 6 and 7 constants that keep the norms' scale the same for all images. All residual branches start at zero.
     """
     identity = torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]])
     pooling = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 0]]) / 4
@@ -188,7 +188,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments and train."""
-    training.launch(train, common.parse_args(__doc__ or "", steps=2600))
+    training.launch(train, common.parse_args(__doc__ or "", steps=4000))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the unit tests share: how hypothesis runs, seeded tensors, a small network, and files of both."""
+"""What the unit tests share: how hypothesis and torch run, seeded tensors, and files of them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 settings.register_profile(
     "unit",
@@ -19,14 +19,15 @@ settings.register_profile(
 )
 settings.load_profile("unit")
 
-torch.set_num_threads(1)  # the tensors are tiny: a second thread costs more than it gives, and much more on a busy machine
+# the tensors are tiny: a second thread costs more than it gives, and much more on a busy machine
+torch.set_num_threads(1)
 
 
 @pytest.fixture
 def rand() -> Callable[..., Tensor]:
     """`rand(2, 3)`: normal fp32 values, the next ones of one seeded stream."""
     generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator)
+    return lambda *shape: torch.randn(shape, generator=generator)
 
 
 @pytest.fixture
@@ -43,36 +44,3 @@ def save(tmp_path: Path) -> Callable[[str, Mapping[str, Tensor]], Path]:
         return path
 
     return write
-
-
-class SmallNet(nn.Module):
-    """A network that is no LBM: strided conv, batch norm with its counter, 1x1 conv, group norm, two linears."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.point = nn.Conv2d(8, 6, 1)
-        self.norm = nn.GroupNorm(2, 6)
-        self.head = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 5, bias=False))
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = torch.relu(self.bn1(self.stem(images)))
-        return self.head(self.norm(self.point(hidden)).mean((2, 3)))
-
-
-@pytest.fixture
-def small_net() -> Callable[[int], SmallNet]:
-    """`small_net(seed)`: the network in eval mode, every tensor of it random, its counter equal to the seed."""
-
-    def build(seed: int) -> SmallNet:
-        net = SmallNet().eval()
-        generator = torch.Generator().manual_seed(seed)
-        for tensor in net.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.25)
-            else:
-                tensor.fill_(seed)
-        return net
-
-    return build

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.errors import AdapterError
+from lbm_lora.factorize import Factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 
 
@@ -40,10 +41,13 @@ class LoraModule:
         """Shape of the weight that this module belongs to."""
         return (self.up.shape[0], *self.down.shape[1:])
 
+    def factors(self) -> Factors:
+        """The two as matrices in fp32, with the scaling in `up`."""
+        return Factors(self.scaling * self.up.float().flatten(1), self.down.float().flatten(1))
+
     def delta(self) -> Tensor:
         """scaling * up @ down in fp32, in the weight's shape."""
-        product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        return (self.scaling * product).reshape(self.shape)
+        return self.factors().product().reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Adapter:
     path: Path | None = None
 
     def __post_init__(self) -> None:
-        both = [name for name in self.dense if self._module_of(name) is not None]
+        both = [name for name in self.dense if self.module_at(name) is not None]
         if both:
             raise AdapterError(f"{self.path}: {both[0]} has both factors and a dense delta. Remove one of them.")
 
@@ -77,17 +81,18 @@ class Adapter:
         """The shape that a parameter must have for this adapter; None where the adapter leaves it alone."""
         if name in self.dense:
             return tuple(self.dense[name].shape)
-        module = self._module_of(name)
+        module = self.module_at(name)
         return None if module is None else module.shape
 
     def delta(self, name: ParamName) -> Tensor | None:
         """The delta of one parameter in fp32 and in its shape; None where the adapter leaves it alone."""
         if name in self.dense:
             return self.dense[name].float()
-        module = self._module_of(name)
+        module = self.module_at(name)
         return None if module is None else module.delta()
 
-    def _module_of(self, name: ParamName) -> LoraModule | None:
+    def module_at(self, name: ParamName) -> LoraModule | None:
+        """The lora module of a weight; None where it has none."""
         return self.modules.get(module_of(name)) if leaf_of(name) == "weight" else None
 
     def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":

@@ -1,10 +1,12 @@
 """Two checkpoints of one network: base and tuned, parameter by parameter."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from lbm_lora.blocks import flat_blocks
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.errors import PairingError, listing
@@ -35,8 +37,11 @@ class Pairing:
             PairingError: a value of either side, or of their difference, is not finite.
         """
         base, tuned = self.base.read(name), self.tuned.read(name)
-        delta = torch.sub(tuned.float(), base.float())
-        if not torch.isfinite(delta.sum()):  # one cheap pass; the slow look only where it is needed
+        delta = torch.empty(tuned.shape, dtype=torch.float32)
+        total = 0.0
+        for difference, after, before in flat_blocks(delta, tuned.contiguous(), base.contiguous()):
+            total += difference.copy_(after).sub_(before).sum().item()
+        if not math.isfinite(total):  # one cheap sum; the slow look only where it is needed
             self._refuse_non_finite(name, base, tuned)
         return delta
 

@@ -61,7 +61,7 @@ class Bars:
         if self._live is not None:
             bar, task = self._live
             bar.advance(task, n)
-        elif self._clock() - self._spoke >= _LINE_SECONDS:
+        elif self._clock() - self._spoke > _LINE_SECONDS:
             self._spoke = self._clock()
             self._console.print(self._how_far(), markup=False, highlight=False, soft_wrap=True)
         if self._done >= self._total > 0:

@@ -1,4 +1,4 @@
-"""Carry out a plan: read, subtract, factorize, round, measure; one tensor after the other, in constant memory."""
+"""Carry out a plan: read, subtract, factorize, round, measure; a few tensors at a time, in constant memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,8 +11,19 @@ from lbm_lora.adapter import LedgerRow, LoraModule, Status
 from lbm_lora.checkpoint import Component, Fingerprint, FingerprintBuilder
 from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Action, Plan, PlanItem
-from lbm_lora.factorize import down_shape, factorize, measure, rounded, to_matrix, up_shape
+from lbm_lora.factorize import (
+    Factors,
+    Measure,
+    down_shape,
+    factorize,
+    measure_delta,
+    rounded,
+    to_matrix,
+    up_shape,
+    with_error,
+)
 from lbm_lora.naming import ParamName, module_of
+from lbm_lora.parallel import ordered_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +60,13 @@ class Extraction:
         return len(self._plan.items)
 
     def __iter__(self) -> Iterator[Outcome]:
-        for item in self._plan.items:
-            for component, builder in ((self._plan.pairing.base, self._base), (self._plan.pairing.tuned, self._tuned)):
-                if item.name in component:
-                    builder.add(item.name, component.read(item.name))
-            yield self._outcome(item)
+        return ordered_map(self._read_and_decide, self._plan.items)
+
+    def _read_and_decide(self, item: PlanItem) -> Outcome:
+        for component, builder in ((self._plan.pairing.base, self._base), (self._plan.pairing.tuned, self._tuned)):
+            if item.name in component:
+                builder.add(item.name, component.read(item.name))
+        return self._outcome(item)
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
         """Of base and tuned, after the pass."""
@@ -61,34 +74,40 @@ class Extraction:
 
     def _outcome(self, item: PlanItem) -> Outcome:
         delta, tuned = _delta(self._plan, item)
-        largest = float(delta.abs().max()) if delta is not None and delta.numel() else 0.0
-        if delta is None or (largest and not tuned.is_floating_point()):  # the change of a counter is no weight's
-            return Outcome(_row(item, Status.EXCLUDED, item.reason, torch.zeros(0), None, torch.zeros(0)))
-        if largest == 0:
-            return Outcome(_row(item, Status.UNCHANGED, "equal in base and tuned", delta, None, tuned))
+        if delta is None:
+            return Outcome(_row(item, Status.EXCLUDED, item.reason, Measure()))
+        found = measure_delta(delta, tuned)
+        if found.delta_abs == 0:
+            return Outcome(_row(item, Status.UNCHANGED, "equal in base and tuned", found))
+        if not tuned.is_floating_point():  # the change of a counter is no weight's
+            return Outcome(_row(item, Status.EXCLUDED, item.reason, Measure()))
         if item.action is Action.EXCLUDE:
-            return Outcome(_row(item, Status.EXCLUDED, item.reason, delta, None, tuned))
-        if largest < self._settings.min_diff:
+            return Outcome(_row(item, Status.EXCLUDED, item.reason, found))
+        if self._settings.min_diff and float(delta.abs().max()) < self._settings.min_diff:
             reason = f"largest change below --min_diff {self._settings.min_diff:g}"
-            return Outcome(_row(item, Status.EXCLUDED, reason, delta, None, tuned))
+            return Outcome(_row(item, Status.EXCLUDED, reason, found))
         try:
             if item.action is Action.KEEP_DENSE or item.rank is None:
                 stored = rounded(delta, self._settings.dtype)
-                return Outcome(_row(item, Status.DENSE, item.reason, delta, stored.float(), tuned), dense=stored)
-            module = self._decompose(item, item.rank, delta)
+                measured = with_error(found, delta, stored.float())
+                return Outcome(_row(item, Status.DENSE, item.reason, measured), dense=stored)
+            factors = self._decompose(item, item.rank, delta)
         except InputError as error:
             raise InputError(f"{item.name}: {error}") from None
-        return Outcome(_row(item, Status.LORA, item.reason, delta, module.delta(), tuned), module=module)
+        measured = with_error(found, delta, factors)
+        return Outcome(_row(item, Status.LORA, item.reason, measured), module=_module(item, factors))
 
-    def _decompose(self, item: PlanItem, rank: int, delta: Tensor) -> LoraModule:
+    def _decompose(self, item: PlanItem, rank: int, delta: Tensor) -> Factors:
         matrix = to_matrix(delta).to(self._settings.device)
         factors = factorize(matrix, rank, self._settings.dtype, seed=seed_of(item.name))
-        return LoraModule(
-            name=module_of(item.name),
-            down=factors.down.cpu().reshape(down_shape(item.shape, rank)),
-            up=factors.up.cpu().reshape(up_shape(item.shape, rank)),
-            alpha=float(rank),
-        )
+        return Factors(factors.up.cpu(), factors.down.cpu())
+
+
+def _module(item: PlanItem, factors: Factors) -> LoraModule:
+    """The factors in the shapes of a file, with scaling 1."""
+    down = factors.down.reshape(down_shape(item.shape, factors.rank))
+    up = factors.up.reshape(up_shape(item.shape, factors.rank))
+    return LoraModule(module_of(item.name), down, up, alpha=float(factors.rank))
 
 
 def seed_of(name: ParamName) -> int:
@@ -118,8 +137,6 @@ def _subtract(base: Component, tuned: Component, name: ParamName) -> Tensor:
     return tuned.read(name).float() - base.read(name).float()
 
 
-def _row(
-    item: PlanItem, status: Status, reason: str, delta: Tensor, approximation: Tensor | None, tuned: Tensor
-) -> LedgerRow:
+def _row(item: PlanItem, status: Status, reason: str, measured: Measure) -> LedgerRow:
     rank = item.rank if status is Status.LORA else None
-    return LedgerRow(item.name, status, reason, item.shape, rank, measure(delta, approximation, tuned))
+    return LedgerRow(item.name, status, reason, item.shape, rank, measured)

@@ -10,7 +10,7 @@ from lbm_lora.factorize.matrix import (
     to_matrix,
     up_shape,
 )
-from lbm_lora.factorize.measure import Measure, measure, storage_noise
+from lbm_lora.factorize.measure import Measure, measure, measure_delta, storage_noise, with_error
 from lbm_lora.factorize.rank import FULL_RANK, FixedRank
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
 
@@ -27,10 +27,12 @@ __all__ = [
     "has_matrix_view",
     "matrix_shape",
     "measure",
+    "measure_delta",
     "rank_bound",
     "rounded",
     "storage_noise",
     "to_matrix",
     "truncated_svd",
     "up_shape",
+    "with_error",
 ]

@@ -1,10 +1,15 @@
 """How far an approximation is from a delta, in sums that add up over parameters."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from lbm_lora.blocks import flat_blocks, sums, tiles
+from lbm_lora.factorize.factors import Factors
+from lbm_lora.factorize.matrix import to_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +64,59 @@ class Measure:
         return _ratio(math.sqrt(self.noise_sq), math.sqrt(self.delta_sq))
 
 
-def measure(delta: Tensor, approximation: Tensor | None, tuned: Tensor) -> Measure:
+def measure(delta: Tensor, approximation: Tensor | Factors | None, tuned: Tensor) -> Measure:
     """Compare a delta with what a file says of it.
 
     Args:
         delta: fp32.
-        approximation: fp32, same shape; None where the file has nothing, which means zero.
+        approximation: fp32 of the same shape, or the factors of its matrix; None where the file has nothing, which
+            means zero.
         tuned: the tuned parameter in its storage dtype.
     """
-    error = delta if approximation is None else delta - approximation
-    delta_sq = _sum_of_squares(delta)
+    return with_error(measure_delta(delta, tuned), delta, approximation)
+
+
+def measure_delta(delta: Tensor, tuned: Tensor) -> Measure:
+    """The sums that need no approximation; the error is the delta itself."""
+    delta_sq = delta_abs = noise_sq = 0.0
+    for block, stored in flat_blocks(delta.contiguous(), tuned.contiguous()):
+        squares, absolutes = sums(block)
+        delta_sq += squares
+        delta_abs += absolutes
+        noise_sq += storage_noise(stored)
     return Measure(
         numel=delta.numel(),
         delta_sq=delta_sq,
-        error_sq=_sum_of_squares(error),
-        delta_abs=delta.abs().sum(dtype=torch.float64).item(),
-        error_abs=error.abs().sum(dtype=torch.float64).item(),
-        noise_sq=storage_noise(tuned) if delta_sq else 0.0,
+        error_sq=delta_sq,
+        delta_abs=delta_abs,
+        error_abs=delta_abs,
+        noise_sq=noise_sq if delta_abs else 0.0,
     )
+
+
+def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors | None) -> Measure:
+    """`measured` with the error of an approximation; infinite where that holds values that are not finite."""
+    if approximation is None:
+        return measured
+    error_sq = error_abs = 0.0
+    for block in _error_blocks(delta, approximation):
+        squares, absolutes = sums(block)
+        error_sq += squares
+        error_abs += absolutes
+    if not math.isfinite(error_sq):
+        error_sq = error_abs = math.inf
+    return replace(measured, error_sq=error_sq, error_abs=error_abs)
+
+
+def _error_blocks(delta: Tensor, approximation: Tensor | Factors) -> Iterator[Tensor]:
+    """delta - approximation, piece by piece."""
+    if isinstance(approximation, Tensor):
+        for block, part in flat_blocks(delta.contiguous(), approximation.contiguous()):
+            yield block - part
+        return
+    matrix, up, down = to_matrix(delta), approximation.up.float(), approximation.down.float()
+    for rows, columns in tiles(*matrix.shape):
+        yield torch.addmm(matrix[rows, columns], up[rows], down[:, columns], alpha=-1)
 
 
 def storage_noise(tuned: Tensor) -> float:
@@ -92,12 +132,8 @@ def storage_noise(tuned: Tensor) -> float:
     else:
         return 0.0
     powers = (tuned.contiguous().view(torch.int16) & exponent_bits).view(tuned.dtype)
-    powers = powers.float().clamp(min=torch.finfo(tuned.dtype).tiny)
-    return _sum_of_squares(powers) * 4.0**-digits / 12
-
-
-def _sum_of_squares(values: Tensor) -> float:
-    return torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2
+    squares, _ = sums(powers.float().clamp(min=torch.finfo(tuned.dtype).tiny))
+    return squares * 4.0**-digits / 12
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -92,20 +92,30 @@ def _thin_svd(matrix: Float[Tensor, "out columns"]) -> tuple[Tensor, Tensor, Ten
 
 
 def _block_krylov(matrix: Float[Tensor, "out columns"], rank: int, *, rounds: int, seed: int) -> TruncatedSVD:
-    """Rayleigh-Ritz on the span of [A G, (A A^T) A G, ...]: `rounds` blocks of rank + oversampling columns."""
-    width = rank + OVERSAMPLING
+    """Rayleigh-Ritz on the span of [A G, (A A^T) A G, ...]: `rounds` blocks of rank + oversampling columns.
+
+    The basis stays orthonormal as it grows, so each block's product with the matrix serves twice: for the next block,
+    and as its part of the projected matrix.
+    """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
-    block = torch.linalg.qr(matrix @ start).Q
-    blocks = [block]
+    start = torch.randn(matrix.shape[1], rank + OVERSAMPLING, generator=generator).to(matrix.device)
+    basis = torch.linalg.qr(matrix @ start).Q
+    projected = basis.mT @ matrix
+    rows = projected
     for _ in range(rounds - 1):
-        rows = matrix.mT @ block
-        rows /= rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)  # A A^T may leave the range of fp32
-        block = torch.linalg.qr(matrix @ rows).Q
-        blocks.append(block)
-    basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
-    projected = exact_svd(basis.mT @ matrix, rank)
-    return TruncatedSVD(basis @ projected.left, projected.values, projected.right, exact=False)
+        scale = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)  # A A^T may leave the range of fp32
+        block = _orthonormal_beside(basis, matrix @ (rows / scale).mT)
+        rows = block.mT @ matrix
+        basis, projected = torch.cat((basis, block), dim=1), torch.cat((projected, rows))
+    found = exact_svd(projected, rank)
+    return TruncatedSVD(basis @ found.left, found.values, found.right, exact=False)
+
+
+def _orthonormal_beside(basis: Float[Tensor, "out m"], block: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
+    """An orthonormal basis of what `block` adds to `basis`; projected twice, since once leaves rounding errors."""
+    for _ in range(2):
+        block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
+    return block
 
 
 def _has_converged(matrix: Float[Tensor, "out columns"], found: TruncatedSVD) -> bool:

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.report.wording import percent, plural, printable, share, shortened, wrapped
+from lbm_lora.report.wording import WIDTH, labelled, percent, plural, printable, share, shortened, wrapped
 
-WIDTH = 100
 _ACTIONS = ("copied", "cropped", "padded", "added", "dropped")
 _MOST_REASONS = 4
-_LABEL = 34
 
 
 class BaseEntry(Protocol):
@@ -81,14 +79,10 @@ def _baseline(baseline: Baseline) -> list[str]:
     same = f"{share(baseline.unchanged)} of the elements; {plural(baseline.unchanged_tensors, 'whole tensor')}"
     return [
         "Base against the tuned model",
-        _line("Matched denoiser keys", baseline.matched),
-        _line("Average difference", f"{baseline.average_difference:.8f}  {baseline.band}"),
-        _line("Maximum difference", f"{baseline.maximum_difference:.8f}"),
-        _line("unchanged", same),
-        _line("noise floor", f"{percent(baseline.noise_floor)} of the change is rounding of the tuned file"),
+        labelled("Matched denoiser keys", baseline.matched),
+        labelled("Average difference", f"{baseline.average_difference:.8f}  {baseline.band}"),
+        labelled("Maximum difference", f"{baseline.maximum_difference:.8f}"),
+        labelled("unchanged", same),
+        labelled("noise floor", f"{percent(baseline.noise_floor)} of the change is rounding of the tuned file"),
         *wrapped(printable(baseline.verdict), WIDTH),
     ]
-
-
-def _line(label: str, value: str) -> str:
-    return f"  {label:<{_LABEL - 2}}{value}"

@@ -1,73 +1,24 @@
 """The plots of the HTML report as Plotly figures: plain values, with colours as names of CSS variables (`@linear`).
 
-The page's script puts in the colours of the reader's light or dark scheme. Errors and noise floors span decades, so
-their axes are logarithmic; 0 stands at the lower edge and infinity at the upper one, both as triangles, and what the
-pointer shows is always the true value.
+The page's script puts in the colours of the reader's light or dark scheme. What the pointer shows is always the true
+value, also of a point that stands at an edge (see `axis`) and is drawn as a triangle.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Any
 
 from lbm_lora.adapter import Status
 from lbm_lora.factorize import rank_bound
+from lbm_lora.report.axis import Axis, Figure
 from lbm_lora.report.digest import kind_of, lora_rows, network_order
 from lbm_lora.report.schema import BANDS, TensorResult, WeightReport, band_of, block_of
 from lbm_lora.report.wording import percent, printable, size
 
-Figure = dict[str, Any]
-
 _KINDS = ("linear", "conv", "dense", "left out")
 _BINS_PER_DECADE = 10  # whose edges come within 0.3 % of the bands' bounds, and are moved onto them
 _LEAST_LABEL = 0.05  # share of the axis that a block must take to be named on it
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A logarithmic axis of shares: from 10^low to 10^high."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def over(cls, values: Sequence[float], *, reach: bool = False) -> "Axis":
-        """An axis with some air around the values that are positive and finite.
-
-        Args:
-            reach: go up to the next bound of a band, so that the reader sees how far it is.
-        """
-        logs = [math.log10(value) for value in values if 0 < value < math.inf] or [-2.0, 0.0]
-        bounds = [math.log10(bound) for _, bound, _ in BANDS if bound < math.inf]
-        low, high = min(logs), max(logs)
-        if reach:
-            high = max(high, next((bound for bound in bounds if bound >= high), high))
-        air = max(0.12, 0.06 * (high - low))
-        return cls(low - air, high + air)
-
-    def place(self, value: float) -> float:
-        """Where a value is drawn: at an edge where it is 0, infinite or no number."""
-        if 0 < value < math.inf:
-            return value
-        inset = 0.035 * (self.high - self.low)
-        return 10 ** (self.low + inset if value == 0 else self.high - inset)
-
-    def layout(self, title: str, *, bounds: bool = False) -> Figure:
-        """Plotly's settings; with `bounds`, the bounds of the bands are among the ticks."""
-        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        steps = (1.0, 2.0, 5.0) if self.high - self.low < 2 else (1.0, 5.0) if self.high - self.low < 3 else (1.0,)
-        ticks = {round(step * 10.0**decade, 12) for decade in decades for step in steps}
-        ticks |= {bound for _, bound, _ in BANDS if bound < math.inf} if bounds else set()
-        shown = sorted(tick for tick in ticks if tick > 0 and self.low <= math.log10(tick) <= self.high)
-        return {
-            "type": "log",
-            "range": [self.low, self.high],
-            "tickvals": shown,
-            "ticktext": [_tick(tick) for tick in shown],
-            "title": {"text": title},
-        }
 
 
 def error_by_module(report: WeightReport) -> Figure:
@@ -259,9 +210,3 @@ def _bars(band: str, bins: Sequence[tuple[float, float, int]]) -> Figure:
 def _linear_in_log(axis: Figure) -> Figure:
     """The same axis for values that are logarithms already: bars have a width in its units."""
     return axis | {"type": "linear", "tickvals": [math.log10(tick) for tick in axis["tickvals"]]}
-
-
-def _tick(tick: float) -> str:
-    """`5 %`, `0.05 %`, `1e-05 %`: the number as short as it can be."""
-    value = 100 * tick
-    return f"{value:,.0f} %" if value >= 1000 else f"{value:.3g} %"

@@ -12,28 +12,24 @@ from lbm_lora.report.digest import (
     rank_summary,
     worst_modules,
 )
-from lbm_lora.report.outputs import ImageComparison, OutputComparison, VariantScores, VariantSummary
+from lbm_lora.report.outputs_text import image_lines, outputs_lines, short_output_line
 from lbm_lora.report.schema import Report, TensorResult, WeightReport
 from lbm_lora.report.wording import (
-    decibel,
+    WIDTH,
     error_meaning,
+    labelled,
     noise_meaning,
     percent,
     plural,
     printable,
     share,
     shortened,
-    similarity,
     size,
     verdict,
     wrapped,
 )
 
-WIDTH = 100
-"""Columns at most."""
-
 _MOST_BLOCKS = 30
-_LABEL = 34  # columns of a label before its value
 
 
 def full_text(report: Report, *, worst: int = 10) -> str:
@@ -50,7 +46,7 @@ def full_text(report: Report, *, worst: int = 10) -> str:
         _total(weights),
         _blocks(weights),
         _worst(weights, worst),
-        *([] if report.outputs is None else [_outputs(report.outputs), _images(report.outputs)]),
+        *([] if report.outputs is None else [outputs_lines(report.outputs), image_lines(report.outputs)]),
         _notes(report.notes),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -63,18 +59,18 @@ def short_text(report: Report) -> str:
     ranks = rank_summary(weights)
     lines = [
         *_head(weights),
-        _line("ledger", f"{counts} = {plural(weights.tensors, 'tensor')}"),
-        *([] if ranks is None else [_line("ranks", str(ranks))]),
-        _line("successfully tested", f"{weights.matched:,} of {_found(weights):,} modules found"),
-        _line("perfect matches (error < 0.001)", f"{weights.perfect:,} of {weights.matched:,}"),
-        _line("average error", f"{weights.mean_error:.8f}"),
-        _line("average relative error", percent(weights.mean_relative_mean_error)),
-        _line("total relative error", f"{percent(weights.relative_error)}  {verdict(weights.relative_error)}"),
-        _line("left out of the file", _left_out(weights)),
-        _line("noise floor", percent(weights.noise_floor)),
+        labelled("ledger", f"{counts} = {plural(weights.tensors, 'tensor')}"),
+        *([] if ranks is None else [labelled("ranks", str(ranks))]),
+        labelled("successfully tested", f"{weights.matched:,} of {_found(weights):,} modules found"),
+        labelled("perfect matches (error < 0.001)", f"{weights.perfect:,} of {weights.matched:,}"),
+        labelled("average error", f"{weights.mean_error:.8f}"),
+        labelled("average relative error", percent(weights.mean_relative_mean_error)),
+        labelled("total relative error", f"{percent(weights.relative_error)}  {verdict(weights.relative_error)}"),
+        labelled("left out of the file", _left_out(weights)),
+        labelled("noise floor", percent(weights.noise_floor)),
     ]
     if report.outputs is not None:
-        lines += [_short_output(entry, report.outputs.reference) for entry in report.outputs.summary]
+        lines += [short_output_line(entry, report.outputs.reference) for entry in report.outputs.summary]
     return "\n".join([*lines, *_notes(report.notes)])
 
 
@@ -102,18 +98,18 @@ def _modules(weights: WeightReport) -> list[str]:
     bands = ", ".join(f"{count:,} {name}" for name, count in weights.bands.items())
     lines = [
         "Modules",
-        _line("modules found", f"{_found(weights):,}"),
-        _line("successfully tested", f"{weights.matched:,}"),
-        _line("failed to match", f"{len(weights.failed):,}"),
-        _line("success rate", f"{100 * weights.success_rate:.1f} %"),
-        _line("Perfect matches (error < 0.001)", f"{weights.perfect:,} of {weights.matched:,}"),
-        _line("average error", f"{weights.mean_error:.8f}"),
-        _line("average relative error", f"{percent(weights.mean_relative_mean_error)} (mean absolute)"),
-        _line("", f"{percent(weights.mean_module_error)} (Frobenius)"),
-        _line("bands", bands),
+        labelled("modules found", f"{_found(weights):,}"),
+        labelled("successfully tested", f"{weights.matched:,}"),
+        labelled("failed to match", f"{len(weights.failed):,}"),
+        labelled("success rate", f"{100 * weights.success_rate:.1f} %"),
+        labelled("Perfect matches (error < 0.001)", f"{weights.perfect:,} of {weights.matched:,}"),
+        labelled("average error", f"{weights.mean_error:.8f}"),
+        labelled("average relative error", f"{percent(weights.mean_relative_mean_error)} (mean absolute)"),
+        labelled("", f"{percent(weights.mean_module_error)} (Frobenius)"),
+        labelled("bands", bands),
     ]
     if ranks is not None:
-        lines.append(_line("ranks", str(ranks)))
+        lines.append(labelled("ranks", str(ranks)))
     for label, name in (("best", weights.best), ("worst", weights.worst)):
         if name:
             error = percent(error_named(weights, name))
@@ -129,9 +125,9 @@ def _total(weights: WeightReport) -> list[str]:
         f"Total relative error: {percent(weights.relative_error)}  {verdict(weights.relative_error)}",
         *wrapped(f"Frobenius, over all {weights.tensors:,} deltas, those left out of the file included.", WIDTH),
         *wrapped(error_meaning(weights.relative_error), WIDTH),
-        _line("lora modules alone", percent(weights.lora_error)),
-        _line("left out of the file", _left_out(weights)),
-        _line("noise floor", percent(weights.noise_floor)),
+        labelled("lora modules alone", percent(weights.lora_error)),
+        labelled("left out of the file", _left_out(weights)),
+        labelled("noise floor", percent(weights.noise_floor)),
         *wrapped(noise_meaning(weights.relative_error, weights.noise_floor), WIDTH, indent="    "),
     ]
 
@@ -165,57 +161,6 @@ def _worst(weights: WeightReport, count: int) -> list[str]:
     ]
 
 
-def _outputs(outputs: OutputComparison) -> list[str]:
-    reference = printable(outputs.reference)
-    run = f"{plural(len(outputs.images), 'image')}, {plural(outputs.steps, 'step')}, seed {outputs.seed}"
-    lines = wrapped(
-        f"Outputs against {reference}, on equal latents: {run}, {outputs.dtype} on {outputs.device}", WIDTH, indent=""
-    )
-    lines.append(f"  {'':<12} {'PSNR, dB':>16}  {'SSIM':>16}  {'denoiser error':>18}")
-    pair = f"  {'mean':>7}  {'worst':>7}"
-    lines.append(f"  {'variant':<10} {pair}{pair}  {'mean':>8}  {'worst':>8}  worst image")
-    lines += [_variant(entry) for entry in outputs.summary]
-    if any(entry.equal_images for entry in outputs.summary):
-        lines += wrapped("The mean PSNR leaves out pictures that are equal to the reference's.", WIDTH)
-    return lines
-
-
-def _variant(entry: VariantSummary) -> str:
-    worst = entry.worst_image if entry.equal_images == 0 or float(entry.worst_psnr) < float("inf") else ""
-    line = (
-        f"  {shortened(printable(entry.variant), 12):<12} {decibel(entry.mean_psnr):>7}  {decibel(entry.worst_psnr):>7}"
-        f"  {similarity(entry.mean_ssim):>7}  {similarity(entry.worst_ssim):>7}"
-        f"  {percent(float(entry.mean_denoiser_error)):>8}  {percent(float(entry.worst_denoiser_error)):>8}"
-        f"  {shortened(printable(worst), 29)}"
-    )
-    return line.rstrip()
-
-
-def _images(outputs: OutputComparison) -> list[str]:
-    masked = any(score.mask_psnr is not None for image in outputs.images for score in image.scores)
-    inside = f"  {'PSNR in mask':>12}  {'SSIM in mask':>12}" if masked else ""
-    lines = [f"  {'image':<24} {'size':>9}  {'variant':<12} {'PSNR':>7}  {'SSIM':>7}{inside}"]
-    for image in outputs.images:
-        lines += [_score(image if index == 0 else None, score, masked) for index, score in enumerate(image.scores)]
-    return lines
-
-
-def _score(image: ImageComparison | None, score: VariantScores, masked: bool) -> str:
-    """One line; the picture's name and size stand on its first line only."""
-    name = "" if image is None else shortened(printable(image.image), 24)
-    pixels = "" if image is None else f"{image.width}x{image.height}"
-    inside = f"  {decibel(score.mask_psnr):>12}  {similarity(score.mask_ssim):>12}" if masked else ""
-    variant = shortened(printable(score.variant), 12)
-    return f"  {name:<24} {pixels:>9}  {variant:<12} {decibel(score.psnr):>7}  {similarity(score.ssim):>7}{inside}"
-
-
-def _short_output(entry: VariantSummary, reference: str) -> str:
-    scores = f"PSNR {decibel(entry.mean_psnr)} dB mean, {decibel(entry.worst_psnr)} worst"
-    scores = scores.replace("equal dB mean, equal worst", "infinite: equal pictures")
-    label = shortened(printable(f"{entry.variant} against {reference}"), _LABEL - 4)
-    return _line(label, f"{scores}; SSIM {similarity(entry.mean_ssim)} mean")
-
-
 def _notes(notes: Sequence[str]) -> list[str]:
     return [line for note in notes for line in wrapped(printable(f"note: {note}"), WIDTH, indent="")]
 
@@ -235,7 +180,3 @@ def _rank(row: TensorResult) -> str:
 
 def _module(name: str, width: int) -> str:
     return shortened(printable(module_of(ParamName(name)) or name), width)
-
-
-def _line(label: str, value: str) -> str:
-    return f"  {label:<{_LABEL - 2}}{value}"

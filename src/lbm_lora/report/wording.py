@@ -9,6 +9,12 @@ from lbm_lora.report.schema import BANDS, band_of
 NOTHING = "-"
 """Stands for a value that is not there."""
 
+WIDTH = 100
+"""Columns of a text, at most."""
+
+LABEL = 34
+"""Columns that a label takes before its value."""
+
 
 def percent(share: float) -> str:
     """0.1234 -> `12.3 %`, 0.0123 -> `1.23 %`, 0.0000012 -> `1.2e-04 %`, 0 -> `0 %`, infinity -> `inf`."""
@@ -72,6 +78,11 @@ def shortened(text: str, width: int) -> str:
 def wrapped(text: str, width: int, *, indent: str = "  ") -> list[str]:
     """Lines of at most `width` characters, each behind `indent`; a word that is longer is cut."""
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def labelled(label: str, value: str) -> str:
+    """A line of a text: an indented label, and its value in the column of all values."""
+    return f"  {label:<{LABEL - 2}}{value}"
 
 
 def verdict(relative_error: float) -> str:

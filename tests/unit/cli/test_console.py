@@ -231,7 +231,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         "with session() as console:\n    console.print_result('line\\n' * 1_000_000, None)\n"
         "sys.exit(console.exit_code)"
     )
-    with run_python(code) as process:
+    with run_python(code, PYTHONUNBUFFERED="") as process:  # unbuffered, Python drops what a pipe refuses
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"line\n"

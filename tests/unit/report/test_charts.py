@@ -8,7 +8,8 @@ import pytest
 
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.report import WeightReport
-from lbm_lora.report.charts import Axis, error_by_module, error_by_noise, error_by_rank, error_histogram
+from lbm_lora.report.axis import Axis
+from lbm_lora.report.charts import error_by_module, error_by_noise, error_by_rank, error_histogram
 
 Build = Callable[..., WeightReport]
 Row = Callable[..., LedgerRow]

@@ -94,7 +94,7 @@ def test_the_page_needs_no_network(report: Report) -> None:
     assert all(value.startswith("data:") for value in references)
     assert sum(tag == "script" for tag, _ in page.tags) == 3
     assert not any("@import" in text or "url(" in text for text in page.texts["style"])
-    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv"))
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy

@@ -1,0 +1,44 @@
+"""Tensors in parallel: one thread for each tensor in work, results in order.
+
+Matrices of a network are many and of middling size. Two threads on two matrices are faster than two threads on one,
+and a result does not depend on how many there are, since every tensor is computed by one thread alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD = 2  # results per thread that may wait for the reader: it bounds the memory
+
+
+def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None) -> Iterator[Result]:
+    """`map` over a few threads: results come in the order of the items, a bounded number of them ahead of the reader.
+
+    Args:
+        work: called with one item, in a thread where torch itself uses one thread. Its errors reach the reader.
+        threads: by default as many as torch uses.
+    """
+    count = threads or torch.get_num_threads()
+    before = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    torch.set_num_threads(1)  # new threads take this over
+    try:
+        with ThreadPoolExecutor(count, thread_name_prefix="lbm-lora") as pool:
+            try:
+                for item in items:
+                    waiting.append(pool.submit(work, item))
+                    if len(waiting) >= _AHEAD * count:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(before)

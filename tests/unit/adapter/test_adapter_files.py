@@ -1,0 +1,214 @@
+"""Adapter files: written and read back, read by the reference library, and those of the earlier implementation."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, AdapterWriter, LoraModule, load_adapter, save_adapter
+from lbm_lora.errors import AdapterError, CheckpointError
+from lbm_lora.naming import ModuleName, ParamName
+
+Rand = Callable[..., Tensor]
+SHAPES = st.lists(st.integers(1, 5), min_size=2, max_size=2) | st.lists(st.integers(1, 4), min_size=4, max_size=4)
+NAMES = st.from_regex(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+){0,3}", fullmatch=True).filter(lambda n: len(n) < 30)
+METADATA = AdapterMetadata(FORMAT, "d" * 32, "0123abcd" * 3, "e" * 32, {"lbm_lora_counts": "{}", "note": "Größe"})
+
+
+def lora(name: str, shape: list[int], rank: int, alpha: float, dtype: torch.dtype) -> LoraModule:
+    generator = torch.Generator().manual_seed(rank)
+    down = torch.randn(rank, *shape[1:], generator=generator).to(dtype)
+    up = torch.randn(shape[0], rank, *(1 for _ in shape[2:]), generator=generator).to(dtype)
+    return LoraModule(ModuleName(name), down, up, alpha)
+
+
+def same(first: Adapter, second: Adapter) -> bool:
+    if (set(first.modules), set(first.dense)) != (set(second.modules), set(second.dense)):
+        return False
+    for name, module in first.modules.items():
+        other = second.modules[name]
+        tensors = ((module.up, other.up), (module.down, other.down))
+        if module.alpha != other.alpha or not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in tensors):
+            return False
+    return all(torch.equal(delta, second.dense[name]) for name, delta in first.dense.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "denoiser."])
+@given(
+    modules=st.dictionaries(NAMES, st.tuples(SHAPES, st.integers(1, 5), st.floats(-100, 100, width=32)), max_size=3),
+    dense=st.dictionaries(
+        st.tuples(NAMES, st.sampled_from([".weight", ".bias", ".running_mean", ""])).map("".join),
+        st.lists(st.integers(0, 4), max_size=3),
+        min_size=1,
+        max_size=3,
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_an_adapter_is_written_and_read_back(
+    tmp_path: Path,
+    prefix: str,
+    modules: Mapping[str, tuple[list[int], int, float]],
+    dense: Mapping[str, list[int]],
+    dtype: torch.dtype,
+) -> None:
+    path = tmp_path / "x.safetensors"
+    adapter = Adapter(
+        {ModuleName(name): lora(name, *values, dtype) for name, values in modules.items()},
+        {ParamName(n): torch.rand(s).to(dtype) for n, s in dense.items() if n.removesuffix(".weight") not in modules},
+        METADATA,
+        prefix,
+    )
+    if not adapter.params:
+        return
+    save_adapter(adapter, path)
+    found = load_adapter(path)
+    assert same(adapter, found)
+    assert (found.prefix, found.path, found.metadata) == (prefix, path, METADATA)
+
+
+def test_the_documented_keys(tmp_path: Path) -> None:
+    modules = [lora("a.b", [4, 6], 2, 2.0, torch.bfloat16), lora("c", [4, 3, 3, 3], 2, 1.5, torch.bfloat16)]
+    dense = {name: torch.ones(4).bfloat16() for name in ("a.b.bias", "n.weight", "bn.running_mean")}
+    adapter = Adapter(
+        {module.name: module for module in modules},
+        {ParamName(name): delta for name, delta in dense.items()},
+        prefix="denoiser.",
+    )
+    save_adapter(adapter, tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        found = {key: (file.get_tensor(key).dtype, tuple(file.get_tensor(key).shape)) for key in file.keys()}  # noqa: SIM118
+        assert file.get_tensor("denoiser.c.alpha").item() == 1.5
+    assert found == {
+        "denoiser.a.b.lora_up.weight": (torch.bfloat16, (4, 2)),
+        "denoiser.a.b.lora_down.weight": (torch.bfloat16, (2, 6)),
+        "denoiser.a.b.alpha": (torch.float32, ()),
+        "denoiser.a.b.diff_b": (torch.bfloat16, (4,)),
+        "denoiser.c.lora_up.weight": (torch.bfloat16, (4, 2, 1, 1)),
+        "denoiser.c.lora_down.weight": (torch.bfloat16, (2, 3, 3, 3)),
+        "denoiser.c.alpha": (torch.float32, ()),
+        "denoiser.n.diff": (torch.bfloat16, (4,)),
+        "denoiser.bn.running_mean.diff_param": (torch.bfloat16, (4,)),
+    }
+
+
+@pytest.mark.parametrize("alpha", [9999.0, 257.0, 0.1])
+def test_alpha_is_not_rounded_with_the_factors(tmp_path: Path, alpha: float) -> None:
+    module = lora("a", [4, 6], 2, alpha, torch.bfloat16)
+    save_adapter(Adapter({module.name: module}, {}), tmp_path / "x.safetensors")
+    found = load_adapter(tmp_path / "x.safetensors").modules[module.name].alpha
+    assert found == torch.tensor(alpha).item()
+
+
+@pytest.mark.parametrize("prefix", ["", "denoiser."])
+def test_a_weight_at_the_root(tmp_path: Path, prefix: str) -> None:
+    module = lora("", [4, 6], 2, 2.0, torch.float32)
+    adapter = Adapter({module.name: module}, {ParamName("bias"): torch.ones(4)}, prefix=prefix)
+    save_adapter(adapter, tmp_path / "x.safetensors")
+    assert load_adapter(tmp_path / "x.safetensors").params == ["weight", "bias"]
+
+
+def test_an_adapter_keeps_working_after_its_file_is_closed_and_gone(tmp_path: Path, rand: Rand) -> None:
+    module = lora("a", [4, 6], 2, 1.0, torch.float32)
+    adapter = Adapter({module.name: module}, {ParamName("a.bias"): rand(4)})
+    path = tmp_path / "x.safetensors"
+    save_adapter(adapter, path)
+    found = load_adapter(path)
+    path.unlink()
+    assert same(adapter, found)
+
+
+def test_an_adapter_can_be_written_over_its_own_file(tmp_path: Path) -> None:
+    module = lora("a", [40, 60], 2, 1.0, torch.float32)
+    path = tmp_path / "x.safetensors"
+    save_adapter(Adapter({module.name: module}, {}), path)
+    first = path.read_bytes()
+    save_adapter(load_adapter(path), path)
+    assert path.read_bytes() == first
+
+
+def test_the_earlier_implementation_means_scaling_1(tmp_path: Path, rand: Rand) -> None:
+    """Its alpha is the rank that was asked for, in bf16: 9999 became 9984, and conv_out has rank 4 of it."""
+    shapes = {"denoiser.conv_out": (4, (36,)), "denoiser.mid.to_q": (8, (8,))}
+    tensors: dict[str, Tensor] = {}
+    for key, (rank, columns) in shapes.items():
+        tensors[f"{key}.lora_up.weight"] = rand(rank, rank).bfloat16()
+        tensors[f"{key}.lora_down.weight"] = rand(rank, *columns).bfloat16()
+        tensors[f"{key}.alpha"] = torch.tensor(9999.0).bfloat16()
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, metadata={"lbm_extraction_method": "all_layers_analysis", "ss_network_alpha": "9999"})
+    found = load_adapter(path)
+    assert found.metadata.is_earlier_implementation
+    assert {module.scaling for module in found.modules.values()} == {1.0}
+    delta = found.delta(ParamName("conv_out.weight"))
+    assert delta is not None
+    up, down = tensors["denoiser.conv_out.lora_up.weight"], tensors["denoiser.conv_out.lora_down.weight"]
+    torch.testing.assert_close(delta, up.float() @ down.float())
+    save_adapter(found, tmp_path / "again.safetensors")  # alpha is then the stored rank
+    assert {m.scaling for m in load_adapter(tmp_path / "again.safetensors").modules.values()} == {1.0}
+    save_file(tensors, path, metadata={"lbm_extraction_method": "another"})
+    assert {module.scaling for module in load_adapter(path).modules.values()} == {2496.0, 1248.0}
+
+
+def test_a_file_without_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(path)
+    assert str(caught.value) == f"{path} holds no tensors. Was it written by a run that was stopped?"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.safetensors does not exist\."):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+def test_a_checkpoint_is_no_adapter(tmp_path: Path) -> None:
+    save_file({"denoiser.conv_in.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match=r"1 of 1 keys are not native LoRA keys: denoiser\.conv_in\.weight\."):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("which", ["up", "down", "dense"])
+def test_an_adapter_of_two_dtypes_is_refused(tmp_path: Path, which: str) -> None:
+    up, down, dense = torch.ones(4, 2), torch.ones(2, 6), torch.ones(4)
+    tensors = {"up": up, "down": down, "dense": dense}
+    tensors[which] = tensors[which].half()
+    module = LoraModule(ModuleName("a"), tensors["down"], tensors["up"], 1.0)
+    with pytest.raises(AdapterError) as caught:
+        save_adapter(
+            Adapter({module.name: module}, {ParamName("b.bias"): tensors["dense"]}), tmp_path / "x.safetensors"
+        )
+    assert str(caught.value) == (
+        "one adapter file has one dtype, this adapter has ['torch.float16', 'torch.float32']. Cast it first."
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_was_announced_and_not_added_is_not_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    one = lora("a", [4, 6], 2, 2.0, torch.float32)
+    shapes = {ModuleName("a"): (4, 6), ModuleName("b"): (4, 6, 3, 3)}
+    ranks = {ModuleName("a"): 2, ModuleName("b"): 2}
+    dense = {ParamName("a.bias"): (4,), ParamName("b.bias"): (4,)}
+    with AdapterWriter(path, "", torch.float32, shapes, ranks, dense, AdapterMetadata()) as writer:
+        writer.add_module(one)
+        writer.add_dense(ParamName("b.bias"), torch.ones(4))
+        writer.metadata = METADATA
+    found = load_adapter(path)
+    assert found.params == ["a.weight", "b.bias"]
+    assert found.metadata == METADATA
+
+
+def test_a_writer_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        AdapterWriter(tmp_path / "x.safetensors", "", torch.float32, {}, {}, {}, AdapterMetadata()),
+    ):
+        raise KeyboardInterrupt
+    assert not any(tmp_path.iterdir())

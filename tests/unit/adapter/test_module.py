@@ -1,0 +1,86 @@
+"""Lora modules and adapters as values."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.errors import AdapterError
+from lbm_lora.naming import ModuleName, ParamName
+
+Rand = Callable[..., Tensor]
+
+
+def module(name: str, down: Tensor, up: Tensor, alpha: float) -> LoraModule:
+    return LoraModule(ModuleName(name), down, up, alpha)
+
+
+@pytest.fixture
+def adapter(rand: Rand) -> Adapter:
+    modules = [
+        module("a", rand(2, 6), rand(4, 2), 2.0),
+        module("b.conv", rand(3, 5, 3, 3), rand(7, 3, 1, 1), 6.0),
+    ]
+    dense = {ParamName("a.bias"): rand(4), ParamName("norm.weight"): rand(5), ParamName("scale"): rand()}
+    return Adapter({one.name: one for one in modules}, dense, prefix="denoiser.", path=Path("x.safetensors"))
+
+
+@pytest.mark.parametrize(("alpha", "scaling"), [(2.0, 1.0), (1.0, 0.5), (32.0, 16.0), (0.0, 0.0), (-2.0, -1.0)])
+def test_scaling_is_alpha_over_rank(rand: Rand, alpha: float, scaling: float) -> None:
+    one = module("a", rand(2, 6), rand(4, 2), alpha)
+    assert (one.rank, one.scaling, one.shape) == (2, scaling, (4, 6))
+    torch.testing.assert_close(one.delta(), scaling * (one.up @ one.down))
+
+
+def test_the_delta_of_a_conv_has_its_shape(rand: Rand) -> None:
+    one = module("a", rand(3, 5, 3, 2), rand(7, 3, 1, 1), 6.0)
+    assert (one.rank, one.scaling, one.shape) == (3, 2.0, (7, 5, 3, 2))
+    expected = 2 * torch.einsum("or,rikl->oikl", one.up[:, :, 0, 0].double(), one.down.double())
+    torch.testing.assert_close(one.delta().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deltas_are_multiplied_in_fp32(rand: Rand, dtype: torch.dtype) -> None:
+    down, up = rand(2, 6).to(dtype), rand(4, 2).to(dtype)
+    delta = module("a", down, up, 1.0).delta()
+    assert delta.dtype == torch.float32
+    torch.testing.assert_close(delta, 0.5 * (up.float() @ down.float()))
+
+
+def test_every_param_that_an_adapter_changes(adapter: Adapter) -> None:
+    assert adapter.params == ["a.weight", "b.conv.weight", "a.bias", "norm.weight", "scale"]
+    shapes = {"a.weight": (4, 6), "b.conv.weight": (7, 5, 3, 3), "a.bias": (4,), "norm.weight": (5,), "scale": ()}
+    for name in map(ParamName, shapes):
+        assert adapter.shape_of(name) == shapes[name]
+        delta = adapter.delta(name)
+        assert delta is not None
+        assert (tuple(delta.shape), delta.dtype) == (shapes[name], torch.float32)
+
+
+@pytest.mark.parametrize("name", ["a", "a.lora", "b.conv.bias", "norm.bias", "weight", ""])
+def test_what_it_leaves_alone(adapter: Adapter, name: str) -> None:
+    assert adapter.delta(ParamName(name)) is None
+    assert adapter.shape_of(ParamName(name)) is None
+
+
+def test_a_module_at_the_root(rand: Rand) -> None:
+    adapter = Adapter({ModuleName(""): module("", rand(1, 3), rand(2, 1), 1.0)}, {ParamName("bias"): rand(2)})
+    assert adapter.params == ["weight", "bias"]
+    assert adapter.shape_of(ParamName("weight")) == (2, 3)
+
+
+def test_factors_and_a_dense_delta_for_one_weight_are_refused(rand: Rand) -> None:
+    one = module("a.b", rand(1, 3), rand(2, 1), 1.0)
+    with pytest.raises(AdapterError) as caught:
+        Adapter({one.name: one}, {ParamName("a.b.weight"): rand(2, 3)}, path=Path("x.safetensors"))
+    assert str(caught.value) == ("x.safetensors: a.b.weight has both factors and a dense delta. Remove one of them.")
+
+
+def test_a_part_of_an_adapter(adapter: Adapter) -> None:
+    part = adapter.filtered(lambda name: name.startswith("a."))
+    assert part.params == ["a.weight", "a.bias"]
+    assert (part.prefix, part.path, part.metadata) == (adapter.prefix, adapter.path, adapter.metadata)
+    assert len(adapter.params) == 5

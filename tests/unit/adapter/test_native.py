@@ -1,0 +1,110 @@
+"""Native keys, and the lines about files that are no adapter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter.native import decode, dense_key, prefix_of
+from lbm_lora.errors import AdapterError
+from lbm_lora.naming import ParamName
+
+WHERE = Path("x.safetensors")
+UP, DOWN = torch.ones(4, 2), torch.ones(2, 6)
+
+
+def error_of(tensors: dict[str, Tensor]) -> str:
+    with pytest.raises(AdapterError) as caught:
+        decode(tensors, "", WHERE, unit_scaling=False)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("norm.weight", "denoiser.norm.diff"),
+        ("norm.bias", "denoiser.norm.diff_b"),
+        ("bn.running_mean", "denoiser.bn.running_mean.diff_param"),
+        ("table", "denoiser.table.diff_param"),
+        ("weight", "denoiser.weight.diff_param"),
+        ("bias", "denoiser.bias.diff_param"),
+        ("snake.alpha", "denoiser.snake.alpha.diff_param"),
+        ("odd.diff", "denoiser.odd.diff.diff_param"),
+        ("x.lora_up.weight", "denoiser.x.lora_up.diff"),
+    ],
+)
+def test_the_key_of_a_dense_delta_and_back(name: str, key: str) -> None:
+    assert dense_key("denoiser.", ParamName(name)) == key
+    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE, unit_scaling=False)
+    assert (modules, list(dense)) == ({}, [name])
+
+
+@pytest.mark.parametrize(
+    ("keys", "prefix"),
+    [
+        (["denoiser.a.alpha", "denoiser.b.alpha"], "denoiser."),
+        (["denoiser.a.alpha", "b.alpha"], ""),
+        (["denoiser_a.alpha"], ""),
+    ],
+)
+def test_the_prefix_is_there_where_every_key_has_it(keys: list[str], prefix: str) -> None:
+    assert prefix_of(keys) == prefix
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(3.0), torch.tensor([3.0]), torch.tensor(3).bfloat16(), torch.tensor(3)])
+def test_alpha_may_have_any_form(alpha: Tensor) -> None:
+    tensors = {"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, "a.alpha": alpha}
+    (module,) = decode(tensors, "", WHERE, unit_scaling=False)[0].values()
+    assert (module.alpha, module.scaling) == (3.0, 1.5)
+
+
+@pytest.mark.parametrize("alpha", [{}, {"a.alpha": torch.tensor(9999.0).bfloat16()}])
+@pytest.mark.parametrize("unit_scaling", [False, True])
+def test_a_missing_alpha_and_unit_scaling(alpha: dict[str, Tensor], unit_scaling: bool) -> None:
+    tensors = {"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, **alpha}
+    (module,) = decode(tensors, "", WHERE, unit_scaling=unit_scaling)[0].values()
+    assert module.scaling == (4992.0 if alpha and not unit_scaling else 1.0)
+
+
+def test_unknown_keys_are_listed() -> None:
+    tensors = {f"lora_unet_x{number}.hada_w1_a": UP for number in range(5)}
+    endings = ".lora_up.weight, .lora_down.weight, .alpha, .diff_param, .diff_b, .diff"
+    assert error_of({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, **tensors}) == (
+        "x.safetensors: 5 of 7 keys are not native LoRA keys: lora_unet_x0.hada_w1_a, lora_unet_x1.hada_w1_a, "
+        f"lora_unet_x2.hada_w1_a and 2 more. Native keys end in {endings}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text"),
+    [
+        ({"a.lora_up.weight": UP}, "a has no lora_down.weight"),
+        ({"a.lora_down.weight": DOWN}, "a has no lora_up.weight"),
+        ({"a.alpha": torch.tensor(1.0)}, "a has no lora_up.weight"),
+    ],
+)
+def test_a_factor_without_its_partner(tensors: dict[str, Tensor], text: str) -> None:
+    assert error_of(tensors) == f"x.safetensors: {text}. The file is not whole."
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        ((4, 2), (3, 6)),
+        ((2, 4), (6, 2)),
+        ((4, 2), (2, 6, 1, 1)),
+        ((4, 2, 1, 1), (2, 6)),
+        ((4, 2, 3, 3), (2, 6, 1, 1)),
+        ((4, 2, 3, 3), (2, 6, 3, 3)),
+        ((4, 0), (0, 6)),
+        ((4, 2), (2, 0)),
+        ((2,), (2,)),
+        ((4, 2, 1), (2, 6, 3)),
+    ],
+)
+def test_factors_that_do_not_belong_together(up: tuple[int, ...], down: tuple[int, ...]) -> None:
+    assert error_of({"a.lora_up.weight": torch.ones(up), "a.lora_down.weight": torch.ones(down)}) == (
+        f"x.safetensors: a: lora_up {up} and lora_down {down} do not belong together: "
+        "the second size of lora_up and the first of lora_down are the rank, and lora_up has no kernel."
+    )
