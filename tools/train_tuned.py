@@ -30,7 +30,8 @@ from lbm_lora.model.write_base import write_base
 BATCH = 16
 """Pairs per process and step."""
 SEED = 3
-PEAK_RATE = 8e-4
+PEAK_RATE = 6e-4
+MEASURED_PAIRS = {"held_out": 480, "train": 120}
 DENOISER_COUNTS = {"tensors": 1676, "linear": 741, "conv3x3": 40, "conv1x1": 11, "one_dimensional": 884}
 
 LBM_CONFIG: dict[str, Any] = {
@@ -86,7 +87,7 @@ def draw_pairs(latents: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tenso
     return latents[view, scene, i, j], latents[view, scene, j, j]
 
 
-def held_out_pairs(scenes: training.Scenes) -> list[tuple[int, int, int]]:
+def ordered_pairs(scenes: training.Scenes) -> list[tuple[int, int, int]]:
     """Every ordered pair of lights of every scene, as (scene, i, j)."""
     lights = range(common.LIGHTS_PER_SCENE)
     return [(scene, i, j) for scene in range(len(scenes.alpha)) for i in lights for j in lights if i != j]
@@ -117,7 +118,7 @@ def measure(
     Means are over pairs. `outside` is over the background. Also writes pictures: source, base, tuned, target.
     """
     scenes = training.load_scenes(work, split)
-    pairs = held_out_pairs(scenes)[: 40 * 12]
+    pairs = ordered_pairs(scenes)[: MEASURED_PAIRS[split]]
     sources = np.stack([scenes.composite(*pair) for pair in pairs])
     targets = np.stack([scenes.composite(scene, j, j) for scene, _, j in pairs])
     masks = [scenes.alpha[scene] for scene, _, _ in pairs]
@@ -197,7 +198,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments, make the base and train."""
-    args = common.parse_args(__doc__ or "", steps=6000)
+    args = common.parse_args(__doc__ or "", steps=3000)
     make_base(args.work)
     training.launch(train, args)
 

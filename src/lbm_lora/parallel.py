@@ -17,7 +17,9 @@ Result = TypeVar("Result")
 _AHEAD = 2  # results per thread that may wait for the reader: it bounds the memory
 
 
-def ordered_map(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None) -> Iterator[Result]:
+def ordered_map(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None
+) -> Iterator[Result]:
     """`map` over a few threads: results come in the order of the items, a bounded number of them ahead of the reader.
 
     Args:

@@ -98,7 +98,7 @@ def test_the_base_is_the_backbone_cropped_bit_for_bit(base: Path) -> None:
         if name.startswith("add_embedding"):
             continue
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            tensor = tensor[:, : tensor.shape[0]]  # noqa: PLW2901 (a crop of it)
+            tensor = tensor[:, : tensor.shape[0]]
         expected[f"denoiser.{name}"] = tensor
     expected["num_iterations"] = torch.zeros(())
     assert made.keys() == expected.keys()
@@ -172,9 +172,7 @@ def test_scale_0_writes_the_bases_file(base: Path, full_rank: dict[str, Path], t
     common = {"base_model_path": base, "source_image": str(source), "torch_dtype": "float"}
     run_infer(InferConfig(output_path=str(tmp_path / "base.png"), **common))
     run_infer(
-        InferConfig(
-            output_path=str(tmp_path / "off.png"), lora_path=(full_rank["bf16"],), lora_scale=(0.0,), **common
-        )
+        InferConfig(output_path=str(tmp_path / "off.png"), lora_path=(full_rank["bf16"],), lora_scale=(0.0,), **common)
     )
     assert (tmp_path / "off.png").read_bytes() == (tmp_path / "base.png").read_bytes()
 

@@ -131,5 +131,3 @@ def _file(paths: tuple[Path, ...], suffix: str) -> str:
 
 def _paragraphs(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part)
-
-

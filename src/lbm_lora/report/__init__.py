@@ -4,7 +4,7 @@ from lbm_lora.report.base_text import base_text
 from lbm_lora.report.html import render_html
 from lbm_lora.report.json_file import SCHEMA, parse_report, report_json
 from lbm_lora.report.outputs import ImageComparison, OutputComparison, VariantScores, VariantSummary
-from lbm_lora.report.provenance import Provenance, installed_versions
+from lbm_lora.report.provenance import Provenance, file_labels, installed_versions
 from lbm_lora.report.schema import BANDS, BlockResult, Report, TensorResult, WeightReport, band_of, weight_report
 from lbm_lora.report.text import full_text, short_text
 from lbm_lora.report.weights import compare_weights
@@ -25,6 +25,7 @@ __all__ = [
     "band_of",
     "base_text",
     "compare_weights",
+    "file_labels",
     "full_text",
     "installed_versions",
     "parse_report",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")
 """The libraries that results depend on."""
@@ -32,3 +33,10 @@ def installed_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def file_labels(base: Path, tuned: Path) -> dict[str, str]:
+    """Names of base and tuned for the reader: of the files, with their folders only where the files are namesakes."""
+    if base.name != tuned.name:
+        return {"base": base.name, "tuned": tuned.name}
+    return {"base": f"{base.parent.name}/{base.name}", "tuned": f"{tuned.parent.name}/{tuned.name}"}

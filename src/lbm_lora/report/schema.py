@@ -15,12 +15,14 @@ BANDS: tuple[tuple[str, float, str], ...] = (
     ("poor", 1.00, "50 to 100 %, noticeable degradation"),
     ("noise", math.inf, "above 100 %, more noise than signal: increase the rank"),
 )
-"""The documented bands of a relative error: name, upper bound, meaning."""
+"""The documented bands of a relative error: name, upper bound, meaning. 100 % itself is not yet above 100 %."""
 
 
 def band_of(relative_error: float) -> str:
     """The name of the band that a relative error falls into."""
-    return next((name for name, bound, _ in BANDS if relative_error < bound), BANDS[-1][0])
+    return next(
+        (name for name, bound, _ in BANDS if relative_error < bound or relative_error == bound == 1), BANDS[-1][0]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from lbm_lora.factorize import FixedRank
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import WeightReport, weight_report
+from lbm_lora.report import WeightReport, file_labels, weight_report
 
 _VAE = "vae."
 _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
@@ -92,7 +92,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
         )
         notes = _vae_notes(base, tuned, progress)
         ledger = _write(config, plan, Extraction(plan, settings), progress)
-    report = weight_report(ledger, base=base.path.name, tuned=tuned.path.name, adapter=config.save_to.name)
+    report = weight_report(ledger, **file_labels(base.path, tuned.path), adapter=config.save_to.name)
     sidecar = _write_sidecar(config, report)
     return ExtractResult(
         adapter=config.save_to, sidecar=sidecar, nbytes=config.save_to.stat().st_size, report=report, notes=notes

@@ -21,7 +21,17 @@ from lbm_lora.infer.pipeline import check_steps, encode_sources, to_model_size
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import OutputComparison, Report, WeightReport, compare_weights, weight_report, write_report
+from lbm_lora.report import (
+    OutputComparison,
+    Provenance,
+    Report,
+    WeightReport,
+    compare_weights,
+    file_labels,
+    installed_versions,
+    weight_report,
+    write_report,
+)
 from lbm_lora.workflows.layers import layer_names
 
 BASE, WITH_LORA, TUNED = "base", "base + LoRA", "tuned"
@@ -96,7 +106,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     outputs, picture = _outputs(config, adapter, progress) if config.images else (None, None)
     report = Report(weights=weights, outputs=outputs)
     folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
-    files = write_report(report, folder, picture=picture)
+    files = write_report(report, folder, picture=picture, provenance=_provenance(config))
     layer_names = config.layer_names or folder / "lora_layer_names.txt"
     write_text(layer_names, _layer_names(config, names))
     return ValidateResult(report=report, files=files, layer_names=layer_names, failures=_failures(config, report))
@@ -113,9 +123,24 @@ def _weights(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tu
         progress.start(len(component), "comparing weights")
         ledger = compare_weights(pairing, adapter, on_tensor=progress.advance)
         report = weight_report(
-            ledger, base=base.path.name, tuned=tuned.path.name, adapter=config.lora_path.name, failed=fit.unmatched
+            ledger, **file_labels(base.path, tuned.path), adapter=config.lora_path.name, failed=fit.unmatched
         )
         return report, layer_names(component)
+
+
+def _provenance(config: ValidateConfig) -> Provenance:
+    """What was compared, how, and with which libraries."""
+    paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, "LoRA": config.lora_path}
+    settings = {
+        "images": config.images is not None,
+        "num_inference_steps": config.num_inference_steps,
+        "seed": config.seed,
+        "size": config.size,
+        "torch_dtype": config.torch_dtype,
+    }
+    return Provenance(
+        files={role: path.name for role, path in paths.items()}, settings=settings, versions=installed_versions()
+    )
 
 
 def _layer_names(config: ValidateConfig, names: list[str]) -> str:

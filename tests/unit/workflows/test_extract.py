@@ -40,7 +40,9 @@ def test_the_header_explains_the_file(lbm: Lbm, tmp_path: Path) -> None:
         assert header["lbm_lora_base_fingerprint"] == fingerprint(base.component()).digest
         assert header["lbm_lora_tuned_fingerprint"] == fingerprint(tuned.component()).digest
     assert json.loads(header["lbm_lora_counts"]) == result.report.counts
-    assert json.loads(header["lbm_lora_errors"])["relative_error"] == pytest.approx(result.report.relative_error, rel=1e-5)
+    assert json.loads(header["lbm_lora_errors"])["relative_error"] == pytest.approx(
+        result.report.relative_error, rel=1e-5
+    )
     settings = json.loads(header["lbm_lora_settings"])
     assert (settings["rank"], settings["conv_rank"], settings["dtype"]) == (4, 2, "bf16")
     assert header["ss_network_module"] == "networks.lora"

@@ -67,7 +67,11 @@ def test_the_fused_file_is_a_whole_model_in_either_container(lbm: Lbm, lora: Pat
     made = tmp_path / "made.ckpt"
     from lbm_lora.workflows import base
 
-    base.run(base.BaseConfig(backbone_signature=str(lbm.backbone), config_path=lbm.tuned.parent / "config.yaml", save_path=made))
+    base.run(
+        base.BaseConfig(
+            backbone_signature=str(lbm.backbone), config_path=lbm.tuned.parent / "config.yaml", save_path=made
+        )
+    )
     for source in (made, made.with_suffix(".safetensors")):
         path = tmp_path / f"{source.suffix[1:]}_{name}"
         run(FuseConfig(base_model_path=source, lora_path=(lora,), save_to=path))

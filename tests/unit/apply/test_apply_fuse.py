@@ -1,0 +1,118 @@
+"""Fuse arithmetic: in fp32, cast once, and nothing is touched that no adapter changes."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from smallnet import extract_files, small_state
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.apply import ScaledAdapter, fused, fused_tensors
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.naming import ModuleName, ParamName
+
+Rand = Callable[..., Tensor]
+Save = Callable[[str, Mapping[str, Tensor]], Path]
+WEIGHT, BIAS = ParamName("a.weight"), ParamName("a.bias")
+
+
+@pytest.fixture
+def adapter(rand: Rand) -> Adapter:
+    module = LoraModule(ModuleName("a"), rand(2, 6).bfloat16(), rand(4, 2).bfloat16(), 1.0)
+    return Adapter({module.name: module}, {BIAS: rand(4).bfloat16()})
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first.view(torch.int16), second.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("lora_scale", [1.0, 0.5, -1.0, -0.3, 2.0])
+def test_the_sum_is_in_fp32_and_cast_once(adapter: Adapter, rand: Rand, dtype: torch.dtype, lora_scale: float) -> None:
+    for name, shape in ((WEIGHT, (4, 6)), (BIAS, (4,))):
+        weight, delta = rand(*shape).to(dtype), adapter.delta(name)
+        assert delta is not None
+        found = fused(weight, name, [ScaledAdapter(adapter, lora_scale)])
+        assert torch.equal(found, (weight.float() + lora_scale * delta).to(dtype))
+        assert found.dtype == dtype
+
+
+def test_several_small_deltas_are_not_lost_one_by_one() -> None:
+    """Each is half a step of bf16: rounded after each one, all would vanish."""
+    weight = torch.ones(4).bfloat16()
+    small = Adapter({}, {BIAS: torch.full((4,), 2.0**-9)})
+    assert torch.equal(fused(weight, BIAS, [ScaledAdapter(small)]), weight)
+    assert torch.equal(fused(weight, BIAS, [ScaledAdapter(small)] * 8), (weight.float() + 2.0**-6).bfloat16())
+
+
+def test_several_adapters_add_up(adapter: Adapter, rand: Rand) -> None:
+    other = Adapter({}, {WEIGHT: rand(4, 6), BIAS: rand(4)})
+    scaled = [ScaledAdapter(adapter, 0.5), ScaledAdapter(other, -2.0)]
+    weight = rand(4, 6)
+    one, two = adapter.delta(WEIGHT), other.delta(WEIGHT)
+    assert one is not None
+    assert two is not None
+    assert torch.equal(fused(weight, WEIGHT, scaled), weight + (0.5 * one - 2 * two))
+
+
+def test_an_adapter_and_its_negative_cancel(adapter: Adapter, rand: Rand) -> None:
+    weight = rand(4, 6).bfloat16()
+    assert torch.equal(fused(weight, WEIGHT, [ScaledAdapter(adapter, 0.7), ScaledAdapter(adapter, -0.7)]), weight)
+
+
+@pytest.mark.parametrize("scaled", [[], ["zero"], ["zero", "zero"]])
+def test_a_scale_of_0_is_the_same_tensor(adapter: Adapter, scaled: list[str]) -> None:
+    weight = torch.tensor([0.0, -0.0, torch.nan, torch.inf]).bfloat16()
+    assert fused(weight, BIAS, [ScaledAdapter(adapter, 0.0) for _ in scaled]) is weight
+
+
+def test_a_scale_of_0_keeps_infinite_deltas_out(rand: Rand) -> None:
+    broken = Adapter({}, {BIAS: torch.full((4,), torch.inf)})
+    weight = rand(4)
+    assert fused(weight, BIAS, [ScaledAdapter(broken, 0.0)]) is weight
+
+
+def test_what_no_adapter_changes_is_the_same_tensor(adapter: Adapter, rand: Rand) -> None:
+    for name, weight in (("b.weight", rand(4, 6)), ("a", rand(4)), ("a.counter", torch.tensor(3))):
+        assert fused(weight, ParamName(name), [ScaledAdapter(adapter)]) is weight
+
+
+def test_the_weight_is_not_changed_in_place(adapter: Adapter, rand: Rand) -> None:
+    weight = rand(4, 6)
+    before = weight.clone()
+    assert not torch.equal(fused(weight, WEIGHT, [ScaledAdapter(adapter)]), before)
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("prefix", ["", "denoiser."])
+def test_a_checkpoint_is_fused_tensor_by_tensor(save: Save, prefix: str, suffix: str) -> None:
+    other = {"vae.stem.weight": torch.ones(8, 3, 3, 3), "num_iterations": torch.tensor(9)} if prefix else {}
+    base, tuned = ({**small_state(seed, prefix), **other} for seed in (1, 2))
+    paths = save(f"base{suffix}", base), save(f"tuned{suffix}", tuned)
+    extracted = extract_files(*paths, rank=9999, conv_rank=9999, dtype=torch.float32)
+    checkpoint = open_checkpoint(paths[0])
+    found = dict(fused_tensors(checkpoint, prefix, [ScaledAdapter(extracted.adapter)]))
+    assert list(found) == list(checkpoint.specs)
+    for key, tensor in found.items():
+        expected = base[key] if "num_batches" in key else tuned[key]
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-7)
+        assert tensor.dtype == base[key].dtype
+    for key in other:
+        assert torch.equal(found[key], base[key])
+
+
+def test_a_checkpoint_at_scale_0_keeps_every_bit(save: Save, adapter: Adapter) -> None:
+    state = {"a.weight": torch.randn(4, 6).bfloat16(), "a.bias": torch.tensor([0.0, -0.0, 1.0, 2.0]).bfloat16()}
+    checkpoint = open_checkpoint(save("base.safetensors", state))
+    found = dict(fused_tensors(checkpoint, "", [ScaledAdapter(adapter, 0.0)]))
+    assert all(same_bits(found[key], state[key]) for key in state)
+
+
+def test_tensors_that_want_gradients_are_fused_without(adapter: Adapter, save: Save) -> None:
+    wanting = Adapter({}, {BIAS: torch.ones(4, requires_grad=True)})
+    checkpoint = open_checkpoint(save("base.safetensors", {"a.bias": torch.ones(4)}))
+    ((_, tensor),) = fused_tensors(checkpoint, "", [ScaledAdapter(wanting)])
+    assert not tensor.requires_grad

@@ -1,0 +1,118 @@
+"""Whether an adapter belongs on a model, and the lines that say why not."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule
+from lbm_lora.apply import Fit, check_base, check_fit
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import AdapterError, WrongBaseError
+from lbm_lora.naming import ModuleName, ParamName
+
+Save = Callable[[str, Mapping[str, Tensor]], Path]
+PATH = Path("lora.safetensors")
+MODULES = {
+    ModuleName(name): LoraModule(ModuleName(name), torch.ones(1, 6), torch.ones(4, 1), 1.0) for name in ("a", "b")
+}
+ADAPTER = Adapter(MODULES, {ParamName("a.bias"): torch.ones(4)}, path=PATH)
+SHAPES: dict[ParamName, tuple[int, ...]] = {
+    ParamName("a.weight"): (4, 6),
+    ParamName("b.weight"): (4, 6),
+    ParamName("a.bias"): (4,),
+    ParamName("other.weight"): (9, 9),
+}
+
+
+def without(*names: str) -> dict[ParamName, tuple[int, ...]]:
+    return {name: shape for name, shape in SHAPES.items() if name not in names}
+
+
+def test_an_adapter_that_fits() -> None:
+    assert check_fit(ADAPTER, SHAPES) == Fit(("a.weight", "b.weight", "a.bias"), ())  # pyright: ignore[reportArgumentType]
+
+
+def test_names_that_match_nothing() -> None:
+    with pytest.raises(AdapterError) as caught:
+        check_fit(ADAPTER, without("b.weight", "a.bias"))
+    assert str(caught.value) == (
+        "lora.safetensors: 2 of 3 parameters are not in the model: b.weight, a.bias. "
+        "To apply the rest: --allow_unmatched."
+    )
+    fit = check_fit(ADAPTER, without("b.weight", "a.bias"), allow_unmatched=True)
+    assert (fit.matched, fit.unmatched) == (("a.weight",), ("b.weight", "a.bias"))
+
+
+@pytest.mark.parametrize("allow_unmatched", [False, True])
+def test_an_adapter_of_which_nothing_matches(allow_unmatched: bool) -> None:
+    with pytest.raises(AdapterError) as caught:
+        check_fit(ADAPTER, without(*ADAPTER.params), allow_unmatched=allow_unmatched)
+    assert str(caught.value) == (
+        "lora.safetensors: none of its 3 parameters is in the model: a.weight, b.weight, a.bias."
+    )
+
+
+@pytest.mark.parametrize(("name", "shape"), [("b.weight", (4, 6, 1, 1)), ("b.weight", (6, 4)), ("a.bias", (1,))])
+@pytest.mark.parametrize("allow_unmatched", [False, True])
+def test_a_shape_that_differs(name: str, shape: tuple[int, ...], allow_unmatched: bool) -> None:
+    with pytest.raises(AdapterError) as caught:
+        check_fit(ADAPTER, {**SHAPES, ParamName(name): shape}, allow_unmatched=allow_unmatched)
+    own = SHAPES[ParamName(name)]
+    assert str(caught.value) == (
+        f"{name}: the adapter lora.safetensors is for shape {own}, the model has {shape}. "
+        "Is it an adapter of this network?"
+    )
+
+
+def base_tensors() -> dict[str, Tensor]:
+    return {f"m{index}.weight": torch.full((2, 2), float(index)) for index in range(5)}
+
+
+@pytest.fixture
+def made_for(save: Save) -> Adapter:
+    """An adapter that knows its base."""
+    own = fingerprint(open_checkpoint(save("own.safetensors", base_tensors())).component())
+    return Adapter(MODULES, {}, AdapterMetadata("1", own.digest, own.packed()), path=PATH)
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "base.ckpt"])
+@pytest.mark.parametrize("prefix", ["", "denoiser.", "model.denoiser."])
+def test_its_own_base_in_any_file(save: Save, made_for: Adapter, name: str, prefix: str) -> None:
+    path = save(name, {prefix + key: tensor for key, tensor in reversed(base_tensors().items())})
+    check_base(made_for, open_checkpoint(path).component())
+
+
+def test_another_base_is_refused_and_some_tensors_are_named(save: Save, made_for: Adapter) -> None:
+    tensors = base_tensors()
+    tensors["m1.weight"][0, 0] += 1
+    tensors["m3.weight"] = tensors["m3.weight"].half()
+    path = save("base.safetensors", tensors)
+    base = open_checkpoint(path).component()
+    with pytest.raises(WrongBaseError) as caught:
+        check_base(made_for, base)
+    assert str(caught.value) == (
+        f"lora.safetensors was made from another base than {path}: 2 of 5 tensors differ: m1.weight, m3.weight. "
+        "Give its own base, or go on with --allow_other_base."
+    )
+    check_base(made_for, base, allow_other_base=True)
+
+
+def test_a_base_with_other_names(save: Save, made_for: Adapter) -> None:
+    path = save("base.safetensors", {**base_tensors(), "m9.weight": torch.ones(1)})
+    with pytest.raises(
+        WrongBaseError, match=r": 6 of 6 tensors differ: m0\.weight, m1\.weight, m2\.weight and 3 more\."
+    ):
+        check_base(made_for, open_checkpoint(path).component())
+
+
+def test_an_adapter_without_a_fingerprint_gives_a_warning(save: Save) -> None:
+    base = open_checkpoint(save("base.safetensors", base_tensors())).component()
+    for allow_other_base in (False, True):
+        with pytest.warns(UserWarning) as caught:
+            check_base(ADAPTER, base, allow_other_base=allow_other_base)
+        assert [str(warning.message) for warning in caught] == [
+            "lora.safetensors does not say which base it was made from: it cannot be checked."
+        ]
