@@ -94,18 +94,21 @@ def ordered_pairs(scenes: training.Scenes) -> list[tuple[int, int, int]]:
 
 
 @torch.no_grad()
-def translate(denoiser: UNet2DConditionModel, vae: AutoencoderKL, images: np.ndarray, steps: int = 1) -> np.ndarray:
-    """The LBM's output for uint8 sources, 16 at a time; uint8."""
+def translate(
+    denoiser: UNet2DConditionModel | None, vae: AutoencoderKL, images: np.ndarray, steps: int = 1
+) -> np.ndarray:
+    """The LBM's output for uint8 sources, 16 at a time; uint8. Without a denoiser, the VAE's reconstruction."""
     outputs = []
     for start in range(0, len(images), 16):
-        source = training.encode(vae, images[start : start + 16])
-        latent = bridge.sample(
-            lambda noisy, timestep: denoiser(noisy, timestep, encoder_hidden_states=None).sample,
-            source,
-            steps,
-            LBM_CONFIG["bridge_noise_sigma"],
-            torch.Generator().manual_seed(SEED),
-        )
+        latent = training.encode(vae, images[start : start + 16])
+        if denoiser is not None:
+            latent = bridge.sample(
+                lambda noisy, timestep: denoiser(noisy, timestep, encoder_hidden_states=None).sample,
+                latent,
+                steps,
+                LBM_CONFIG["bridge_noise_sigma"],
+                torch.Generator().manual_seed(SEED),
+            )
         outputs.append(training.decode(vae, latent))
     return np.concatenate(outputs)
 
@@ -113,42 +116,39 @@ def translate(denoiser: UNet2DConditionModel, vae: AutoencoderKL, images: np.nda
 def measure(
     work: Path, base: UNet2DConditionModel, tuned: UNet2DConditionModel, vae: AutoencoderKL, split: str
 ) -> dict[str, float]:
-    """Mean PSNR in dB against the target: inside the mask of sources, outputs and the VAE's own reconstruction.
+    """Mean PSNR in dB against the target, of pairs of a split, inside the mask and outside it.
 
-    Means are over pairs. `outside` is over the background. Also writes pictures: source, base, tuned, target.
+    `vae_of_target` is what the VAE alone loses. Also writes pictures, three pairs a row: source, base, tuned, target.
     """
     scenes = training.load_scenes(work, split)
     pairs = ordered_pairs(scenes)[: MEASURED_PAIRS[split]]
-    sources = np.stack([scenes.composite(*pair) for pair in pairs])
-    targets = np.stack([scenes.composite(scene, j, j) for scene, _, j in pairs])
     masks = [scenes.alpha[scene] for scene, _, _ in pairs]
-    outputs = {"source": sources, "base": translate(base, vae, sources), "tuned": translate(tuned, vae, sources)}
-    outputs |= {"tuned_4_steps": translate(tuned, vae, sources, 4)}
-    outputs |= {
-        "vae_of_target": np.concatenate(
-            [training.decode(vae, training.encode(vae, targets[k : k + 16])) for k in range(0, len(targets), 16)]
-        )
+    targets = np.stack([scenes.composite(scene, j, j) for scene, _, j in pairs])
+    sources = np.stack([scenes.composite(*pair) for pair in pairs])
+    outputs = {
+        "source": sources,
+        "base": translate(base, vae, sources),
+        "tuned": translate(tuned, vae, sources),
+        "tuned_4_steps": translate(tuned, vae, sources, steps=4),
+        "vae_of_target": translate(None, vae, targets),
     }
-
-    shown = range(0, len(pairs), 13)
-    rows = [[outputs[name][k] for name in ("source", "base", "tuned")] + [targets[k]] for k in shown]
-    common.contact_sheet([list(chain(*rows[k : k + 3])) for k in range(0, len(rows), 3)], work / f"mini/{split}.png")
-
-    def mean(images: np.ndarray, weights: list[np.ndarray]) -> float:
-        values = [training.psnr(a, b, weight) for a, b, weight in zip(images, targets, weights, strict=True)]
-        return round(float(np.mean(values)), 2)
-
-    result = {f"{name}_inside": mean(images, masks) for name, images in outputs.items()}
-    outside = [1 - mask for mask in masks]
-    result |= {f"{name}_outside": mean(outputs[name], outside) for name in ("tuned", "vae_of_target")}
-    gains = [
-        training.psnr(outputs["tuned"][k], targets[k], masks[k]) - training.psnr(sources[k], targets[k], masks[k])
-        for k in range(len(pairs))
+    shown = [
+        [outputs[name][k] for name in ("source", "base", "tuned")] + [targets[k]] for k in range(0, len(pairs), 13)
     ]
-    return result | {
-        "pairs": len(pairs),
-        "share_of_pairs_better_than_source": round(float(np.mean(np.array(gains) > 0)), 3),
-    }
+    sheet = [list(chain(*shown[k : k + 3])) for k in range(0, len(shown), 3)]
+    common.contact_sheet(sheet, work / f"mini/{split}.png")
+
+    result: dict[str, float] = {"pairs": len(pairs)}
+    inside = {}
+    for name, images in outputs.items():
+        triples = list(zip(images, targets, masks, strict=True))
+        inside[name] = np.array([training.psnr(image, target, mask) for image, target, mask in triples])
+        outside = [training.psnr(image, target, 1 - mask) for image, target, mask in triples]
+        result[f"{name}_inside"] = round(float(inside[name].mean()), 2)
+        if name != "source":
+            result[f"{name}_outside"] = round(float(np.mean(outside)), 2)
+    better = np.mean(inside["tuned"] > inside["source"])
+    return result | {"share_of_pairs_better_than_source": round(float(better), 3)}
 
 
 def write_tuned(work: Path, base: Path, denoiser: UNet2DConditionModel) -> Path:

@@ -35,8 +35,8 @@ def installed_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
     return found
 
 
-def file_labels(base: Path, tuned: Path) -> dict[str, str]:
+def file_labels(base: Path, tuned: Path) -> tuple[str, str]:
     """Names of base and tuned for the reader: of the files, with their folders only where the files are namesakes."""
     if base.name != tuned.name:
-        return {"base": base.name, "tuned": tuned.name}
-    return {"base": f"{base.parent.name}/{base.name}", "tuned": f"{tuned.parent.name}/{tuned.name}"}
+        return base.name, tuned.name
+    return f"{base.parent.name}/{base.name}", f"{tuned.parent.name}/{tuned.name}"

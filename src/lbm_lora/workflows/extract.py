@@ -92,7 +92,8 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
         )
         notes = _vae_notes(base, tuned, progress)
         ledger = _write(config, plan, Extraction(plan, settings), progress)
-    report = weight_report(ledger, **file_labels(base.path, tuned.path), adapter=config.save_to.name)
+    base_label, tuned_label = file_labels(base.path, tuned.path)
+    report = weight_report(ledger, base=base_label, tuned=tuned_label, adapter=config.save_to.name)
     sidecar = _write_sidecar(config, report)
     return ExtractResult(
         adapter=config.save_to, sidecar=sidecar, nbytes=config.save_to.stat().st_size, report=report, notes=notes

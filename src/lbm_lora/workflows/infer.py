@@ -135,8 +135,8 @@ def _base(config: InferConfig, progress: Progress) -> Path:
     """The base checkpoint; where it is missing and a backbone is given, it is made there first."""
     if config.base_model_path is None:
         raise ConfigError(
-            "--base_model_path is missing. Give a base or any LBM checkpoint; `lbm-lora base` makes the exact base of a "
-            "backbone."
+            "--base_model_path is missing. Give a base or any LBM checkpoint; `lbm-lora base` makes the exact "
+            "base of a backbone."
         )
     if config.backbone_signature is None:
         return config.base_model_path

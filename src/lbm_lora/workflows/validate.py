@@ -122,8 +122,9 @@ def _weights(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tu
         fit = check_fit(adapter, shapes, allow_unmatched=config.allow_unmatched)
         progress.start(len(component), "comparing weights")
         ledger = compare_weights(pairing, adapter, on_tensor=progress.advance)
+        base_label, tuned_label = file_labels(base.path, tuned.path)
         report = weight_report(
-            ledger, **file_labels(base.path, tuned.path), adapter=config.lora_path.name, failed=fit.unmatched
+            ledger, base=base_label, tuned=tuned_label, adapter=config.lora_path.name, failed=fit.unmatched
         )
         return report, layer_names(component)
 

@@ -111,7 +111,7 @@ def test_a_base_with_other_names(save: Save, made_for: Adapter) -> None:
 def test_an_adapter_without_a_fingerprint_gives_a_warning(save: Save) -> None:
     base = open_checkpoint(save("base.safetensors", base_tensors())).component()
     for allow_other_base in (False, True):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="cannot be checked") as caught:
             check_base(ADAPTER, base, allow_other_base=allow_other_base)
         assert [str(warning.message) for warning in caught] == [
             "lora.safetensors does not say which base it was made from: it cannot be checked."

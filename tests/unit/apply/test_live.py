@@ -32,7 +32,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
+    return sum(len(module._forward_hooks) for module in model.modules())  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.fixture

@@ -46,5 +46,5 @@ def test_a_pattern_with_the_prefix_is_the_same(lbm: Lbm) -> None:
 
 
 def test_a_pattern_that_matches_nothing_names_the_nearest(lbm: Lbm) -> None:
-    with pytest.raises(PatternError, match="Nearest: .*attn1"):
+    with pytest.raises(PatternError, match=r"Nearest: .*attn1"):
         run(LayersConfig(model_path=lbm.base, patterns=("atn1",)))

@@ -89,7 +89,7 @@ def test_the_gate(config: ValidateConfig) -> None:
 
 
 def test_a_psnr_limit_needs_images(config: ValidateConfig) -> None:
-    with pytest.raises(ConfigError, match="^--fail_below_psnr is about pictures"):
+    with pytest.raises(ConfigError, match=r"^--fail_below_psnr is about pictures"):
         run(dataclasses.replace(config, fail_below_psnr=30.0))
 
 
