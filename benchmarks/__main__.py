@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", metavar="THEME,THEME", help=f"themes to run: {', '.join(THEMES)}")
     add("--scale", type=float, default=1.0, help="of the networks' widths and depth; 1 is the real LBM (default)")
     add("--work", type=Path, default=ROOT / "benchmarks" / "work", help="folder for 10 to 30 GB of files")
-    add("--results", type=Path, help="folder of result files; default benchmarks/results, for a scale below 1 in --work")
+    add(
+        "--results", type=Path, help="folder of result files; default benchmarks/results, for a scale below 1 in --work"
+    )
     add("--seed", type=int, default=0, help="of the pair")
     add("--repeats", type=int, default=3, help="runs of each side of a ratio; the median counts")
     add("--cores", type=int, default=2, help="that the measured processes may use")

@@ -47,18 +47,19 @@ def load(*, path: str, dtype: str) -> Work:
     from lbm_lora.model.build import load_model
 
     def work() -> dict[str, Any]:
+        before = sum(resident().values())
         start = time.perf_counter()
         model = load_model(path, dtype=dtype_of(dtype))
         loaded = time.perf_counter() - start
-        after = resident()
+        anonymous = resident()["RssAnon"]
         start = time.perf_counter()
         total = sum(float(tensor.sum(dtype=torch.float32)) for tensor in model.denoiser.parameters())
         total += sum(float(tensor.sum(dtype=torch.float32)) for tensor in model.vae.parameters())
         return {
             "load_s": loaded,
-            "anon_after_load": after["RssAnon"],
             "read_all_s": time.perf_counter() - start,
-            "resident_after_reading_all": sum(resident().values()),
+            "anon_after_load": anonymous,
+            "resident_growth": sum(resident().values()) - before,
             "finite": math.isfinite(total),
         }
 

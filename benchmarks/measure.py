@@ -91,7 +91,7 @@ def warm(paths: Iterable[Path]) -> int:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """The medians of several runs, the largest memory, the last result, and every time."""
+    """The medians of several runs, the largest memory, and every run's times and result."""
     middle = {
         name: round(statistics.median(getattr(run, name) for run in runs), 4)
         for name in ("wall_s", "cpu_s", "work_s", "work_cpu_s")
@@ -100,8 +100,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         **middle,
         "anon_bytes": max(run.anon_bytes for run in runs),
         "io": runs[-1].io,
-        "result": runs[-1].result,
-        "runs": [{k: v for k, v in asdict(run).items() if k not in ("io", "result")} for run in runs],
+        "runs": [{k: v for k, v in asdict(run).items() if k != "io"} for run in runs],
     }
 
 

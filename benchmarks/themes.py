@@ -1,5 +1,6 @@
 """The themes of the suite: what is run, and against which reference. Each returns the numbers of its result file."""
 
+import statistics
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,14 +29,17 @@ def machine_limits(bench: Bench) -> dict[str, Any]:
 def extract(bench: Bench) -> dict[str, Any]:
     """extract 32/16 beside the bare pass on two threads, in both of its forms."""
     bench.room(LORA_BYTES, "a LoRA")
-    runs = bench.side_by_side({
-        "bare pass": bench.bare_pass(),
-        "bare pass by tensor": bench.bare_pass(blocked=False),
-        "extract": bench.extract(bench.path("lora.safetensors")),
-    })
+    runs = bench.side_by_side(
+        {
+            "bare pass": bench.bare_pass(),
+            "bare pass by tensor": bench.bare_pass(blocked=False),
+            "extract": bench.extract(bench.path("lora.safetensors")),
+        }
+    )
     found: dict[str, Any] = {
         "runs": runs,
         "ratios": {name: ratios(runs["extract"], runs[name]) for name in ("bare pass", "bare pass by tensor")},
+        "two_rounds_flop": sum(_two_rounds(shape) for shape in _matrices(bench).values()),
     }
     if bench.options.device != "cpu":
         found["agreement"] = _agreement(bench)
@@ -113,10 +117,12 @@ def several(bench: Bench) -> dict[str, Any]:
         return {"missing": "extract takes one rank at a time"}
     bench.room(6 * LORA_BYTES, "several LoRAs")
     path = bench.path("several.safetensors")
-    runs = bench.side_by_side({
-        "one": bench.extract(path, rank=max(SEVERAL), conv_rank=max(SEVERAL) // 2),
-        "several": bench.extract(path, rank=max(SEVERAL), conv_rank=max(SEVERAL) // 2, more=flags),
-    })
+    runs = bench.side_by_side(
+        {
+            "one": bench.extract(path, rank=max(SEVERAL), conv_rank=max(SEVERAL) // 2),
+            "several": bench.extract(path, rank=max(SEVERAL), conv_rank=max(SEVERAL) // 2, more=flags),
+        }
+    )
     return {"runs": runs, "ranks": list(SEVERAL), "ratios": ratios(runs["several"], runs["one"])}
 
 
@@ -190,10 +196,12 @@ def fuse(bench: Bench) -> dict[str, Any]:
     output, target = bench.path("fused.safetensors"), bench.path("copy.bin")
     flags = {"base_model_path": bench.pair.base, "lora_path": lora, "save_to": output}
     copy = {"source": str(bench.pair.base), "targets": [str(target)]}
-    runs = bench.side_by_side({
-        "copy": Job(name="copy", settings=copy, inputs=(bench.pair.base,), outputs=(target,)),
-        "fuse": bench.command("fuse", flags, inputs=(bench.pair.base, lora), outputs=(output,)),
-    })
+    runs = bench.side_by_side(
+        {
+            "copy": Job(name="copy", settings=copy, inputs=(bench.pair.base,), outputs=(target,)),
+            "fuse": bench.command("fuse", flags, inputs=(bench.pair.base, lora), outputs=(output,)),
+        }
+    )
     bench.drop(output, target)
     return {"runs": runs, "ratios": ratios(runs["fuse"], runs["copy"])}
 
@@ -203,10 +211,12 @@ def validate(bench: Bench) -> dict[str, Any]:
     lora = bench.adapter
     flags = {"base_model_path": bench.pair.base, "tuned_model_path": bench.pair.tuned, "lora_path": lora}
     flags |= {"report": bench.path("report")}
-    runs = bench.side_by_side({
-        "bare pass": bench.bare_pass(),
-        "validate": bench.command("validate", flags, inputs=(*bench.both, lora)),
-    })
+    runs = bench.side_by_side(
+        {
+            "bare pass": bench.bare_pass(),
+            "validate": bench.command("validate", flags, inputs=(*bench.both, lora)),
+        }
+    )
     return {"runs": runs, "ratios": ratios(runs["validate"], runs["bare pass"])}
 
 
@@ -214,7 +224,13 @@ def load(bench: Bench) -> dict[str, Any]:
     """File to ready model, in the file's dtype."""
     settings = {"path": str(bench.pair.tuned), "dtype": "bf16"}
     job = Job(name="load", settings=settings, inputs=(bench.pair.tuned,))
-    return {"runs": bench.side_by_side({"load": job}), "file_bytes": bench.pair.nbytes}
+    runs = bench.side_by_side({"load": job})
+    results = [run["result"] for run in runs["load"]["runs"]]
+    return {
+        "runs": runs,
+        "file_bytes": bench.pair.nbytes,
+        **{key: statistics.median(result[key] for result in results) for key in results[0]},
+    }
 
 
 def infer(bench: Bench) -> dict[str, Any]:
@@ -243,11 +259,21 @@ def live(bench: Bench) -> dict[str, Any]:
     scale = min(_REDUCED, bench.options.scale)
     pair = make_pair(bench.options.work / f"pair-{scale:g}", scale=scale, seed=bench.options.seed)
     size = 256 if scale == _REDUCED else 128
-    settings = {"base": str(pair.base), "ranks": list(LIVE_RANKS), "size": size, "dtype": "bf16", "repeats": 5}
+    settings = {"base": str(pair.base), "ranks": list(LIVE_RANKS), "size": size, "dtype": "bf16", "repeats": 3}
     run = bench.run(Job(name="live", settings={**settings, "device": bench.options.device}, inputs=(pair.base,)))
     say("live", run)
     overhead = {rank: seconds / run.result["raw_s"] - 1 for rank, seconds in run.result["live_s"].items()}
     return {**run.result, "overhead": overhead, "scale": scale, "size": size}
+
+
+def _two_rounds(shape: tuple[int, ...]) -> int:
+    """Operations of two block Krylov rounds with 8 columns beyond the rank, and the refit: products with the matrix.
+
+    Three with one block, one with both blocks, one with the rank's rows.
+    """
+    rank = FixedRank(linear=RANK, conv=CONV_RANK).rank_of(shape)
+    rows, columns = matrix_shape(shape)
+    return 2 * rows * columns * (5 * (rank + 8) + rank)
 
 
 def _agreement(bench: Bench) -> dict[str, Any]:

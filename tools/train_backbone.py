@@ -108,7 +108,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments and train."""
-    training.launch(train, common.parse_args(__doc__ or "", steps=800))
+    training.launch(train, common.parse_args(__doc__ or "", steps=600))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Adapters in a live model, in two ways, each with its exact inverse.
 
 `inject` leaves the matrices as they are and adds up(down(x)) to the output of their modules by forward hooks: no
-module is wrapped or renamed, and `eject` removes the hooks. `fuse_module` adds the deltas to the parameters, and
-`unfuse` puts the saved values back; it never subtracts, so not a bit is lost over any number of cycles.
+module is wrapped or renamed, and `eject` removes the hooks. `fuse_module` gives each changed parameter a new tensor
+with the deltas in it, and `unfuse` puts the tensor before back; it never subtracts, so not a bit is lost over any
+number of cycles. Nothing is copied for it: weights that are views of a file stay so, and cost no memory.
 
-Dense deltas have no module of their own: both ways add them to the parameter and save what was there.
+Dense deltas have no module of their own: both ways fuse them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from lbm_lora.naming import ParamName
 
 @dataclass(frozen=True)
 class Fused:
-    """The values that were in the model before. Hold it to take the adapters out again."""
+    """The tensors that were in the model before. Hold it to take the adapters out again."""
 
     model: nn.Module
     saved: dict[ParamName, Tensor]
@@ -33,7 +34,7 @@ class Fused:
     def unfuse(self) -> None:
         """Put the saved values back, bit for bit."""
         for name, value in reversed(self.saved.items()):  # a tied parameter was saved once for each of its names
-            _tensor(self.model, name).copy_(value)
+            _tensor(self.model, name).data = value
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def _fuse(model: nn.Module, adapters: Sequence[ScaledAdapter], names: set[ParamN
         parameter = _tensor(model, name)
         value = fused(parameter, name, adapters)
         if value is not parameter:
-            saved[name] = parameter.detach().clone()
-            parameter.copy_(value)
+            saved[name], parameter.data = parameter.data, value
     return Fused(model, saved)
 
 

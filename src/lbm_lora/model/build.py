@@ -96,23 +96,6 @@ class LBMModel:
         )
         return output.sample
 
-    @torch.no_grad()
-    def translate(self, images: Images, *, steps: int, generator: Generators, sample_posterior: bool = False) -> Images:
-        """The whole way: encode, follow the bridge from the source for `steps` denoiser calls, decode.
-
-        Args:
-            images: the source, in [-1, 1], sides multiples of `pixels_per_latent`.
-            steps: `config.step_counts` says which numbers stay on the trained timesteps.
-            generator: for the noise of the bridge, and for the posterior where that is sampled.
-
-        Returns:
-            fp32 images in [-1, 1].
-        """
-        generators = bridge.one_per_sample(generator, len(images))
-        source = self.encode(images, generator=generators if sample_posterior else None)
-        target = bridge.sample(self.denoise, source, steps, self.config.bridge_noise_sigma, generators)
-        return self.decode(target).clamp(-1, 1)
-
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(cast(torch.FloatTensor, latents), return_dict=False)[0]
 
