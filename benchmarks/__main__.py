@@ -7,11 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import machine
 from benchmarks.bench import Bench, Options
 from benchmarks.measure import ROOT, JobFailedError
 from benchmarks.report import write_report
 from benchmarks.results import FOLDER, write_result
 from benchmarks.themes import ON_DEVICE, THEMES
+
+_FOLDERS = ("--work", "--results", "--to")
+PAGE = ROOT / "docs" / "performance.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(words)
     if options.what == "report":
-        print(write_report(options.results or FOLDER, ROOT / "docs" / "performance.md"))
+        print(write_report(options.results or FOLDER, options.to))
         return 0
+    if not 0 < options.scale <= 1:
+        raise SystemExit(f"error: --scale {options.scale:g}: it lies above 0 and at most at 1, the real LBM.")
     bench = Bench(
         Options(
             work=options.work.resolve(),
@@ -47,6 +53,7 @@ def _run(bench: Bench, themes: Sequence[str], results: Path | None, command: str
     options = bench.options
     # a number of a reduced scale is a trial: it does not go to the committed results unless it is told to
     folder = results or (FOLDER if options.scale == 1 else options.work / "results")
+    subject = {"machine": machine.machine(options.cores, options.device), "versions": machine.versions()}
     failed: list[str] = []
     try:
         for theme in themes:
@@ -63,15 +70,17 @@ def _run(bench: Bench, themes: Sequence[str], results: Path | None, command: str
             path = write_result(
                 folder,
                 name,
-                {"seconds": round(time.perf_counter() - start, 1), **numbers},
+                {**subject, "seconds": round(time.perf_counter() - start, 1), **numbers},
                 command=command,
                 settings=settings,
                 pair=bench.pair.facts,
-                cores=options.cores,
+                slug=machine.slug(options.cores, options.device),
             )
             print(f"  {path.name}, {time.perf_counter() - start:.0f} s", flush=True)
     finally:
         bench.clean()
+    if folder == FOLDER:
+        write_report(folder, PAGE)
     if failed:
         print(f"error: {len(failed)} of {len(themes)} themes failed: {', '.join(failed)}.", file=sys.stderr)
     return int(bool(failed))
@@ -81,8 +90,8 @@ def _without_paths(words: Sequence[str]) -> str:
     """The command line without its folders: a result file names none."""
     kept: list[str] = []
     for before, word in zip(("", *words), words, strict=False):
-        if before not in ("--work", "--results") and word not in ("--work", "--results"):
-            kept.append(word.partition("=")[0] if word.startswith(("--work=", "--results=")) else word)
+        if before not in _FOLDERS and word not in _FOLDERS:
+            kept.append(word.partition("=")[0] if word.startswith(tuple(f"{flag}=" for flag in _FOLDERS)) else word)
     return shlex.join(["python", "-m", "benchmarks", *kept])
 
 
@@ -101,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cores", type=int, default=2, help="that the measured processes may use")
     add("--device", default="cpu", help="of extract and infer: cpu or cuda")
     add("--error_layers", type=int, default=2, help="modules of each shape in the error's sample; 0: all")
+    add("--to", type=Path, default=PAGE, help="the page that report writes; default docs/performance.md")
     add("--keep", action="store_true", help="keep the outputs of the commands")
     return parser
 

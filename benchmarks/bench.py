@@ -12,6 +12,7 @@ from benchmarks.measure import Run, run_job, summary, warm
 from benchmarks.pair import Pair, make_pair
 
 RANK, CONV_RANK = 32, 16
+REDUCED = 0.4  # scale of what is only measured on narrower networks: widths of 128, 256 and 512
 LORA_BYTES = 0.04  # of a rank 32/16 adapter in bf16, as a share of the checkpoint
 FULL_BYTES = 1.5  # of a full-rank one
 

@@ -31,7 +31,7 @@ def infer(*, base: str, adapter: str, size: int, dtype: str, device: str, vae: b
         loading = time.perf_counter() - start
         loaded = load_adapter(adapter)
         latents = _latents(model, size)
-        _raw(model, _latents(model, 16 * model.pixels_per_latent))  # libraries set themselves up on the first call
+        _raw(model, latents)  # the libraries set themselves up for these sizes on the first call
         found: dict[str, Any] = {"load_s": loading}
         found["raw_s"] = [_seconds(model, lambda: _raw(model, latents))]
         fused, fusing = _timed(lambda: fuse_module(model.denoiser, [ScaledAdapter(loaded)]))

@@ -8,17 +8,21 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 _PACKAGES = ("lbm-lora", "torch", "numpy", "safetensors", "diffusers", "xxhash")
 _GB = 1e9
 
 
-def machine(cores: int) -> dict[str, object]:
+def machine(cores: int, device: str = "cpu") -> dict[str, object]:
     """CPU model, cores, memory and system.
 
     Args:
         cores: that the measured processes may use.
+        device: of extract and infer; a CUDA device is named too.
     """
-    return {
+    gpu: dict[str, object] = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    return gpu | {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "cores used": cores,
@@ -27,9 +31,10 @@ def machine(cores: int) -> dict[str, object]:
     }
 
 
-def slug(cores: int) -> str:
+def slug(cores: int, device: str = "cpu") -> str:
     """The machine as a part of a file name: `intel-xeon-processor-2`."""
-    words = re.sub(r"\(.*?\)|@.*|\bcpu\b", " ", cpu_model(), flags=re.IGNORECASE)
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_model()
+    words = re.sub(r"\(.*?\)|@.*|\bcpu\b", " ", name, flags=re.IGNORECASE)
     return "-".join([*re.findall(r"[a-z0-9]+", words.lower()), str(cores)])
 
 

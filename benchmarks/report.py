@@ -20,7 +20,9 @@ How it is measured: each process is fresh and may use the cores named below; the
 before, so the page cache is warm. Wall and CPU time are those of the whole process, the import of torch included, and
 of the work after the imports; a ratio below is the larger of the two. Medians of several runs in turns with the
 reference. Memory is the largest RssAnon + RssShmem of the process, looked at every 10 ms, imports included; pages of
-mapped files are not in it. Bytes are the sizes of the files read and written.
+mapped files are not in it. Bytes are the system's counters (/proc/PID/io), or the sizes of the files read and written
+where those are larger: reads through a memory map are not counted. The last column has our times over the first
+process of the theme: after imports / whole / CPU.
 """
 
 
@@ -40,10 +42,11 @@ def write_report(results: Path, target: Path) -> Path:
 def render(results: Results) -> str:
     """The page."""
     parts = [_HEAD, _machines(results), _targets(results), _side_by_side(results)]
-    for theme, section in _SECTIONS.items():
-        if theme in results and "missing" not in results[theme]:
-            parts.append(section(results[theme], results))
-    return "\n".join(part.rstrip() + "\n" for part in parts)
+    for name, section in _SECTIONS.items():
+        for theme, result in results.items():
+            if _name(theme) == name and "missing" not in result:
+                parts.append(section(result, results))
+    return "\n".join(part.rstrip() + "\n" for part in parts if part)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -52,24 +55,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]) + "\n"
 
 
+def _name(theme: str) -> str:
+    """The theme without its device: `extract-cuda` -> `extract`."""
+    return theme.partition("-")[0]
+
+
 def _machines(results: Results) -> str:
-    rows = []
+    """One line for all themes that one command measured on one machine with one version."""
+    runs: dict[tuple[str, ...], list[str]] = {}
     for theme, result in results.items():
         machine, versions = result["machine"], result["versions"]
-        rows.append(
-            (
-                theme,
-                result["date"][:10],
-                f"{machine['cpu']}, {machine['cores used']} of {machine['cores']} cores, {machine['memory_gb']:g} GB",
-                f"torch {versions.get('torch')}, {versions.get('commit')}",
-                f"{result['settings']['scale']:g}",
-                f"`{result['command']}`",
-            )
-        )
-    head = ("theme", "date", "machine", "versions, commit", "scale", "command")
-    pair = next(iter(results.values()))["pair"]
-    facts = "; ".join(f"{key} {value}" for key, value in pair.items())
-    return f"## Results\n\n{table(head, rows)}\nThe pair: {facts}.\n"
+        where = f"{machine['cpu']}, {machine['cores used']} of {machine['cores']} cores, {machine['memory_gb']:g} GB"
+        with_gpu = f"{machine['gpu']}; {where}" if "gpu" in machine else where
+        code = f"{versions['commit']}, torch {versions['torch']}, python {versions['python']}"
+        key = (result["date"][:10], with_gpu, code, f"{result['settings']['scale']:g}", f"`{result['command']}`")
+        runs.setdefault(key, []).append(theme)
+    rows = [(", ".join(themes), *key) for key, themes in runs.items()]
+    pair = "; ".join(f"{key} {value}" for key, value in next(iter(results.values()))["pair"].items())
+    head = ("themes", "date", "machine", "commit, versions", "scale", "command")
+    return f"## Results\n\n{table(head, rows)}\nThe pair: {pair}.\n"
 
 
 def _targets(results: Results) -> str:
@@ -94,8 +98,8 @@ def _shown(target: Target, value: float, *, limit: bool = False) -> str:
 def _side_by_side(results: Results) -> str:
     head = ("theme", "process", "after imports", "whole", "CPU", "peak anonymous", "read", "written", "over reference")
     rows = []
-    for theme in _SIDE_BY_SIDE:
-        runs: Mapping[str, Any] = results.get(theme, {}).get("runs", {})
+    for theme in sorted(results, key=lambda theme: [*_SIDE_BY_SIDE, _name(theme)].index(_name(theme))):
+        runs: Mapping[str, Any] = results[theme].get("runs", {}) if _name(theme) in _SIDE_BY_SIDE else {}
         for label, run in runs.items():
             rows.append(
                 (
@@ -105,12 +109,17 @@ def _side_by_side(results: Results) -> str:
                     f"{run['wall_s']:.2f} s",
                     f"{run['cpu_s']:.2f} s",
                     f"{run['anon_bytes'] / _GB:.2f} GB",
-                    f"{run['input_bytes'] / _GB:.2f} GB",
-                    f"{run['output_bytes'] / _GB:.2f} GB",
+                    f"{_moved(run, 'rchar', 'input_bytes') / _GB:.2f} GB",
+                    f"{_moved(run, 'wchar', 'output_bytes') / _GB:.2f} GB",
                     _over(runs, label),
                 )
             )
     return "## Side by side\n\n" + table(head, rows)
+
+
+def _moved(run: Mapping[str, Any], counter: str, files: str) -> int:
+    """Bytes by the system's counter, or the size of the files where that is larger: maps are not counted."""
+    return max(run["io"].get(counter, 0), run[files])
 
 
 def _over(runs: Mapping[str, Any], label: str) -> str:
@@ -134,8 +143,8 @@ def _limits(result: Mapping[str, Any], results: Results) -> str:
     square = flop / 1e9 / limits["fp32 product, GFLOP/s"]
     took = extract["runs"]["extract"]["work_s"]
     return text + (
-        f"\nextract 32/16 took {took:.1f} s after imports. Its bytes over the bandwidth of the page cache: {read:.1f} s "
-        f"on one core. The products of two block Krylov rounds, {flop / 1e12:.2f} TFLOP: {thin:.1f} s at the rate of a "
+        f"\nextract 32/16 took {took:.1f} s after imports. Its bytes over the page cache's bandwidth: {read:.1f} s on "
+        f"one core. The products of two block Krylov rounds, {flop / 1e12:.2f} TFLOP: {thin:.1f} s at the rate of a "
         f"product with 40 columns, {square:.1f} s at that of square ones.\n"
     )
 
@@ -164,9 +173,8 @@ def _error(result: Mapping[str, Any], results: Results) -> str:
         shown = ("-", "-") if mean is None else (f"{largest:.6f}", f"{mean:.6f}")
         rows.append((label, f"{found['measured']} of {found['of']}", *shown, f"{found['relative_error']:.4%}"))
     head = ("what", "modules measured", "worst ratio to the optimum", "mean ratio", "relative error of them together")
-    return (
-        "## Error of extract 32/16\n\nThe optimum is the exact truncated SVD of the delta in fp64, module by module.\n\n"
-        + table(head, rows)
+    return "## Error of extract 32/16\n\nThe optimum is the exact truncated SVD of each delta in fp64.\n\n" + table(
+        head, rows
     )
 
 
@@ -207,7 +215,9 @@ def _infer(result: Mapping[str, Any], results: Results) -> str:
         if key in result:
             rows.append((label, f"{result[key]:.2f} s", ""))
     size = result["size"]
-    return f"## infer at {size} x {size}, bf16\n\n" + table(("what", "time", "over raw"), rows)
+    return f"## infer at {size} x {size}, bf16, {result['settings']['device']}\n\n" + table(
+        ("what", "time", "over raw"), rows
+    )
 
 
 def _live(result: Mapping[str, Any], results: Results) -> str:
@@ -220,7 +230,20 @@ def _live(result: Mapping[str, Any], results: Results) -> str:
     )
 
 
+def _agreement(result: Mapping[str, Any], results: Results) -> str:
+    """How far a device's factors are from the CPU's; empty for a result of the CPU."""
+    if "agreement" not in result:
+        return ""
+    found = result["agreement"]
+    return (
+        f"## extract on {result['settings']['device']}\n\nIts fp32 factors against the CPU's, up @ down of all "
+        f"{found['modules']} modules: relative difference {found['mean']:.2e} in the mean, {found['largest']:.2e} at "
+        "the most.\n"
+    )
+
+
 _SECTIONS = {
+    "extract": _agreement,
     "machine": _limits,
     "svd": _svd,
     "error": _error,

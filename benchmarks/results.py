@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from lbm_lora.atomic import write_text
 
 SCHEMA = 1
@@ -21,16 +20,16 @@ def write_result(
     command: str,
     settings: Mapping[str, Any],
     pair: Mapping[str, Any],
-    cores: int,
+    slug: str,
 ) -> Path:
     """Write one theme's numbers with what they belong to. A second run on one day replaces the first.
 
     Args:
-        numbers: plain values; `runs` holds the measured processes by label.
+        numbers: plain values; `machine`, `versions`, and `runs`, the measured processes by label.
         command: that measured, without paths.
         settings: that decide what was measured.
         pair: what the checkpoints are made of.
-        cores: that the measured processes may use.
+        slug: the machine as a part of the file's name.
     """
     now = datetime.datetime.now().astimezone()
     content = {
@@ -38,13 +37,11 @@ def write_result(
         "theme": theme,
         "date": now.isoformat(timespec="seconds"),
         "command": command,
-        "machine": machine.machine(cores),
-        "versions": machine.versions(),
         "settings": dict(settings),
         "pair": dict(pair),
         **numbers,
     }
-    path = folder / f"{theme}_{machine.slug(cores)}_{now.date().isoformat()}.json"
+    path = folder / f"{theme}_{slug}_{now.date().isoformat()}.json"
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 

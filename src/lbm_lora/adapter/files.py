@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -96,7 +95,7 @@ class AdapterWriter:
     def add_dense(self, name: ParamName, delta: Tensor) -> None:
         self._file.write(dense_key(self._prefix, name), delta)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "AdapterWriter":
         self._stack.enter_context(self._file)
         return self
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 
@@ -26,6 +26,7 @@ _INDEX = ".safetensors.index.json"
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 
+@runtime_checkable
 class _File(Protocol):
     """What one file offers, whatever its container."""
 
@@ -89,7 +90,7 @@ class Checkpoint:
             )
         return Component(self, prefix, {name: self.specs[prefix + name] for name in names})
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -49,7 +48,7 @@ class SafetensorsWriter:
         self._room = _aligned(len(worst) + metadata_room)
         self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "SafetensorsWriter":
         temporary = self._stack.enter_context(atomic_path(self._path))
         self._file = self._stack.enter_context(temporary.open("wb"))
         self._file.seek(_LENGTH_BYTES + self._room)

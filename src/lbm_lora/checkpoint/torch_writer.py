@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
@@ -103,7 +103,7 @@ class TorchWriter:
         self._tree = {**(extra or {}), container: dict(self._records)}
         self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TorchWriter":
         temporary = self._stack.enter_context(atomic_path(self._path))
         self._file = self._stack.enter_context(temporary.open("wb"))
         self._archive = self._stack.enter_context(zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED))

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property
+from io import TextIOBase
 from pathlib import Path
 from typing import TextIO
 
@@ -185,7 +186,7 @@ def _members(value: object) -> list[str]:
     return [name for name in [*names, *derived] if not name.startswith("_")]
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | TextIOBase, text: str) -> None:
     """Write at once, in whatever encoding the stream has: a sign that it lacks is spelt out."""
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -6,7 +6,7 @@ of `lbm_lora.model.base` and `lbm_lora.model.baseline` fit.
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.report.wording import WIDTH, labelled, percent, plural, printable, share, shortened, wrapped
@@ -15,6 +15,7 @@ _ACTIONS = ("copied", "cropped", "padded", "added", "dropped")
 _MOST_REASONS = 4
 
 
+@runtime_checkable
 class BaseEntry(Protocol):
     """One tensor of a base's ledger."""
 
@@ -26,6 +27,7 @@ class BaseEntry(Protocol):
     def reason(self) -> str: ...
 
 
+@runtime_checkable
 class Baseline(Protocol):
     """A base measured against a tuned checkpoint."""
 

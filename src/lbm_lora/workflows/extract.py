@@ -131,7 +131,8 @@ def _write(config: ExtractConfig, plan: Plan, extraction: Extraction, progress: 
     rows = []
     progress.start(len(extraction), "extracting")
     prefix = plan.pairing.tuned.prefix
-    room = AdapterMetadata(facts={"room": "0" * (len(plan.pairing.base) * _PACKED_DIGITS)})
+    known = json.dumps(_settings(config)) + "0" * len(plan.pairing.base) * _PACKED_DIGITS
+    room = AdapterMetadata(facts={"room": json.dumps(known)})
     dtype = dtype_of(config.save_precision)
     with AdapterWriter(config.save_to, prefix, dtype, plan.shapes(), plan.ranks(), plan.dense(), room) as writer:
         for outcome in extraction:
@@ -155,6 +156,23 @@ def _counts(ledger: Ledger) -> str:
     return ", ".join(f"{count} {status}" for status, count in ledger.counts().items())
 
 
+def _settings(config: ExtractConfig) -> dict[str, object]:
+    """What the file says of the run; file names without folders."""
+    return {
+        "base": config.base_model_path.name,
+        "tuned": config.tuned_model_path.name,
+        "dtype": dtype_name(dtype_of(config.save_precision)),
+        "rank_policy": "fixed",
+        "rank": config.rank,
+        "conv_rank": config.conv_rank,
+        "include": config.include,
+        "exclude": config.exclude,
+        "target_coverage": config.target_coverage,
+        "dense": config.dense,
+        "min_diff": config.min_diff,
+    }
+
+
 def _metadata(config: ExtractConfig, ledger: Ledger, base: Fingerprint, tuned: Fingerprint) -> AdapterMetadata:
     total = ledger.total()
     facts = extraction_facts(
@@ -162,19 +180,7 @@ def _metadata(config: ExtractConfig, ledger: Ledger, base: Fingerprint, tuned: F
         conv_rank=config.conv_rank,
         counts=ledger.counts(),
         errors={"relative_error": total.relative_error, "noise_floor": total.noise_floor},
-        settings={
-            "base": config.base_model_path.name,
-            "tuned": config.tuned_model_path.name,
-            "dtype": dtype_name(dtype_of(config.save_precision)),
-            "rank_policy": "fixed",
-            "rank": config.rank,
-            "conv_rank": config.conv_rank,
-            "include": config.include,
-            "exclude": config.exclude,
-            "target_coverage": config.target_coverage,
-            "dense": config.dense,
-            "min_diff": config.min_diff,
-        },
+        settings=_settings(config),
     )
     return AdapterMetadata(FORMAT, base.digest, base.packed(), tuned.digest, facts)
 

@@ -26,9 +26,7 @@ DTYPES = [
     torch.uint8,
     torch.bool,
 ]
-SPECS = st.lists(
-    st.builds(TensorSpec, st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3).map(tuple)), max_size=8
-)
+SPECS = st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3).map(tuple)), max_size=8)
 
 
 def header_of(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -45,8 +43,10 @@ def write_zeros(path: Path, specs: Mapping[str, TensorSpec], names: list[str], *
 
 
 @given(SPECS, st.data())
-def test_every_tensor_is_aligned_and_there_are_no_holes(tmp_path: Path, specs: list[TensorSpec], data: Any) -> None:
-    named = {f"t{index}": spec for index, spec in enumerate(specs)}
+def test_every_tensor_is_aligned_and_there_are_no_holes(
+    tmp_path: Path, specs: list[tuple[torch.dtype, tuple[int, ...]]], data: Any
+) -> None:
+    named = {f"t{index}": TensorSpec(*spec) for index, spec in enumerate(specs)}
     written = data.draw(st.lists(st.sampled_from(list(named)), unique=True)) if named else []
     write_zeros(tmp_path / "a.safetensors", named, written)
     header, start, size = header_of(tmp_path / "a.safetensors")

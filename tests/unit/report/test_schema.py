@@ -18,7 +18,12 @@ def row(name: str, status: Status, measure: Measure, rank: int | None = None, re
 
 def measured(delta_sq: float, error_sq: float, delta_abs: float, error_abs: float, noise_sq: float = 0) -> Measure:
     return Measure(
-        numel=4, delta_sq=delta_sq, error_sq=error_sq, delta_abs=delta_abs, error_abs=error_abs, noise_sq=noise_sq
+        numel=4,
+        delta_sq=float(delta_sq),
+        error_sq=float(error_sq),
+        delta_abs=float(delta_abs),
+        error_abs=float(error_abs),
+        noise_sq=float(noise_sq),
     )
 
 

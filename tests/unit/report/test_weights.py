@@ -73,7 +73,9 @@ def test_numbers_by_hand(pairing: Callable[..., Pairing]) -> None:
     rows = {row.name: row for row in ledger}
     assert rows[ParamName("a.weight")].status is Status.LORA
     assert rows[ParamName("a.weight")].rank == 1
-    assert rows[ParamName("a.weight")].measure == Measure(numel=4, delta_sq=25, error_sq=16, delta_abs=7, error_abs=4)
+    assert rows[ParamName("a.weight")].measure == Measure(
+        numel=4, delta_sq=25.0, error_sq=16.0, delta_abs=7.0, error_abs=4.0
+    )
     assert rows[ParamName("b.weight")].status is Status.DENSE
     assert rows[ParamName("b.weight")].measure.error_sq == 0.25
     assert rows[ParamName("c.bias")].status is Status.EXCLUDED
