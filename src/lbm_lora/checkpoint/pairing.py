@@ -49,9 +49,12 @@ class Pairing:
         for side, tensor, component in (("base", base, self.base), ("tuned", tuned, self.tuned)):
             count = int((~torch.isfinite(tensor.float())).sum())
             if count:
+                # the run is lost, so there is time to look for all of them
+                others = [p.name for p in self.pairs if p.name != name and not _is_finite(component.read(p.name))]
+                more = f" So are values of {len(others)} more tensors: {listing(others)}." if others else ""
                 raise PairingError(
-                    f"{name}: {count:,} of {tensor.numel():,} values of the {side} in {component.path} are not finite. "
-                    f"Repair the file, or leave the tensor out: --exclude '{name}'."
+                    f"{name}: {count:,} of {tensor.numel():,} values of the {side} in {component.path} are not finite."
+                    f"{more} Repair the file, or leave the tensor out: --exclude '{name}'."
                 )
         if not torch.isfinite(tuned.float() - base.float()).all():
             raise PairingError(f"{name}: tuned - base leaves the range of fp32. To leave it out: --exclude '{name}'.")
@@ -82,6 +85,10 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
     if unequal:
         raise PairingError(_unequal(base, tuned, unequal))
     return Pairing(base, tuned, tuple(ParamPair(name, base.specs[name], tuned.specs[name]) for name in names))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(tensor.float()).all())
 
 
 def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> str:

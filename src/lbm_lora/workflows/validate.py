@@ -19,7 +19,7 @@ from lbm_lora.imaging.tensors import to_images
 from lbm_lora.infer.comparison import VariantOutputs, compare_outputs, variant_outputs
 from lbm_lora.infer.pipeline import check_steps, encode_sources, to_model_size
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.naming import ParamName
+from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import (
     OutputComparison,
@@ -58,6 +58,8 @@ class ValidateConfig:
     """Exit with 1 where the total relative error is above this (0.05: 5 %)."""
     fail_below_psnr: float | None = None
     """Exit with 1 where a picture of base + LoRA is below this PSNR (dB) to the tuned model's. Needs --images."""
+    exclude: tuple[str, ...] = ()
+    """Tensors that need not agree in base and tuned; they are left out of the comparison."""
     num_inference_steps: int = 1
     """Denoiser calls for --images."""
     seed: int = 0
@@ -116,11 +118,12 @@ def _weights(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tu
     """The weight report, and the names of every layer that a LoRA can hold, with the component's prefix."""
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = tuned.component()
-        pairing = pair(base.component(), component)
+        left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
+        pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))
         check_base(adapter, pairing.base, allow_other_base=config.allow_other_base)
         shapes = {name: spec.shape for name, spec in component.specs.items()}
         fit = check_fit(adapter, shapes, allow_unmatched=config.allow_unmatched)
-        progress.start(len(component), "comparing weights")
+        progress.start(len(pairing.pairs), "comparing weights")
         ledger = compare_weights(pairing, adapter, on_tensor=progress.advance)
         base_label, tuned_label = file_labels(base.path, tuned.path)
         report = weight_report(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.checkpoint import Component, Pairing, open_checkpoint, pair
@@ -127,3 +128,16 @@ def test_scalars_and_empty_tensors_pair(
 ) -> None:
     delta = delta_of(pair(*components({"a": torch.zeros(shape)}, {"a": torch.ones(shape)})), "a")
     assert torch.equal(delta, torch.ones(shape))
+
+
+def test_every_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(3) for name in ("a", "b", "c")}
+    save_file(tensors, tmp_path / "base.safetensors")
+    save_file(tensors | {name: torch.full((3,), torch.nan) for name in "ac"}, tmp_path / "tuned.safetensors")
+    base, tuned = (open_checkpoint(tmp_path / f"{side}.safetensors").component() for side in ("base", "tuned"))
+    with pytest.raises(PairingError) as caught:
+        pair(base, tuned).read_delta(ParamName("a"))
+    assert str(caught.value) == (
+        f"a: 3 of 3 values of the tuned in {tmp_path / 'tuned.safetensors'} are not finite. So are values of 1 more "
+        "tensors: c. Repair the file, or leave the tensor out: --exclude 'a'."
+    )
