@@ -32,7 +32,7 @@ def _base(result: "BaseOutcome", verbose: bool) -> str:
         "\n".join(rows),
         base_text(result.base.ledger, result.baseline),
         "\n".join(result.base.notes),
-        _written(result.base.safetensors, result.base.ckpt),
+        _written(result.base.safetensors, result.base.ckpt, result.ledger_file),
     )
 
 

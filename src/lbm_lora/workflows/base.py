@@ -1,12 +1,13 @@
 """Make the exact base that an LBM was trained from: the verb `base`."""
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from lbm_lora.atomic import guard_output
+from lbm_lora.atomic import guard_output, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.errors import ConfigError
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
@@ -42,6 +43,8 @@ class BaseOutcome:
 
     base: BaseResult
     baseline: BaselineReport | None
+    ledger_file: Path
+    """The ledger as JSON: what became of every tensor, with its shapes and the reason."""
 
 
 def run(config: BaseConfig, progress: Progress = SILENT) -> BaseOutcome:
@@ -58,7 +61,8 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseOutcome:
         source = read_yaml(config.config_path) if config.config_path else None
         dtype = dtype_of(config.torch_dtype)
         base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
-    return BaseOutcome(base=base, baseline=_baseline(base.safetensors, tuned, progress))
+    baseline = _baseline(base.safetensors, tuned, progress)
+    return BaseOutcome(base=base, baseline=baseline, ledger_file=_write_ledger(base))
 
 
 def ensure_base(
@@ -94,6 +98,12 @@ def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generat
     progress.note(f"Backbone: {signature}")
     with open_backbone(signature, lbm, folder=folder) as backbone:
         yield backbone
+
+
+def _write_ledger(base: BaseResult) -> Path:
+    path = base.safetensors.with_name(f"{base.safetensors.stem}_ledger.json")
+    write_text(path, json.dumps([asdict(item) for item in base.ledger], indent=1) + "\n")
+    return path
 
 
 def _baseline(base: Path, tuned: Path | None, progress: Progress) -> BaselineReport | None:

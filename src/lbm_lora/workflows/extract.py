@@ -1,6 +1,7 @@
 """Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,8 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
+
+_log = logging.getLogger(__name__)
 
 _VAE = "vae."
 _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
@@ -50,7 +53,7 @@ class ExtractConfig:
     min_diff: float = 0.0
     """Leave out tensors whose largest change is below this; they enter the ledger."""
     device: str = "auto"
-    """Where matrices are decomposed: auto (CUDA where there is one), cpu, cuda, cuda:N or mps."""
+    """Where matrices are decomposed: auto (CUDA where there is one), cpu, cuda or cuda:N."""
     create_base_model: bool = False
     """Where --base_model_path does not exist: make the base there first, from --backbone_signature."""
     backbone_signature: str | None = None
@@ -90,7 +93,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             exclude=config.exclude,
             keep_dense=config.dense,
         )
-        notes = _vae_notes(base, tuned, progress)
+        notes = _vae_notes(base, tuned)
         ledger = _write(config, plan, Extraction(plan, settings), progress)
     base_label, tuned_label = file_labels(base.path, tuned.path)
     report = weight_report(ledger, base=base_label, tuned=tuned_label, adapter=config.save_to.name)
@@ -107,6 +110,8 @@ def _check(config: ExtractConfig) -> None:
         raise ConfigError(
             f"--include and --target_coverage {config.target_coverage} both choose layers. Give one of them."
         )
+    if config.device.startswith("mps"):
+        raise ConfigError("--device mps: the decomposition sums in fp64, which mps has not. Use cpu.")
     if config.min_diff < 0:
         raise ConfigError(f"--min_diff is {config.min_diff:g}: it is compared with absolute values, give 0 or more.")
     guard_output(config.save_to, [config.base_model_path, config.tuned_model_path])
@@ -185,7 +190,7 @@ def _metadata(config: ExtractConfig, ledger: Ledger, base: Fingerprint, tuned: F
     return AdapterMetadata(FORMAT, base.digest, base.packed(), tuned.digest, facts)
 
 
-def _vae_notes(base: Checkpoint, tuned: Checkpoint, progress: Progress) -> tuple[str, ...]:
+def _vae_notes(base: Checkpoint, tuned: Checkpoint) -> tuple[str, ...]:
     """A warning where the two carry different VAEs: no LoRA of the denoiser can make up for it."""
     names = [key for key in tuned.specs if key.startswith(_VAE) and key in base.specs]
     differing = [key for key in names if not torch.equal(base.read(key).float(), tuned.read(key).float())]
@@ -195,7 +200,7 @@ def _vae_notes(base: Checkpoint, tuned: Checkpoint, progress: Progress) -> tuple
         f"The VAEs differ in {len(differing)} of {len(names)} tensors ({differing[0]} ...): the LoRA is about the "
         "denoiser alone, so base + LoRA decodes with the base's VAE."
     )
-    progress.note(note)
+    _log.warning(note)
     return (note,)
 
 

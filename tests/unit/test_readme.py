@@ -1,0 +1,56 @@
+"""The README's command lines are accepted as they stand, and its paths exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.cli.documented import SCRIPTS, completed
+from lbm_lora.cli.main import COMMANDS, parse
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def command_lines() -> list[list[str]]:
+    """Every command of the README's shell blocks, split as a shell would."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+LINES = command_lines()
+
+
+def test_every_command_is_shown() -> None:
+    shown = {words[1] for words in LINES if words[0] == "lbm-lora"}
+    assert shown >= set(COMMANDS) - {"demo", "layers"}
+
+
+@pytest.mark.parametrize("words", [words for words in LINES if words[0] == "lbm-lora"], ids=lambda words: words[1])
+def test_command_lines_parse(words: list[str]) -> None:
+    config, _ = parse(words[1], words[2:])
+    assert type(config).__name__ == COMMANDS[words[1]][0]
+
+
+@pytest.mark.parametrize("words", [words for words in LINES if words[0] == "python"], ids=lambda words: words[1])
+def test_script_lines_parse(words: list[str]) -> None:
+    script = Path(words[1])
+    assert (ROOT / script).is_file()
+    command, defaults = SCRIPTS[script.stem]
+    config, _ = parse(command, completed(words[2:], defaults))
+    assert type(config).__name__ == COMMANDS[command][0]
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in (words for words in LINES if words[0] == "make"):
+        assert f"\n{words[1]}:" in makefile
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+    assert missing == []
