@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep=options.keep,
         )
     )
+    bench.options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "pair":
         print(bench.pair.base.parent)
         return 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.naming import ParamName
+from lbm_lora.parallel import ordered_map
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class ScaledAdapter:
     lora_scale: float = 1.0
 
 
+@torch.no_grad()
 def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) -> Tensor:
     """One parameter with its deltas added; the tensor itself where no adapter changes it.
 
@@ -40,8 +42,11 @@ def fused_tensors(
     checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter]
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint in the order of its data, those under `prefix` with the adapters in them."""
-    with torch.no_grad():
-        for key in checkpoint.specs:
-            tensor = checkpoint.read(key)
-            inside = key.startswith(prefix)
-            yield key, fused(tensor, ParamName(key.removeprefix(prefix)), adapters) if inside else tensor
+
+    def fuse_one(key: str) -> tuple[str, Tensor]:
+        tensor = checkpoint.read(key)
+        if not key.startswith(prefix):
+            return key, tensor
+        return key, fused(tensor, ParamName(key.removeprefix(prefix)), adapters)
+
+    return ordered_map(fuse_one, checkpoint.specs)

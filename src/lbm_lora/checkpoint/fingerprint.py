@@ -16,6 +16,7 @@ from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.naming import ParamName
+from lbm_lora.parallel import ordered_map
 
 _SHORT = 8  # hexadecimal digits kept of each tensor's digest
 
@@ -56,8 +57,8 @@ class FingerprintBuilder:
 def fingerprint(component: Component) -> Fingerprint:
     """Read the whole component once and hash it."""
     builder = FingerprintBuilder()
-    for name in component:
-        builder.add(name, component.read(name))
+    for _ in ordered_map(lambda name: builder.add(name, component.read(name)), component):
+        pass
     return builder.build()
 
 

@@ -118,6 +118,12 @@ def test_a_table_has_a_row_for_each_entry() -> None:
     assert table(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
 
 
-def test_an_unknown_theme_is_named_with_the_known_ones() -> None:
+def test_an_unknown_theme_is_named_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--only nothing: the themes are machine, extract"):
-        main(["--only", "nothing"])
+        main(["--only", "nothing", "--work", str(tmp_path)])
+
+
+def test_a_scale_above_the_real_lbm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--scale 2: it lies above 0"):
+        main(["--scale", "2", "--work", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
