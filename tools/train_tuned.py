@@ -26,10 +26,10 @@ from lbm_lora.model.build import load_model
 from lbm_lora.model.config import parse_config
 from lbm_lora.model.write_base import write_base
 
-BATCH = 8
+BATCH = 12
 """Pairs per process and step."""
 SEED = 3
-PEAK_RATE = 1e-3
+PEAK_RATE = 8e-4
 MEASURED_PAIRS = {"held_out": 480, "train": 120}
 DENOISER_COUNTS = {"tensors": 1676, "linear": 741, "conv3x3": 40, "conv1x1": 11, "one_dimensional": 884}
 
@@ -71,7 +71,7 @@ def check_counts(denoiser: UNet2DConditionModel) -> None:
 
 
 def bridge_loss(denoiser: UNet2DConditionModel, source: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Latent l2 loss of LBM at one sigma per sample, on the predicted target: sigma squared times that on the velocity."""
+    """Latent l2 loss of LBM at one sigma per sample, on the predicted target (sigma squared times the velocity's)."""
     noise = torch.randn_like(source)
     noisy = bridge.interpolate(source, target, sigma, noise, LBM_CONFIG["bridge_noise_sigma"])
     prediction = denoiser(noisy, sigma * bridge.TRAIN_TIMESTEPS, encoder_hidden_states=None).sample
@@ -202,7 +202,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments, make the base and train."""
-    args = common.parse_args(__doc__ or "", steps=3600)
+    args = common.parse_args(__doc__ or "", steps=2400)
     make_base(args.work)
     training.launch(train, args)
 

@@ -74,6 +74,6 @@ def test_the_core_loads_nothing_heavier_than_torch(layer: str) -> None:
     assert loaded(f"import lbm_lora.{layer}") <= {"torch"}
 
 
-@pytest.mark.parametrize("command", ["extract", "fuse", "layers"])
+@pytest.mark.parametrize("command", ["extract", "validate", "fuse", "layers"])
 def test_commands_of_the_core_need_no_network_classes(command: str) -> None:
     assert loaded(f"import lbm_lora.workflows.{command}, lbm_lora.cli.present") <= {"torch"}

@@ -1,24 +1,14 @@
 """Measure how well an adapter gives back the tuned checkpoint: the verb `validate`."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.apply import ScaledAdapter, check_base, check_fit, fuse_module
+from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint, pair
 from lbm_lora.errors import ConfigError, QualityError
-from lbm_lora.imaging.files import read_image
-from lbm_lora.imaging.grids import comparison_grid
-from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.imaging.tensors import to_images
-from lbm_lora.infer.comparison import VariantOutputs, compare_outputs, variant_outputs
-from lbm_lora.infer.pipeline import check_steps, encode_sources, to_model_size
-from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import (
@@ -33,9 +23,6 @@ from lbm_lora.report import (
     write_report,
 )
 from lbm_lora.workflows.layers import layer_names
-
-BASE, WITH_LORA, TUNED = "base", "base + LoRA", "tuned"
-_PICTURES = 8  # rows of the comparison picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +92,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
         raise ConfigError("--fail_below_psnr is about pictures. Add --images, or leave it out.")
     adapter = load_adapter(config.lora_path)
     weights, names = _weights(config, adapter, progress)
-    outputs, picture = _outputs(config, adapter, progress) if config.images else (None, None)
+    outputs, picture = _outputs(config, adapter, progress)
     report = Report(weights=weights, outputs=outputs)
     folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
     files = write_report(report, folder, picture=picture, provenance=_provenance(config))
@@ -154,56 +141,28 @@ def _layer_names(config: ValidateConfig, names: list[str]) -> str:
     return head + use + "\n" + "\n".join(names) + "\n"
 
 
-def _outputs(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tuple[OutputComparison, bytes]:
-    """The outputs of all three on the base's latents, one model in memory at a time, and a picture of them."""
-    sources = expand_sources(config.images or "")
-    base = _load(config, config.base_model_path)
-    check_steps(base.config, config.num_inference_steps)
-    images = [to_model_size(base, read_image(source), size=config.size) for source in sources]
-    latents = [encode_sources(base, image, seed=config.seed) for image in images]
-    progress.start(3 * len(sources), "comparing outputs")
-    outputs = {BASE: _variant(config, base, latents, progress)}
-    kept = adapter.filtered(_params_of(base).__contains__)
-    fuse_module(base.denoiser, [ScaledAdapter(kept)])
-    outputs[WITH_LORA] = _variant(config, base, latents, progress)
-    dtype, device = base.dtype, base.device
-    del base
-    outputs[TUNED] = _variant(config, _load(config, config.tuned_model_path), latents, progress)
-    comparison = compare_outputs(
-        outputs,
-        names=[source.name for source in sources],
-        reference=TUNED,
+def _outputs(
+    config: ValidateConfig, adapter: Adapter, progress: Progress
+) -> tuple[OutputComparison | None, bytes | None]:
+    """The comparison of pictures, and one picture of it; nothing without --images."""
+    if config.images is None:
+        return None, None
+    # only this needs the network classes: weights are compared without them
+    from lbm_lora.workflows.outputs import compare_pictures
+
+    return compare_pictures(
+        base=config.base_model_path,
+        tuned=config.tuned_model_path,
+        adapter=adapter,
+        images=config.images,
         steps=config.num_inference_steps,
         seed=config.seed,
-        dtype=dtype,
-        device=device,
+        size=config.size,
+        device=config.device,
+        dtype=dtype_of(config.torch_dtype),
+        config_path=config.config_path,
+        progress=progress,
     )
-    return comparison, _picture(images, outputs)
-
-
-def _load(config: ValidateConfig, path: Path) -> LBMModel:
-    return load_model(path, config_path=config.config_path, device=config.device, dtype=dtype_of(config.torch_dtype))
-
-
-def _params_of(model: LBMModel) -> set[ParamName]:
-    return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
-
-
-def _variant(
-    config: ValidateConfig, model: LBMModel, latents: list[torch.Tensor], progress: Progress
-) -> VariantOutputs:
-    return variant_outputs(model, latents, steps=config.num_inference_steps, seed=config.seed, progress=progress)
-
-
-def _picture(images: list[torch.Tensor], outputs: dict[str, VariantOutputs]) -> bytes:
-    """PNG bytes: source | base | base + LoRA | tuned, one row per image."""
-    rows = [
-        [to_images(tensor)[0] for tensor in (image, *(made.images[index][None] for made in outputs.values()))]
-        for index, image in enumerate(images[:_PICTURES])
-    ]
-    buffer = io.BytesIO()
-    comparison_grid(["source", *outputs], rows).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _failures(config: ValidateConfig, report: Report) -> tuple[str, ...]:
@@ -213,7 +172,7 @@ def _failures(config: ValidateConfig, report: Report) -> tuple[str, ...]:
     if config.fail_above is not None and not error <= config.fail_above:
         failures.append(f"The total relative error is {error:.4f}, above --fail_above {config.fail_above:g}.")
     if config.fail_below_psnr is not None and report.outputs is not None:
-        worst = next(entry for entry in report.outputs.summary if entry.variant == WITH_LORA)
+        worst = next(entry for entry in report.outputs.summary if entry.variant == "base + LoRA")
         if not float(worst.worst_psnr) >= config.fail_below_psnr:
             failures.append(
                 f"{worst.worst_image}: {float(worst.worst_psnr):.2f} dB to the tuned model's picture, below "
