@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 IMAGE_SIZE = 128
-TRAIN_SCENES = 900
+TRAIN_SCENES = 589
 HELD_OUT_SCENES = 40
 LIGHTS_PER_SCENE = 4
 

@@ -202,7 +202,7 @@ def train(rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the arguments, make the base and train."""
-    args = common.parse_args(__doc__ or "", steps=2400)
+    args = common.parse_args(__doc__ or "", steps=3700)
     make_base(args.work)
     training.launch(train, args)
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from smallnet import extract_files, small_state
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fused, fused_tensors
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.naming import ModuleName, ParamName
+from smallnet import extract_files, small_state
 
 Rand = Callable[..., Tensor]
 Save = Callable[[str, Mapping[str, Tensor]], Path]

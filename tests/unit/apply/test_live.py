@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from smallnet import SmallNet, extract_files, small_net, small_state
 from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import Fused, Injection, ScaledAdapter, fuse_module, inject
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName, weight_of
+from smallnet import SmallNet, extract_files, small_net, small_state
 
 Rand = Callable[..., Tensor]
 Save = Callable[[str, Mapping[str, Tensor]], Path]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from spectra import SPECTRA, matrix_with
 
 from benchmarks.jobs import optimum, sample
 from lbm_lora.naming import ModuleName
+from spectra import SPECTRA, matrix_with
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40)])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from smallnet import Extracted, extract_files, small_state, tensors_of
 from torch import Tensor
 
 from lbm_lora.adapter import Ledger, Status
@@ -16,6 +15,7 @@ from lbm_lora.errors import InputError, PairingError
 from lbm_lora.extract import seed_of
 from lbm_lora.factorize import Measure
 from lbm_lora.naming import ModuleName, ParamName, module_of
+from smallnet import Extracted, extract_files, small_state, tensors_of
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
 Extract = Callable[..., Extracted]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
 from torch import Tensor
 
 from lbm_lora.errors import InputError
 from lbm_lora.factorize import Factors, factorize, rounded, truncated_svd
+from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -5,10 +5,10 @@
 import numpy as np
 import pytest
 import torch
-from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
 from torch import Tensor
 
 from lbm_lora.factorize import TruncatedSVD, exact_svd, svd, truncated_svd
+from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
 
 RANK = 24
 SMALL = [(32, 48), (96, 40), (64, 64)]

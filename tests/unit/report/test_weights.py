@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from smallnet import extract_files, small_state
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, Status, load_adapter, save_adapter
@@ -16,6 +15,7 @@ from lbm_lora.factorize import Measure
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.report.schema import weight_report
 from lbm_lora.report.weights import compare_weights
+from smallnet import extract_files, small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
 
