@@ -108,10 +108,10 @@ def held_out_line() -> str:
     """What training measured on all held-out pairs, as `tools/train_tuned.py` wrote it."""
     results = json.loads((bundled.ROOT / "mini/results.json").read_text(encoding="utf-8"))
     scores = results["tuned"]["held_out_psnr"]
-    gain = scores["tuned_inside"] - scores["source_inside"]
+    source, base, tuned = (scores[f"{name}_inside"] for name in ("source", "base", "tuned"))
     return (
-        f"On all {scores['pairs']} held-out pairs: source {scores['source_inside']:.2f} dB, "
-        f"base {scores['base_inside']:.2f} dB,\ntuned {scores['tuned_inside']:.2f} dB inside the object ({gain:+.2f} dB over the source)."
+        f"On all {scores['pairs']} held-out pairs, inside the object: source {source:.2f} dB, base {base:.2f} dB,\n"
+        f"tuned {tuned:.2f} dB, {tuned - source:+.2f} dB over the source."
     )
 
 
@@ -141,8 +141,8 @@ def main() -> None:
     text = "\n".join(
         [
             f"On the bundled mini model and {len(found)} of its held-out pairs (objects and lights that no training",
-            "saw), fp32, one step. The same rank for linear and conv layers. The widest matrices have 64 rows, so rank 32",
-            "is nearly full, and plain SVD has little to save on a model this narrow:",
+            "saw), fp32, one step. The same rank for linear and conv layers. The widest matrices have 64 rows, so",
+            "rank 32 is nearly full, and plain SVD has little to save on a model this narrow:",
             "",
             "| rank | file | error of the weights | PSNR to the tuned model's picture, mean (dB) | worst |",
             "| --- | --- | --- | --- | --- |",

@@ -109,8 +109,8 @@ def load_scenes(work: Path, split: str) -> Scenes:
 def grade(scenes: Scenes) -> Scenes:
     """Tint each light, and grade its background to the mean color of the light on the object.
 
-    A background shows little of what lights the object, and a small model trained on few HDRIs cannot guess the rest. So
-    the object under each light gets a random gain per channel, the same for a scene whenever it is graded, and the
+    A background shows little of what lights the object, and a small model trained on few HDRIs cannot guess the rest.
+    So the object under each light gets a random gain per channel, the same for a scene whenever it is graded, and the
     background's mean becomes the color that a gray object would have there. Light means the object's mean relative to
     its mean under all lights of the scene.
     """
