@@ -53,8 +53,8 @@ def write_results(work: Path) -> None:
 
 
 def write_pairs(work: Path) -> None:
-    """Write one pair of each of some held-out scenes, in the order of the scenes' numbers."""
-    scenes = training.load_scenes(work, "held_out")
+    """Write one pair of every few scenes of the check split, in the order of the scenes' numbers."""
+    scenes = training.load_scenes(work, "check")
     step = len(scenes.alpha) // PAIRS
     for pair in range(PAIRS):
         scene, i = pair * step, pair % common.LIGHTS_PER_SCENE

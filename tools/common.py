@@ -14,6 +14,9 @@ from PIL import Image
 IMAGE_SIZE = 128
 TRAIN_SCENES = 589
 HELD_OUT_SCENES = 40
+CHECK_SCENES = 40
+SPLITS = ("train", "held_out", "check")
+"""held_out was looked at while the model was made; check has other scenes of the same assets, measured at the end."""
 LIGHTS_PER_SCENE = 4
 
 # Held out: no image with one of these meshes, textures or HDRIs is ever trained on.
@@ -74,7 +77,7 @@ def hdri_paths(work: Path) -> list[Path]:
 
 
 def scene_paths(work: Path, split: str) -> list[Path]:
-    """The rendered scenes of a split, "train" or "held_out", sorted by number."""
+    """The rendered scenes of a split, sorted by number."""
     return sorted((work / "scenes" / split).glob("[0-9]*.npz"))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-SAMPLES = {"train": 96, "held_out": 192}
+SAMPLES = {"train": 96, "held_out": 192, "check": 192}
 BACKGROUND_SAMPLES = 16
 FIELD_OF_VIEW = 55.0
 CAMERA_DISTANCE = 3.0
@@ -49,7 +49,7 @@ def draw_object(
     work: Path, split: str, rng: np.random.Generator, scale: float, centre: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Draw one textured mesh; give its Mitsuba description and its description in words."""
-    held_out = split == "held_out"
+    held_out = split != "train"
     meshes = common.HELD_OUT_MESHES if held_out else common.TRAIN_MESHES
     textures = [path for path in common.texture_paths(work) if (path.stem in common.HELD_OUT_TEXTURES) == held_out]
     mesh = str(rng.choice(meshes))
@@ -93,7 +93,7 @@ def draw_object(
 
 def draw_light(work: Path, split: str, rng: np.random.Generator, taken: set[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """Draw an HDRI not in `taken`, turned, tinted and scaled to mean luminance 1 over the sphere."""
-    held_out = split == "held_out"
+    held_out = split != "train"
     paths = [
         path
         for path in common.hdri_paths(work)
@@ -158,7 +158,7 @@ def render(
 
 def make_scene(work: Path, split: str, number: int) -> dict[str, np.ndarray]:
     """Draw and render one scene from its split and number alone."""
-    rng = np.random.default_rng([number, split == "held_out"])
+    rng = np.random.default_rng([number, common.SPLITS.index(split)])
     if rng.random() < 0.3:
         left = rng.uniform(0.6, 0.75)
         spots = [
@@ -198,9 +198,11 @@ def make_scene(work: Path, split: str, number: int) -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Render what is not on disk yet."""
-    args = common.parse_args(__doc__ or "", train=common.TRAIN_SCENES, held_out=common.HELD_OUT_SCENES)
+    args = common.parse_args(
+        __doc__ or "", train=common.TRAIN_SCENES, held_out=common.HELD_OUT_SCENES, check=common.CHECK_SCENES
+    )
     mi.set_variant("llvm_ad_rgb", "scalar_rgb")
-    for split, count in (("held_out", args.held_out), ("train", args.train)):
+    for split, count in (("held_out", args.held_out), ("check", args.check), ("train", args.train)):
         for number in range(count):
             path = args.work / "scenes" / split / f"{number:04d}.npz"
             if path.exists():
