@@ -104,8 +104,8 @@ def held_out_table() -> str:
         rows.append(f"| {scores['pairs']} pairs of {meaning} | {shown} | {values[2] - values[0]:+.2f} |")
     return "\n".join(
         [
-            "Does it relight? Objects and lights that no training saw, one step, mean PSNR inside the object (dB). From",
-            "pair to pair the gain varies by 4 dB, since some sources have nearly the right light already:",
+            "Does it relight? Objects and lights that no training saw, one step, mean PSNR inside the object (dB).",
+            "From pair to pair the gain varies by 4 dB, since some sources have nearly the right light already:",
             "",
             "| held-out | source | base | tuned | tuned over source |",
             "| --- | --- | --- | --- | --- |",

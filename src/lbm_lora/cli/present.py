@@ -118,11 +118,12 @@ def _layer_line(row: TensorResult) -> str:
 
 
 def _written(*paths: Path) -> str:
-    return "\n".join(f"wrote {path} ({_megabytes(path)})" for path in paths)
+    return "\n".join(f"wrote {path} ({_size(path)})" for path in paths)
 
 
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:,.2f} MB"
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:,.2f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 
 def _file(paths: tuple[Path, ...], suffix: str) -> str:
