@@ -110,9 +110,9 @@ def test_step_3_writes_a_picture_and_nothing_else(
     after_steps: tuple[Path, list[subprocess.CompletedProcess[str]]],
 ) -> None:
     folder, (*_, done) = after_steps
-    source = Image.open(folder / "examples/inference/ckpts/relighting/assets/source_image.jpg")
-    output = Image.open(folder / "lora/assets/output.jpg")
-    assert output.size == source.size
+    source = folder / "examples/inference/ckpts/relighting/assets/source_image.jpg"
+    with Image.open(source) as before, Image.open(folder / "lora/assets/output.jpg") as after:
+        assert after.size == before.size
     assert [path.name for path in (folder / "lora/assets").iterdir()] == ["output.jpg"]
     assert "Native LoRA applied (all layers): 792 success, 0 failed (100.0% success rate)" in done.stderr
 
