@@ -34,7 +34,7 @@ PMNDRS_VERSION = "1.7.0"
 def parse_args(description: str, **defaults: int) -> argparse.Namespace:
     """Read `--work DIR` and one integer option per keyword (its value is the default)."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--work", type=Path, default=Path("/work/data"), help="folder for everything that is made")
+    parser.add_argument("--work", type=Path, default=Path("mini_work"), help="folder for everything that is made")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     return parser.parse_args()

@@ -1,5 +1,6 @@
 """Whether an adapter belongs on a model: its names and shapes, and the base it was made from."""
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Component, differing, fingerprint
 from lbm_lora.errors import AdapterError, WrongBaseError, listing
 from lbm_lora.naming import ParamName
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
 def check_base(adapter: Adapter, base: Component, *, allow_other_base: bool = False) -> None:
     """Compare the fingerprint in an adapter with the base it is to be put on.
 
-    An adapter without a fingerprint gives a warning: nothing can be checked.
+    An adapter without a fingerprint gives a warning: nothing can be checked. So does another base that is allowed.
 
     Raises:
         WrongBaseError: the fingerprints differ and `allow_other_base` is off.
@@ -55,13 +58,14 @@ def check_base(adapter: Adapter, base: Component, *, allow_other_base: bool = Fa
     if not adapter.metadata.base_fingerprint:
         warnings.warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.", stacklevel=2)
         return
-    if allow_other_base:
-        return
     found = fingerprint(base)
     if found.digest == adapter.metadata.base_fingerprint:
         return
     names = differing(adapter.metadata.base_tensors, found)
-    raise WrongBaseError(
+    difference = (
         f"{adapter.path} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
-        f"{listing(names, limit=3)}. Give its own base, or go on with --allow_other_base."
+        f"{listing(names, limit=3)}."
     )
+    if not allow_other_base:
+        raise WrongBaseError(f"{difference} Give its own base, or go on with --allow_other_base.")
+    _log.warning(difference)

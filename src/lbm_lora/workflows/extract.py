@@ -23,6 +23,7 @@ from lbm_lora.report import WeightReport, file_labels, weight_report
 _log = logging.getLogger(__name__)
 
 _VAE = "vae."
+_BASE_MARK = "exact_architecture_match"  # what `lbm-lora base` writes as `initialization`
 _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
 
 
@@ -93,7 +94,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             exclude=config.exclude,
             keep_dense=config.dense,
         )
-        notes = _vae_notes(base, tuned)
+        notes = (*_swap_notes(tuned), *_vae_notes(base, tuned))
         ledger = _write(config, plan, Extraction(plan, settings), progress)
     base_label, tuned_label = file_labels(base.path, tuned.path)
     report = weight_report(ledger, base=base_label, tuned=tuned_label, adapter=config.save_to.name)
@@ -188,6 +189,15 @@ def _metadata(config: ExtractConfig, ledger: Ledger, base: Fingerprint, tuned: F
         settings=_settings(config),
     )
     return AdapterMetadata(FORMAT, base.digest, base.packed(), tuned.digest, facts)
+
+
+def _swap_notes(tuned: Checkpoint) -> tuple[str, ...]:
+    """A warning where the tuned file says that it is an exact base."""
+    if _BASE_MARK not in (tuned.metadata.get("initialization"), tuned.extra.get("initialization")):
+        return ()
+    note = f"{tuned.path} says that it is an exact base, not a tuned checkpoint. Are base and tuned swapped?"
+    _log.warning(note)
+    return (note,)
 
 
 def _vae_notes(base: Checkpoint, tuned: Checkpoint) -> tuple[str, ...]:

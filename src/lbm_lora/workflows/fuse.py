@@ -8,7 +8,7 @@ from pathlib import Path
 from lbm_lora.apply import ScaledAdapter, fused_tensors
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
-from lbm_lora.errors import OutputError
+from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.model.resolve import METADATA_KEY
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.adapters import AppliedAdapter, fitting_adapters
@@ -51,6 +51,8 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
     Raises:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
+    if not config.lora_path:
+        raise ConfigError("--lora_path names no file: there is nothing to fuse. Give at least one LoRA.")
     guard_output(config.save_to, [config.base_model_path, *config.lora_path])
     with open_checkpoint(config.base_model_path) as checkpoint:
         component = checkpoint.component()

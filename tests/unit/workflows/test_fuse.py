@@ -92,6 +92,23 @@ def test_another_base_is_refused_by_name(lbm: Lbm, lora: Path, tmp_path: Path) -
     assert not config.save_to.exists()
 
 
+def test_no_lora_is_refused(lbm: Lbm, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--lora_path names no file"):
+        run(FuseConfig(base_model_path=lbm.base, lora_path=(), save_to=tmp_path / "f.safetensors"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_base_that_is_allowed_is_said(
+    lbm: Lbm, lora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = FuseConfig(
+        base_model_path=lbm.tuned, lora_path=(lora,), save_to=tmp_path / "f.safetensors", allow_other_base=True
+    )
+    run(config)
+    assert "was made from another base than" in caplog.text
+    assert config.save_to.exists()
+
+
 def test_outputs_that_cannot_be(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a fused checkpoint is a \.safetensors or a \.ckpt file"):
         run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=tmp_path / "f.bin"))
