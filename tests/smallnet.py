@@ -75,8 +75,8 @@ def extract_files(
     first, second = (open_checkpoint(path).component() for path in (base, tuned))
     ranks = FixedRank(linear=rank, conv=conv_rank)
     plan = plan_extraction(first, second, ranks, include=include, exclude=exclude, keep_dense=keep_dense)
-    extraction = Extraction(plan, Settings(**settings))
-    outcomes = list(extraction)
+    extraction = Extraction([plan], Settings(**settings))
+    outcomes = [outcome for (outcome,) in extraction]
     modules = {outcome.module.name: outcome.module for outcome in outcomes if outcome.module is not None}
     dense = {outcome.row.name: outcome.dense for outcome in outcomes if outcome.dense is not None}
     ledger = Ledger(tuple(outcome.row for outcome in outcomes))

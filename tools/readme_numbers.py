@@ -79,6 +79,7 @@ def rank_rows(base: Path, folder: Path) -> tuple[list[str], Path]:
                 tuned_model_path=TUNED,
                 lora_path=lora,
                 images=str(bundled.PAIRS / "*.source.png"),
+                num_inference_steps=(1,),
                 report=folder / str(rank),
             )
         )

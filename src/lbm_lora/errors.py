@@ -9,6 +9,7 @@
     │   ├── PatternError             a name pattern that is malformed or matches nothing
     │   ├── ConfigError              a configuration key, value or combination that cannot be
     │   ├── ImageError               an image or mask that cannot be read or does not fit
+    │   ├── DataError                a data set that cannot be read, or with too many corrupt samples
     │   └── OutputError              an output path that cannot or must not be written
     ├── HubError                 2   a hub repository that cannot be reached or does not exist
     ├── MissingExtraError        2   an optional dependency is not installed
@@ -60,6 +61,10 @@ class ConfigError(InputError):
 
 class ImageError(InputError):
     """An image or mask cannot be read or does not fit."""
+
+
+class DataError(InputError):
+    """A data set cannot be read, or too many of its samples are corrupt."""
 
 
 class OutputError(InputError):

@@ -14,7 +14,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # results per thread that may wait for the reader: it bounds the memory
+_AHEAD = 8
 
 
 def ordered_map(

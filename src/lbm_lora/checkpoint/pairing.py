@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lbm_lora.blocks import flat_blocks
+from lbm_lora.blocks import Workspace, flat_blocks
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.errors import PairingError, listing
@@ -30,14 +30,18 @@ class Pairing:
     tuned: Component
     pairs: tuple[ParamPair, ...]
 
-    def read_delta(self, name: ParamName) -> torch.Tensor:
+    def read_delta(self, name: ParamName, workspace: Workspace | None = None) -> torch.Tensor:
         """tuned - base, subtracted in fp32 whatever the storage dtypes.
+
+        Args:
+            workspace: whose buffer the delta is put into; by default into memory of its own.
 
         Raises:
             PairingError: a value of either side, or of their difference, is not finite.
         """
         base, tuned = self.base.read(name), self.tuned.read(name)
-        delta = torch.empty(tuned.shape, dtype=torch.float32)
+        shape = tuple(tuned.shape)
+        delta = workspace.take(shape) if workspace else torch.empty(shape)
         total = 0.0
         for difference, after, before in flat_blocks(delta, tuned.contiguous(), base.contiguous()):
             total += difference.copy_(after).sub_(before).sum().item()

@@ -43,6 +43,7 @@ def _extract(result: "ExtractResult", verbose: bool) -> str:
         short_text(Report(weights=result.report)),
         "\n".join(result.notes),
         _written(result.adapter, result.sidecar),
+        *(_extract(further, verbose) for further in result.further),
     )
 
 

@@ -1,7 +1,7 @@
 """What will become of each tensor, decided from names and shapes alone, before a byte is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lbm_lora.checkpoint import Component, Pairing, TensorSpec, pair
@@ -41,6 +41,11 @@ class Plan:
 
     pairing: Pairing
     items: tuple[PlanItem, ...]
+
+    def with_ranks(self, ranks: FixedRank) -> "Plan":
+        """The same plan with other ranks."""
+        items = (item if item.rank is None else replace(item, rank=ranks.rank_of(item.shape)) for item in self.items)
+        return replace(self, items=tuple(items))
 
     def of(self, action: Action) -> list[PlanItem]:
         return [item for item in self.items if item.action is action]

@@ -1,6 +1,6 @@
 """Carry out a plan: read, subtract, factorize, round, measure; a few tensors at a time, in constant memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,14 +8,15 @@ import xxhash
 from torch import Tensor
 
 from lbm_lora.adapter import LedgerRow, LoraModule, Status
-from lbm_lora.checkpoint import Component, Fingerprint, FingerprintBuilder
+from lbm_lora.blocks import Workspace
+from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder
 from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Action, Plan, PlanItem
 from lbm_lora.factorize import (
     Factors,
     Measure,
     down_shape,
-    factorize,
+    factorize_ranks,
     measure_delta,
     rounded,
     to_matrix,
@@ -49,31 +50,50 @@ class Outcome:
 
 
 class Extraction:
-    """One pass over both files. Iterate it to the end, then read the fingerprints."""
+    """One pass over both files. Iterate it to the end, then read the fingerprints.
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
-        self._plan = plan
+    Args:
+        plans: one for each adapter that is to come out; they differ in their ranks alone. A matrix is decomposed once
+            for all of them, so a lower rank may differ in its last digits from that of a run of its own.
+    """
+
+    def __init__(self, plans: Sequence[Plan], settings: Settings) -> None:
+        self._plans = plans
         self._settings = settings
+        self._pairing = plans[0].pairing
         self._base, self._tuned = FingerprintBuilder(), FingerprintBuilder()
+        self._workspace = Workspace()
 
     def __len__(self) -> int:
-        return len(self._plan.items)
+        return len(self._plans[0].items)
 
-    def __iter__(self) -> Iterator[Outcome]:
-        return ordered_map(self._read_and_decide, self._plan.items)
-
-    def _read_and_decide(self, item: PlanItem) -> Outcome:
-        for component, builder in ((self._plan.pairing.base, self._base), (self._plan.pairing.tuned, self._tuned)):
-            if item.name in component:
-                builder.add(item.name, component.read(item.name))
-        return self._outcome(item)
+    def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
+        """The outcomes of one tensor, one for each plan, tensor by tensor."""
+        return ordered_map(self._read_and_decide, zip(*(plan.items for plan in self._plans), strict=True))
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
         """Of base and tuned, after the pass."""
         return self._base.build(), self._tuned.build()
 
-    def _outcome(self, item: PlanItem) -> Outcome:
-        delta, tuned = _delta(self._plan, item)
+    def _read_and_decide(self, items: tuple[PlanItem, ...]) -> tuple[Outcome, ...]:
+        name = items[0].name
+        for component, builder in ((self._pairing.base, self._base), (self._pairing.tuned, self._tuned)):
+            if name in component:
+                builder.add(name, component.read(name))
+        whole = self._outcome(items[0])
+        if isinstance(whole, Outcome):
+            return (whole,) * len(items)
+        delta, found = whole
+        try:
+            factors = self._decompose(name, [item.rank or 1 for item in items], delta, found.delta_sq)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        pairs = zip(items, factors, strict=True)
+        return tuple(_low_rank(item, made, with_error(found, delta, made)) for item, made in pairs)
+
+    def _outcome(self, item: PlanItem) -> Outcome | tuple[Tensor, Measure]:
+        """What a tensor becomes whatever the ranks; else the delta that is to be decomposed, and its measure."""
+        delta, tuned = self._delta(item)
         if delta is None:
             return Outcome(_row(item, Status.EXCLUDED, item.reason, Measure()))
         found = measure_delta(delta, tuned)
@@ -86,21 +106,32 @@ class Extraction:
         if self._settings.min_diff and float(delta.abs().max()) < self._settings.min_diff:
             reason = f"largest change below --min_diff {self._settings.min_diff:g}"
             return Outcome(_row(item, Status.EXCLUDED, reason, found))
+        if item.action is Action.DECOMPOSE:
+            return delta, found
         try:
-            if item.action is Action.KEEP_DENSE or item.rank is None:
-                stored = rounded(delta, self._settings.dtype)
-                measured = with_error(found, delta, stored.float())
-                return Outcome(_row(item, Status.DENSE, item.reason, measured), dense=stored)
-            factors = self._decompose(item, item.rank, delta)
+            stored = rounded(delta, self._settings.dtype)
         except InputError as error:
             raise InputError(f"{item.name}: {error}") from None
-        measured = with_error(found, delta, factors)
-        return Outcome(_row(item, Status.LORA, item.reason, measured), module=_module(item, factors))
+        return Outcome(_row(item, Status.DENSE, item.reason, with_error(found, delta, stored.float())), dense=stored)
 
-    def _decompose(self, item: PlanItem, rank: int, delta: Tensor) -> Factors:
-        matrix = to_matrix(delta).to(self._settings.device)
-        factors = factorize(matrix, rank, self._settings.dtype, seed=seed_of(item.name))
-        return Factors(factors.up.cpu(), factors.down.cpu())
+    def _delta(self, item: PlanItem) -> tuple[Tensor | None, Tensor]:
+        """The delta of an item and its tuned tensor; no delta where the two sides cannot be subtracted."""
+        base, tuned, name = self._pairing.base, self._pairing.tuned, item.name
+        if name not in base or name not in tuned or base.specs[name].shape != tuned.specs[name].shape:
+            return None, torch.zeros(0)
+        if item.action is Action.EXCLUDE:
+            # what is left out may hold anything; values that are not finite count as unchanged
+            return _finite(tuned.read(name).float() - base.read(name).float()), _finite(tuned.read(name))
+        return self._pairing.read_delta(name, self._workspace), tuned.read(name)
+
+    def _decompose(self, name: ParamName, ranks: Sequence[int], delta: Tensor, squared_norm: float) -> list[Factors]:
+        matrix, dtype = to_matrix(delta).to(self._settings.device), self._settings.dtype
+        made = factorize_ranks(matrix, ranks, dtype, seed=seed_of(name), squared_norm=squared_norm)
+        return [Factors(factors.up.cpu(), factors.down.cpu()) for factors in made]
+
+
+def _low_rank(item: PlanItem, factors: Factors, measured: Measure) -> Outcome:
+    return Outcome(_row(item, Status.LORA, item.reason, measured), module=_module(item, factors))
 
 
 def _module(item: PlanItem, factors: Factors) -> LoraModule:
@@ -115,26 +146,8 @@ def seed_of(name: ParamName) -> int:
     return xxhash.xxh3_64_intdigest(name.encode()) >> 1
 
 
-def _delta(plan: Plan, item: PlanItem) -> tuple[Tensor | None, Tensor]:
-    """The delta of an item and its tuned tensor; no delta where the two sides cannot be subtracted."""
-    base, tuned = plan.pairing.base, plan.pairing.tuned
-    comparable = (
-        item.name in base and item.name in tuned and base.specs[item.name].shape == tuned.specs[item.name].shape
-    )
-    if not comparable:
-        return None, torch.zeros(0)
-    if item.action is Action.EXCLUDE:
-        # what is left out may hold anything; values that are not finite count as unchanged
-        return _finite(_subtract(base, tuned, item.name)), _finite(tuned.read(item.name))
-    return plan.pairing.read_delta(item.name), tuned.read(item.name)
-
-
 def _finite(tensor: Tensor) -> Tensor:
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _subtract(base: Component, tuned: Component, name: ParamName) -> Tensor:
-    return tuned.read(name).float() - base.read(name).float()
 
 
 def _row(item: PlanItem, status: Status, reason: str, measured: Measure) -> LedgerRow:

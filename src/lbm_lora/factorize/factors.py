@@ -9,6 +9,7 @@ It costs the same bytes as an SVD's factors, and nothing is lost but the roundin
 checkpoints often survive even that bit for bit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.svd import truncated_svd
+from lbm_lora.factorize.svd import TruncatedSVD, truncated_svd
 
 _KEPT = 0.01  # how far rounding may move the squared length of a row of V^T before the row counts as lost
 _CUTOFF = 1e-4  # directions of lost rows below this share of the largest are left out
@@ -55,13 +56,40 @@ def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtyp
     Raises:
         InputError: a value leaves the range of `dtype`.
     """
-    rows, columns = matrix.shape
-    if rank >= min(rows, columns):
-        return _full_rank(matrix, dtype)
-    svd = truncated_svd(matrix, rank, seed=seed)
+    return factorize_ranks(matrix, [rank], dtype, seed=seed)[0]
+
+
+def factorize_ranks(
+    matrix: Float[Tensor, "out columns"],
+    ranks: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    squared_norm: float | None = None,
+) -> list[Factors]:
+    """The best factors of several ranks out of one decomposition, in their order; see `factorize`.
+
+    Args:
+        squared_norm: of the matrix, where it is known already.
+    """
+    bound = min(matrix.shape)
+    highest = max((rank for rank in ranks if rank < bound), default=0)
+    svd = truncated_svd(matrix, highest, seed=seed, squared_norm=squared_norm) if highest else None
+    return [
+        _full_rank(matrix, dtype) if svd is None or rank >= bound else factors_of(svd.first(rank), dtype)
+        for rank in ranks
+    ]
+
+
+def factors_of(svd: TruncatedSVD, dtype: torch.dtype) -> Factors:
+    """The best factors of what a decomposition keeps, rounded to `dtype`.
+
+    Raises:
+        InputError: a value leaves the range of `dtype`.
+    """
     root = svd.values.sqrt()
     down = rounded(root[:, None] * svd.right, dtype)
-    return Factors(rounded(_refit(matrix, down.float(), root), dtype), down)
+    return Factors(rounded(_refit(svd, down.float(), root), dtype), down)
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,16 +115,18 @@ def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Fact
 
 
 def _refit(
-    matrix: Float[Tensor, "out columns"], down: Float[Tensor, "rank columns"], root: Float[Tensor, " rank"]
+    svd: TruncatedSVD, down: Float[Tensor, "rank columns"], root: Float[Tensor, " rank"]
 ) -> Float[Tensor, "out rank"]:
-    """The best `up` for a given `down`: argmin ||matrix - up @ down||.
+    """The best `up` for a given `down`: argmin ||left diag(values) right - up @ down||.
 
-    The rows of down / root are nearly orthonormal, so the normal equations are well conditioned. Only a row that is
-    zero, or that fp16 has flushed (its numbers end at 6e-8), is not; the pseudo-inverse leaves such rows out.
+    What the decomposition leaves out is orthogonal to `right`, so it would change `up` only by its share in the
+    rounding of `down`. The rows of down / root are nearly orthonormal, so the normal equations are well conditioned.
+    Only a row that is zero, or that fp16 has flushed (its numbers end at 6e-8), is not; the pseudo-inverse leaves such
+    rows out.
     """
     scale = torch.where(root > 0, root, torch.ones_like(root))
     rows = down / scale[:, None]
-    gram, products = rows @ rows.mT, rows @ matrix.mT
+    gram, products = rows @ rows.mT, (rows @ svd.right.mT) @ (svd.left * svd.values).mT
     if ((gram.diagonal() - 1).abs() > _KEPT).any():
         return (torch.linalg.pinv(gram, rtol=_CUTOFF, hermitian=True) @ products).mT / scale
     return torch.linalg.solve(gram, products).mT / scale

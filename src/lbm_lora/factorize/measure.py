@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lbm_lora.blocks import flat_blocks, sums, tiles
+from lbm_lora.blocks import absolutes, flat_blocks, squares, tiles
 from lbm_lora.factorize.factors import Factors
 from lbm_lora.factorize.matrix import to_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Sums over the values of one delta, or of several.
+    """Sums over the values of one delta, or of several: fp32 within blocks of 65536 values, fp64 over the blocks.
 
     Attributes:
         numel: number of values.
@@ -80,9 +80,8 @@ def measure_delta(delta: Tensor, tuned: Tensor) -> Measure:
     """The sums that need no approximation; the error is the delta itself."""
     delta_sq = delta_abs = noise_sq = 0.0
     for block, stored in flat_blocks(delta.contiguous(), tuned.contiguous()):
-        squares, absolutes = sums(block)
-        delta_sq += squares
-        delta_abs += absolutes
+        delta_sq += squares(block)
+        delta_abs += absolutes(block)
         noise_sq += storage_noise(stored)
     return Measure(
         numel=delta.numel(),
@@ -100,9 +99,8 @@ def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors
         return measured
     error_sq = error_abs = 0.0
     for block in _error_blocks(delta, approximation):
-        squares, absolutes = sums(block)
-        error_sq += squares
-        error_abs += absolutes
+        error_sq += squares(block)
+        error_abs += absolutes(block)
     if not math.isfinite(error_sq):
         error_sq = error_abs = math.inf
     return replace(measured, error_sq=error_sq, error_abs=error_abs)
@@ -132,8 +130,7 @@ def storage_noise(tuned: Tensor) -> float:
     else:
         return 0.0
     powers = (tuned.contiguous().view(torch.int16) & exponent_bits).view(tuned.dtype)
-    squares, _ = sums(powers.float().clamp(min=torch.finfo(tuned.dtype).tiny))
-    return squares * 4.0**-digits / 12
+    return squares(powers.float().clamp(min=torch.finfo(tuned.dtype).tiny)) * 4.0**-digits / 12
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -4,8 +4,9 @@ The randomized method is block Krylov iteration (Musco and Musco, "Randomized Bl
 Faster Approximate Singular Value Decomposition", 2015, arXiv 1504.05477): it keeps the blocks of all rounds, and
 so comes far closer to the optimum than subspace iteration at the same number of products.
 
-It checks itself. One more half round on the found right vectors would catch `residual` more energy; where that is
-more than a set part of the error, another round is made, and after the last one the exact method takes over.
+It checks itself. The last product, with the right vectors that were found, is half a round more: what energy it gains
+tells how much was still missing. Where that is more than a set part of the error, rounds are added, and after the last
+one the exact method takes over.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
 
-OVERSAMPLING = 8
-"""Columns beyond the rank. Two Krylov rounds with 8 come within 1.0001 of the optimum on full-size layers."""
+SMALLEST_BLOCK = 16
+"""Columns of a block at least: products with fewer take as long. A block has as many columns as the rank asks for."""
 
-_FIRST_ROUNDS = 2
-_LAST_ROUNDS = 6
-_TOLERANCE = 3e-4  # of the squared error: what one more half round may gain
+_FIRST_ROUNDS = 4
+_LAST_ROUNDS = 10
+_TOLERANCE = 1e-3  # of the squared error: what the last half round may gain. Half of it is then left at most
 _FLOOR = 1e-11  # of the squared norm: below it, fp32 products are noise
 _EXACT_BELOW = 192  # short sides up to here: LAPACK is as fast
 _EXACT_SHARE = 6  # randomized where rank * share < short side
@@ -30,6 +32,8 @@ _EXACT_SHARE = 6  # randomized where rank * share < short side
 @dataclass(frozen=True)
 class TruncatedSVD:
     """matrix ~ left @ diag(values) @ right.
+
+    The first vectors of a decomposition are the decomposition of a lower rank: see `first`.
 
     Attributes:
         left: (out, rank), orthonormal columns.
@@ -43,24 +47,31 @@ class TruncatedSVD:
     right: Float[Tensor, "rank columns"]
     exact: bool
 
+    def first(self, rank: int) -> "TruncatedSVD":
+        """The decomposition of a lower rank."""
+        return TruncatedSVD(self.left[:, :rank], self.values[:rank], self.right[:rank], self.exact)
 
-def truncated_svd(matrix: Float[Tensor, "out columns"], rank: int, *, seed: int) -> TruncatedSVD:
-    """The best approximation of `rank`: squared error within 0.1 % of the optimum's, exact for small matrices.
+
+def truncated_svd(
+    matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, squared_norm: float | None = None
+) -> TruncatedSVD:
+    """The best approximation of `rank`: error within 0.1 % of the optimum's, exact for small matrices.
 
     Args:
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
         seed: of the random start; the same seed, device and thread count give the same bytes.
+        squared_norm: of the matrix, where it is known already.
 
     Raises:
         InputError: the decomposition does not converge, which finite values do not cause in practice.
     """
     short = min(matrix.shape)
     if short > _EXACT_BELOW and rank * _EXACT_SHARE < short:
-        for rounds in range(_FIRST_ROUNDS, _LAST_ROUNDS + 1):
-            found = _block_krylov(matrix, rank, rounds=rounds, seed=seed)
-            if _has_converged(matrix, found):
-                return found
+        total = energy(matrix) if squared_norm is None else squared_norm
+        found = _block_krylov(matrix, rank, seed=seed, total=total)
+        if found is not None:
+            return found
     return exact_svd(matrix, rank)
 
 
@@ -73,7 +84,7 @@ def exact_svd(matrix: Float[Tensor, "out columns"], rank: int) -> TruncatedSVD:
     if rows > 2 * columns:
         orthogonal, triangular = torch.linalg.qr(matrix)
         left, values, right = _thin_svd(triangular)
-        left = orthogonal @ left
+        left = orthogonal @ left[:, :rank]
     else:
         left, values, right = _thin_svd(matrix)
     return TruncatedSVD(left[:, :rank], values[:rank], right[:rank], exact=True)
@@ -91,24 +102,59 @@ def _thin_svd(matrix: Float[Tensor, "out columns"]) -> tuple[Tensor, Tensor, Ten
         return left.to(matrix.dtype), values.to(matrix.dtype), right.to(matrix.dtype)
 
 
-def _block_krylov(matrix: Float[Tensor, "out columns"], rank: int, *, rounds: int, seed: int) -> TruncatedSVD:
-    """Rayleigh-Ritz on the span of [A G, (A A^T) A G, ...]: `rounds` blocks of rank + oversampling columns.
+def _block_krylov(matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, total: float) -> TruncatedSVD | None:
+    """Rayleigh-Ritz on the span of [A G, (A A^T) A G, ...]; None where it has not converged.
 
-    The basis stays orthonormal as it grows, so each block's product with the matrix serves twice: for the next block,
-    and as its part of the projected matrix.
+    The basis lies on the short side of A. It stays orthonormal as it grows, so each block's product with A serves
+    twice: for the next block, and as its part of the projected matrix.
     """
+    wide = matrix.shape[0] <= matrix.shape[1]
+
+    def across(basis: Tensor) -> Tensor:
+        """(short, n) -> (n, long). Never with a transposed A: that product takes half as long again."""
+        return basis.mT @ matrix if wide else (matrix @ basis).mT
+
+    def back(rows: Tensor) -> Tensor:
+        """(n, long) -> (short, n)."""
+        return matrix @ rows.mT if wide else (rows @ matrix).mT
+
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(matrix.shape[1], rank + OVERSAMPLING, generator=generator).to(matrix.device)
-    basis = torch.linalg.qr(matrix @ start).Q
-    projected = basis.mT @ matrix
-    rows = projected
-    for _ in range(rounds - 1):
-        scale = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)  # A A^T may leave the range of fp32
-        block = _orthonormal_beside(basis, matrix @ (rows / scale).mT)
-        rows = block.mT @ matrix
+    start = torch.randn(max(rank, SMALLEST_BLOCK), max(matrix.shape), generator=generator).to(matrix.device)
+    basis = torch.linalg.qr(back(start)).Q
+    projected = rows = across(basis)
+    for rounds in range(2, _LAST_ROUNDS + 1):
+        if basis.shape[1] + rows.shape[0] > min(matrix.shape):
+            return None  # LAPACK has less to do
+        block = _orthonormal_beside(basis, back(_scaled(rows)))
+        rows = across(block)
         basis, projected = torch.cat((basis, block), dim=1), torch.cat((projected, rows))
-    found = exact_svd(projected, rank)
-    return TruncatedSVD(basis @ found.left, found.values, found.right, exact=False)
+        if rounds >= _FIRST_ROUNDS:
+            found = _leading_rows(projected, rank)
+            product = back(found)
+            within = basis.mT @ product
+            error = max(total - energy(within), 0.0)
+            if energy(product - basis @ within) <= _TOLERANCE * error + _FLOOR * total:
+                short, values, turn = _thin_svd(product)
+                long = turn @ found
+                left, right = (short, long) if wide else (long.mT, short.mT)
+                return TruncatedSVD(left, values, right, exact=False)
+    return None
+
+
+def _leading_rows(projected: Float[Tensor, "m columns"], rank: int) -> Float[Tensor, "rank columns"]:
+    """Orthonormal rows that span the first right singular vectors of a matrix of few rows.
+
+    By the Gram matrix of the rows: its rounding errors are those of the products that made them. The QR makes up for
+    rows of small values.
+    """
+    rows = _scaled(projected)
+    vectors = torch.linalg.eigh((rows @ rows.mT).double()).eigenvectors[:, -rank:]
+    return torch.linalg.qr((vectors.mT.to(rows.dtype) @ rows).mT).Q.mT
+
+
+def _scaled(rows: Float[Tensor, "n columns"]) -> Float[Tensor, "n columns"]:
+    """The rows with their largest value at 1: the squares of very small or large ones leave the range of fp32."""
+    return rows / rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
 
 
 def _orthonormal_beside(basis: Float[Tensor, "out m"], block: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
@@ -116,16 +162,3 @@ def _orthonormal_beside(basis: Float[Tensor, "out m"], block: Float[Tensor, "out
     for _ in range(2):
         block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
     return block
-
-
-def _has_converged(matrix: Float[Tensor, "out columns"], found: TruncatedSVD) -> bool:
-    """Whether one more half round, up = matrix @ right^T, would hardly lower the error."""
-    energy = _energy(matrix)
-    error = max(energy - _energy(found.values), 0.0)
-    gain = _energy(matrix @ found.right.mT - found.left * found.values)
-    return gain <= _TOLERANCE * error + _FLOOR * energy
-
-
-def _energy(values: Tensor) -> float:
-    """Sum of squares, in fp64: the squares of very small or large values leave the range of fp32."""
-    return torch.linalg.vector_norm(values, dtype=torch.float64).item() ** 2

@@ -3,7 +3,16 @@
 from lbm_lora.report.base_text import base_text
 from lbm_lora.report.html import render_html
 from lbm_lora.report.json_file import SCHEMA, parse_report, report_json
-from lbm_lora.report.outputs import ImageComparison, OutputComparison, VariantScores, VariantSummary
+from lbm_lora.report.outputs import (
+    DenoiserScore,
+    DenoiserSummary,
+    ImageComparison,
+    LoraFile,
+    OutputComparison,
+    PictureScore,
+    VariantScores,
+    VariantSummary,
+)
 from lbm_lora.report.provenance import Provenance, file_labels, installed_versions
 from lbm_lora.report.schema import BANDS, BlockResult, Report, TensorResult, WeightReport, band_of, weight_report
 from lbm_lora.report.text import full_text, short_text
@@ -14,8 +23,12 @@ __all__ = [
     "BANDS",
     "SCHEMA",
     "BlockResult",
+    "DenoiserScore",
+    "DenoiserSummary",
     "ImageComparison",
+    "LoraFile",
     "OutputComparison",
+    "PictureScore",
     "Provenance",
     "Report",
     "TensorResult",

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from lbm_lora.errors import ImageError
 from lbm_lora.factorize import rank_bound
-from lbm_lora.report import charts, wording
+from lbm_lora.report import charts, outputs_charts, wording
 from lbm_lora.report.digest import block_order, error_named, kind_of, ledger_entries, network_order, rank_summary
+from lbm_lora.report.outputs import OutputComparison, has_masks, worst_first
 from lbm_lora.report.provenance import Provenance
 from lbm_lora.report.schema import BANDS, Report, TensorResult, WeightReport, band_of
 
@@ -21,7 +22,7 @@ PICTURE_BYTES = 12 * 2**20
 """Pictures in one page, together; those beyond it are named and left out."""
 
 _MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
-_FILTERS = ("percent", "share", "decibel", "similarity", "plural", "printable")
+_FILTERS = ("percent", "share", "decibel", "similarity", "distance", "megabytes", "plural", "printable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ def render_html(
     return environment.get_template("report.html").render(
         report=report,
         weights=weights,
+        images=worst_first(report.outputs) if report.outputs else (),
+        masked=report.outputs is not None and has_masks(report.outputs),
         bands=BANDS,
         gauge=gauge_position(weights.relative_error),
         verdict=next(meaning for name, _, meaning in BANDS if name == weights.band),
@@ -78,7 +81,7 @@ def render_html(
         blocks=_blocks(weights),
         band_of=band_of,
         rows=[_cells(row) for row in network_order(weights.rows)],
-        figures=_figures(weights),
+        figures=_figures(weights) | _output_figures(report.outputs),
         pictures=_pictures(pictures or {}),
         provenance=provenance or Provenance(),
         style=Markup(_asset("report.css")),
@@ -111,6 +114,18 @@ def _figures(weights: WeightReport) -> dict[str, charts.Figure]:
         "plot-histogram": charts.error_histogram(weights) if weights.matched else None,
         "plot-noise": charts.error_by_noise(weights),
         "plot-rank": charts.error_by_rank(weights),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _output_figures(outputs: OutputComparison | None) -> dict[str, charts.Figure]:
+    """The same of the outputs."""
+    if outputs is None:
+        return {}
+    figures = {
+        "outputs-sizes": outputs_charts.psnr_by_size(outputs),
+        "outputs-timesteps": outputs_charts.error_by_timestep(outputs),
+        "outputs-images": outputs_charts.psnr_by_image(outputs),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
 

@@ -1,6 +1,6 @@
 """A report as JSON with a fixed schema, and back.
 
-    {"schema": "lbm-lora/report/1", "verdict": "good", "weights": {...}, "outputs": {...} | null, "notes": [...],
+    {"schema": "lbm-lora/report/2", "verdict": "good", "weights": {...}, "outputs": {...} | null, "notes": [...],
      "provenance": {"files": {...}, "settings": {...}, "versions": {...}}}
 
 `weights` and `outputs` have the fields of `WeightReport` and `OutputComparison`. JSON has no infinity: numbers that
@@ -13,11 +13,20 @@ from dataclasses import fields
 from typing import Any, TypeVar, cast
 
 from lbm_lora.errors import InputError
-from lbm_lora.report.outputs import ImageComparison, OutputComparison, VariantScores, VariantSummary
+from lbm_lora.report.outputs import (
+    DenoiserScore,
+    DenoiserSummary,
+    ImageComparison,
+    LoraFile,
+    OutputComparison,
+    PictureScore,
+    VariantScores,
+    VariantSummary,
+)
 from lbm_lora.report.provenance import Provenance
 from lbm_lora.report.schema import BlockResult, Report, TensorResult, WeightReport, to_json
 
-SCHEMA = "lbm-lora/report/1"
+SCHEMA = "lbm-lora/report/2"
 
 Entry = dict[str, Any]
 Record = TypeVar("Record")
@@ -69,12 +78,29 @@ def _weights(entry: Entry) -> WeightReport:
 
 
 def _outputs(entry: Entry) -> OutputComparison:
-    images = (
-        _record(ImageComparison, image, scores=tuple(_record(VariantScores, score) for score in image["scores"]))
-        for image in entry["images"]
+    return _record(
+        OutputComparison,
+        entry,
+        steps=tuple(entry["steps"]),
+        timesteps=tuple(entry["timesteps"]),
+        images=tuple(_image(image) for image in entry["images"]),
+        summary=tuple(_record(VariantSummary, row) for row in entry["summary"]),
+        denoiser=tuple(_record(DenoiserSummary, row) for row in entry["denoiser"]),
+        loras=tuple(_record(LoraFile, row) for row in entry["loras"]),
     )
-    summary = (_record(VariantSummary, variant) for variant in entry["summary"])
-    return _record(OutputComparison, entry, images=tuple(images), summary=tuple(summary))
+
+
+def _image(entry: Entry) -> ImageComparison:
+    scores = (
+        _record(
+            VariantScores,
+            variant,
+            denoiser=tuple(_record(DenoiserScore, score) for score in variant["denoiser"]),
+            pictures=tuple(_record(PictureScore, score) for score in variant["pictures"]),
+        )
+        for variant in entry["scores"]
+    )
+    return _record(ImageComparison, entry, scores=tuple(scores))
 
 
 def _record(kind: type[Record], entry: Entry, **parsed: object) -> Record:

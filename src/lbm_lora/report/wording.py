@@ -52,6 +52,19 @@ def similarity(value: Number | None) -> str:
     return f"{math.floor(number * 1e4) / 1e4:.4f}" if math.isfinite(number) else str(number)
 
 
+def distance(value: Number | None) -> str:
+    """An LPIPS: `0.1234`, `3.1e-05` where that would be 0.0000, and `0` for equal pictures alone."""
+    if value is None:
+        return NOTHING
+    number = float(value)
+    return "0" if number == 0 else f"{number:.1e}" if 0 < number < 5e-5 else f"{number:.4f}"
+
+
+def megabytes(nbytes: int) -> str:
+    """12345678 -> `12.35 MB`, 12345 -> `12.3 kB`: decimal units, as file managers have them."""
+    return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 100_000 else f"{nbytes / 1e3:,.1f} kB"
+
+
 def plural(count: int, noun: str) -> str:
     """`1 module`, `792 modules`, `1,676 tensors`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

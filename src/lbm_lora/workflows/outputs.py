@@ -1,89 +1,250 @@
-"""The pictures of base, base + LoRA and tuned on equal latents: what `validate --images` measures."""
+"""The outputs of base, base + LoRA and tuned on equal latents: what `validate --images` measures."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.adapter.metadata import parsed
 from lbm_lora.apply import ScaledAdapter, fuse_module
+from lbm_lora.checkpoint import dtype_name
+from lbm_lora.errors import ConfigError
+from lbm_lora.imaging.buckets import resized
 from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.paths import expand_sources
+from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
 from lbm_lora.imaging.tensors import to_images
-from lbm_lora.infer.comparison import VariantOutputs, compare_outputs, variant_outputs
-from lbm_lora.infer.pipeline import Images, check_steps, encode_sources, to_model_size
+from lbm_lora.infer.comparison import Answer, Question, answer, compared, question, scores, trained_timesteps
+from lbm_lora.infer.pipeline import check_steps, encode_sources, to_model_size
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import OutputComparison
+from lbm_lora.report import LoraFile, OutputComparison, VariantScores
+from lbm_lora.report.outputs import worst_first
+from lbm_lora.report.wording import plural
 
-_PICTURES = 8  # rows of the comparison picture
+BASE, TUNED = "base", "tuned"
+DIFFERENCE = 8
+"""How much stronger than it is the difference of two pictures is shown."""
+_STEPS = (1, 2, 4)  # of a model that was trained on all timesteps
+_ROWS = 8  # of the side-by-side picture, at most
+_TILE = 512  # longer side of a picture in it, pixels
+_PIXELS = 6e6  # of the side-by-side picture, about: it also stands in the HTML page, which has a limit of bytes
 
 
-def compare_pictures(
-    *,
-    base: Path,
-    tuned: Path,
-    adapter: Adapter,
-    images: str,
-    steps: int,
-    seed: int,
-    size: int | None,
-    device: str,
-    dtype: torch.dtype,
-    config_path: Path | None = None,
-    progress: Progress = SILENT,
-) -> tuple[OutputComparison, bytes]:
-    """Run all three on the base's latents, one model in memory at a time.
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """How outputs are compared; see `ValidateConfig`."""
+
+    images: str
+    steps: tuple[int, ...] = ()
+    seed: int = 0
+    size: int | None = None
+    device: str = "auto"
+    dtype: torch.dtype = torch.float32
+    config_path: Path | None = None
+    lpips_net: Net | None = None
+    lpips_weights: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A comparison that can run: everything that does not need the models is there and was read.
+
+    Attributes:
+        sources: the pictures.
+        lpips: the metric, where it is asked for.
+    """
+
+    settings: OutputSettings
+    sources: tuple[Path, ...]
+    lpips: Lpips | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedOutputs:
+    """The scores, and a PNG file of the worst pictures side by side with what it shows."""
+
+    scores: OutputComparison
+    picture: bytes
+    caption: str
+
+
+def plan_comparison(settings: OutputSettings) -> Comparison:
+    """Read all that can be wrong before a model is loaded.
+
+    Raises:
+        ConfigError: a number of steps is below 1.
+        ImageError: a picture is not there or cannot be read.
+        CheckpointError, HubError, MissingExtraError: LPIPS cannot be measured; see `load_lpips`.
+    """
+    if any(count < 1 for count in settings.steps):
+        raise ConfigError(f"{min(settings.steps)} steps cannot be taken. Use 1 or more.")
+    sources = expand_sources(settings.images)
+    for source in sources:
+        read_image(source)
+    weights, net = settings.lpips_weights, settings.lpips_net
+    if weights is not None:
+        net = net or net_of(weights)
+    device = resolve_device(settings.device)
+    return Comparison(
+        settings=settings, sources=sources, lpips=None if net is None else load_lpips(net, weights, device)
+    )
+
+
+def compare_outputs(
+    comparison: Comparison, *, base: Path, tuned: Path, adapters: Mapping[str, Adapter], progress: Progress = SILENT
+) -> ComparedOutputs:
+    """Run tuned, base, and base with each adapter in turn: one model is in memory at a time.
+
+    The latents and the states of the bridge are the tuned model's. Its pictures are held in fp32 until all variants
+    are measured: 13 MB for each image of a megapixel and number of steps. The variants' pictures are not kept.
 
     Args:
-        images: picture, folder or glob.
-        size: square root of the pixel budget; by default the model's own.
-
-    Returns:
-        The scores, and a PNG file: source, base, base + LoRA, tuned side by side.
+        adapters: variant -> the adapter that is fused into the base for it. The picture shows the first.
 
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-
-    def load(path: Path) -> LBMModel:
-        return load_model(path, config_path=config_path, device=device, dtype=dtype)
-
-    def run(model: LBMModel) -> VariantOutputs:
-        return variant_outputs(model, latents, steps=steps, seed=seed, progress=progress)
-
-    sources = expand_sources(images)
-    model = load(base)
-    check_steps(model.config, steps)
-    stretched = [to_model_size(model, read_image(source), size=size) for source in sources]
-    latents = [encode_sources(model, image, seed=seed) for image in stretched]
-    progress.start(3 * len(sources), "comparing outputs")
-    outputs = {"base": run(model)}
-    fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(_params_of(model).__contains__))])
-    outputs["base + LoRA"] = run(model)
-    device_name = str(model.device)
-    del model  # so that the tuned one does not stand beside it in memory
-    outputs["tuned"] = run(load(tuned))
-    names = [source.name for source in sources]
-    scores = compare_outputs(
-        outputs, names=names, reference="tuned", steps=steps, seed=seed, dtype=dtype, device=device_name
+    progress.start((2 + len(adapters)) * len(comparison.sources), "comparing outputs")
+    reference = _reference(comparison, tuned, progress)
+    variants: dict[str, Adapter | None] = {BASE: None, **adapters}
+    measured = {
+        variant: _measured(comparison, reference, variant, base, adapter, progress)
+        for variant, adapter in variants.items()
+    }
+    result = compared(
+        {variant: found.scores for variant, found in measured.items()},
+        reference.answers,
+        names=[source.name for source in comparison.sources],
+        reference=TUNED,
+        seed=comparison.settings.seed,
+        dtype=dtype_name(comparison.settings.dtype),
+        device=reference.device,
+        lpips=comparison.lpips.net if comparison.lpips else None,
     )
-    return scores, _picture(stretched, outputs)
+    result = replace(result, loras=_files(adapters))
+    picture, caption = _picture(comparison, result, reference, measured)
+    return ComparedOutputs(scores=result, picture=picture, caption=caption)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """What every variant is asked and measured against, in the order of the sources."""
+
+    questions: list[Question]
+    answers: list[Answer]
+    steps: tuple[int, ...]
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """One variant's scores, and for the side-by-side picture its results and their differences from tuned."""
+
+    scores: list[VariantScores]
+    results: list[Image.Image]
+    differences: list[Image.Image]
+
+
+def _reference(comparison: Comparison, tuned: Path, progress: Progress) -> _Reference:
+    settings = comparison.settings
+    model = _load(settings, tuned)
+    steps, timesteps = _steps(settings, model.config), trained_timesteps(model.config)
+    questions: list[Question] = []
+    answers: list[Answer] = []
+    for source in comparison.sources:
+        latent = encode_sources(model, to_model_size(model, read_image(source), size=settings.size))
+        questions.append(question(model, latent, timesteps, seed=settings.seed))
+        answers.append(answer(model, questions[-1], steps, seed=settings.seed))
+        progress.advance()
+    return _Reference(questions=questions, answers=answers, steps=steps, device=str(model.device))
+
+
+def _measured(
+    comparison: Comparison,
+    reference: _Reference,
+    variant: str,
+    base: Path,
+    adapter: Adapter | None,
+    progress: Progress,
+) -> _Measured:
+    """The base with an adapter, or alone, against the reference."""
+    settings = comparison.settings
+    model = _load(settings, base)
+    if adapter is not None:
+        fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(_params_of(model).__contains__))])
+    measured = _Measured(scores=[], results=[], differences=[])
+    for asked, wanted in zip(reference.questions, reference.answers, strict=True):
+        found = answer(model, asked, reference.steps, seed=settings.seed)
+        measured.scores.append(scores(variant, found, wanted, lpips=comparison.lpips))
+        image, target = (reply.images[reference.steps[0]] for reply in (found, wanted))
+        measured.results.append(_tile(image))
+        measured.differences.append(_tile(DIFFERENCE * (image - target)))
+        progress.advance()
+    return measured
+
+
+def _load(settings: OutputSettings, path: Path) -> LBMModel:
+    return load_model(path, config_path=settings.config_path, device=settings.device, dtype=settings.dtype)
+
+
+def _steps(settings: OutputSettings, config: LBMConfig) -> tuple[int, ...]:
+    """The numbers of steps, ascending: as asked for, else those that stay on trained timesteps."""
+    trained = _STEPS if config.step_counts is None else config.step_counts or (1,)
+    steps = tuple(sorted(set(settings.steps))) or trained
+    for count in steps:
+        check_steps(config, count)
+    return steps
 
 
 def _params_of(model: LBMModel) -> set[ParamName]:
     return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
 
 
-def _picture(images: Sequence[Images], outputs: Mapping[str, VariantOutputs]) -> bytes:
-    """PNG bytes: source | base | base + LoRA | tuned, one row per image."""
-    rows = [
-        [to_images(tensor)[0] for tensor in (image, *(made.images[index][None] for made in outputs.values()))]
-        for index, image in enumerate(images[:_PICTURES])
-    ]
+def _files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
+    """The files behind the variants; the method is that of a file's settings, else the policy of its ranks."""
+    files: list[LoraFile] = []
+    for variant, adapter in adapters.items():
+        if adapter.path is not None:
+            settings = parsed(adapter.metadata.facts, "lbm_lora_settings")
+            method = str(settings.get("method") or settings.get("rank_policy") or "not said")
+            nbytes = adapter.path.stat().st_size
+            files.append(LoraFile(variant=variant, file=adapter.path.name, nbytes=nbytes, method=method))
+    return tuple(files)
+
+
+def _picture(
+    comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
+) -> tuple[bytes, str]:
+    """PNG bytes of the worst pictures at the fewest steps, one row each, and what they show."""
+    variants = list(measured)[:2]
+    order = [result.images.index(image) for image in worst_first(result)]
+    rows: list[list[Image.Image]] = []
+    for index in order[:_ROWS]:
+        tuned = _tile(reference.answers[index].images[reference.steps[0]])
+        source = resized(read_image(comparison.sources[index]), tuned.size)
+        results = [measured[variant].results[index] for variant in variants]
+        rows.append([source, *results, tuned, measured[variants[-1]].differences[index]])
+        if sum(tile.width * tile.height for row in rows for tile in row) > _PIXELS:
+            break
+    labels = ["source", *variants, TUNED, f"{variants[-1]} - {TUNED}\n{DIFFERENCE} times, grey: 0"]
     buffer = io.BytesIO()
-    comparison_grid(["source", *outputs], rows).save(buffer, "PNG")
-    return buffer.getvalue()
+    comparison_grid(labels, rows).save(buffer, "PNG", optimize=True)
+    shown = ", ".join(result.images[index].image for index in order[: len(rows)])
+    return buffer.getvalue(), f"{plural(reference.steps[0], 'step')}, lowest PSNR first: {shown}"
+
+
+def _tile(image: Tensor) -> Image.Image:
+    """A picture in [-1, 1] (what is outside is clamped), reduced where it is large."""
+    picture = to_images(image[None])[0]
+    picture.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
+    return picture

@@ -1,8 +1,9 @@
 """Measure how well an adapter gives back the tuned checkpoint: the verb `validate`."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import check_base, check_fit
@@ -12,7 +13,6 @@ from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import (
-    OutputComparison,
     Provenance,
     Report,
     WeightReport,
@@ -22,7 +22,14 @@ from lbm_lora.report import (
     weight_report,
     write_report,
 )
+from lbm_lora.report.wording import plural
 from lbm_lora.workflows.layers import layer_names
+
+if TYPE_CHECKING:
+    from lbm_lora.workflows.outputs import ComparedOutputs, Comparison
+
+LORA = "base + LoRA"
+"""The variant that the limits are about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,8 @@ class ValidateConfig:
     """The LoRA file."""
     images: str | None = None
     """Picture, folder or quoted glob: also compare the outputs of base, base + LoRA and tuned on them."""
+    other_lora_path: tuple[Path, ...] = ()
+    """Further LoRAs to measure on --images; the report then shows the error of all against their sizes."""
     report: Path | None = None
     """Folder for report.txt, report.json, report.html and lora_layer_names.txt. Default: LORA_report beside it."""
     layer_names: Path | None = None
@@ -47,10 +56,14 @@ class ValidateConfig:
     """Exit with 1 where a picture of base + LoRA is below this PSNR (dB) to the tuned model's. Needs --images."""
     exclude: tuple[str, ...] = ()
     """Tensors that need not agree in base and tuned; they are left out of the comparison."""
-    num_inference_steps: int = 1
-    """Denoiser calls for --images."""
+    num_inference_steps: tuple[int, ...] = ()
+    """Denoiser calls for --images, one number or several. Default: those the model was trained for (1 2 4)."""
+    lpips_weights: Path | None = None
+    """Also measure LPIPS on --images, with this file of VGG16, AlexNet or SqueezeNet (torchvision's names)."""
+    lpips_net: Literal["vgg", "alex", "squeeze"] | None = None
+    """The network of LPIPS. Default: what the file holds. Without a file, torchvision downloads the weights."""
     seed: int = 0
-    """Of the noise between steps."""
+    """Of the noise of the bridge."""
     size: int | None = None
     """Square root of the pixel budget for --images. Default: the model's own."""
     device: str = "auto"
@@ -88,28 +101,61 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    if config.fail_below_psnr is not None and config.images is None:
-        raise ConfigError("--fail_below_psnr is about pictures. Add --images, or leave it out.")
+    _check(config)
     adapter = load_adapter(config.lora_path)
-    weights, names = _weights(config, adapter, progress)
-    outputs, picture = _outputs(config, adapter, progress)
-    report = Report(weights=weights, outputs=outputs)
+    others = {name: load_adapter(path) for name, path in _other_names(config).items()}
+    plan = _plan(config)
+    weights, names = _weights(config, adapter, list(others.values()), progress)
+    outputs = None if plan is None else _outputs(config, plan, {LORA: adapter, **others}, progress)
+    report = Report(weights=weights, outputs=None if outputs is None else outputs.scores)
     folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
-    files = write_report(report, folder, picture=picture, provenance=_provenance(config))
+    files = write_report(
+        report,
+        folder,
+        picture=None if outputs is None else outputs.picture,
+        caption="" if outputs is None else outputs.caption,
+        provenance=_provenance(config),
+    )
     layer_names = config.layer_names or folder / "lora_layer_names.txt"
     write_text(layer_names, _layer_names(config, names))
     return ValidateResult(report=report, files=files, layer_names=layer_names, failures=_failures(config, report))
 
 
-def _weights(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tuple[WeightReport, list[str]]:
+def _check(config: ValidateConfig) -> None:
+    given = {
+        "--fail_below_psnr": config.fail_below_psnr is not None,
+        "--other_lora_path": bool(config.other_lora_path),
+        "--lpips_weights": config.lpips_weights is not None,
+        "--lpips_net": config.lpips_net is not None,
+    }
+    alone = next((flag for flag, there in given.items() if there), None)
+    if alone is not None and config.images is None:
+        raise ConfigError(f"{alone} is about pictures. Add --images, or leave it out.")
+
+
+def _other_names(config: ValidateConfig) -> dict[str, Path]:
+    """Variant -> file of the further LoRAs: their stems."""
+    names = {path.stem: path for path in config.other_lora_path}
+    if len(names) < len(config.other_lora_path) or names.keys() & {"base", LORA, "tuned"}:
+        raise ConfigError(
+            f"--other_lora_path {' '.join(map(str, config.other_lora_path))}: the report names LoRAs by their file "
+            "names, which must differ (and not be base or tuned). Rename one."
+        )
+    return names
+
+
+def _weights(
+    config: ValidateConfig, adapter: Adapter, others: Sequence[Adapter], progress: Progress
+) -> tuple[WeightReport, list[str]]:
     """The weight report, and the names of every layer that a LoRA can hold, with the component's prefix."""
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = tuned.component()
         left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
         pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))
-        check_base(adapter, pairing.base, allow_other_base=config.allow_other_base)
         shapes = {name: spec.shape for name, spec in component.specs.items()}
-        fit = check_fit(adapter, shapes, allow_unmatched=config.allow_unmatched)
+        for each in (adapter, *others):
+            check_base(each, pairing.base, allow_other_base=config.allow_other_base)
+        fit, *_ = [check_fit(each, shapes, allow_unmatched=config.allow_unmatched) for each in (adapter, *others)]
         progress.start(len(pairing.pairs), "comparing weights")
         ledger = compare_weights(pairing, adapter, on_tensor=progress.advance)
         base_label, tuned_label = file_labels(base.path, tuned.path)
@@ -122,9 +168,10 @@ def _weights(config: ValidateConfig, adapter: Adapter, progress: Progress) -> tu
 def _provenance(config: ValidateConfig) -> Provenance:
     """What was compared, how, and with which libraries."""
     paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, "LoRA": config.lora_path}
+    paths |= {f"LoRA {number}": path for number, path in enumerate(config.other_lora_path, 2)}
     settings = {
         "images": config.images is not None,
-        "num_inference_steps": config.num_inference_steps,
+        "num_inference_steps": " ".join(map(str, config.num_inference_steps)) or "as trained",
         "seed": config.seed,
         "size": config.size,
         "torch_dtype": config.torch_dtype,
@@ -141,27 +188,35 @@ def _layer_names(config: ValidateConfig, names: list[str]) -> str:
     return head + use + "\n" + "\n".join(names) + "\n"
 
 
-def _outputs(
-    config: ValidateConfig, adapter: Adapter, progress: Progress
-) -> tuple[OutputComparison | None, bytes | None]:
-    """The comparison of pictures, and one picture of it; nothing without --images."""
+def _plan(config: ValidateConfig) -> "Comparison | None":
+    """The comparison of pictures, checked before the weights are read; None without --images."""
     if config.images is None:
-        return None, None
+        return None
     # only this needs the network classes: weights are compared without them
-    from lbm_lora.workflows.outputs import compare_pictures
+    from lbm_lora.workflows.outputs import OutputSettings, plan_comparison
 
-    return compare_pictures(
-        base=config.base_model_path,
-        tuned=config.tuned_model_path,
-        adapter=adapter,
-        images=config.images,
-        steps=config.num_inference_steps,
-        seed=config.seed,
-        size=config.size,
-        device=config.device,
-        dtype=dtype_of(config.torch_dtype),
-        config_path=config.config_path,
-        progress=progress,
+    return plan_comparison(
+        OutputSettings(
+            images=config.images,
+            steps=config.num_inference_steps,
+            seed=config.seed,
+            size=config.size,
+            device=config.device,
+            dtype=dtype_of(config.torch_dtype),
+            config_path=config.config_path,
+            lpips_net=config.lpips_net,
+            lpips_weights=config.lpips_weights,
+        )
+    )
+
+
+def _outputs(
+    config: ValidateConfig, plan: "Comparison", adapters: Mapping[str, Adapter], progress: Progress
+) -> "ComparedOutputs":
+    from lbm_lora.workflows.outputs import compare_outputs
+
+    return compare_outputs(
+        plan, base=config.base_model_path, tuned=config.tuned_model_path, adapters=adapters, progress=progress
     )
 
 
@@ -172,10 +227,11 @@ def _failures(config: ValidateConfig, report: Report) -> tuple[str, ...]:
     if config.fail_above is not None and not error <= config.fail_above:
         failures.append(f"The total relative error is {error:.4f}, above --fail_above {config.fail_above:g}.")
     if config.fail_below_psnr is not None and report.outputs is not None:
-        worst = next(entry for entry in report.outputs.summary if entry.variant == "base + LoRA")
+        entries = [entry for entry in report.outputs.summary if entry.variant == LORA]
+        worst = min(entries, key=lambda entry: float(entry.worst_psnr))
         if not float(worst.worst_psnr) >= config.fail_below_psnr:
             failures.append(
-                f"{worst.worst_image}: {float(worst.worst_psnr):.2f} dB to the tuned model's picture, below "
-                f"--fail_below_psnr {config.fail_below_psnr:g}."
+                f"{worst.worst_image}: {float(worst.worst_psnr):.2f} dB to the tuned model's picture at "
+                f"{plural(worst.steps, 'step')}, below --fail_below_psnr {config.fail_below_psnr:g}."
             )
     return tuple(failures)

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from lbm_lora.factorize import Measure, measure, storage_noise
 
+FP32 = 1e-5
+"""Relative: the sum of a block is fp32, that of the blocks fp64."""
+
 
 @given(st.integers(0, 50), st.integers(0, 3), st.sampled_from([1e-20, 1e-6, 1.0, 1e15]))
 def test_sums_are_those_of_numpy(count: int, seed: int, scale: float) -> None:
@@ -18,22 +21,22 @@ def test_sums_are_those_of_numpy(count: int, seed: int, scale: float) -> None:
     found = measure(delta, approximation, torch.zeros(count, 3))
     exact, error = delta.double().numpy(), (delta - approximation).double().numpy()
     assert found.numel == exact.size
-    assert found.delta_sq == pytest.approx(float((exact**2).sum()), rel=1e-12)
-    assert found.error_sq == pytest.approx(float((error**2).sum()), rel=1e-12)
-    assert found.delta_abs == pytest.approx(float(np.abs(exact).sum()), rel=1e-12)
-    assert found.error_abs == pytest.approx(float(np.abs(error).sum()), rel=1e-12)
+    assert found.delta_sq == pytest.approx(float((exact**2).sum()), rel=FP32)
+    assert found.error_sq == pytest.approx(float((error**2).sum()), rel=FP32)
+    assert found.delta_abs == pytest.approx(float(np.abs(exact).sum()), rel=FP32)
+    assert found.error_abs == pytest.approx(float(np.abs(error).sum()), rel=FP32)
     if count:
-        assert found.relative_error == pytest.approx(float(np.linalg.norm(error) / np.linalg.norm(exact)), rel=1e-12)
-        assert found.mean_error == pytest.approx(float(np.abs(error).mean()), rel=1e-12)
-        assert found.relative_mean_error == pytest.approx(float(np.abs(error).mean() / np.abs(exact).mean()), rel=1e-12)
+        assert found.relative_error == pytest.approx(float(np.linalg.norm(error) / np.linalg.norm(exact)), rel=FP32)
+        assert found.mean_error == pytest.approx(float(np.abs(error).mean()), rel=FP32)
+        assert found.relative_mean_error == pytest.approx(float(np.abs(error).mean() / np.abs(exact).mean()), rel=FP32)
 
 
 def test_many_small_values_are_summed_without_loss() -> None:
     delta = torch.full((1 << 20,), 1e-3)
     found = measure(delta, None, torch.zeros(1))
     value = float(delta[0])
-    assert found.delta_abs == pytest.approx(value * (1 << 20), rel=1e-13)
-    assert found.delta_sq == pytest.approx(value**2 * (1 << 20), rel=1e-10)
+    assert found.delta_abs == pytest.approx(value * (1 << 20), rel=FP32)
+    assert found.delta_sq == pytest.approx(value**2 * (1 << 20), rel=FP32)
 
 
 def test_what_a_file_lacks_is_all_error() -> None:
@@ -57,7 +60,7 @@ def test_measures_add_up_as_one_long_delta() -> None:
     joint = sum((measure(delta[p], approximation[p], tuned[p]) for p in parts), start=Measure())
     whole = measure(delta, approximation, tuned)
     for name in ("numel", "delta_sq", "error_sq", "delta_abs", "error_abs", "noise_sq"):
-        assert getattr(joint, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+        assert getattr(joint, name) == pytest.approx(getattr(whole, name), rel=FP32)
 
 
 def ulp(values: np.ndarray, digits: int, smallest: int) -> np.ndarray:
