@@ -3,12 +3,15 @@
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _FLAT = 1 << 17  # values of a flat block: 0.5 MB in fp32. Smaller ones cost more in calls than they save in cache
 _TILE = (256, 1024)
+_FRACTION_BITS = {torch.bfloat16: 7, torch.float16: 10}
+_FP32_EXPONENT = 0x7F800000
 _SAFE = (1e-20, 1e30)  # sums of squares in fp32 between these have lost nothing at either end of its range
 
 
@@ -54,6 +57,58 @@ def absolutes(block: Tensor) -> float:
     """Sum of the absolute values of a block of fp32 values; in fp64 where it leaves the range of fp32."""
     total = block.abs().sum().item()
     return total if math.isfinite(total) else block.double().abs_().sum().item()
+
+
+@dataclass(frozen=True)
+class DeltaSums:
+    """Sums over the values of a delta.
+
+    Attributes:
+        squares: of delta^2.
+        absolutes: of |delta|.
+        noise: of ulp(tuned)^2 / 12; see `storage_noise`.
+    """
+
+    squares: float = 0.0
+    absolutes: float = 0.0
+    noise: float = 0.0
+
+
+def subtract(tuned: Tensor, base: Tensor, out: Tensor) -> DeltaSums:
+    """out = tuned - base in fp32, and its sums, in one pass.
+
+    Args:
+        tuned, base: of one shape, any floating point or integer dtype.
+        out: fp32, contiguous.
+
+    Returns:
+        The sums; `squares` is not finite where a value of `out` is not.
+    """
+    total_squares = total_absolutes = noise = 0.0
+    for block, after, before in flat_blocks(out, tuned.contiguous(), base.contiguous()):
+        block.copy_(after)
+        noise += _block_noise(block, tuned.dtype)
+        block.sub_(before)
+        total_squares += squares(block)
+        total_absolutes += absolutes(block)
+    return DeltaSums(total_squares, total_absolutes, noise if total_absolutes else 0.0)
+
+
+def storage_noise(tuned: Tensor) -> float:
+    """Sum of ulp^2 / 12 over the values of a bf16 or fp16 tensor; 0 for wider dtypes.
+
+    A value in [2^e, 2^(e+1)) has ulp 2^(e-7) in bf16 and 2^(e-10) in fp16. Zero and subnormals have the spacing of the
+    smallest normal numbers, as IEEE 754 (and `numpy.spacing`) have it.
+    """
+    return sum(_block_noise(block.float(), tuned.dtype) for (block,) in flat_blocks(tuned.contiguous()))
+
+
+def _block_noise(values: Tensor, dtype: torch.dtype) -> float:
+    """`storage_noise` of fp32 values that come from `dtype`: clearing the mantissa leaves 2^e."""
+    if dtype not in _FRACTION_BITS:
+        return 0.0
+    powers = torch.bitwise_and(values.view(torch.int32), _FP32_EXPONENT).view(torch.float32)
+    return squares(powers.clamp_(min=torch.finfo(dtype).tiny)) * 4.0 ** -_FRACTION_BITS[dtype] / 12
 
 
 def energy(values: Tensor) -> float:

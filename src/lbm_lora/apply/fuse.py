@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.blocks import tiles
 from lbm_lora.checkpoint import Checkpoint
+from lbm_lora.factorize import Factors
 from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
 
@@ -29,13 +31,34 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
 
     A `lora_scale` of 0 changes nothing, bit for bit.
     """
-    total: Tensor | None = None
-    for scaled in adapters:
-        delta = scaled.adapter.delta(name) if scaled.lora_scale else None
-        if delta is not None:
-            term = scaled.lora_scale * delta.to(weight.device)
-            total = term if total is None else total + term
-    return weight if total is None else (weight.float() + total).to(weight.dtype)
+    terms = [
+        (scaled.lora_scale, term)
+        for scaled in adapters
+        if scaled.lora_scale and (term := _term(scaled.adapter, name, weight.device)) is not None
+    ]
+    if not terms:
+        return weight
+    matrix = weight.reshape(weight.shape[0], -1) if weight.ndim > 1 else weight.reshape(1, -1)
+    result = torch.empty(matrix.shape, dtype=weight.dtype, device=weight.device)
+    for rows, columns in tiles(*matrix.shape):
+        block = matrix[rows, columns].float()
+        for lora_scale, term in terms:
+            if isinstance(term, Factors):
+                block = torch.addmm(block, term.up[rows], term.down[:, columns], alpha=lora_scale)
+            else:
+                block = block.add(term.reshape(matrix.shape)[rows, columns], alpha=lora_scale)
+        result[rows, columns] = block
+    return result.reshape(weight.shape)
+
+
+def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | Tensor | None:
+    """What an adapter says of a parameter, in fp32."""
+    module = adapter.module_at(name)
+    if module is None:
+        dense = adapter.dense.get(name)
+        return None if dense is None else dense.to(device).float()
+    factors = module.factors()
+    return Factors(factors.up.to(device), factors.down.to(device))
 
 
 def fused_tensors(

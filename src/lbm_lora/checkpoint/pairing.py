@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lbm_lora.blocks import Workspace, flat_blocks
+from lbm_lora.blocks import DeltaSums, Workspace, subtract
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.errors import PairingError, listing
@@ -30,8 +30,8 @@ class Pairing:
     tuned: Component
     pairs: tuple[ParamPair, ...]
 
-    def read_delta(self, name: ParamName, workspace: Workspace | None = None) -> torch.Tensor:
-        """tuned - base, subtracted in fp32 whatever the storage dtypes.
+    def read_delta(self, name: ParamName, workspace: Workspace | None = None) -> tuple[torch.Tensor, DeltaSums]:
+        """tuned - base, subtracted in fp32 whatever the storage dtypes, and its sums.
 
         Args:
             workspace: whose buffer the delta is put into; by default into memory of its own.
@@ -42,12 +42,10 @@ class Pairing:
         base, tuned = self.base.read(name), self.tuned.read(name)
         shape = tuple(tuned.shape)
         delta = workspace.take(shape) if workspace else torch.empty(shape)
-        total = 0.0
-        for difference, after, before in flat_blocks(delta, tuned.contiguous(), base.contiguous()):
-            total += difference.copy_(after).sub_(before).sum().item()
-        if not math.isfinite(total):  # one cheap sum; the slow look only where it is needed
+        sums = subtract(tuned, base, delta)
+        if not math.isfinite(sums.squares):
             self._refuse_non_finite(name, base, tuned)
-        return delta
+        return delta, sums
 
     def _refuse_non_finite(self, name: ParamName, base: torch.Tensor, tuned: torch.Tensor) -> None:
         for side, tensor, component in (("base", base, self.base), ("tuned", tuned, self.tuned)):

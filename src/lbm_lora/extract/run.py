@@ -8,7 +8,7 @@ import xxhash
 from torch import Tensor
 
 from lbm_lora.adapter import LedgerRow, LoraModule, Status
-from lbm_lora.blocks import Workspace
+from lbm_lora.blocks import DeltaSums, Workspace, absolutes, energy, storage_noise
 from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder
 from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Action, Plan, PlanItem
@@ -93,13 +93,14 @@ class Extraction:
 
     def _outcome(self, item: PlanItem) -> Outcome | tuple[Tensor, Measure]:
         """What a tensor becomes whatever the ranks; else the delta that is to be decomposed, and its measure."""
-        delta, tuned = self._delta(item)
-        if delta is None:
+        base, tuned, name = self._pairing.base, self._pairing.tuned, item.name
+        if name not in base or name not in tuned or base.specs[name].shape != tuned.specs[name].shape:
             return Outcome(_row(item, Status.EXCLUDED, item.reason, Measure()))
-        found = measure_delta(delta, tuned)
+        delta, sums = self._delta(item)
+        found = measure_delta(delta.numel(), sums)
         if found.delta_abs == 0:
             return Outcome(_row(item, Status.UNCHANGED, "equal in base and tuned", found))
-        if not tuned.is_floating_point():  # the change of a counter is no weight's
+        if not tuned.specs[name].is_floating:  # the change of a counter is no weight's
             return Outcome(_row(item, Status.EXCLUDED, item.reason, Measure()))
         if item.action is Action.EXCLUDE:
             return Outcome(_row(item, Status.EXCLUDED, item.reason, found))
@@ -111,18 +112,17 @@ class Extraction:
         try:
             stored = rounded(delta, self._settings.dtype)
         except InputError as error:
-            raise InputError(f"{item.name}: {error}") from None
+            raise InputError(f"{name}: {error}") from None
         return Outcome(_row(item, Status.DENSE, item.reason, with_error(found, delta, stored.float())), dense=stored)
 
-    def _delta(self, item: PlanItem) -> tuple[Tensor | None, Tensor]:
-        """The delta of an item and its tuned tensor; no delta where the two sides cannot be subtracted."""
-        base, tuned, name = self._pairing.base, self._pairing.tuned, item.name
-        if name not in base or name not in tuned or base.specs[name].shape != tuned.specs[name].shape:
-            return None, torch.zeros(0)
-        if item.action is Action.EXCLUDE:
-            # what is left out may hold anything; values that are not finite count as unchanged
-            return _finite(tuned.read(name).float() - base.read(name).float()), _finite(tuned.read(name))
-        return self._pairing.read_delta(name, self._workspace), tuned.read(name)
+    def _delta(self, item: PlanItem) -> tuple[Tensor, DeltaSums]:
+        if item.action is not Action.EXCLUDE:
+            return self._pairing.read_delta(item.name, self._workspace)
+        # what is left out may hold anything; values that are not finite count as unchanged
+        base, tuned = self._pairing.base.read(item.name), self._pairing.tuned.read(item.name)
+        delta = _finite(tuned.float() - base.float())
+        noise = storage_noise(_finite(tuned)) if delta.any() else 0.0
+        return delta, DeltaSums(energy(delta), absolutes(delta), noise)
 
     def _decompose(self, name: ParamName, ranks: Sequence[int], delta: Tensor, squared_norm: float) -> list[Factors]:
         matrix, dtype = to_matrix(delta).to(self._settings.device), self._settings.dtype

@@ -1,5 +1,14 @@
 """Pure tensor maths of low-rank deltas: no names, no files (layer L1)."""
 
+from lbm_lora.factorize.budget import (
+    Allocation,
+    Spectrum,
+    allocate,
+    allocate_error,
+    curve,
+    energy_rank,
+    error_rank,
+)
 from lbm_lora.factorize.factors import Factors, factorize, factorize_ranks, factors_of, rounded
 from lbm_lora.factorize.matrix import (
     down_shape,
@@ -10,13 +19,24 @@ from lbm_lora.factorize.matrix import (
     to_matrix,
     up_shape,
 )
-from lbm_lora.factorize.measure import Measure, measure, measure_delta, storage_noise, with_error
+from lbm_lora.factorize.measure import Measure, measure_delta, with_error
 from lbm_lora.factorize.moments import DENSE_UP_TO, SKETCH_RANK, Moment, MomentAccumulator
+from lbm_lora.factorize.noise import noise_edge, rank_above, rounding_edge
 from lbm_lora.factorize.rank import FULL_RANK, FixedRank
 from lbm_lora.factorize.roots import Root
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
+from lbm_lora.factorize.weighted import (
+    RIDGE,
+    WeightedSVD,
+    Weights,
+    Whitening,
+    output_error,
+    weighted_factors,
+    weighted_svd,
+)
 
 __all__ = [
+    "Allocation",
     "DENSE_UP_TO",
     "FULL_RANK",
     "Factors",
@@ -24,10 +44,20 @@ __all__ = [
     "Measure",
     "Moment",
     "MomentAccumulator",
+    "RIDGE",
     "Root",
     "SKETCH_RANK",
+    "Spectrum",
     "TruncatedSVD",
+    "WeightedSVD",
+    "Weights",
+    "Whitening",
+    "allocate",
+    "allocate_error",
+    "curve",
     "down_shape",
+    "energy_rank",
+    "error_rank",
     "exact_svd",
     "factorize",
     "factorize_ranks",
@@ -35,13 +65,17 @@ __all__ = [
     "from_matrix",
     "has_matrix_view",
     "matrix_shape",
-    "measure",
     "measure_delta",
+    "noise_edge",
+    "output_error",
+    "rank_above",
     "rank_bound",
     "rounded",
-    "storage_noise",
+    "rounding_edge",
     "to_matrix",
     "truncated_svd",
     "up_shape",
+    "weighted_factors",
+    "weighted_svd",
     "with_error",
 ]

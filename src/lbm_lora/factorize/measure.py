@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lbm_lora.blocks import absolutes, flat_blocks, squares, tiles
+from lbm_lora.blocks import DeltaSums, absolutes, flat_blocks, squares, tiles
 from lbm_lora.factorize.factors import Factors
 from lbm_lora.factorize.matrix import to_matrix
 
@@ -64,37 +64,26 @@ class Measure:
         return _ratio(math.sqrt(self.noise_sq), math.sqrt(self.delta_sq))
 
 
-def measure(delta: Tensor, approximation: Tensor | Factors | None, tuned: Tensor) -> Measure:
-    """Compare a delta with what a file says of it.
+def measure_delta(numel: int, sums: DeltaSums) -> Measure:
+    """The sums that need no approximation; the error is the delta itself."""
+    return Measure(
+        numel=numel,
+        delta_sq=sums.squares,
+        error_sq=sums.squares,
+        delta_abs=sums.absolutes,
+        error_abs=sums.absolutes,
+        noise_sq=sums.noise,
+    )
+
+
+def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors | None) -> Measure:
+    """`measured` with the error of an approximation; infinite where that holds values that are not finite.
 
     Args:
         delta: fp32.
         approximation: fp32 of the same shape, or the factors of its matrix; None where the file has nothing, which
             means zero.
-        tuned: the tuned parameter in its storage dtype.
     """
-    return with_error(measure_delta(delta, tuned), delta, approximation)
-
-
-def measure_delta(delta: Tensor, tuned: Tensor) -> Measure:
-    """The sums that need no approximation; the error is the delta itself."""
-    delta_sq = delta_abs = noise_sq = 0.0
-    for block, stored in flat_blocks(delta.contiguous(), tuned.contiguous()):
-        delta_sq += squares(block)
-        delta_abs += absolutes(block)
-        noise_sq += storage_noise(stored)
-    return Measure(
-        numel=delta.numel(),
-        delta_sq=delta_sq,
-        error_sq=delta_sq,
-        delta_abs=delta_abs,
-        error_abs=delta_abs,
-        noise_sq=noise_sq if delta_abs else 0.0,
-    )
-
-
-def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors | None) -> Measure:
-    """`measured` with the error of an approximation; infinite where that holds values that are not finite."""
     if approximation is None:
         return measured
     error_sq = error_abs = 0.0
@@ -115,22 +104,6 @@ def _error_blocks(delta: Tensor, approximation: Tensor | Factors) -> Iterator[Te
     matrix, up, down = to_matrix(delta), approximation.up.float(), approximation.down.float()
     for rows, columns in tiles(*matrix.shape):
         yield torch.addmm(matrix[rows, columns], up[rows], down[:, columns], alpha=-1)
-
-
-def storage_noise(tuned: Tensor) -> float:
-    """Sum of ulp^2 / 12 over the values of a bf16 or fp16 tensor; 0 for wider dtypes.
-
-    A value in [2^e, 2^(e+1)) has ulp 2^(e-7) in bf16 and 2^(e-10) in fp16. Clearing the mantissa leaves 2^e. Zero
-    and subnormals have the spacing of the smallest normal numbers, as IEEE 754 (and `numpy.spacing`) have it.
-    """
-    if tuned.dtype == torch.bfloat16:
-        exponent_bits, digits = 0x7F80, 7
-    elif tuned.dtype == torch.float16:
-        exponent_bits, digits = 0x7C00, 10
-    else:
-        return 0.0
-    powers = (tuned.contiguous().view(torch.int16) & exponent_bits).view(tuned.dtype)
-    return squares(powers.float().clamp(min=torch.finfo(tuned.dtype).tiny)) * 4.0**-digits / 12
 
 
 def _ratio(part: float, whole: float) -> float:

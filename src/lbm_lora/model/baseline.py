@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lbm_lora.blocks import subtract
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import PairingError, listing
-from lbm_lora.factorize.measure import Measure, measure
+from lbm_lora.factorize.measure import Measure, measure_delta
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 
@@ -145,8 +146,8 @@ def compare_base(base: Component, tuned: Component, *, progress: Progress = SILE
     total = Measure()
     for name in shared:
         one, other = base.read(name), tuned.read(name)
-        delta = other.float() - one.float()
-        measured = measure(delta, None, other)
+        delta = torch.empty(other.shape)
+        measured = measure_delta(delta.numel(), subtract(other, one, delta))
         distances.append(_distance(name, one.float(), other.float(), delta, measured))
         total += measured
         progress.advance()

@@ -17,6 +17,7 @@ from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_bas
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import SDXL_VAE
 from lbm_lora.model.resolve import config_to_ckpt, config_to_metadata, lbm_unet
+from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 
 _METADATA_ENTRIES = ("backbone_signature", "architecture", "torch_dtype", "initialization")
@@ -131,8 +132,8 @@ def write_base(
         TorchWriter(ckpt, specs, extra=entries) as second,
     ):
         broken: list[str] = []
-        for item, _ in kept:
-            tensor = _make(backbone, item, dtype)
+        items = [item for item, _ in kept]
+        for item, tensor in zip(items, ordered_map(lambda item: _make(backbone, item, dtype), items), strict=True):
             if not torch.isfinite(tensor.sum(dtype=torch.float32)):
                 broken.append(item.key)
             first.write(item.key, tensor)

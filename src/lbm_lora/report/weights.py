@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow, Status
+from lbm_lora.blocks import Workspace
 from lbm_lora.checkpoint import Pairing, ParamPair
-from lbm_lora.factorize import Measure, measure
+from lbm_lora.factorize import Measure, measure_delta, with_error
 from lbm_lora.parallel import ordered_map
 
 
@@ -18,23 +19,24 @@ def compare_weights(pairing: Pairing, adapter: Adapter, *, on_tensor: Callable[[
         PairingError: a value of either checkpoint is not finite.
     """
     rows: list[LedgerRow] = []
-    for row in ordered_map(lambda pair: _row(pairing, adapter, pair), pairing):
+    workspace = Workspace()
+    for row in ordered_map(lambda pair: _row(pairing, adapter, pair, workspace), pairing):
         rows.append(row)
         on_tensor()
     return Ledger(tuple(rows))
 
 
-def _row(pairing: Pairing, adapter: Adapter, pair: ParamPair) -> LedgerRow:
+def _row(pairing: Pairing, adapter: Adapter, pair: ParamPair, workspace: Workspace) -> LedgerRow:
     name, shape = pair.name, pair.tuned.shape
-    delta, tuned = pairing.read_delta(name), pairing.tuned.read(name)
+    delta, sums = pairing.read_delta(name, workspace)
+    found = measure_delta(delta.numel(), sums)
     if name in adapter.dense:
-        found = measure(delta, adapter.dense[name].float(), tuned)
-        return LedgerRow(name, Status.DENSE, "stored whole", shape, None, found)
+        measured = with_error(found, delta, adapter.dense[name].float())
+        return LedgerRow(name, Status.DENSE, "stored whole", shape, None, measured)
     module = adapter.module_at(name)
     if module is not None:
-        found = measure(delta, module.factors(), tuned)
-        return LedgerRow(name, Status.LORA, "conv" if len(shape) == 4 else "linear", shape, module.rank, found)
-    found = measure(delta, None, tuned)
+        kind = "conv" if len(shape) == 4 else "linear"
+        return LedgerRow(name, Status.LORA, kind, shape, module.rank, with_error(found, delta, module.factors()))
     if found.delta_abs == 0:
         return LedgerRow(name, Status.UNCHANGED, "equal in base and tuned", shape, None, found)
     if not pair.tuned.is_floating:  # the change of a counter is no weight's

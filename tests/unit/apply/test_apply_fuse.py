@@ -54,7 +54,7 @@ def test_several_adapters_add_up(adapter: Adapter, rand: Rand) -> None:
     one, two = adapter.delta(WEIGHT), other.delta(WEIGHT)
     assert one is not None
     assert two is not None
-    assert torch.equal(fused(weight, WEIGHT, scaled), weight + (0.5 * one - 2 * two))
+    torch.testing.assert_close(fused(weight, WEIGHT, scaled), weight + (0.5 * one - 2 * two), rtol=1e-6, atol=1e-6)
 
 
 def test_an_adapter_and_its_negative_cancel(adapter: Adapter, rand: Rand) -> None:

@@ -33,7 +33,7 @@ def error_of(function: Callable[[], object]) -> str:
 
 
 def delta_of(pairing: Pairing, name: str) -> Tensor:
-    return pairing.read_delta(ParamName(name))
+    return pairing.read_delta(ParamName(name))[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -7,11 +7,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from lbm_lora.factorize import Measure, measure, storage_noise
+from lbm_lora.blocks import DeltaSums, absolutes, energy, storage_noise
+from lbm_lora.factorize import Factors, Measure, measure_delta, with_error
 
 FP32 = 1e-5
 """Relative: the sum of a block is fp32, that of the blocks fp64."""
+
+
+def measure(delta: Tensor, approximation: Tensor | Factors | None, tuned: Tensor) -> Measure:
+    """What extraction and validation do in two steps."""
+    sums = DeltaSums(energy(delta), absolutes(delta), storage_noise(tuned) if delta.any() else 0.0)
+    return with_error(measure_delta(delta.numel(), sums), delta, approximation)
 
 
 @given(st.integers(0, 50), st.integers(0, 3), st.sampled_from([1e-20, 1e-6, 1.0, 1e15]))

@@ -1,0 +1,53 @@
+"""Which singular values of a delta are more than the rounding of a 16-bit checkpoint.
+
+The largest singular value of a random (m, n) matrix with independent elements of standard deviation s is about
+s * (sqrt(m) + sqrt(n)): the edge of the law of Marchenko and Pastur, 1967 (Bai, Silverstein and Yin, 1988, for the
+largest). Above that edge a rank keeps signal for the most part; below it, it copies noise.
+
+An ulp follows the size of its weight, so rows or columns of larger weights have more noise, and with the mean over all
+elements noise would reach above the edge. Then the longest row and the longest column of the standard deviations take
+the place of s * sqrt(n) and s * sqrt(m) (Bandeira and van Handel, "Sharp nonasymptotic bounds on the norm of random
+matrices with independent entries", 2016, arXiv 1408.6185).
+
+Rounding counts as spread evenly over one ulp. Where most weights have changed by far less than their ulp, most of the
+delta is 0, and what is left is neither as independent nor as large as these edges have it.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_DIGITS = {torch.bfloat16: 7, torch.float16: 10}  # of the mantissa
+_ROWS = 256
+
+
+def noise_edge(shape: tuple[int, int], element_std: float) -> float:
+    """The largest singular value of noise with one standard deviation: element_std * (sqrt(m) + sqrt(n))."""
+    rows, columns = shape
+    return element_std * (math.sqrt(rows) + math.sqrt(columns))
+
+
+def rounding_edge(tuned: Float[Tensor, "out columns"]) -> float:
+    """The largest singular value that storage rounding gives to the delta of a matrix.
+
+    Args:
+        tuned: in its storage dtype; the edge is 0 for dtypes wider than bf16 and fp16.
+    """
+    digits = _DIGITS.get(tuned.dtype)
+    if digits is None or not tuned.numel():
+        return 0.0
+    smallest = torch.finfo(tuned.dtype).tiny
+    longest, columns = 0.0, torch.zeros(tuned.shape[1], dtype=torch.float64, device=tuned.device)
+    for block in tuned.split(_ROWS):
+        exponents = torch.frexp(block.float().abs().clamp(min=smallest)).exponent - 1
+        variances = torch.ldexp(torch.ones_like(exponents, dtype=torch.float64), 2 * (exponents - digits)) / 12
+        longest = max(longest, float(variances.sum(dim=1).max()))
+        columns += variances.sum(dim=0)
+    return math.sqrt(longest) + math.sqrt(float(columns.max()))
+
+
+def rank_above(values: Float[Tensor, " k"], edge: float) -> int:
+    """How many singular values are above an edge: the ranks that are worth their bytes."""
+    return int((values > edge).sum())

@@ -1,0 +1,121 @@
+"""Square roots L of second moments, L L^T = M, as operators on the columns of a matrix."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class Root(Protocol):
+    """L of a moment of the columns' side. On the rows' side of a matrix: L^T matrix = times(matrix.mT).mT."""
+
+    def times(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """matrix @ L."""
+        ...
+
+    def solve(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """matrix @ L^-1; zero where M is zero."""
+        ...
+
+
+@dataclass(frozen=True)
+class TriangularRoot:
+    """The Cholesky factor of a dense M.
+
+    Attributes:
+        lower: (n, n), lower triangular, fp32.
+        repeat: columns of the matrix that each of the n stands for, one after the other.
+    """
+
+    lower: Float[Tensor, "n n"]
+    repeat: int = 1
+
+    def times(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        return on_vectors(lambda vectors: vectors @ self.lower, matrix, self.repeat)
+
+    def solve(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        return on_vectors(
+            lambda vectors: torch.linalg.solve_triangular(self.lower, vectors, upper=False, left=False),
+            matrix,
+            self.repeat,
+        )
+
+
+@dataclass(frozen=True)
+class LowRankRoot:
+    """L = S (I + V diag(outer) V^T) of M = S (I + V V^T) S with a diagonal S; orthogonal columns V; O(n k).
+
+    Since L^-1 = (I + V diag(inner) V^T) S^-1 too, nothing of size (n, n) is made.
+
+    Attributes:
+        scale: (n,), the diagonal of S; zero only where M is.
+        vectors: (n, k), V.
+        outer: (k,), 1 / (1 + sqrt(1 + |v|^2)).
+        inner: (k,), -outer / sqrt(1 + |v|^2).
+        repeat: as in `TriangularRoot`.
+    """
+
+    scale: Float[Tensor, " n"]
+    vectors: Float[Tensor, "n k"]
+    outer: Float[Tensor, " k"]
+    inner: Float[Tensor, " k"]
+    repeat: int = 1
+
+    def times(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        return on_vectors(lambda rows: self._update(rows * self.scale, self.outer), matrix, self.repeat)
+
+    def solve(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        return on_vectors(lambda rows: self._update(rows, self.inner) * _inverse(self.scale), matrix, self.repeat)
+
+    def _update(self, rows: Float[Tensor, "m n"], weights: Float[Tensor, " k"]) -> Float[Tensor, "m n"]:
+        return torch.addmm(rows, (rows @ self.vectors) * weights, self.vectors.mT)
+
+
+def triangular_root(matrix: Float[Tensor, "n n"], floor: float, repeat: int = 1) -> TriangularRoot:
+    """The root of a dense matrix in fp64; see `cholesky`."""
+    return TriangularRoot(cholesky(matrix, floor).float(), repeat)
+
+
+def low_rank_root(diagonal: Float[Tensor, " n"], factor: Float[Tensor, "n k"], repeat: int = 1) -> LowRankRoot:
+    """The root of diag(diagonal) + factor @ factor^T, both in fp64, the diagonal above 0 where the factor is not 0."""
+    scale = diagonal.sqrt()
+    whitened = factor * _inverse(scale)[:, None]
+    values, rotation = torch.linalg.eigh(whitened.mT @ whitened)
+    stretch = (1 + values.clamp(min=0)).sqrt()
+    outer = 1 / (1 + stretch)
+    inner = -outer / stretch
+    return LowRankRoot(scale.float(), (whitened @ rotation).float(), outer.float(), inner.float(), repeat)
+
+
+def cholesky(matrix: Float[Tensor, "n n"], floor: float) -> Float[Tensor, "n n"]:
+    """The lower factor of a symmetric fp64 matrix; eigenvalues that rounding made negative are raised to `floor`."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return lower
+    values, vectors = torch.linalg.eigh(matrix)
+    root = vectors * values.clamp(min=floor).sqrt()
+    return torch.linalg.qr(root.mT).R.mT
+
+
+def on_vectors(
+    function: Callable[[Tensor], Tensor], matrix: Float[Tensor, "rows columns"], repeat: int
+) -> Float[Tensor, "rows columns"]:
+    """Apply a function of (m, n) to the n-vectors of a matrix whose columns are ordered (n, repeat)."""
+    if repeat == 1:
+        return function(matrix)
+    vectors = function(vectors_of(matrix, repeat))
+    return vectors.unflatten(0, (-1, repeat)).mT.reshape(matrix.shape)
+
+
+def vectors_of(matrix: Float[Tensor, "rows columns"], repeat: int) -> Float[Tensor, "m n"]:
+    """(rows, n * repeat) -> (rows * repeat, n): one vector for each row and position of a kernel."""
+    return matrix if repeat == 1 else matrix.unflatten(1, (-1, repeat)).mT.flatten(0, 1)
+
+
+def _inverse(values: Tensor) -> Tensor:
+    """1 / values, and 0 for 0."""
+    return torch.where(values > 0, 1 / values, torch.zeros_like(values))

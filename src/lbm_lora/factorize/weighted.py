@@ -1,0 +1,183 @@
+"""The factors of a matrix that change a network's output least, instead of the matrix.
+
+An error E in a layer's matrix changes the output by about scale * tr(G E C E^T) in squares, where C is the second
+moment of the layer's inputs, and G that of the gradient at its outputs. The approximation is that of Martens and
+Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, arXiv 1503.05671. With
+L_C L_C^T = C and L_G L_G^T = scale * G it is ||L_G^T E L_C||_F^2: the truncated SVD of the whitened matrix
+L_G^T matrix L_C, mapped back, is the best approximation of its rank, and its singular values can be compared between
+layers.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from lbm_lora.blocks import energy
+from lbm_lora.errors import InputError
+from lbm_lora.factorize.factors import Factors, rounded
+from lbm_lora.factorize.moments import Moment
+from lbm_lora.factorize.roots import Root
+from lbm_lora.factorize.svd import truncated_svd
+
+RIDGE = 1e-3
+"""Of a moment's mean variance. With fewer than 16 calibration images 1e-2 does better."""
+
+_CUTOFF = 1e-6  # directions of the rounded `down` below this share of the largest are left out
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """matrix -> L_G^T matrix L_C and back. A root that is None is the identity.
+
+    Attributes:
+        inputs: of C.
+        outputs: of G without its scale.
+        factor: the square root of the scale.
+    """
+
+    inputs: Root | None = None
+    outputs: Root | None = None
+    factor: float = 1.0
+
+    def __call__(self, matrix: Float[Tensor, "out columns"]) -> Float[Tensor, "out columns"]:
+        """L_G^T matrix L_C."""
+        rows = self.rows(matrix)
+        return (rows if self.outputs is None else self.outputs.times(rows.mT).mT) * self.factor
+
+    def rows(self, matrix: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
+        """matrix L_C."""
+        return matrix if self.inputs is None else self.inputs.times(matrix)
+
+    def undo_rows(self, right: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
+        """right L_C^-1."""
+        return right if self.inputs is None else self.inputs.solve(right)
+
+    def undo_columns(self, left: Float[Tensor, "out rank"]) -> Float[Tensor, "out rank"]:
+        """L_G^-T left."""
+        return (left if self.outputs is None else self.outputs.solve(left.mT).mT) / self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What an error in a layer's matrix costs. A side that is None counts all its directions as equal.
+
+    Attributes:
+        inputs: C, the mean second moment of the vectors that the matrix multiplies.
+        outputs: G, the second moment of the gradient at its outputs, summed over an image's token positions.
+        ridge: of both roots, see `Moment.root`.
+        scale: E ||gradient of the matrix||^2 / (tr(C) tr(G)), over all columns: how the errors at an image's token
+            positions add up; 1 where they are independent. On the bundled mini model an attention's to_v, whose errors
+            are averaged over all positions, comes to 14, and its to_out to 0.25.
+
+    Raises:
+        InputError: the scale is not above 0 and finite.
+    """
+
+    inputs: Moment | None = None
+    outputs: Moment | None = None
+    ridge: float = RIDGE
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"the scale of a layer's weights is {self.scale:g}: it must be above 0 and finite.")
+
+    def whitening(self) -> Whitening:
+        """The roots of both sides, O(n^3) where a moment is dense: made once for all that is done with a layer.
+
+        Raises:
+            InputError: a moment is not finite, or the ridge is not above 0.
+        """
+        inputs, outputs = (None if side is None else side.root(self.ridge) for side in (self.inputs, self.outputs))
+        return Whitening(inputs, outputs, math.sqrt(self.scale))
+
+
+@dataclass(frozen=True)
+class WeightedSVD:
+    """matrix ~ left @ diag(values) @ right; its first vectors are the best of any lower rank.
+
+    Attributes:
+        left: (out, rank), L_G^-T times orthonormal columns.
+        values: (rank,), falling, not negative: the singular values of the whitened matrix.
+        right: (rank, columns), orthonormal rows times L_C^-1.
+        rest: the squared error that these ranks leave, 0 where they are all that the matrix has.
+    """
+
+    left: Float[Tensor, "out rank"]
+    values: Float[Tensor, " rank"]
+    right: Float[Tensor, "rank columns"]
+    rest: float
+
+    @property
+    def squares(self) -> Float64[np.ndarray, " rank"]:
+        """values^2: what each rank takes off the squared error."""
+        return self.values.double().square().cpu().numpy()
+
+    @property
+    def energy(self) -> float:
+        """||L_G^T matrix L_C||_F^2: the squared error of rank 0."""
+        return self.rest + float(self.squares.sum())
+
+    def first(self, rank: int) -> "WeightedSVD":
+        """The decomposition of a lower rank."""
+        rest = self.rest + float(self.squares[rank:].sum())
+        return WeightedSVD(self.left[:, :rank], self.values[:rank], self.right[:rank], rest)
+
+
+def weighted_svd(matrix: Float[Tensor, "out columns"], rank: int, whitening: Whitening, *, seed: int) -> WeightedSVD:
+    """The truncated SVD of the whitened matrix, mapped back.
+
+    Args:
+        matrix: fp32, finite.
+        rank: 1 to min(out, columns).
+        seed: see `truncated_svd`.
+
+    Raises:
+        InputError: see `truncated_svd`.
+    """
+    white = whitening(matrix)
+    svd = truncated_svd(white, rank, seed=seed)
+    left, right = whitening.undo_columns(svd.left), whitening.undo_rows(svd.right)
+    if len(svd.values) == min(matrix.shape):
+        return WeightedSVD(left, svd.values, right, rest=0.0)
+    # of the difference: that of the two energies would lose what is below 1e-7 of them
+    return WeightedSVD(left, svd.values, right, energy(white.addmm(svd.left * svd.values, svd.right, alpha=-1)))
+
+
+def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening) -> Factors:
+    """The best factors of what a decomposition keeps, rounded to `dtype`.
+
+    `down` and `up` share the scale of each component, `down` is rounded, and `up` is refitted to what is left of it in
+    the weighted norm: up = matrix C down^T (down C down^T)^-1, which does not depend on G.
+
+    Raises:
+        InputError: a value leaves the range of `dtype`.
+    """
+    lengths = torch.linalg.vector_norm(svd.right, dim=1)
+    heights = torch.linalg.vector_norm(svd.left, dim=0) * svd.values
+    scale = torch.where((lengths > 0) & (heights > 0), (heights / lengths).sqrt(), torch.ones_like(lengths))
+    down = rounded(scale[:, None] * svd.right, dtype)
+    rows = whitening.rows(down.float() / scale[:, None])
+    products = rows @ whitening.rows(svd.right).mT
+    inverse = torch.linalg.pinv(rows @ rows.mT, rtol=_CUTOFF, hermitian=True)
+    return Factors(rounded((svd.left * svd.values) @ (inverse @ products).mT / scale, dtype), down)
+
+
+def output_error(
+    delta: Float[Tensor, "out columns"], approximation: Tensor | Factors | None, whitening: Whitening
+) -> tuple[float, float]:
+    """(squared error, squared size) of a delta in the weighted norm.
+
+    Args:
+        delta: the matrix, fp32.
+        approximation: of the same shape, or factors; None is zero.
+    """
+    size = energy(whitening(delta))
+    if approximation is None:
+        return size, size
+    known = approximation.product() if isinstance(approximation, Factors) else approximation
+    return energy(whitening(delta - known)), size

@@ -1,0 +1,230 @@
+"""Second moments summed in parts, their sketches, and their roots, against fp64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lbm_lora.errors import InputError
+from lbm_lora.factorize import Moment, MomentAccumulator, Root
+from spectra import SPECTRA, matrix_with
+
+Rand = Callable[..., Tensor]
+SKETCHED = {"dense_up_to": 0, "sketch_rank": 12}
+FORMS = {"dense": {}, "sketched": SKETCHED, "diagonal": {"dense_up_to": 0, "sketch_rank": 0}}
+
+
+def whole(moment: Moment) -> Tensor:
+    """M in fp64, over all columns that it stands for."""
+    if moment.dense is not None:
+        matrix = moment.dense.double()
+    else:
+        assert moment.diagonal is not None
+        matrix = torch.diag(moment.diagonal.double())
+        if moment.factor is not None:
+            matrix += moment.factor.double() @ moment.factor.double().mT
+    return torch.kron(matrix, torch.eye(moment.repeat, dtype=torch.float64))
+
+
+def moment_of(form: str, size: int = 40, *, repeat: int = 1, spectrum: str = "power 1", seed: int = 0) -> Moment:
+    rows = matrix_with(3 * size, size, SPECTRA[spectrum], seed)
+    accumulator = MomentAccumulator(size, repeat=repeat, **FORMS[form])
+    accumulator.add(rows)
+    return accumulator.result()
+
+
+def ridged(moment: Moment, ridge: float) -> Tensor:
+    matrix = whole(moment)
+    return matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=torch.float64)
+
+
+def as_matrix(root: Root, columns: int) -> Tensor:
+    return root.times(torch.eye(columns)).double()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_add_up_to_the_weighted_mean(form: str, rand: Rand) -> None:
+    first, second = rand(5000, 20), rand(30, 20) * 3  # more rows than are widened at once
+    parts = MomentAccumulator(20, **FORMS[form])
+    parts.add(first, weight=0.25)
+    parts.add(second, weight=2)
+    found = parts.result(count=4)
+    exact = (0.25 * first.double().mT @ first.double() + 2 * second.double().mT @ second.double()) / 4
+    torch.testing.assert_close(found.variances(), exact.diagonal(), rtol=1e-5, atol=0)
+    if form == "dense":
+        assert found.dense is not None
+        torch.testing.assert_close(found.dense.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.max()))
+        assert torch.equal(found.dense, found.dense.mT)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_saved_state_goes_on_to_the_same_bytes(form: str, rand: Rand) -> None:
+    first, second = rand(7, 20), rand(9, 20)
+    one = MomentAccumulator(20, repeat=9, seed=3, **FORMS[form])
+    one.add(first, 0.5)
+    other = MomentAccumulator.from_state({name: tensor.clone() for name, tensor in one.state().items()})
+    one.add(second)
+    other.add(second)
+    found, expected = other.result(), one.result()
+    assert found.repeat == 9
+    for name in ("dense", "diagonal", "factor"):
+        part, same = getattr(found, name), getattr(expected, name)
+        assert (part is None and same is None) or torch.equal(part, same)
+
+
+def test_half_precision_rows_are_summed_in_fp32() -> None:
+    rows = torch.full((1000, 2), 1 / 16, dtype=torch.bfloat16)
+    accumulator = MomentAccumulator(2)
+    for part in rows.split(10):
+        accumulator.add(part)
+    torch.testing.assert_close(accumulator.result(count=1000).variances(), torch.full((2,), 2.0**-8).double())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_that_are_not_finite_are_told(form: str, value: float) -> None:
+    accumulator = MomentAccumulator(20, **FORMS[form])
+    accumulator.add(torch.full((1, 20), value))
+    with pytest.raises(InputError, match=r"^a second moment holds values that are not finite\.$"):
+        accumulator.result()
+
+
+@pytest.mark.parametrize(
+    ("size", "dense_up_to", "sketch_rank", "dense"), [(8, 8, 4, True), (9, 8, 4, False), (9, 0, 9, True)]
+)
+def test_the_width_decides_what_is_kept(size: int, dense_up_to: int, sketch_rank: int, dense: bool) -> None:
+    accumulator = MomentAccumulator(size, dense_up_to=dense_up_to, sketch_rank=sketch_rank)
+    held = sum(tensor.numel() for name, tensor in accumulator.state().items() if name not in ("seed", "repeat"))
+    assert held == (size * size if dense else size * (sketch_rank + 1))
+    assert (accumulator.result().dense is not None) == dense
+
+
+@pytest.mark.parametrize("name", ["exponential", "power 2", "power 1", "power 0.5", "rank 8", "flat"])
+def test_a_sketch_is_as_near_as_the_theory_has_it(name: str) -> None:
+    """Theorem 4.1 of arXiv 1706.05736: E ||M - F F^T||_1 <= min over r of (1 + r / (k - r - 1)) * sum of values > r."""
+    rows, k = matrix_with(200, 64, SPECTRA[name]), SKETCHED["sketch_rank"]
+    dense, sketched = MomentAccumulator(64), MomentAccumulator(64, **SKETCHED)
+    for part in rows.split(17):
+        dense.add(part)
+        sketched.add(part)
+    exact, moment = whole(dense.result()), sketched.result()
+    found = whole(moment)
+    assert moment.factor is not None
+    factor = moment.factor.double()
+    values = torch.linalg.eigvalsh(exact).flip(0).clamp(min=0)
+    bound = min((1 + r / (k - r - 1)) * float(values[r:].sum()) for r in range(k - 1))
+    assert torch.linalg.matrix_norm(exact - factor @ factor.mT, "nuc") <= 1.02 * bound + 1e-4 * float(values[0])
+    # and the diagonal is kept
+    torch.testing.assert_close(found.diagonal(), exact.diagonal(), rtol=1e-4, atol=1e-6 * float(exact.trace()))
+    assert torch.linalg.eigvalsh(found).min() > -1e-7 * float(exact.trace())
+
+
+@pytest.mark.parametrize(("name", "gain"), [("exponential", 10), ("power 2", 10), ("power 1", 2.5), ("power 0.5", 1.2)])
+def test_a_sketch_is_nearer_than_the_diagonal(name: str, gain: float) -> None:
+    dense, sketched, diagonal = (whole(moment_of(form, spectrum=name)) for form in FORMS)
+    assert gain * (sketched - dense).norm() < (diagonal - dense).norm()
+
+
+def test_a_sketch_of_fewer_rows_than_columns_is_exact(rand: Rand) -> None:
+    rows = rand(5, 64)
+    accumulator = MomentAccumulator(64, **SKETCHED)
+    accumulator.add(rows)
+    exact = rows.double().mT @ rows.double()
+    torch.testing.assert_close(whole(accumulator.result()), exact, rtol=0, atol=1e-5 * float(exact.trace()))
+
+
+def test_nothing_added_is_zero() -> None:
+    for kinds in FORMS.values():
+        moment = MomentAccumulator(20, **kinds).result()
+        root = moment.root(1e-3)
+        assert moment.trace == 0
+        assert torch.equal(root.times(torch.ones(2, 20)), torch.zeros(2, 20))
+        assert torch.equal(root.solve(torch.ones(2, 20)), torch.zeros(2, 20))
+
+
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    repeat=st.sampled_from([1, 9]),
+    spectrum=st.sampled_from(["flat", "power 0.5", "power 1", "power 2", "exponential", "rank 8", "a faint tail"]),
+    ridge=st.sampled_from([1e-4, 1e-3, 1e-2, 1.0]),
+    seed=st.integers(0, 3),
+)
+def test_a_root_times_itself_is_the_moment(form: str, repeat: int, spectrum: str, ridge: float, seed: int) -> None:
+    moment = moment_of(form, 24, repeat=repeat, spectrum=spectrum, seed=seed)
+    root, expected = moment.root(ridge), ridged(moment, ridge)
+    found = as_matrix(root, 24 * repeat)
+    torch.testing.assert_close(found @ found.mT, expected, rtol=0, atol=2e-6 * float(expected.diagonal().max()))
+    matrix = matrix_with(6, 24 * repeat, SPECTRA["flat"], seed)
+    assert (root.solve(root.times(matrix)) - matrix).norm() < 1e-3 * matrix.norm()
+    assert (root.times(root.solve(matrix)) - matrix).norm() < 1e-3 * matrix.norm()
+
+
+@pytest.mark.parametrize("repeat", [1, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_quadratic_and_trace(form: str, repeat: int, rand: Rand) -> None:
+    moment = moment_of(form, repeat=repeat)
+    matrix, exact = rand(7, 40 * repeat), whole(moment)
+    assert moment.size == 40
+    assert moment.trace == pytest.approx(float(exact.trace()), rel=1e-10)
+    assert moment.quadratic(matrix) == pytest.approx(float((matrix.double() @ exact @ matrix.double().mT).trace()))
+    weighed = moment.root(1e-9).times(matrix).double().square().sum()
+    assert moment.quadratic(matrix) == pytest.approx(float(weighed), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_scale_does_not_matter(form: str, scale: float, rand: Rand) -> None:
+    rows, matrix = matrix_with(60, 40, SPECTRA["power 1"]), rand(3, 40)
+    roots: list[Tensor] = []
+    for factor in (1.0, scale):
+        accumulator = MomentAccumulator(40, **FORMS[form])
+        accumulator.add(rows * factor)
+        roots.append(accumulator.result().root(1e-3).times(matrix) / factor)
+    torch.testing.assert_close(roots[1], roots[0], rtol=1e-3, atol=1e-5 * float(roots[0].abs().max()))
+
+
+def test_a_conv_shares_the_moment_of_its_channels_between_positions(rand: Rand) -> None:
+    """In (in, kh, kw) order: the mean over positions of ||W_position x||^2, summed."""
+    weight, rows = rand(3, 5, 2, 2), rand(50, 5)
+    accumulator = MomentAccumulator(5, repeat=4)
+    accumulator.add(rows, weight=1 / 50)
+    outputs = torch.einsum("oihw,ti->tohw", weight.double(), rows.double())
+    assert accumulator.result().quadratic(weight.flatten(1)) == pytest.approx(float(outputs.square().sum() / 50))
+
+
+def test_rounding_below_zero_is_raised() -> None:
+    """An eigenvalue of -1e-5 is no moment's, but sums in fp32 may come to it."""
+    vectors = torch.linalg.qr(matrix_with(16, 16, SPECTRA["power 1"]).double()).Q
+    values = torch.ones(16, dtype=torch.float64)
+    values[-1] = -1e-5
+    moment = Moment(dense=((vectors * values) @ vectors.mT).float())
+    found = as_matrix(moment.root(1e-6), 16)
+    values[-1] = 0
+    expected = (vectors * values) @ vectors.mT
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found @ found.mT, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("ridge", [0.0, -1.0, float("nan")])
+def test_a_ridge_that_is_not_above_zero_is_refused(ridge: float) -> None:
+    with pytest.raises(InputError) as caught:
+        Moment(diagonal=torch.ones(3)).root(ridge)
+    assert str(caught.value) == f"the ridge of a second moment is {ridge:g}: it must be above 0."
+
+
+@pytest.mark.parametrize("parts", [(), ("dense", "diagonal"), ("factor",), ("dense", "factor")])
+def test_a_moment_has_one_form(parts: tuple[str, ...]) -> None:
+    values = {name: torch.ones(3) if name == "diagonal" else torch.ones(3, 3) for name in parts}
+    with pytest.raises(InputError, match="either dense, or a diagonal with or without a low-rank factor"):
+        Moment(**values)
+
+
+def test_a_moment_moves_between_devices(rand: Rand) -> None:
+    moment = Moment(diagonal=rand(3).abs(), factor=rand(3, 2), repeat=4).to(torch.device("meta"))
+    assert moment.diagonal is not None
+    assert moment.factor is not None
+    assert (moment.dense, moment.repeat) == (None, 4)
+    assert (moment.diagonal.device.type, moment.factor.device.type) == ("meta", "meta")

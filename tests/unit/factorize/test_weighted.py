@@ -1,0 +1,272 @@
+"""Truncation in the norm of a network's output, against brute force in fp64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lbm_lora.errors import InputError
+from lbm_lora.factorize import (
+    Factors,
+    Moment,
+    MomentAccumulator,
+    WeightedSVD,
+    Weights,
+    output_error,
+    truncated_svd,
+    weighted_factors,
+    weighted_svd,
+)
+from spectra import SPECTRA, matrix_with
+
+Rand = Callable[..., Tensor]
+FORMS = {
+    "dense": {},
+    "sketched": {"dense_up_to": 0, "sketch_rank": 6},
+    "diagonal": {"dense_up_to": 0, "sketch_rank": 0},
+}
+
+
+def moment_of(size: int, form: str, *, repeat: int = 1, spectrum: str = "power 1", seed: int = 0) -> Moment:
+    accumulator = MomentAccumulator(size, repeat=repeat, **FORMS[form])
+    accumulator.add(matrix_with(4 * size, size, SPECTRA[spectrum], seed))
+    return accumulator.result()
+
+
+def weights_of(form: str, *, repeat: int = 1, spectrum: str = "power 1", seed: int = 0, scale: float = 1) -> Weights:
+    """Of matrices (24, 36)."""
+    inputs = moment_of(36 // repeat, form, repeat=repeat, spectrum=spectrum, seed=seed)
+    return Weights(inputs=inputs, outputs=moment_of(24, form, spectrum=spectrum, seed=seed + 1), scale=scale)
+
+
+def ridged(moment: Moment, ridge: float) -> Tensor:
+    """M + ridge * mean(diag M) * I in fp64, over all columns."""
+    matrix = torch.diag(moment.variances())
+    if moment.dense is not None:
+        matrix = moment.dense.double()
+    elif moment.factor is not None and moment.diagonal is not None:
+        matrix = torch.diag(moment.diagonal.double()) + moment.factor.double() @ moment.factor.double().mT
+    matrix = matrix + ridge * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=torch.float64)
+    return torch.kron(matrix, torch.eye(moment.repeat, dtype=torch.float64))
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+
+
+def brute_force(matrix: Tensor, weights: Weights) -> tuple[Tensor, Callable[[Tensor], float]]:
+    """(singular values, squared error of an error matrix) by symmetric roots and by the trace."""
+    assert weights.inputs is not None
+    assert weights.outputs is not None
+    c, g = ridged(weights.inputs, weights.ridge), ridged(weights.outputs, weights.ridge) * weights.scale
+    values = torch.linalg.svdvals(symmetric_root(g) @ matrix.double() @ symmetric_root(c))
+    return values, lambda error: float((g @ error.double() @ c @ error.double().mT).trace())
+
+
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    repeat=st.sampled_from([1, 9]),
+    rank=st.integers(1, 23),
+    name=st.sampled_from(["flat", "power 0.5", "power 1", "exponential", "rank 8"]),
+    spectrum=st.sampled_from(["flat", "power 1", "power 2", "rank 8"]),
+    scale=st.sampled_from([1.0, 0.1, 30.0]),
+    seed=st.integers(0, 2),
+)
+def test_the_truncation_is_the_optimum(
+    form: str, repeat: int, rank: int, name: str, spectrum: str, scale: float, seed: int
+) -> None:
+    matrix = matrix_with(24, 36, SPECTRA[name], seed)
+    weights = weights_of(form, repeat=repeat, spectrum=spectrum, seed=seed, scale=scale)
+    whitening = weights.whitening()
+    svd = weighted_svd(matrix, rank, whitening, seed=seed)
+    values, error_of = brute_force(matrix, weights)
+    total, optimum = float(values.square().sum()), float(values[rank:].square().sum())
+    torch.testing.assert_close(svd.values.double(), values[:rank], rtol=1e-4, atol=1e-5 * float(values[0]))
+    assert svd.energy == pytest.approx(total, rel=1e-4)
+    assert svd.rest == pytest.approx(optimum, rel=1e-3, abs=1e-6 * total)
+    factors = weighted_factors(svd, torch.float32, whitening)
+    assert error_of(matrix - factors.product()) <= 1.002 * optimum + 1e-8 * total
+    error, size = output_error(matrix, factors, whitening)
+    assert error == pytest.approx(error_of(matrix - factors.product()), rel=1e-3, abs=1e-8 * total)
+    assert size == pytest.approx(total, rel=1e-4)
+    assert output_error(matrix, None, whitening) == (size, size)
+
+
+def test_the_first_vectors_are_the_optimum_of_any_lower_rank() -> None:
+    matrix, weights = matrix_with(24, 36, SPECTRA["power 0.5"]), weights_of("dense")
+    whitening = weights.whitening()
+    whole = weighted_svd(matrix, 24, whitening, seed=0)
+    assert whole.rest == 0
+    for rank in (1, 7, 23):
+        lower, found = whole.first(rank), weighted_svd(matrix, rank, whitening, seed=0)
+        assert (lower.left.shape, lower.values.shape, lower.right.shape) == ((24, rank), (rank,), (rank, 36))
+        torch.testing.assert_close(lower.values, found.values)
+        assert lower.rest == pytest.approx(found.rest, rel=1e-4)
+        assert lower.energy == pytest.approx(whole.energy)
+        measured, _ = output_error(matrix, weighted_factors(lower, torch.float32, whitening), whitening)
+        assert measured == pytest.approx(lower.rest, rel=1e-3)  # with all digits, where the whole is decomposed
+
+
+def test_a_large_matrix_goes_through_the_randomized_method() -> None:
+    """Above 192 the truncated SVD is randomized; the map back must hold there as well."""
+    matrix = matrix_with(200, 260, SPECTRA["power 1"])
+    weights = Weights(inputs=moment_of(260, "sketched"), outputs=moment_of(200, "dense"))
+    whitening = weights.whitening()
+    svd = weighted_svd(matrix, 12, whitening, seed=0)
+    values, error_of = brute_force(matrix, weights)
+    optimum = float(values[12:].square().sum())
+    assert error_of(matrix - weighted_factors(svd, torch.float32, whitening).product()) <= 1.003 * optimum
+    assert svd.rest == pytest.approx(optimum, rel=3e-3)
+
+
+def test_without_weights_it_is_the_plain_svd() -> None:
+    matrix = matrix_with(24, 36, SPECTRA["power 1"])
+    whitening = Weights().whitening()
+    found, plain = weighted_svd(matrix, 5, whitening, seed=0), truncated_svd(matrix, 5, seed=0)
+    assert torch.equal(found.values, plain.values)
+    torch.testing.assert_close(
+        weighted_factors(found, torch.float32, whitening).product(), (plain.left * plain.values) @ plain.right
+    )
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_one_side_alone(side: str) -> None:
+    matrix = matrix_with(24, 36, SPECTRA["power 1"])
+    one = Weights(**{side: moment_of(36 if side == "inputs" else 24, "dense")})
+    both = Weights(
+        inputs=one.inputs or Moment(diagonal=torch.ones(36)), outputs=one.outputs or Moment(diagonal=torch.ones(24))
+    )
+    found, expected = (weighted_svd(matrix, 5, weights.whitening(), seed=0) for weights in (one, both))
+    torch.testing.assert_close(found.values, expected.values * (1 + 1e-3) ** -0.5, rtol=1e-4, atol=0)
+
+
+def test_no_change_of_the_factors_lowers_the_error() -> None:
+    """At the optimum the gradient is zero, so any step raises the error, by the square of its length."""
+    matrix, weights = matrix_with(24, 36, SPECTRA["power 1"]), weights_of("dense")
+    whitening = weights.whitening()
+    factors = weighted_factors(weighted_svd(matrix, 4, whitening, seed=0), torch.float32, whitening)
+    best, _ = output_error(matrix, factors, whitening)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        up, down = (
+            part + 0.03 * part.std() * torch.randn(part.shape, generator=generator)
+            for part in (factors.up, factors.down)
+        )
+        assert output_error(matrix, Factors(up, down), whitening)[0] > best
+
+
+def naive(svd: WeightedSVD, dtype: torch.dtype) -> Factors:
+    """Both factors rounded, each for itself."""
+    return Factors((svd.left * svd.values.sqrt()).to(dtype), (svd.values.sqrt()[:, None] * svd.right).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rank", "share"), [(4, 0.95), (12, 0.85), (20, 0.8)])
+@pytest.mark.parametrize("spectrum", ["power 0.5", "power 1"])
+def test_the_fit_of_up_takes_back_some_of_what_rounding_cost(
+    spectrum: str, rank: int, share: float, dtype: torch.dtype
+) -> None:
+    fitted, plain = 0.0, 0.0
+    for seed in range(6):  # how far a matrix is rounded is chance
+        matrix, weights = (
+            matrix_with(24, 36, SPECTRA["power 1"], seed),
+            weights_of("dense", spectrum=spectrum, seed=seed),
+        )
+        whitening = weights.whitening()
+        svd = weighted_svd(matrix, rank, whitening, seed=0)
+        values, error_of = brute_force(matrix, weights)
+        optimum = float(values[rank:].square().sum())
+        fitted += error_of(matrix - weighted_factors(svd, dtype, whitening).product()) - optimum
+        plain += error_of(matrix - naive(svd, dtype).product()) - optimum
+    assert 0 < fitted < share * plain
+
+
+def test_up_is_the_weighted_least_squares_fit_of_the_rounded_down() -> None:
+    """up = truncation C down^T (down C down^T)^-1, here by fp64 least squares on the whitened rows."""
+    matrix, weights = matrix_with(24, 36, SPECTRA["power 1"]), weights_of("dense")
+    whitening = weights.whitening()
+    svd = weighted_svd(matrix, 6, whitening, seed=0)
+    factors = weighted_factors(svd, torch.bfloat16, whitening)
+    assert weights.inputs is not None
+    root = symmetric_root(ridged(weights.inputs, weights.ridge))
+    truncation = ((svd.left * svd.values) @ svd.right).double()
+    exact = torch.linalg.lstsq((factors.down.double() @ root).mT, (truncation @ root).mT).solution.mT
+    assert torch.equal(factors.up, exact.bfloat16()) or (factors.up.double() - exact).abs().max() < 0.01 * exact.std()
+
+
+def test_the_factors_share_their_scale() -> None:
+    """So that neither leaves the range of fp16 before the other."""
+    matrix, weights = matrix_with(24, 36, SPECTRA["power 1"]), weights_of("dense")
+    whitening = weights.whitening()
+    factors = weighted_factors(weighted_svd(matrix, 6, whitening, seed=0), torch.float32, whitening)
+    torch.testing.assert_close(factors.up.norm(dim=0), factors.down.norm(dim=1), rtol=1e-3, atol=0)
+
+
+def test_the_scale_weighs_layers_and_leaves_their_factors_alone() -> None:
+    matrix = matrix_with(24, 36, SPECTRA["power 1"])
+    one, other = (weights_of("dense", scale=scale).whitening() for scale in (1.0, 16.0))
+    small, large = (weighted_svd(matrix, 4, whitening, seed=0) for whitening in (one, other))
+    torch.testing.assert_close(large.values, 4 * small.values)
+    assert large.rest == pytest.approx(16 * small.rest, rel=1e-5)
+    expected = weighted_factors(small, torch.float32, one).product()
+    torch.testing.assert_close(weighted_factors(large, torch.float32, other).product(), expected)
+
+
+def test_the_error_is_that_of_a_linear_network(rand: Rand) -> None:
+    """For outputs A W x the error of W is mean ||A E x||^2 without approximation: G is A^T A."""
+    vectors, after, delta = rand(200, 12), rand(5, 8), rand(8, 12)
+    vectors *= torch.arange(1, 13) ** -1.0
+    inputs, outputs = MomentAccumulator(12), MomentAccumulator(8)
+    inputs.add(vectors, weight=1 / 200)
+    probes = rand(40000, 5)
+    outputs.add(probes @ after, weight=1 / 40000)
+    exact = float((vectors @ delta.mT @ after.mT).square().sum() / 200)
+    weights = Weights(inputs=inputs.result(), outputs=outputs.result(), ridge=1e-7)
+    whitening = weights.whitening()
+    assert output_error(delta, None, whitening)[1] == pytest.approx(exact, rel=0.03)
+    errors: list[float] = []
+    plain = truncated_svd(delta, 3, seed=0)
+    for product in (
+        weighted_factors(weighted_svd(delta, 3, whitening, seed=0), torch.float32, whitening).product(),
+        (plain.left * plain.values) @ plain.right,
+    ):
+        errors.append(float((vectors @ (delta - product).mT @ after.mT).square().sum() / 200))
+    assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_layer_that_does_nothing_costs_nothing(side: str) -> None:
+    """Inputs that are always zero, or outputs that reach nothing."""
+    matrix = matrix_with(24, 36, SPECTRA["power 1"])
+    dead = Moment(dense=torch.zeros(36, 36)) if side == "inputs" else Moment(diagonal=torch.zeros(24))
+    whitening = Weights(**{side: dead}).whitening()
+    svd = weighted_svd(matrix, 3, whitening, seed=0)
+    assert svd.energy == 0
+    factors = weighted_factors(svd, torch.bfloat16, whitening)
+    assert torch.equal(factors.product(), torch.zeros(24, 36))
+    assert output_error(matrix, factors, whitening) == (0, 0)
+
+
+def test_a_zero_delta_has_zero_factors() -> None:
+    whitening = weights_of("dense").whitening()
+    svd = weighted_svd(torch.zeros(24, 36), 3, whitening, seed=0)
+    assert svd.energy == 0
+    assert torch.equal(weighted_factors(svd, torch.bfloat16, whitening).product(), torch.zeros(24, 36))
+
+
+def test_values_that_leave_the_stored_range_are_refused() -> None:
+    whitening = weights_of("dense").whitening()
+    svd = weighted_svd(matrix_with(24, 36, SPECTRA["power 1"]) * 1e12, 3, whitening, seed=0)
+    with pytest.raises(InputError, match=r"^values up to [\de+.]+ do not fit into float16\."):
+        weighted_factors(svd, torch.float16, whitening)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_scale_that_cannot_be_is_refused(scale: float) -> None:
+    with pytest.raises(InputError) as caught:
+        Weights(scale=scale)
+    assert str(caught.value) == f"the scale of a layer's weights is {scale:g}: it must be above 0 and finite."
