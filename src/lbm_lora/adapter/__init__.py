@@ -1,12 +1,13 @@
 """The LoRA as a frozen value and its serial form (layer L2)."""
 
-from lbm_lora.adapter.files import AdapterWriter, load_adapter, save_adapter
+from lbm_lora.adapter.files import METADATA_ROOM, AdapterWriter, load_adapter, module_bytes, save_adapter, stored_bytes
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
 from lbm_lora.adapter.module import Adapter, LoraModule
 
 __all__ = [
     "FORMAT",
+    "METADATA_ROOM",
     "Adapter",
     "AdapterMetadata",
     "AdapterWriter",
@@ -16,5 +17,7 @@ __all__ = [
     "Status",
     "extraction_facts",
     "load_adapter",
+    "module_bytes",
     "save_adapter",
+    "stored_bytes",
 ]

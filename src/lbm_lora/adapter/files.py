@@ -11,12 +11,12 @@ from torch import Tensor
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import ALPHA, DOWN, UP, decode, dense_key, encode_module, prefix_of
-from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, entry_bytes, open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import down_shape, up_shape
 from lbm_lora.naming import ModuleName, ParamName
 
-_METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
+METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
 
 
 def load_adapter(path: Path | str) -> Adapter:
@@ -85,7 +85,7 @@ class AdapterWriter:
         specs |= {dense_key(prefix, name): TensorSpec(dtype, shape) for name, shape in dense.items()}
         self.metadata = metadata
         self._prefix = prefix
-        self._file = SafetensorsWriter(path, specs, metadata=metadata.to_header(), metadata_room=_METADATA_ROOM)
+        self._file = SafetensorsWriter(path, specs, metadata=metadata.to_header(), metadata_room=METADATA_ROOM)
         self._stack = ExitStack()
 
     def add_module(self, module: LoraModule) -> None:
@@ -104,3 +104,19 @@ class AdapterWriter:
     ) -> None:
         self._file.metadata = self.metadata.to_header()
         self._stack.__exit__(kind, error, trace)
+
+
+def module_bytes(prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype) -> int:
+    """What a lora module takes in a file: its tensors, and their entries in the header."""
+    tensors = {
+        UP: TensorSpec(dtype, up_shape(shape, rank)),
+        DOWN: TensorSpec(dtype, down_shape(shape, rank)),
+        ALPHA: TensorSpec(torch.float32, ()),
+    }
+    return sum(entry_bytes(prefix + name + ending, spec) + spec.nbytes for ending, spec in tensors.items())
+
+
+def stored_bytes(prefix: str, name: ParamName, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What a dense delta takes in a file: its values, and their entry in the header."""
+    spec = TensorSpec(dtype, shape)
+    return entry_bytes(dense_key(prefix, name), spec) + spec.nbytes

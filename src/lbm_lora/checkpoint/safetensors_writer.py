@@ -17,6 +17,7 @@ from lbm_lora.checkpoint.spec import TensorSpec
 
 _ALIGNMENT = 8
 _LENGTH_BYTES = 8
+_FARTHEST = 9_999_999_999
 
 
 class SafetensorsWriter:
@@ -98,6 +99,11 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in C order, without a copy where it lies so already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def entry_bytes(name: str, spec: TensorSpec) -> int:
+    """What a tensor takes in the header, at most: offsets are counted with as many digits as files of 10 GB need."""
+    return len(_header({name: (spec, _FARTHEST)}, {})) - len("{}") + len(",")
 
 
 def _header(entries: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:

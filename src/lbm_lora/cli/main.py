@@ -7,13 +7,14 @@ ours.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from importlib import import_module
 from typing import Any
 
 import tyro
 
 from lbm_lora import __version__
+from lbm_lora.cli.overrides import split_overrides
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "base": ("BaseConfig", "make the exact base from SDXL and LBM's config"),
@@ -21,10 +22,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("ValidateConfig", "measure how well a LoRA gives back the tuned checkpoint"),
     "infer": ("InferConfig", "translate pictures with a checkpoint and LoRAs"),
     "fuse": ("FuseConfig", "add LoRAs to a checkpoint's weights"),
+    "train": ("TrainRunConfig", "train a LoRA, new or continued, or the whole denoiser"),
+    "data pack": ("PackConfig", "make WebDataset shards of a folder of pairs"),
+    "data check": ("CheckConfig", "read a data set through and report"),
+    "calibrate": ("CalibrateConfig", "measure which errors a tuned model's output is sensitive to"),
     "layers": ("LayersConfig", "list the layers that a LoRA can hold, or what patterns select"),
     "demo": ("DemoConfig", "run the main job on the bundled mini model"),
 }
-"""Command -> name of its config in `lbm_lora.workflows.<command>`, and what it does."""
+"""Command -> name of its config in `lbm_lora.workflows.<first word>`, and what it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"lbm-lora {__version__}")
         return 0
-    command, *rest = arguments
+    command, rest = _command_of(arguments)
     if command not in COMMANDS:
         return _unknown(command)
     return _run(command, rest)
@@ -76,14 +81,15 @@ def parse(command: str, arguments: Sequence[str]) -> tuple[Any, Output]:
     workflow = _workflow(command)
     config = getattr(workflow, COMMANDS[command][0])
     call = make_dataclass("call", [("config", config), ("output", Output, field(default_factory=Output))], frozen=True)
+    own, overrides = split_overrides(arguments) if command == "train" else (arguments, ())
     parsed = tyro.cli(
         tyro.conf.OmitArgPrefixes[call],
-        args=arguments,
+        args=own,
         prog=f"lbm-lora {command}",
-        description="",
+        description=_training_keys() if command == "train" else "",
         use_underscores=True,
     )
-    return parsed.config, parsed.output
+    return (replace(parsed.config, overrides=overrides) if overrides else parsed.config), parsed.output
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
@@ -92,6 +98,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     with session(debug="--debug" in arguments) as console:
         config, output = parse(command, arguments)
         result = _workflow(command).run(config, console.progress)
+        if getattr(result, "rank", 0):
+            return console.exit_code  # of several processes the first one speaks
         from lbm_lora.cli.present import present
 
         console.print_result(present(command, result, verbose=output.verbose), result, as_json=output.json)
@@ -101,7 +109,22 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
 
 def _workflow(command: str) -> Any:
-    return import_module(f"lbm_lora.workflows.{command}")
+    return import_module(f"lbm_lora.workflows.{command.partition(' ')[0]}")
+
+
+def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or of two, and its arguments."""
+    two = " ".join(arguments[:2])
+    return (two, arguments[2:]) if two in COMMANDS else (arguments[0], arguments[1:])
+
+
+def _training_keys() -> str:
+    """The keys of a training file with their defaults, for `train --help`."""
+    from lbm_lora.train.config import TrainConfig
+
+    fields = TrainConfig.model_fields.items()
+    lines = [f"  --{name} {field.get_default(call_default_factory=True)}" for name, field in fields]
+    return "\n".join(["Keys of the training file, each with its default:", "", *lines])
 
 
 def _unknown(command: str) -> int:

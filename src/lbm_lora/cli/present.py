@@ -11,12 +11,16 @@ from lbm_lora.report import Report, base_text, full_text, short_text
 from lbm_lora.report.schema import TensorResult
 
 if TYPE_CHECKING:
+    from lbm_lora.train.preview import Scores
     from lbm_lora.workflows.base import BaseOutcome
+    from lbm_lora.workflows.data import CheckResult, PackResult
+    from lbm_lora.workflows.calibrate import CalibrateResult
     from lbm_lora.workflows.demo import DemoResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.fuse import FuseResult
     from lbm_lora.workflows.infer import InferResult
     from lbm_lora.workflows.layers import LayersResult
+    from lbm_lora.workflows.train import TrainResult
     from lbm_lora.workflows.validate import ValidateResult
 
 
@@ -42,9 +46,29 @@ def _extract(result: "ExtractResult", verbose: bool) -> str:
         "\n".join(rows),
         short_text(Report(weights=result.report)),
         "\n".join(result.notes),
+        _predictions(result),
         _written(result.adapter, result.sidecar),
         *(_extract(further, verbose) for further in result.further),
     )
+
+
+def _predictions(result: "ExtractResult") -> str:
+    """What was expected of the file, and what other sizes would give."""
+    if result.predicted is None:
+        return ""
+    what = "error of the denoiser's output" if result.predicted.of == "output" else "error of the weights"
+    first = f"Predicted relative {what}: {result.predicted.error:.3%}. Other sizes would give:"
+    rows = [f"  {size.nbytes / 1e6:>10,.2f} MB  {size.error:>9.3%}" for size in result.sizes]
+    return "\n".join([first, *rows]) if rows else first
+
+
+def _calibrate(result: "CalibrateResult", _: bool) -> str:
+    timesteps = ", ".join(f"{timestep:g}" for timestep in result.timesteps)
+    measured = (
+        f"Measured {result.layers:,} layers on {result.images} images at timesteps {timesteps}, "
+        f"{result.probes} probes each: {result.moments:,} second moments."
+    )
+    return _paragraphs(measured, _written(result.statistics))
 
 
 def _validate(result: "ValidateResult", verbose: bool) -> str:
@@ -81,6 +105,32 @@ def _layers(result: "LayersResult", _: bool) -> str:
     return "\n".join([*lines, "", total])
 
 
+def _train(result: "TrainResult", _: bool) -> str:
+    files = [path for path in (result.last, result.best) if path is not None]
+    if result.stopped_by:
+        head = (
+            f"Stopped by {result.stopped_by} after step {result.step:,} of {result.total:,}, and saved. "
+            "The same command goes on from there."
+        )
+    else:
+        head = (
+            f"Trained {result.step:,} of {result.total:,} steps, {result.learning:,} parameters, last loss "
+            f"{result.loss:.5f}, {result.seconds:,.0f} s."
+        )
+    return _paragraphs(head, _scores(result.scores), _written(*files))
+
+
+def _scores(scores: "Scores | None") -> str:
+    if scores is None:
+        return ""
+    losses = ", ".join(f"{loss:.5f} at {timestep:g}" for timestep, loss in scores.losses.items())
+    lines = [f"Validation of {scores.samples} pairs: loss {scores.loss:.5f} ({losses})"]
+    for steps, made in scores.pictures.items():
+        lpips = "" if made.lpips is None else f", LPIPS {made.lpips:.4f}"
+        lines.append(f"  steps {steps}: PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.4f}{lpips}")
+    return "\n".join(lines)
+
+
 def _demo(result: "DemoResult", verbose: bool) -> str:
     adapter = result.extract.adapter
     pictures = [made for made in result.infer.outputs if made.comparison]
@@ -101,9 +151,11 @@ def _demo(result: "DemoResult", verbose: bool) -> str:
 _PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": _base,
     "extract": _extract,
+    "calibrate": _calibrate,
     "validate": _validate,
     "infer": _infer,
     "fuse": _fuse,
+    "train": _train,
     "layers": _layers,
     "demo": _demo,
 }

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int64
 from lbm_lora.errors import InputError
 
 _DENSE = -1  # the dense delta among the ranks of an array
+_SLACK = 1e-9  # the same sum in another order is rounded otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,15 @@ def allocate_error(spectra: Sequence[Spectrum], target_error_sq: float) -> Alloc
     Where even the highest choices leave more, they are the result: its `error_sq` tells.
     """
     steps = _steps(spectra)
-    behind = np.cumsum(steps.gains[::-1])[::-1]  # what this step and all after it gain
-    before = _allocation(spectra, steps, np.ones(len(behind), bool)).error_sq + behind
-    return _allocation(spectra, steps, before > target_error_sq)
+    order = np.arange(len(steps.gains))
+    lowest = _allocation(spectra, steps, order >= 0).error_sq
+    before = lowest + np.cumsum(steps.gains[::-1])[::-1]  # the squared error that each step finds
+    count = np.count_nonzero(before > target_error_sq * (1 + _SLACK))
+    while True:
+        found = _allocation(spectra, steps, order < count)
+        if found.error_sq <= target_error_sq or count == len(order):
+            return found
+        count += 1
 
 
 def error_rank(spectrum: Spectrum, relative_error: float) -> int | None:
@@ -172,7 +179,10 @@ def _within(steps: _Steps, budget: int) -> Bool[np.ndarray, " steps"]:
     taken = np.cumsum(steps.sizes) <= budget
     left = budget - int(steps.sizes[taken].sum())
     closed: set[int] = set()  # deltas with a step that was too large: their later steps build on it
+    smallest = steps.sizes.min(initial=budget)
     for index in np.flatnonzero(~taken):
+        if left < smallest:
+            break
         owner, size = int(steps.owners[index]), int(steps.sizes[index])
         if size > left:
             closed.add(owner)

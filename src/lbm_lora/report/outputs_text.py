@@ -41,7 +41,7 @@ def outputs_lines(outputs: OutputComparison) -> list[str]:
     network = f" LPIPS by {outputs.lpips}." if outputs.lpips else ""
     equal = any(entry.equal_images for entry in outputs.summary)
     left_out = " The mean PSNR leaves out pictures that are equal to the reference's." if equal else ""
-    lines += [*wrapped(f"Mean and worst of the images.{network}{left_out}", WIDTH), *_pictures(outputs)]
+    lines += [*wrapped(f"Mean and worst of the images, PSNR in dB.{network}{left_out}", WIDTH), *_pictures(outputs)]
     lines += ["", *_denoiser(outputs)]
     if len(outputs.loras) > 1:
         lines += ["", *_sizes(outputs)]
@@ -120,7 +120,7 @@ def _sizes(outputs: OutputComparison) -> list[str]:
 
 def _pictures_of(images: Sequence[ImageComparison], outputs: OutputComparison) -> list[str]:
     measured, masked = outputs.lpips is not None, has_masks(outputs)
-    heads = [*(["LPIPS"] if measured else []), *(["in mask", "SSIM"] if masked else [])]
+    heads = [*(["LPIPS"] if measured else []), *(["mask PSNR", "mask SSIM"] if masked else [])]
     rows = [["image", "size", "variant", "steps", "PSNR", "SSIM", *heads]]
     for image in images:
         names = [printable(image.image), f"{image.width}x{image.height}"]

@@ -1,32 +1,32 @@
 """Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
 
-import json
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 
-from lbm_lora.adapter import FORMAT, AdapterMetadata, AdapterWriter, Ledger, LedgerRow, Status, extraction_facts
-from lbm_lora.atomic import guard_output, write_text
-from lbm_lora.checkpoint import Checkpoint, Fingerprint, dtype_name, dtype_of, open_checkpoint
-from lbm_lora.errors import CheckpointError, ConfigError, OutputError
+from lbm_lora.adapter import Ledger
+from lbm_lora.atomic import guard_output
+from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, open_checkpoint
+from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.extract import COVERAGES, Extraction, Plan, Settings, plan_extraction
 from lbm_lora.factorize import FULL_RANK, FixedRank
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
+from lbm_lora.workflows.choosing import Policy, Prediction, parse_size, surveyed
+from lbm_lora.workflows.extracted import Target, write_adapters, write_sidecar
 
 _log = logging.getLogger(__name__)
 
 _VAE = "vae."
 _BASE_MARK = "exact_architecture_match"  # what `lbm-lora base` writes as `initialization`
-_PACKED_DIGITS = 8  # of each base tensor in the fingerprint
+_POLICIES = ("ranks", "max_size", "max_error", "max_output_error", "keep_energy", "max_module_error")
+_SHARES = {"max_error": 1.0, "max_output_error": 10.0, "keep_energy": 1.0, "max_module_error": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,21 @@ class ExtractConfig:
     ranks: tuple[int, ...] = ()
     """Several LoRAs in one pass, one for each of these ranks of linear layers, named LORA_r16.safetensors and so on.
     Their conv ranks are in the proportion of --conv_rank to --rank."""
+    calibration: Path | None = None
+    """Statistics of the tuned model from `lbm-lora calibrate`: least error of its output instead of the weights."""
+    calibration_images: str | None = None
+    """Folder, picture or quoted glob of sources: make those statistics first, beside the LoRA."""
+    max_size: tuple[str, ...] = ()
+    """Ranks chosen for all layers together: the best that a file of this size can hold (200MB, 1.5GB). Several sizes
+    give several LoRAs, named LORA_200MB.safetensors and so on."""
+    max_error: float | None = None
+    """The smallest file whose total relative error (of the weights) is at most this (0.3: 30 %)."""
+    max_output_error: float | None = None
+    """The smallest file whose predicted relative error of the denoiser's output is at most this. Needs calibration."""
+    keep_energy: float | None = None
+    """For each layer the rank that keeps this share of its energy (0.95)."""
+    max_module_error: float | None = None
+    """For each layer the rank whose relative error is at most this (0.3)."""
     include: tuple[str, ...] = ()
     """Only tensors that one of these patterns matches: part of a name, a glob, or re:REGEX."""
     exclude: tuple[str, ...] = ()
@@ -77,26 +92,23 @@ class ExtractResult:
     nbytes: int
     report: WeightReport
     notes: tuple[str, ...]
+    predicted: Prediction | None = None
+    """What was expected of the LoRA; None where ranks were given and nothing was calibrated."""
+    sizes: tuple[Prediction, ...] = ()
+    """What other sizes would give, where ranks were chosen for all layers together."""
     further: tuple["ExtractResult", ...] = ()
-    """Those of the other ranks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """One LoRA that is to be written."""
-
-    path: Path
-    ranks: FixedRank
+    """The LoRAs of the other ranks or sizes."""
 
 
 def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
-    """Extract the LoRA in one pass over both files.
+    """Extract the LoRA: in one pass over both files where the ranks are given, in two where they are chosen.
 
     Raises:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
-    targets = _targets(config)
-    _check(config, targets)
+    policy = _policy(config)
+    paths = _paths(config, policy)
+    _check(config, policy, paths)
     settings = Settings(
         dtype=dtype_of(config.save_precision), min_diff=config.min_diff, device=resolve_device(config.device)
     )
@@ -104,35 +116,140 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
         plan = plan_extraction(
             base.component(),
             tuned.component(),
-            targets[0].ranks,
+            policy.fixed[0] if policy.fixed else FixedRank(),
             include=(*config.include, *COVERAGES[config.target_coverage]),
             exclude=config.exclude,
             keep_dense=config.dense,
         )
         notes = (*_swap_notes(tuned), *_vae_notes(base, tuned))
-        ledgers = _write(config, targets, [plan.with_ranks(target.ranks) for target in targets], settings, progress)
-    base_label, tuned_label = file_labels(base.path, tuned.path)
-    results: list[ExtractResult] = []
-    for target, ledger in zip(targets, ledgers, strict=True):
-        report = weight_report(ledger, base=base_label, tuned=tuned_label, adapter=target.path.name)
-        sidecar = _write_sidecar(config, target, report)
-        nbytes = target.path.stat().st_size
-        results.append(ExtractResult(adapter=target.path, sidecar=sidecar, nbytes=nbytes, report=report, notes=notes))
+        calibration = _calibration(config, progress)
+        if policy.fixed and calibration is None:
+            written = _given(config, policy, paths, plan, settings, progress)
+        else:
+            written = _chosen(config, policy, paths, plan, settings, calibration, progress)
+    labels = file_labels(base.path, tuned.path)
+    results = [_result(config, one, labels, notes) for one in written]
     return replace(results[0], further=tuple(results[1:]))
 
 
-def _targets(config: ExtractConfig) -> list[_Target]:
-    if not config.ranks:
-        return [_Target(path=config.save_to, ranks=FixedRank(linear=config.rank, conv=config.conv_rank))]
-    if len(set(config.ranks)) < len(config.ranks):
-        raise ConfigError(f"--ranks {' '.join(map(str, config.ranks))}: each rank is given once.")
-    return [
-        _Target(
-            path=config.save_to.with_name(f"{config.save_to.stem}_r{rank}{config.save_to.suffix}"),
-            ranks=FixedRank(linear=rank, conv=_conv_rank(config, rank)),
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """One LoRA that was written."""
+
+    target: Target
+    ledger: Ledger
+    predicted: Prediction | None = None
+    sizes: tuple[Prediction, ...] = ()
+
+
+def _given(
+    config: ExtractConfig, policy: Policy, paths: Sequence[Path], plan: Plan, settings: Settings, progress: Progress
+) -> list[_Written]:
+    """Fixed ranks, least error of the weights: one pass."""
+    plans = [plan.with_ranks(ranks) for ranks in policy.fixed]
+    targets = [
+        Target(
+            path=path,
+            shapes=one.shapes(),
+            ranks=one.ranks(),
+            dense=one.dense(),
+            rank=ranks.linear,
+            conv_rank=ranks.conv,
+            settings=_settings(config, {"rank_policy": "fixed", "rank": ranks.linear, "conv_rank": ranks.conv}),
         )
-        for rank in config.ranks
+        for path, one, ranks in zip(paths, plans, policy.fixed, strict=True)
     ]
+    ledgers = write_adapters(targets, Extraction(plans, settings), plan, settings.dtype, progress)
+    return [_Written(target=target, ledger=ledger) for target, ledger in zip(targets, ledgers, strict=True)]
+
+
+def _chosen(
+    config: ExtractConfig,
+    policy: Policy,
+    paths: Sequence[Path],
+    plan: Plan,
+    settings: Settings,
+    calibration: Path | None,
+    progress: Progress,
+) -> list[_Written]:
+    """Ranks or errors that are weighed for all layers together: two passes."""
+    asked = {"rank_policy": _policy_name(config), "calibration": calibration.name if calibration else None}
+    facts = [_settings(config, {**asked, **_policy_values(config, index)}) for index in range(len(paths))]
+    with surveyed(
+        plan,
+        settings,
+        policy,
+        calibration,
+        run_settings=max(facts, key=lambda one: len(str(one))),
+        beside=config.save_to,
+        progress=progress,
+    ) as chosen:
+        choices = chosen.choices(policy)
+        targets = [chosen.target(choice, path, one) for choice, path, one in zip(choices, paths, facts, strict=True)]
+        with chosen.emission(choices) as emission:
+            ledgers = write_adapters(targets, emission, chosen.plan, settings.dtype, progress)
+        return [
+            _Written(
+                target=target,
+                ledger=ledger,
+                predicted=chosen.prediction(choice),
+                sizes=chosen.table(choice.nbytes),
+            )
+            for target, ledger, choice in zip(targets, ledgers, choices, strict=True)
+        ]
+
+
+def _policy(config: ExtractConfig) -> Policy:
+    """The one way to choose ranks that was asked for.
+
+    Raises:
+        ConfigError: several ways were asked for, or a value cannot be.
+    """
+    given = [name for name in _POLICIES if getattr(config, name) not in (None, ())]
+    if len(given) > 1:
+        raise ConfigError(f"--{given[0]} and --{given[1]} both choose the ranks. Give one of them.")
+    for name, highest in _SHARES.items():
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= highest:
+            raise ConfigError(f"--{name} is {value:g}: give a share above 0 and up to {highest:g} (0.05 is 5 %).")
+    if config.max_size:
+        return Policy(sizes=tuple(map(parse_size, config.max_size)))
+    if config.max_error is not None or config.max_output_error is not None:
+        return Policy(error=config.max_error if config.max_error is not None else config.max_output_error)
+    if config.max_module_error is not None:
+        return Policy(module_error=config.max_module_error)
+    if config.keep_energy is not None:
+        return Policy(energy=config.keep_energy)
+    if not config.ranks:
+        return Policy(fixed=(FixedRank(linear=config.rank, conv=config.conv_rank),))
+    return Policy(fixed=tuple(FixedRank(linear=rank, conv=_conv_rank(config, rank)) for rank in config.ranks))
+
+
+def _policy_name(config: ExtractConfig) -> str:
+    return next((name for name in _POLICIES if getattr(config, name) not in (None, ())), "fixed")
+
+
+def _policy_values(config: ExtractConfig, index: int) -> dict[str, object]:
+    """What was asked for, for the file's metadata."""
+    name = _policy_name(config)
+    if name == "fixed":
+        return {"rank": config.rank, "conv_rank": config.conv_rank}
+    value = getattr(config, name)
+    return {name: value[index] if isinstance(value, tuple) else value}
+
+
+def _paths(config: ExtractConfig, policy: Policy) -> list[Path]:
+    """The file of each LoRA.
+
+    Raises:
+        ConfigError: a rank or a size is given twice.
+    """
+    words = [f"r{rank}" for rank in config.ranks] or [size.replace(" ", "") for size in config.max_size]
+    if len(set(words)) < len(words):
+        raise ConfigError(f"{' '.join(words)}: each rank or size is given once.")
+    if (len(words) == 1 and not config.ranks) or not words:
+        return [config.save_to]
+    return [config.save_to.with_name(f"{config.save_to.stem}_{word}{config.save_to.suffix}") for word in words]
 
 
 def _conv_rank(config: ExtractConfig, rank: int) -> int:
@@ -142,7 +259,28 @@ def _conv_rank(config: ExtractConfig, rank: int) -> int:
     return max(1, round(rank * config.conv_rank / config.rank)) if config.rank > 0 else rank
 
 
-def _check(config: ExtractConfig, targets: Sequence[_Target]) -> None:
+def _calibration(config: ExtractConfig, progress: Progress) -> Path | None:
+    """The statistics to use; where only images are given, they are measured first."""
+    if config.calibration is not None or config.calibration_images is None:
+        return config.calibration
+    # only this needs the network classes
+    from lbm_lora.workflows import calibrate
+
+    path = config.save_to.with_name(f"{config.save_to.stem}_calibration.safetensors")
+    calibrate.run(
+        calibrate.CalibrateConfig(
+            tuned_model_path=config.tuned_model_path,
+            images=config.calibration_images,
+            save_to=path,
+            device=config.device,
+            config_path=config.config_path,
+        ),
+        progress,
+    )
+    return path
+
+
+def _check(config: ExtractConfig, policy: Policy, paths: Sequence[Path]) -> None:
     if config.save_to.suffix != ".safetensors":
         raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
     if config.include and COVERAGES[config.target_coverage]:
@@ -153,8 +291,16 @@ def _check(config: ExtractConfig, targets: Sequence[_Target]) -> None:
         raise ConfigError("--device mps: the decomposition sums in fp64, which mps has not. Use cpu.")
     if config.min_diff < 0:
         raise ConfigError(f"--min_diff is {config.min_diff:g}: it is compared with absolute values, give 0 or more.")
-    for target in targets:
-        guard_output(target.path, [config.base_model_path, config.tuned_model_path])
+    if config.calibration is not None and config.calibration_images is not None:
+        raise ConfigError("--calibration and --calibration_images both weigh the errors. Give one of them.")
+    calibrated = config.calibration is not None or config.calibration_images is not None
+    if config.max_output_error is not None and not calibrated:
+        raise ConfigError("--max_output_error is about the denoiser's output: add --calibration_images FOLDER.")
+    if config.max_error is not None and calibrated:
+        raise ConfigError("--max_error is about the weights, calibration about the output: give --max_output_error.")
+    inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]
+    for path in paths:
+        guard_output(path, inputs)
 
 
 def _base(config: ExtractConfig, progress: Progress) -> Path:
@@ -171,56 +317,13 @@ def _base(config: ExtractConfig, progress: Progress) -> Path:
     )
 
 
-def _write(
-    config: ExtractConfig, targets: Sequence[_Target], plans: Sequence[Plan], settings: Settings, progress: Progress
-) -> list[Ledger]:
-    """Stream every outcome into its files, and the metadata when all is known."""
-    extraction = Extraction(plans, settings)
-    rows: list[list[LedgerRow]] = [[] for _ in targets]
-    progress.start(len(extraction), "extracting")
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(_writer(config, target, plan, settings.dtype))
-            for target, plan in zip(targets, plans, strict=True)
-        ]
-        for outcomes in extraction:
-            for writer, outcome, kept in zip(writers, outcomes, rows, strict=True):
-                if outcome.module is not None:
-                    writer.add_module(outcome.module)
-                if outcome.dense is not None:
-                    writer.add_dense(outcome.row.name, outcome.dense)
-                kept.append(outcome.row)
-            progress.advance()
-        ledgers = [Ledger(tuple(kept)) for kept in rows]
-        if not ledgers[0].of(Status.LORA, Status.DENSE):
-            raise CheckpointError(
-                f"{config.tuned_model_path} changes nothing of {config.base_model_path} that could be stored: "
-                f"{_counts(ledgers[0])}. Are base and tuned the same file?"
-            )
-        for writer, target, ledger in zip(writers, targets, ledgers, strict=True):
-            writer.metadata = _metadata(config, target, ledger, *extraction.fingerprints())
-    return ledgers
-
-
-def _writer(config: ExtractConfig, target: _Target, plan: Plan, dtype: torch.dtype) -> AdapterWriter:
-    known = json.dumps(_settings(config, target)) + "0" * len(plan.pairing.base) * _PACKED_DIGITS
-    room = AdapterMetadata(facts={"room": json.dumps(known)})
-    return AdapterWriter(target.path, plan.pairing.tuned.prefix, dtype, plan.shapes(), plan.ranks(), plan.dense(), room)
-
-
-def _counts(ledger: Ledger) -> str:
-    return ", ".join(f"{count} {status}" for status, count in ledger.counts().items())
-
-
-def _settings(config: ExtractConfig, target: _Target) -> dict[str, object]:
+def _settings(config: ExtractConfig, policy: Mapping[str, object]) -> dict[str, object]:
     """What the file says of the run; file names without folders."""
     return {
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
         "dtype": dtype_name(dtype_of(config.save_precision)),
-        "rank_policy": "fixed",
-        "rank": target.ranks.linear,
-        "conv_rank": target.ranks.conv,
+        **policy,
         "include": config.include,
         "exclude": config.exclude,
         "target_coverage": config.target_coverage,
@@ -229,18 +332,19 @@ def _settings(config: ExtractConfig, target: _Target) -> dict[str, object]:
     }
 
 
-def _metadata(
-    config: ExtractConfig, target: _Target, ledger: Ledger, base: Fingerprint, tuned: Fingerprint
-) -> AdapterMetadata:
-    total = ledger.total()
-    facts = extraction_facts(
-        rank=target.ranks.linear,
-        conv_rank=target.ranks.conv,
-        counts=ledger.counts(),
-        errors={"relative_error": total.relative_error, "noise_floor": total.noise_floor},
-        settings=_settings(config, target),
+def _result(config: ExtractConfig, written: _Written, labels: tuple[str, str], notes: tuple[str, ...]) -> ExtractResult:
+    path = written.target.path
+    report = weight_report(written.ledger, base=labels[0], tuned=labels[1], adapter=path.name)
+    sidecar = write_sidecar(written.target, report, base=config.base_model_path.name, min_diff=config.min_diff)
+    return ExtractResult(
+        adapter=path,
+        sidecar=sidecar,
+        nbytes=path.stat().st_size,
+        report=report,
+        notes=notes,
+        predicted=written.predicted,
+        sizes=written.sizes,
     )
-    return AdapterMetadata(FORMAT, base.digest, base.packed(), tuned.digest, facts)
 
 
 def _swap_notes(tuned: Checkpoint) -> tuple[str, ...]:
@@ -264,25 +368,3 @@ def _vae_notes(base: Checkpoint, tuned: Checkpoint) -> tuple[str, ...]:
     )
     _log.warning(note)
     return (note,)
-
-
-def _write_sidecar(config: ExtractConfig, target: _Target, report: WeightReport) -> Path:
-    """The documented `..._config.yaml` beside the LoRA."""
-    path = target.path.with_name(f"{target.path.stem}_config.yaml")
-    weights = report.counts["lora"] + report.counts["dense"]
-    facts = {
-        "architecture": "LBM",
-        "base_model": config.base_model_path.name,
-        "change_threshold": config.min_diff,
-        "conv_rank": target.ranks.conv,
-        "coverage_percentage": f"{100 * (1 - report.counts['excluded'] / report.tensors):.1f}%",
-        "extraction_method": "lbm_lora",
-        "native_naming": True,
-        "rank": target.ranks.linear,
-        "total_analyzed_layers": report.tensors,
-        "total_lora_modules": report.counts["lora"],
-        "total_dense_deltas": report.counts["dense"],
-        "total_stored_tensors": weights,
-    }
-    write_text(path, yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True))
-    return path

@@ -236,7 +236,7 @@ def _picture(
         rows.append([source, *results, tuned, measured[variants[-1]].differences[index]])
         if sum(tile.width * tile.height for row in rows for tile in row) > _PIXELS:
             break
-    labels = ["source", *variants, TUNED, f"{variants[-1]} - {TUNED}\n{DIFFERENCE} times, grey: 0"]
+    labels = ["source", *variants, TUNED, f"difference from {TUNED}\n{DIFFERENCE} times, grey: none"]
     buffer = io.BytesIO()
     comparison_grid(labels, rows).save(buffer, "PNG", optimize=True)
     shown = ", ".join(result.images[index].image for index in order[: len(rows)])

@@ -100,7 +100,7 @@ def test_an_error_is_reached_with_no_more_than_the_last_step_too_many(spectra: l
     found = allocate_error(spectra, target)
     check(found, spectra)
     lowest = min(error for _, error in every_choice(spectra))
-    assert found.error_sq <= close(max(target, lowest), spectra)
+    assert found.error_sq <= target or found.error_sq <= close(lowest, spectra)
     smaller = [error for size, error in every_choice(spectra) if size < found.size]
     assert all(close(error, spectra) >= found.error_sq for error in smaller)
 
@@ -162,6 +162,15 @@ def test_small_errors_keep_their_digits() -> None:
     falling = spectrum([10.0**-i for i in range(21)])
     assert falling.error_sq(20) == 1e-20
     assert allocate_error([falling], 1e-19).ranks == (20,)
+
+
+def test_an_error_that_choices_have_exactly_is_reached() -> None:
+    """Without a step more than it takes, and never missed by a rounding of the sums."""
+    generator = np.random.default_rng(0)
+    spectra = [spectrum(sorted(generator.random(30), reverse=True), rest=generator.random()) for _ in range(20)]
+    for budget in range(0, 600, 25):
+        expected = allocate(spectra, budget)
+        assert allocate_error(spectra, expected.error_sq) == expected
 
 
 def test_an_error_that_cannot_be_reached_takes_all() -> None:

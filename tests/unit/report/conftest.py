@@ -1,6 +1,8 @@
 """A small report made by hand, whose numbers can be followed."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -8,14 +10,17 @@ from lbm_lora.adapter import Ledger, LedgerRow, Status
 from lbm_lora.factorize import Measure
 from lbm_lora.naming import ParamName
 from lbm_lora.report import (
+    DenoiserScore,
     ImageComparison,
+    LoraFile,
     OutputComparison,
+    PictureScore,
     Report,
     VariantScores,
     WeightReport,
     weight_report,
 )
-from lbm_lora.report.outputs import summarize
+from lbm_lora.report.outputs import Number, summarize, summarize_denoiser
 
 
 def make_row(
@@ -74,36 +79,97 @@ def weights() -> WeightReport:
     return weights_of(*ROWS)
 
 
+def make_scores(variant: str, errors: tuple[Number, Number], *pictures: PictureScore) -> VariantScores:
+    """The scores of one variant: denoiser errors at 1000 and 500, and pictures."""
+    denoiser = tuple(DenoiserScore(timestep=t, error=error) for t, error in zip((1000.0, 500.0), errors, strict=True))
+    return VariantScores(variant=variant, denoiser=denoiser, pictures=pictures)
+
+
+def outputs_of(*images: ImageComparison, **changes: Any) -> OutputComparison:
+    """The comparison of these images, at the timesteps of `make_scores` and the steps of the images' pictures."""
+    settings = {
+        "reference": "tuned",
+        "steps": tuple(score.steps for score in images[0].scores[0].pictures),
+        "timesteps": (1000.0, 500.0),
+        "seed": 0,
+        "dtype": "fp32",
+        "device": "cpu",
+        "lpips": "vgg",
+        "images": images,
+        "summary": summarize(images),
+        "denoiser": summarize_denoiser(images),
+    }
+    return OutputComparison(**(settings | changes))
+
+
+IMAGES = (
+    ImageComparison(
+        image="tree.jpg",
+        width=64,
+        height=64,
+        scores=(
+            make_scores(
+                "base",
+                (0.7, 0.8),
+                PictureScore(steps=1, psnr=14.0, ssim=0.5, lpips=0.6),
+                PictureScore(steps=2, psnr=15.0, ssim=0.55, lpips=0.5),
+            ),
+            make_scores(
+                "base + LoRA",
+                (0.0, 0.03),
+                PictureScore(steps=1, psnr="inf", ssim=1.0, lpips=0.0),
+                PictureScore(steps=2, psnr=41.0, ssim=0.9912, lpips=0.00002),
+            ),
+        ),
+    ),
+    ImageComparison(
+        image="cup.png",
+        width=64,
+        height=48,
+        scores=(
+            make_scores(
+                "base",
+                (0.5, 0.6),
+                PictureScore(steps=1, psnr=18.25, ssim=0.71239, lpips=0.4, mask_psnr=15.0, mask_ssim=0.6),
+                PictureScore(steps=2, psnr=19.0, ssim=0.72, lpips=0.3, mask_psnr=16.0, mask_ssim=0.61),
+            ),
+            make_scores(
+                "base + LoRA",
+                (0.04, 0.05),
+                PictureScore(steps=1, psnr=40.5, ssim=0.99999, lpips=0.0125, mask_psnr=38.0, mask_ssim=0.98),
+                PictureScore(steps=2, psnr=39.0, ssim=0.98, lpips=0.02, mask_psnr=37.0, mask_ssim=0.97),
+            ),
+        ),
+    ),
+)
+
+
 @pytest.fixture
 def outputs() -> OutputComparison:
-    """Two pictures: one with a mask, one that the LoRA gives back exactly."""
-    images = (
-        ImageComparison(
-            image="cup.png",
-            width=64,
-            height=48,
-            scores=(
-                VariantScores(
-                    variant="base", denoiser_error=0.5, psnr=18.25, ssim=0.71239, mask_psnr=15.0, mask_ssim=0.6
-                ),
-                VariantScores(
-                    variant="base + LoRA", denoiser_error=0.04, psnr=40.5, ssim=0.99999, mask_psnr=38.0, mask_ssim=0.98
-                ),
-            ),
-        ),
-        ImageComparison(
-            image="tree.jpg",
-            width=64,
-            height=64,
-            scores=(
-                VariantScores(variant="base", denoiser_error=0.7, psnr=14.0, ssim=0.5),
-                VariantScores(variant="base + LoRA", denoiser_error=0.0, psnr="inf", ssim=1.0),
-            ),
-        ),
+    """Two pictures at 1 and 2 steps: one that the LoRA gives back exactly at 1, and one with a mask."""
+    return outputs_of(*IMAGES)
+
+
+@pytest.fixture
+def build_outputs() -> Callable[..., OutputComparison]:
+    """`build_outputs(image, ..., lpips=None)`: see `outputs_of`."""
+    return outputs_of
+
+
+@pytest.fixture
+def several(outputs: OutputComparison) -> OutputComparison:
+    """The same with a second LoRA, which is another file of the same scores, and a third of another method."""
+
+    def with_others(image: ImageComparison) -> ImageComparison:
+        base, lora = image.scores
+        return replace(image, scores=(base, lora, replace(base, variant="small"), replace(lora, variant="other")))
+
+    loras = (
+        LoraFile(variant="base + LoRA", file="big.safetensors", nbytes=3_000_000, method="fixed"),
+        LoraFile(variant="small", file="small.safetensors", nbytes=20_000, method="fixed"),
+        LoraFile(variant="other", file="other.safetensors", nbytes=1_000_000, method="calibrated"),
     )
-    return OutputComparison(
-        reference="tuned", steps=1, seed=0, dtype="fp32", device="cpu", images=images, summary=summarize(images)
-    )
+    return outputs_of(*map(with_others, outputs.images), loras=loras)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.errors import ImageError
-from lbm_lora.report import BANDS, Provenance, Report, WeightReport, render_html
+from lbm_lora.report import BANDS, LoraFile, OutputComparison, Provenance, Report, WeightReport, render_html
 from lbm_lora.report import html as page_module
 from lbm_lora.report.html import gauge_position
 
@@ -83,8 +83,27 @@ def test_the_page_is_whole(report: Report) -> None:
         "side by side",
     ):
         assert words in text
-    assert set(page.figures) == {"plot-modules", "plot-histogram", "plot-noise", "plot-rank"}
+    outputs = {"outputs-timesteps", "outputs-images"}
+    assert set(page.figures) == {"plot-modules", "plot-histogram", "plot-noise", "plot-rank"} | outputs
     assert set(page.figures) <= set(page.attributes("id"))
+    assert {"LPIPS (vgg), mean", "0.0125", "2.0e-05", "PSNR in mask", "38.00", "4.00 %", "1000"} <= set(page.cells)
+
+
+def test_several_loras_are_compared(report: Report, several: OutputComparison) -> None:
+    page = Page(render_html(replace(report, outputs=several)))
+    assert "outputs-sizes" in page.figures
+    assert "outputs-sizes" in page.attributes("id")
+    assert {"big.safetensors", "20.0 kB", "calibrated"} <= set(page.cells)
+
+
+def test_what_was_not_measured_has_no_column(
+    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    tree = outputs.images[0]  # has no mask
+    scores = tuple(replace(v, pictures=tuple(replace(s, lpips=None) for s in v.pictures)) for v in tree.scores)
+    cells = Page(render_html(replace(report, outputs=build_outputs(replace(tree, scores=scores), lpips=None)))).cells
+    assert "SSIM" in cells
+    assert not [cell for cell in cells if "LPIPS" in cell or "mask" in cell]
 
 
 def test_the_page_needs_no_network(report: Report) -> None:
@@ -108,14 +127,19 @@ def test_equal_reports_give_equal_bytes(report: Report) -> None:
     assert render_html(report) == render_html(report)
 
 
-def test_names_from_files_cannot_become_markup(report: Report, build: Build, row: Row) -> None:
+def test_names_from_files_cannot_become_markup(
+    report: Report, build: Build, row: Row, build_outputs: Callable[..., OutputComparison]
+) -> None:
     rows = [row(f"{name}.weight", Status.LORA, (4, 4), error=0.1, rank=2, reason=name) for name in HOSTILE]
     left_out = row(f"{HOSTILE[0]}.bias", Status.EXCLUDED, (4,), error=1, reason=HOSTILE[1])
     weights = replace(build(*rows, left_out), base=HOSTILE[0], tuned=HOSTILE[1], adapter=HOSTILE[2], failed=HOSTILE)
     assert report.outputs is not None
-    image = replace(report.outputs.images[0], image=HOSTILE[1])
+    scores = tuple(replace(v, variant=HOSTILE[i]) for i, v in enumerate(report.outputs.images[0].scores))
+    images = [replace(report.outputs.images[0], image=name, scores=scores) for name in HOSTILE[:2]]
+    loras = [LoraFile(variant=v.variant, file=HOSTILE[2], nbytes=1, method=HOSTILE[0]) for v in scores]
+    outputs = build_outputs(*images, loras=tuple(loras), device=HOSTILE[0], reference=HOSTILE[1], lpips=HOSTILE[2])
     text = render_html(
-        Report(weights=weights, outputs=replace(report.outputs, images=(image,), device=HOSTILE[0]), notes=HOSTILE),
+        Report(weights=weights, outputs=outputs, notes=HOSTILE),
         pictures={HOSTILE[1]: PNG},
         provenance=Provenance(files={HOSTILE[0]: HOSTILE[2]}, settings={HOSTILE[3]: HOSTILE[1]}),
     )
@@ -127,6 +151,10 @@ def test_names_from_files_cannot_become_markup(report: Report, build: Build, row
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert {f"{name}.weight" for name in HOSTILE} <= set(page.cells)  # as they are, but as text
     assert page.figures["plot-modules"]["data"]
+    shown = json.dumps([page.figures[name] for name in ("outputs-sizes", "outputs-timesteps", "outputs-images")])
+    assert "&lt;script&gt;" in shown  # Plotly has markup of its own
+    assert "<script" not in shown
+    assert "<img" not in shown
 
 
 def test_control_characters_are_spelt_out(build: Build, row: Row) -> None:

@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.errors import InputError
-from lbm_lora.report import Provenance, Report, WeightReport, parse_report, report_json
+from lbm_lora.report import OutputComparison, Provenance, Report, WeightReport, parse_report, report_json
 
 KEYS = {
     "": ["schema", "verdict", "weights", "outputs", "notes", "provenance"],
@@ -23,14 +24,26 @@ KEYS = {
         *("name", "status", "reason", "shape", "rank", "relative_error", "mean_error", "relative_mean_error"),
         *("delta_norm", "error_share", "noise_floor"),
     ],
-    "outputs": ["reference", "steps", "seed", "dtype", "device", "images", "summary"],
+    "outputs": [
+        *("reference", "steps", "timesteps", "seed", "dtype", "device", "lpips", "images", "summary", "denoiser"),
+        "loras",
+    ],
     "images": ["image", "width", "height", "scores"],
-    "scores": ["variant", "denoiser_error", "psnr", "ssim", "mask_psnr", "mask_ssim"],
+    "scores": ["variant", "denoiser", "pictures"],
+    "score denoiser": ["timestep", "error"],
+    "score pictures": ["steps", "psnr", "ssim", "lpips", "mask_psnr", "mask_ssim"],
+    "summary": [
+        *("variant", "steps", "mean_psnr", "worst_psnr", "mean_ssim", "worst_ssim", "mean_lpips", "worst_lpips"),
+        *("equal_images", "worst_image"),
+    ],
+    "denoiser": ["variant", "timestep", "mean_error", "worst_error", "worst_image"],
+    "loras": ["variant", "file", "nbytes", "method"],
 }
 
 
-def test_the_schema(report: Report) -> None:
-    document = json.loads(report_json(report))
+def test_the_schema(report: Report, several: OutputComparison) -> None:
+    document = json.loads(report_json(replace(report, outputs=several)))
+    scores = document["outputs"]["images"][0]["scores"]
     found = {
         "": document,
         "weights": document["weights"],
@@ -38,17 +51,25 @@ def test_the_schema(report: Report) -> None:
         "rows": document["weights"]["rows"][0],
         "outputs": document["outputs"],
         "images": document["outputs"]["images"][0],
-        "scores": document["outputs"]["images"][0]["scores"][0],
+        "scores": scores[0],
+        "score denoiser": scores[0]["denoiser"][0],
+        "score pictures": scores[0]["pictures"][0],
+        "summary": document["outputs"]["summary"][0],
+        "denoiser": document["outputs"]["denoiser"][0],
+        "loras": document["outputs"]["loras"][0],
     }
     assert {name: list(value) for name, value in found.items()} == KEYS
-    assert document["schema"] == "lbm-lora/report/1"
+    assert document["schema"] == "lbm-lora/report/2"
     assert document["verdict"] == "good"
     assert document["weights"]["rows"][1]["shape"] == [8, 4, 3, 3]
-    assert document["outputs"]["images"][1]["scores"][1]["psnr"] == "inf"
+    assert scores[1]["pictures"][0]["psnr"] == "inf"
+    assert document["outputs"]["timesteps"] == [1000.0, 500.0]
 
 
-def test_round_trip(report: Report) -> None:
+def test_round_trip(report: Report, several: OutputComparison) -> None:
     assert parse_report(report_json(report)) == report
+    more = replace(report, outputs=several)
+    assert parse_report(report_json(more)) == more
     without = Report(weights=report.weights)
     assert parse_report(report_json(without)) == without
 
@@ -73,16 +94,16 @@ def test_provenance(report: Report) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not json", "this is no report: a JSON object with the schema lbm-lora/report/1 is wanted."),
-        ("[1]", "this is no report: a JSON object with the schema lbm-lora/report/1 is wanted."),
+        ("not json", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
+        ("[1]", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
         (
             '{"schema": "lbm-lora/report/9"}',
-            "this report has the schema lbm-lora/report/9, this program reads lbm-lora/report/1. Make the report "
+            "this report has the schema lbm-lora/report/9, this program reads lbm-lora/report/2. Make the report "
             "again.",
         ),
         (
-            '{"schema": "lbm-lora/report/1"}',
-            "this report does not hold what lbm-lora/report/1 says: KeyError('outputs'). Make it again.",
+            '{"schema": "lbm-lora/report/2"}',
+            "this report does not hold what lbm-lora/report/2 says: KeyError('outputs'). Make it again.",
         ),
     ],
 )

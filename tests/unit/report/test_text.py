@@ -5,8 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lbm_lora.adapter import LedgerRow, Status
-from lbm_lora.report import OutputComparison, Report, WeightReport, full_text, short_text
-from lbm_lora.report.outputs import summarize
+from lbm_lora.report import (
+    DenoiserScore,
+    LoraFile,
+    OutputComparison,
+    PictureScore,
+    Report,
+    WeightReport,
+    full_text,
+    short_text,
+)
 
 FULL = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
@@ -53,18 +61,37 @@ Worst 3 modules
     30.0 %       2/12  16x12          down_blocks.0.proj
     2.00 %        4/8  8x4x3x3        conv_in
 
-Outputs against tuned, on equal latents: 2 images, 1 step, seed 0, fp32 on cpu
-                       PSNR, dB              SSIM      denoiser error
-  variant         mean    worst     mean    worst      mean     worst  worst image
-  base           16.12    14.00   0.6061   0.5000    60.0 %    70.0 %  tree.jpg
-  base + LoRA    40.50    40.50   0.9999   0.9999    2.00 %    4.00 %  cup.png
-  The mean PSNR leaves out pictures that are equal to the reference's.
+Outputs against tuned, on equal latents: 2 images, seed 0, fp32 on cpu
+  Mean and worst of the images, PSNR in dB. LPIPS by vgg. The mean PSNR leaves out pictures that are
+  equal to the reference's.
+  steps  variant       PSNR  worst    SSIM   worst   LPIPS   worst  worst image
+      1  base         16.12  14.00  0.6061  0.5000  0.5000  0.6000  tree.jpg
+         base + LoRA  40.50  40.50  0.9999  0.9999  0.0063  0.0125  cup.png
+      2  base         17.00  15.00  0.6350  0.5500  0.4000  0.5000  tree.jpg
+         base + LoRA  40.00  39.00  0.9856  0.9800  0.0100  0.0200  cup.png
 
-  image                         size  variant         PSNR     SSIM  PSNR in mask  SSIM in mask
-  cup.png                      64x48  base           18.25   0.7123         15.00        0.6000
-                                      base + LoRA    40.50   0.9999         38.00        0.9800
-  tree.jpg                     64x64  base           14.00   0.5000             -             -
-                                      base + LoRA    equal   1.0000             -             -
+  timestep  variant      denoiser error   worst  worst image
+      1000  base                 60.0 %  70.0 %  tree.jpg
+            base + LoRA          2.00 %  4.00 %  cup.png
+       500  base                 70.0 %  80.0 %  tree.jpg
+            base + LoRA          4.00 %  5.00 %  cup.png
+
+Each image, lowest PSNR first
+  image      size  variant      steps   PSNR    SSIM    LPIPS  mask PSNR  mask SSIM
+  cup.png   64x48  base             1  18.25  0.7123   0.4000      15.00     0.6000
+                                    2  19.00  0.7200   0.3000      16.00     0.6100
+                   base + LoRA      1  40.50  0.9999   0.0125      38.00     0.9800
+                                    2  39.00  0.9800   0.0200      37.00     0.9700
+  tree.jpg  64x64  base             1  14.00  0.5000   0.6000          -          -
+                                    2  15.00  0.5500   0.5000          -          -
+                   base + LoRA      1  equal  1.0000        0          -          -
+                                    2  41.00  0.9912  2.0e-05          -          -
+
+  image     denoiser error at    1000     500
+  cup.png   base               50.0 %  60.0 %
+            base + LoRA        4.00 %  5.00 %
+  tree.jpg  base               70.0 %  80.0 %
+            base + LoRA           0 %  3.00 %
 
 note: The VAEs differ in 3 of 248 tensors."""
 
@@ -79,8 +106,10 @@ LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
   total relative error            32.3 %  GOOD (5 to 50 %, minor artifacts)
   left out of the file            2.43 % of the change (squared norm), in 1 tensor
   noise floor                     2.00 %
-  base against tuned              PSNR 16.12 dB mean, 14.00 worst; SSIM 0.6061 mean
-  base + LoRA against tuned       PSNR 40.50 dB mean, 40.50 worst; SSIM 0.9999 mean
+  base, 1 step                    PSNR 16.12 dB mean, 14.00 worst; SSIM 0.6061 mean
+  base + LoRA, 1 step             PSNR 40.50 dB mean, 40.50 worst; SSIM 0.9999 mean
+  base, 2 steps                   PSNR 17.00 dB mean, 15.00 worst; SSIM 0.6350 mean
+  base + LoRA, 2 steps            PSNR 40.00 dB mean, 39.00 worst; SSIM 0.9856 mean
 note: The VAEs differ in 3 of 248 tensors."""
 
 
@@ -136,25 +165,89 @@ def test_an_adapter_without_lora_modules(build: Callable[..., WeightReport], row
     assert "ranks" not in short_text(report)
 
 
-def test_equal_pictures(report: Report, outputs: OutputComparison) -> None:
-    images = outputs.images[1:]
-    equal = replace(report, outputs=replace(outputs, images=images, summary=summarize(images)))
-    assert "  base + LoRA    equal    equal   1.0000   1.0000       0 %       0 %\n" in full_text(equal)
-    assert "PSNR infinite: equal pictures; SSIM 1.0000 mean\n" in short_text(equal)
+def test_equal_pictures(
+    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    tree = next(image for image in outputs.images if image.image == "tree.jpg")
+    first = replace(tree, scores=tuple(replace(v, pictures=v.pictures[:1]) for v in tree.scores))
+    equal = replace(report, outputs=build_outputs(first))
+    assert "base + LoRA  equal  equal  1.0000  1.0000       0       0\n" in full_text(equal)
+    assert "base + LoRA             0 %     0 %\n" in full_text(equal)
+    assert "PSNR infinite: equal to tuned; SSIM 1.0000 mean\n" in short_text(equal)
+
+
+def test_without_lpips_and_masks_their_columns_are_left_out(
+    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    def plain(score: PictureScore) -> PictureScore:
+        return replace(score, lpips=None, mask_psnr=None, mask_ssim=None)
+
+    images = [
+        replace(image, scores=tuple(replace(v, pictures=tuple(map(plain, v.pictures))) for v in image.scores))
+        for image in outputs.images
+    ]
+    text = full_text(replace(report, outputs=build_outputs(*images, lpips=None)))
+    assert "  steps  variant       PSNR  worst    SSIM   worst  worst image\n" in text
+    assert "  image      size  variant      steps   PSNR    SSIM\n" in text
+    assert "LPIPS" not in text
+    assert "mask" not in text
+
+
+def test_several_loras_are_listed_by_size(report: Report, several: OutputComparison) -> None:
+    text = full_text(replace(report, outputs=several))
+    expected = """
+  variant         size  PSNR, 1 step  worst  ranks       file
+  small        20.0 kB         16.12  14.00  fixed       small.safetensors
+  other        1.00 MB         40.50  40.50  calibrated  other.safetensors
+  base + LoRA  3.00 MB         40.50  40.50  fixed       big.safetensors
+"""
+    assert expected in text
+    assert widest(text) <= 100
+
+
+def test_the_worst_images_are_shown_where_there_are_many(
+    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    cup = outputs.images[1]
+    images = []
+    for index in range(40):
+        base, lora = cup.scores
+        pictures = tuple(replace(score, psnr=80.0 - index) for score in lora.pictures)
+        images.append(replace(cup, image=f"{index:02d}.png", scores=(base, replace(lora, pictures=pictures))))
+    text = full_text(replace(report, outputs=build_outputs(*images)))
+    assert "12 of 40 images (report.json has all), lowest PSNR first\n" in text
+    assert text.count("39.png  64x48") == 1
+    assert text.index("39.png  64x48") < text.index("38.png  64x48") < text.index("28.png  64x48")
+    assert "27.png" not in text
+
+
+def test_many_timesteps_are_split_over_tables(
+    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    timesteps = tuple(1000.0 - 90 * place for place in range(11))
+    denoiser = tuple(DenoiserScore(timestep=t, error=t / 2000) for t in timesteps)
+    images = [
+        replace(image, scores=tuple(replace(v, denoiser=denoiser) for v in image.scores)) for image in outputs.images
+    ]
+    text = full_text(replace(report, outputs=build_outputs(*images, timesteps=timesteps)))
+    assert text.count("denoiser error at") == 3
+    assert "  image     denoiser error at     550     460     370     280     190\n" in text
+    assert "  cup.png   base               27.5 %  23.0 %  18.5 %  14.0 %  9.50 %\n" in text
+    assert widest(text) <= 100
 
 
 def test_long_and_hostile_names_stay_in_their_columns(
-    report: Report,
     outputs: OutputComparison,
+    build_outputs: Callable[..., OutputComparison],
     build: Callable[..., WeightReport],
     row: Callable[..., LedgerRow],
 ) -> None:
     name = "layer.\x1b[2J\n" + "very_long." * 30 + "weight"
     weights = replace(build(row(name, Status.LORA, (1280, 1280, 3, 3), error=0.2, rank=16)), adapter="a" * 300)
-    image = replace(outputs.images[0], image="picture" * 30 + ".png", width=12345, height=12345)
-    text = full_text(
-        Report(weights=weights, outputs=replace(outputs, images=(image,), summary=summarize((image,))), notes=(name,))
-    )
+    scores = tuple(replace(v, variant=f"{name} {i}") for i, v in enumerate(outputs.images[1].scores))
+    image = replace(outputs.images[1], image="picture" * 30 + "\x1b.png", width=12345, height=12345, scores=scores)
+    loras = tuple(LoraFile(variant=v.variant, file=name, nbytes=10**11, method=name) for v in scores)
+    text = full_text(Report(weights=weights, outputs=build_outputs(image, loras=loras), notes=(name,)))
     assert widest(text) <= 100
     assert text.isascii()
     assert "\x1b" not in text

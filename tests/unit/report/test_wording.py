@@ -52,6 +52,18 @@ def test_shortening_keeps_both_ends() -> None:
     assert wording.shortened(name, len(name)) == name
 
 
+def test_only_equal_pictures_have_a_distance_of_0() -> None:
+    assert [wording.distance(value) for value in (0.12344, 0.00005, 4.9e-5, 0.0, None)] == [
+        *("0.1234", "0.0001", "4.9e-05", "0", "-")
+    ]
+
+
+def test_sizes_of_files() -> None:
+    assert [wording.megabytes(size) for size in (999, 99_949, 100_000, 3_010_000, 7_050_000_000)] == [
+        *("1.0 kB", "99.9 kB", "0.10 MB", "3.01 MB", "7,050.00 MB")
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "verdict", "meaning"),
     [

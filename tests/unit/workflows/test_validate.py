@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lbm_lora.errors import AdapterError, ConfigError, QualityError
+from lbm_lora.cli.main import parse
+from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
 from lbm_lora.workflows import extract
 from lbm_lora.workflows.validate import ValidateConfig, run
-from standins import Lbm
+from standins import TINY, Lbm, write_base, write_tuned
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +68,97 @@ def test_the_files(config: ValidateConfig) -> None:
     assert "denoiser.conv_in" in names
 
 
-def test_images_are_compared_on_equal_latents(config: ValidateConfig, tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    result = run(dataclasses.replace(config, images=str(tmp_path / "a.png"), fail_below_psnr=0.0))
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """Path of a picture of noise."""
+    values = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    return str(tmp_path / "a.png")
+
+
+def test_images_are_compared_on_equal_latents(config: ValidateConfig, picture: str) -> None:
+    result = run(dataclasses.replace(config, images=picture, size=64, fail_below_psnr=0.0))
     assert result.report.outputs is not None
-    scores = {entry.variant: float(entry.worst_psnr) for entry in result.report.outputs.summary}
-    assert scores["base + LoRA"] > scores["base"]
+    assert result.report.outputs.steps == (1, 2, 4)
+    scores = {(entry.variant, entry.steps): float(entry.worst_psnr) for entry in result.report.outputs.summary}
+    assert all(scores["base + LoRA", steps] > scores["base", steps] for steps in (1, 2, 4))
     assert result.files[-1].name == "comparison.png"
+    assert "1 step, lowest PSNR first: a.png" in result.files[2].read_text(encoding="utf-8")
     assert result.failures == ()
-    strict = run(dataclasses.replace(config, images=str(tmp_path / "a.png"), fail_below_psnr=500.0))
-    assert "below --fail_below_psnr 500" in strict.failures[0]
+
+
+def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, picture: str) -> None:
+    asked = dataclasses.replace(config, images=picture, size=64, num_inference_steps=(1, 2), fail_below_psnr=500.0)
+    result = run(asked)
+    assert result.report.outputs is not None
+    lora = {e.steps: float(e.worst_psnr) for e in result.report.outputs.summary if e.variant == "base + LoRA"}
+    steps = min(lora, key=lambda count: lora[count])
+    assert result.failures == (
+        f"a.png: {lora[steps]:.2f} dB to the tuned model's picture at {steps} step{'s' if steps > 1 else ''}, below "
+        "--fail_below_psnr 500.",
+    )
+
+
+def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, picture: str, tmp_path: Path) -> None:
+    small = extract.run(
+        extract.ExtractConfig(
+            base_model_path=lbm.base,
+            tuned_model_path=lbm.tuned,
+            save_to=tmp_path / "small.safetensors",
+            rank=1,
+            conv_rank=1,
+        )
+    )
+    result = run(
+        dataclasses.replace(config, images=picture, size=64, num_inference_steps=(1,), other_lora_path=(small.adapter,))
+    )
+    assert result.report.outputs is not None
+    worst = {entry.variant: float(entry.worst_psnr) for entry in result.report.outputs.summary}
+    assert worst["base"] < worst["small"] < worst["base + LoRA"]
+    assert [(f.variant, f.file) for f in result.report.outputs.loras] == [
+        ("base + LoRA", "l.safetensors"),
+        ("small", "small.safetensors"),
+    ]
+    assert "outputs-sizes" in result.files[2].read_text(encoding="utf-8")
+
+
+def test_another_lora_must_fit_the_base_too(config: ValidateConfig, picture: str, tmp_path: Path) -> None:
+    base, tuned = (write(tmp_path / name, TINY, seed=1) for name, write in (("b", write_base), ("t", write_tuned)))
+    foreign = extract.run(
+        extract.ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=tmp_path / "f.safetensors", rank=1)
+    )
+    with pytest.raises(WrongBaseError, match=r"f\.safetensors was made from another base"):
+        run(dataclasses.replace(config, images=picture, other_lora_path=(foreign.adapter,)))
+
+
+def test_pictures_are_looked_for_before_the_checkpoints_are_read(config: ValidateConfig, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ImageError, match="nowhere does not exist"):
+        run(dataclasses.replace(config, images=str(nowhere), base_model_path=tmp_path / "gone.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("fail_below_psnr", 30.0), ("other_lora_path", (Path("l"),)), ("lpips_weights", Path("w")), ("lpips_net", "vgg")],
+)
+def test_what_is_about_pictures_needs_images(config: ValidateConfig, flag: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^--{flag} is about pictures. Add --images, or leave it out.$"):
+        run(dataclasses.replace(config, **{flag: value}))
+
+
+@pytest.mark.parametrize("names", [("a/x.safetensors", "b/x.safetensors"), ("tuned.safetensors",)])
+def test_loras_are_told_apart_by_their_names(config: ValidateConfig, picture: str, names: tuple[str, ...]) -> None:
+    paths = tuple(map(Path, names))
+    with pytest.raises(ConfigError, match="which must differ"):
+        run(dataclasses.replace(config, images=picture, other_lora_path=paths))
+
+
+@pytest.mark.parametrize("words", ["1", "1 2 4"])
+def test_one_number_of_steps_or_several(words: str) -> None:
+    flags = f"--base_model_path b --tuned_model_path t --lora_path l --images i --num_inference_steps {words}"
+    config, _ = parse("validate", [*flags.split(), "--lpips_weights", "w.safetensors"])
+    assert config.num_inference_steps == tuple(map(int, words.split()))
+    assert config.lpips_weights == Path("w.safetensors")
 
 
 def test_the_gate(config: ValidateConfig) -> None:
@@ -86,11 +167,6 @@ def test_the_gate(config: ValidateConfig) -> None:
     failed = run(dataclasses.replace(config, fail_above=error * 0.999))
     with pytest.raises(QualityError, match="above --fail_above"):
         failed.raise_for_quality()
-
-
-def test_a_psnr_limit_needs_images(config: ValidateConfig) -> None:
-    with pytest.raises(ConfigError, match=r"^--fail_below_psnr is about pictures"):
-        run(dataclasses.replace(config, fail_below_psnr=30.0))
 
 
 def test_keys_that_match_nothing_count_as_failed(config: ValidateConfig, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""`--any.key value` on the command line of `train`: keys of the training file."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from lbm_lora.errors import ConfigError
+
+OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "help")
+"""Flags that are no keys of the file."""
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """The command's own arguments, and (dotted key, YAML text) pairs of all others.
+
+    `--key value`, `--key=value`; several words are a list (`--num_steps 1 2 4`), none stands for true.
+
+    Raises:
+        ConfigError: a word that belongs to no flag.
+    """
+    own: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    for flag, words in _groups(arguments):
+        key, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or key.replace("-", "_") in OWN:
+            own += [flag, *words]
+        else:
+            overrides.append((key, _yaml([value, *words] if equals else words)))
+    return own, tuple(overrides)
+
+
+def _groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with the words behind it. `-h` is a flag, a negative number is a word."""
+    groups: list[tuple[str, list[str]]] = []
+    for argument in arguments:
+        if argument.startswith("--") or argument == "-h":
+            groups.append((argument, []))
+        elif groups:
+            groups[-1][1].append(argument)
+        else:
+            raise ConfigError(f"'{argument}' belongs to no flag. A training file is given by --path_config.")
+    return groups
+
+
+def _yaml(words: Sequence[str]) -> str:
+    if len(words) == 1:
+        return words[0]
+    if not words:
+        return "true"
+    return yaml.safe_dump([_scalar(word) for word in words], default_flow_style=True, width=float("inf"))
+
+
+def _scalar(word: str) -> object:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word

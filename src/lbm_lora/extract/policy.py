@@ -1,0 +1,128 @@
+"""How ranks are chosen from the spectra of all deltas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lbm_lora.adapter import module_bytes, stored_bytes
+from lbm_lora.errors import InputError
+from lbm_lora.extract.plan import Plan
+from lbm_lora.extract.survey import Found, Surveyed
+from lbm_lora.factorize import Allocation, FixedRank, Spectrum, curve, energy_rank, error_rank, matrix_shape
+from lbm_lora.factorize import allocate_error as cheapest_with
+from lbm_lora.naming import ParamName, module_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The ranks of one adapter, and what is expected of it.
+
+    Attributes:
+        ranks: of each decomposed delta; 0 is nothing, None is the dense delta.
+        nbytes: of the file.
+        error_sq: the squared error in the norm of the survey, rounding to the stored dtype included.
+    """
+
+    ranks: dict[ParamName, int | None]
+    nbytes: int
+    error_sq: float
+
+
+class Chooser:
+    """Chooses ranks under any policy from one survey.
+
+    Args:
+        plan: of the survey.
+        surveyed: its result.
+        dtype: of the stored tensors.
+        overhead: bytes of the file beside its tensors' data and their header entries.
+        is_weighted: whether the survey's norm is that of an output, in which the other tensors were not measured.
+    """
+
+    def __init__(self, plan: Plan, surveyed: Surveyed, dtype: torch.dtype, *, overhead: int, is_weighted: bool) -> None:
+        self._found = surveyed.found
+        self._prefix = plan.pairing.tuned.prefix
+        self._dtype = dtype
+        self._spectra = [self._spectrum(found, worth=found.worth) for found in surveyed.found]
+        whole = sum(stored_bytes(self._prefix, name, shape, dtype) for name, shape in plan.dense().items())
+        self.fixed_bytes = overhead + whole
+        self._rest_sq = 0.0 if is_weighted else surveyed.others.error_sq
+        self._others_sq = 0.0 if is_weighted else surveyed.others.delta_sq
+
+    def fixed(self, ranks: FixedRank) -> Choice:
+        """One rank for linear weights and one for convs."""
+        chosen = [min(ranks.rank_of(found.item.shape), len(found.squares)) for found in self._found]
+        return self._choice(chosen)
+
+    def within(self, nbytes: Sequence[int]) -> list[Choice]:
+        """The least error that files of these sizes have room for.
+
+        Raises:
+            InputError: a size has no room for what every file holds.
+        """
+        smallest = min(nbytes)
+        if smallest <= self.fixed_bytes:
+            raise InputError(
+                f"--max_size {megabytes(smallest)}: biases, norms and the header alone take "
+                f"{megabytes(self.fixed_bytes)}. Give more, or leave tensors out: --exclude, --no-dense."
+            )
+        return [self._of(found) for found in curve(self._spectra, [size - self.fixed_bytes for size in nbytes])]
+
+    def error(self, target_sq: float) -> Choice:
+        """The smallest file with a squared error of `target_sq` or less.
+
+        Raises:
+            InputError: no choice of ranks reaches it.
+        """
+        found = cheapest_with(self._spectra, target_sq - self._rest_sq)
+        if found.error_sq + self._rest_sq > target_sq:
+            raise InputError(
+                f"no ranks reach an error this small: a squared error of {found.error_sq + self._rest_sq:.3g} stays, "
+                f"{target_sq:.3g} is asked for. Ask for less, or store more tensors."
+            )
+        return self._of(found)
+
+    def module_error(self, relative_error: float) -> Choice:
+        """For each delta the smallest rank with this relative error, in the norm of the survey."""
+        return self._choice([error_rank(spectrum, relative_error) for spectrum in self._whole_spectra()])
+
+    def energy(self, share: float) -> Choice:
+        """For each delta the smallest rank that keeps this share of its energy, in the norm of the survey."""
+        return self._choice([energy_rank(spectrum, share) for spectrum in self._whole_spectra()])
+
+    @property
+    def energy_sq(self) -> float:
+        """The squared error of a file without any delta."""
+        return sum(float(found.squares.sum()) + found.rest for found in self._found) + self._others_sq
+
+    def _whole_spectra(self) -> list[Spectrum]:
+        return [self._spectrum(found, worth=len(found.squares)) for found in self._found]
+
+    def _of(self, allocation: Allocation) -> Choice:
+        return self._choice(allocation.ranks)
+
+    def _choice(self, ranks: Sequence[int | None]) -> Choice:
+        """What ranks cost, and the error they leave."""
+        nbytes, error_sq = self.fixed_bytes, self._rest_sq
+        for found, spectrum, rank in zip(self._found, self._whole_spectra(), ranks, strict=True):
+            nbytes += spectrum.size(rank)
+            error_sq += spectrum.error_sq(rank) + float(found.rounding[: rank or 0].sum())
+        names = [found.item.name for found in self._found]
+        return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
+
+    def _spectrum(self, found: Found, *, worth: int) -> Spectrum:
+        item, squares = found.item, found.squares.numpy()
+        return Spectrum(
+            squares=np.minimum.accumulate(squares[:worth]),
+            rest=found.rest + float(squares[worth:].sum()),
+            rank_bytes=self._dtype.itemsize * sum(matrix_shape(item.shape)),
+            fixed_bytes=module_bytes(self._prefix, module_of(item.name), item.shape, 0, self._dtype),
+            dense_bytes=stored_bytes(self._prefix, item.name, item.shape, self._dtype),
+        )
+
+
+def megabytes(nbytes: int) -> str:
+    """`12.3 MB`; kB below one."""
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"

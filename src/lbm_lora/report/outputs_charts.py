@@ -1,0 +1,169 @@
+"""The plots of the outputs part of a report, as Plotly figures of plain values; see `charts` for their colours.
+
+Mean values are joined by lines, worst values are rings, which share the entry of the legend. Infinite PSNRs stand at
+the upper edge as triangles.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from lbm_lora.report.axis import Axis, Figure
+from lbm_lora.report.outputs import Number, OutputComparison, worst_first
+from lbm_lora.report.wording import decibel, megabytes, percent, plural, printable, shortened
+
+_COLORS = ("@unchanged", "@linear", "@conv", "@dense", "@excluded", "@good", "@noise")
+_SYMBOLS = ("circle", "diamond", "square", "cross", "star", "hexagon")
+_NAME = 32  # letters, at most
+
+Points = Sequence[tuple[float, float, str]]
+"""x, y, and what the pointer shows."""
+
+
+@dataclass(frozen=True)
+class Decibels:
+    """An axis of PSNRs: its ends, and where infinite ones stand (infinity where there are none)."""
+
+    low: float
+    high: float
+    top: float
+
+    @classmethod
+    def over(cls, values: Sequence[Number]) -> "Decibels":
+        """An axis with some air around the values that are finite."""
+        numbers = [float(value) for value in values]
+        finite = [value for value in numbers if math.isfinite(value)] or [0.0]
+        air = max(1.0, 0.06 * (max(finite) - min(finite)))
+        low, high = min(finite) - air, max(finite) + air
+        return cls(low, high + 2 * air, high + air) if math.inf in numbers else cls(low, high, math.inf)
+
+    def place(self, value: Number) -> float:
+        """Where a PSNR is drawn."""
+        return min(float(value), self.top)
+
+    def layout(self, title: str) -> Figure:
+        """Plotly's settings."""
+        return {"title": {"text": title}, "range": [self.low, self.high]}
+
+
+def error_by_timestep(outputs: OutputComparison) -> Figure:
+    """Each variant's denoiser error along the bridge, from the source on."""
+    axis = Axis.over([float(error) for e in outputs.denoiser for error in (e.mean_error, e.worst_error)])
+    traces: list[Figure] = []
+    for variant, color in _colors([entry.variant for entry in outputs.denoiser]).items():
+        name = _name(variant)
+        means: list[tuple[float, float, str]] = []
+        worst: list[tuple[float, float, str]] = []
+        for entry in outputs.denoiser:
+            if entry.variant == variant:
+                mean, most = float(entry.mean_error), float(entry.worst_error)
+                place = f"<b>{name}</b>, timestep {entry.timestep:g}<br>"
+                means.append((entry.timestep, axis.place(mean), f"{place}mean {percent(mean)}"))
+                image = _name(entry.worst_image)
+                worst.append((entry.timestep, axis.place(most), f"{place}worst {percent(most)}, {image}"))
+        traces += [_line(name, means, color), _rings(name, worst, color)]
+    ticks = sorted(outputs.timesteps)
+    along = {"range": [ticks[-1] + 50, ticks[0] - 50], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    return {
+        "data": traces,
+        "layout": {"xaxis": along | {"title": {"text": "timestep"}}, "yaxis": axis.layout("denoiser error")},
+    }
+
+
+def psnr_by_image(outputs: OutputComparison) -> Figure | None:
+    """Each image's PSNR, the worst first: of each variant, and at each number of steps where two are compared.
+
+    None for a single image.
+    """
+    images = worst_first(outputs)
+    if len(images) < 2:
+        return None
+    shown = outputs.steps if len(images[0].scores) <= 2 else outputs.steps[:1]
+    axis = Decibels.over([score.psnr for image in images for v in image.scores for score in v.pictures])
+    traces: list[Figure] = []
+    for index, (variant, color) in enumerate(_colors([v.variant for v in images[0].scores]).items()):
+        for number, steps in enumerate(shown):
+            scores = [image.scores[index].pictures[number] for image in images]
+            points = [
+                (
+                    float(place),
+                    axis.place(score.psnr),
+                    f"<b>{_name(image.image)}</b><br>{_name(variant)}, {plural(steps, 'step')}: "
+                    f"{decibel(score.psnr)} dB",
+                )
+                for place, (image, score) in enumerate(zip(images, scores, strict=True))
+            ]
+            symbol = _SYMBOLS[number % len(_SYMBOLS)]
+            traces.append(_marks(f"{_name(variant)}, {plural(steps, 'step')}", points, color, symbol, top=axis.top))
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"showticklabels": False, "showgrid": False, "title": {"text": "images, worst first"}},
+            "yaxis": axis.layout("PSNR, dB"),
+        },
+    }
+
+
+def psnr_by_size(outputs: OutputComparison) -> Figure | None:
+    """PSNR at the fewest steps against the size of the file, one curve for each method; None for a single file."""
+    if len(outputs.loras) < 2:
+        return None
+    summary = {entry.variant: entry for entry in outputs.summary if entry.steps == outputs.steps[0]}
+    shown = [summary[lora.variant] for lora in outputs.loras]
+    axis = Decibels.over([psnr for entry in shown for psnr in (entry.mean_psnr, entry.worst_psnr)])
+    traces: list[Figure] = []
+    for method, color in _colors(["", *(lora.method for lora in outputs.loras)]).items():
+        files = sorted((lora for lora in outputs.loras if lora.method == method), key=lambda lora: lora.nbytes)
+        means: list[tuple[float, float, str]] = []
+        worst: list[tuple[float, float, str]] = []
+        for lora in files:
+            entry, name = summary[lora.variant], f"<b>{_name(lora.file)}</b>, {megabytes(lora.nbytes)}<br>"
+            size = lora.nbytes / 1e6
+            means.append((size, axis.place(entry.mean_psnr), f"{name}mean {decibel(entry.mean_psnr)} dB"))
+            image = f"{decibel(entry.worst_psnr)} dB, {_name(entry.worst_image)}"
+            worst.append((size, axis.place(entry.worst_psnr), f"{name}worst {image}"))
+        if files:
+            label = _name(method)
+            traces += [_line(label, means, color, top=axis.top), _rings(label, worst, color, top=axis.top)]
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"type": "log", "title": {"text": "size of the file, MB"}},
+            "yaxis": axis.layout(f"PSNR, dB ({plural(outputs.steps[0], 'step')})"),
+        },
+    }
+
+
+def _line(name: str, points: Points, color: str, *, top: float = math.inf) -> Figure:
+    marked = _marks(name, points, color, "circle", top=top)
+    return marked | {"mode": "lines+markers", "line": {"color": color, "width": 2}}
+
+
+def _rings(name: str, points: Points, color: str, *, top: float = math.inf) -> Figure:
+    return _marks(name, points, color, "circle-open", top=top) | {"showlegend": False}
+
+
+def _marks(name: str, points: Points, color: str, symbol: str, *, top: float = math.inf) -> Figure:
+    symbols = ["triangle-up" if y >= top else symbol for _, y, _ in points]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "legendgroup": name,
+        "x": [x for x, _, _ in points],
+        "y": [float(f"{y:.5g}") for _, y, _ in points],
+        "customdata": [[hover] for _, _, hover in points],
+        "hovertemplate": "%{customdata[0]}<extra></extra>",
+        "marker": {"color": color, "size": 7, "symbol": symbols if len(set(symbols)) > 1 else symbols[0]},
+    }
+
+
+def _colors(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, in the order of the first time that it comes; the first is the base's grey."""
+    return {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def _name(name: str) -> str:
+    """A name from a file in Plotly's markup."""
+    return escape(shortened(printable(name), _NAME), quote=False)

@@ -1,0 +1,71 @@
+"""From what lies under one name to a pair: which part is which, and whether they belong together.
+
+Of every picture only the header is read, which gives its size.
+"""
+
+from lbm_lora.errors import ImageError, listing
+from lbm_lora.imaging.files import readable_extensions
+from lbm_lora.train.data.parts import Found, Keys, Part, Record
+from lbm_lora.train.data.pictures import picture_size
+from lbm_lora.train.data.sample import Size, Skipped
+
+_HEAD = 1 << 16  # bytes; enough for the header of almost every picture
+
+
+def record_of(found: Found, keys: Keys) -> Record | Skipped:
+    """The pair under one key, or why there is none."""
+    if found.problem:
+        return Skipped(found.key, found.problem)
+    try:
+        source, target = _pick(found, keys.source), _pick(found, keys.target)
+        mask = _pick(found, keys.mask) if keys.mask and _needs_mask(found, keys) else None
+        size = _header_size(source, "source")
+        for role, part in (("target", target), ("mask", mask)):
+            if part is not None and not same_shape(size, other := _header_size(part, role)):
+                reason = f"source {size[0]}x{size[1]}, {role} {other[0]}x{other[1]}: the shapes differ"
+                return Skipped(found.key, reason)
+    except ImageError as error:
+        return Skipped(found.key, str(error))
+    return Record(key=found.key, source=source, target=target, mask=mask, size=size)
+
+
+def same_shape(one: Size, other: Size) -> bool:
+    """Equal aspect ratios, but for the rounding of a side to whole pixels (and 1 %)."""
+    short = min(*one, *other)
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
+
+
+def _header_size(part: Part, role: str) -> Size:
+    """(width, height) of a picture, upright, from its first bytes.
+
+    Raises:
+        ImageError: it is no picture that can be read.
+    """
+    for limit in (_HEAD, part.size):  # profiles and previews may come first, and some formats end with their size
+        try:
+            return picture_size(part.read(limit))
+        except ImageError as error:
+            if limit >= part.size:
+                raise ImageError(f"{role}: {error}") from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _needs_mask(found: Found, keys: Keys) -> bool:
+    role = (keys.mask or "").rpartition(".")[0]
+    return not keys.mask_optional or any(name.rpartition(".")[0] == role for name in found.parts)
+
+
+def _pick(found: Found, wanted: str) -> Part:
+    """The part of a key, or else the one part that differs from it in the extension alone."""
+    wanted = wanted.lower()
+    if wanted in found.parts:
+        return found.parts[wanted]
+    role = wanted.rpartition(".")[0]
+    readable = readable_extensions()
+    split = {name: name.rpartition(".") for name in found.parts}
+    near = [name for name, (word, _, extension) in split.items() if word == role and f".{extension}" in readable]
+    if len(near) == 1:
+        return found.parts[near[0]]
+    if near:
+        raise ImageError(f"{' and '.join(sorted(near))}: which one is {wanted}?")
+    raise ImageError(f"no {wanted}, only {listing(sorted(found.parts))}")

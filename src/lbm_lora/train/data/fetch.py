@@ -1,0 +1,132 @@
+"""Shards as local, uncompressed files: the indexed reading needs to seek in them.
+
+What comes from a URL, or is compressed, is copied into the cache folder once and found there by later runs. A file
+there is whole or not there; processes that want the same one wait for the first of them.
+"""
+
+import bz2
+import gzip
+import lzma
+import re
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import xxhash
+from filelock import FileLock
+from webdataset.gopen import gopen
+
+from lbm_lora.atomic import atomic_path
+from lbm_lora.errors import ConfigError, DataError, listing
+from lbm_lora.progress import SILENT, Progress
+
+_COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
+"""First bytes of a file -> how it is unpacked."""
+
+
+def local_shards(
+    shards: Sequence[str], *, cache_dir: Path | None, allow_pipe: bool, progress: Progress = SILENT
+) -> list[Path]:
+    """A local, uncompressed file for each shard, in order.
+
+    Args:
+        shards: paths and URLs (http, https, ftp, hf, gs, and `pipe:` commands), without patterns.
+        cache_dir: where copies are kept.
+        allow_pipe: run the shell commands of `pipe:` shards.
+
+    Raises:
+        ConfigError: a copy is needed and there is no `cache_dir`, or a `pipe:` is not allowed.
+        DataError: shards that do not exist, or cannot be fetched or unpacked.
+    """
+    paths = [_path_of(shard) for shard in shards]
+    _check(shards, paths, cache_dir, allow_pipe)
+    missing = [str(path) for path in paths if path is not None and not path.is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(shards)} shards do not exist: {listing(missing)}.")
+    if None in paths:
+        progress.start(len(shards), "fetching shards")
+    local: list[Path] = []
+    for shard, path in zip(shards, paths, strict=True):
+        local.append(_unpacked(path or _fetched(shard, cache_dir), cache_dir))
+        progress.advance()
+    return local
+
+
+def _path_of(shard: str) -> Path | None:
+    """The path of a local shard; None for another URL."""
+    parsed = urlparse(shard)
+    if parsed.scheme == "file":
+        return Path(url2pathname(parsed.path))
+    # one letter is a drive
+    return Path(shard).expanduser() if len(parsed.scheme) <= 1 else None
+
+
+def _check(shards: Sequence[str], paths: Sequence[Path | None], cache_dir: Path | None, allow_pipe: bool) -> None:
+    for shard, path in zip(shards, paths, strict=True):
+        if path is None and shard.startswith("pipe:") and not allow_pipe:
+            raise ConfigError(f"the shard '{shard}' runs a shell command. Allow it with allow_pipe: true.")
+        if path is None and cache_dir is None:
+            raise ConfigError(f"the shard {shard} is no local file. Set cache_dir, the folder that it is copied into.")
+
+
+def _fetched(url: str, cache_dir: Path | None) -> Path:
+    assert cache_dir is not None, "checked before anything is fetched"
+    copy = _place(cache_dir, url, "pipe.tar" if url.startswith("pipe:") else Path(urlparse(url).path).name)
+    with _to_make(copy) as temporary:
+        if temporary is not None:
+            try:
+                with gopen(url, "rb") as stream, temporary.open("wb") as file:
+                    shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
+            except (OSError, ValueError) as error:
+                raise DataError(f"the shard {url} cannot be fetched: {_reason(error)}.") from None
+    return copy
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the command line that WebDataset shows: it may hold an access token."""
+    ended = re.search(r": exit (\d+) \(read\)", str(error))
+    return f"its command (curl, gsutil, or that of a pipe) ended with exit code {ended[1]}" if ended else str(error)
+
+
+def _unpacked(path: Path, cache_dir: Path | None) -> Path:
+    """The file itself where it is not compressed."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
+    if opener is None:
+        return path
+    if cache_dir is None:
+        raise ConfigError(f"the shard {path} is compressed. Set cache_dir, the folder that it is unpacked into.")
+    stat = path.stat()
+    copy = _place(cache_dir, f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"{path.stem}.unpacked.tar")
+    with _to_make(copy) as temporary:
+        if temporary is not None:
+            try:
+                with opener(path) as stream, temporary.open("wb") as file:
+                    shutil.copyfileobj(stream, file, 1 << 20)
+            except (OSError, EOFError, lzma.LZMAError) as error:
+                raise DataError(f"the shard {path} cannot be unpacked: {error}.") from None
+    return copy
+
+
+def _place(cache_dir: Path, origin: str, name: str) -> Path:
+    """The file of the cache for an origin."""
+    return cache_dir / "shards" / f"{xxhash.xxh3_64_hexdigest(origin.encode())}-{name or 'shard.tar'}"
+
+
+@contextmanager
+def _to_make(copy: Path) -> Generator[Path | None]:
+    """The temporary path of a copy that is to be made; None where it is there, or another process has just made it."""
+    if copy.exists():
+        yield None
+        return
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{copy}.lock"):
+        if copy.exists():
+            yield None
+            return
+        with atomic_path(copy) as temporary:
+            yield temporary

@@ -1,0 +1,203 @@
+"""Everything of a run before its first step, cheap things first: state, data, base, and only then the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from lightning.pytorch import Trainer
+from torch import distributed
+from torch.utils.data import DataLoader
+
+from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
+from lbm_lora.errors import ConfigError
+from lbm_lora.imaging.perceptual import load_lpips
+from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
+from lbm_lora.model.constants import VAE_PREFIX
+from lbm_lora.model.resolve import resolve_config
+from lbm_lora.progress import Progress
+from lbm_lora.train.config import TrainConfig
+from lbm_lora.train.data import Batch, BucketBatches, LatentCache, PairDataset, fill_latents, open_data
+from lbm_lora.train.data.loader import loader_of
+from lbm_lora.train.folder import RunFolder
+from lbm_lora.train.losses import Lpips
+from lbm_lora.train.module import EpochStream, TrainingModule, total_steps
+from lbm_lora.train.objective import Objective, objective_of
+from lbm_lora.train.state import TrainState, changed_keys, check_identity, load_state
+from lbm_lora.train.step import BridgeStep
+from lbm_lora.train.trainee import ResultWriter, make_trainee, read_given
+from lbm_lora.train.validation import Validator
+from lbm_lora.train.watch import RunPlan
+
+_SAME = (
+    "mode", "lora_rank", "lora_conv_rank", "lora_alpha", "lora_conv_alpha", "lora_target_modules", "rank_pattern",
+    "alpha_pattern", "trainable_lora_modules", "train_biases", "train_norms", "use_rslora", "init_lora", "optimizer",
+    "seed", "accumulate", "image_size", "image_size_prob", "aspect_buckets", "shuffle",
+)  # fmt: skip
+"""Keys that must not change when a run goes on: what learns, and the order of the data."""
+_FREE = ("save_ckpt_path", "resume", "device", "devices", "num_nodes", "batch_size", "num_workers")
+"""Keys whose change needs no word."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A run that can start."""
+
+    plan: RunPlan
+    module: TrainingModule
+
+
+def prepare(config: TrainConfig, base: Checkpoint, trainer: Trainer, progress: Progress) -> Prepared:
+    """Read and check everything, then build the model.
+
+    Raises:
+        InputError: of the kind that fits.
+    """
+    folder = RunFolder(config.save_ckpt_path)
+    state = _find_state(config, folder)
+    lbm = resolve_config(base, config_path=config.config_path)
+    refuse_conditioning(lbm, where=base.path)
+    objective = objective_of(config, lbm)
+    lpips = _lpips(config, objective, trainer.strategy.root_device)
+    train, batches = _pairs(config, trainer, progress)
+    validator = _validator(config, lpips, progress)
+    component = base.component()
+    given = read_given(config, component)
+    found = fingerprint(component)
+    identity = _identity(config, found.digest, len(train), trainer.world_size)
+    if state is not None:
+        check_identity(state, identity, folder.state)
+        _say_changes(state, config, progress)
+    model = _load(config, base)
+    trainee = make_trainee(model, config, given, state.origin_map() if state else None)
+    plan = RunPlan(
+        config=config,
+        folder=folder,
+        total=total_steps(batches, config),
+        state=state,
+        identity=identity,
+        write=ResultWriter(model=model, trainee=trainee, config=config, base=base, fingerprint=found),
+        train=train,
+        validator=validator,
+    )
+    module = TrainingModule(
+        BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips),
+        trainee,
+        config,
+        done=state.step if state else 0,
+        total=plan.total,
+        open_loader=_loader(plan, batches, base, progress),
+    )
+    return Prepared(plan=plan, module=module)
+
+
+def _find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
+    folder.refuse_inputs(config.lora_weights_path, config.base_model_path)
+    if config.resume == "never":
+        folder.refuse_results()
+        return None
+    path = folder.state if config.resume == "auto" else config.resume
+    return load_state(path) if config.resume != "auto" or path.exists() else None
+
+
+def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> Lpips | None:
+    """The network where a loss or a metric needs it, or where its weights are at hand."""
+    in_loss = objective.pixel_loss_weight > 0 and objective.pixel_loss_type == "lpips"
+    if not in_loss and config.best_metric != "lpips" and config.lpips_weights is None:
+        return None
+    return load_lpips(config.lpips_net, config.lpips_weights, device)
+
+
+def _pairs(config: TrainConfig, trainer: Trainer, progress: Progress) -> tuple[PairDataset, BucketBatches]:
+    """The training pairs, and this process's batches of them."""
+    train = open_data(config, "train", seed=config.seed, progress=progress)
+    batches = BucketBatches(
+        train,
+        config.batch_size,
+        seed=config.seed,
+        rank=trainer.global_rank,
+        world=trainer.world_size,
+        shuffle=config.shuffle,
+    )
+    if not total_steps(batches, config):
+        raise ConfigError(
+            f"{config.max_epochs} epochs of {batches.steps} batches do not fill one step of accumulate "
+            f"{config.accumulate}. Lower accumulate, or raise max_epochs."
+        )
+    for line in batches.notes():
+        progress.note(line)
+    return train, batches
+
+
+def _validator(config: TrainConfig, lpips: Lpips | None, progress: Progress) -> Validator | None:
+    if not config.has_validation:
+        return None
+    dataset = open_data(config, "validation", seed=config.seed, progress=progress)
+    return Validator(dataset, count=config.validation_samples, num_steps=config.num_steps, lpips=lpips)
+
+
+def _identity(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:
+    """What must be the same when the run goes on."""
+    values = config.model_dump(mode="json")
+    given = config.lora_weights_path
+    return {key: values[key] for key in _SAME} | {
+        "base_model_path (by content)": base,
+        "lora_weights_path (by content)": None if given is None else xxhash.xxh3_128_hexdigest(given.read_bytes()),
+        "number of training pairs": pairs,
+        "samples of a forward pass over all processes": config.batch_size * world,
+    }
+
+
+def _say_changes(state: TrainState, config: TrainConfig, progress: Progress) -> None:
+    progress.note(f"the run goes on after step {state.step:,}.")
+    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in (*_SAME, *_FREE)}
+    changed = changed_keys(state, values)
+    if changed:
+        progress.note(f"changed since its last save: {', '.join(changed)}.")
+
+
+def _load(config: TrainConfig, base: Checkpoint) -> LBMModel:
+    """The model on the CPU, where its weights are views of the file."""
+    dtype = torch.float32 if config.mode == "full" else dtype_of(config.base_dtype)
+    model = load_model(base.path, config_path=config.config_path, dtype=dtype)
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()
+        model.vae.enable_gradient_checkpointing()
+    return model
+
+
+def _loader(
+    plan: RunPlan, batches: BucketBatches, base: Checkpoint, progress: Progress
+) -> Callable[[TrainingModule], DataLoader[Batch]]:
+    """What opens the training batches; with `cache_latents` it computes first what is not cached yet."""
+    config, state = plan.config, plan.state
+
+    def open_loader(module: TrainingModule) -> DataLoader[Batch]:
+        dataset = _cached(plan, base, module, progress) if config.cache_latents else plan.train
+        epoch, batch = (state.epoch, state.batch) if state else (0, 0)
+        stream = EpochStream(batches, epoch=epoch, batch=batch, epochs=config.max_epochs)
+        pin = module.device.type == "cuda"
+        return loader_of(dataset, stream, num_workers=config.num_workers, pin_memory=pin)
+
+    return open_loader
+
+
+def _cached(plan: RunPlan, base: Checkpoint, module: TrainingModule, progress: Progress) -> PairDataset:
+    """The training pairs with their latents; each process computes its share of those that are missing."""
+    config = plan.config
+    assert config.cache_dir is not None, "the settings are checked to have it"
+    vae = fingerprint(base.component(VAE_PREFIX)).digest
+    cache = LatentCache(config.cache_dir, f"{vae} posterior mean {module.step.model.vae_dtype}")
+    fill_latents(
+        plan.train,
+        cache,
+        module.step.encode,
+        num_workers=config.num_workers,
+        rank=module.global_rank,
+        world=module.trainer.world_size,
+        progress=progress,
+    )
+    if module.trainer.world_size > 1:
+        distributed.barrier()
+    return plan.train.with_latents(cache, pictures=config.pixel_loss_weight > 0)

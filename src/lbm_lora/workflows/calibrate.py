@@ -1,0 +1,129 @@
+"""Measure what an error in each layer costs in a tuned model's output: the verb `calibrate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lbm_lora.atomic import guard_output
+from lbm_lora.calibrate import PartialFile, Settings, Statistics, collect, save_statistics
+from lbm_lora.checkpoint import dtype_of, fingerprint, open_checkpoint
+from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.factorize import DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.imaging.paths import expand_sources
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Measure on pictures which errors a tuned model's output is sensitive to; extract then spends its bytes there."""
+
+    tuned_model_path: Path
+    """The fine-tuned checkpoint."""
+    images: str
+    """Picture, folder or quoted glob ('pairs/*.source.png'): sources of the kind that the model is used on."""
+    save_to: Path
+    """Where to write the statistics: a .safetensors file."""
+    count: int | None = None
+    """Use so many of the images, evenly spread over the sorted list. Default: all."""
+    size: int | None = None
+    """Square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
+    timesteps: tuple[float, ...] = ()
+    """Only these of the trained timesteps. Default: all of them, weighted by their probability."""
+    probes: int | None = None
+    """Random directions of the output per image and timestep. Default: 4 for fewer than 16 images, else 1."""
+    seed: int = 0
+    """Of bridge noise, probes and sketches."""
+    dense_up_to: int = DENSE_UP_TO
+    """Layer sides up to this width keep their whole second moment; wider ones a sketch."""
+    sketch_rank: int = SKETCH_RANK
+    """Columns of the sketch; 0 keeps the diagonal alone."""
+    device: str = "auto"
+    """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
+    torch_dtype: Literal["float", "bf16"] = "bf16"
+    """Precision that the networks run in; sums are fp32."""
+    config_path: Path | None = None
+    """LBM's config.yaml, for a checkpoint that has none beside it or in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateResult:
+    """The file that was written, and what is in it."""
+
+    statistics: Path
+    nbytes: int
+    layers: int
+    moments: int
+    """Of inputs and outputs; layers that get one tensor share the moment of it."""
+    images: int
+    timesteps: tuple[float, ...]
+    probes: int
+
+
+def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult:
+    """Measure. A run that was stopped goes on where its sums were last saved, beside the output.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    settings = _settings(config)
+    images = _images(config)
+    _check_paths(config, images)
+    progress.start(0, "loading the tuned model")
+    model, digest = _load(config)
+    partial = PartialFile(config.save_to)
+    statistics = collect(model, images, settings, tuned=digest, partial=partial, progress=progress)
+    progress.start(0, "writing")
+    save_statistics(statistics, config.save_to)
+    partial.remove()
+    return _result(config, statistics)
+
+
+def _settings(config: CalibrateConfig) -> Settings:
+    if config.device.startswith("mps"):
+        raise ConfigError("--device mps: the sums need fp64, which mps has not. Use cpu.")
+    return Settings(
+        timesteps=config.timesteps,
+        probes=config.probes,
+        size=config.size,
+        seed=config.seed,
+        dense_up_to=config.dense_up_to,
+        sketch_rank=config.sketch_rank,
+    )
+
+
+def _images(config: CalibrateConfig) -> tuple[Path, ...]:
+    """The pictures to use."""
+    found = expand_sources(config.images)
+    if config.count is None:
+        return found
+    if not 1 <= config.count <= len(found):
+        raise ConfigError(f"--count {config.count}: {config.images} names {len(found)} images. Give 1 to {len(found)}.")
+    return tuple(found[index * len(found) // config.count] for index in range(config.count))
+
+
+def _check_paths(config: CalibrateConfig, images: tuple[Path, ...]) -> None:
+    if config.save_to.suffix != ".safetensors":
+        raise OutputError(f"--save_to {config.save_to}: statistics are a .safetensors file.")
+    guard_output(config.save_to, [config.tuned_model_path, *images])
+
+
+def _load(config: CalibrateConfig) -> tuple[LBMModel, str]:
+    """The tuned model, and the digest of its denoiser."""
+    dtype = dtype_of(config.torch_dtype)
+    model = load_model(config.tuned_model_path, config_path=config.config_path, device=config.device, dtype=dtype)
+    with open_checkpoint(config.tuned_model_path) as checkpoint:
+        return model, fingerprint(checkpoint.component()).digest
+
+
+def _result(config: CalibrateConfig, statistics: Statistics) -> CalibrateResult:
+    origin = statistics.origin
+    return CalibrateResult(
+        statistics=config.save_to,
+        nbytes=config.save_to.stat().st_size,
+        layers=len(statistics),
+        moments=len(statistics.inputs) + len(statistics.outputs),
+        images=origin.count,
+        timesteps=tuple(timestep for timestep, _ in origin.schedule),
+        probes=origin.probes,
+    )

@@ -1,0 +1,112 @@
+"""Train a LoRA, new or continued, or the whole denoiser, as a training file says: the verb `train`."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Suppress
+
+from lbm_lora.errors import MissingExtraError
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.train.config import TrainConfig, read_train_config
+
+if TYPE_CHECKING:
+    from lbm_lora.train.fit import Fitted
+    from lbm_lora.train.preview import Scores
+
+_PACKAGES = ("lightning", "peft", "diffusers", "PIL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRunConfig:
+    """Train as a YAML file says. Every key of it can be given here too: --learning_rate 1e-4."""
+
+    path_config: Path
+    """The training file; lora/lora_relight_config.yaml is an example."""
+    overrides: Annotated[tuple[tuple[str, str], ...], Suppress] = ()
+    """(key, YAML text) pairs that take the place of the file's values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What the run has come to, and its files."""
+
+    folder: Path
+    last: Path | None
+    """The newest LoRA (mode full: checkpoint); None where the run was stopped before its first step."""
+    best: Path | None
+    """The best by the chosen metric; None without validation pairs."""
+    step: int
+    """Optimizer steps that are done, those before a stop included."""
+    total: int
+    learning: int
+    """Numbers that learn."""
+    loss: float
+    """Mean of the last logged steps."""
+    scores: "Scores | None"
+    """Of the last validation."""
+    stopped_by: str
+    """The signal that ended the run before its end, else empty."""
+    seconds: float
+    rank: int
+    """Of this process among several; the first one, 0, speaks for all."""
+
+
+def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
+    """Train.
+
+    Raises:
+        ConfigError: the training file, or an override; before anything else is read.
+        MissingExtraError: a package of the train extra is not installed.
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+        QualityError: the loss is no number any more.
+    """
+    settings = read_train_config(config.path_config, config.overrides)
+    check_extra()
+    from lbm_lora.train.fit import fit
+
+    return _result(fit(settings, _base(settings, progress), progress))
+
+
+def check_extra() -> None:
+    """Raises:
+    MissingExtraError: a package of the train extra is not installed.
+    """
+    missing = [package for package in _PACKAGES if find_spec(package) is None]
+    if missing:
+        raise MissingExtraError(
+            f'training needs {", ".join(missing)}, which is not installed: pip install "lbm-lora[train]".'
+        )
+
+
+def _base(settings: TrainConfig, progress: Progress) -> Path:
+    """The base that is there, or that is made of the backbone."""
+    path = settings.base_model_path or settings.save_ckpt_path / "base.safetensors"
+    if settings.backbone_signature is None:
+        return path
+    from lbm_lora.workflows.base import ensure_base
+
+    return ensure_base(
+        path,
+        backbone_signature=settings.backbone_signature,
+        config_path=settings.config_path,
+        progress=progress,
+    )
+
+
+def _result(fitted: "Fitted") -> TrainResult:
+    folder = fitted.folder
+    return TrainResult(
+        folder=folder.path,
+        last=folder.last if folder.last.exists() else None,
+        best=folder.best if folder.best.exists() else None,
+        step=fitted.step,
+        total=fitted.total,
+        learning=fitted.learning,
+        loss=fitted.loss,
+        scores=fitted.scores,
+        stopped_by=fitted.stopped_by,
+        seconds=fitted.seconds,
+        rank=fitted.rank,
+    )

@@ -1,0 +1,221 @@
+"""LPIPS against the `lpips` package, and the files that its weights come from."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lbm_lora.errors import CheckpointError, HubError, ImageError, MissingExtraError
+from lbm_lora.imaging import perceptual
+from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
+
+NETS: tuple[Net, ...] = ("vgg", "alex", "squeeze")
+
+package = pytest.mark.filterwarnings(
+    "ignore:The parameter 'pretrained' is deprecated:UserWarning",
+    "ignore:Arguments other than a weight enum:UserWarning",
+)
+"""What torchvision says of the call that the lpips package makes."""
+
+
+def random_weights(net: Net) -> dict[str, Tensor]:
+    """torchvision's tensors of a network with random values, whose activations keep their size."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {name: tensor.shape for name, tensor in perceptual._empty(net).state_dict().items()}
+    return {
+        f"features.{name}": torch.randn(shape, generator=generator) * (2 / max(1, shape[1:].numel())) ** 0.5
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[Net, Path]:
+    """One file of random weights for each network."""
+    folder = tmp_path_factory.mktemp("lpips")
+    for net in NETS:
+        save_file(random_weights(net), folder / f"{net}.safetensors")
+    return {net: folder / f"{net}.safetensors" for net in NETS}
+
+
+@pytest.fixture(scope="module")
+def squeeze(files: dict[Net, Path]) -> Lpips:
+    """The smallest one."""
+    return load_lpips("squeeze", files["squeeze"])
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    """Two batches of two noisy images of 40x48, values in [-1, 1]."""
+    generator = torch.Generator().manual_seed(1)
+    one = torch.rand(2, 3, 40, 48, generator=generator) * 2 - 1
+    return one, (one + 0.3 * torch.randn(2, 3, 40, 48, generator=generator)).clamp(-1, 1)
+
+
+def reference(net: Net, ours: Lpips) -> Callable[[Tensor, Tensor], Tensor]:
+    """The package's own module with the same weights in its trunk, and its own linear layers."""
+    import lpips
+
+    with torch.device("meta"):
+        module = lpips.LPIPS(net=net, pnet_rand=True, pretrained=False, verbose=False)
+    module.scaling_layer = lpips.ScalingLayer()
+    features = ours.features.state_dict()
+    trunk = {name: features[name.split(".", 1)[1]] for name in module.net.state_dict()}
+    module.net.load_state_dict(trunk, strict=True, assign=True)
+    linear = torch.load(Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth", map_location="cpu", weights_only=True)
+    for index, layer in enumerate(module.lins):
+        layer.load_state_dict({"model.1.weight": linear[f"lin{index}.model.1.weight"]}, strict=True, assign=True)
+    return module.eval()
+
+
+@package
+@pytest.mark.parametrize("net", NETS)
+def test_it_is_the_packages_distance(net: Net, files: dict[Net, Path], pair: tuple[Tensor, Tensor]) -> None:
+    ours = load_lpips(net, files[net])
+    with torch.no_grad():
+        expected = reference(net, ours)(*pair).flatten()
+    found = ours(*pair)
+    assert found.shape == (2,)
+    assert float(expected.min()) > 0.01
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+def test_each_pair_of_a_batch_stands_alone(squeeze: Lpips, pair: tuple[Tensor, Tensor]) -> None:
+    one, other = pair
+    both = squeeze(one, other)
+    alone = torch.cat([squeeze(one[i : i + 1], other[i : i + 1]) for i in range(2)])
+    assert torch.allclose(both, alone, rtol=1e-5)
+    assert float((both[0] - both[1]).abs()) > 1e-4
+    assert torch.equal(squeeze(one, one), torch.zeros(2))
+
+
+def test_it_is_a_loss(squeeze: Lpips, pair: tuple[Tensor, Tensor]) -> None:
+    """Steps down its gradient bring an image nearer; its own parameters take no part."""
+    image, target = pair[0].clone().requires_grad_(), pair[1]
+    before = squeeze(image, target).sum()
+    before.backward()
+    assert image.grad is not None
+    with torch.no_grad():
+        moved = image - 0.05 * image.grad / image.grad.abs().max()
+        assert float(squeeze(moved, target).sum()) < 0.99 * float(before)
+    assert not any(parameter.requires_grad for parameter in squeeze.features.parameters())
+    assert not squeeze.features.training
+
+
+def test_it_is_finite_where_all_features_vanish(pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """Without biases nothing comes out of the grey that the scaling takes to 0, so that there is no unit length."""
+    weights = random_weights("squeeze")
+    weights = {name: torch.zeros_like(t) if name.endswith("bias") else t for name, t in weights.items()}
+    save_file(weights, tmp_path / "w.safetensors")
+    distance = load_lpips("squeeze", tmp_path / "w.safetensors")
+    grey = torch.tensor([-0.030, -0.088, -0.188]).reshape(1, 3, 1, 1).repeat(2, 1, 40, 48).requires_grad_()
+    found = distance(grey, pair[1])
+    assert torch.isfinite(found).all()
+    found.sum().backward()
+    assert grey.grad is not None
+    assert torch.isfinite(grey.grad).all()
+
+
+def test_autocast_does_not_lower_its_precision(squeeze: Lpips, pair: tuple[Tensor, Tensor]) -> None:
+    expected = squeeze(*pair)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(squeeze(*pair), expected)
+    halves = [image.to(torch.bfloat16) for image in pair]
+    assert squeeze(*halves).dtype == torch.float32
+
+
+def test_loading_draws_no_random_numbers(files: dict[Net, Path]) -> None:
+    before = torch.get_rng_state()
+    load_lpips("alex", files["alex"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_small_images_are_refused(squeeze: Lpips) -> None:
+    image = torch.zeros(1, 3, 31, 64)
+    with pytest.raises(ImageError, match=r"^LPIPS needs 32x32 pixels or more, not 64x31\.$"):
+        squeeze(image, image)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torchvisions_own_file_is_read(
+    zipped: bool, squeeze: Lpips, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    """Its older files are pickles without a zip archive; classifiers in it are left alone."""
+    path = tmp_path / "squeezenet1_1-b8a52dc0.pth"
+    state = {**random_weights("squeeze"), "classifier.1.weight": torch.zeros(10, 512, 1, 1)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    assert net_of(path) == "squeeze"
+    assert torch.equal(load_lpips("squeeze", path)(*pair), squeeze(*pair))
+
+
+def test_the_network_of_a_file(files: dict[Net, Path]) -> None:
+    assert {net: net_of(path) for net, path in files.items()} == {net: net for net in NETS}
+    with pytest.raises(CheckpointError) as caught:
+        load_lpips("vgg", files["alex"])
+    assert str(caught.value) == f"{files['alex']} holds the network alex, not vgg. Set lpips_net to alex."
+
+
+def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
+    save_file({"lin0.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"other\.safetensors holds lin0\.weight: no weights of vgg, alex, squ"):
+        net_of(tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"gone\.pth cannot be read: No such file or directory\."):
+        net_of(tmp_path / "gone.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match=r"list\.pth holds a list, not a dictionary of tensors\."):
+        net_of(tmp_path / "list.pth")
+
+
+class Harmful:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"features.0.weight": Harmful(tmp_path / "made")}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"w\.pth is no file of tensors that torch\.save wrote"):
+        load_lpips("vgg", tmp_path / "w.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("missing", ["lpips", "torchvision"])
+def test_a_missing_package_is_named(missing: str, files: dict[Net, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = perceptual.find_spec
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None if name == missing else found(name))
+    with pytest.raises(MissingExtraError) as caught:
+        load_lpips("alex", files["alex"])
+    assert str(caught.value) == (
+        f"LPIPS needs the package {missing}, which is not installed: pip install 'lbm-lora[train]'."
+    )
+
+
+def test_without_a_file_torchvision_downloads(
+    squeeze: Lpips, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls: list[str] = []
+
+    def fetched(url: str, *_: object, **__: object) -> dict[str, Tensor]:
+        urls.append(url)
+        return random_weights("squeeze")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetched)
+    assert torch.equal(load_lpips("squeeze")(*pair), squeeze(*pair))
+    assert urls == ["https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"]
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(HubError, match=r"^torchvision's weights of vgg16 cannot be fetched .*no route.* lpips_weights"):
+        load_lpips("vgg")

@@ -1,0 +1,85 @@
+"""The figures of the outputs, as values."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lbm_lora.report import OutputComparison
+from lbm_lora.report.outputs_charts import Decibels, error_by_timestep, psnr_by_image, psnr_by_size
+
+
+def points(figure: dict[str, Any], *, rings: bool = False) -> dict[str, list[tuple[float, float]]]:
+    """Trace -> its points, of the means or of the worst values."""
+    traces = [trace for trace in figure["data"] if (trace.get("showlegend") is False) == rings]
+    return {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in traces}
+
+
+def test_errors_along_the_bridge(outputs: OutputComparison) -> None:
+    figure = error_by_timestep(outputs)
+    assert points(figure) == {"base": [(1000, 0.6), (500, 0.7)], "base + LoRA": [(1000, 0.02), (500, 0.04)]}
+    assert points(figure, rings=True) == {"base": [(1000, 0.7), (500, 0.8)], "base + LoRA": [(1000, 0.04), (500, 0.05)]}
+    axis = figure["layout"]["xaxis"]
+    assert axis["range"][0] > 1000 > 500 > axis["range"][1]  # from the source on
+    assert "worst 4.00 %, cup.png" in figure["data"][3]["customdata"][0][0]
+    json.dumps(figure, allow_nan=False)
+
+
+def test_an_error_of_0_stands_at_the_edge(
+    outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    figure = error_by_timestep(build_outputs(outputs.images[0]))
+    low, _ = figure["layout"]["yaxis"]["range"]
+    exact = points(figure)["base + LoRA"][0][1]
+    assert 10**low < exact < 0.03
+    assert "mean 0 %" in figure["data"][2]["customdata"][0][0]
+
+
+def test_each_image_at_each_number_of_steps(outputs: OutputComparison) -> None:
+    figure = psnr_by_image(outputs)
+    assert figure is not None
+    found = points(figure)
+    assert found["base, 1 step"] == [(0, 18.25), (1, 14.0)]  # cup.png is the worst of the LoRA
+    assert found["base + LoRA, 2 steps"] == [(0, 39.0), (1, 41.0)]
+    top = found["base + LoRA, 1 step"][1][1]
+    assert 41 < top < figure["layout"]["yaxis"]["range"][1]  # equal pictures
+    trace = next(trace for trace in figure["data"] if trace["name"] == "base + LoRA, 1 step")
+    assert trace["marker"]["symbol"] == ["circle", "triangle-up"]
+    assert "equal dB" in trace["customdata"][1][0]
+    json.dumps(figure, allow_nan=False)
+
+
+def test_one_image_needs_no_figure(outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]) -> None:
+    assert psnr_by_image(build_outputs(outputs.images[0])) is None
+
+
+def test_many_variants_are_compared_at_the_fewest_steps(several: OutputComparison) -> None:
+    figure = psnr_by_image(several)
+    assert figure is not None
+    assert set(points(figure)) == {f"{name}, 1 step" for name in ("base", "base + LoRA", "small", "other")}
+
+
+def test_a_curve_for_each_method(several: OutputComparison, outputs: OutputComparison) -> None:
+    figure = psnr_by_size(several)
+    assert figure is not None
+    means = points(figure)
+    assert means["fixed"] == [(0.02, 16.125), (3.0, 40.5)]  # by size, not by the order of the files
+    assert means["calibrated"] == [(1.0, 40.5)]
+    assert points(figure, rings=True)["fixed"] == [(0.02, 14.0), (3.0, 40.5)]
+    colors = {trace["name"]: trace["marker"]["color"] for trace in figure["data"]}
+    assert len(set(colors.values())) == 2
+    assert figure["layout"]["xaxis"]["type"] == "log"
+    json.dumps(figure, allow_nan=False)
+    assert psnr_by_size(outputs) is None
+    assert psnr_by_size(replace(several, loras=several.loras[:1])) is None
+
+
+@pytest.mark.parametrize("values", [[30.0, 40.0], [30.0], ["inf"], ["inf", 30.0]])
+def test_the_axis_holds_every_place(values: list[float | str]) -> None:
+    axis = Decibels.over(values)
+    assert math.isfinite(axis.low)
+    assert math.isfinite(axis.high)
+    assert all(axis.low < axis.place(value) < axis.high for value in values)

@@ -1,0 +1,106 @@
+"""A small random LBM and settings for it, that the tests of the train package share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.train.config import TrainConfig
+from lbm_lora.train.settings.model import ModelSettings
+from standins import TINY, write_base
+
+
+@pytest.fixture(scope="session")
+def base_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TINY base in fp32. Read only."""
+    return write_base(tmp_path_factory.mktemp("fp32"), TINY, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def base_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same base in bf16. Read only."""
+    return write_base(tmp_path_factory.mktemp("bf16"), TINY)
+
+
+@pytest.fixture
+def model(base_fp32: Path) -> LBMModel:
+    """A fresh model: a test may put a LoRA into it."""
+    return load_model(base_fp32, dtype=torch.float32)
+
+
+@pytest.fixture
+def settings() -> Callable[..., ModelSettings]:
+    """`settings(lora_rank=4)`: the model's section of a training file."""
+    return lambda **values: ModelSettings(**{"base_model_path": Path("base.safetensors"), **values})
+
+
+@pytest.fixture
+def move() -> Callable[..., None]:
+    """`move(parameters)`: change each as a few steps of training would."""
+
+    def change(parameters: dict[str, nn.Parameter], size: float = 0.02, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters.values():
+            parameter.data += size * torch.randn(parameter.shape, generator=generator)
+
+    return change
+
+
+def output_of(denoiser: nn.Module, seed: int = 0) -> torch.Tensor:
+    """The denoiser's prediction for a seeded batch of two latents."""
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(2, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        return denoiser(latent, torch.tensor([250.0, 1000.0]), encoder_hidden_states=None).sample.float()
+
+
+@pytest.fixture
+def predict() -> Callable[..., Any]:
+    return output_of
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pairs of 64x64 pictures with masks. Read only."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        for role in ("source", "target"):
+            smooth = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(smooth).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{index}.{role}.png")
+        mask = np.zeros((64, 64), dtype=np.uint8)
+        mask[: 32 + 8 * (index % 3)] = 255
+        Image.fromarray(mask).save(folder / f"{index}.mask.png")
+    return folder
+
+
+@pytest.fixture
+def config(base_fp32: Path, pairs: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """`config(max_steps=3)`: a short run of a new LoRA on the TINY base in fp32, in `tmp_path / "run"`."""
+    defaults: dict[str, Any] = {
+        "train_folder": pairs,
+        "base_model_path": base_fp32,
+        "lora_rank": 2,
+        "lora_target_modules": ("attn1", "conv_in"),
+        "learning_rate": 1e-2,
+        "batch_size": 2,
+        "image_size": (64,),
+        "precision": "32",
+        "base_dtype": "float",
+        "device": "cpu",
+        "gradient_checkpointing": False,
+        "save_ckpt_path": tmp_path / "run",
+        "save_interval": 2,
+        "log_interval": 1,
+        "max_steps": 4,
+        "logger": "none",
+        "num_steps": (1, 2),
+        "validation_samples": 3,
+    }
+    return lambda **values: TrainConfig(**(defaults | values))

@@ -1,0 +1,133 @@
+"""From the keys of a training file to the pairs of a split."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lbm_lora.errors import ConfigError, DataError, MissingExtraError
+from lbm_lora.progress import Silent
+from lbm_lora.train.data.opening import open_data
+from lbm_lora.train.settings.data import DataSettings
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def shards(write_shard: Callable[..., Path], png: Callable[..., bytes], tmp_path: Path) -> str:
+    """Two shards of three pairs; both have samples 000 to 002."""
+    for number in range(2):
+        pairs = {
+            f"{i:03d}": {"source.jpg": png(10 * number + i), "target.jpg": png(10 * number + i + 5), "txt": b"x"}
+            for i in range(3)
+        }
+        write_shard(f"t-{number}.tar", pairs)
+    return str(tmp_path / "t-{0..1}.tar")
+
+
+def test_shards_and_a_folder_of_the_same_pairs_give_the_same_samples(
+    shards: str, tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number in range(6):
+        seed = 10 * (number // 3) + number % 3
+        (folder / f"{number}.source.png").write_bytes(png(seed))
+        (folder / f"{number}.target.png").write_bytes(png(seed + 5))
+    one = open_data(DataSettings(train_shards=(shards,), image_size=(64,)), "train", seed=0)
+    other = open_data(DataSettings(train_folder=folder, image_size=(64,)), "train", seed=0)
+    assert one.index.keys == tuple(f"t-{number}.tar/{i:03d}" for number in range(2) for i in range(3))
+    assert len(one) == len(other) == 6
+    for index in range(6):
+        assert torch.equal(one[index].source, other[index].source)
+        assert torch.equal(one[index].target, other[index].target)
+
+
+def test_shards_of_one_name_in_two_folders_keep_their_keys_apart(
+    write_shard: Callable[..., Path], png: Callable[..., bytes]
+) -> None:
+    pair = {"000": {"source.jpg": png(0), "target.jpg": png(1)}}
+    paths = tuple(str(write_shard(f"{folder}/t.tar", pair)) for folder in "ab")
+    dataset = open_data(DataSettings(train_shards=paths, image_size=(64,)), "train", seed=0)
+    assert dataset.index.keys == tuple(f"{path}/000" for path in paths)
+
+
+def test_both_splits_of_one_file(write_pairs: Callable[..., Path]) -> None:
+    settings = DataSettings(
+        train_folder=write_pairs("train", 3),
+        validation_folder=write_pairs("validation", 2, size=(128, 64)),
+        image_size=(64, 96, 128),
+        image_size_prob=(0.25, 0.5, 0.25),
+        flip=True,
+        random_crop=True,
+    )
+    train, validation = open_data(settings, "train", seed=7), open_data(settings, "validation", seed=7)
+    assert (len(train), len(validation)) == (3, 2)
+    assert (train.preparation.flip, train.preparation.random_crop, train.preparation.seed) == (True, True, 7)
+    # validation is not augmented and has one size
+    assert (validation.preparation.flip, validation.preparation.random_crop) == (False, False)
+    assert validation.preparation.buckets((128, 64)) == (validation.draw(0).size,) == ((120, 72),)
+
+
+def test_budgets_without_probabilities_are_all_alike(write_pairs: Callable[..., Path]) -> None:
+    settings = DataSettings(train_folder=write_pairs(), image_size=(64, 128, 256, 512))
+    assert open_data(settings, "train", seed=0).preparation.probabilities == (0.25,) * 4
+
+
+def test_what_is_skipped_is_noted(write_pairs: Callable[..., Path]) -> None:
+    folder = write_pairs(count=4)
+    (folder / "001.target.png").unlink()
+    notes = Notes()
+    settings = DataSettings(train_folder=folder, image_size=(64,), max_corrupt=0.25)
+    dataset = open_data(settings, "train", seed=0, progress=notes)
+    assert notes.lines == [f"{folder}: 1 of 4 samples cannot be used (25.0 %): 001 (no target.jpg, only source.png)."]
+    assert dataset.index.keys == ("000", "002", "003")
+
+
+def test_too_much_that_cannot_be_used_stops(write_pairs: Callable[..., Path]) -> None:
+    folder = write_pairs(count=4)
+    (folder / "001.target.png").unlink()
+    with pytest.raises(DataError, match=r"pairs: 1 of 4 samples cannot be used \(25\.0 %\): .*max_corrupt is 5 %"):
+        open_data(DataSettings(train_folder=folder), "train", seed=0)
+
+
+def test_another_key_is_answered_with_what_is_there(shards: str) -> None:
+    settings = DataSettings(train_shards=(shards,), source_key="image.jpg")
+    with pytest.raises(DataError, match=r"6 of 6 samples .*no image\.jpg, only source\.jpg, target\.jpg"):
+        open_data(settings, "train", seed=0)
+
+
+def test_shards_without_samples(write_shard: Callable[..., Path]) -> None:
+    path = write_shard("empty.tar", {})
+    with pytest.raises(DataError, match=r"empty\.tar holds no pairs\."):
+        open_data(DataSettings(train_shards=(str(path),)), "train", seed=0)
+
+
+def test_a_split_without_data(shards: str) -> None:
+    with pytest.raises(ConfigError, match=r"no validation pairs\. Give validation_shards or validation_folder"):
+        open_data(DataSettings(train_shards=(shards,)), "validation", seed=0)
+
+
+def test_masks_are_read_where_a_key_is_given(write_pairs: Callable[..., Path]) -> None:
+    folder = write_pairs(mask=True)
+    with_mask = open_data(DataSettings(train_folder=folder, mask_key="mask.png"), "train", seed=0)
+    without = open_data(DataSettings(train_folder=folder), "train", seed=0)
+    assert with_mask[0].mask is not None
+    assert without[0].mask is None
+
+
+def test_shards_need_webdataset(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "webdataset"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("fetch", "shards"):
+        monkeypatch.delitem(sys.modules, f"lbm_lora.train.data.{name}", raising=False)
+    with pytest.raises(MissingExtraError, match=r"shards need the package webdataset.*: pip install 'lbm-lora\["):
+        open_data(DataSettings(train_shards=(shards,)), "train", seed=0)

@@ -1,0 +1,116 @@
+"""Pictures and masks out of bytes: what `imaging` reads from the same files, and sizes from headers alone."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.masks import read_mask
+from lbm_lora.train.data.pictures import decode_mask, decode_picture, picture_size
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
+GREY = Image.fromarray(np.linspace(0, 65535, 40 * 64).reshape(40, 64).astype(np.uint16))
+
+
+def saved(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def linear() -> bytes:
+    """A colour profile that is not sRGB."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+def clear() -> Image.Image:
+    picture = NOISE.convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(NOISE.size))
+    return picture
+
+
+CASES = {
+    "rgb.png": saved(NOISE),
+    "rgb.jpg": saved(NOISE, "JPEG"),
+    "turned.jpg": saved(NOISE, "JPEG", exif=turned()),
+    "turned.png": saved(NOISE, exif=turned()),
+    "grey.png": saved(GREY),
+    "clear.png": saved(clear()),
+    "palette.gif": saved(NOISE, "GIF"),
+    "webp.webp": saved(NOISE, "WEBP", lossless=True),
+    "profile.png": saved(NOISE, icc_profile=linear()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bytes_are_read_as_the_file_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(CASES[name])
+    expected = read_image(tmp_path / name)
+    picture = decode_picture(CASES[name], name)
+    assert picture.mode == "RGB"
+    assert picture.size == expected.size
+    assert picture.tobytes() == expected.tobytes()
+    assert picture_size(CASES[name]) == expected.size
+
+
+def test_the_size_needs_only_the_header(png: Callable[..., bytes]) -> None:
+    assert picture_size(png(0, (320, 200))[:100]) == (320, 200)
+    assert picture_size(saved(NOISE, "JPEG", exif=turned())[:1000]) == (40, 64)
+
+
+def test_a_png_is_not_decoded_for_its_size(monkeypatch: pytest.MonkeyPatch, png: Callable[..., bytes]) -> None:
+    data = png(0, (64, 64))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: pytest.fail("decoded"))
+    assert picture_size(data) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "read", [picture_size, lambda data: decode_picture(data, "a"), lambda data: decode_mask(data, "a")]
+)
+def test_what_is_no_picture_is_said(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(ImageError, match=r"^no picture in a format that can be read"):
+        read(b"nothing")
+
+
+def test_a_cut_picture_is_said(png: Callable[..., bytes]) -> None:
+    for data in (png(), saved(NOISE, "JPEG")):
+        with pytest.raises(ImageError, match=r"^cannot be decoded: "):
+            decode_picture(data[: len(data) // 2], "a")
+
+
+def test_32_bit_pixels_are_refused() -> None:
+    with pytest.raises(ImageError, match=r"a\.tif has float32 pixels"):
+        decode_picture(saved(Image.new("F", (8, 8)), "TIFF"), "a.tif")
+
+
+MASKS = {
+    "l.png": saved(Image.linear_gradient("L")),
+    "rgb.png": saved(NOISE),
+    "alpha.png": saved(clear()),
+    "opaque.png": saved(NOISE.convert("RGBA")),
+    "wide.png": saved(GREY),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_are_read_as_their_files_are(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(MASKS[name])
+    mask = decode_mask(MASKS[name], name)
+    assert mask.mode == "L"
+    assert mask.tobytes() == read_mask(tmp_path / name, mask.size).tobytes()
+
+
+def test_a_black_mask_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"the mask is black: no pixel of the pair would count"):
+        decode_mask(saved(Image.new("L", (8, 8), 1)), "a")

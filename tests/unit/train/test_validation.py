@@ -1,0 +1,114 @@
+"""Validation: the same numbers every time, and what they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lbm_lora.imaging.metrics import psnr, ssim
+from lbm_lora.model import bridge
+from lbm_lora.model.build import LBMModel
+from lbm_lora.train.config import TrainConfig
+from lbm_lora.train.data import PairDataset, open_data
+from lbm_lora.train.objective import objective_of
+from lbm_lora.train.preview import PictureScores, Scores, chosen_indices, look, summary
+from lbm_lora.train.step import BridgeStep
+from lbm_lora.train.validation import Validator
+
+Config = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def data(config: Config) -> PairDataset:
+    return open_data(config(), "train", seed=0)
+
+
+@pytest.fixture
+def step(config: Config, model: LBMModel) -> BridgeStep:
+    chosen = config(selected_timesteps=(250.0, 1000.0), prob=(0.1, 0.9))
+    return BridgeStep(model=model, objective=objective_of(chosen, model.config), seed=0)
+
+
+def test_pairs_are_spread_over_the_data_set(data: PairDataset) -> None:
+    assert chosen_indices(data, 3) == [0, 2, 4]
+    assert chosen_indices(data, 100) == [0, 1, 2, 3, 4, 5]
+
+
+def test_scores_are_the_same_every_time_and_for_every_share(data: PairDataset, step: BridgeStep) -> None:
+    validator = Validator(data, count=3, num_steps=(1, 2), lpips=None)
+    torch.manual_seed(1)
+    first, picture = validator.run(step)
+    torch.manual_seed(2)
+    assert validator.run(step)[0] == first
+    # the share of each of two processes
+    parts = [look(step, data, indices, (1, 2), None) for indices in ([0, 4], [2, 0])]
+    seen = {one.index: one for part in parts for one in part}
+    assert summary(step, [seen[0], seen[2], seen[4]]) == first
+    assert picture.mode == "RGB"
+
+
+def test_scores_are_means_and_the_loss_is_weighted(data: PairDataset, step: BridgeStep, model: LBMModel) -> None:
+    seen = look(step, data, [0, 3], (1, 2), lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    scores = summary(step, seen)
+    assert scores.samples == 2
+    assert set(scores.losses) == {250.0, 1000.0}
+    assert scores.loss == pytest.approx(0.1 * scores.losses[250.0] + 0.9 * scores.losses[1000.0])
+    assert scores.losses[250.0] == pytest.approx(sum(one.losses[250.0] for one in seen) / 2)
+    one = data[3]
+    assert one.source is not None
+    assert one.target is not None
+    latent = model.encode(one.source[None])
+    with torch.no_grad():
+        end = latent - model.denoise(latent, torch.tensor([1000.0]))
+    made = model.decode(end)[0].clamp(-1, 1)
+    assert torch.equal(bridge.sigmas(1), torch.ones(1))
+    assert seen[1].pictures[1].psnr == pytest.approx(psnr(made, one.target), rel=1e-4)
+    assert seen[1].pictures[1].ssim == pytest.approx(ssim(made, one.target), rel=1e-3)
+    assert seen[1].pictures[1].lpips == pytest.approx(float((made - one.target).abs().mean()), rel=1e-4)
+    assert seen[1].pictures[2] != seen[1].pictures[1]
+    assert [tile.size for tile in seen[0].tiles] == [(64, 64)] * 4
+
+
+def test_masked_pairs_are_scored_within_their_mask(config: Config, step: BridgeStep) -> None:
+    whole, masked = (open_data(config(mask_key=key), "train", seed=0) for key in (None, "mask.png"))
+    first, second = (look(step, data, [0], (1,), None)[0] for data in (whole, masked))
+    assert first.pictures[1].psnr != second.pictures[1].psnr
+    assert first.losses != second.losses
+
+
+def scores(loss: float, psnr: float, lpips: float | None = None) -> Scores:
+    made = PictureScores(psnr=psnr, ssim=0.5, lpips=lpips)
+    return Scores(samples=1, losses={1000.0: loss}, loss=loss, pictures={1: made, 4: made})
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "worse"),
+    [
+        ("loss", scores(0.1, 20), scores(0.2, 30)),
+        ("psnr", scores(0.2, 30), scores(0.1, 20)),
+        ("lpips", scores(0.2, 20, 0.1), scores(0.1, 30, 0.2)),
+    ],
+)
+def test_larger_quality_is_better(metric: str, better: Scores, worse: Scores) -> None:
+    assert better.quality(metric) > worse.quality(metric)
+
+
+def test_names_of_metrics_and_the_line() -> None:
+    assert set(scores(0.1, 20, 0.3).metrics()) == {
+        "validation/loss",
+        "validation/loss_at_1000",
+        *(f"validation/{name}_{steps}" for name in ("psnr", "ssim", "lpips") for steps in (1, 4)),
+    }
+    assert str(scores(0.1, 20)) == "loss 0.10000, after 1 step: PSNR 20.00 dB, SSIM 0.5000"
+
+
+def test_the_grid_is_a_png(data: PairDataset, step: BridgeStep, tmp_path: Path) -> None:
+    _, grid = Validator(data, count=2, num_steps=(1, 2), lpips=None).run(step)
+    path = Validator.write_pictures(grid, tmp_path / "pictures" / "step-000003.png")
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.size == grid.size
+        assert image.width > 4 * 256
+        assert image.height > 2 * 256

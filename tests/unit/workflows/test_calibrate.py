@@ -1,0 +1,70 @@
+"""The workflow `calibrate`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbm_lora.calibrate import load_statistics
+from lbm_lora.calibrate.states import digest_of
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import ConfigError, ImageError, OutputError
+from lbm_lora.workflows.calibrate import CalibrateConfig, run
+from lbm_lora.workflows.layers import LayersConfig
+from lbm_lora.workflows.layers import run as list_layers
+from standins import Lbm
+
+
+@pytest.fixture
+def config(lbm: Lbm, tmp_path: Path) -> CalibrateConfig:
+    """Five pictures, of which two are used."""
+    (tmp_path / "pictures").mkdir()
+    draw = np.random.default_rng(0)
+    for index in range(5):
+        picture = Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        picture.save(tmp_path / "pictures" / f"{index}.png")
+    return CalibrateConfig(
+        tuned_model_path=lbm.tuned,
+        images=str(tmp_path / "pictures"),
+        save_to=tmp_path / "s.safetensors",
+        count=2,
+        size=64,
+        timesteps=(1000.0,),
+        probes=1,
+        device="cpu",
+        torch_dtype="float",
+    )
+
+
+def test_it_measures_every_layer(config: CalibrateConfig, lbm: Lbm) -> None:
+    result = run(config)
+    statistics = load_statistics(result.statistics)
+    listed = list_layers(LayersConfig(model_path=lbm.tuned))
+    assert sorted(statistics) == sorted(layer.name for layer in listed.layers)
+    assert result.nbytes == config.save_to.stat().st_size
+    assert (result.layers, result.images, result.timesteps, result.probes) == (len(listed.layers), 2, (1000.0,), 1)
+    attentions = sum(layer.name.endswith("to_q") for layer in listed.layers)
+    assert result.moments == 2 * result.layers - 2 * attentions
+    with open_checkpoint(lbm.tuned) as checkpoint:
+        assert statistics.origin.tuned == fingerprint(checkpoint.component()).digest
+    evenly_spread = [Path(config.images) / name for name in ("0.png", "2.png")]
+    assert statistics.origin.images == digest_of(evenly_spread)
+    assert [path.name for path in config.save_to.parent.glob("*.safetensors")] == ["s.safetensors"]
+
+
+def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbm_lora.workflows.calibrate.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(OutputError, match=r"statistics are a \.safetensors file\.$"):
+        run(replace(config, save_to=Path("s.pt")))
+    with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
+        run(replace(config, save_to=lbm.tuned))
+    with pytest.raises(ConfigError, match=r"--count 6: .*pictures names 5 images\. Give 1 to 5\.$"):
+        run(replace(config, count=6))
+    with pytest.raises(ConfigError, match="the sums need fp64, which mps has not"):
+        run(replace(config, device="mps"))
+    with pytest.raises(ConfigError, match="0 probes measure no sensitivities"):
+        run(replace(config, probes=0))
+    with pytest.raises(ImageError, match="does not exist"):
+        run(replace(config, images="nowhere"))
