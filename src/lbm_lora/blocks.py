@@ -53,9 +53,13 @@ def squares(block: Tensor) -> float:
     return torch.dot(wide, wide).item()
 
 
-def absolutes(block: Tensor) -> float:
-    """Sum of the absolute values of a block of fp32 values; in fp64 where it leaves the range of fp32."""
-    total = block.abs().sum().item()
+def absolutes(block: Tensor, scratch: Tensor | None = None) -> float:
+    """Sum of the absolute values of a block of fp32 values; in fp64 where it leaves the range of fp32.
+
+    Args:
+        scratch: of the block's shape, is written over.
+    """
+    total = torch.abs(block, out=torch.empty_like(block) if scratch is None else scratch).sum().item()
     return total if math.isfinite(total) else block.double().abs_().sum().item()
 
 
@@ -85,12 +89,14 @@ def subtract(tuned: Tensor, base: Tensor, out: Tensor) -> DeltaSums:
         The sums; `squares` is not finite where a value of `out` is not.
     """
     total_squares = total_absolutes = noise = 0.0
+    scratch = torch.empty(min(_FLAT, out.numel()))
     for block, after, before in flat_blocks(out, tuned.contiguous(), base.contiguous()):
+        room = scratch[: block.numel()]
         block.copy_(after)
-        noise += _block_noise(block, tuned.dtype)
-        block.sub_(before)
+        noise += _block_noise(block, tuned.dtype, room)
+        block.sub_(room.copy_(before))
         total_squares += squares(block)
-        total_absolutes += absolutes(block)
+        total_absolutes += absolutes(block, room)
     return DeltaSums(total_squares, total_absolutes, noise if total_absolutes else 0.0)
 
 
@@ -100,15 +106,20 @@ def storage_noise(tuned: Tensor) -> float:
     A value in [2^e, 2^(e+1)) has ulp 2^(e-7) in bf16 and 2^(e-10) in fp16. Zero and subnormals have the spacing of the
     smallest normal numbers, as IEEE 754 (and `numpy.spacing`) have it.
     """
-    return sum(_block_noise(block.float(), tuned.dtype) for (block,) in flat_blocks(tuned.contiguous()))
+    blocks = (block.float() for (block,) in flat_blocks(tuned.contiguous()))
+    return sum(_block_noise(block, tuned.dtype, torch.empty_like(block)) for block in blocks)
 
 
-def _block_noise(values: Tensor, dtype: torch.dtype) -> float:
+def _block_noise(values: Tensor, dtype: torch.dtype, scratch: Tensor) -> float:
     """`storage_noise` of fp32 values that come from `dtype`: clearing the mantissa leaves 2^e."""
     if dtype not in _FRACTION_BITS:
         return 0.0
-    powers = torch.bitwise_and(values.view(torch.int32), _FP32_EXPONENT).view(torch.float32)
-    return squares(powers.clamp_(min=torch.finfo(dtype).tiny)) * 4.0 ** -_FRACTION_BITS[dtype] / 12
+    torch.bitwise_and(values.view(torch.int32), _FP32_EXPONENT, out=scratch.view(torch.int32))
+    smallest = torch.finfo(dtype).tiny
+    total = squares(scratch)
+    if dtype == torch.float16 or total < _SAFE[0]:  # in bf16 the smallest numbers vanish beside any others
+        total = squares(scratch.clamp_(min=smallest))
+    return total * 4.0 ** -_FRACTION_BITS[dtype] / 12
 
 
 def energy(values: Tensor) -> float:
