@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.checkpoint import Component, differing, fingerprint
+from lbm_lora.checkpoint import Component, Fingerprint, differing, fingerprint
 from lbm_lora.errors import AdapterError, WrongBaseError, listing
 from lbm_lora.naming import ParamName
 
@@ -47,8 +47,13 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     return Fit(matched, unmatched)
 
 
-def check_base(adapter: Adapter, base: Component, *, allow_other_base: bool = False) -> None:
+def check_base(
+    adapter: Adapter, base: Component, *, allow_other_base: bool = False, found: Fingerprint | None = None
+) -> None:
     """Compare the fingerprint in an adapter with the base it is to be put on.
+
+    Args:
+        found: the base's fingerprint, where it is known already; by default the base is read for it.
 
     An adapter without a fingerprint gives a warning: nothing can be checked. So does another base that is allowed.
 
@@ -58,7 +63,7 @@ def check_base(adapter: Adapter, base: Component, *, allow_other_base: bool = Fa
     if not adapter.metadata.base_fingerprint:
         warnings.warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.", stacklevel=2)
         return
-    found = fingerprint(base)
+    found = found or fingerprint(base)
     if found.digest == adapter.metadata.base_fingerprint:
         return
     names = differing(adapter.metadata.base_tensors, found)

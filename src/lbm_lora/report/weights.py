@@ -4,15 +4,22 @@ from collections.abc import Callable
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow, Status
 from lbm_lora.blocks import Workspace
-from lbm_lora.checkpoint import Pairing, ParamPair
+from lbm_lora.checkpoint import FingerprintBuilder, Pairing, ParamPair
 from lbm_lora.factorize import Measure, measure_delta, with_error
 from lbm_lora.parallel import ordered_map
 
 
-def compare_weights(pairing: Pairing, adapter: Adapter, *, on_tensor: Callable[[], None] = lambda: None) -> Ledger:
+def compare_weights(
+    pairing: Pairing,
+    adapter: Adapter,
+    *,
+    base: FingerprintBuilder | None = None,
+    on_tensor: Callable[[], None] = lambda: None,
+) -> Ledger:
     """One ledger row per tensor of the pairing, a few at a time, in constant memory.
 
     Args:
+        base: takes the digests of the base's tensors, which are at hand.
         on_tensor: called after each tensor, for a progress bar.
 
     Raises:
@@ -20,7 +27,13 @@ def compare_weights(pairing: Pairing, adapter: Adapter, *, on_tensor: Callable[[
     """
     rows: list[LedgerRow] = []
     workspace = Workspace()
-    for row in ordered_map(lambda pair: _row(pairing, adapter, pair, workspace), pairing):
+
+    def compare(pair: ParamPair) -> LedgerRow:
+        if base is not None:
+            base.add(pair.name, pairing.base.read(pair.name))
+        return _row(pairing, adapter, pair, workspace)
+
+    for row in ordered_map(compare, pairing):
         rows.append(row)
         on_tensor()
     return Ledger(tuple(rows))

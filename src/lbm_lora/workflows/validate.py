@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import write_text
-from lbm_lora.checkpoint import dtype_of, open_checkpoint, pair
+from lbm_lora.checkpoint import FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
@@ -153,11 +153,13 @@ def _weights(
         left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
         pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))
         shapes = {name: spec.shape for name, spec in component.specs.items()}
-        for each in (adapter, *others):
-            check_base(each, pairing.base, allow_other_base=config.allow_other_base)
         fit, *_ = [check_fit(each, shapes, allow_unmatched=config.allow_unmatched) for each in (adapter, *others)]
         progress.start(len(pairing.pairs), "comparing weights")
-        ledger = compare_weights(pairing, adapter, on_tensor=progress.advance)
+        builder = FingerprintBuilder()
+        ledger = compare_weights(pairing, adapter, base=builder, on_tensor=progress.advance)
+        found = None if left_out else builder.build()  # of a part nothing can be said
+        for each in (adapter, *others):
+            check_base(each, pairing.base, allow_other_base=config.allow_other_base, found=found)
         base_label, tuned_label = file_labels(base.path, tuned.path)
         report = weight_report(
             ledger, base=base_label, tuned=tuned_label, adapter=config.lora_path.name, failed=fit.unmatched
