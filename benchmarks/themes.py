@@ -1,6 +1,6 @@
 """The themes of the suite: what is run, and against which reference. Each returns the numbers of its result file."""
 
-from benchmarks import themes_apply, themes_extract
+from benchmarks import themes_apply, themes_calibrate, themes_extract
 from benchmarks.bench import Theme
 
 THEMES: dict[str, Theme] = {
@@ -14,6 +14,7 @@ THEMES: dict[str, Theme] = {
     "fuse": themes_apply.fuse,
     "validate": themes_apply.validate,
     "load": themes_apply.load,
+    "calibrated": themes_calibrate.calibrated,
     "infer": themes_apply.infer,
     "live": themes_apply.live,
     "threads": themes_extract.threads,

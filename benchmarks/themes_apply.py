@@ -62,10 +62,12 @@ def validate(bench: Bench) -> dict[str, Any]:
     runs = bench.side_by_side(
         {
             "bare pass": bench.bare_pass(),
+            "bare pass by tensor": bench.bare_pass(blocked=False),
             "validate": bench.command("validate", flags, inputs=(*bench.both, lora)),
         }
     )
-    return {"runs": runs, "ratios": ratios(runs["validate"], runs["bare pass"])}
+    references = ("bare pass", "bare pass by tensor")
+    return {"runs": runs, "ratios": {name: ratios(runs["validate"], runs[name]) for name in references}}
 
 
 def load(bench: Bench) -> dict[str, Any]:

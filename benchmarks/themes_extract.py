@@ -10,6 +10,7 @@ from benchmarks.pair import make_pair
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extract import Action, plan_extraction
 from lbm_lora.factorize import FULL_RANK, FixedRank, matrix_shape
+from lbm_lora.factorize.svd import SMALLEST_BLOCK
 
 RANKS = (4, 8, 16, 32, 64, 128, 256, FULL_RANK)
 SEVERAL = (16, 32, 64)
@@ -29,7 +30,7 @@ def extract(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {
         "runs": runs,
         "ratios": {name: ratios(runs["extract"], runs[name]) for name in ("bare pass", "bare pass by tensor")},
-        "two_rounds_flop": sum(_two_rounds(shape) for shape in _matrices(bench).values()),
+        "flop": sum(_flop(shape) for shape in _matrices(bench).values()),
     }
     if bench.options.device != "cpu":
         found["agreement"] = _agreement(bench)
@@ -159,14 +160,11 @@ def layers(bench: Bench) -> dict[str, Any]:
     return {"runs": rows, "scale": scale}
 
 
-def _two_rounds(shape: tuple[int, ...]) -> int:
-    """Operations of two block Krylov rounds with 8 columns beyond the rank, and the refit: products with the matrix.
-
-    Three with one block, one with both blocks, one with the rank's rows.
-    """
+def _flop(shape: tuple[int, ...]) -> int:
+    """Operations of the products with the matrix: four block Krylov rounds there and back, and one for `up`."""
     rank = FixedRank(linear=RANK, conv=CONV_RANK).rank_of(shape)
     rows, columns = matrix_shape(shape)
-    return 2 * rows * columns * (5 * (rank + 8) + rank)
+    return 2 * rows * columns * (8 * max(rank, SMALLEST_BLOCK) + rank)
 
 
 def _agreement(bench: Bench) -> dict[str, Any]:

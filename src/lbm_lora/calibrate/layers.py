@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,18 +47,24 @@ def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[Modul
     """
     layers: dict[ModuleName, Layer] = {}
     first: dict[int, tuple[ModuleName, Tensor]] = {}  # the tensor is held, so that its id stays its own
-
-    def noting(name: ModuleName, weight: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            owner, _ = first.setdefault(id(inputs[0]), (name, inputs[0]))
-            layers[name] = Layer(shape=tuple(weight.shape), inputs=owner)
-
-        return note
-
-    handles = [module.register_forward_pre_hook(noting(name, module.weight)) for name, module in matrices(network)]
+    handles = [
+        module.register_forward_pre_hook(partial(_note, name, layers, first)) for name, module in matrices(network)
+    ]
     try:
         forward()
     finally:
         for handle in handles:
             handle.remove()
     return layers
+
+
+def _note(
+    name: ModuleName,
+    layers: dict[ModuleName, Layer],
+    first: dict[int, tuple[ModuleName, Tensor]],
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+) -> None:
+    """A hook: enter the layer, and its input where it is the first to get it."""
+    owner, _ = first.setdefault(id(inputs[0]), (name, inputs[0]))
+    layers[name] = Layer(shape=tuple(cast(Tensor, module.weight).shape), inputs=owner)

@@ -12,6 +12,7 @@ What positions do have in common is kept as one number, the mean squared norm of
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -91,25 +92,22 @@ class _Hooks:
             module.weight.requires_grad_(before)
 
     def _register(self, name: ModuleName, module: nn.Linear | nn.Conv2d) -> list[torch.utils.hooks.RemovableHandle]:
-        def on_forward(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._on_forward(name, inputs[0], output)
-
-        def on_weight(weight: Tensor) -> None:
-            self._on_weight(name, weight)
-
         return [
-            module.register_forward_hook(on_forward),
-            module.weight.register_post_accumulate_grad_hook(on_weight),
+            module.register_forward_hook(partial(self._on_forward, name)),
+            module.weight.register_post_accumulate_grad_hook(partial(self._on_weight, name)),
         ]
 
-    def _on_forward(self, name: ModuleName, inputs: Tensor, output: Tensor) -> None:
+    def _on_forward(self, name: ModuleName, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self.is_backward:
             return  # a checkpointed block is computed again
         layer = self._layers[name]
         if layer.inputs == name:
-            rows = _rows(inputs, layer)
+            rows = _rows(inputs[0], layer)
             self._sums.inputs[name].add(rows, self._weight / len(rows))
-        output.register_hook(lambda gradient: self._sums.outputs[name].add(_rows(gradient, layer), self._probe_weight))
+        output.register_hook(partial(self._on_gradient, name))
+
+    def _on_gradient(self, name: ModuleName, gradient: Tensor) -> None:
+        self._sums.outputs[name].add(_rows(gradient, self._layers[name]), self._probe_weight)
 
     def _on_weight(self, name: ModuleName, weight: Tensor) -> None:
         if weight.grad is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.factorize import DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.imaging.buckets import SMALLEST_SIZE
 from lbm_lora.model.config import LBMConfig
 
 FEW_IMAGES = 16
@@ -43,6 +44,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.probes is not None and self.probes < 1:
             raise ConfigError(f"{self.probes} probes measure no sensitivities. Use 1 or more.")
+        if self.size is not None and self.size < SMALLEST_SIZE:
+            raise ConfigError(f"size {self.size} is too small for the buckets. Use {SMALLEST_SIZE} or more.")
         if self.dense_up_to < 0 or self.sketch_rank < 0:
             raise ConfigError(
                 f"dense_up_to {self.dense_up_to} and sketch_rank {self.sketch_rank} must not be negative."

@@ -28,7 +28,6 @@ def source_latent(model: LBMModel, path: Path, *, size: int | None = None) -> La
 
     Raises:
         ImageError: the file cannot be read.
-        ConfigError: `size` is below 64.
     """
     image = read_image(path)
     bucket = nearest_bucket(image.width, image.height, size or _model_size(model), step=model.pixels_per_latent)

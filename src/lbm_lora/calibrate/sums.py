@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,10 +43,7 @@ class Sums:
         cls, layers: Mapping[ModuleName, Layer], *, dense_up_to: int, sketch_rank: int, seed: int, device: torch.device
     ) -> "Sums":
         """Zeros for each of the layers; the arguments are those of `MomentAccumulator`."""
-
-        def zeros(size: int) -> MomentAccumulator:
-            return MomentAccumulator(size, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
-
+        zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
         return cls(
             inputs={name: zeros(layer.shape[1]) for name, layer in layers.items() if layer.inputs == name},
             outputs={name: zeros(layer.shape[0]) for name, layer in layers.items()},

@@ -20,7 +20,7 @@ from lbm_lora.errors import ImageError, OutputError
 
 logger = logging.getLogger(__name__)
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """What the decoders of Pillow raise on damaged files."""
 
 _NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -66,7 +66,20 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         ImageError: there is no such file, it is damaged or no picture, or its pixels have no fixed range.
     """
-    picture, kind = open_upright(path)
+    return as_srgb(*open_upright(path), path)
+
+
+def as_srgb(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
+    """A decoded picture as 8-bit sRGB, mode `RGB`; see `read_image`.
+
+    Args:
+        picture: upright, in its own mode.
+        kind: the file's format.
+        path: for errors and warnings.
+
+    Raises:
+        ImageError: its pixels have no fixed range.
+    """
     if picture.mode.startswith("I") or picture.mode == "F":
         return Image.fromarray(grey_of_wide(picture, kind, path)).convert("RGB")
     profile = picture.info.get("icc_profile")
@@ -94,7 +107,7 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
         raise ImageError(f"{path} does not exist.") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} is no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...).") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
 
 

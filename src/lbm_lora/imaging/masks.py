@@ -22,7 +22,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     Raises:
         ImageError: the file cannot be read, its shape is not the picture's, or it is black everywhere.
     """
-    mask = _grey(path)
+    mask = as_mask(*open_upright(path), path)
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
         raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks what to take.")
@@ -55,8 +55,16 @@ def paste_back(source: Image.Image, result: Image.Image, mask: Image.Image) -> I
     return Image.composite(result, source, mask)
 
 
-def _grey(path: Path) -> Image.Image:
-    picture, kind = open_upright(path)
+def as_mask(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
+    """A decoded picture as mode `L`: its alpha channel where that says something, else its brightness.
+
+    Args:
+        kind: the file's format.
+        path: for errors.
+
+    Raises:
+        ImageError: its pixels have no fixed range.
+    """
     if picture.mode.startswith("I") or picture.mode == "F":
         return Image.fromarray(grey_of_wide(picture, kind, path))
     if picture.has_transparency_data:

@@ -35,7 +35,8 @@ def _write(folder: Path, theme: str, **numbers: Any) -> Path:
 def _extract(folder: Path, seconds: float) -> Path:
     runs = {"bare pass": _process(8), "extract": _process(seconds)}
     ratio = {"work_s": seconds / 8, "wall_s": (seconds + 2) / 10}
-    return _write(folder, "extract", runs=runs, ratios={"bare pass": ratio}, two_rounds_flop=10**12)
+    ratios = {"bare pass": ratio, "bare pass by tensor": ratio}
+    return _write(folder, "extract", runs=runs, ratios=ratios, flop=10**12)
 
 
 def test_a_result_is_named_by_theme_machine_and_date(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_what_was_not_measured_is_said_to_be_so(tmp_path: Path) -> None:
     _write(tmp_path, "several", missing="extract takes one rank at a time")
     found = {verdict.target.what: verdict for verdict in verdicts(newest(tmp_path))}
     assert len(found) == len(TARGETS)
-    assert found["extract 32/16: time over the bare pass"].value == 1.5
+    assert found["extract 32/16: time over the bare pass, tensor by tensor"].value == 1.5
     assert found["infer, fused: whole forward over the raw call"].words == "not measured: no result of infer"
     assert found["several ranks at once: time over the largest alone"].words.endswith("one rank at a time")
 
@@ -99,7 +100,7 @@ def test_the_page_has_every_target_and_the_processes(tmp_path: Path) -> None:
     _write(tmp_path, "machine", limits=limits)
     page = render(newest(tmp_path))
     assert all(target.what in page for target in TARGETS)
-    assert "| extract 32/16: time over the bare pass | <= 2 x | 2.50 x | missed by 25 % |" in page
+    assert "| extract 32/16: time over the bare pass, tensor by tensor | <= 2 x | 2.50 x | missed by 25 % |" in page
     assert "20.00 s | 22.00 s" in page
     assert "bandwidth: 2.0 s" in page
     assert "1.00 TFLOP: 10.0 s" in page

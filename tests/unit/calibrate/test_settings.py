@@ -47,3 +47,5 @@ def test_values_that_cannot_be() -> None:
         Settings(probes=0)
     with pytest.raises(ConfigError, match="dense_up_to 64 and sketch_rank -1 must not be negative"):
         Settings(dense_up_to=64, sketch_rank=-1)
+    with pytest.raises(ConfigError, match=r"^size 63 is too small for the buckets\. Use 64 or more\.$"):
+        Settings(size=63)

@@ -111,11 +111,9 @@ class BucketBatches(Sampler[list[Draw]]):
         seen = sum(batch.fresh for batch in plan)
         lines: list[str] = []
         if seen < len(self._dataset):
-            lines.append(
-                f"an epoch has {len(plan)} steps of {self._batch_size * self._world} samples: {seen} of "
-                f"{len(self._dataset)}, the others do not fill a batch of one shape."
-                + (" Each epoch leaves out others." if self._shuffle else "")
-            )
+            left_out = f"each epoch leaves out {len(self._dataset) - seen} of {len(self._dataset)} samples"
+            others = ", others each time" if self._shuffle else ""
+            lines.append(f"{left_out}, which do not fill a batch of one shape{others}.")
         for batch in plan:
             if batch.fresh < len(batch.indices) and not self._cover:
                 width, height = self._dataset.draw(int(batch.indices[0])).size

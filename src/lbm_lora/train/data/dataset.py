@@ -36,29 +36,18 @@ class PairDataset(Dataset[Sample]):
         preparation: how they are brought to size.
         where: the data set, for errors.
         max_corrupt: share of the data set that may be corrupt.
-        latents: the cache that gives the latents.
-        pictures: whether the pictures are read beside cached latents.
 
     Raises:
         DataError: there are no pairs, or more than `max_corrupt` of them are corrupt.
     """
 
-    def __init__(
-        self,
-        index: PairIndex,
-        preparation: Preparation,
-        *,
-        where: str,
-        max_corrupt: float,
-        latents: LatentCache | None = None,
-        pictures: bool = True,
-    ) -> None:
+    def __init__(self, index: PairIndex, preparation: Preparation, *, where: str, max_corrupt: float) -> None:
         self.index = index
         self.preparation = preparation
         self.where = where
         self.max_corrupt = max_corrupt
-        self._latents = latents
-        self._with_pictures = pictures or latents is None
+        self._latents: LatentCache | None = None
+        self._with_pictures = True
         self._skipped = {item.key: item for item in index.skipped}
         self._total = len(index) + len(index.skipped)
         self.shapes = _shapes(index, preparation)

@@ -7,12 +7,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.files import (
-    _BROKEN,  # pyright: ignore[reportPrivateUsage]
-    _flattened,  # pyright: ignore[reportPrivateUsage]
-    _in_srgb,  # pyright: ignore[reportPrivateUsage]
-    grey_of_wide,
-)
+from lbm_lora.imaging.files import BROKEN, as_srgb
+from lbm_lora.imaging.masks import as_mask
 from lbm_lora.train.data.sample import Size
 
 _TURNED = frozenset({5, 6, 7, 8})
@@ -33,7 +29,7 @@ def picture_size(data: bytes) -> Size:
             return (height, width) if exif.get(ExifTags.Base.Orientation) in _TURNED else (width, height)
     except Image.UnidentifiedImageError:
         raise ImageError("no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
@@ -47,16 +43,7 @@ def decode_picture(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: the bytes are damaged or no picture, or its pixels have no fixed range.
     """
-    picture, kind = _open_upright(data)
-    path = Path(name)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(grey_of_wide(picture, kind, path)).convert("RGB")
-    profile = picture.info.get("icc_profile")
-    if picture.has_transparency_data:
-        picture = _flattened(picture, path)
-    if profile:
-        picture = _in_srgb(picture, profile, path)
-    return picture.convert("RGB")
+    return as_srgb(*_open_upright(data), Path(name))
 
 
 def decode_mask(data: bytes, name: str) -> Image.Image:
@@ -65,13 +52,7 @@ def decode_mask(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: the bytes are damaged or no picture, or the mask is black: nothing of the pair would count.
     """
-    picture, kind = _open_upright(data)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        mask = Image.fromarray(grey_of_wide(picture, kind, Path(name)))
-    else:
-        alpha = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-        opaque = alpha is None or alpha.getextrema() == (255, 255)
-        mask = picture.convert("RGB").convert("L") if opaque or alpha is None else alpha
+    mask = as_mask(*_open_upright(data), Path(name))
     if int(np.asarray(mask).max()) <= 1:
         raise ImageError("the mask is black: no pixel of the pair would count")
     return mask
@@ -84,5 +65,5 @@ def _open_upright(data: bytes) -> tuple[Image.Image, str | None]:
             return ImageOps.exif_transpose(opened), opened.format
     except Image.UnidentifiedImageError:
         raise ImageError("no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None

@@ -29,10 +29,7 @@ def test_a_sound_data_set(write_pairs: Callable[..., Path]) -> None:
         sizes=(Count(width=64, height=64, samples=5),),
         buckets=(Count(width=64, height=64, samples=5),),
         steps=2,
-        notes=(
-            "an epoch has 2 steps of 2 samples: 4 of 5, the others do not fill a batch of one shape. "
-            "Each epoch leaves out others.",
-        ),
+        notes=("each epoch leaves out 1 of 5 samples, which do not fill a batch of one shape, others each time.",),
         masks=5,
         mask_share=0.5,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.errors import DataError
+from lbm_lora.progress import Silent
 from lbm_lora.train.data import BucketBatches, LatentCache, fill_latents, make_loader, open_data
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.parts import Pair
@@ -141,25 +142,46 @@ def test_ranks_share_the_work(write_pairs: Callable[..., Path], tmp_path: Path) 
     assert [data for _, data in sorted(files(parts).items())] == [data for _, data in sorted(files(whole).items())]
 
 
-@pytest.mark.parametrize("rest", [1, 2])
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("other_shape", [False, True])
 def test_what_stands_in_for_a_damaged_sample_is_cached_too(
-    write_pairs: Callable[..., Path], tmp_path: Path, png: Callable[..., bytes], rest: int
+    write_pairs: Callable[..., Path], tmp_path: Path, png: Callable[..., bytes], other_shape: bool, gone: bool
 ) -> None:
     folder = write_pairs(count=3)
-    if rest == 1:  # then what stands in has another shape
-        for name in ("001", "002"):
-            (folder / f"{name}.source.png").write_bytes(png(1, (96, 40)))
-            (folder / f"{name}.target.png").write_bytes(png(2, (96, 40)))
-    path = folder / "000.source.png"
-    path.write_bytes(path.read_bytes()[:300])
+    if other_shape:
+        for number in (1, 2):
+            (folder / f"00{number}.source.png").write_bytes(png(number, (96, 40)))
+            (folder / f"00{number}.target.png").write_bytes(png(number + 2, (96, 40)))
     dataset = opened(folder)
+    path = folder / "000.source.png"
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:300])
     cache = LatentCache(tmp_path / "cache", "vae")
-    fill_latents(dataset, cache, Encoder())
+    # what stands in has a size of its own, or the one that it is cached at anyway
+    assert fill_latents(dataset, cache, Encoder()) == (3 if other_shape else 2)
     assert [item.key for item in dataset.skipped] == ["000"]
     sample = dataset.with_latents(cache, pictures=False)[Draw(0, 0, (64, 64))]
     assert (sample.index, [item.key for item in sample.skipped]) == (1, ["000"])
     assert sample.latents is not None
     assert sample.latents[0].shape == (4, 8, 8)
+
+
+def test_progress_is_told(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    phases: list[list[int | str]] = []
+
+    class Recorder(Silent):
+        def start(self, total: int, what: str) -> None:
+            phases.append([what, total, 0])
+
+        def advance(self, n: int = 1) -> None:
+            phases[-1][2] += n
+
+    dataset = opened(write_pairs(count=5), image_size=(64, 96))
+    cache = LatentCache(tmp_path / "cache", "vae")
+    fill_latents(dataset, cache, Encoder(), batch_size=2, rank=1, world=2, progress=Recorder())
+    assert phases == [["looking for cached latents", 2, 2], ["encoding latents", 4, 4]]
 
 
 def test_an_empty_cache_is_an_error(write_pairs: Callable[..., Path], tmp_path: Path) -> None:

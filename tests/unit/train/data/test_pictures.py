@@ -29,9 +29,12 @@ def turned() -> Image.Exif:
     return exif
 
 
-def linear() -> bytes:
-    """A colour profile that is not sRGB."""
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+def exchanged() -> bytes:
+    """The colour profile of a device whose red is sRGB's blue."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for one, other in ((b"rXYZ", b"bXYZ"), ("sRGB".encode("utf-16-be"), "xBGR".encode("utf-16-be"))):
+        profile = profile.replace(one, b"\0" * len(one)).replace(other, one).replace(b"\0" * len(one), other)
+    return profile
 
 
 def clear() -> Image.Image:
@@ -49,7 +52,7 @@ CASES = {
     "clear.png": saved(clear()),
     "palette.gif": saved(NOISE, "GIF"),
     "webp.webp": saved(NOISE, "WEBP", lossless=True),
-    "profile.png": saved(NOISE, icc_profile=linear()),
+    "profile.png": saved(NOISE, icc_profile=exchanged()),
 }
 
 
@@ -62,6 +65,8 @@ def test_bytes_are_read_as_the_file_is(tmp_path: Path, name: str) -> None:
     assert picture.size == expected.size
     assert picture.tobytes() == expected.tobytes()
     assert picture_size(CASES[name]) == expected.size
+    if name == "profile.png":  # the colours of the picture, not the numbers of its file
+        assert np.abs(np.asarray(picture).astype(int) - np.asarray(NOISE)[:, :, ::-1]).mean() < 8
 
 
 def test_the_size_needs_only_the_header(png: Callable[..., bytes]) -> None:

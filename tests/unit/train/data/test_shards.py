@@ -34,7 +34,12 @@ def test_samples_and_bytes_are_those_of_webdataset(write_shard: Callable[..., Pa
 def test_long_names_folders_and_meta_members(tmp_path: Path) -> None:
     long = "x" * 150
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in (("__info__", b"meta"), ("sub", None), (f"sub/{long}.jpg", b"1234"), ("noextension", b"5")):
+        for name, data in (
+            ("__info__/a.jpg", b"meta"),
+            ("sub", None),
+            (f"sub/{long}.jpg", b"1234"),
+            ("noextension", b"5"),
+        ):
             info = tarfile.TarInfo(name)
             info.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
             info.size = len(data or b"")
