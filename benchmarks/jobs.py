@@ -20,6 +20,8 @@ from lbm_lora.naming import ModuleName, weight_of
 
 Work = Callable[[], dict[str, Any]]
 
+_KEPT = ("nbytes", "changed", "tensors", "step", "seconds", "learning")  # of a command's result
+
 
 def command(*, arguments: list[str]) -> Work:
     """One `lbm-lora` command; its JSON result is not kept but for what a report needs."""
@@ -34,7 +36,9 @@ def command(*, arguments: list[str]) -> Work:
         if code:
             raise SystemExit(code)
         found = json.loads(output.getvalue())
-        kept = {key: found[key] for key in ("nbytes", "changed", "tensors") if key in found}
+        kept = {
+            key: found[key] for key in ("nbytes", "changed", "tensors", "step", "seconds", "learning") if key in found
+        }
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
             kept["cuda_bytes"] = torch.cuda.max_memory_allocated()
         return kept

@@ -1,6 +1,6 @@
 """The themes of the suite: what is run, and against which reference. Each returns the numbers of its result file."""
 
-from benchmarks import themes_apply, themes_calibrate, themes_extract
+from benchmarks import themes_apply, themes_calibrate, themes_extract, themes_train
 from benchmarks.bench import Theme
 
 THEMES: dict[str, Theme] = {
@@ -15,6 +15,7 @@ THEMES: dict[str, Theme] = {
     "validate": themes_apply.validate,
     "load": themes_apply.load,
     "calibrated": themes_calibrate.calibrated,
+    "train": themes_train.train,
     "infer": themes_apply.infer,
     "live": themes_apply.live,
     "threads": themes_extract.threads,
