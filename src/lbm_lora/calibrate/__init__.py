@@ -1,5 +1,6 @@
 """What an error in each layer's matrix costs in the network's output, measured on pictures (layer L5)."""
 
+from lbm_lora.calibrate.checks import CHECKS, Check, check_states
 from lbm_lora.calibrate.collect import SAVE_EVERY, collect
 from lbm_lora.calibrate.files import load_statistics, save_statistics
 from lbm_lora.calibrate.layers import Layer, find_layers
@@ -10,6 +11,8 @@ from lbm_lora.calibrate.statistics import Origin, Statistics
 from lbm_lora.calibrate.sums import Sums
 
 __all__ = [
+    "CHECKS",
+    "Check",
     "FEW_IMAGES",
     "SAVE_EVERY",
     "Layer",
@@ -19,6 +22,7 @@ __all__ = [
     "Settings",
     "Statistics",
     "Sums",
+    "check_states",
     "checkpointed",
     "collect",
     "find_layers",

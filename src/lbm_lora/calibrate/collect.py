@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lbm_lora.calibrate.checks import Check, check_states
 from lbm_lora.calibrate.layers import Layer, find_layers
 from lbm_lora.calibrate.measure import checkpointed, measure
 from lbm_lora.calibrate.partial import PartialFile
@@ -76,7 +77,8 @@ def collect(
             if partial is not None and time.monotonic() - saved >= save_every:
                 partial.save(sums, origin)
                 saved = time.monotonic()
-    return _statistics(layers, sums, origin)
+    checks = check_states(model, images, origin.schedule, size=origin.size, seed=origin.seed)
+    return _statistics(layers, sums, origin, checks)
 
 
 def _origin(model: LBMModel, images: Sequence[Path], settings: Settings, tuned: str) -> Origin:
@@ -155,7 +157,9 @@ def _add_image(
     sums.images += 1
 
 
-def _statistics(layers: Mapping[ModuleName, Layer], sums: Sums, origin: Origin) -> Statistics:
+def _statistics(
+    layers: Mapping[ModuleName, Layer], sums: Sums, origin: Origin, checks: tuple[Check, ...]
+) -> Statistics:
     return Statistics(
         layers=layers,
         inputs=_Means(sums.inputs, sums.images),
@@ -164,6 +168,7 @@ def _statistics(layers: Mapping[ModuleName, Layer], sums: Sums, origin: Origin) 
         output_values=sums.values / sums.images,
         output_energy=sums.energy / sums.images,
         origin=origin,
+        checks=checks,
     )
 
 

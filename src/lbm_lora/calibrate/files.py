@@ -1,7 +1,8 @@
 """Statistics as a `.safetensors` file, written and read moment by moment.
 
 A dense moment is symmetric: its upper triangle is stored, row by row. Keys are `inputs.MODULE.triangle`,
-`outputs.MODULE.diagonal`, `outputs.MODULE.factor`; everything else is JSON in the header.
+`outputs.MODULE.diagonal`, `outputs.MODULE.factor`, and `checks.0` and so on for the states; everything else is JSON in
+the header.
 """
 
 import json
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lbm_lora.calibrate.checks import Check
 from lbm_lora.calibrate.layers import Layer
 from lbm_lora.calibrate.statistics import Origin, Statistics
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec, open_checkpoint
@@ -65,6 +67,10 @@ def load_statistics(path: Path | str) -> Statistics:
             output_values=facts["output_values"],
             output_energy=facts["output_energy"],
             origin=Origin(schedule=schedule, **facts["origin"]),
+            checks=tuple(
+                Check(timestep=timestep, probability=probability, state=file.read(f"checks.{index}"))
+                for index, (timestep, probability) in enumerate(facts["checks"])
+            ),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its statistics are not understood: {error!r}. Make the file again.") from None
@@ -100,6 +106,8 @@ def _tensors(statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
                 yield f"{side}.{name}.diagonal", moment.diagonal
             if moment.factor is not None:
                 yield f"{side}.{name}.factor", moment.factor
+    for index, check in enumerate(statistics.checks):
+        yield f"checks.{index}", check.state
 
 
 def _metadata(statistics: Statistics) -> dict[str, str]:
@@ -107,6 +115,7 @@ def _metadata(statistics: Statistics) -> dict[str, str]:
         "origin": asdict(statistics.origin),
         "output_values": statistics.output_values,
         "output_energy": statistics.output_energy,
+        "checks": [(check.timestep, check.probability) for check in statistics.checks],
         "layers": {n: (layer.shape, layer.inputs, statistics.gradients[n]) for n, layer in statistics.layers.items()},
     }
     return {_FORMAT_KEY: FORMAT, _FACTS_KEY: json.dumps(facts, separators=(",", ":"))}

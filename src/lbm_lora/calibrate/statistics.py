@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from lbm_lora.calibrate.checks import Check
 from lbm_lora.calibrate.layers import Layer
 from lbm_lora.calibrate.settings import FEW_IMAGES, Schedule
 from lbm_lora.factorize import RIDGE, Moment, Weights
@@ -51,6 +52,7 @@ class Statistics(Mapping[ModuleName, Weights]):
         output_values: mean number of values of the network's output.
         output_energy: mean squared norm of the network's output; an error over it is a relative one.
         origin: what was measured, and how.
+        checks: some of the states that were measured, to run a LoRA on.
     """
 
     layers: Mapping[ModuleName, Layer]
@@ -60,6 +62,7 @@ class Statistics(Mapping[ModuleName, Weights]):
     output_values: float
     output_energy: float
     origin: Origin
+    checks: tuple[Check, ...] = ()
 
     def __getitem__(self, name: ModuleName) -> Weights:
         """The weights of one layer: the squared change of the network's output, summed over its values, that an error

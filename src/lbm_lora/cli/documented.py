@@ -37,7 +37,7 @@ SCRIPTS: dict[str, tuple[str, dict[str, str]]] = {
             "output_path": "lora/assets/output.jpg",
         },
     ),
-    "train_lora": ("train", {}),
+    "train_lora": ("train", {"path_config": "lora/lora_relight_config.yaml"}),
 }
 """Script -> command and its documented default paths."""
 

@@ -5,6 +5,7 @@ progress and log lines to stderr. Exit codes: 0 done, 1 below the asked quality,
 ours.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -81,7 +82,7 @@ def parse(command: str, arguments: Sequence[str]) -> tuple[Any, Output]:
     workflow = _workflow(command)
     config = getattr(workflow, COMMANDS[command][0])
     call = make_dataclass("call", [("config", config), ("output", Output, field(default_factory=Output))], frozen=True)
-    own, overrides = split_overrides(arguments) if command == "train" else (arguments, ())
+    own, overrides = split_overrides(arguments, _list_keys()) if command == "train" else (arguments, ())
     parsed = tyro.cli(
         tyro.conf.OmitArgPrefixes[call],
         args=own,
@@ -118,12 +119,22 @@ def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
     return (two, arguments[2:]) if two in COMMANDS else (arguments[0], arguments[1:])
 
 
+def _list_keys() -> set[str]:
+    """The keys of a training file whose value is a list."""
+    from lbm_lora.train.config import TrainConfig
+
+    return {name for name, key in TrainConfig.model_fields.items() if "tuple[" in str(key.annotation)}
+
+
 def _training_keys() -> str:
     """The keys of a training file with their defaults, for `train --help`."""
     from lbm_lora.train.config import TrainConfig
 
-    fields = TrainConfig.model_fields.items()
-    lines = [f"  --{name} {field.get_default(call_default_factory=True)}" for name, field in fields]
+    lines: list[str] = []
+    for name, key in TrainConfig.model_fields.items():
+        default = json.dumps(key.get_default(call_default_factory=True), default=str)
+        about = f"\n      {key.description}" if key.description else ""
+        lines.append(f"  --{name} {default}{about}")
     return "\n".join(["Keys of the training file, each with its default:", "", *lines])
 
 

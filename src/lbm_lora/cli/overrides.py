@@ -1,6 +1,6 @@
 """`--any.key value` on the command line of `train`: keys of the training file."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import yaml
 
@@ -10,10 +10,15 @@ OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_d
 """Flags that are no keys of the file."""
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+def split_overrides(
+    arguments: Sequence[str], lists: Collection[str] = ()
+) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """The command's own arguments, and (dotted key, YAML text) pairs of all others.
 
     `--key value`, `--key=value`; several words are a list (`--num_steps 1 2 4`), none stands for true.
+
+    Args:
+        lists: keys that take a list, also of one word.
 
     Raises:
         ConfigError: a word that belongs to no flag.
@@ -25,7 +30,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], tuple[tuple[st
         if not flag.startswith("--") or key.replace("-", "_") in OWN:
             own += [flag, *words]
         else:
-            overrides.append((key, _yaml([value, *words] if equals else words)))
+            overrides.append((key, _yaml([value, *words] if equals else words, key.replace("-", "_") in lists)))
     return own, tuple(overrides)
 
 
@@ -42,11 +47,11 @@ def _groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def _yaml(words: Sequence[str]) -> str:
-    if len(words) == 1:
-        return words[0]
+def _yaml(words: Sequence[str], is_list: bool) -> str:
     if not words:
         return "true"
+    if len(words) == 1 and not (is_list and words[0] != "null" and not words[0].startswith("[")):
+        return words[0]
     return yaml.safe_dump([_scalar(word) for word in words], default_flow_style=True, width=float("inf"))
 
 

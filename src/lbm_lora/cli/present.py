@@ -11,10 +11,11 @@ from lbm_lora.report import Report, base_text, full_text, short_text
 from lbm_lora.report.schema import TensorResult
 
 if TYPE_CHECKING:
+    from lbm_lora.train.data.check import Checked
     from lbm_lora.train.preview import Scores
     from lbm_lora.workflows.base import BaseOutcome
-    from lbm_lora.workflows.data import CheckResult, PackResult
     from lbm_lora.workflows.calibrate import CalibrateResult
+    from lbm_lora.workflows.data import CheckResult, PackResult
     from lbm_lora.workflows.demo import DemoResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.fuse import FuseResult
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from lbm_lora.workflows.layers import LayersResult
     from lbm_lora.workflows.train import TrainResult
     from lbm_lora.workflows.validate import ValidateResult
+
+_FEW = 8
+"""Names that are listed without --verbose."""
 
 
 def present(command: str, result: Any, *, verbose: bool = False) -> str:
@@ -97,12 +101,16 @@ def _layers(result: "LayersResult", _: bool) -> str:
         f"{layer.name:<{width}}  {layer.kind:<8} {'x'.join(map(str, layer.shape)):>14}  rank {layer.rank}"
         for layer in result.layers
     ]
-    size = 2 * result.lora_parameters / 1e6
     total = (
-        f"{len(result.layers):,} of {result.total:,} layers, {result.parameters:,} parameters; "
-        f"a LoRA of them: {result.lora_parameters:,} parameters, {size:,.2f} MB in bf16"
+        f"{len(result.layers):,} of {result.total:,} layers, {result.parameters:,} parameters; a LoRA of them: "
+        f"{result.lora_parameters:,} parameters, {result.file_bytes / 1e6:,.2f} MB in bf16"
     )
-    return "\n".join([*lines, "", total])
+    memory = (
+        f"Training it takes about {result.training_bytes / 1e9:,.2f} GB (the model in bf16 "
+        f"{result.model_bytes / 1e9:,.2f} GB, the rest for what learns and AdamW), and activations on top: they grow "
+        "with image size and batch_size."
+    )
+    return "\n".join([*lines, "", total, memory])
 
 
 def _train(result: "TrainResult", _: bool) -> str:
@@ -131,6 +139,38 @@ def _scores(scores: "Scores | None") -> str:
     return "\n".join(lines)
 
 
+def _data_pack(result: "PackResult", verbose: bool) -> str:
+    skipped = [f"  left out: {item.key}: {item.reason}" for item in result.skipped]
+    shown = skipped if verbose else skipped[:_FEW]
+    more = [f"  and {len(skipped) - len(shown)} more (--verbose lists them)"] if len(shown) < len(skipped) else []
+    head = f"Packed {result.pairs:,} pairs, {result.masks:,} with a mask, into {len(result.shards):,} shards."
+    return _paragraphs("\n".join([head, *shown, *more]), f'train_shards: ["{result.pattern}"]')
+
+
+def _data_check(result: "CheckResult", verbose: bool) -> str:
+    return _paragraphs(*(_checked(split.split, split.found, verbose) for split in result.splits))
+
+
+def _checked(split: str, found: "Checked", verbose: bool) -> str:
+    skipped = [f"    {item.key}: {item.reason}" for item in found.skipped]
+    shown = skipped if verbose else skipped[:_FEW]
+    more = [f"    and {len(skipped) - len(shown)} more (--verbose lists them)"] if len(shown) < len(skipped) else []
+    masks = f"{found.masks:,} masks" + (f", {found.mask_share:.1%} white on average" if found.mask_share else "")
+    buckets = ", ".join(f"{count.width}x{count.height}: {count.samples:,}" for count in found.buckets)
+    return "\n".join(
+        [
+            f"{split}: {found.where}",
+            f"  {found.pairs:,} pairs, {found.nbytes / 1e6:,.2f} MB, {masks}",
+            f"  {len(found.skipped):,} cannot be used ({found.corrupt_share:.1%})",
+            *shown,
+            *more,
+            f"  sizes in training: {buckets}",
+            f"  {found.steps:,} steps in an epoch",
+            *(f"  {note}" for note in found.notes),
+        ]
+    )
+
+
 def _demo(result: "DemoResult", verbose: bool) -> str:
     adapter = result.extract.adapter
     pictures = [made for made in result.infer.outputs if made.comparison]
@@ -156,6 +196,8 @@ _PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": _infer,
     "fuse": _fuse,
     "train": _train,
+    "data pack": _data_pack,
+    "data check": _data_check,
     "layers": _layers,
     "demo": _demo,
 }

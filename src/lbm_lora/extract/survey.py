@@ -1,24 +1,25 @@
-"""Extraction in two passes, where ranks depend on all matrices together, or on what an error costs in the output.
+"""The first of two passes, where ranks depend on all matrices together, or on what an error costs in the output.
 
-The first pass decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
-spectra. Ranks are chosen from these for all adapters that are to come out. The second pass cuts the vectors off at the
-chosen ranks, rounds them, and measures them against the deltas.
+This pass decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
+spectra. Ranks are chosen from these for all adapters that are to come out. The second pass (`Emission`) cuts the
+vectors off at the chosen ranks, rounds them, and measures them against the deltas.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lbm_lora.checkpoint import Checkpoint, Fingerprint, SafetensorsWriter, TensorSpec
+from lbm_lora.blocks import energy
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
 from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Action, Plan, PlanItem
-from lbm_lora.extract.reading import Delta, Outcome, Reader, Settings, left_out, low_rank
+from lbm_lora.extract.reading import Outcome, Reader, Settings
 from lbm_lora.extract.run import seed_of
 from lbm_lora.factorize import (
-    Factors,
     Measure,
     Moment,
     WeightedSVD,
@@ -28,18 +29,15 @@ from lbm_lora.factorize import (
     rank_above,
     rounding_edge,
     to_matrix,
-    weighted_factors,
     weighted_svd,
 )
-from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.naming import ModuleName, module_of
 from lbm_lora.parallel import ordered_map
-
-Choices = Mapping[ParamName, int | None]
-"""Rank of each decomposed delta; 0 is nothing, None is the dense delta."""
 
 WeightsOf = Callable[[ModuleName], Weights]
 
-_LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"
+LEFT, VALUES, RIGHT = ".left", ".values", ".right"
+"""Endings of a delta's vectors in the scratch file, after its name."""
 
 
 def unweighted(_: ModuleName) -> Weights:
@@ -55,6 +53,8 @@ class Found:
         squares: (k,), fp64: what each rank takes off the squared error, in the weighted norm.
         rest: the squared error that rank k leaves.
         rounding: (k,), fp64: the squared error that each rank's own rounding to the stored dtype is expected to add.
+        whole: the squared error that the delta's own rounding leaves where it is stored whole; infinite where it leaves
+            the range of the dtype.
         worth: ranks that are more than the rounding of a 16-bit checkpoint; k where that is not known.
     """
 
@@ -62,6 +62,7 @@ class Found:
     squares: Tensor
     rest: float
     rounding: Tensor
+    whole: float
     worth: int
 
 
@@ -101,9 +102,9 @@ class Survey:
         specs: dict[str, TensorSpec] = {}
         for item in plan.of(Action.DECOMPOSE):
             rank, (rows, columns) = item.rank or 1, matrix_shape(item.shape)
-            specs[item.name + _LEFT] = TensorSpec(torch.float32, (rows, rank))
-            specs[item.name + _VALUES] = TensorSpec(torch.float32, (rank,))
-            specs[item.name + _RIGHT] = TensorSpec(torch.float32, (rank, columns))
+            specs[item.name + LEFT] = TensorSpec(torch.float32, (rows, rank))
+            specs[item.name + VALUES] = TensorSpec(torch.float32, (rank,))
+            specs[item.name + RIGHT] = TensorSpec(torch.float32, (rank, columns))
         self._file = SafetensorsWriter(scratch, specs)
 
     def __len__(self) -> int:
@@ -119,9 +120,9 @@ class Survey:
                     others += made.row.measure
                 else:
                     name = made.found.item.name
-                    self._file.write(name + _LEFT, made.svd.left)
-                    self._file.write(name + _VALUES, made.svd.values)
-                    self._file.write(name + _RIGHT, made.svd.right)
+                    self._file.write(name + LEFT, made.svd.left)
+                    self._file.write(name + VALUES, made.svd.values)
+                    self._file.write(name + RIGHT, made.svd.right)
                     found.append(made.found)
                 on_tensor()
         return Surveyed(found, others)
@@ -133,7 +134,8 @@ class Survey:
         matrix = to_matrix(delta.values)
         weights = self._weights_of(module_of(item.name))
         try:
-            svd = weighted_svd(matrix, item.rank or 1, weights.whitening(), seed=seed_of(item.name))
+            whitening = weights.whitening()
+            svd = weighted_svd(matrix, item.rank or 1, whitening, seed=seed_of(item.name))
         except InputError as error:
             raise InputError(f"{item.name}: {error}") from None
         worth = len(svd.values)
@@ -144,69 +146,16 @@ class Survey:
             squares=svd.values.double().square(),
             rest=svd.rest,
             rounding=_rounding(svd, weights, self._settings.dtype),
+            whole=_whole(matrix, whitening, self._settings.dtype),
             worth=worth,
         )
         return _Decomposed(found, svd)
 
 
-class Emission:
-    """The second pass: iterate it to the end, then read the fingerprints.
-
-    Args:
-        choices: one for each adapter that is to come out; a decomposed delta without a choice is what the first pass
-            found it to be: unchanged, or too small.
-        scratch: the file of the first pass.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        settings: Settings,
-        weights_of: WeightsOf,
-        choices: Sequence[Choices],
-        scratch: Checkpoint,
-    ) -> None:
-        self._plan = plan
-        self._settings = settings
-        self._weights_of = weights_of
-        self._choices = choices
-        self._scratch = scratch
-        self._reader = Reader(plan.pairing, settings)
-
-    def __len__(self) -> int:
-        return len(self._plan.items)
-
-    def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
-        """The outcomes of one tensor, one for each choice, tensor by tensor."""
-        return ordered_map(self._outcomes, self._plan.items)
-
-    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        """Of base and tuned, after the pass."""
-        return self._reader.fingerprints()
-
-    def _outcomes(self, item: PlanItem) -> tuple[Outcome, ...]:
-        self._reader.hash(item)
-        delta = self._reader.read(item)
-        if isinstance(delta, Outcome):
-            return (delta,) * len(self._choices)
-        whitening = self._weights_of(module_of(item.name)).whitening()
-        return tuple(self._outcome(item, delta, choices[item.name], whitening) for choices in self._choices)
-
-    def _outcome(self, item: PlanItem, delta: Delta, rank: int | None, whitening: Whitening) -> Outcome:
-        if rank is None:
-            return self._reader.whole(item, delta, "stored whole: cheaper than its factors")
-        if rank == 0:
-            return left_out(item, "not worth its bytes", delta.measure)
-        svd = self._stored(item.name).first(rank)
-        try:
-            factors = weighted_factors(svd, self._settings.dtype, whitening)
-        except InputError as error:
-            raise InputError(f"{item.name}: {error}") from None
-        return low_rank(item, delta, Factors(factors.up.contiguous(), factors.down.contiguous()))
-
-    def _stored(self, name: ParamName) -> WeightedSVD:
-        left, values, right = (self._scratch.read(name + ending) for ending in (_LEFT, _VALUES, _RIGHT))
-        return WeightedSVD(left, values, right, rest=0.0)
+def _whole(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
+    """The squared error of a matrix in the dtype that is stored."""
+    lost = matrix.to(dtype).float().sub_(matrix)
+    return energy(whitening(lost)) if torch.isfinite(lost).all() else math.inf
 
 
 def _rounding(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,9 @@ from lbm_lora.train.config import TrainConfig
 from lbm_lora.train.inject import DOWN, UP, LiveAdapter, Origin
 from lbm_lora.train.plan import PlannedLora
 
+_FOLDERS = {"save_ckpt_path", "cache_dir", "train_folder", "validation_folder", "resume"}
+"""Keys that say where something lies, and nothing about what was trained."""
+
 
 def export_adapter(live: LiveAdapter, values: Mapping[str, Tensor], metadata: AdapterMetadata) -> Adapter:
     """The whole adapter, all that acts in the forward pass, in fp32.
@@ -54,8 +57,9 @@ def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, 
 
 
 def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
-    """The configuration as a file carries it, and the optimizer steps that were taken."""
-    return {"step": step, **{key: _without_folders(value) for key, value in config.model_dump(mode="json").items()}}
+    """The configuration as a file carries it, without folders, and the optimizer steps that were taken."""
+    values = config.model_dump(mode="json", exclude=_FOLDERS)
+    return {"step": step, **{key: _without_folders(value) for key, value in values.items()}}
 
 
 def write_tuned(

@@ -62,6 +62,7 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
         learning = sum(parameter.numel() for parameter in run.module.trainee.parameters.values())
         if watch.step < run.plan.total:
             if trainer.is_global_zero:
+                run.plan.folder.remove_parts()
                 write_text(run.plan.folder.config, config.to_yaml())
             progress.note(f"{learning:,} parameters learn, {run.plan.total - watch.step:,} steps to go.")
             trainer.callbacks.append(watch)  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,6 +20,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
+_PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.\d+\.part")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,12 @@ class RunFolder:
             for made in self.results():
                 if source is not None and source.exists() and made.samefile(source):
                     raise ConfigError(f"{source} is a file that this run writes. Choose another save_ckpt_path.")
+
+    def remove_parts(self) -> None:
+        """Remove files that a killed run was writing."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if _PART.fullmatch(path.name):
+                path.unlink()
 
     def save_step(self, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
         """Write the file of a step, make it the last one, and remove those beyond the newest `keep`."""

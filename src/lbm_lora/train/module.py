@@ -133,3 +133,14 @@ def shard(denoiser: nn.Module, mesh: Any) -> None:
         if type(module).__name__ in kinds:
             fully_shard(module, mesh=mesh)
     fully_shard(denoiser, mesh=mesh)
+
+
+def drop_gathered(denoiser: nn.Module) -> None:
+    """Let go of gathered parameters, which the outermost group keeps after a forward pass without a backward one.
+
+    Else the next forward pass would not see that the parts have been changed in between.
+    """
+    for module in denoiser.modules():
+        reshard = getattr(module, "reshard", None)  # of FSDP2's modules
+        if reshard is not None:
+            reshard()

@@ -24,11 +24,11 @@ from lbm_lora.train.folder import RunFolder
 from lbm_lora.train.losses import Lpips
 from lbm_lora.train.module import EpochStream, TrainingModule, total_steps
 from lbm_lora.train.objective import Objective, objective_of
+from lbm_lora.train.run_plan import RunPlan
 from lbm_lora.train.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.train.step import BridgeStep
 from lbm_lora.train.trainee import ResultWriter, make_trainee, read_given
 from lbm_lora.train.validation import Validator
-from lbm_lora.train.watch import RunPlan
 
 _SAME = (
     "mode", "lora_rank", "lora_conv_rank", "lora_alpha", "lora_conv_alpha", "lora_target_modules", "rank_pattern",
@@ -63,8 +63,8 @@ def prepare(config: TrainConfig, base: Checkpoint, trainer: Trainer, progress: P
     train, batches = _pairs(config, trainer, progress)
     validator = _validator(config, lpips, progress)
     component = base.component()
-    given = read_given(config, component)
     found = fingerprint(component)
+    given = read_given(config, component, found)
     identity = _identity(config, found.digest, len(train), trainer.world_size)
     if state is not None:
         check_identity(state, identity, folder.state)
@@ -120,13 +120,16 @@ def _pairs(config: TrainConfig, trainer: Trainer, progress: Progress) -> tuple[P
         world=trainer.world_size,
         shuffle=config.shuffle,
     )
-    if not total_steps(batches, config):
+    total, most = total_steps(batches, config), config.max_steps
+    if not total:
         raise ConfigError(
             f"{config.max_epochs} epochs of {batches.steps} batches do not fill one step of accumulate "
             f"{config.accumulate}. Lower accumulate, or raise max_epochs."
         )
     for line in batches.notes():
         progress.note(line)
+    if most is not None and total < most:
+        progress.note(f"max_epochs {config.max_epochs} ends the run after {total:,} steps, before max_steps {most:,}.")
     return train, batches
 
 

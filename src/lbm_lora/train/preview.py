@@ -3,7 +3,7 @@
 The same samples with the same noise every time, so that numbers of different steps, runs and machines compare.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -89,10 +89,9 @@ class Seen:
     tiles: tuple[Image.Image, ...]
 
 
-@torch.no_grad()
 def look(
     step: BridgeStep, dataset: PairDataset, indices: Iterable[int], num_steps: Sequence[int], lpips: Lpips | None
-) -> list[Seen]:
+) -> Iterator[Seen]:
     """Measure pairs, one at a time.
 
     Args:
@@ -100,7 +99,8 @@ def look(
         num_steps: denoiser calls of each prediction.
     """
     timesteps = step.objective.selected_timesteps or _GRID_TIMESTEPS
-    return [_look_at(step, collate([dataset[index]]), index, timesteps, num_steps, lpips) for index in indices]
+    for index in indices:
+        yield _look_at(step, collate([dataset[index]]), index, timesteps, num_steps, lpips)
 
 
 def chosen_indices(dataset: PairDataset, count: int) -> list[int]:
@@ -127,6 +127,7 @@ def grid(seen: Sequence[Seen]) -> Image.Image:
     return comparison_grid(labels, [one.tiles for one in seen[:ROWS]])
 
 
+@torch.no_grad()
 def _look_at(
     step: BridgeStep,
     batch: Batch,

@@ -34,8 +34,11 @@ class FullModel:
 Trainee = LiveAdapter | FullModel
 
 
-def read_given(config: TrainConfig, base: Component) -> Adapter | None:
+def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adapter | None:
     """The adapter that training continues, checked against the base.
+
+    Args:
+        found: the base's fingerprint.
 
     Raises:
         AdapterError: the file is no adapter, or does not fit the base.
@@ -46,7 +49,7 @@ def read_given(config: TrainConfig, base: Component) -> Adapter | None:
     adapter = load_adapter(config.lora_weights_path)
     check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
     try:
-        check_base(adapter, base)
+        check_base(adapter, base, found=found)
     except WrongBaseError as error:
         # the command has no flag to go on with: a LoRA that is trained on another base belongs to neither
         raise WrongBaseError(f"{str(error).rpartition(' Give its own base')[0]} Give its own base.") from None

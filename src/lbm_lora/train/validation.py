@@ -1,6 +1,6 @@
 """The validation of a run: which pairs, shared out among the processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,21 @@ class Validator:
         self._num_steps = tuple(num_steps)
         self._lpips = lpips
 
-    def run(self, step: BridgeStep, *, rank: int = 0, world: int = 1) -> tuple[Scores, Image.Image]:
-        """The scores and the grid of pictures, the same in every process."""
+    def run(
+        self, step: BridgeStep, *, rank: int = 0, world: int = 1, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Scores, Image.Image] | None:
+        """The scores and the grid of pictures, the same in every process; None where it was stopped.
+
+        Args:
+            stop: asked after each pair; all processes must answer alike.
+        """
         # every process calls the model equally often, which sharded models need
         filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
-        mine = look(step, self._dataset, filled[rank::world], self._num_steps, self._lpips)
+        mine: list[Seen] = []
+        for one in look(step, self._dataset, filled[rank::world], self._num_steps, self._lpips):
+            mine.append(one)
+            if stop():
+                return None
         seen = {one.index: one for one in _gathered(mine, world)}
         ordered = [seen[index] for index in self._indices]
         return summary(step, ordered), grid(ordered)

@@ -1,55 +1,27 @@
 """What happens between the steps of a run: log, validate, save, stop."""
 
 import math
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 
 from lbm_lora.errors import QualityError
 from lbm_lora.progress import Progress
-from lbm_lora.train.config import TrainConfig
-from lbm_lora.train.data import Batch, PairDataset
-from lbm_lora.train.folder import RunFolder
+from lbm_lora.train.data import Batch
 from lbm_lora.train.loggers import RunLog
-from lbm_lora.train.module import TrainingModule
+from lbm_lora.train.meter import Meter
+from lbm_lora.train.module import TrainingModule, drop_gathered
 from lbm_lora.train.optim import Average, rate_factor
 from lbm_lora.train.preview import Scores
+from lbm_lora.train.run_plan import RunPlan
 from lbm_lora.train.signals import StopRequest
 from lbm_lora.train.state import TrainState, Values, copied, optimizer_state, restore, save_state
 from lbm_lora.train.validation import Validator
-
-Write = Callable[[Values, int, Path], None]
-"""(values of what learns, step, path): write the result of a step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """What a run is, apart from its model.
-
-    Attributes:
-        total: optimizer steps of the whole run.
-        state: what it goes on from.
-        identity: see `TrainState`.
-        write: writes the file of a step.
-        train: the training pairs, which count what is corrupt.
-        validator: None where there are no validation pairs.
-    """
-
-    config: TrainConfig
-    folder: RunFolder
-    total: int
-    state: TrainState | None
-    identity: dict[str, Any]
-    write: Write
-    train: PairDataset
-    validator: Validator | None
 
 
 class RunWatch(Callback):
@@ -73,11 +45,10 @@ class RunWatch(Callback):
         self.stopped_by = ""
         self._here = self._at_step = (state.epoch, state.batch) if state else (0, 0)
         self._best = state.best if state else None
+        self._validated = state.validated if state else -1
         self._average: Average | None = None
         self._log: RunLog | None = None
-        self._sum: Tensor | None = None
-        self._passes = 0
-        self._since = 0.0
+        self._meter = Meter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plan, module = self._plan, _ours(pl_module)
@@ -89,10 +60,9 @@ class RunWatch(Callback):
             restore(plan.state, module.learning, trainer.optimizers[0], average)
         if trainer.is_global_zero:
             self._log = RunLog(plan.config, plan.folder, self.step)
-        if plan.state is None:
-            self._validate(trainer, module)
+        self._validate_if_due(trainer, module)
         self._progress.start(plan.total - self.step, "training")
-        self._since = time.monotonic()
+        self._meter.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -102,8 +72,7 @@ class RunWatch(Callback):
         if step > self.step:
             self.step, self._at_step = step, self._here
             self._after_step(trainer, _ours(pl_module))
-        asked = trainer.strategy.reduce_boolean_decision(bool(self._stop.asked), all=False)
-        if asked and not trainer.should_stop:
+        if self._must_stop(trainer) and not trainer.should_stop:
             self.stopped_by = self._stop.asked or "another process"
             self._save(trainer, _ours(pl_module))
             trainer.should_stop = True
@@ -116,8 +85,7 @@ class RunWatch(Callback):
         """Keep account of one forward pass."""
         epoch, done = self._here
         self._here = (epoch, done + 1) if batch.epoch == epoch else (batch.epoch, 1)
-        self._sum = loss if self._sum is None else self._sum + loss
-        self._passes += 1
+        self._meter.add(loss)
         if batch.skipped:
             self._plan.train.count(batch.skipped)
 
@@ -128,24 +96,20 @@ class RunWatch(Callback):
         self._progress.advance()
         if is_last or self.step % config.log_interval == 0:
             self._report(trainer, module)
-        before = time.monotonic()
-        if is_last or self.step % (config.validation_interval or config.save_interval) == 0:
-            self._validate(trainer, module)
-        if is_last or self.step % config.save_interval == 0:
-            self._save(trainer, module)
-        self._since += time.monotonic() - before  # it is no time of a step
+        with self._meter.paused():
+            self._validate_if_due(trainer, module)
+            if is_last or self.step % config.save_interval == 0:
+                self._save(trainer, module)
         trainer.should_stop = trainer.should_stop or is_last
 
     def _report(self, trainer: Trainer, module: TrainingModule) -> None:
         """One line and one row of the log; a loss that is no number any more ends the run."""
-        assert self._sum is not None
         assert module.gradient_norm is not None
-        self.loss = float(trainer.strategy.reduce(self._sum / self._passes, reduce_op="mean"))
-        steps = self._passes / self._plan.config.accumulate
-        seconds = (time.monotonic() - self._since) / steps
+        loss, seconds = self._meter.read()
+        self.loss = float(trainer.strategy.reduce(loss, reduce_op="mean"))
+        seconds *= self._plan.config.accumulate
         norm = float(cast(Any, module.gradient_norm))
         rate = self._plan.config.learning_rate * rate_factor(self._plan.config, self.step - 1, self._plan.total)
-        self._sum, self._passes, self._since = None, 0, time.monotonic()
         if not math.isfinite(self.loss):
             raise QualityError(
                 f"the loss is {self.loss} at step {self.step}: training has come apart. Lower learning_rate or "
@@ -159,13 +123,29 @@ class RunWatch(Callback):
             values = {"loss": self.loss, "gradient_norm": norm, "learning_rate": rate, "seconds_per_step": seconds}
             self._log.metrics({f"train/{name}": value for name, value in values.items()}, self.step)
 
-    def _validate(self, trainer: Trainer, module: TrainingModule) -> None:
-        validator, plan = self._plan.validator, self._plan
-        if validator is None:
+    def _must_stop(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer."""
+        return trainer.strategy.reduce_boolean_decision(bool(self._stop.asked), all=False)
+
+    def _validate_if_due(self, trainer: Trainer, module: TrainingModule) -> None:
+        """Every so many steps, at the first and at the last one; after a stop in the middle of it, once more."""
+        plan, interval = self._plan, self._plan.config.validation_interval or self._plan.config.save_interval
+        due = self.step % interval == 0 or self.step >= plan.total
+        if plan.validator is None or not due or self._validated == self.step:
             return
         with self._averaged(module), trainer.precision_plugin.forward_context():
-            scores, pictures = validator.run(module.step, rank=trainer.global_rank, world=trainer.world_size)
-        self.scores = scores
+            made = plan.validator.run(
+                module.step,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                stop=lambda: self._must_stop(trainer),
+            )
+        if made is not None:
+            self._validated = self.step
+            self._take_scores(trainer, module, *made)
+
+    def _take_scores(self, trainer: Trainer, module: TrainingModule, scores: Scores, pictures: Image.Image) -> None:
+        plan, self.scores = self._plan, scores
         self._progress.note(f"step {self.step:,}: validation of {scores.samples} pairs: {scores}")
         quality = scores.quality(plan.config.best_metric)
         if self._best is None or quality > self._best:
@@ -174,7 +154,7 @@ class RunWatch(Callback):
             if trainer.is_global_zero:
                 plan.write(values, self.step, plan.folder.best)
         if self._log is not None:
-            path = validator.write_pictures(pictures, plan.folder.picture(self.step))
+            path = Validator.write_pictures(pictures, plan.folder.picture(self.step))
             self._log.metrics(scores.metrics(), self.step)
             self._log.picture(pictures, path, self.step)
 
@@ -203,6 +183,7 @@ class RunWatch(Callback):
             average=copied(self._average.values) if self._average else None,
             origins={str(name): (origin.down, origin.up) for name, origin in module.trainee.origins.items()},
             best=self._best,
+            validated=self._validated,
             identity=self._plan.identity,
             config=self._plan.config.model_dump(mode="json"),
         )
@@ -218,6 +199,7 @@ class RunWatch(Callback):
             self._put(module, self._average.values if self._average else {})
             yield
         finally:
+            drop_gathered(module.denoiser)
             self._put(module, held)
             module.denoiser.train()
 

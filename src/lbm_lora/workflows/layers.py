@@ -12,7 +12,7 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class LayersConfig:
-    """List the layers that a LoRA can hold; with patterns, what they select and how large a LoRA of it is."""
+    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes."""
 
     model_path: Path
     """A checkpoint, base or tuned."""
@@ -48,6 +48,19 @@ class LayersResult:
     """Layers of the checkpoint, selected or not."""
     parameters: int
     lora_parameters: int
+    model_bytes: int
+    """Of all tensors of the checkpoint in bf16."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Of a LoRA in bf16, as extraction writes it; training writes fp32, twice as much."""
+        return 2 * self.lora_parameters
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory that training such a LoRA takes beside activations: the model in bf16, and for each number that
+        learns itself, its gradient and Adam's two averages in fp32."""
+        return self.model_bytes + 4 * 4 * self.lora_parameters
 
 
 def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
@@ -60,6 +73,7 @@ def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
     ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
     with open_checkpoint(config.model_path) as checkpoint:
         component = checkpoint.component()
+        model_bytes = sum(2 * spec.numel for spec in checkpoint.specs.values())
     modules = dict(_weights(component))
     chosen = select(modules, config.patterns, prefix=component.prefix) if config.patterns else set(modules)
     layers = tuple(_layer(name, spec, ranks) for name, spec in modules.items() if name in chosen)
@@ -69,6 +83,7 @@ def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
         total=len(modules),
         parameters=sum(layer.parameters for layer in layers),
         lora_parameters=sum(layer.lora_parameters for layer in layers),
+        model_bytes=model_bytes,
     )
 
 

@@ -22,7 +22,7 @@ from lbm_lora.extract import (
     plan_extraction,
     unweighted,
 )
-from lbm_lora.factorize import FixedRank, Moment, Weights, rank_bound, to_matrix
+from lbm_lora.factorize import FixedRank, Moment, Weights, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
 from smallnet import small_state
 

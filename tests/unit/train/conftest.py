@@ -7,25 +7,51 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.train.config import TrainConfig
 from lbm_lora.train.settings.model import ModelSettings
-from standins import TINY, write_base
+from standins import LBM_YAML, lbm_unet_config, unet_shapes, vae_config, vae_shapes, values
+
+UNET = lbm_unet_config() | {
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "transformer_layers_per_block": [1, 1],
+    "attention_head_dim": [1, 2],
+    "norm_num_groups": 4,
+    "cross_attention_dim": [8, 16],
+}
+"""All kinds of modules that LBM's denoiser has, on two levels: training runs of it take a moment."""
+
+VAE = vae_config() | {"block_out_channels": [8] * 4, "layers_per_block": 1, "norm_num_groups": 4}
+
+
+def write_nano(folder: Path, dtype: torch.dtype) -> Path:
+    """A random base of that denoiser, its values those of `standins`; returns the path of its model.safetensors."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(LBM_YAML | {"unet": UNET, "vae": VAE}))
+    tensors = {f"denoiser.{name}": values(name, shape) for name, shape in unet_shapes(UNET).items()}
+    tensors |= {f"vae.vae_model.{name}": values(f"vae.{name}", shape) for name, shape in vae_shapes(VAE).items()}
+    path = folder / "model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, path)
+    return path
 
 
 @pytest.fixture(scope="session")
 def base_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TINY base in fp32. Read only."""
-    return write_base(tmp_path_factory.mktemp("fp32"), TINY, dtype=torch.float32)
+    """A base in fp32. Read only."""
+    return write_nano(tmp_path_factory.mktemp("fp32"), torch.float32)
 
 
 @pytest.fixture(scope="session")
 def base_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same base in bf16. Read only."""
-    return write_base(tmp_path_factory.mktemp("bf16"), TINY)
+    return write_nano(tmp_path_factory.mktemp("bf16"), torch.bfloat16)
 
 
 @pytest.fixture
@@ -82,7 +108,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(base_fp32: Path, pairs: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    """`config(max_steps=3)`: a short run of a new LoRA on the TINY base in fp32, in `tmp_path / "run"`."""
+    """`config(max_steps=3)`: a short run of a new LoRA on the base in fp32, in `tmp_path / "run"`."""
     defaults: dict[str, Any] = {
         "train_folder": pairs,
         "base_model_path": base_fp32,

@@ -64,3 +64,13 @@ def test_a_run_is_not_started_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a file that this run writes"):
         folder.refuse_inputs(None, folder.last)
     folder.refuse_inputs(tmp_path / "other.safetensors")
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    parts = [".step-000012.safetensors.77.part", ".resume.pt.1.part", ".last.safetensors.12.part"]
+    others = ["step-000012.safetensors", "resume.pt", ".other.77.part", "notes.part"]
+    for name in (*parts, *others):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).remove_parts()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+    RunFolder(tmp_path / "none").remove_parts()

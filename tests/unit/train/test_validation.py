@@ -20,6 +20,12 @@ from lbm_lora.train.validation import Validator
 Config = Callable[..., TrainConfig]
 
 
+def run(validator: Validator, step: BridgeStep) -> tuple[Scores, Image.Image]:
+    made = validator.run(step)
+    assert made is not None
+    return made
+
+
 @pytest.fixture
 def data(config: Config) -> PairDataset:
     return open_data(config(), "train", seed=0)
@@ -39,9 +45,9 @@ def test_pairs_are_spread_over_the_data_set(data: PairDataset) -> None:
 def test_scores_are_the_same_every_time_and_for_every_share(data: PairDataset, step: BridgeStep) -> None:
     validator = Validator(data, count=3, num_steps=(1, 2), lpips=None)
     torch.manual_seed(1)
-    first, picture = validator.run(step)
+    first, picture = run(validator, step)
     torch.manual_seed(2)
-    assert validator.run(step)[0] == first
+    assert run(validator, step)[0] == first
     # the share of each of two processes
     parts = [look(step, data, indices, (1, 2), None) for indices in ([0, 4], [2, 0])]
     seen = {one.index: one for part in parts for one in part}
@@ -50,7 +56,7 @@ def test_scores_are_the_same_every_time_and_for_every_share(data: PairDataset, s
 
 
 def test_scores_are_means_and_the_loss_is_weighted(data: PairDataset, step: BridgeStep, model: LBMModel) -> None:
-    seen = look(step, data, [0, 3], (1, 2), lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    seen = list(look(step, data, [0, 3], (1, 2), lambda a, b: (a - b).abs().mean((1, 2, 3))))
     scores = summary(step, seen)
     assert scores.samples == 2
     assert set(scores.losses) == {250.0, 1000.0}
@@ -73,7 +79,7 @@ def test_scores_are_means_and_the_loss_is_weighted(data: PairDataset, step: Brid
 
 def test_masked_pairs_are_scored_within_their_mask(config: Config, step: BridgeStep) -> None:
     whole, masked = (open_data(config(mask_key=key), "train", seed=0) for key in (None, "mask.png"))
-    first, second = (look(step, data, [0], (1,), None)[0] for data in (whole, masked))
+    first, second = (next(look(step, data, [0], (1,), None)) for data in (whole, masked))
     assert first.pictures[1].psnr != second.pictures[1].psnr
     assert first.losses != second.losses
 
@@ -105,10 +111,21 @@ def test_names_of_metrics_and_the_line() -> None:
 
 
 def test_the_grid_is_a_png(data: PairDataset, step: BridgeStep, tmp_path: Path) -> None:
-    _, grid = Validator(data, count=2, num_steps=(1, 2), lpips=None).run(step)
+    _, grid = run(Validator(data, count=2, num_steps=(1, 2), lpips=None), step)
     path = Validator.write_pictures(grid, tmp_path / "pictures" / "step-000003.png")
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.size == grid.size
         assert image.width > 4 * 256
         assert image.height > 2 * 256
+
+
+def test_a_stop_ends_it_after_the_pair_at_hand(data: PairDataset, step: BridgeStep) -> None:
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 2
+
+    assert Validator(data, count=3, num_steps=(1,), lpips=None).run(step, stop=stop) is None
+    assert len(asked) == 2

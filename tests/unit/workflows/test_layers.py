@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.cli.present import present
 from lbm_lora.errors import PatternError
 from lbm_lora.workflows import extract
 from lbm_lora.workflows.layers import LayersConfig, run
@@ -48,3 +50,17 @@ def test_a_pattern_with_the_prefix_is_the_same(lbm: Lbm) -> None:
 def test_a_pattern_that_matches_nothing_names_the_nearest(lbm: Lbm) -> None:
     with pytest.raises(PatternError, match=r"Nearest: .*attn1"):
         run(LayersConfig(model_path=lbm.base, patterns=("atn1",)))
+
+
+def test_what_training_a_lora_takes(lbm: Lbm) -> None:
+    some, more = (run(LayersConfig(model_path=lbm.base, patterns=("attn1",), rank=rank)) for rank in (2, 4))
+    assert (
+        some.model_bytes == more.model_bytes == 2 * sum(spec.numel for spec in open_checkpoint(lbm.base).specs.values())
+    )
+    assert more.lora_parameters == 2 * some.lora_parameters
+    assert some.file_bytes == 2 * some.lora_parameters
+    # weight, gradient and two averages of AdamW, 4 bytes each
+    assert more.training_bytes - some.training_bytes == 16 * some.lora_parameters
+    text = present("layers", some)
+    assert f"{some.file_bytes / 1e6:,.2f} MB in bf16" in text
+    assert f"about {some.training_bytes / 1e9:,.2f} GB" in text

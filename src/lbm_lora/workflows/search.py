@@ -1,0 +1,111 @@
+"""The smallest file with which something comes out well enough: foreseen, run, corrected, and run again."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+_ROUNDS = 6
+_ABOVE = 0.1  # dB that are aimed at above the target, and twice as much after each run that falls short
+_NEAR = 0.4  # dB above the target that are near enough
+_SLOPES = (0.25, 1.5)  # dB of the result for each dB foreseen: what two runs may say of it
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal(Generic[Found]):
+    """A file that could be written.
+
+    Attributes:
+        nbytes: of it.
+        foreseen: dB, by the survey alone. The result differs from it by an offset that changes slowly with it.
+    """
+
+    found: Found
+    nbytes: int
+    foreseen: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[Found]):
+    """A file that was tried.
+
+    Attributes:
+        predicted: dB, what the runs before it let expect.
+        result: dB, as it came out.
+    """
+
+    proposal: Proposal[Found]
+    predicted: float
+    result: float
+
+
+def smallest(
+    target: float,
+    propose: Callable[[float], Proposal[Found] | None],
+    measure: Callable[[Found], float],
+    *,
+    offset: float,
+) -> Run[Found]:
+    """The smallest of the tried files whose result is `target` dB or more; the best file where that falls short.
+
+    Args:
+        propose: the smallest file of which so many dB or more are foreseen, or None where there is none; the best file
+            for infinite dB.
+        measure: the result of a file, dB.
+        offset: the first guess of the result less what is foreseen.
+    """
+    runs: list[Run[Found]] = []
+    aim = target + _ABOVE - offset
+    while len(runs) < _ROUNDS:
+        proposal = propose(aim) or _best(propose)
+        if proposal.nbytes in {run.proposal.nbytes for run in runs}:
+            break
+        runs.append(_run(proposal, measure, runs, offset))
+        if target <= runs[-1].result <= target + _NEAR:
+            break
+        aim = _next(runs, target)
+    if all(run.result < target for run in runs) and _best(propose).nbytes not in {r.proposal.nbytes for r in runs}:
+        runs.append(_run(_best(propose), measure, runs, offset))
+    enough = [run for run in runs if run.result >= target]
+    return min(enough, key=lambda run: run.proposal.nbytes) if enough else max(runs, key=lambda run: run.result)
+
+
+def _best(propose: Callable[[float], Proposal[Found] | None]) -> Proposal[Found]:
+    best = propose(math.inf)
+    if best is None:
+        raise AssertionError("there is a best file")
+    return best
+
+
+def _run(
+    proposal: Proposal[Found], measure: Callable[[Found], float], before: Sequence[Run[Found]], offset: float
+) -> Run[Found]:
+    """Try a file. The run whose foreseen dB are nearest says what to expect."""
+    predicted = proposal.foreseen + offset
+    if before:
+        nearest = min(before, key=lambda run: abs(run.proposal.foreseen - proposal.foreseen))
+        predicted = nearest.result + proposal.foreseen - nearest.proposal.foreseen
+    return Run(proposal=proposal, predicted=predicted, result=measure(proposal.found))
+
+
+def _next(runs: Sequence[Run[Found]], target: float) -> float:
+    """What to ask of the survey so that the result comes out a little above the target: a secant through two runs.
+
+    Those are the nearest on both sides of the target, or where all are on one side the last two.
+    """
+    below = [run for run in runs if run.result < target]
+    above = [run for run in runs if run.result >= target]
+    sides = below and above
+    pair = [max(below, key=_result), min(above, key=_result)] if sides else runs[-2:]
+    slope = 1.0
+    if len(pair) == 2 and pair[0].proposal.foreseen != pair[1].proposal.foreseen:
+        slope = (pair[1].result - pair[0].result) / (pair[1].proposal.foreseen - pair[0].proposal.foreseen)
+    nearest = min(pair, key=lambda run: abs(run.result - target))
+    missing = target + _ABOVE * 2 ** len(below) - nearest.result
+    return nearest.proposal.foreseen + missing / min(max(slope, _SLOPES[0]), _SLOPES[1])
+
+
+def _result(run: Run[Found]) -> float:
+    return run.result

@@ -1,0 +1,195 @@
+"""Training by its command lines, killed at any moment, and by several processes."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lbm_lora import ExtractConfig, bundled, load_adapter
+from lbm_lora.adapter import Adapter
+from lbm_lora.cli.main import main
+from lbm_lora.workflows import base, extract
+from standins import TINY, write_base
+
+pytestmark = pytest.mark.e2e
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+LBM_LORA = [sys.executable, "-m", "lbm_lora.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TINY base in fp32."""
+    return write_base(tmp_path_factory.mktemp("tiny"), TINY, dtype=torch.float32)
+
+
+@pytest.fixture
+def file(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`file(max_steps=3)`: a training file for a short run on the TINY base, into `tmp_path / "run"`."""
+
+    def write(**values: Any) -> Path:
+        path = tmp_path / "train.yaml"
+        defaults = {
+            "train_folder": str(bundled.PAIRS),
+            "base_model_path": str(tiny),
+            "lora_rank": 2,
+            "batch_size": 2,
+            "image_size": [64],
+            "learning_rate": 1e-3,
+            "precision": "32",
+            "base_dtype": "float",
+            "device": "cpu",
+            "save_ckpt_path": str(tmp_path / "run"),
+            "save_interval": 2,
+            "log_interval": 1,
+            "max_steps": 5,
+            "logger": "none",
+        }
+        path.write_text(yaml.safe_dump(defaults | values))
+        return path
+
+    return write
+
+
+def run(words: list[str], *, folder: Path | None = None, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    found = {f"{name}.up": module.up for name, module in adapter.modules.items()}
+    found |= {f"{name}.down": module.down for name, module in adapter.modules.items()}
+    return found | {str(name): delta for name, delta in adapter.dense.items()}
+
+
+def distance(one: Path, other: Path) -> float:
+    """Relative Frobenius distance of two adapters, all tensors together."""
+    first, second = tensors(load_adapter(one)), tensors(load_adapter(other))
+    assert first.keys() == second.keys()
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
+    return (apart / sum(float(value.square().sum()) for value in first.values())) ** 0.5
+
+
+def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> None:
+    """Steps 0 and 1, the bundled pairs as shards, and the documented training line with a few overrides."""
+    folder, lora = documented_folder, documented_folder / "lora/checkpoints/my_lora.safetensors"
+    tuned = folder / "examples/inference/ckpts/relighting/model.safetensors"
+    if not lora.exists():
+        made = base.run(
+            base.BaseConfig(config_path=tuned.with_name("config.yaml"), save_path=lora.with_name("exact_base.ckpt"))
+        )
+        extract.run(ExtractConfig(base_model_path=made.base.ckpt, tuned_model_path=tuned, save_to=lora, rank=8))
+    before = load_adapter(lora)
+    assert main(["data", "pack", str(bundled.PAIRS), "--to", str(folder / "data/pairs"), "--shard_count", "6"]) == 0
+    line = (
+        "lora/train_lora.py --path_config lora/lora_relight_config.yaml --image_size 128 --batch_size 2 --max_steps 3 "
+        "--train_shards data/pairs/pairs-{000000..000001}.tar --validation_shards data/pairs/pairs-000000.tar "
+        "--log_interval 1 --validation_samples 2 --num_steps 1 2"
+    )
+    done = run([sys.executable, *line.split()], folder=folder)
+    assert "step 3 of 3: loss" in done.stderr
+    assert "Trained 3 of 3 steps" in done.stdout
+    assert "steps 2: PSNR" in done.stdout
+
+    made = folder / "checkpoints_lora/relighting"
+    after = load_adapter(made / "last.safetensors")
+    assert after.modules.keys() == before.modules.keys()
+    assert after.dense.keys() == before.dense.keys()
+    learning = re.compile("attn1|attn2|up_blocks")
+    for name, module in after.modules.items():
+        was = before.modules[name]
+        same = torch.equal(module.up, was.up.float()) and torch.equal(module.down, was.down.float())
+        assert same == (learning.search(name) is None), name
+    assert all(torch.equal(delta, before.dense[name].float()) for name, delta in after.dense.items())
+    assert (made / "pictures/step-000003.png").exists()
+    assert list((made / "logs").glob("events.out.tfevents.*"))
+
+    picture = folder / "relit.png"
+    source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
+    words = ["infer", "--base_model_path", str(lora.with_name("exact_base.safetensors"))]
+    words += ["--lora_path", str(made / "best.safetensors"), "--source_image", str(source)]
+    words += ["--output_path", str(picture)]
+    assert main(words) == 0
+    assert picture.exists()
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_bit_for_bit(file: Callable[..., Path], tmp_path: Path) -> None:
+    path = file(lora_target_modules=["attn1", "conv_in"], lora_dropout=0.1, ema_decay=0.5)
+    done = run([sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(path), str(tmp_path / "runs")])
+    lines = done.stdout.splitlines()
+    assert len(lines) == 9
+    assert all(line.endswith(", same") for line in lines), done.stdout
+    assert {line.split(": ")[1][0] for line in lines} == {"0", "1", "2"}
+
+
+def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Path) -> None:
+    words = [
+        *LBM_LORA,
+        "train",
+        "--path_config",
+        str(file(max_steps=100_000, max_epochs=100_000, save_interval=100_000)),
+    ]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "loss" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert time.monotonic() - began < 100
+    assert re.match(r"Stopped by SIGTERM after step \d+ of 100,000, and saved\. The same command goes on", out)
+    assert (tmp_path / "run/last.safetensors").exists()
+    assert (tmp_path / "run/resume.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, strategy: str) -> None:
+    pairs = {"validation_folder": str(bundled.PAIRS), "validation_samples": 3, "num_steps": [1]}
+    path = file(train_norms=True, ema_decay=0.5, max_steps=4, **pairs)
+    train = [*LBM_LORA, "train", "--path_config", str(path)]
+    run([*train, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
+    two = [*train, "--devices", "2", "--strategy", strategy, "--save_ckpt_path", str(tmp_path / "two")]
+    done = run([*two, "--max_steps", "3"])
+    assert done.stdout.count("Trained 3 of 3 steps") == 1
+    run(two)  # and goes on, sharded
+    for name in ("last", "step-000002"):
+        assert distance(tmp_path / f"one/{name}.safetensors", tmp_path / f"two/{name}.safetensors") < 1e-5
+    assert (tmp_path / "two/pictures/step-000002.png").read_bytes()
+    assert "validation of 3 pairs" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_nodes_under_torchrun(file: Callable[..., Path], tmp_path: Path) -> None:
+    path = file(max_steps=2)
+    train = ["lbm_lora.cli.main", "train", "--path_config", str(path)]
+    run([sys.executable, "-m", *train, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "test", "-m"]
+    words = [*launcher, *train, "--num_nodes", "2"]
+    nodes = [
+        subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [node.communicate(timeout=280) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum("Trained 2 of 2 steps" in out for out, _ in outputs) == 1
+    assert distance(tmp_path / "one/last.safetensors", tmp_path / "run/last.safetensors") < 1e-5

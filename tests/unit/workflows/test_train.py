@@ -1,0 +1,162 @@
+"""The workflow `train` and its command line: overrides, errors before any work, exit codes and what is said."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from lbm_lora.adapter import load_adapter
+from lbm_lora.cli.main import COMMANDS, main, parse
+from lbm_lora.cli.overrides import split_overrides
+from lbm_lora.errors import ConfigError, MissingExtraError
+from lbm_lora.workflows import train
+from standins import Lbm
+
+FIRST = ["--path_config", "t.yaml"]
+
+
+@pytest.fixture
+def file(lbm: Lbm, tmp_path: Path) -> Path:
+    """A training file for three steps in bf16."""
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.source", "a.target", "b.source", "b.target"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(pairs / f"{name}.png")
+    path = tmp_path / "train.yaml"
+    values = {
+        "train_folder": str(pairs),
+        "validation_folder": str(pairs),
+        "base_model_path": str(lbm.base),
+        "lora_rank": 2,
+        "lora_target_modules": ["attn1"],
+        "batch_size": 1,
+        "image_size": [64],
+        "max_steps": 3,
+        "save_interval": 2,
+        "num_steps": [1],
+        "logger": "none",
+        "device": "cpu",
+        "save_ckpt_path": str(tmp_path / "run"),
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides"),
+    [
+        ([], ()),
+        (["--learning_rate", "1e-4"], (("learning_rate", "1e-4"),)),
+        (["--learning-rate=1e-4"], (("learning-rate", "1e-4"),)),
+        (["--logit_mean", "-0.5"], (("logit_mean", "-0.5"),)),
+        (["--num_steps", "1", "2"], (("num_steps", "[1, 2]\n"),)),
+        (["--flip", "--seed", "3"], (("flip", "true"), ("seed", "3"))),
+        (["--rank_pattern.ff.net", "8"], (("rank_pattern.ff.net", "8"),)),
+        (["--trainable_lora_modules", "attn1", "re:^a,b$"], (("trainable_lora_modules", "[attn1, 're:^a,b$']\n"),)),
+    ],
+)
+@pytest.mark.parametrize("own", [["--path_config", "t.yaml", "--json"], ["--path-config=t.yaml"], ["-h"]])
+def test_other_flags_are_keys_of_the_file(
+    own: list[str], words: list[str], overrides: tuple[tuple[str, str], ...]
+) -> None:
+    assert split_overrides([*own, *words]) == (own, overrides)
+    assert split_overrides([*words, *own]) == (own, overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [(["4"], "[4]\n"), (["4", "2"], "[4, 2]\n"), (["[4]"], "[4]"), (["null"], "null")],
+)
+def test_a_key_that_takes_a_list_takes_one_word_as_well(words: list[str], text: str) -> None:
+    assert split_overrides(["--num-steps", *words], {"num_steps"}) == ([], (("num-steps", text),))
+    config, _ = parse("train", [*FIRST, "--image_size", "64", "--seed", "1"])
+    assert config.overrides == (("image_size", "[64]\n"), ("seed", "1"))
+
+
+def test_a_stray_word_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"'config.yaml' belongs to no flag"):
+        split_overrides(["config.yaml"])
+
+
+def test_the_command_line_makes_the_config() -> None:
+    config, output = parse("train", [*FIRST, "--seed", "3", "--debug"])
+    assert config == train.TrainRunConfig(path_config=Path("t.yaml"), overrides=(("seed", "3"),))
+    assert output.debug
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train", "--help"])
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert '--optimizer "AdamW"' in out
+    assert "--lora_rank null" in out
+    assert "overrides" not in out
+
+
+def test_a_run_by_the_command_line(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--path_config", str(file), "--max_steps", "2", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["step"], made["total"], made["stopped_by"]) == (2, 2, "")
+    assert made["last"] == (tmp_path / "run/last.safetensors").as_posix()
+    assert made["scores"]["pictures"]["1"]["psnr"] > 0
+    adapter = load_adapter(tmp_path / "run/best.safetensors")
+    assert adapter.modules.keys() == {name for name in adapter.modules if "attn1" in name}
+
+    assert main(["train", "--path_config", str(file)]) == 0
+    captured = capsys.readouterr()
+    assert "Trained 3 of 3 steps" in captured.out
+    assert "steps 1: PSNR" in captured.out
+    assert "the run goes on after step 2" in captured.err
+    assert "max_steps: 2 -> 3" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lerning_rate", "1"], "command line: unknown key 'lerning_rate'. Did you mean 'learning_rate'?"),
+        (["--lora_target_modules", "[atn1]"], "pattern 'atn1' matches none of"),
+        (["--base_model_path", "no.ckpt"], "base_model_path: no.ckpt does not exist"),
+        (["--strategy", "nope"], "strategy nope on 1 x 1 cpu"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    file: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--path_config", str(file), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("error: ") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_base_is_made_of_a_backbone(file: Path, lbm: Lbm, tmp_path: Path) -> None:
+    words = {"backbone_signature": lbm.backbone, "base_model_path": tmp_path / "made.safetensors", "max_steps": 1}
+    config = lbm.base.parent / "config.yaml"
+    overrides = tuple((key, str(value)) for key, value in {**words, "config_path": config}.items())
+    result = train.run(train.TrainRunConfig(path_config=file, overrides=overrides))
+    assert (tmp_path / "made.safetensors").exists()
+    assert result.step == 1
+
+
+def test_a_missing_package_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "find_spec", lambda name: None if name in ("peft", "lightning") else True)
+    with pytest.raises(MissingExtraError, match=r'training needs lightning, peft, .* pip install "lbm-lora\[train\]"'):
+        train.run(train.TrainRunConfig(path_config=file))
+
+
+def test_the_command_is_registered_and_light_to_import() -> None:
+    assert COMMANDS["train"][0] == "TrainRunConfig"
+    code = (
+        "import sys, lbm_lora.cli.main as m, lbm_lora.workflows.train; m.parse('train', ['--path_config', 'x']);"
+        "print(*[n for n in ('lightning', 'peft', 'diffusers', 'tensorboard') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == []
