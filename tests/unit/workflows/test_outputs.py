@@ -107,7 +107,7 @@ def test_the_better_lora_is_better_everywhere(compared: outputs.ComparedOutputs)
 
 def test_the_files_behind_the_variants(compared: outputs.ComparedOutputs, adapters: Mapping[str, Adapter]) -> None:
     good, poor = compared.scores.loras
-    assert (good.variant, good.file, good.method) == (LORA, "rank8.safetensors", "fixed")
+    assert (good.variant, good.file, good.method) == (LORA, "rank8.safetensors", "plain")
     assert (poor.variant, poor.file) == ("poor", "rank1.safetensors")
     path = adapters["poor"].path
     assert path is not None
