@@ -125,7 +125,8 @@ def _train(result: "TrainResult", _: bool) -> str:
             f"Trained {result.step:,} of {result.total:,} steps, {result.learning:,} parameters, last loss "
             f"{result.loss:.5f}, {result.seconds:,.0f} s."
         )
-    return _paragraphs(head, _scores(result.scores), _written(*files))
+    best = f"{result.best} is of step {result.best_step:,}." if result.best and result.best_step is not None else ""
+    return _paragraphs(head, _scores(result.scores), _written(*files), best)
 
 
 def _scores(scores: "Scores | None") -> str:

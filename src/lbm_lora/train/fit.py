@@ -27,6 +27,7 @@ class Fitted:
         learning: numbers that learn.
         loss: mean of the last logged steps; NaN where none was taken.
         scores: of the last validation.
+        best_step: after which the validation was the best one; None without any.
         stopped_by: the signal that ended it before its end, else empty.
         rank: of this process; the first one, 0, writes the files.
     """
@@ -37,6 +38,7 @@ class Fitted:
     learning: int
     loss: float
     scores: Scores | None
+    best_step: int | None
     stopped_by: str
     seconds: float
     rank: int
@@ -76,6 +78,7 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
         learning=learning,
         loss=watch.loss,
         scores=watch.scores,
+        best_step=watch.best_step,
         stopped_by=watch.stopped_by,
         seconds=time.monotonic() - began,
         rank=trainer.global_rank,

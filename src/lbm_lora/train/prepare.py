@@ -25,6 +25,7 @@ from lbm_lora.train.losses import Lpips
 from lbm_lora.train.module import EpochStream, TrainingModule, total_steps
 from lbm_lora.train.objective import Objective, objective_of
 from lbm_lora.train.run_plan import RunPlan
+from lbm_lora.train.signals import leave_to_parent
 from lbm_lora.train.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.train.step import BridgeStep
 from lbm_lora.train.trainee import ResultWriter, make_trainee, read_given
@@ -181,7 +182,9 @@ def _loader(
         epoch, batch = (state.epoch, state.batch) if state else (0, 0)
         stream = EpochStream(batches, epoch=epoch, batch=batch, epochs=config.max_epochs)
         pin = module.device.type == "cuda"
-        return loader_of(dataset, stream, num_workers=config.num_workers, pin_memory=pin)
+        loader = loader_of(dataset, stream, num_workers=config.num_workers, pin_memory=pin)
+        loader.worker_init_fn = leave_to_parent
+        return loader
 
     return open_loader
 

@@ -38,3 +38,9 @@ class StopRequest:
         self.asked = signal.Signals(number).name
         for known in self._before:
             signal.signal(known, signal.default_int_handler if known is signal.SIGINT else signal.SIG_DFL)
+
+
+def leave_to_parent(_worker: int) -> None:
+    """Let a process that reads data ignore both signals, which may reach a whole process group: its parent ends it."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -33,6 +33,7 @@ class TrainState:
     average: the moving average, where there is one.
     origins: module -> (down, up), see `inject.Origin`.
     best: the best metric so far, in which larger is better.
+    best_step: the step that it was measured after.
     validated: the last step after which there was a validation; -1 for none.
     identity: what must be the same for the state to be of use.
     config: all keys, to say what has changed.
@@ -46,6 +47,7 @@ class TrainState:
     average: Values | None
     origins: dict[str, tuple[Tensor, Tensor]]
     best: float | None
+    best_step: int | None
     validated: int
     identity: dict[str, Any]
     config: dict[str, Any]

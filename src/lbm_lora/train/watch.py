@@ -31,6 +31,7 @@ class RunWatch(Callback):
         step: optimizer steps that are done, those of earlier parts included.
         loss: mean of the last logged steps.
         scores: of the last validation.
+        best_step: after which the validation was the best one.
         stopped_by: name of the signal that ended the run before its end.
     """
 
@@ -45,6 +46,7 @@ class RunWatch(Callback):
         self.stopped_by = ""
         self._here = self._at_step = (state.epoch, state.batch) if state else (0, 0)
         self._best = state.best if state else None
+        self.best_step = state.best_step if state else None
         self._validated = state.validated if state else -1
         self._average: Average | None = None
         self._log: RunLog | None = None
@@ -149,7 +151,7 @@ class RunWatch(Callback):
         self._progress.note(f"step {self.step:,}: validation of {scores.samples} pairs: {scores}")
         quality = scores.quality(plan.config.best_metric)
         if self._best is None or quality > self._best:
-            self._best = quality
+            self._best, self.best_step = quality, self.step
             values = self._result(module)
             if trainer.is_global_zero:
                 plan.write(values, self.step, plan.folder.best)
@@ -183,6 +185,7 @@ class RunWatch(Callback):
             average=copied(self._average.values) if self._average else None,
             origins={str(name): (origin.down, origin.up) for name, origin in module.trainee.origins.items()},
             best=self._best,
+            best_step=self.best_step,
             validated=self._validated,
             identity=self._plan.identity,
             config=self._plan.config.model_dump(mode="json"),

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-_ROUNDS = 6
+_ROUNDS = 8
 _ABOVE = 0.1  # dB that are aimed at above the target, and twice as much after each run that falls short
 _NEAR = 0.4  # dB above the target that are near enough
-_SLOPES = (0.25, 1.5)  # dB of the result for each dB foreseen: what two runs may say of it
+_SLOPES = (0.4, 1.5)  # dB of the result for each dB foreseen, as far as two runs are believed
+_INSIDE = 0.1  # share of the way between two runs that is left on either side
 
 Found = TypeVar("Found")
 
@@ -91,21 +92,26 @@ def _run(
 
 
 def _next(runs: Sequence[Run[Found]], target: float) -> float:
-    """What to ask of the survey so that the result comes out a little above the target: a secant through two runs.
+    """What to ask of the survey so that the result comes out a little above the target.
 
-    Those are the nearest on both sides of the target, or where all are on one side the last two.
+    Between a run that falls short and one that does not, on the line through both. Results need not rise with what is
+    foreseen, the worst of some pictures jumps, so the ends count by what was foreseen of them.
     """
-    below = [run for run in runs if run.result < target]
-    above = [run for run in runs if run.result >= target]
-    sides = below and above
-    pair = [max(below, key=_result), min(above, key=_result)] if sides else runs[-2:]
-    slope = 1.0
-    if len(pair) == 2 and pair[0].proposal.foreseen != pair[1].proposal.foreseen:
-        slope = (pair[1].result - pair[0].result) / (pair[1].proposal.foreseen - pair[0].proposal.foreseen)
-    nearest = min(pair, key=lambda run: abs(run.result - target))
-    missing = target + _ABOVE * 2 ** len(below) - nearest.result
-    return nearest.proposal.foreseen + missing / min(max(slope, _SLOPES[0]), _SLOPES[1])
+    short = sorted((run for run in runs if run.result < target), key=_foreseen)
+    enough = min((run for run in runs if run.result >= target), key=_foreseen, default=None)
+    if enough is None:
+        last, slope = short[-1], 1.0
+        if len(short) > 1 and _foreseen(last) > _foreseen(short[-2]):
+            measured = (last.result - short[-2].result) / (_foreseen(last) - _foreseen(short[-2]))
+            slope = measured if _SLOPES[0] <= measured <= _SLOPES[1] else 1.0
+        return _foreseen(last) + (target + _ABOVE * 2 ** len(short) - last.result) / slope
+    before = [run for run in short if _foreseen(run) < _foreseen(enough)]
+    if not before:
+        return _foreseen(enough) - (enough.result - target - _ABOVE)
+    last = before[-1]
+    share = (target + _ABOVE - last.result) / (enough.result - last.result)
+    return _foreseen(last) + min(max(share, _INSIDE), 1 - _INSIDE) * (_foreseen(enough) - _foreseen(last))
 
 
-def _result(run: Run[Found]) -> float:
-    return run.result
+def _foreseen(run: Run[Found]) -> float:
+    return run.proposal.foreseen

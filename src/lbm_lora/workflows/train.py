@@ -46,6 +46,8 @@ class TrainResult:
     """Mean of the last logged steps."""
     scores: "Scores | None"
     """Of the last validation."""
+    best_step: int | None
+    """The step that `best` is of."""
     stopped_by: str
     """The signal that ended the run before its end, else empty."""
     seconds: float
@@ -106,6 +108,7 @@ def _result(fitted: "Fitted") -> TrainResult:
         learning=fitted.learning,
         loss=fitted.loss,
         scores=fitted.scores,
+        best_step=fitted.best_step,
         stopped_by=fitted.stopped_by,
         seconds=fitted.seconds,
         rank=fitted.rank,

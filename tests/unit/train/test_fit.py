@@ -97,6 +97,8 @@ def test_a_run_leaves_its_files(config: Config, pairs: Path) -> None:
     assert json.loads(facts["lbm_lora_training"])["step"] == 4
     assert (made.step, made.total, made.stopped_by, made.rank) == (4, 4, "", 0)
     assert made.scores is not None
+    best = json.loads(load_adapter(folder / "best.safetensors").metadata.facts["lbm_lora_training"])
+    assert made.best_step == best["step"]
     assert listener.phases[-1] == (4, "training")
     assert listener.steps == 4
     assert sum("of 4: loss" in note for note in listener.notes) == 4

@@ -42,6 +42,7 @@ def state_of(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimiz
         "average": None,
         "origins": {"a": (torch.ones(1, 2), torch.zeros(3, 1))},
         "best": -0.5,
+        "best_step": 1,
         "validated": 2,
         "identity": {"seed": 0, "base": "abc"},
         "config": {"seed": 0, "max_steps": 5, "learning_rate": 1e-4},
