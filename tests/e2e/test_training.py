@@ -156,12 +156,12 @@ def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Pat
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, strategy: str) -> None:
     pairs = {"validation_folder": str(bundled.PAIRS), "validation_samples": 3, "num_steps": [1]}
-    path = file(train_norms=True, ema_decay=0.5, max_steps=4, **pairs)
+    path = file(train_norms=True, ema_decay=0.5, max_steps=3, save_interval=1, **pairs)
     train = [*LBM_LORA, "train", "--path_config", str(path)]
     run([*train, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
     two = [*train, "--devices", "2", "--strategy", strategy, "--save_ckpt_path", str(tmp_path / "two")]
-    done = run([*two, "--max_steps", "3"])
-    assert done.stdout.count("Trained 3 of 3 steps") == 1
+    done = run([*two, "--max_steps", "2"])
+    assert done.stdout.count("Trained 2 of 2 steps") == 1
     run(two)  # and goes on, sharded
     for name in ("last", "step-000002"):
         assert distance(tmp_path / f"one/{name}.safetensors", tmp_path / f"two/{name}.safetensors") < 1e-5
@@ -170,19 +170,29 @@ def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tm
 
 
 @pytest.mark.slow
-def test_two_nodes_under_torchrun(file: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_two_nodes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, launcher: str) -> None:
+    """Each node is one process here; SLURM is its environment variables, which is all that Lightning looks at."""
     path = file(max_steps=2)
     train = ["lbm_lora.cli.main", "train", "--path_config", str(path)]
     run([sys.executable, "-m", *train, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "test", "-m"]
-    words = [*launcher, *train, "--num_nodes", "2"]
+        port = str(free.getsockname()[1])
+    words = [sys.executable, "-m", *train, "--num_nodes", "2"]
+    variables = [{}, {}]
+    if launcher == "torchrun":
+        options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "test"]
+        endpoint = ["--rdzv_endpoint", f"127.0.0.1:{port}"]
+        words = [*words[:2], "torch.distributed.run", *options, *endpoint, *words[1:]]
+    else:
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NNODES": "2", "SLURM_NODELIST": "127.0.0.1"}
+        tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = [job | tasks | place | {"SLURM_PROCID": rank, "SLURM_NODEID": rank} for rank in ("0", "1")]
     nodes = [
-        subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen(words, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for more in variables
     ]
     outputs = [node.communicate(timeout=280) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs

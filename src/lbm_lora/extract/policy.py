@@ -48,6 +48,7 @@ class Chooser:
         self._prefix = plan.pairing.tuned.prefix
         self._dtype = dtype
         self._spectra = [self._spectrum(found) for found in surveyed.found]
+        self._exact = [self._exact_spectrum(found) for found in surveyed.found]
         whole = sum(stored_bytes(self._prefix, name, shape, dtype) for name, shape in plan.dense().items())
         self.fixed_bytes = overhead + whole
         self._rest_sq = 0.0 if is_weighted else surveyed.others.error_sq
@@ -92,11 +93,11 @@ class Chooser:
 
     def module_error(self, relative_error: float) -> Choice:
         """For each delta the smallest rank with this relative error, in the norm of the survey."""
-        return self._choice([error_rank(spectrum, relative_error) for spectrum in self._exact_spectra()])
+        return self._choice([error_rank(spectrum, relative_error) for spectrum in self._exact])
 
     def energy(self, share: float) -> Choice:
         """For each delta the smallest rank that keeps this share of its energy, in the norm of the survey."""
-        return self._choice([energy_rank(spectrum, share) for spectrum in self._exact_spectra()])
+        return self._choice([energy_rank(spectrum, share) for spectrum in self._exact])
 
     @property
     def energy_sq(self) -> float:
@@ -106,15 +107,15 @@ class Chooser:
     def _choice(self, ranks: Sequence[int | None]) -> Choice:
         """What ranks cost, and the error they leave."""
         nbytes, error_sq = self.fixed_bytes, self._rest_sq
-        for found, spectrum, rank in zip(self._found, self._exact_spectra(), ranks, strict=True):
+        for found, spectrum, rank in zip(self._found, self._exact, ranks, strict=True):
             nbytes += spectrum.size(rank)
             error_sq += _error_sq(found, rank)
         names = [found.item.name for found in self._found]
         return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
 
-    def _exact_spectra(self) -> list[Spectrum]:
+    def _exact_spectrum(self, found: Found) -> Spectrum:
         """Without the rounding to the stored dtype, which one delta alone cannot weigh against anything."""
-        return [self._of(found, np.minimum.accumulate(found.squares.numpy()), found.rest) for found in self._found]
+        return self._of(found, np.minimum.accumulate(found.squares.numpy()), found.rest)
 
     def _spectrum(self, found: Found) -> Spectrum:
         """Of the ranks that are worth their bytes. Its errors are those above what the dense delta leaves.

@@ -11,13 +11,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError
 from lbm_lora.naming import ModuleName
 from lbm_lora.train.inject import Origin
+
+try:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+except ImportError:  # torch < 2.5
+    from torch.distributed._tensor import DTensor, distribute_tensor
 
 FORMAT = 1
 Values = dict[str, Tensor]

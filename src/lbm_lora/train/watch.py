@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.errors import QualityError
+from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.progress import Progress
 from lbm_lora.train.data import Batch
 from lbm_lora.train.loggers import RunLog
@@ -55,6 +55,12 @@ class RunWatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plan, module = self._plan, _ours(pl_module)
         self._stop.listen()
+        first = trainer.strategy.broadcast(self.step)
+        if first != self.step:
+            raise ConfigError(
+                f"process {trainer.global_rank} goes on after step {self.step:,}, the first one after step {first:,}: "
+                f"{plan.folder.path} must be one folder for all machines."
+            )
         if plan.config.ema_decay is not None:
             self._average = Average(module.learning, plan.config.ema_decay)
         if plan.state is not None:

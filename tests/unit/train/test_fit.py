@@ -320,6 +320,23 @@ def test_the_average_is_what_is_saved(config: Config, tmp_path: Path) -> None:
     assert all(torch.equal(state.values[name], load_state(plain.folder.state).values[name]) for name in state.values)
 
 
+def test_lpips_in_the_loss_and_as_the_metric(config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(*arguments: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        loaded.append(arguments)
+        return lambda a, b: (a - b).abs().mean((1, 2, 3))
+
+    loaded: list[Any] = []
+    monkeypatch.setattr("lbm_lora.train.prepare.load_lpips", network)
+    loss = {"pixel_loss_type": "lpips", "pixel_loss_weight": 2.0, "latent_loss_weight": 0.0, "lpips_net": "alex"}
+    made = train(config(validation_folder=pairs, best_metric="lpips", max_steps=2, gradient_checkpointing=True, **loss))
+    assert loaded == [("alex", None, torch.device("cpu"))]
+    assert made.scores is not None
+    assert made.scores.pictures[1].lpips is not None
+    # the loss at sigma 1 is twice the distance of the picture after one step, but for the clamp to [-1, 1] before it
+    assert made.scores.losses[1000.0] == pytest.approx(2 * made.scores.pictures[1].lpips, rel=1e-3)
+    assert made.best_step is not None
+
+
 def test_csv_log(config: Config, pairs: Path) -> None:
     made = train(config(logger="csv", validation_folder=pairs))
     (path,) = made.folder.logs.rglob("metrics.csv")
