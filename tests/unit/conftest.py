@@ -1,8 +1,10 @@
 """What the unit tests share: how hypothesis and torch run, seeded tensors, and files of them."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -41,6 +43,36 @@ def save(tmp_path: Path) -> Callable[[str, Mapping[str, Tensor]], Path]:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
         else:
             torch.save({"model_state_dict": dict(tensors)}, path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def png() -> Callable[..., bytes]:
+    """`png(3, (64, 48))`: a PNG of seeded noise in (width, height)."""
+    from PIL import Image
+
+    def make(seed: int = 0, size: tuple[int, int] = (64, 64), kind: str = "PNG") -> bytes:
+        values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, kind)
+        return file.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_shard(tmp_path: Path) -> Callable[[str, Mapping[str, Mapping[str, bytes]]], Path]:
+    """`write_shard("a.tar", {"000": {"source.png": ...}})` with WebDataset's own writer; returns the path."""
+    from webdataset.writer import TarWriter
+
+    def write(name: str, samples: Mapping[str, Mapping[str, bytes]]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TarWriter(str(path), encoder=False, mtime=0) as tar:
+            for key, parts in samples.items():
+                tar.write({"__key__": key, **parts})
         return path
 
     return write

@@ -23,15 +23,20 @@ from lbm_lora.model.build import LBMModel
 Latent = Float[Tensor, "1 channels rows columns"]
 
 
-def source_latent(model: LBMModel, path: Path, *, size: int | None = None) -> Latent:
+def source_latent(model: LBMModel, path: Path, *, size: int | None = None, mirrored: bool = False) -> Latent:
     """The latent of a picture in the nearest of the model's buckets: the mean of the VAE's posterior.
+
+    Args:
+        size: square root of the pixel budget; by default the model's own.
+        mirrored: left and right swapped.
 
     Raises:
         ImageError: the file cannot be read.
     """
     image = read_image(path)
     bucket = nearest_bucket(image.width, image.height, size or _model_size(model), step=model.pixels_per_latent)
-    return model.encode(to_tensor([resized(image, bucket)]))
+    pixels = to_tensor([resized(image, bucket)])
+    return model.encode(pixels.flip(-1) if mirrored else pixels)
 
 
 @torch.no_grad()

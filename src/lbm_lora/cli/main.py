@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data pack": ("PackConfig", "make WebDataset shards of a folder of pairs"),
     "data check": ("CheckConfig", "read a data set through and report"),
     "calibrate": ("CalibrateConfig", "measure which errors a tuned model's output is sensitive to"),
+    "refine": ("RefineConfig", "let a LoRA learn the tuned model's own outputs on pictures"),
     "layers": ("LayersConfig", "list the layers that a LoRA can hold, or what patterns select"),
     "demo": ("DemoConfig", "run the main job on the bundled mini model"),
 }

@@ -3,7 +3,7 @@
 A result says what it is by its command, so that no other command's libraries are imported to present it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from lbm_lora.report import Report, base_text, full_text, short_text
 from lbm_lora.report.schema import TensorResult
 
 if TYPE_CHECKING:
+    from lbm_lora.shards.corrupt import Skipped
     from lbm_lora.train.data.check import Checked
     from lbm_lora.train.preview import Scores
     from lbm_lora.workflows.base import BaseOutcome
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from lbm_lora.workflows.demo import DemoResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.fuse import FuseResult
-    from lbm_lora.workflows.infer import InferResult
+    from lbm_lora.workflows.infer_result import InferResult, TranslatedShards
     from lbm_lora.workflows.layers import LayersResult
+    from lbm_lora.workflows.refine import RefineResult
     from lbm_lora.workflows.train import TrainResult
     from lbm_lora.workflows.validate import ValidateResult
 
@@ -75,12 +77,28 @@ def _calibrate(result: "CalibrateResult", _: bool) -> str:
     return _paragraphs(measured, _written(result.statistics))
 
 
+def _refine(result: "RefineResult", _: bool) -> str:
+    before, after = result.before, result.after
+    kept = (
+        f"{result.gain:.1f} dB better, of step {result.step:,} of {result.steps:,}"
+        if result.step
+        else "no step was better: the given LoRA is kept"
+    )
+    measured = (
+        f"Error of the denoiser's output on {result.held} other pictures: typical {before.typical:.3%} -> "
+        f"{after.typical:.3%}, worst {before.worst:.3%} -> {after.worst:.3%}; {kept}."
+    )
+    return _paragraphs(f"Learnt from {result.images} pictures.", measured, _written(result.adapter))
+
+
 def _validate(result: "ValidateResult", verbose: bool) -> str:
     rows = [_layer_line(row) for row in result.report.weights.rows] if verbose else []
     return _paragraphs("\n".join(rows), full_text(result.report), _written(*result.files, result.layer_names))
 
 
-def _infer(result: "InferResult", _: bool) -> str:
+def _infer(result: "InferResult", verbose: bool) -> str:
+    if result.shards is not None:
+        return _infer_shards(result, result.shards, verbose)
     lines = [
         f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
         f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
@@ -88,6 +106,17 @@ def _infer(result: "InferResult", _: bool) -> str:
         for made in result.outputs
     ]
     return "\n".join([f"Translated {len(result.outputs)} on {result.device} in {result.dtype}:", *lines])
+
+
+def _infer_shards(result: "InferResult", shards: "TranslatedShards", verbose: bool) -> str:
+    head = (
+        f"Translated {shards.pictures:,} pictures of {shards.written:,} shards into {shards.folder} on {result.device} "
+        f"in {result.dtype}; {shards.present:,} shards were there already."
+    )
+    if shards.stopped_by:
+        head = f"Stopped by {shards.stopped_by}. {head} The same command goes on from there."
+    count = f"{len(shards.skipped):,} samples cannot be used." if shards.skipped else ""
+    return _paragraphs(head, "\n".join([count, *_left_out(shards.skipped, verbose)]) if count else "")
 
 
 def _fuse(result: "FuseResult", _: bool) -> str:
@@ -141,11 +170,16 @@ def _scores(scores: "Scores | None") -> str:
 
 
 def _data_pack(result: "PackResult", verbose: bool) -> str:
-    skipped = [f"  left out: {item.key}: {item.reason}" for item in result.skipped]
-    shown = skipped if verbose else skipped[:_FEW]
-    more = [f"  and {len(skipped) - len(shown)} more (--verbose lists them)"] if len(shown) < len(skipped) else []
     head = f"Packed {result.pairs:,} pairs, {result.masks:,} with a mask, into {len(result.shards):,} shards."
-    return _paragraphs("\n".join([head, *shown, *more]), f'train_shards: ["{result.pattern}"]')
+    return _paragraphs("\n".join([head, *_left_out(result.skipped, verbose)]), f'train_shards: ["{result.pattern}"]')
+
+
+def _left_out(skipped: "Sequence[Skipped]", verbose: bool) -> list[str]:
+    """The first samples that cannot be used, or all of them."""
+    lines = [f"  left out: {item.key}: {item.reason}" for item in skipped]
+    shown = lines if verbose else lines[:_FEW]
+    more = [f"  and {len(lines) - len(shown)} more (--verbose lists them)"] if len(shown) < len(lines) else []
+    return [*shown, *more]
 
 
 def _data_check(result: "CheckResult", verbose: bool) -> str:
@@ -193,6 +227,7 @@ _PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": _base,
     "extract": _extract,
     "calibrate": _calibrate,
+    "refine": _refine,
     "validate": _validate,
     "infer": _infer,
     "fuse": _fuse,

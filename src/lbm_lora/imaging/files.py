@@ -150,6 +150,14 @@ def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) 
         raise OutputError(f"{path} cannot be written: {error}. Choose another path or format.") from None
 
 
+def encode_image(image: Image.Image, extension: str) -> bytes:
+    """The bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
+    file = io.BytesIO()
+    kind = Image.registered_extensions()[extension]
+    image.save(file, format=kind, **_WRITERS[kind])
+    return file.getvalue()
+
+
 def _writer_of(path: Path) -> str:
     extension = path.suffix.lower()
     if extension not in writable_extensions():

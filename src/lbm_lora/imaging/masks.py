@@ -22,7 +22,18 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     Raises:
         ImageError: the file cannot be read, its shape is not the picture's, or it is black everywhere.
     """
-    mask = as_mask(*open_upright(path), path)
+    return fitted_mask(as_mask(*open_upright(path), path), size, path)
+
+
+def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
+    """A mask (mode `L`) in a picture's size; see `read_mask`.
+
+    Args:
+        path: for errors.
+
+    Raises:
+        ImageError: its shape is not the picture's, or it is black everywhere.
+    """
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
         raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks what to take.")

@@ -95,6 +95,18 @@ def translate_job(model: LBMModel, job: Job, settings: Settings) -> Translation:
     begin = time.perf_counter()
     source = read_image(job.source)
     mask = read_mask(job.mask, source.size) if job.mask else None
+    picture, size = translate_read(model, source, mask, settings)
+    return Translation(picture=picture, model_size=size, seconds=time.perf_counter() - begin)
+
+
+def translate_read(
+    model: LBMModel, source: Image.Image, mask: Image.Image | None, settings: Settings
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Translate a picture that is read already; also the (width, height) that the model worked on.
+
+    Raises:
+        ImageError: the result is not finite.
+    """
     images = to_model_size(model, source, size=settings.size)
     result = translate(
         model,
@@ -104,6 +116,4 @@ def translate_job(model: LBMModel, job: Job, settings: Settings) -> Translation:
         sample_posterior=settings.sample_posterior,
         tiled=settings.tiled,
     )
-    picture = to_source_size(result, source, mask=mask)
-    size = (images.shape[-1], images.shape[-2])
-    return Translation(picture=picture, model_size=size, seconds=time.perf_counter() - begin)
+    return to_source_size(result, source, mask=mask), (images.shape[-1], images.shape[-2])

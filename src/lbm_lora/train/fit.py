@@ -8,14 +8,15 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.signals import StopRequest
 from lbm_lora.train.config import TrainConfig
 from lbm_lora.train.folder import RunFolder
 from lbm_lora.train.loggers import check_logger
 from lbm_lora.train.prepare import prepare
 from lbm_lora.train.preview import Scores
-from lbm_lora.train.signals import StopRequest
-from lbm_lora.train.trainer import make_trainer, quiet_lightning
+from lbm_lora.train.trainer import make_trainer
 from lbm_lora.train.watch import RunWatch
+from lbm_lora.trainer import quiet_lightning
 
 
 @dataclass(frozen=True, kw_only=True)

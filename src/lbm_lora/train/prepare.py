@@ -17,6 +17,7 @@ from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.progress import Progress
+from lbm_lora.signals import leave_to_parent
 from lbm_lora.train.config import TrainConfig
 from lbm_lora.train.data import Batch, BucketBatches, LatentCache, PairDataset, fill_latents, open_data
 from lbm_lora.train.data.loader import loader_of
@@ -25,7 +26,6 @@ from lbm_lora.train.losses import Lpips
 from lbm_lora.train.module import EpochStream, TrainingModule, total_steps
 from lbm_lora.train.objective import Objective, objective_of
 from lbm_lora.train.run_plan import RunPlan
-from lbm_lora.train.signals import leave_to_parent
 from lbm_lora.train.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.train.step import BridgeStep
 from lbm_lora.train.trainee import ResultWriter, make_trainee, read_given

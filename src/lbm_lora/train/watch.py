@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.progress import Progress
+from lbm_lora.signals import StopRequest
 from lbm_lora.train.data import Batch
 from lbm_lora.train.loggers import RunLog
 from lbm_lora.train.meter import Meter
@@ -19,7 +20,6 @@ from lbm_lora.train.module import TrainingModule, drop_gathered
 from lbm_lora.train.optim import Average, rate_factor
 from lbm_lora.train.preview import Scores
 from lbm_lora.train.run_plan import RunPlan
-from lbm_lora.train.signals import StopRequest
 from lbm_lora.train.state import TrainState, Values, copied, optimizer_state, restore, save_state
 from lbm_lora.train.validation import Validator
 

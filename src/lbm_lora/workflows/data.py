@@ -8,13 +8,13 @@ from tyro.conf import Positional
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.corrupt import Skipped
 from lbm_lora.train.config import read_train_config
 from lbm_lora.train.data.check import Checked, read_through
 from lbm_lora.train.data.folders import find_pairs
 from lbm_lora.train.data.index import check_corrupt, make_index
 from lbm_lora.train.data.opening import Split, open_data
 from lbm_lora.train.data.parts import Keys
-from lbm_lora.train.data.sample import Skipped
 from lbm_lora.train.settings.data import DataSettings
 from lbm_lora.train.settings.file import COMMAND_LINE, parse
 

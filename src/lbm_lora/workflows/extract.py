@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lbm_lora.adapter import Ledger
-from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
+from lbm_lora.checkpoint import dtype_name, open_checkpoint
 from lbm_lora.extract import COVERAGES, Extraction, Plan, Settings, plan_extraction
 from lbm_lora.factorize import FixedRank
 from lbm_lora.model.device import resolve_device
@@ -14,7 +14,14 @@ from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.workflows.choosing import Policy, Prediction
 from lbm_lora.workflows.extract_config import ExtractConfig
 from lbm_lora.workflows.extract_inputs import base_path, calibration_of, swap_notes, trial_of, trial_pictures, vae_notes
-from lbm_lora.workflows.extract_policy import check, is_calibrated, paths_of, policy_facts, policy_of
+from lbm_lora.workflows.extract_policy import (
+    check,
+    is_calibrated,
+    paths_of,
+    policy_facts,
+    policy_of,
+    stored_dtype,
+)
 from lbm_lora.workflows.extracted import Target, write_adapters, write_sidecar
 from lbm_lora.workflows.surveying import surveyed
 from lbm_lora.workflows.trying import PictureScores, tried
@@ -49,9 +56,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     paths = paths_of(config)
     check(config, paths)
     pictures = trial_pictures(config)
-    settings = Settings(
-        dtype=dtype_of(config.save_precision), min_diff=config.min_diff, device=resolve_device(config.device)
-    )
+    settings = Settings(dtype=stored_dtype(config), min_diff=config.min_diff, device=resolve_device(config.device))
     with open_checkpoint(base_path(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
         plan = plan_extraction(
             base.component(),
@@ -151,7 +156,7 @@ def _settings(config: ExtractConfig, policy: Mapping[str, object]) -> dict[str, 
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
         "method": "calibrated" if is_calibrated(config) else "plain",
-        "dtype": dtype_name(dtype_of(config.save_precision)),
+        "dtype": dtype_name(stored_dtype(config)),
         **policy,
         "include": config.include,
         "exclude": config.exclude,

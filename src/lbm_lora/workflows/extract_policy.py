@@ -4,7 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lbm_lora.atomic import guard_output
+from lbm_lora.checkpoint import dtype_of
 from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.extract import COVERAGES
 from lbm_lora.factorize import FULL_RANK, FixedRank
@@ -116,6 +119,11 @@ def _check_calibration(config: ExtractConfig) -> None:
 def is_calibrated(config: ExtractConfig) -> bool:
     """Whether errors are weighed by what they cost in the output."""
     return config.calibration is not None or config.calibration_images is not None
+
+
+def stored_dtype(config: ExtractConfig) -> torch.dtype:
+    """The dtype of the files. The errors of calibrated ones come to lie below what bf16 rounds away."""
+    return dtype_of(config.save_precision or ("fp16" if is_calibrated(config) else "bf16"))
 
 
 def parse_size(text: str) -> int:

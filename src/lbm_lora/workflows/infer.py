@@ -1,124 +1,48 @@
 """Translate pictures with an LBM checkpoint and LoRAs: the verb `infer`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 
-from lbm_lora.apply import ScaledAdapter, fuse_module, inject
+from lbm_lora.apply import ScaledAdapter
 from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
-from lbm_lora.errors import ConfigError
 from lbm_lora.imaging.files import read_image, write_image
 from lbm_lora.imaging.grids import comparison_grid, tile
-from lbm_lora.infer.jobs import Job, Settings, plan_jobs, translations
+from lbm_lora.infer.jobs import Job, plan_jobs, translations
 from lbm_lora.infer.pipeline import check_steps
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.adapters import AppliedAdapter, fitting_adapters
-from lbm_lora.workflows.base import ensure_base
+from lbm_lora.workflows.extras import need_packages
+from lbm_lora.workflows.infer_config import InferConfig, check_flags
+from lbm_lora.workflows.infer_model import base_path, input_files, put_in, read_adapters, settings_of
+from lbm_lora.workflows.infer_result import InferResult, TranslatedImage
 
-_TILED: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
+__all__ = ["InferConfig", "InferResult", "run"]
+
+_FOR_SHARDS = ("lightning", "webdataset", "filelock")
 
 Columns = dict[str, list[Image.Image]]
 """Label -> one tile for each job: the columns of the side-by-side pictures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferConfig:
-    """Translate pictures with an LBM checkpoint and any number of LoRAs."""
-
-    source_image: str
-    """Picture, folder of pictures, or quoted glob ('photos/*.jpg')."""
-    output_path: str
-    """File to write, or a folder; several pictures need a folder. The format follows the extension."""
-    base_model_path: Path | None = None
-    """Checkpoint that the LoRAs were made for. Where it is missing and a backbone is given, it is made there."""
-    lora_path: tuple[Path, ...] = ()
-    """LoRA files, all applied together. None: the checkpoint as it is."""
-    lora_scale: tuple[float, ...] = (1.0,)
-    """Factor of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative."""
-    num_inference_steps: int = 1
-    """Denoiser calls. Published LBMs are trained for 1, 2 and 4."""
-    seed: int = 0
-    """Of the noise between steps. One seed gives one picture, whatever else is translated with it."""
-    size: int | None = None
-    """Square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
-    mask: str | None = None
-    """Mask, or a folder with one of each picture's name: white takes the result, black keeps the source."""
-    mode: Literal["fused", "live"] = "fused"
-    """Add the LoRAs to the weights (fused: steps cost nothing extra), or compute them beside them (live)."""
-    compare: bool = False
-    """Also write NAME_compare: source | base | with LoRA | tuned side by side."""
-    tuned_model_path: Path | None = None
-    """The fully fine-tuned checkpoint, for the last column of --compare."""
-    device: str = "auto"
-    """auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
-    torch_dtype: Literal["float", "fp16", "bf16"] = "bf16"
-    """Precision that the networks run in."""
-    sample_posterior: bool = False
-    """Sample the VAE's posterior, as LBM's own inference does, instead of taking its mean."""
-    vae_tiling: Literal["auto", "on", "off"] = "auto"
-    """Decode in overlapping tiles: less memory. auto: where a side is above 1024 pixels."""
-    attention_only: bool = False
-    """Apply only the part of the LoRAs whose keys contain attn1.to or attn2.to."""
-    allow_other_base: bool = False
-    """Go on where a LoRA was made from another base."""
-    allow_unmatched: bool = False
-    """Go on where keys of a LoRA match nothing in the model."""
-    config_path: Path | None = None
-    """LBM's config.yaml, for a checkpoint that has none beside it or in it."""
-    backbone_signature: str | None = None
-    """Hub id, folder or file of the backbone; only used where --base_model_path is missing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslatedImage:
-    """One picture that was written."""
-
-    source: Path
-    output: Path
-    comparison: Path | None
-    """The side-by-side picture of --compare."""
-    width: int
-    """Of source and output, pixels."""
-    height: int
-    model_width: int
-    """Of what the model worked on, pixels."""
-    model_height: int
-    seconds: float
-    """Reading, networks and stretching; without the writing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferResult:
-    """What `run` did."""
-
-    outputs: tuple[TranslatedImage, ...]
-    adapters: tuple[AppliedAdapter, ...]
-    device: str
-    dtype: str
 
 
 def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     """Translate every source and write the results. All paths, LoRAs and options are checked first.
 
     Raises:
+        MissingExtraError: shards, and a package that they need is not installed.
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    jobs = _plan(config)
-    base = _base(config, progress)
+    check_flags(config)
+    if config.source_image is None:
+        need_packages("translating shards", _FOR_SHARDS, "train")
+        from lbm_lora.workflows.infer_shards import translate_shards
+
+        return translate_shards(config, progress)
+    jobs = _plan(config, config.source_image)
+    base = base_path(config, progress)
     with open_checkpoint(base) as checkpoint:
-        adapters, applied = fitting_adapters(
-            checkpoint.component(),
-            config.lora_path,
-            config.lora_scale,
-            attention_only=config.attention_only,
-            allow_other_base=config.allow_other_base,
-            allow_unmatched=config.allow_unmatched,
-            progress=progress,
-        )
+        adapters, applied = read_adapters(config, checkpoint, progress)
     model = _load(config, base, "base", progress)
     check_steps(model.config, config.num_inference_steps)
     columns = _columns_without(config, jobs, model, adapters, progress)
@@ -131,51 +55,9 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     return result
 
 
-def _base(config: InferConfig, progress: Progress) -> Path:
-    """The base checkpoint; where it is missing and a backbone is given, it is made there first."""
-    if config.base_model_path is None:
-        raise ConfigError(
-            "--base_model_path is missing. Give a base or any LBM checkpoint; `lbm-lora base` makes the exact "
-            "base of a backbone."
-        )
-    if config.backbone_signature is None:
-        return config.base_model_path
-    return ensure_base(
-        config.base_model_path,
-        backbone_signature=config.backbone_signature,
-        config_path=config.config_path,
-        progress=progress,
-    )
-
-
-def put_in(model: LBMModel, adapters: Sequence[ScaledAdapter], mode: Literal["fused", "live"]) -> None:
-    """Put the adapters into the denoiser, for good."""
-    if mode == "fused":
-        fuse_module(model.denoiser, adapters)
-    else:
-        inject(model.denoiser, adapters)
-
-
-def _plan(config: InferConfig) -> list[Job]:
-    if config.tuned_model_path is not None and not config.compare:
-        raise ConfigError("--tuned_model_path is only used with --compare. Add it, or leave the path out.")
-    models = (config.base_model_path, config.tuned_model_path, config.config_path, *config.lora_path)
+def _plan(config: InferConfig, source_image: str) -> list[Job]:
     return plan_jobs(
-        config.source_image,
-        config.output_path,
-        mask=config.mask,
-        compare=config.compare,
-        inputs=[path for path in models if path is not None],
-    )
-
-
-def _settings(config: InferConfig) -> Settings:
-    return Settings(
-        steps=config.num_inference_steps,
-        seed=config.seed,
-        size=config.size,
-        sample_posterior=config.sample_posterior,
-        tiled=_TILED[config.vae_tiling],
+        source_image, config.output_path, mask=config.mask, compare=config.compare, inputs=input_files(config)
     )
 
 
@@ -204,7 +86,7 @@ def _columns_without(
 def _tiles(
     config: InferConfig, jobs: Sequence[Job], model: LBMModel, what: str, progress: Progress
 ) -> list[Image.Image]:
-    return [tile(made.picture) for made in translations(model, jobs, _settings(config), progress, what)]
+    return [tile(made.picture) for made in translations(model, jobs, settings_of(config), progress, what)]
 
 
 def _write_all(
@@ -213,7 +95,7 @@ def _write_all(
     """Translate and write every job; with --compare also the tiles for it."""
     outputs: list[TranslatedImage] = []
     tiles: list[Image.Image] = []
-    made = translations(model, jobs, _settings(config), progress, "translating")
+    made = translations(model, jobs, settings_of(config), progress, "translating")
     for job, translation in zip(jobs, made, strict=True):
         write_image(translation.picture, job.output, inputs=[job.source])
         if config.compare:

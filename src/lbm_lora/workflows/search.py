@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 _ROUNDS = 8
 _ABOVE = 0.1  # dB that are aimed at above the target, and twice as much after each run that falls short
 _NEAR = 0.4  # dB above the target that are near enough
+_CLOSE = 0.03  # of a file's bytes: so much smaller, one that falls short is near enough too
 _SLOPES = (0.4, 1.5)  # dB of the result for each dB foreseen, as far as two runs are believed
 _INSIDE = 0.1  # share of the way between two runs that is left on either side
 
@@ -64,7 +65,7 @@ def smallest(
         if proposal.nbytes in {run.proposal.nbytes for run in runs}:
             break
         runs.append(_run(proposal, measure, runs, offset))
-        if target <= runs[-1].result <= target + _NEAR:
+        if _is_near(runs, target):
             break
         aim = _next(runs, target)
     if all(run.result < target for run in runs) and _best(propose).nbytes not in {r.proposal.nbytes for r in runs}:
@@ -89,6 +90,15 @@ def _run(
         nearest = min(before, key=lambda run: abs(run.proposal.foreseen - proposal.foreseen))
         predicted = nearest.result + proposal.foreseen - nearest.proposal.foreseen
     return Run(proposal=proposal, predicted=predicted, result=measure(proposal.found))
+
+
+def _is_near(runs: Sequence[Run[Found]], target: float) -> bool:
+    """Whether a still smaller file is not worth a run: by the last result, or by the largest file that falls short."""
+    if target <= runs[-1].result <= target + _NEAR:
+        return True
+    enough = min((run.proposal.nbytes for run in runs if run.result >= target), default=0)
+    short = [run.proposal.nbytes for run in runs if run.result < target and run.proposal.nbytes < enough]
+    return max(short, default=0) > (1 - _CLOSE) * enough
 
 
 def _next(runs: Sequence[Run[Found]], target: float) -> float:

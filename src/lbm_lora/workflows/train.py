@@ -1,15 +1,14 @@
 """Train a LoRA, new or continued, or the whole denoiser, as a training file says: the verb `train`."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Suppress
 
-from lbm_lora.errors import MissingExtraError
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.train.config import TrainConfig, read_train_config
+from lbm_lora.workflows.extras import need_packages
 
 if TYPE_CHECKING:
     from lbm_lora.train.fit import Fitted
@@ -65,21 +64,10 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         QualityError: the loss is no number any more.
     """
     settings = read_train_config(config.path_config, config.overrides)
-    check_extra()
+    need_packages("training", _PACKAGES, "train")
     from lbm_lora.train.fit import fit
 
     return _result(fit(settings, _base(settings, progress), progress))
-
-
-def check_extra() -> None:
-    """Raises:
-    MissingExtraError: a package of the train extra is not installed.
-    """
-    missing = [package for package in _PACKAGES if find_spec(package) is None]
-    if missing:
-        raise MissingExtraError(
-            f'training needs {", ".join(missing)}, which is not installed: pip install "lbm-lora[train]".'
-        )
 
 
 def _base(settings: TrainConfig, progress: Progress) -> Path:

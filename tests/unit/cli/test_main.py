@@ -32,6 +32,17 @@ def test_documented_flags_are_accepted_in_both_spellings(command: str, sign: str
     assert output.verbose == ("--verbose" in words)
 
 
+def test_flags_of_infer_over_shards() -> None:
+    line = (
+        "--base_model_path b --source_shards {0..9}.tar b.tar --output_path o --source_key s.jpg --mask_key m.png "
+        "--output_format jpg --max_corrupt 0.1 --cache_dir c --device cuda --devices 2 --num_nodes 3 --strategy ddp"
+    )
+    config, _ = parse("infer", line.split())
+    assert (config.source_image, config.source_shards) == (None, ("{0..9}.tar", "b.tar"))
+    assert (config.source_key, config.mask_key, config.output_format) == ("s.jpg", "m.png", "jpg")
+    assert (config.devices, config.num_nodes, config.strategy) == (2, 3, "ddp")
+
+
 @pytest.mark.parametrize("value", ["float", "fp16", "bf16"])
 def test_precisions_are_the_documented_words(value: str) -> None:
     config, _ = parse(
@@ -42,7 +53,7 @@ def test_precisions_are_the_documented_words(value: str) -> None:
 
 def test_documented_defaults() -> None:
     config, _ = parse("extract", ["--base_model_path", "b", "--tuned_model_path", "t", "--save_to", "l"])
-    assert (config.rank, config.conv_rank, config.save_precision, config.target_coverage) == (32, 16, "bf16", "full")
+    assert (config.rank, config.conv_rank, config.save_precision, config.target_coverage) == (32, 16, None, "full")
     assert config.min_diff == 0
     config, _ = parse("infer", ["--base_model_path", "b", "--source_image", "s", "--output_path", "o"])
     assert (config.num_inference_steps, config.lora_scale, config.torch_dtype) == (1, (1.0,), "bf16")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.files import read_image, readable_extensions, writable_extensions, write_image
+from lbm_lora.imaging.files import encode_image, read_image, readable_extensions, writable_extensions, write_image
 
 
 @pytest.fixture
@@ -187,3 +187,9 @@ def test_what_is_written_can_be_read() -> None:
     assert writable_extensions() <= readable_extensions()
     assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp"} <= writable_extensions()
     assert not {".pdf", ".h5", ".eps", ".mpg"} & (writable_extensions() | readable_extensions())
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
+def test_bytes_are_those_of_the_file(tmp_path: Path, photo: Image.Image, extension: str) -> None:
+    write_image(photo, tmp_path / f"a{extension}")
+    assert encode_image(photo, extension) == (tmp_path / f"a{extension}").read_bytes()

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from lbm_lora.imaging.encoded import Size
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.prepare import uniform
-from lbm_lora.train.data.sample import Draw, Size
+from lbm_lora.train.data.sample import Draw
 
 Indices = NDArray[np.int64]
 

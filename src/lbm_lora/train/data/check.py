@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lbm_lora.imaging.encoded import Size
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.corrupt import Skipped
 from lbm_lora.train.data.batches import BucketBatches
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.loader import loader_of
-from lbm_lora.train.data.sample import Size, Skipped
 
 
 @dataclass(frozen=True, kw_only=True)

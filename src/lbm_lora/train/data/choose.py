@@ -3,11 +3,11 @@
 Of every picture only the header is read, which gives its size.
 """
 
-from lbm_lora.errors import ImageError, listing
-from lbm_lora.imaging.files import readable_extensions
-from lbm_lora.train.data.parts import Found, Keys, Part, Record
-from lbm_lora.train.data.pictures import picture_size
-from lbm_lora.train.data.sample import Size, Skipped
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.encoded import Size, picture_size
+from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.shards.parts import Found, Part
+from lbm_lora.train.data.parts import Keys, Record
 
 _HEAD = 1 << 16  # bytes; enough for the header of almost every picture
 
@@ -17,8 +17,8 @@ def record_of(found: Found, keys: Keys) -> Record | Skipped:
     if found.problem:
         return Skipped(found.key, found.problem)
     try:
-        source, target = _pick(found, keys.source), _pick(found, keys.target)
-        mask = _pick(found, keys.mask) if keys.mask and _needs_mask(found, keys) else None
+        source, target = found.pick(keys.source), found.pick(keys.target)
+        mask = found.pick(keys.mask) if keys.mask and _needs_mask(found, keys) else None
         size = _header_size(source, "source")
         for role, part in (("target", target), ("mask", mask)):
             if part is not None and not same_shape(size, other := _header_size(part, role)):
@@ -53,19 +53,3 @@ def _header_size(part: Part, role: str) -> Size:
 def _needs_mask(found: Found, keys: Keys) -> bool:
     role = (keys.mask or "").rpartition(".")[0]
     return not keys.mask_optional or any(name.rpartition(".")[0] == role for name in found.parts)
-
-
-def _pick(found: Found, wanted: str) -> Part:
-    """The part of a key, or else the one part that differs from it in the extension alone."""
-    wanted = wanted.lower()
-    if wanted in found.parts:
-        return found.parts[wanted]
-    role = wanted.rpartition(".")[0]
-    readable = readable_extensions()
-    split = {name: name.rpartition(".") for name in found.parts}
-    near = [name for name, (word, _, extension) in split.items() if word == role and f".{extension}" in readable]
-    if len(near) == 1:
-        return found.parts[near[0]]
-    if near:
-        raise ImageError(f"{' and '.join(sorted(near))}: which one is {wanted}?")
-    raise ImageError(f"no {wanted}, only {listing(sorted(found.parts))}")

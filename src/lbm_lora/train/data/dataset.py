@@ -13,14 +13,15 @@ from torch.utils.data import Dataset
 
 from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.buckets import FULL_SIZE
+from lbm_lora.imaging.encoded import Size, decode_mask, decode_picture
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
+from lbm_lora.shards.corrupt import Skipped
 from lbm_lora.train.data.choose import same_shape
 from lbm_lora.train.data.index import PairIndex, check_corrupt
 from lbm_lora.train.data.latents import LatentCache
 from lbm_lora.train.data.parts import Pair
-from lbm_lora.train.data.pictures import decode_mask, decode_picture
 from lbm_lora.train.data.prepare import Preparation
-from lbm_lora.train.data.sample import Draw, Sample, Size, Skipped
+from lbm_lora.train.data.sample import Draw, Sample
 
 Picture = Float[Tensor, "3 height width"]
 

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lbm_lora.errors import ImageError
+from lbm_lora.imaging.encoded import Size
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.latents import LatentCache
 from lbm_lora.train.data.loader import loader_of
-from lbm_lora.train.data.sample import Draw, Size
+from lbm_lora.train.data.sample import Draw
 
 Encode = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch channels h w"]]
 

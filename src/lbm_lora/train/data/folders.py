@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lbm_lora.errors import DataError
 from lbm_lora.imaging.files import readable_extensions
-from lbm_lora.train.data.parts import Found, Keys, Part
+from lbm_lora.shards.parts import Found, Part
+from lbm_lora.train.data.parts import Keys
 
 
 def find_pairs(folder: Path, keys: Keys) -> list[Found]:

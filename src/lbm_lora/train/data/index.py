@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lbm_lora.errors import DataError, listing
+from lbm_lora.errors import DataError
+from lbm_lora.imaging.encoded import Size
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.corrupt import Skipped, complaint
+from lbm_lora.shards.parts import Found, Part
 from lbm_lora.train.data.choose import record_of
-from lbm_lora.train.data.parts import Found, Keys, Pair, Part, Record
-from lbm_lora.train.data.sample import Size, Skipped
+from lbm_lora.train.data.parts import Keys, Pair, Record
 
 _ABSENT = (-1, 0, 0)
 """The row of a part that a pair does not have."""
@@ -120,18 +122,9 @@ def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrup
     """
     if not total:
         raise DataError(f"{where} holds no pairs.")
-    if len(skipped) > max_corrupt * total or len(skipped) >= total:
-        raise DataError(
-            f"{where}: {said_of(skipped, total)}, and max_corrupt is {100 * max_corrupt:g} %. "
-            "`lbm-lora data check` lists them all."
-        )
-
-
-def said_of(skipped: Sequence[Skipped], total: int) -> str:
-    """How many samples cannot be used, and the first of them."""
-    share = 100 * len(skipped) / max(total, 1)
-    named = listing((f"{item.key} ({item.reason})" for item in skipped), limit=3)
-    return f"{len(skipped)} of {total} samples cannot be used ({share:.1f} %): {named}"
+    said = complaint(where, skipped, total, max_corrupt)
+    if said:
+        raise DataError(f"{said} `lbm-lora data check` lists them all.")
 
 
 def _numbers(part: Part | None, files: dict[Path, int]) -> tuple[int, int, int]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import DataError
+from lbm_lora.imaging.encoded import Size
 from lbm_lora.train.data.parts import Pair
-from lbm_lora.train.data.sample import Size
 
 Latent = Float[Tensor, "channels h w"]
 

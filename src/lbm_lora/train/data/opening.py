@@ -7,10 +7,12 @@ from typing import Literal
 
 from lbm_lora.errors import ConfigError, MissingExtraError
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.corrupt import said_of
+from lbm_lora.shards.parts import Found
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.folders import find_pairs
-from lbm_lora.train.data.index import PairIndex, make_index, said_of
-from lbm_lora.train.data.parts import Found, Keys
+from lbm_lora.train.data.index import PairIndex, make_index
+from lbm_lora.train.data.parts import Keys
 from lbm_lora.train.data.prepare import Preparation
 from lbm_lora.train.settings.data import DataSettings
 
@@ -71,8 +73,8 @@ def _indexed(settings: DataSettings, split: Split, progress: Progress) -> tuple[
 
 def _in_shards(settings: DataSettings, patterns: tuple[str, ...], progress: Progress) -> Iterator[Found]:
     try:
-        from lbm_lora.train.data.fetch import local_shards
-        from lbm_lora.train.data.shards import expand_shards, read_shard
+        from lbm_lora.shards.fetch import local_shards
+        from lbm_lora.shards.reading import expand_shards, read_shard
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"shards need the package {error.name}, which is not installed: pip install 'lbm-lora[train]'."

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from webdataset.writer import TarWriter
-
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import DataError, OutputError, listing
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.parts import Part
+from lbm_lora.shards.writing import shard_writer
 from lbm_lora.train.data.index import PairIndex
-from lbm_lora.train.data.parts import Keys, Part, Record
+from lbm_lora.train.data.parts import Keys, Record
 
 
 def write_shards(
@@ -65,9 +65,7 @@ def pattern_of(shards: Sequence[Path]) -> str:
 
 def _write_shard(file: BinaryIO, members: Sequence[tuple[str, Record]], keys: Keys, progress: Progress) -> None:
     """One tar file."""
-    with TarWriter(
-        file, user="", group="", mode=0o644, mtime=0, compress=False, encoder=False, format="PAX_FORMAT"
-    ) as tar:
+    with shard_writer(file) as tar:
         for name, record in members:
             parts = ((keys.source, record.source), (keys.target, record.target), (keys.mask, record.mask))
             tar.write({"__key__": name} | {_word(key, part): part.read() for key, part in parts if key and part})

@@ -12,7 +12,8 @@ import xxhash
 from PIL import Image, ImageOps
 
 from lbm_lora.imaging.buckets import nearest_bucket
-from lbm_lora.train.data.sample import Draw, Size
+from lbm_lora.imaging.encoded import Size
+from lbm_lora.train.data.sample import Draw
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, pixels."""

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Size = tuple[int, int]
-"""(width, height), pixels."""
+from lbm_lora.imaging.encoded import Size
+from lbm_lora.shards.corrupt import Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,6 @@ class Draw:
     """That the pictures are brought to."""
     repeated: bool = False
     """It only fills a batch and is seen elsewhere in the epoch: no metric should count it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A sample that cannot be used, and why."""
-
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbm_lora.imaging.encoded import Size
 from lbm_lora.train.data.batches import BucketBatches
 from lbm_lora.train.data.dataset import PairDataset
-from lbm_lora.train.data.sample import Draw, Size
+from lbm_lora.train.data.sample import Draw
 
 SQUARE, WIDE, TALL = (64, 64), (128, 48), (48, 128)
 

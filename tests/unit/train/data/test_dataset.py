@@ -13,9 +13,10 @@ from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import DataError
 from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
+from lbm_lora.shards.corrupt import Skipped
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.opening import open_data
-from lbm_lora.train.data.sample import Draw, Skipped, collate
+from lbm_lora.train.data.sample import Draw, collate
 from lbm_lora.train.settings.data import DataSettings
 
 

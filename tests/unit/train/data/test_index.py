@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import DataError, ImageError
+from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.shards.parts import Found, Part
 from lbm_lora.train.data.choose import same_shape
 from lbm_lora.train.data.index import PairIndex, check_corrupt, make_index
-from lbm_lora.train.data.parts import Found, Keys, Part
-from lbm_lora.train.data.sample import Skipped
+from lbm_lora.train.data.parts import Keys
 
 
 @pytest.fixture

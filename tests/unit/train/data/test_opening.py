@@ -127,7 +127,7 @@ def test_masks_are_read_where_a_key_is_given(write_pairs: Callable[..., Path]) -
 def test_shards_need_webdataset(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "webdataset"]:
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("fetch", "shards"):
-        monkeypatch.delitem(sys.modules, f"lbm_lora.train.data.{name}", raising=False)
+    for name in ("fetch", "reading"):
+        monkeypatch.delitem(sys.modules, f"lbm_lora.shards.{name}", raising=False)
     with pytest.raises(MissingExtraError, match=r"shards need the package webdataset.*: pip install 'lbm-lora\["):
         open_data(DataSettings(train_shards=(shards,)), "train", seed=0)

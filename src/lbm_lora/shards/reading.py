@@ -15,7 +15,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from lbm_lora.errors import DataError, listing
-from lbm_lora.train.data.parts import Found, Part
+from lbm_lora.shards.parts import Found, Part
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Members that WebDataset keeps for itself."""

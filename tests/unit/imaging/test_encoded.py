@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError
+from lbm_lora.imaging.encoded import decode_fitted_mask, decode_mask, decode_picture, picture_size
 from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.masks import read_mask
-from lbm_lora.train.data.pictures import decode_mask, decode_picture, picture_size
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
 GREY = Image.fromarray(np.linspace(0, 65535, 40 * 64).reshape(40, 64).astype(np.uint16))
@@ -119,3 +119,17 @@ def test_masks_are_read_as_their_files_are(tmp_path: Path, name: str) -> None:
 def test_a_black_mask_is_refused() -> None:
     with pytest.raises(ImageError, match=r"the mask is black: no pixel of the pair would count"):
         decode_mask(saved(Image.new("L", (8, 8), 1)), "a")
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_are_fitted_as_their_files_are(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(MASKS[name])
+    width, height = decode_mask(MASKS[name], name).size
+    for size in ((width, height), (width // 2, height // 2)):
+        mask = decode_fitted_mask(MASKS[name], name, size)
+        assert mask.tobytes() == read_mask(tmp_path / name, size).tobytes()
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"^the mask is 8x8, but its picture 8x16: the shapes differ"):
+        decode_fitted_mask(saved(Image.new("L", (8, 8), 255)), "the mask", (8, 16))

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lbm_lora.train.signals import StopRequest, leave_to_parent
+from lbm_lora.signals import StopRequest, leave_to_parent
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -47,6 +47,6 @@ def test_in_another_thread_it_does_nothing() -> None:
 
 def test_processes_that_read_data_ignore_both(monkeypatch: pytest.MonkeyPatch) -> None:
     set_: dict[int, object] = {}
-    monkeypatch.setattr("lbm_lora.train.signals.signal.signal", set_.__setitem__)
+    monkeypatch.setattr("lbm_lora.signals.signal.signal", set_.__setitem__)
     leave_to_parent(0)
     assert set_ == {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: signal.SIG_IGN}

@@ -9,7 +9,7 @@ import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from lbm_lora.errors import DataError
-from lbm_lora.train.data.shards import expand_shards, read_shard
+from lbm_lora.shards.reading import expand_shards, read_shard
 
 
 def test_samples_and_bytes_are_those_of_webdataset(write_shard: Callable[..., Path]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from webdataset.gopen import Pipe, gopen_schemes
 
 from lbm_lora.errors import ConfigError, DataError
-from lbm_lora.train.data.fetch import local_shards
+from lbm_lora.shards.fetch import local_shards
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Pictures and masks out of bytes, by the same rules as `imaging` has for files."""
+"""Pictures and masks out of bytes, by the same rules as `imaging.files` has for files."""
 
 import io
 from pathlib import Path
@@ -8,8 +8,10 @@ from PIL import ExifTags, Image, ImageOps
 
 from lbm_lora.errors import ImageError
 from lbm_lora.imaging.files import BROKEN, as_srgb
-from lbm_lora.imaging.masks import as_mask
-from lbm_lora.train.data.sample import Size
+from lbm_lora.imaging.masks import as_mask, fitted_mask
+
+Size = tuple[int, int]
+"""(width, height), pixels."""
 
 _TURNED = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
@@ -56,6 +58,15 @@ def decode_mask(data: bytes, name: str) -> Image.Image:
     if int(np.asarray(mask).max()) <= 1:
         raise ImageError("the mask is black: no pixel of the pair would count")
     return mask
+
+
+def decode_fitted_mask(data: bytes, name: str, size: Size) -> Image.Image:
+    """The mask as mode `L` in a picture's size; see `imaging.masks.read_mask`.
+
+    Raises:
+        ImageError: the bytes are damaged or no picture, its shape is not the picture's, or it is black everywhere.
+    """
+    return fitted_mask(as_mask(*_open_upright(data), Path(name)), size, Path(name))
 
 
 def _open_upright(data: bytes) -> tuple[Image.Image, str | None]:

@@ -1,0 +1,1 @@
+"""Pictures of WebDataset shards, translated into shards of the same names by one or several processes."""

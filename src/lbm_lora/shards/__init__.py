@@ -1,0 +1,1 @@
+"""WebDataset shards: fetching, reading and writing them, and what is said of samples that cannot be used."""

@@ -1,0 +1,179 @@
+"""A short distillation of a LoRA: its factors and dense deltas learn the tuned model's own outputs.
+
+An extraction chooses the factors of each layer as if the other layers were exact. Together they can make up for each
+other's errors, and that is learnt here, at the ranks that the LoRA has. No pairs are needed: a state of the bridge goes
+into both networks, and the loss is ||output - tuned||^2 / ||tuned||^2, the mean over a batch. Adam (Kingma and Ba,
+arXiv 1412.6980) has a learning rate for each tensor, relative to the root mean square of its values, which differ by
+orders of magnitude between layers. It rises over a few steps and falls to 0 along half a cosine.
+
+What counts is what a file holds. So a LoRA is measured with its values rounded to the stored dtype, on pictures that
+are not learnt from: at the start, a few times in between, and at the end. The best one is kept.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Adam, Optimizer
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.errors import QualityError
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.train.state import TrainState, copied, load_state, optimizer_state, restore, save_state
+from lbm_lora.train.student import Errors, Lesson, Student
+
+_WARMUP = 10  # steps
+_PARTS = 8  # of a run, with a measurement at the end of each
+_EPS = 1e-15  # of Adam: squared relative errors have gradients far below its own 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """How a LoRA is refined.
+
+    Attributes:
+        steps: of the optimizer.
+        batch_size: lessons of a step.
+        learning_rate: of a tensor, relative to the root mean square of its values.
+        seed: of the order of the lessons.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """Errors of the given LoRA and of the one that is kept, both as a file holds them.
+
+    Attributes:
+        step: after which the kept one was measured; 0 is the given LoRA.
+    """
+
+    before: Errors
+    after: Errors
+    step: int
+
+    @property
+    def gain(self) -> float:
+        """dB that the typical error is smaller."""
+        return 20 * math.log10(self.before.typical / self.after.typical)
+
+
+def refine(
+    student: Student,
+    lessons: Sequence[Lesson],
+    held: Sequence[Lesson],
+    settings: RefineSettings,
+    *,
+    keep: Callable[[Adapter, Refined], None],
+    state: Path,
+    identity: Mapping[str, Any],
+    progress: Progress = SILENT,
+) -> Refined:
+    """Refine a LoRA. A run that was stopped goes on from its last measurement, and ends the same.
+
+    Args:
+        lessons: what is learnt from.
+        held: what is measured on, of other pictures.
+        keep: is given the best LoRA whenever there is a new one; at the start the given one, rounded.
+        state: where the run is saved at every measurement; the caller removes it at the end.
+        identity: what must be the same for a saved run to be gone on with.
+
+    Raises:
+        QualityError: the loss is no number any more.
+        ConfigError: `state` is damaged.
+        InputError: a value leaves the range of the stored dtype.
+    """
+    progress.start(0, "measuring the LoRA")
+    before = student.errors(held)
+    best, done = Refined(before=before, after=before, step=0), 0
+    optimizer = _optimizer(student, settings)
+    saved = _saved(state, identity)
+    if saved is None:
+        keep(student.adapter(), best)
+    else:
+        restore(saved, student.parameters, optimizer, None)
+        best, done = Refined(before=before, after=Errors(**saved.config), step=saved.best_step or 0), saved.step
+    batches = list(_batches(lessons, settings))
+    measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
+    progress.start(settings.steps, "refining")
+    progress.advance(done)
+    for step in range(done, settings.steps):
+        _take(student, batches[step], optimizer, settings, step)
+        if step + 1 in measured:
+            after = student.errors(held)
+            if after.typical < best.after.typical:
+                best = Refined(before=before, after=after, step=step + 1)
+                keep(student.adapter(), best)
+            save_state(_state(student, optimizer, best, step + 1, identity), state)
+        progress.advance()
+    return best
+
+
+def _optimizer(student: Student, settings: RefineSettings) -> Adam:
+    scales = student.scales()
+    groups = [
+        {"params": [parameter], "lr": settings.learning_rate * scales[name], "scale": scales[name]}
+        for name, parameter in student.parameters.items()
+    ]
+    return Adam(groups, eps=_EPS)
+
+
+def _batches(lessons: Sequence[Lesson], settings: RefineSettings) -> Iterator[list[Lesson]]:
+    """The lessons of each step, drawn by probability; those of one shape stand together."""
+    draw = torch.Generator().manual_seed(settings.seed)
+    shares = torch.tensor([lesson.probability for lesson in lessons])
+    drawn = torch.multinomial(shares, settings.steps * settings.batch_size, replacement=True, generator=draw)
+    for indices in drawn.split(settings.batch_size):
+        yield sorted((lessons[index] for index in indices.tolist()), key=_shape)
+
+
+def _take(student: Student, batch: Sequence[Lesson], optimizer: Optimizer, settings: RefineSettings, step: int) -> None:
+    """One step of the optimizer."""
+    for _, alike in groupby(batch, key=_shape):
+        loss = student.losses(list(alike)).sum() / len(batch)
+        if not torch.isfinite(loss):
+            raise QualityError(
+                f"the loss is {loss.item()} in step {step + 1}: the learning rate of {settings.learning_rate:g} is too "
+                "high. The best LoRA so far is kept."
+            )
+        loss.backward()
+    factor = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * group["scale"] * factor
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _saved(path: Path, identity: Mapping[str, Any]) -> TrainState | None:
+    """The state of this very run, where there is one."""
+    state = load_state(path) if path.exists() else None
+    return state if state is not None and state.identity == identity else None
+
+
+def _state(student: Student, optimizer: Optimizer, best: Refined, step: int, identity: Mapping[str, Any]) -> TrainState:
+    return TrainState(
+        step=step,
+        epoch=0,
+        batch=step,
+        values=copied(student.parameters),
+        optimizer=optimizer_state(optimizer, student.parameters),
+        average=None,
+        origins={},
+        best=best.after.typical,
+        best_step=best.step,
+        validated=step,
+        identity=dict(identity),
+        config=asdict(best.after),
+    )
+
+
+def _shape(lesson: Lesson) -> tuple[int, ...]:
+    return tuple(lesson.state.shape)

@@ -1,0 +1,158 @@
+"""A base with a LoRA in it that learns a tuned model's outputs, and what it is taught."""
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.errors import AdapterError, listing
+from lbm_lora.factorize import rounded
+from lbm_lora.model.build import LBMModel
+from lbm_lora.naming import ParamName
+from lbm_lora.train.export import export_adapter
+from lbm_lora.train.inject import inject_plan
+from lbm_lora.train.plan import PlannedLora, TrainPlan, layout_of
+
+Latent = Float[Tensor, "1 channels rows columns"]
+
+_LARGE = 200_000_000  # parameters from which on the activations of a whole backward pass are too many
+_FLOOR = 1e-9  # a relative error that counts as none: fp32 ends at 1e-7
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lesson:
+    """A point of the bridge of one picture, and what the tuned model says there.
+
+    Attributes:
+        timestep: in (0, 1000].
+        probability: of the timestep in training.
+        state, wanted: fp32, on the CPU.
+    """
+
+    timestep: float
+    probability: float
+    state: Latent
+    wanted: Latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Relative errors of the denoiser's output, ||output - tuned|| / ||tuned||.
+
+    Attributes:
+        typical: geometric mean over the lessons, by probability.
+        worst: of one lesson.
+    """
+
+    typical: float
+    worst: float
+
+
+class Student:
+    """The base with a LoRA in it, all of which learns.
+
+    Args:
+        model: of the base; it is changed in place.
+        given: the LoRA.
+        dtype: that its file will have.
+
+    Raises:
+        AdapterError: a module of the LoRA is no Linear and no plain Conv2d of the denoiser.
+    """
+
+    def __init__(self, model: LBMModel, given: Adapter, dtype: torch.dtype) -> None:
+        self._model, self._given, self._dtype = model, given, dtype
+        plan = TrainPlan(loras=_all_learn(model.denoiser, given), dense=tuple(given.dense))
+        self._live = inject_plan(model.denoiser, plan, given=given)
+        model.denoiser.train()  # checkpointed gradients need it; the network has no dropout
+        if sum(parameter.numel() for parameter in model.denoiser.parameters()) > _LARGE:
+            model.denoiser.enable_gradient_checkpointing()
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What learns, by name, in fp32."""
+        return self._live.parameters
+
+    def scales(self) -> dict[str, float]:
+        """The root mean square of what the file holds of each parameter."""
+        stored = {name: self._stored(name, parameter.detach()) for name, parameter in self.parameters.items()}
+        return {name: float(value.square().mean().sqrt()) for name, value in stored.items()}
+
+    def losses(self, lessons: Sequence[Lesson]) -> Float[Tensor, " batch"]:
+        """The squared relative error of each lesson, with gradients. Their states have one shape."""
+        device, dtype = self._model.device, self._model.dtype
+        states = torch.cat([lesson.state for lesson in lessons]).to(device)
+        wanted = torch.cat([lesson.wanted for lesson in lessons]).to(device)
+        timesteps = torch.tensor([lesson.timestep for lesson in lessons], dtype=torch.float32)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = self._model.denoise(states, timesteps)
+        size = wanted.square().flatten(1).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+        return (output.float() - wanted).square().flatten(1).sum(1) / size
+
+    @torch.no_grad()
+    def errors(self, lessons: Sequence[Lesson]) -> Errors:
+        """Those of the LoRA as a file would hold it now."""
+        with self._rounded():
+            errors = [math.sqrt(float(self.losses([lesson]))) for lesson in lessons]
+        logs = [
+            lesson.probability * math.log(max(error, _FLOOR)) for lesson, error in zip(lessons, errors, strict=True)
+        ]
+        typical = math.exp(math.fsum(logs) / math.fsum(lesson.probability for lesson in lessons))
+        return Errors(typical=typical, worst=max(errors))
+
+    def adapter(self) -> Adapter:
+        """The LoRA as it is now, rounded to the stored dtype.
+
+        Raises:
+            InputError: a value leaves the range of the dtype.
+        """
+        made = export_adapter(self._live, self.parameters, self._given.metadata)
+        modules = {
+            name: replace(module, down=rounded(module.down, self._dtype), up=rounded(module.up, self._dtype))
+            for name, module in made.modules.items()
+        }
+        dense = {name: rounded(delta, self._dtype) for name, delta in made.dense.items()}
+        return replace(made, modules=modules, dense=dense, prefix=self._given.prefix)
+
+    @contextmanager
+    def _rounded(self) -> Generator[None]:
+        """The values that the file would hold, until the block ends."""
+        learning = self.parameters
+        exact = {name: parameter.data for name, parameter in learning.items()}
+        try:
+            for name, parameter in learning.items():
+                stored = self._stored(name, exact[name]).to(self._dtype).float()
+                parameter.data = stored if (base := self._base(name)) is None else base + stored
+            yield
+        finally:
+            for name, parameter in learning.items():
+                parameter.data = exact[name]
+
+    def _stored(self, name: str, value: Tensor) -> Tensor:
+        """What a file holds of a parameter: a factor, or the change to the base."""
+        base = self._base(name)
+        return value if base is None else value - base
+
+    def _base(self, name: str) -> Tensor | None:
+        """The base's values of a parameter that learns whole, fp32."""
+        base = self._live.base.get(ParamName(name))
+        return None if base is None else base.float()
+
+
+def _all_learn(denoiser: nn.Module, given: Adapter) -> tuple[PlannedLora, ...]:
+    layers = layout_of(denoiser).layers
+    strange = [name for name in given.modules if name not in layers]
+    if strange:
+        raise AdapterError(
+            f"{given.path}: {len(strange)} of its modules are no Linear and no plain Conv2d of the denoiser: "
+            f"{listing(strange, limit=3)}."
+        )
+    return tuple(
+        PlannedLora(name=name, rank=module.rank, alpha=module.alpha, is_conv=len(module.shape) > 2, learns=True)
+        for name, module in given.modules.items()
+    )

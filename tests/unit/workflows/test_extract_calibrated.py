@@ -1,0 +1,219 @@
+"""The workflow `extract` with calibration: what it predicts, what it measures, and what it reaches."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
+from lbm_lora.workflows import calibrate
+from lbm_lora.workflows.extract import ExtractConfig, run
+from lbm_lora.workflows.validate import LORA, ValidateConfig
+from lbm_lora.workflows.validate import run as validate
+from standins import TINY, Lbm, base_tensors, tuned_tensors, write_lbm_yaml
+
+LARGEST = 600_000  # bytes of a file with every delta
+
+
+@pytest.fixture(scope="module")
+def lbm(tmp_path_factory: pytest.TempPathFactory) -> Lbm:
+    """A pair that differs in its ends and its middle alone: a quick extraction."""
+    folder = tmp_path_factory.mktemp("pair")
+    base, tuned = base_tensors(TINY, dtype=torch.bfloat16), tuned_tensors(TINY)
+    changed = ("denoiser.mid_block", "denoiser.conv_", "denoiser.time_")
+    for name, tensors in (
+        ("base", base),
+        ("tuned", base | {key: value for key, value in tuned.items() if key.startswith(changed)}),
+    ):
+        write_lbm_yaml(folder / name, TINY)
+        save_file(tensors, folder / name / "model.safetensors")
+    base_path, tuned_path = (folder / name / "model.safetensors" for name in ("base", "tuned"))
+    return Lbm(backbone=folder, base=base_path, tuned=tuned_path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth picture and noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    slope = np.linspace(0, 255, 64)
+    values = [
+        np.stack([slope[:, None] + 0 * slope, 0 * slope[:, None] + slope, np.full((64, 64), 90.0)], axis=-1),
+        np.random.default_rng(0).uniform(0, 255, (64, 64, 3)),
+    ]
+    for index, value in enumerate(values):
+        Image.fromarray(value.astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def statistics(lbm: Lbm, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("statistics") / "s.safetensors"
+    calibrate.run(
+        calibrate.CalibrateConfig(
+            tuned_model_path=lbm.tuned, images=str(pictures), save_to=path, size=64, probes=1, torch_dtype="float"
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def config(lbm: Lbm, statistics: Path, tmp_path: Path) -> ExtractConfig:
+    return ExtractConfig(
+        base_model_path=lbm.base,
+        tuned_model_path=lbm.tuned,
+        save_to=tmp_path / "l.safetensors",
+        calibration=statistics,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [({}, "F16"), ({"save_precision": "bf16"}, "BF16"), ({"calibration": None}, "BF16")]
+)
+def test_calibrated_files_are_fp16_where_nothing_else_is_asked_for(
+    config: ExtractConfig, flags: dict[str, str | None], dtype: str
+) -> None:
+    changed = dataclasses.replace(config, rank=2, conv_rank=2, **flags)  # pyright: ignore[reportArgumentType]
+    with safe_open(run(changed).adapter, "pt") as file:
+        found = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("alpha")}  # noqa: SIM118
+    assert found == {dtype}
+
+
+def test_predictions_are_checked_and_corrected(config: ExtractConfig, tmp_path: Path) -> None:
+    result = run(dataclasses.replace(config, max_size=("500kB", "900kB")))
+    unchecked = run(dataclasses.replace(config, save_to=tmp_path / "u.safetensors", max_size=("500kB",), check=False))
+    for one in (result, *result.further):
+        assert one.predicted is not None
+        assert one.predicted.of == "output"
+        assert one.predicted.error == pytest.approx(one.predicted.measured)
+        assert one.predicted.foreseen != pytest.approx(one.predicted.error, rel=0.01)
+    assert unchecked.predicted is not None
+    assert result.predicted is not None
+    assert (unchecked.predicted.foreseen, unchecked.predicted.measured) == (result.predicted.foreseen, None)
+    assert unchecked.predicted.error == unchecked.predicted.foreseen
+    assert unchecked.adapter.stat().st_size == result.adapter.stat().st_size
+    assert any(one.nbytes == result.predicted.nbytes and one.measured for one in result.sizes)
+
+
+def test_the_file_says_its_method(config: ExtractConfig, tmp_path: Path) -> None:
+    methods: dict[str, str] = {}
+    errors: dict[str, float] = {}
+    for name, calibration in (("plain", None), ("calibrated", config.calibration)):
+        changes = {"save_to": tmp_path / f"{name}.safetensors", "calibration": calibration, "max_size": ("500kB",)}
+        with safe_open(run(dataclasses.replace(config, **changes)).adapter, "pt") as file:
+            header = file.metadata()
+        methods[name] = json.loads(header["lbm_lora_settings"])["method"]
+        errors |= json.loads(header["lbm_lora_errors"])
+    assert methods == {"plain": "plain", "calibrated": "calibrated"}
+    assert {"predicted_weights_error", "predicted_output_error"} <= errors.keys()
+
+
+def test_a_psnr_is_reached_by_every_picture(config: ExtractConfig, pictures: Path, tmp_path: Path) -> None:
+    nothing = run(
+        dataclasses.replace(config, save_to=tmp_path / "n.safetensors", max_size=("250kB",), images=str(pictures))
+    )
+    assert nothing.pictures is not None
+    target = nothing.pictures.worst_psnr + 6
+    result = run(dataclasses.replace(config, min_psnr=target, images=str(pictures)))
+    found = result.pictures
+    assert found is not None
+    assert found.predicted_psnr is not None
+    assert found.count == 2
+    assert target <= found.worst_psnr <= target + 6
+    assert found.worst_psnr <= found.mean_psnr
+    assert nothing.nbytes < result.nbytes < LARGEST
+    report = validate(
+        ValidateConfig(
+            base_model_path=config.base_model_path,
+            tuned_model_path=config.tuned_model_path,
+            lora_path=result.adapter,
+            images=str(pictures),
+            num_inference_steps=(1,),
+            device="cpu",
+        )
+    ).report
+    assert report.outputs is not None
+    (summary,) = [entry for entry in report.outputs.summary if entry.variant == LORA]
+    assert float(summary.worst_psnr) == pytest.approx(found.worst_psnr, abs=0.05)
+    assert (float(summary.mean_psnr), summary.worst_image) == (
+        pytest.approx(found.mean_psnr, abs=0.05),
+        found.worst_image,
+    )
+    with safe_open(result.adapter, "pt") as file:
+        errors = json.loads(file.metadata()["lbm_lora_errors"])
+    assert errors["measured_worst_psnr"] == pytest.approx(found.worst_psnr, rel=1e-4)
+
+
+def test_calibration_images_are_measured_and_compared(config: ExtractConfig, pictures: Path) -> None:
+    alone = dataclasses.replace(config, calibration=None, calibration_images=str(pictures), min_psnr=20.0)
+    result = run(alone)
+    assert result.pictures is not None
+    assert result.pictures.count == 2
+    assert result.pictures.worst_psnr >= 20
+    assert sorted(path.name for path in config.save_to.parent.glob("*.safetensors")) == [
+        "l.safetensors",
+        "l_calibration.safetensors",
+    ]
+
+
+def test_an_error_of_the_output_is_reached(config: ExtractConfig) -> None:
+    result = run(dataclasses.replace(config, max_output_error=0.02))
+    assert result.predicted is not None
+    assert result.predicted.measured is not None
+    assert 0.01 < result.predicted.measured <= 0.02
+
+
+def test_what_cannot_be_reached_is_said_and_nothing_is_written(config: ExtractConfig, pictures: Path) -> None:
+    text = (
+        r"^--min_psnr 190: the best file, with every change whole, gives \d+\.\d\d dB in this precision\. Ask for less"
+    )
+    with pytest.raises(InputError, match=text):
+        run(dataclasses.replace(config, min_psnr=190.0, images=str(pictures)))
+    text = r"^--max_output_error 1e-08: the best file, with every change whole, leaves \d.* in this precision\."
+    with pytest.raises(InputError, match=text):
+        run(dataclasses.replace(config, max_output_error=1e-8))
+    assert list(config.save_to.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"min_psnr": 40.0},
+            r"^--min_psnr is about pictures: add --calibration_images FOLDER, or --calibration and --images\.$",
+        ),
+        ({"min_psnr": 40.0, "calibration": None, "images": "x"}, r"^--images is about calibrated LoRAs: add --calibr"),
+        ({"max_output_error": 0.1, "calibration": None}, r"^--max_output_error is about the denoiser's output: add"),
+        ({"max_error": 0.1}, r"^--max_error is about the weights, calibration about the output"),
+        ({"min_psnr": 40.0, "max_size": ("1MB",), "images": "x"}, r"^--max_size and --min_psnr both choose the ranks"),
+        ({"calibration_images": "x"}, r"^--calibration and --calibration_images both weigh the errors"),
+        ({"max_size": ("huge",)}, r"^--max_size huge: give a size such as 200MB or 1\.5GB\.$"),
+        ({"max_size": ("1MB", "1 MB")}, r"^1MB 1MB: each rank or size is given once\.$"),
+        ({"keep_energy": 1.5}, r"^--keep_energy is 1\.5: give a share above 0 and up to 1"),
+    ],
+)
+def test_what_does_not_go_together(
+    config: ExtractConfig, changes: dict[str, object], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbm_lora.workflows.extract.open_checkpoint", lambda _: pytest.fail("a file was opened"))
+    with pytest.raises(ConfigError, match=text):
+        run(dataclasses.replace(config, **changes))
+
+
+def test_bad_pictures_are_found_first(config: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lbm_lora.workflows.extract.open_checkpoint", lambda _: pytest.fail("a file was opened"))
+    with pytest.raises(ImageError, match="nowhere does not exist"):
+        run(dataclasses.replace(config, min_psnr=40.0, images="nowhere"))
+
+
+def test_statistics_of_another_model_are_refused(config: ExtractConfig, lbm: Lbm, tmp_path: Path) -> None:
+    other = dataclasses.replace(config, tuned_model_path=lbm.base, base_model_path=lbm.tuned)
+    with pytest.raises(CheckpointError, match="was measured on another model than"):
+        run(dataclasses.replace(other, max_size=("500kB",)))
+    assert list(tmp_path.iterdir()) == []

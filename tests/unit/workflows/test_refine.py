@@ -1,0 +1,112 @@
+"""The workflow `refine`: files in, a better file out."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lbm_lora.adapter import load_adapter
+from lbm_lora.cli.present import present
+from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.workflows.extract import ExtractConfig
+from lbm_lora.workflows.extract import run as extract
+from lbm_lora.workflows.refine import RefineConfig, run
+from standins import TINY, Lbm, write_lbm
+
+
+@pytest.fixture(scope="module")
+def lbm(tmp_path_factory: pytest.TempPathFactory) -> Lbm:
+    return write_lbm(tmp_path_factory.mktemp("lbm"), TINY)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(4):
+        values = np.random.default_rng(index).uniform(0, 255, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(values).resize((64, 64)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lora") / "l.safetensors"
+    extract(ExtractConfig(base_model_path=lbm.base, tuned_model_path=lbm.tuned, save_to=path, rank=2, device="cpu"))
+    return path
+
+
+@pytest.fixture
+def config(lbm: Lbm, lora: Path, pictures: Path, tmp_path: Path) -> RefineConfig:
+    return RefineConfig(
+        base_model_path=lbm.base,
+        tuned_model_path=lbm.tuned,
+        lora_path=lora,
+        images=str(pictures),
+        save_to=tmp_path / "refined.safetensors",
+        steps=8,
+        batch_size=2,
+        learning_rate=1e-2,
+        timesteps=(1000.0,),
+        size=64,
+        device="cpu",
+    )
+
+
+def test_the_file_is_better_and_of_the_same_size(config: RefineConfig, lora: Path) -> None:
+    result = run(config)
+    assert (result.images, result.held) == (3, 1)
+    assert result.step > 0
+    assert result.after.typical < result.before.typical
+    given, made = load_adapter(lora), load_adapter(result.adapter)
+    assert made.modules.keys() == given.modules.keys()
+    assert made.dense.keys() == given.dense.keys()
+    assert all(module.rank == given.modules[name].rank for name, module in made.modules.items())
+    assert {module.up.dtype for module in made.modules.values()} == {torch.bfloat16}
+    assert made.metadata.base_fingerprint == given.metadata.base_fingerprint
+    facts = json.loads(made.metadata.facts["lbm_lora_refinement"])
+    assert facts["error_after"] == pytest.approx(result.after.typical, rel=1e-4)
+    assert "lbm_lora_errors" not in made.metadata.facts  # those of the given LoRA's weights
+    assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
+    assert "dB better, of step" in present("refine", result)
+
+
+def test_the_same_run_gives_the_same_bytes(config: RefineConfig, tmp_path: Path) -> None:
+    other = dataclasses.replace(config, save_to=tmp_path / "again.safetensors", steps=2, mirror=False)
+    first = run(dataclasses.replace(other, save_to=config.save_to)).adapter.read_bytes()
+    assert run(other).adapter.read_bytes() == first
+
+
+def test_precision_of_the_file(config: RefineConfig) -> None:
+    result = run(dataclasses.replace(config, save_precision="float", steps=1))
+    assert {module.up.dtype for module in load_adapter(result.adapter).modules.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"steps": 0}, ConfigError, "--steps is 0"),
+        ({"batch_size": 0}, ConfigError, "--batch_size is 0"),
+        ({"learning_rate": 2.0}, ConfigError, "--learning_rate is 2"),
+        ({"save_to": Path("x.ckpt")}, OutputError, "x.ckpt: a LoRA is a .safetensors file"),
+    ],
+)
+def test_refused(config: RefineConfig, changes: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        run(dataclasses.replace(config, **changes))
+
+
+def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, pictures: Path) -> None:
+    with pytest.raises(OutputError, match="is an input"):
+        run(dataclasses.replace(config, save_to=lora))
+    with pytest.raises(ConfigError, match="is one picture"):
+        run(dataclasses.replace(config, images=str(pictures / "0.png")))
+    with pytest.raises(ConfigError, match=r"0\.png is in --images and in --held_images"):
+        run(dataclasses.replace(config, held_images=str(pictures / "0.png")))
+    with pytest.raises(WrongBaseError, match="extracted from another tuned model"):
+        run(dataclasses.replace(config, tuned_model_path=config.base_model_path))
+    with pytest.raises(WrongBaseError, match="made from another base"):
+        run(dataclasses.replace(config, base_model_path=config.tuned_model_path))
