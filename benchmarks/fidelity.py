@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "machine": machine.machine(options.threads),
             "versions": machine.versions(),
             "calibration": {"source": source, "pictures": [len(fold.calibration) for fold in folds]},
+            "refinement": {"pictures": [len(fold.refinement) for fold in folds]},
             "held": [picture.name for fold in folds for picture in fold.held],
             "calibration_seconds": loras[0].calibration_seconds(),
             "base": _joined([one.base_outputs() for one in loras]),
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         command="python -m benchmarks.fidelity"
         + (" --calibration_images RENDERS" if options.calibration_images else ""),
-        settings={"ranks": RANKS, "files": "bf16", "network": "fp32", "steps": 1},
+        settings={"ranks": RANKS, "files": "plain bf16, calibrated fp16", "network": "fp32", "steps": 1},
         pair={"base": "the bundled backbone's exact base, bf16", "tuned": "the bundled mini model, bf16"},
         slug=machine.slug(options.threads),
     )
@@ -101,7 +102,7 @@ def _makers(loras: Loras, plain: Set) -> dict[str, Callable[[], Set]]:
         "number": changed("number", one_number),
         **{f"images_{count}": others(f"images_{count}", _spread(pictures, count)) for count in counts},
         "photos": others("photos", photos),
-        "fp16": lambda: loras.sized("fp16", sizes, calibration=full(), save_precision="fp16", check=False),
+        "bf16": lambda: loras.sized("bf16", sizes, calibration=full(), save_precision="bf16", check=False),
         "diagonal_inputs": changed("diagonal_inputs", diagonal(inputs=True, outputs=False)),
         "diagonal_outputs": changed("diagonal_outputs", diagonal(inputs=False, outputs=True)),
         "diagonal": changed("diagonal", diagonal(inputs=True, outputs=True)),
@@ -122,18 +123,19 @@ def _folds(work: Path, calibration_images: str | None) -> tuple[list[Fold], str]
     """Pictures to calibrate on and to measure on, never the same, and what the former are."""
     pairs = sorted(bundled.PAIRS.glob("*.source.png"))
     if calibration_images is not None:
-        found = _spread(expand_sources(calibration_images), MOST)
+        found = expand_sources(calibration_images)
         names = {path.name for path in pairs}
         if any(path.name in names for path in found):
             raise SystemExit("error: --calibration_images holds pictures that are measured on. Leave them out.")
-        return [Fold(folder=work / "renders", calibration=found, held=tuple(pairs))], "renders of the training set"
+        fold = Fold(folder=work / "renders", calibration=_spread(found, MOST), refinement=found, held=tuple(pairs))
+        return [fold], "renders of the training set"
     objects = sorted({path.name.partition("-")[0] for path in pairs})
     photos = sorted(bundled.PHOTOS.glob("*.jpg"))
     folds: list[Fold] = []
     for name in objects:
         held = tuple(path for path in pairs if path.name.startswith(f"{name}-"))
         others = (*photos, *(path for path in pairs if path not in held))
-        folds.append(Fold(folder=work / f"without-{name}", calibration=others, held=held))
+        folds.append(Fold(folder=work / f"without-{name}", calibration=others, refinement=others, held=held))
     return folds, "the bundled photos, and the held-out pairs of the object that is not measured"
 
 
@@ -164,8 +166,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--calibration_images",
         metavar="FOLDER|GLOB",
-        help="sources to calibrate on, up to 64 of them; default: the bundled photos and pairs, leaving out one object "
-        "in turn, which is measured",
+        help="sources; 64 of them, evenly spread, are calibrated on, and all are refined on; default: the bundled "
+        "photos and pairs, leaving out one object in turn, which is measured",
     )
     add("--only", nargs="+", default=(), metavar="SET", help="make no other sets; those in the work folder count too")
     add("--threads", type=int, default=1, help="of torch; several wait for each other in a network this small")

@@ -26,7 +26,7 @@ Made = tuple[str, Path, Prediction | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Pictures to calibrate on, and others to measure on.
+    """Pictures to calibrate and to refine on, and others to measure on.
 
     Attributes:
         folder: for what is made of it.
@@ -34,6 +34,7 @@ class Fold:
 
     folder: Path
     calibration: tuple[Path, ...]
+    refinement: tuple[Path, ...]
     held: tuple[Path, ...]
 
 
@@ -61,12 +62,7 @@ class Loras:
         path = self.fold.folder / f"{name}.statistics.safetensors"
         if path.exists():
             return path
-        images = self.fold.folder / f"{name}.images"
-        images.mkdir(exist_ok=True)
-        for index, picture in enumerate(pictures):
-            link = images / f"{index:04}{picture.suffix}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(picture.resolve())
+        images = self._linked(name, pictures)
         started = time.monotonic()
         calibrate.run(
             calibrate.CalibrateConfig(
@@ -75,6 +71,16 @@ class Loras:
         )
         write_text(self._seconds(name), f"{time.monotonic() - started:.1f}\n")
         return path
+
+    def _linked(self, name: str, pictures: Sequence[Path]) -> Path:
+        """A folder with links to some pictures."""
+        images = self.fold.folder / f"{name}.images"
+        images.mkdir(exist_ok=True)
+        for index, picture in enumerate(pictures):
+            link = images / f"{index:04}{picture.suffix}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(picture.resolve())
+        return images
 
     def calibration_seconds(self) -> dict[str, float]:
         """Name -> how long measuring its statistics took."""
@@ -102,9 +108,10 @@ class Loras:
         return self.measured(name, {"max_size": words, **flags}, words)
 
     def refined(self, name: str, source: str) -> Set:
-        """The files of a set, each refined on the pictures that it was calibrated on."""
+        """The files of a set, each refined."""
 
         def make() -> list[Made]:
+            images = self._linked("refinement", self.fold.refinement)
             made: list[Made] = []
             for word in json.loads((self.fold.folder / f"{source}.json").read_text())["files"]:
                 config = refine.RefineConfig(
@@ -112,7 +119,8 @@ class Loras:
                     tuned_model_path=TUNED,
                     lora_path=self.fold.folder / f"{source}_{word}.safetensors",
                     save_to=self.fold.folder / f"{name}_{word}.safetensors",
-                    images=str(self.fold.folder / "full.images"),
+                    images=str(images),
+                    device="cpu",
                 )
                 made.append((word, refine.run(config).adapter, None))
             return made

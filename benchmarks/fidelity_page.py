@@ -41,10 +41,11 @@ textures and lights neither the training nor the calibration has seen, in fp32, 
 - *output error*: relative error of the denoiser's output at the trained timesteps, as a mean of dB over pictures and
   timesteps by their probability. It is what extraction predicts.
 
-Each number is a mean over the pictures, with the worst picture in parentheses. Files are bf16 where nothing else is
-said. *Plain* is the truncated SVD of each delta with one rank for all layers. All other files have plain's sizes or a
-little less, with ranks chosen for all layers together. *Calibrated* weighs errors by what they cost in the output,
-measured on {pictures} pictures ({source}). *Refined* goes on from the calibrated file by training its factors.
+Each number is a mean over the pictures, with the worst picture in parentheses. Plain files are bf16 and calibrated
+ones fp16, as `extract` writes them: equal bytes for a number. *Plain* is the truncated SVD of each delta with one
+rank for all layers. All other files have plain's sizes or a little less, with ranks chosen for all layers together.
+*Calibrated* weighs errors by what they cost in the output, measured on {pictures} pictures ({source}). *Refined* goes
+on from the calibrated file with `lbm-lora refine`, on {refinement} such pictures.
 """
 
 _ABLATION = {
@@ -89,8 +90,9 @@ def render(result: Result) -> str:
     """The page."""
     calibration = result["calibration"]
     pictures = " and ".join(map(str, calibration["pictures"]))
+    refinement = " and ".join(map(str, result["refinement"]["pictures"]))
     parts = [
-        _HEAD.format(held=len(result["held"]), pictures=pictures, source=calibration["source"]),
+        _HEAD.format(held=len(result["held"]), pictures=pictures, source=calibration["source"], refinement=refinement),
         _targets(verdicts(result)),
         _sizes(result),
         _equal_errors(result),
@@ -232,7 +234,7 @@ def _predictions(result: Result) -> str:
 
 
 def _precisions(result: Result) -> str:
-    labels = {"full": "bf16", "fp16": "fp16"}
+    labels = {"full": "fp16", "bf16": "bf16"}
     return _columns(
         result, "fp16 and bf16 files", "The same method and sizes; fp16 rounds 8 times finer than bf16.", labels
     )

@@ -53,6 +53,7 @@ def _extract(result: "ExtractResult", verbose: bool) -> str:
         short_text(Report(weights=result.report)),
         "\n".join(result.notes),
         _predictions(result),
+        _tried_pictures(result),
         _written(result.adapter, result.sidecar),
         *(_extract(further, verbose) for further in result.further),
     )
@@ -66,6 +67,18 @@ def _predictions(result: "ExtractResult") -> str:
     first = f"Predicted relative {what}: {result.predicted.error:.3%}. Other sizes would give:"
     rows = [f"  {size.nbytes / 1e6:>10,.2f} MB  {size.error:>9.3%}" for size in result.sizes]
     return "\n".join([first, *rows]) if rows else first
+
+
+def _tried_pictures(result: "ExtractResult") -> str:
+    """What the pictures came to that the LoRA was run on."""
+    found = result.pictures
+    if found is None:
+        return ""
+    predicted = "" if found.predicted_psnr is None else f", predicted {found.predicted_psnr:.1f} dB"
+    return (
+        f"One-step pictures against the tuned model's, {found.count} of them: PSNR {found.mean_psnr:.1f} dB in the "
+        f"mean, {found.worst_psnr:.1f} dB at worst ({found.worst_image}{predicted})."
+    )
 
 
 def _calibrate(result: "CalibrateResult", _: bool) -> str:

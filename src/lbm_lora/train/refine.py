@@ -2,9 +2,11 @@
 
 An extraction chooses the factors of each layer as if the other layers were exact. Together they can make up for each
 other's errors, and that is learnt here, at the ranks that the LoRA has. No pairs are needed: a state of the bridge goes
-into both networks, and the loss is ||output - tuned||^2 / ||tuned||^2, the mean over a batch. Adam (Kingma and Ba,
-arXiv 1412.6980) has a learning rate for each tensor, relative to the root mean square of its values, which differ by
-orders of magnitude between layers. It rises over a few steps and falls to 0 along half a cosine.
+into both networks, and the loss is the logarithm of ||output - tuned||^2 / ||tuned||^2, the mean over a batch: dB, so
+that the pictures that come out worst do not outweigh all others. Adam (Kingma and Ba, arXiv 1412.6980) has a learning
+rate for each tensor, relative to the root mean square of its values, which differ by orders of magnitude between layers,
+and to the error of the given LoRA: the smaller that is, the smaller are the changes that are left to make. The rate rises
+over a few steps and falls to 0 along half a cosine.
 
 What counts is what a file holds. So a LoRA is measured with its values rounded to the stored dtype, on pictures that
 are not learnt from: at the start, a few times in between, and at the end. The best one is kept.
@@ -28,7 +30,8 @@ from lbm_lora.train.student import Errors, Lesson, Student
 
 _WARMUP = 10  # steps
 _PARTS = 8  # of a run, with a measurement at the end of each
-_EPS = 1e-15  # of Adam: squared relative errors have gradients far below its own 1e-8
+_EPS = 1e-15  # of Adam: the gradients of some tensors are far below its own 1e-8
+_LEAST = 1e-18  # a squared relative error that counts as none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class RefineSettings:
     Attributes:
         steps: of the optimizer.
         batch_size: lessons of a step.
-        learning_rate: of a tensor, relative to the root mean square of its values.
+        learning_rate: of a tensor, relative to the root mean square of its values times the error of the given LoRA.
         seed: of the order of the lessons.
     """
 
@@ -94,7 +97,7 @@ def refine(
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
     best, done = Refined(before=before, after=before, step=0), 0
-    optimizer = _optimizer(student, settings)
+    optimizer = _optimizer(student, settings.learning_rate * before.typical)
     saved = _saved(state, identity)
     if saved is None:
         keep(student.adapter(), best)
@@ -117,10 +120,10 @@ def refine(
     return best
 
 
-def _optimizer(student: Student, settings: RefineSettings) -> Adam:
+def _optimizer(student: Student, rate: float) -> Adam:
     scales = student.scales()
     groups = [
-        {"params": [parameter], "lr": settings.learning_rate * scales[name], "scale": scales[name]}
+        {"params": [parameter], "lr": rate * scales[name], "highest": rate * scales[name]}
         for name, parameter in student.parameters.items()
     ]
     return Adam(groups, eps=_EPS)
@@ -138,7 +141,7 @@ def _batches(lessons: Sequence[Lesson], settings: RefineSettings) -> Iterator[li
 def _take(student: Student, batch: Sequence[Lesson], optimizer: Optimizer, settings: RefineSettings, step: int) -> None:
     """One step of the optimizer."""
     for _, alike in groupby(batch, key=_shape):
-        loss = student.losses(list(alike)).sum() / len(batch)
+        loss = (student.losses(list(alike)) + _LEAST).log().sum() / len(batch)
         if not torch.isfinite(loss):
             raise QualityError(
                 f"the loss is {loss.item()} in step {step + 1}: the learning rate of {settings.learning_rate:g} is too "
@@ -147,7 +150,7 @@ def _take(student: Student, batch: Sequence[Lesson], optimizer: Optimizer, setti
         loss.backward()
     factor = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * group["scale"] * factor
+        group["lr"] = group["highest"] * factor
     optimizer.step()
     optimizer.zero_grad()
 

@@ -26,6 +26,11 @@ from lbm_lora.workflows.extracted import Target, write_adapters, write_sidecar
 from lbm_lora.workflows.surveying import surveyed
 from lbm_lora.workflows.trying import PictureScores, tried
 
+_FOR_THE_OUTPUT = (
+    "Made for the denoiser's output: bands and errors of the weights say little about it. What counts is the error of "
+    "the output, and pictures: lbm-lora validate --images."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult:
@@ -68,6 +73,8 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
         )
         notes = (*swap_notes(tuned), *vae_notes(base, tuned))
         calibration = calibration_of(config, progress)
+        if calibration is not None:
+            notes = (*notes, _FOR_THE_OUTPUT)
         if policy.fixed and calibration is None:
             written = _given(config, policy, paths, plan, settings, progress)
         else:

@@ -47,8 +47,8 @@ class RefineConfig:
     """Optimizer steps."""
     batch_size: int = 16
     """Points of the bridge in each step. They go through the network together: 1 or 2 for the full-size model."""
-    learning_rate: float = 3e-4
-    """Of each tensor, relative to the root mean square of its values."""
+    learning_rate: float = 0.04
+    """Of each tensor, relative to the root mean square of its values times the error of the given LoRA."""
     mirror: bool = True
     """Learn from mirrored pictures too."""
     size: int | None = None
@@ -145,8 +145,8 @@ def _check(config: RefineConfig, pictures: Sequence[Path]) -> None:
     for name in ("steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name} is {getattr(config, name)}: give 1 or more.")
-    if not 0 < config.learning_rate < 1:
-        raise ConfigError(f"--learning_rate is {config.learning_rate:g}: it is relative, give a share below 1.")
+    if not 0 < config.learning_rate <= 1:
+        raise ConfigError(f"--learning_rate is {config.learning_rate:g}: it is relative, give a share up to 1.")
     if config.save_to.suffix != ".safetensors":
         raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
     guard_output(config.save_to, [config.base_model_path, config.tuned_model_path, config.lora_path, *pictures])

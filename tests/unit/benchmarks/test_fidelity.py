@@ -52,6 +52,7 @@ def result(**sets: Any) -> dict[str, Any]:
         "machine": {"cpu": "A CPU", "cores": 4, "cores used": 1},
         "versions": {"commit": "1234abcd", "torch": "2.9", "python": "3.11"},
         "calibration": {"source": "renders", "pictures": [64]},
+        "refinement": {"pictures": [250]},
         "calibration_seconds": {"full": 31.0},
         "held": ["a.png", "b.png"],
         "base": {"denoiser_psnr": [9.0, 11.0], "picture_psnr": [8.0, 10.0]},

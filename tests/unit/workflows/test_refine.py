@@ -49,7 +49,7 @@ def config(lbm: Lbm, lora: Path, pictures: Path, tmp_path: Path) -> RefineConfig
         save_to=tmp_path / "refined.safetensors",
         steps=8,
         batch_size=2,
-        learning_rate=1e-2,
+        learning_rate=0.04,
         timesteps=(1000.0,),
         size=64,
         device="cpu",
