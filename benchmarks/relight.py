@@ -14,7 +14,6 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +23,7 @@ import yaml
 
 from benchmarks import machine
 from benchmarks.measure import ROOT
-from benchmarks.relight_measure import as_numbers, changes, open_model, quality, summed_up, validation_loss
+from benchmarks.relight_measure import as_numbers, changes, gap, open_model, quality, summed_up, validation_loss
 from benchmarks.relight_pairs import KEYS, load_scenes, made_once, read_pairs, write_pairs
 from benchmarks.results import write_result
 from benchmarks.training_page import RESULTS, write_page
@@ -112,7 +111,7 @@ def scratch(work: Path, base: Path, steps: int) -> tuple[dict[str, Any], dict[st
         "lora_bytes": (run / "last.safetensors").stat().st_size,
         "step_s": step_seconds(run / "logs"),
         "summary": summed_up(found),
-        "each": {name: asdict(one) for name, one in found.items()},
+        "gap": gap(found["LoRA"], found["tuned"]),
     }
     return numbers, settings
 

@@ -94,6 +94,16 @@ def summed_up(found: Mapping[str, Quality]) -> dict[str, dict[str, float]]:
     }
 
 
+def gap(one: Quality, other: Quality) -> dict[str, dict[str, float]]:
+    """What one is over the other, pair by pair: the mean and its standard error, dB."""
+    found: dict[str, dict[str, float]] = {}
+    for where in ("whole", "inside"):
+        differences = np.subtract(getattr(one, where), getattr(other, where))
+        error = float(differences.std(ddof=1)) / len(differences) ** 0.5
+        found[where] = {"mean": round(float(differences.mean()), 3), "standard_error": round(error, 3)}
+    return found
+
+
 def validation_loss(model: LBMModel, config: TrainConfig) -> dict[str, Any]:
     """What a validation of training finds: the same pairs, timesteps and noise for every model."""
     dataset = open_data(config, "validation", seed=config.seed)

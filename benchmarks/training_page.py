@@ -45,7 +45,10 @@ def _scratch(result: Result) -> str:
         (name, f"{one['whole']:.2f}", f"{one['inside']:.2f}", f"{100 * one['better_than_source']:.0f} %")
         for name, one in summary.items()
     ]
-    gaps = [summary["LoRA"][where] - summary["tuned"][where] for where in ("whole", "inside")]
+    gaps = [
+        f"{result['gap'][where]['mean']:+.2f} dB ({result['gap'][where]['standard_error']:.2f}) {where}"
+        for where in ("whole", "inside")
+    ]
     minutes = settings["max_steps"] * result["step_s"] / 60
     return (
         f"A LoRA from nothing on the mini model's base: rank {settings['lora_rank']} for linear and conv layers, "
@@ -54,7 +57,8 @@ def _scratch(result: Result) -> str:
         f"({result['step_s']:.2f} s a step), and its last average counts. Held out are {result['pairs']} pairs of "
         "objects, textures and lights that no training saw. One step, fp32, mean PSNR to the target (dB):\n\n"
         + table(("model", "whole picture", "inside the object", "pairs nearer than the source, inside"), rows)
-        + f"\nLoRA over tuned: {gaps[0]:+.2f} dB whole, {gaps[1]:+.2f} dB inside. {_measured(result)}\n"
+        + "\nOutside the object a source is its target, which no output of a VAE is. LoRA over tuned, with the "
+        f"standard error of the mean over pairs: {', '.join(gaps)}. {_measured(result)}\n"
     )
 
 

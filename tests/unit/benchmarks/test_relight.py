@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.relight import step_seconds
-from benchmarks.relight_measure import Quality, changes, psnr, quality, summed_up
+from benchmarks.relight_measure import Quality, changes, gap, psnr, quality, summed_up
 from benchmarks.relight_pairs import load_scenes, made_once, read_pairs, write_pairs
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule
 from lbm_lora.naming import ModuleName, ParamName
@@ -79,6 +79,12 @@ def test_the_summary_has_means_and_the_share_that_is_better() -> None:
     found = summed_up({"source": source, "LoRA": Quality(whole=[20, 30], inside=[4, 4])})
     assert found["LoRA"] == {"whole": 25, "inside": 4, "better_than_source": 0.5}
     assert found["source"]["better_than_source"] == 0
+
+
+def test_the_gap_is_of_pairs() -> None:
+    found = gap(Quality(whole=[3, 5], inside=[1, 1]), Quality(whole=[2, 2], inside=[2, 2]))
+    assert found["whole"] == {"mean": 2, "standard_error": 1}
+    assert found["inside"] == {"mean": -1, "standard_error": 0}
 
 
 def _adapter(values: Mapping[str, float], norm: float = 0.0) -> Adapter:

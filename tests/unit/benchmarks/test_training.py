@@ -15,7 +15,8 @@ SUMMARY = {
     for name, whole in {"source": 15, "base": 18, "tuned": 23.5, "LoRA": 23.25}.items()
 }
 NUMBERS: dict[str, dict[str, Any]] = {
-    "scratch": {"summary": SUMMARY, "lora_bytes": 5e6, "train_pairs": 3000, "step_s": 1.5, "pairs": 480},
+    "scratch": {"summary": SUMMARY, "lora_bytes": 5e6, "train_pairs": 3000, "step_s": 1.5, "pairs": 480}
+    | {"gap": {where: {"mean": mean, "standard_error": 0.03} for where, mean in (("whole", -0.25), ("inside", 0))}},
     "continued": {
         "validation": {
             name: {"loss": loss, "losses": {1000.0: loss}, "pairs": 480}
@@ -73,7 +74,7 @@ def test_the_page_keeps_what_is_around_its_markers(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| LoRA | 23.25 | 10.00 | 50 % |" in text
     assert "in 3 minutes (1.50 s a step)" in text
-    assert "LoRA over tuned: -0.25 dB whole, +0.00 dB inside." in text
+    assert "-0.25 dB (0.03) whole, +0.00 dB (0.03) inside." in text
     assert "| the same after 150 steps | 0.31000 | 0.31000 |" in text
     assert "| model | loss | at 1000 |" in text
 
