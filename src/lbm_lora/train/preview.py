@@ -4,7 +4,7 @@ The same samples with the same noise every time, so that numbers of different st
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -138,11 +138,12 @@ def _look_at(
 ) -> Seen:
     if batch.source is None or batch.target is None:
         raise AssertionError("validation pairs are pictures")
+    encoded = replace(batch, latents=step.latents(batch))  # encoded once for all timesteps and pictures
     losses = {
-        timestep: float(step.losses_at(batch, torch.tensor([timestep]), stream=f"validation {timestep:g}"))
+        timestep: float(step.losses_at(encoded, torch.tensor([timestep]), stream=f"validation {timestep:g}"))
         for timestep in timesteps
     }
-    latent = step.encode(batch.source)
+    latent, _ = step.latents(encoded)
     target, mask = batch.target[0], None if batch.mask is None else batch.mask[0, 0]
     if mask is not None and not mask.any():
         mask = None  # nothing is marked: the whole picture counts

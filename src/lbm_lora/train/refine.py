@@ -1,12 +1,12 @@
 """A short distillation of a LoRA: its factors and dense deltas learn the tuned model's own outputs.
 
 An extraction chooses the factors of each layer as if the other layers were exact. Together they can make up for each
-other's errors, and that is learnt here, at the ranks that the LoRA has. No pairs are needed: a state of the bridge goes
-into both networks, and the loss is the logarithm of ||output - tuned||^2 / ||tuned||^2, the mean over a batch: dB, so
-that the pictures that come out worst do not outweigh all others. Adam (Kingma and Ba, arXiv 1412.6980) has a learning
-rate for each tensor, relative to the root mean square of its values, which differ by orders of magnitude between layers,
-and to the error of the given LoRA: the smaller that is, the smaller are the changes that are left to make. The rate rises
-over a few steps and falls to 0 along half a cosine.
+other's errors, and that is learnt here, at the ranks that the LoRA has. No pairs are needed: a state of the bridge
+goes into both networks, and the loss is the logarithm of ||output - tuned||^2 / ||tuned||^2, the mean over a batch:
+dB, so that the pictures that come out worst do not outweigh all others. Adam (Kingma and Ba, arXiv 1412.6980) has a
+learning rate for each tensor, relative to the root mean square of its values, which differ by orders of magnitude
+between layers, and to the error of the given LoRA: the smaller that is, the smaller are the changes that are left to
+make. The rate rises over a few steps and falls to 0 along half a cosine.
 
 What counts is what a file holds. So a LoRA is measured with its values rounded to the stored dtype, on pictures that
 are not learnt from: at the start, a few times in between, and at the end. The best one is kept.

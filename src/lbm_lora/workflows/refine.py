@@ -193,19 +193,18 @@ def _lessons(
 @torch.no_grad()
 def _lessons_of(config: RefineConfig, model: "LBMModel", path: Path, mirrored: bool, index: int) -> list["Lesson"]:
     from lbm_lora.calibrate import schedule_of
-    from lbm_lora.calibrate.states import bridge_states, source_latent, timestep_tensor
+    from lbm_lora.calibrate.states import bridge_states, source_latent
     from lbm_lora.train.student import Lesson
 
     schedule = schedule_of(model.config, config.timesteps)
     source = source_latent(model, path, size=config.size, mirrored=mirrored)
+    timesteps, probabilities, states = zip(
+        *bridge_states(model, source, schedule, seed=config.seed, image=index), strict=True
+    )
+    wanted = model.denoise(torch.cat(states), torch.tensor(timesteps, dtype=torch.float32)).float().cpu()
     return [
-        Lesson(
-            timestep=timestep,
-            probability=probability,
-            state=state.float().cpu(),
-            wanted=model.denoise(state, timestep_tensor(timestep)).float().cpu(),
-        )
-        for timestep, probability, state in bridge_states(model, source, schedule, seed=config.seed, image=index)
+        Lesson(timestep=timestep, probability=probability, state=state.float().cpu(), wanted=output[None])
+        for timestep, probability, state, output in zip(timesteps, probabilities, states, wanted, strict=True)
     ]
 
 
