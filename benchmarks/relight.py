@@ -42,7 +42,7 @@ COMMON: dict[str, Any] = {
     **KEYS,
     "image_size": [128],
     "cache_latents": True,
-    "validation_samples": 480,
+    "validation_samples": 120,
     "num_steps": [1],
     "batch_size": 16,
     "max_epochs": 100_000,
@@ -142,7 +142,6 @@ def continued(work: Path, base: Path, steps: int) -> tuple[dict[str, Any], dict[
         "steps": CONTINUED_STEPS,
         "modules": MODULES,
         "train_pairs": _trained_on(work),
-        "step_s": step_seconds(run / "logs"),
         "validation": {name: validation_loss(open_model(*files), config) for name, files in models.items()},
         "changes": as_numbers(changes(load_adapter(extracted), load_adapter(after), MODULES)),
     }
