@@ -12,6 +12,7 @@ _FLAT = 1 << 18  # values of a flat block: 1 MB in fp32, half of a second-level 
 _TILE = (512, 1280)
 _FRACTION_BITS = {torch.bfloat16: 7, torch.float16: 10}
 _FP32_EXPONENT = 0x7F800000
+_ROW = 4096  # squares that are summed in fp32: some processors' kernels lose digits in longer sums
 _SAFE = (1e-20, 1e30)  # sums of squares in fp32 between these have lost nothing at either end of its range
 
 
@@ -46,7 +47,9 @@ def tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
 def squares(block: Tensor) -> float:
     """Sum of the squares of a block of fp32 values; in fp64 where they leave the range of fp32."""
     flat = block.reshape(-1)
-    total = torch.dot(flat, flat).item()
+    whole = flat.numel() // _ROW * _ROW
+    rows, rest = flat[:whole].view(-1, 1, _ROW), flat[whole:]
+    total = torch.bmm(rows, rows.mT).sum(dtype=torch.float64).item() + torch.dot(rest, rest).item()
     if _SAFE[0] < total < _SAFE[1] or not flat.numel():
         return total
     wide = flat.double()
