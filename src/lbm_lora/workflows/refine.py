@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, save_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, dtype_of, fingerprint, open_checkpoint
@@ -256,7 +256,7 @@ def _stored_dtype(adapter: Adapter) -> torch.dtype:
     return tensors[0].dtype
 
 
-def _metadata(config: RefineConfig, given: Adapter, dtype: torch.dtype, refined: "Refined") -> Any:
+def _metadata(config: RefineConfig, given: Adapter, dtype: torch.dtype, refined: "Refined") -> AdapterMetadata:
     """That of the given LoRA, with its errors in the weights, which are others now, replaced by those of outputs."""
     facts = {
         "step": refined.step,
