@@ -10,7 +10,7 @@ from benchmarks.pair import make_pair
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extract import Action, plan_extraction
 from lbm_lora.factorize import FULL_RANK, FixedRank, matrix_shape
-from lbm_lora.factorize.svd import SMALLEST_BLOCK
+from lbm_lora.factorize.krylov import SMALLEST_BLOCK
 
 RANKS = (4, 8, 16, 32, 64, 128, 256, FULL_RANK)
 SEVERAL = (16, 32, 64)

@@ -129,4 +129,4 @@ def _refit(
     gram, products = rows @ rows.mT, (rows @ svd.right.mT) @ (svd.left * svd.values).mT
     if ((gram.diagonal() - 1).abs() > _KEPT).any():
         return (torch.linalg.pinv(gram, rtol=_CUTOFF, hermitian=True) @ products).mT / scale
-    return torch.linalg.solve(gram, products).mT / scale
+    return (torch.linalg.inv(gram) @ products).mT / scale

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lbm_lora.blocks import DeltaSums, absolutes, flat_blocks, squares, tiles
+from lbm_lora.blocks import DeltaSums, Workspace, absolutes, flat_blocks, squares, tiles
 from lbm_lora.factorize.factors import Factors
 from lbm_lora.factorize.matrix import to_matrix
 
@@ -89,21 +89,23 @@ def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors
     error_sq = error_abs = 0.0
     for block in _error_blocks(delta, approximation):
         error_sq += squares(block)
-        error_abs += absolutes(block)
+        error_abs += absolutes(block, scratch=block)
     if not math.isfinite(error_sq):
         error_sq = error_abs = math.inf
     return replace(measured, error_sq=error_sq, error_abs=error_abs)
 
 
 def _error_blocks(delta: Tensor, approximation: Tensor | Factors) -> Iterator[Tensor]:
-    """delta - approximation, piece by piece."""
+    """delta - approximation, piece by piece; a piece may be written over, and is valid until the next one."""
     if isinstance(approximation, Tensor):
         for block, part in flat_blocks(delta.contiguous(), approximation.contiguous()):
             yield block - part
         return
     matrix, up, down = to_matrix(delta), approximation.up.float(), approximation.down.float()
+    workspace = Workspace()
     for rows, columns in tiles(*matrix.shape):
-        yield torch.addmm(matrix[rows, columns], up[rows], down[:, columns], alpha=-1)
+        part = matrix[rows, columns]
+        yield torch.addmm(part, up[rows], down[:, columns], alpha=-1, out=workspace.take(tuple(part.shape)))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -7,12 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.factorize import TruncatedSVD, exact_svd, svd, truncated_svd
+from lbm_lora.factorize import TruncatedSVD, exact_svd, krylov, truncated_svd
 from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
 
 RANK = 24
 SMALL = [(32, 48), (96, 40), (64, 64)]
 LARGE = [(200, 260), (400, 196), (256, 256)]  # the randomized path: short side above 192, rank far below it
+
+
+@pytest.fixture(params=[False, True], ids=["fp32", "bf16"], autouse=True)
+def multiplies_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test runs as on a processor that multiplies bf16 natively, and as on one that does not."""
+    monkeypatch.setattr(krylov, "multiplies_bf16", lambda _: request.param)
+    return request.param
 
 
 def check(matrix: Tensor, found: TruncatedSVD, rank: int) -> None:
@@ -104,8 +111,8 @@ def test_the_exact_method_takes_over_where_the_randomized_one_does_not_converge(
 ) -> None:
     matrix = matrix_with(200, 260, SPECTRA["power 0.2"])
     assert not truncated_svd(matrix, RANK, seed=0).exact
-    monkeypatch.setattr(svd, "_TOLERANCE", -1.0)  # nothing is good enough
-    monkeypatch.setattr(svd, "_FLOOR", 0.0)
+    monkeypatch.setattr(krylov, "_TOLERANCE", -1.0)  # nothing is good enough
+    monkeypatch.setattr(krylov, "_FLOOR", 0.0)
     found = truncated_svd(matrix, RANK, seed=0)
     assert found.exact
     check(matrix, found, RANK)
@@ -115,9 +122,9 @@ def test_slow_spectra_take_more_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is not an ornament: the first rounds alone are far from the optimum for a slowly falling spectrum."""
     matrix = matrix_with(640, 640, SPECTRA["power 0.2"])
     check(matrix, truncated_svd(matrix, 8, seed=0), 8)
-    monkeypatch.setattr(svd, "_FIRST_ROUNDS", 2)
+    monkeypatch.setattr(krylov, "_FIRST_ROUNDS", 2)
     check(matrix, truncated_svd(matrix, 8, seed=0), 8)
-    monkeypatch.setattr(svd, "_TOLERANCE", 1.0)  # anything is good enough
+    monkeypatch.setattr(krylov, "_TOLERANCE", 1.0)  # anything is good enough
     hasty = truncated_svd(matrix, 8, seed=0)
     assert error_of(matrix, hasty.left * hasty.values, hasty.right) > bound_of(matrix, 8)
 

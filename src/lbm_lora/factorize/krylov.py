@@ -1,0 +1,187 @@
+"""Block Krylov iteration: the leading singular vectors of a large matrix out of a few products with it.
+
+(Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular Value Decomposition",
+2015, arXiv 1504.05477.) It keeps the blocks of all rounds, and so comes far closer to the optimum than subspace
+iteration at the same number of products.
+
+It checks itself. The last product, with the right vectors that were found, is half a round more: what energy it gains
+tells how much was still missing. Where that is more than a set part of the error, rounds are added.
+
+Products are most of the work. Processors that multiply bf16 natively do it two to three times as fast as fp32, so
+there the first rounds, which only look for directions, run on a bf16 copy. The last product is always fp32: it gives
+the best approximation for the right vectors that were found. What the copy loses is of the size of 1e-6 of the matrix's
+energy, which is nothing beside the error of a typical delta and too much beside a small one; then the rounds
+are run again in fp32, from where the first ones came to.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lbm_lora.blocks import energy
+
+SMALLEST_BLOCK = 16
+"""Columns of a block at least: products with fewer take as long. A block has as many columns as the rank asks for."""
+
+_FIRST_ROUNDS = 4
+_LAST_ROUNDS = 10
+_TOLERANCE = 1e-3  # of the squared error: what the last half round may gain. Half of it is then left at most
+_FLOOR = 1e-11  # of the squared norm: below it, fp32 products are noise
+_BF16_FROM = 0.01  # of the squared norm: of larger squared errors, what bf16 loses is no more than some 1e-4
+_SAFE = (1e-24, 1e24)  # squared norms whose products, and their squares, stay in the range of fp32
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Attributes:
+    rows: orthonormal, on the long side of A: they span what was found of its leading singular vectors there.
+    product: of A and these rows, on its short side; fp32.
+    """
+
+    rows: Float[Tensor, "rank long"]
+    product: Float[Tensor, "short rank"]
+
+
+def leading_subspace(
+    matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, squared_norm: float
+) -> Subspace | None:
+    """The subspace of the leading singular vectors.
+
+    Args:
+        matrix: fp32, finite.
+        rank: far below min(out, columns).
+        seed: of the random start.
+        squared_norm: of the matrix.
+
+    Returns:
+        None where it has not converged, or where the exact method has less to do.
+    """
+    if squared_norm and not _SAFE[0] < squared_norm < _SAFE[1]:
+        size = math.sqrt(squared_norm)
+        found = leading_subspace(matrix / size, rank, seed=seed, squared_norm=1.0)
+        return found and Subspace(found.rows, found.product * size)
+    exact = _Products(matrix)
+    products = _Products(matrix.bfloat16()) if multiplies_bf16(matrix.device) else exact
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(max(rank, SMALLEST_BLOCK), max(matrix.shape), generator=generator).to(matrix.device)
+    block = products.back(start)
+    if products is not exact:
+        found = _search(products, exact, block, rank, squared_norm, _FIRST_ROUNDS, least_error=_BF16_FROM)
+        if found is not None and found.converged:
+            return found.subspace
+        block = block if found is None else found.subspace.product
+    found = _search(exact, exact, block, rank, squared_norm, _LAST_ROUNDS)
+    return found.subspace if found is not None and found.converged else None
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 matrices are a matter of the processor, and not of converting them first."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+class _Products:
+    """Products of A with blocks on its short side, in the dtype that A is given in; blocks go in as fp32."""
+
+    def __init__(self, matrix: Float[Tensor, "out columns"]) -> None:
+        self._matrix = matrix
+        self._wide = matrix.shape[0] <= matrix.shape[1]
+        self.short, self.long = sorted(matrix.shape)
+
+    def across(self, basis: Float[Tensor, "short n"]) -> Float[Tensor, "n long"]:
+        """Never with a transposed A: that product takes half as long again."""
+        basis = basis.to(self._matrix.dtype)
+        return basis.mT @ self._matrix if self._wide else (self._matrix @ basis).mT
+
+    def back(self, rows: Float[Tensor, "n long"]) -> Float[Tensor, "short n"]:
+        rows = rows.to(self._matrix.dtype)
+        return (self._matrix @ rows.mT if self._wide else (rows @ self._matrix).mT).float()
+
+
+@dataclass(frozen=True)
+class _Found:
+    subspace: Subspace
+    converged: bool
+
+
+def _search(
+    products: _Products,
+    exact: _Products,
+    block: Float[Tensor, "short n"],
+    rank: int,
+    squared_norm: float,
+    last_round: int,
+    least_error: float = 0.0,
+) -> _Found | None:
+    """Rayleigh-Ritz on the span of [A G, (A A^T) A G, ...].
+
+    The basis lies on the short side of A. It stays orthonormal as it grows, so each block's product with A serves
+    twice: for the next block, and as its part of the projected matrix.
+
+    Args:
+        products: that the rounds use.
+        exact: the same in fp32, for the last product.
+        block: A G.
+        least_error: squared errors below this share of the squared norm are too small for these products.
+
+    Returns:
+        None where the first block leaves less than that, or where LAPACK has less to do.
+    """
+    width, count = block.shape[1], min(last_round, products.short // block.shape[1])
+    basis, projected = block.new_empty(products.short, count * width), block.new_empty(count * width, products.long)
+    found = None
+    for number in range(1, last_round + 1):
+        if number > count:
+            return None
+        old, new = slice(0, (number - 1) * width), slice((number - 1) * width, number * width)
+        basis[:, new] = _orthonormal_beside(basis[:, old], block) if number > 1 else torch.linalg.qr(block).Q
+        projected[new] = products.across(basis[:, new])
+        if number == 1 and squared_norm - energy(projected[new]) < least_error * squared_norm:
+            return None
+        if number >= _FIRST_ROUNDS:
+            found = _ritz(exact, basis[:, : new.stop], projected[: new.stop], rank, squared_norm, least_error)
+            if found.converged:
+                break
+        if number < last_round:
+            block = products.back(projected[new])
+    return found
+
+
+def _ritz(
+    exact: _Products,
+    basis: Float[Tensor, "short m"],
+    projected: Float[Tensor, "m long"],
+    rank: int,
+    squared_norm: float,
+    least_error: float,
+) -> _Found:
+    """What is the best of a rank within a basis, and whether it is good enough."""
+    rows = _leading_rows(projected, rank)
+    product = exact.back(rows)
+    within = basis.mT @ product
+    error = max(squared_norm - energy(within), 0.0)
+    gained = energy(product - basis @ within)
+    enough = gained <= _TOLERANCE * error + _FLOOR * squared_norm
+    return _Found(Subspace(rows, product), enough and error >= least_error * squared_norm)
+
+
+def _leading_rows(projected: Float[Tensor, "m columns"], rank: int) -> Float[Tensor, "rank columns"]:
+    """Orthonormal rows that span the first right singular vectors of a matrix of few rows.
+
+    By the Gram matrix of the rows: its rounding errors are those of the products that made them. The QR makes up for
+    rows of small values.
+    """
+    vectors = torch.linalg.eigh((projected @ projected.mT).double()).eigenvectors[:, -rank:]
+    return torch.linalg.qr((vectors.mT.to(projected.dtype) @ projected).mT).Q.mT
+
+
+def _orthonormal_beside(basis: Float[Tensor, "out m"], block: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
+    """An orthonormal basis of what `block` adds to `basis`; projected twice, since once leaves rounding errors."""
+    for _ in range(2):
+        block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
+    return block
