@@ -107,6 +107,7 @@ def limits(*, folder: str) -> Work:
         other = torch.empty_like(large)
         half = square.bfloat16()
         thin_tall = torch.randn(1280, 40)
+        half_tall, half_thin = tall.bfloat16(), thin_tall.bfloat16()
         file = Path(folder) / "limit.bin"
 
         def write() -> None:
@@ -120,6 +121,11 @@ def limits(*, folder: str) -> Work:
                 "fp32 product, GFLOP/s": 2 * 2048**3 / _best(lambda: square @ square) / 1e9,
                 "fp32 product with 40 columns, GFLOP/s": 2 * tall.numel() * 40 / _best(lambda: tall @ thin_tall) / 1e9,
                 "bf16 product, GFLOP/s": 2 * 2048**3 / _best(lambda: half @ half) / 1e9,
+                "bf16 product with 40 columns, GFLOP/s": 2
+                * tall.numel()
+                * 40
+                / _best(lambda: half_tall @ half_thin)
+                / 1e9,
                 "memory copy (read + write), GB/s": 2 * large.numel() / _best(lambda: other.copy_(large)) / 1e9,
                 "QR of 2048 x 40, ms": 1e3 * _best(lambda: torch.linalg.qr(thin)),
                 "write and sync to the disk, GB/s": large.numel() / _best(write, times=2) / 1e9,

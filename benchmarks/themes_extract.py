@@ -5,12 +5,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.bench import CONV_RANK, FULL_BYTES, LORA_BYTES, RANK, REDUCED, Bench, Job, ratios
 from benchmarks.pair import make_pair
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extract import Action, plan_extraction
 from lbm_lora.factorize import FULL_RANK, FixedRank, matrix_shape
-from lbm_lora.factorize.krylov import SMALLEST_BLOCK
+from lbm_lora.factorize.krylov import SMALLEST_BLOCK, multiplies_bf16
 
 RANKS = (4, 8, 16, 32, 64, 128, 256, FULL_RANK)
 SEVERAL = (16, 32, 64)
@@ -30,7 +32,7 @@ def extract(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {
         "runs": runs,
         "ratios": {name: ratios(runs["extract"], runs[name]) for name in ("bare pass", "bare pass by tensor")},
-        "flop": sum(_flop(shape) for shape in _matrices(bench).values()),
+        "work": _work(bench),
     }
     if bench.options.device != "cpu":
         found["agreement"] = _agreement(bench)
@@ -160,11 +162,17 @@ def layers(bench: Bench) -> dict[str, Any]:
     return {"runs": rows, "scale": scale}
 
 
-def _flop(shape: tuple[int, ...]) -> int:
-    """Operations of the products with the matrix: four block Krylov rounds there and back, and one for `up`."""
-    rank = FixedRank(linear=RANK, conv=CONV_RANK).rank_of(shape)
-    rows, columns = matrix_shape(shape)
-    return 2 * rows * columns * (8 * max(rank, SMALLEST_BLOCK) + rank)
+def _work(bench: Bench) -> dict[str, Any]:
+    """What extract cannot do without: operations of four block Krylov rounds there and back, in the dtype that they run
+    in; and in fp32, of the last product and of the product of the factors, by which the error is measured."""
+    rounds = fp32 = 0
+    for shape in _matrices(bench).values():
+        rank = FixedRank(linear=RANK, conv=CONV_RANK).rank_of(shape)
+        rows, columns = matrix_shape(shape)
+        rounds += 2 * rows * columns * 8 * max(rank, SMALLEST_BLOCK)
+        fp32 += 2 * rows * columns * 2 * rank
+    dtype = "bf16" if multiplies_bf16(torch.device(bench.options.device)) else "fp32"
+    return {"rounds_flop": rounds, "rounds_dtype": dtype, "fp32_flop": fp32}
 
 
 def _agreement(bench: Bench) -> dict[str, Any]:

@@ -33,10 +33,11 @@ def _write(folder: Path, theme: str, **numbers: Any) -> Path:
 
 
 def _extract(folder: Path, seconds: float) -> Path:
-    runs = {"bare pass": _process(8), "extract": _process(seconds)}
+    runs = {"bare pass": _process(8), "bare pass by tensor": _process(10), "extract": _process(seconds)}
     ratio = {"work_s": seconds / 8, "wall_s": (seconds + 2) / 10}
     ratios = {"bare pass": ratio, "bare pass by tensor": ratio}
-    return _write(folder, "extract", runs=runs, ratios=ratios, flop=10**12)
+    work = {"rounds_flop": 10**12, "rounds_dtype": "bf16", "fp32_flop": 3 * 10**11}
+    return _write(folder, "extract", runs=runs, ratios=ratios, work=work)
 
 
 def test_a_result_is_named_by_theme_machine_and_date(tmp_path: Path) -> None:
@@ -93,17 +94,17 @@ def test_what_was_not_measured_is_said_to_be_so(tmp_path: Path) -> None:
 def test_the_page_has_every_target_and_the_processes(tmp_path: Path) -> None:
     _extract(tmp_path, 20)
     limits = {
-        "read from the page cache, GB/s": 5.0,
+        "bf16 product with 40 columns, GFLOP/s": 200.0,
         "fp32 product with 40 columns, GFLOP/s": 100.0,
-        "fp32 product, GFLOP/s": 200.0,
     }
     _write(tmp_path, "machine", limits=limits)
     page = render(newest(tmp_path))
     assert all(target.what in page for target in TARGETS)
     assert "| extract 32/16: time over the bare pass, tensor by tensor | <= 2 x | 2.50 x | missed by 25 % |" in page
     assert "20.00 s | 22.00 s" in page
-    assert "bandwidth: 2.0 s" in page
-    assert "1.00 TFLOP: 10.0 s" in page
+    assert "8.0 s to read the files and subtract; 5.0 s for the products" in page
+    assert "1.00 TFLOP in bf16; 3.0 s for the last product" in page
+    assert "Together 16.0 s, 1.60 x the bare pass" in page
     assert "| extract, machine |" in page
 
 
