@@ -144,9 +144,9 @@ def _limits(result: Mapping[str, Any], results: Results) -> str:
     least = read + rounds + fp32
     return text + (
         f"\nextract 32/16 took {runs['extract']['work_s']:.1f} s after imports. What it cannot do without, at these "
-        f"rates of all cores: {read:.1f} s to read the files and subtract; {rounds:.1f} s for the products of its block "
-        f"Krylov rounds, {work['rounds_flop'] / 1e12:.2f} TFLOP in {work['rounds_dtype']}; {fp32:.1f} s for the last "
-        "product and that of the factors, by which the error is measured, "
+        f"rates of all cores: {read:.1f} s to read the files and subtract; {rounds:.1f} s for the products of its "
+        f"block Krylov rounds, {work['rounds_flop'] / 1e12:.2f} TFLOP in {work['rounds_dtype']}; {fp32:.1f} s for the "
+        "last product and that of the factors, by which the error is measured, "
         f"{work['fp32_flop'] / 1e12:.2f} TFLOP in fp32. Together {least:.1f} s, "
         f"{least / runs['bare pass by tensor']['work_s']:.2f} x the bare pass, tensor by tensor. The rest is "
         "orthogonalization and small eigenproblems, hashing, sums of the deltas and of the errors, and writing.\n"
