@@ -20,7 +20,7 @@ from lbm_lora.naming import ModuleName, weight_of
 
 Work = Callable[[], dict[str, Any]]
 
-_KEPT = ("nbytes", "changed", "tensors", "step", "seconds", "learning")  # of a command's result
+_KEPT = ("nbytes", "changed", "tensors", "step", "seconds", "learning", "before", "after")  # of a command's result
 
 
 def command(*, arguments: list[str]) -> Work:
@@ -36,9 +36,7 @@ def command(*, arguments: list[str]) -> Work:
         if code:
             raise SystemExit(code)
         found = json.loads(output.getvalue())
-        kept = {
-            key: found[key] for key in ("nbytes", "changed", "tensors", "step", "seconds", "learning") if key in found
-        }
+        kept = {key: found[key] for key in _KEPT if key in found}
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
             kept["cuda_bytes"] = torch.cuda.max_memory_allocated()
         return kept

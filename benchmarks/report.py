@@ -9,7 +9,7 @@ from benchmarks.targets import Results, Target, verdicts
 from lbm_lora.atomic import write_text
 
 _GB = 1e9
-_SIDE_BY_SIDE = ("extract", "full_rank", "several", "base", "fuse", "validate", "load", "calibrated", "train")
+_SIDE_BY_SIDE = ("extract", "full_rank", "several", "base", "fuse", "validate", "load", "calibrated", "train", "refine")
 
 _HEAD = """# Performance
 
@@ -265,9 +265,19 @@ def _train(result: Mapping[str, Any], results: Results) -> str:
     )
 
 
+def _refine(result: Mapping[str, Any], results: Results) -> str:
+    size, steps = result["size"], result["steps"]
+    return (
+        f"## Refinement on the full-size denoiser\n\n`refine --steps {steps} --batch_size 1 --torch_dtype bf16` of the "
+        f"rank 32/16 LoRA, one picture of {size} x {size} to learn from and one to measure on, timestep 1000: see the "
+        "process above. So few steps show time and memory, not what it gains.\n"
+    )
+
+
 _SECTIONS = {
     "calibrated": _calibrated,
     "train": _train,
+    "refine": _refine,
     "extract": _agreement,
     "machine": _limits,
     "svd": _svd,

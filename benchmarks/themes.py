@@ -16,6 +16,7 @@ THEMES: dict[str, Theme] = {
     "load": themes_apply.load,
     "calibrated": themes_calibrate.calibrated,
     "train": themes_train.train,
+    "refine": themes_train.refine,
     "infer": themes_apply.infer,
     "live": themes_apply.live,
     "threads": themes_extract.threads,

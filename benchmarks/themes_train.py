@@ -1,4 +1,4 @@
-"""Training of a LoRA on the full-size denoiser: time per optimizer step, and memory."""
+"""Training and refinement of a LoRA on the full-size denoiser: time per optimizer step, and memory."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from benchmarks.bench import CONV_RANK, RANK, REDUCED, Bench
-from lbm_lora.bundled import PAIRS
+from lbm_lora.bundled import PAIRS, PHOTOS
 
 STEPS = 3
+REFINE_STEPS = 2
 
 
 def train(bench: Bench) -> dict[str, Any]:
@@ -46,6 +47,32 @@ def train(bench: Bench) -> dict[str, Any]:
         "step_s": found["seconds"] / found["step"],
         "parameters": found["learning"],
     }
+
+
+def refine(bench: Bench) -> dict[str, Any]:
+    """A few optimizer steps of refine on a plain rank 32/16 LoRA: one picture to learn from, one to measure on."""
+    size = 256 if bench.options.scale >= REDUCED else 64
+    lora, refined = bench.adapter, bench.path("refined.safetensors")
+    learnt, held = sorted(PHOTOS.glob("*.jpg"))[:2]
+    flags = {
+        "base_model_path": bench.pair.base,
+        "tuned_model_path": bench.pair.tuned,
+        "lora_path": lora,
+        "images": learnt,
+        "held_images": held,
+        "save_to": refined,
+        "size": size,
+        "timesteps": 1000,
+        "steps": REFINE_STEPS,
+        "batch_size": 1,
+        "torch_dtype": "bf16",
+        "device": bench.options.device,
+    }
+    job = bench.command("refine", flags, inputs=(*bench.both, lora), outputs=(refined,), more=["--no_mirror"])
+    runs = bench.side_by_side({"refine": job}, repeats=1)
+    found = runs["refine"]["runs"][0]["result"]
+    bench.drop(refined)
+    return {"runs": runs, "size": size, "steps": REFINE_STEPS, "before": found["before"], "after": found["after"]}
 
 
 def _pairs(folder: Path) -> Path:
