@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         command="python -m benchmarks.fidelity"
         + (" --calibration_images RENDERS" if options.calibration_images else ""),
-        settings={"ranks": RANKS, "files": "plain bf16, calibrated fp16", "network": "fp32", "steps": 1},
+        settings={"ranks": RANKS, "files": "plain bf16, calibrated fp16 or int8", "network": "fp32", "steps": 1},
         pair={"base": "the bundled backbone's exact base, bf16", "tuned": "the bundled mini model, bf16"},
         slug=machine.slug(options.threads),
     )
@@ -95,8 +95,13 @@ def _makers(loras: Loras, plain: Set) -> dict[str, Callable[[], Set]]:
         "plain": lambda: plain,
         "full": lambda: loras.sized("full", sizes, calibration=full()),
         "small": lambda: loras.sized("small", _small(loras, plain), calibration=full()),
+        "int8": lambda: loras.sized("int8", sizes, calibration=full(), save_precision="int8"),
+        "int8_small": lambda: loras.sized(
+            "int8_small", _small(loras, plain), calibration=full(), save_precision="int8"
+        ),
         "refined": lambda: loras.refined("refined", "full"),
         "refined_small": lambda: loras.refined("refined_small", "small"),
+        "refined_int8": lambda: loras.refined("refined_int8", "int8"),
         "plain_global": lambda: loras.sized("plain_global", sizes),
         "inputs": changed("inputs", inputs_alone),
         "number": changed("number", one_number),

@@ -112,7 +112,7 @@ def savings(result: Result, names: Sequence[str], key: str) -> dict[int, float |
 def verdicts(result: Result) -> list[Verdict]:
     """One for each target, in the order that they were set."""
     full, refined = files_of(result, "full"), files_of(result, "refined")
-    small = files_of(result, "small")
+    predicted = [file for name in ("full", "small", "int8", "int8_small") for file in files_of(result, name)]
     return [
         Verdict(
             what="denoiser's one-step output, calibrated over plain at the sizes of rank 4 and above: least gain",
@@ -160,7 +160,7 @@ def verdicts(result: Result) -> list[Verdict]:
             what="predicted against measured error of the output, all sizes: largest difference",
             limit=3,
             unit="dB",
-            measured=max((abs(difference(file)) for file in (*full, *small)), default=None),
+            measured=max((abs(difference(file)) for file in predicted), default=None),
             at_least=False,
         ),
     ]

@@ -44,8 +44,9 @@ textures and lights neither the training nor the calibration has seen, in fp32, 
 Each number is a mean over the pictures, with the worst picture in parentheses. Plain files are bf16 and calibrated
 ones fp16, as `extract` writes them: equal bytes for a number. *Plain* is the truncated SVD of each delta with one
 rank for all layers. All other files have plain's sizes or a little less, with ranks chosen for all layers together.
-*Calibrated* weighs errors by what they cost in the output, measured on {pictures} pictures ({source}). *Refined* goes
-on from the calibrated file with `lbm-lora refine`, on {refinement} such pictures.
+*Calibrated* weighs errors by what they cost in the output, measured on {pictures} pictures ({source}). *In 8 bits* is
+the same with `--save_precision int8`, which has room for twice the ranks. *Refined* goes on from the calibrated file
+with `lbm-lora refine`, on {refinement} such pictures.
 """
 
 _ABLATION = {
@@ -63,11 +64,19 @@ _STATISTICS = {
     "diagonal": "both diagonals",
     "sketch": "sketch of 16 columns",
 }
-_TIMED = ("plain", "plain_global", "full", "refined")
+_TIMED = ("plain", "plain_global", "full", "int8", "refined", "refined_int8")
+_AGAINST = {
+    "plain": "plain",
+    "full": "calibrated",
+    "refined": "refined",
+    "int8": "in 8 bits",
+    "refined_int8": "in 8 bits, refined",
+}
 _SERIES = {
     "plain": ("plain",),
     "ranks chosen globally": ("plain_global",),
     "calibrated": ("small", "full"),
+    "in 8 bits": ("int8_small", "int8"),
     "refined": ("refined_small", "refined"),
 }
 
@@ -128,9 +137,9 @@ def _targets(found: Sequence[Verdict]) -> str:
 
 
 def _sizes(result: Result) -> str:
-    """Plain, calibrated and refined at the sizes of plain's ranks."""
-    sets = {name: files_of(result, name) for name in ("plain", "full", "refined") if files_of(result, name)}
-    head = ["size", *({"plain": "plain", "full": "calibrated", "refined": "refined"}[name] for name in sets)]
+    """Each method at the sizes of plain's ranks."""
+    sets = {name: files_of(result, name) for name in _AGAINST if files_of(result, name)}
+    head = ["size", *(_AGAINST[name] for name in sets)]
     base = result["base"]
     text = (
         "## Against plain SVD of the same size\n\n![size against fidelity](images/fidelity.svg)\n\n"
@@ -150,7 +159,11 @@ def _sizes(result: Result) -> str:
 
 
 def _equal_errors(result: Result) -> str:
-    methods = {"calibrated": ("full", "small"), "refined": ("refined", "refined_small")}
+    methods = {
+        "calibrated": ("full", "small"),
+        "refined": ("refined", "refined_small"),
+        "in 8 bits": ("int8", "int8_small"),
+    }
     methods = {name: sets for name, sets in methods.items() if files_of(result, sets[0])}
     head = ["plain", "output error, dB", "matrices / file, MB"]
     head += [f"{name}: times fewer bytes, matrices / file" for name in methods]
@@ -214,13 +227,13 @@ def _columns(result: Result, title: str, note: str, labels: Mapping[str, str]) -
 def _predictions(result: Result) -> str:
     rows = [
         (
-            f"{file['nbytes'] / _MB:.2f} MB",
+            f"{file['nbytes'] / _MB:.2f} MB, {label}",
             f"{20 * math.log10(file['predicted']['foreseen']):.1f}",
             f"{20 * math.log10(file['predicted']['error']):.1f}",
             f"{mean(file['error_db']):.1f}",
             f"{difference(file):+.1f}",
         )
-        for name in ("small", "full")
+        for name, label in (("small", "fp16"), ("full", "fp16"), ("int8_small", "int8"), ("int8", "int8"))
         for file in files_of(result, name)
     ]
     if not rows:
@@ -234,9 +247,12 @@ def _predictions(result: Result) -> str:
 
 
 def _precisions(result: Result) -> str:
-    labels = {"full": "fp16", "bf16": "bf16"}
     return _columns(
-        result, "fp16 and bf16 files", "The same method and sizes; fp16 rounds 8 times finer than bf16.", labels
+        result,
+        "Precision of the file",
+        "The same method and sizes. fp16 rounds 8 times finer than bf16. int8 has a unit for each rank, and room for "
+        "twice the ranks; dense deltas are fp16 there.",
+        {"full": "fp16", "bf16": "bf16", "int8": "int8"},
     )
 
 

@@ -1,6 +1,15 @@
 """The LoRA as a frozen value and its serial form (layer L2)."""
 
-from lbm_lora.adapter.files import METADATA_ROOM, AdapterWriter, load_adapter, module_bytes, save_adapter, stored_bytes
+from lbm_lora.adapter.files import (
+    METADATA_ROOM,
+    AdapterWriter,
+    load_adapter,
+    module_bytes,
+    precision,
+    rank_bytes,
+    save_adapter,
+    stored_bytes,
+)
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
 from lbm_lora.adapter.module import Adapter, LoraModule
@@ -18,6 +27,8 @@ __all__ = [
     "extraction_facts",
     "load_adapter",
     "module_bytes",
+    "precision",
+    "rank_bytes",
     "save_adapter",
     "stored_bytes",
 ]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
-from lbm_lora.adapter.native import ALPHA, DOWN, UP, decode, dense_key, encode_module, prefix_of
-from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, entry_bytes, open_checkpoint
+from lbm_lora.adapter.native import UNIT, UP, decode, dense_key, encode_module, module_specs, prefix_of
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, dtype_of, entry_bytes, open_checkpoint
 from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import down_shape, up_shape
+from lbm_lora.factorize import dense_dtype
 from lbm_lora.naming import ModuleName, ParamName
 
 METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
@@ -34,21 +34,20 @@ def load_adapter(path: Path | str) -> Adapter:
         raise AdapterError(f"{path} holds no tensors. Was it written by a run that was stopped?")
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path, unit_scaling=metadata.is_earlier_implementation)
-    return Adapter(modules, dense, metadata, prefix, path)
+    is_int8 = any(key.endswith(UNIT) for key in tensors) and not any(key.endswith(UP) for key in tensors)
+    return Adapter(modules, dense, metadata, prefix, path, torch.int8 if is_int8 else None)
 
 
 def save_adapter(adapter: Adapter, path: Path | str) -> None:
-    """Write a whole adapter, atomically."""
+    """Write a whole adapter, atomically, in its `dtype`, else in that of its tensors.
+
+    Raises:
+        AdapterError: its tensors have several dtypes.
+    """
     shapes = {name: module.shape for name, module in adapter.modules.items()}
     ranks = {name: module.rank for name, module in adapter.modules.items()}
-    factors = [tensor for module in adapter.modules.values() for tensor in (module.up, module.down)]
-    dtypes = {tensor.dtype for tensor in (*factors, *adapter.dense.values())}
-    if len(dtypes) > 1:
-        raise AdapterError(
-            f"one adapter file has one dtype, this adapter has {sorted(map(str, dtypes))}. Cast it first."
-        )
     dense = {name: tuple(delta.shape) for name, delta in adapter.dense.items()}
-    dtype = dtypes.pop() if dtypes else torch.float32
+    dtype = adapter.dtype or _dtype_of_tensors(adapter)
     with AdapterWriter(Path(path), adapter.prefix, dtype, shapes, ranks, dense, adapter.metadata) as writer:
         for module in adapter.modules.values():
             writer.add_module(module)
@@ -56,11 +55,21 @@ def save_adapter(adapter: Adapter, path: Path | str) -> None:
             writer.add_dense(name, delta)
 
 
+def _dtype_of_tensors(adapter: Adapter) -> torch.dtype:
+    factors = [tensor for module in adapter.modules.values() for tensor in (module.up, module.down)]
+    dtypes = {tensor.dtype for tensor in (*factors, *adapter.dense.values())}
+    if len(dtypes) > 1:
+        raise AdapterError(
+            f"one adapter file has one dtype, this adapter has {sorted(map(str, dtypes))}. Cast it first."
+        )
+    return dtypes.pop() if dtypes else torch.float32
+
+
 class AdapterWriter:
     """Writes an adapter file piece by piece. What was announced and not added is left out of the file.
 
     Args:
-        dtype: of factors and dense deltas.
+        dtype: of factors and dense deltas; beside factors in int8 the latter are fp16.
         shapes, ranks: of the weights that may come as lora modules.
         dense: shapes of the parameters that may come as dense deltas.
         metadata: as far as it is known; may be replaced until the end.
@@ -78,18 +87,15 @@ class AdapterWriter:
     ) -> None:
         specs: dict[str, TensorSpec] = {}
         for name, shape in shapes.items():
-            key = prefix + name
-            specs[key + UP] = TensorSpec(dtype, up_shape(shape, ranks[name]))
-            specs[key + DOWN] = TensorSpec(dtype, down_shape(shape, ranks[name]))
-            specs[key + ALPHA] = TensorSpec(torch.float32, ())
-        specs |= {dense_key(prefix, name): TensorSpec(dtype, shape) for name, shape in dense.items()}
+            specs |= module_specs(prefix, name, shape, ranks[name], dtype)
+        specs |= {dense_key(prefix, name): TensorSpec(dense_dtype(dtype), shape) for name, shape in dense.items()}
         self.metadata = metadata
-        self._prefix = prefix
+        self._prefix, self._dtype = prefix, dtype
         self._file = SafetensorsWriter(path, specs, metadata=metadata.to_header(), metadata_room=METADATA_ROOM)
         self._stack = ExitStack()
 
     def add_module(self, module: LoraModule) -> None:
-        for key, tensor in encode_module(self._prefix, module).items():
+        for key, tensor in encode_module(self._prefix, module, self._dtype).items():
             self._file.write(key, tensor)
 
     def add_dense(self, name: ParamName, delta: Tensor) -> None:
@@ -108,12 +114,23 @@ class AdapterWriter:
 
 def module_bytes(prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype) -> int:
     """What a lora module takes in a file: its tensors, and their entries in the header."""
-    tensors = {
-        UP: TensorSpec(dtype, up_shape(shape, rank)),
-        DOWN: TensorSpec(dtype, down_shape(shape, rank)),
-        ALPHA: TensorSpec(torch.float32, ()),
-    }
-    return sum(entry_bytes(prefix + name + ending, spec) + spec.nbytes for ending, spec in tensors.items())
+    specs = module_specs(prefix, name, shape, rank, dtype)
+    return sum(entry_bytes(key, spec) + spec.nbytes for key, spec in specs.items())
+
+
+def precision(name: str) -> torch.dtype:
+    """`float` | `fp16` | `bf16` | `int8` -> the dtype of an adapter file's factors.
+
+    Raises:
+        CheckpointError: any other name.
+    """
+    return torch.int8 if name == "int8" else dtype_of(name)
+
+
+def rank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """What each rank of a lora module takes in a file."""
+    one, none = (module_specs("", ModuleName(""), shape, rank, dtype).values() for rank in (1, 0))
+    return sum(spec.nbytes for spec in one) - sum(spec.nbytes for spec in none)
 
 
 def stored_bytes(prefix: str, name: ParamName, shape: tuple[int, ...], dtype: torch.dtype) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
@@ -54,10 +55,12 @@ class LoraModule:
 class Adapter:
     """Lora modules by module name, dense deltas by param name.
 
-    Tensors keep the dtype of the file and may be views of it.
+    Tensors keep the dtype of the file and may be views of it, but for factors in 8 bits.
 
     Attributes:
         prefix: of the component in its checkpoint (`denoiser.` for an LBM, empty where there is none).
+        dtype: of a file of it: int8 where factors are exact in 8 bits and meant to be stored so (they are fp32 in
+            memory then, and dense deltas fp16); None is the dtype of the tensors.
         path: the file it was read from, for messages.
     """
 
@@ -66,6 +69,7 @@ class Adapter:
     metadata: AdapterMetadata = field(default_factory=AdapterMetadata)
     prefix: str = ""
     path: Path | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         both = [name for name in self.dense if self.module_at(name) is not None]

@@ -3,11 +3,15 @@
     <prefix><module>.lora_up.weight    (out, rank[, 1, 1])
     <prefix><module>.lora_down.weight  (rank, in[, kh, kw])
     <prefix><module>.alpha             fp32 scalar
+    <prefix><module>.lora_up.int8      instead of the three above, factors in 8 bits: (out, rank[, 1, 1]),
+    <prefix><module>.lora_down.int8    (rank, in[, kh, kw]),
+    <prefix><module>.lora_unit         and fp32 (rank,): the delta is (up * unit) @ down
     <prefix><module>.diff              dense delta of <module>.weight
     <prefix><module>.diff_b            dense delta of <module>.bias
     <prefix><param>.diff_param         dense delta of a parameter with any other last name
 
-`.diff` and `.diff_b` are the names that ComfyUI and LyCORIS read, `.diff_param` is FastVideo's.
+Factors in 8 bits have names of their own, so that no other reader takes whole numbers for weights. `.diff` and
+`.diff_b` are the names that ComfyUI and LyCORIS read, `.diff_param` is FastVideo's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,12 +21,16 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.module import LoraModule
+from lbm_lora.checkpoint import TensorSpec
 from lbm_lora.errors import AdapterError, listing
+from lbm_lora.factorize import EightBit, down_shape, quantize, up_shape
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+UP_INT8, DOWN_INT8, UNIT = ".lora_up.int8", ".lora_down.int8", ".lora_unit"
 DIFF, DIFF_BIAS, DIFF_PARAM = ".diff", ".diff_b", ".diff_param"
-_ENDINGS = (UP, DOWN, ALPHA, DIFF_PARAM, DIFF_BIAS, DIFF)
+_FACTORS = (UP, DOWN, ALPHA, UP_INT8, DOWN_INT8, UNIT)
+_ENDINGS = (*_FACTORS, DIFF_PARAM, DIFF_BIAS, DIFF)
 
 
 def dense_key(prefix: str, name: ParamName) -> str:
@@ -31,9 +39,44 @@ def dense_key(prefix: str, name: ParamName) -> str:
     return f"{prefix}{module_of(name)}{ending}" if ending and module_of(name) else f"{prefix}{name}{DIFF_PARAM}"
 
 
-def encode_module(prefix: str, module: LoraModule) -> dict[str, Tensor]:
-    """The three tensors of a lora module."""
+def module_specs(
+    prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype
+) -> dict[str, TensorSpec]:
+    """Keys, dtypes and shapes of the three tensors of a lora module.
+
+    Args:
+        shape: of the weight.
+        dtype: of its factors in the file.
+    """
+    key, up, down = prefix + name, up_shape(shape, rank), down_shape(shape, rank)
+    if dtype == torch.int8:
+        return {
+            key + UP_INT8: TensorSpec(dtype, up),
+            key + DOWN_INT8: TensorSpec(dtype, down),
+            key + UNIT: TensorSpec(torch.float32, (rank,)),
+        }
+    return {
+        key + UP: TensorSpec(dtype, up),
+        key + DOWN: TensorSpec(dtype, down),
+        key + ALPHA: TensorSpec(torch.float32, ()),
+    }
+
+
+def encode_module(prefix: str, module: LoraModule, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The three tensors of a lora module, as `module_specs` has them.
+
+    Args:
+        dtype: of its factors in the file: their own, or int8, which holds their scaling too.
+    """
     key = prefix + module.name
+    if dtype == torch.int8:
+        factors = module.factors()
+        stored = quantize(factors.up, factors.down)
+        return {
+            key + UP_INT8: stored.up.reshape(module.up.shape),
+            key + DOWN_INT8: stored.down.reshape(module.down.shape),
+            key + UNIT: stored.unit,
+        }
     return {
         key + UP: module.up,
         key + DOWN: module.down,
@@ -63,7 +106,7 @@ def decode(
     for key, tensor in tensors.items():
         ending = next((end for end in _ENDINGS if key.endswith(end)), None)
         stem = key.removeprefix(prefix).removesuffix(ending or "")
-        if ending in (UP, DOWN, ALPHA):
+        if ending in _FACTORS:
             parts.setdefault(ModuleName(stem), {})[ending] = tensor
         elif ending == DIFF:
             dense[weight_of(ModuleName(stem))] = tensor
@@ -83,10 +126,11 @@ def decode(
 
 def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path, unit_scaling: bool) -> LoraModule:
     """One lora module of its tensors, checked."""
-    if UP not in part or DOWN not in part:
-        missing = UP if UP not in part else DOWN
-        raise AdapterError(f"{where}: {name} has no {missing[1:]}. The file is not whole.")
-    up, down = part[UP], part[DOWN]
+    is_int8 = any(ending in part for ending in (UP_INT8, DOWN_INT8, UNIT))
+    missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
+    if missing:
+        raise AdapterError(f"{where}: {name} has no {missing[0][1:]}. The file is not whole.")
+    up, down = (part[UP_INT8], part[DOWN_INT8]) if is_int8 else (part[UP], part[DOWN])
     fits = up.dim() in (2, 4) and up.dim() == down.dim() and up.shape[1] == down.shape[0]
     if not fits or any(size != 1 for size in up.shape[2:]) or 0 in (*up.shape, *down.shape):
         raise AdapterError(
@@ -94,5 +138,21 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path, unit_scal
             "the second size of lora_up and the first of lora_down are the rank, and lora_up has no kernel."
         )
     rank = down.shape[0]
+    if is_int8:
+        return _from_int8(name, up, down, part[UNIT], where)
     alpha = float(part[ALPHA].float().reshape(-1)[0]) if ALPHA in part and not unit_scaling else float(rank)
     return LoraModule(name, down, up, alpha)
+
+
+def _from_int8(name: ModuleName, up: Tensor, down: Tensor, unit: Tensor, where: Path) -> LoraModule:
+    """One lora module of factors in 8 bits, in fp32."""
+    rank = down.shape[0]
+    if up.dtype != torch.int8 or down.dtype != torch.int8 or unit.shape != (rank,) or unit.dtype != torch.float32:
+        raise AdapterError(
+            f"{where}: {name}: lora_up {TensorSpec.of(up)}, lora_down {TensorSpec.of(down)} and lora_unit "
+            f"{TensorSpec.of(unit)} do not belong together: int8, int8, and an fp32 number for each rank."
+        )
+    if not (torch.isfinite(unit) & (unit > 0)).all():
+        raise AdapterError(f"{where}: {name}: lora_unit has values that are not above 0 and finite. It is damaged.")
+    found_up, found_down = EightBit(up.flatten(1), down.flatten(1), unit).factors()
+    return LoraModule(name, found_down.reshape(down.shape), found_up.reshape(up.shape), float(rank))

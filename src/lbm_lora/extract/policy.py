@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from lbm_lora.adapter import module_bytes, stored_bytes
+from lbm_lora.adapter import module_bytes, rank_bytes, stored_bytes
 from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Plan
 from lbm_lora.extract.survey import Found, Surveyed
-from lbm_lora.factorize import FixedRank, Spectrum, curve, energy_rank, error_rank, matrix_shape
+from lbm_lora.factorize import FixedRank, Spectrum, curve, dense_dtype, energy_rank, error_rank
 from lbm_lora.factorize import allocate_error as cheapest_with
 from lbm_lora.naming import ParamName, module_of
 
@@ -49,7 +49,8 @@ class Chooser:
         self._dtype = dtype
         self._spectra = [self._spectrum(found) for found in surveyed.found]
         self._exact = [self._exact_spectrum(found) for found in surveyed.found]
-        whole = sum(stored_bytes(self._prefix, name, shape, dtype) for name, shape in plan.dense().items())
+        stored = dense_dtype(dtype)
+        whole = sum(stored_bytes(self._prefix, name, shape, stored) for name, shape in plan.dense().items())
         self.fixed_bytes = overhead + whole
         self._rest_sq = 0.0 if is_weighted else surveyed.others.error_sq
         self._least_sq = self._rest_sq + sum(_least(found) for found in surveyed.found)
@@ -129,11 +130,11 @@ class Chooser:
 
     def _of(self, found: Found, squares: Float64[np.ndarray, " k"], rest: float) -> Spectrum:
         item = found.item
-        whole = stored_bytes(self._prefix, item.name, item.shape, self._dtype)
+        whole = stored_bytes(self._prefix, item.name, item.shape, dense_dtype(self._dtype))
         return Spectrum(
             squares=squares,
             rest=rest,
-            rank_bytes=self._dtype.itemsize * sum(matrix_shape(item.shape)),
+            rank_bytes=rank_bytes(item.shape, self._dtype),
             fixed_bytes=module_bytes(self._prefix, module_of(item.name), item.shape, 0, self._dtype),
             dense_bytes=whole if found.whole < math.inf else None,
         )

@@ -13,6 +13,7 @@ from lbm_lora.extract.plan import Action, PlanItem
 from lbm_lora.factorize import (
     Factors,
     Measure,
+    dense_dtype,
     down_shape,
     measure_delta,
     rounded,
@@ -25,7 +26,7 @@ from lbm_lora.naming import module_of
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Attributes:
-    dtype: of the stored factors and dense deltas.
+    dtype: of the stored factors and dense deltas; with int8 the latter are fp16.
     min_diff: a delta whose largest absolute value is below this is left out, with that reason.
     device: where the decomposition runs.
     """
@@ -107,7 +108,7 @@ class Reader:
             InputError: a value leaves the range of the stored dtype.
         """
         try:
-            stored = rounded(delta.values, self._settings.dtype)
+            stored = rounded(delta.values, dense_dtype(self._settings.dtype))
         except InputError as error:
             raise InputError(f"{item.name}: {error}") from None
         measured = with_error(delta.measure, delta.values, stored.float())

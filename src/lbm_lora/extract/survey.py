@@ -25,6 +25,8 @@ from lbm_lora.factorize import (
     WeightedSVD,
     Weights,
     Whitening,
+    dense_dtype,
+    grid_noise,
     matrix_shape,
     rank_above,
     rounding_edge,
@@ -146,7 +148,7 @@ class Survey:
             squares=svd.values.double().square(),
             rest=svd.rest,
             rounding=_rounding(svd, weights, self._settings.dtype),
-            whole=_whole(matrix, whitening, self._settings.dtype),
+            whole=_whole(matrix, whitening, dense_dtype(self._settings.dtype)),
             worth=worth,
         )
         return _Decomposed(found, svd)
@@ -164,12 +166,18 @@ def _rounding(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:
     The rounding errors of a factor's elements are independent, so only the diagonals of the moments count. Refitting
     `up` takes some of it back, which is left aside.
     """
-    share = _ROUNDING.get(dtype, 0.0)
-    if not share:
-        return torch.zeros_like(svd.values, dtype=torch.float64)
-    across = weights.scale * (_variances(weights.outputs, svd.left.shape[0]) @ svd.left.double().square())
-    along = svd.right.double().square() @ _variances(weights.inputs, svd.right.shape[1])
-    return share * svd.values.double().square() * (across + along)
+    outputs, inputs = (
+        _variances(weights.outputs, svd.left.shape[0]),
+        _variances(weights.inputs, svd.right.shape[1]),
+    )
+    if dtype == torch.int8:
+        across = outputs.sum() * grid_noise(svd.left, dim=0)
+        along = inputs.sum() * grid_noise(svd.right, dim=1)
+    else:
+        share = _ROUNDING.get(dtype, 0.0)
+        across = share * (outputs @ svd.left.double().square())
+        along = share * (svd.right.double().square() @ inputs)
+    return svd.values.double().square() * (weights.scale * across + along)
 
 
 def _variances(moment: Moment | None, count: int) -> Tensor:

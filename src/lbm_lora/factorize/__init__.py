@@ -9,7 +9,16 @@ from lbm_lora.factorize.budget import (
     energy_rank,
     error_rank,
 )
-from lbm_lora.factorize.factors import Factors, factorize, factorize_ranks, factors_of, rounded
+from lbm_lora.factorize.eight_bit import EightBit, grid_noise, quantize
+from lbm_lora.factorize.factors import (
+    Factors,
+    dense_dtype,
+    factorize,
+    factorize_ranks,
+    factors_of,
+    rounded,
+    stored_factors,
+)
 from lbm_lora.factorize.matrix import (
     down_shape,
     from_matrix,
@@ -38,6 +47,7 @@ from lbm_lora.factorize.weighted import (
 __all__ = [
     "Allocation",
     "DENSE_UP_TO",
+    "EightBit",
     "FULL_RANK",
     "Factors",
     "FixedRank",
@@ -55,6 +65,7 @@ __all__ = [
     "allocate",
     "allocate_error",
     "curve",
+    "dense_dtype",
     "down_shape",
     "energy_rank",
     "error_rank",
@@ -63,15 +74,18 @@ __all__ = [
     "factorize_ranks",
     "factors_of",
     "from_matrix",
+    "grid_noise",
     "has_matrix_view",
     "matrix_shape",
     "measure_delta",
     "noise_edge",
     "output_error",
+    "quantize",
     "rank_above",
     "rank_bound",
     "rounded",
     "rounding_edge",
+    "stored_factors",
     "to_matrix",
     "truncated_svd",
     "up_shape",

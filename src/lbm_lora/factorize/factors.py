@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lbm_lora.errors import InputError
+from lbm_lora.factorize.eight_bit import on_grid, quantize
 from lbm_lora.factorize.svd import TruncatedSVD, truncated_svd
 
 _KEPT = 0.01  # how far rounding may move the squared length of a row of V^T before the row counts as lost
@@ -25,7 +26,7 @@ _CUTOFF = 1e-4  # directions of lost rows below this share of the largest are le
 
 @dataclass(frozen=True)
 class Factors:
-    """matrix ~ up @ down, in the dtype that is stored.
+    """matrix ~ up @ down, with the values that are stored.
 
     Attributes:
         up: (out, rank).
@@ -50,7 +51,7 @@ def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtyp
     Args:
         matrix: fp32, finite.
         rank: 1 or more; the matrix's own bound, min(out, columns), caps it.
-        dtype: what the file stores.
+        dtype: what the file stores: fp32, fp16, bf16, or int8.
         seed: of the randomized method.
 
     Raises:
@@ -88,8 +89,33 @@ def factors_of(svd: TruncatedSVD, dtype: torch.dtype) -> Factors:
         InputError: a value leaves the range of `dtype`.
     """
     root = svd.values.sqrt()
-    down = rounded(root[:, None] * svd.right, dtype)
-    return Factors(rounded(_refit(svd, down.float(), root), dtype), down)
+    down = rounded_down(root[:, None] * svd.right, dtype)
+    return stored_factors(_refit(svd, down.float(), root), down, dtype)
+
+
+def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Float[Tensor, "rank columns"]:
+    """`down` with the values that are stored, which `up` is then fitted to; fp32 for int8.
+
+    Raises:
+        InputError: a value leaves the range of `dtype`.
+    """
+    return on_grid(down) if dtype == torch.int8 else rounded(down, dtype)
+
+
+def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Factors:
+    """Both factors with the values that are stored; fp32 for int8, see `eight_bit`.
+
+    Raises:
+        InputError: a value leaves the range of `dtype`.
+    """
+    if dtype == torch.int8:
+        return Factors(*quantize(up, down).factors())
+    return Factors(rounded(up, dtype), rounded(down, dtype))
+
+
+def dense_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What dense deltas are stored in beside factors of `dtype`: they have no ranks that could share a unit."""
+    return torch.float16 if dtype == torch.int8 else dtype
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -109,9 +135,8 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Factors:
     rows, columns = matrix.shape
-    identity = torch.eye(min(rows, columns), dtype=dtype, device=matrix.device)
-    stored = rounded(matrix, dtype)
-    return Factors(identity, stored) if rows <= columns else Factors(stored, identity)
+    identity = torch.eye(min(rows, columns), device=matrix.device)
+    return stored_factors(*((identity, matrix) if rows <= columns else (matrix, identity)), dtype)
 
 
 def _refit(

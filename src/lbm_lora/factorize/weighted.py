@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.factors import Factors, rounded
+from lbm_lora.factorize.factors import Factors, rounded_down, stored_factors
 from lbm_lora.factorize.moments import Moment
 from lbm_lora.factorize.roots import Root
 from lbm_lora.factorize.svd import truncated_svd
@@ -160,11 +160,11 @@ def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening)
     lengths = torch.linalg.vector_norm(svd.right, dim=1)
     heights = torch.linalg.vector_norm(svd.left, dim=0) * svd.values
     scale = torch.where((lengths > 0) & (heights > 0), (heights / lengths).sqrt(), torch.ones_like(lengths))
-    down = rounded(scale[:, None] * svd.right, dtype)
+    down = rounded_down(scale[:, None] * svd.right, dtype)
     rows = whitening.rows(down.float() / scale[:, None])
     products = rows @ whitening.rows(svd.right).mT
     inverse = torch.linalg.pinv(rows @ rows.mT, rtol=_CUTOFF, hermitian=True)
-    return Factors(rounded((svd.left * svd.values) @ (inverse @ products).mT / scale, dtype), down)
+    return stored_factors((svd.left * svd.values) @ (inverse @ products).mT / scale, down, dtype)
 
 
 def output_error(

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lbm_lora.adapter import Adapter
+from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.errors import AdapterError, listing
-from lbm_lora.factorize import rounded
+from lbm_lora.factorize import dense_dtype, rounded, stored_factors
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
 from lbm_lora.train.export import export_adapter
-from lbm_lora.train.inject import inject_plan
+from lbm_lora.train.inject import DOWN, UP, inject_plan
 from lbm_lora.train.plan import PlannedLora, TrainPlan, layout_of
 
 Latent = Float[Tensor, "1 channels rows columns"]
@@ -112,12 +112,10 @@ class Student:
             InputError: a value leaves the range of the dtype.
         """
         made = export_adapter(self._live, self.parameters, self._given.metadata)
-        modules = {
-            name: replace(module, down=rounded(module.down, self._dtype), up=rounded(module.up, self._dtype))
-            for name, module in made.modules.items()
-        }
-        dense = {name: rounded(delta, self._dtype) for name, delta in made.dense.items()}
-        return replace(made, modules=modules, dense=dense, prefix=self._given.prefix)
+        modules = {name: _as_stored(module, self._dtype) for name, module in made.modules.items()}
+        dense = {name: rounded(delta, dense_dtype(self._dtype)) for name, delta in made.dense.items()}
+        dtype = torch.int8 if self._dtype == torch.int8 else None
+        return replace(made, modules=modules, dense=dense, prefix=self._given.prefix, dtype=dtype)
 
     @contextmanager
     def _rounded(self) -> Generator[None]:
@@ -125,9 +123,13 @@ class Student:
         learning = self.parameters
         exact = {name: parameter.data for name, parameter in learning.items()}
         try:
-            for name, parameter in learning.items():
-                stored = self._stored(name, exact[name]).to(self._dtype).float()
-                parameter.data = stored if (base := self._base(name)) is None else base + stored
+            made = self.adapter()
+            for name, module in made.modules.items():
+                for ending, values in ((DOWN, module.down), (UP, module.up)):
+                    learning[name + ending].data = values.to(learning[name + ending])
+            for name, delta in made.dense.items():
+                parameter, base = learning[name], self._live.base[name].float()
+                parameter.data = base + delta.to(base)
             yield
         finally:
             for name, parameter in learning.items():
@@ -142,6 +144,12 @@ class Student:
         """The base's values of a parameter that learns whole, fp32."""
         base = self._live.base.get(ParamName(name))
         return None if base is None else base.float()
+
+
+def _as_stored(module: LoraModule, dtype: torch.dtype) -> LoraModule:
+    """The module as a file holds it, with the same alpha."""
+    factors = stored_factors(module.up.flatten(1), module.down.flatten(1), dtype)
+    return replace(module, up=factors.up.reshape(module.up.shape), down=factors.down.reshape(module.down.shape))
 
 
 def _all_learn(denoiser: nn.Module, given: Adapter) -> tuple[PlannedLora, ...]:

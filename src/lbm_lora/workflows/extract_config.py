@@ -52,8 +52,9 @@ class ExtractConfig:
     """Which layers: all, attention only (attn1 and attn2), or attention with feed-forward and projections."""
     dense: bool = True
     """Keep the changes of biases and norms, whole."""
-    save_precision: Literal["float", "fp16", "bf16"] | None = None
-    """Precision of the file. Default: bf16; with calibration fp16, which rounds 8 times finer in the same bytes."""
+    save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
+    """Precision of the file. Default: bf16; with calibration fp16, which rounds 8 times finer in the same bytes. int8
+    has twice the ranks in them, for this program alone: other readers do not know its keys."""
     min_diff: float = 0.0
     """Leave out tensors whose largest change is below this; they enter the ledger."""
     device: str = "auto"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from lbm_lora.adapter import precision
 from lbm_lora.atomic import guard_output
-from lbm_lora.checkpoint import dtype_of
 from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.extract import COVERAGES
 from lbm_lora.factorize import FULL_RANK, FixedRank
@@ -123,7 +123,7 @@ def is_calibrated(config: ExtractConfig) -> bool:
 
 def stored_dtype(config: ExtractConfig) -> torch.dtype:
     """The dtype of the files. The errors of calibrated ones come to lie below what bf16 rounds away."""
-    return dtype_of(config.save_precision or ("fp16" if is_calibrated(config) else "bf16"))
+    return precision(config.save_precision or ("fp16" if is_calibrated(config) else "bf16"))
 
 
 def parse_size(text: str) -> int:

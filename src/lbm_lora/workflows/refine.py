@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, dtype_of, fingerprint, open_checkpoint
@@ -57,7 +57,7 @@ class RefineConfig:
     """Only these of the trained timesteps. Default: all of them, drawn by their probability."""
     seed: int = 0
     """Of bridge noise and order."""
-    save_precision: Literal["float", "fp16", "bf16"] | None = None
+    save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
     """Precision of the file. Default: that of the given LoRA."""
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
@@ -98,7 +98,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
     learnt, held = _pictures(config)
     _check(config, [*learnt, *held])
     adapter, identity = _read(config, [*learnt, *held])
-    dtype = dtype_of(config.save_precision) if config.save_precision else _stored_dtype(adapter)
+    dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter)
     lessons, exam = _lessons(config, learnt, held, progress)
     refined = _refine(config, adapter, dtype, lessons, exam, identity, progress)
     return RefineResult(
@@ -252,6 +252,8 @@ def _load(config: RefineConfig, path: Path, progress: Progress, what: str) -> "L
 
 
 def _stored_dtype(adapter: Adapter) -> torch.dtype:
+    if adapter.dtype is not None:
+        return adapter.dtype
     tensors = [*(module.up for module in adapter.modules.values()), *adapter.dense.values()]
     return tensors[0].dtype
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbm_lora.adapter import rank_bytes
 from lbm_lora.checkpoint import fingerprint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extract import Action, Chooser, Plan, PlanItem, Settings, Survey, unweighted
-from lbm_lora.factorize import FixedRank, matrix_shape, rank_bound
+from lbm_lora.factorize import FixedRank, rank_bound
 from lbm_lora.naming import module_of
 from lbm_lora.progress import Progress
 from lbm_lora.workflows.choosing import Chosen, Policy
@@ -95,7 +96,7 @@ def _capped(plan: Plan, policy: Policy, settings: Settings) -> Plan:
     if not policy.sizes:
         return _with_caps(plan, lambda item: _below(rank_bound(item.shape), _SHARE * rank_bound(item.shape)))
     items = plan.of(Action.DECOMPOSE)
-    per_rank = sum(settings.dtype.itemsize * sum(matrix_shape(item.shape)) for item in items)
+    per_rank = sum(rank_bytes(item.shape, settings.dtype) for item in items)
     cap = _ABOVE_UNIFORM * max(policy.sizes) / per_rank
     return _with_caps(plan, lambda item: _below(rank_bound(item.shape), cap))
 

@@ -97,6 +97,72 @@ def test_the_documented_keys(tmp_path: Path) -> None:
     }
 
 
+def eight_bit(scaling: float = 1.0) -> Adapter:
+    modules = [lora("a.b", [4, 6], 2, 2 * scaling, torch.float32), lora("c", [4, 3, 3, 3], 3, 3.0, torch.float32)]
+    dense = {ParamName("a.b.bias"): torch.tensor([0.1, -2.0, 3.0]).half()}
+    return Adapter({module.name: module for module in modules}, dense, METADATA, prefix="denoiser.", dtype=torch.int8)
+
+
+def test_the_keys_of_factors_in_8_bits(tmp_path: Path) -> None:
+    save_adapter(eight_bit(), tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        found = {key: (file.get_tensor(key).dtype, tuple(file.get_tensor(key).shape)) for key in file.keys()}  # noqa: SIM118
+    assert found == {
+        "denoiser.a.b.lora_up.int8": (torch.int8, (4, 2)),
+        "denoiser.a.b.lora_down.int8": (torch.int8, (2, 6)),
+        "denoiser.a.b.lora_unit": (torch.float32, (2,)),
+        "denoiser.a.b.diff_b": (torch.float16, (3,)),
+        "denoiser.c.lora_up.int8": (torch.int8, (4, 3, 1, 1)),
+        "denoiser.c.lora_down.int8": (torch.int8, (3, 3, 3, 3)),
+        "denoiser.c.lora_unit": (torch.float32, (3,)),
+    }
+
+
+@pytest.mark.parametrize("scaling", [1.0, -0.37])
+def test_factors_in_8_bits_are_read_back(tmp_path: Path, scaling: float) -> None:
+    """The first time they are rounded; then they stay as they are, byte for byte."""
+    adapter, path = eight_bit(scaling), tmp_path / "x.safetensors"
+    save_adapter(adapter, path)
+    found = load_adapter(path)
+    assert (found.dtype, found.metadata) == (torch.int8, METADATA)
+    for name, module in adapter.modules.items():
+        delta = module.delta()
+        assert float((found.modules[name].delta() - delta).norm()) < 0.01 * float(delta.norm())
+        assert found.modules[name].shape == module.shape
+        assert found.modules[name].scaling == 1
+    assert torch.equal(found.dense[ParamName("a.b.bias")], adapter.dense[ParamName("a.b.bias")])
+    first = path.read_bytes()
+    save_adapter(found, path)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("a.lora_unit", None, "a has no lora_unit. The file is not whole."),
+        ("a.lora_down.int8", None, "a has no lora_down.int8. The file is not whole."),
+        ("a.lora_unit", torch.ones(3), r"lora_unit \(3,\) fp32 do not belong together: int8, int8, and an fp32 number"),
+        ("a.lora_up.int8", torch.ones(4, 2), r"lora_up \(4, 2\) fp32, lora_down"),
+        ("a.lora_unit", torch.tensor([1.0, 0.0]), "lora_unit has values that are not above 0 and finite"),
+        ("a.lora_unit", torch.tensor([1.0, float("nan")]), "lora_unit has values that are not above 0 and finite"),
+        ("a.lora_up.int8", torch.ones(4, 3, dtype=torch.int8), "do not belong together"),
+    ],
+)
+def test_damaged_factors_in_8_bits(tmp_path: Path, key: str, value: Tensor | None, text: str) -> None:
+    tensors: dict[str, Tensor] = {
+        "a.lora_up.int8": torch.ones(4, 2, dtype=torch.int8),
+        "a.lora_down.int8": torch.ones(2, 6, dtype=torch.int8),
+        "a.lora_unit": torch.ones(2),
+    }
+    if value is None:
+        del tensors[key]
+    else:
+        tensors[key] = value
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match=text):
+        load_adapter(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("alpha", [9999.0, 257.0, 0.1])
 def test_alpha_is_not_rounded_with_the_factors(tmp_path: Path, alpha: float) -> None:
     module = lora("a", [4, 6], 2, alpha, torch.bfloat16)

@@ -69,7 +69,10 @@ def test_a_missing_alpha_and_unit_scaling(alpha: dict[str, Tensor], unit_scaling
 
 def test_unknown_keys_are_listed() -> None:
     tensors = {f"lora_unet_x{number}.hada_w1_a": UP for number in range(5)}
-    endings = ".lora_up.weight, .lora_down.weight, .alpha, .diff_param, .diff_b, .diff"
+    endings = (
+        ".lora_up.weight, .lora_down.weight, .alpha, .lora_up.int8, .lora_down.int8, .lora_unit, "
+        ".diff_param, .diff_b, .diff"
+    )
     assert error_of({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, **tensors}) == (
         "x.safetensors: 5 of 7 keys are not native LoRA keys: lora_unet_x0.hada_w1_a, lora_unet_x1.hada_w1_a, "
         f"lora_unet_x2.hada_w1_a and 2 more. Native keys end in {endings}."

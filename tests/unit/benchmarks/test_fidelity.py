@@ -140,8 +140,13 @@ def test_the_page_has_a_section_for_what_was_made(tmp_path: Path) -> None:
     assert "| size | 4 | 64 | 4 photos instead |" in page
     assert "2 held-out pictures" in page
     assert "+ refined" not in page
-    assert "fp16 and bf16 files" not in page
+    assert "Precision of the file" not in page
+    assert "MB, fp16 |" in page
     assert "refined" in render(result(**sets, refined=made(60)))
+    in_8_bits = render(result(**sets, int8=made(60, off=1), int8_small=made(30, smaller=40, off=1)))
+    assert "in 8 bits: times fewer bytes" in in_8_bits
+    assert "MB, int8 |" in in_8_bits
+    assert "| size | fp16 | int8 |" in in_8_bits
     names = ElementTree.parse(tmp_path / "images" / "fidelity.svg").getroot().itertext()
     assert {"plain", "calibrated"} <= set(names)
 

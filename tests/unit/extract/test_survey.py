@@ -165,7 +165,7 @@ def test_unchanged_and_small_deltas_take_no_rank(save: Save, tmp_path: Path) -> 
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
 def test_rounding_is_foreseen(plan: Plan, tmp_path: Path, dtype: torch.dtype) -> None:
     """In the weighted norm. The refit of `up` takes a part of it back, which is not foreseen."""
     of = weights(plan)

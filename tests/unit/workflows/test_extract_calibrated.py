@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lbm_lora.adapter import load_adapter
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
 from lbm_lora.workflows import calibrate
 from lbm_lora.workflows.extract import ExtractConfig, run
@@ -83,6 +84,40 @@ def test_calibrated_files_are_fp16_where_nothing_else_is_asked_for(
     with safe_open(run(changed).adapter, "pt") as file:
         found = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("alpha")}  # noqa: SIM118
     assert found == {dtype}
+
+
+def test_8_bits_say_more_in_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:
+    """Twice the ranks; and the file is what was measured, within the size that was asked for."""
+    found = {
+        precision: run(
+            dataclasses.replace(
+                config,
+                save_to=tmp_path / f"{precision}.safetensors",
+                save_precision=precision,  # pyright: ignore[reportArgumentType]
+                max_size=("300kB",),
+            )
+        )
+        for precision in ("fp16", "int8")
+    }
+    fp16, int8 = (found[precision].predicted for precision in ("fp16", "int8"))
+    assert fp16 is not None
+    assert int8 is not None
+    assert int8.measured is not None
+    assert int8.measured < 0.7 * (fp16.measured or 0)
+    assert found["int8"].nbytes <= 300_000
+    adapter = load_adapter(found["int8"].adapter)
+    assert adapter.dtype == torch.int8
+    assert {delta.dtype for delta in adapter.dense.values()} == {torch.float16}
+    assert found["int8"].report.counts["lora"] == len(adapter.modules)
+    report = validate(
+        ValidateConfig(
+            base_model_path=config.base_model_path,
+            tuned_model_path=config.tuned_model_path,
+            lora_path=found["int8"].adapter,
+            report=tmp_path / "report",
+        )
+    ).report
+    assert report.weights.relative_error == pytest.approx(found["int8"].report.relative_error, rel=1e-6)
 
 
 def test_predictions_are_checked_and_corrected(config: ExtractConfig, tmp_path: Path) -> None:
