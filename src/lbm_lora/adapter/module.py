@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import Factors
+from lbm_lora.factorize import Factors, dense_dtype, rounded, stored_factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 
 
@@ -41,6 +41,15 @@ class LoraModule:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight that this module belongs to."""
         return (self.up.shape[0], *self.down.shape[1:])
+
+    def cast(self, dtype: torch.dtype) -> "LoraModule":
+        """The module as a file of `dtype` holds it, with the same alpha.
+
+        Raises:
+            InputError: a value leaves the range of `dtype`.
+        """
+        stored = stored_factors(self.up.float().flatten(1), self.down.float().flatten(1), dtype)
+        return replace(self, up=stored.up.reshape(self.up.shape), down=stored.down.reshape(self.down.shape))
 
     def factors(self) -> Factors:
         """The two as matrices in fp32, with the scaling in `up`."""
@@ -98,6 +107,19 @@ class Adapter:
     def module_at(self, name: ParamName) -> LoraModule | None:
         """The lora module of a weight; None where it has none."""
         return self.modules.get(module_of(name)) if leaf_of(name) == "weight" else None
+
+    def cast(self, dtype: torch.dtype) -> "Adapter":
+        """The adapter as a file of `dtype` holds it: fp32, fp16, bf16, or int8.
+
+        Raises:
+            InputError: a value leaves the range of `dtype`.
+        """
+        return replace(
+            self,
+            modules={name: module.cast(dtype) for name, module in self.modules.items()},
+            dense={name: rounded(delta, dense_dtype(dtype)) for name, delta in self.dense.items()},
+            dtype=torch.int8 if dtype == torch.int8 else None,
+        )
 
     def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
         """The part of the adapter whose param names `keep` accepts."""

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.adapter import Adapter
 from lbm_lora.errors import AdapterError, listing
-from lbm_lora.factorize import dense_dtype, rounded, stored_factors
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
 from lbm_lora.train.export import export_adapter
@@ -112,10 +111,7 @@ class Student:
             InputError: a value leaves the range of the dtype.
         """
         made = export_adapter(self._live, self.parameters, self._given.metadata)
-        modules = {name: _as_stored(module, self._dtype) for name, module in made.modules.items()}
-        dense = {name: rounded(delta, dense_dtype(self._dtype)) for name, delta in made.dense.items()}
-        dtype = torch.int8 if self._dtype == torch.int8 else None
-        return replace(made, modules=modules, dense=dense, prefix=self._given.prefix, dtype=dtype)
+        return replace(made.cast(self._dtype), prefix=self._given.prefix)
 
     @contextmanager
     def _rounded(self) -> Generator[None]:
@@ -144,12 +140,6 @@ class Student:
         """The base's values of a parameter that learns whole, fp32."""
         base = self._live.base.get(ParamName(name))
         return None if base is None else base.float()
-
-
-def _as_stored(module: LoraModule, dtype: torch.dtype) -> LoraModule:
-    """The module as a file holds it, with the same alpha."""
-    factors = stored_factors(module.up.flatten(1), module.down.flatten(1), dtype)
-    return replace(module, up=factors.up.reshape(module.up.shape), down=factors.down.reshape(module.down.shape))
 
 
 def _all_learn(denoiser: nn.Module, given: Adapter) -> tuple[PlannedLora, ...]:

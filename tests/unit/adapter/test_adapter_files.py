@@ -136,6 +136,22 @@ def test_factors_in_8_bits_are_read_back(tmp_path: Path, scaling: float) -> None
     assert path.read_bytes() == first
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_adapter_is_cast_to_another_dtype_and_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    int8 = eight_bit().cast(torch.int8)
+    found = int8.cast(dtype)
+    assert found.dtype is None
+    assert {module.up.dtype for module in found.modules.values()} == {dtype}
+    assert {delta.dtype for delta in found.dense.values()} == {dtype}
+    save_adapter(found, tmp_path / "x.safetensors")
+    assert same(load_adapter(tmp_path / "x.safetensors"), found)
+    share = 0 if dtype == torch.float32 else 0.01
+    for name, module in int8.modules.items():
+        delta = module.delta()
+        assert float((found.modules[name].delta() - delta).norm()) <= share * float(delta.norm())
+    assert same(found.cast(torch.int8).cast(torch.int8), found.cast(torch.int8))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
