@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter, load_adapter, rank_bytes
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.calibrate import schedule_of
 from lbm_lora.imaging.files import read_image
@@ -80,7 +80,9 @@ class Held:
 
 def matrix_bytes(adapter: Adapter) -> int:
     """Of the stored values of all matrices: factors, and dense deltas of two and more dimensions."""
-    factors = sum(tensor.nbytes for module in adapter.modules.values() for tensor in (module.up, module.down))
+    factors = sum(
+        module.rank * rank_bytes(module.shape, adapter.dtype or module.up.dtype) for module in adapter.modules.values()
+    )
     return factors + sum(delta.nbytes for delta in adapter.dense.values() if delta.ndim > 1)
 
 
