@@ -153,6 +153,7 @@ def verdicts(result: Result) -> list[Verdict]:
             for method, names, limit in (
                 ("calibrated", ("full", "small"), 8),
                 ("refined", ("refined", "refined_small"), 12),
+                ("8-bit", ("int8", "int8_small"), 12),
             )
             for words, key in (("bytes of matrices", "matrix_bytes"), ("file bytes", "nbytes"))
         ),
