@@ -19,14 +19,14 @@ _SAFE = (1e-20, 1e30)  # sums of squares in fp32 between these have lost nothing
 class Workspace(threading.local):
     """One fp32 buffer for each thread that is used again: fresh memory costs more than the values put into it."""
 
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0)
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._buffer = torch.empty(0, device=device)
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
         """An fp32 tensor of this shape with arbitrary values; it is valid until this thread takes the next one."""
         count = math.prod(shape)
         if self._buffer.numel() < count:
-            self._buffer = torch.empty(count)
+            self._buffer = torch.empty(count, device=self._buffer.device)
         return self._buffer[:count].view(shape)
 
 

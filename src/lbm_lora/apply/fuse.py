@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.blocks import tiles
+from lbm_lora.blocks import Workspace, tiles
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ParamName
@@ -40,13 +40,15 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
         return weight
     matrix = weight.reshape(weight.shape[0], -1) if weight.ndim > 1 else weight.reshape(1, -1)
     result = torch.empty(matrix.shape, dtype=weight.dtype, device=weight.device)
+    workspace = Workspace(weight.device)
     for rows, columns in tiles(*matrix.shape):
-        block = matrix[rows, columns].float()
+        part = matrix[rows, columns]
+        block = workspace.take(tuple(part.shape)).copy_(part)
         for lora_scale, term in terms:
             if isinstance(term, Factors):
-                block = torch.addmm(block, term.up[rows], term.down[:, columns], alpha=lora_scale)
+                block.addmm_(term.up[rows], term.down[:, columns], alpha=lora_scale)
             else:
-                block = block.add(term.reshape(matrix.shape)[rows, columns], alpha=lora_scale)
+                block.add_(term.reshape(matrix.shape)[rows, columns], alpha=lora_scale)
         result[rows, columns] = block
     return result.reshape(weight.shape)
 

@@ -102,7 +102,7 @@ def _error_blocks(delta: Tensor, approximation: Tensor | Factors) -> Iterator[Te
             yield block - part
         return
     matrix, up, down = to_matrix(delta), approximation.up.float(), approximation.down.float()
-    workspace = Workspace()
+    workspace = Workspace(matrix.device)
     for rows, columns in tiles(*matrix.shape):
         part = matrix[rows, columns]
         yield torch.addmm(part, up[rows], down[:, columns], alpha=-1, out=workspace.take(tuple(part.shape)))
