@@ -133,7 +133,11 @@ def _targets(found: Sequence[Verdict]) -> str:
         )
         for verdict in found
     ]
-    return "## Targets\n\n" + table(("what", "target", "measured", "verdict"), rows)
+    note = (
+        "\nWhat limits refinement at the large sizes was looked for: [decision 7](decisions/0007-refinement.md). What "
+        "limits the bytes of whole files is below, under *Bytes for the same error*.\n"
+    )
+    return "## Targets\n\n" + table(("what", "target", "measured", "verdict"), rows) + note
 
 
 def _sizes(result: Result) -> str:

@@ -251,22 +251,20 @@ def _calibrated(result: Mapping[str, Any], results: Results) -> str:
         f"## Output-aware extraction\n\n`calibrate` with {result['images']} image of {result['size']} x "
         f"{result['size']} at timestep {result['timestep']}, and `extract --calibration --max_size "
         f"{result['max_size']}`: see the processes above. The statistics are "
-        f"{result['statistics_bytes'] / _GB:.2f} GB. The extraction also runs the tuned model and its LoRA on states of "
-        "the statistics, which takes most of its memory.\n"
+        f"{result['statistics_bytes'] / _GB:.2f} GB. The extraction also runs the tuned model and its LoRA on "
+        "states of the statistics, which takes most of its memory.\n"
     )
 
 
 def _fuse(result: Mapping[str, Any], results: Results) -> str:
     """Both sides' runs, which differ by more than their medians do."""
-    shown = {
-        label: f"{min(run['work_s'] for run in found['runs']):.1f} to {max(run['work_s'] for run in found['runs']):.1f} s"
-        for label, found in result["runs"].items()
-    }
+    runs = result["runs"]
+    times = {label: [run["work_s"] for run in found["runs"]] for label, found in runs.items()}
+    copy, fuse = (f"{min(times[label]):.1f} to {max(times[label]):.1f} s" for label in ("copy", "fuse"))
     return (
-        f"## fuse\n\nBoth write {result['runs']['fuse']['output_bytes'] / _GB:.2f} GB through the page cache and sync "
-        f"them. In {len(result['runs']['fuse']['runs'])} runs in turns the copy took {shown['copy']} after imports, fuse "
-        f"{shown['fuse']}. The copy never leaves the kernel; fuse writes from memory of its own, by one thread, beside "
-        "two that read, convert and multiply.\n"
+        f"## fuse\n\nBoth write {runs['fuse']['output_bytes'] / _GB:.2f} GB through the page cache and sync them. In "
+        f"{len(times['fuse'])} runs in turns the copy took {copy} after imports, fuse {fuse}. The copy never leaves "
+        "the kernel; fuse writes from memory of its own, by one thread, beside two that read, convert and multiply.\n"
     )
 
 
