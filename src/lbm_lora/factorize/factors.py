@@ -42,7 +42,14 @@ class Factors:
 
     def product(self) -> Float[Tensor, "out columns"]:
         """up @ down in fp32."""
-        return self.up.float() @ self.down.float()
+        whole = self.whole()
+        return self.up.float() @ self.down.float() if whole is None else whole.clone()
+
+    def whole(self) -> Float[Tensor, "out columns"] | None:
+        """The matrix in fp32 where one factor is the identity, as at full rank: no product is needed then."""
+        if _is_identity(self.up):
+            return self.down.float()
+        return self.up.float() if _is_identity(self.down) else None
 
 
 def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtype, *, seed: int) -> Factors:
@@ -131,6 +138,11 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
             "Store them in bf16: --save_precision bf16."
         )
     return stored
+
+
+def _is_identity(factor: Tensor) -> bool:
+    rows, columns = factor.shape
+    return rows == columns and torch.equal(factor, torch.eye(rows, dtype=factor.dtype, device=factor.device))
 
 
 def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Factors:

@@ -137,6 +137,18 @@ def test_the_same_seed_gives_the_same_bytes_and_the_matrix_stays() -> None:
     assert torch.equal(matrix, before)
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (5, 5)])
+def test_a_full_rank_product_is_the_matrix_itself(shape: tuple[int, int]) -> None:
+    matrix = matrix_with(*shape, SPECTRA["power 0.5"])
+    found = factorize(matrix, 99, torch.float32, seed=0)
+    whole = found.whole()
+    assert whole is not None
+    assert torch.equal(whole, matrix)
+    found.product().zero_()  # it shares no memory with the factors
+    assert torch.equal(found.product(), matrix)
+    assert factorize(matrix, 2, torch.float32, seed=0).whole() is None
+
+
 def test_full_rank_factors_do_not_share_memory_with_the_delta() -> None:
     matrix = torch.ones(4, 6)
     factors = factorize(matrix, 4, torch.float32, seed=0)

@@ -39,6 +39,17 @@ def test_sums_are_those_of_numpy(count: int, seed: int, scale: float) -> None:
         assert found.relative_mean_error == pytest.approx(float(np.abs(error).mean() / np.abs(exact).mean()), rel=FP32)
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (4, 2, 3, 3)])
+def test_the_error_of_full_rank_factors_is_that_of_the_matrix(shape: tuple[int, ...]) -> None:
+    delta = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    stored = (delta + 0.01).flatten(1)
+    rows, columns = stored.shape
+    factors = Factors(torch.eye(rows), stored) if rows <= columns else Factors(stored, torch.eye(columns))
+    found = measure(delta, factors, torch.zeros(shape))
+    assert found == measure(delta, stored.reshape(shape), torch.zeros(shape))
+    assert found.error_sq == pytest.approx(1e-4 * delta.numel(), rel=1e-3)
+
+
 def test_many_small_values_are_summed_without_loss() -> None:
     delta = torch.full((1 << 20,), 1e-3)
     found = measure(delta, None, torch.zeros(1))
