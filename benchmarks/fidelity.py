@@ -93,6 +93,7 @@ def _makers(loras: Loras, plain: Set) -> dict[str, Callable[[], Set]]:
     counts = [count for count in COUNTS if count < len(pictures)]
     return {
         "plain": lambda: plain,
+        "plain_convs": loras.plain_convs,
         "full": lambda: loras.sized("full", sizes, calibration=full()),
         "small": lambda: loras.sized("small", _small(loras, plain), calibration=full()),
         "int8": lambda: loras.sized("int8", sizes, calibration=full(), save_precision="int8"),

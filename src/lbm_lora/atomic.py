@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lbm_lora.errors import OutputError
 
+_CONTAINERS = (".safetensors", ".ckpt")
+
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
@@ -47,14 +49,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def guard_output(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output that is also an input.
+    """Refuse an output that is also an input, or the twin of one in the other container.
 
     Raises:
-        OutputError: `output` and one of `inputs` are the same file.
+        OutputError: `output` and one of `inputs`, or its twin, are the same file.
     """
-    for source in inputs:
+    for source in (one for path in inputs for one in _twins(path)):
         if output.exists() and source.exists() and output.samefile(source):
             raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
+
+
+def _twins(path: Path) -> tuple[Path, ...]:
+    """A checkpoint under both of its names: a base has twins with the same tensors."""
+    return (path, *(path.with_suffix(suffix) for suffix in _CONTAINERS)) if path.suffix in _CONTAINERS else (path,)
 
 
 def _sync(path: Path) -> None:

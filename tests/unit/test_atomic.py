@@ -131,3 +131,13 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
     guard_output(other, [source, link])
     other.write_text("")
     guard_output(other, [source, link])
+
+
+@pytest.mark.parametrize(("source", "output"), [("base.ckpt", "base.safetensors"), ("base.safetensors", "base.ckpt")])
+def test_the_twin_of_an_input_is_not_written_over(tmp_path: Path, source: str, output: str) -> None:
+    for name in (source, output):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(OutputError, match="would be overwritten"):
+        guard_output(tmp_path / output, [tmp_path / source])
+    (tmp_path / output).unlink()
+    guard_output(tmp_path / output, [tmp_path / source])

@@ -143,6 +143,8 @@ def test_the_page_has_a_section_for_what_was_made(tmp_path: Path) -> None:
     assert "Precision of the file" not in page
     assert "MB, fp16 |" in page
     assert "refined" in render(result(**sets, refined=made(60)))
+    split = {"seconds": 1.0, "files": {f"r{rank}": file(100 + 1200 * rank, 30, -10.0 * rank) for rank in (1, 2, 4, 8)}}
+    assert "| 0.00 MB (ranks 4 and 8) | 30.0 (28.0) |" in render(result(**sets, plain_convs=split))
     in_8_bits = render(result(**sets, int8=made(60, off=1), int8_small=made(30, smaller=40, off=1)))
     assert "in 8 bits: times fewer bytes" in in_8_bits
     assert "MB, int8 |" in in_8_bits
