@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lbm_lora.errors import OutputError
 
-_CONTAINERS = (".safetensors", ".ckpt")
+_CONTAINERS = (".safetensors", ".ckpt")  # a base is written as both, twins with the same tensors
 
 
 @contextmanager
@@ -54,14 +54,18 @@ def guard_output(output: Path, inputs: Iterable[Path]) -> None:
     Raises:
         OutputError: `output` and one of `inputs`, or its twin, are the same file.
     """
-    for source in (one for path in inputs for one in _twins(path)):
-        if output.exists() and source.exists() and output.samefile(source):
+    for source in inputs:
+        if _same(output, source):
             raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
+        if source.suffix in _CONTAINERS and any(_same(output, source.with_suffix(one)) for one in _CONTAINERS):
+            raise OutputError(
+                f"{output} has the name of the twin of {source}, an input of this command, and would be overwritten. "
+                "Choose another path, or move that file away."
+            )
 
 
-def _twins(path: Path) -> tuple[Path, ...]:
-    """A checkpoint under both of its names: a base has twins with the same tensors."""
-    return (path, *(path.with_suffix(suffix) for suffix in _CONTAINERS)) if path.suffix in _CONTAINERS else (path,)
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _sync(path: Path) -> None:
