@@ -99,11 +99,15 @@ def bytes_at(points: Sequence[tuple[float, float]], error_db: float) -> float | 
     return None
 
 
-def savings(result: Result, names: Sequence[str], key: str) -> dict[int, float | None]:
-    """Rank of plain SVD -> how many times the bytes it takes for the error that some sets reach with fewer."""
+def savings(result: Result, names: Sequence[str], key: str, of: str = "plain") -> dict[int, float | None]:
+    """Rank of plain SVD -> how many times the bytes it takes for the error that some sets reach with fewer.
+
+    Args:
+        of: a set of plain SVD; it may end at a lower rank than `plain`.
+    """
     points = curve(result, names, key)
     found: dict[int, float | None] = {}
-    for rank, file in zip(ranks_of(result), files_of(result, "plain"), strict=True):
+    for rank, file in zip(ranks_of(result), files_of(result, of), strict=False):
         needed = bytes_at(points, mean(file["error_db"]))
         found[rank] = file[key] / needed if needed else None
     return found

@@ -13,8 +13,6 @@ from benchmarks.fidelity_numbers import (
     Result,
     Verdict,
     below,
-    bytes_at,
-    curve,
     difference,
     files_of,
     gain,
@@ -199,15 +197,20 @@ def _plain_convs(result: Result) -> str:
     files = files_of(result, "plain_convs")
     if not files:
         return ""
-    rows: list[tuple[str, ...]] = []
-    for rank, file in zip(ranks_of(result), files, strict=False):
-        needed = [
-            bytes_at(curve(result, names, "matrix_bytes"), mean(file["error_db"]))
-            for names in (("full", "small"), ("int8", "int8_small"))
-        ]
-        times = [_times(file["matrix_bytes"] / nbytes if nbytes else None) for nbytes in needed]
-        size = f"{file['nbytes'] / _MB:.2f} MB (ranks {rank} and {2 * rank})"
-        rows.append((size, _cell(file, DENOISER), _cell(file, PICTURE), f"{mean(file['error_db']):.1f}", *times))
+    ratios = [
+        savings(result, names, "matrix_bytes", of="plain_convs")
+        for names in (("full", "small"), ("int8", "int8_small"))
+    ]
+    rows = [
+        (
+            f"{file['nbytes'] / _MB:.2f} MB (ranks {rank} and {2 * rank})",
+            _cell(file, DENOISER),
+            _cell(file, PICTURE),
+            f"{mean(file['error_db']):.1f}",
+            *(_times(ratio[rank]) for ratio in ratios),
+        )
+        for rank, file in zip(ranks_of(result), files, strict=False)
+    ]
     head = ("size", "denoiser, dB", "decoded, dB", "output error, dB")
     return (
         "## Plain with twice the rank for convs\n\nOne rank for all layers, as above, is not the best that plain SVD "
