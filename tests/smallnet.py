@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow
 from lbm_lora.checkpoint import Fingerprint, open_checkpoint
-from lbm_lora.extract import Extraction, Settings, plan_extraction
+from lbm_lora.extract import DeltaSettings, DirectPass, plan_extraction
 from lbm_lora.factorize import FixedRank
 
 
@@ -75,7 +75,7 @@ def extract_files(
     first, second = (open_checkpoint(path).component() for path in (base, tuned))
     ranks = FixedRank(linear=rank, conv=conv_rank)
     plan = plan_extraction(first, second, ranks, include=include, exclude=exclude, keep_dense=keep_dense)
-    extraction = Extraction([plan], Settings(**settings))
+    extraction = DirectPass([plan], DeltaSettings(**settings))
     outcomes = [outcome for (outcome,) in extraction]
     modules = {outcome.module.name: outcome.module for outcome in outcomes if outcome.module is not None}
     dense = {outcome.row.name: outcome.dense for outcome in outcomes if outcome.dense is not None}

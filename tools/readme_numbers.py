@@ -31,7 +31,7 @@ from lbm_lora import (
 from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.tensors import to_images, to_tensor
-from lbm_lora.infer.pipeline import translate
+from lbm_lora.model.pipeline import translate
 
 ROOT = Path(__file__).parents[1]
 TUNED = bundled.TUNED / "model.safetensors"

@@ -20,6 +20,7 @@ They are part of the interface: tests compare them word for word.
 """
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import ClassVar
 
 
@@ -94,3 +95,16 @@ def listing(names: Iterable[str], *, limit: int = 8) -> str:
     shown = list(names)
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
+
+
+def need_packages(what: str, packages: Iterable[str], extra: str) -> None:
+    """Refuse work whose optional packages are not there.
+
+    Raises:
+        MissingExtraError: one of the packages that `what` needs is not installed; all such are named, and the extra.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise MissingExtraError(
+            f'{what} needs {", ".join(missing)}, which is not installed: pip install "lbm-lora[{extra}]".'
+        )

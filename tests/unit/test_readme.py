@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.documented import SCRIPTS, completed
-from lbm_lora.cli.main import COMMANDS, parse
+from lbm_lora.cli.main import COMMANDS, INFER_SHARDS, parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +38,8 @@ def test_every_command_is_shown() -> None:
 def test_command_lines_parse(words: list[str]) -> None:
     command, arguments = command_of(words)
     config, _ = parse(command, arguments)
-    assert type(config).__name__ == COMMANDS[command][0]
+    expected = INFER_SHARDS if "--source_shards" in arguments else COMMANDS[command]
+    assert type(config).__name__ == expected.config
 
 
 @pytest.mark.parametrize("words", [words for words in LINES if words[0] == "python"], ids=lambda words: words[1])
@@ -47,7 +48,7 @@ def test_script_lines_parse(words: list[str]) -> None:
     assert (ROOT / script).is_file()
     command, defaults = SCRIPTS[script.stem]
     config, _ = parse(command, completed(words[2:], defaults))
-    assert type(config).__name__ == COMMANDS[command][0]
+    assert type(config).__name__ == COMMANDS[command].config
 
 
 def test_make_targets_exist() -> None:

@@ -3,16 +3,20 @@
 from lbm_lora.apply.fit import Fit, check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused, fused_tensors
 from lbm_lora.apply.live import Fused, Injection, fuse_module, inject
+from lbm_lora.apply.stack import AppliedAdapter, fitting_adapters, scales_for
 
 __all__ = [
+    "AppliedAdapter",
     "Fit",
     "Fused",
     "Injection",
     "ScaledAdapter",
     "check_base",
     "check_fit",
+    "fitting_adapters",
     "fuse_module",
     "fused",
     "fused_tensors",
     "inject",
+    "scales_for",
 ]

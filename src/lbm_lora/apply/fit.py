@@ -1,7 +1,5 @@
 """Whether an adapter belongs on a model: its names and shapes, and the base it was made from."""
 
-import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,8 +7,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Component, Fingerprint, differing, fingerprint
 from lbm_lora.errors import AdapterError, WrongBaseError, listing
 from lbm_lora.naming import ParamName
-
-_log = logging.getLogger(__name__)
+from lbm_lora.progress import warn
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def check_base(
         WrongBaseError: the fingerprints differ and `allow_other_base` is off.
     """
     if not adapter.metadata.base_fingerprint:
-        warnings.warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.", stacklevel=2)
+        warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.")
         return
     found = found or fingerprint(base)
     if found.digest == adapter.metadata.base_fingerprint:
@@ -73,4 +70,4 @@ def check_base(
     )
     if not allow_other_base:
         raise WrongBaseError(f"{difference} Give its own base, or go on with --allow_other_base.")
-    _log.warning(difference)
+    warn(difference)

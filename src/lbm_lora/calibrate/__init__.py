@@ -1,33 +1,29 @@
-"""What an error in each layer's matrix costs in the network's output, measured on pictures (layer L5)."""
+"""What an error in each layer's matrix costs in the network's output, measured on images (layer L5)."""
 
-from lbm_lora.calibrate.checks import CHECKS, Check, check_states
-from lbm_lora.calibrate.collect import SAVE_EVERY, collect
-from lbm_lora.calibrate.files import load_statistics, save_statistics
+from lbm_lora.calibrate.collect import CHECK_POINTS, SAVE_EVERY, check_points, collect
 from lbm_lora.calibrate.layers import Layer, find_layers
 from lbm_lora.calibrate.measure import checkpointed, measure
-from lbm_lora.calibrate.partial import PartialFile
-from lbm_lora.calibrate.settings import FEW_IMAGES, Schedule, Settings, schedule_of
-from lbm_lora.calibrate.statistics import Origin, Statistics
-from lbm_lora.calibrate.sums import Sums
+from lbm_lora.calibrate.output_norm import output_norm
+from lbm_lora.calibrate.statistics import FEW_IMAGES, CalibrationSettings, Origin, Statistics
+from lbm_lora.calibrate.statistics_file import load_statistics, save_statistics
+from lbm_lora.calibrate.sums import PartialFile, Sums
 
 __all__ = [
-    "CHECKS",
-    "Check",
+    "CHECK_POINTS",
     "FEW_IMAGES",
     "SAVE_EVERY",
+    "CalibrationSettings",
     "Layer",
     "Origin",
     "PartialFile",
-    "Schedule",
-    "Settings",
     "Statistics",
     "Sums",
-    "check_states",
+    "check_points",
     "checkpointed",
     "collect",
     "find_layers",
     "load_statistics",
     "measure",
+    "output_norm",
     "save_statistics",
-    "schedule_of",
 ]

@@ -1,15 +1,59 @@
-"""What an error in a layer's matrix costs in the network's output: the result of a calibration, as a value."""
+"""What an error in a layer's matrix costs in the network's output: how it is measured, and the result as a value."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from lbm_lora.calibrate.checks import Check
 from lbm_lora.calibrate.layers import Layer
-from lbm_lora.calibrate.settings import FEW_IMAGES, Schedule
-from lbm_lora.factorize import RIDGE, Moment, Weights
+from lbm_lora.errors import ConfigError
+from lbm_lora.factorize import DENSE_UP_TO, RIDGE, SKETCH_RANK, Moment, Weights
+from lbm_lora.fidelity.points import Point
+from lbm_lora.imaging.buckets import SMALLEST_SIZE
+from lbm_lora.model.schedule import Schedule
 from lbm_lora.naming import ModuleName
 
+FEW_IMAGES = 16
+"""Below this many images, each gets more probes, and roots of the moments a larger ridge."""
+
+_PROBES_OF_FEW = 4
 _RIDGE_OF_FEW = 1e-2  # few samples leave more directions unseen
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """How statistics are collected.
+
+    Attributes:
+        timesteps: some of those that the model was trained on; none: all of them.
+        probes: random directions of the output for each image and timestep; None: 4 for fewer than 16 images, else 1.
+        size: square root of the images' pixel budget; None: the model's own.
+        seed: for bridge noise, probes and sketches.
+        dense_up_to: the widest layer side whose moment is kept whole; 4 * width^2 bytes.
+        sketch_rank: columns of the sketch that wider sides get.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    timesteps: tuple[float, ...] = ()
+    probes: int | None = None
+    size: int | None = None
+    seed: int = 0
+    dense_up_to: int = DENSE_UP_TO
+    sketch_rank: int = SKETCH_RANK
+
+    def __post_init__(self) -> None:
+        if self.probes is not None and self.probes < 1:
+            raise ConfigError(f"{self.probes} probes measure no sensitivities. Use 1 or more.")
+        if self.size is not None and self.size < SMALLEST_SIZE:
+            raise ConfigError(f"size {self.size} is too small for the buckets. Use {SMALLEST_SIZE} or more.")
+        if self.dense_up_to < 0 or self.sketch_rank < 0:
+            raise ConfigError(
+                f"dense_up_to {self.dense_up_to} and sketch_rank {self.sketch_rank} must not be negative."
+            )
+
+    def probes_for(self, images: int) -> int:
+        """Probes for each image and timestep where there are so many images."""
+        return self.probes or (_PROBES_OF_FEW if images < FEW_IMAGES else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +62,13 @@ class Origin:
 
     Attributes:
         tuned: fingerprint (digest) of the component that was measured.
-        images: digest of the pictures.
-        count: number of pictures.
+        images: digest of the images.
+        count: number of images.
         schedule: the timesteps, with their probabilities.
-        probes: for each picture and timestep.
+        probes: for each image and timestep.
         size: square root of the pixel budget; None: the model's own.
         seed: of noise, probes and sketches.
-        dense_up_to, sketch_rank: see `Settings`.
+        dense_up_to, sketch_rank: see `CalibrationSettings`.
         dtype: that the network ran in.
     """
 
@@ -52,7 +96,7 @@ class Statistics(Mapping[ModuleName, Weights]):
         output_values: mean number of values of the network's output.
         output_energy: mean squared norm of the network's output; an error over it is a relative one.
         origin: what was measured, and how.
-        checks: some of the states that were measured, to run a LoRA on.
+        check_points: some of the points that were measured, to run a LoRA at.
     """
 
     layers: Mapping[ModuleName, Layer]
@@ -62,7 +106,7 @@ class Statistics(Mapping[ModuleName, Weights]):
     output_values: float
     output_energy: float
     origin: Origin
-    checks: tuple[Check, ...] = ()
+    check_points: tuple[Point, ...] = ()
 
     def __getitem__(self, name: ModuleName) -> Weights:
         """The weights of one layer: the squared change of the network's output, summed over its values, that an error

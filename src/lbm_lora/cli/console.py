@@ -31,6 +31,7 @@ from rich.text import Text
 
 from lbm_lora.cli.bars import Bars
 from lbm_lora.errors import InputError, LbmLoraError, QualityError
+from lbm_lora.progress import LbmLoraWarning
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _UNEXPECTED = LbmLoraError.exit_code
@@ -141,7 +142,7 @@ def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]
     logging.Logger.callHandlers = handle
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("always", category=UserWarning, module=r"lbm_lora\.")
+            warnings.filterwarnings("always", category=LbmLoraWarning)
             warnings.showwarning = show
             yield
     finally:

@@ -17,21 +17,38 @@ import tyro
 from lbm_lora import __version__
 from lbm_lora.cli.overrides import split_overrides
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "base": ("BaseConfig", "make the exact base from SDXL and LBM's config"),
-    "extract": ("ExtractConfig", "extract a LoRA from a fine-tuned checkpoint"),
-    "validate": ("ValidateConfig", "measure how well a LoRA gives back the tuned checkpoint"),
-    "infer": ("InferConfig", "translate pictures with a checkpoint and LoRAs"),
-    "fuse": ("FuseConfig", "add LoRAs to a checkpoint's weights"),
-    "train": ("TrainRunConfig", "train a LoRA, new or continued, or the whole denoiser"),
-    "data pack": ("PackConfig", "make WebDataset shards of a folder of pairs"),
-    "data check": ("CheckConfig", "read a data set through and report"),
-    "calibrate": ("CalibrateConfig", "measure which errors a tuned model's output is sensitive to"),
-    "refine": ("RefineConfig", "let a LoRA learn the tuned model's own outputs on pictures"),
-    "layers": ("LayersConfig", "list the layers that a LoRA can hold, or what patterns select"),
-    "demo": ("DemoConfig", "run the main job on the bundled mini model"),
+
+@dataclass(frozen=True)
+class Command:
+    """Attributes:
+    module: in `lbm_lora.workflows`.
+    config: name of its config class there.
+    what: it does, for `lbm-lora --help`.
+    """
+
+    module: str
+    config: str
+    what: str
+
+
+COMMANDS: dict[str, Command] = {
+    "base": Command("base", "BaseConfig", "make the exact base from SDXL and LBM's config"),
+    "extract": Command("extract", "ExtractConfig", "extract a LoRA from a fine-tuned checkpoint"),
+    "validate": Command("validate", "ValidateConfig", "measure how well a LoRA gives back the tuned checkpoint"),
+    "infer": Command("infer", "InferConfig", "translate images with a checkpoint and LoRAs"),
+    "fuse": Command("fuse", "FuseConfig", "add LoRAs to a checkpoint's weights"),
+    "train": Command("train", "TrainRunConfig", "train a LoRA, new or continued, or the whole denoiser"),
+    "data pack": Command("data_pack", "PackConfig", "make WebDataset shards of a folder of pairs"),
+    "data check": Command("data_check", "CheckConfig", "read a data set through and report"),
+    "calibrate": Command("calibrate", "CalibrateConfig", "measure which errors a tuned model's output is sensitive to"),
+    "refine": Command("refine", "RefineConfig", "let a LoRA learn the tuned model's own outputs on images"),
+    "layers": Command("layers", "LayersConfig", "list the layers that a LoRA can hold, or what patterns select"),
+    "demo": Command("demo", "DemoConfig", "run the main job on the bundled mini model"),
 }
-"""Command -> name of its config in `lbm_lora.workflows.<first word>`, and what it does."""
+"""What a user types -> the workflow behind it."""
+
+INFER_SHARDS = Command("infer_shards", "InferShardsConfig", "translate WebDataset shards with a checkpoint and LoRAs")
+"""What `infer --source_shards` stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """The text of `lbm-lora --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"lbm-lora {__version__}: LoRA for Latent Bridge Matching",
@@ -80,8 +97,8 @@ def usage() -> str:
 
 def parse(command: str, arguments: Sequence[str]) -> tuple[Any, Output]:
     """The config of a command and the output settings; a usage error exits with 2, as tyro does."""
-    workflow = _workflow(command)
-    config = getattr(workflow, COMMANDS[command][0])
+    chosen = _command_for(command, arguments)
+    config = getattr(_workflow(chosen), chosen.config)
     call = make_dataclass("call", [("config", config), ("output", Output, field(default_factory=Output))], frozen=True)
     own, overrides = split_overrides(arguments, _list_keys()) if command == "train" else (arguments, ())
     parsed = tyro.cli(
@@ -99,19 +116,26 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
     with session(debug="--debug" in arguments) as console:
         config, output = parse(command, arguments)
-        result = _workflow(command).run(config, console.progress)
+        chosen = _command_for(command, arguments)
+        result = _workflow(chosen).run(config, console.progress)
         if getattr(result, "rank", 0):
             return console.exit_code  # of several processes the first one speaks
         from lbm_lora.cli.present import present
 
-        console.print_result(present(command, result, verbose=output.verbose), result, as_json=output.json)
+        console.print_result(present(chosen.module, result, verbose=output.verbose), result, as_json=output.json)
         for failure in getattr(result, "failures", ()):
             console.fail(failure)
     return console.exit_code
 
 
-def _workflow(command: str) -> Any:
-    return import_module(f"lbm_lora.workflows.{command.partition(' ')[0]}")
+def _workflow(command: Command) -> Any:
+    return import_module(f"lbm_lora.workflows.{command.module}")
+
+
+def _command_for(word: str, arguments: Sequence[str]) -> Command:
+    """The command behind a word; images and shards have flags of their own."""
+    flags = {argument.partition("=")[0].replace("-", "_") for argument in arguments}
+    return INFER_SHARDS if word == "infer" and "__source_shards" in flags else COMMANDS[word]
 
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str]]:

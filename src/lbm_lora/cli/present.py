@@ -11,11 +11,12 @@ from lbm_lora.cli.wording import file_of, layer_line, left_out, paragraphs, writ
 from lbm_lora.report import Report, base_text, full_text, short_text
 
 if TYPE_CHECKING:
-    from lbm_lora.workflows.base import BaseOutcome
+    from lbm_lora.workflows.base import BaseResult
     from lbm_lora.workflows.demo import DemoResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.fuse import FuseResult
-    from lbm_lora.workflows.infer_result import InferResult, TranslatedShards
+    from lbm_lora.workflows.infer import InferResult
+    from lbm_lora.workflows.infer_shards import InferShardsResult
     from lbm_lora.workflows.layers import LayersResult
     from lbm_lora.workflows.validate import ValidateResult
 
@@ -25,7 +26,7 @@ def present(command: str, result: Any, *, verbose: bool = False) -> str:
     return _PRESENTERS[command](result, verbose)
 
 
-def _base(result: "BaseOutcome", verbose: bool) -> str:
+def _base(result: "BaseResult", verbose: bool) -> str:
     items = result.base.ledger if verbose else ()
     rows = [f"  {item.action:<8} {item.key} {item.from_shape} -> {item.to_shape}: {item.reason}" for item in items]
     return paragraphs(
@@ -61,7 +62,7 @@ def _predictions(result: "ExtractResult") -> str:
 
 def _tried_pictures(result: "ExtractResult") -> str:
     """What the pictures came to that the LoRA was run on."""
-    found = result.pictures
+    found = result.images
     if found is None:
         return ""
     predicted = "" if found.predicted_psnr is None else f", predicted {found.predicted_psnr:.1f} dB"
@@ -76,9 +77,7 @@ def _validate(result: "ValidateResult", verbose: bool) -> str:
     return paragraphs("\n".join(rows), full_text(result.report), written(*result.files, result.layer_names))
 
 
-def _infer(result: "InferResult", verbose: bool) -> str:
-    if result.shards is not None:
-        return _infer_shards(result, result.shards, verbose)
+def _infer(result: "InferResult", _: bool) -> str:
     lines = [
         f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
         f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
@@ -88,15 +87,15 @@ def _infer(result: "InferResult", verbose: bool) -> str:
     return "\n".join([f"Translated {len(result.outputs)} on {result.device} in {result.dtype}:", *lines])
 
 
-def _infer_shards(result: "InferResult", shards: "TranslatedShards", verbose: bool) -> str:
+def _infer_shards(result: "InferShardsResult", verbose: bool) -> str:
     head = (
-        f"Translated {shards.pictures:,} pictures of {shards.written:,} shards into {shards.folder} on {result.device} "
-        f"in {result.dtype}; {shards.present:,} shards were there already."
+        f"Translated {result.images:,} images of {result.written:,} shards into {result.folder} on {result.device} "
+        f"in {result.dtype}; {result.present:,} shards were there already."
     )
-    if shards.stopped_by:
-        head = f"Stopped by {shards.stopped_by}. {head} The same command goes on from there."
-    count = f"{len(shards.skipped):,} samples cannot be used." if shards.skipped else ""
-    return paragraphs(head, "\n".join([count, *left_out(shards.skipped, verbose)]) if count else "")
+    if result.stopped_by:
+        head = f"Stopped by {result.stopped_by}. {head} The same command goes on from there."
+    count = f"{len(result.skipped):,} samples cannot be used." if result.skipped else ""
+    return paragraphs(head, "\n".join([count, *left_out(result.skipped, verbose)]) if count else "")
 
 
 def _fuse(result: "FuseResult", _: bool) -> str:
@@ -146,10 +145,11 @@ _PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "refine": refine,
     "validate": _validate,
     "infer": _infer,
+    "infer_shards": _infer_shards,
     "fuse": _fuse,
     "train": train,
-    "data pack": data_pack,
-    "data check": data_check,
+    "data_pack": data_pack,
+    "data_check": data_check,
     "layers": _layers,
     "demo": _demo,
 }

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from lbm_lora.train.data.check import Checked
     from lbm_lora.train.preview import Scores
     from lbm_lora.workflows.calibrate import CalibrateResult
-    from lbm_lora.workflows.data import CheckResult, PackResult
+    from lbm_lora.workflows.data_check import CheckResult
+    from lbm_lora.workflows.data_pack import PackResult
     from lbm_lora.workflows.refine import RefineResult
     from lbm_lora.workflows.train import TrainResult
 

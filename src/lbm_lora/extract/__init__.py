@@ -1,29 +1,61 @@
-"""Two checkpoints -> adapter (layer L3): a plan that can be printed and tested, and one pass that carries it out."""
+"""Two checkpoints -> adapters (layer L3): a plan that can be printed and tested, and the passes that carry it out.
 
-from lbm_lora.extract.emission import Choices, Emission
+plan      what becomes of each tensor, by names and shapes alone
+deltas    one tensor, read and subtracted
+survey    the first pass of two: every delta decomposed once
+allocate  ranks for all layers together; `rules` say which, `predict` what comes of them
+trials    choices that are run before they are written, with `search` where a limit is to be met
+passes    the pass that gives every tensor's outcome
+outputs   the adapter files
+extraction  all of it in one call
+"""
+
+from lbm_lora.extract.allocate import Choice, RankAllocator
+from lbm_lora.extract.deltas import DeltaSettings, Outcome
+from lbm_lora.extract.extraction import ExtractedAdapter, OutputNorm, Selection, extract_adapters, surveyed
+from lbm_lora.extract.outputs import AdapterOutput, write_adapters, write_sidecar
+from lbm_lora.extract.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extract.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
-from lbm_lora.extract.policy import Choice, Chooser
-from lbm_lora.extract.reading import Outcome, Settings
-from lbm_lora.extract.run import Extraction, seed_of
-from lbm_lora.extract.survey import Found, Survey, Surveyed, WeightsOf, unweighted
+from lbm_lora.extract.predict import Prediction, Predictor
+from lbm_lora.extract.rank_options import RankOptions, rank_rule
+from lbm_lora.extract.rules import FixedRanks, RankRule
+from lbm_lora.extract.survey import DeltaSpectrum, Survey, SurveyPass, WeightsOf, seed_of, unweighted
+from lbm_lora.extract.trials import ChosenRanks, ImageScores, Trial
 
 __all__ = [
-    "Choice",
-    "Chooser",
-    "Surveyed",
-    "unweighted",
-    "WeightsOf",
-    "Survey",
-    "Found",
-    "Emission",
-    "Choices",
     "COVERAGES",
     "Action",
-    "Extraction",
+    "AdapterOutput",
+    "Choice",
+    "ChosenRanks",
+    "DeltaSettings",
+    "DeltaSpectrum",
+    "DirectPass",
+    "ExtractedAdapter",
+    "FixedRanks",
+    "ImageScores",
     "Outcome",
+    "OutputNorm",
+    "Pass",
     "Plan",
     "PlanItem",
-    "Settings",
+    "Prediction",
+    "Predictor",
+    "RankAllocator",
+    "RankOptions",
+    "RankRule",
+    "Selection",
+    "Survey",
+    "SurveyPass",
+    "SurveyedPass",
+    "Trial",
+    "WeightsOf",
+    "extract_adapters",
     "plan_extraction",
+    "rank_rule",
     "seed_of",
+    "surveyed",
+    "unweighted",
+    "write_adapters",
+    "write_sidecar",
 ]

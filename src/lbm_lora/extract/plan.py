@@ -70,7 +70,7 @@ COVERAGES: dict[str, tuple[str, ...]] = {"full": (), "attention": ATTENTION, "ex
 def plan_extraction(
     base: Component,
     tuned: Component,
-    ranks: FixedRank,
+    ranks: FixedRank | None = None,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -79,6 +79,7 @@ def plan_extraction(
     """Plan the extraction of `tuned - base`.
 
     Args:
+        ranks: of the lora modules; by default the documented ones. A rule may give others (`Plan.with_ranks`).
         include: patterns; where given, every other tensor is excluded.
         exclude: patterns; they win over `include`.
         keep_dense: whether deltas without a matrix view (biases, norms) are stored.
@@ -97,7 +98,7 @@ def plan_extraction(
         reasons |= {name: "in --exclude" for name in names if name in left_out}
     if len(reasons) == len(names):
         raise PairingError(f"--include and --exclude leave none of the {len(names)} tensors of {tuned.path}.")
-    pairing = pair(base, tuned, excluded=frozenset(reasons))
+    pairing, ranks = pair(base, tuned, excluded=frozenset(reasons)), ranks or FixedRank()
     items = [_item(name, _spec(name, base, tuned), ranks, reasons.get(name), keep_dense) for name in names]
     return Plan(pairing, tuple(items))
 

@@ -1,7 +1,7 @@
 """The first of two passes, where ranks depend on all matrices together, or on what an error costs in the output.
 
-This pass decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
-spectra. Ranks are chosen from these for all adapters that are to come out. The second pass (`Emission`) cuts the
+A survey decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
+spectra. Ranks are chosen from these for all adapters that are to come out. The second pass (`SurveyedPass`) cuts the
 vectors off at the chosen ranks, rounds them, and measures them against the deltas.
 """
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
 from lbm_lora.blocks import energy
-from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
+from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec
 from lbm_lora.errors import InputError
+from lbm_lora.extract.deltas import DeltaReader, DeltaSettings, Outcome
 from lbm_lora.extract.plan import Action, Plan, PlanItem
-from lbm_lora.extract.reading import Outcome, Reader, Settings
-from lbm_lora.extract.run import seed_of
 from lbm_lora.factorize import (
     Measure,
     Moment,
@@ -33,13 +33,12 @@ from lbm_lora.factorize import (
     to_matrix,
     weighted_svd,
 )
-from lbm_lora.naming import ModuleName, module_of
+from lbm_lora.naming import ModuleName, ParamName, module_of
 from lbm_lora.parallel import ordered_map
 
 WeightsOf = Callable[[ModuleName], Weights]
 
-LEFT, VALUES, RIGHT = ".left", ".values", ".right"
-"""Endings of a delta's vectors in the scratch file, after its name."""
+_LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # endings of a delta's vectors in the scratch file
 
 
 def unweighted(_: ModuleName) -> Weights:
@@ -48,14 +47,14 @@ def unweighted(_: ModuleName) -> Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What the first pass found of one delta.
+class DeltaSpectrum:
+    """What a survey finds of one delta.
 
     Attributes:
         squares: (k,), fp64: what each rank takes off the squared error, in the weighted norm.
         rest: the squared error that rank k leaves.
         rounding: (k,), fp64: the squared error that each rank's own rounding to the stored dtype is expected to add.
-        whole: the squared error that the delta's own rounding leaves where it is stored whole; infinite where it leaves
+        dense: the squared error that the delta's own rounding leaves where it is stored dense; infinite where it leaves
             the range of the dtype.
         worth: ranks that are more than the rounding of a 16-bit checkpoint; k where that is not known.
     """
@@ -64,31 +63,31 @@ class Found:
     squares: Tensor
     rest: float
     rounding: Tensor
-    whole: float
+    dense: float
     worth: int
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """The result of the first pass.
+class Survey:
+    """What the first pass found.
 
     Attributes:
-        found: every delta that is to be decomposed; those that are unchanged or too small are not among them.
-        others: the measures of all other tensors: stored whole, or left out. In a weighted norm they count nothing.
+        spectra: of every delta that is to be decomposed; those that are unchanged or too small are not among them.
+        others: the measures of all other tensors: stored dense, or left out. In a weighted norm they count nothing.
     """
 
-    found: list[Found]
+    spectra: list[DeltaSpectrum]
     others: Measure
 
 
 @dataclass(frozen=True)
 class _Decomposed:
-    found: Found
+    spectrum: DeltaSpectrum
     svd: WeightedSVD
 
 
-class Survey:
-    """The first pass.
+class SurveyPass:
+    """The first pass of two.
 
     Args:
         plan: whose decomposed items' `rank` is the highest that may be chosen.
@@ -96,38 +95,38 @@ class Survey:
         scratch: where the vectors are put, in fp32.
     """
 
-    def __init__(self, plan: Plan, settings: Settings, weights_of: WeightsOf, scratch: Path) -> None:
+    def __init__(self, plan: Plan, settings: DeltaSettings, weights_of: WeightsOf, scratch: Path) -> None:
         self._plan = plan
         self._settings = settings
         self._weights_of = weights_of
-        self._reader = Reader(plan.pairing, settings)
+        self._reader = DeltaReader(plan.pairing, settings)
         specs: dict[str, TensorSpec] = {}
         for item in plan.of(Action.DECOMPOSE):
             rank, (rows, columns) = item.rank or 1, matrix_shape(item.shape)
-            specs[item.name + LEFT] = TensorSpec(torch.float32, (rows, rank))
-            specs[item.name + VALUES] = TensorSpec(torch.float32, (rank,))
-            specs[item.name + RIGHT] = TensorSpec(torch.float32, (rank, columns))
+            specs[item.name + _LEFT] = TensorSpec(torch.float32, (rows, rank))
+            specs[item.name + _VALUES] = TensorSpec(torch.float32, (rank,))
+            specs[item.name + _RIGHT] = TensorSpec(torch.float32, (rank, columns))
         self._file = SafetensorsWriter(scratch, specs)
 
     def __len__(self) -> int:
         return len(self._plan.items)
 
-    def run(self, on_tensor: Callable[[], None] = lambda: None) -> Surveyed:
+    def run(self, on_tensor: Callable[[], None] = lambda: None) -> Survey:
         """Read every delta once; `on_tensor` is called after each, for a progress bar."""
-        found: list[Found] = []
+        spectra: list[DeltaSpectrum] = []
         others = Measure()
         with self._file:
             for made in ordered_map(self._decompose, self._plan.items):
                 if isinstance(made, Outcome):
                     others += made.row.measure
                 else:
-                    name = made.found.item.name
-                    self._file.write(name + LEFT, made.svd.left)
-                    self._file.write(name + VALUES, made.svd.values)
-                    self._file.write(name + RIGHT, made.svd.right)
-                    found.append(made.found)
+                    name = made.spectrum.item.name
+                    self._file.write(name + _LEFT, made.svd.left)
+                    self._file.write(name + _VALUES, made.svd.values)
+                    self._file.write(name + _RIGHT, made.svd.right)
+                    spectra.append(made.spectrum)
                 on_tensor()
-        return Surveyed(found, others)
+        return Survey(spectra, others)
 
     def _decompose(self, item: PlanItem) -> _Decomposed | Outcome:
         delta = self._reader.read(item)
@@ -143,18 +142,29 @@ class Survey:
         worth = len(svd.values)
         if weights == Weights():  # values of another norm cannot be compared with the noise
             worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))
-        found = Found(
+        spectrum = DeltaSpectrum(
             item=item,
             squares=svd.values.double().square(),
             rest=svd.rest,
             rounding=_rounding(svd, weights, self._settings.dtype),
-            whole=_whole(matrix, whitening, dense_dtype(self._settings.dtype)),
+            dense=_dense_error(matrix, whitening, dense_dtype(self._settings.dtype)),
             worth=worth,
         )
-        return _Decomposed(found, svd)
+        return _Decomposed(spectrum, svd)
 
 
-def _whole(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
+def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:
+    """The vectors of one delta in a survey's file."""
+    left, values, right = (file.read(name + ending) for ending in (_LEFT, _VALUES, _RIGHT))
+    return WeightedSVD(left, values, right, rest=0.0)
+
+
+def seed_of(name: ParamName) -> int:
+    """The seed of a tensor's random start: of its name alone, so that order and company do not matter."""
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1
+
+
+def _dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
     """The squared error of a matrix in the dtype that is stored."""
     lost = matrix.to(dtype).float().sub_(matrix)
     return energy(whitening(lost)) if torch.isfinite(lost).all() else math.inf

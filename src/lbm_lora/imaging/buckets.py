@@ -5,9 +5,12 @@ stretched to the bucket nearest to it in width / height, and the result is stret
 another pixel budget gets the same buckets, scaled.
 """
 
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.imaging.tensors import to_tensor
 
 FULL_SIZE = 1024
 """The square root of the pixel budget that the buckets are given for."""
@@ -44,6 +47,19 @@ def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture stretched to (width, height) with a windowed sinc, which does not alias when it shrinks."""
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def to_bucket(image: Image.Image, size: int, *, step: int) -> Float[Tensor, "1 3 height width"]:
+    """An image stretched to the nearest bucket, as a batch of one with values in [-1, 1].
+
+    Args:
+        size: square root of the pixel budget.
+        step: sides are multiples of it; the down-scaling factor of the VAE.
+
+    Raises:
+        ConfigError: `size` is below 64.
+    """
+    return to_tensor([resized(image, nearest_bucket(image.width, image.height, size, step=step))])
 
 
 def _scaled(side: int, size: int, step: int) -> int:

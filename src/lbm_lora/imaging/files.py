@@ -1,12 +1,11 @@
-"""Reading and writing picture files.
+"""Reading and writing image files.
 
-Every picture becomes 8-bit sRGB, upright, whatever the file holds: EXIF orientation, colour profiles,
+Every image becomes 8-bit sRGB, upright, whatever the file holds: EXIF orientation, colour profiles,
 palettes, transparency, 16-bit grey. What has no unambiguous 8-bit meaning is refused, and what is lost is
-logged.
+a warning.
 """
 
 import io
-import logging
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from lbm_lora.atomic import atomic_path, guard_output
 from lbm_lora.errors import ImageError, OutputError
-
-logger = logging.getLogger(__name__)
+from lbm_lora.progress import warn
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """What the decoders of Pillow raise on damaged files."""
@@ -101,7 +99,7 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
             frames = getattr(opened, "n_frames", 1)
             # A camera's MPO is one photo with a preview of itself, not an animation.
             if frames > 1 and opened.format != "MPO":
-                logger.warning("%s has %d frames: only the first is used.", path, frames)
+                warn(f"{path} has {frames} frames: only the first is used.")
             return ImageOps.exif_transpose(opened), opened.format
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
@@ -142,7 +140,7 @@ def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) 
     kind = _writer_of(path)
     guard_output(path, inputs)
     if kind == "GIF":
-        logger.warning("%s: a GIF holds 256 colours; the picture is reduced to them.", path)
+        warn(f"{path}: a GIF holds 256 colours; the image is reduced to them.")
     try:
         with atomic_path(path) as temporary:
             image.save(temporary, format=kind, **_WRITERS[kind])
@@ -170,7 +168,7 @@ def _flattened(picture: Image.Image, path: Path) -> Image.Image:
     layered = picture.convert("RGBA")
     if layered.getchannel("A").getextrema() == (255, 255):
         return layered.convert("RGB")
-    logger.warning("%s is partly transparent: it is put on white.", path)
+    warn(f"{path} is partly transparent: it is put on white.")
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
 
@@ -184,6 +182,6 @@ def _in_srgb(picture: Image.Image, profile: bytes, path: Path) -> Image.Image:
         target = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(direct, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning("%s: its colour profile cannot be used (%s); the colours are taken as sRGB.", path, error)
+        warn(f"{path}: its colour profile cannot be used ({error}); the colours are taken as sRGB.")
         return picture
     return converted or picture

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.files import readable_extensions, writable_extensions
+from lbm_lora.imaging.files import read_image, readable_extensions, writable_extensions
 
 
 def expand_sources(text: str) -> tuple[Path, ...]:
@@ -37,6 +37,18 @@ def expand_sources(text: str) -> tuple[Path, ...]:
     if not found:
         raise ImageError(f"'{text}' matches no picture. Give a picture, a folder of pictures, or a quoted glob.")
     return found
+
+
+def readable_sources(text: str) -> tuple[Path, ...]:
+    """The images that a text names (see `expand_sources`), each of them read once.
+
+    Raises:
+        ImageError: nothing of that name, or an image that cannot be read.
+    """
+    sources = expand_sources(text)
+    for source in sources:
+        read_image(source)
+    return sources
 
 
 def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""Many pictures: what each is read from and written to, and translating them one after the other."""
+"""Many images: what each is read from and written to, and translating them one after the other."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,41 +7,31 @@ from pathlib import Path
 
 from PIL import Image
 
+from lbm_lora.imaging.buckets import nearest_bucket
 from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, sibling
-from lbm_lora.infer.pipeline import to_model_size, to_source_size, translate
+from lbm_lora.infer.translate import TranslateSettings, translate_image
 from lbm_lora.model.build import LBMModel
 from lbm_lora.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The paths of one picture."""
+    """The paths of one image."""
 
     source: Path
     mask: Path | None
     output: Path
     comparison: Path | None
-    """The side-by-side picture, where one is asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How pictures are translated; see `translate_image`."""
-
-    steps: int = 1
-    seed: int = 0
-    size: int | None = None
-    sample_posterior: bool = False
-    tiled: bool | None = None
+    """The side-by-side image, where one is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
     """A result in the source's size."""
 
-    picture: Image.Image
+    image: Image.Image
     model_size: tuple[int, int]
     """(width, height) that the model worked on."""
     seconds: float
@@ -54,10 +44,10 @@ def plan_jobs(
     """Every path that will be read and written, checked against each other.
 
     Args:
-        source_image: picture, folder or glob.
+        source_image: image, folder or glob.
         output_path: file, or folder.
-        mask: one for all, or a folder with one of each picture's name.
-        compare: whether a side-by-side picture goes beside every output, as `NAME_compare`.
+        mask: one for all, or a folder with one of each image's name.
+        compare: whether a side-by-side image goes beside every output, as `NAME_compare`.
         inputs: further files that must not be overwritten.
 
     Raises:
@@ -77,7 +67,7 @@ def plan_jobs(
 
 
 def translations(
-    model: LBMModel, jobs: Sequence[Job], settings: Settings, progress: Progress, what: str
+    model: LBMModel, jobs: Sequence[Job], settings: TranslateSettings, progress: Progress, what: str
 ) -> Iterator[Translation]:
     """The result of every job in turn, none kept; `what` describes the phase."""
     progress.start(len(jobs), what)
@@ -86,8 +76,8 @@ def translations(
         progress.advance()
 
 
-def translate_job(model: LBMModel, job: Job, settings: Settings) -> Translation:
-    """Read one picture and its mask, and translate it.
+def translate_job(model: LBMModel, job: Job, settings: TranslateSettings) -> Translation:
+    """Read one image and its mask, and translate it.
 
     Raises:
         ImageError: one of them cannot be read or does not fit, or the result is not finite.
@@ -95,25 +85,6 @@ def translate_job(model: LBMModel, job: Job, settings: Settings) -> Translation:
     begin = time.perf_counter()
     source = read_image(job.source)
     mask = read_mask(job.mask, source.size) if job.mask else None
-    picture, size = translate_read(model, source, mask, settings)
-    return Translation(picture=picture, model_size=size, seconds=time.perf_counter() - begin)
-
-
-def translate_read(
-    model: LBMModel, source: Image.Image, mask: Image.Image | None, settings: Settings
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Translate a picture that is read already; also the (width, height) that the model worked on.
-
-    Raises:
-        ImageError: the result is not finite.
-    """
-    images = to_model_size(model, source, size=settings.size)
-    result = translate(
-        model,
-        images,
-        steps=settings.steps,
-        seed=settings.seed,
-        sample_posterior=settings.sample_posterior,
-        tiled=settings.tiled,
-    )
-    return to_source_size(result, source, mask=mask), (images.shape[-1], images.shape[-2])
+    made = translate_image(model, source, settings, mask=mask)
+    bucket = nearest_bucket(source.width, source.height, settings.size or model.size, step=model.pixels_per_latent)
+    return Translation(image=made, model_size=bucket, seconds=time.perf_counter() - begin)

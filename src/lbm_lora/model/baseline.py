@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lbm_lora.blocks import subtract
-from lbm_lora.checkpoint import Component
+from lbm_lora.checkpoint import Checkpoint, Component
 from lbm_lora.errors import PairingError, listing
 from lbm_lora.factorize.measure import Measure, measure_delta
 from lbm_lora.naming import ParamName
-from lbm_lora.progress import SILENT, Progress
+from lbm_lora.progress import SILENT, Progress, warn
 
 Band = Literal["EXCELLENT", "GOOD", "WARNING"]
 
@@ -23,6 +23,9 @@ LEAST_COSINE = 0.3
 norm still has 0.7; two unrelated matrices of n elements have 0 within about 4 / sqrt(n)."""
 MOST_UNRELATED = 0.01
 """Share of unrelated matrices that a base may have: a fine-tune may start some layer anew."""
+BASE_MARK = "exact_architecture_match"
+"""What a base says of itself, as `initialization`."""
+_VAE = "vae."
 _LEAST_ELEMENTS = 1024  # where chance stays below 0.13, far from LEAST_COSINE
 
 
@@ -130,6 +133,22 @@ class BaselineReport:
         if self.can_be_base:
             return f"This can be the base that it was tuned from: {distance}. But {some}."
         return f"This is not the base that it was tuned from: {some}."
+
+
+def warn_of_pair(base: Checkpoint, tuned: Checkpoint) -> None:
+    """Warn of what keeps a LoRA of these two from giving the tuned model's image.
+
+    A tuned file that says that it is an exact base; VAEs that differ, for which no LoRA of the denoiser can make up.
+    """
+    if BASE_MARK in (tuned.metadata.get("initialization"), tuned.extra.get("initialization")):
+        warn(f"{tuned.path} says that it is an exact base, not a tuned checkpoint. Are base and tuned swapped?")
+    names = [key for key in tuned.specs if key.startswith(_VAE) and key in base.specs]
+    differing = [key for key in names if not torch.equal(base.read(key).float(), tuned.read(key).float())]
+    if differing:
+        warn(
+            f"The VAEs differ in {len(differing)} of {len(names)} tensors ({differing[0]} ...): the LoRA is about the "
+            "denoiser alone, so base + LoRA decodes with the base's VAE."
+        )
 
 
 def compare_base(base: Component, tuned: Component, *, progress: Progress = SILENT) -> BaselineReport:

@@ -38,19 +38,6 @@ def timesteps(steps: int) -> Float[Tensor, " steps"]:
     return sigmas(steps) * TRAIN_TIMESTEPS
 
 
-def trained_step_counts(selected_timesteps: Sequence[int | float]) -> tuple[int, ...]:
-    """The numbers of steps that call the denoiser on trained timesteps only (arXiv 2503.07535, section 3.4).
-
-    For the timesteps 250, 500, 750, 1000 of the published models these are 1, 2 and 4.
-    """
-    trained = set(selected_timesteps)
-
-    def stays(steps: int) -> bool:
-        return all(any(t * steps == TRAIN_TIMESTEPS * k for t in trained) for k in range(1, steps + 1))
-
-    return tuple(steps for steps in range(1, len(trained) + 1) if stays(steps))
-
-
 def interpolate(
     source: Latent,
     target: Latent,

@@ -5,6 +5,7 @@ random, and there is no second copy in memory. On the CPU, in the dtype of the f
 of the file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,13 @@ class LBMModel:
     def pixels_per_latent(self) -> int:
         """Image pixels per latent pixel, along a side: 8 for SDXL's VAE. Sides of images must be multiples of it."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def size(self) -> int:
+        """Square root of the pixel budget that the model was made for: 1024 for the published LBM."""
+        sample = self.config.unet_config.get("sample_size") or 128
+        rows, columns = (sample, sample) if isinstance(sample, int) else sample
+        return round(math.sqrt(rows * columns)) * self.pixels_per_latent
 
     @torch.no_grad()
     def encode(self, images: Images, *, generator: Generators | None = None) -> Latents:

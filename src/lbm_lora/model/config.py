@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.model.bridge import trained_step_counts
 from lbm_lora.model.constants import SDXL_SIGNATURE
 
 # Keys of LBM's own training files and of the configuration that it pickles. They say nothing about the model.
@@ -71,13 +70,6 @@ class LBMConfig(BaseModel):
         _agree("vae_num_channels", self.vae_num_channels, "unet", self.unet, "out_channels")
         _agree("vae_num_channels", self.vae_num_channels, "vae", self.vae, "latent_channels")
         return self
-
-    @property
-    def step_counts(self) -> tuple[int, ...] | None:
-        """The numbers of steps that stay on the trained timesteps; None where all timesteps were trained."""
-        if self.timestep_sampling != "custom_timesteps" or self.selected_timesteps is None:
-            return None
-        return trained_step_counts(self.selected_timesteps)
 
     @property
     def unet_config(self) -> dict[str, Any]:

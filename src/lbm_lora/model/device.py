@@ -1,23 +1,25 @@
 """The device that a command runs on."""
 
-import logging
-
 import torch
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.progress import warn
 
-_log = logging.getLogger(__name__)
 
-
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
     """The device of a `--device` flag: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
 
     `auto` takes CUDA where there is one, else the CPU. A device that this machine lacks gives one warning,
     and the CPU. mps is an untested path.
 
+    Args:
+        fp64: why the work needs fp64, where it does: "the sums need".
+
     Raises:
-        ConfigError: the name is none of these.
+        ConfigError: the name is none of these, or mps where fp64 is needed.
     """
+    if fp64 and name.startswith("mps"):
+        raise ConfigError(f"--device {name}: {fp64} fp64, which mps has not. Use cpu.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -28,7 +30,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         raise ConfigError(f"--device '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps.")
     if _is_there(device):
         return device
-    _log.warning("--device %s: this machine has no such device. The CPU is used.", name)
+    warn(f"--device {name}: this machine has no such device. The CPU is used.")
     return torch.device("cpu")
 
 

@@ -5,7 +5,6 @@ and LBM's own config.yaml does not hold them. Files that this package writes car
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +14,10 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
+from lbm_lora.progress import warn
 
 METADATA_KEY = "lbm_config"
 """Where the metadata of a `.safetensors` file of ours holds its configuration, as JSON."""
-
-_log = logging.getLogger(__name__)
 
 
 def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -> LBMConfig:
@@ -35,11 +33,7 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     own = _own_config(checkpoint)
     if own is not None and own.unet and own.vae:
         if config_path is not None:
-            _log.warning(
-                "%s carries its own configuration: --config_path %s is not used.",
-                checkpoint.path,
-                config_path,
-            )
+            warn(f"{checkpoint.path} carries its own configuration: --config_path {config_path} is not used.")
         return own
     beside = config_beside(checkpoint.path)
     sources = [

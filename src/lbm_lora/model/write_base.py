@@ -14,6 +14,7 @@ from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtyp
 from lbm_lora.errors import CheckpointError, OutputError, listing
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
+from lbm_lora.model.baseline import BASE_MARK
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import SDXL_VAE
 from lbm_lora.model.resolve import config_to_ckpt, config_to_metadata, lbm_unet
@@ -26,7 +27,7 @@ _NOTE = "The LPIPS network of training is left out: no LoRA is about it, and tra
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseResult:
+class BaseFiles:
     """What `write_base` made.
 
     Attributes:
@@ -100,7 +101,7 @@ def write_base(
     dtype: torch.dtype = torch.bfloat16,
     source_config: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
-) -> BaseResult:
+) -> BaseFiles:
     """Make the base of a backbone.
 
     Args:
@@ -145,7 +146,7 @@ def write_base(
                 f"{listing(broken)}. Fetch the files again, or choose another --torch_dtype."
             )
     notes = exactness_notes(backbone, dtype)
-    return BaseResult(safetensors=safetensors, ckpt=ckpt, ledger=ledger, config=whole, dtype=dtype, notes=notes)
+    return BaseFiles(safetensors=safetensors, ckpt=ckpt, ledger=ledger, config=whole, dtype=dtype, notes=notes)
 
 
 def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tensor:
@@ -163,7 +164,7 @@ def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, 
         "architecture": "LBM",
         "torch_dtype": str(dtype),
         "source_config": json.loads(json.dumps(dict(source_config or {}), default=str)),
-        "initialization": "exact_architecture_match",
+        "initialization": BASE_MARK,
         "created_from": "inference_config_initialization",
         "lpips_excluded": True,
         "note": _NOTE,

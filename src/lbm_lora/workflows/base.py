@@ -13,7 +13,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
-from lbm_lora.model.write_base import BaseResult, twin_paths, write_base
+from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -38,16 +38,16 @@ class BaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseOutcome:
+class BaseResult:
     """The files and ledger of the base, and the comparison with the tuned checkpoint where one was given."""
 
-    base: BaseResult
+    base: BaseFiles
     baseline: BaselineReport | None
     ledger_file: Path
     """The ledger as JSON: what became of every tensor, with its shapes and the reason."""
 
 
-def run(config: BaseConfig, progress: Progress = SILENT) -> BaseOutcome:
+def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     """Make the base.
 
     Raises:
@@ -62,14 +62,23 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseOutcome:
         dtype = dtype_of(config.torch_dtype)
         base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
     baseline = _baseline(base.safetensors, tuned, progress)
-    return BaseOutcome(base=base, baseline=baseline, ledger_file=_write_ledger(base))
+    return BaseResult(base=base, baseline=baseline, ledger_file=_write_ledger(base))
 
 
 def ensure_base(
-    path: Path, *, backbone_signature: str | None, config_path: Path | None, progress: Progress = SILENT
+    path: Path,
+    *,
+    backbone_signature: str | None,
+    config_path: Path | None,
+    is_made: bool = False,
+    progress: Progress = SILENT,
 ) -> Path:
-    """A base at `path`: the one that is there, else one that is made there first."""
-    if path.exists():
+    """A base at `path`: the one that is there, else one that is made there first where a backbone is given.
+
+    Args:
+        is_made: make it without a backbone, too: from the configuration's, or the default one.
+    """
+    if path.exists() or (backbone_signature is None and not is_made):
         return path
     progress.note(f"{path} does not exist: the base is made there.")
     made = run(BaseConfig(save_path=path, config_path=config_path, backbone_signature=backbone_signature), progress)
@@ -100,7 +109,7 @@ def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generat
         yield backbone
 
 
-def _write_ledger(base: BaseResult) -> Path:
+def _write_ledger(base: BaseFiles) -> Path:
     path = base.safetensors.with_name(f"{base.safetensors.stem}_ledger.json")
     write_text(path, json.dumps([asdict(item) for item in base.ledger], indent=1) + "\n")
     return path

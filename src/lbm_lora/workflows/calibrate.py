@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lbm_lora.atomic import guard_output
-from lbm_lora.calibrate import PartialFile, Settings, Statistics, collect, save_statistics
+from lbm_lora.calibrate import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
 from lbm_lora.checkpoint import dtype_of, fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.factorize import DENSE_UP_TO, SKETCH_RANK
@@ -79,10 +79,8 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     return _result(config, statistics)
 
 
-def _settings(config: CalibrateConfig) -> Settings:
-    if config.device.startswith("mps"):
-        raise ConfigError("--device mps: the sums need fp64, which mps has not. Use cpu.")
-    return Settings(
+def _settings(config: CalibrateConfig) -> CalibrationSettings:
+    return CalibrationSettings(
         timesteps=config.timesteps,
         probes=config.probes,
         size=config.size,

@@ -25,7 +25,7 @@ class DemoConfig:
 class DemoResult:
     """The results of the four commands."""
 
-    base: base.BaseOutcome
+    base: base.BaseResult
     extract: extract.ExtractResult
     validate: validate.ValidateResult
     infer: infer.InferResult

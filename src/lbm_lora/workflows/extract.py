@@ -1,35 +1,88 @@
 """Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from lbm_lora.adapter import Ledger
+import torch
+
+from lbm_lora.adapter import precision
+from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, open_checkpoint
-from lbm_lora.extract import COVERAGES, Extraction, Plan, Settings, plan_extraction
-from lbm_lora.factorize import FixedRank
+from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.extract import (
+    COVERAGES,
+    DeltaSettings,
+    ExtractedAdapter,
+    ImageScores,
+    OutputNorm,
+    Plan,
+    Prediction,
+    RankOptions,
+    RankRule,
+    extract_adapters,
+    plan_extraction,
+    rank_rule,
+    write_sidecar,
+)
+from lbm_lora.model.baseline import warn_of_pair
 from lbm_lora.model.device import resolve_device
+from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
-from lbm_lora.workflows.choosing import Policy, Prediction
-from lbm_lora.workflows.extract_config import ExtractConfig
-from lbm_lora.workflows.extract_inputs import base_path, calibration_of, swap_notes, trial_of, trial_pictures, vae_notes
-from lbm_lora.workflows.extract_policy import (
-    check,
-    is_calibrated,
-    paths_of,
-    policy_facts,
-    policy_of,
-    stored_dtype,
-)
-from lbm_lora.workflows.extracted import Target, write_adapters, write_sidecar
-from lbm_lora.workflows.surveying import surveyed
-from lbm_lora.workflows.trying import PictureScores, tried
 
 _FOR_THE_OUTPUT = (
     "Made for the denoiser's output: bands and errors of the weights say little about it. What counts is the error of "
     "the output, and pictures: lbm-lora validate --images."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig(RankOptions):
+    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms whole."""
+
+    base_model_path: Path
+    """Checkpoint that the tuned one started from (.safetensors, shards with an index, .ckpt, or a folder)."""
+    tuned_model_path: Path
+    """The fine-tuned checkpoint."""
+    save_to: Path
+    """Where to write the LoRA: a .safetensors file."""
+    calibration: Path | None = None
+    """Statistics of the tuned model from `lbm-lora calibrate`: least error of its output instead of the weights."""
+    calibration_images: str | None = None
+    """Folder, picture or quoted glob of sources: make those statistics first, beside the LoRA."""
+    check: bool = True
+    """Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct what is predicted by it."""
+    images: str | None = None
+    """Pictures to run a calibrated LoRA on: their PSNR to the tuned model's one-step pictures."""
+    include: tuple[str, ...] = ()
+    """Only tensors that one of these patterns matches: part of a name, a glob, or re:REGEX."""
+    exclude: tuple[str, ...] = ()
+    """Leave these tensors out; wins over --include."""
+    target_coverage: Literal["full", "attention", "extended"] = "full"
+    """Which layers: all, attention only (attn1 and attn2), or attention with feed-forward and projections."""
+    dense: bool = True
+    """Keep the changes of biases and norms, whole."""
+    save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
+    """Precision of the file. Default: bf16; with calibration fp16, which rounds 8 times finer in the same bytes. int8
+    has twice the ranks in them, for this program alone: other readers do not know its keys."""
+    min_diff: float = 0.0
+    """Leave out tensors whose largest change is below this; they enter the ledger."""
+    device: str = "auto"
+    """Where matrices are decomposed: auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    create_base_model: bool = False
+    """Where --base_model_path does not exist: make the base there first, from --backbone_signature."""
+    backbone_signature: str | None = None
+    """Backbone for --create_base_model. Default: as in `lbm-lora base`."""
+    config_path: Path | None = None
+    """LBM's config.yaml for --create_base_model. Default: the one beside the tuned checkpoint."""
+
+    @property
+    def statistics(self) -> Path | None:
+        """The statistics that weigh errors by the output: those given, or those made beside the LoRA."""
+        made = self.save_to.with_name(f"{self.save_to.stem}_calibration.safetensors")
+        return self.calibration or (made if self.calibration_images is not None else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +96,8 @@ class ExtractResult:
     notes: tuple[str, ...]
     predicted: Prediction | None = None
     """What is expected of the LoRA, and what was measured; None where ranks were given and nothing was calibrated."""
-    pictures: PictureScores | None = None
-    """Its pictures against the tuned model's, where --images or --min_psnr asked for them."""
+    images: ImageScores | None = None
+    """Its images against the tuned model's, where --images or --min_psnr asked for them."""
     sizes: tuple[Prediction, ...] = ()
     """What other sizes would give, where ranks were chosen for all layers together."""
     further: tuple["ExtractResult", ...] = ()
@@ -57,114 +110,123 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     Raises:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
-    policy = policy_of(config)
-    paths = paths_of(config)
-    check(config, paths)
-    pictures = trial_pictures(config)
-    settings = Settings(dtype=stored_dtype(config), min_diff=config.min_diff, device=resolve_device(config.device))
-    with open_checkpoint(base_path(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
+    rule, paths = _check(config)
+    device = resolve_device(config.device, fp64="the decomposition sums in")
+    images = _readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
+    settings = DeltaSettings(dtype=_dtype(config), min_diff=config.min_diff, device=device)
+    with open_checkpoint(_base(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
         plan = plan_extraction(
             base.component(),
             tuned.component(),
-            policy.fixed[0] if policy.fixed else FixedRank(),
             include=(*config.include, *COVERAGES[config.target_coverage]),
             exclude=config.exclude,
             keep_dense=config.dense,
         )
-        notes = (*swap_notes(tuned), *vae_notes(base, tuned))
-        calibration = calibration_of(config, progress)
-        if calibration is not None:
-            notes = (*notes, _FOR_THE_OUTPUT)
-        if policy.fixed and calibration is None:
-            written = _given(config, policy, paths, plan, settings, progress)
-        else:
-            written = _chosen(config, policy, paths, plan, settings, calibration, pictures, progress)
-    labels = file_labels(base.path, tuned.path)
-    results = [_result(config, one, labels, notes) for one in written]
-    return replace(results[0], further=tuple(results[1:]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    """One LoRA that was written."""
-
-    target: Target
-    ledger: Ledger
-    predicted: Prediction | None = None
-    pictures: PictureScores | None = None
-    sizes: tuple[Prediction, ...] = ()
-
-
-def _given(
-    config: ExtractConfig, policy: Policy, paths: Sequence[Path], plan: Plan, settings: Settings, progress: Progress
-) -> list[_Written]:
-    """Fixed ranks, least error of the weights: one pass."""
-    plans = [plan.with_ranks(ranks) for ranks in policy.fixed]
-    targets = [
-        Target(
-            path=path,
-            shapes=one.shapes(),
-            ranks=one.ranks(),
-            dense=one.dense(),
-            rank=ranks.linear,
-            conv_rank=ranks.conv,
-            settings=_settings(config, {"rank_policy": "fixed", "rank": ranks.linear, "conv_rank": ranks.conv}),
+        warn_of_pair(base, tuned)
+        extracted = extract_adapters(
+            plan,
+            rule,
+            settings,
+            paths,
+            run_settings=_run_settings(config),
+            norm=_output_norm(config, plan, images, device, progress),
+            progress=progress,
         )
-        for path, one, ranks in zip(paths, plans, policy.fixed, strict=True)
-    ]
-    ledgers = write_adapters(targets, Extraction(plans, settings), plan, settings.dtype, progress)
-    return [_Written(target=target, ledger=ledger) for target, ledger in zip(targets, ledgers, strict=True)]
+    labels = file_labels(base.path, tuned.path)
+    first, *further = [_result(config, one, labels) for one in extracted]
+    return replace(first, further=tuple(further))
 
 
-def _chosen(
-    config: ExtractConfig,
-    policy: Policy,
-    paths: Sequence[Path],
-    plan: Plan,
-    settings: Settings,
-    calibration: Path | None,
-    pictures: Sequence[Path],
-    progress: Progress,
-) -> list[_Written]:
-    """Ranks or errors that are weighed for all layers together: two passes, and where it is calibrated a trial."""
-    asked = {"calibration": calibration.name if calibration else None}
-    facts = [_settings(config, {**policy_facts(config, index), **asked}) for index in range(len(paths))]
-    with surveyed(
-        plan,
-        settings,
-        policy,
-        calibration,
-        run_settings=max(facts, key=lambda one: len(str(one))),
-        beside=config.save_to,
+def _check(config: ExtractConfig) -> tuple[RankRule, list[Path]]:
+    """The rule and the outputs; what cannot be is refused before a checkpoint is opened."""
+    has_images = config.images is not None or config.calibration_images is not None
+    rule = rank_rule(config, is_calibrated=config.statistics is not None, has_images=has_images)
+    if config.save_to.suffix != ".safetensors":
+        raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
+    if config.include and COVERAGES[config.target_coverage]:
+        raise ConfigError(
+            f"--include and --target_coverage {config.target_coverage} both choose layers. Give one of them."
+        )
+    if config.calibration is not None and config.calibration_images is not None:
+        raise ConfigError("--calibration and --calibration_images both weigh the errors. Give one of them.")
+    if config.images is not None and config.statistics is None:
+        raise ConfigError(
+            "--images is about calibrated LoRAs: add --calibration. For others: lbm-lora validate --images."
+        )
+    stem = config.save_to.stem
+    paths = [config.save_to.with_stem(f"{stem}_{name}" if name else stem) for name in rule.names]
+    inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]
+    for path in paths:
+        guard_output(path, inputs)
+    return rule, paths
+
+
+def _readable(images: str | None) -> Sequence[Path]:
+    if images is None:
+        return ()
+    from lbm_lora.imaging.paths import readable_sources
+
+    return readable_sources(images)
+
+
+def _dtype(config: ExtractConfig) -> torch.dtype:
+    """Of the files. The errors of calibrated ones come to lie below what bf16 rounds away."""
+    return precision(config.save_precision or ("fp16" if config.statistics is not None else "bf16"))
+
+
+def _base(config: ExtractConfig, progress: Progress) -> Path:
+    """The base, which is made first where that is asked for."""
+    if not config.create_base_model:
+        return config.base_model_path
+    # only this needs the network classes: extraction itself works without them
+    from lbm_lora.workflows.base import ensure_base
+
+    return ensure_base(
+        config.base_model_path,
+        backbone_signature=config.backbone_signature,
+        config_path=config.config_path or config_beside(config.tuned_model_path),
+        is_made=True,
         progress=progress,
-    ) as chosen:
-        found = tried(chosen, policy, trial_of(config, plan, chosen, pictures, progress))
-        targets = [
-            chosen.target(one.choice, path, fact, one.errors)
-            for one, path, fact in zip(found, paths, facts, strict=True)
-        ]
-        with chosen.emission([one.choice for one in found]) as emission:
-            ledgers = write_adapters(targets, emission, chosen.plan, settings.dtype, progress)
-        return [
-            _Written(
-                target=target,
-                ledger=ledger,
-                predicted=chosen.prediction(one.choice),
-                pictures=one.pictures,
-                sizes=chosen.table(one.choice.nbytes),
-            )
-            for target, ledger, one in zip(targets, ledgers, found, strict=True)
-        ]
+    )
 
 
-def _settings(config: ExtractConfig, policy: Mapping[str, object]) -> dict[str, object]:
+def _output_norm(
+    config: ExtractConfig, plan: Plan, images: Sequence[Path], device: torch.device, progress: Progress
+) -> OutputNorm | None:
+    """Errors weighed by the output, where that is asked for; statistics of images are measured first."""
+    if config.statistics is None:
+        return None
+    from lbm_lora.calibrate import output_norm
+    from lbm_lora.workflows import calibrate
+
+    if config.calibration_images is not None:
+        settings = calibrate.CalibrateConfig(
+            tuned_model_path=config.tuned_model_path,
+            images=config.calibration_images,
+            save_to=config.statistics,
+            device=config.device,
+            config_path=config.config_path,
+        )
+        calibrate.run(settings, progress)
+    return output_norm(
+        config.statistics,
+        plan,
+        tuned_model_path=config.tuned_model_path,
+        config_path=config.config_path,
+        images=images,
+        is_checked=config.check,
+        device=device,
+        progress=progress,
+    )
+
+
+def _run_settings(config: ExtractConfig) -> dict[str, object]:
     """What the file says of the run; file names without folders."""
     return {
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
-        "method": "calibrated" if is_calibrated(config) else "plain",
-        "dtype": dtype_name(stored_dtype(config)),
-        **policy,
+        "method": "calibrated" if config.statistics is not None else "plain",
+        "dtype": dtype_name(_dtype(config)),
         "include": config.include,
         "exclude": config.exclude,
         "target_coverage": config.target_coverage,
@@ -173,17 +235,16 @@ def _settings(config: ExtractConfig, policy: Mapping[str, object]) -> dict[str, 
     }
 
 
-def _result(config: ExtractConfig, written: _Written, labels: tuple[str, str], notes: tuple[str, ...]) -> ExtractResult:
-    path = written.target.path
-    report = weight_report(written.ledger, base=labels[0], tuned=labels[1], adapter=path.name)
-    sidecar = write_sidecar(written.target, report, base=config.base_model_path.name, min_diff=config.min_diff)
+def _result(config: ExtractConfig, extracted: ExtractedAdapter, labels: tuple[str, str]) -> ExtractResult:
+    output, ledger = extracted.output, extracted.ledger
+    sidecar = write_sidecar(output, ledger, base=config.base_model_path.name, min_diff=config.min_diff)
     return ExtractResult(
-        adapter=path,
+        adapter=output.path,
         sidecar=sidecar,
-        nbytes=path.stat().st_size,
-        report=report,
-        notes=notes,
-        predicted=written.predicted,
-        pictures=written.pictures,
-        sizes=written.sizes,
+        nbytes=output.path.stat().st_size,
+        report=weight_report(ledger, base=labels[0], tuned=labels[1], adapter=output.path.name),
+        notes=(_FOR_THE_OUTPUT,) if config.statistics is not None else (),
+        predicted=extracted.predicted,
+        images=extracted.chosen.images if extracted.chosen else None,
+        sizes=extracted.sizes,
     )

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.apply import ScaledAdapter, fused_tensors
+from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.model.resolve import METADATA_KEY
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.adapters import AppliedAdapter, fitting_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class FuseConfig:
     save_to: Path
     """Where to write: .safetensors or .ckpt."""
     lora_scale: tuple[float, ...] = (1.0,)
-    """Factor of each LoRA, or one for all."""
+    """lora_scale of each LoRA, or one for all."""
     allow_other_base: bool = False
     """Go on where a LoRA was made from another base."""
     allow_unmatched: bool = False

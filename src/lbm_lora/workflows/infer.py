@@ -1,52 +1,87 @@
-"""Translate pictures with an LBM checkpoint and LoRAs: the verb `infer`."""
+"""Translate images with an LBM checkpoint and LoRAs: the verb `infer`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from lbm_lora.apply import ScaledAdapter
+from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
+from lbm_lora.errors import ConfigError
 from lbm_lora.imaging.files import read_image, write_image
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.infer.jobs import Job, plan_jobs, translations
-from lbm_lora.infer.pipeline import check_steps
+from lbm_lora.infer.options import ModelOptions
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.extras import need_packages
-from lbm_lora.workflows.infer_config import InferConfig, check_flags
-from lbm_lora.workflows.infer_model import base_path, input_files, put_in, read_adapters, settings_of
-from lbm_lora.workflows.infer_result import InferResult, TranslatedImage
-
-__all__ = ["InferConfig", "InferResult", "run"]
-
-_FOR_SHARDS = ("lightning", "webdataset", "filelock")
+from lbm_lora.workflows.base import ensure_base
 
 Columns = dict[str, list[Image.Image]]
-"""Label -> one tile for each job: the columns of the side-by-side pictures."""
+"""Label -> one tile for each job: the columns of the side-by-side images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig(ModelOptions):
+    """Translate images with an LBM checkpoint and any number of LoRAs."""
+
+    source_image: str
+    """Image, folder of images, or quoted glob ('photos/*.jpg')."""
+    output_path: str
+    """File to write, or a folder; several images need a folder. The format follows the extension."""
+    mask: str | None = None
+    """Mask, or a folder with one of each image's name: white takes the result, black keeps the source."""
+    compare: bool = False
+    """Also write NAME_compare: source | base | with LoRA | tuned side by side."""
+    tuned_model_path: Path | None = None
+    """The fully fine-tuned checkpoint, for the last column of --compare."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatedImage:
+    """One image that was written."""
+
+    source: Path
+    output: Path
+    comparison: Path | None
+    """The side-by-side image of --compare."""
+    width: int
+    """Of source and output, pixels."""
+    height: int
+    model_width: int
+    """Of what the model worked on, pixels."""
+    model_height: int
+    seconds: float
+    """Reading, networks and stretching; without the writing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferResult:
+    """The images that were written, and what of each LoRA was applied."""
+
+    outputs: tuple[TranslatedImage, ...]
+    adapters: tuple[AppliedAdapter, ...]
+    device: str
+    dtype: str
 
 
 def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     """Translate every source and write the results. All paths, LoRAs and options are checked first.
 
     Raises:
-        MissingExtraError: shards, and a package that they need is not installed.
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    check_flags(config)
-    if config.source_image is None:
-        need_packages("translating shards", _FOR_SHARDS, "train")
-        from lbm_lora.workflows.infer_shards import translate_shards
-
-        return translate_shards(config, progress)
-    jobs = _plan(config, config.source_image)
-    base = base_path(config, progress)
+    jobs = _plan(config)
+    base = ensure_base(
+        config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
+    )
     with open_checkpoint(base) as checkpoint:
-        adapters, applied = read_adapters(config, checkpoint, progress)
+        adapters, applied = config.read_adapters(checkpoint, progress)
     model = _load(config, base, "base", progress)
     check_steps(model.config, config.num_inference_steps)
     columns = _columns_without(config, jobs, model, adapters, progress)
-    put_in(model, adapters, config.mode)
+    config.put_in(model, adapters)
     outputs, tiles = _write_all(config, jobs, model, progress)
     columns["with LoRA" if adapters else "base"] = tiles
     result = InferResult(outputs=outputs, adapters=applied, device=str(model.device), dtype=dtype_name(model.dtype))
@@ -55,10 +90,11 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     return result
 
 
-def _plan(config: InferConfig, source_image: str) -> list[Job]:
-    return plan_jobs(
-        source_image, config.output_path, mask=config.mask, compare=config.compare, inputs=input_files(config)
-    )
+def _plan(config: InferConfig) -> list[Job]:
+    if config.tuned_model_path is not None and not config.compare:
+        raise ConfigError("--tuned_model_path is only used with --compare. Add it, or leave the path out.")
+    inputs = [*config.input_files, *([config.tuned_model_path] if config.tuned_model_path else [])]
+    return plan_jobs(config.source_image, config.output_path, mask=config.mask, compare=config.compare, inputs=inputs)
 
 
 def _load(config: InferConfig, path: Path, what: str, progress: Progress) -> LBMModel:
@@ -86,7 +122,7 @@ def _columns_without(
 def _tiles(
     config: InferConfig, jobs: Sequence[Job], model: LBMModel, what: str, progress: Progress
 ) -> list[Image.Image]:
-    return [tile(made.picture) for made in translations(model, jobs, settings_of(config), progress, what)]
+    return [tile(made.image) for made in translations(model, jobs, config.translate_settings, progress, what)]
 
 
 def _write_all(
@@ -95,18 +131,18 @@ def _write_all(
     """Translate and write every job; with --compare also the tiles for it."""
     outputs: list[TranslatedImage] = []
     tiles: list[Image.Image] = []
-    made = translations(model, jobs, settings_of(config), progress, "translating")
+    made = translations(model, jobs, config.translate_settings, progress, "translating")
     for job, translation in zip(jobs, made, strict=True):
-        write_image(translation.picture, job.output, inputs=[job.source])
+        write_image(translation.image, job.output, inputs=[job.source])
         if config.compare:
-            tiles.append(tile(translation.picture))
+            tiles.append(tile(translation.image))
         outputs.append(
             TranslatedImage(
                 source=job.source,
                 output=job.output,
                 comparison=job.comparison,
-                width=translation.picture.width,
-                height=translation.picture.height,
+                width=translation.image.width,
+                height=translation.image.height,
                 model_width=translation.model_size[0],
                 model_height=translation.model_size[1],
                 seconds=translation.seconds,
@@ -116,7 +152,7 @@ def _write_all(
 
 
 def _write_comparisons(config: InferConfig, jobs: Sequence[Job], columns: Columns, progress: Progress) -> None:
-    """The side-by-side pictures, after the tuned model's column where one is asked for."""
+    """The side-by-side images, after the tuned model's column where one is asked for."""
     if config.tuned_model_path is not None:
         tuned = _load(config, config.tuned_model_path, "tuned", progress)
         columns["tuned"] = _tiles(config, jobs, tuned, "translating with the tuned model", progress)

@@ -1,36 +1,97 @@
-"""The verb `infer` over WebDataset shards, by one process or several."""
+"""Translate WebDataset shards with an LBM checkpoint and LoRAs, by one process or several: `infer --source_shards`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import xxhash
 
+from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
-from lbm_lora.infer.jobs import translate_read
-from lbm_lora.infer.pipeline import check_steps
-from lbm_lora.infer.shards.plan import ShardJob, ShardKeys, check_corrupt, plan_shards
-from lbm_lora.infer.shards.predict import Predicted, predict
-from lbm_lora.infer.shards.record import check_settings, write_settings
-from lbm_lora.infer.shards.work import ShardTask, Translate
+from lbm_lora.errors import ConfigError, need_packages
+from lbm_lora.infer.options import ModelOptions
+from lbm_lora.infer.translate import translate_image
 from lbm_lora.model.build import load_model, refuse_conditioning
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import resolve_config
+from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.trainer import open_trainer, quiet_lightning
-from lbm_lora.workflows.infer_config import InferConfig
-from lbm_lora.workflows.infer_model import base_path, input_files, put_in, read_adapters, settings_of
-from lbm_lora.workflows.infer_result import InferResult, TranslatedShards
+from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.workflows.base import ensure_base
+
+if TYPE_CHECKING:
+    from lbm_lora.infer.shards.plan import ShardJob
+
+_PACKAGES = ("lightning", "webdataset", "filelock")
 
 
-def translate_shards(config: InferConfig, progress: Progress = SILENT) -> InferResult:
+@dataclass(frozen=True, kw_only=True)
+class InferShardsConfig(ModelOptions):
+    """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs."""
+
+    source_shards: tuple[str, ...]
+    """WebDataset shards: paths, URLs, patterns with {000..009}. Each gives a shard of its name."""
+    output_path: str
+    """Folder for the results."""
+    source_key: str = "source.jpg"
+    """What follows a sample's name. The extension is not decisive: source.png will do too."""
+    mask_key: str | None = None
+    """Likewise for the mask (mask.png), which then every sample must have."""
+    output_format: Literal["png", "jpg", "webp"] = "png"
+    """Format of the results, which are called NAME.output.png."""
+    max_corrupt: float = 0.05
+    """Share of unreadable or incomplete samples above which the work ends."""
+    cache_dir: Path | None = None
+    """Folder that shards from URLs, and compressed ones, are copied into."""
+    devices: int = 1
+    """Processes on one machine, each on a device of its own."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """Lightning's name of how processes are started. auto: ddp where there are several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferShardsResult:
+    """What became of the shards, in all processes together."""
+
+    folder: Path
+    """Folder of the results: one shard for each, of the same name."""
+    written: int
+    """Shards that this run has written."""
+    present: int
+    """Shards that an earlier run had written."""
+    images: int
+    """Images that this run has written."""
+    skipped: tuple[Skipped, ...]
+    """Samples of all shards written so far that cannot be used."""
+    stopped_by: str
+    """The signal that ended the run before its end, else empty."""
+    adapters: tuple[AppliedAdapter, ...]
+    device: str
+    dtype: str
+    rank: int
+    """Of this process among several; the first one, 0, speaks for all."""
+
+
+def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsResult:
     """Translate every shard that is not done yet. All of them are looked at, and all options checked, first.
 
     Raises:
+        MissingExtraError: a package of the train extra is not installed.
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
+    _check(config)
+    need_packages("translating shards", _PACKAGES, "train")
+    from lbm_lora.infer.shards.plan import ShardKeys, check_corrupt, plan_shards
+    from lbm_lora.infer.shards.predict import predict
+    from lbm_lora.infer.shards.record import check_settings, write_settings
+    from lbm_lora.infer.shards.work import ShardTask, Translate
+    from lbm_lora.trainer import open_trainer, quiet_lightning
+
     folder = Path(config.output_path).expanduser()
     with quiet_lightning():
         trainer = open_trainer(config, _strategy(config), folder, inference_mode=False)
@@ -41,16 +102,18 @@ def translate_shards(config: InferConfig, progress: Progress = SILENT) -> InferR
             folder,
             keys,
             cache_dir=config.cache_dir,
-            inputs=input_files(config),
+            inputs=config.input_files,
             progress=progress,
         )
         check_corrupt(jobs, (), config.max_corrupt)
-        base = base_path(config, progress)
+        base = ensure_base(
+            config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
+        )
         with open_checkpoint(base) as checkpoint:
             lbm = resolve_config(checkpoint, config_path=config.config_path)
             refuse_conditioning(lbm, where=checkpoint.path)
             check_steps(lbm, config.num_inference_steps)
-            adapters, applied = read_adapters(config, checkpoint, progress)
+            adapters, applied = config.read_adapters(checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=any(job.record is not None for job in jobs))
         if trainer.is_global_zero:
@@ -60,8 +123,9 @@ def translate_shards(config: InferConfig, progress: Progress = SILENT) -> InferR
         def load(device: torch.device) -> Translate:
             dtype = dtype_of(config.torch_dtype)
             model = load_model(base, config_path=config.config_path, device=device, dtype=dtype)
-            put_in(model, adapters, config.mode)
-            return lambda source, mask: translate_read(model, source, mask, settings_of(config))[0]
+            config.put_in(model, adapters)
+            chosen = config.translate_settings
+            return lambda source, mask: translate_image(model, source, chosen, mask=mask)
 
         predicted = predict(
             trainer,
@@ -71,22 +135,36 @@ def translate_shards(config: InferConfig, progress: Progress = SILENT) -> InferR
             max_corrupt=config.max_corrupt,
             progress=progress,
         )
-    return InferResult(
-        outputs=(),
+    records = {job.name: predicted.records.get(job.name, job.record) for job in jobs}
+    return InferShardsResult(
+        folder=folder,
+        written=len(predicted.records),
+        present=sum(job.record is not None for job in jobs),
+        images=sum(record.pictures for record in predicted.records.values()),
+        skipped=tuple(item for record in records.values() if record is not None for item in record.skipped),
+        stopped_by=predicted.stopped_by,
         adapters=applied,
         device=str(trainer.strategy.root_device),
         dtype=dtype_name(dtype_of(config.torch_dtype)),
-        shards=_summary(folder, jobs, predicted),
         rank=trainer.global_rank,
     )
 
 
-def _strategy(config: InferConfig) -> str:
+def _check(config: InferShardsConfig) -> None:
+    if config.devices < 1 or config.num_nodes < 1:
+        raise ConfigError("--devices and --num_nodes must be 1 or more.")
+    if config.devices > 1 and ":" in config.device:
+        raise ConfigError(f"--device {config.device} is one device, and --devices is {config.devices}.")
+    if not 0 <= config.max_corrupt <= 1:
+        raise ConfigError(f"--max_corrupt must be between 0 and 1, got {config.max_corrupt:g}.")
+
+
+def _strategy(config: InferShardsConfig) -> str:
     return "ddp" if config.strategy == "auto" and config.devices * config.num_nodes > 1 else config.strategy
 
 
-def _identity(config: InferConfig, checkpoint: Checkpoint, lbm: LBMConfig) -> dict[str, Any]:
-    """Everything that a picture depends on, as JSON has it; files by their content, so that they may move."""
+def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig) -> dict[str, Any]:
+    """Everything that an image depends on, as JSON has it; files by their content, so that they may move."""
     return {
         "base_model_path (by content)": fingerprint(checkpoint.component()).digest,
         "VAE (by content)": fingerprint(checkpoint.component(VAE_PREFIX)).digest,
@@ -108,21 +186,9 @@ def _identity(config: InferConfig, checkpoint: Checkpoint, lbm: LBMConfig) -> di
     }
 
 
-def _remove_parts(jobs: list[ShardJob]) -> None:
+def _remove_parts(jobs: "list[ShardJob]") -> None:
     """Remove what a killed run was writing. The other processes do not write before this one joins them."""
     for job in jobs:
         if job.record is None:
             for part in job.output.parent.glob(f".{job.name}.*part"):
                 part.unlink(missing_ok=True)
-
-
-def _summary(folder: Path, jobs: list[ShardJob], predicted: Predicted) -> TranslatedShards:
-    records = {job.name: predicted.records.get(job.name, job.record) for job in jobs}
-    return TranslatedShards(
-        folder=folder,
-        written=len(predicted.records),
-        present=sum(job.record is not None for job in jobs),
-        pictures=sum(record.pictures for record in predicted.records.values()),
-        skipped=tuple(item for record in records.values() if record is not None for item in record.skipped),
-        stopped_by=predicted.stopped_by,
-    )

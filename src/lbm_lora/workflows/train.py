@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Suppress
 
+from lbm_lora.errors import need_packages
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.train.config import TrainConfig, read_train_config
-from lbm_lora.workflows.extras import need_packages
 
 if TYPE_CHECKING:
     from lbm_lora.train.fit import Fitted
@@ -73,8 +73,6 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
 def _base(settings: TrainConfig, progress: Progress) -> Path:
     """The base that is there, or that is made of the backbone."""
     path = settings.base_model_path or settings.save_ckpt_path / "base.safetensors"
-    if settings.backbone_signature is None:
-        return path
     from lbm_lora.workflows.base import ensure_base
 
     return ensure_base(

@@ -26,7 +26,7 @@ from lbm_lora.report.wording import plural
 from lbm_lora.workflows.layers import layer_names
 
 if TYPE_CHECKING:
-    from lbm_lora.workflows.outputs import ComparedOutputs, Comparison
+    from lbm_lora.fidelity.comparison import Comparison, ComparisonResult
 
 LORA = "base + LoRA"
 """The variant that the limits are about."""
@@ -112,7 +112,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     files = write_report(
         report,
         folder,
-        picture=None if outputs is None else outputs.picture,
+        picture=None if outputs is None else outputs.image,
         caption="" if outputs is None else outputs.caption,
         provenance=_provenance(config),
     )
@@ -195,10 +195,10 @@ def _plan(config: ValidateConfig) -> "Comparison | None":
     if config.images is None:
         return None
     # only this needs the network classes: weights are compared without them
-    from lbm_lora.workflows.outputs import OutputSettings, plan_comparison
+    from lbm_lora.fidelity.comparison import ComparisonSettings, plan_comparison
 
     return plan_comparison(
-        OutputSettings(
+        ComparisonSettings(
             images=config.images,
             steps=config.num_inference_steps,
             seed=config.seed,
@@ -214,8 +214,8 @@ def _plan(config: ValidateConfig) -> "Comparison | None":
 
 def _outputs(
     config: ValidateConfig, plan: "Comparison", adapters: Mapping[str, Adapter], progress: Progress
-) -> "ComparedOutputs":
-    from lbm_lora.workflows.outputs import compare_outputs
+) -> "ComparisonResult":
+    from lbm_lora.fidelity.comparison import compare_outputs
 
     return compare_outputs(
         plan, base=config.base_model_path, tuned=config.tuned_model_path, adapters=adapters, progress=progress

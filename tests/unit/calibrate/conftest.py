@@ -1,66 +1,30 @@
-"""A small tuned LBM, pictures, and statistics of them, that the tests of this folder share."""
+"""A small tuned LBM, images, and statistics of them, that the tests of this folder share."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from PIL import Image
+from two_levels import noise_images, two_level_model
 
-from lbm_lora.calibrate import Settings, Statistics, collect
+from lbm_lora.calibrate import CalibrationSettings, Statistics, collect
 from lbm_lora.model.build import LBMModel
-from lbm_lora.model.config import LBMConfig
-from standins import backbone_unet_config, vae_config
 
 
 @pytest.fixture(scope="session")
-def settings() -> Settings:
+def settings() -> CalibrationSettings:
     """Small enough that some sides are kept whole and others as a sketch."""
-    return Settings(timesteps=(1000.0, 500.0), probes=2, size=64, seed=5, dense_up_to=32, sketch_rank=8)
+    return CalibrationSettings(timesteps=(1000.0, 500.0), probes=2, size=64, seed=5, dense_up_to=32, sketch_rank=8)
 
 
 @pytest.fixture(scope="session")
 def model() -> LBMModel:
-    """A random LBM of two levels in fp32, with enough bridge noise to see it."""
-    unet = backbone_unet_config() | {
-        "sample_size": 8,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [16, 48],
-        "cross_attention_dim": [16, 48],
-        "layers_per_block": 1,
-        "transformer_layers_per_block": 1,
-        "attention_head_dim": [1, 2],
-        "addition_embed_type": None,
-    }
-    config = LBMConfig(unet=unet, vae=vae_config(), bridge_noise_sigma=0.5)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        denoiser = UNet2DConditionModel(**{key: value for key, value in unet.items() if not key.startswith("_")})
-        vae = AutoencoderKL(**{key: value for key, value in vae_config().items() if not key.startswith("_")})
-    return LBMModel(
-        denoiser=denoiser.requires_grad_(False).eval(),
-        vae=vae.requires_grad_(False).eval(),
-        config=config,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        vae_dtype=torch.float32,
-    )
+    return two_level_model()
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Two pictures of noise, of different shapes."""
-    folder = tmp_path_factory.mktemp("pictures")
-    draw = np.random.default_rng(0)
-    paths = tuple(folder / f"{index}.png" for index in range(2))
-    for path, (height, width) in zip(paths, ((64, 64), (40, 90)), strict=True):
-        Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    return paths
+    return noise_images(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="session")
-def statistics(model: LBMModel, pictures: tuple[Path, ...], settings: Settings) -> Statistics:
+def statistics(model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings) -> Statistics:
     return collect(model, pictures, settings, tuned="abc")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.calibrate import PartialFile, Settings, Statistics, collect, find_layers, save_statistics, schedule_of
-from lbm_lora.calibrate.states import bridge_states, source_latent
+from lbm_lora.calibrate import CalibrationSettings, PartialFile, Statistics, collect, find_layers, save_statistics
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
 from lbm_lora.factorize import Moment
+from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.model.build import LBMModel
+from lbm_lora.model.schedule import schedule_of
 from lbm_lora.naming import ModuleName
 
 
@@ -87,16 +88,16 @@ def test_every_layer_has_weights_of_its_shape(model: LBMModel, statistics: Stati
 
 
 def test_moments_are_means_over_images_and_timesteps(
-    model: LBMModel, pictures: tuple[Path, ...], settings: Settings, statistics: Statistics
+    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
 ) -> None:
     names = ["conv_in", "down_blocks.0.resnets.0.conv2", "time_embedding.linear_1"]
     expected: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
     energy = values = 0.0
     for index, path in enumerate(pictures):
-        source = source_latent(model, path, size=64)
+        source = image_latent(model, path, size=64)
         schedule = schedule_of(model.config, settings.timesteps)
-        for timestep, probability, state in bridge_states(model, source, schedule, seed=5, image=index):
-            seen, output = inputs_of(model, names, state, timestep)
+        for point in bridge_points(model, source, schedule, image_noise(5, index)):
+            seen, output, probability = *inputs_of(model, names, point.state, point.timestep), point.probability
             for name, inputs in seen.items():
                 rows = inputs.movedim(1, -1).flatten(0, -2) if inputs.dim() == 4 else inputs.flatten(0, -2)
                 expected[name] = expected[name] + probability / 2 * rows.mT @ rows / len(rows)
@@ -122,7 +123,7 @@ def test_a_layer_without_any_effect_has_weights(statistics: Statistics) -> None:
 
 
 def test_checkpointing_changes_nothing(
-    model: LBMModel, pictures: tuple[Path, ...], settings: Settings, statistics: Statistics
+    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
 ) -> None:
     again = collect(model, pictures, settings, tuned="abc", is_checkpointed=True)
     assert_equal(statistics, again, rtol=1e-4)
@@ -136,7 +137,9 @@ def test_the_model_is_left_as_it_was(model: LBMModel, statistics: Statistics) ->
 
 
 @pytest.fixture
-def run(model: LBMModel, pictures: tuple[Path, ...], settings: Settings, tmp_path: Path) -> Callable[..., Statistics]:
+def run(
+    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, tmp_path: Path
+) -> Callable[..., Statistics]:
     """Collect with the sums saved after every picture."""
 
     def collected(listener: Listener, **changes: object) -> Statistics:
@@ -190,10 +193,12 @@ def test_what_cannot_be_measured(model: LBMModel, pictures: tuple[Path, ...], tm
     with pytest.raises(ImageError, match=r"lost\.png does not exist"):
         collect(model, [*pictures, tmp_path / "lost.png"])
     with pytest.raises(ConfigError, match="timestep 400 was not trained"):
-        collect(model, pictures, Settings(timesteps=(400,)))
+        collect(model, pictures, CalibrationSettings(timesteps=(400,)))
 
 
-def test_an_output_that_is_not_finite(model: LBMModel, pictures: tuple[Path, ...], settings: Settings) -> None:
+def test_an_output_that_is_not_finite(
+    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings
+) -> None:
     broken = replace(model, denoiser=deepcopy(model.denoiser))
     broken.denoiser.conv_out.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"0\.png: the model's output at timestep 1000 holds values that are not fin"):

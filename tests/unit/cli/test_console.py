@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from lbm_lora import errors
 from lbm_lora.cli.console import described, jsonable, one_line, session, warnings_as_lines
 from lbm_lora.errors import ConfigError, LbmLoraError
+from lbm_lora.progress import LbmLoraWarning
 
 
 class Action(StrEnum):
@@ -207,7 +208,7 @@ def test_our_own_warnings_are_always_shown() -> None:
     """Whatever the filters say: here pytest's, which would raise."""
     lines: list[str] = []
     with warnings_as_lines(lines.append):
-        warnings.warn_explicit("no fingerprint", UserWarning, "fit.py", 1, module="lbm_lora.apply.fit")
+        warnings.warn_explicit("no fingerprint", LbmLoraWarning, "fit.py", 1, module="lbm_lora.apply.fit")
         with pytest.raises(UserWarning):
             warnings.warn_explicit("from elsewhere", UserWarning, "x.py", 1, module="elsewhere")
     assert lines == ["no fingerprint"]

@@ -9,14 +9,23 @@ from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import InputError
-from lbm_lora.extract import Chooser, Emission, Plan, Settings, Survey, Surveyed, WeightsOf, plan_extraction
+from lbm_lora.extract import (
+    DeltaSettings,
+    Plan,
+    RankAllocator,
+    Survey,
+    SurveyedPass,
+    SurveyPass,
+    WeightsOf,
+    plan_extraction,
+)
 from lbm_lora.factorize import FixedRank, Moment, Weights, to_matrix
 from lbm_lora.naming import ParamName, module_of
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
-BF16 = Settings(dtype=torch.bfloat16)
-FP16 = Settings(dtype=torch.float16)
+BF16 = DeltaSettings(dtype=torch.bfloat16)
+FP16 = DeltaSettings(dtype=torch.float16)
 
 
 @pytest.fixture
@@ -40,21 +49,21 @@ def weights_of(plan: Plan) -> WeightsOf:
     return found.__getitem__
 
 
-def survey(plan: Plan, weights_of: WeightsOf, settings: Settings, folder: Path) -> Surveyed:
-    return Survey(plan, settings, weights_of, folder / "vectors.safetensors").run()
+def take_survey(plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, folder: Path) -> Survey:
+    return SurveyPass(plan, settings, weights_of, folder / "vectors.safetensors").run()
 
 
-def chooser_of(plan: Plan, surveyed: Surveyed, settings: Settings) -> Chooser:
-    return Chooser(plan, surveyed, settings.dtype, overhead=100, is_weighted=True)
+def allocator_of(plan: Plan, survey: Survey, settings: DeltaSettings) -> RankAllocator:
+    return RankAllocator(plan, survey, settings.dtype, overhead=100, is_weighted=True)
 
 
 def left(
-    plan: Plan, weights_of: WeightsOf, settings: Settings, folder: Path, ranks: Mapping[ParamName, int | None]
+    plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, folder: Path, ranks: Mapping[ParamName, int | None]
 ) -> dict[ParamName, float]:
     """The squared error in the weighted norm of each delta that a file would have."""
     errors: dict[ParamName, float] = {}
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        for (outcome,) in Emission(plan, settings, weights_of, [ranks], scratch):
+        for (outcome,) in SurveyedPass(plan, settings, weights_of, [ranks], scratch):
             name = outcome.row.name
             if name in ranks:
                 delta, _ = plan.pairing.read_delta(name)
@@ -66,44 +75,44 @@ def left(
 
 @pytest.mark.parametrize("settings", [BF16, FP16])
 def test_what_a_delta_stored_whole_leaves_is_known(
-    plan: Plan, weights_of: WeightsOf, settings: Settings, tmp_path: Path
+    plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, tmp_path: Path
 ) -> None:
-    surveyed = survey(plan, weights_of, settings, tmp_path)
-    errors = left(plan, weights_of, settings, tmp_path, {found.item.name: None for found in surveyed.found})
-    for found in surveyed.found:
-        assert found.whole == pytest.approx(errors[found.item.name], rel=1e-4)
-        assert found.whole > 0
+    survey = take_survey(plan, weights_of, settings, tmp_path)
+    errors = left(plan, weights_of, settings, tmp_path, {found.item.name: None for found in survey.spectra})
+    for found in survey.spectra:
+        assert found.dense == pytest.approx(errors[found.item.name], rel=1e-4)
+        assert found.dense > 0
 
 
 @pytest.mark.parametrize("settings", [BF16, FP16])
 def test_the_error_of_any_size_counts_rounding(
-    plan: Plan, weights_of: WeightsOf, settings: Settings, tmp_path: Path
+    plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, tmp_path: Path
 ) -> None:
     """Of large files it is most of the error. The refit of `up` takes some of the factors' rounding back."""
-    chooser = chooser_of(plan, survey(plan, weights_of, settings, tmp_path), settings)
-    whole = sum(1 for rank in chooser.within([10**9])[0].ranks.values() if rank is None)
+    allocator = allocator_of(plan, take_survey(plan, weights_of, settings, tmp_path), settings)
+    whole = sum(1 for rank in allocator.within([10**9])[0].ranks.values() if rank is None)
     assert whole > 0
-    for size in (chooser.fixed_bytes + 600, chooser.fixed_bytes + 1200, 10**9):
-        (choice,) = chooser.within([size])
+    for size in (allocator.fixed_bytes + 600, allocator.fixed_bytes + 1200, 10**9):
+        (choice,) = allocator.within([size])
         found = sum(left(plan, weights_of, settings, tmp_path, choice.ranks).values())
         assert 0.5 < found / choice.error_sq < 1.5
 
 
 def test_an_error_near_what_rounding_leaves_is_kept(plan: Plan, weights_of: WeightsOf, tmp_path: Path) -> None:
-    chooser = chooser_of(plan, survey(plan, weights_of, BF16, tmp_path), BF16)
-    (best,) = chooser.within([10**9])
+    allocator = allocator_of(plan, take_survey(plan, weights_of, BF16, tmp_path), BF16)
+    (best,) = allocator.within([10**9])
     for above in (1.01, 1.5, 5.0, 100.0):
-        choice = chooser.error(above * best.error_sq)
+        choice = allocator.error(above * best.error_sq)
         assert choice.error_sq <= above * best.error_sq * (1 + 1e-9)
         assert choice.nbytes <= best.nbytes
     with pytest.raises(InputError, match=r"or more digits of each \(--save_precision\)\.$"):
-        chooser.error(0.5 * best.error_sq)
+        allocator.error(0.5 * best.error_sq)
 
 
 def test_a_delta_that_leaves_the_range_of_fp16_is_not_stored_whole(save: Save, tmp_path: Path) -> None:
     states = [{"a.weight": torch.zeros(8, 8)}, {"a.weight": 1e6 * torch.eye(8)}]
     paths = [save(f"{index}.safetensors", state) for index, state in enumerate(states)]
     plan = plan_extraction(*(open_checkpoint(path).component() for path in paths), FixedRank(linear=8, conv=8))
-    surveyed = survey(plan, lambda _: Weights(), FP16, tmp_path)
-    assert surveyed.found[0].whole == float("inf")
-    assert chooser_of(plan, surveyed, FP16).within([10**6])[0].ranks == {"a.weight": 8}
+    survey = take_survey(plan, lambda _: Weights(), FP16, tmp_path)
+    assert survey.spectra[0].dense == float("inf")
+    assert allocator_of(plan, survey, FP16).within([10**6])[0].ranks == {"a.weight": 8}

@@ -1,4 +1,4 @@
-"""Extraction in two passes: what the first finds, and that the second cuts it off at any rank."""
+"""DirectPass in two passes: what the first finds, and that the second cuts it off at any rank."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,13 +11,13 @@ from lbm_lora.adapter import Adapter, Ledger, Status
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extract import (
     Action,
-    Emission,
-    Extraction,
+    DeltaSettings,
+    DirectPass,
     Outcome,
     Plan,
-    Settings,
     Survey,
-    Surveyed,
+    SurveyedPass,
+    SurveyPass,
     WeightsOf,
     plan_extraction,
     unweighted,
@@ -28,7 +28,7 @@ from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
 FULL = FixedRank(linear=9999, conv=9999)
-FP32 = Settings(dtype=torch.float32)
+FP32 = DeltaSettings(dtype=torch.float32)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def plan(save: Save) -> Plan:
     return plan_extraction(base.component(), tuned.component(), FULL)
 
 
-def surveyed(plan: Plan, folder: Path, weights_of: WeightsOf = unweighted, settings: Settings = FP32) -> Surveyed:
-    return Survey(plan, settings, weights_of, folder / "vectors.safetensors").run()
+def surveyed(plan: Plan, folder: Path, weights_of: WeightsOf = unweighted, settings: DeltaSettings = FP32) -> Survey:
+    return SurveyPass(plan, settings, weights_of, folder / "vectors.safetensors").run()
 
 
 def emitted(
@@ -47,10 +47,10 @@ def emitted(
     folder: Path,
     choices: Mapping[ParamName, int | None],
     weights_of: WeightsOf = unweighted,
-    settings: Settings = FP32,
+    settings: DeltaSettings = FP32,
 ) -> tuple[Adapter, Ledger]:
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        outcomes = [outcome for (outcome,) in Emission(plan, settings, weights_of, [choices], scratch)]
+        outcomes = [outcome for (outcome,) in SurveyedPass(plan, settings, weights_of, [choices], scratch)]
     return _adapter(outcomes), Ledger(tuple(outcome.row for outcome in outcomes))
 
 
@@ -76,8 +76,8 @@ def weights(plan: Plan) -> dict[ModuleName, Weights]:
 
 def test_the_spectra_are_those_of_the_deltas(plan: Plan, tmp_path: Path) -> None:
     found = surveyed(plan, tmp_path)
-    assert [one.item.name for one in found.found] == [item.name for item in plan.of(Action.DECOMPOSE)]
-    for one in found.found:
+    assert [one.item.name for one in found.spectra] == [item.name for item in plan.of(Action.DECOMPOSE)]
+    for one in found.spectra:
         matrix = to_matrix(plan.pairing.read_delta(one.item.name)[0])
         torch.testing.assert_close(one.squares, torch.linalg.svdvals(matrix).double().square(), rtol=1e-4, atol=1e-9)
         assert one.rest == 0
@@ -92,7 +92,7 @@ def test_without_weights_it_is_the_extraction_in_one_pass(plan: Plan, tmp_path: 
     ranks = FixedRank(linear=2, conv=3)
     choices = {item.name: ranks.rank_of(item.shape) for item in plan.of(Action.DECOMPOSE)}
     adapter, ledger = emitted(plan, tmp_path, choices)
-    extraction = Extraction([plan.with_ranks(ranks)], FP32)
+    extraction = DirectPass([plan.with_ranks(ranks)], FP32)
     expected = [outcome for (outcome,) in extraction]
     assert [(row.name, row.status, row.rank) for row in ledger] == [
         (one.row.name, one.row.status, one.row.rank) for one in expected
@@ -106,9 +106,9 @@ def test_what_a_rank_is_said_to_leave_it_leaves(plan: Plan, tmp_path: Path) -> N
     of = weights(plan)
     found = surveyed(plan, tmp_path, of.__getitem__)
     for rank in (1, 2, 4):
-        choices = {one.item.name: min(rank, len(one.squares)) for one in found.found}
+        choices = {one.item.name: min(rank, len(one.squares)) for one in found.spectra}
         adapter, _ = emitted(plan, tmp_path, choices, of.__getitem__)
-        for one in found.found:
+        for one in found.spectra:
             module = adapter.module_at(one.item.name)
             assert module is not None
             error = to_matrix(plan.pairing.read_delta(one.item.name)[0] - module.delta())
@@ -137,7 +137,7 @@ def test_weights_change_what_is_kept(plan: Plan, tmp_path: Path) -> None:
 
 def test_nothing_and_the_dense_delta_are_choices(plan: Plan, tmp_path: Path) -> None:
     found = surveyed(plan, tmp_path)
-    first, second, *others = [one.item.name for one in found.found]
+    first, second, *others = [one.item.name for one in found.spectra]
     choices: dict[ParamName, int | None] = {first: 0, second: None, **dict.fromkeys(others, 1)}
     adapter, ledger = emitted(plan, tmp_path, choices)
     rows = {row.name: row for row in ledger}
@@ -154,10 +154,10 @@ def test_unchanged_and_small_deltas_take_no_rank(save: Save, tmp_path: Path) -> 
     tuned["head.2.weight"] = base["head.2.weight"] + 1e-4
     first, second = (open_checkpoint(save(f"{n}.safetensors", s)).component() for n, s in (("b", base), ("t", tuned)))
     plan = plan_extraction(first, second, FULL)
-    settings = Settings(dtype=torch.float32, min_diff=0.01)
+    settings = DeltaSettings(dtype=torch.float32, min_diff=0.01)
     found = surveyed(plan, tmp_path, settings=settings)
-    assert {one.item.name for one in found.found} == {"stem.weight", "point.weight"}
-    choices: dict[ParamName, int | None] = {one.item.name: 1 for one in found.found}
+    assert {one.item.name for one in found.spectra} == {"stem.weight", "point.weight"}
+    choices: dict[ParamName, int | None] = {one.item.name: 1 for one in found.spectra}
     _, ledger = emitted(plan, tmp_path, choices, settings=settings)
     assert {row.name: row.status for row in ledger if row.name.startswith("head") and row.name.endswith("weight")} == {
         "head.0.weight": Status.UNCHANGED,
@@ -170,12 +170,12 @@ def test_rounding_is_foreseen(plan: Plan, tmp_path: Path, dtype: torch.dtype) ->
     """In the weighted norm. The refit of `up` takes a part of it back, which is not foreseen."""
     of = weights(plan)
     said = left = 0.0
-    for settings in (FP32, Settings(dtype=dtype)):
+    for settings in (FP32, DeltaSettings(dtype=dtype)):
         found = surveyed(plan, tmp_path, of.__getitem__, settings)
-        choices: dict[ParamName, int | None] = {one.item.name: min(2, len(one.squares)) for one in found.found}
+        choices: dict[ParamName, int | None] = {one.item.name: min(2, len(one.squares)) for one in found.spectra}
         adapter, _ = emitted(plan, tmp_path, choices, of.__getitem__, settings)
         sign = -1 if settings is FP32 else 1
-        for one in found.found:
+        for one in found.spectra:
             module = adapter.module_at(one.item.name)
             assert module is not None
             error = to_matrix(plan.pairing.read_delta(one.item.name)[0] - module.delta())
@@ -191,6 +191,6 @@ def test_ranks_below_the_rounding_of_a_bf16_checkpoint_are_not_worth_their_bytes
     states = [{"a.weight": base.bfloat16()}, {"a.weight": tuned.bfloat16()}]
     paths = [save(f"{index}.safetensors", state) for index, state in enumerate(states)]
     plan = plan_extraction(*(open_checkpoint(path).component() for path in paths), FULL)
-    (one,) = surveyed(plan, tmp_path).found
+    (one,) = surveyed(plan, tmp_path).spectra
     assert one.worth <= 3
     assert len(one.squares) == 96

@@ -56,6 +56,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_bytes_are_read_as_the_file_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(CASES[name])

@@ -77,21 +77,6 @@ def test_velocity_and_predict_target_are_inverse_without_noise() -> None:
     torch.testing.assert_close(found, target)
 
 
-@pytest.mark.parametrize(
-    ("selected", "expected"),
-    [
-        ((250, 500, 750, 1000), (1, 2, 4)),
-        ((1000,), (1,)),
-        ((500, 1000), (1, 2)),
-        ((250.0, 500.0, 1000.0), (1, 2)),
-        ((250, 500, 750), ()),
-        ((), ()),
-    ],
-)
-def test_trained_step_counts(selected: tuple[float, ...], expected: tuple[int, ...]) -> None:
-    assert bridge.trained_step_counts(selected) == expected
-
-
 def test_one_step_with_the_true_velocity_reaches_the_target() -> None:
     source, target = torch.randn(2, 1, 4, 2, 2, generator=seeded(2))
     reached = bridge.sample(lambda _z, _t: source - target, source, 1, 0.005, seeded(0))

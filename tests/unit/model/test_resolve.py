@@ -1,7 +1,6 @@
 """Where a checkpoint's configuration comes from, and that our own files carry it whole."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
 from lbm_lora.model.resolve import METADATA_KEY, config_beside, config_to_ckpt, config_to_metadata, resolve_config
+from lbm_lora.progress import LbmLoraWarning
 from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
 
 OWN = LBMConfig(bridge_noise_sigma=0.25, unet=lbm_unet_config(TINY), vae=vae_config())
@@ -55,12 +55,13 @@ def test_the_file_itself_comes_first(weights: Path, tmp_path: Path) -> None:
     assert resolved(weights) == OWN
 
 
-def test_a_flag_that_is_not_used_is_said(weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flag_that_is_not_used_is_said(weights: Path, tmp_path: Path) -> None:
     save_file(base_tensors(TINY, dtype=torch.bfloat16), weights, metadata=config_to_metadata(OWN))
     other = write_lbm_yaml(tmp_path / "elsewhere", TINY)
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(LbmLoraWarning) as caught:
         assert resolved(weights, other) == OWN
-    assert caplog.messages == [f"{weights} carries its own configuration: --config_path {other} is not used."]
+    text = f"{weights} carries its own configuration: --config_path {other} is not used."
+    assert [str(one.message) for one in caught] == [text]
 
 
 def test_the_yaml_beside_the_file_comes_next(weights: Path, tmp_path: Path) -> None:

@@ -14,23 +14,23 @@ from lbm_lora.errors import CheckpointError, ConfigError, OutputError
 from lbm_lora.model.backbone import open_backbone
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import LBMConfig, parse_config
-from lbm_lora.model.write_base import BaseResult, twin_paths, write_base
+from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from standins import LBM_YAML, MINI, TINY, Depth, base_tensors, lbm_unet_config, write_backbone
 
 CONFIG = parse_config(LBM_YAML, where="config.yaml")
 
 
-def written(backbone: Path, out: Path, config: LBMConfig = CONFIG, dtype: torch.dtype = torch.bfloat16) -> BaseResult:
+def written(backbone: Path, out: Path, config: LBMConfig = CONFIG, dtype: torch.dtype = torch.bfloat16) -> BaseFiles:
     with open_backbone(str(backbone), config) as opened:
         return write_base(opened, config, out, dtype=dtype, source_config=LBM_YAML)
 
 
 @pytest.fixture(scope="module")
-def result(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseResult:
+def result(backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseFiles:
     return written(backbone_folder, tmp_path_factory.mktemp("base") / "checkpoints" / "exact_base.ckpt")
 
 
-def twins(result: BaseResult) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def twins(result: BaseFiles) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     held = torch.load(result.ckpt, weights_only=True)
     return load_file(result.safetensors), held["model_state_dict"]
 
@@ -51,7 +51,7 @@ def test_the_base_is_the_crop_of_its_backbone_bit_for_bit(
         assert {tensor.dtype for tensor in tensors.values()} == {dtype}
 
 
-def test_the_denoiser_loads_strictly(result: BaseResult) -> None:
+def test_the_denoiser_loads_strictly(result: BaseFiles) -> None:
     network: Any = UNet2DConditionModel.from_config(lbm_unet_config(TINY))
     state = {
         k.removeprefix("denoiser."): v for k, v in load_file(result.safetensors).items() if k.startswith("denoiser.")
@@ -59,13 +59,13 @@ def test_the_denoiser_loads_strictly(result: BaseResult) -> None:
     network.load_state_dict(state, strict=True)
 
 
-def test_the_result_says_what_was_done(result: BaseResult) -> None:
+def test_the_result_says_what_was_done(result: BaseFiles) -> None:
     assert result.counts == {"copied": 722, "cropped": 22, "added": 1, "dropped": 4}
     assert result.notes == ()
     assert len(load_file(result.safetensors)) == 745
 
 
-def test_the_entries_of_the_ckpt(result: BaseResult) -> None:
+def test_the_entries_of_the_ckpt(result: BaseFiles) -> None:
     held = torch.load(result.ckpt, weights_only=True)
     assert held.keys() == {
         "model_state_dict", "config", "backbone_signature", "architecture", "torch_dtype", "source_config",
@@ -82,7 +82,7 @@ def test_the_entries_of_the_ckpt(result: BaseResult) -> None:
     assert held["config"]["unet"]["cross_attention_dim"] == [16, 32, 64]
 
 
-def test_both_twins_build_a_model_on_their_own(result: BaseResult, tmp_path: Path) -> None:
+def test_both_twins_build_a_model_on_their_own(result: BaseFiles, tmp_path: Path) -> None:
     for path in (result.safetensors, result.ckpt):
         alone = tmp_path / path.name
         alone.write_bytes(path.read_bytes())
@@ -91,13 +91,13 @@ def test_both_twins_build_a_model_on_their_own(result: BaseResult, tmp_path: Pat
         assert model.config.target_key == "source_image_paste"
 
 
-def test_the_same_inputs_give_the_same_bytes(result: BaseResult, backbone_folder: Path, tmp_path: Path) -> None:
+def test_the_same_inputs_give_the_same_bytes(result: BaseFiles, backbone_folder: Path, tmp_path: Path) -> None:
     again = written(backbone_folder, tmp_path / "elsewhere" / "base.safetensors")
     assert again.safetensors.read_bytes() == result.safetensors.read_bytes()
     assert again.ckpt.read_bytes() == result.ckpt.read_bytes()
 
 
-def test_metadata_of_the_safetensors(result: BaseResult) -> None:
+def test_metadata_of_the_safetensors(result: BaseFiles) -> None:
     with safe_open(result.safetensors, "pt") as file:
         metadata = file.metadata()
     assert metadata.keys() == {

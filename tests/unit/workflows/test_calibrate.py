@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from lbm_lora.calibrate import load_statistics
-from lbm_lora.calibrate.states import digest_of
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, ImageError, OutputError
+from lbm_lora.fidelity.points import digest_of
 from lbm_lora.workflows.calibrate import CalibrateConfig, run
 from lbm_lora.workflows.layers import LayersConfig
 from lbm_lora.workflows.layers import run as list_layers

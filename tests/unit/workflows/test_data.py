@@ -8,7 +8,9 @@ import yaml
 
 from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import ConfigError, DataError, OutputError
-from lbm_lora.workflows.data import CheckConfig, CheckResult, PackConfig, PackResult, run
+from lbm_lora.workflows import data_check, data_pack
+from lbm_lora.workflows.data_check import CheckConfig
+from lbm_lora.workflows.data_pack import PackConfig
 
 
 def copied(folder: Path) -> Path:
@@ -19,32 +21,20 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def packed(config: PackConfig) -> PackResult:
-    result = run(config)
-    assert isinstance(result, PackResult)
-    return result
-
-
-def checked(config: CheckConfig) -> CheckResult:
-    result = run(config)
-    assert isinstance(result, CheckResult)
-    return result
-
-
 def test_what_is_packed_is_sound(tmp_path: Path) -> None:
-    made = packed(PackConfig(folder=PAIRS, to=tmp_path / "shards", name="lemon", shard_count=7))
+    made = data_pack.run(PackConfig(folder=PAIRS, to=tmp_path / "shards", name="lemon", shard_count=7))
     assert made.pattern == (tmp_path / "shards/lemon-{000000..000001}.tar").as_posix()
     assert made.shards == tuple(tmp_path / f"shards/lemon-00000{number}.tar" for number in range(2))
     assert (made.pairs, made.masks, made.skipped) == (12, 12, ())
     assert made.nbytes == sum(path.stat().st_size for path in made.shards)
-    result = checked(CheckConfig(data=(made.pattern,), mask_key="mask.png", image_size=(128,), batch_size=4))
+    result = data_check.run(CheckConfig(data=(made.pattern,), mask_key="mask.png", image_size=(128,), batch_size=4))
     (split,) = result.splits
     assert (split.split, split.found.pairs, split.found.steps, split.found.masks) == ("train", 12, 3, 12)
     assert result.failures == ()
 
 
 def test_a_folder_is_checked_as_it_is(tmp_path: Path) -> None:
-    folder = checked(CheckConfig(data=(str(PAIRS),), image_size=(128,))).splits[0].found
+    folder = data_check.run(CheckConfig(data=(str(PAIRS),), image_size=(128,))).splits[0].found
     assert (folder.where, folder.pairs, folder.masks) == (str(PAIRS), 12, 0)
 
 
@@ -54,17 +44,17 @@ def test_too_many_corrupt_samples_fail_the_check_and_are_all_named(tmp_path: Pat
     for path in broken:
         path.write_bytes(path.read_bytes()[:5000])
     config = CheckConfig(data=(str(folder),), image_size=(128,), max_corrupt=0.4)
-    result = checked(config)
+    result = data_check.run(config)
     assert [item.key for item in result.splits[0].found.skipped] == [
         path.name.removesuffix(".source.png") for path in broken
     ]
     assert len(broken) == 5
     assert result.failures == (f"{folder}: 41.7 % of the samples cannot be used, more than the 40 % of max_corrupt.",)
-    assert checked(CheckConfig(data=(str(folder),), image_size=(128,), max_corrupt=0.42)).failures == ()
+    assert data_check.run(CheckConfig(data=(str(folder),), image_size=(128,), max_corrupt=0.42)).failures == ()
 
 
 def test_both_splits_of_a_training_file(tmp_path: Path) -> None:
-    shards = packed(PackConfig(folder=PAIRS, to=tmp_path / "shards"))
+    shards = data_pack.run(PackConfig(folder=PAIRS, to=tmp_path / "shards"))
     values = {
         "train_shards": [shards.pattern],
         "validation_folder": str(PAIRS),
@@ -76,7 +66,7 @@ def test_both_splits_of_a_training_file(tmp_path: Path) -> None:
         "flip": True,
     }
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(values))
-    result = checked(CheckConfig(path_config=tmp_path / "train.yaml"))
+    result = data_check.run(CheckConfig(path_config=tmp_path / "train.yaml"))
     assert [(split.split, split.found.where) for split in result.splits] == [
         ("train", shards.pattern),
         ("validation", str(PAIRS)),
@@ -89,16 +79,16 @@ def test_both_splits_of_a_training_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [CheckConfig(), CheckConfig(data=("a",), path_config=Path("b.yaml"))])
 def test_data_or_a_training_file(config: CheckConfig) -> None:
     with pytest.raises(ConfigError, match=r"name the data to check, a folder or shards, or a training file"):
-        run(config)
+        data_check.run(config)
 
 
 def test_settings_that_cannot_be_are_named() -> None:
     with pytest.raises(ConfigError, match=r"command line: image_size\.0: "):
-        run(CheckConfig(data=(str(PAIRS),), image_size=(8,)))
+        data_check.run(CheckConfig(data=(str(PAIRS),), image_size=(8,)))
     with pytest.raises(ConfigError, match=r"allow_pipe"):
-        run(CheckConfig(data=("pipe:cat t.tar",)))
+        data_check.run(CheckConfig(data=("pipe:cat t.tar",)))
     with pytest.raises(ConfigError, match=r"--shard_mb and --shard_count must be 1 or more"):
-        run(PackConfig(folder=PAIRS, to=Path("nowhere"), shard_mb=0))
+        data_pack.run(PackConfig(folder=PAIRS, to=Path("nowhere"), shard_mb=0))
 
 
 def test_incomplete_pairs_are_left_out_or_stop_the_packing(tmp_path: Path) -> None:
@@ -106,13 +96,13 @@ def test_incomplete_pairs_are_left_out_or_stop_the_packing(tmp_path: Path) -> No
     (folder / "milk-00-dawn-to-forest.target.png").unlink()
     (folder / "milk-01-lobby-to-dawn.mask.png").unlink()
     with pytest.raises(DataError, match=r"1 of 12 samples cannot be used \(8\.3 %\): milk-00-dawn-to-forest"):
-        run(PackConfig(folder=folder, to=tmp_path / "shards"))
+        data_pack.run(PackConfig(folder=folder, to=tmp_path / "shards"))
     assert not (tmp_path / "shards").exists()
-    made = packed(PackConfig(folder=folder, to=tmp_path / "shards", max_corrupt=0.1))
+    made = data_pack.run(PackConfig(folder=folder, to=tmp_path / "shards", max_corrupt=0.1))
     assert (made.pairs, made.masks) == (11, 10)
     assert [item.key for item in made.skipped] == ["milk-00-dawn-to-forest"]
     with pytest.raises(OutputError, match=r"shards is there already"):
-        run(PackConfig(folder=folder, to=tmp_path / "shards", max_corrupt=0.1))
+        data_pack.run(PackConfig(folder=folder, to=tmp_path / "shards", max_corrupt=0.1))
 
 
 def test_the_command_lines() -> None:

@@ -153,10 +153,10 @@ def test_a_psnr_is_reached_by_every_picture(config: ExtractConfig, pictures: Pat
     nothing = run(
         dataclasses.replace(config, save_to=tmp_path / "n.safetensors", max_size=("250kB",), images=str(pictures))
     )
-    assert nothing.pictures is not None
-    target = nothing.pictures.worst_psnr + 6
+    assert nothing.images is not None
+    target = nothing.images.worst_psnr + 6
     result = run(dataclasses.replace(config, min_psnr=target, images=str(pictures)))
-    found = result.pictures
+    found = result.images
     assert found is not None
     assert found.predicted_psnr is not None
     assert found.count == 2
@@ -188,9 +188,9 @@ def test_a_psnr_is_reached_by_every_picture(config: ExtractConfig, pictures: Pat
 def test_calibration_images_are_measured_and_compared(config: ExtractConfig, pictures: Path) -> None:
     alone = dataclasses.replace(config, calibration=None, calibration_images=str(pictures), min_psnr=20.0)
     result = run(alone)
-    assert result.pictures is not None
-    assert result.pictures.count == 2
-    assert result.pictures.worst_psnr >= 20
+    assert result.images is not None
+    assert result.images.count == 2
+    assert result.images.worst_psnr >= 20
     assert sorted(path.name for path in config.save_to.parent.glob("*.safetensors")) == [
         "l.safetensors",
         "l_calibration.safetensors",

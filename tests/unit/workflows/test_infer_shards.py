@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from lbm_lora import errors
 from lbm_lora.cli.main import main
 from lbm_lora.cli.present import present
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
+from lbm_lora.infer.options import ModelOptions
 from lbm_lora.infer.shards import predict
-from lbm_lora.workflows import extras
+from lbm_lora.workflows import infer as infer_images
 from lbm_lora.workflows.extract import ExtractConfig
 from lbm_lora.workflows.extract import run as extract
-from lbm_lora.workflows.infer import InferConfig, run
+from lbm_lora.workflows.infer_shards import InferShardsConfig, run
 from standins import TINY, write_base, write_tuned
 
 Png = Callable[..., bytes]
@@ -58,7 +60,7 @@ def shards(tmp_path: Path, png: Png, write_shard: Callable[..., Path]) -> str:
 
 
 @pytest.fixture
-def infer(files: Files, shards: str, tmp_path: Path) -> Callable[..., InferConfig]:
+def infer(files: Files, shards: str, tmp_path: Path) -> Callable[..., InferShardsConfig]:
     """`infer(seed=1)`: a small fp32 run over the shards on the CPU, into `tmp_path / "out"`."""
     defaults: dict[str, Any] = {
         "base_model_path": files.base,
@@ -69,7 +71,7 @@ def infer(files: Files, shards: str, tmp_path: Path) -> Callable[..., InferConfi
         "torch_dtype": "float",
         "size": 64,
     }
-    return lambda **changes: InferConfig(**defaults | changes)
+    return lambda **changes: InferShardsConfig(**defaults | changes)
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -87,32 +89,34 @@ def contents(folder: Path) -> dict[str, bytes]:
     ids=["plain", "settings", "mask"],
 )
 def test_a_picture_is_the_one_of_source_image(
-    infer: Callable[..., InferConfig], tmp_path: Path, changes: dict[str, Any]
+    infer: Callable[..., InferShardsConfig], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     result = run(infer(**changes))
-    assert result.shards is not None
-    assert (result.shards.written, result.shards.present, result.shards.pictures) == (2, 0, 4)
+    assert (result.written, result.present, result.images) == (2, 0, 4)
     for name, data in members(tmp_path / "in/001.tar").items():
         key, role, _ = name.split(".")
         (tmp_path / role).mkdir(exist_ok=True)
         (tmp_path / role / f"{key}.png").write_bytes(data)
-    single: dict[str, Any] = {"source_image": f"{tmp_path}/source", "output_path": f"{tmp_path}/single"}
-    if "mask_key" in changes:
-        single["mask"] = f"{tmp_path}/mask"
-    run(infer(source_shards=(), **{key: value for key, value in changes.items() if key != "mask_key"} | single))
+    shared = {field.name for field in dataclasses.fields(ModelOptions)}
+    values = {name: value for name, value in vars(infer(**changes)).items() if name in shared}
+    mask = f"{tmp_path}/mask" if "mask_key" in changes else None
+    infer_images.run(
+        infer_images.InferConfig(
+            source_image=f"{tmp_path}/source", output_path=f"{tmp_path}/single", mask=mask, **values
+        )
+    )
     made = members(tmp_path / "out/001.tar")
     assert made == {f"{key}.output.png": (tmp_path / f"single/{key}.png").read_bytes() for key in ("10", "11")}
 
 
-def test_what_is_there_is_not_made_again(infer: Callable[..., InferConfig], tmp_path: Path) -> None:
+def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig], tmp_path: Path) -> None:
     run(infer())
     unbroken = contents(tmp_path / "out")
     assert sorted(unbroken) == ["000.tar", "000.tar.json", "001.tar", "001.tar.json", "infer.json"]
     (tmp_path / "out/000.tar").unlink()  # as if the run had been killed before
     stamp = (tmp_path / "out/001.tar").stat().st_mtime_ns
     result = run(infer())
-    assert result.shards is not None
-    assert (result.shards.written, result.shards.present, result.shards.pictures) == (1, 1, 2)
+    assert (result.written, result.present, result.images) == (1, 1, 2)
     assert (tmp_path / "out/001.tar").stat().st_mtime_ns == stamp
     assert contents(tmp_path / "out") == unbroken
 
@@ -127,7 +131,7 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-def test_other_settings_are_named_and_never_mixed(infer: Callable[..., InferConfig], tmp_path: Path) -> None:
+def test_other_settings_are_named_and_never_mixed(infer: Callable[..., InferShardsConfig], tmp_path: Path) -> None:
     run(infer())
     (tmp_path / "out/001.tar").unlink()
     before = contents(tmp_path / "out")
@@ -137,7 +141,7 @@ def test_other_settings_are_named_and_never_mixed(infer: Callable[..., InferConf
     assert contents(tmp_path / "out") == before
 
 
-def test_another_base_is_other_settings(files: Files, infer: Callable[..., InferConfig], tmp_path: Path) -> None:
+def test_another_base_is_other_settings(files: Files, infer: Callable[..., InferShardsConfig], tmp_path: Path) -> None:
     run(infer(lora_path=()))
     other = write_base(tmp_path / "other", TINY, dtype=torch.float32, seed=1)
     with pytest.raises(ConfigError, match=r"base_model_path \(by content\) is"):
@@ -145,28 +149,26 @@ def test_another_base_is_other_settings(files: Files, infer: Callable[..., Infer
 
 
 def test_corrupt_samples_are_named_and_remembered(
-    infer: Callable[..., InferConfig], tmp_path: Path, png: Png, write_shard: Callable[..., Path]
+    infer: Callable[..., InferShardsConfig], tmp_path: Path, png: Png, write_shard: Callable[..., Path]
 ) -> None:
     samples = {f"{i}": {"source.png": png(i)} for i in range(4)}
     write_shard("more/a.tar", samples | {"4": {"source.png": png(4)[:5000]}})
     config = infer(source_shards=(f"{tmp_path}/more/a.tar",), max_corrupt=0.2)
     result = run(config)
-    assert result.shards is not None
-    assert result.shards.pictures == 4
-    assert [item.key for item in result.shards.skipped] == ["a.tar/4"]
-    text = present("infer", result)
-    assert "Translated 4 pictures of 1 shards into" in text
+    assert result.images == 4
+    assert [item.key for item in result.skipped] == ["a.tar/4"]
+    text = present("infer_shards", result)
+    assert "Translated 4 images of 1 shards into" in text
     assert "1 samples cannot be used.\n  left out: a.tar/4: cannot be decoded" in text
     again = run(config)
-    assert again.shards is not None
-    assert (again.shards.present, again.shards.skipped) == (1, result.shards.skipped)
+    assert (again.present, again.skipped) == (1, result.skipped)
     with pytest.raises(DataError, match=r"^a\.tar: 1 of 5 samples cannot be used \(20\.0 %\)"):
         run(infer(source_shards=config.source_shards, output_path=str(tmp_path / "strict"), max_corrupt=0.1))
     assert [path.name for path in (tmp_path / "strict").iterdir()] == ["infer.json"]
 
 
 def test_an_error_in_the_work_leaves_what_is_done(
-    infer: Callable[..., InferConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    infer: Callable[..., InferShardsConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = predict.translate_shard
 
@@ -180,37 +182,29 @@ def test_an_error_in_the_work_leaves_what_is_done(
         run(infer())
     monkeypatch.undo()
     result = run(infer())
-    assert result.shards is not None
-    assert (result.shards.written, result.shards.present) == (1, 1)
+    assert (result.written, result.present) == (1, 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"compare": True}, r"^--compare is only used with --source_image\. Leave it out\.$"),
-        ({"tuned_model_path": Path("t")}, "^--tuned_model_path is only used with --source_image"),
-        ({"mask": "masks"}, r"^--mask is only used with --source_image\. .* --mask_key mask\.png\.$"),
-        ({"source_image": "a.png"}, r"^give --source_image .* or --source_shards, one of the two\.$"),
-        ({"source_shards": ()}, r"^give --source_image .* or --source_shards, one of the two\.$"),
-        ({"source_shards": (), "source_image": "a", "devices": 2}, "^--devices is only used with --source_shards"),
-        ({"source_shards": (), "source_image": "a", "mask_key": "m.png"}, "^--mask_key is only used with"),
         ({"devices": 0}, "^--devices and --num_nodes must be 1 or more"),
         ({"devices": 2, "device": "cuda:1"}, "^--device cuda:1 is one device, and --devices is 2"),
-        ({"max_corrupt": 2.0}, "^--max_corrupt 2 is no share"),
+        ({"max_corrupt": 2.0}, r"^--max_corrupt must be between 0 and 1, got 2\.$"),
         ({"num_inference_steps": 0}, "^0 steps cannot be taken"),
         ({"base_model_path": None}, "^--base_model_path is missing"),
     ],
 )
 def test_flags_that_cannot_be(
-    infer: Callable[..., InferConfig], tmp_path: Path, changes: dict[str, Any], message: str
+    infer: Callable[..., InferShardsConfig], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(infer(**changes))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_named(infer: Callable[..., InferConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "lightning" else True)
+def test_a_missing_package_is_named(infer: Callable[..., InferShardsConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "lightning" else True)
     with pytest.raises(MissingExtraError, match=r"^translating shards needs lightning, .*pip install"):
         run(infer())
 
@@ -230,12 +224,10 @@ def test_the_command_line(files: Files, shards: str, tmp_path: Path, capsys: pyt
     words += ["--output_path", str(tmp_path / "out"), "--torch_dtype", "float"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert (
-        out == f"Translated 4 pictures of 2 shards into {tmp_path}/out on cpu in fp32; 0 shards were there already.\n"
-    )
+    assert out == f"Translated 4 images of 2 shards into {tmp_path}/out on cpu in fp32; 0 shards were there already.\n"
     assert main([*words, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["shards"]["present"], answer["shards"]["skipped"], answer["outputs"]) == (2, [], [])
+    assert (answer["present"], answer["skipped"], answer["images"]) == (2, [], 0)
     assert main([*words, "--seed", "3"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

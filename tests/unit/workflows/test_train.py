@@ -153,7 +153,7 @@ def test_a_missing_package_is_named(file: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_command_is_registered_and_light_to_import() -> None:
-    assert COMMANDS["train"][0] == "TrainRunConfig"
+    assert COMMANDS["train"].config == "TrainRunConfig"
     code = (
         "import sys, lbm_lora.cli.main as m, lbm_lora.workflows.train; m.parse('train', ['--path_config', 'x']);"
         "print(*[n for n in ('lightning', 'peft', 'diffusers', 'tensorboard') if n in sys.modules])"

@@ -1,0 +1,119 @@
+"""What a model answers: its denoiser at points of the bridge, and the images that it makes of a source."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lbm_lora.errors import ImageError
+from lbm_lora.fidelity.points import Latent, Point, bridge_points, shared_noise, timestep_tensor
+from lbm_lora.model import bridge
+from lbm_lora.model.build import LBMModel
+from lbm_lora.model.pipeline import follow_bridge
+from lbm_lora.model.schedule import Schedule
+
+Outputs = Float[Tensor, "batch channels rows columns"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """What every model is asked about one image.
+
+    Attributes:
+        source: source latent, on the CPU.
+        points: of its bridge.
+    """
+
+    source: Latent
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What one model makes of a question, on the CPU.
+
+    Attributes:
+        predictions: timestep -> the denoiser's output at the point there, fp32 [channels, rows, columns].
+        images: number of steps -> the decoded result, fp32 [3, height, width] in [-1, 1].
+    """
+
+    predictions: Mapping[float, Tensor]
+    images: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnsweredPoint:
+    """A point of the bridge, and the tuned model's output there: fp32, on the CPU."""
+
+    point: Point
+    wanted: Latent
+
+
+@torch.no_grad()
+def outputs_at(model: LBMModel, points: Sequence[Point]) -> Outputs:
+    """The denoiser's outputs at points of one shape, in one forward pass: in the model's dtype, on the CPU."""
+    states = torch.cat([point.state for point in points])
+    timesteps = torch.tensor([point.timestep for point in points], dtype=torch.float32)
+    return model.denoise(states, timesteps).cpu()
+
+
+def answered(model: LBMModel, points: Sequence[Point]) -> list[AnsweredPoint]:
+    """Points of one image with the outputs of the tuned model, all of them computed together."""
+    wanted = outputs_at(model, points).float()
+    return [AnsweredPoint(point=point, wanted=output[None]) for point, output in zip(points, wanted, strict=True)]
+
+
+def question(model: LBMModel, source: Latent, schedule: Schedule, *, seed: int = 0) -> Question:
+    """The points of one image, whose noise depends on the seed alone: the same for every image.
+
+    Args:
+        model: the tuned one.
+        source: a batch of one.
+    """
+    return Question(source=source.cpu(), points=tuple(bridge_points(model, source, schedule, shared_noise(seed))))
+
+
+@torch.no_grad()
+def answer(
+    model: LBMModel, asked: Question, steps: Sequence[int], *, seed: int = 0, tiled: bool | None = None
+) -> Answer:
+    """Run one model on a question.
+
+    Args:
+        steps: numbers of denoiser calls to make images with.
+        seed: for the noise between steps.
+        tiled: decode in tiles; by default where the image is larger than the model's tile.
+
+    Raises:
+        ImageError: a result is not finite.
+    """
+    source = asked.source.to(model.device, model.dtype)
+    first = model.denoise(source, timestep_tensor(bridge.TRAIN_TIMESTEPS))
+    predictions: dict[float, Tensor] = {}
+    for point in asked.points:
+        at_source = point.timestep == bridge.TRAIN_TIMESTEPS
+        prediction = first.cpu() if at_source else outputs_at(model, [point])
+        predictions[point.timestep] = prediction[0].float()
+    images: dict[int, Tensor] = {}
+    for count in steps:
+        target = follow_bridge(model, source, steps=count, seed=seed, denoise=_reusing(first, model.denoise))
+        decoded = model.decode(target, tiled=tiled)[0].float().cpu()
+        if not torch.isfinite(decoded).all():
+            raise ImageError(
+                f"the image of {count} steps is not finite. fp16 overflows in SDXL's VAE: use --torch_dtype bf16 "
+                "or float."
+            )
+        images[count] = decoded.clamp(-1, 1)
+    return Answer(predictions=predictions, images=images)
+
+
+def _reusing(first: Tensor, denoise: bridge.Denoise) -> bridge.Denoise:
+    """The denoiser, whose output for the source is known: the first call of every walk along the bridge."""
+    known: list[Tensor] = [first]
+
+    def call(noisy: Tensor, timestep: Tensor) -> Tensor:
+        return known.pop() if known else denoise(noisy, timestep)
+
+    return call

@@ -1,0 +1,250 @@
+"""The outputs of base, base + LoRAs and tuned on equal latents: what `validate --images` measures."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.adapter.metadata import parsed
+from lbm_lora.apply import ScaledAdapter, fuse_module
+from lbm_lora.checkpoint import dtype_name
+from lbm_lora.errors import ConfigError
+from lbm_lora.fidelity.answers import Answer, Question, answer, question
+from lbm_lora.fidelity.points import image_latent
+from lbm_lora.fidelity.scores import compared, scores
+from lbm_lora.imaging.buckets import resized
+from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.paths import readable_sources
+from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
+from lbm_lora.imaging.tensors import to_images
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.device import resolve_device
+from lbm_lora.model.schedule import STEP_COUNTS, check_steps, from_source, schedule_of, step_counts
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report import LoraFile, OutputComparison, VariantScores
+from lbm_lora.report.outputs import worst_first
+from lbm_lora.report.wording import plural
+
+BASE, TUNED = "base", "tuned"
+DIFFERENCE = 8
+"""How much stronger than it is the difference of two images is shown."""
+_ROWS = 8  # of the side-by-side image, at most
+_TILE = 512  # longer side of an image in it, pixels
+_PIXELS = 6e6  # of the side-by-side image, about: it also stands in the HTML page, which has a limit of bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings:
+    """How outputs are compared; see `ValidateConfig`."""
+
+    images: str
+    steps: tuple[int, ...] = ()
+    seed: int = 0
+    size: int | None = None
+    device: str = "auto"
+    dtype: torch.dtype = torch.float32
+    config_path: Path | None = None
+    lpips_net: Net | None = None
+    lpips_weights: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A comparison that can run: everything that does not need the models is there and was read.
+
+    Attributes:
+        sources: the images.
+        lpips: the metric, where it is asked for.
+    """
+
+    settings: ComparisonSettings
+    sources: tuple[Path, ...]
+    lpips: Lpips | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult:
+    """The scores, and a PNG file of the worst images side by side with what it shows."""
+
+    scores: OutputComparison
+    image: bytes
+    caption: str
+
+
+def plan_comparison(settings: ComparisonSettings) -> Comparison:
+    """Read all that can be wrong before a model is loaded.
+
+    Raises:
+        ConfigError: a number of steps is below 1.
+        ImageError: an image is not there or cannot be read.
+        CheckpointError, HubError, MissingExtraError: LPIPS cannot be measured; see `load_lpips`.
+    """
+    if any(count < 1 for count in settings.steps):
+        raise ConfigError(f"{min(settings.steps)} steps cannot be taken. Use 1 or more.")
+    sources = readable_sources(settings.images)
+    weights, net = settings.lpips_weights, settings.lpips_net
+    if weights is not None:
+        net = net or net_of(weights)
+    device = resolve_device(settings.device)
+    return Comparison(
+        settings=settings, sources=sources, lpips=None if net is None else load_lpips(net, weights, device)
+    )
+
+
+def compare_outputs(
+    comparison: Comparison, *, base: Path, tuned: Path, adapters: Mapping[str, Adapter], progress: Progress = SILENT
+) -> ComparisonResult:
+    """Run tuned, base, and base with each adapter in turn: one model is in memory at a time.
+
+    The latents and the points of the bridge are the tuned model's. Its images are held in fp32 until all variants
+    are measured: 13 MB for each image of a megapixel and number of steps. The variants' images are not kept.
+
+    Args:
+        adapters: variant -> the adapter that is fused into the base for it. The side-by-side image shows the first.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    progress.start((2 + len(adapters)) * len(comparison.sources), "comparing outputs")
+    reference = _reference(comparison, tuned, progress)
+    variants: dict[str, Adapter | None] = {BASE: None, **adapters}
+    measured = {
+        variant: _measured(comparison, reference, variant, base, adapter, progress)
+        for variant, adapter in variants.items()
+    }
+    result = compared(
+        {variant: found.scores for variant, found in measured.items()},
+        reference.answers,
+        names=[source.name for source in comparison.sources],
+        reference=TUNED,
+        seed=comparison.settings.seed,
+        dtype=dtype_name(comparison.settings.dtype),
+        device=reference.device,
+        lpips=comparison.lpips.net if comparison.lpips else None,
+    )
+    result = replace(result, loras=_files(adapters))
+    image, caption = _side_by_side(comparison, result, reference, measured)
+    return ComparisonResult(scores=result, image=image, caption=caption)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """What every variant is asked and measured against, in the order of the sources."""
+
+    questions: list[Question]
+    answers: list[Answer]
+    steps: tuple[int, ...]
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """One variant's scores, and for the side-by-side image its results and their differences from tuned."""
+
+    scores: list[VariantScores]
+    results: list[Image.Image]
+    differences: list[Image.Image]
+
+
+def _reference(comparison: Comparison, tuned: Path, progress: Progress) -> _Reference:
+    settings = comparison.settings
+    model = _load(settings, tuned)
+    steps, schedule = _steps(settings, model.config), from_source(schedule_of(model.config))
+    questions: list[Question] = []
+    answers: list[Answer] = []
+    for source in comparison.sources:
+        latent = image_latent(model, source, size=settings.size)
+        questions.append(question(model, latent, schedule, seed=settings.seed))
+        answers.append(answer(model, questions[-1], steps, seed=settings.seed))
+        progress.advance()
+    return _Reference(questions=questions, answers=answers, steps=steps, device=str(model.device))
+
+
+def _measured(
+    comparison: Comparison,
+    reference: _Reference,
+    variant: str,
+    base: Path,
+    adapter: Adapter | None,
+    progress: Progress,
+) -> _Measured:
+    """The base with an adapter, or alone, against the reference."""
+    settings = comparison.settings
+    model = _load(settings, base)
+    if adapter is not None:
+        fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(_params_of(model).__contains__))])
+    measured = _Measured(scores=[], results=[], differences=[])
+    for asked, wanted in zip(reference.questions, reference.answers, strict=True):
+        found = answer(model, asked, reference.steps, seed=settings.seed)
+        measured.scores.append(scores(variant, found, wanted, lpips=comparison.lpips))
+        image, target = (reply.images[reference.steps[0]] for reply in (found, wanted))
+        measured.results.append(_tile(image))
+        measured.differences.append(_tile(DIFFERENCE * (image - target)))
+        progress.advance()
+    return measured
+
+
+def _load(settings: ComparisonSettings, path: Path) -> LBMModel:
+    return load_model(path, config_path=settings.config_path, device=settings.device, dtype=settings.dtype)
+
+
+def _steps(settings: ComparisonSettings, config: LBMConfig) -> tuple[int, ...]:
+    """The numbers of steps, ascending: as asked for, else those that stay on trained timesteps."""
+    counts = step_counts(config)
+    trained = STEP_COUNTS if counts is None else counts or (1,)
+    steps = tuple(sorted(set(settings.steps))) or trained
+    for count in steps:
+        check_steps(config, count)
+    return steps
+
+
+def _params_of(model: LBMModel) -> set[ParamName]:
+    return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
+
+
+def _files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
+    """The files behind the variants; the method is that of a file's settings, else the policy of its ranks."""
+    files: list[LoraFile] = []
+    for variant, adapter in adapters.items():
+        if adapter.path is not None:
+            settings = parsed(adapter.metadata.facts, "lbm_lora_settings")
+            method = str(settings.get("method") or settings.get("rank_policy") or "not said")
+            nbytes = adapter.path.stat().st_size
+            files.append(LoraFile(variant=variant, file=adapter.path.name, nbytes=nbytes, method=method))
+    return tuple(files)
+
+
+def _side_by_side(
+    comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
+) -> tuple[bytes, str]:
+    """PNG bytes of the worst images at the fewest steps, one row each, and what they show."""
+    variants = list(measured)[:2]
+    order = [result.images.index(image) for image in worst_first(result)]
+    rows: list[list[Image.Image]] = []
+    for index in order[:_ROWS]:
+        tuned = _tile(reference.answers[index].images[reference.steps[0]])
+        source = resized(read_image(comparison.sources[index]), tuned.size)
+        results = [measured[variant].results[index] for variant in variants]
+        rows.append([source, *results, tuned, measured[variants[-1]].differences[index]])
+        if sum(tile.width * tile.height for row in rows for tile in row) > _PIXELS:
+            break
+    labels = ["source", *variants, TUNED, f"difference from {TUNED}\n{DIFFERENCE} times, grey: none"]
+    buffer = io.BytesIO()
+    comparison_grid(labels, rows).save(buffer, "PNG", optimize=True)
+    shown = ", ".join(result.images[index].image for index in order[: len(rows)])
+    return buffer.getvalue(), f"{plural(reference.steps[0], 'step')}, lowest PSNR first: {shown}"
+
+
+def _tile(image: Tensor) -> Image.Image:
+    """An image of values in [-1, 1] (what is outside is clamped), reduced where it is large."""
+    shown = to_images(image[None])[0]
+    shown.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
+    return shown

@@ -1,0 +1,106 @@
+"""The answers of several models measured against the tuned model's, as the values of a report.
+
+The denoiser is compared at single points of the bridge, so that each timestep has its own number, and in images, where
+the errors of all steps come together.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.fidelity.answers import Answer
+from lbm_lora.fidelity.errors import relative_error
+from lbm_lora.imaging.metrics import Weights, psnr, ssim
+from lbm_lora.imaging.perceptual import Lpips
+from lbm_lora.report.outputs import (
+    DenoiserScore,
+    ImageComparison,
+    OutputComparison,
+    PictureScore,
+    VariantScores,
+    number,
+    summarize,
+    summarize_denoiser,
+)
+
+
+def scores(
+    variant: str, found: Answer, wanted: Answer, *, mask: Weights | None = None, lpips: Lpips | None = None
+) -> VariantScores:
+    """Measure a variant's answer against the reference's answer to the same question.
+
+    Args:
+        mask: weights (height, width) that the masked scores are taken under.
+        lpips: measures LPIPS as well.
+    """
+    return VariantScores(
+        variant=variant,
+        denoiser=tuple(
+            DenoiserScore(timestep=timestep, error=number(relative_error(found.predictions[timestep], prediction)))
+            for timestep, prediction in wanted.predictions.items()
+        ),
+        pictures=tuple(
+            _picture(steps, found.images[steps], image, mask, lpips) for steps, image in wanted.images.items()
+        ),
+    )
+
+
+def compared(
+    found: Mapping[str, Sequence[VariantScores]],
+    references: Sequence[Answer],
+    *,
+    names: Sequence[str],
+    reference: str,
+    seed: int,
+    dtype: str,
+    device: str,
+    lpips: str | None = None,
+) -> OutputComparison:
+    """All scores in one value.
+
+    Args:
+        found: variant -> its scores for every picture, the base first.
+        references: the reference's answers, in the same order.
+        names: of the pictures, likewise.
+        reference: name of the reference; this and the rest are recorded.
+
+    Raises:
+        ConfigError: no pictures, or no variants.
+    """
+    if not names or not found:
+        raise ConfigError(f"nothing to compare: {len(names)} pictures and {len(found)} variants.")
+    images: list[ImageComparison] = []
+    for index, (name, answered) in enumerate(zip(names, references, strict=True)):
+        height, width = next(iter(answered.images.values())).shape[-2:]
+        of_image = tuple(scored[index] for scored in found.values())
+        images.append(ImageComparison(image=name, width=width, height=height, scores=of_image))
+    return OutputComparison(
+        reference=reference,
+        steps=tuple(references[0].images),
+        timesteps=tuple(references[0].predictions),
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        lpips=lpips,
+        images=tuple(images),
+        summary=summarize(images),
+        denoiser=summarize_denoiser(images),
+    )
+
+
+def _picture(steps: int, image: Tensor, target: Tensor, mask: Weights | None, lpips: Lpips | None) -> PictureScore:
+    return PictureScore(
+        steps=steps,
+        psnr=number(psnr(image, target)),
+        ssim=number(ssim(image, target)),
+        lpips=None if lpips is None else number(_distance(lpips, image, target)),
+        mask_psnr=None if mask is None else number(psnr(image, target, mask)),
+        mask_ssim=None if mask is None else number(ssim(image, target, mask)),
+    )
+
+
+@torch.no_grad()
+def _distance(lpips: Lpips, image: Tensor, target: Tensor) -> float:
+    return float(lpips(image[None], target[None]))

@@ -1,0 +1,101 @@
+"""A LoRA that is tried before it is written: run at points and on images, against the tuned model's outputs."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lbm_lora.checkpoint import Component
+from lbm_lora.extract import ImageScores, Outcome
+from lbm_lora.fidelity.answers import outputs_at
+from lbm_lora.fidelity.errors import relative_error, typical_error
+from lbm_lora.fidelity.points import Point, image_latent
+from lbm_lora.imaging.metrics import psnr
+from lbm_lora.model import bridge
+from lbm_lora.model.build import load_model
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import Progress
+
+
+class LoraTrial:
+    """One network in fp32 that was the tuned model, and takes deltas to the base to be compared with it.
+
+    It is a `Trial` in the sense of `lbm_lora.extract`. Images are decoded with the tuned model's VAE on both sides.
+
+    Args:
+        tuned: the tuned checkpoint.
+        base: the component that deltas are relative to.
+        points: that the denoiser's outputs are compared at.
+        images: sources whose one-step results are compared.
+        progress: counts the runs of the network.
+    """
+
+    def __init__(
+        self,
+        tuned: Path,
+        base: Component,
+        *,
+        points: Sequence[Point],
+        images: Sequence[Path],
+        config_path: Path | None,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self._base, self._points, self._progress = base, points, progress
+        progress.start(0, "loading the tuned model")
+        self._model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32)
+        progress.start(len(points) + len(images), "running the tuned model")
+        self._wanted = [self._output(point) for point in points]
+        self._names = [path.name for path in images]
+        self._latents = [image_latent(self._model, path).cpu() for path in images]
+        self._targets = [self._image(latent) for latent in self._latents]
+
+    @property
+    def has_points(self) -> bool:
+        """Whether there is anything to measure an error at."""
+        return bool(self._points)
+
+    def take(self, outcomes: Iterable[Outcome] = ()) -> None:
+        """Make the network the base with what the outcomes store."""
+        parameters = dict(self._model.denoiser.named_parameters())
+        for outcome in outcomes:
+            stored = outcome.module.delta() if outcome.module is not None else outcome.dense
+            if outcome.row.name in parameters:
+                self._put(parameters.pop(outcome.row.name), outcome.row.name, stored)
+        for name, parameter in parameters.items():
+            self._put(parameter, ParamName(name), None)
+
+    def error(self) -> float | None:
+        """The typical relative error of the denoiser's output; None where there are no points."""
+        if not self._points:
+            return None
+        self._progress.start(len(self._points), "checking the prediction")
+        found = [self._output(point) for point in self._points]
+        errors = [relative_error(output, wanted) for output, wanted in zip(found, self._wanted, strict=True)]
+        return typical_error(errors, (point.probability for point in self._points))
+
+    def images(self) -> ImageScores | None:
+        """PSNR of the one-step images to the tuned model's; None where no images were given."""
+        if not self._latents:
+            return None
+        self._progress.start(len(self._latents), "comparing images")
+        found = [psnr(self._image(latent), target) for latent, target in zip(self._latents, self._targets, strict=True)]
+        return ImageScores(psnrs=tuple(zip(self._names, found, strict=True)))
+
+    def _put(self, parameter: torch.nn.Parameter, name: ParamName, delta: Tensor | None) -> None:
+        """Base + delta. What the base has not, or in another shape, was excluded and stays the tuned model's."""
+        if name not in self._base or self._base.specs[name].shape != tuple(parameter.shape):
+            return
+        values = self._base.read(name).float()  # new, or a view of the file: never written to
+        parameter.data = (values if delta is None else values + delta.float()).to(parameter.device)
+
+    def _output(self, point: Point) -> Tensor:
+        output = outputs_at(self._model, [point])
+        self._progress.advance()
+        return output
+
+    def _image(self, latent: Tensor) -> Tensor:
+        source = Point(timestep=bridge.TRAIN_TIMESTEPS, probability=1.0, state=latent)
+        target = bridge.predict_target(latent, 1.0, self._output(source))
+        return self._model.decode(target)[0].cpu().clamp(-1, 1)

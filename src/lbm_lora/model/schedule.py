@@ -1,0 +1,97 @@
+"""Which timesteps a model was trained on, with which probabilities, and which numbers of steps stay on them.
+
+Chadebec et al., arXiv 2503.07535v2, section 3.4: training draws from a few timesteps, and inference with a number of
+steps that calls the denoiser at other ones leaves what the model knows.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.model.bridge import TRAIN_TIMESTEPS
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.progress import warn
+
+Schedule = tuple[tuple[float, float], ...]
+"""(timestep, probability) pairs: timesteps in (0, 1000], probabilities that add up to 1."""
+
+STEP_COUNTS = (1, 2, 4)
+"""Numbers of steps for a model that was trained on all timesteps."""
+
+_CALLED = (250.0, 500.0, 750.0, 1000.0)  # the timesteps that 1, 2 and 4 steps call
+
+
+def schedule_of(config: LBMConfig, timesteps: Sequence[float] = ()) -> Schedule:
+    """The timesteps to measure a model at, each with the probability that training drew it.
+
+    Args:
+        config: of the model.
+        timesteps: some of the trained ones, whose probabilities are scaled to add up to 1; none: all of them. A model
+            that was trained on all timesteps can be measured at any, which count the same; by default at those that
+            1, 2 and 4 steps call.
+
+    Raises:
+        ConfigError: a timestep comes twice, was not trained, or lies outside (0, 1000].
+    """
+    if len(set(timesteps)) < len(timesteps):
+        raise ConfigError(f"timesteps {_listed(timesteps)}: one comes twice. Give each once.")
+    trained = _trained(config)
+    chosen = {t: trained.get(t, 0.0) for t in timesteps or trained} if trained else dict.fromkeys(timesteps, 1.0)
+    chosen = chosen or dict.fromkeys(_CALLED, 1.0)
+    for timestep, probability in chosen.items():
+        if trained and not probability:
+            raise ConfigError(f"timestep {timestep:g} was not trained. Take some of {_listed(trained)}.")
+        if not 0 < timestep <= TRAIN_TIMESTEPS:
+            raise ConfigError(f"timestep {timestep:g} cannot be: timesteps lie above 0 and up to {TRAIN_TIMESTEPS}.")
+    total = sum(chosen.values())
+    return tuple((timestep, probability / total) for timestep, probability in chosen.items())
+
+
+def from_source(schedule: Schedule) -> Schedule:
+    """A schedule in the order that inference calls it: from the source, timestep 1000, down."""
+    return tuple(sorted(schedule, reverse=True))
+
+
+def trained_step_counts(selected_timesteps: Sequence[int | float]) -> tuple[int, ...]:
+    """The numbers of steps that call the denoiser on trained timesteps only.
+
+    For the timesteps 250, 500, 750, 1000 of the published models these are 1, 2 and 4.
+    """
+    trained = set(selected_timesteps)
+
+    def stays(steps: int) -> bool:
+        return all(any(t * steps == TRAIN_TIMESTEPS * k for t in trained) for k in range(1, steps + 1))
+
+    return tuple(steps for steps in range(1, len(trained) + 1) if stays(steps))
+
+
+def step_counts(config: LBMConfig) -> tuple[int, ...] | None:
+    """The numbers of steps that stay on a model's trained timesteps; None where all timesteps were trained."""
+    if config.timestep_sampling != "custom_timesteps" or config.selected_timesteps is None:
+        return None
+    return trained_step_counts(config.selected_timesteps)
+
+
+def check_steps(config: LBMConfig, steps: int) -> None:
+    """Warn of a number of steps that calls the denoiser at timesteps it was not trained on.
+
+    Raises:
+        ConfigError: `steps` is below 1.
+    """
+    if steps < 1:
+        raise ConfigError(f"{steps} steps cannot be taken. Use 1 or more.")
+    good = step_counts(config)
+    if good is not None and steps not in good:
+        names = ", ".join(str(count) for count in good) or "none"
+        warn(f"{steps} steps leave the timesteps that the model was trained on. Trained: {names}.")
+
+
+def _trained(config: LBMConfig) -> dict[float, float]:
+    """Trained timestep -> probability; empty where training drew from all of them."""
+    if config.timestep_sampling != "custom_timesteps" or not config.selected_timesteps or not config.prob:
+        return {}
+    pairs = zip(config.selected_timesteps, config.prob, strict=True)
+    return {timestep: probability for timestep, probability in pairs if probability > 0}
+
+
+def _listed(timesteps: Iterable[float]) -> str:
+    return ", ".join(f"{timestep:g}" for timestep in timesteps)

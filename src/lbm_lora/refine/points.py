@@ -1,0 +1,90 @@
+"""What a LoRA is refined on: images to learn from and to measure on, as points with the tuned model's outputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.fidelity.answers import AnsweredPoint, answered
+from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
+from lbm_lora.imaging.paths import expand_sources
+from lbm_lora.model.build import LBMModel
+from lbm_lora.model.schedule import schedule_of
+from lbm_lora.progress import Progress
+
+_HELD_SHARE = 8  # one image in so many is measured on
+_HELD_MOST = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSplit:
+    """Images that are learnt from, and others that are measured on."""
+
+    learnt: tuple[Path, ...]
+    held: tuple[Path, ...]
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (*self.learnt, *self.held)
+
+
+def split_images(images: str, held_images: str | None) -> ImageSplit:
+    """The images that a command names, split.
+
+    Args:
+        images: folder or glob.
+        held_images: likewise, to measure on; by default one in 8 of the images, up to 16.
+
+    Raises:
+        ConfigError: an image is in both, or there is only one.
+        ImageError: none are there.
+    """
+    found = expand_sources(images)
+    if held_images is not None:
+        held = expand_sources(held_images)
+        both = sorted({path.resolve() for path in found} & {path.resolve() for path in held})
+        if both:
+            raise ConfigError(f"{both[0]} is in --images and in --held_images: measure on images not learnt from.")
+        return ImageSplit(learnt=found, held=held)
+    if len(found) < 2:
+        raise ConfigError(f"--images {images} is one image. Give two or more, or --held_images to measure on.")
+    count = min(_HELD_MOST, max(1, len(found) // _HELD_SHARE))
+    chosen = {index * len(found) // count for index in range(count)}
+    return ImageSplit(
+        learnt=tuple(path for index, path in enumerate(found) if index not in chosen),
+        held=tuple(path for index, path in enumerate(found) if index in chosen),
+    )
+
+
+def answered_images(
+    model: LBMModel,
+    images: ImageSplit,
+    *,
+    timesteps: Sequence[float],
+    size: int | None,
+    seed: int,
+    mirror: bool,
+    progress: Progress,
+) -> tuple[list[AnsweredPoint], list[AnsweredPoint]]:
+    """Points to learn from and points to measure on, with the outputs of the tuned model.
+
+    Args:
+        timesteps: some of the trained ones; none: all of them.
+        size: square root of the pixel budget; by default the model's own.
+        seed: for the bridge noise.
+        mirror: learn from mirrored images, too.
+    """
+    schedule = schedule_of(model.config, timesteps)
+    views = [(path, mirrored) for path in images.learnt for mirrored in ((False, True) if mirror else (False,))]
+    first = len(views)
+    views += [(path, False) for path in images.held]
+    progress.start(len(views), "running the tuned model")
+    found: list[list[AnsweredPoint]] = []
+    for index, (path, mirrored) in enumerate(views):
+        with torch.no_grad():
+            source = image_latent(model, path, size=size, mirrored=mirrored)
+            found.append(answered(model, list(bridge_points(model, source, schedule, image_noise(seed, index)))))
+        progress.advance()
+    return [one for of in found[:first] for one in of], [one for of in found[first:] for one in of]

@@ -1,0 +1,105 @@
+"""Read a data set through: the verb `data check`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.train.config import read_train_config
+from lbm_lora.train.data.check import Checked, read_through
+from lbm_lora.train.data.opening import Split, open_data
+from lbm_lora.train.settings.data import DataSettings
+from lbm_lora.train.settings.file import COMMAND_LINE, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """Read a data set through, every pixel of it, and report."""
+
+    data: Positional[tuple[str, ...]] = ()
+    """A folder of pairs, or shards: paths, URLs, patterns with {000..009}."""
+    path_config: Path | None = None
+    """In place of them a training file: its data are checked, with its keys and sizes."""
+    source_key: str = "source.jpg"
+    target_key: str = "target.jpg"
+    mask_key: str | None = None
+    image_size: tuple[int, ...] = (512,)
+    """Square roots of the pixel budgets that training will use."""
+    batch_size: int = 8
+    """Of all processes together, for the number of steps."""
+    num_workers: int = 0
+    """Processes that read."""
+    cache_dir: Path | None = None
+    """Folder that shards from URLs are copied into."""
+    allow_pipe: bool = False
+    """Allow `pipe:` shards, which run a shell command."""
+    max_corrupt: float = 0.05
+    """Share of unreadable or incomplete samples above which the check fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedSplit:
+    """One split of the data."""
+
+    split: Split
+    found: Checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What was found."""
+
+    splits: tuple[CheckedSplit, ...]
+    failures: tuple[str, ...]
+    """Splits with too many corrupt samples."""
+
+
+def run(config: CheckConfig, progress: Progress = SILENT) -> CheckResult:
+    """Read through.
+
+    Raises:
+        ConfigError: neither data nor a training file, or both, or a setting that cannot be.
+        DataError: the data cannot be read, or hold nothing that could be used.
+    """
+    settings, batch_size = _settings(config)
+    names: list[Split] = ["train", "validation"] if settings.has_validation else ["train"]
+    counting = settings.model_copy(update={"max_corrupt": 1.0})
+    splits: list[CheckedSplit] = []
+    for name in names:
+        dataset = open_data(counting, name, seed=0, progress=progress)
+        found = read_through(
+            dataset,
+            batch_size=batch_size,
+            cover=name == "validation",
+            num_workers=config.num_workers,
+            progress=progress,
+        )
+        splits.append(CheckedSplit(split=name, found=found))
+    return CheckResult(splits=tuple(splits), failures=tuple(_failures(splits, settings.max_corrupt)))
+
+
+def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
+    """The settings of the data, and the batch size."""
+    if (config.path_config is None) == (not config.data):
+        raise ConfigError("name the data to check, a folder or shards, or a training file with --path_config.")
+    if config.path_config is not None:
+        training = read_train_config(config.path_config)
+        return training, training.batch_size
+    folder = len(config.data) == 1 and Path(config.data[0]).expanduser().is_dir()
+    place = {"train_folder": str(Path(config.data[0]).expanduser())} if folder else {"train_shards": config.data}
+    names = ("source_key", "target_key", "mask_key", "image_size", "cache_dir", "allow_pipe", "max_corrupt")
+    values = place | {name: getattr(config, name) for name in names}
+    return parse(DataSettings, values, where=COMMAND_LINE), config.batch_size
+
+
+def _failures(splits: Sequence[CheckedSplit], max_corrupt: float) -> Iterator[str]:
+    for split in splits:
+        share = split.found.corrupt_share
+        if share > max_corrupt:
+            yield (
+                f"{split.found.where}: {100 * share:.1f} % of the samples cannot be used, more than the "
+                f"{100 * max_corrupt:g} % of max_corrupt."
+            )

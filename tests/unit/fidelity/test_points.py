@@ -1,0 +1,78 @@
+"""The points that a denoiser is measured at."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.errors import ImageError
+from lbm_lora.fidelity.points import bridge_points, digest_of, generator, image_latent, image_noise, shared_noise
+from lbm_lora.imaging.buckets import to_bucket
+from lbm_lora.model import bridge
+from lbm_lora.model.build import LBMModel
+from lbm_lora.model.pipeline import encode_sources
+
+SCHEDULE = ((1000.0, 0.25), (500.0, 0.75))
+
+
+def test_the_source_is_that_of_inference(model: LBMModel, pictures: tuple[Path, ...]) -> None:
+    for size in (None, 64):
+        images = to_bucket(Image.open(pictures[1]), size or model.size, step=model.pixels_per_latent)
+        expected = encode_sources(model, images)
+        assert torch.equal(image_latent(model, pictures[1], size=size), expected)
+
+
+def test_states_lie_on_the_bridge_to_the_models_own_prediction(model: LBMModel, pictures: tuple[Path, ...]) -> None:
+    source = image_latent(model, pictures[0], size=64)
+    points = list(bridge_points(model, source, SCHEDULE, image_noise(3, 2)))
+    assert [(point.timestep, point.probability) for point in points] == list(SCHEDULE)
+    assert torch.equal(points[0].state, source)
+    with torch.no_grad():
+        target = source - model.denoise(source, torch.tensor([1000.0]))
+    noise = (points[1].state - (source + target) / 2) / (0.5 * 0.5)
+    expected = bridge.standard_normal(source, [generator(3, 2, 500.0, "noise")])
+    assert torch.allclose(noise, expected, atol=1e-4)
+    assert not any(point.state.requires_grad for point in points)
+
+
+def test_the_first_timestep_needs_no_target(
+    model: LBMModel, pictures: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = image_latent(model, pictures[0], size=64)
+    monkeypatch.setattr(LBMModel, "denoise", lambda *_: pytest.fail("the network was called"))
+    (point,) = bridge_points(model, source, ((1000.0, 1.0),), image_noise(0, 0))
+    assert torch.equal(point.state, source)
+
+
+def test_noise_depends_on_seed_image_and_timestep(model: LBMModel, pictures: tuple[Path, ...]) -> None:
+    source = image_latent(model, pictures[0], size=64)
+
+    def state(seed: int, image: int) -> Tensor:
+        return list(bridge_points(model, source, SCHEDULE, image_noise(seed, image)))[1].state
+
+    assert torch.equal(state(0, 1), state(0, 1))
+    assert not torch.equal(state(0, 1), state(0, 2))
+    assert not torch.equal(state(0, 1), state(1, 1))
+    assert generator(0, 1, 500.0, "noise").initial_seed() != generator(0, 1, 250.0, "noise").initial_seed()
+
+
+def test_shared_noise_is_one_stream() -> None:
+    noise_at, other = shared_noise(4), shared_noise(4)
+    drawn = [torch.randn(3, generator=noise_at(timestep)) for timestep in (1000.0, 500.0)]
+    again = [torch.randn(3, generator=other(timestep)) for timestep in (250.0, 750.0)]
+    assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
+    assert not torch.equal(*drawn)
+
+
+def test_the_digest_is_of_pixels_sizes_and_order(pictures: tuple[Path, ...], tmp_path: Path) -> None:
+    Image.open(pictures[0]).save(tmp_path / "same.bmp")
+    assert digest_of([tmp_path / "same.bmp", pictures[1]]) == digest_of(pictures[:2])
+    assert digest_of([pictures[1], pictures[0]]) != digest_of(pictures[:2])
+    flat = Image.open(pictures[1])  # the same bytes as a picture of another shape
+    Image.frombytes("RGB", (flat.height, flat.width), flat.tobytes()).save(tmp_path / "turned.png")
+    assert digest_of([tmp_path / "turned.png"]) != digest_of([pictures[1]])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.png is no picture"):
+        digest_of([pictures[0], tmp_path / "broken.png"])

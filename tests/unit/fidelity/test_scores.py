@@ -1,0 +1,195 @@
+"""Outputs of several variants measured against the tuned model's."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.errors import ConfigError, ImageError
+from lbm_lora.fidelity.answers import Answer, Question, answer, question
+from lbm_lora.fidelity.errors import relative_error
+from lbm_lora.fidelity.scores import compared, scores
+from lbm_lora.imaging.metrics import psnr, ssim
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.pipeline import encode_sources, translate
+from lbm_lora.report import OutputComparison
+from standins import TINY, write_base, write_tuned
+
+TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
+SCHEDULE = tuple((timestep, 0.25) for timestep in TIMESTEPS)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LBMModel]:
+    """Base and tuned TINY stand-ins in fp32."""
+    folder = tmp_path_factory.mktemp("models")
+    write_base(folder / "base", TINY, dtype=torch.float32)
+    write_tuned(folder / "tuned", TINY, dtype=torch.float32)
+    return {name: load_model(folder / name, dtype=torch.float32) for name in ("base", "tuned")}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Tensor]:
+    """Two pictures of different sizes, values in [-1, 1]."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(1, 3, *size, generator=generator) * 2 - 1 for size in ((64, 64), (48, 80))]
+
+
+@pytest.fixture(scope="module")
+def asked(models: dict[str, LBMModel], pictures: list[Tensor]) -> list[Question]:
+    """What all models are asked about the pictures, by the tuned one."""
+    latents = [encode_sources(models["tuned"], picture) for picture in pictures]
+    return [question(models["tuned"], latent, SCHEDULE, seed=4) for latent in latents]
+
+
+def flat(value: float, *, steps: tuple[int, ...] = (1,)) -> Answer:
+    """Outputs of one flat colour; a step more makes it ten times as strong."""
+    return Answer(
+        predictions={1000.0: torch.full((4, 2, 2), 1 + value), 500.0: torch.full((4, 2, 2), 1 + 2 * value)},
+        images={count: torch.full((3, 16, 16), value * 10**place) for place, count in enumerate(steps)},
+    )
+
+
+def compare(outputs: Mapping[str, list[Answer]], names: list[str], *, seed: int = 0) -> OutputComparison:
+    """All of them against `tuned`."""
+    tuned = outputs["tuned"]
+    found = {
+        variant: [scores(variant, answered, wanted) for answered, wanted in zip(answers, tuned, strict=True)]
+        for variant, answers in outputs.items()
+        if variant != "tuned"
+    }
+    return compared(found, tuned, names=names, reference="tuned", seed=seed, dtype="bf16", device="cpu")
+
+
+def test_a_question_holds_points_of_the_bridge_to_the_references_result(
+    models: dict[str, LBMModel], asked: list[Question]
+) -> None:
+    """Equation 5 by hand, with the one-step result of the tuned model as the target."""
+    tuned, noise_sigma = models["tuned"], models["tuned"].config.bridge_noise_sigma
+    for posed in asked:
+        assert [point.timestep for point in posed.points] == list(TIMESTEPS)
+        assert torch.equal(posed.points[0].state, posed.source)
+        with torch.no_grad():
+            target = posed.source - tuned.denoise(posed.source, torch.tensor([1000.0]))
+        generator = torch.Generator().manual_seed(4)
+        for timestep, state in ((point.timestep, point.state) for point in posed.points):
+            noise = torch.randn(posed.source.shape[1:], generator=generator)
+            sigma = timestep / 1000
+            clean = sigma * posed.source + (1 - sigma) * target
+            expected = clean + noise_sigma * math.sqrt(sigma * (1 - sigma)) * noise
+            assert torch.allclose(state, expected, atol=1e-6)
+            assert timestep == 1000 or not torch.allclose(state, clean, atol=1e-4)
+
+
+def test_an_answer_is_the_pipelines(models: dict[str, LBMModel], pictures: list[Tensor], asked: list[Question]) -> None:
+    """The shared first call changes no bit."""
+    model = models["tuned"]
+    for picture, posed in zip(pictures, asked, strict=True):
+        found = answer(model, posed, (1, 2), seed=9)
+        assert list(found.images) == [1, 2]
+        for steps, image in found.images.items():
+            assert torch.equal(image, translate(model, picture, steps=steps, seed=9)[0])
+        for point in posed.points:
+            with torch.no_grad():
+                expected = model.denoise(point.state, torch.tensor([point.timestep]))[0]
+            assert torch.equal(found.predictions[point.timestep], expected)
+
+
+def test_no_call_of_the_denoiser_is_made_twice(models: dict[str, LBMModel], asked: list[Question]) -> None:
+    calls: list[float] = []
+    handle = models["base"].denoiser.register_forward_pre_hook(lambda _, inputs: calls.append(float(inputs[1])))
+    answer(models["base"], asked[0], (1, 2, 4))
+    handle.remove()
+    assert sorted(calls) == [250, 250, 500, 500, 500, 750, 750, 1000]
+
+
+def test_a_result_that_is_not_finite_is_an_error(models: dict[str, LBMModel], asked: list[Question]) -> None:
+    broken = replace(asked[0], source=torch.full_like(asked[0].source, math.nan))
+    with pytest.raises(ImageError, match=r"^the image of 1 steps is not finite\."):
+        answer(models["base"], broken, (1,))
+
+
+def test_the_scores_are_those_of_the_pictures(models: dict[str, LBMModel], asked: list[Question]) -> None:
+    found, wanted = (answer(models[name], asked[0], (1, 2)) for name in ("base", "tuned"))
+    mask = torch.zeros(64, 64)
+    mask[20:40, 20:40] = 1
+    scored = scores("base", found, wanted, mask=mask)
+    assert [score.timestep for score in scored.denoiser] == list(TIMESTEPS)
+    for score in scored.denoiser:
+        expected = relative_error(found.predictions[score.timestep], wanted.predictions[score.timestep])
+        assert score.error == expected
+        assert 0 < expected < 10
+    assert [score.steps for score in scored.pictures] == [1, 2]
+    for score in scored.pictures:
+        one, other = found.images[score.steps], wanted.images[score.steps]
+        assert (score.psnr, score.ssim) == (psnr(one, other), ssim(one, other))
+        assert (score.mask_psnr, score.mask_ssim) == (psnr(one, other, mask), ssim(one, other, mask))
+        assert score.lpips is None
+    same = scores("tuned", wanted, wanted)
+    assert {score.psnr for score in same.pictures} == {"inf"}
+    assert {score.error for score in same.denoiser} == {0.0}
+    assert same.pictures[0].mask_psnr is None
+
+
+def test_everything_is_put_in_its_place(models: dict[str, LBMModel], asked: list[Question]) -> None:
+    outputs = {name: [answer(model, posed, (1, 2)) for posed in asked] for name, model in models.items()}
+    report = compare(outputs, ["a.png", "b.png"], seed=3)
+    assert (report.reference, report.steps, report.timesteps) == ("tuned", (1, 2), TIMESTEPS)
+    assert (report.dtype, report.device, report.seed, report.lpips) == ("bf16", "cpu", 3, None)
+    assert [(i.image, i.width, i.height) for i in report.images] == [("a.png", 64, 64), ("b.png", 80, 48)]
+    second = report.images[1].scores[0].pictures[1]
+    assert second.psnr == psnr(outputs["base"][1].images[2], outputs["tuned"][1].images[2])
+
+
+def test_mean_and_worst() -> None:
+    outputs = {"base": [flat(v) for v in (0.2, 0.02, 0.0)], "tuned": [flat(0.0)] * 3}
+    report = compare(outputs, ["a", "b", "c"])
+    (base,) = report.summary
+    assert (base.variant, base.steps) == ("base", 1)
+    assert float(base.mean_psnr) == pytest.approx(30.0, abs=1e-4)
+    assert float(base.worst_psnr) == pytest.approx(20.0, abs=1e-4)
+    assert (base.worst_image, base.equal_images, base.mean_lpips) == ("a", 1, None)
+    source, later = report.denoiser
+    assert (source.timestep, later.timestep) == (1000.0, 500.0)
+    assert float(source.mean_error) == pytest.approx(0.22 / 3, abs=1e-6)
+    assert float(source.worst_error) == pytest.approx(0.2, abs=1e-6)
+    assert float(later.mean_error) == pytest.approx(0.44 / 3, abs=1e-6)
+    assert (source.worst_image, later.worst_image) == ("a", "a")
+
+
+def test_each_number_of_steps_has_its_own_summary() -> None:
+    outputs = {
+        "base": [flat(0.02, steps=(1, 2))],
+        "base + LoRA": [flat(0.002, steps=(1, 2))],
+        "tuned": [flat(0.0, steps=(1, 2))],
+    }
+    found = [(e.steps, e.variant, round(float(e.worst_psnr), 3)) for e in compare(outputs, ["a"]).summary]
+    assert found == [(1, "base", 40.0), (1, "base + LoRA", 60.0), (2, "base", 20.0), (2, "base + LoRA", 40.0)]
+
+
+def test_the_report_is_json() -> None:
+    outputs = {"base": [flat(0.1)], "same": [flat(0.0)], "tuned": [flat(0.0)]}
+    text = json.dumps(asdict(compare(outputs, ["a"], seed=9)), allow_nan=False)
+    back = json.loads(text)
+    assert back["images"][0]["scores"][1]["pictures"][0]["psnr"] == "inf"
+    assert back["summary"][1]["mean_psnr"] == "inf"
+    assert (back["steps"], back["seed"]) == ([1], 9)
+
+
+def test_nothing_to_compare_is_said() -> None:
+    with pytest.raises(ConfigError, match="nothing to compare: 0 pictures and 1 variants"):
+        compare({"base": [], "tuned": []}, [])
+    with pytest.raises(ConfigError, match=r"1 pictures and 0 variants\."):
+        compare({"tuned": [flat(0.0)]}, ["a"])
+
+
+def test_relative_error() -> None:
+    wanted = torch.tensor([3.0, 4.0])
+    assert relative_error(wanted, wanted) == 0
+    assert relative_error(torch.tensor([3.0, 4.5]), wanted) == pytest.approx(0.1)
+    assert relative_error(wanted, torch.zeros(2)) == math.inf
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0

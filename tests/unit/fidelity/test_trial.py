@@ -1,0 +1,158 @@
+"""A LoRA tried in memory against the models built from files."""
+
+import math
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.extract import DeltaSettings, DirectPass, ImageScores, Plan, plan_extraction
+from lbm_lora.factorize import FixedRank
+from lbm_lora.fidelity.points import Point
+from lbm_lora.fidelity.trial import LoraTrial
+from lbm_lora.imaging.buckets import to_bucket
+from lbm_lora.imaging.metrics import psnr
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.pipeline import translate
+from lbm_lora.naming import ParamName
+from standins import Lbm
+
+FP32 = DeltaSettings(dtype=torch.float32)
+
+
+class Listener:
+    """A progress that keeps what was begun, and counts."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.missing = 0
+
+    def start(self, total: int, what: str) -> None:
+        self.begun.append(what)
+        self.missing = total
+
+    def advance(self, n: int = 1) -> None:
+        self.missing -= n
+
+    def note(self, message: str) -> None: ...
+
+
+def point(timestep: float, probability: float) -> Point:
+    draw = torch.Generator().manual_seed(int(timestep))
+    return Point(timestep=timestep, probability=probability, state=torch.randn(1, 4, 8, 8, generator=draw))
+
+
+POINTS = (point(1000.0, 0.7), point(500.0, 0.3))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.fixture
+def plan(lbm: Lbm) -> Generator[Plan]:
+    with open_checkpoint(lbm.base) as base, open_checkpoint(lbm.tuned) as tuned:
+        yield plan_extraction(base.component(), tuned.component(), FixedRank(linear=9999, conv=9999))
+
+
+def trial(lbm: Lbm, plan: Plan, listener: Listener, **changes: object) -> LoraTrial:
+    settings = {"points": POINTS, "images": (), "config_path": None, "device": torch.device("cpu")}
+    return LoraTrial(lbm.tuned, plan.pairing.base, progress=listener, **(settings | changes))  # pyright: ignore
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def outputs(model: LBMModel) -> list[Tensor]:
+    with torch.no_grad():
+        return [model.denoise(one.state, torch.tensor([one.timestep])) for one in POINTS]
+
+
+def test_the_base_is_the_base(lbm: Lbm, plan: Plan) -> None:
+    tuned, base = (outputs(load_model(path, dtype=torch.float32)) for path in (lbm.tuned, lbm.base))
+    errors = [relative(one, other) for one, other in zip(base, tuned, strict=True)]
+    listener = Listener()
+    tried = trial(lbm, plan, listener)
+    assert tried.error() == pytest.approx(1e-9)  # no delta was put in yet
+    tried.take()
+    expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
+    assert tried.error() == pytest.approx(expected, rel=1e-4)
+    assert tried.images() is None
+    assert "checking the prediction" in listener.begun
+    assert listener.missing == 0
+
+
+def test_every_delta_makes_the_tuned_model_and_fewer_do_not(lbm: Lbm, plan: Plan) -> None:
+    tried = trial(lbm, plan, Listener())
+    found: list[float] = []
+    for ranks in (FixedRank(linear=9999, conv=9999), FixedRank(linear=1, conv=1)):
+        tried.take(outcome for (outcome,) in DirectPass([plan.with_ranks(ranks)], FP32))
+        found.append(tried.error() or 0.0)
+    tried.take()
+    whole, little, nothing = *found, tried.error() or 0.0
+    assert whole < 1e-4 < little < nothing
+
+
+def test_weights_are_exactly_base_plus_delta_of_the_last_take(lbm: Lbm, plan: Plan) -> None:
+    tried = trial(lbm, plan, Listener(), points=())
+    ranks = [FixedRank(linear=9999, conv=9999), FixedRank(linear=2, conv=1)]
+    first, last = ([outcome for (outcome,) in DirectPass([plan.with_ranks(rank)], FP32)] for rank in ranks)
+    tried.take(first)
+    tried.take(last)
+    stored = {one.row.name: one.module.delta() if one.module is not None else one.dense for one in last}
+    base = plan.pairing.base
+    for name, parameter in tried._model.denoiser.named_parameters():  # pyright: ignore[reportPrivateUsage]
+        delta = stored.get(ParamName(name))
+        expected = base.read(ParamName(name)).float()
+        assert torch.equal(parameter, expected if delta is None else expected + delta.float()), name
+
+
+def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
+    with open_checkpoint(lbm.base) as base, open_checkpoint(lbm.tuned) as tuned:
+        everything = base.component(), tuned.component(), FixedRank(linear=9999, conv=9999)
+        plan = plan_extraction(*everything, exclude=("conv_out",))
+        tried = trial(lbm, plan, Listener())
+        tried.take(outcome for (outcome,) in DirectPass([plan], FP32))
+        model = load_model(lbm.tuned, dtype=torch.float32)
+        wanted = outputs(model)
+        for leaf in ("weight", "bias"):
+            getattr(model.denoiser.conv_out, leaf).data = base.component().read(f"conv_out.{leaf}").float()  # pyright: ignore
+    errors = [relative(one, other) for one, other in zip(outputs(model), wanted, strict=True)]
+    expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
+    assert tried.error() == pytest.approx(expected, rel=1e-3)
+
+
+def test_pictures_are_those_of_inference(lbm: Lbm, plan: Plan, picture: Path) -> None:
+    tuned, base = (load_model(path, dtype=torch.float32) for path in (lbm.tuned, lbm.base))
+    source = to_bucket(Image.open(picture), tuned.size, step=tuned.pixels_per_latent)
+    expected = psnr(translate(base, source)[0], translate(tuned, source)[0])
+    tried = trial(lbm, plan, Listener(), points=(), images=(picture,))
+    tried.take()
+    found = tried.images()
+    assert found is not None
+    assert (found.worst_image, found.worst_psnr) == ("a.png", pytest.approx(expected, rel=1e-4))
+    assert tried.error() is None
+
+
+def test_the_worst_and_the_mean() -> None:
+    images = ImageScores(psnrs=(("a.png", 40.0), ("b.png", 30.0), ("c.png", 50.0)))
+    assert (images.worst_image, images.worst_psnr) == ("b.png", 30.0)
+    assert (images.mean_psnr, images.count) == (40.0, 3)
+
+
+def test_files_are_not_written_to(lbm: Lbm, plan: Plan) -> None:
+    """Weights in the dtype of a file are views of it."""
+    before = lbm.tuned.read_bytes(), lbm.base.read_bytes()
+    tried = trial(lbm, plan, Listener())
+    tried.take(outcome for (outcome,) in DirectPass([plan], FP32))
+    assert (lbm.tuned.read_bytes(), lbm.base.read_bytes()) == before
