@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from lbm_lora.atomic import guard_output
 from lbm_lora.calibrate import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
 from lbm_lora.checkpoint import dtype_of, fingerprint, open_checkpoint
@@ -11,6 +13,7 @@ from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.factorize import DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -66,11 +69,12 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
+    device = resolve_device(config.device, fp64="the sums need")
     settings = _settings(config)
     images = _images(config)
     _check_paths(config, images)
     progress.start(0, "loading the tuned model")
-    model, digest = _load(config)
+    model, digest = _load(config, device)
     partial = PartialFile(config.save_to)
     statistics = collect(model, images, settings, tuned=digest, partial=partial, progress=progress)
     progress.start(0, "writing")
@@ -106,10 +110,10 @@ def _check_paths(config: CalibrateConfig, images: tuple[Path, ...]) -> None:
     guard_output(config.save_to, [config.tuned_model_path, *images])
 
 
-def _load(config: CalibrateConfig) -> tuple[LBMModel, str]:
+def _load(config: CalibrateConfig, device: torch.device) -> tuple[LBMModel, str]:
     """The tuned model, and the digest of its denoiser."""
     dtype = dtype_of(config.torch_dtype)
-    model = load_model(config.tuned_model_path, config_path=config.config_path, device=config.device, dtype=dtype)
+    model = load_model(config.tuned_model_path, config_path=config.config_path, device=device, dtype=dtype)
     with open_checkpoint(config.tuned_model_path) as checkpoint:
         return model, fingerprint(checkpoint.component()).digest
 

@@ -15,6 +15,7 @@ from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
+from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows.infer import InferConfig, run
 from standins import TINY, base_tensors, delta, write_backbone, write_base, write_tuned
 
@@ -179,7 +180,8 @@ def test_another_base_is_refused(files: Files, photos: Path, tmp_path: Path) -> 
     with pytest.raises(WrongBaseError, match="was made from another base"):
         run(dataclasses.replace(config, base_model_path=files.tuned))
     assert not (tmp_path / "o.png").exists()
-    run(dataclasses.replace(config, base_model_path=files.tuned, allow_other_base=True))
+    with pytest.warns(LbmLoraWarning, match="was made from another base"):
+        run(dataclasses.replace(config, base_model_path=files.tuned, allow_other_base=True))
     assert (tmp_path / "o.png").exists()
 
 

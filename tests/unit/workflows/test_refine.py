@@ -115,7 +115,7 @@ def test_refused(config: RefineConfig, changes: dict[str, object], error: type[E
 def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, pictures: Path) -> None:
     with pytest.raises(OutputError, match="is an input"):
         run(dataclasses.replace(config, save_to=lora))
-    with pytest.raises(ConfigError, match="is one picture"):
+    with pytest.raises(ConfigError, match="is one image"):
         run(dataclasses.replace(config, images=str(pictures / "0.png")))
     with pytest.raises(ConfigError, match=r"0\.png is in --images and in --held_images"):
         run(dataclasses.replace(config, held_images=str(pictures / "0.png")))

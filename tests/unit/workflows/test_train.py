@@ -10,11 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from lbm_lora import errors
 from lbm_lora.adapter import load_adapter
 from lbm_lora.cli.main import COMMANDS, main, parse
 from lbm_lora.cli.overrides import split_overrides
 from lbm_lora.errors import ConfigError, MissingExtraError
-from lbm_lora.workflows import extras, train
+from lbm_lora.workflows import train
 from standins import Lbm
 
 FIRST = ["--path_config", "t.yaml"]
@@ -147,7 +148,7 @@ def test_the_base_is_made_of_a_backbone(file: Path, lbm: Lbm, tmp_path: Path) ->
 
 
 def test_a_missing_package_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in ("peft", "lightning") else True)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in ("peft", "lightning") else True)
     with pytest.raises(MissingExtraError, match=r'training needs lightning, peft, .* pip install "lbm-lora\[train\]"'):
         train.run(train.TrainRunConfig(path_config=file))
 
