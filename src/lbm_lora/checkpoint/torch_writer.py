@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ class TorchWriter:
         path: the file to make.
         specs: every tensor, in order.
         extra: plain entries beside the tensors.
-        container: the entry that holds the tensors; `model_state_dict` is what the documented base has.
+        containers: each entry that holds the tensors, and what stands before their names there; the bytes are stored
+            once. `model_state_dict` is what the documented base has.
 
     Raises:
         CheckpointError: a dtype that has no storage class in this format (fp8).
@@ -92,7 +93,7 @@ class TorchWriter:
         specs: Mapping[str, TensorSpec],
         *,
         extra: Mapping[str, object] | None = None,
-        container: str = "model_state_dict",
+        containers: Mapping[str, str] = MappingProxyType({"model_state_dict": ""}),
     ) -> None:
         for name, spec in specs.items():
             if spec.dtype not in _STORAGES:
@@ -100,7 +101,11 @@ class TorchWriter:
         self._path = Path(path)
         self._records = {name: _Record(str(index), spec) for index, (name, spec) in enumerate(specs.items())}
         self._waiting = list(specs)
-        self._tree = {**(extra or {}), container: dict(self._records)}
+        named = {
+            container: {front + name: record for name, record in self._records.items()}
+            for container, front in containers.items()
+        }
+        self._tree = {**(extra or {}), **named}
         self._stack = ExitStack()
 
     def __enter__(self) -> "TorchWriter":

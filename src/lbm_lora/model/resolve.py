@@ -17,7 +17,14 @@ from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.progress import warn
 
 METADATA_KEY = "lbm_config"
-"""Where the metadata of a `.safetensors` file of ours holds its configuration, as JSON."""
+"""Where a file of ours holds its configuration: the metadata of a `.safetensors` as JSON, a `.ckpt` as an entry."""
+
+CKPT_CONTAINERS = {"model_state_dict": "", "state_dict": "model."}
+"""The entries of a `.ckpt` that hold its tensors, and what stands before their names there: the first is read by the
+documented commands, the second by LBM's own loader."""
+
+_OURS = frozenset({"backbone_signature", "unet", "vae"})
+"""Keys that no `config` entry may hold: the earlier implementation passes the first one itself, LBM has no others."""
 
 
 def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -> LBMConfig:
@@ -75,14 +82,40 @@ def lbm_unet(config: LBMConfig) -> dict[str, Any]:
     }
 
 
-def config_to_ckpt(config: LBMConfig) -> dict[str, Any]:
-    """What the `config` entry of a `.ckpt` holds: LBM's keys and both sections, of plain types."""
-    return json.loads(config.model_dump_json())
+def ckpt_entries(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a `.ckpt` for a configuration of plain types: everything, and what other loaders look for."""
+    signature = {key: values[key] for key in ("backbone_signature",) if key in values}
+    config = {key: value for key, value in values.items() if key not in _OURS}
+    return {"config": config, METADATA_KEY: dict(values), **signature}
 
 
 def config_to_metadata(config: LBMConfig) -> dict[str, str]:
     """What the metadata of a `.safetensors` holds."""
-    return {METADATA_KEY: json.dumps(config_to_ckpt(config))}
+    return {METADATA_KEY: json.dumps(config.model_dump(mode="json"))}
+
+
+def own_values(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The keys of the configuration that a checkpoint carries itself, not checked; None where it carries none.
+
+    Raises:
+        ConfigError: it is not readable.
+    """
+    text = checkpoint.metadata.get(METADATA_KEY)
+    if text is not None:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            where = f"{checkpoint.path} (metadata {METADATA_KEY})"
+            raise ConfigError(f"{where}: the configuration is not JSON. The file was edited or is damaged.") from None
+    whole, held = checkpoint.extra.get(METADATA_KEY), checkpoint.extra.get("config")
+    if isinstance(whole, dict):
+        return cast(dict[str, Any], whole)
+    if not isinstance(held, dict):
+        return None
+    # The earlier implementation's `config` lacks keys that its `source_config`, the YAML file as read, has.
+    source = checkpoint.extra.get("source_config")
+    named = {k: v for k, v in source.items() if k in LBMConfig.model_fields} if isinstance(source, dict) else {}
+    return cast(dict[str, Any], named | held)
 
 
 def _has_lbm_keys(path: Path) -> bool:
@@ -93,20 +126,14 @@ def _has_lbm_keys(path: Path) -> bool:
 
 
 def _own_config(checkpoint: Checkpoint) -> LBMConfig | None:
-    text = checkpoint.metadata.get(METADATA_KEY)
-    if text is not None:
-        where = f"{checkpoint.path} (metadata {METADATA_KEY})"
-        try:
-            return parse_config(json.loads(text), where=where)
-        except json.JSONDecodeError:
-            raise ConfigError(f"{where}: the configuration is not JSON. The file was edited or is damaged.") from None
-    held = checkpoint.extra.get("config")
-    if not isinstance(held, dict):
+    values = own_values(checkpoint)
+    if values is None:
         return None
-    # The earlier implementation's `config` lacks keys that its `source_config`, the YAML file as read, has.
-    source = checkpoint.extra.get("source_config")
-    named = {k: v for k, v in source.items() if k in LBMConfig.model_fields} if isinstance(source, dict) else {}
-    return parse_config(cast(dict[str, Any], named | held), where=f"{checkpoint.path} (entry config)")
+    if METADATA_KEY in checkpoint.metadata:
+        entry = f"metadata {METADATA_KEY}"
+    else:
+        entry = f"entry {METADATA_KEY if METADATA_KEY in checkpoint.extra else 'config'}"
+    return parse_config(values, where=f"{checkpoint.path} ({entry})")
 
 
 def _conv_in_channels(checkpoint: Checkpoint, *, default: int) -> int:

@@ -17,7 +17,7 @@ from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_bas
 from lbm_lora.model.baseline import BASE_MARK
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import SDXL_VAE
-from lbm_lora.model.resolve import config_to_ckpt, config_to_metadata, lbm_unet
+from lbm_lora.model.resolve import CKPT_CONTAINERS, ckpt_entries, config_to_metadata, lbm_unet
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 
@@ -130,7 +130,7 @@ def write_base(
     progress.start(len(kept), "writing the base")
     with (
         SafetensorsWriter(safetensors, specs, metadata=metadata) as first,
-        TorchWriter(ckpt, specs, extra=entries) as second,
+        TorchWriter(ckpt, specs, extra=entries, containers=CKPT_CONTAINERS) as second,
     ):
         broken: list[str] = []
         items = [item for item, _ in kept]
@@ -159,8 +159,7 @@ def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tenso
 def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The documented entries of the `.ckpt` beside its tensors, of plain types."""
     return {
-        "config": config_to_ckpt(config),
-        "backbone_signature": config.backbone_signature,
+        **ckpt_entries(config.model_dump(mode="json")),
         "architecture": "LBM",
         "torch_dtype": str(dtype),
         "source_config": json.loads(json.dumps(dict(source_config or {}), default=str)),

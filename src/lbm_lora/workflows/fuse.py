@@ -9,7 +9,8 @@ from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fuse
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.errors import ConfigError, OutputError
-from lbm_lora.model.resolve import METADATA_KEY
+from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
+from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -78,20 +79,20 @@ def _write(
     config: FuseConfig, checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter], progress: Progress
 ) -> None:
     progress.start(len(checkpoint.specs), "fusing")
-    with _writer(config.save_to, checkpoint) as writer:
+    with _writer(config.save_to, checkpoint, is_lbm=prefix == DENOISER_PREFIX) as writer:
         for key, tensor in fused_tensors(checkpoint, prefix, adapters):
             writer.write(key, tensor)
             progress.advance()
 
 
-def _writer(path: Path, checkpoint: Checkpoint) -> SafetensorsWriter | TorchWriter:
+def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsWriter | TorchWriter:
     """A writer for the container that the suffix names; the checkpoint's own configuration goes along."""
+    values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":
-        held = checkpoint.extra.get("config")
-        config = {METADATA_KEY: json.dumps(held)} if isinstance(held, dict) else {}
+        config = {METADATA_KEY: json.dumps(values)} if values else {}
         return SafetensorsWriter(path, checkpoint.specs, metadata={**config, **checkpoint.metadata})
     if path.suffix == ".ckpt":
-        held = checkpoint.metadata.get(METADATA_KEY)
-        config = {"config": json.loads(held)} if held else {}
-        return TorchWriter(path, checkpoint.specs, extra={**config, **checkpoint.extra})
+        entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
+        containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
+        return TorchWriter(path, checkpoint.specs, extra=entries, containers=containers)
     raise OutputError(f"--save_to {path}: a fused checkpoint is a .safetensors or a .ckpt file.")

@@ -55,10 +55,12 @@ def test_every_record_is_stored_and_aligned(tmp_path: Path) -> None:
     assert {offset % 64 for offset in offsets.values()} == {0}
 
 
-@pytest.mark.parametrize("container", ["model_state_dict", "state_dict"])
-def test_our_reader_gives_it_back(tmp_path: Path, container: str) -> None:
+@pytest.mark.parametrize(
+    "containers", [{"model_state_dict": ""}, {"state_dict": ""}, {"model_state_dict": "", "state_dict": "model."}]
+)
+def test_our_reader_gives_it_back(tmp_path: Path, containers: dict[str, str]) -> None:
     extra = {"config": {"unet": [1, 2.5, None, True]}, "note": "Größe"}
-    write(tmp_path / "a.ckpt", extra=extra, container=container)
+    write(tmp_path / "a.ckpt", extra=extra, containers=containers)
     found = open_checkpoint(tmp_path / "a.ckpt")
     assert list(found.specs) == list(TENSORS)
     assert found.extra == extra
@@ -78,6 +80,19 @@ def test_records_in_the_long_form_of_zip(tmp_path: Path, monkeypatch: pytest.Mon
     for name, tensor in TENSORS.items():
         assert torch.equal(state[name], tensor)
         assert torch.equal(found.read(name), tensor)
+
+
+def test_two_containers_share_their_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "one.ckpt")
+    write(tmp_path / "two.ckpt", containers={"model_state_dict": "", "state_dict": "model."})
+    with zipfile.ZipFile(tmp_path / "one.ckpt") as one, zipfile.ZipFile(tmp_path / "two.ckpt") as two:
+        assert one.namelist() == two.namelist()
+    for mmap in (False, True):
+        held = torch.load(tmp_path / "two.ckpt", weights_only=True, mmap=mmap)
+        assert list(held["state_dict"]) == [f"model.{name}" for name in TENSORS]
+        for name, tensor in TENSORS.items():
+            assert torch.equal(held["state_dict"][f"model.{name}"], tensor)
+            assert held["state_dict"][f"model.{name}"].data_ptr() == held["model_state_dict"][name].data_ptr()
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
-from lbm_lora.model.resolve import METADATA_KEY, config_beside, config_to_ckpt, config_to_metadata, resolve_config
+from lbm_lora.model.resolve import METADATA_KEY, ckpt_entries, config_beside, config_to_metadata, resolve_config
 from lbm_lora.progress import LbmLoraWarning
 from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
 
@@ -141,6 +141,16 @@ def test_the_earlier_implementations_ckpt(tmp_path: Path) -> None:
     assert found.target_key == "source_image_paste"
 
 
+def test_a_ckpt_that_we_wrote_before(tmp_path: Path) -> None:
+    """Its `config` holds everything, the sections and the backbone included."""
+    checkpoint = FakeCheckpoint(tmp_path, real(), {"config": OWN.model_dump(mode="json")})
+    assert resolve_config(checkpoint) == OWN
+
+
+def test_our_ckpt_is_read_by_our_own_entry(tmp_path: Path) -> None:
+    assert resolve_config(FakeCheckpoint(tmp_path, real(), ckpt_entries(OWN.model_dump(mode="json")))) == OWN
+
+
 def test_an_unknown_key_in_a_ckpt_is_an_error(tmp_path: Path) -> None:
     checkpoint = FakeCheckpoint(tmp_path, real(), {"config": {"bridge_sigma": 1}})
     with pytest.raises(ConfigError, match=r"model.ckpt \(entry config\): unknown key 'bridge_sigma'"):
@@ -154,9 +164,10 @@ def test_damaged_metadata(weights: Path) -> None:
 
 
 def test_what_is_written_is_read_back() -> None:
-    assert LBMConfig.model_validate(config_to_ckpt(OWN)) == OWN
+    entries = ckpt_entries(OWN.model_dump(mode="json"))
+    assert LBMConfig.model_validate(entries["lbm_config"]) == OWN
     assert LBMConfig.model_validate(json.loads(config_to_metadata(OWN)[METADATA_KEY])) == OWN
-    assert yaml.safe_load(yaml.safe_dump(config_to_ckpt(OWN))) == config_to_ckpt(OWN), "plain types only"
+    assert yaml.safe_load(yaml.safe_dump(entries)) == entries, "plain types only"
 
 
 def test_a_folder_is_looked_into(weights: Path, tmp_path: Path) -> None:

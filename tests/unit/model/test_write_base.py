@@ -68,8 +68,8 @@ def test_the_result_says_what_was_done(result: BaseFiles) -> None:
 def test_the_entries_of_the_ckpt(result: BaseFiles) -> None:
     held = torch.load(result.ckpt, weights_only=True)
     assert held.keys() == {
-        "model_state_dict", "config", "backbone_signature", "architecture", "torch_dtype", "source_config",
-        "initialization", "created_from", "lpips_excluded", "note",
+        "model_state_dict", "state_dict", "config", "lbm_config", "backbone_signature", "architecture", "torch_dtype",
+        "source_config", "initialization", "created_from", "lpips_excluded", "note",
     }  # fmt: skip
     assert held["architecture"] == "LBM"
     assert held["torch_dtype"] == "torch.bfloat16"
@@ -79,7 +79,35 @@ def test_the_entries_of_the_ckpt(result: BaseFiles) -> None:
     assert held["source_config"] == LBM_YAML
     assert held["backbone_signature"] == "backbone", "no folder name"
     assert held["config"]["bridge_noise_sigma"] == 0.005
-    assert held["config"]["unet"]["cross_attention_dim"] == [16, 32, 64]
+    assert held["lbm_config"]["unet"]["cross_attention_dim"] == [16, 32, 64]
+
+
+def test_the_ckpt_suits_the_earlier_implementation(result: BaseResult) -> None:
+    """Its loader passes three values of its own beside `config`, whose keys it and LBM's own configuration know."""
+    held = torch.load(result.ckpt, weights_only=True)
+
+    def create(backbone_signature: str, device: str, torch_dtype: torch.dtype, **config: object) -> dict[str, object]:
+        return config
+
+    given = create(
+        backbone_signature=held["backbone_signature"], device="cpu", torch_dtype=torch.bfloat16, **held["config"]
+    )
+    assert given.keys() == {
+        "vae_num_channels", "unet_input_channels", "conditioning_images_keys", "conditioning_masks_keys", "source_key",
+        "target_key", "mask_key", "latent_loss_weight", "latent_loss_type", "pixel_loss_type", "pixel_loss_weight",
+        "pixel_loss_max_size", "timestep_sampling", "logit_mean", "logit_std", "selected_timesteps", "prob",
+        "bridge_noise_sigma",
+    }  # fmt: skip
+
+
+def test_the_ckpt_suits_lbms_own_loader(result: BaseResult) -> None:
+    """It takes the keys of `state_dict` that start with `model.`, and loads them strictly."""
+    held = torch.load(result.ckpt, weights_only=True, mmap=True)
+    state = {key[6:]: value for key, value in held["state_dict"].items() if key.startswith("model.")}
+    expected = load_file(result.safetensors)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
+    assert result.ckpt.stat().st_size < 1.2 * result.safetensors.stat().st_size, "no tensor is stored twice"
 
 
 def test_both_twins_build_a_model_on_their_own(result: BaseFiles, tmp_path: Path) -> None:

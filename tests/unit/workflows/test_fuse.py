@@ -79,6 +79,37 @@ def test_the_fused_file_is_a_whole_model_in_either_container(lbm: Lbm, lora: Pat
         model = load_model(path, dtype=torch.float32)
         tuned = load_file(lbm.tuned)
         assert torch.equal(model.denoiser.conv_in.weight, tuned["denoiser.conv_in.weight"].float())
+        if path.suffix == ".ckpt":
+            held = torch.load(path, weights_only=True)
+            assert not {"backbone_signature", "unet", "vae"} & held["config"].keys()
+            assert held["backbone_signature"] == lbm.backbone.name
+            assert [f"model.{key}" for key in held["model_state_dict"]] == list(held["state_dict"])
+
+
+def test_a_base_that_was_written_before_gives_the_same_file(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    """Its `config` held our sections and the backbone, which the earlier implementation's loader refuses."""
+    config = {"backbone_signature": "x", "unet": {"in_channels": 4}, "vae": {}, "source_key": "source_image"}
+    torch.save({"model_state_dict": load_file(lbm.base), "config": config, "epoch": 1}, tmp_path / "old.ckpt")
+    path = tmp_path / "f.ckpt"
+    run(FuseConfig(base_model_path=tmp_path / "old.ckpt", lora_path=(lora,), save_to=path))
+    held = torch.load(path, weights_only=True)
+    assert held["config"] == {"source_key": "source_image"}
+    assert held["lbm_config"] == config
+    assert held["backbone_signature"] == "x"
+    assert held["epoch"] == 1
+
+
+def test_what_is_no_lbm_keeps_its_entries(tmp_path: Path) -> None:
+    state = {"a.weight": torch.ones(3, 2)}
+    torch.save({"state_dict": state, "config": {"unet": 1}}, tmp_path / "net.ckpt")
+    save_file({"a.diff": torch.ones(3, 2)}, tmp_path / "l.safetensors")
+    path = tmp_path / "f.ckpt"
+    with pytest.warns(UserWarning, match="cannot be checked"):
+        run(FuseConfig(base_model_path=tmp_path / "net.ckpt", lora_path=(tmp_path / "l.safetensors",), save_to=path))
+    held = torch.load(path, weights_only=True)
+    assert held.keys() == {"model_state_dict", "config"}
+    assert held["config"] == {"unet": 1}
+    assert torch.equal(held["model_state_dict"]["a.weight"], torch.full((3, 2), 2.0))
 
 
 def test_another_base_is_refused_by_name(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
