@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Component, TensorSpec, open_checkpoint
 from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape
-from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select
+from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select, weight_of
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -87,9 +88,18 @@ def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
     )
 
 
-def layer_names(component: Component) -> list[str]:
-    """The sorted names of all layers with a weight matrix, with the component's prefix."""
-    return sorted(component.prefix + name for name, _ in _weights(component))
+def layer_lines(component: Component, adapter: Adapter) -> list[str]:
+    """A line for each layer with a weight matrix, sorted, with the component's prefix.
+
+    It is the name alone where the adapter has a lora module for it, which training can take; else a comment.
+    """
+    return [_line(component.prefix, name, adapter) for name in sorted(name for name, _ in _weights(component))]
+
+
+def _line(prefix: str, name: ModuleName, adapter: Adapter) -> str:
+    if name in adapter.modules:
+        return prefix + name
+    return f"# {prefix}{name}: {'stored whole' if weight_of(name) in adapter.dense else 'not'} in this LoRA"
 
 
 def _weights(component: Component) -> Iterable[tuple[ModuleName, TensorSpec]]:

@@ -23,7 +23,7 @@ from lbm_lora.report import (
     write_report,
 )
 from lbm_lora.report.wording import plural
-from lbm_lora.workflows.layers import layer_names
+from lbm_lora.workflows.layers import layer_lines
 
 if TYPE_CHECKING:
     from lbm_lora.fidelity.comparison import Comparison, ComparisonResult
@@ -105,7 +105,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     adapter = load_adapter(config.lora_path)
     others = {name: load_adapter(path) for name, path in _other_names(config).items()}
     plan = _plan(config)
-    weights, names = _weights(config, adapter, list(others.values()), progress)
+    weights, lines = _weights(config, adapter, list(others.values()), progress)
     outputs = None if plan is None else _outputs(config, plan, {LORA: adapter, **others}, progress)
     report = Report(weights=weights, outputs=None if outputs is None else outputs.scores)
     folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
@@ -117,7 +117,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
         provenance=_provenance(config),
     )
     layer_names = config.layer_names or folder / "lora_layer_names.txt"
-    write_text(layer_names, _layer_names(config, names))
+    write_text(layer_names, _layer_names(config, lines))
     return ValidateResult(report=report, files=files, layer_names=layer_names, failures=_failures(config, report))
 
 
@@ -147,7 +147,7 @@ def _other_names(config: ValidateConfig) -> dict[str, Path]:
 def _weights(
     config: ValidateConfig, adapter: Adapter, others: Sequence[Adapter], progress: Progress
 ) -> tuple[WeightReport, list[str]]:
-    """The weight report, and the names of every layer that a LoRA can hold, with the component's prefix."""
+    """The weight report, and a line for every layer that a LoRA can hold."""
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = tuned.component()
         left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
@@ -164,7 +164,7 @@ def _weights(
         report = weight_report(
             ledger, base=base_label, tuned=tuned_label, adapter=config.lora_path.name, failed=fit.unmatched
         )
-        return report, layer_names(component)
+        return report, layer_lines(component, adapter)
 
 
 def _provenance(config: ValidateConfig) -> Provenance:
@@ -183,11 +183,13 @@ def _provenance(config: ValidateConfig) -> Provenance:
     )
 
 
-def _layer_names(config: ValidateConfig, names: list[str]) -> str:
+def _layer_names(config: ValidateConfig, lines: list[str]) -> str:
     """The documented file: two comment lines, a blank one, the names."""
-    head = f"# The {len(names)} layers of {config.tuned_model_path.name} that a LoRA can hold.\n"
+    lacking = any(line.startswith("#") for line in lines)
+    more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
+    head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
     use = "# Copy names, or parts of them, into trainable_lora_modules of a training configuration.\n"
-    return head + use + "\n" + "\n".join(names) + "\n"
+    return head + use + "\n" + "\n".join(lines) + "\n"
 
 
 def _plan(config: ValidateConfig) -> "Comparison | None":

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lbm_lora.adapter import load_adapter
 from lbm_lora.cli.main import parse
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
 from lbm_lora.workflows import extract
@@ -66,6 +67,35 @@ def test_the_files(config: ValidateConfig) -> None:
     assert names[2] == ""
     assert len(names) - 3 == result.report.weights.matched
     assert "denoiser.conv_in" in names
+
+
+def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig, tmp_path: Path) -> None:
+    """Training refuses a pattern that matches nothing of the LoRA, so no line may offer one."""
+    attention = extract.run(
+        extract.ExtractConfig(
+            base_model_path=lbm.base,
+            tuned_model_path=lbm.tuned,
+            save_to=tmp_path / "attention.safetensors",
+            target_coverage="attention",
+        )
+    )
+    tensors = load_file(attention.adapter) | {"denoiser.conv_in.diff": load_file(lbm.base)["denoiser.conv_in.weight"]}
+    header = load_adapter(attention.adapter).metadata.to_header()
+    save_file(tensors, tmp_path / "attention.safetensors", metadata=header)
+    result = run(dataclasses.replace(config, lora_path=attention.adapter))
+    lines = result.layer_names.read_text(encoding="utf-8").splitlines()
+    every = len(lines) - 3
+    assert lines[0] == (
+        f"# The {every} layers of model.safetensors that a LoRA can hold; those that attention.safetensors lacks are "
+        "comments."
+    )
+    assert lines[1].startswith("# Copy names")
+    assert lines[2] == ""
+    names = [line for line in lines[3:] if not line.startswith("#")]
+    assert names == sorted(f"denoiser.{name}" for name in load_adapter(attention.adapter).modules)
+    assert 0 < len(names) < every
+    assert "# denoiser.conv_in: stored whole in this LoRA" in lines
+    assert "# denoiser.conv_out: not in this LoRA" in lines
 
 
 @pytest.fixture
