@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
-from lbm_lora.adapter.native import UNIT, UP, decode, dense_key, encode_module, module_specs, prefix_of
+from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, dtype_of, entry_bytes, open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import dense_dtype
@@ -34,8 +34,7 @@ def load_adapter(path: Path | str) -> Adapter:
         raise AdapterError(f"{path} holds no tensors. Was it written by a run that was stopped?")
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path, unit_scaling=metadata.is_earlier_implementation)
-    is_int8 = any(key.endswith(UNIT) for key in tensors) and not any(key.endswith(UP) for key in tensors)
-    return Adapter(modules, dense, metadata, prefix, path, torch.int8 if is_int8 else None)
+    return Adapter(modules, dense, metadata, prefix, path, torch.int8 if is_eight_bit(tensors) else None)
 
 
 def save_adapter(adapter: Adapter, path: Path | str) -> None:
@@ -88,7 +87,8 @@ class AdapterWriter:
         specs: dict[str, TensorSpec] = {}
         for name, shape in shapes.items():
             specs |= module_specs(prefix, name, shape, ranks[name], dtype)
-        specs |= {dense_key(prefix, name): TensorSpec(dense_dtype(dtype), shape) for name, shape in dense.items()}
+        stored = dense_dtype(dtype)
+        specs |= {dense_key(prefix, name, dtype): TensorSpec(stored, shape) for name, shape in dense.items()}
         self.metadata = metadata
         self._prefix, self._dtype = prefix, dtype
         self._file = SafetensorsWriter(path, specs, metadata=metadata.to_header(), metadata_room=METADATA_ROOM)
@@ -99,7 +99,7 @@ class AdapterWriter:
             self._file.write(key, tensor)
 
     def add_dense(self, name: ParamName, delta: Tensor) -> None:
-        self._file.write(dense_key(self._prefix, name), delta)
+        self._file.write(dense_key(self._prefix, name, self._dtype), delta)
 
     def __enter__(self) -> "AdapterWriter":
         self._stack.enter_context(self._file)
@@ -134,6 +134,6 @@ def rank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 
 
 def stored_bytes(prefix: str, name: ParamName, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What a dense delta takes in a file: its values, and their entry in the header."""
-    spec = TensorSpec(dtype, shape)
-    return entry_bytes(dense_key(prefix, name), spec) + spec.nbytes
+    """What a dense delta takes in a file with factors of `dtype`: its values, and their entry in the header."""
+    spec = TensorSpec(dense_dtype(dtype), shape)
+    return entry_bytes(dense_key(prefix, name, dtype), spec) + spec.nbytes

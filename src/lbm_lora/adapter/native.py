@@ -9,9 +9,11 @@
     <prefix><module>.diff              dense delta of <module>.weight
     <prefix><module>.diff_b            dense delta of <module>.bias
     <prefix><param>.diff_param         dense delta of a parameter with any other last name
+    <prefix>....dense, ....dense_b, ....dense_param    beside factors in 8 bits, instead of the three above
 
-Factors in 8 bits have names of their own, so that no other reader takes whole numbers for weights. `.diff` and
-`.diff_b` are the names that ComfyUI and LyCORIS read, `.diff_param` is FastVideo's.
+A file with factors in 8 bits has no name that another reader knows: it would take whole numbers for weights, or the
+dense deltas without the factors. `.diff` and `.diff_b` are the names that ComfyUI and LyCORIS read, `.diff_param` is
+FastVideo's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,14 +31,20 @@ from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, lea
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 UP_INT8, DOWN_INT8, UNIT = ".lora_up.int8", ".lora_down.int8", ".lora_unit"
 DIFF, DIFF_BIAS, DIFF_PARAM = ".diff", ".diff_b", ".diff_param"
+DENSE, DENSE_BIAS, DENSE_PARAM = ".dense", ".dense_b", ".dense_param"
 _FACTORS = (UP, DOWN, ALPHA, UP_INT8, DOWN_INT8, UNIT)
-_ENDINGS = (*_FACTORS, DIFF_PARAM, DIFF_BIAS, DIFF)
+_ENDINGS = (*_FACTORS, DIFF_PARAM, DIFF_BIAS, DIFF, DENSE_PARAM, DENSE_BIAS, DENSE)
 
 
-def dense_key(prefix: str, name: ParamName) -> str:
-    """The key of the dense delta of a parameter."""
-    ending = {"weight": DIFF, "bias": DIFF_BIAS}.get(leaf_of(name))
-    return f"{prefix}{module_of(name)}{ending}" if ending and module_of(name) else f"{prefix}{name}{DIFF_PARAM}"
+def dense_key(prefix: str, name: ParamName, dtype: torch.dtype) -> str:
+    """The key of the dense delta of a parameter.
+
+    Args:
+        dtype: of the factors in the file.
+    """
+    weight, bias, other = (DENSE, DENSE_BIAS, DENSE_PARAM) if dtype == torch.int8 else (DIFF, DIFF_BIAS, DIFF_PARAM)
+    ending = {"weight": weight, "bias": bias}.get(leaf_of(name))
+    return f"{prefix}{module_of(name)}{ending}" if ending and module_of(name) else f"{prefix}{name}{other}"
 
 
 def module_specs(
@@ -98,7 +106,8 @@ def decode(
         unit_scaling: read every alpha as the stored rank (files of the earlier implementation).
 
     Raises:
-        AdapterError: a key is not understood, a factor lacks its partner, or their ranks differ.
+        AdapterError: a key is not understood, a factor lacks its partner, their ranks differ, or a dense delta is
+            there twice.
     """
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     dense: dict[ParamName, Tensor] = {}
@@ -106,22 +115,35 @@ def decode(
     for key, tensor in tensors.items():
         ending = next((end for end in _ENDINGS if key.endswith(end)), None)
         stem = key.removeprefix(prefix).removesuffix(ending or "")
-        if ending in _FACTORS:
-            parts.setdefault(ModuleName(stem), {})[ending] = tensor
-        elif ending == DIFF:
-            dense[weight_of(ModuleName(stem))] = tensor
-        elif ending == DIFF_BIAS:
-            dense[bias_of(ModuleName(stem))] = tensor
-        elif ending == DIFF_PARAM:
-            dense[ParamName(stem)] = tensor
-        else:
+        if ending is None:
             unknown.append(key)
+        elif ending in _FACTORS:
+            parts.setdefault(ModuleName(stem), {})[ending] = tensor
+        else:
+            name = _dense_name(stem, ending)
+            if name in dense:
+                raise AdapterError(f"{where}: {name} has two dense deltas. Remove one of them.")
+            dense[name] = tensor
     if unknown:
         raise AdapterError(
             f"{where}: {len(unknown)} of {len(tensors)} keys are not native LoRA keys: {listing(unknown, limit=3)}. "
             f"Native keys end in {', '.join(_ENDINGS)}."
         )
     return {name: _module(name, part, where, unit_scaling) for name, part in parts.items()}, dense
+
+
+def _dense_name(stem: str, ending: str) -> ParamName:
+    """The parameter that a key of a dense delta is about."""
+    if ending in (DIFF, DENSE):
+        return weight_of(ModuleName(stem))
+    return bias_of(ModuleName(stem)) if ending in (DIFF_BIAS, DENSE_BIAS) else ParamName(stem)
+
+
+def is_eight_bit(keys: Iterable[str]) -> bool:
+    """Whether a file of these keys is one in 8 bits."""
+    keys = list(keys)
+    has_names = any(key.endswith((UNIT, DENSE, DENSE_BIAS, DENSE_PARAM)) for key in keys)
+    return has_names and not any(key.endswith(UP) for key in keys)
 
 
 def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path, unit_scaling: bool) -> LoraModule:

@@ -12,7 +12,7 @@ from lbm_lora.adapter import module_bytes, rank_bytes, stored_bytes
 from lbm_lora.errors import InputError
 from lbm_lora.extract.plan import Plan
 from lbm_lora.extract.survey import DeltaSpectrum, Survey
-from lbm_lora.factorize import FixedRank, Spectrum, curve, dense_dtype, energy_rank, error_rank
+from lbm_lora.factorize import FixedRank, Spectrum, curve, energy_rank, error_rank
 from lbm_lora.factorize import allocate_error as cheapest_with
 from lbm_lora.naming import ParamName, module_of
 
@@ -49,8 +49,7 @@ class RankAllocator:
         self._dtype = dtype
         self._spectra = [self._spectrum(delta) for delta in survey.spectra]
         self._exact = [self._exact_spectrum(delta) for delta in survey.spectra]
-        stored = dense_dtype(dtype)
-        dense = sum(stored_bytes(self._prefix, name, shape, stored) for name, shape in plan.dense().items())
+        dense = sum(stored_bytes(self._prefix, name, shape, dtype) for name, shape in plan.dense().items())
         self.fixed_bytes = overhead + dense
         self._rest_sq = 0.0 if is_weighted else survey.others.error_sq
         self._least_sq = self._rest_sq + sum(_least(delta) for delta in survey.spectra)
@@ -130,7 +129,7 @@ class RankAllocator:
 
     def _of(self, delta: DeltaSpectrum, squares: Float64[np.ndarray, " k"], rest: float) -> Spectrum:
         item = delta.item
-        dense = stored_bytes(self._prefix, item.name, item.shape, dense_dtype(self._dtype))
+        dense = stored_bytes(self._prefix, item.name, item.shape, self._dtype)
         return Spectrum(
             squares=squares,
             rest=rest,

@@ -1,6 +1,8 @@
 """Adapter files: written and read back, read by the reference library, and those of the earlier implementation."""
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, AdapterWriter, LoraModule, load_adapter, save_adapter
+from lbm_lora.adapter import (
+    FORMAT,
+    Adapter,
+    AdapterMetadata,
+    AdapterWriter,
+    LoraModule,
+    load_adapter,
+    module_bytes,
+    save_adapter,
+    stored_bytes,
+)
 from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -111,11 +123,54 @@ def test_the_keys_of_factors_in_8_bits(tmp_path: Path) -> None:
         "denoiser.a.b.lora_up.int8": (torch.int8, (4, 2)),
         "denoiser.a.b.lora_down.int8": (torch.int8, (2, 6)),
         "denoiser.a.b.lora_unit": (torch.float32, (2,)),
-        "denoiser.a.b.diff_b": (torch.float16, (3,)),
+        "denoiser.a.b.dense_b": (torch.float16, (3,)),
         "denoiser.c.lora_up.int8": (torch.int8, (4, 3, 1, 1)),
         "denoiser.c.lora_down.int8": (torch.int8, (3, 3, 3, 3)),
         "denoiser.c.lora_unit": (torch.float32, (3,)),
     }
+
+
+def test_no_key_beside_factors_in_8_bits_is_one_that_others_read(tmp_path: Path) -> None:
+    """A reader that knows some of the keys would apply a part of the file."""
+    adapter = eight_bit()
+    more = {ParamName(name): torch.ones(3).half() for name in ("norm.weight", "table")}
+    save_adapter(replace(adapter, dense={**adapter.dense, **more}), tmp_path / "x.safetensors")
+    known = (".weight", ".alpha", ".diff", ".diff_b", ".diff_param", ".w_norm", ".b_norm", ".set_weight", ".set_param")
+    assert [key for key in load_file(tmp_path / "x.safetensors") if key.endswith(known)] == []
+
+
+def test_dense_deltas_beside_factors_in_8_bits_may_have_their_former_names(tmp_path: Path) -> None:
+    adapter, path = eight_bit(), tmp_path / "x.safetensors"
+    save_adapter(adapter, path)
+    new = load_file(path)
+    former = {key.replace(".dense_b", ".diff_b"): tensor for key, tensor in load_file(path).items()}
+    save_file(former, path, metadata=METADATA.to_header())
+    found = load_adapter(path)
+    assert found.dtype == torch.int8
+    assert list(found.dense) == ["a.b.bias"]
+    save_adapter(found, path)
+    again = load_file(path)
+    assert again.keys() == new.keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in new.items())
+
+
+def test_dense_deltas_alone_stay_those_of_8_bits(tmp_path: Path) -> None:
+    save_adapter(replace(eight_bit(), modules={}), tmp_path / "x.safetensors")
+    assert load_adapter(tmp_path / "x.safetensors").dtype == torch.int8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_predicted_bytes_are_those_of_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    """But for the digits of offsets, which are counted for large files, and the header's own brackets."""
+    adapter, path = eight_bit().cast(dtype), tmp_path / "x.safetensors"
+    save_adapter(adapter, path)
+    sizes = [module_bytes("denoiser.", m.name, m.shape, m.rank, dtype) for m in adapter.modules.values()]
+    sizes += [stored_bytes("denoiser.", name, tuple(d.shape), dtype) for name, d in adapter.dense.items()]
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    tensors = sum(value["data_offsets"][1] - value["data_offsets"][0] for k, value in header.items() if k[0] != "_")
+    entries = [len(json.dumps({k: v}, separators=(",", ":"))) - 1 for k, v in header.items() if k[0] != "_"]
+    assert 0 <= sum(sizes) - tensors - sum(entries) <= 20 * len(entries)
 
 
 @pytest.mark.parametrize("scaling", [1.0, -0.37])

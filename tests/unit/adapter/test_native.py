@@ -35,9 +35,30 @@ def error_of(tensors: dict[str, Tensor]) -> str:
     ],
 )
 def test_the_key_of_a_dense_delta_and_back(name: str, key: str) -> None:
-    assert dense_key("denoiser.", ParamName(name)) == key
+    assert dense_key("denoiser.", ParamName(name), torch.bfloat16) == key
     modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE, unit_scaling=False)
     assert (modules, list(dense)) == ({}, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("norm.weight", "denoiser.norm.dense"),
+        ("norm.bias", "denoiser.norm.dense_b"),
+        ("bn.running_mean", "denoiser.bn.running_mean.dense_param"),
+        ("bert.dense.weight", "denoiser.bert.dense.dense"),
+        ("odd.dense", "denoiser.odd.dense.dense_param"),
+    ],
+)
+def test_the_key_of_a_dense_delta_beside_factors_in_8_bits(name: str, key: str) -> None:
+    assert dense_key("denoiser.", ParamName(name), torch.int8) == key
+    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE, unit_scaling=False)
+    assert (modules, list(dense)) == ({}, [name])
+
+
+def test_a_delta_that_is_there_twice_is_refused() -> None:
+    text = error_of({"norm.diff": torch.ones(3), "norm.dense": torch.ones(3)})
+    assert text == "x.safetensors: norm.weight has two dense deltas. Remove one of them."
 
 
 @pytest.mark.parametrize(
@@ -71,7 +92,7 @@ def test_unknown_keys_are_listed() -> None:
     tensors = {f"lora_unet_x{number}.hada_w1_a": UP for number in range(5)}
     endings = (
         ".lora_up.weight, .lora_down.weight, .alpha, .lora_up.int8, .lora_down.int8, .lora_unit, "
-        ".diff_param, .diff_b, .diff"
+        ".diff_param, .diff_b, .diff, .dense_param, .dense_b, .dense"
     )
     assert error_of({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, **tensors}) == (
         "x.safetensors: 5 of 7 keys are not native LoRA keys: lora_unet_x0.hada_w1_a, lora_unet_x1.hada_w1_a, "
