@@ -3,6 +3,7 @@
 from lbm_lora.adapter.files import (
     METADATA_ROOM,
     AdapterWriter,
+    AlphaIs,
     load_adapter,
     module_bytes,
     precision,
@@ -20,6 +21,7 @@ __all__ = [
     "Adapter",
     "AdapterMetadata",
     "AdapterWriter",
+    "AlphaIs",
     "Ledger",
     "LedgerRow",
     "LoraModule",

@@ -1,9 +1,11 @@
 """Adapter files: read one, write a whole adapter, or write one module by module."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +15,24 @@ from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, dtype_of, entry_bytes, open_checkpoint
 from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import dense_dtype
+from lbm_lora.factorize import dense_dtype, rank_bound
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.progress import warn
 
 METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
 
 
-def load_adapter(path: Path | str) -> Adapter:
+AlphaIs = Literal["auto", "rank", "file"]
+"""What alpha in a file means: the rank, whatever stands there (a scaling of 1), or what stands there. `auto`: the rank
+in files of the earlier implementation, which are known by their metadata or by their alphas, else what stands there."""
+
+_ROUNDING = 2**-8  # of an alpha in bf16
+
+
+def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
     """Read an adapter file with native keys. Its tensors stay in the file until they are used.
+
+    A file that is taken for one of the earlier implementation by its alphas alone gives a warning.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -33,8 +45,26 @@ def load_adapter(path: Path | str) -> Adapter:
     if not tensors:
         raise AdapterError(f"{path} holds no tensors. Was it written by a run that was stopped?")
     prefix = prefix_of(tensors)
-    modules, dense = decode(tensors, prefix, path, unit_scaling=metadata.is_earlier_implementation)
+    modules, dense = decode(tensors, prefix, path)
+    if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
+        modules = {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
     return Adapter(modules, dense, metadata, prefix, path, torch.int8 if is_eight_bit(tensors) else None)
+
+
+def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[LoraModule]) -> bool:
+    """Whether alpha is the rank that was asked for, of which a matrix may have had less, as the earlier implementation
+    writes it: then alpha is above the stored rank on capped modules alone, and equal to it on all others."""
+    if metadata.is_earlier_implementation or metadata.format:
+        return metadata.is_earlier_implementation
+    others = [module for module in modules if abs(module.alpha - module.rank) > _ROUNDING * module.rank]
+    if not others or not all(m.alpha > m.rank and m.rank == rank_bound(m.shape) for m in others):
+        return False
+    warn(
+        f"{path}: alpha is above the rank on {len(others)} of {len(modules)} modules, all of which have the highest "
+        "rank of their matrix: it is taken as the rank that was asked for, and the scaling is 1. To scale by alpha as "
+        "it stands, set lora_alpha_is to file."
+    )
+    return True
 
 
 def save_adapter(adapter: Adapter, path: Path | str) -> None:

@@ -98,12 +98,9 @@ def prefix_of(keys: Iterable[str]) -> str:
 
 
 def decode(
-    tensors: Mapping[str, Tensor], prefix: str, where: Path, *, unit_scaling: bool
+    tensors: Mapping[str, Tensor], prefix: str, where: Path
 ) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """The lora modules and dense deltas of a file's tensors.
-
-    Args:
-        unit_scaling: read every alpha as the stored rank (files of the earlier implementation).
+    """The lora modules and dense deltas of a file's tensors. A missing alpha is the rank.
 
     Raises:
         AdapterError: a key is not understood, a factor lacks its partner, their ranks differ, or a dense delta is
@@ -129,7 +126,7 @@ def decode(
             f"{where}: {len(unknown)} of {len(tensors)} keys are not native LoRA keys: {listing(unknown, limit=3)}. "
             f"Native keys end in {', '.join(_ENDINGS)}."
         )
-    return {name: _module(name, part, where, unit_scaling) for name, part in parts.items()}, dense
+    return {name: _module(name, part, where) for name, part in parts.items()}, dense
 
 
 def _dense_name(stem: str, ending: str) -> ParamName:
@@ -146,7 +143,7 @@ def is_eight_bit(keys: Iterable[str]) -> bool:
     return has_names and not any(key.endswith(UP) for key in keys)
 
 
-def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path, unit_scaling: bool) -> LoraModule:
+def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
     """One lora module of its tensors, checked."""
     is_int8 = any(ending in part for ending in (UP_INT8, DOWN_INT8, UNIT))
     missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
@@ -162,7 +159,7 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path, unit_scal
     rank = down.shape[0]
     if is_int8:
         return _from_int8(name, up, down, part[UNIT], where)
-    alpha = float(part[ALPHA].float().reshape(-1)[0]) if ALPHA in part and not unit_scaling else float(rank)
+    alpha = float(part[ALPHA].float().reshape(-1)[0]) if ALPHA in part else float(rank)
     return LoraModule(name, down, up, alpha)
 
 

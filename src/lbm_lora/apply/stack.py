@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
 from lbm_lora.apply.fit import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.checkpoint import Component
@@ -33,6 +33,7 @@ def fitting_adapters(
     lora_path: Sequence[Path],
     lora_scale: Sequence[float],
     *,
+    alpha_is: AlphaIs = "auto",
     attention_only: bool = False,
     allow_other_base: bool = False,
     allow_unmatched: bool = False,
@@ -44,6 +45,7 @@ def fitting_adapters(
         base: the component that they go on.
         lora_path: adapter files.
         lora_scale: one for all, or one for each.
+        alpha_is: what alpha in the files means; see `load_adapter`.
         attention_only: keep only names that contain attn1.to or attn2.to.
         allow_other_base: accept an adapter that was made from another base.
         allow_unmatched: leave names of an adapter aside that are not in the base.
@@ -58,7 +60,8 @@ def fitting_adapters(
     scaled: list[ScaledAdapter] = []
     applied: list[AppliedAdapter] = []
     for path, scale in zip(lora_path, scales_for(lora_path, lora_scale), strict=True):
-        adapter = _attention_of(load_adapter(path)) if attention_only else load_adapter(path)
+        whole = load_adapter(path, alpha_is)
+        adapter = _attention_of(whole) if attention_only else whole
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
         check_base(adapter, base, allow_other_base=allow_other_base)
         kept = adapter.filtered(set(fit.matched).__contains__)

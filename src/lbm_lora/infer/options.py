@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lbm_lora.adapter import AlphaIs
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fuse_module, inject
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.errors import ConfigError
@@ -25,6 +26,9 @@ class ModelOptions:
     """LoRA files, all applied together. None: the checkpoint as it is."""
     lora_scale: tuple[float, ...] = (1.0,)
     """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative."""
+    lora_alpha_is: AlphaIs = "auto"
+    """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
+    earlier implementation, else what it says."""
     num_inference_steps: int = 1
     """Denoiser calls. Published LBMs are trained for 1, 2 and 4."""
     seed: int = 0
@@ -90,6 +94,7 @@ class ModelOptions:
             checkpoint.component(),
             self.lora_path,
             self.lora_scale,
+            alpha_is=self.lora_alpha_is,
             attention_only=self.attention_only,
             allow_other_base=self.allow_other_base,
             allow_unmatched=self.allow_unmatched,

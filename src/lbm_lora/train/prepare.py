@@ -148,6 +148,7 @@ def _identity(config: TrainConfig, base: str, pairs: int, world: int) -> dict[st
     return {key: values[key] for key in _SAME} | {
         "base_model_path (by content)": base,
         "lora_weights_path (by content)": None if given is None else xxhash.xxh3_128_hexdigest(given.read_bytes()),
+        "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # runs before it had none
         "number of training pairs": pairs,
         "samples of a forward pass over all processes": config.batch_size * world,
     }

@@ -46,7 +46,7 @@ def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adap
     """
     if config.lora_weights_path is None:
         return None
-    adapter = load_adapter(config.lora_weights_path)
+    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is)
     check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
     try:
         check_base(adapter, base, found=found)

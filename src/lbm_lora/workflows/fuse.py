@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbm_lora.adapter import AlphaIs
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
@@ -26,6 +27,9 @@ class FuseConfig:
     """Where to write: .safetensors or .ckpt."""
     lora_scale: tuple[float, ...] = (1.0,)
     """lora_scale of each LoRA, or one for all."""
+    lora_alpha_is: AlphaIs = "auto"
+    """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
+    earlier implementation, else what it says."""
     allow_other_base: bool = False
     """Go on where a LoRA was made from another base."""
     allow_unmatched: bool = False
@@ -60,6 +64,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
             component,
             config.lora_path,
             config.lora_scale,
+            alpha_is=config.lora_alpha_is,
             allow_other_base=config.allow_other_base,
             allow_unmatched=config.allow_unmatched,
             progress=progress,

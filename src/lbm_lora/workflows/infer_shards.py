@@ -171,6 +171,7 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
         "configuration (by content)": xxhash.xxh3_128_hexdigest(lbm.model_dump_json().encode()),
         "lora_path (by content)": [xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in config.lora_path],
         "lora_scale": list(config.lora_scale),
+        "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # runs before it had none
         "num_inference_steps": config.num_inference_steps,
         "seed": config.seed,
         "size": config.size,

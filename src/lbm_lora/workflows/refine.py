@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, AlphaIs, load_adapter, precision, save_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, dtype_of, fingerprint, open_checkpoint
@@ -39,6 +39,9 @@ class RefineConfig:
     the better."""
     save_to: Path
     """Where to write the refined LoRA: a .safetensors file."""
+    lora_alpha_is: AlphaIs = "auto"
+    """What alpha in the LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
+    earlier implementation, else what it says."""
     held_images: str | None = None
     """Other images to measure on. Default: one in 8 of the images, up to 16, which are not learnt from then."""
     steps: int = 200
@@ -128,7 +131,7 @@ def _read(config: RefineConfig, images: Sequence[Path]) -> tuple[Adapter, dict[s
     """The LoRA, checked against base and tuned model, and what must be the same for a stopped run to go on."""
     from lbm_lora.fidelity.points import digest_of
 
-    adapter = load_adapter(config.lora_path)
+    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = base.component()
         check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import FingerprintBuilder, dtype_of, open_checkpoint, pair
@@ -42,6 +42,9 @@ class ValidateConfig:
     """The fine-tuned checkpoint."""
     lora_path: Path
     """The LoRA file."""
+    lora_alpha_is: AlphaIs = "auto"
+    """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
+    earlier implementation, else what it says."""
     images: str | None = None
     """Picture, folder or quoted glob: also compare the outputs of base, base + LoRA and tuned on them."""
     other_lora_path: tuple[Path, ...] = ()
@@ -102,8 +105,8 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
     _check(config)
-    adapter = load_adapter(config.lora_path)
-    others = {name: load_adapter(path) for name, path in _other_names(config).items()}
+    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
+    others = {name: load_adapter(path, config.lora_alpha_is) for name, path in _other_names(config).items()}
     plan = _plan(config)
     weights, lines = _weights(config, adapter, list(others.values()), progress)
     outputs = None if plan is None else _outputs(config, plan, {LORA: adapter, **others}, progress)

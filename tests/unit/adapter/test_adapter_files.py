@@ -288,8 +288,67 @@ def test_the_earlier_implementation_means_scaling_1(tmp_path: Path, rand: Rand) 
     torch.testing.assert_close(delta, up.float() @ down.float())
     save_adapter(found, tmp_path / "again.safetensors")  # alpha is then the stored rank
     assert {m.scaling for m in load_adapter(tmp_path / "again.safetensors").modules.values()} == {1.0}
-    save_file(tensors, path, metadata={"lbm_extraction_method": "another"})
-    assert {module.scaling for module in load_adapter(path).modules.values()} == {2496.0, 1248.0}
+    assert {m.scaling for m in load_adapter(path, alpha_is="file").modules.values()} == {2496.0, 1248.0}
+
+
+Ranks = dict[str, tuple[tuple[int, ...], int, float]]
+"""Module -> shape of its weight, stored rank, alpha."""
+
+EARLIER: dict[str, Ranks] = {
+    "rank 6, conv rank 16": {
+        "conv_out": ((4, 6, 3, 3), 4, 16.0),
+        "a": ((8, 9), 6, 6.0),
+        "c": ((20, 20, 1, 1), 16, 16.0),
+    },
+    "full rank": {"conv_out": ((4, 6, 3, 3), 4, 9984.0), "a": ((8, 9), 8, 9984.0)},
+    "a rank that bf16 rounds": {"conv_out": ((4, 6, 3, 3), 4, 302.0), "a": ((302, 303), 301, 302.0)},
+}
+OTHERS: dict[str, Ranks] = {
+    "alpha above a rank that no matrix caps": {"conv_out": ((4, 6, 3, 3), 4, 16.0), "a": ((8, 9), 6, 12.0)},
+    "alpha below a rank": {"conv_out": ((4, 6, 3, 3), 4, 16.0), "a": ((8, 9), 6, 3.0)},
+    "alpha of all is the rank": {"conv_out": ((4, 6, 3, 3), 4, 4.0), "a": ((8, 9), 6, 6.0)},
+    "alpha of all is half the rank": {"conv_out": ((4, 6, 3, 3), 4, 2.0), "a": ((8, 9), 8, 4.0)},
+}
+
+
+def write_ranks(path: Path, ranks: Ranks, **metadata: str) -> None:
+    modules = [lora(name, list(shape), rank, alpha, torch.bfloat16) for name, (shape, rank, alpha) in ranks.items()]
+    save_adapter(Adapter({m.name: m for m in modules}, {}, AdapterMetadata(facts={"by": "another"})), path)
+    if metadata:
+        save_file(load_file(path), path, metadata=metadata)
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_the_earlier_implementation_is_recognised_without_its_metadata(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.safetensors"
+    write_ranks(path, EARLIER[name])
+    above = sum(alpha > 1.01 * rank for _, rank, alpha in EARLIER[name].values())
+    with pytest.warns(UserWarning, match="alpha is above the rank") as caught:
+        found = load_adapter(path)
+    assert {module.scaling for module in found.modules.values()} == {1.0}
+    assert [str(warning.message) for warning in caught] == [
+        f"{path}: alpha is above the rank on {above} of {len(EARLIER[name])} modules, all of which have the highest "
+        "rank of their matrix: it is taken as the rank that was asked for, and the scaling is 1. To scale by alpha as "
+        "it stands, set lora_alpha_is to file."
+    ]
+    as_it_stands = load_adapter(path, alpha_is="file")
+    assert {module.alpha for module in as_it_stands.modules.values()} == {a for _, _, a in EARLIER[name].values()}
+    assert {module.scaling for module in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_alphas_count_as_they_stand(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.safetensors"
+    write_ranks(path, OTHERS[name])
+    assert {m.alpha for m in load_adapter(path).modules.values()} == {a for _, _, a in OTHERS[name].values()}
+    assert {m.scaling for m in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
+
+
+def test_alphas_of_our_own_files_count_as_they_stand(tmp_path: Path) -> None:
+    """A LoRA that was trained on conv_out alone, with an alpha of four times its rank."""
+    path = tmp_path / "x.safetensors"
+    write_ranks(path, {"conv_out": ((4, 6, 3, 3), 4, 16.0)}, lbm_lora_format=FORMAT)
+    assert [module.scaling for module in load_adapter(path).modules.values()] == [4.0]
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:

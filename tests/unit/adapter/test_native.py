@@ -16,7 +16,7 @@ UP, DOWN = torch.ones(4, 2), torch.ones(2, 6)
 
 def error_of(tensors: dict[str, Tensor]) -> str:
     with pytest.raises(AdapterError) as caught:
-        decode(tensors, "", WHERE, unit_scaling=False)
+        decode(tensors, "", WHERE)
     return str(caught.value)
 
 
@@ -36,7 +36,7 @@ def error_of(tensors: dict[str, Tensor]) -> str:
 )
 def test_the_key_of_a_dense_delta_and_back(name: str, key: str) -> None:
     assert dense_key("denoiser.", ParamName(name), torch.bfloat16) == key
-    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE, unit_scaling=False)
+    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE)
     assert (modules, list(dense)) == ({}, [name])
 
 
@@ -52,7 +52,7 @@ def test_the_key_of_a_dense_delta_and_back(name: str, key: str) -> None:
 )
 def test_the_key_of_a_dense_delta_beside_factors_in_8_bits(name: str, key: str) -> None:
     assert dense_key("denoiser.", ParamName(name), torch.int8) == key
-    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE, unit_scaling=False)
+    modules, dense = decode({key: torch.ones(3)}, "denoiser.", WHERE)
     assert (modules, list(dense)) == ({}, [name])
 
 
@@ -76,16 +76,13 @@ def test_the_prefix_is_there_where_every_key_has_it(keys: list[str], prefix: str
 @pytest.mark.parametrize("alpha", [torch.tensor(3.0), torch.tensor([3.0]), torch.tensor(3).bfloat16(), torch.tensor(3)])
 def test_alpha_may_have_any_form(alpha: Tensor) -> None:
     tensors = {"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, "a.alpha": alpha}
-    (module,) = decode(tensors, "", WHERE, unit_scaling=False)[0].values()
+    (module,) = decode(tensors, "", WHERE)[0].values()
     assert (module.alpha, module.scaling) == (3.0, 1.5)
 
 
-@pytest.mark.parametrize("alpha", [{}, {"a.alpha": torch.tensor(9999.0).bfloat16()}])
-@pytest.mark.parametrize("unit_scaling", [False, True])
-def test_a_missing_alpha_and_unit_scaling(alpha: dict[str, Tensor], unit_scaling: bool) -> None:
-    tensors = {"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, **alpha}
-    (module,) = decode(tensors, "", WHERE, unit_scaling=unit_scaling)[0].values()
-    assert module.scaling == (4992.0 if alpha and not unit_scaling else 1.0)
+def test_a_missing_alpha_is_the_rank() -> None:
+    (module,) = decode({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN}, "", WHERE)[0].values()
+    assert (module.alpha, module.scaling) == (2.0, 1.0)
 
 
 def test_unknown_keys_are_listed() -> None:

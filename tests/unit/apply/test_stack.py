@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, AlphaIs, LoraModule, save_adapter
 from lbm_lora.apply import fitting_adapters
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.errors import AdapterError, ConfigError, WrongBaseError
@@ -112,6 +112,23 @@ def test_factors_are_checked(base: Component, make: Make) -> None:
     assert [entry.lora_scale for entry in scaled] == [0.25, 0.25]
     with pytest.raises(ConfigError, match=r"^--lora_scale has 3 values for 2 LoRAs\."):
         fitting_adapters(base, [path, path], [1.0, 2.0, 3.0])
+
+
+def test_what_alpha_means(base: Component, tmp_path: Path) -> None:
+    """The highest rank of a 4x6 matrix is 4: an alpha above it is the rank that was asked for, unless it is not."""
+    module = LoraModule(ModuleName(NAMES[0]), torch.ones(4, 6), torch.ones(4, 4), 16.0)
+    found = fingerprint(base)
+    metadata = AdapterMetadata(base_fingerprint=found.digest, base_tensors=found.packed())
+    path = tmp_path / "a.safetensors"
+    save_adapter(Adapter({module.name: module}, {}, metadata, "denoiser."), path)
+
+    def scaling(alpha_is: AlphaIs) -> float:
+        scaled, _ = fitting_adapters(base, [path], [1.0], alpha_is=alpha_is)
+        return scaled[0].adapter.modules[module.name].scaling
+
+    with pytest.warns(UserWarning, match=r"alpha is above the rank on 1 of 1 modules"):
+        assert scaling("auto") == 1
+    assert (scaling("rank"), scaling("file")) == (1, 4)
 
 
 def test_no_loras(base: Component) -> None:

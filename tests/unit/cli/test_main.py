@@ -15,10 +15,14 @@ DOCUMENTED = {
     "extract": "--base_model_path b --tuned_model_path t --save_to l.safetensors --target_coverage full --rank 32 "
     "--conv_rank 16 --device cuda --save_precision bf16 --min_diff 0.001 --create_base_model --backbone_signature b "
     "--verbose --include attn1 ff.net --exclude attn2",
-    "validate": "--base_model_path b --tuned_model_path t --lora_path l --images i --report r --fail_above 0.05",
+    "validate": "--base_model_path b --tuned_model_path t --lora_path l --images i --report r --fail_above 0.05 "
+    "--lora_alpha_is rank",
     "infer": "--base_model_path b --lora_path l l2 --source_image s --output_path o --num_inference_steps 1 "
-    "--lora_scale 1.0 0.5 --device cuda --torch_dtype bf16 --backbone_signature b --attention_only --verbose --debug",
-    "fuse": "--base_model_path b --lora_path l l2 --lora_scale 1.0 -0.5 --save_to o.safetensors",
+    "--lora_scale 1.0 0.5 --device cuda --torch_dtype bf16 --backbone_signature b --attention_only --verbose --debug "
+    "--lora_alpha_is file",
+    "fuse": "--base_model_path b --lora_path l l2 --lora_scale 1.0 -0.5 --save_to o.safetensors --lora_alpha_is auto",
+    "refine": "--base_model_path b --tuned_model_path t --lora_path l --images i --save_to o.safetensors "
+    "--lora_alpha_is rank",
     "layers": "--model_path m --patterns attn1 ff.net",
 }
 

@@ -1,6 +1,7 @@
 """Whole short runs on the TINY stand-in: what they leave, and that a stopped one goes on as if it had not stopped."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -13,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter, load_adapter, save_adapter
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
 from lbm_lora.train.config import TrainConfig, read_train_config
@@ -23,6 +24,7 @@ from lbm_lora.train.fit import Fitted, fit
 from lbm_lora.train.preview import look
 from lbm_lora.train.state import load_state
 from lbm_lora.train.step import BridgeStep
+from lbm_lora.train.trainee import read_given
 
 Config = Callable[..., TrainConfig]
 
@@ -129,6 +131,20 @@ def test_only_the_selected_modules_of_a_continued_lora_change(config: Config, ba
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "attn1" in name and name.endswith((".up", ".down"))}
+
+
+def test_what_alpha_of_a_continued_lora_means(config: Config, base_fp32: Path, tmp_path: Path) -> None:
+    first = load_adapter(train(config(max_steps=1)).folder.last)
+    doubled = {name: dataclasses.replace(module, alpha=2 * module.alpha) for name, module in first.modules.items()}
+    path = tmp_path / "doubled.safetensors"
+    save_adapter(dataclasses.replace(first, modules=doubled), path)
+    with open_checkpoint(base_fp32) as checkpoint:
+        base = checkpoint.component()
+        for alpha_is, scaling in (("auto", 2.0), ("file", 2.0), ("rank", 1.0)):
+            chosen = config(lora_weights_path=path, lora_rank=None, lora_target_modules=None, lora_alpha_is=alpha_is)
+            given = read_given(chosen, base, fingerprint(base))
+            assert given is not None
+            assert {module.scaling for module in given.modules.values()} == {scaling}
 
 
 def test_the_saved_lora_acts_like_the_trained_model(

@@ -98,6 +98,17 @@ def test_a_lora_in_8_bits_stays_one(config: RefineConfig, lora: Path, tmp_path: 
     assert again.before.typical == pytest.approx(result.after.typical, rel=1e-6)
 
 
+def test_alpha_may_be_taken_as_the_rank(config: RefineConfig, lora: Path, tmp_path: Path) -> None:
+    given = load_adapter(lora)
+    doubled = {name: dataclasses.replace(module, alpha=2 * module.alpha) for name, module in given.modules.items()}
+    save_adapter(dataclasses.replace(given, modules=doubled), tmp_path / "doubled.safetensors")
+    asked = dataclasses.replace(config, steps=1)
+    expected = run(asked).before.typical
+    asked = dataclasses.replace(asked, lora_path=tmp_path / "doubled.safetensors")
+    assert run(dataclasses.replace(asked, lora_alpha_is="rank")).before.typical == pytest.approx(expected, rel=1e-6)
+    assert run(asked).before.typical > 2 * expected
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [

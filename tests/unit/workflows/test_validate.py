@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +14,7 @@ from lbm_lora.adapter import load_adapter
 from lbm_lora.cli.main import parse
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
 from lbm_lora.workflows import extract
+from lbm_lora.workflows.extract import ExtractConfig
 from lbm_lora.workflows.validate import ValidateConfig, run
 from standins import TINY, Lbm, write_base, write_tuned
 
@@ -67,6 +69,28 @@ def test_the_files(config: ValidateConfig) -> None:
     assert names[2] == ""
     assert len(names) - 3 == result.report.weights.matched
     assert "denoiser.conv_in" in names
+
+
+def test_alpha_as_asked_for(config: ValidateConfig, tmp_path: Path) -> None:
+    """A file of full rank as the earlier implementation writes it, without its metadata."""
+    path = tmp_path / "full.safetensors"
+    asked = ExtractConfig(
+        base_model_path=config.base_model_path,
+        tuned_model_path=config.tuned_model_path,
+        save_to=path,
+        rank=9999,
+        conv_rank=9999,
+    )
+    expected = extract.run(asked).report.relative_error
+    tensors = load_file(path)
+    alphas = {key: torch.tensor(9999.0).bfloat16() for key in tensors if key.endswith(".alpha")}
+    save_file(tensors | alphas, path)
+    with pytest.warns(UserWarning, match=r"all of which have the highest rank|does not say which base"):
+        auto = run(dataclasses.replace(config, lora_path=path)).report.weights.relative_error
+    with pytest.warns(UserWarning, match="does not say which base"):
+        file = run(dataclasses.replace(config, lora_path=path, lora_alpha_is="file")).report.weights.relative_error
+    assert auto == pytest.approx(expected, rel=1e-6)
+    assert file > 10
 
 
 def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from lbm_lora.adapter import AlphaIs
 from lbm_lora.errors import PatternError
 from lbm_lora.naming import matcher
 from lbm_lora.train.settings.section import Count, Positive, Section, Share, Text
@@ -17,7 +18,8 @@ _NEW_LORA = (
     "alpha_pattern", "use_rslora", "init_lora",
 )  # fmt: skip
 _LORA = (
-    *_NEW_LORA, "lora_weights_path", "trainable_lora_modules", "train_biases", "train_norms", "lora_dropout",
+    *_NEW_LORA, "lora_weights_path", "lora_alpha_is", "trainable_lora_modules", "train_biases", "train_norms",
+    "lora_dropout",
 )  # fmt: skip
 
 
@@ -34,6 +36,9 @@ class ModelSettings(Section):
     """`full` trains every parameter of the denoiser and writes a checkpoint."""
     lora_weights_path: Path | None = None
     """The LoRA that training continues, with its own modules, ranks and alphas."""
+    lora_alpha_is: AlphaIs = "auto"
+    """What alpha in its file means: the rank (scaling 1), or what it says (`file`). `auto`: the rank in files of the
+    earlier implementation, else what it says."""
     lora_rank: Count | None = None
     """Rank of a new LoRA's linear layers."""
     lora_conv_rank: Count | None = None
@@ -94,6 +99,8 @@ class ModelSettings(Section):
                 "there is no LoRA to train. Give lora_rank for a new one, lora_weights_path to continue one, or "
                 "mode: full"
             )
+        elif self._given(("lora_alpha_is",)):
+            raise ValueError("lora_alpha_is is about the file of lora_weights_path, which is not given. Remove it")
 
     def _given(self, keys: tuple[str, ...]) -> str | None:
         """The first of some keys that is not at its default."""
