@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.errors import ImageError
 from lbm_lora.fidelity.points import Latent, Point, bridge_points, shared_noise, timestep_tensor
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel
-from lbm_lora.model.pipeline import follow_bridge
+from lbm_lora.model.pipeline import check_finite, follow_bridge
 from lbm_lora.model.schedule import Schedule
 
 Outputs = Float[Tensor, "batch channels rows columns"]
@@ -100,11 +99,7 @@ def answer(
     for count in steps:
         target = follow_bridge(model, source, steps=count, seed=seed, denoise=_reusing(first, model.denoise))
         decoded = model.decode(target, tiled=tiled)[0].float().cpu()
-        if not torch.isfinite(decoded).all():
-            raise ImageError(
-                f"the image of {count} steps is not finite. fp16 overflows in SDXL's VAE: use --torch_dtype bf16 "
-                "or float."
-            )
+        check_finite(decoded, model.dtype, what=f"the image of {count} steps")
         images[count] = decoded.clamp(-1, 1)
     return Answer(predictions=predictions, images=images)
 

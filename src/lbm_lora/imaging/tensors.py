@@ -26,10 +26,7 @@ def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image
     values = tensor.detach().float().cpu()
     broken = int((~torch.isfinite(values)).sum())
     if broken:
-        raise ImageError(
-            f"the model's output holds {broken} non-finite values of {values.numel()}. "
-            "fp16 overflows in SDXL's VAE: use --torch_dtype bf16 or float."
-        )
+        raise ImageError(f"{broken} of {values.numel()} values are not finite: they are no image.")
     bytes_ = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(array) for array in bytes_.permute(0, 2, 3, 1).numpy()]
 

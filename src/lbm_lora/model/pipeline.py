@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lbm_lora.errors import ImageError
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel
 
@@ -39,10 +40,15 @@ def translate(
 
     Returns:
         fp32 values in [-1, 1], on the model's device.
+
+    Raises:
+        ImageError: a value is not finite.
     """
     latents = encode_sources(model, images, seed=seed, sample_posterior=sample_posterior)
     targets = [follow_bridge(model, latent, steps=steps, seed=seed) for latent in latents.split(1)]
-    return torch.cat([model.decode(target, tiled=tiled).clamp(-1, 1) for target in targets])
+    output = torch.cat([model.decode(target, tiled=tiled) for target in targets])
+    check_finite(output, model.dtype, what="the model's output")
+    return output.clamp(-1, 1)
 
 
 def encode_sources(model: LBMModel, images: Images, *, seed: int = 0, sample_posterior: bool = False) -> Latents:
@@ -62,6 +68,29 @@ def follow_bridge(
     """
     noise_sigma = model.config.bridge_noise_sigma
     return bridge.sample(denoise or model.denoise, latent, steps, noise_sigma, [_generator(seed)])
+
+
+def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:
+    """Refuse what a model has made of NaN and infinite values, with the likely reason.
+
+    Args:
+        dtype: that the networks ran in.
+        what: the name of `images` in the error.
+
+    Raises:
+        ImageError: a value is not finite.
+    """
+    broken = int((~torch.isfinite(images)).sum())
+    if not broken:
+        return
+    if dtype == torch.float16:
+        reason = "fp16 ends at 65504, which the networks can leave: use --torch_dtype bf16 or float."
+    else:
+        reason = (
+            f"{'bf16' if dtype == torch.bfloat16 else 'fp32'} has room enough: a weight of the model or of a LoRA is "
+            "not finite, or a LoRA is scaled far too much (--lora_scale, --lora_alpha_is)."
+        )
+    raise ImageError(f"{what} holds {broken} non-finite values of {images.numel()}. {reason}")
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -109,7 +109,7 @@ def test_no_call_of_the_denoiser_is_made_twice(models: dict[str, LBMModel], aske
 
 def test_a_result_that_is_not_finite_is_an_error(models: dict[str, LBMModel], asked: list[Question]) -> None:
     broken = replace(asked[0], source=torch.full_like(asked[0].source, math.nan))
-    with pytest.raises(ImageError, match=r"^the image of 1 steps is not finite\."):
+    with pytest.raises(ImageError, match=r"^the image of 1 steps holds \d+ non-finite values .* fp32 has room"):
         answer(models["base"], broken, (1,))
 
 

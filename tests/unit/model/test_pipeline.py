@@ -1,13 +1,15 @@
 """Translating tensors with a small random LBM."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from lbm_lora.errors import ImageError
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.pipeline import encode_sources, follow_bridge, translate
+from lbm_lora.model.pipeline import check_finite, encode_sources, follow_bridge, translate
 from standins import TINY, write_base
 
 
@@ -80,6 +82,30 @@ def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, pictures: 
     assert not result.requires_grad
     assert result.dtype == torch.float32
     assert float(result.abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (torch.float16, "fp16 ends at 65504, which the networks can leave: use --torch_dtype bf16 or float."),
+        (torch.bfloat16, "bf16 has room enough: a weight"),
+        (torch.float32, "fp32 has room enough: a weight"),
+    ],
+)
+def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dtype: torch.dtype, advice: str) -> None:
+    check_finite(torch.ones(3), dtype, what="the output")
+    for value in (math.nan, math.inf):
+        with pytest.raises(ImageError) as caught:
+            check_finite(torch.tensor([1.0, value]), dtype, what="the output")
+        text = str(caught.value)
+        assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
+        assert ("--torch_dtype" in text) == (dtype == torch.float16)
+
+
+def test_infinite_values_are_no_white_image(model: LBMModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LBMModel, "decode", lambda self, latents, tiled: torch.full((1, 3, 64, 64), math.inf))
+    with pytest.raises(ImageError, match="non-finite values"):
+        translate(model, torch.zeros(1, 3, 64, 64))
 
 
 def test_every_bucket_passes_the_networks(model: LBMModel, tmp_path: Path) -> None:
