@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from lbm_lora import load_adapter, open_checkpoint
@@ -90,7 +91,8 @@ def test_step_1_extracts_every_tensor(after_steps: tuple[Path, list[subprocess.C
     assert len(adapter.dense) == 884
     assert all(module.scaling == 1 for module in adapter.modules.values())
     assert "lora/exact_base.ckpt does not exist, lora/checkpoints/exact_base.ckpt does: it is used" in done.stderr
-    assert (folder / "lora/checkpoints/my_lora_config.yaml").exists()
+    facts = yaml.safe_load((folder / "lora/checkpoints/my_lora_config.yaml").read_text(encoding="utf-8"))
+    assert (facts["total_analyzed_layers"], facts["total_lora_modules"]) == (792, 792)
 
 
 def test_step_2_validates_and_lists_the_layers(
@@ -106,14 +108,15 @@ def test_step_2_validates_and_lists_the_layers(
     assert "100.0" in done.stdout
 
 
-def test_step_3_writes_a_picture_and_nothing_else(
+def test_step_3_writes_a_picture_and_the_copy_of_its_source(
     after_steps: tuple[Path, list[subprocess.CompletedProcess[str]]],
 ) -> None:
     folder, (*_, done) = after_steps
     source = folder / "examples/inference/ckpts/relighting/assets/source_image.jpg"
-    with Image.open(source) as before, Image.open(folder / "lora/assets/output.jpg") as after:
-        assert after.size == before.size
-    assert [path.name for path in (folder / "lora/assets").iterdir()] == ["output.jpg"]
+    for name in ("output.jpg", "output_input.jpg"):
+        with Image.open(source) as before, Image.open(folder / "lora/assets" / name) as after:
+            assert after.size == before.size
+    assert {path.name for path in (folder / "lora/assets").iterdir()} == {"output.jpg", "output_input.jpg"}
     assert "Native LoRA applied (all layers): 792 success, 0 failed (100.0% success rate)" in done.stderr
 
 

@@ -1,7 +1,8 @@
 """The documented command lines of the scripts in `lora/`, handed over to `lbm-lora`.
 
 The scripts' flags are the commands' own. What this module adds are the documented default paths, relative to the
-folder that a script is started in, and the two places of the exact base: step 0 writes one, step 1 reads the other.
+folder that a script is started in, the copy of the source beside an output, and the places of the exact base: step 0
+writes one (another without --save_path), step 1 reads a third.
 """
 
 import sys
@@ -14,10 +15,11 @@ CONFIG = "examples/inference/ckpts/relighting/config.yaml"
 TUNED = "examples/inference/ckpts/relighting/model.safetensors"
 BASE = "lora/checkpoints/exact_base.ckpt"
 LORA = "lora/checkpoints/my_lora.safetensors"
-BASE_PLACES = (BASE, "lora/exact_base.ckpt")
+MADE_BASE = "lora/checkpoints/base/exact_lbm_base.ckpt"
+BASE_PLACES = (BASE, "lora/exact_base.ckpt", MADE_BASE)
 
-SCRIPTS: dict[str, tuple[str, dict[str, str]]] = {
-    "create_exact_base_model": ("base", {"config_path": CONFIG, "save_path": BASE}),
+SCRIPTS: dict[str, tuple[str, dict[str, str | None]]] = {
+    "create_exact_base_model": ("base", {"config_path": CONFIG, "save_path": MADE_BASE}),
     "extract_lora_native": ("extract", {"base_model_path": BASE, "tuned_model_path": TUNED, "save_to": LORA}),
     "test_reconstruction_simple": (
         "validate",
@@ -35,11 +37,12 @@ SCRIPTS: dict[str, tuple[str, dict[str, str]]] = {
             "lora_path": LORA,
             "source_image": "examples/inference/ckpts/relighting/assets/source_image.jpg",
             "output_path": "lora/assets/output.jpg",
+            "save_input": None,
         },
     ),
     "train_lora": ("train", {"path_config": "lora/lora_relight_config.yaml"}),
 }
-"""Script -> command and its documented default paths."""
+"""Script -> command and its documented defaults; None stands for a flag without a value."""
 
 
 def run_script(script: str, argv: Sequence[str] | None = None) -> int:
@@ -53,22 +56,31 @@ def run_script(script: str, argv: Sequence[str] | None = None) -> int:
     return main([command, *completed(list(sys.argv[1:] if argv is None else argv), defaults)])
 
 
-def completed(arguments: list[str], defaults: Mapping[str, str]) -> list[str]:
+def completed(arguments: list[str], defaults: Mapping[str, str | None]) -> list[str]:
     """The arguments with the documented defaults, and with the base's path where the base is."""
-    given = {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments if argument[:2] == "--"}
+    given = {_name_of(argument).removeprefix("no_") for argument in arguments if argument[:2] == "--"}
     if given & {"help", "h"} or "-h" in arguments:
         return arguments
-    missing = [part for name, value in defaults.items() if name not in given for part in (f"--{name}", value)]
-    return [_base_place(argument) for argument in [*arguments, *missing]]
+    missing = [(f"--{name}", value) for name, value in defaults.items() if name not in given]
+    whole = [*arguments, *(part for pair in missing for part in pair if part is not None)]
+    return [
+        _base_place(argument) if _name_of(argument if "=" in argument else before) == "base_model_path" else argument
+        for before, argument in zip(["", *whole], whole, strict=False)
+    ]
+
+
+def _name_of(argument: str) -> str:
+    """`--base-model-path=x` -> `base_model_path`; nothing for what is no flag."""
+    return argument.partition("=")[0][2:].replace("-", "_") if argument.startswith("--") else ""
 
 
 def _base_place(argument: str) -> str:
-    """The other documented place of the base, where this one is empty and that one is not."""
+    """Another documented place of the base, where this one is empty and that one is not."""
     flag, equals, value = argument.rpartition("=")
     if value not in BASE_PLACES or Path(value).exists():
         return argument
-    other = next(place for place in BASE_PLACES if place != value)
-    if not Path(other).exists():
+    other = next((place for place in BASE_PLACES if Path(place).exists()), None)
+    if other is None:
         return argument
     print(f"note: {value} does not exist, {other} does: it is used.", file=sys.stderr)
     return f"{flag}{equals}{other}"

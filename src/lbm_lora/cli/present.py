@@ -82,6 +82,7 @@ def _infer(result: "InferResult", _: bool) -> str:
         f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
         f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
         + (f"\n    side by side: {made.comparison}" if made.comparison else "")
+        + (f"\n    source: {made.source_copy}" if made.source_copy else "")
         for made in result.outputs
     ]
     return "\n".join([f"Translated {len(result.outputs)} on {result.device} in {result.dtype}:", *lines])

@@ -24,7 +24,8 @@ from lbm_lora.checkpoint import Fingerprint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extract.passes import Pass
 from lbm_lora.extract.plan import Plan
-from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.factorize import has_matrix_view
+from lbm_lora.naming import ModuleName, ParamName, leaf_of
 from lbm_lora.progress import Progress
 
 _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
@@ -103,13 +104,18 @@ def write_sidecar(output: AdapterOutput, ledger: Ledger, *, base: str, min_diff:
         "extraction_method": "lbm_lora",
         "native_naming": True,
         "rank": output.rank,
-        "total_analyzed_layers": len(ledger),
+        "total_analyzed_layers": sum(_is_layer(row) for row in ledger),
         "total_lora_modules": counts["lora"],
         "total_dense_deltas": counts["dense"],
         "total_stored_tensors": counts["lora"] + counts["dense"],
     }
     write_text(path, yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True))
     return path
+
+
+def _is_layer(row: LedgerRow) -> bool:
+    """Whether a tensor counts as a layer: the weight of one with a matrix."""
+    return leaf_of(row.name) == "weight" and has_matrix_view(row.shape)
 
 
 def _writer(output: AdapterOutput, plan: Plan, dtype: torch.dtype) -> AdapterWriter:

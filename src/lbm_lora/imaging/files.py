@@ -21,6 +21,9 @@ from lbm_lora.progress import warn
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """What the decoders of Pillow raise on damaged files."""
 
+_SOFTWARE = 0x0131  # the EXIF tag
+_COPY = "lbm-lora: copy of an input"
+
 _NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow recognises but cannot decode by itself."""
 
@@ -137,15 +140,47 @@ def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) 
     Raises:
         OutputError: an unknown extension, an output that is an input, or a file that cannot be written.
     """
-    kind = _writer_of(path)
     guard_output(path, inputs)
+    _write(image, path)
+
+
+def _write(image: Image.Image, path: Path, **options: object) -> None:
+    kind = _writer_of(path)
     if kind == "GIF":
         warn(f"{path}: a GIF holds 256 colours; the image is reduced to them.")
     try:
         with atomic_path(path) as temporary:
-            image.save(temporary, format=kind, **_WRITERS[kind])
+            image.save(temporary, format=kind, **_WRITERS[kind], **options)
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another path or format.") from None
+
+
+def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> bool:
+    """Write a copy of an input as `write_image` does, with a mark in its EXIF data.
+
+    A file that is there without the mark, or is an input itself, is kept, with a warning where it is the former.
+
+    Returns:
+        Whether it was written.
+    """
+    if path.exists():
+        if any(taken.exists() and taken.samefile(path) for taken in inputs):
+            return False
+        if not _is_copy(path):
+            warn(f"{path} is there and is no copy of an input: it is kept, and none is written.")
+            return False
+    mark = Image.Exif()
+    mark[_SOFTWARE] = _COPY
+    _write(image, path, exif=mark)
+    return True
+
+
+def _is_copy(path: Path) -> bool:
+    try:
+        with Image.open(path) as opened:
+            return opened.getexif().get(_SOFTWARE) == _COPY
+    except BROKEN:
+        return False
 
 
 def encode_image(image: Image.Image, extension: str) -> bytes:

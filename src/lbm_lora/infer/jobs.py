@@ -25,6 +25,8 @@ class Job:
     output: Path
     comparison: Path | None
     """The side-by-side image, where one is asked for."""
+    copy: Path | None
+    """The copy of the source, where one is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Translation:
 
 
 def plan_jobs(
-    source_image: str, output_path: str, *, mask: str | None, compare: bool, inputs: Iterable[Path]
+    source_image: str, output_path: str, *, mask: str | None, compare: bool, inputs: Iterable[Path], copy: bool = False
 ) -> list[Job]:
     """Every path that will be read and written, checked against each other.
 
@@ -49,6 +51,7 @@ def plan_jobs(
         mask: one for all, or a folder with one of each image's name.
         compare: whether a side-by-side image goes beside every output, as `NAME_compare`.
         inputs: further files that must not be overwritten.
+        copy: whether a copy of the source goes beside every output, as `NAME_input`; see `write_copy`.
 
     Raises:
         ImageError: a source or a mask is not there.
@@ -61,7 +64,13 @@ def plan_jobs(
     written = [*outputs, *(path for path in comparisons if path)]
     guard_outputs(written, [*sources, *(path for path in masks if path), *inputs])
     return [
-        Job(source=source, mask=mask_path, output=output, comparison=comparison)
+        Job(
+            source=source,
+            mask=mask_path,
+            output=output,
+            comparison=comparison,
+            copy=sibling(output, "input") if copy else None,
+        )
         for source, mask_path, output, comparison in zip(sources, masks, outputs, comparisons, strict=True)
     ]
 

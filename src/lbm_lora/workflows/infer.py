@@ -9,7 +9,7 @@ from PIL import Image
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.imaging.files import read_image, write_image
+from lbm_lora.imaging.files import read_image, write_copy, write_image
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.infer.jobs import Job, plan_jobs, translations
 from lbm_lora.infer.options import ModelOptions
@@ -34,6 +34,8 @@ class InferConfig(ModelOptions):
     """Mask, or a folder with one of each image's name: white takes the result, black keeps the source."""
     compare: bool = False
     """Also write NAME_compare: source | base | with LoRA | tuned side by side."""
+    save_input: bool = False
+    """Also write NAME_input: the source as it was read, beside its result. A file there that is no such copy stays."""
     tuned_model_path: Path | None = None
     """The fully fine-tuned checkpoint, for the last column of --compare."""
 
@@ -46,6 +48,8 @@ class TranslatedImage:
     output: Path
     comparison: Path | None
     """The side-by-side image of --compare."""
+    source_copy: Path | None
+    """The copy of the source of --save_input, where it was written."""
     width: int
     """Of source and output, pixels."""
     height: int
@@ -94,7 +98,14 @@ def _plan(config: InferConfig) -> list[Job]:
     if config.tuned_model_path is not None and not config.compare:
         raise ConfigError("--tuned_model_path is only used with --compare. Add it, or leave the path out.")
     inputs = [*config.input_files, *([config.tuned_model_path] if config.tuned_model_path else [])]
-    return plan_jobs(config.source_image, config.output_path, mask=config.mask, compare=config.compare, inputs=inputs)
+    return plan_jobs(
+        config.source_image,
+        config.output_path,
+        mask=config.mask,
+        compare=config.compare,
+        copy=config.save_input,
+        inputs=inputs,
+    )
 
 
 def _load(config: InferConfig, path: Path, what: str, progress: Progress) -> LBMModel:
@@ -131,16 +142,19 @@ def _write_all(
     """Translate and write every job; with --compare also the tiles for it."""
     outputs: list[TranslatedImage] = []
     tiles: list[Image.Image] = []
+    inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     made = translations(model, jobs, config.translate_settings, progress, "translating")
     for job, translation in zip(jobs, made, strict=True):
         write_image(translation.image, job.output, inputs=[job.source])
         if config.compare:
             tiles.append(tile(translation.image))
+        copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
         outputs.append(
             TranslatedImage(
                 source=job.source,
                 output=job.output,
                 comparison=job.comparison,
+                source_copy=job.copy if copied else None,
                 width=translation.image.width,
                 height=translation.image.height,
                 model_width=translation.model_size[0],

@@ -64,6 +64,10 @@ def test_the_documented_sidecar(lbm: Lbm, tmp_path: Path) -> None:
     assert documented <= facts.keys()
     assert facts["coverage_percentage"] == "100.0%"
     assert facts["total_lora_modules"] == result.report.matched
+    assert facts["total_analyzed_layers"] == result.report.matched < result.report.tensors
+    attention = run(config(lbm, tmp_path / "attention.safetensors", target_coverage="attention"))
+    assert yaml.safe_load(attention.sidecar.read_text())["total_analyzed_layers"] == facts["total_analyzed_layers"]
+    assert attention.report.matched < result.report.matched
 
 
 def test_a_rerun_gives_the_same_bytes(lbm: Lbm, tmp_path: Path) -> None:

@@ -265,6 +265,41 @@ def test_progress_is_told(files: Files, photos: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_the_source_beside_the_output(files: Files, photos: Path, tmp_path: Path) -> None:
+    result = run(infer(files, photos, tmp_path / "out", save_input=True))
+    assert [made.source_copy for made in result.outputs] == [
+        tmp_path / "out" / "a_input.png",
+        tmp_path / "out" / "b_input.jpg",
+    ]
+    assert np.array_equal(pixels(tmp_path / "out" / "a_input.png"), pixels(photos / "a.png"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.png", "a_input.png", "b.jpg", "b_input.jpg",
+    ]  # fmt: skip
+    again = run(infer(files, photos / "b.jpg", tmp_path / "out" / "a.png", save_input=True))
+    assert again.outputs[0].source_copy == tmp_path / "out" / "a_input.png"
+    assert pixels(tmp_path / "out" / "a_input.png").shape == (64, 36, 3), "a copy of ours follows its output"
+
+
+def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "out_input.jpg"
+    theirs.write_bytes((photos / "b.jpg").read_bytes())
+    before = theirs.read_bytes()
+    with pytest.warns(
+        LbmLoraWarning, match=r"out_input\.jpg is there and is no copy of an input: it is kept, and none"
+    ):
+        result = run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
+    assert theirs.read_bytes() == before
+    assert result.outputs[0].source_copy is None
+
+
+def test_a_copy_that_is_a_source_now_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
+    run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
+    copy = tmp_path / "out_input.jpg"
+    before = copy.read_bytes()
+    run(infer(files, copy, tmp_path / "out.jpg", save_input=True))
+    assert copy.read_bytes() == before
+
+
 def test_the_documented_flags_are_parsed() -> None:
     parsed = tyro.cli(
         InferConfig,
