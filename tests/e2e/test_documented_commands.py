@@ -108,7 +108,7 @@ def test_step_2_validates_and_lists_the_layers(
     assert "100.0" in done.stdout
 
 
-def test_step_3_writes_a_picture_and_the_copy_of_its_source(
+def test_step_3_writes_an_image_and_the_copy_of_its_source(
     after_steps: tuple[Path, list[subprocess.CompletedProcess[str]]],
 ) -> None:
     folder, (*_, done) = after_steps
