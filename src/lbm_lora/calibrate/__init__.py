@@ -1,8 +1,8 @@
 """What an error in each layer's matrix costs in the network's output, measured on images (layer L5)."""
 
 from lbm_lora.calibrate.collect import CHECK_POINTS, SAVE_EVERY, check_points, collect
+from lbm_lora.calibrate.hooks import checkpointed, measure
 from lbm_lora.calibrate.layers import Layer, find_layers
-from lbm_lora.calibrate.measure import checkpointed, measure
 from lbm_lora.calibrate.output_norm import output_norm
 from lbm_lora.calibrate.statistics import FEW_IMAGES, CalibrationSettings, Origin, Statistics
 from lbm_lora.calibrate.statistics_file import load_statistics, save_statistics

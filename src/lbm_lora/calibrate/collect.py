@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lbm_lora.calibrate.hooks import checkpointed, measure
 from lbm_lora.calibrate.layers import Layer, find_layers
-from lbm_lora.calibrate.measure import checkpointed, measure
 from lbm_lora.calibrate.statistics import CalibrationSettings, Origin, Statistics
 from lbm_lora.calibrate.sums import Accumulators, PartialFile, Sums
 from lbm_lora.checkpoint import dtype_name

@@ -1,22 +1,23 @@
 """Two checkpoints -> adapters (layer L3): a plan that can be printed and tested, and the passes that carry it out.
 
-plan      what becomes of each tensor, by names and shapes alone
-deltas    one tensor, read and subtracted
-survey    the first pass of two: every delta decomposed once
-allocate  ranks for all layers together; `rules` say which, `predict` what comes of them
-trials    choices that are run before they are written, with `search` where a limit is to be met
-passes    the pass that gives every tensor's outcome
-outputs   the adapter files
-extraction  all of it in one call
+- `plan`: what becomes of each tensor, by names and shapes alone
+- `deltas`: one tensor, read and subtracted
+- `survey`: the first pass of two, every delta decomposed once
+- `allocate`: ranks for all layers together, by one of the `rules` that `rank_options` ask for
+- `prediction`: what a choice of ranks is expected to do
+- `trials`: choices that are run before they are written; `search` finds the smallest that meets a limit
+- `passes`: every tensor's outcome, decomposed directly or cut off from a survey
+- `adapter_output`: the files
+- `extraction`: all of it in one call
 """
 
+from lbm_lora.extract.adapter_output import AdapterOutput, write_adapters, write_sidecar
 from lbm_lora.extract.allocate import Choice, RankAllocator
 from lbm_lora.extract.deltas import DeltaSettings, Outcome
 from lbm_lora.extract.extraction import ExtractedAdapter, OutputNorm, Selection, extract_adapters, surveyed
-from lbm_lora.extract.outputs import AdapterOutput, write_adapters, write_sidecar
 from lbm_lora.extract.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extract.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
-from lbm_lora.extract.predict import Prediction, Predictor
+from lbm_lora.extract.prediction import Prediction, Predictor
 from lbm_lora.extract.rank_options import RankOptions, rank_rule
 from lbm_lora.extract.rules import FixedRanks, RankRule
 from lbm_lora.extract.survey import DeltaSpectrum, Survey, SurveyPass, WeightsOf, seed_of, unweighted

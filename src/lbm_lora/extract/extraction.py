@@ -7,12 +7,12 @@ from pathlib import Path
 
 from lbm_lora.adapter import Ledger
 from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.extract.adapter_output import AdapterOutput, header_bytes, write_adapters
 from lbm_lora.extract.allocate import Choice, RankAllocator
 from lbm_lora.extract.deltas import DeltaSettings
-from lbm_lora.extract.outputs import AdapterOutput, header_bytes, write_adapters
 from lbm_lora.extract.passes import DirectPass, SurveyedPass
 from lbm_lora.extract.plan import Action, Plan
-from lbm_lora.extract.predict import Prediction, Predictor
+from lbm_lora.extract.prediction import Prediction, Predictor
 from lbm_lora.extract.rules import FixedRanks, RankRule
 from lbm_lora.extract.survey import SurveyPass, WeightsOf, unweighted
 from lbm_lora.extract.trials import Chooser, ChosenRanks, Trial

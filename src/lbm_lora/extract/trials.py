@@ -10,7 +10,7 @@ from lbm_lora.errors import InputError
 from lbm_lora.extract.allocate import Choice, RankAllocator
 from lbm_lora.extract.deltas import Outcome
 from lbm_lora.extract.passes import Pass
-from lbm_lora.extract.predict import Predictor
+from lbm_lora.extract.prediction import Predictor
 from lbm_lora.extract.rules import ErrorLimit, PsnrFloor, RankRule
 from lbm_lora.extract.search import smallest
 

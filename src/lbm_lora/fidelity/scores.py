@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer
-from lbm_lora.fidelity.errors import relative_error
+from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.imaging.metrics import Weights, psnr, ssim
 from lbm_lora.imaging.perceptual import Lpips
 from lbm_lora.report.outputs import (

@@ -9,7 +9,7 @@ from torch import Tensor
 from lbm_lora.checkpoint import Component
 from lbm_lora.extract import ImageScores, Outcome
 from lbm_lora.fidelity.answers import outputs_at
-from lbm_lora.fidelity.errors import relative_error, typical_error
+from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.fidelity.points import Point, image_latent
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model import bridge

@@ -25,7 +25,7 @@ from torch.optim import Adam, Optimizer
 from lbm_lora.adapter import Adapter
 from lbm_lora.errors import QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
-from lbm_lora.fidelity.errors import OutputErrors
+from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.refine.student import Student
 from lbm_lora.train.state import TrainState, copied, load_state, optimizer_state, restore, save_state

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lbm_lora.adapter import Adapter
 from lbm_lora.errors import AdapterError, listing
 from lbm_lora.fidelity.answers import AnsweredPoint
-from lbm_lora.fidelity.errors import OutputErrors, squared_errors, typical_error
+from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typical_error
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
 from lbm_lora.train.export import export_adapter

@@ -18,7 +18,7 @@ from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError
 from lbm_lora.fidelity import comparison
 from lbm_lora.fidelity.comparison import ComparisonSettings, compare_outputs, plan_comparison
-from lbm_lora.fidelity.errors import relative_error
+from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.imaging import perceptual
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.files import read_image

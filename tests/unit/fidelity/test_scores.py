@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lbm_lora.errors import ConfigError, ImageError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
-from lbm_lora.fidelity.errors import relative_error
+from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel, load_model
