@@ -17,17 +17,50 @@
 
 Messages follow one form: the thing, where it was found, both sides where two disagree, and what to do.
 They are part of the interface: tests compare them word for word.
+
+What to do is often an option of the caller. It is data (`Option`) among the parts of a message: a front end spells it
+in its own way, as a flag, a key of a file, a widget; `str` spells it as the Python argument that it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
 
 
+@dataclass(frozen=True)
+class Option:
+    """An option of the caller, by its name in a config: `exclude`. With `is_off`, its being switched off."""
+
+    name: str
+    is_off: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}=False" if self.is_off else self.name
+
+
+Spelling = Callable[[Option], str]
+
+
+def spelled(parts: Iterable[object], spelling: Spelling = str) -> str:
+    """The text of a message whose parts are strings and options."""
+    return "".join(spelling(part) if isinstance(part, Option) else str(part) for part in parts)
+
+
 class LbmLoraError(Exception):
-    """Root of the tree. `exit_code` is what a command ends with when the error reaches its front end."""
+    """Root of the tree. `exit_code` is what a command ends with when the error reaches its front end.
+
+    Args:
+        parts: of the message, strings and options.
+    """
 
     exit_code: ClassVar[int] = 3
+
+    def __init__(self, *parts: str | Option) -> None:
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        return spelled(self.args)
 
 
 class InputError(LbmLoraError):
@@ -108,3 +141,8 @@ def need_packages(what: str, packages: Iterable[str], extra: str) -> None:
         raise MissingExtraError(
             f'{what} needs {", ".join(missing)}, which is not installed: pip install "lbm-lora[{extra}]".'
         )
+
+
+def give_one(one: str, other: str, what: str) -> ConfigError:
+    """The error for two options that both do one thing."""
+    return ConfigError(Option(one), " and ", Option(other), f" both {what}. Give one of them.")

@@ -10,14 +10,19 @@ front end shows it in its own way, and a library caller filters it as any other.
 import warnings
 from typing import Protocol, runtime_checkable
 
+from lbm_lora.errors import Option, spelled
+
 
 class LbmLoraWarning(UserWarning):
-    """Something that the user should know, and that stops nothing."""
+    """Something that the user should know, and that stops nothing. Its parts are those of an error."""
+
+    def __str__(self) -> str:
+        return spelled(self.args)
 
 
-def warn(message: str) -> None:
+def warn(*parts: str | Option) -> None:
     """Give a warning, in the name of the function that called the caller."""
-    warnings.warn(message, LbmLoraWarning, stacklevel=3)
+    warnings.warn(LbmLoraWarning(*parts), stacklevel=3)
 
 
 @runtime_checkable

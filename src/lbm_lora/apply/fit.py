@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Component, Fingerprint, differing, fingerprint
-from lbm_lora.errors import AdapterError, WrongBaseError, listing
+from lbm_lora.errors import AdapterError, Option, WrongBaseError, listing
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import warn
 
@@ -33,7 +33,9 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     if unmatched and not allow_unmatched:
         raise AdapterError(
             f"{adapter.path}: {len(unmatched)} of {len(adapter.params)} parameters are not in the model: "
-            f"{listing(unmatched)}. To apply the rest: --allow_unmatched."
+            f"{listing(unmatched)}. To apply the rest: ",
+            Option("allow_unmatched"),
+            ".",
         )
     for name in matched:
         if adapter.shape_of(name) != tuple(shapes[name]):
@@ -69,5 +71,5 @@ def check_base(
         f"{listing(names, limit=3)}."
     )
     if not allow_other_base:
-        raise WrongBaseError(f"{difference} Give its own base, or go on with --allow_other_base.")
+        raise WrongBaseError(f"{difference} Give its own base, or go on with ", Option("allow_other_base"), ".")
     warn(difference)

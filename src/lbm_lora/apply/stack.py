@@ -9,7 +9,7 @@ from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
 from lbm_lora.apply.fit import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.checkpoint import Component
-from lbm_lora.errors import AdapterError, ConfigError, listing
+from lbm_lora.errors import AdapterError, ConfigError, Option, listing
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 
@@ -82,7 +82,9 @@ def fitting_adapters(
 def _attention_of(adapter: Adapter) -> Adapter:
     part = adapter.filtered(_is_attention)
     if not part.params:
-        raise AdapterError(f"{adapter.path} has no key with attn1.to or attn2.to. Leave --attention_only out.")
+        raise AdapterError(
+            f"{adapter.path} has no key with attn1.to or attn2.to. Leave ", Option("attention_only"), " out."
+        )
     return part
 
 
@@ -107,11 +109,12 @@ def scales_for(paths: Sequence[Path], scales: Sequence[float]) -> tuple[float, .
         ConfigError: a scale is not finite, or their number fits neither case.
     """
     if not all(math.isfinite(scale) for scale in scales):
-        raise ConfigError(f"--lora_scale must be a number, not {listing(map(str, scales))}.")
+        raise ConfigError(Option("lora_scale"), f" must be a number, not {listing(map(str, scales))}.")
     if len(scales) == 1:
         return tuple(scales) * len(paths)
     if len(scales) != len(paths):
         raise ConfigError(
-            f"--lora_scale has {len(scales)} values for {len(paths)} LoRAs. Give one for all, or one for each."
+            Option("lora_scale"),
+            f" has {len(scales)} values for {len(paths)} LoRAs. Give one for all, or one for each.",
         )
     return tuple(scales)

@@ -20,7 +20,7 @@ from lbm_lora.calibrate.layers import Layer, find_layers
 from lbm_lora.calibrate.statistics import CalibrationSettings, Origin, Statistics
 from lbm_lora.calibrate.sums import Accumulators, PartialFile, Sums
 from lbm_lora.checkpoint import dtype_name
-from lbm_lora.errors import ConfigError, InputError
+from lbm_lora.errors import ConfigError, InputError, Option
 from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import (
     Point,
@@ -192,7 +192,9 @@ def _add_image(
         except FloatingPointError:
             raise InputError(
                 f"{path}: the model's output at timestep {point.timestep:g} holds values that are not finite. Is the "
-                "checkpoint whole? In bf16, try --torch_dtype float."
+                "checkpoint whole? In bf16, try ",
+                Option("torch_dtype"),
+                " float.",
             ) from None
         progress.advance()
     sums.images += 1

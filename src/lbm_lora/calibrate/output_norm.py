@@ -8,7 +8,7 @@ import torch
 from lbm_lora.calibrate.statistics import Statistics
 from lbm_lora.calibrate.statistics_file import load_statistics
 from lbm_lora.checkpoint import Component, fingerprint
-from lbm_lora.errors import CheckpointError
+from lbm_lora.errors import CheckpointError, Option
 from lbm_lora.extract import OutputNorm, Plan, Trial
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.naming import ModuleName
@@ -71,13 +71,16 @@ def _statistics_for(path: Path, tuned: Component, modules: Collection[ModuleName
     statistics = load_statistics(path)
     if statistics.origin.tuned != fingerprint(tuned).digest:
         raise CheckpointError(
-            f"{path} was measured on another model than {tuned.path}. Make it for this one: lbm-lora calibrate "
-            f"--tuned_model_path {tuned.path} ..."
+            f"{path} was measured on another model than {tuned.path}. Make it for this one: lbm-lora calibrate ",
+            Option("tuned_model_path"),
+            f" {tuned.path} ...",
         )
     missing = [module for module in modules if module not in statistics]
     if missing:
         raise CheckpointError(
             f"{path} knows nothing of {len(missing)} modules, {missing[0]} the first: the model does not call them. "
-            f"Leave them out: --exclude '{missing[0]}'."
+            "Leave them out: ",
+            Option("exclude"),
+            f" '{missing[0]}'.",
         )
     return statistics

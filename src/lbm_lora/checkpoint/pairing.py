@@ -9,7 +9,7 @@ import torch
 from lbm_lora.blocks import DeltaSums, Workspace, subtract
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec
-from lbm_lora.errors import PairingError, listing
+from lbm_lora.errors import Option, PairingError, listing
 from lbm_lora.naming import ParamName
 
 
@@ -56,10 +56,14 @@ class Pairing:
                 more = f" So are values of {len(others)} more tensors: {listing(others)}." if others else ""
                 raise PairingError(
                     f"{name}: {count:,} of {tensor.numel():,} values of the {side} in {component.path} are not finite."
-                    f"{more} Repair the file, or leave the tensor out: --exclude '{name}'."
+                    f"{more} Repair the file, or leave the tensor out: ",
+                    Option("exclude"),
+                    f" '{name}'.",
                 )
         if not torch.isfinite(tuned.float() - base.float()).all():
-            raise PairingError(f"{name}: tuned - base leaves the range of fp32. To leave it out: --exclude '{name}'.")
+            raise PairingError(
+                f"{name}: tuned - base leaves the range of fp32. To leave it out: ", Option("exclude"), f" '{name}'."
+            )
 
     def __iter__(self) -> Iterator[ParamPair]:
         return iter(self.pairs)
@@ -79,13 +83,14 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
         if alone:
             raise PairingError(
                 f"{len(alone)} of {len(here)} tensors are only in the {side}, {here.path}, and not in {there.path}: "
-                f"{listing(alone)}. Is {there.path.name} of the same network? To leave them out: "
-                f"--exclude '{alone[0]}' and so on."
+                f"{listing(alone)}. Is {there.path.name} of the same network? To leave them out: ",
+                Option("exclude"),
+                f" '{alone[0]}' and so on.",
             )
     names = [name for name in tuned if name not in excluded]
     unequal = [name for name in names if base.specs[name].shape != tuned.specs[name].shape]
     if unequal:
-        raise PairingError(_unequal(base, tuned, unequal))
+        raise _unequal(base, tuned, unequal)
     return Pairing(base, tuned, tuple(ParamPair(name, base.specs[name], tuned.specs[name]) for name in names))
 
 
@@ -93,11 +98,13 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.float()).all())
 
 
-def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> str:
+def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> PairingError:
     """`M.weight: base (1280, 1280) bf16 in base.safetensors, tuned ... Is this the checkpoint it was tuned from?`"""
     first = names[0]
     rest = f" So do {listing(names[1:])}." if len(names) > 1 else ""
-    return (
+    return PairingError(
         f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}."
-        f"{rest} Is this the checkpoint it was tuned from? To leave it out: --exclude '{first}'."
+        f"{rest} Is this the checkpoint it was tuned from? To leave it out: ",
+        Option("exclude"),
+        f" '{first}'.",
     )

@@ -30,7 +30,7 @@ from rich.console import Console as Terminal
 from rich.text import Text
 
 from lbm_lora.cli.bars import Bars
-from lbm_lora.errors import InputError, LbmLoraError, QualityError
+from lbm_lora.errors import InputError, LbmLoraError, Option, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -60,10 +60,10 @@ class Console:
         shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else text
         _write(sys.stdout, shown + "\n")
 
-    def fail(self, message: str) -> None:
+    def fail(self, failure: QualityError) -> None:
         """The work is done, and its result is below a limit that was asked for."""
         self.progress.stop()
-        self.say("error", message)
+        self.say("error", spelled(failure.args, as_flag))
         self.exit_code = QualityError.exit_code
 
     def say(self, kind: str, message: str) -> None:
@@ -104,7 +104,7 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
 def described(error: Exception) -> tuple[str, int]:
     """The line and the exit code of an exception."""
     if isinstance(error, LbmLoraError) and error.exit_code != _UNEXPECTED:
-        return str(error), error.exit_code
+        return spelled(error.args, as_flag), error.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSED:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}.", InputError.exit_code
@@ -130,7 +130,7 @@ def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        once(str(message))
+        once(spelled(message.args, as_flag) if isinstance(message, LbmLoraWarning) else str(message))
 
     def handle(self: logging.Logger, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
@@ -147,6 +147,11 @@ def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]
             yield
     finally:
         logging.Logger.callHandlers = call_handlers
+
+
+def as_flag(option: Option) -> str:
+    """`--exclude`, `--no_dense`."""
+    return f"--no_{option.name}" if option.is_off else f"--{option.name}"
 
 
 def jsonable(value: object) -> object:

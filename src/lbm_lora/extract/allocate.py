@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 
 from lbm_lora.adapter import module_bytes, rank_bytes, stored_bytes
-from lbm_lora.errors import InputError
+from lbm_lora.errors import InputError, Option
 from lbm_lora.extract.plan import Plan
 from lbm_lora.extract.survey import DeltaSpectrum, Survey
 from lbm_lora.factorize import FixedRank, Spectrum, curve, energy_rank, error_rank
@@ -69,8 +69,13 @@ class RankAllocator:
         smallest = min(nbytes)
         if smallest <= self.fixed_bytes:
             raise InputError(
-                f"--max_size {megabytes(smallest)}: biases, norms and the header alone take "
-                f"{megabytes(self.fixed_bytes)}. Give more, or leave tensors out: --exclude, --no-dense."
+                Option("max_size"),
+                f" {megabytes(smallest)}: biases, norms and the header alone take "
+                f"{megabytes(self.fixed_bytes)}. Give more, or leave tensors out: ",
+                Option("exclude"),
+                ", ",
+                Option("dense", is_off=True),
+                ".",
             )
         return [
             self._choice(found.ranks) for found in curve(self._spectra, [size - self.fixed_bytes for size in nbytes])
@@ -87,7 +92,9 @@ class RankAllocator:
             raise InputError(
                 f"no ranks reach an error this small: a squared error of {found.error_sq + self._least_sq:.3g} stays, "
                 f"{target_sq:.3g} is asked for. Ask for less, or store more tensors, or more digits of each "
-                "(--save_precision)."
+                "(",
+                Option("save_precision"),
+                ").",
             )
         return self._choice(found.ranks)
 

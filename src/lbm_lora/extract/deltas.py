@@ -8,7 +8,7 @@ from torch import Tensor
 from lbm_lora.adapter import LedgerRow, LoraModule, Status
 from lbm_lora.blocks import DeltaSums, Workspace, absolutes, energy, storage_noise
 from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder, Pairing
-from lbm_lora.errors import ConfigError, InputError
+from lbm_lora.errors import ConfigError, InputError, Option
 from lbm_lora.extract.plan import Action, PlanItem
 from lbm_lora.factorize import (
     Factors,
@@ -42,7 +42,9 @@ class DeltaSettings:
 
     def __post_init__(self) -> None:
         if self.min_diff < 0:
-            raise ConfigError(f"--min_diff is {self.min_diff:g}: it is compared with absolute values, give 0 or more.")
+            raise ConfigError(
+                Option("min_diff"), f" is {self.min_diff:g}: it is compared with absolute values, give 0 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class DeltaReader:
         try:
             stored = rounded(delta.values, dense_dtype(self._settings.dtype))
         except InputError as error:
-            raise InputError(f"{item.name}: {error}") from None
+            raise InputError(f"{item.name}: ", *error.args) from None
         measured = with_error(delta.measure, delta.values, stored.float())
         return Outcome(LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured), dense=stored)
 

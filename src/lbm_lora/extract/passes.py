@@ -67,7 +67,7 @@ class DirectPass:
         try:
             factors = self._decompose(items, found)
         except InputError as error:
-            raise InputError(f"{items[0].name}: {error}") from None
+            raise InputError(f"{items[0].name}: ", *error.args) from None
         return tuple(low_rank(item, found, made) for item, made in zip(items, factors, strict=True))
 
     def _decompose(self, items: Sequence[PlanItem], delta: Delta) -> list[Factors]:
@@ -132,5 +132,5 @@ class SurveyedPass:
         try:
             factors = weighted_factors(svd, self._settings.dtype, whitening)
         except InputError as error:
-            raise InputError(f"{item.name}: {error}") from None
+            raise InputError(f"{item.name}: ", *error.args) from None
         return low_rank(item, delta, Factors(factors.up.contiguous(), factors.down.contiguous()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lbm_lora.checkpoint import Component, Pairing, TensorSpec, pair
-from lbm_lora.errors import PairingError
+from lbm_lora.errors import Option, PairingError
 from lbm_lora.factorize import FixedRank, has_matrix_view
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select
 
@@ -97,7 +97,9 @@ def plan_extraction(
         left_out = select(names, exclude, prefix=tuned.prefix, params=True)
         reasons |= {name: "in --exclude" for name in names if name in left_out}
     if len(reasons) == len(names):
-        raise PairingError(f"--include and --exclude leave none of the {len(names)} tensors of {tuned.path}.")
+        raise PairingError(
+            Option("include"), " and ", Option("exclude"), f" leave none of the {len(names)} tensors of {tuned.path}."
+        )
     pairing, ranks = pair(base, tuned, excluded=frozenset(reasons)), ranks or FixedRank()
     items = [_item(name, _spec(name, base, tuned), ranks, reasons.get(name), keep_dense) for name in names]
     return Plan(pairing, tuple(items))

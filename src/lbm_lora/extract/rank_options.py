@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extract.rules import (
     EnergyShare,
     ErrorLimit,
@@ -68,7 +68,7 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
     """
     asked = [name for name in ("ranks", "max_size", *_LIMITS) if getattr(options, name) not in (None, ())]
     if len(asked) > 1:
-        raise ConfigError(f"--{asked[0]} and --{asked[1]} both choose the ranks. Give one of them.")
+        raise give_one(asked[0], asked[1], "choose the ranks")
     option = asked[0] if asked else ""
     if option in _LIMITS:
         _check_needs(option, is_calibrated=is_calibrated, has_images=has_images)
@@ -87,7 +87,7 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
 def _limit(option: str, value: float) -> RankRule:
     kind, highest = _LIMITS[option]
     if highest < math.inf and not 0 < value <= highest:
-        raise ConfigError(f"--{option} is {value:g}: give a share above 0 and up to {highest:g} (0.05 is 5 %).")
+        raise ConfigError(Option(option), f" is {value:g}: give a share above 0 and up to {highest:g} (0.05 is 5 %).")
     return kind(option=option, value=value)
 
 
@@ -96,13 +96,30 @@ def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
     ConfigError: a limit on what nothing measures.
     """
     if option == "max_error" and is_calibrated:
-        raise ConfigError("--max_error is about the weights, calibration about the output: give --max_output_error.")
+        raise ConfigError(
+            Option("max_error"),
+            " is about the weights, calibration about the output: give ",
+            Option("max_output_error"),
+            ".",
+        )
     if option == "min_psnr" and not has_images:
         raise ConfigError(
-            "--min_psnr is about pictures: add --calibration_images FOLDER, or --calibration and --images."
+            Option("min_psnr"),
+            " is about images: add ",
+            Option("calibration_images"),
+            " FOLDER, or ",
+            Option("calibration"),
+            " and ",
+            Option("images"),
+            ".",
         )
     if option == "max_output_error" and not is_calibrated:
-        raise ConfigError("--max_output_error is about the denoiser's output: add --calibration_images FOLDER.")
+        raise ConfigError(
+            Option("max_output_error"),
+            " is about the denoiser's output: add ",
+            Option("calibration_images"),
+            " FOLDER.",
+        )
 
 
 def parse_nbytes(text: str) -> int:
@@ -113,7 +130,7 @@ def parse_nbytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?)[iI]?[bB]?\s*", text)
     if not match or float(match[1]) <= 0:
-        raise ConfigError(f"--max_size {text}: give a size such as 200MB or 1.5GB.")
+        raise ConfigError(Option("max_size"), f" {text}: give a size such as 200MB or 1.5GB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

@@ -138,7 +138,7 @@ class SurveyPass:
             whitening = weights.whitening()
             svd = weighted_svd(matrix, item.rank or 1, whitening, seed=seed_of(item.name))
         except InputError as error:
-            raise InputError(f"{item.name}: {error}") from None
+            raise InputError(f"{item.name}: ", *error.args) from None
         worth = len(svd.values)
         if weights == Weights():  # values of another norm cannot be compared with the noise
             worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from lbm_lora.errors import InputError
+from lbm_lora.errors import InputError, Option
 from lbm_lora.extract.allocate import Choice, RankAllocator
 from lbm_lora.extract.deltas import Outcome
 from lbm_lora.extract.passes import Pass
@@ -123,9 +123,11 @@ class Chooser:
         found = smallest(target, self.predictor.propose, measure, offset=_TOGETHER)
         if found.result < target:
             raise InputError(
-                f"--max_output_error {error:g}: the best file, with every change whole, leaves "
-                f"{10 ** (-found.result / 20):.3g} in this precision. Ask for more, or use --save_precision fp16 or "
-                "float."
+                Option("max_output_error"),
+                f" {error:g}: the best file, with every change whole, leaves "
+                f"{10 ** (-found.result / 20):.3g} in this precision. Ask for more, or use ",
+                Option("save_precision"),
+                " fp16 or float.",
             )
         self._take(trial, found.proposal.found)
         return ChosenRanks(choice=found.proposal.found, images=trial.images())
@@ -151,8 +153,11 @@ class Chooser:
         choice = found.proposal.found
         if found.result < psnr:
             raise InputError(
-                f"--min_psnr {psnr:g}: the best file, with every change whole, gives {found.result:.2f} dB in this "
-                "precision. Ask for less, or use --save_precision fp16 or float."
+                Option("min_psnr"),
+                f" {psnr:g}: the best file, with every change whole, gives {found.result:.2f} dB in this "
+                "precision. Ask for less, or use ",
+                Option("save_precision"),
+                " fp16 or float.",
             )
         return ChosenRanks(choice=choice, images=replace(seen[choice.nbytes], predicted_psnr=found.predicted))
 

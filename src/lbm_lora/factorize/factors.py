@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.errors import InputError
+from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize.eight_bit import on_grid, quantize
 from lbm_lora.factorize.svd import TruncatedSVD, truncated_svd
 
@@ -135,7 +135,9 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     if not torch.isfinite(stored).all():
         raise InputError(
             f"values up to {float(values.abs().max()):g} do not fit into {str(dtype).removeprefix('torch.')}. "
-            "Store them in bf16: --save_precision bf16."
+            "Store them in bf16: ",
+            Option("save_precision"),
+            " bf16.",
         )
     return stored
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lbm_lora.errors import InputError
+from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize.matrix import rank_bound
 
 FULL_RANK = 9999
@@ -19,7 +19,9 @@ class FixedRank:
     def __post_init__(self) -> None:
         for name, value in (("rank", self.linear), ("conv_rank", self.conv)):
             if value < 1:
-                raise InputError(f"{name} is {value}: a rank is at least 1. To leave layers out: --exclude PATTERN.")
+                raise InputError(
+                    f"{name} is {value}: a rank is at least 1. To leave layers out: ", Option("exclude"), " PATTERN."
+                )
 
     def rank_of(self, shape: tuple[int, ...]) -> int:
         """The rank that a weight of this shape is stored with."""

@@ -8,7 +8,7 @@ from typing import Literal
 from lbm_lora.adapter import AlphaIs
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fuse_module, inject
 from lbm_lora.checkpoint import Checkpoint
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.infer.translate import TranslateSettings
 from lbm_lora.model.build import LBMModel
 from lbm_lora.progress import Progress
@@ -65,8 +65,8 @@ class ModelOptions:
         """
         if self.base_model_path is None:
             raise ConfigError(
-                "--base_model_path is missing. Give a base or any LBM checkpoint; `lbm-lora base` makes the exact "
-                "base of a backbone."
+                Option("base_model_path"),
+                " is missing. Give a base or any LBM checkpoint; `lbm-lora base` makes the exact base of a backbone.",
             )
         return self.base_model_path
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
-from lbm_lora.errors import CheckpointError, ConfigError, listing
+from lbm_lora.errors import CheckpointError, ConfigError, Option, listing
 from lbm_lora.model import sgm
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
@@ -120,7 +120,9 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
         ):
             raise CheckpointError(
                 f"backbone {signature}: {local} does not exist, and a hub id looks like 'owner/name'. Give a hub id, a "
-                "diffusers folder or a single-file SDXL checkpoint with --backbone_signature."
+                "diffusers folder or a single-file SDXL checkpoint with ",
+                Option("backbone_signature"),
+                ".",
             )
         name, local = signature, fetch_backbone(signature)
     else:

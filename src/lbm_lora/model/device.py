@@ -2,7 +2,7 @@
 
 import torch
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.progress import warn
 
 
@@ -19,7 +19,7 @@ def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
         ConfigError: the name is none of these, or mps where fp64 is needed.
     """
     if fp64 and name.startswith("mps"):
-        raise ConfigError(f"--device {name}: {fp64} fp64, which mps has not. Use cpu.")
+        raise ConfigError(Option("device"), f" {name}: {fp64} fp64, which mps has not. Use cpu.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,10 +27,10 @@ def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"--device '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps.")
+        raise ConfigError(Option("device"), f" '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps.")
     if _is_there(device):
         return device
-    warn(f"--device {name}: this machine has no such device. The CPU is used.")
+    warn(Option("device"), f" {name}: this machine has no such device. The CPU is used.")
     return torch.device("cpu")
 
 

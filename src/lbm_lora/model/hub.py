@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from lbm_lora.bundled import BACKBONE
-from lbm_lora.errors import HubError
+from lbm_lora.errors import HubError, Option
 
 PARTS = ("unet", "vae")
 WEIGHTS = "diffusion_pytorch_model"
@@ -31,7 +31,7 @@ def fetch_backbone(repo_id: str) -> Path:
             continue
         if all(any((folder / part).glob(f"{WEIGHTS}*.safetensors")) for part in PARTS):
             return folder
-    raise HubError(_unreachable(repo_id, reason))
+    raise _unreachable(repo_id, reason)
 
 
 def _weight_patterns(dot: str) -> list[str]:
@@ -39,9 +39,10 @@ def _weight_patterns(dot: str) -> list[str]:
     return [f"{part}/{WEIGHTS}{name}" for part in PARTS for name in names]
 
 
-def _unreachable(repo_id: str, reason: str) -> str:
-    return (
-        f"the backbone {repo_id} cannot be fetched from the Hugging Face hub: {reason.rstrip('.')}. Give "
-        "--backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
-        f"(.safetensors), or the bundled mini model: {BACKBONE}"
+def _unreachable(repo_id: str, reason: str) -> HubError:
+    return HubError(
+        f"the backbone {repo_id} cannot be fetched from the Hugging Face hub: {reason.rstrip('.')}. Give ",
+        Option("backbone_signature"),
+        " a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
+        f"(.safetensors), or the bundled mini model: {BACKBONE}",
     )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.errors import ImageError
+from lbm_lora.errors import ImageError, Option
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel
 
@@ -83,14 +83,19 @@ def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:
     broken = int((~torch.isfinite(images)).sum())
     if not broken:
         return
+    found = f"{what} holds {broken} non-finite values of {images.numel()}. "
     if dtype == torch.float16:
-        reason = "fp16 ends at 65504, which the networks can leave: use --torch_dtype bf16 or float."
-    else:
-        reason = (
-            f"{'bf16' if dtype == torch.bfloat16 else 'fp32'} has room enough: a weight of the model or of a LoRA is "
-            "not finite, or a LoRA is scaled far too much (--lora_scale, --lora_alpha_is)."
+        raise ImageError(
+            found, "fp16 ends at 65504, which the networks can leave: use ", Option("torch_dtype"), " bf16 or float."
         )
-    raise ImageError(f"{what} holds {broken} non-finite values of {images.numel()}. {reason}")
+    raise ImageError(
+        f"{found}{'bf16' if dtype == torch.bfloat16 else 'fp32'} has room enough: a weight of the model or of a LoRA "
+        "is not finite, or a LoRA is scaled far too much (",
+        Option("lora_scale"),
+        ", ",
+        Option("lora_alpha_is"),
+        ").",
+    )
 
 
 def _generator(seed: int) -> torch.Generator:

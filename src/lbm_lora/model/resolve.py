@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
@@ -40,7 +40,11 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     own = _own_config(checkpoint)
     if own is not None and own.unet and own.vae:
         if config_path is not None:
-            warn(f"{checkpoint.path} carries its own configuration: --config_path {config_path} is not used.")
+            warn(
+                f"{checkpoint.path} carries its own configuration: ",
+                Option("config_path"),
+                f" {config_path} is not used.",
+            )
         return own
     beside = config_beside(checkpoint.path)
     sources = [
@@ -58,7 +62,7 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
         vae = dict(SDXL_VAE)
     missing = [name for name, section in (("unet", unet), ("vae", vae)) if section is None]
     if missing:
-        raise ConfigError(_missing(checkpoint, missing, beside, config_path))
+        raise _missing(checkpoint, missing, beside, config_path)
     return parse_config(config.model_dump() | {"unet": unet, "vae": vae}, where=str(checkpoint.path))
 
 
@@ -141,19 +145,17 @@ def _conv_in_channels(checkpoint: Checkpoint, *, default: int) -> int:
     return spec.shape[1] if spec is not None and len(spec.shape) == 4 else default
 
 
-def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, config_path: Path | None) -> str:
+def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, config_path: Path | None) -> ConfigError:
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    looked = [
-        "the file itself",
-        str(beside or folder / "config.yaml"),
-        str(config_path or "--config_path (not given)"),
-    ]
     names = " and ".join(f"`{name}`" for name in sections)
     shapes = "those of Stable Diffusion 1.5" if _is_sd15(checkpoint.specs) else "not those of the real LBM"
-    return (
+    return ConfigError(
         f"{checkpoint.path}: the configuration of its networks is missing, and its shapes are {shapes}. No section "
-        f"{names} in {', '.join(looked)}. Add it (a diffusers config) to a config.yaml beside the file, or give such "
-        "a file with --config_path."
+        f"{names} in the file itself, {beside or folder / 'config.yaml'}, ",
+        *([str(config_path)] if config_path else [Option("config_path"), " (not given)"]),
+        ". Add it (a diffusers config) to a config.yaml beside the file, or give such a file with ",
+        Option("config_path"),
+        ".",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtype_name
-from lbm_lora.errors import CheckpointError, OutputError, listing
+from lbm_lora.errors import CheckpointError, Option, OutputError, listing
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
 from lbm_lora.model.baseline import BASE_MARK
@@ -88,7 +88,9 @@ def twin_paths(save_path: Path) -> tuple[Path, Path]:
         OutputError: the suffix is neither.
     """
     if save_path.suffix not in _SUFFIXES:
-        raise OutputError(f"--save_path {save_path}: a base ends in .ckpt or .safetensors (both are written).")
+        raise OutputError(
+            Option("save_path"), f" {save_path}: a base ends in .ckpt or .safetensors (both are written)."
+        )
     ckpt = save_path.with_suffix(".ckpt") if save_path.suffix == ".safetensors" else save_path
     return save_path.with_suffix(".safetensors"), ckpt
 
@@ -143,7 +145,9 @@ def write_base(
         if broken:
             raise CheckpointError(
                 f"backbone {backbone.signature}: {len(broken)} tensors are not finite in {dtype_name(dtype)}: "
-                f"{listing(broken)}. Fetch the files again, or choose another --torch_dtype."
+                f"{listing(broken)}. Fetch the files again, or choose another ",
+                Option("torch_dtype"),
+                ".",
             )
     notes = exactness_notes(backbone, dtype)
     return BaseFiles(safetensors=safetensors, ckpt=ckpt, ledger=ledger, config=whole, dtype=dtype, notes=notes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.fidelity.answers import AnsweredPoint, answered
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.imaging.paths import expand_sources
@@ -46,10 +46,18 @@ def split_images(images: str, held_images: str | None) -> ImageSplit:
         held = expand_sources(held_images)
         both = sorted({path.resolve() for path in found} & {path.resolve() for path in held})
         if both:
-            raise ConfigError(f"{both[0]} is in --images and in --held_images: measure on images not learnt from.")
+            raise ConfigError(
+                f"{both[0]} is in ",
+                Option("images"),
+                " and in ",
+                Option("held_images"),
+                ": measure on images not learnt from.",
+            )
         return ImageSplit(learnt=found, held=held)
     if len(found) < 2:
-        raise ConfigError(f"--images {images} is one image. Give two or more, or --held_images to measure on.")
+        raise ConfigError(
+            Option("images"), f" {images} is one image. Give two or more, or ", Option("held_images"), " to measure on."
+        )
     count = min(_HELD_MOST, max(1, len(found) // _HELD_SHARE))
     chosen = {index * len(found) // count for index in range(count)}
     return ImageSplit(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lbm_lora.atomic import guard_output, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
@@ -90,7 +90,10 @@ def _tuned_path(config: BaseConfig) -> Path | None:
         return config.tuned_model_path
     if config.config_path is None:
         raise ConfigError(
-            "--test_baseline looks for model.safetensors beside --config_path. Give one of the two paths."
+            Option("test_baseline"),
+            " looks for model.safetensors beside ",
+            Option("config_path"),
+            ". Give one of the two paths.",
         )
     return config.config_path.parent / "model.safetensors"
 

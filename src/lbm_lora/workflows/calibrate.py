@@ -9,7 +9,7 @@ import torch
 from lbm_lora.atomic import guard_output
 from lbm_lora.calibrate import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
 from lbm_lora.checkpoint import dtype_of, fingerprint, open_checkpoint
-from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.factorize import DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import LBMModel, load_model
@@ -100,13 +100,15 @@ def _images(config: CalibrateConfig) -> tuple[Path, ...]:
     if config.count is None:
         return found
     if not 1 <= config.count <= len(found):
-        raise ConfigError(f"--count {config.count}: {config.images} names {len(found)} images. Give 1 to {len(found)}.")
+        raise ConfigError(
+            Option("count"), f" {config.count}: {config.images} names {len(found)} images. Give 1 to {len(found)}."
+        )
     return tuple(found[index * len(found) // config.count] for index in range(config.count))
 
 
 def _check_paths(config: CalibrateConfig, images: tuple[Path, ...]) -> None:
     if config.save_to.suffix != ".safetensors":
-        raise OutputError(f"--save_to {config.save_to}: statistics are a .safetensors file.")
+        raise OutputError(Option("save_to"), f" {config.save_to}: statistics are a .safetensors file.")
     guard_output(config.save_to, [config.tuned_model_path, *images])
 
 

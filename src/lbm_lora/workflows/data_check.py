@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.train.config import read_train_config
 from lbm_lora.train.data.check import Checked, read_through
@@ -53,7 +53,7 @@ class CheckResult:
     """What was found."""
 
     splits: tuple[CheckedSplit, ...]
-    failures: tuple[str, ...]
+    failures: tuple[QualityError, ...]
     """Splits with too many corrupt samples."""
 
 
@@ -84,7 +84,9 @@ def run(config: CheckConfig, progress: Progress = SILENT) -> CheckResult:
 def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
     """The settings of the data, and the batch size."""
     if (config.path_config is None) == (not config.data):
-        raise ConfigError("name the data to check, a folder or shards, or a training file with --path_config.")
+        raise ConfigError(
+            "name the data to check, a folder or shards, or a training file with ", Option("path_config"), "."
+        )
     if config.path_config is not None:
         training = read_train_config(config.path_config)
         return training, training.batch_size
@@ -95,11 +97,13 @@ def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
     return parse(DataSettings, values, where=COMMAND_LINE), config.batch_size
 
 
-def _failures(splits: Sequence[CheckedSplit], max_corrupt: float) -> Iterator[str]:
+def _failures(splits: Sequence[CheckedSplit], max_corrupt: float) -> Iterator[QualityError]:
     for split in splits:
         share = split.found.corrupt_share
         if share > max_corrupt:
-            yield (
+            yield QualityError(
                 f"{split.found.where}: {100 * share:.1f} % of the samples cannot be used, more than the "
-                f"{100 * max_corrupt:g} % of max_corrupt."
+                f"{100 * max_corrupt:g} % of ",
+                Option("max_corrupt"),
+                ".",
             )

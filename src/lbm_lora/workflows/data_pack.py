@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.corrupt import Skipped
 from lbm_lora.train.data.folders import find_pairs
@@ -62,7 +62,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     from lbm_lora.train.data.pack import pattern_of, write_shards
 
     if config.shard_mb < 1 or config.shard_count < 1:
-        raise ConfigError("--shard_mb and --shard_count must be 1 or more.")
+        raise ConfigError(Option("shard_mb"), " and ", Option("shard_count"), " must be 1 or more.")
     keys = Keys(source=config.source_key, target=config.target_key, mask=config.mask_key, mask_optional=True)
     found = find_pairs(config.folder, keys)
     progress.start(len(found), "reading headers")

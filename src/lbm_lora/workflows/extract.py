@@ -10,7 +10,7 @@ import torch
 from lbm_lora.adapter import precision
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, open_checkpoint
-from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.errors import ConfigError, Option, OutputError, give_one
 from lbm_lora.extract import (
     COVERAGES,
     DeltaSettings,
@@ -142,17 +142,13 @@ def _check(config: ExtractConfig) -> tuple[RankRule, list[Path]]:
     has_images = config.images is not None or config.calibration_images is not None
     rule = rank_rule(config, is_calibrated=config.statistics is not None, has_images=has_images)
     if config.save_to.suffix != ".safetensors":
-        raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
+        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     if config.include and COVERAGES[config.target_coverage]:
-        raise ConfigError(
-            f"--include and --target_coverage {config.target_coverage} both choose layers. Give one of them."
-        )
+        raise give_one("include", "target_coverage", "choose layers")
     if config.calibration is not None and config.calibration_images is not None:
-        raise ConfigError("--calibration and --calibration_images both weigh the errors. Give one of them.")
+        raise give_one("calibration", "calibration_images", "weigh the errors")
     if config.images is not None and config.statistics is None:
-        raise ConfigError(
-            "--images is about calibrated LoRAs: add --calibration. For others: lbm-lora validate --images."
-        )
+        raise ConfigError(Option("images"), " needs ", Option("calibration"), "; for other LoRAs: lbm-lora validate.")
     stem = config.save_to.stem
     paths = [config.save_to.with_stem(f"{stem}_{name}" if name else stem) for name in rule.names]
     inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]

@@ -9,7 +9,7 @@ from lbm_lora.adapter import AlphaIs
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
-from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.progress import SILENT, Progress
@@ -56,7 +56,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
     if not config.lora_path:
-        raise ConfigError("--lora_path names no file: there is nothing to fuse. Give at least one LoRA.")
+        raise ConfigError(Option("lora_path"), " names no file: there is nothing to fuse. Give at least one LoRA.")
     guard_output(config.save_to, [config.base_model_path, *config.lora_path])
     with open_checkpoint(config.base_model_path) as checkpoint:
         component = checkpoint.component()
@@ -100,4 +100,4 @@ def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsW
         entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
         containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
         return TorchWriter(path, checkpoint.specs, extra=entries, containers=containers)
-    raise OutputError(f"--save_to {path}: a fused checkpoint is a .safetensors or a .ckpt file.")
+    raise OutputError(Option("save_to"), f" {path}: a fused checkpoint is a .safetensors or a .ckpt file.")

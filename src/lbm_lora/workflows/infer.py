@@ -8,7 +8,7 @@ from PIL import Image
 
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.imaging.files import read_image, write_copy, write_image
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.infer.jobs import Job, plan_jobs, translations
@@ -96,7 +96,9 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
 
 def _plan(config: InferConfig) -> list[Job]:
     if config.tuned_model_path is not None and not config.compare:
-        raise ConfigError("--tuned_model_path is only used with --compare. Add it, or leave the path out.")
+        raise ConfigError(
+            Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
+        )
     inputs = [*config.input_files, *([config.tuned_model_path] if config.tuned_model_path else [])]
     return plan_jobs(
         config.source_image,

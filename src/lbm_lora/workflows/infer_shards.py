@@ -9,7 +9,7 @@ import xxhash
 
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
-from lbm_lora.errors import ConfigError, need_packages
+from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.infer.options import ModelOptions
 from lbm_lora.infer.translate import translate_image
 from lbm_lora.model.build import load_model, refuse_conditioning
@@ -152,11 +152,13 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
 
 def _check(config: InferShardsConfig) -> None:
     if config.devices < 1 or config.num_nodes < 1:
-        raise ConfigError("--devices and --num_nodes must be 1 or more.")
+        raise ConfigError(Option("devices"), " and ", Option("num_nodes"), " must be 1 or more.")
     if config.devices > 1 and ":" in config.device:
-        raise ConfigError(f"--device {config.device} is one device, and --devices is {config.devices}.")
+        raise ConfigError(
+            Option("device"), f" {config.device} is one device, and ", Option("devices"), f" is {config.devices}."
+        )
     if not 0 <= config.max_corrupt <= 1:
-        raise ConfigError(f"--max_corrupt must be between 0 and 1, got {config.max_corrupt:g}.")
+        raise ConfigError(Option("max_corrupt"), f" must be between 0 and 1, got {config.max_corrupt:g}.")
 
 
 def _strategy(config: InferShardsConfig) -> str:

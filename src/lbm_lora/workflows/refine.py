@@ -12,7 +12,7 @@ from lbm_lora.adapter import Adapter, AdapterMetadata, AlphaIs, load_adapter, pr
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, dtype_of, fingerprint, open_checkpoint
-from lbm_lora.errors import ConfigError, OutputError, WrongBaseError, need_packages
+from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
 from lbm_lora.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -119,11 +119,13 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
 def _check(config: RefineConfig, images: Sequence[Path]) -> None:
     for name in ("steps", "batch_size"):
         if getattr(config, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(config, name)}: give 1 or more.")
+            raise ConfigError(Option(name), f" is {getattr(config, name)}: give 1 or more.")
     if not 0 < config.learning_rate <= 1:
-        raise ConfigError(f"--learning_rate is {config.learning_rate:g}: it is relative, give a share up to 1.")
+        raise ConfigError(
+            Option("learning_rate"), f" is {config.learning_rate:g}: it is relative, give a share up to 1."
+        )
     if config.save_to.suffix != ".safetensors":
-        raise OutputError(f"--save_to {config.save_to}: a LoRA is a .safetensors file.")
+        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     guard_output(config.save_to, [config.base_model_path, config.tuned_model_path, config.lora_path, *images])
 
 

@@ -9,7 +9,7 @@ from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import FingerprintBuilder, dtype_of, open_checkpoint, pair
-from lbm_lora.errors import ConfigError, QualityError
+from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import (
@@ -88,14 +88,14 @@ class ValidateResult:
     report: Report
     files: tuple[Path, ...]
     layer_names: Path
-    failures: tuple[str, ...]
+    failures: tuple[QualityError, ...]
 
     def raise_for_quality(self) -> None:
         """Raises:
         QualityError: a given limit was missed.
         """
         if self.failures:
-            raise QualityError(" ".join(self.failures))
+            raise QualityError(*[part for one in self.failures for part in (" ", *one.args)][1:])
 
 
 def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
@@ -126,14 +126,14 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
 
 def _check(config: ValidateConfig) -> None:
     given = {
-        "--fail_below_psnr": config.fail_below_psnr is not None,
-        "--other_lora_path": bool(config.other_lora_path),
-        "--lpips_weights": config.lpips_weights is not None,
-        "--lpips_net": config.lpips_net is not None,
+        "fail_below_psnr": config.fail_below_psnr is not None,
+        "other_lora_path": bool(config.other_lora_path),
+        "lpips_weights": config.lpips_weights is not None,
+        "lpips_net": config.lpips_net is not None,
     }
-    alone = next((flag for flag, there in given.items() if there), None)
+    alone = next((name for name, there in given.items() if there), None)
     if alone is not None and config.images is None:
-        raise ConfigError(f"{alone} is about pictures. Add --images, or leave it out.")
+        raise ConfigError(Option(alone), " is about images. Add ", Option("images"), ", or leave it out.")
 
 
 def _other_names(config: ValidateConfig) -> dict[str, Path]:
@@ -141,8 +141,9 @@ def _other_names(config: ValidateConfig) -> dict[str, Path]:
     names = {path.stem: path for path in config.other_lora_path}
     if len(names) < len(config.other_lora_path) or names.keys() & {"base", LORA, "tuned"}:
         raise ConfigError(
-            f"--other_lora_path {' '.join(map(str, config.other_lora_path))}: the report names LoRAs by their file "
-            "names, which must differ (and not be base or tuned). Rename one."
+            Option("other_lora_path"),
+            f" {' '.join(map(str, config.other_lora_path))}: the report names LoRAs by their file "
+            "names, which must differ (and not be base or tuned). Rename one.",
         )
     return names
 
@@ -227,18 +228,23 @@ def _outputs(
     )
 
 
-def _failures(config: ValidateConfig, report: Report) -> tuple[str, ...]:
+def _failures(config: ValidateConfig, report: Report) -> tuple[QualityError, ...]:
     """What misses a given limit, one sentence each."""
-    failures: list[str] = []
+    failures: list[QualityError] = []
     error = report.weights.relative_error
     if config.fail_above is not None and not error <= config.fail_above:
-        failures.append(f"The total relative error is {error:.4f}, above --fail_above {config.fail_above:g}.")
+        limit = f" {config.fail_above:g}."
+        failures.append(QualityError(f"The total relative error is {error:.4f}, above ", Option("fail_above"), limit))
     if config.fail_below_psnr is not None and report.outputs is not None:
         entries = [entry for entry in report.outputs.summary if entry.variant == LORA]
         worst = min(entries, key=lambda entry: float(entry.worst_psnr))
         if not float(worst.worst_psnr) >= config.fail_below_psnr:
             failures.append(
-                f"{worst.worst_image}: {float(worst.worst_psnr):.2f} dB to the tuned model's picture at "
-                f"{plural(worst.steps, 'step')}, below --fail_below_psnr {config.fail_below_psnr:g}."
+                QualityError(
+                    f"{worst.worst_image}: {float(worst.worst_psnr):.2f} dB to the tuned model's image at "
+                    f"{plural(worst.steps, 'step')}, below ",
+                    Option("fail_below_psnr"),
+                    f" {config.fail_below_psnr:g}.",
+                )
             )
     return tuple(failures)

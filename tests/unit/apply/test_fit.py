@@ -41,7 +41,7 @@ def test_names_that_match_nothing() -> None:
         check_fit(ADAPTER, without("b.weight", "a.bias"))
     assert str(caught.value) == (
         "lora.safetensors: 2 of 3 parameters are not in the model: b.weight, a.bias. "
-        "To apply the rest: --allow_unmatched."
+        "To apply the rest: allow_unmatched."
     )
     fit = check_fit(ADAPTER, without("b.weight", "a.bias"), allow_unmatched=True)
     assert (fit.matched, fit.unmatched) == (("a.weight",), ("b.weight", "a.bias"))
@@ -96,7 +96,7 @@ def test_another_base_is_refused_and_some_tensors_are_named(save: Save, made_for
         check_base(made_for, base)
     assert str(caught.value) == (
         f"lora.safetensors was made from another base than {path}: 2 of 5 tensors differ: m1.weight, m3.weight. "
-        "Give its own base, or go on with --allow_other_base."
+        "Give its own base, or go on with allow_other_base."
     )
     with pytest.warns(LbmLoraWarning, match=r"was made from another base than .* 2 of 5 tensors differ"):
         check_base(made_for, base, allow_other_base=True)

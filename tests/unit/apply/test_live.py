@@ -214,7 +214,7 @@ def _weight(before: dict[str, bytes], net: nn.Module, name: str) -> Tensor:
         (
             "nowhere.bias",
             (4,),
-            "None: 1 of 2 parameters are not in the model: nowhere.bias. To apply the rest: --allow_unmatched.",
+            "None: 1 of 2 parameters are not in the model: nowhere.bias. To apply the rest: allow_unmatched.",
         ),
         (
             "norm.bias",

@@ -88,7 +88,7 @@ def test_only_attention(base: Component, make: Make) -> None:
 
 def test_what_does_not_match_stops_unless_allowed(base: Component, make: Make) -> None:
     path = make("a.safetensors", *NAMES, "b.gone")
-    with pytest.raises(AdapterError, match=r"b\.gone\.weight.*--allow_unmatched"):
+    with pytest.raises(AdapterError, match=r"b\.gone\.weight.*allow_unmatched"):
         fitting_adapters(base, [path], [1.0])
     notes = Notes()
     scaled, applied = fitting_adapters(base, [path], [1.0], allow_unmatched=True, progress=notes)
@@ -110,7 +110,7 @@ def test_factors_are_checked(base: Component, make: Make) -> None:
     path = make("a.safetensors", *NAMES)
     scaled, _ = fitting_adapters(base, [path, path], [0.25])
     assert [entry.lora_scale for entry in scaled] == [0.25, 0.25]
-    with pytest.raises(ConfigError, match=r"^--lora_scale has 3 values for 2 LoRAs\."):
+    with pytest.raises(ConfigError, match=r"^lora_scale has 3 values for 2 LoRAs\."):
         fitting_adapters(base, [path, path], [1.0, 2.0, 3.0])
 
 

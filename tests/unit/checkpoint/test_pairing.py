@@ -69,7 +69,7 @@ def test_tensors_that_stand_on_one_side_only_are_listed(components: Callable[...
     few, many = {"x": torch.ones(1)}, {"x": torch.ones(1), **{name: torch.ones(1) for name in names}}
     base, tuned = components(few, many)
     listed = f"{', '.join(names[:8])} and 3 more"
-    rest = f"{listed}. Is base.safetensors of the same network? To leave them out: --exclude 'm00.weight' and so on."
+    rest = f"{listed}. Is base.safetensors of the same network? To leave them out: exclude 'm00.weight' and so on."
     text = f"11 of 12 tensors are only in the tuned, {tuned.path}, and not in {base.path}: {rest}"
     assert error_of(lambda: pair(base, tuned)) == text
     base, tuned = components(many, few)
@@ -84,7 +84,7 @@ def test_unequal_shapes_are_shown_with_both_sides(components: Callable[..., tupl
     assert error_of(lambda: pair(*components(base, tuned))) == (
         "mid_block.attentions.0.proj_in.weight: base (8, 8) bf16 in base.safetensors, "
         "tuned (8, 8, 1, 1) bf16 in tuned.safetensors. Is this the checkpoint it was tuned from? "
-        "To leave it out: --exclude 'mid_block.attentions.0.proj_in.weight'."
+        "To leave it out: exclude 'mid_block.attentions.0.proj_in.weight'."
     )
     base["b"], tuned["b"] = torch.ones(2), torch.ones(3).half()
     text = error_of(lambda: pair(*components(base, tuned)))
@@ -102,7 +102,7 @@ def test_values_that_are_not_finite_are_refused(
     path = (base if side == "base" else tuned).path
     assert error_of(lambda: delta_of(pair(base, tuned), "a")) == (
         f"a: {len(bad)} of 1,200 values of the {side} in {path} are not finite. "
-        "Repair the file, or leave the tensor out: --exclude 'a'."
+        "Repair the file, or leave the tensor out: exclude 'a'."
     )
 
 
@@ -118,7 +118,7 @@ def test_large_finite_values_are_not_refused(components: Callable[..., tuple[Com
 
 def test_a_difference_that_overflows_is_refused(components: Callable[..., tuple[Component, Component]]) -> None:
     pairing = pair(*components({"a": torch.tensor([-3e38])}, {"a": torch.tensor([3e38])}))
-    text = "a: tuned - base leaves the range of fp32. To leave it out: --exclude 'a'."
+    text = "a: tuned - base leaves the range of fp32. To leave it out: exclude 'a'."
     assert error_of(lambda: delta_of(pairing, "a")) == text
 
 
@@ -139,5 +139,5 @@ def test_every_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
         pair(base, tuned).read_delta(ParamName("a"))
     assert str(caught.value) == (
         f"a: 3 of 3 values of the tuned in {tmp_path / 'tuned.safetensors'} are not finite. So are values of 1 more "
-        "tensors: c. Repair the file, or leave the tensor out: --exclude 'a'."
+        "tensors: c. Repair the file, or leave the tensor out: exclude 'a'."
     )

@@ -21,8 +21,8 @@ from pydantic import BaseModel
 
 from lbm_lora import errors
 from lbm_lora.cli.console import described, jsonable, one_line, session, warnings_as_lines
-from lbm_lora.errors import ConfigError, LbmLoraError
-from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.errors import ConfigError, LbmLoraError, Option, QualityError
+from lbm_lora.progress import LbmLoraWarning, warn
 
 
 class Action(StrEnum):
@@ -167,7 +167,7 @@ def test_a_missing_file_that_nobody_expected_is_a_defect() -> None:
 def test_a_missed_limit_comes_after_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     with session() as console:
         console.print_result("the report", None)
-        console.fail("The error is 0.2, above --fail_above 0.1.")
+        console.fail(QualityError("The error is 0.2, above ", Option("fail_above"), " 0.1."))
     assert console.exit_code == 1
     assert capsys.readouterr() == ("the report\n", "error: The error is 0.2, above --fail_above 0.1.\n")
 
@@ -250,3 +250,16 @@ def test_signs_that_the_stream_lacks_are_spelt_out_and_torch_is_not_loaded() -> 
     with run_python(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0") as process:
         out, err = process.communicate()
     assert (out.decode().strip(), err, process.returncode) == (r"\u2713 done", b"", 0)
+
+
+def test_options_in_a_message_are_spelt_as_flags() -> None:
+    error = ConfigError("names differ. To leave them out: ", Option("exclude"), ", ", Option("dense", is_off=True), ".")
+    assert described(error) == ("names differ. To leave them out: --exclude, --no_dense.", 2)
+    assert str(error) == "names differ. To leave them out: exclude, dense=False."
+
+
+def test_options_in_a_warning_are_spelt_as_flags() -> None:
+    lines: list[str] = []
+    with warnings_as_lines(lines.append):
+        warn("nothing fits: ", Option("allow_unmatched"), " goes on.")
+    assert lines == ["nothing fits: --allow_unmatched goes on."]

@@ -124,8 +124,8 @@ def test_a_size_without_room_says_what_is_needed(allocator: RankAllocator) -> No
     with pytest.raises(InputError) as caught:
         allocator.within([allocator.fixed_bytes])
     assert str(caught.value) == (
-        f"--max_size {megabytes(allocator.fixed_bytes)}: biases, norms and the header alone take "
-        f"{megabytes(allocator.fixed_bytes)}. Give more, or leave tensors out: --exclude, --no-dense."
+        f"max_size {megabytes(allocator.fixed_bytes)}: biases, norms and the header alone take "
+        f"{megabytes(allocator.fixed_bytes)}. Give more, or leave tensors out: exclude, dense=False."
     )
 
 

@@ -282,7 +282,7 @@ def test_a_change_that_does_not_fit_the_stored_dtype_names_the_tensor(extract: E
     with pytest.raises(InputError) as caught:
         extract({name: torch.zeros(shape)}, {name: torch.full(shape, 1e6)}, dtype=torch.float16, rank=2)
     assert str(caught.value) == (
-        f"{name}: values up to 1e+06 do not fit into float16. Store them in bf16: --save_precision bf16."
+        f"{name}: values up to 1e+06 do not fit into float16. Store them in bf16: save_precision bf16."
     )
 
 

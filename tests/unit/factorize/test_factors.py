@@ -169,5 +169,5 @@ def test_rounding_names_the_largest_value() -> None:
     with pytest.raises(InputError) as caught:
         rounded(torch.tensor([1.0, -1e5]), torch.float16)
     assert str(caught.value) == (
-        "values up to 100000 do not fit into float16. Store them in bf16: --save_precision bf16."
+        "values up to 100000 do not fit into float16. Store them in bf16: save_precision bf16."
     )

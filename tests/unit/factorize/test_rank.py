@@ -27,7 +27,7 @@ def test_full_rank_is_the_bound(shape: tuple[int, int]) -> None:
 def test_a_rank_below_one_is_refused(rank: int) -> None:
     with pytest.raises(InputError) as caught:
         FixedRank(linear=rank)
-    text = "a rank is at least 1. To leave layers out: --exclude PATTERN."
+    text = "a rank is at least 1. To leave layers out: exclude PATTERN."
     assert str(caught.value) == f"rank is {rank}: {text}"
     with pytest.raises(InputError) as caught:
         FixedRank(conv=rank)

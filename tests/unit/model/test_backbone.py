@@ -151,7 +151,7 @@ def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path)
         open_backbone(signature, LBMConfig(), folder=tmp_path)
     assert str(caught.value) == (
         f"backbone {signature}: {tmp_path / signature} does not exist, and a hub id looks like 'owner/name'. Give a "
-        "hub id, a diffusers folder or a single-file SDXL checkpoint with --backbone_signature."
+        "hub id, a diffusers folder or a single-file SDXL checkpoint with backbone_signature."
     )
 
 

@@ -12,7 +12,7 @@ from lbm_lora.progress import LbmLoraWarning
 def test_a_device_that_is_not_there_is_one_warning_and_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.warns(LbmLoraWarning, match=rf"^--device {name}: this machine has no such device\. The CPU is used\.$"):
+    with pytest.warns(LbmLoraWarning, match=rf"^device {name}: this machine has no such device\. The CPU is used\.$"):
         assert resolve_device(name) == torch.device("cpu")
 
 
@@ -32,7 +32,7 @@ def test_auto_without_cuda_is_the_cpu_without_a_word(monkeypatch: pytest.MonkeyP
 
 
 def test_mps_is_refused_where_fp64_is_needed() -> None:
-    with pytest.raises(ConfigError, match=r"^--device mps: the sums need fp64, which mps has not\. Use cpu\.$"):
+    with pytest.raises(ConfigError, match=r"^device mps: the sums need fp64, which mps has not\. Use cpu\.$"):
         resolve_device("mps", fp64="the sums need")
 
 
@@ -40,4 +40,4 @@ def test_mps_is_refused_where_fp64_is_needed() -> None:
 def test_an_unknown_name(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_device(name)
-    assert str(caught.value) == f"--device '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps."
+    assert str(caught.value) == f"device '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps."

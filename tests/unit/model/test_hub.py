@@ -80,7 +80,7 @@ def test_an_unreachable_hub_names_the_alternatives(monkeypatch: pytest.MonkeyPat
         open_backbone(SDXL, LBMConfig())
     assert str(caught.value) == (
         f"the backbone {SDXL} cannot be fetched from the Hugging Face hub: no connection to the hub. Give "
-        "--backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
+        "backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
         f"(.safetensors), or the bundled mini model: {BACKBONE}"
     )
 

@@ -87,7 +87,7 @@ def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, pictures: 
 @pytest.mark.parametrize(
     ("dtype", "advice"),
     [
-        (torch.float16, "fp16 ends at 65504, which the networks can leave: use --torch_dtype bf16 or float."),
+        (torch.float16, "fp16 ends at 65504, which the networks can leave: use torch_dtype bf16 or float."),
         (torch.bfloat16, "bf16 has room enough: a weight"),
         (torch.float32, "fp32 has room enough: a weight"),
     ],
@@ -99,7 +99,7 @@ def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dt
             check_finite(torch.tensor([1.0, value]), dtype, what="the output")
         text = str(caught.value)
         assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
-        assert ("--torch_dtype" in text) == (dtype == torch.float16)
+        assert ("torch_dtype" in text) == (dtype == torch.float16)
 
 
 def test_infinite_values_are_no_white_image(model: LBMModel, monkeypatch: pytest.MonkeyPatch) -> None:

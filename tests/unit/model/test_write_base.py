@@ -82,7 +82,7 @@ def test_the_entries_of_the_ckpt(result: BaseFiles) -> None:
     assert held["lbm_config"]["unet"]["cross_attention_dim"] == [16, 32, 64]
 
 
-def test_the_ckpt_suits_the_earlier_implementation(result: BaseResult) -> None:
+def test_the_ckpt_suits_the_earlier_implementation(result: BaseFiles) -> None:
     """Its loader passes three values of its own beside `config`, whose keys it and LBM's own configuration know."""
     held = torch.load(result.ckpt, weights_only=True)
 
@@ -100,7 +100,7 @@ def test_the_ckpt_suits_the_earlier_implementation(result: BaseResult) -> None:
     }  # fmt: skip
 
 
-def test_the_ckpt_suits_lbms_own_loader(result: BaseResult) -> None:
+def test_the_ckpt_suits_lbms_own_loader(result: BaseFiles) -> None:
     """It takes the keys of `state_dict` that start with `model.`, and loads them strictly."""
     held = torch.load(result.ckpt, weights_only=True, mmap=True)
     state = {key[6:]: value for key, value in held["state_dict"].items() if key.startswith("model.")}
@@ -176,7 +176,7 @@ def test_values_that_are_not_finite_stop_and_leave_nothing(tmp_path: Path) -> No
         written(folder, tmp_path / "out" / "base.ckpt", dtype=torch.float16)
     assert str(caught.value) == (
         f"backbone {folder}: 2 tensors are not finite in fp16: denoiser.conv_in.bias, denoiser.conv_out.bias. "
-        "Fetch the files again, or choose another --torch_dtype."
+        "Fetch the files again, or choose another torch_dtype."
     )
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_names_of_the_twins() -> None:
     assert twin_paths(Path("a/b.pth")) == (Path("a/b.safetensors"), Path("a/b.pth"))
     with pytest.raises(OutputError) as caught:
         twin_paths(Path("a/b"))
-    assert str(caught.value) == "--save_path a/b: a base ends in .ckpt or .safetensors (both are written)."
+    assert str(caught.value) == "save_path a/b: a base ends in .ckpt or .safetensors (both are written)."
 
 
 def test_the_backbone_is_never_overwritten(backbone_folder: Path) -> None:

@@ -87,7 +87,7 @@ def test_settings_that_cannot_be_are_named() -> None:
         data_check.run(CheckConfig(data=(str(PAIRS),), image_size=(8,)))
     with pytest.raises(ConfigError, match=r"allow_pipe"):
         data_check.run(CheckConfig(data=("pipe:cat t.tar",)))
-    with pytest.raises(ConfigError, match=r"--shard_mb and --shard_count must be 1 or more"):
+    with pytest.raises(ConfigError, match=r"shard_mb and shard_count must be 1 or more"):
         data_pack.run(PackConfig(folder=PAIRS, to=Path("nowhere"), shard_mb=0))
 
 

@@ -153,8 +153,8 @@ def test_a_vae_that_differs_is_named(lbm: Lbm, tmp_path: Path) -> None:
     ("changes", "error", "text"),
     [
         ({"rank": 0}, InputError, "rank is 0: a rank is at least 1"),
-        ({"save_to": Path("l.bin")}, OutputError, "--save_to l.bin: a LoRA is a .safetensors file"),
-        ({"min_diff": -1.0}, ConfigError, "--min_diff is -1"),
+        ({"save_to": Path("l.bin")}, OutputError, "save_to l.bin: a LoRA is a .safetensors file"),
+        ({"min_diff": -1.0}, ConfigError, "min_diff is -1"),
         ({"include": ("attn3",)}, PatternError, "pattern 'attn3' matches none of"),
         ({"include": ("attn1",), "target_coverage": "attention"}, ConfigError, "both choose layers"),
     ],

@@ -119,13 +119,13 @@ def test_another_base_is_refused_by_name(lbm: Lbm, lora: Path, tmp_path: Path) -
     config = FuseConfig(
         base_model_path=tmp_path / "other.safetensors", lora_path=(lora,), save_to=tmp_path / "f.safetensors"
     )
-    with pytest.raises(WrongBaseError, match=r"1 of \d+ tensors differ: conv_in\.bias\. .*--allow_other_base"):
+    with pytest.raises(WrongBaseError, match=r"1 of \d+ tensors differ: conv_in\.bias\. .*allow_other_base"):
         run(config)
     assert not config.save_to.exists()
 
 
 def test_no_lora_is_refused(lbm: Lbm, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--lora_path names no file"):
+    with pytest.raises(ConfigError, match=r"^lora_path names no file"):
         run(FuseConfig(base_model_path=lbm.base, lora_path=(), save_to=tmp_path / "f.safetensors"))
     assert list(tmp_path.iterdir()) == []
 
@@ -144,7 +144,7 @@ def test_outputs_that_cannot_be(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
         run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=tmp_path / "f.bin"))
     with pytest.raises(OutputError, match="would be overwritten"):
         run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=lora))
-    with pytest.raises(ConfigError, match="--lora_scale has 2 values for 1 LoRAs"):
+    with pytest.raises(ConfigError, match="lora_scale has 2 values for 1 LoRAs"):
         run(
             FuseConfig(
                 base_model_path=lbm.base, lora_path=(lora,), lora_scale=(1.0, 2.0), save_to=tmp_path / "f.safetensors"

@@ -223,9 +223,9 @@ def test_tiling_reaches_the_decoder(
 
 def test_options_that_cannot_be(files: Files, photos: Path, tmp_path: Path) -> None:
     config = infer(files, photos / "a.png", tmp_path / "o.png")
-    with pytest.raises(ConfigError, match=r"^--tuned_model_path is only used with --compare\."):
+    with pytest.raises(ConfigError, match=r"^tuned_model_path is only used with compare\."):
         run(dataclasses.replace(config, tuned_model_path=files.tuned))
-    with pytest.raises(ConfigError, match=r"^--base_model_path is missing\. Give a base or any LBM checkpoint"):
+    with pytest.raises(ConfigError, match=r"^base_model_path is missing\. Give a base or any LBM checkpoint"):
         run(dataclasses.replace(config, base_model_path=None))
     with pytest.raises(ConfigError, match=r"^0 steps cannot be taken"):
         run(dataclasses.replace(config, num_inference_steps=0))

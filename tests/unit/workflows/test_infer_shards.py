@@ -188,11 +188,11 @@ def test_an_error_in_the_work_leaves_what_is_done(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices": 0}, "^--devices and --num_nodes must be 1 or more"),
-        ({"devices": 2, "device": "cuda:1"}, "^--device cuda:1 is one device, and --devices is 2"),
-        ({"max_corrupt": 2.0}, r"^--max_corrupt must be between 0 and 1, got 2\.$"),
+        ({"devices": 0}, "^devices and num_nodes must be 1 or more"),
+        ({"devices": 2, "device": "cuda:1"}, "^device cuda:1 is one device, and devices is 2"),
+        ({"max_corrupt": 2.0}, r"^max_corrupt must be between 0 and 1, got 2\.$"),
         ({"num_inference_steps": 0}, "^0 steps cannot be taken"),
-        ({"base_model_path": None}, "^--base_model_path is missing"),
+        ({"base_model_path": None}, "^base_model_path is missing"),
     ],
 )
 def test_flags_that_cannot_be(

@@ -112,9 +112,9 @@ def test_alpha_may_be_taken_as_the_rank(config: RefineConfig, lora: Path, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"steps": 0}, ConfigError, "--steps is 0"),
-        ({"batch_size": 0}, ConfigError, "--batch_size is 0"),
-        ({"learning_rate": 2.0}, ConfigError, "--learning_rate is 2"),
+        ({"steps": 0}, ConfigError, "steps is 0"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0"),
+        ({"learning_rate": 2.0}, ConfigError, "learning_rate is 2"),
         ({"save_to": Path("x.ckpt")}, OutputError, "x.ckpt: a LoRA is a .safetensors file"),
     ],
 )
@@ -128,7 +128,7 @@ def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, pi
         run(dataclasses.replace(config, save_to=lora))
     with pytest.raises(ConfigError, match="is one image"):
         run(dataclasses.replace(config, images=str(pictures / "0.png")))
-    with pytest.raises(ConfigError, match=r"0\.png is in --images and in --held_images"):
+    with pytest.raises(ConfigError, match=r"0\.png is in images and in held_images"):
         run(dataclasses.replace(config, held_images=str(pictures / "0.png")))
     with pytest.raises(WrongBaseError, match="extracted from another tuned model"):
         run(dataclasses.replace(config, tuned_model_path=config.base_model_path))

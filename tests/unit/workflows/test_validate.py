@@ -149,7 +149,7 @@ def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, pictur
     steps = min(lora, key=lambda count: lora[count])
     assert result.failures == (
         f"a.png: {lora[steps]:.2f} dB to the tuned model's picture at {steps} step{'s' if steps > 1 else ''}, below "
-        "--fail_below_psnr 500.",
+        "fail_below_psnr 500.",
     )
 
 
@@ -196,7 +196,7 @@ def test_pictures_are_looked_for_before_the_checkpoints_are_read(config: Validat
     [("fail_below_psnr", 30.0), ("other_lora_path", (Path("l"),)), ("lpips_weights", Path("w")), ("lpips_net", "vgg")],
 )
 def test_what_is_about_pictures_needs_images(config: ValidateConfig, flag: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"^--{flag} is about pictures. Add --images, or leave it out.$"):
+    with pytest.raises(ConfigError, match=f"^{flag} is about images. Add images, or leave it out.$"):
         run(dataclasses.replace(config, **{flag: value}))
 
 
@@ -209,7 +209,7 @@ def test_loras_are_told_apart_by_their_names(config: ValidateConfig, picture: st
 
 @pytest.mark.parametrize("words", ["1", "1 2 4"])
 def test_one_number_of_steps_or_several(words: str) -> None:
-    flags = f"--base_model_path b --tuned_model_path t --lora_path l --images i --num_inference_steps {words}"
+    flags = f"base_model_path b tuned_model_path t lora_path l images i num_inference_steps {words}"
     config, _ = parse("validate", [*flags.split(), "--lpips_weights", "w.safetensors"])
     assert config.num_inference_steps == tuple(map(int, words.split()))
     assert config.lpips_weights == Path("w.safetensors")
@@ -219,7 +219,7 @@ def test_the_gate(config: ValidateConfig) -> None:
     error = run(config).report.weights.relative_error
     run(dataclasses.replace(config, fail_above=error * 1.001)).raise_for_quality()
     failed = run(dataclasses.replace(config, fail_above=error * 0.999))
-    with pytest.raises(QualityError, match="above --fail_above"):
+    with pytest.raises(QualityError, match="above fail_above"):
         failed.raise_for_quality()
 
 
