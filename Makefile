@@ -1,14 +1,18 @@
 # Two commands on a fresh machine with Python 3.11 or newer, git and make:
-#   make demo   installs the package and runs its main job on the bundled model
-#   make test   installs what development needs, lints, type-checks, runs the tests
-# and one for the numbers in docs/performance.md:
-#   make bench  makes a full-size pair of checkpoints (30 GB of disk) and measures; ARGS="--scale 0.2" is quicker
+#   make demo         installs the package and runs its main job on the bundled model
+#   make test         installs what development needs, lints, type-checks, runs the tests
+# Both install the versions in constraints.txt. For maintainers:
+#   make test-lowest  runs the tests on the lower bounds of pyproject.toml, in .venv-lowest (6 GB of disk)
+#   make constraints  writes the versions of .venv to constraints.txt
+#   make bench        makes a full-size pair of checkpoints (30 GB of disk) and measures; ARGS="--scale 0.2" is quicker
 
 PYTHON ?= python3
+LOWEST_PYTHON ?= python3.11
 BIN := .venv/bin
-SOURCES := pyproject.toml
+LOWEST := .venv-lowest
+SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types unit bench clean
+.PHONY: demo test lint types unit test-lowest constraints bench clean
 
 demo: .venv/.infer
 	$(BIN)/lbm-lora demo
@@ -26,19 +30,38 @@ types: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# annotations are not checked here: older versions of jaxtyping cannot check a dataclass that names itself
+test-lowest: $(LOWEST)/.test
+	$(LOWEST)/bin/pytest -n 2 --dist loadfile -o addopts="-ra --import-mode=importlib --strict-markers" -m "not slow"
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.infer: $(SOURCES) | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[infer]'
+	$(BIN)/python -m pip install --quiet --editable '.[infer]' --constraint constraints.txt
 	touch $@
 
 .venv/.dev: $(SOURCES) | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@ .venv/.infer
+
+$(LOWEST)/bin/python:
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+
+$(LOWEST)/.test: pyproject.toml tools/lowest.py | $(LOWEST)/bin/python
+	$(LOWEST)/bin/python tools/lowest.py test > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable '.[test]' --constraint $(LOWEST)/lowest.txt
+	touch $@
+
+constraints: .venv/.dev
+	sed '/^$$/q' constraints.txt > constraints.tmp
+	$(BIN)/python -m pip list --format=freeze --exclude-editable \
+	  | grep -vE '^(pip|setuptools|torch|torchvision|triton|nvidia-.*|cuda-.*)==' >> constraints.tmp
+	mv constraints.tmp constraints.txt
+	touch .venv/.dev .venv/.infer
 
 bench: .venv/.infer
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(LOWEST) demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
