@@ -1,0 +1,34 @@
+"""The pages for people: their links lead somewhere, and every decision is in the index."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / ".github" / "pull_request_template.md"])
+DECISIONS = ROOT / "docs" / "decisions"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_linked_files_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    page = (DECISIONS / "README.md").read_text(encoding="utf-8")
+    index = re.findall(r"\| (\d+) \| \[(.+)\]\((.+\.md)\) \| .+ \|", page)
+    records = sorted(DECISIONS.glob("0*.md"))
+    titles = [path.read_text(encoding="utf-8").splitlines()[0] for path in records]
+    assert [f"# {number}. {title}" for number, title, _ in index] == titles
+    assert [name for _, _, name in index] == [path.name for path in records]
+
+
+def test_source_files_that_the_architecture_names_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = [name for name in re.findall(r"`([\w/]+\.py)`", page) if "/" in name]
+    assert len(named) > 10
+    places = (ROOT, ROOT / "src" / "lbm_lora")
+    assert [name for name in named if not any((place / name).is_file() for place in places)] == []
