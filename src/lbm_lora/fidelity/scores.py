@@ -14,13 +14,12 @@ from lbm_lora.fidelity.answers import Answer
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.imaging.metrics import Weights, psnr, ssim
 from lbm_lora.imaging.perceptual import Lpips
-from lbm_lora.report.outputs import (
+from lbm_lora.report import (
     DenoiserScore,
     ImageComparison,
+    ImageScore,
     OutputComparison,
-    PictureScore,
     VariantScores,
-    number,
     summarize,
     summarize_denoiser,
 )
@@ -38,11 +37,11 @@ def scores(
     return VariantScores(
         variant=variant,
         denoiser=tuple(
-            DenoiserScore(timestep=timestep, error=number(relative_error(found.predictions[timestep], prediction)))
+            DenoiserScore(timestep=timestep, error=relative_error(found.predictions[timestep], prediction))
             for timestep, prediction in wanted.predictions.items()
         ),
-        pictures=tuple(
-            _picture(steps, found.images[steps], image, mask, lpips) for steps, image in wanted.images.items()
+        images=tuple(
+            _image_score(steps, found.images[steps], image, mask, lpips) for steps, image in wanted.images.items()
         ),
     )
 
@@ -90,14 +89,14 @@ def compared(
     )
 
 
-def _picture(steps: int, image: Tensor, target: Tensor, mask: Weights | None, lpips: Lpips | None) -> PictureScore:
-    return PictureScore(
+def _image_score(steps: int, image: Tensor, target: Tensor, mask: Weights | None, lpips: Lpips | None) -> ImageScore:
+    return ImageScore(
         steps=steps,
-        psnr=number(psnr(image, target)),
-        ssim=number(ssim(image, target)),
-        lpips=None if lpips is None else number(_distance(lpips, image, target)),
-        mask_psnr=None if mask is None else number(psnr(image, target, mask)),
-        mask_ssim=None if mask is None else number(ssim(image, target, mask)),
+        psnr=psnr(image, target),
+        ssim=ssim(image, target),
+        lpips=None if lpips is None else _distance(lpips, image, target),
+        mask_psnr=None if mask is None else psnr(image, target, mask),
+        mask_ssim=None if mask is None else ssim(image, target, mask),
     )
 
 

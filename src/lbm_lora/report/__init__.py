@@ -1,23 +1,25 @@
 """Measured results of an adapter: their values, and the forms in which people and programs read them (layer L3)."""
 
-from lbm_lora.report.base_text import base_text
+from lbm_lora.report.compare import compare_weights, file_labels
+from lbm_lora.report.document import SCHEMA, Provenance, Report, parse_report, report_json, report_schema
 from lbm_lora.report.html import render_html
-from lbm_lora.report.json_file import SCHEMA, parse_report, report_json
 from lbm_lora.report.outputs import (
     DenoiserScore,
     DenoiserSummary,
     ImageComparison,
+    ImageScore,
     LoraFile,
     OutputComparison,
-    PictureScore,
     VariantScores,
     VariantSummary,
+    summarize,
+    summarize_denoiser,
+    worst_first,
 )
-from lbm_lora.report.provenance import Provenance, file_labels, installed_versions
-from lbm_lora.report.schema import BANDS, BlockResult, Report, TensorResult, WeightReport, band_of, weight_report
 from lbm_lora.report.text import full_text, short_text
-from lbm_lora.report.weights import compare_weights
-from lbm_lora.report.write import write_report
+from lbm_lora.report.values import BANDS, band_of
+from lbm_lora.report.weights import BlockResult, TensorResult, WeightReport, weight_report
+from lbm_lora.report.write import installed_versions, write_report
 
 __all__ = [
     "BANDS",
@@ -26,9 +28,9 @@ __all__ = [
     "DenoiserScore",
     "DenoiserSummary",
     "ImageComparison",
+    "ImageScore",
     "LoraFile",
     "OutputComparison",
-    "PictureScore",
     "Provenance",
     "Report",
     "TensorResult",
@@ -36,7 +38,6 @@ __all__ = [
     "VariantSummary",
     "WeightReport",
     "band_of",
-    "base_text",
     "compare_weights",
     "file_labels",
     "full_text",
@@ -44,7 +45,11 @@ __all__ = [
     "parse_report",
     "render_html",
     "report_json",
+    "report_schema",
     "short_text",
+    "summarize",
+    "summarize_denoiser",
     "weight_report",
+    "worst_first",
     "write_report",
 ]

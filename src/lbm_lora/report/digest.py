@@ -1,4 +1,4 @@
-"""What text and HTML both derive from a weight report: the ledger per status, kinds, ranks, the worst modules."""
+"""What text and page both derive from a weight report: the ledger per status, kinds, ranks, the worst modules."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Literal
 
 from lbm_lora.adapter import Status
 from lbm_lora.factorize import rank_bound
-from lbm_lora.report.schema import TensorResult, WeightReport, block_of
+from lbm_lora.report.weights import TensorResult, WeightReport, block_of
 from lbm_lora.report.wording import plural
 
 Kind = Literal["linear", "conv", "dense"]
@@ -34,11 +34,11 @@ class LedgerEntry:
 
     Attributes:
         details: `linear: 741`, `conv: 51`, or the reasons of the tensors left out, each with its number.
-        change_share: of the squared norm of the whole change.
+        change_share: of the squared norm of the change.
         error_share: of the squared error; nan where the error is not finite.
     """
 
-    status: str
+    status: Status
     tensors: int
     details: tuple[str, ...]
     change_share: float
@@ -65,7 +65,7 @@ class RankSummary:
 
 
 def kind_of(row: TensorResult) -> Kind:
-    """Of a tensor's delta: its shape decides, and the status of a matrix that is stored whole."""
+    """Of a tensor's delta: its shape decides, and the status of a matrix that is dense."""
     if row.status == Status.DENSE or not row.name.endswith("weight"):
         return "dense"
     return {2: "linear", 4: "conv"}.get(len(row.shape), "dense")  # pyright: ignore[reportReturnType]
@@ -73,8 +73,8 @@ def kind_of(row: TensorResult) -> Kind:
 
 def ledger_entries(report: WeightReport) -> tuple[LedgerEntry, ...]:
     """One entry for each status, in the ledger's order; tensors add up to `report.tensors`."""
-    whole = math.fsum(row.delta_norm**2 for row in report.rows)
-    return tuple(_entry(report, status.value, whole) for status in Status)
+    total = math.fsum(row.delta_norm**2 for row in report.rows)
+    return tuple(_entry(report, status, total) for status in Status)
 
 
 def lora_rows(report: WeightReport) -> list[TensorResult]:
@@ -119,19 +119,19 @@ def block_order(rows: Sequence[TensorResult]) -> list[str]:
     return list(dict.fromkeys(block_of(row.name) for row in network_order(rows)))
 
 
-def _entry(report: WeightReport, status: str, whole: float) -> LedgerEntry:
+def _entry(report: WeightReport, status: Status, total: float) -> LedgerEntry:
     rows = [row for row in report.rows if row.status == status]
     change = math.fsum(row.delta_norm**2 for row in rows)
     return LedgerEntry(
         status=status,
-        tensors=report.counts.get(status, 0),
+        tensors=report.counts.get(status.value, 0),
         details=_details(report, status, rows),
-        change_share=change / whole if whole else 0.0,
+        change_share=change / total if total else 0.0,
         error_share=sum(row.error_share for row in rows),
     )
 
 
-def _details(report: WeightReport, status: str, rows: Sequence[TensorResult]) -> tuple[str, ...]:
+def _details(report: WeightReport, status: Status, rows: Sequence[TensorResult]) -> tuple[str, ...]:
     if status == Status.EXCLUDED:
         counts = report.excluded_reasons
     else:

@@ -1,149 +1,161 @@
-"""What a comparison of outputs found: the part of a report about what base, base + LoRA and tuned make of pictures.
-
-Plain values that `dataclasses.asdict` turns into JSON. JSON has no infinity, so a number that is not finite
-is the string "inf", "-inf" or "nan"; `float` reads all of them back.
-"""
+"""The outputs part of a report: how near what base and base + LoRA make of images comes to the tuned model's."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-Number = float | str
-"""A finite float, or the name of one that is not."""
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lbm_lora.report.values import STRICT, Float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DenoiserScore:
-    """How near the denoiser's output at one timestep is to the reference's, for the same point of the bridge."""
+    """How near the denoiser's output at one timestep is to the reference's, for the same point of the bridge.
 
-    timestep: float
-    """In (0, 1000]; 1000 is the source."""
-    error: Number
-    """||output - reference|| / ||reference||."""
+    Attributes:
+        timestep: in (0, 1000]; 1000 is the source.
+        error: ||output - reference|| / ||reference||.
+    """
+
+    timestep: Float
+    error: Float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PictureScore:
-    """How near the decoded picture of one number of steps is to the reference's."""
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImageScore:
+    """How near the decoded image of one number of steps is to the reference's.
+
+    Attributes:
+        steps: denoiser calls.
+        psnr: dB, of float images in [-1, 1] before rounding; infinite where they are equal.
+        ssim: 1 for equal images.
+        lpips: 0 for equal images; where LPIPS was measured.
+        mask_psnr, mask_ssim: the same inside the image's mask, where it has one.
+    """
 
     steps: int
-    """Denoiser calls."""
-    psnr: Number
-    """dB, of float pictures in [-1, 1] before rounding; "inf" where they are equal."""
-    ssim: Number
-    """1 for equal pictures."""
-    lpips: Number | None = None
-    """0 for equal pictures; where LPIPS was measured."""
-    mask_psnr: Number | None = None
-    """`psnr` inside the picture's mask, where it has one."""
-    mask_ssim: Number | None = None
-    """`ssim` inside the picture's mask, where it has one."""
+    psnr: Float
+    ssim: Float
+    lpips: Float | None = None
+    mask_psnr: Float | None = None
+    mask_ssim: Float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VariantScores:
-    """One variant's outputs for one picture."""
+    """One variant's outputs for one source image.
+
+    Attributes:
+        variant: its name: base, base + LoRA, ...
+        denoiser: one entry for each timestep of the comparison, in its order.
+        images: one entry for each number of steps of the comparison, in its order; `pictures` in JSON.
+    """
 
     variant: str
-    """Its name: base, base + LoRA, ..."""
     denoiser: tuple[DenoiserScore, ...]
-    """One entry for each timestep of the comparison, in its order."""
-    pictures: tuple[PictureScore, ...]
-    """One entry for each number of steps of the comparison, in its order."""
+    images: tuple[ImageScore, ...] = Field(validation_alias="pictures", serialization_alias="pictures")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageComparison:
-    """One picture: each variant against the reference."""
+    """One source image: each variant against the reference.
+
+    Attributes:
+        image: file name, without its folder.
+        width, height: pixels that were compared, before the result is stretched back to the source's size.
+    """
 
     image: str
-    """File name, without its folder."""
     width: int
-    """Pixels that were compared, before the result is stretched back to the source's size."""
     height: int
     scores: tuple[VariantScores, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VariantSummary:
-    """The decoded pictures of one variant at one number of steps, over all images."""
+    """The decoded images of one variant at one number of steps, over all sources.
+
+    Attributes:
+        mean_psnr: mean over the images that differ from the reference's; infinite where none does.
+        equal_images: images equal to the reference's in every value.
+        worst_image: the one with the lowest PSNR.
+    """
 
     variant: str
     steps: int
-    mean_psnr: Number
-    """Mean over the pictures that differ from the reference's; "inf" where none does."""
-    worst_psnr: Number
-    mean_ssim: Number
-    worst_ssim: Number
-    mean_lpips: Number | None
-    worst_lpips: Number | None
+    mean_psnr: Float
+    worst_psnr: Float
+    mean_ssim: Float
+    worst_ssim: Float
+    mean_lpips: Float | None
+    worst_lpips: Float | None
     equal_images: int
-    """Pictures equal to the reference's in every value."""
     worst_image: str
-    """The picture with the lowest PSNR."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DenoiserSummary:
-    """The denoiser's outputs of one variant at one timestep, over all images."""
+    """The denoiser's outputs of one variant at one timestep, over all sources."""
 
     variant: str
-    timestep: float
-    mean_error: Number
-    worst_error: Number
+    timestep: Float
+    mean_error: Float
+    worst_error: Float
     worst_image: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraFile:
-    """The file behind a variant, for the curve of size against error."""
+    """The file behind a variant, for the curve of bytes against error.
+
+    Attributes:
+        file: name without its folder.
+        method: how its ranks were chosen, as the file says; files of one method make one curve.
+    """
 
     variant: str
     file: str
-    """Without its folder."""
     nbytes: int
     method: str
-    """How its ranks were chosen, as the file says; files of one method make one curve."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OutputComparison:
-    """The outputs of several variants on equal latents with equal noise."""
+    """The outputs of several variants on equal latents with equal noise.
+
+    Attributes:
+        reference: the variant that the others are measured against, normally `tuned`.
+        steps: numbers of denoiser calls that images were made with, ascending.
+        timesteps: where the denoiser itself was compared, from the source on.
+        dtype: of the denoiser and its latents: fp32, bf16 or fp16.
+        lpips: the network of LPIPS, where it was measured: vgg, alex or squeeze.
+        summary: one entry for each number of steps, and in it for each variant but the reference.
+        denoiser: one entry for each timestep, and in it for each variant but the reference.
+    """
 
     reference: str
-    """The variant that the others are measured against, normally `tuned`."""
     steps: tuple[int, ...]
-    """Numbers of denoiser calls that pictures were made with, ascending."""
-    timesteps: tuple[float, ...]
-    """Where the denoiser itself was compared, from the source on."""
+    timesteps: tuple[Float, ...]
     seed: int
     dtype: str
-    """Of the denoiser and its latents: fp32, bf16 or fp16."""
     device: str
     lpips: str | None
-    """The network of LPIPS, where it was measured: vgg, alex or squeeze."""
     images: tuple[ImageComparison, ...]
     summary: tuple[VariantSummary, ...]
-    """One entry for each number of steps, and in it for each variant but the reference."""
     denoiser: tuple[DenoiserSummary, ...]
-    """One entry for each timestep, and in it for each variant but the reference."""
     loras: tuple[LoraFile, ...] = ()
 
 
-def number(value: float) -> Number:
-    """A value as JSON can hold it."""
-    return value if math.isfinite(value) else str(value)
-
-
 def summarize(images: Sequence[ImageComparison]) -> tuple[VariantSummary, ...]:
-    """Mean and worst picture of each variant at each number of steps.
+    """Mean and worst image of each variant at each number of steps.
 
     Args:
         images: at least one, all with the same variants and numbers of steps.
     """
     first = images[0].scores
     return tuple(
-        _pictures(images, variant, index) for index in range(len(first[0].pictures)) for variant in range(len(first))
+        _decoded(images, variant, index) for index in range(len(first[0].images)) for variant in range(len(first))
     )
 
 
@@ -166,25 +178,25 @@ def worst_first(outputs: OutputComparison) -> tuple[ImageComparison, ...]:
 
 def has_masks(outputs: OutputComparison) -> bool:
     """Whether any image was also measured inside a mask."""
-    scores = (score for image in outputs.images for variant in image.scores for score in variant.pictures)
+    scores = (score for image in outputs.images for variant in image.scores for score in variant.images)
     return any(score.mask_psnr is not None for score in scores)
 
 
-def _pictures(images: Sequence[ImageComparison], variant: int, index: int) -> VariantSummary:
-    scores = [image.scores[variant].pictures[index] for image in images]
-    psnrs = [float(score.psnr) for score in scores]
-    ssims = [float(score.ssim) for score in scores]
-    distances = [float(score.lpips) for score in scores if score.lpips is not None]
+def _decoded(images: Sequence[ImageComparison], variant: int, index: int) -> VariantSummary:
+    scores = [image.scores[variant].images[index] for image in images]
+    psnrs = [score.psnr for score in scores]
+    ssims = [score.ssim for score in scores]
+    distances = [score.lpips for score in scores if score.lpips is not None]
     different = [value for value in psnrs if value != math.inf]
     return VariantSummary(
         variant=images[0].scores[variant].variant,
         steps=scores[0].steps,
-        mean_psnr=number(_mean(different) if different else math.inf),
-        worst_psnr=number(min(psnrs)),
-        mean_ssim=number(_mean(ssims)),
-        worst_ssim=number(min(ssims)),
-        mean_lpips=number(_mean(distances)) if distances else None,
-        worst_lpips=number(max(distances)) if distances else None,
+        mean_psnr=_mean(different) if different else math.inf,
+        worst_psnr=min(psnrs),
+        mean_ssim=_mean(ssims),
+        worst_ssim=min(ssims),
+        mean_lpips=_mean(distances) if distances else None,
+        worst_lpips=max(distances) if distances else None,
         equal_images=len(psnrs) - len(different),
         worst_image=images[psnrs.index(min(psnrs))].image,
     )
@@ -192,19 +204,19 @@ def _pictures(images: Sequence[ImageComparison], variant: int, index: int) -> Va
 
 def _denoiser(images: Sequence[ImageComparison], variant: int, index: int) -> DenoiserSummary:
     scores = [image.scores[variant].denoiser[index] for image in images]
-    errors = [float(score.error) for score in scores]
+    errors = [score.error for score in scores]
     return DenoiserSummary(
         variant=images[0].scores[variant].variant,
         timestep=scores[0].timestep,
-        mean_error=number(_mean(errors)),
-        worst_error=number(max(errors)),
+        mean_error=_mean(errors),
+        worst_error=max(errors),
         worst_image=images[errors.index(max(errors))].image,
     )
 
 
 def _lowest_psnr(image: ImageComparison) -> float:
     variant = image.scores[min(1, len(image.scores) - 1)]
-    return min(float(score.psnr) for score in variant.pictures)
+    return min(score.psnr for score in variant.images)
 
 
 def _mean(values: Sequence[float]) -> float:

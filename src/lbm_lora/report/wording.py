@@ -1,19 +1,11 @@
-"""How a report says its values: one spelling of numbers, shapes, names and verdicts for text and HTML."""
+"""How values are said: one spelling of numbers, shapes, names and verdicts, for the text, the page and the terminal."""
 
 import math
-import textwrap
 
-from lbm_lora.report.outputs import Number
-from lbm_lora.report.schema import BANDS, band_of
+from lbm_lora.report.values import BANDS, band_of
 
 NOTHING = "-"
 """Stands for a value that is not there."""
-
-WIDTH = 100
-"""Columns of a text, at most."""
-
-LABEL = 34
-"""Columns that a label takes before its value."""
 
 
 def percent(share: float) -> str:
@@ -23,41 +15,38 @@ def percent(share: float) -> str:
     if math.isinf(share):
         return "inf"
     value = 100 * share
-    size = abs(value)
-    if size == 0:
+    amount = abs(value)
+    if amount == 0:
         return "0 %"
-    if size < 0.005:
+    if amount < 0.005:
         return f"{value:.1e} %"
-    return f"{value:.2f} %" if size < 9.995 else f"{value:.1f} %" if size < 1000 else f"{value:,.0f} %"
+    return f"{value:.2f} %" if amount < 9.995 else f"{value:.1f} %" if amount < 1000 else f"{value:,.0f} %"
 
 
 def share(part: float) -> str:
-    """As `percent`, for parts of a whole: what is too small to matter is `< 0.01 %`."""
+    """As `percent`, of parts: what is too small to matter is `< 0.01 %`."""
     return "< 0.01 %" if 0 < part < 0.00005 else percent(part)
 
 
-def decibel(value: Number | None) -> str:
-    """41.017 -> `41.02`; equal pictures have infinitely many: `equal`; `-` where nothing was measured."""
+def decibel(value: float | None) -> str:
+    """41.017 -> `41.02`; equal images have infinitely many: `equal`; `-` where nothing was measured."""
     if value is None:
         return NOTHING
-    number = float(value)
-    return "equal" if number == math.inf else f"{number:.2f}"
+    return "equal" if value == math.inf else f"{value:.2f}"
 
 
-def similarity(value: Number | None) -> str:
-    """An SSIM with four decimals, cut and not rounded: only equal pictures have 1."""
+def similarity(value: float | None) -> str:
+    """An SSIM with four decimals, cut and not rounded: only equal images have 1."""
     if value is None:
         return NOTHING
-    number = float(value)
-    return f"{math.floor(number * 1e4) / 1e4:.4f}" if math.isfinite(number) else str(number)
+    return f"{math.floor(value * 1e4) / 1e4:.4f}" if math.isfinite(value) else str(value)
 
 
-def distance(value: Number | None) -> str:
-    """An LPIPS: `0.1234`, `3.1e-05` where that would be 0.0000, and `0` for equal pictures alone."""
+def distance(value: float | None) -> str:
+    """An LPIPS: `0.1234`, `3.1e-05` where that would be 0.0000, and `0` for equal images alone."""
     if value is None:
         return NOTHING
-    number = float(value)
-    return "0" if number == 0 else f"{number:.1e}" if 0 < number < 5e-5 else f"{number:.4f}"
+    return "0" if value == 0 else f"{value:.1e}" if 0 < value < 5e-5 else f"{value:.4f}"
 
 
 def megabytes(nbytes: int) -> str:
@@ -70,7 +59,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def size(shape: tuple[int, ...]) -> str:
+def dimensions(shape: tuple[int, ...]) -> str:
     """(64, 32, 3, 3) -> `64x32x3x3`; a scalar is `scalar`."""
     return "x".join(map(str, shape)) or "scalar"
 
@@ -86,16 +75,6 @@ def shortened(text: str, width: int) -> str:
         return text
     head = (width - 3) // 3
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
-
-
-def wrapped(text: str, width: int, *, indent: str = "  ") -> list[str]:
-    """Lines of at most `width` characters, each behind `indent`; a word that is longer is cut."""
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-
-
-def labelled(label: str, value: str) -> str:
-    """A line of a text: an indented label, and its value in the column of all values."""
-    return f"  {label:<{LABEL - 2}}{value}"
 
 
 def verdict(relative_error: float) -> str:

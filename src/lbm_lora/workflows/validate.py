@@ -115,7 +115,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     files = write_report(
         report,
         folder,
-        picture=None if outputs is None else outputs.image,
+        image=None if outputs is None else outputs.image,
         caption="" if outputs is None else outputs.caption,
         provenance=_provenance(config),
     )

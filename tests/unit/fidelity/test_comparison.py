@@ -87,7 +87,7 @@ def test_the_numbers_are_those_of_the_pictures(
         for variant in image.scores:
             if variant.variant == LORA:
                 continue
-            for score in variant.pictures:
+            for score in variant.images:
                 found = translate(models[variant.variant], source, steps=score.steps, seed=5)[0]
                 assert float(score.psnr) == pytest.approx(psnr(found, wanted[score.steps]), abs=1e-3)
             expected = relative_error(first[variant.variant], first["tuned"])
@@ -101,7 +101,7 @@ def test_the_better_lora_is_better_everywhere(compared: comparison.ComparisonRes
     for image in scores.images:
         base, good, poor = image.scores
         assert (base.variant, good.variant, poor.variant) == ("base", LORA, "poor")
-        for one, other, third in zip(good.pictures, poor.pictures, base.pictures, strict=True):
+        for one, other, third in zip(good.images, poor.images, base.images, strict=True):
             assert float(one.psnr) > float(other.psnr) > float(third.psnr)
         for one, other, third in zip(good.denoiser, poor.denoiser, base.denoiser, strict=True):
             assert float(one.error) < float(other.error) < float(third.error)
@@ -118,7 +118,7 @@ def test_the_files_behind_the_variants(compared: comparison.ComparisonResult, ad
 
 def test_the_picture_shows_the_worst_first(compared: comparison.ComparisonResult) -> None:
     lowest = {
-        image.image: min(float(score.psnr) for score in image.scores[1].pictures) for image in compared.scores.images
+        image.image: min(float(score.psnr) for score in image.scores[1].images) for image in compared.scores.images
     }
     order = sorted(lowest, key=lambda name: lowest[name])
     assert compared.caption == f"1 step, lowest PSNR first: {', '.join(order)}"
@@ -136,7 +136,7 @@ def test_a_result_does_not_depend_on_the_other_pictures(
     found = compare_outputs(alone, base=lbm.base, tuned=lbm.tuned, adapters={}).scores
     (image,) = found.images
     (base,) = image.scores
-    assert base.pictures[0] == compared.scores.images[1].scores[0].pictures[1]
+    assert base.images[0] == compared.scores.images[1].scores[0].images[1]
     assert base.denoiser == compared.scores.images[1].scores[0].denoiser
     assert found.loras == ()
 
@@ -190,8 +190,8 @@ def test_lpips_by_the_network_of_the_file(lbm: Lbm, settings: ComparisonSettings
     images = [translate(model, source, seed=5) for model in models]
     expected = float(load_lpips("squeeze", squeeze)(*images))
     assert expected > 0
-    assert float(scores.images[0].scores[0].pictures[0].lpips or 0) == pytest.approx(expected, rel=1e-3)
-    assert scores.summary[0].worst_lpips == scores.images[0].scores[0].pictures[0].lpips
+    assert float(scores.images[0].scores[0].images[0].lpips or 0) == pytest.approx(expected, rel=1e-3)
+    assert scores.summary[0].worst_lpips == scores.images[0].scores[0].images[0].lpips
 
 
 def test_bad_input_is_found_while_planning(settings: ComparisonSettings, photos: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A small report made by hand, whose numbers can be followed."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,15 +13,16 @@ from lbm_lora.naming import ParamName
 from lbm_lora.report import (
     DenoiserScore,
     ImageComparison,
+    ImageScore,
     LoraFile,
     OutputComparison,
-    PictureScore,
     Report,
     VariantScores,
     WeightReport,
+    summarize,
+    summarize_denoiser,
     weight_report,
 )
-from lbm_lora.report.outputs import Number, summarize, summarize_denoiser
 
 
 def make_row(
@@ -79,17 +81,17 @@ def weights() -> WeightReport:
     return weights_of(*ROWS)
 
 
-def make_scores(variant: str, errors: tuple[Number, Number], *pictures: PictureScore) -> VariantScores:
-    """The scores of one variant: denoiser errors at 1000 and 500, and pictures."""
+def make_scores(variant: str, errors: tuple[float, float], *images: ImageScore) -> VariantScores:
+    """The scores of one variant: denoiser errors at 1000 and 500, and decoded images."""
     denoiser = tuple(DenoiserScore(timestep=t, error=error) for t, error in zip((1000.0, 500.0), errors, strict=True))
-    return VariantScores(variant=variant, denoiser=denoiser, pictures=pictures)
+    return VariantScores(variant=variant, denoiser=denoiser, images=images)
 
 
 def outputs_of(*images: ImageComparison, **changes: Any) -> OutputComparison:
-    """The comparison of these images, at the timesteps of `make_scores` and the steps of the images' pictures."""
+    """The comparison of these images, at the timesteps of `make_scores` and the steps of their scores."""
     settings = {
         "reference": "tuned",
-        "steps": tuple(score.steps for score in images[0].scores[0].pictures),
+        "steps": tuple(score.steps for score in images[0].scores[0].images),
         "timesteps": (1000.0, 500.0),
         "seed": 0,
         "dtype": "fp32",
@@ -111,14 +113,14 @@ IMAGES = (
             make_scores(
                 "base",
                 (0.7, 0.8),
-                PictureScore(steps=1, psnr=14.0, ssim=0.5, lpips=0.6),
-                PictureScore(steps=2, psnr=15.0, ssim=0.55, lpips=0.5),
+                ImageScore(steps=1, psnr=14.0, ssim=0.5, lpips=0.6),
+                ImageScore(steps=2, psnr=15.0, ssim=0.55, lpips=0.5),
             ),
             make_scores(
                 "base + LoRA",
                 (0.0, 0.03),
-                PictureScore(steps=1, psnr="inf", ssim=1.0, lpips=0.0),
-                PictureScore(steps=2, psnr=41.0, ssim=0.9912, lpips=0.00002),
+                ImageScore(steps=1, psnr=math.inf, ssim=1.0, lpips=0.0),
+                ImageScore(steps=2, psnr=41.0, ssim=0.9912, lpips=0.00002),
             ),
         ),
     ),
@@ -130,14 +132,14 @@ IMAGES = (
             make_scores(
                 "base",
                 (0.5, 0.6),
-                PictureScore(steps=1, psnr=18.25, ssim=0.71239, lpips=0.4, mask_psnr=15.0, mask_ssim=0.6),
-                PictureScore(steps=2, psnr=19.0, ssim=0.72, lpips=0.3, mask_psnr=16.0, mask_ssim=0.61),
+                ImageScore(steps=1, psnr=18.25, ssim=0.71239, lpips=0.4, mask_psnr=15.0, mask_ssim=0.6),
+                ImageScore(steps=2, psnr=19.0, ssim=0.72, lpips=0.3, mask_psnr=16.0, mask_ssim=0.61),
             ),
             make_scores(
                 "base + LoRA",
                 (0.04, 0.05),
-                PictureScore(steps=1, psnr=40.5, ssim=0.99999, lpips=0.0125, mask_psnr=38.0, mask_ssim=0.98),
-                PictureScore(steps=2, psnr=39.0, ssim=0.98, lpips=0.02, mask_psnr=37.0, mask_ssim=0.97),
+                ImageScore(steps=1, psnr=40.5, ssim=0.99999, lpips=0.0125, mask_psnr=38.0, mask_ssim=0.98),
+                ImageScore(steps=2, psnr=39.0, ssim=0.98, lpips=0.02, mask_psnr=37.0, mask_ssim=0.97),
             ),
         ),
     ),
@@ -146,7 +148,7 @@ IMAGES = (
 
 @pytest.fixture
 def outputs() -> OutputComparison:
-    """Two pictures at 1 and 2 steps: one that the LoRA gives back exactly at 1, and one with a mask."""
+    """Two images at 1 and 2 steps: one that the LoRA gives back exactly at 1, and one with a mask."""
     return outputs_of(*IMAGES)
 
 

@@ -66,8 +66,8 @@ class Page(HTMLParser):
         return json.loads(next(text for text in self.texts["script"] if text.startswith('{"plot')))
 
 
-def test_the_page_is_whole(report: Report) -> None:
-    page = Page(render_html(report, pictures={"side by side": PNG}))
+def test_the_page_is_complete(report: Report) -> None:
+    page = Page(render_html(report, images={"side by side": PNG}))
     assert set(report.weights.counts) <= set(page.cells)
     for result in report.weights.rows:
         assert result.name in page.cells
@@ -91,8 +91,8 @@ def test_the_page_is_whole(report: Report) -> None:
 
 def test_several_loras_are_compared(report: Report, several: OutputComparison) -> None:
     page = Page(render_html(replace(report, outputs=several)))
-    assert "outputs-sizes" in page.figures
-    assert "outputs-sizes" in page.attributes("id")
+    assert "outputs-bytes" in page.figures
+    assert "outputs-bytes" in page.attributes("id")
     assert {"big.safetensors", "20.0 kB", "calibrated"} <= set(page.cells)
 
 
@@ -100,16 +100,16 @@ def test_what_was_not_measured_has_no_column(
     report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
 ) -> None:
     tree = outputs.images[0]  # has no mask
-    scores = tuple(replace(v, pictures=tuple(replace(s, lpips=None) for s in v.pictures)) for v in tree.scores)
+    scores = tuple(replace(v, images=tuple(replace(s, lpips=None) for s in v.images)) for v in tree.scores)
     cells = Page(render_html(replace(report, outputs=build_outputs(replace(tree, scores=scores), lpips=None)))).cells
     assert "SSIM" in cells
     assert not [cell for cell in cells if "LPIPS" in cell or "mask" in cell]
 
 
 def test_the_page_needs_no_network(report: Report) -> None:
-    page = Page(render_html(report, pictures={"side by side": PNG}))
+    page = Page(render_html(report, images={"side by side": PNG}))
     references = [value for name in LOADING for value in page.attributes(name)]
-    assert len(references) == 2  # the empty icon and the picture
+    assert len(references) == 2  # the empty icon and the image
     assert all(value.startswith("data:") for value in references)
     assert sum(tag == "script" for tag, _ in page.tags) == 3
     assert not any("@import" in text or "url(" in text for text in page.texts["style"])
@@ -140,18 +140,18 @@ def test_names_from_files_cannot_become_markup(
     outputs = build_outputs(*images, loras=tuple(loras), device=HOSTILE[0], reference=HOSTILE[1], lpips=HOSTILE[2])
     text = render_html(
         Report(weights=weights, outputs=outputs, notes=HOSTILE),
-        pictures={HOSTILE[1]: PNG},
+        images={HOSTILE[1]: PNG},
         provenance=Provenance(files={HOSTILE[0]: HOSTILE[2]}, settings={HOSTILE[3]: HOSTILE[1]}),
     )
     page = Page(text)
-    plain = Page(render_html(report, pictures={"p": PNG}))
+    plain = Page(render_html(report, images={"p": PNG}))
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"strong", "code"}
     assert sum(tag == "script" for tag, _ in page.tags) == 3
     assert sum(tag == "img" for tag, _ in page.tags) == 1
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert {f"{name}.weight" for name in HOSTILE} <= set(page.cells)  # as they are, but as text
     assert page.figures["plot-modules"]["data"]
-    shown = json.dumps([page.figures[name] for name in ("outputs-sizes", "outputs-timesteps", "outputs-images")])
+    shown = json.dumps([page.figures[name] for name in ("outputs-bytes", "outputs-timesteps", "outputs-images")])
     assert "&lt;script&gt;" in shown  # Plotly has markup of its own
     assert "<script" not in shown
     assert "<img" not in shown
@@ -189,11 +189,11 @@ def test_provenance_is_shown(report: Report) -> None:
     assert [word for word in text["dd"] if word in ("b.ckpt", "None", "2.13.0")] == ["b.ckpt", "None", "2.13.0"]
 
 
-def test_pictures_are_checked_and_limited(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImageError, match=r"^picture 'p' of the report is no PNG, JPEG or WebP file\.$"):
-        render_html(report, pictures={"p": b"GIF89a"})
-    monkeypatch.setattr(page_module, "PICTURE_BYTES", len(PNG))
-    page = Page(render_html(report, pictures={"first": PNG, "second": PNG}))
+def test_images_are_checked_and_limited(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImageError, match=r"^image 'p' of the report is no PNG, JPEG or WebP file\.$"):
+        render_html(report, images={"p": b"GIF89a"})
+    monkeypatch.setattr(page_module, "IMAGES_NBYTES", len(PNG))
+    page = Page(render_html(report, images={"first": PNG, "second": PNG}))
     assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == ["first"]
     assert any("second: too large for this page" in text for text in page.texts["figcaption"])
 

@@ -1,112 +1,123 @@
-"""An adapter as stored, compared with the checkpoints it was made from."""
+"""The numbers of a weight report, against the same ones worked out by hand."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
+import math
 
 import pytest
-import torch
-from torch import Tensor
 
-from lbm_lora.adapter import Adapter, LoraModule, Status, load_adapter, save_adapter
-from lbm_lora.checkpoint import Pairing, open_checkpoint, pair
-from lbm_lora.errors import PairingError
+from lbm_lora.adapter import Ledger, LedgerRow, Status
 from lbm_lora.factorize import Measure
-from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.report.schema import weight_report
-from lbm_lora.report.weights import compare_weights
-from smallnet import extract_files, small_state
+from lbm_lora.naming import ParamName
+from lbm_lora.report import WeightReport, weight_report
+from lbm_lora.report.weights import block_of
 
-Save = Callable[[str, Mapping[str, Tensor]], Path]
+
+def row(name: str, status: Status, measure: Measure, rank: int | None = None, reason: str = "r") -> LedgerRow:
+    return LedgerRow(ParamName(name), status, reason, (2, 2), rank, measure)
+
+
+def measured(delta_sq: float, error_sq: float, delta_abs: float, error_abs: float, noise_sq: float = 0) -> Measure:
+    return Measure(
+        numel=4,
+        delta_sq=float(delta_sq),
+        error_sq=float(error_sq),
+        delta_abs=float(delta_abs),
+        error_abs=float(error_abs),
+        noise_sq=float(noise_sq),
+    )
+
+
+LEDGER = Ledger(
+    (
+        row("down_blocks.0.a.weight", Status.LORA, measured(16, 0.01, 8, 0.002), 4, "linear"),  # relative error 0.025
+        row("down_blocks.0.b.weight", Status.LORA, measured(4, 0.04, 4, 0.4), 2, "linear"),  # 0.1
+        row("mid_block.c.weight", Status.LORA, measured(1, 4, 2, 4, 0.25), 1, "conv"),  # 2
+        row("mid_block.c.bias", Status.DENSE, measured(9, 0, 6, 0)),
+        row("conv_out.weight", Status.EXCLUDED, measured(10, 10, 10, 10), None, "in --exclude"),
+        row("conv_out.bias", Status.UNCHANGED, measured(0, 0, 0, 0)),
+    )
+)
 
 
 @pytest.fixture
-def pairing(save: Save) -> Callable[..., Pairing]:
-    def build(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> Pairing:
-        paths = save("base.safetensors", base), save("tuned.safetensors", tuned)
-        first, second = (open_checkpoint(path).component() for path in paths)
-        return pair(first, second)
-
-    return build
+def report() -> WeightReport:
+    return weight_report(LEDGER, base="b", tuned="t", adapter="a", failed=[ParamName("x.weight")])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("prefix", ["", "denoiser."])
-def test_the_ledger_of_the_file_is_the_ledger_of_its_extraction(
-    save: Save, pairing: Callable[..., Pairing], tmp_path: Path, prefix: str, dtype: torch.dtype
-) -> None:
-    base, tuned = small_state(1, prefix), small_state(2, prefix)
-    tuned[f"{prefix}norm.bias"] = base[f"{prefix}norm.bias"]
-    both = pairing(base, tuned)
-    extracted = extract_files(
-        tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", exclude=("head",), dtype=dtype
+def test_counts(report: WeightReport) -> None:
+    assert (report.base, report.tuned, report.adapter, report.tensors) == ("b", "t", "a", 6)
+    assert report.counts == {"lora": 3, "dense": 1, "unchanged": 1, "excluded": 1}
+    assert sum(report.counts.values()) == report.tensors
+    assert report.excluded_reasons == {"in --exclude": 1}
+    assert (report.matched, report.failed, report.success_rate) == (3, ("x.weight",), 0.75)
+
+
+def test_errors(report: WeightReport) -> None:
+    assert report.relative_error == pytest.approx(math.sqrt(14.05 / 40))
+    assert report.lora_error == pytest.approx(math.sqrt(4.05 / 21))
+    assert report.mean_module_error == pytest.approx((0.025 + 0.1 + 2) / 3)
+    assert report.mean_error == pytest.approx((0.0005 + 0.1 + 1) / 3)
+    assert report.mean_relative_mean_error == pytest.approx((0.00025 + 0.1 + 2) / 3)
+    assert report.left_out_share == pytest.approx(10 / 40)
+    assert report.noise_floor == pytest.approx(math.sqrt(0.25 / 40))
+    assert report.perfect == 1
+
+
+def test_bands_count_the_lora_modules(report: WeightReport) -> None:
+    assert report.bands == {"excellent": 1, "good": 1, "poor": 0, "noise": 1}
+    assert report.band == "poor"
+    assert (report.best, report.worst) == ("down_blocks.0.a.weight", "mid_block.c.weight")
+
+
+def test_blocks_come_in_order_and_their_shares_add_up(report: WeightReport) -> None:
+    assert [(block.block, block.tensors) for block in report.blocks] == [
+        ("down_blocks.0", 2),
+        ("mid_block", 2),
+        ("conv_out", 2),
+    ]
+    assert [block.delta_share for block in report.blocks] == pytest.approx([0.5, 0.25, 0.25])
+    assert [block.error_share for block in report.blocks] == pytest.approx([0.05 / 14.05, 4 / 14.05, 10 / 14.05])
+    assert [block.relative_error for block in report.blocks] == pytest.approx([0.05, math.sqrt(0.4), 1.0])
+    assert report.blocks[0].relative_error == pytest.approx(math.sqrt(0.05 / 20))
+
+
+def test_rows_are_the_ledger(report: WeightReport) -> None:
+    assert [found.name for found in report.rows] == [found.name for found in LEDGER]
+    first, conv = report.rows[0], report.rows[2]
+    assert (first.status, first.reason, first.shape, first.rank) == ("lora", "linear", (2, 2), 4)
+    assert (first.delta_norm, first.relative_error, first.mean_error) == (4, pytest.approx(0.025), 0.0005)
+    assert conv.noise_floor == 0.5
+    assert conv.relative_mean_error == 2
+    assert sum(found.error_share for found in report.rows) == pytest.approx(1)
+
+
+def test_infinite_errors() -> None:
+    rows = (
+        *LEDGER.rows,
+        row("x.weight", Status.LORA, measured(0, 1, 0, 1), 1),
+        row("y.weight", Status.LORA, measured(1, math.inf, 1, math.inf), 1),
     )
-    save_adapter(extracted.adapter, tmp_path / "lora.safetensors")
-    found = compare_weights(both, load_adapter(tmp_path / "lora.safetensors"))
-    assert len(found) == len(base)
-    for row, expected in zip(found, extracted.ledger, strict=True):
-        assert (row.name, row.status, row.shape, row.rank) == (
-            expected.name,
-            expected.status,
-            expected.shape,
-            expected.rank,
-        )
-        assert asdict(row.measure) == pytest.approx(asdict(expected.measure), rel=1e-5, abs=1e-12)
-    reasons = {str(row.name): row.reason for row in found}
-    assert reasons["head.0.weight"] == "not in the adapter"
-    assert reasons["bn1.num_batches_tracked"] == "not a floating point tensor"
-    assert reasons["norm.bias"] == "equal in base and tuned"
-    assert (reasons["stem.weight"], reasons["bn1.bias"]) == ("conv", "stored whole")
+    broken = weight_report(Ledger(rows), base="b", tuned="t", adapter="a")
+    assert broken.relative_error == math.inf
+    assert [found.relative_error for found in broken.rows[-2:]] == [math.inf, math.inf]
+    assert math.isnan(broken.rows[-1].error_share)
+    assert broken.bands == {"excellent": 1, "good": 1, "poor": 0, "noise": 3}
 
 
-def test_numbers_by_hand(pairing: Callable[..., Pairing]) -> None:
-    base = {"a.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2), "c.bias": torch.zeros(2)}
-    tuned = {
-        "a.weight": torch.tensor([[3.0, 0], [0, 4]]),
-        "b.weight": torch.tensor([1.0, 0]),
-        "c.bias": torch.tensor([0, 2.0]),
-    }
-    up, down = torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0, 0.0]])
-    module = LoraModule(ModuleName("a"), down, up, 1.0)
-    adapter = Adapter({module.name: module}, {ParamName("b.weight"): torch.tensor([1.0, 0.5])})
-    ledger = compare_weights(pairing(base, tuned), adapter)
-    rows = {row.name: row for row in ledger}
-    assert rows[ParamName("a.weight")].status is Status.LORA
-    assert rows[ParamName("a.weight")].rank == 1
-    assert rows[ParamName("a.weight")].measure == Measure(
-        numel=4, delta_sq=25.0, error_sq=16.0, delta_abs=7.0, error_abs=4.0
-    )
-    assert rows[ParamName("b.weight")].status is Status.DENSE
-    assert rows[ParamName("b.weight")].measure.error_sq == 0.25
-    assert rows[ParamName("c.bias")].status is Status.EXCLUDED
-    report = weight_report(ledger, base="b", tuned="t", adapter="a")
-    assert report.relative_error == pytest.approx(((16 + 0.25 + 4) / 30) ** 0.5)
-    assert report.left_out_share == pytest.approx(4 / 30)
+def test_a_file_without_lora_modules() -> None:
+    empty = weight_report(Ledger(()), base="b", tuned="t", adapter="a", failed=[ParamName("x")])
+    assert (empty.matched, empty.success_rate, empty.relative_error, empty.mean_module_error) == (0, 0, 0, 0)
+    assert (empty.best, empty.worst, empty.blocks, empty.left_out_share) == ("", "", (), 0)
 
 
-def test_a_delta_of_a_tensor_that_did_not_change_is_an_error(pairing: Callable[..., Pairing]) -> None:
-    same = {"a.bias": torch.ones(2)}
-    ledger = compare_weights(pairing(same, same), Adapter({}, {ParamName("a.bias"): torch.ones(2)}))
-    (row,) = ledger
-    assert (row.status, row.measure.relative_error) == (Status.DENSE, float("inf"))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_an_adapter_with_broken_values_is_reported_as_useless(pairing: Callable[..., Pairing], value: float) -> None:
-    base, tuned = {"a.bias": torch.zeros(2)}, {"a.bias": torch.ones(2)}
-    adapter = Adapter({}, {ParamName("a.bias"): torch.tensor([1.0, value])})
-    (row,) = compare_weights(pairing(base, tuned), adapter)
-    assert row.measure.relative_error == float("inf")
-
-
-def test_broken_checkpoints_are_refused(pairing: Callable[..., Pairing]) -> None:
-    broken = pairing({"a.bias": torch.zeros(2)}, {"a.bias": torch.tensor([1.0, torch.nan])})
-    with pytest.raises(PairingError, match="values of the tuned"):
-        compare_weights(broken, Adapter({}, {}))
-
-
-def test_progress_hears_of_every_tensor(pairing: Callable[..., Pairing]) -> None:
-    calls: list[None] = []
-    both = pairing(small_state(1), small_state(2))
-    compare_weights(both, Adapter({}, {}), on_tensor=lambda: calls.append(None))
-    assert len(calls) == len(both.pairs) == len(small_state(1))
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("down_blocks.1.attentions.0.proj_in.weight", "down_blocks.1"),
+        ("mid_block.resnets.0.conv1.weight", "mid_block"),
+        ("conv_in.weight", "conv_in"),
+        ("head.0.weight", "head.0"),
+        ("num_iterations", "num_iterations"),
+    ],
+)
+def test_the_block_of_a_tensor(name: str, block: str) -> None:
+    assert block_of(name) == block

@@ -31,14 +31,14 @@ def test_share(value: float, text: str) -> None:
     assert wording.share(value) == text
 
 
-def test_picture_scores() -> None:
-    assert [wording.decibel(value) for value in (41.017, "inf", math.inf, None)] == ["41.02", "equal", "equal", "-"]
-    assert [wording.similarity(value) for value in (0.999999, 1.0, "nan", None)] == ["0.9999", "1.0000", "nan", "-"]
+def test_image_scores() -> None:
+    assert [wording.decibel(value) for value in (41.017, math.inf, None)] == ["41.02", "equal", "-"]
+    assert [wording.similarity(value) for value in (0.999999, 1.0, math.nan, None)] == ["0.9999", "1.0000", "nan", "-"]
 
 
-def test_plural_and_size() -> None:
+def test_plural_and_dimensions() -> None:
     assert [wording.plural(n, "tensor") for n in (0, 1, 1676)] == ["0 tensors", "1 tensor", "1,676 tensors"]
-    assert [wording.size(shape) for shape in ((64, 32, 3, 3), (7,), ())] == ["64x32x3x3", "7", "scalar"]
+    assert [wording.dimensions(shape) for shape in ((64, 32, 3, 3), (7,), ())] == ["64x32x3x3", "7", "scalar"]
 
 
 def test_control_characters_are_spelt_out() -> None:
@@ -52,14 +52,14 @@ def test_shortening_keeps_both_ends() -> None:
     assert wording.shortened(name, len(name)) == name
 
 
-def test_only_equal_pictures_have_a_distance_of_0() -> None:
+def test_only_equal_images_have_a_distance_of_0() -> None:
     assert [wording.distance(value) for value in (0.12344, 0.00005, 4.9e-5, 0.0, None)] == [
         *("0.1234", "0.0001", "4.9e-05", "0", "-")
     ]
 
 
-def test_sizes_of_files() -> None:
-    assert [wording.megabytes(size) for size in (999, 99_949, 100_000, 3_010_000, 7_050_000_000)] == [
+def test_bytes_of_files() -> None:
+    assert [wording.megabytes(nbytes) for nbytes in (999, 99_949, 100_000, 3_010_000, 7_050_000_000)] == [
         *("1.0 kB", "99.9 kB", "0.10 MB", "3.01 MB", "7,050.00 MB")
     ]
 

@@ -158,8 +158,8 @@ def test_corrupt_samples_are_named_and_remembered(
     assert result.images == 4
     assert [item.key for item in result.skipped] == ["a.tar/4"]
     text = present("infer_shards", result)
-    assert "Translated 4 images of 1 shards into" in text
-    assert "1 samples cannot be used.\n  left out: a.tar/4: cannot be decoded" in text
+    assert "Translated 4 images of 1 shard into" in text
+    assert "1 sample cannot be used.\n  left out: a.tar/4: cannot be decoded" in text
     again = run(config)
     assert (again.present, again.skipped) == (1, result.skipped)
     with pytest.raises(DataError, match=r"^a\.tar: 1 of 5 samples cannot be used \(20\.0 %\)"):
@@ -224,7 +224,7 @@ def test_the_command_line(files: Files, shards: str, tmp_path: Path, capsys: pyt
     words += ["--output_path", str(tmp_path / "out"), "--torch_dtype", "float"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert out == f"Translated 4 images of 2 shards into {tmp_path}/out on cpu in fp32; 0 shards were there already.\n"
+    assert out == f"Translated 4 images of 2 shards into {tmp_path}/out on cpu in fp32; 0 shards already there.\n"
     assert main([*words, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["present"], answer["skipped"], answer["images"]) == (2, [], 0)

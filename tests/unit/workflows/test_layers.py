@@ -7,6 +7,7 @@ import pytest
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.cli.present import present
 from lbm_lora.errors import PatternError
+from lbm_lora.report.wording import megabytes
 from lbm_lora.workflows import extract
 from lbm_lora.workflows.layers import LayersConfig, run
 from standins import Lbm
@@ -62,5 +63,5 @@ def test_what_training_a_lora_takes(lbm: Lbm) -> None:
     # weight, gradient and two averages of AdamW, 4 bytes each
     assert more.training_bytes - some.training_bytes == 16 * some.lora_parameters
     text = present("layers", some)
-    assert f"{some.file_bytes / 1e6:,.2f} MB in bf16" in text
+    assert f"{megabytes(some.file_bytes)} in bf16" in text
     assert f"about {some.training_bytes / 1e9:,.2f} GB" in text

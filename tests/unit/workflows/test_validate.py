@@ -173,7 +173,7 @@ def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, pi
         ("base + LoRA", "l.safetensors"),
         ("small", "small.safetensors"),
     ]
-    assert "outputs-sizes" in result.files[2].read_text(encoding="utf-8")
+    assert "outputs-bytes" in result.files[2].read_text(encoding="utf-8")
 
 
 def test_another_lora_must_fit_the_base_too(config: ValidateConfig, picture: str, tmp_path: Path) -> None:

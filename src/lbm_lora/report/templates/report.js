@@ -111,7 +111,7 @@ for (const id of ["filter", "status", "kind"]) field(id).addEventListener("input
 document.querySelector(".tools").hidden = false;
 filter();
 
-// Plots of tensors alone: those of the outputs show pictures, which the table has not.
+// Plots of tensors alone: those of the outputs show images, which the table has not.
 for (const id of Object.keys(figures).filter((name) => name.startsWith("plot-"))) {
   field(id).on("plotly_click", ({ points }) => {
     const name = points[0].customdata[0];

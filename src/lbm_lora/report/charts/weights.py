@@ -1,7 +1,7 @@
-"""The plots of the HTML report as Plotly figures: plain values, with colours as names of CSS variables (`@linear`).
+"""The plots of a report's weights as Plotly figures: plain values, with colours as names of CSS variables (`@linear`).
 
 The page's script puts in the colours of the reader's light or dark scheme. What the pointer shows is always the true
-value, also of a point that stands at an edge (see `axis`) and is drawn as a triangle.
+value, also of a point that stands at an edge (see `axes`) and is drawn as a triangle.
 """
 
 import math
@@ -11,14 +11,28 @@ from itertools import pairwise
 
 from lbm_lora.adapter import Status
 from lbm_lora.factorize import rank_bound
-from lbm_lora.report.axis import Axis, Figure
+from lbm_lora.report.charts.axes import Axis, Figure
 from lbm_lora.report.digest import kind_of, lora_rows, network_order
-from lbm_lora.report.schema import BANDS, TensorResult, WeightReport, band_of, block_of
-from lbm_lora.report.wording import percent, printable, size
+from lbm_lora.report.values import BANDS, band_of
+from lbm_lora.report.weights import TensorResult, WeightReport, block_of
+from lbm_lora.report.wording import dimensions, percent, printable
 
 _KINDS = ("linear", "conv", "dense", "left out")
 _BINS_PER_DECADE = 10  # whose edges come within 0.3 % of the bands' bounds, and are moved onto them
 _LEAST_LABEL = 0.05  # share of the axis that a block must take to be named on it
+
+
+def weight_figures(report: WeightReport) -> dict[str, Figure]:
+    """Id of the page's element -> figure; those that there is nothing to draw for are left out."""
+    if not report.rows:
+        return {}
+    figures = {
+        "plot-modules": error_by_module(report),
+        "plot-histogram": error_histogram(report) if report.matched else None,
+        "plot-noise": error_by_noise(report),
+        "plot-rank": error_by_rank(report),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def error_by_module(report: WeightReport) -> Figure:
@@ -139,7 +153,7 @@ def _hover(row: TensorResult) -> str:
     rank = f", rank {row.rank} of {rank_bound(row.shape)}" if row.rank is not None and row.shape else ""
     lines = [
         f"<b>{'<br>'.join(escape(part, quote=False) for part in _folded(printable(row.name)))}</b>",
-        f"{_trace_of(row)} {size(row.shape)}{rank}",
+        f"{_trace_of(row)} {dimensions(row.shape)}{rank}",
         f"relative error {percent(row.relative_error)}, mean {percent(row.relative_mean_error)}",
         f"noise floor {percent(row.noise_floor)}",
     ]

@@ -4,13 +4,22 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.errors import InputError
-from lbm_lora.report import OutputComparison, Provenance, Report, WeightReport, parse_report, report_json
+from lbm_lora.report import (
+    OutputComparison,
+    Provenance,
+    Report,
+    WeightReport,
+    parse_report,
+    report_json,
+    report_schema,
+)
 
 KEYS = {
     "": ["schema", "verdict", "weights", "outputs", "notes", "provenance"],
@@ -41,7 +50,7 @@ KEYS = {
 }
 
 
-def test_the_schema(report: Report, several: OutputComparison) -> None:
+def test_the_keys(report: Report, several: OutputComparison) -> None:
     document = json.loads(report_json(replace(report, outputs=several)))
     scores = document["outputs"]["images"][0]["scores"]
     found = {
@@ -86,15 +95,88 @@ def test_infinite_errors_survive(build: Callable[..., WeightReport], row: Callab
 
 
 def test_provenance(report: Report) -> None:
-    given = Provenance(files={"base": "b.safetensors"}, settings={"size": None, "lora_path": Path("l")}, versions={})
+    given = Provenance(
+        files={"base": "b.safetensors"},
+        settings={"size": None, "seed": 3, "scale": math.inf, "images": True},
+        versions={},
+    )
     found = json.loads(report_json(report, provenance=given))["provenance"]
-    assert found == {"files": {"base": "b.safetensors"}, "settings": {"size": None, "lora_path": "l"}, "versions": {}}
+    assert found == {
+        "files": {"base": "b.safetensors"},
+        "settings": {"size": None, "seed": 3, "scale": "inf", "images": True},
+        "versions": {},
+    }
+
+
+def test_the_text_is_what_json_makes_of_the_values(report: Report) -> None:
+    text = report_json(replace(report, notes=("é <1e-05>",)))
+    assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"
+    assert '"lpips": 2e-05,' in text  # as Python spells it
+    assert '"é <1e-05>"' in text
+
+
+@pytest.fixture
+def document(report: Report, several: OutputComparison) -> dict[str, Any]:
+    """A report with all that there can be, as its JSON."""
+    given = Provenance(files={"base": "b"}, settings={"seed": 0}, versions={"torch": "2"})
+    return json.loads(report_json(replace(report, outputs=several), provenance=given))
+
+
+def test_the_json_schema_describes_the_file(document: dict[str, Any], weights: WeightReport) -> None:
+    Draft202012Validator.check_schema(report_schema())
+    validator = Draft202012Validator(report_schema())
+    validator.validate(document)
+    validator.validate(json.loads(report_json(Report(weights=weights))))
+    assert document["outputs"]["images"][0]["scores"][1]["pictures"][0]["psnr"] == "inf"
+    document["outputs"]["images"][0]["scores"][1]["pictures"][0]["psnr"] = "high"
+    del document["weights"]["bands"]
+    assert {error.validator for error in validator.iter_errors(document)} == {"required", "anyOf"}
+
+
+def test_a_field_that_is_added_later_is_passed_over(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    document["weights"]["rows"][0]["new"] = document["new"] = 1
+    assert parse_report(json.dumps(document)) == parse_report(text)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (("verdict",), "fine", "verdict: Input should be 'excellent', 'good', 'poor' or 'noise'"),
+        (("notes",), None, "notes: Input should be a valid array"),
+        (("weights", "tensors"), "6", "weights.tensors: Input should be a valid integer"),
+        (("weights", "tensors"), 6.5, "weights.tensors: Input should be a valid integer"),
+        (("weights", "relative_error"), "0.3", "weights.relative_error: Input should be a valid number"),
+        (("weights", "rows", 1, "status"), "whole", "weights.rows.1.status: Input should be 'lora', 'dense', "),
+        (("weights", "rows", 1, "shape"), [8, "4"], "weights.rows.1.shape.1: Input should be a valid integer"),
+        (("weights", "counts"), {"a\n\x1b": "6"}, r"weights.counts.a\n\x1b: Input should be a valid integer"),
+        (("outputs", "steps"), 1, "outputs.steps: Input should be a valid array"),
+        (("outputs", "images", 0, "scores", 1), {}, "outputs.images.0.scores.1.pictures: Field required"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_place(
+    document: dict[str, Any], place: tuple[str | int, ...], value: object, complaint: str
+) -> None:
+    entry: Any = document
+    for step in place[:-1]:
+        entry = entry[step]
+    entry[place[-1]] = value
+    with pytest.raises(InputError) as caught:
+        parse_report(json.dumps(document))
+    assert str(caught.value).startswith(f"this report does not hold what lbm-lora/report/2 says: {complaint}")
+    assert str(caught.value).endswith(". Make it again.")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("not json", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
+        ("{}", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
+        (
+            '{"schema": "lbm-lora/report/2"',
+            "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted.",
+        ),
         ("[1]", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
         (
             '{"schema": "lbm-lora/report/9"}',
@@ -103,7 +185,7 @@ def test_provenance(report: Report) -> None:
         ),
         (
             '{"schema": "lbm-lora/report/2"}',
-            "this report does not hold what lbm-lora/report/2 says: KeyError('outputs'). Make it again.",
+            "this report does not hold what lbm-lora/report/2 says: verdict: Field required. Make it again.",
         ),
     ],
 )

@@ -7,9 +7,9 @@ from dataclasses import replace
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.report import (
     DenoiserScore,
+    ImageScore,
     LoraFile,
     OutputComparison,
-    PictureScore,
     Report,
     WeightReport,
     full_text,
@@ -19,12 +19,13 @@ from lbm_lora.report import (
 FULL = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
 
-Ledger           tensors   of the change   of the error
-  lora                 3          97.5 %         76.7 %  linear: 2, conv: 1
-  dense                1          0.10 %            0 %  1-dimensional: 1
-  unchanged            1             0 %            0 %  equal in base and tuned: 1
-  excluded             1          2.43 %         23.3 %  in --exclude: 1
-  sum                  6
+Ledger
+  status     tensors  of the change  of the error
+  lora             3         97.5 %        76.7 %  linear: 2, conv: 1
+  dense            1         0.10 %           0 %  1-dimensional: 1
+  unchanged        1            0 %           0 %  equal in base and tuned: 1
+  excluded         1         2.43 %        23.3 %  in --exclude: 1
+  sum              6
 
 Modules
   modules found                   3
@@ -37,8 +38,8 @@ Modules
                                   30.7 % (Frobenius)
   bands                           1 excellent, 1 good, 1 poor, 0 noise
   ranks                           2 to 16, median 4; 1 module of 3 at full rank
-  best      2.00 %  conv_in
-  worst     60.0 %  up_blocks.0.out
+  best   2.00 %  conv_in
+  worst  60.0 %  up_blocks.0.out
 
 Total relative error: 32.3 %  GOOD (5 to 50 %, minor artifacts)
   Frobenius, over all 6 deltas, those left out of the file included.
@@ -49,20 +50,21 @@ Total relative error: 32.3 %  GOOD (5 to 50 %, minor artifacts)
     So much of the change is rounding of the tuned checkpoint's half precision, which no method can
     tell apart.
 
-Blocks                           tensors   relative error   of the change   of the error
-  conv_in                              2           2.00 %          9.71 %         0.04 %
-  down_blocks.0                        2           30.0 %          87.5 %         75.4 %
-  mid_block                            1          100.0 %          2.43 %         23.3 %
-  up_blocks.0                          1           60.0 %          0.39 %         1.34 %
+Blocks
+  block          tensors  relative error  of the change  of the error
+  conv_in              2          2.00 %         9.71 %        0.04 %
+  down_blocks.0        2          30.0 %         87.5 %        75.4 %
+  mid_block            1         100.0 %         2.43 %        23.3 %
+  up_blocks.0          1          60.0 %         0.39 %        1.34 %
 
 Worst 3 modules
-     error       rank  shape          name
-    60.0 %      16/16  16x16          up_blocks.0.out
-    30.0 %       2/12  16x12          down_blocks.0.proj
-    2.00 %        4/8  8x4x3x3        conv_in
+   error   rank  shape    name
+  60.0 %  16/16  16x16    up_blocks.0.out
+  30.0 %   2/12  16x12    down_blocks.0.proj
+  2.00 %    4/8  8x4x3x3  conv_in
 
 Outputs against tuned, on equal latents: 2 images, seed 0, fp32 on cpu
-  Mean and worst of the images, PSNR in dB. LPIPS by vgg. The mean PSNR leaves out pictures that are
+  Mean and worst of the images, PSNR in dB. LPIPS by vgg. The mean PSNR leaves out images that are
   equal to the reference's.
   steps  variant       PSNR  worst    SSIM   worst   LPIPS   worst  worst image
       1  base         16.12  14.00  0.6061  0.5000  0.5000  0.6000  tree.jpg
@@ -153,8 +155,8 @@ def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., 
     broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
     text = full_text(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0))))
     assert "Total relative error: inf  NOISE (above 100 %, more noise than signal: increase the rank)\n" in text
-    assert "  worst        inf  a\n" in text
-    assert "  lora                 1          50.0 %              -  linear: 1\n" in text
+    assert "  worst  inf  a\n" in text
+    assert "  lora             1         50.0 %             -  linear: 1\n" in text
 
 
 def test_an_adapter_without_lora_modules(build: Callable[..., WeightReport], row: Callable[..., LedgerRow]) -> None:
@@ -165,11 +167,11 @@ def test_an_adapter_without_lora_modules(build: Callable[..., WeightReport], row
     assert "ranks" not in short_text(report)
 
 
-def test_equal_pictures(
+def test_equal_images(
     report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
 ) -> None:
     tree = next(image for image in outputs.images if image.image == "tree.jpg")
-    first = replace(tree, scores=tuple(replace(v, pictures=v.pictures[:1]) for v in tree.scores))
+    first = replace(tree, scores=tuple(replace(v, images=v.images[:1]) for v in tree.scores))
     equal = replace(report, outputs=build_outputs(first))
     assert "base + LoRA  equal  equal  1.0000  1.0000       0       0\n" in full_text(equal)
     assert "base + LoRA             0 %     0 %\n" in full_text(equal)
@@ -179,11 +181,11 @@ def test_equal_pictures(
 def test_without_lpips_and_masks_their_columns_are_left_out(
     report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
 ) -> None:
-    def plain(score: PictureScore) -> PictureScore:
+    def plain(score: ImageScore) -> ImageScore:
         return replace(score, lpips=None, mask_psnr=None, mask_ssim=None)
 
     images = [
-        replace(image, scores=tuple(replace(v, pictures=tuple(map(plain, v.pictures))) for v in image.scores))
+        replace(image, scores=tuple(replace(v, images=tuple(map(plain, v.images))) for v in image.scores))
         for image in outputs.images
     ]
     text = full_text(replace(report, outputs=build_outputs(*images, lpips=None)))
@@ -196,7 +198,7 @@ def test_without_lpips_and_masks_their_columns_are_left_out(
 def test_several_loras_are_listed_by_size(report: Report, several: OutputComparison) -> None:
     text = full_text(replace(report, outputs=several))
     expected = """
-  variant         size  PSNR, 1 step  worst  ranks       file
+  variant        bytes  PSNR, 1 step  worst  ranks       file
   small        20.0 kB         16.12  14.00  fixed       small.safetensors
   other        1.00 MB         40.50  40.50  calibrated  other.safetensors
   base + LoRA  3.00 MB         40.50  40.50  fixed       big.safetensors
@@ -212,8 +214,8 @@ def test_the_worst_images_are_shown_where_there_are_many(
     images = []
     for index in range(40):
         base, lora = cup.scores
-        pictures = tuple(replace(score, psnr=80.0 - index) for score in lora.pictures)
-        images.append(replace(cup, image=f"{index:02d}.png", scores=(base, replace(lora, pictures=pictures))))
+        decoded = tuple(replace(score, psnr=80.0 - index) for score in lora.images)
+        images.append(replace(cup, image=f"{index:02d}.png", scores=(base, replace(lora, images=decoded))))
     text = full_text(replace(report, outputs=build_outputs(*images)))
     assert "12 of 40 images (report.json has all), lowest PSNR first\n" in text
     assert text.count("39.png  64x48") == 1
@@ -245,7 +247,7 @@ def test_long_and_hostile_names_stay_in_their_columns(
     name = "layer.\x1b[2J\n" + "very_long." * 30 + "weight"
     weights = replace(build(row(name, Status.LORA, (1280, 1280, 3, 3), error=0.2, rank=16)), adapter="a" * 300)
     scores = tuple(replace(v, variant=f"{name} {i}") for i, v in enumerate(outputs.images[1].scores))
-    image = replace(outputs.images[1], image="picture" * 30 + "\x1b.png", width=12345, height=12345, scores=scores)
+    image = replace(outputs.images[1], image="image" * 30 + "\x1b.png", width=12345, height=12345, scores=scores)
     loras = tuple(LoraFile(variant=v.variant, file=name, nbytes=10**11, method=name) for v in scores)
     text = full_text(Report(weights=weights, outputs=build_outputs(image, loras=loras), notes=(name,)))
     assert widest(text) <= 100

@@ -1,15 +1,12 @@
 """The figures of the outputs, as values."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from lbm_lora.report import OutputComparison
-from lbm_lora.report.outputs_charts import Decibels, error_by_timestep, psnr_by_image, psnr_by_size
+from lbm_lora.report.charts.outputs import error_by_timestep, output_figures, psnr_by_image, psnr_by_nbytes
 
 
 def points(figure: dict[str, Any], *, rings: bool = False) -> dict[str, list[tuple[float, float]]]:
@@ -45,7 +42,7 @@ def test_each_image_at_each_number_of_steps(outputs: OutputComparison) -> None:
     assert found["base, 1 step"] == [(0, 18.25), (1, 14.0)]  # cup.png is the worst of the LoRA
     assert found["base + LoRA, 2 steps"] == [(0, 39.0), (1, 41.0)]
     top = found["base + LoRA, 1 step"][1][1]
-    assert 41 < top < figure["layout"]["yaxis"]["range"][1]  # equal pictures
+    assert 41 < top < figure["layout"]["yaxis"]["range"][1]  # equal images
     trace = next(trace for trace in figure["data"] if trace["name"] == "base + LoRA, 1 step")
     assert trace["marker"]["symbol"] == ["circle", "triangle-up"]
     assert "equal dB" in trace["customdata"][1][0]
@@ -63,7 +60,7 @@ def test_many_variants_are_compared_at_the_fewest_steps(several: OutputCompariso
 
 
 def test_a_curve_for_each_method(several: OutputComparison, outputs: OutputComparison) -> None:
-    figure = psnr_by_size(several)
+    figure = psnr_by_nbytes(several)
     assert figure is not None
     means = points(figure)
     assert means["fixed"] == [(0.02, 16.125), (3.0, 40.5)]  # by size, not by the order of the files
@@ -73,13 +70,12 @@ def test_a_curve_for_each_method(several: OutputComparison, outputs: OutputCompa
     assert len(set(colors.values())) == 2
     assert figure["layout"]["xaxis"]["type"] == "log"
     json.dumps(figure, allow_nan=False)
-    assert psnr_by_size(outputs) is None
-    assert psnr_by_size(replace(several, loras=several.loras[:1])) is None
+    assert psnr_by_nbytes(outputs) is None
+    assert psnr_by_nbytes(replace(several, loras=several.loras[:1])) is None
 
 
-@pytest.mark.parametrize("values", [[30.0, 40.0], [30.0], ["inf"], ["inf", 30.0]])
-def test_the_axis_holds_every_place(values: list[float | str]) -> None:
-    axis = Decibels.over(values)
-    assert math.isfinite(axis.low)
-    assert math.isfinite(axis.high)
-    assert all(axis.low < axis.place(value) < axis.high for value in values)
+def test_figures_without_anything_to_draw_are_left_out(
+    several: OutputComparison, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
+) -> None:
+    assert list(output_figures(several)) == ["outputs-bytes", "outputs-timesteps", "outputs-images"]
+    assert list(output_figures(build_outputs(outputs.images[0]))) == ["outputs-timesteps"]

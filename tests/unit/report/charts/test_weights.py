@@ -1,4 +1,4 @@
-"""The figures of the HTML report, as values."""
+"""The figures of the weights, as values."""
 
 import json
 import math
@@ -8,8 +8,13 @@ import pytest
 
 from lbm_lora.adapter import LedgerRow, Status
 from lbm_lora.report import WeightReport
-from lbm_lora.report.axis import Axis
-from lbm_lora.report.charts import error_by_module, error_by_noise, error_by_rank, error_histogram
+from lbm_lora.report.charts.weights import (
+    error_by_module,
+    error_by_noise,
+    error_by_rank,
+    error_histogram,
+    weight_figures,
+)
 
 Build = Callable[..., WeightReport]
 Row = Callable[..., LedgerRow]
@@ -92,7 +97,7 @@ def test_hover_names_are_escaped_and_folded(build: Build, row: Row) -> None:
     assert max(map(len, hover.replace("&lt;", "<").replace("&gt;", ">").split("<br>"))) < 60
 
 
-def test_an_axis_over_nothing_is_an_axis() -> None:
-    axis = Axis.over([0.0, math.inf])
-    assert axis.low < axis.high
-    assert axis.layout("x")["tickvals"]
+def test_figures_without_anything_to_draw_are_left_out(build: Build, row: Row) -> None:
+    assert weight_figures(build()) == {}
+    dense = build(row("a.bias", Status.DENSE, (4,), error=0.0, noise=0.0))
+    assert list(weight_figures(dense)) == ["plot-modules"]

@@ -1,4 +1,4 @@
-"""The plots of the outputs part of a report, as Plotly figures of plain values; see `charts` for their colours.
+"""The plots of the outputs part of a report, as Plotly figures of plain values; see `weights` for their colours.
 
 Mean values are joined by lines, worst values are rings, which share the entry of the legend. Infinite PSNRs stand at
 the upper edge as triangles.
@@ -6,11 +6,10 @@ the upper edge as triangles.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
-from lbm_lora.report.axis import Axis, Figure
-from lbm_lora.report.outputs import Number, OutputComparison, worst_first
+from lbm_lora.report.charts.axes import Axis, Decibels, Figure
+from lbm_lora.report.outputs import OutputComparison, worst_first
 from lbm_lora.report.wording import decibel, megabytes, percent, plural, printable, shortened
 
 _COLORS = ("@unchanged", "@linear", "@conv", "@dense", "@excluded", "@good", "@noise")
@@ -21,35 +20,19 @@ Points = Sequence[tuple[float, float, str]]
 """x, y, and what the pointer shows."""
 
 
-@dataclass(frozen=True)
-class Decibels:
-    """An axis of PSNRs: its ends, and where infinite ones stand (infinity where there are none)."""
-
-    low: float
-    high: float
-    top: float
-
-    @classmethod
-    def over(cls, values: Sequence[Number]) -> "Decibels":
-        """An axis with some air around the values that are finite."""
-        numbers = [float(value) for value in values]
-        finite = [value for value in numbers if math.isfinite(value)] or [0.0]
-        air = max(1.0, 0.06 * (max(finite) - min(finite)))
-        low, high = min(finite) - air, max(finite) + air
-        return cls(low, high + 2 * air, high + air) if math.inf in numbers else cls(low, high, math.inf)
-
-    def place(self, value: Number) -> float:
-        """Where a PSNR is drawn."""
-        return min(float(value), self.top)
-
-    def layout(self, title: str) -> Figure:
-        """Plotly's settings."""
-        return {"title": {"text": title}, "range": [self.low, self.high]}
+def output_figures(outputs: OutputComparison) -> dict[str, Figure]:
+    """Id of the page's element -> figure; those that there is nothing to draw for are left out."""
+    figures = {
+        "outputs-bytes": psnr_by_nbytes(outputs),
+        "outputs-timesteps": error_by_timestep(outputs),
+        "outputs-images": psnr_by_image(outputs),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def error_by_timestep(outputs: OutputComparison) -> Figure:
     """Each variant's denoiser error along the bridge, from the source on."""
-    axis = Axis.over([float(error) for e in outputs.denoiser for error in (e.mean_error, e.worst_error)])
+    axis = Axis.over([error for e in outputs.denoiser for error in (e.mean_error, e.worst_error)])
     traces: list[Figure] = []
     for variant, color in _colors([entry.variant for entry in outputs.denoiser]).items():
         name = _name(variant)
@@ -57,7 +40,7 @@ def error_by_timestep(outputs: OutputComparison) -> Figure:
         worst: list[tuple[float, float, str]] = []
         for entry in outputs.denoiser:
             if entry.variant == variant:
-                mean, most = float(entry.mean_error), float(entry.worst_error)
+                mean, most = entry.mean_error, entry.worst_error
                 place = f"<b>{name}</b>, timestep {entry.timestep:g}<br>"
                 means.append((entry.timestep, axis.place(mean), f"{place}mean {percent(mean)}"))
                 image = _name(entry.worst_image)
@@ -80,11 +63,11 @@ def psnr_by_image(outputs: OutputComparison) -> Figure | None:
     if len(images) < 2:
         return None
     shown = outputs.steps if len(images[0].scores) <= 2 else outputs.steps[:1]
-    axis = Decibels.over([score.psnr for image in images for v in image.scores for score in v.pictures])
+    axis = Decibels.over([score.psnr for image in images for v in image.scores for score in v.images])
     traces: list[Figure] = []
     for index, (variant, color) in enumerate(_colors([v.variant for v in images[0].scores]).items()):
         for number, steps in enumerate(shown):
-            scores = [image.scores[index].pictures[number] for image in images]
+            scores = [image.scores[index].images[number] for image in images]
             points = [
                 (
                     float(place),
@@ -105,8 +88,8 @@ def psnr_by_image(outputs: OutputComparison) -> Figure | None:
     }
 
 
-def psnr_by_size(outputs: OutputComparison) -> Figure | None:
-    """PSNR at the fewest steps against the size of the file, one curve for each method; None for a single file."""
+def psnr_by_nbytes(outputs: OutputComparison) -> Figure | None:
+    """PSNR at the fewest steps against the bytes of the file, one curve for each method; None for a single file."""
     if len(outputs.loras) < 2:
         return None
     summary = {entry.variant: entry for entry in outputs.summary if entry.steps == outputs.steps[0]}
@@ -119,17 +102,17 @@ def psnr_by_size(outputs: OutputComparison) -> Figure | None:
         worst: list[tuple[float, float, str]] = []
         for lora in files:
             entry, name = summary[lora.variant], f"<b>{_name(lora.file)}</b>, {megabytes(lora.nbytes)}<br>"
-            size = lora.nbytes / 1e6
-            means.append((size, axis.place(entry.mean_psnr), f"{name}mean {decibel(entry.mean_psnr)} dB"))
+            amount = lora.nbytes / 1e6
+            means.append((amount, axis.place(entry.mean_psnr), f"{name}mean {decibel(entry.mean_psnr)} dB"))
             image = f"{decibel(entry.worst_psnr)} dB, {_name(entry.worst_image)}"
-            worst.append((size, axis.place(entry.worst_psnr), f"{name}worst {image}"))
+            worst.append((amount, axis.place(entry.worst_psnr), f"{name}worst {image}"))
         if files:
             label = _name(method)
             traces += [_line(label, means, color, top=axis.top), _rings(label, worst, color, top=axis.top)]
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"type": "log", "title": {"text": "size of the file, MB"}},
+            "xaxis": {"type": "log", "title": {"text": "file, MB"}},
             "yaxis": axis.layout(f"PSNR, dB ({plural(outputs.steps[0], 'step')})"),
         },
     }

@@ -1,11 +1,14 @@
-"""Logarithmic axes for errors and noise floors, which span decades; 0 and infinity stand near the edges."""
+"""The axes of the plots, on which values that cannot be drawn stand near an edge.
+
+Errors and noise floors span decades and have logarithmic axes, on which 0 has no place; PSNRs may be infinite.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lbm_lora.report.schema import BANDS
+from lbm_lora.report.values import BANDS
 
 Figure = dict[str, Any]
 """A part of a Plotly figure, as plain values."""
@@ -54,6 +57,31 @@ class Axis:
             "ticktext": [_tick(tick) for tick in shown],
             "title": {"text": title},
         }
+
+
+@dataclass(frozen=True)
+class Decibels:
+    """An axis of PSNRs: its ends, and where infinite ones stand (infinity where there are none)."""
+
+    low: float
+    high: float
+    top: float
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "Decibels":
+        """An axis with some air around the values that are finite."""
+        finite = [value for value in values if math.isfinite(value)] or [0.0]
+        air = max(1.0, 0.06 * (max(finite) - min(finite)))
+        low, high = min(finite) - air, max(finite) + air
+        return cls(low, high + 2 * air, high + air) if math.inf in values else cls(low, high, math.inf)
+
+    def place(self, value: float) -> float:
+        """Where a PSNR is drawn."""
+        return min(value, self.top)
+
+    def layout(self, title: str) -> Figure:
+        """Plotly's settings."""
+        return {"title": {"text": title}, "range": [self.low, self.high]}
 
 
 def _tick(tick: float) -> str:

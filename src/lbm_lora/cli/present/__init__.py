@@ -1,0 +1,31 @@
+"""The text of each workflow's result on stdout: presenters return it, and print nothing.
+
+A result says what it is by its workflow, so that no other workflow's libraries are imported to present it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lbm_lora.cli.present import checkpoints, inference, loras, training
+
+PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
+    "base": checkpoints.base,
+    "extract": loras.extract,
+    "validate": loras.validate,
+    "infer": inference.infer,
+    "infer_shards": inference.infer_shards,
+    "fuse": checkpoints.fuse,
+    "train": training.train,
+    "data_pack": training.data_pack,
+    "data_check": training.data_check,
+    "calibrate": loras.calibrate,
+    "refine": loras.refine,
+    "layers": checkpoints.layers,
+    "demo": inference.demo,
+}
+"""Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""
+
+
+def present(workflow: str, result: Any, *, verbose: bool = False) -> str:
+    """What a user reads of a workflow's result; with `verbose`, every layer too."""
+    return PRESENTERS[workflow](result, verbose)

@@ -1,0 +1,63 @@
+"""The results of infer, over images and over shards, and of demo, which ends with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbm_lora.cli.present import checkpoints, loras
+from lbm_lora.cli.present.lines import paragraphs, skipped_lines, written
+from lbm_lora.report.wording import plural
+
+if TYPE_CHECKING:
+    from lbm_lora.workflows.demo import DemoResult
+    from lbm_lora.workflows.infer import InferResult
+    from lbm_lora.workflows.infer_shards import InferShardsResult
+
+
+def infer(result: "InferResult", _: bool) -> str:
+    """Each image that was written."""
+    lines = [
+        f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
+        f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
+        + (f"\n    side by side: {made.comparison}" if made.comparison else "")
+        + (f"\n    source: {made.source_copy}" if made.source_copy else "")
+        for made in result.outputs
+    ]
+    head = f"Translated {plural(len(result.outputs), 'image')} on {result.device} in {result.dtype}:"
+    return "\n".join([head, *lines])
+
+
+def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
+    """What became of the shards."""
+    head = (
+        f"Translated {plural(result.images, 'image')} of {plural(result.written, 'shard')} into {result.folder} on "
+        f"{result.device} in {result.dtype}; {plural(result.present, 'shard')} already there."
+    )
+    if result.stopped_by:
+        head = f"Stopped by {result.stopped_by}. {head} The same command goes on from there."
+    if not result.skipped:
+        return head
+    count = f"{plural(len(result.skipped), 'sample')} cannot be used."
+    return paragraphs(head, "\n".join([count, *skipped_lines(result.skipped, verbose)]))
+
+
+def demo(result: "DemoResult", verbose: bool) -> str:
+    """The four commands in turn, and what to look at."""
+    files = result.validate.files
+    compared = [made.comparison for made in result.infer.outputs if made.comparison]
+    return paragraphs(
+        "1. base",
+        checkpoints.base(result.base, verbose),
+        "2. extract",
+        written(result.extract.adapter, result.extract.sidecar),
+        "3. validate",
+        loras.validate(result.validate, verbose),
+        "4. infer",
+        infer(result.infer, verbose),
+        f"Look at {_of_suffix(files, '.html')} and {_of_suffix(files, '.png')}"
+        + (f", and at {compared[0]}" if compared else ""),
+    )
+
+
+def _of_suffix(paths: Sequence[Path], suffix: str) -> str:
+    return str(next((path for path in paths if path.suffix == suffix), ""))

@@ -1,0 +1,46 @@
+"""Lines and paragraphs that the texts of several commands share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbm_lora.adapter import Status
+from lbm_lora.report import TensorResult, WeightReport
+from lbm_lora.report.wording import megabytes, printable
+
+if TYPE_CHECKING:
+    from lbm_lora.shards.corrupt import Skipped
+
+_FEW = 8  # samples that are listed without --verbose
+
+
+def layer_lines(report: WeightReport, verbose: bool) -> str:
+    """The documented lines of --verbose, one for each layer; empty without it."""
+    return "\n".join(map(_layer_line, report.rows)) if verbose else ""
+
+
+def skipped_lines(skipped: "Sequence[Skipped]", verbose: bool, *, indent: int = 2) -> list[str]:
+    """The samples that cannot be used, each with its reason: the first of them, or all with --verbose."""
+    shown = skipped if verbose else skipped[:_FEW]
+    lines = [printable(f"left out: {item.key}: {item.reason}") for item in shown]
+    if len(shown) < len(skipped):
+        lines.append(f"and {len(skipped) - len(shown):,} more (--verbose lists them)")
+    return [" " * indent + line for line in lines]
+
+
+def written(*paths: Path) -> str:
+    """The files that the command has written, with their bytes."""
+    return "\n".join(f"wrote {path} ({megabytes(path.stat().st_size)})" for path in paths)
+
+
+def paragraphs(*parts: str) -> str:
+    """The parts that are not empty, with an empty line between them."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def _layer_line(row: TensorResult) -> str:
+    if row.status not in (Status.LORA, Status.DENSE):
+        return f"  - {row.name} | {row.status}: {row.reason}"
+    kind = "DENSE" if row.status == Status.DENSE else "CONV" if len(row.shape) == 4 else "LINEAR"
+    rank = f"rank {row.rank}" if row.rank else "no rank"
+    return f"  ✓ {row.name} | {kind} | {rank} | error {100 * row.relative_error:.3f} %"

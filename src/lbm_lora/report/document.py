@@ -1,0 +1,107 @@
+"""A report as one value, and as the JSON document report.json.
+
+    {"schema": "lbm-lora/report/2", "verdict": "good", "weights": {...}, "outputs": {...} | null, "notes": [...],
+     "provenance": {"files": {...}, "settings": {...}, "versions": {...}}}
+
+`report_schema` describes all of it. A field that is taken away or changes its meaning gives the schema another number;
+one that is added does not, so a reader passes over fields that it does not know.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from lbm_lora.errors import InputError
+from lbm_lora.report.outputs import OutputComparison
+from lbm_lora.report.values import STRICT, Band, Float
+from lbm_lora.report.weights import WeightReport
+from lbm_lora.report.wording import printable
+
+SCHEMA = "lbm-lora/report/2"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Report:
+    """What `validate` measured: weights always, outputs where images were given."""
+
+    weights: WeightReport
+    outputs: OutputComparison | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Provenance:
+    """Facts for the reader, given by the caller. No clock and no folders: equal runs give equal reports.
+
+    Attributes:
+        files: role -> file name without its folder, with what is known of it.
+        settings: flag -> value.
+        versions: library -> version.
+    """
+
+    files: Mapping[str, str] = Field(default_factory=dict[str, str])
+    settings: Mapping[str, bool | int | Float | str | None] = Field(default_factory=dict)
+    versions: Mapping[str, str] = Field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _Document:
+    """The file: its fields, in their order."""
+
+    schema: Literal["lbm-lora/report/2"]
+    verdict: Band
+    weights: WeightReport
+    outputs: OutputComparison | None
+    notes: tuple[str, ...]
+    provenance: Provenance
+
+
+_DOCUMENT = TypeAdapter(_Document)
+
+
+def report_json(report: Report, *, provenance: Provenance | None = None) -> str:
+    """The report as JSON text."""
+    document = _Document(
+        schema=SCHEMA,
+        verdict=report.weights.band,
+        weights=report.weights,
+        outputs=report.outputs,
+        notes=report.notes,
+        provenance=provenance or Provenance(),
+    )
+    values = _DOCUMENT.dump_python(document, mode="json", by_alias=True)
+    # Python's spelling of floats (1e-05) is part of the file; pydantic's own text has another one (1e-5)
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of report.json."""
+    return _DOCUMENT.json_schema(mode="serialization")
+
+
+def parse_report(text: str) -> Report:
+    """Inverse of `report_json`, but for the provenance.
+
+    Raises:
+        InputError: the text is no report of this schema.
+    """
+    try:
+        found = _DOCUMENT.validate_json(text)
+    except ValidationError as error:
+        raise InputError(_complaint(error)) from None
+    return Report(weights=found.weights, outputs=found.outputs, notes=found.notes)
+
+
+def _complaint(error: ValidationError) -> str:
+    """One line on the first thing that is wrong. The schema is the first field."""
+    first = error.errors(include_url=False)[0]
+    if first["loc"] == ("schema",) and first["type"] == "literal_error":
+        schema = printable(str(first["input"]))
+        return f"this report has the schema {schema}, this program reads {SCHEMA}. Make the report again."
+    if first["loc"] in ((), ("schema",)):
+        return f"this is no report: a JSON object with the schema {SCHEMA} is wanted."
+    where = printable(".".join(map(str, first["loc"])))
+    return f"this report does not hold what {SCHEMA} says: {where}: {first['msg']}. Make it again."

@@ -1,0 +1,133 @@
+"""What a user reads of translated images and shards, and of the demo."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lbm_lora.cli.present import present
+from lbm_lora.model.base import BaseItem
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.write_base import BaseFiles
+from lbm_lora.report import Report, WeightReport, full_text
+from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.workflows.base import BaseResult
+from lbm_lora.workflows.demo import DemoResult
+from lbm_lora.workflows.extract import ExtractResult
+from lbm_lora.workflows.infer import InferResult, TranslatedImage
+from lbm_lora.workflows.infer_shards import InferShardsResult
+from lbm_lora.workflows.validate import ValidateResult
+
+File = Callable[[str, int], Path]
+
+
+@pytest.fixture
+def translated() -> InferResult:
+    cup = TranslatedImage(
+        source=Path("in/cup.png"),
+        output=Path("out/cup.png"),
+        comparison=None,
+        source_copy=None,
+        width=640,
+        height=480,
+        model_width=512,
+        model_height=384,
+        seconds=0.25,
+    )
+    tree = replace(
+        cup,
+        source=Path("in/tree.jpg"),
+        output=Path("out/tree.jpg"),
+        comparison=Path("out/tree_compare.jpg"),
+        source_copy=Path("out/tree_input.jpg"),
+    )
+    return InferResult(outputs=(cup, tree), adapters=(), device="cpu", dtype="bf16")
+
+
+IMAGES = """\
+Translated 2 images on cpu in bf16:
+  cup.png 640x480 -> out/cup.png (model 512x384, 0.2 s)
+  tree.jpg 640x480 -> out/tree.jpg (model 512x384, 0.2 s)
+    side by side: out/tree_compare.jpg
+    source: out/tree_input.jpg"""
+
+
+def test_images(translated: InferResult) -> None:
+    assert present("infer", translated) == IMAGES
+
+
+def shards(*skipped: Skipped, stopped_by: str = "") -> InferShardsResult:
+    return InferShardsResult(
+        folder=Path("out"),
+        written=1,
+        present=2,
+        images=4,
+        skipped=skipped,
+        stopped_by=stopped_by,
+        adapters=(),
+        device="cuda:0",
+        dtype="fp16",
+        rank=0,
+    )
+
+
+def test_shards() -> None:
+    head = "Translated 4 images of 1 shard into out on cuda:0 in fp16; 2 shards already there."
+    assert present("infer_shards", shards()) == head
+    assert present("infer_shards", shards(stopped_by="SIGTERM")) == (
+        f"Stopped by SIGTERM. {head} The same command goes on from there."
+    )
+
+
+def test_samples_that_cannot_be_used() -> None:
+    head = "Translated 4 images of 1 shard into out on cuda:0 in fp16; 2 shards already there."
+    skipped = [Skipped(f"a.tar/{index}", "cannot be decoded\x1b") for index in range(10)]
+    lines = [rf"  left out: a.tar/{index}: cannot be decoded\x1b" for index in range(10)]
+    assert present("infer_shards", shards(skipped[0])) == "\n".join([head, "", "1 sample cannot be used.", lines[0]])
+    few = [head, "", "10 samples cannot be used.", *lines[:8], "  and 2 more (--verbose lists them)"]
+    assert present("infer_shards", shards(*skipped)) == "\n".join(few)
+    every = [head, "", "10 samples cannot be used.", *lines]
+    assert present("infer_shards", shards(*skipped), verbose=True) == "\n".join(every)
+
+
+def test_the_demo(
+    file: File, weights: WeightReport, translated: InferResult, base_ledger: tuple[BaseItem, ...], base_text: str
+) -> None:
+    report = Report(weights=weights)
+    base = BaseFiles(
+        safetensors=file("base.safetensors", 1_000),
+        ckpt=file("base.ckpt", 2_000),
+        ledger=base_ledger,
+        config=LBMConfig(),
+        dtype=torch.bfloat16,
+        notes=(),
+    )
+    result = DemoResult(
+        base=BaseResult(base=base, baseline=None, ledger_file=file("ledger.json", 3_000)),
+        extract=ExtractResult(
+            adapter=file("lora.safetensors", 4_000),
+            sidecar=file("lora_config.yaml", 5_000),
+            nbytes=4_000,
+            report=weights,
+            notes=(),
+        ),
+        validate=ValidateResult(
+            report=report,
+            files=(file("report.txt", 6_000), file("report.html", 7_000), file("comparison.png", 8_000)),
+            layer_names=file("names.txt", 9_000),
+            failures=(),
+        ),
+        infer=translated,
+    )
+    assert present("demo", result) == (
+        f"1. base\n\n{base_text}\n\n"
+        "wrote base.safetensors (1.0 kB)\nwrote base.ckpt (2.0 kB)\nwrote ledger.json (3.0 kB)\n\n"
+        "2. extract\n\nwrote lora.safetensors (4.0 kB)\nwrote lora_config.yaml (5.0 kB)\n\n"
+        f"3. validate\n\n{full_text(report)}\n\n"
+        "wrote report.txt (6.0 kB)\nwrote report.html (7.0 kB)\nwrote comparison.png (8.0 kB)\n"
+        "wrote names.txt (9.0 kB)\n\n"
+        f"4. infer\n\n{IMAGES}\n\n"
+        "Look at report.html and comparison.png, and at out/tree_compare.jpg"
+    )

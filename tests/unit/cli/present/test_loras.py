@@ -1,0 +1,130 @@
+"""What a user reads of an extraction, a validation, a calibration and a refinement."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.cli.present import present
+from lbm_lora.extract import ImageScores, Prediction
+from lbm_lora.fidelity.output_errors import OutputErrors
+from lbm_lora.report import Report, WeightReport, full_text
+from lbm_lora.workflows.calibrate import CalibrateResult
+from lbm_lora.workflows.extract import ExtractResult
+from lbm_lora.workflows.refine import RefineResult
+from lbm_lora.workflows.validate import ValidateResult
+
+File = Callable[[str, int], Path]
+
+WRITTEN = "wrote lora.safetensors (0.12 MB)\nwrote lora_config.yaml (0.3 kB)"
+
+
+@pytest.fixture
+def extracted(file: File, weights: WeightReport) -> ExtractResult:
+    return ExtractResult(
+        adapter=file("lora.safetensors", 123_456),
+        sidecar=file("lora_config.yaml", 300),
+        nbytes=123_456,
+        report=weights,
+        notes=(),
+    )
+
+
+def test_an_extraction(extracted: ExtractResult, short: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert present("extract", extracted) == f"{short}\n\n{WRITTEN}"
+    assert capsys.readouterr() == ("", "")  # what is shown is printed by the caller, once
+
+
+def test_every_layer_with_verbose(extracted: ExtractResult, short: str, verbose: str) -> None:
+    assert present("extract", extracted, verbose=True) == f"{verbose}\n\n{short}\n\n{WRITTEN}"
+
+
+def test_a_calibrated_extraction(extracted: ExtractResult, short: str, file: File) -> None:
+    further = replace(extracted, adapter=file("small.safetensors", 1_000))
+    result = replace(
+        extracted,
+        notes=("The VAEs differ.",),
+        predicted=Prediction(nbytes=123_456, error=0.0123456, of="output", foreseen=0.02),
+        sizes=(
+            Prediction(nbytes=61_728, error=0.05, of="output", foreseen=0.06),
+            Prediction(nbytes=1_246_912, error=0.003, of="output", foreseen=0.004),
+        ),
+        images=ImageScores(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0),
+        further=(further,),
+    )
+    assert present("extract", result) == (
+        f"{short}\n\n"
+        "The VAEs differ.\n\n"
+        "Predicted relative error of the denoiser's output: 1.235%. Smaller and larger files would give:\n"
+        "  61.7 kB  5.000%\n"
+        "  1.25 MB  0.300%\n\n"
+        "One-step images against the tuned model's, 2 of them: PSNR 41.3 dB in the mean, 40.5 dB at worst "
+        "(a.png, predicted 40.0 dB).\n\n"
+        f"{WRITTEN}\n\n"
+        f"{short}\n\n"
+        "wrote small.safetensors (1.0 kB)\n"
+        "wrote lora_config.yaml (0.3 kB)"
+    )
+
+
+def test_an_error_of_weights_alone_is_predicted_without_a_table(extracted: ExtractResult, short: str) -> None:
+    predicted = Prediction(nbytes=1, error=0.5, of="weights", foreseen=0.5)
+    assert present("extract", replace(extracted, predicted=predicted)) == (
+        f"{short}\n\nPredicted relative error of the weights: 50.000%.\n\n{WRITTEN}"
+    )
+
+
+def test_a_validation(weights: WeightReport, file: File, verbose: str) -> None:
+    report = Report(weights=weights, notes=("The VAEs differ.",))
+    result = ValidateResult(
+        report=report,
+        files=(file("r/report.txt", 3_700), file("r/report.html", 6_640_000)),
+        layer_names=file("names.txt", 51_000),
+        failures=("The total relative error is 0.5123, above --fail_above 0.05.",),
+    )
+    text = (
+        f"{full_text(report)}\n\nwrote r/report.txt (3.7 kB)\nwrote r/report.html (6.64 MB)\nwrote names.txt (51.0 kB)"
+    )
+    assert present("validate", result) == text
+    assert present("validate", result, verbose=True) == f"{verbose}\n\n{text}"
+
+
+def test_a_calibration(file: File) -> None:
+    result = CalibrateResult(
+        statistics=file("statistics.safetensors", 1_000),
+        nbytes=1_000,
+        layers=792,
+        moments=1_304,
+        images=1,
+        timesteps=(250.0, 1000.0),
+        probes=4,
+    )
+    assert present("calibrate", result) == (
+        "Measured 792 layers on 1 image at timesteps 250, 1000, 4 probes each: 1,304 second moments.\n\n"
+        "wrote statistics.safetensors (1.0 kB)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [(150, "2.3 dB better, of step 150 of 200"), (0, "no step was better: the given LoRA is kept")],
+)
+def test_a_refinement(file: File, step: int, kept: str) -> None:
+    result = RefineResult(
+        adapter=file("refined.safetensors", 1_000),
+        nbytes=1_000,
+        before=OutputErrors(typical=0.013, worst=0.02),
+        after=OutputErrors(typical=0.01, worst=0.0186),
+        gain=2.279,
+        step=step,
+        steps=200,
+        images=234,
+        held=16,
+    )
+    assert present("refine", result) == (
+        "Learnt from 234 images.\n\n"
+        "Error of the denoiser's output on 16 other images: typical 1.300% -> 1.000%, worst 2.000% -> 1.860%; "
+        f"{kept}.\n\n"
+        "wrote refined.safetensors (1.0 kB)"
+    )
