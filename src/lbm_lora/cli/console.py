@@ -157,8 +157,8 @@ def as_flag(option: Option) -> str:
 def jsonable(value: object) -> object:
     """A result as values that JSON has.
 
-    Dataclasses become objects of their fields and properties; paths and everything unknown their text; numbers that
-    are not finite the strings `inf`, `-inf` and `nan`.
+    Dataclasses become objects of their fields and properties, under the names that pydantic's have in JSON; paths and
+    everything unknown become their text; numbers that are not finite the strings `inf`, `-inf` and `nan`.
     """
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -169,7 +169,7 @@ def jsonable(value: object) -> object:
     if isinstance(value, BaseModel):
         return jsonable(value.model_dump())
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: jsonable(getattr(value, name)) for name in _members(value)}
+        return {_json_name(value, name): jsonable(getattr(value, name)) for name in _members(value)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -190,6 +190,12 @@ def _members(value: object) -> list[str]:
     derived = [name for name, member in vars(type(value)).items() if isinstance(member, (property, cached_property))]
     names = [field.name for field in fields(value)]  # pyright: ignore[reportArgumentType]
     return [name for name in [*names, *derived] if not name.startswith("_")]
+
+
+def _json_name(value: object, name: str) -> str:
+    """The alias of a field of a dataclass of pydantic, where it has one."""
+    field = getattr(value, "__pydantic_fields__", {}).get(name)
+    return (field and field.serialization_alias) or name
 
 
 def _write(stream: TextIO | TextIOBase, text: str) -> None:

@@ -23,6 +23,7 @@ from lbm_lora import errors
 from lbm_lora.cli.console import described, jsonable, one_line, session, warnings_as_lines
 from lbm_lora.errors import ConfigError, LbmLoraError, Option, QualityError
 from lbm_lora.progress import LbmLoraWarning, warn
+from lbm_lora.report import ImageScore, VariantScores
 
 
 class Action(StrEnum):
@@ -107,6 +108,17 @@ def test_the_result_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_values_that_json_lacks(value: object, expected: object) -> None:
     assert jsonable(value) == expected
+
+
+def test_values_of_a_report_have_the_names_of_its_json() -> None:
+    scores = VariantScores(variant="base", denoiser=(), images=(ImageScore(steps=1, psnr=math.inf, ssim=1.0),))
+    assert jsonable(scores) == {
+        "variant": "base",
+        "denoiser": [],
+        "pictures": [
+            {"steps": 1, "psnr": "inf", "ssim": 1.0, "lpips": None, "mask_psnr": None, "mask_ssim": None},
+        ],
+    }
 
 
 @pytest.mark.parametrize(
