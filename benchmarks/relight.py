@@ -30,7 +30,7 @@ from benchmarks.training_page import RESULTS, write_page
 from lbm_lora import bundled
 from lbm_lora.adapter import load_adapter
 from lbm_lora.cli.main import main as lbm_lora
-from lbm_lora.train.config import read_train_config
+from lbm_lora.train.settings.train_config import read_train_config
 
 TUNED = bundled.TUNED / "model.safetensors"
 RANK = 8

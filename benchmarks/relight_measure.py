@@ -16,11 +16,11 @@ from lbm_lora.imaging.tensors import to_images, to_tensor
 from lbm_lora.infer.pipeline import translate
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import select
-from lbm_lora.train.config import TrainConfig
 from lbm_lora.train.data import open_data
-from lbm_lora.train.objective import objective_of
-from lbm_lora.train.step import BridgeStep
-from lbm_lora.train.validation import Validator
+from lbm_lora.train.loss.objective import objective_of
+from lbm_lora.train.loss.step import BridgeStep
+from lbm_lora.train.run.validation import Validator
+from lbm_lora.train.settings.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,9 @@ from benchmarks.training_page import RESULTS, write_page
 from lbm_lora import bundled
 from lbm_lora.checkpoint import dtype_of
 from lbm_lora.model.build import load_model
-from lbm_lora.train.config import TrainConfig
 from lbm_lora.train.data import BucketBatches, collate, open_data
-from lbm_lora.train.fit import fit
+from lbm_lora.train.run.fit import fit
+from lbm_lora.train.settings.train_config import TrainConfig
 from lbm_lora.workflows.base import BaseConfig
 from lbm_lora.workflows.base import run as make_base
 
@@ -105,7 +105,9 @@ def by_hand(config: TrainConfig) -> list[Moment]:
     denoiser.train()
     optimizer = torch.optim.AdamW(learning, lr=config.learning_rate, fused=True)
     data = open_data(config, "train", seed=config.seed)
-    batches = [collate([data[draw] for draw in draws]) for draws in BucketBatches(data, config.batch_size, seed=0)]
+    batches = [
+        collate([data[draw] for draw in draws]) for draws in BucketBatches(data, config.batch_size, seed=0).epoch(0)
+    ]
     levels = torch.tensor([0.25, 0.5, 0.75, 1.0])
     moments = [Moment.now()]
     for step in range(config.max_steps or 0):

@@ -26,7 +26,7 @@ class StopRequest:
         return self
 
     def listen(self) -> None:
-        """Take the signals, also from whoever has taken them in between, as Lightning does."""
+        """Take the signals."""
         for number in self._before:
             signal.signal(number, self._note)
 

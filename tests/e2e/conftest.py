@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 
 from lbm_lora import bundled
+from nano import base_bf16, base_fp32, config, pairs, predict
+
+__all__ = ["base_bf16", "base_fp32", "config", "pairs", "predict"]
 
 REPOSITORY = Path(__file__).parents[2]
 

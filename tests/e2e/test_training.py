@@ -1,5 +1,6 @@
 """Training by its command lines, killed at any moment, and by several processes."""
 
+import json
 import os
 import re
 import signal
@@ -17,8 +18,8 @@ import yaml
 from lbm_lora import ExtractConfig, bundled, load_adapter
 from lbm_lora.adapter import Adapter
 from lbm_lora.cli.main import main
-from lbm_lora.workflows import base, extract
-from standins import TINY, write_base
+from lbm_lora.workflows import base, extract, train
+from standins import TINY, write_base, write_lbm
 
 pytestmark = pytest.mark.e2e
 
@@ -125,6 +126,40 @@ def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> N
     assert picture.exists()
 
 
+def test_a_run_by_the_command_line_and_a_longer_one(
+    file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = {"validation_folder": str(bundled.PAIRS), "validation_samples": 1, "num_steps": [1]}
+    path = file(max_steps=3, precision="bf16-mixed", base_dtype="bf16", lora_target_modules=["attn1"], **pairs)
+    assert main(["train", "--path_config", str(path), "--max_steps", "2", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["step"], made["total"], made["stopped_by"]) == (2, 2, "")
+    assert made["last"] == (tmp_path / "run/last.safetensors").as_posix()
+    assert made["scores"]["pictures"]["1"]["psnr"] > 0
+    assert all("attn1" in name for name in load_adapter(tmp_path / "run/best.safetensors").modules)
+
+    assert main(["train", "--path_config", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert "Trained 3 of 3 steps" in captured.out
+    assert "steps 1: PSNR" in captured.out
+    assert "the run goes on after step 2" in captured.err
+    assert "max_steps: 2 -> 3" in captured.err
+
+
+def test_the_base_is_made_of_a_backbone(file: Callable[..., Path], tmp_path: Path) -> None:
+    lbm = write_lbm(tmp_path / "lbm")
+    made = tmp_path / "made.safetensors"
+    path = file(
+        backbone_signature=str(lbm.backbone),
+        base_model_path=str(made),
+        config_path=str(lbm.base.parent / "config.yaml"),
+        lora_target_modules=["attn1"],
+        max_steps=1,
+    )
+    assert train.run(train.TrainRunConfig(path_config=path)).step == 1
+    assert made.exists()
+
+
 def test_a_run_that_is_killed_at_any_moment_goes_on_bit_for_bit(file: Callable[..., Path], tmp_path: Path) -> None:
     path = file(lora_target_modules=["attn1", "conv_in"], lora_dropout=0.1, ema_decay=0.5)
     done = run([sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(path), str(tmp_path / "runs")])
@@ -157,9 +192,9 @@ def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Pat
 def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, strategy: str) -> None:
     pairs = {"validation_folder": str(bundled.PAIRS), "validation_samples": 3, "num_steps": [1]}
     path = file(train_norms=True, ema_decay=0.5, max_steps=3, save_interval=1, **pairs)
-    train = [*LBM_LORA, "train", "--path_config", str(path)]
-    run([*train, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
-    two = [*train, "--devices", "2", "--strategy", strategy, "--save_ckpt_path", str(tmp_path / "two")]
+    words = [*LBM_LORA, "train", "--path_config", str(path)]
+    run([*words, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
+    two = [*words, "--devices", "2", "--strategy", strategy, "--save_ckpt_path", str(tmp_path / "two")]
     done = run([*two, "--max_steps", "2"])
     assert done.stdout.count("Trained 2 of 2 steps") == 1
     run(two)  # and goes on, sharded
@@ -174,12 +209,12 @@ def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tm
 def test_two_nodes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, launcher: str) -> None:
     """Each node is one process here; SLURM is its environment variables, which is all that Lightning looks at."""
     path = file(max_steps=2)
-    train = ["lbm_lora.cli.main", "train", "--path_config", str(path)]
-    run([sys.executable, "-m", *train, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
+    command = ["lbm_lora.cli.main", "train", "--path_config", str(path)]
+    run([sys.executable, "-m", *command, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words = [sys.executable, "-m", *train, "--num_nodes", "2"]
+    words = [sys.executable, "-m", *command, "--num_nodes", "2"]
     variables = [{}, {}]
     if launcher == "torchrun":
         options = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "test"]

@@ -47,17 +47,18 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
 
 
 def check_base(
-    adapter: Adapter, base: Component, *, allow_other_base: bool = False, found: Fingerprint | None = None
+    adapter: Adapter, base: Component, *, allow_other_base: bool | None = False, found: Fingerprint | None = None
 ) -> None:
     """Compare the fingerprint in an adapter with the base it is to be put on.
 
     Args:
+        allow_other_base: go on with a warning; None where the caller has no such choice to offer.
         found: the base's fingerprint, where it is known already; by default the base is read for it.
 
     An adapter without a fingerprint gives a warning: nothing can be checked. So does another base that is allowed.
 
     Raises:
-        WrongBaseError: the fingerprints differ and `allow_other_base` is off.
+        WrongBaseError: the fingerprints differ and `allow_other_base` is not on.
     """
     if not adapter.metadata.base_fingerprint:
         warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.")
@@ -70,6 +71,8 @@ def check_base(
         f"{adapter.path} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
         f"{listing(names, limit=3)}."
     )
+    if allow_other_base is None:
+        raise WrongBaseError(f"{difference} Give its own base.")
     if not allow_other_base:
         raise WrongBaseError(f"{difference} Give its own base, or go on with ", Option("allow_other_base"), ".")
     warn(difference)

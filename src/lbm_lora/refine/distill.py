@@ -28,7 +28,7 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.refine.student import Student
-from lbm_lora.train.state import TrainState, copied, load_state, optimizer_state, restore, save_state
+from lbm_lora.trainable.state import TrainState, copied, load_state, optimizer_state, restore, save_state
 
 _WARMUP = 10  # steps
 _PARTS = 8  # of a run, with a measurement at the end of each

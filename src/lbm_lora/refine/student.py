@@ -15,9 +15,9 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typical_error
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
-from lbm_lora.train.export import export_adapter
-from lbm_lora.train.inject import DOWN, UP, inject_plan
-from lbm_lora.train.plan import PlannedLora, TrainPlan, layout_of
+from lbm_lora.trainable.export import export_adapter
+from lbm_lora.trainable.inject import DOWN, UP, inject_plan
+from lbm_lora.trainable.layout import PlannedLora, TrainPlan, layout_of
 
 _LARGE = 200_000_000  # parameters from which on the activations of a whole backward pass are too many
 

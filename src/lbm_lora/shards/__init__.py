@@ -1,1 +1,1 @@
-"""WebDataset shards: fetching, reading and writing them, and what is said of samples that cannot be used."""
+"""WebDataset shards (layer L5a): fetching, reading and writing them, and what to say of samples that cannot be used."""

@@ -1,1 +1,1 @@
-"""Training (layer L5): imports L0 to L4, and neither `infer` nor `calibrate`, which are its siblings."""
+"""Training (layer L5b): settings <- data <- loss <- run, each of which imports only what stands before it."""

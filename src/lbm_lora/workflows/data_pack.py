@@ -7,10 +7,10 @@ from tyro.conf import Positional
 
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.shards.corrupt import Skipped
-from lbm_lora.train.data.folders import find_pairs
+from lbm_lora.shards.samples import Skipped
 from lbm_lora.train.data.index import check_corrupt, make_index
-from lbm_lora.train.data.parts import Keys
+from lbm_lora.train.data.open_data import find_pairs
+from lbm_lora.train.data.pairs import Keys
 
 
 @dataclass(frozen=True, kw_only=True)

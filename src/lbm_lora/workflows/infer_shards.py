@@ -19,11 +19,11 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import ensure_base
 
 if TYPE_CHECKING:
-    from lbm_lora.infer.shards.plan import ShardJob
+    from lbm_lora.infer.shards.shard_jobs import ShardJob
 
 _PACKAGES = ("lightning", "webdataset", "filelock")
 
@@ -86,16 +86,16 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     """
     _check(config)
     need_packages("translating shards", _PACKAGES, "train")
-    from lbm_lora.infer.shards.plan import ShardKeys, check_corrupt, plan_shards
     from lbm_lora.infer.shards.predict import predict
-    from lbm_lora.infer.shards.record import check_settings, write_settings
-    from lbm_lora.infer.shards.work import ShardTask, Translate
-    from lbm_lora.trainer import open_trainer, quiet_lightning
+    from lbm_lora.infer.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
+    from lbm_lora.infer.shards.shard_record import check_settings, write_settings
+    from lbm_lora.infer.shards.translate_shard import ShardTask, Translate
+    from lbm_lora.launch import open_fabric, quiet_lightning
 
     folder = Path(config.output_path).expanduser()
     with quiet_lightning():
-        trainer = open_trainer(config, _strategy(config), folder, inference_mode=False)
-        progress = progress if trainer.is_global_zero else SILENT
+        fabric = open_fabric(config)
+        progress = progress if fabric.is_global_zero else SILENT
         keys = ShardKeys(source=config.source_key, mask=config.mask_key)
         jobs = plan_shards(
             config.source_shards,
@@ -116,7 +116,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             adapters, applied = config.read_adapters(checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=any(job.record is not None for job in jobs))
-        if trainer.is_global_zero:
+        if fabric.is_global_zero:
             write_settings(folder, settings)
             _remove_parts(jobs)
 
@@ -128,7 +128,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             return lambda source, mask: translate_image(model, source, chosen, mask=mask)
 
         predicted = predict(
-            trainer,
+            fabric,
             jobs,
             ShardTask(keys=keys, format=config.output_format),
             load,
@@ -144,9 +144,9 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         skipped=tuple(item for record in records.values() if record is not None for item in record.skipped),
         stopped_by=predicted.stopped_by,
         adapters=applied,
-        device=str(trainer.strategy.root_device),
+        device=str(fabric.device),
         dtype=dtype_name(dtype_of(config.torch_dtype)),
-        rank=trainer.global_rank,
+        rank=fabric.global_rank,
     )
 
 
@@ -159,10 +159,6 @@ def _check(config: InferShardsConfig) -> None:
         )
     if not 0 <= config.max_corrupt <= 1:
         raise ConfigError(Option("max_corrupt"), f" must be between 0 and 1, got {config.max_corrupt:g}.")
-
-
-def _strategy(config: InferShardsConfig) -> str:
-    return "ddp" if config.strategy == "auto" and config.devices * config.num_nodes > 1 else config.strategy
 
 
 def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig) -> dict[str, Any]:

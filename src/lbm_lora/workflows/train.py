@@ -8,11 +8,11 @@ from tyro.conf import Suppress
 
 from lbm_lora.errors import need_packages
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.train.config import TrainConfig, read_train_config
+from lbm_lora.train.settings.train_config import TrainConfig, read_train_config
 
 if TYPE_CHECKING:
-    from lbm_lora.train.fit import Fitted
-    from lbm_lora.train.preview import Scores
+    from lbm_lora.train.run.fit import FitResult
+    from lbm_lora.train.run.validation import Scores
 
 _PACKAGES = ("lightning", "peft", "diffusers", "PIL")
 
@@ -65,7 +65,7 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
     """
     settings = read_train_config(config.path_config, config.overrides)
     need_packages("training", _PACKAGES, "train")
-    from lbm_lora.train.fit import fit
+    from lbm_lora.train.run.fit import fit
 
     return _result(fit(settings, _base(settings, progress), progress))
 
@@ -83,19 +83,19 @@ def _base(settings: TrainConfig, progress: Progress) -> Path:
     )
 
 
-def _result(fitted: "Fitted") -> TrainResult:
-    folder = fitted.folder
+def _result(fitted: "FitResult") -> TrainResult:
+    folder, standing = fitted.folder, fitted.standing
     return TrainResult(
         folder=folder.path,
         last=folder.last if folder.last.exists() else None,
         best=folder.best if folder.best.exists() else None,
-        step=fitted.step,
+        step=standing.step,
         total=fitted.total,
         learning=fitted.learning,
-        loss=fitted.loss,
-        scores=fitted.scores,
-        best_step=fitted.best_step,
-        stopped_by=fitted.stopped_by,
+        loss=standing.loss,
+        scores=standing.scores,
+        best_step=standing.best_step,
+        stopped_by=standing.stopped_by,
         seconds=fitted.seconds,
         rank=fitted.rank,
     )

@@ -48,7 +48,7 @@ def test_an_unreachable_hub_names_the_local_ways(tmp_path: Path, monkeypatch: py
     with pytest.raises(HubError) as error_info:
         run(BaseConfig(backbone_signature="nobody/no-such-model", save_path=tmp_path / "base.ckpt"))
     assert "nobody/no-such-model" in str(error_info.value)
-    assert "--backbone_signature" in str(error_info.value)
+    assert "backbone_signature" in str(error_info.value)
     assert list(tmp_path.iterdir()) == []
 
 

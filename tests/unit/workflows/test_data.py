@@ -49,7 +49,8 @@ def test_too_many_corrupt_samples_fail_the_check_and_are_all_named(tmp_path: Pat
         path.name.removesuffix(".source.png") for path in broken
     ]
     assert len(broken) == 5
-    assert result.failures == (f"{folder}: 41.7 % of the samples cannot be used, more than the 40 % of max_corrupt.",)
+    (failure,) = result.failures
+    assert str(failure) == f"{folder}: 41.7 % of the samples cannot be used, more than the 40 % of max_corrupt."
     assert data_check.run(CheckConfig(data=(str(folder),), image_size=(128,), max_corrupt=0.42)).failures == ()
 
 

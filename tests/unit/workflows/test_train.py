@@ -1,6 +1,5 @@
-"""The workflow `train` and its command line: overrides, errors before any work, exit codes and what is said."""
+"""The workflow `train`: overrides, errors before any work. Whole runs: tests/e2e/test_training.py."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import yaml
 from PIL import Image
 
 from lbm_lora import errors
-from lbm_lora.adapter import load_adapter
 from lbm_lora.cli.main import COMMANDS, main, parse
 from lbm_lora.cli.overrides import split_overrides
 from lbm_lora.errors import ConfigError, MissingExtraError
@@ -101,23 +99,6 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert "overrides" not in out
 
 
-def test_a_run_by_the_command_line(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--path_config", str(file), "--max_steps", "2", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert (made["step"], made["total"], made["stopped_by"]) == (2, 2, "")
-    assert made["last"] == (tmp_path / "run/last.safetensors").as_posix()
-    assert made["scores"]["pictures"]["1"]["psnr"] > 0
-    adapter = load_adapter(tmp_path / "run/best.safetensors")
-    assert adapter.modules.keys() == {name for name in adapter.modules if "attn1" in name}
-
-    assert main(["train", "--path_config", str(file)]) == 0
-    captured = capsys.readouterr()
-    assert "Trained 3 of 3 steps" in captured.out
-    assert "steps 1: PSNR" in captured.out
-    assert "the run goes on after step 2" in captured.err
-    assert "max_steps: 2 -> 3" in captured.err
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -136,15 +117,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert message in captured.err
     assert captured.err.count("error: ") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_the_base_is_made_of_a_backbone(file: Path, lbm: Lbm, tmp_path: Path) -> None:
-    words = {"backbone_signature": lbm.backbone, "base_model_path": tmp_path / "made.safetensors", "max_steps": 1}
-    config = lbm.base.parent / "config.yaml"
-    overrides = tuple((key, str(value)) for key, value in {**words, "config_path": config}.items())
-    result = train.run(train.TrainRunConfig(path_config=file, overrides=overrides))
-    assert (tmp_path / "made.safetensors").exists()
-    assert result.step == 1
 
 
 def test_a_missing_package_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,10 +147,10 @@ def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, pictur
     assert result.report.outputs is not None
     lora = {e.steps: float(e.worst_psnr) for e in result.report.outputs.summary if e.variant == "base + LoRA"}
     steps = min(lora, key=lambda count: lora[count])
-    assert result.failures == (
-        f"a.png: {lora[steps]:.2f} dB to the tuned model's picture at {steps} step{'s' if steps > 1 else ''}, below "
-        "fail_below_psnr 500.",
-    )
+    assert [str(failure) for failure in result.failures] == [
+        f"a.png: {lora[steps]:.2f} dB to the tuned model's image at {steps} step{'s' if steps > 1 else ''}, below "
+        "fail_below_psnr 500."
+    ]
 
 
 def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, picture: str, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_loras_are_told_apart_by_their_names(config: ValidateConfig, picture: st
 
 @pytest.mark.parametrize("words", ["1", "1 2 4"])
 def test_one_number_of_steps_or_several(words: str) -> None:
-    flags = f"base_model_path b tuned_model_path t lora_path l images i num_inference_steps {words}"
+    flags = f"--base_model_path b --tuned_model_path t --lora_path l --images i --num_inference_steps {words}"
     config, _ = parse("validate", [*flags.split(), "--lpips_weights", "w.safetensors"])
     assert config.num_inference_steps == tuple(map(int, words.split()))
     assert config.lpips_weights == Path("w.safetensors")

@@ -9,7 +9,7 @@ from lbm_lora.report import TensorResult, WeightReport
 from lbm_lora.report.wording import megabytes, printable
 
 if TYPE_CHECKING:
-    from lbm_lora.shards.corrupt import Skipped
+    from lbm_lora.shards.samples import Skipped
 
 _FEW = 8  # samples that are listed without --verbose
 

@@ -1,1 +1,1 @@
-"""Pictures of WebDataset shards, translated into shards of the same names by one or several processes."""
+"""Images of WebDataset shards, translated into shards of the same names by one or several processes."""

@@ -6,18 +6,19 @@ the samples that one process with a batch of 8 sees, and all of them make equall
 shards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 
 from lbm_lora.imaging.encoded import Size
+from lbm_lora.signals import leave_to_parent
 from lbm_lora.train.data.dataset import PairDataset
-from lbm_lora.train.data.prepare import uniform
-from lbm_lora.train.data.sample import Draw
+from lbm_lora.train.data.sample import Batch, Draw, collate, uniform
 
 Indices = NDArray[np.int64]
 
@@ -31,7 +32,7 @@ class GlobalBatch:
     fresh: int
 
 
-class BucketBatches(Sampler[list[Draw]]):
+class BucketBatches:
     """The batches of one rank.
 
     Samples of one shape go together, and each global batch draws its size, where there are several.
@@ -69,46 +70,31 @@ class BucketBatches(Sampler[list[Draw]]):
         self._world = world
         self._shuffle = shuffle
         self._cover = cover
-        self._epoch = 0
-        self._start = 0
         self._planned: tuple[int, list[GlobalBatch]] | None = None
 
     @property
-    def epoch(self) -> int:
-        """That the next iteration draws."""
-        return self._epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw this epoch from the next iteration on, from its first step."""
-        self._epoch = epoch
-        self._start = 0
-
-    def start(self, step: int) -> None:
-        """Begin the next iteration at this step of the epoch, to go on where a run was interrupted."""
-        self._start = step
-
-    @property
     def steps(self) -> int:
-        """Batches of a whole epoch, the same number in each."""
-        return len(self._plan(self._epoch))
+        """Batches of an epoch, the same number in each."""
+        return len(self._plan(0))
 
-    def __len__(self) -> int:
-        """Batches that the next iteration gives."""
-        return max(0, self.steps - self._start)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, start = self._epoch, self._start
-        for batch in self._plan(epoch)[start:]:
+    def epoch(self, number: int, *, start: int = 0) -> Iterator[list[Draw]]:
+        """The batches of one epoch, from the batch `start` on."""
+        for batch in self._plan(number)[start:]:
             share = len(batch.indices) // self._world
             first = self._rank * share
             yield [
-                Draw(int(index), epoch, batch.size, repeated=place >= batch.fresh)
+                Draw(int(index), number, batch.size, repeated=place >= batch.fresh)
                 for place, index in enumerate(batch.indices[first : first + share], start=first)
             ]
 
+    def through(self, epochs: int, *, epoch: int = 0, batch: int = 0) -> Iterator[list[Draw]]:
+        """The batches of one epoch after the other, from a position on: a run goes on in the middle of an epoch."""
+        for number in range(epoch, epochs):
+            yield from self.epoch(number, start=batch if number == epoch else 0)
+
     def notes(self) -> list[str]:
-        """What the user should know: samples that an epoch leaves out, shapes whose samples repeat."""
-        plan = self._plan(self._epoch)
+        """What the user should know: samples that an epoch leaves out, and shapes whose samples repeat."""
+        plan = self._plan(0)
         seen = sum(batch.fresh for batch in plan)
         lines: list[str] = []
         if seen < len(self._dataset):
@@ -153,3 +139,27 @@ class BucketBatches(Sampler[list[Draw]]):
 def _permutation(count: int, what: str, *numbers: int) -> Indices:
     generator = torch.Generator().manual_seed(int(uniform(what, *numbers) * 2**53))
     return torch.randperm(count, generator=generator).numpy()
+
+
+def loader_of(
+    dataset: PairDataset, batches: Iterable[list[Draw]], *, num_workers: int = 0, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """A torch DataLoader over lists of draws. What it gives does not depend on `num_workers`.
+
+    Args:
+        batches: each list is a batch, of one size and one epoch.
+        num_workers: processes that read ahead; they live as long as the loader.
+        pin_memory: put the batches into page-locked memory, for a CUDA device.
+    """
+    made: DataLoader[Any] = DataLoader(  # torch's own type is that of the samples
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=leave_to_parent,
+        # torch draws a seed for the workers: not from the global generator, whose state a resumed run restores
+        generator=torch.Generator().manual_seed(0),
+    )
+    return made

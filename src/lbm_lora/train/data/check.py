@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.shards.corrupt import Skipped
-from lbm_lora.train.data.batches import BucketBatches
+from lbm_lora.shards.samples import Skipped
+from lbm_lora.train.data.batches import BucketBatches, loader_of
 from lbm_lora.train.data.dataset import PairDataset
-from lbm_lora.train.data.loader import loader_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Count:
+class SizeCount:
     """How many samples have a size."""
 
     width: int
@@ -29,17 +28,17 @@ class Checked:
     pairs: int
     """Usable ones."""
     nbytes: int
-    """Of the files of all pairs whose headers can be read."""
+    """Bytes of the files of all pairs whose headers can be read."""
     skipped: tuple[Skipped, ...]
     """Samples that cannot be used."""
-    sizes: tuple[Count, ...]
-    """Of the source pictures, the most frequent first."""
-    buckets: tuple[Count, ...]
-    """That training brings them to, at the most probable budget, the most frequent first."""
+    sizes: tuple[SizeCount, ...]
+    """Sizes of the source images, the most frequent first."""
+    buckets: tuple[SizeCount, ...]
+    """Sizes that training brings them to, at the most probable budget, the most frequent first."""
     steps: int
-    """Of an epoch."""
+    """Optimizer steps of an epoch, without accumulation."""
     notes: tuple[str, ...]
-    """On how samples fill batches."""
+    """Remarks on how samples fill batches."""
     masks: int
     """Pairs with a mask."""
     mask_share: float | None
@@ -91,5 +90,5 @@ def read_through(
     )
 
 
-def _counts(sizes: Iterable[Size]) -> tuple[Count, ...]:
-    return tuple(Count(width=w, height=h, samples=count) for (w, h), count in Counter(sizes).most_common())
+def _counts(sizes: Iterable[Size]) -> tuple[SizeCount, ...]:
+    return tuple(SizeCount(width=w, height=h, samples=count) for (w, h), count in Counter(sizes).most_common())

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -15,15 +17,22 @@ from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.buckets import FULL_SIZE
 from lbm_lora.imaging.encoded import Size, decode_mask, decode_picture
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
-from lbm_lora.shards.corrupt import Skipped
-from lbm_lora.train.data.choose import same_shape
+from lbm_lora.shards.samples import Skipped
 from lbm_lora.train.data.index import PairIndex, check_corrupt
-from lbm_lora.train.data.latents import LatentCache
-from lbm_lora.train.data.parts import Pair
-from lbm_lora.train.data.prepare import Preparation
-from lbm_lora.train.data.sample import Draw, Sample
+from lbm_lora.train.data.pairs import Pair, same_shape
+from lbm_lora.train.data.sample import Draw, Preparation, Sample
 
-Picture = Float[Tensor, "3 height width"]
+ImageTensor = Float[Tensor, "3 height width"]
+Latent = Float[Tensor, "channels h w"]
+
+
+@runtime_checkable
+class Latents(Protocol):
+    """What holds the latents of pairs; `latents.LatentCache` is one."""
+
+    @property
+    def folder(self) -> Path: ...
+    def load(self, pair: Pair, size: Size) -> tuple[Latent, Latent] | None: ...
 
 
 class PairDataset(Dataset[Sample]):
@@ -47,8 +56,8 @@ class PairDataset(Dataset[Sample]):
         self.preparation = preparation
         self.where = where
         self.max_corrupt = max_corrupt
-        self._latents: LatentCache | None = None
-        self._with_pictures = True
+        self._latents: Latents | None = None
+        self._with_images = True
         self._skipped = {item.key: item for item in index.skipped}
         self._total = len(index) + len(index.skipped)
         self.shapes = _shapes(index, preparation)
@@ -60,7 +69,7 @@ class PairDataset(Dataset[Sample]):
 
     @property
     def sizes(self) -> list[Size]:
-        """(width, height) of every source picture, as its file has it."""
+        """(width, height) of every source image, as its file has it, upright."""
         return [self.index.size(index) for index in range(len(self))]
 
     @property
@@ -85,14 +94,14 @@ class PairDataset(Dataset[Sample]):
         self._skipped |= {item.key: item for item in skipped}
         check_corrupt(self.where, self.skipped, self._total, self.max_corrupt)
 
-    def with_latents(self, cache: LatentCache, *, pictures: bool) -> "PairDataset":
-        """The same pairs with their latents out of a cache that `fill_latents` has filled.
+    def with_latents(self, latents: Latents, *, images: bool) -> "PairDataset":
+        """The same pairs with their latents, all of which are there.
 
         Args:
-            pictures: whether samples hold the pictures too, for a pixel loss.
+            images: whether samples hold the images too, for a pixel loss.
         """
         made = copy(self)
-        made._latents, made._with_pictures = cache, pictures
+        made._latents, made._with_images = latents, images
         return made
 
     def __getitem__(self, draw: Draw | int) -> Sample:
@@ -125,9 +134,9 @@ class PairDataset(Dataset[Sample]):
         pair = self.index.read(draw.index)
         latents = self._latents.load(pair, draw.size) if self._latents else None
         source = target = None
-        if self._with_pictures or latents is None:
-            source = self._picture(pair.source, pair, draw, "source")
-            target = self._picture(pair.target, pair, draw, "target")
+        if self._with_images or latents is None:
+            source = self._image(pair.source, pair, draw, "source")
+            target = self._image(pair.target, pair, draw, "target")
         if self._latents and latents is None:
             size = f"{draw.size[0]}x{draw.size[1]}"
             raise DataError(f"{self.where}: {self._latents.folder} has no latents of {pair.key} at {size}.")
@@ -142,7 +151,7 @@ class PairDataset(Dataset[Sample]):
             repeated=draw.repeated,
         )
 
-    def _picture(self, data: bytes, pair: Pair, draw: Draw, role: str) -> Picture:
+    def _image(self, data: bytes, pair: Pair, draw: Draw, role: str) -> ImageTensor:
         try:
             return to_tensor([self._fitted(decode_picture(data, pair.key), pair, draw)])[0]
         except ImageError as error:

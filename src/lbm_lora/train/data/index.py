@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from lbm_lora.errors import DataError
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.shards.corrupt import Skipped, complaint
-from lbm_lora.shards.parts import Found, Part
-from lbm_lora.train.data.choose import record_of
-from lbm_lora.train.data.parts import Keys, Pair, Record
+from lbm_lora.shards.samples import Found, Part, Skipped, complaint
+from lbm_lora.train.data.pairs import Keys, Pair, Record, record_of
 
 _ABSENT = (-1, 0, 0)
 """The row of a part that a pair does not have."""
@@ -45,7 +43,7 @@ class PairIndex:
         self.keys = tuple(keys)
         self.skipped = tuple(skipped)
         self.sizes: NDArray[np.int32] = np.array(sizes, dtype=np.int32).reshape(-1, 2)
-        """(width, height) of every source picture."""
+        """(width, height) of every source image."""
         self._parts: NDArray[np.int64] = np.array(parts, dtype=np.int64).reshape(-1, 3, 3)
         self._files = tuple(files)
 
@@ -63,7 +61,7 @@ class PairIndex:
 
     @property
     def nbytes(self) -> int:
-        """Of all files, or of their places in shards."""
+        """Bytes of all files, or of their places in shards."""
         return int(self._parts[:, :, 2].sum())
 
     def record(self, index: int) -> Record:
@@ -89,12 +87,12 @@ class PairIndex:
         )
 
     def _part(self, row: Sequence[int]) -> Part | None:
-        file, offset, size = row
-        return None if file < 0 else Part(self._files[file], offset, size)
+        file, offset, nbytes = row
+        return None if file < 0 else Part(self._files[file], offset, nbytes)
 
 
 def make_index(found: Iterable[Found], keys: Keys, progress: Progress = SILENT) -> PairIndex:
-    """The index of everything that was found; reads the header of each picture."""
+    """The index of everything that was found; reads the header of each image."""
     skipped: list[Skipped] = []
 
     def usable() -> Iterator[Record]:
@@ -128,5 +126,5 @@ def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrup
 
 
 def _numbers(part: Part | None, files: dict[Path, int]) -> tuple[int, int, int]:
-    """A part as (number of its file, offset, size); a new file gets the next number."""
-    return (files.setdefault(part.path, len(files)), part.offset, part.size) if part else _ABSENT
+    """A part as (number of its file, offset, bytes); a new file gets the next number."""
+    return (files.setdefault(part.path, len(files)), part.offset, part.nbytes) if part else _ABSENT

@@ -9,10 +9,10 @@ from typing import BinaryIO
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import DataError, OutputError, listing
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.shards.parts import Part
-from lbm_lora.shards.writing import shard_writer
+from lbm_lora.shards.samples import Part
+from lbm_lora.shards.tar import shard_writer
 from lbm_lora.train.data.index import PairIndex
-from lbm_lora.train.data.parts import Keys, Record
+from lbm_lora.train.data.pairs import Keys, Record
 
 
 def write_shards(
@@ -30,7 +30,7 @@ def write_shards(
     The same pairs give the same bytes: members have neither owner nor time. The folder appears when all is written.
 
     Args:
-        pairs: whose parts are whole files.
+        pairs: whose parts are files of their own.
         keys: whose words the members are called by; each keeps the extension of its file.
         folder: that is made; it may be there, empty.
         max_bytes: of the files of one shard; a shard holds at least one pair.
@@ -93,12 +93,12 @@ def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]
     held = 0
     for index in range(len(pairs)):
         record = pairs.record(index)
-        size = sum(part.size for part in (record.source, record.target, record.mask) if part)
-        if members and (held + size > max_bytes or len(members) >= max_count):
+        nbytes = sum(part.nbytes for part in (record.source, record.target, record.mask) if part)
+        if members and (held + nbytes > max_bytes or len(members) >= max_count):
             yield members
             members, held = [], 0
         members.append(index)
-        held += size
+        held += nbytes
     yield members
 
 

@@ -1,1 +1,1 @@
-"""The keys of a training file, one module per section; `lbm_lora.train.config` puts them together."""
+"""The keys of a training file, by sections; `train_config` puts them together."""

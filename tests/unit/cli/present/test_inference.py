@@ -12,7 +12,7 @@ from lbm_lora.model.base import BaseItem
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.write_base import BaseFiles
 from lbm_lora.report import Report, WeightReport, full_text
-from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import BaseResult
 from lbm_lora.workflows.demo import DemoResult
 from lbm_lora.workflows.extract import ExtractResult

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.present import present
+from lbm_lora.errors import QualityError
 from lbm_lora.extract import ImageScores, Prediction
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.report import Report, WeightReport, full_text
@@ -81,7 +82,7 @@ def test_a_validation(weights: WeightReport, file: File, verbose: str) -> None:
         report=report,
         files=(file("r/report.txt", 3_700), file("r/report.html", 6_640_000)),
         layer_names=file("names.txt", 51_000),
-        failures=("The total relative error is 0.5123, above --fail_above 0.05.",),
+        failures=(QualityError("The total relative error is 0.5123, above the limit."),),
     )
     text = (
         f"{full_text(report)}\n\nwrote r/report.txt (3.7 kB)\nwrote r/report.html (6.64 MB)\nwrote names.txt (51.0 kB)"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.present import present
-from lbm_lora.shards.corrupt import Skipped
-from lbm_lora.train.data.check import Checked, Count
-from lbm_lora.train.preview import PictureScores, Scores
+from lbm_lora.shards.samples import Skipped
+from lbm_lora.train.data.check import Checked, SizeCount
+from lbm_lora.train.run.validation import ImageScores, Scores
 from lbm_lora.workflows.data_check import CheckedSplit, CheckResult
 from lbm_lora.workflows.data_pack import PackResult
 from lbm_lora.workflows.train import TrainResult
@@ -43,7 +43,7 @@ def test_a_training(trained: TrainResult) -> None:
 
 
 def test_a_training_with_a_validation(trained: TrainResult, file: File) -> None:
-    images = {1: PictureScores(psnr=21.5, ssim=0.75, lpips=0.125), 2: PictureScores(psnr=22.0, ssim=0.8, lpips=None)}
+    images = {1: ImageScores(psnr=21.5, ssim=0.75, lpips=0.125), 2: ImageScores(psnr=22.0, ssim=0.8, lpips=None)}
     scores = Scores(samples=12, losses={250.0: 0.5, 1000.0: 0.25}, loss=0.375, pictures=images)
     result = replace(trained, scores=scores, best=file("run/best.safetensors", 3_000), best_step=15)
     assert present("train", result) == (
@@ -91,7 +91,7 @@ def test_a_checked_data_set() -> None:
         nbytes=1_500_000,
         skipped=(Skipped("a", "no target"), Skipped("b", "cannot be decoded")),
         sizes=(),
-        buckets=(Count(width=128, height=128, samples=12), Count(width=160, height=96, samples=6)),
+        buckets=(SizeCount(width=128, height=128, samples=12), SizeCount(width=160, height=96, samples=6)),
         steps=2,
         notes=("1 sample of 160x96 is left over.",),
         masks=9,

@@ -1,4 +1,4 @@
-"""Small pictures, folders of pairs, shards by the reference writer, and data sets without files."""
+"""Small images, folders of pairs, shards by the reference writer, and data sets without files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from lbm_lora.imaging.encoded import Size
-from lbm_lora.shards.parts import Part
+from lbm_lora.shards.samples import Part
 from lbm_lora.train.data.dataset import PairDataset
 from lbm_lora.train.data.index import PairIndex
-from lbm_lora.train.data.parts import Record
-from lbm_lora.train.data.prepare import Preparation
+from lbm_lora.train.data.pairs import Record
+from lbm_lora.train.data.sample import Preparation
 
 Png = Callable[..., bytes]
 WritePairs = Callable[..., Path]

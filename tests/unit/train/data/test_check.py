@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from lbm_lora.errors import DataError
-from lbm_lora.train.data.check import Checked, Count, read_through
-from lbm_lora.train.data.opening import open_data
-from lbm_lora.train.settings.data import DataSettings
+from lbm_lora.train.data.check import Checked, SizeCount, read_through
+from lbm_lora.train.data.open_data import open_data
+from lbm_lora.train.settings.data_keys import DataSettings
 
 
 def checked(folder: Path, *, num_workers: int = 0, **settings: object) -> Checked:
@@ -26,8 +26,8 @@ def test_a_sound_data_set(write_pairs: Callable[..., Path]) -> None:
         pairs=5,
         nbytes=sum(path.stat().st_size for path in folder.iterdir()),
         skipped=(),
-        sizes=(Count(width=64, height=64, samples=5),),
-        buckets=(Count(width=64, height=64, samples=5),),
+        sizes=(SizeCount(width=64, height=64, samples=5),),
+        buckets=(SizeCount(width=64, height=64, samples=5),),
         steps=2,
         notes=("each epoch leaves out 1 of 5 samples, which do not fill a batch of one shape, others each time.",),
         masks=5,
@@ -58,8 +58,8 @@ def test_sizes_and_buckets(write_pairs: Callable[..., Path], png: Callable[..., 
     (folder / "000.source.png").write_bytes(png(0, (64, 64)))
     (folder / "000.target.png").write_bytes(png(1, (64, 64)))
     found = checked(folder, image_size=(64, 128), image_size_prob=(0.9, 0.1))
-    assert found.sizes == (Count(width=120, height=80, samples=2), Count(width=64, height=64, samples=1))
-    assert found.buckets == (Count(width=80, height=48, samples=2), Count(width=64, height=64, samples=1))
+    assert found.sizes == (SizeCount(width=120, height=80, samples=2), SizeCount(width=64, height=64, samples=1))
+    assert found.buckets == (SizeCount(width=80, height=48, samples=2), SizeCount(width=64, height=64, samples=1))
     assert found.masks == 0
     assert found.mask_share is None
     assert found.notes == ("the shape of 64x64 has 1 of the 2 samples of a batch: they repeat in it.",)

@@ -13,11 +13,11 @@ from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import DataError
 from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
-from lbm_lora.shards.corrupt import Skipped
+from lbm_lora.shards.samples import Skipped
 from lbm_lora.train.data.dataset import PairDataset
-from lbm_lora.train.data.opening import open_data
+from lbm_lora.train.data.open_data import open_data
 from lbm_lora.train.data.sample import Draw, collate
-from lbm_lora.train.settings.data import DataSettings
+from lbm_lora.train.settings.data_keys import DataSettings
 
 
 def opened(folder: Path, **settings: object) -> PairDataset:
@@ -30,7 +30,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_sample_is_the_pictures_of_its_files() -> None:
+def test_a_sample_is_the_images_of_its_files() -> None:
     dataset = opened(PAIRS, image_size=(128,), mask_key="mask.png")
     sample = dataset[2]
     key = "lemon-05-forest-to-lobby"
@@ -126,9 +126,7 @@ def test_damaged_masks_count_too(write_pairs: Callable[..., Path]) -> None:
     assert dataset[0].skipped == (Skipped("000", "the mask is black: no pixel of the pair would count"),)
 
 
-def test_a_picture_that_is_not_what_its_header_said(
-    write_pairs: Callable[..., Path], png: Callable[..., bytes]
-) -> None:
+def test_an_image_that_is_not_what_its_header_said(write_pairs: Callable[..., Path], png: Callable[..., bytes]) -> None:
     folder = write_pairs(count=2)
     dataset = opened(folder, max_corrupt=0.5)
     path = folder / "000.source.png"

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import DataError, ImageError
-from lbm_lora.shards.corrupt import Skipped
-from lbm_lora.shards.parts import Found, Part
-from lbm_lora.train.data.choose import same_shape
+from lbm_lora.shards.samples import Found, Part, Skipped
 from lbm_lora.train.data.index import PairIndex, check_corrupt, make_index
-from lbm_lora.train.data.parts import Keys
+from lbm_lora.train.data.pairs import Keys
 
 
 @pytest.fixture
@@ -103,25 +101,11 @@ def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callab
 def test_a_file_that_has_become_shorter(find: Callable[..., Found], png: Callable[..., bytes], tmp_path: Path) -> None:
     index = make_index([find("a", source_png=png(0), target_png=png(1))], Keys())
     (tmp_path / "a.bin").write_bytes(png(0)[:100])
-    with pytest.raises(ImageError, match=r"a\.bin ends at byte 100, within a picture"):
+    with pytest.raises(ImageError, match=r"a\.bin ends at byte 100, within an image"):
         index.read(0)
     (tmp_path / "a.bin").unlink()
     with pytest.raises(ImageError, match=r"a\.bin cannot be read: No such file"):
         index.read(0)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ((640, 480), (320, 240), True),
-        ((641, 480), (320, 240), True),
-        ((640, 480), (480, 640), False),
-        ((640, 480), (640, 460), False),
-    ],
-)
-def test_shapes_are_the_same_but_for_rounding(one: tuple[int, int], other: tuple[int, int], same: bool) -> None:
-    assert same_shape(one, other) is same
-    assert same_shape(other, one) is same
 
 
 def test_the_limit_of_corrupt_samples() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lbm_lora.errors import DataError
 from lbm_lora.progress import Silent
-from lbm_lora.train.data import BucketBatches, LatentCache, fill_latents, make_loader, open_data
+from lbm_lora.train.data import BucketBatches, LatentCache, fill_latents, loader_of, open_data
 from lbm_lora.train.data.dataset import PairDataset
-from lbm_lora.train.data.parts import Pair
+from lbm_lora.train.data.pairs import Pair
 from lbm_lora.train.data.sample import Draw
-from lbm_lora.train.settings.data import DataSettings
+from lbm_lora.train.settings.data_keys import DataSettings
 
 PAIR = Pair(key="a", source=b"one", target=b"two", mask=None, size=(64, 64))
 
@@ -111,9 +111,9 @@ def test_samples_hold_what_the_encoder_gives(write_pairs: Callable[..., Path], t
     dataset = opened(write_pairs(count=3, mask=True), mask_key="mask.png")
     cache, encode = LatentCache(tmp_path / "cache", "vae"), Encoder()
     fill_latents(dataset, cache, encode)
-    cached = dataset.with_latents(cache, pictures=False)
-    both = dataset.with_latents(cache, pictures=True)
-    (batch,) = make_loader(cached, BucketBatches(cached, 3, seed=0))
+    cached = dataset.with_latents(cache, images=False)
+    both = dataset.with_latents(cache, images=True)
+    (batch,) = loader_of(cached, BucketBatches(cached, 3, seed=0).epoch(0))
     assert batch.source is None
     assert batch.target is None
     assert batch.latents is not None
@@ -162,7 +162,7 @@ def test_what_stands_in_for_a_damaged_sample_is_cached_too(
     # what stands in has a size of its own, or the one that it is cached at anyway
     assert fill_latents(dataset, cache, Encoder()) == (3 if other_shape else 2)
     assert [item.key for item in dataset.skipped] == ["000"]
-    sample = dataset.with_latents(cache, pictures=False)[Draw(0, 0, (64, 64))]
+    sample = dataset.with_latents(cache, images=False)[Draw(0, 0, (64, 64))]
     assert (sample.index, [item.key for item in sample.skipped]) == (1, ["000"])
     assert sample.latents is not None
     assert sample.latents[0].shape == (4, 8, 8)
@@ -185,6 +185,6 @@ def test_progress_is_told(write_pairs: Callable[..., Path], tmp_path: Path) -> N
 
 
 def test_an_empty_cache_is_an_error(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    dataset = opened(write_pairs()).with_latents(LatentCache(tmp_path / "cache", "vae"), pictures=False)
+    dataset = opened(write_pairs()).with_latents(LatentCache(tmp_path / "cache", "vae"), images=False)
     with pytest.raises(DataError, match=r"pairs: .*latents has no latents of 001 at 64x64\."):
         dataset[1]

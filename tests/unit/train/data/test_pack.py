@@ -9,11 +9,11 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import DataError, ImageError, OutputError
-from lbm_lora.shards.reading import expand_shards
-from lbm_lora.train.data.folders import find_pairs
+from lbm_lora.shards.tar import expand_shards
 from lbm_lora.train.data.index import PairIndex, make_index
+from lbm_lora.train.data.open_data import find_pairs
 from lbm_lora.train.data.pack import pattern_of, write_shards
-from lbm_lora.train.data.parts import Keys
+from lbm_lora.train.data.pairs import Keys
 
 KEYS = Keys(mask="mask.png", mask_optional=True)
 

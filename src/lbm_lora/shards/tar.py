@@ -1,0 +1,104 @@
+"""WebDataset shards: tar files whose neighbouring members of one name form a sample.
+
+Only the tar's headers are read here. The bytes of a sample are then read from their place in the file, in any order, so
+that a shuffle reaches over all shards and an interrupted epoch goes on exactly where it stopped.
+"""
+
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+from webdataset.writer import TarWriter
+
+from lbm_lora.errors import DataError, listing
+from lbm_lora.shards.samples import Found, Part
+
+_META = re.compile(r"__[^/]*__($|/)")
+"""Members that WebDataset keeps for itself."""
+
+
+class _Member(NamedTuple):
+    """A file in a shard: name of its sample, name within the sample, bytes."""
+
+    key: str
+    name: str
+    part: Part
+
+
+def expand_shards(patterns: Sequence[str]) -> list[str]:
+    """The shards that patterns stand for, in order: `{000..009}` and `{a,b}` are expanded.
+
+    Raises:
+        DataError: a pattern is malformed, or one shard is named twice.
+    """
+    shards: list[str] = []
+    for pattern in patterns:
+        try:
+            shards += expand_urls(pattern)
+        except (ValueError, AssertionError) as error:
+            raise DataError(f"shards '{pattern}' cannot be expanded: {error}.") from None
+    twice = sorted({shard for shard in shards if shards.count(shard) > 1}) if len(set(shards)) < len(shards) else []
+    if twice:
+        raise DataError(f"shards are named twice: {listing(twice)}. Their samples would count double.")
+    return shards
+
+
+def read_shard(path: Path, name: str) -> Iterator[Found]:
+    """The samples of a local, uncompressed shard, in its order.
+
+    Args:
+        name: of the shard, in front of its samples' keys.
+
+    Raises:
+        DataError: it is no tar file.
+    """
+    members, end = _members(path)
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    for key, group in groupby(members, key=lambda member: member.key):
+        yield _found(f"{name}/{key}", list(group), size)
+    # a tar ends with blocks of zeros; tarfile takes damage for the end
+    if not block or any(block):
+        yield Found(name, {}, f"the shard ends or is damaged at byte {min(end, size)}; what follows is lost")
+
+
+def shard_writer(file: BinaryIO) -> TarWriter:
+    """A writer of samples into an open file, in the order they come.
+
+    The bytes of a shard depend on its samples alone: members have neither owner nor time.
+    """
+    return TarWriter(file, user="", group="", mode=0o644, mtime=0, compress=False, encoder=False, format="PAX_FORMAT")
+
+
+def _members(path: Path) -> tuple[list[_Member], int]:
+    """The files of a shard as far as it can be read, and where they end."""
+    members: list[_Member] = []
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            try:
+                for info in tar:
+                    end = info.offset_data + (-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+                    key, name = base_plus_ext(info.name)
+                    if info.isreg() and key is not None and name is not None and not _META.match(info.name):
+                        members.append(_Member(key, name.lower(), Part(path, info.offset_data, info.size)))
+            except tarfile.TarError:
+                pass  # said by the caller, who finds no end behind the last member
+    except tarfile.TarError as error:
+        raise DataError(f"{path} is no tar file: {error}. Shards are tar files, compressed or not.") from None
+    return members, end
+
+
+def _found(key: str, members: Sequence[_Member], size: int) -> Found:
+    parts = {member.name: member.part for member in members}
+    if len(parts) < len(members):
+        return Found(key, parts, "two files of one name")
+    cut = [name for name, part in parts.items() if part.offset + part.nbytes > size]
+    return Found(key, parts, f"the shard ends within {cut[0]}" if cut else "")

@@ -1,0 +1,93 @@
+"""What makes a sample a pair: which part is which, whether they belong together, and where their bytes lie.
+
+Only the header of every image is read, which gives its size.
+"""
+
+from dataclasses import dataclass
+
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.encoded import Size, picture_size
+from lbm_lora.shards.samples import Found, Part, Skipped
+
+_HEAD = 1 << 16  # bytes; enough for the header of almost every image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Which parts of a sample are the source, the target and the mask.
+
+    The extension is not decisive: `source.jpg` also stands for a `source.png` where there is no `source.jpg`.
+    """
+
+    source: str = "source.jpg"
+    target: str = "target.jpg"
+    mask: str | None = None
+    mask_optional: bool = False
+    """A sample without the mask is used all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One usable pair."""
+
+    key: str
+    source: Part
+    target: Part
+    mask: Part | None
+    size: Size
+    """Of the source image, upright, in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """The bytes of one pair, as its files have them."""
+
+    key: str
+    source: bytes
+    target: bytes
+    mask: bytes | None
+    size: Size
+    """Of the source image, upright, in pixels."""
+
+
+def record_of(found: Found, keys: Keys) -> Record | Skipped:
+    """The pair under one key, or why there is none."""
+    if found.problem:
+        return Skipped(found.key, found.problem)
+    try:
+        source, target = found.pick(keys.source), found.pick(keys.target)
+        mask = found.pick(keys.mask) if keys.mask and _needs_mask(found, keys) else None
+        size = _header_size(source, "source")
+        for role, part in (("target", target), ("mask", mask)):
+            if part is not None and not same_shape(size, other := _header_size(part, role)):
+                reason = f"source {size[0]}x{size[1]}, {role} {other[0]}x{other[1]}: the shapes differ"
+                return Skipped(found.key, reason)
+    except ImageError as error:
+        return Skipped(found.key, str(error))
+    return Record(key=found.key, source=source, target=target, mask=mask, size=size)
+
+
+def same_shape(one: Size, other: Size) -> bool:
+    """Whether aspect ratios are equal, but for the rounding of a side to whole pixels (and 1 %)."""
+    short = min(*one, *other)
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
+
+
+def _header_size(part: Part, role: str) -> Size:
+    """(width, height) of an image, upright, from its first bytes.
+
+    Raises:
+        ImageError: it is not an image that can be read.
+    """
+    for limit in (_HEAD, part.nbytes):  # profiles and previews may come first, and some formats end with their size
+        try:
+            return picture_size(part.read(limit))
+        except ImageError as error:
+            if limit >= part.nbytes:
+                raise ImageError(f"{role}: {error}") from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _needs_mask(found: Found, keys: Keys) -> bool:
+    role = (keys.mask or "").rpartition(".")[0]
+    return not keys.mask_optional or any(name.rpartition(".")[0] == role for name in found.parts)

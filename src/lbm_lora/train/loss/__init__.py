@@ -1,0 +1,1 @@
+"""The loss of a training: the objective with its draws, the two terms, and the loss of a batch."""

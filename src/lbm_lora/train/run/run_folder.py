@@ -1,0 +1,112 @@
+"""The folder of a run: which file is what.
+
+step-000500.safetensors   the LoRA after 500 steps (mode full: a tuned checkpoint)
+last.safetensors          the newest of them
+best.safetensors          the best by the chosen metric
+resume.pt                 what learns, optimizer and position: a stopped run goes on from it
+config.yaml               the configuration with all defaults
+pictures/step-000500.png  source, predictions and target of validation pairs
+logs/                     TensorBoard, CSV or W&B
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora.atomic import atomic_path
+from lbm_lora.errors import ConfigError, listing
+
+_STEP = re.compile(r"step-(\d{6,})\.safetensors")
+_PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.\d+\.part")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the folder of a run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "resume.pt"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def step_file(self, step: int) -> Path:
+        return self.path / f"step-{step:06d}.safetensors"
+
+    def grid(self, step: int) -> Path:
+        return self.path / "pictures" / f"step-{step:06d}.png"
+
+    def step_files(self) -> list[Path]:
+        """The saves that are there, in the order of their steps."""
+        if not self.path.is_dir():
+            return []
+        found = [(match, path) for path in self.path.iterdir() if (match := _STEP.fullmatch(path.name))]
+        return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
+
+    def results(self) -> list[Path]:
+        """Everything that a run has left."""
+        return [*self.step_files(), *(path for path in (self.last, self.best, self.state) if path.exists())]
+
+    def refuse_results(self) -> None:
+        """Raises:
+        ConfigError: the folder holds a run already.
+        """
+        found = self.results()
+        if found:
+            raise ConfigError(
+                f"resume is never, and {self.path} holds a run: {listing((p.name for p in found), limit=3)}. "
+                "Choose another save_ckpt_path, or move it away."
+            )
+
+    def refuse_inputs(self, *inputs: Path | None) -> None:
+        """Raises:
+        ConfigError: one of the inputs is a file that the run would write.
+        """
+        for source in inputs:
+            for made in self.results():
+                if source is not None and source.exists() and made.samefile(source):
+                    raise ConfigError(f"{source} is a file that this run writes. Choose another save_ckpt_path.")
+
+    def remove_parts(self) -> None:
+        """Remove files that a killed run was writing."""
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if _PART.fullmatch(path.name):
+                path.unlink()
+
+    def save_step(self, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
+        """Write the file of a step, make it the last one, and remove those beyond the newest `keep`."""
+        path = self.step_file(step)
+        write(path)
+        link(path, self.last)
+        for old in self.step_files()[:-keep] if keep else []:
+            old.unlink()
+        return path
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, atomically; a copy where the disk has no links."""
+    with atomic_path(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)

@@ -1,0 +1,178 @@
+"""A training file: the base class of its sections, and the way from YAML to a configuration.
+
+Values are checked as strict JSON: `true` is not a number, `4.0` and `"4"` are not counts, and a text is not split into
+a list.
+"""
+
+import json
+import re
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from lbm_lora.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+COMMAND_LINE = "command line"
+
+_ELSEWHERE = {
+    "conditioning_images_keys": "conditioning images cannot be trained with",
+    "conditioning_masks_keys": "conditioning masks cannot be trained with",
+    "resume_from_checkpoint": "the key is 'resume': auto, never, or a file",
+    "learning_rate_scheduler_kwargs": "the keys are 'learning_rate_scheduler' and 'warmup_steps'",
+}
+"""Keys of LBM's own training files that mean something which is said otherwise here, or not at all."""
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, without unknown keys, infinities or NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which 1e-4 is a number, as in YAML 1.2, and a key that comes twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The top mapping of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no mapping of plain YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no plain YAML: {error}.") from None
+    values = _load(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
+    return {str(key): value for key, value in values.items()}
+
+
+def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> set[str]:
+    """Set values from (dotted key, YAML text) pairs in place; the keys that were set.
+
+    Raises:
+        ConfigError: a text is no plain YAML, or a dotted key is inside of something else than a mapping.
+    """
+    changed: set[str] = set()
+    for dotted, text in overrides:
+        key, dot, inner = dotted.partition(".")
+        key = key.replace("-", "_")
+        value = _load(text, f"{COMMAND_LINE}: {dotted}")
+        if dot:
+            held = values.get(key) or {}
+            if not isinstance(held, dict):
+                raise ConfigError(f"{COMMAND_LINE}: {dotted}: '{key}' is {held!r}, which has no key '{inner}'.")
+            value = {**cast(dict[str, Any], held), inner: value}
+        values[key] = value
+        changed.add(key)
+    return changed
+
+
+def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Collection[str] = ()) -> M:
+    """The configuration that values stand for.
+
+    Args:
+        where: the file, for errors.
+        changed: keys whose value comes from the command line.
+
+    Raises:
+        ConfigError: an unknown key, a value that cannot be, or values that do not go together.
+    """
+    for key in values:
+        if key not in model.model_fields:
+            place = COMMAND_LINE if key in changed else where
+            raise ConfigError(_sentence(f"{place}: {_unknown(key, model.model_fields)}"))
+    try:
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}.") from None
+    except ValidationError as error:
+        raise ConfigError(_said(error.errors(include_url=False)[0], where, changed)) from None
+
+
+def nearest(word: str, known: Collection[str], *, what: str = "Known") -> str:
+    """A hint for an unknown word, whatever its case: the nearest known one, or else all of them."""
+    lower = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    return f"Did you mean '{lower[near[0]]}'?" if near else f"{what}: {', '.join(known)}"
+
+
+def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> None:
+    """Probabilities: one for each of `count` values, together 1.
+
+    Args:
+        key: of the probabilities, for errors.
+        of: key of the values that they belong to.
+
+    Raises:
+        ValueError: there are more or fewer, or they do not add up to 1.
+    """
+    if len(shares) != count:
+        raise ValueError(f"{key} has {len(shares)} values and {of} has {count}. Give one for each")
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"{key} must add up to 1, not {sum(shares):g}")
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is no plain YAML: {' '.join(str(error).split())}.") from None
+
+
+def _unknown(key: str, valid: Collection[str]) -> str:
+    if key in _ELSEWHERE:
+        return f"key '{key}': {_ELSEWHERE[key]}"
+    return f"unknown key '{key}'. {nearest(key, valid, what='Valid keys')}"
+
+
+def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
+    """One line about the first thing that pydantic found."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return _sentence(f"{where}: {message}")
+    key = ".".join(map(str, error["loc"]))
+    if error["loc"][0] in changed:
+        where = COMMAND_LINE
+    if error["type"] == "tuple_type":
+        message = "Input should be a list, as in [a, b]"
+    hint = ""
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        expected = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
+        near = get_close_matches(error["input"], expected, n=1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{where}: {key}: {message}, not {error['input']!r}.{hint}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."

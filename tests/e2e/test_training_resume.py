@@ -1,0 +1,132 @@
+"""Short runs on a small random LBM that are stopped: they go on as if nothing had happened."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.train.loss.step import BridgeStep
+from lbm_lora.train.run.validation import measure
+from lbm_lora.train.settings.train_config import TrainConfig
+from lbm_lora.trainable.state import load_state
+from nano import Recorder, same, train
+
+pytestmark = pytest.mark.e2e
+
+Config = Callable[..., TrainConfig]
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "everything": {
+        "ema_decay": 0.9,
+        "lora_dropout": 0.3,
+        "accumulate": 2,
+        "learning_rate_scheduler": "cosine",
+        "warmup_steps": 2,
+        "lora_plus_ratio": 4.0,
+        "init_lora": "pissa_niter_2",
+        "train_biases": True,
+        "train_norms": True,
+        "gradient_checkpointing": True,
+        "flip": True,
+        "mask_key": "mask.png",
+        "optimizer": "NAdam",
+    },
+    "bf16": {
+        "precision": "bf16-mixed",
+        "base_dtype": "bf16",
+        "optimizer": "SGD",
+        "optimizer_kwargs": {"momentum": 0.9},
+    },
+}
+
+
+@pytest.mark.parametrize(("options", "where"), [("plain", 1), ("plain", 4), ("everything", 4), ("bf16", 1)])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    config: Config, pairs: Path, tmp_path: Path, options: str, where: int
+) -> None:
+    values = {"max_steps": 5, "save_interval": 3, **OPTIONS[options]}
+    unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values))
+    chosen = config(save_ckpt_path=tmp_path / "broken", **values)
+    broken = train(chosen, Recorder(at=where, action=lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert (broken.standing.step, broken.standing.stopped_by) == (where, "SIGTERM")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    listener = Recorder()
+    resumed = train(chosen, listener)
+    assert (resumed.standing.step, resumed.standing.stopped_by) == (5, "")
+    assert f"the run goes on after step {where}." in listener.notes
+    assert same(unbroken.folder.last, resumed.folder.last)
+    one, other = load_state(unbroken.folder.state), load_state(resumed.folder.state)
+    assert (one.step, one.epoch, one.batch, one.best) == (other.step, other.epoch, other.batch, other.best)
+    assert all(torch.equal(one.values[name], other.values[name]) for name in one.values)
+
+
+def test_a_stop_in_a_validation_saves_and_does_the_validation_later(
+    config: Config, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_in_the_second(step: BridgeStep, *arguments: Any) -> Any:
+        for number, measured in enumerate(measure(step, *arguments)):
+            if number == 1 and len(held) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield measured
+        held.append(number)
+
+    held: list[int] = []
+    values = {"validation_folder": pairs, "max_steps": 3}
+    unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values))
+    chosen = config(save_ckpt_path=tmp_path / "broken", **values)
+    monkeypatch.setattr("lbm_lora.train.run.validation.measure", stop_in_the_second)
+    broken = train(chosen)
+    assert (broken.standing.step, broken.standing.stopped_by) == (2, "SIGTERM")
+    assert load_state(broken.folder.state).validated == 0
+    monkeypatch.undo()
+    listener = Recorder()
+    resumed = train(chosen, listener)
+    assert [note[:6] for note in listener.notes if "validation of" in note] == ["step 2", "step 3"]
+    assert same(unbroken.folder.last, resumed.folder.last)
+    assert same(unbroken.folder.best, resumed.folder.best)
+
+
+def test_a_failure_between_saves_loses_only_the_steps_since(config: Config, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("the machine went away")
+
+    values = {"max_steps": 5, "save_interval": 2}
+    unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values))
+    chosen = config(save_ckpt_path=tmp_path / "broken", **values)
+    with pytest.raises(RuntimeError, match="went away"):
+        train(chosen, Recorder(at=3, action=fail))
+    listener = Recorder()
+    train(chosen, listener)
+    assert "the run goes on after step 2." in listener.notes
+    assert same(unbroken.folder.last, chosen.save_ckpt_path / "last.safetensors")
+
+
+def test_a_finished_run_says_so_and_can_be_made_longer(config: Config, tmp_path: Path) -> None:
+    train(config(max_steps=2))
+    listener = Recorder()
+    assert train(config(max_steps=2), listener).standing.step == 2
+    assert any("at its end already" in note for note in listener.notes)
+    longer = Recorder()
+    assert train(config(max_steps=3, learning_rate=1e-3), longer).standing.step == 3
+    assert any(
+        "changed since its last save: learning_rate: 0.01 -> 0.001, max_steps: 2 -> 3." in n for n in longer.notes
+    )
+
+
+def test_another_run_does_not_go_on(config: Config) -> None:
+    train(config(max_steps=2))
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"lora_rank": 3}, r"lora_rank is 2 there and 3 now"),
+        ({"seed": 1}, r"seed is 0 there and 1 now"),
+        ({"batch_size": 3}, r"samples of a forward pass over all processes is 2 there and 3 now"),
+        ({"resume": "never"}, r"resume is never, and .* holds a run: step-000002.safetensors, last.safetensors"),
+    ]
+    for change, message in changes:
+        with pytest.raises(ConfigError, match=message):
+            train(config(max_steps=3, **change))

@@ -1,0 +1,205 @@
+"""Short runs on a small random LBM: what they leave, and that what they leave is what was trained."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.adapter import load_adapter
+from lbm_lora.apply import ScaledAdapter, fuse_module
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import ConfigError, DataError, QualityError, WrongBaseError
+from lbm_lora.model.build import load_model
+from lbm_lora.train.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.trainable.state import load_state
+from nano import Recorder, distance, same, tensors, train
+
+pytestmark = pytest.mark.e2e
+
+Config = Callable[..., TrainConfig]
+
+
+def test_a_run_leaves_its_files(config: Config, pairs: Path) -> None:
+    chosen = config(validation_folder=pairs, keep_last=1)
+    listener = Recorder()
+    made = train(chosen, listener)
+    folder = chosen.save_ckpt_path
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors",
+        "config.yaml",
+        "last.safetensors",
+        "pictures",
+        "resume.pt",
+        "step-000004.safetensors",
+    ]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == [
+        "step-000000.png",
+        "step-000002.png",
+        "step-000004.png",
+    ]
+    assert read_train_config(folder / "config.yaml") == chosen
+    assert same(folder / "last.safetensors", folder / "step-000004.safetensors")
+    facts = load_adapter(folder / "last.safetensors").metadata.facts
+    assert json.loads(facts["lbm_lora_training"])["step"] == 4
+    assert (made.standing.step, made.total, made.standing.stopped_by, made.rank) == (4, 4, "", 0)
+    assert made.standing.scores is not None
+    best = json.loads(load_adapter(folder / "best.safetensors").metadata.facts["lbm_lora_training"])
+    assert made.standing.best_step == best["step"]
+    assert listener.phases[-1] == (4, "training")
+    assert listener.steps == 4
+    assert sum("of 4: loss" in note for note in listener.notes) == 4
+    state = load_state(folder / "resume.pt")
+    modules = load_adapter(folder / "last.safetensors").modules
+    names = {f"{name}.{end}" for name in modules for end in ("lora_down", "lora_up")}
+    assert state.values.keys() == state.optimizer.keys() == names
+    # 4 bytes for each number, as many for each of AdamW's two averages, and what names and counters take
+    assert (folder / "resume.pt").stat().st_size < 12 * made.learning + 1200 * len(names) + 10_000
+    with Image.open(folder / "pictures/step-000004.png") as grid:
+        assert grid.width > 4 * 256
+        assert grid.height > 3 * 256
+
+
+def test_the_loss_falls_on_the_pairs_that_are_trained_on(config: Config, pairs: Path) -> None:
+    listener = Recorder()
+    train(config(validation_folder=pairs, max_steps=12, save_interval=12, batch_size=3), listener)
+    first, last = (float(n.split("loss ")[1].split(",")[0]) for n in listener.notes if "validation of" in n)
+    assert last < 0.8 * first
+
+
+def test_only_the_selected_modules_of_a_continued_lora_change(config: Config, base_fp32: Path, tmp_path: Path) -> None:
+    first = train(config(train_norms=True, train_biases=True, lora_target_modules=("attn1", "conv"))).folder.last
+    more = {"lora_weights_path": first, "lora_rank": None, "lora_target_modules": None}
+    chosen = config(save_ckpt_path=tmp_path / "more", trainable_lora_modules=("attn1",), **more)
+    made = train(chosen)
+    before, after = tensors(load_adapter(first)), tensors(load_adapter(made.folder.last))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "attn1" in name and name.endswith((".up", ".down"))}
+
+
+def test_the_saved_lora_acts_like_the_trained_model(
+    config: Config, base_fp32: Path, predict: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[torch.nn.Module] = []
+    monkeypatch.setattr(
+        "lbm_lora.train.run.prepare.load_model", lambda *a, **k: held.append((m := load_model(*a, **k)).denoiser) or m
+    )
+    made = train(config(init_lora="pissa", use_rslora=True, lora_target_modules=None, train_norms=True))
+    other = load_model(base_fp32, dtype=torch.float32).denoiser
+    fuse_module(other, [ScaledAdapter(load_adapter(made.folder.last))])
+    wanted = predict(held[0].eval())
+    assert (predict(other) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    with open_checkpoint(base_fp32) as base:
+        for name, parameter in held[0].named_parameters():
+            if not parameter.requires_grad and not name.endswith(".base_layer.weight"):  # which PiSSA changes
+                key = f"denoiser.{name.replace('.base_layer', '')}"
+                assert torch.equal(parameter, base.read(key)), name
+
+
+def test_a_file_of_the_run_is_no_input_of_it(config: Config) -> None:
+    made = train(config(max_steps=2))
+    chosen = config(lora_weights_path=made.folder.last, lora_rank=None, lora_target_modules=None)
+    with pytest.raises(ConfigError, match=r"last\.safetensors is a file that this run writes"):
+        train(chosen)
+
+
+def test_a_lora_of_another_base_is_refused(config: Config, base_bf16: Path, tmp_path: Path) -> None:
+    made = train(config(max_steps=1))
+    chosen = config(
+        lora_weights_path=made.folder.last,
+        lora_rank=None,
+        lora_target_modules=None,
+        base_model_path=base_bf16,
+        save_ckpt_path=tmp_path / "other",
+    )
+    with pytest.raises(WrongBaseError, match=r"made from another base .* Give its own base\.$"):
+        train(chosen)
+
+
+def test_full_mode_writes_a_checkpoint_that_extract_takes(config: Config, base_fp32: Path, tmp_path: Path) -> None:
+    from lbm_lora.workflows.extract import ExtractConfig, run
+
+    made = train(config(mode="full", lora_rank=None, lora_target_modules=None, learning_rate=1e-3, max_steps=2))
+    result = run(
+        ExtractConfig(base_model_path=base_fp32, tuned_model_path=made.folder.last, save_to=tmp_path / "x.safetensors")
+    )
+    assert result.report.counts["unchanged"] == 0
+    assert result.report.counts["excluded"] == 0
+
+
+def test_cached_latents_give_the_same_lora(config: Config, tmp_path: Path) -> None:
+    cache = {"cache_latents": True, "cache_dir": tmp_path / "cache"}
+    plain = train(config(save_ckpt_path=tmp_path / "plain"))
+    listener, again = Recorder(), Recorder()
+    cached = train(config(save_ckpt_path=tmp_path / "cached", **cache), listener)
+    assert (6, "encoding latents") in listener.phases
+    assert same(plain.folder.last, cached.folder.last)
+    reused = train(config(save_ckpt_path=tmp_path / "again", **cache), again)
+    assert (0, "encoding latents") in again.phases
+    assert same(cached.folder.last, reused.folder.last)
+
+
+def test_two_forward_passes_are_one_of_twice_the_batch(config: Config, tmp_path: Path) -> None:
+    values = {"shuffle": False, "optimizer": "SGD", "max_steps": 1}
+    one = train(config(save_ckpt_path=tmp_path / "one", batch_size=4, **values))
+    two = train(config(save_ckpt_path=tmp_path / "two", batch_size=2, accumulate=2, **values))
+    assert all(module.up.abs().max() > 0 for module in load_adapter(one.folder.last).modules.values())
+    assert distance(one.folder.last, two.folder.last) < 1e-5
+
+
+def test_the_average_is_what_is_saved(config: Config, tmp_path: Path) -> None:
+    plain = train(config(save_ckpt_path=tmp_path / "plain"))
+    averaged = train(config(save_ckpt_path=tmp_path / "average", ema_decay=0.5))
+    state = load_state(averaged.folder.state)
+    assert not same(plain.folder.last, averaged.folder.last)
+    assert all(torch.equal(state.values[name], load_state(plain.folder.state).values[name]) for name in state.values)
+
+
+def test_lpips_in_the_loss_and_as_the_metric(config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(*arguments: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        loaded.append(arguments)
+        return lambda a, b: (a - b).abs().mean((1, 2, 3))
+
+    loaded: list[Any] = []
+    monkeypatch.setattr("lbm_lora.train.run.prepare.load_lpips", network)
+    loss = {"pixel_loss_type": "lpips", "pixel_loss_weight": 2.0, "latent_loss_weight": 0.0, "lpips_net": "alex"}
+    made = train(config(validation_folder=pairs, best_metric="lpips", max_steps=2, gradient_checkpointing=True, **loss))
+    assert loaded == [("alex", None, torch.device("cpu"))]
+    assert made.standing.scores is not None
+    assert made.standing.scores.pictures[1].lpips is not None
+    # the loss at sigma 1 is twice the distance of the picture after one step, but for the clamp to [-1, 1] before it
+    assert made.standing.scores.losses[1000.0] == pytest.approx(2 * made.standing.scores.pictures[1].lpips, rel=1e-3)
+    assert made.standing.best_step is not None
+
+
+def test_tensorboard_log(config: Config, pairs: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = train(config(logger="tensorboard", validation_folder=pairs, max_steps=2))
+    events = EventAccumulator(str(made.folder.logs), {"images": 0, "scalars": 0})
+    events.Reload()
+    assert {"train/loss", "validation/loss", "validation/ssim_2"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("validation/pictures")] == [0, 2]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(config: Config) -> None:
+    chosen = config(learning_rate=1e30, gradient_clip=None, optimizer="SGD", max_steps=6, save_interval=100)
+    with pytest.raises(QualityError, match=r"the loss is (nan|inf) at step \d: training has come apart"):
+        train(chosen)
+
+
+def test_corrupt_pairs_are_counted_while_training(config: Config, pairs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for path in pairs.glob("*.*.png"):
+        data = path.read_bytes()
+        damaged = path.name in ("1.source.png", "2.source.png", "3.source.png")
+        (folder / path.name).write_bytes(data[:400] if damaged else data)  # the header is whole
+    assert train(config(train_folder=folder, max_corrupt=1.0, max_steps=3)).standing.step == 3
+    with pytest.raises(DataError, match="max_corrupt"):
+        train(config(train_folder=folder, max_corrupt=0.2, max_steps=3, save_ckpt_path=tmp_path / "other"))

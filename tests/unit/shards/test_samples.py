@@ -1,0 +1,60 @@
+"""Which part of a sample is meant by a key, and how many samples that cannot be used are too many."""
+
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.errors import ImageError
+from lbm_lora.shards.samples import Found, Part, Skipped, complaint
+
+TWO = [Skipped("a.tar/001", "no source.jpg"), Skipped("a.tar/002", "cannot be decoded")]
+
+
+def found(*names: str) -> Found:
+    return Found("a.tar/000", {name: Part(Path("a.tar"), place, 1) for place, name in enumerate(names)})
+
+
+def test_the_key_itself_comes_first() -> None:
+    assert found("source.png", "source.jpg").pick("source.jpg").offset == 1
+
+
+def test_another_extension_will_do() -> None:
+    assert found("target.png", "source.webp").pick("Source.JPG").offset == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("source.png", "source.webp"), r"^source\.png and source\.webp: which one is source\.jpg\?$"),
+        (("source.txt", "target.png"), r"^no source\.jpg, only source\.txt, target\.png$"),
+    ],
+)
+def test_none_or_several_are_said(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        found(*names).pick("source.jpg")
+
+
+def test_bytes_are_read_from_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    assert Part(path, 3, 4).read() == b"3456"
+    assert Part(path, 3, 4).read(2) == b"34"
+    with pytest.raises(ImageError, match=r"a ends at byte 10, within an image"):
+        Part(path, 8, 4).read()
+
+
+@pytest.mark.parametrize(("count", "total", "limit"), [(0, 0, 0.0), (0, 10, 0.0), (2, 40, 0.05), (2, 3, 1.0)])
+def test_good_enough(count: int, total: int, limit: float) -> None:
+    assert complaint("a.tar", TWO[:count], total, limit) == ""
+
+
+@pytest.mark.parametrize(("total", "limit"), [(39, 0.05), (2, 1.0)])
+def test_too_many_or_all(total: int, limit: float) -> None:
+    assert complaint("a.tar", TWO, total, limit)
+
+
+def test_it_says_how_many_and_which() -> None:
+    assert complaint("a.tar", TWO, 10, 0.05) == (
+        "a.tar: 2 of 10 samples cannot be used (20.0 %): a.tar/001 (no source.jpg), a.tar/002 (cannot be decoded), "
+        "and max_corrupt is 5 %."
+    )

@@ -1,0 +1,126 @@
+"""The state to go on from: what is in it, that it comes back exactly, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.trainable.state import (
+    TrainState,
+    changed_keys,
+    check_identity,
+    copied,
+    load_state,
+    optimizer_state,
+    restore,
+    save_state,
+)
+
+
+def learning(seed: int) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: nn.Parameter(torch.randn(3, 2, generator=generator)) for name in ("b.lora_up", "a.lora_down")}
+
+
+def step(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+
+
+def state_of(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, **values: Any) -> TrainState:
+    defaults: dict[str, Any] = {
+        "step": 3,
+        "epoch": 1,
+        "batch": 2,
+        "values": copied(parameters),
+        "optimizer": optimizer_state(optimizer, parameters),
+        "average": None,
+        "origins": {"a": (torch.ones(1, 2), torch.zeros(3, 1))},
+        "best": -0.5,
+        "best_step": 1,
+        "validated": 2,
+        "identity": {"seed": 0, "base": "abc"},
+        "config": {"seed": 0, "max_steps": 5, "learning_rate": 1e-4},
+    }
+    return TrainState(**(defaults | values))
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "NAdam", "Rprop", "ASGD", "Adafactor"])
+def test_a_restored_run_takes_the_same_steps(kind: str, tmp_path: Path) -> None:
+    def make(parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        more = {"momentum": 0.9} if kind == "SGD" else {}
+        # groups in another order than the names
+        return getattr(torch.optim, kind)(list(parameters.values())[::-1], lr=0.1, **more)
+
+    first = learning(0)
+    optimizer = make(first)
+    for seed in range(3):
+        step(first, optimizer, seed)
+    save_state(state_of(first, optimizer), tmp_path / "resume.pt")
+    step(first, optimizer, 9)
+
+    second = learning(1)
+    restored = make(second)
+    restore(load_state(tmp_path / "resume.pt"), second, restored, None)
+    step(second, restored, 9)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_state_is_the_same_after_the_file(tmp_path: Path) -> None:
+    parameters = learning(0)
+    made = state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1), average=copied(learning(2)))
+    save_state(made, tmp_path / "resume.pt")
+    found = load_state(tmp_path / "resume.pt")
+    assert (found.step, found.epoch, found.batch, found.best, found.identity) == (3, 1, 2, -0.5, made.identity)
+    assert found.average is not None
+    assert torch.equal(found.average["b.lora_up"], learning(2)["b.lora_up"])
+    initial = found.initial_factors()
+    assert [(name, factors.down.tolist()) for name, factors in initial.items()] == [("a", [[1.0, 1.0]])]
+
+
+def test_an_average_that_is_new_starts_from_the_values() -> None:
+    parameters = learning(0)
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    average = {name: torch.zeros(3, 2) for name in parameters}
+    restore(state_of(learning(5), optimizer), parameters, optimizer, average)
+    assert all(torch.equal(average[name], learning(5)[name]) for name in average)
+
+
+def test_copies_do_not_follow_the_parameters() -> None:
+    parameters = learning(0)
+    held = copied(parameters)
+    parameters["b.lora_up"].data += 1
+    assert not torch.equal(held["b.lora_up"], parameters["b.lora_up"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"nonsense", r"is no state of a training run \(\w+\)"),
+        ({"format": 99}, "is no state of this version's format"),
+        ([1, 2], "is no state of this version's format"),
+    ],
+)
+def test_files_that_are_no_states(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "resume.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ConfigError, match=message):
+        load_state(path)
+
+
+def test_another_run_is_refused_with_both_values() -> None:
+    parameters = learning(0)
+    state = state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1))
+    check_identity(state, {"seed": 0, "base": "abc"}, Path("resume.pt"))
+    with pytest.raises(ConfigError, match=r"resume\.pt is the state of another run: base is 'abc' there and 'x' now"):
+        check_identity(state, {"seed": 0, "base": "x"}, Path("resume.pt"))
+    assert changed_keys(state, {"max_steps": 5, "learning_rate": 1e-3}) == ["learning_rate: 0.0001 -> 0.001"]
