@@ -14,7 +14,7 @@ from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, dtype_of, entry_bytes, open_checkpoint
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import dense_dtype, rank_bound
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import warn
@@ -62,7 +62,9 @@ def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[
     warn(
         f"{path}: alpha is above the rank on {len(others)} of {len(modules)} modules, all of which have the highest "
         "rank of their matrix: it is taken as the rank that was asked for, and the scaling is 1. To scale by alpha as "
-        "it stands, set lora_alpha_is to file."
+        "it stands: ",
+        Option("lora_alpha_is"),
+        " file.",
     )
     return True
 

@@ -329,7 +329,7 @@ def test_the_earlier_implementation_is_recognised_without_its_metadata(tmp_path:
     assert [str(warning.message) for warning in caught] == [
         f"{path}: alpha is above the rank on {above} of {len(EARLIER[name])} modules, all of which have the highest "
         "rank of their matrix: it is taken as the rank that was asked for, and the scaling is 1. To scale by alpha as "
-        "it stands, set lora_alpha_is to file."
+        "it stands: lora_alpha_is file."
     ]
     as_it_stands = load_adapter(path, alpha_is="file")
     assert {module.alpha for module in as_it_stands.modules.values()} == {a for _, _, a in EARLIER[name].values()}
