@@ -1,5 +1,6 @@
-"""The benchmark suite: our commands beside their references, on a full-size pair of checkpoints.
+"""Three benchmarks over shared modules, each with a page in `docs/` that is made of its newest result files.
 
-`python -m benchmarks` makes the pair once, measures, and writes one dated file for each theme to `results/`;
-`python -m benchmarks report` makes `docs/performance.md` of the newest ones.
+- `python -m benchmarks`: time and memory of the commands beside their references, on a full-size pair.
+- `python -m benchmarks.fidelity`: how close base + LoRA comes to the tuned model, by method and size.
+- `python -m benchmarks.training`: the time of a training step, and two proofs that training works.
 """

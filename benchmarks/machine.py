@@ -1,26 +1,23 @@
-"""The machine and the libraries that a number belongs to; no host names, no paths."""
+"""The machine and the versions that a number belongs to: no host names, no paths."""
 
 import os
 import platform
 import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from benchmarks.measure import proc_numbers
 
 _PACKAGES = ("lbm-lora", "torch", "numpy", "safetensors", "diffusers", "xxhash")
 _GB = 1e9
 
 
 def machine(cores: int, device: str = "cpu") -> dict[str, object]:
-    """CPU model, cores, memory and system.
-
-    Args:
-        cores: that the measured processes may use.
-        device: of extract and infer; a CUDA device is named too.
-    """
+    """CPU model, cores and those that the measured processes may use, memory, system, and the GPU where one is used."""
     gpu: dict[str, object] = {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
     return gpu | {
         "cpu": cpu_model(),
@@ -39,37 +36,25 @@ def slug(cores: int, device: str = "cpu") -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found | {"commit": _commit()}
+    """Versions of Python and the packages, and the commit of the code."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}, "commit": _commit()}
 
 
 def memory() -> dict[str, int]:
-    """/proc/meminfo in bytes; zeros where there is none."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return {"MemTotal": 0, "MemAvailable": 0}
-    return {name: int(rest.split()[0]) * 1024 for name, rest in (line.split(":") for line in lines)}
+    """MemTotal and MemAvailable in bytes; zeros where the system does not say."""
+    found = proc_numbers(Path("/proc/meminfo"))
+    return {name: 1024 * found.get(name, 0) for name in ("MemTotal", "MemAvailable")}
 
 
 def cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.machine()
+    """The processor's name."""
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def require_space(folder: Path, nbytes: int, what: str) -> None:
-    """Raises:
-    SystemExit: the disk of `folder` has less than `nbytes` and a little room; one line says so.
-    """
+    """Exit with one line where the disk of a folder has less room than `nbytes` and half a gigabyte."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < nbytes + 0.5 * _GB:

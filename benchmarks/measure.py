@@ -1,10 +1,11 @@
 """Run one job in a fresh process and measure it from outside.
 
-Wall and CPU time are of the whole process, the import of torch included, and of the work after the imports. Memory
-is the largest RssAnon + RssShmem that was seen, looked at every 10 ms: what a process takes of the machine, without
-the pages of files that it has mapped. A peak shorter than that may be missed.
+Wall and CPU time are those of the whole process, the import of torch included, and those of the work after the imports.
+Memory is the largest RssAnon + RssShmem seen, read every 10 ms: what a process takes of the machine, without the pages
+of files that it has mapped. A shorter peak may be missed.
 """
 
+import importlib
 import json
 import os
 import statistics
@@ -12,47 +13,50 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-_EVERY = 0.01  # seconds between two looks at the memory
+JobFunction = Callable[..., dict[str, Any]]
+"""The work: a public function of a module; arguments and result are plain values."""
+
+_ROOT = Path(__file__).resolve().parent.parent
+_INTERVAL = 0.01  # seconds between two looks at the memory
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_BLOCK = 1 << 24
+_TIMES = ("wall_s", "cpu_s", "work_s", "work_cpu_s")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One process.
+    """One process."""
 
-    Attributes:
-        wall_s, cpu_s: of the whole process.
-        work_s, work_cpu_s: after its imports.
-        anon_bytes: the peak.
-        io: rchar, wchar, read_bytes, write_bytes of the work (/proc/PID/io); empty where the system has none. Reads
-            through a memory map are in none of them while the page cache is warm.
-        result: what the job returned.
-    """
-
-    wall_s: float
+    wall_s: float  # of the whole process, as is cpu_s
     cpu_s: float
-    work_s: float
+    work_s: float  # after the imports, as is work_cpu_s
     work_cpu_s: float
-    anon_bytes: int
+    anon_bytes: int  # the peak
+    # rchar, wchar and others of the work (/proc/PID/io); a warm page cache read through a memory map is in none of them
     io: dict[str, int] = field(default_factory=dict[str, int])
-    result: dict[str, Any] = field(default_factory=dict[str, Any])
+    result: dict[str, Any] = field(default_factory=dict[str, Any])  # what the work returned
+
+    def __str__(self) -> str:
+        return (
+            f"{self.work_s:.2f} s after imports, {self.wall_s:.2f} s in all, CPU {self.cpu_s:.2f} s, "
+            f"{self.anon_bytes / 1e9:.2f} GB anonymous"
+        )
 
 
 class JobFailedError(Exception):
     """A job ended with an error; its last lines."""
 
 
-def run_job(job: str, settings: Mapping[str, object], *, cores: int = 2) -> Run:
-    """Run `benchmarks.child` with a job of its table.
+def run_job(job: JobFunction, settings: Mapping[str, object], *, cores: int = 2, imports: Sequence[str] = ()) -> Run:
+    """Run a job in a process of its own.
 
     Args:
+        settings: the job's arguments.
+        imports: modules that are imported before the work, beside the job's own.
         cores: that the process may use, where the system can tell it so; the number of threads follows.
 
     Raises:
@@ -60,48 +64,56 @@ def run_job(job: str, settings: Mapping[str, object], *, cores: int = 2) -> Run:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log"
-        command = [sys.executable, "-m", "benchmarks.child", job, json.dumps(dict(settings)), str(answer)]
+        words = [job.__module__, job.__name__, json.dumps(dict(settings)), str(answer), *imports]
         environment = {key: value for key, value in os.environ.items() if key not in _THREAD_SETTINGS}
         if not hasattr(os, "sched_setaffinity"):
             environment["OMP_NUM_THREADS"] = str(cores)
         with log.open("wb") as output:
             start = time.perf_counter()
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, cwd=ROOT, preexec_fn=lambda: _pin(cores)
+                [sys.executable, "-m", "benchmarks.measure", *words],
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd=_ROOT,
+                preexec_fn=lambda: _pin(cores),
             )
             peak, usage, status = _watch(process.pid)
             wall = time.perf_counter() - start
             process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode or not answer.exists():
             last = log.read_text(errors="replace").strip().splitlines()[-4:]
-            raise JobFailedError(f"{job} ended with {process.returncode}: {' | '.join(last)}")
+            raise JobFailedError(f"{job.__name__} ended with {process.returncode}: {' | '.join(last)}")
         found = json.loads(answer.read_text())
     return Run(wall_s=wall, cpu_s=usage.ru_utime + usage.ru_stime, anon_bytes=peak, **found)
 
 
-def warm(paths: Iterable[Path]) -> int:
-    """Read files once, so that they stand in the page cache; returns their size in bytes."""
-    total = 0
-    buffer = bytearray(_BLOCK)
+def warm(paths: Iterable[Path]) -> None:
+    """Read files once, so that they stand in the page cache."""
+    buffer = bytearray(1 << 24)
     for path in paths:
         with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total += count
-    return total
+            while file.readinto(buffer):
+                pass
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """The medians of several runs, the largest memory, and every run's times and result."""
-    middle = {
-        name: round(statistics.median(getattr(run, name) for run in runs), 4)
-        for name in ("wall_s", "cpu_s", "work_s", "work_cpu_s")
-    }
     return {
-        **middle,
+        **{name: round(statistics.median(getattr(run, name) for run in runs), 4) for name in _TIMES},
         "anon_bytes": max(run.anon_bytes for run in runs),
         "io": runs[-1].io,
-        "runs": [{k: v for k, v in asdict(run).items() if k != "io"} for run in runs],
+        "runs": [{key: value for key, value in asdict(run).items() if key != "io"} for run in runs],
     }
+
+
+def proc_numbers(path: Path) -> dict[str, int]:
+    """The lines `name: number` of a file in /proc, in its units; none where it cannot be read."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
 
 
 def _pin(cores: int) -> None:
@@ -117,13 +129,24 @@ def _watch(pid: int) -> tuple[int, Any, int]:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
             return peak, usage, status
-        peak = max(peak, _anonymous(status_file))
-        time.sleep(_EVERY)
+        found = proc_numbers(status_file)
+        peak = max(peak, 1024 * (found.get("RssAnon", 0) + found.get("RssShmem", 0)))
+        time.sleep(_INTERVAL)
 
 
-def _anonymous(status_file: Path) -> int:
-    try:
-        lines = status_file.read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+def _child(module: str, name: str, settings: str, answer: str, *imports: str) -> None:
+    """The other side of `run_job`."""
+    work: JobFunction = getattr(importlib.import_module(module), name)
+    for further in imports:
+        importlib.import_module(further)
+    own_io = Path("/proc/self/io")
+    before, cpu, start = proc_numbers(own_io), time.process_time(), time.perf_counter()
+    result = work(**json.loads(settings))
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    io = {name: count - before[name] for name, count in proc_numbers(own_io).items() if not name.startswith("sys")}
+    found = {"work_s": seconds, "work_cpu_s": cpu_seconds, "io": io, "result": result}
+    Path(answer).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

@@ -1,67 +1,73 @@
 """Result files: `THEME_MACHINE_DATE.json`, one for each theme of a run, and the newest of each theme."""
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from lbm_lora.atomic import write_text
 
 SCHEMA = 1
-FOLDER = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "benchmarks" / "results"
+WORK = ROOT / "benchmarks" / "work"
+
+Result = Mapping[str, Any]
+"""One result file: plain values."""
+Results = Mapping[str, Result]
+"""Theme -> its newest result."""
+
+_PLACES = ("work", "results", "to")
 
 
-def write_result(
-    folder: Path,
-    theme: str,
-    numbers: Mapping[str, Any],
-    *,
-    command: str,
-    settings: Mapping[str, Any],
-    pair: Mapping[str, Any],
-    slug: str,
-) -> Path:
+def write_result(folder: Path, theme: str, *, cores: int, device: str = "cpu", **content: Any) -> Path:
     """Write one theme's numbers with what they belong to. A second run on one day replaces the first.
 
     Args:
-        numbers: plain values; `machine`, `versions`, and `runs`, the measured processes by label.
-        command: that measured, without paths.
-        settings: that decide what was measured.
-        pair: what the checkpoints are made of.
-        slug: the machine as a part of the file's name.
+        content: plain values: `command`, without paths; `settings`; `pair`, what the checkpoints are; and the numbers.
     """
     now = datetime.datetime.now().astimezone()
-    content = {
-        "schema": SCHEMA,
-        "theme": theme,
-        "date": now.isoformat(timespec="seconds"),
-        "command": command,
-        "settings": dict(settings),
-        "pair": dict(pair),
-        **numbers,
-    }
-    path = folder / f"{theme}_{slug}_{now.date().isoformat()}.json"
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    head = {"schema": SCHEMA, "theme": theme, "date": now.isoformat(timespec="seconds")}
+    origin = {"machine": machine.machine(cores, device), "versions": machine.versions()}
+    path = folder / f"{theme}_{machine.slug(cores, device)}_{now.date().isoformat()}.json"
+    write_text(path, json.dumps({**head, **origin, **content}, indent=1) + "\n")
     return path
 
 
-def newest(folder: Path) -> dict[str, dict[str, Any]]:
+def newest(folder: Path, *, command: str) -> dict[str, Result]:
     """Theme -> its newest result.
 
     Raises:
+        SystemExit: there is no result; the command that measures is named.
         ValueError: a file of another schema.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Result] = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
         if content.get("schema") != SCHEMA:
             raise ValueError(f"{path.name} has schema {content.get('schema')}, this version reads {SCHEMA}.")
         theme = content["theme"]
-        if theme not in found or _time(content) > _time(found[theme]):
+        dates = [
+            datetime.datetime.fromisoformat(one["date"])
+            for one in (content, found[theme] if theme in found else content)
+        ]
+        if theme not in found or dates[0] > dates[1]:
             found[theme] = content
+    if not found:
+        raise SystemExit(f"error: there are no result files yet. Measure with: {command}")
     return found
 
 
-def _time(content: Mapping[str, Any]) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(content["date"])
+def command_of(program: str, options: Any) -> str:
+    """The command line of an options dataclass, without defaults and folders; a path to inputs stands as its name."""
+    words = [f"python -m {program}"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name not in _PLACES and value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            shown = " ".join(field.name.upper() if isinstance(one, Path) else str(one) for one in values)
+            words.append(f"--{field.name} {shown}")
+    return " ".join(words)

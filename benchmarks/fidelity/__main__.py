@@ -1,0 +1,85 @@
+"""`python -m benchmarks.fidelity [run | page]`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+from benchmarks.command import MINI_PAIR
+from benchmarks.fidelity.numbers import RANKS
+from benchmarks.fidelity.page import write_page
+from benchmarks.results import FOLDER, ROOT, WORK, command_of, write_result
+from lbm_lora import bundled
+from lbm_lora.imaging.paths import expand_sources
+
+MOST = 64  # images to calibrate on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure sets of LoRAs of the bundled mini model (run), or write the page of the newest result (page).
+
+    Statistics, LoRAs and measurements stay in the work folder and are not made again: a run that was stopped goes on,
+    and a new version needs an empty folder.
+    """
+
+    what: Positional[Literal["run", "page"]] = "run"
+    work: Path = WORK / "fidelity"  # folder for 600 MB of files
+    calibration_images: Path | None = None
+    """Folder or glob of sources. 64 of them, evenly spread, are calibrated on, and all are refined on. Default: the
+    bundled photos."""
+    only: tuple[str, ...] = ()  # make only these sets; those in the work folder count too
+    threads: int = 1  # of torch; several wait for each other in a network this small
+    results: Path = FOLDER / "fidelity"  # folder of result files
+    to: Path = ROOT / "docs" / "fidelity.md"  # the page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write result and page, or the page alone."""
+    options = tyro.cli(Options, args=argv, prog="python -m benchmarks.fidelity", use_underscores=True)
+    if options.what == "run":
+        print(_measure(options))
+    print(write_page(options.results, options.to))
+    return 0
+
+
+def _measure(options: Options) -> Path:
+    """The result file."""
+    from benchmarks.fidelity.sets import RECIPES, Sets, spread  # slow to import
+
+    unknown = sorted({*options.only} - RECIPES.keys())
+    if unknown:
+        raise SystemExit(f"error: --only {unknown[0]}: the sets are {', '.join(RECIPES)}.")
+    held_out = sorted(bundled.PAIRS.glob("*.source.png"))
+    images, source = sorted(bundled.PHOTOS.glob("*.jpg")), "the bundled photos"
+    if options.calibration_images is not None:
+        images, source = list(expand_sources(str(options.calibration_images))), "renders of the training set"
+    if {path.name for path in images} & {path.name for path in held_out}:
+        raise SystemExit("error: --calibration_images holds images that are measured on. Leave them out.")
+    torch.set_num_threads(options.threads)
+    calibration = spread(images, MOST)
+    sets = Sets(options.work.resolve(), calibration=calibration, refinement=images, held_out=held_out)
+    asked = {*options.only, "plain", *(path.stem for path in options.work.glob("*.json"))}
+    return write_result(
+        options.results,
+        "fidelity",
+        calibration={"source": source, "images": len(calibration)},
+        refinement={"images": len(images)},
+        held=[path.name for path in held_out],
+        base=sets.measured("base"),
+        sets={name: sets.measured(name) for name in RECIPES if name in asked or not options.only},
+        calibration_seconds=sets.calibration_seconds(),
+        command=command_of("benchmarks.fidelity", options),
+        settings={"ranks": RANKS, "files": "plain bf16, calibrated fp16 or int8", "network": "fp32", "steps": 1},
+        pair=MINI_PAIR,
+        cores=options.threads,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The sets of LoRAs that are compared: each is one method at several sizes, made where it is not there yet."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.command import MINI_TUNED, arguments, lbm_lora, mini_base
+from benchmarks.fidelity.numbers import RANKS
+from benchmarks.fidelity.outputs import HeldOut
+from benchmarks.fidelity.statistics import REDUCED
+from lbm_lora import bundled, load_adapter
+from lbm_lora.adapter import module_bytes
+from lbm_lora.atomic import write_text
+from lbm_lora.calibrate import load_statistics, save_statistics
+
+_BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of the header's entries of all matrices: sizes under that of rank 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a set is made: by default, files of plain's sizes."""
+
+    statistics: str = ""  # name of those that it is extracted with; none: the error of the weights counts
+    small: bool = False  # the sizes lie below that of rank 1
+    flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of `extract`; `ranks` instead of sizes
+    refines: str = ""  # the set whose files are refined; nothing is extracted then
+
+
+_INT8 = {"save_precision": "int8"}
+_COUNTS = {f"images_{count}": count for count in (1, 4, 16)}
+RECIPES: Mapping[str, Recipe] = {
+    "plain": Recipe(flags={"rank": RANKS[-1], "conv_rank": RANKS[-1], "ranks": RANKS}),
+    "plain_convs": Recipe(flags={"rank": RANKS[-2], "conv_rank": 2 * RANKS[-2], "ranks": RANKS[:-1]}),
+    "full": Recipe(statistics="full"),
+    "small": Recipe(statistics="full", small=True),
+    "int8": Recipe(statistics="full", flags=_INT8),
+    "int8_small": Recipe(statistics="full", small=True, flags=_INT8),
+    "refined": Recipe(refines="full"),
+    "refined_small": Recipe(refines="small"),
+    "refined_int8": Recipe(refines="int8"),
+    "plain_global": Recipe(),
+    "bf16": Recipe(statistics="full", flags={"save_precision": "bf16", "no_check": True}),
+    **{name: Recipe(statistics=name, flags={"no_check": True}) for name in (*REDUCED, *_COUNTS, "photos", "sketch")},
+}
+
+
+class Sets:
+    """Makes and measures sets in a folder. What was made before is taken as it is.
+
+    Args:
+        calibration, refinement, held_out: sources to calibrate on, to refine on, and to measure on.
+    """
+
+    def __init__(
+        self, folder: Path, *, calibration: Sequence[Path], refinement: Sequence[Path], held_out: Sequence[Path]
+    ) -> None:
+        self._folder, self._calibration, self._refinement, self._images = folder, calibration, refinement, held_out
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """A set: `seconds` that making it took, and `files`: size -> scores, bytes and prediction.
+
+        `base` is the base without a LoRA: its scores.
+        """
+        note = self._folder / f"{name}.json"
+        if not note.exists():
+            print(f"  {name}", flush=True)
+            found = self._held_out.measure(None) if name == "base" else self._make(name)
+            write_text(note, json.dumps(found, indent=1) + "\n")
+        return json.loads(note.read_text())
+
+    def calibration_seconds(self) -> dict[str, float]:
+        """Name -> how long measuring its statistics took."""
+        return {path.stem: float(path.read_text()) for path in sorted(self._folder.glob("*.seconds"))}
+
+    def _make(self, name: str) -> dict[str, Any]:
+        recipe, flags = RECIPES[name], dict(RECIPES[name].flags)
+        sizes = self._sizes(recipe)
+        if recipe.statistics:
+            flags["calibration"] = self._statistics(recipe.statistics)
+        started = time.monotonic()
+        if recipe.refines:
+            results = [self._refine(f"{recipe.refines}_{size}", f"{name}_{size}") for size in sizes]
+        else:
+            flags |= {} if "ranks" in flags else {"max_size": sizes}
+            first = lbm_lora(arguments("extract", **self._pair, save_to=self._lora(name), device="cpu", **flags))
+            results = [first, *first["further"]]
+        seconds = round(time.monotonic() - started, 1)
+        files = {
+            size: {**self._held_out.measure(Path(one["adapter"])), "predicted": one.get("predicted")}
+            for size, one in zip(sizes, results, strict=True)
+        }
+        return {"seconds": seconds, "files": files}
+
+    def _sizes(self, recipe: Recipe) -> tuple[str, ...]:
+        """The names of a set's files: sizes that `extract` takes, or ranks."""
+        if recipe.refines:
+            return tuple(self.measured(recipe.refines)["files"])
+        if "ranks" in recipe.flags:
+            return tuple(f"r{rank}" for rank in RANKS if rank in recipe.flags["ranks"])
+        plain = self.measured("plain")["files"]
+        if not recipe.small:
+            return tuple(f"{file['nbytes']}B" for file in plain.values())
+        # below rank 1, what a file must hold leaves little for matrices: their entries in the header are left out first
+        adapter = load_adapter(self._lora("plain_r1"))
+        shapes = {name: module.shape for name, module in adapter.modules.items()}
+        entries = sum(module_bytes(adapter.prefix, name, shape, 0, torch.bfloat16) for name, shape in shapes.items())
+        rest = plain["r1"]["nbytes"] - plain["r1"]["matrix_bytes"]
+        return tuple(f"{rest - round(share * entries)}B" for share in _BELOW)
+
+    def _refine(self, source: str, name: str) -> dict[str, Any]:
+        flags = {"lora_path": self._lora(source), "save_to": self._lora(name), "device": "cpu"}
+        images = self._linked("refinement", self._refinement)
+        return lbm_lora(arguments("refine", **self._pair, **flags, images=images))
+
+    def _statistics(self, name: str) -> Path:
+        """Statistics of calibration images, or reduced ones."""
+        path = self._folder / f"{name}.statistics.safetensors"
+        if name in REDUCED and not path.exists():
+            save_statistics(REDUCED[name](load_statistics(self._statistics("full"))), path)
+        if not path.exists():
+            started = time.monotonic()
+            photos = sorted(bundled.PHOTOS.glob("*.jpg"))
+            images = photos if name == "photos" else spread(self._calibration, _COUNTS.get(name))
+            flags = {"dense_up_to": 0, "sketch_rank": 16} if name == "sketch" else {}
+            flags |= {"torch_dtype": "float", "device": "cpu", "images": self._linked(name, images)}
+            lbm_lora(arguments("calibrate", tuned_model_path=MINI_TUNED, save_to=path, **flags))
+            write_text(self._folder / f"{name}.seconds", f"{time.monotonic() - started:.1f}\n")
+        return path
+
+    def _linked(self, name: str, images: Sequence[Path]) -> Path:
+        """A folder with links to some images."""
+        folder = self._folder / f"{name}.images"
+        folder.mkdir(exist_ok=True)
+        for index, image in enumerate(images):
+            link = folder / f"{index:04}{image.suffix}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(image.resolve())
+        return folder
+
+    def _lora(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
+
+    @cached_property
+    def _pair(self) -> dict[str, Path]:
+        return {"base_model_path": mini_base(self._folder / "base.safetensors"), "tuned_model_path": MINI_TUNED}
+
+    @cached_property
+    def _held_out(self) -> HeldOut:
+        return HeldOut(self._pair["base_model_path"], MINI_TUNED, self._images)
+
+
+def spread(images: Sequence[Path], count: int | None) -> Sequence[Path]:
+    """So many images, evenly spread over the list; all of them where it has no more, or for None."""
+    if count is None or count >= len(images):
+        return images
+    return [images[index * len(images) // count] for index in range(count)]

@@ -1,0 +1,157 @@
+"""What all themes share: the pair, where files go, and how our command and its reference are measured side by side."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from benchmarks import command
+from benchmarks.measure import JobFunction, Run, run_job, summary, warm
+from benchmarks.perf import jobs
+from benchmarks.perf.page import BLOCKS, TENSORS
+from benchmarks.perf.pair import Pair, make_pair
+from benchmarks.results import ROOT, WORK
+
+RANK, CONV_RANK = 32, 16
+LARGE = 0.4
+"""Scale from which images are as large as in use; below it they are small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure (run), only make the pair of checkpoints, or write the page of the newest results (report)."""
+
+    what: Positional[Literal["run", "pair", "report"]] = "run"
+    only: str = ""  # themes to run, with commas between; all of them where it is empty
+    scale: float = 1.0  # of the networks' widths and depth; 1 is the real LBM
+    work: Path = WORK  # folder for 10 to 30 GB of checkpoints and outputs
+    results: Path | None = None
+    """Folder of result files. Default: benchmarks/results; for a scale below 1 a folder in --work."""
+    to: Path = ROOT / "docs" / "performance.md"  # the page that report writes
+    seed: int = 0  # of the pair
+    repeats: int = 3  # runs of each side of a ratio, in turns; the median counts
+    cores: int = 2  # that the measured processes may use
+    device: str = "cpu"  # of extract and infer: cpu or cuda
+    error_layers: int = 2  # modules of each shape in the sample of the error; 0: all
+    keep: bool = False  # keep the outputs of the commands
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A process to measure, the files it reads, and those it writes."""
+
+    function: JobFunction
+    settings: Mapping[str, object]
+    imports: Sequence[str] = ()
+    inputs: Sequence[Path] = ()
+    outputs: Sequence[Path] = ()
+
+
+@dataclass
+class Bench:
+    """The options and what is made of them once."""
+
+    options: Options
+    _made: set[Path] = field(default_factory=set[Path])
+
+    @cached_property
+    def pair(self) -> Pair:
+        """The checkpoints that everything is measured on."""
+        options = self.options
+        return make_pair(options.work / f"pair-{options.scale:g}", scale=options.scale, seed=options.seed)
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The pair's files, as settings of a job."""
+        return {"base": str(self.pair.base), "tuned": str(self.pair.tuned)}
+
+    @cached_property
+    def lora(self) -> Path:
+        """A LoRA of the pair with the default ranks, made by this run."""
+        path = self.path("lora.safetensors")
+        self.run(self.extract(path))
+        return path
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side in calibration and training."""
+        return 256 if self.options.scale >= LARGE else 64
+
+    def path(self, name: str) -> Path:
+        """Where an output goes."""
+        return self.options.work / f"out-{self.options.scale:g}" / name
+
+    def extract(
+        self, output: Path, *, rank: int = RANK, conv_rank: int = CONV_RANK, inputs: Sequence[Path] = (), **flags: Any
+    ) -> Job:
+        """The command `extract` on the pair."""
+        stems = [f"{output.stem}_r{rank}" for rank in flags["ranks"]] if "ranks" in flags else [output.stem]
+        outputs = [output.with_name(f"{stem}{end}") for stem in stems for end in (".safetensors", "_config.yaml")]
+        flags = {"save_to": output, "rank": rank, "conv_rank": conv_rank, "device": self.options.device, **flags}
+        return self.on_pair("extract", inputs=inputs, outputs=outputs, **flags)
+
+    def on_pair(self, verb: str, *, inputs: Sequence[Path] = (), outputs: Sequence[Path] = (), **flags: object) -> Job:
+        """A command that reads both checkpoints, and more inputs."""
+        both = (self.pair.base, self.pair.tuned)
+        flags = {"base_model_path": both[0], "tuned_model_path": both[1], **flags}
+        return self.command(verb, inputs=(*both, *inputs), outputs=outputs, **flags)
+
+    def command(self, verb: str, *, inputs: Sequence[Path], outputs: Sequence[Path] = (), **flags: object) -> Job:
+        """A whole `lbm-lora` command."""
+        settings = {"line": command.arguments(verb, **flags)}
+        imports = [f"lbm_lora.{module}" for module in ("cli.main", "cli.console", "cli.present", f"workflows.{verb}")]
+        return Job(function=jobs.command, settings=settings, imports=imports, inputs=inputs, outputs=outputs)
+
+    def bare_passes(self) -> dict[str, Job]:
+        """The least that reading and subtracting take: in blocks that fit the cache, and tensor by tensor."""
+        return {
+            label: Job(
+                function=jobs.bare_pass,
+                settings={**self.files, "threads": self.options.cores, "blocked": blocked},
+                inputs=(self.pair.base, self.pair.tuned),
+            )
+            for label, blocked in ((BLOCKS, True), (TENSORS, False))
+        }
+
+    def copy(self, targets: Sequence[Path]) -> Job:
+        """Copying the base to each target."""
+        settings = {"source": str(self.pair.base), "targets": [str(path) for path in targets]}
+        return Job(function=jobs.copy, settings=settings, inputs=(self.pair.base,), outputs=targets)
+
+    def run(self, job: Job) -> Run:
+        """One measured process, its inputs in the page cache; what it writes stays."""
+        warm(job.inputs)
+        for output in job.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        self._made |= set(job.outputs)
+        return run_job(job.function, job.settings, cores=self.options.cores, imports=job.imports)
+
+    def side_by_side(self, jobs: Mapping[str, Job], *, repeats: int | None = None) -> dict[str, dict[str, Any]]:
+        """Run all jobs in turns and sum up each: times, memory, and bytes of the files read and written."""
+        runs: dict[str, list[Run]] = {label: [] for label in jobs}
+        for _ in range(repeats or self.options.repeats):
+            for label, job in jobs.items():
+                runs[label].append(self.run(job))
+                print(f"  {label}: {runs[label][-1]}", flush=True)
+        return {
+            label: {
+                **summary(runs[label]),
+                "input_bytes": sum(path.stat().st_size for path in job.inputs),
+                "output_bytes": sum(path.stat().st_size for path in job.outputs if path.exists()),
+            }
+            for label, job in jobs.items()
+        }
+
+    def drop(self, *paths: Path) -> None:
+        """Remove outputs, unless they are to be kept."""
+        for path in () if self.options.keep else paths:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def clean(self) -> None:
+        """Remove all outputs of this run."""
+        self.drop(*self._made)

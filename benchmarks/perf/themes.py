@@ -1,0 +1,203 @@
+"""The themes: what is run, and against which reference. Each returns the numbers of its result file."""
+
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.perf import jobs
+from benchmarks.perf.bench import CONV_RANK, LARGE, RANK, Bench, Job
+from benchmarks.perf.page import BLOCKS, COLUMNS, rate_name
+from benchmarks.perf.pair import lbm_config, make_backbone
+from lbm_lora.bundled import PAIRS, PHOTOS
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.factorize import FULL_RANK, has_matrix_view, matrix_shape
+from lbm_lora.factorize.krylov import SMALLEST_BLOCK, multiplies_bf16
+from lbm_lora.naming import DENOISER_PREFIX
+
+SEVERAL = (16, 32, 64)
+CALIBRATED_SHARE = 0.0365  # what a calibrated LoRA may take: as much as a plain one of rank 32/16
+NETWORKS = ("lbm_lora.model.pipeline", "lbm_lora.apply")  # what jobs import themselves
+TRAIN_STEPS = 3
+REFINE_STEPS = 2
+
+
+def extract(bench: Bench) -> dict[str, Any]:
+    """extract 32/16 beside the bare pass in both of its forms."""
+    lora = bench.path("lora.safetensors")
+    runs = bench.side_by_side({**bench.bare_passes(), "extract": bench.extract(lora)})
+    return {"runs": runs, "work": _least_work(bench)}
+
+
+def svd(bench: Bench) -> dict[str, Any]:
+    """The earlier method: an SVD with full matrices of one layer of each shape, times the number of such layers."""
+    layers: dict[tuple[int, int], list[str]] = {}
+    for name, shape in _matrices(bench).items():
+        layers.setdefault(matrix_shape(shape), []).append(name)
+    rows: list[dict[str, Any]] = []
+    for shape, names in sorted(layers.items(), key=lambda item: item[0][0] * item[0][1]):
+        run = bench.run(Job(function=jobs.svd, settings={**bench.files, "name": names[len(names) // 2]}))
+        rows.append({"shape": list(shape), "layers": len(names), **run.result})
+        print(f"  {rows[-1]}", flush=True)
+    full, thin = (sum(row["layers"] * row[key] for row in rows) for key in ("full_s", "thin_s"))
+    return {"shapes": rows, "full_matrices_s": full, "thin_s": thin}
+
+
+def error(bench: Bench) -> dict[str, Any]:
+    """The error of fp32 factors against the exact optimum, before any rounding, and of the bf16 file."""
+    path = bench.path("lora_fp32.safetensors")
+    bench.run(bench.extract(path, save_precision="float"))
+    found = {"fp32": _errors(bench, path), "bf16": _errors(bench, bench.lora)}
+    bench.drop(path)
+    return found
+
+
+def full_rank(bench: Bench) -> dict[str, Any]:
+    """Rank 9999: time, and the error that is left at the bytes of bf16 factors."""
+    path = bench.path("full.safetensors")
+    extract = bench.extract(path, rank=FULL_RANK, conv_rank=FULL_RANK)
+    runs = bench.side_by_side({BLOCKS: bench.bare_passes()[BLOCKS], "full rank": extract}, repeats=1)
+    shapes = [matrix_shape(shape) for shape in _matrices(bench).values()]
+    factors = sum(2 * min(shape) * sum(shape) for shape in shapes)
+    found = {"runs": runs, "bytes": path.stat().st_size, "bytes_of_factors": factors, "error": _errors(bench, path)}
+    bench.drop(path)
+    return found
+
+
+def several(bench: Bench) -> dict[str, Any]:
+    """Several ranks in one pass beside one run of the largest."""
+    path, rank = bench.path("several.safetensors"), max(SEVERAL)
+    one = bench.extract(path, rank=rank, conv_rank=rank // 2)
+    all_of_them = bench.extract(path, rank=rank, conv_rank=rank // 2, ranks=SEVERAL)
+    return {"runs": bench.side_by_side({"one": one, "several": all_of_them}), "ranks": list(SEVERAL)}
+
+
+def calibrated(bench: Bench) -> dict[str, Any]:
+    """Output-aware extraction: calibrate on one image at one timestep, and extract with its statistics."""
+    tuned, statistics = bench.pair.tuned, bench.path("statistics.safetensors")
+    points = {"images": min(PHOTOS.glob("*.jpg")), "size": bench.image_size, "timesteps": 1000, "probes": 1}
+    flags = {"tuned_model_path": tuned, "save_to": statistics, "device": bench.options.device, **points}
+    max_size = f"{round(CALIBRATED_SHARE * tuned.stat().st_size / 1e6)}MB"
+    calibrate = bench.command("calibrate", inputs=(tuned,), outputs=(statistics,), **flags)
+    flags = {"inputs": (statistics,), "calibration": statistics, "max_size": max_size}
+    extract = bench.extract(bench.path("calibrated.safetensors"), **flags)
+    runs = bench.side_by_side({"calibrate": calibrate, "extract --calibration": extract}, repeats=1)
+    return {"runs": runs, "size": bench.image_size, "max_size": max_size}
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """What the processor can do of what an extraction cannot do without."""
+    run = bench.run(Job(function=jobs.product_rates, settings={"columns": COLUMNS}))
+    return {"limits": {rate_name(dtype): round(rate, 3) for dtype, rate in run.result.items()}}
+
+
+def base(bench: Bench) -> dict[str, Any]:
+    """base of a full-size backbone in fp32 beside copying the base's bytes twice."""
+    backbone = make_backbone(bench.options.work / f"backbone-{bench.options.scale:g}", scale=bench.options.scale)
+    config = bench.path("config.yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(lbm_config(bench.options.scale).model_dump(mode="json")))
+    copies = [bench.path("copy_1.bin"), bench.path("copy_2.bin")]
+    runs = bench.side_by_side({"copy": bench.copy(copies)}, repeats=1)
+    bench.drop(*copies)
+    output = bench.path("exact_base.safetensors")
+    flags = {"config_path": config, "backbone_signature": backbone, "save_path": output}
+    files = sorted(backbone.glob("*/*.safetensors"))
+    job = bench.command("base", inputs=files, outputs=(output, output.with_suffix(".ckpt")), **flags)
+    runs |= bench.side_by_side({"base": job}, repeats=1)
+    bench.drop(*job.outputs)
+    return {"runs": runs}
+
+
+def fuse(bench: Bench) -> dict[str, Any]:
+    """fuse into a checkpoint beside copying it."""
+    base, lora = bench.pair.base, bench.lora
+    output, copy = bench.path("fused.safetensors"), bench.path("copy.bin")
+    flags = {"base_model_path": base, "lora_path": lora, "save_to": output}
+    job = bench.command("fuse", inputs=(base, lora), outputs=(output,), **flags)
+    runs = bench.side_by_side({"copy": bench.copy([copy]), "fuse": job})
+    bench.drop(output, copy)
+    return {"runs": runs}
+
+
+def validate(bench: Bench) -> dict[str, Any]:
+    """validate (weights) beside the bare pass."""
+    lora = bench.lora
+    job = bench.on_pair("validate", inputs=(lora,), lora_path=lora, report=bench.path("report"))
+    return {"runs": bench.side_by_side({**bench.bare_passes(), "validate": job})}
+
+
+def load(bench: Bench) -> dict[str, Any]:
+    """File to ready model, in the file's dtype."""
+    tuned = bench.pair.tuned
+    settings = {"path": str(tuned), "dtype": "bf16"}
+    job = Job(function=jobs.load, settings=settings, imports=NETWORKS, inputs=(tuned,))
+    runs = bench.side_by_side({"load": job})
+    results = [run["result"] for run in runs["load"]["runs"]]
+    medians = {key: statistics.median(result[key] for result in results) for key in results[0]}
+    return {"runs": runs, "file_bytes": tuned.stat().st_size, **medians}
+
+
+def infer(bench: Bench) -> dict[str, Any]:
+    """One step with a fused LoRA beside the raw call of the network, bf16."""
+    lora, size = bench.lora, 512 if bench.options.scale >= LARGE else 128
+    base, device = bench.pair.base, bench.options.device
+    settings = {"base": str(base), "lora": str(lora), "size": size, "dtype": "bf16", "device": device}
+    run = bench.run(Job(function=jobs.infer, settings=settings, imports=NETWORKS, inputs=(base, lora)))
+    print(f"  infer: {run}", flush=True)
+    return {**run.result, "size": size, "anon_bytes": run.anon_bytes}
+
+
+def train(bench: Bench) -> dict[str, Any]:
+    """A few optimizer steps of a rank 32/16 LoRA on all modules, bf16 base, a batch of one, checkpointed."""
+    run, config, base = bench.path("training"), bench.path("training.yaml"), bench.pair.base
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    data = {"train_folder": str(PAIRS), "source_key": "source.png", "target_key": "target.png"}
+    model = {"base_model_path": str(base), "lora_rank": RANK, "lora_conv_rank": CONV_RANK}
+    steps = {"image_size": [bench.image_size], "batch_size": 1, "max_steps": TRAIN_STEPS, "save_interval": TRAIN_STEPS}
+    output = {"device": bench.options.device, "save_ckpt_path": str(run), "logger": "none"}
+    config.write_text(yaml.safe_dump({**data, **model, **steps, **output}))
+    runs = bench.side_by_side({"train": bench.command("train", inputs=(base,), path_config=config)}, repeats=1)
+    shutil.rmtree(run)
+    return {"runs": runs, "size": bench.image_size}
+
+
+def refine(bench: Bench) -> dict[str, Any]:
+    """A few optimizer steps of refine on a plain rank 32/16 LoRA: one image to learn from, one to measure on."""
+    lora, refined = bench.lora, bench.path("refined.safetensors")
+    learnt, held = sorted(PHOTOS.glob("*.jpg"))[:2]
+    files = {"lora_path": lora, "images": learnt, "held_images": held, "save_to": refined}
+    points = {"size": bench.image_size, "timesteps": 1000, "no_mirror": True}
+    steps = {"steps": REFINE_STEPS, "batch_size": 1, "torch_dtype": "bf16", "device": bench.options.device}
+    job = bench.on_pair("refine", inputs=(lora,), outputs=(refined,), **files, **points, **steps)
+    return {"runs": bench.side_by_side({"refine": job}, repeats=1), "size": bench.image_size, "steps": REFINE_STEPS}
+
+
+def _least_work(bench: Bench) -> dict[str, Any]:
+    """Operations that extract cannot do without: four block Krylov rounds there and back, in the dtype that they run
+    in; and in fp32 the last product and the product of the factors, by which the error is measured."""
+    rounds = fp32 = 0
+    for shape in _matrices(bench).values():
+        rows, columns = matrix_shape(shape)
+        rank = min(RANK if len(shape) == 2 else CONV_RANK, rows, columns)
+        rounds += 2 * rows * columns * 8 * max(rank, SMALLEST_BLOCK)
+        fp32 += 2 * rows * columns * 2 * rank
+    dtype = "bf16" if multiplies_bf16(torch.device(bench.options.device)) else "fp32"
+    return {"rounds_flop": rounds, "rounds_dtype": dtype, "fp32_flop": fp32}
+
+
+def _errors(bench: Bench, path: Path) -> dict[str, Any]:
+    """The errors of a file's modules, and of them all together: largest and mean ratio to the optimum."""
+    settings = {**bench.files, "lora": str(path), "per_shape": bench.options.error_layers}
+    return bench.run(Job(function=jobs.factors, settings=settings)).result
+
+
+def _matrices(bench: Bench) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every matrix that extract decomposes."""
+    with open_checkpoint(bench.pair.base) as checkpoint:
+        shapes = {key: spec.shape for key, spec in checkpoint.specs.items() if key.startswith(DENOISER_PREFIX)}
+    return {key: shape for key, shape in shapes.items() if has_matrix_view(shape)}

@@ -1,0 +1,106 @@
+"""The sets of LoRAs: how they are made, with a command line in place of the commands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.fidelity import sets as module
+from benchmarks.fidelity.__main__ import main
+from benchmarks.fidelity.sets import Sets, spread
+from lbm_lora import bundled
+
+
+class Held:
+    """What is measured of a file: the length of its name."""
+
+    def measure(self, lora: Path | None) -> dict[str, Any]:
+        return {"nbytes": len(lora.stem) if lora else 0}
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines that were run; every command says that it made its files."""
+    found: list[list[str]] = []
+
+    def lbm_lora(line: list[str]) -> dict[str, Any]:
+        found.append(line)
+        output = Path(line[line.index("--save_to") + 1])
+        if line[0] == "calibrate":
+            output.touch()
+        count = next((len(sizes) for sizes in _values(line) if len(sizes) > 1), 1)
+        results = [{"adapter": str(output.with_stem(f"{output.stem}_{i}")), "predicted": None} for i in range(count)]
+        return {**results[0], "adapter": results[0]["adapter"] if count > 1 else str(output), "further": results[1:]}
+
+    monkeypatch.setattr(module, "lbm_lora", lbm_lora)
+    monkeypatch.setattr(module, "mini_base", lambda path: path)
+    return found
+
+
+def _values(line: list[str]) -> list[list[str]]:
+    """The words after each flag."""
+    found: list[list[str]] = []
+    for word in line:
+        if word.startswith("--"):
+            found.append([])
+        elif found:
+            found[-1].append(word)
+    return found
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sets:
+    images = [tmp_path / f"{index}.png" for index in range(8)]
+    made = Sets(tmp_path / "work", calibration=images, refinement=images, held_out=images)
+    monkeypatch.setitem(made.__dict__, "_held_out", Held())  # a cached property
+    return made
+
+
+def test_plain_is_one_command_with_all_ranks(sets: Sets, lines: list[list[str]]) -> None:
+    found = sets.measured("plain")
+    assert list(found["files"]) == ["r1", "r2", "r4", "r8", "r16"]
+    assert found["files"]["r2"] == {"nbytes": len("plain_1"), "predicted": None}
+    assert len(lines) == 1
+    assert ["1", "2", "4", "8", "16"] in _values(lines[0])
+    assert sets.measured("plain") == found
+    assert len(lines) == 1  # what was made is not made again
+
+
+def test_a_calibrated_set_has_plains_sizes_and_statistics(sets: Sets, lines: list[list[str]]) -> None:
+    found = sets.measured("int8")
+    assert list(found["files"]) == ["7B"]  # five files of equal size have one name here
+    assert [line[0] for line in lines] == ["extract", "calibrate", "extract"]
+    assert lines[2][-2:] == ["--max_size", *["7B"] * 5][-2:]
+    assert "--save_precision" in lines[2]
+    assert str(lines[2][lines[2].index("--calibration") + 1]).endswith("full.statistics.safetensors")
+    assert "full" in sets.calibration_seconds()
+
+
+def test_the_images_of_a_calibration_are_linked_in_a_folder(sets: Sets, lines: list[list[str]], tmp_path: Path) -> None:
+    sets.measured("images_4")
+    folder = tmp_path / "work" / "images_4.images"
+    assert [link.resolve().stem for link in sorted(folder.iterdir())] == ["0", "2", "4", "6"]
+
+
+def test_refining_takes_the_files_of_another_set(sets: Sets, lines: list[list[str]]) -> None:
+    sets.measured("refined")
+    refine = lines[-1]
+    assert refine[0] == "refine"
+    assert Path(refine[refine.index("--lora_path") + 1]).name == "full_7B.safetensors"
+    assert Path(refine[refine.index("--save_to") + 1]).name == "refined_7B.safetensors"
+
+
+def test_images_are_spread_over_the_list() -> None:
+    paths = [Path(f"{index}.png") for index in range(10)]
+    assert [path.stem for path in spread(paths, 4)] == ["0", "2", "5", "7"]
+    assert spread(paths, 99) == spread(paths, None) == paths
+
+
+def test_images_that_are_measured_are_not_calibrated_on(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds images that are measured on"):
+        main(["--work", str(tmp_path), "--calibration_images", str(bundled.PAIRS / "*.source.png")])
+
+
+def test_an_unknown_set_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--only nothing: the sets are plain, plain_convs, full"):
+        main(["--work", str(tmp_path), "--only", "nothing"])
