@@ -18,7 +18,7 @@ WORK = ROOT / "benchmarks" / "work"
 Result = Mapping[str, Any]
 """One result file: plain values."""
 Results = Mapping[str, Result]
-"""Theme -> its newest result."""
+"""Theme -> its newest result, by name."""
 
 _PLACES = ("work", "results", "to")
 
@@ -38,27 +38,20 @@ def write_result(folder: Path, theme: str, *, cores: int, device: str = "cpu", *
 
 
 def newest(folder: Path, *, command: str) -> dict[str, Result]:
-    """Theme -> its newest result.
+    """Theme -> its newest result, by name.
 
     Raises:
         SystemExit: there is no result; the command that measures is named.
         ValueError: a file of another schema.
     """
-    found: dict[str, Result] = {}
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
+    contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    for name, content in contents.items():
         if content.get("schema") != SCHEMA:
-            raise ValueError(f"{path.name} has schema {content.get('schema')}, this version reads {SCHEMA}.")
-        theme = content["theme"]
-        dates = [
-            datetime.datetime.fromisoformat(one["date"])
-            for one in (content, found[theme] if theme in found else content)
-        ]
-        if theme not in found or dates[0] > dates[1]:
-            found[theme] = content
-    if not found:
+            raise ValueError(f"{name} has schema {content.get('schema')}, this version reads {SCHEMA}.")
+    if not contents:
         raise SystemExit(f"error: there are no result files yet. Measure with: {command}")
-    return found
+    by_date = sorted(contents.values(), key=lambda content: datetime.datetime.fromisoformat(content["date"]))
+    return dict(sorted({content["theme"]: content for content in by_date}.items()))
 
 
 def command_of(program: str, options: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from lbm_lora import ScaledAdapter, fuse_module, load_adapter, load_model
 from lbm_lora.adapter import Adapter, rank_bytes
 from lbm_lora.fidelity.answers import answer, question
-from lbm_lora.fidelity.errors import relative_error, typical_error
+from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.fidelity.points import image_latent
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model.bridge import TRAIN_TIMESTEPS

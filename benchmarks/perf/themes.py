@@ -82,8 +82,8 @@ def calibrated(bench: Bench) -> dict[str, Any]:
     flags = {"tuned_model_path": tuned, "save_to": statistics, "device": bench.options.device, **points}
     max_size = f"{round(CALIBRATED_SHARE * tuned.stat().st_size / 1e6)}MB"
     calibrate = bench.command("calibrate", inputs=(tuned,), outputs=(statistics,), **flags)
-    flags = {"inputs": (statistics,), "calibration": statistics, "max_size": max_size}
-    extract = bench.extract(bench.path("calibrated.safetensors"), **flags)
+    lora = bench.path("calibrated.safetensors")
+    extract = bench.extract(lora, inputs=(statistics,), calibration=statistics, max_size=max_size)
     runs = bench.side_by_side({"calibrate": calibrate, "extract --calibration": extract}, repeats=1)
     return {"runs": runs, "size": bench.image_size, "max_size": max_size}
 
