@@ -60,7 +60,7 @@ constraints: .venv/.dev
 	mv constraints.tmp constraints.txt
 	touch .venv/.dev .venv/.infer
 
-bench: .venv/.infer
+bench: .venv/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:

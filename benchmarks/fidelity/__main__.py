@@ -29,14 +29,14 @@ class Options:
     """
 
     what: Positional[Literal["run", "page"]] = "run"
-    work: Path = WORK / "fidelity"  # folder for 600 MB of files
+    work: Path = WORK / "fidelity"  # folder for the LoRAs and their measurements, 600 MB
     calibration_images: Path | None = None
-    """Folder or glob of sources. 64 of them, evenly spread, are calibrated on, and all are refined on. Default: the
+    """Folder or glob of sources: 64 of them, evenly spread, to calibrate on, all of them to refine on. Default: the
     bundled photos."""
-    only: tuple[str, ...] = ()  # make only these sets; those in the work folder count too
-    threads: int = 1  # of torch; several wait for each other in a network this small
+    only: tuple[str, ...] = ()  # make only these sets; those in --work are shown too
+    threads: int = 1  # threads of torch; more are no faster in a network this small
     results: Path = FOLDER / "fidelity"  # folder of result files
-    to: Path = ROOT / "docs" / "fidelity.md"  # the page
+    to: Path = ROOT / "docs" / "fidelity.md"  # page to write
 
 
 def main(argv: Sequence[str] | None = None) -> int:

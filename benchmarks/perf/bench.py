@@ -26,17 +26,16 @@ class Options:
     """Measure (run), only make the pair of checkpoints, or write the page of the newest results (report)."""
 
     what: Positional[Literal["run", "pair", "report"]] = "run"
-    only: str = ""  # themes to run, with commas between; all of them where it is empty
-    scale: float = 1.0  # of the networks' widths and depth; 1 is the real LBM
-    work: Path = WORK  # folder for 10 to 30 GB of checkpoints and outputs
-    results: Path | None = None
-    """Folder of result files. Default: benchmarks/results; for a scale below 1 a folder in --work."""
-    to: Path = ROOT / "docs" / "performance.md"  # the page that report writes
-    seed: int = 0  # of the pair
+    only: str = ""  # themes to run, separated by commas; default: all
+    scale: float = 1.0  # of the networks' widths and depth: above 0 and at most 1, the real LBM
+    work: Path = WORK  # folder for checkpoints and outputs, 10 to 30 GB
+    results: Path | None = None  # folder of result files; default: benchmarks/results, in --work for a scale below 1
+    to: Path = ROOT / "docs" / "performance.md"  # page that report writes
+    seed: int = 0  # for the weights of the pair
     repeats: int = 3  # runs of each side of a ratio, in turns; the median counts
-    cores: int = 2  # that the measured processes may use
-    device: str = "cpu"  # of extract and infer: cpu or cuda
-    error_layers: int = 2  # modules of each shape in the sample of the error; 0: all
+    cores: int = 2  # processor cores of the measured processes
+    device: str = "cpu"  # for extract and infer: cpu or cuda
+    error_layers: int = 2  # modules of each shape whose error is measured; 0: all
     keep: bool = False  # keep the outputs of the commands
 
 

@@ -33,8 +33,8 @@ class Options:
 
     pairs: Path  # folder with train/ and held_out/, as tools/write_pairs.py writes them
     steps: int = 1200  # optimizer steps
-    work: Path = WORK / "relight"  # folder for 100 MB of files
-    threads: int = 2  # of torch
+    work: Path = WORK / "relight"  # folder for the base, the LoRA and latents, 100 MB
+    threads: int = 2  # threads of torch
     results: Path = FOLDER / "training"  # folder of result files
 
 

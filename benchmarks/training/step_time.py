@@ -43,11 +43,11 @@ Times = np.ndarray
 class Options:
     """Measure the time of a training step."""
 
-    steps: int = 20  # of a round
-    rounds: int = 5  # each way is measured once in each
-    threads: int = 1  # of torch; threads that wait for each other spend processor time on it
-    batch_size: int = 2  # pairs of a step
-    precision: Literal["32", "bf16-mixed"] = "32"  # of the forward pass
+    steps: int = 20  # steps of a round
+    rounds: int = 5  # rounds; each measures every way once
+    threads: int = 1  # threads of torch; waiting for each other costs processor time
+    batch_size: int = 2  # pairs in a step
+    precision: Literal["32", "bf16-mixed"] = "32"  # precision of the forward pass
     results: Path = FOLDER / "training"  # folder of result files
 
 
