@@ -1,4 +1,4 @@
-"""Translate pictures with a base and a LoRA: `lbm-lora infer` with the documented default paths."""
+"""Translate images with a base and a LoRA: `lbm-lora infer` with the documented default paths."""
 
 import sys
 

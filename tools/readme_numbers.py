@@ -28,8 +28,8 @@ from lbm_lora import (
     run_extract,
     run_validate,
 )
-from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.tensors import to_images, to_tensor
 from lbm_lora.model.pipeline import translate
 

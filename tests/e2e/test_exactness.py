@@ -131,7 +131,7 @@ def test_any_rank_is_optimal_on_every_module(base: Path, tmp_path: Path, rank: i
         assert found <= 1.001 * optimum + 1e-5 * np.linalg.norm(delta), name
 
 
-def test_full_rank_gives_the_tuned_models_picture(base: Path, full_rank: dict[str, Path], tmp_path: Path) -> None:
+def test_full_rank_gives_the_tuned_models_image(base: Path, full_rank: dict[str, Path], tmp_path: Path) -> None:
     config = ValidateConfig(
         base_model_path=base,
         tuned_model_path=TUNED,
@@ -147,7 +147,7 @@ def test_full_rank_gives_the_tuned_models_picture(base: Path, full_rank: dict[st
     assert scores["base"] < 40
 
 
-def test_scale_0_gives_the_bases_picture_exactly(base: Path, full_rank: dict[str, Path]) -> None:
+def test_scale_0_gives_the_bases_image_exactly(base: Path, full_rank: dict[str, Path]) -> None:
     model = load_model(base, dtype=torch.float32)
     image = torch.linspace(-1, 1, 3 * 128 * 128).reshape(1, 3, 128, 128)
     latent = model.encode(image)

@@ -28,7 +28,7 @@ KEYS = [path.name.partition(".")[0] for path in PICTURES]
 
 @pytest.fixture(scope="module")
 def infer(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """`infer` over three shards of two pictures with a TINY base in fp32; --output_path is missing."""
+    """`infer` over three shards of two images with a TINY base in fp32; --output_path is missing."""
     folder = tmp_path_factory.mktemp("shards")
     base = write_base(folder / "base", TINY, dtype=torch.float32)
     for number in range(3):
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def signalled(infer: list[str], folder: Path, moment: str, name: str) -> str:
     """Python code of a run that sends itself a signal: before or after the n-th file takes its name, or within the
-    n-th picture.
+    n-th image.
     """
     when, number = moment.split()
     return f"""

@@ -117,13 +117,13 @@ def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> N
     assert (made / "pictures/step-000003.png").exists()
     assert list((made / "logs").glob("events.out.tfevents.*"))
 
-    picture = folder / "relit.png"
+    image = folder / "relit.png"
     source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
     words = ["infer", "--base_model_path", str(lora.with_name("exact_base.safetensors"))]
     words += ["--lora_path", str(made / "best.safetensors"), "--source_image", str(source)]
-    words += ["--output_path", str(picture)]
+    words += ["--output_path", str(image)]
     assert main(words) == 0
-    assert picture.exists()
+    assert image.exists()
 
 
 def test_a_run_by_the_command_line_and_a_longer_one(
@@ -135,7 +135,7 @@ def test_a_run_by_the_command_line_and_a_longer_one(
     made = json.loads(capsys.readouterr().out)
     assert (made["step"], made["total"], made["stopped_by"]) == (2, 2, "")
     assert made["last"] == (tmp_path / "run/last.safetensors").as_posix()
-    assert made["scores"]["pictures"]["1"]["psnr"] > 0
+    assert made["scores"]["images"]["1"]["psnr"] > 0
     assert all("attn1" in name for name in load_adapter(tmp_path / "run/best.safetensors").modules)
 
     assert main(["train", "--path_config", str(path)]) == 0

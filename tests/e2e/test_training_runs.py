@@ -171,9 +171,9 @@ def test_lpips_in_the_loss_and_as_the_metric(config: Config, pairs: Path, monkey
     made = train(config(validation_folder=pairs, best_metric="lpips", max_steps=2, gradient_checkpointing=True, **loss))
     assert loaded == [("alex", None, torch.device("cpu"))]
     assert made.standing.scores is not None
-    assert made.standing.scores.pictures[1].lpips is not None
-    # the loss at sigma 1 is twice the distance of the picture after one step, but for the clamp to [-1, 1] before it
-    assert made.standing.scores.losses[1000.0] == pytest.approx(2 * made.standing.scores.pictures[1].lpips, rel=1e-3)
+    assert made.standing.scores.images[1].lpips is not None
+    # the loss at sigma 1 is twice the distance of the image after one step, but for the clamp to [-1, 1] before it
+    assert made.standing.scores.losses[1000.0] == pytest.approx(2 * made.standing.scores.images[1].lpips, rel=1e-3)
     assert made.standing.best_step is not None
 
 

@@ -1,6 +1,6 @@
 """The LoRA as a frozen value and its serial form (layer L2)."""
 
-from lbm_lora.adapter.files import (
+from lbm_lora.adapter.adapter_file import (
     METADATA_ROOM,
     AdapterWriter,
     AlphaIs,

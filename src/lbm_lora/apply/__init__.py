@@ -1,6 +1,6 @@
 """Adapters onto checkpoints and live models (layer L3)."""
 
-from lbm_lora.apply.fit import Fit, check_base, check_fit
+from lbm_lora.apply.checks import Fit, check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused, fused_tensors
 from lbm_lora.apply.live import Fused, Injection, fuse_module, inject
 from lbm_lora.apply.stack import AppliedAdapter, fitting_adapters, scales_for

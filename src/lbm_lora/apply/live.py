@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from lbm_lora.adapter import LoraModule
-from lbm_lora.apply.fit import check_fit
+from lbm_lora.apply.checks import check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ParamName

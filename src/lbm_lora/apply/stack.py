@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
-from lbm_lora.apply.fit import check_base, check_fit
+from lbm_lora.apply.checks import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import AdapterError, ConfigError, Option, listing

@@ -2,7 +2,7 @@
 
 from lbm_lora.calibrate.collect import CHECK_POINTS, SAVE_EVERY, check_points, collect
 from lbm_lora.calibrate.hooks import checkpointed, measure
-from lbm_lora.calibrate.layers import Layer, find_layers
+from lbm_lora.calibrate.layers import CalledLayer, find_layers
 from lbm_lora.calibrate.output_norm import output_norm
 from lbm_lora.calibrate.statistics import FEW_IMAGES, CalibrationSettings, Origin, Statistics
 from lbm_lora.calibrate.statistics_file import load_statistics, save_statistics
@@ -13,7 +13,7 @@ __all__ = [
     "FEW_IMAGES",
     "SAVE_EVERY",
     "CalibrationSettings",
-    "Layer",
+    "CalledLayer",
     "Origin",
     "PartialFile",
     "Statistics",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.calibrate.hooks import checkpointed, measure
-from lbm_lora.calibrate.layers import Layer, find_layers
+from lbm_lora.calibrate.layers import CalledLayer, find_layers
 from lbm_lora.calibrate.statistics import CalibrationSettings, Origin, Statistics
 from lbm_lora.calibrate.sums import Accumulators, PartialFile, Sums
 from lbm_lora.checkpoint import dtype_name
@@ -148,7 +148,7 @@ def _small_latent(model: LBMModel) -> Tensor:
 
 
 def _start(
-    layers: Mapping[ModuleName, Layer],
+    layers: Mapping[ModuleName, CalledLayer],
     origin: Origin,
     partial: PartialFile | None,
     device: torch.device,
@@ -168,7 +168,7 @@ def _start(
 
 def _add_image(
     model: LBMModel,
-    layers: Mapping[ModuleName, Layer],
+    layers: Mapping[ModuleName, CalledLayer],
     path: Path,
     index: int,
     origin: Origin,
@@ -201,7 +201,7 @@ def _add_image(
 
 
 def _statistics(
-    layers: Mapping[ModuleName, Layer], sums: Sums, origin: Origin, points: tuple[Point, ...]
+    layers: Mapping[ModuleName, CalledLayer], sums: Sums, origin: Origin, points: tuple[Point, ...]
 ) -> Statistics:
     return Statistics(
         layers=layers,

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lbm_lora.calibrate.layers import Layer, matrices
+from lbm_lora.calibrate.layers import CalledLayer, matrices
 from lbm_lora.calibrate.sums import Sums
 from lbm_lora.naming import ModuleName
 
 
 def measure(
     network: nn.Module,
-    layers: Mapping[ModuleName, Layer],
+    layers: Mapping[ModuleName, CalledLayer],
     forward: Callable[[], Tensor],
     probes: Sequence[Tensor],
     weight: float,
@@ -71,7 +71,7 @@ class _Hooks:
     """The hooks of one sample, from entering to leaving. Weights require gradients meanwhile, and keep none."""
 
     def __init__(
-        self, network: nn.Module, layers: Mapping[ModuleName, Layer], sums: Sums, weight: float, probes: int
+        self, network: nn.Module, layers: Mapping[ModuleName, CalledLayer], sums: Sums, weight: float, probes: int
     ) -> None:
         self.is_backward = False
         self._modules = [(name, module) for name, module in matrices(network) if name in layers]
@@ -115,7 +115,7 @@ class _Hooks:
             weight.grad = None  # at once: together they would be a second model
 
 
-def _rows(values: Tensor, layer: Layer) -> Float[Tensor, "tokens features"]:
+def _rows(values: Tensor, layer: CalledLayer) -> Float[Tensor, "tokens features"]:
     """The vectors at all token positions of a linear's (..., features) or a conv's (batch, features, rows, columns)."""
     channels_last = values.movedim(1, -1) if len(layer.shape) == 4 else values
     return channels_last.detach().flatten(0, -2)

@@ -13,7 +13,7 @@ from lbm_lora.naming import ModuleName
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class CalledLayer:
     """One linear or conv layer.
 
     Attributes:
@@ -39,13 +39,13 @@ def matrices(network: nn.Module) -> Iterator[tuple[ModuleName, nn.Linear | nn.Co
 
 
 @torch.no_grad()
-def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[ModuleName, Layer]:
+def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[ModuleName, CalledLayer]:
     """The layers that a forward pass of the network calls, in the order of their calls.
 
     Args:
         forward: runs the network once. The inputs of all layers are held meanwhile: make it a small one.
     """
-    layers: dict[ModuleName, Layer] = {}
+    layers: dict[ModuleName, CalledLayer] = {}
     first: dict[int, tuple[ModuleName, Tensor]] = {}  # the tensor is held, so that its id stays its own
     handles = [
         module.register_forward_pre_hook(partial(_note, name, layers, first)) for name, module in matrices(network)
@@ -60,11 +60,11 @@ def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[Modul
 
 def _note(
     name: ModuleName,
-    layers: dict[ModuleName, Layer],
+    layers: dict[ModuleName, CalledLayer],
     first: dict[int, tuple[ModuleName, Tensor]],
     module: nn.Module,
     inputs: tuple[Tensor, ...],
 ) -> None:
     """A hook: enter the layer, and its input where it is the first to get it."""
     owner, _ = first.setdefault(id(inputs[0]), (name, inputs[0]))
-    layers[name] = Layer(shape=tuple(cast(Tensor, module.weight).shape), inputs=owner)
+    layers[name] = CalledLayer(shape=tuple(cast(Tensor, module.weight).shape), inputs=owner)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from lbm_lora.calibrate.layers import Layer
+from lbm_lora.calibrate.layers import CalledLayer
 from lbm_lora.errors import ConfigError
 from lbm_lora.factorize import DENSE_UP_TO, RIDGE, SKETCH_RANK, Moment, Weights
 from lbm_lora.fidelity.points import Point
@@ -90,7 +90,7 @@ class Statistics(Mapping[ModuleName, Weights]):
 
     Attributes:
         layers: the measured layers, in the order of their calls.
-        inputs: input moments by the layer that `Layer.inputs` names.
+        inputs: input moments by the layer that `CalledLayer.inputs` names.
         outputs: output sensitivities by layer.
         gradients: the mean squared norm of the gradient of <probe, output> for each layer's weight.
         output_values: mean number of values of the network's output.
@@ -99,7 +99,7 @@ class Statistics(Mapping[ModuleName, Weights]):
         check_points: some of the points that were measured, to run a LoRA at.
     """
 
-    layers: Mapping[ModuleName, Layer]
+    layers: Mapping[ModuleName, CalledLayer]
     inputs: Mapping[ModuleName, Moment]
     outputs: Mapping[ModuleName, Moment]
     gradients: Mapping[ModuleName, float]

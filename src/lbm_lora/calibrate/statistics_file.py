@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lbm_lora.calibrate.layers import Layer
+from lbm_lora.calibrate.layers import CalledLayer
 from lbm_lora.calibrate.statistics import Origin, Statistics
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.errors import CheckpointError
@@ -57,7 +57,7 @@ def load_statistics(path: Path | str) -> Statistics:
     try:
         facts = cast(dict[str, Any], json.loads(file.metadata[_FACTS_KEY]))
         rows = cast(dict[str, tuple[list[int], str, float]], facts["layers"])
-        layers = {ModuleName(n): Layer(shape=tuple(s), inputs=ModuleName(i)) for n, (s, i, _) in rows.items()}
+        layers = {ModuleName(n): CalledLayer(shape=tuple(s), inputs=ModuleName(i)) for n, (s, i, _) in rows.items()}
         schedule = tuple((timestep, probability) for timestep, probability in facts["origin"].pop("schedule"))
         return Statistics(
             layers=layers,

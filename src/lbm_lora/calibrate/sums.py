@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lbm_lora.calibrate.layers import Layer
+from lbm_lora.calibrate.layers import CalledLayer
 from lbm_lora.calibrate.statistics import Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.factorize import MomentAccumulator
@@ -28,7 +28,7 @@ class Sums:
     """Sums over images; the timesteps of an image are weighted by their probability.
 
     Attributes:
-        inputs: of x x^T, averaged over token positions, by the layer that `Layer.inputs` names.
+        inputs: of x x^T, averaged over token positions, by the layer that `CalledLayer.inputs` names.
         outputs: of g g^T, summed over token positions and averaged over probes, by layer.
         gradients: of the squared norm of the gradient of <probe, output> for each layer's weight.
         images: how many images are in the sums.
@@ -45,7 +45,13 @@ class Sums:
 
     @classmethod
     def empty(
-        cls, layers: Mapping[ModuleName, Layer], *, dense_up_to: int, sketch_rank: int, seed: int, device: torch.device
+        cls,
+        layers: Mapping[ModuleName, CalledLayer],
+        *,
+        dense_up_to: int,
+        sketch_rank: int,
+        seed: int,
+        device: torch.device,
     ) -> "Sums":
         """Zeros for each of the layers; the arguments are those of `MomentAccumulator`."""
         zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)

@@ -14,14 +14,14 @@
 from lbm_lora.extract.adapter_output import AdapterOutput, write_adapters, write_sidecar
 from lbm_lora.extract.allocate import Choice, RankAllocator
 from lbm_lora.extract.deltas import DeltaSettings, Outcome
-from lbm_lora.extract.extraction import ExtractedAdapter, OutputNorm, Selection, extract_adapters, surveyed
+from lbm_lora.extract.extraction import ExtractedAdapter, OutputNorm, RankSelection, extract_adapters, surveyed
 from lbm_lora.extract.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extract.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
 from lbm_lora.extract.prediction import Prediction, Predictor
 from lbm_lora.extract.rank_options import RankOptions, rank_rule
 from lbm_lora.extract.rules import FixedRanks, RankRule
 from lbm_lora.extract.survey import DeltaSpectrum, Survey, SurveyPass, WeightsOf, seed_of, unweighted
-from lbm_lora.extract.trials import ChosenRanks, ImageScores, Trial
+from lbm_lora.extract.trials import ChosenRanks, Trial, TrialImages
 
 __all__ = [
     "COVERAGES",
@@ -34,7 +34,7 @@ __all__ = [
     "DirectPass",
     "ExtractedAdapter",
     "FixedRanks",
-    "ImageScores",
+    "TrialImages",
     "Outcome",
     "OutputNorm",
     "Pass",
@@ -45,7 +45,7 @@ __all__ = [
     "RankAllocator",
     "RankOptions",
     "RankRule",
-    "Selection",
+    "RankSelection",
     "Survey",
     "SurveyPass",
     "SurveyedPass",

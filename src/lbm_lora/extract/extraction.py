@@ -122,7 +122,7 @@ def _directly(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class RankSelection:
     """A surveyed plan, from which ranks are chosen and carried out.
 
     Attributes:
@@ -184,7 +184,7 @@ def surveyed(
     run_settings: Sequence[Mapping[str, object]],
     beside: Path,
     progress: Progress,
-) -> Generator[Selection]:
+) -> Generator[RankSelection]:
     """Decompose every delta once, as far as the rule can need it.
 
     Args:
@@ -208,7 +208,7 @@ def surveyed(
             reference_sq=norm.energy if norm else allocator.energy_sq,
             of="output" if norm else "weights",
         )
-        yield Selection(
+        yield RankSelection(
             plan=capped,
             settings=settings,
             weights_of=weights_of,

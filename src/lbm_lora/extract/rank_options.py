@@ -39,7 +39,7 @@ class RankOptions:
     """The smallest file whose relative error of the denoiser's output is at most this. Needs calibration."""
     min_psnr: float | None = None
     """The smallest file with which each of --images (else of --calibration_images) comes out with this PSNR (dB) to the
-    tuned model's one-step picture. Needs calibration."""
+    tuned model's one-step image. Needs calibration."""
     keep_energy: float | None = None
     """For each layer the rank that keeps this share of its energy (0.95)."""
     max_module_error: float | None = None

@@ -105,7 +105,7 @@ def _next(runs: Sequence[Run[Found]], target: float) -> float:
     """What to ask of the survey so that the result comes out a little above the target.
 
     Between a run that falls short and one that does not, on the line through both. Results need not rise with what is
-    foreseen, the worst of some pictures jumps, so the ends count by what was foreseen of them.
+    foreseen, the worst of some images jumps, so the ends count by what was foreseen of them.
     """
     short = sorted((run for run in runs if run.result < target), key=_foreseen)
     enough = min((run for run in runs if run.result >= target), key=_foreseen, default=None)

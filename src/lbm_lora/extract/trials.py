@@ -18,7 +18,7 @@ _TOGETHER = -6.0  # dB: how much smaller than foreseen an error is before anythi
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageScores:
+class TrialImages:
     """Decoded one-step images of base + LoRA against the tuned model's: PSNR of float values in [-1, 1], dB.
 
     Attributes:
@@ -63,7 +63,7 @@ class Trial(Protocol):
         """The typical relative error of the output."""
         ...
 
-    def images(self) -> ImageScores | None:
+    def images(self) -> TrialImages | None:
         """PSNR of its images; None where there are none."""
         ...
 
@@ -73,7 +73,7 @@ class ChosenRanks:
     """A choice, and the images of its trial where they were compared."""
 
     choice: Choice
-    images: ImageScores | None = None
+    images: TrialImages | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Chooser:
 
     def _with_psnr(self, trial: Trial, psnr: float) -> ChosenRanks:
         """The smallest file with which every image comes out with this PSNR. The base's own PSNR is the first guess."""
-        seen: dict[int, ImageScores] = {}
+        seen: dict[int, TrialImages] = {}
 
         def compare(nbytes: int) -> float:
             found = trial.images()

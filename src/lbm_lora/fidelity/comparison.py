@@ -18,8 +18,8 @@ from lbm_lora.fidelity.answers import Answer, Question, answer, question
 from lbm_lora.fidelity.points import image_latent
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.imaging.buckets import resized
-from lbm_lora.imaging.files import read_image
 from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
 from lbm_lora.imaging.tensors import to_images

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lbm_lora.imaging.buckets import to_bucket
-from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import Schedule

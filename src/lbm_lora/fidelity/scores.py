@@ -60,16 +60,16 @@ def compared(
     """All scores in one value.
 
     Args:
-        found: variant -> its scores for every picture, the base first.
+        found: variant -> its scores for every image, the base first.
         references: the reference's answers, in the same order.
-        names: of the pictures, likewise.
+        names: of the images, likewise.
         reference: name of the reference; this and the rest are recorded.
 
     Raises:
-        ConfigError: no pictures, or no variants.
+        ConfigError: no images, or no variants.
     """
     if not names or not found:
-        raise ConfigError(f"nothing to compare: {len(names)} pictures and {len(found)} variants.")
+        raise ConfigError(f"nothing to compare: {len(names)} images and {len(found)} variants.")
     images: list[ImageComparison] = []
     for index, (name, answered) in enumerate(zip(names, references, strict=True)):
         height, width = next(iter(answered.images.values())).shape[-2:]

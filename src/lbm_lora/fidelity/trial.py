@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.checkpoint import Component
-from lbm_lora.extract import ImageScores, Outcome
+from lbm_lora.extract import Outcome, TrialImages
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.fidelity.points import Point, image_latent
@@ -75,13 +75,13 @@ class LoraTrial:
         errors = [relative_error(output, wanted) for output, wanted in zip(found, self._wanted, strict=True)]
         return typical_error(errors, (point.probability for point in self._points))
 
-    def images(self) -> ImageScores | None:
+    def images(self) -> TrialImages | None:
         """PSNR of the one-step images to the tuned model's; None where no images were given."""
         if not self._latents:
             return None
         self._progress.start(len(self._latents), "comparing images")
         found = [psnr(self._image(latent), target) for latent, target in zip(self._latents, self._targets, strict=True)]
-        return ImageScores(psnrs=tuple(zip(self._names, found, strict=True)))
+        return TrialImages(psnrs=tuple(zip(self._names, found, strict=True)))
 
     def _put(self, parameter: torch.nn.Parameter, name: ParamName, delta: Tensor | None) -> None:
         """Base + delta. What the base has not, or in another shape, was excluded and stays the tuned model's."""

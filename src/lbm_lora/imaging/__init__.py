@@ -1,1 +1,1 @@
-"""Images to tensors and back: files, sizes, masks, metrics and comparison pictures. Knows no model."""
+"""Images to tensors and back: files, sizes, masks, metrics and comparison images. Knows no model."""

@@ -1,6 +1,6 @@
 """The sizes that LBM works in.
 
-Eleven (width, height) buckets of about one megapixel, those of the inference of gojasper/LBM. A picture is
+Eleven (width, height) buckets of about one megapixel, those of the inference of gojasper/LBM. An image is
 stretched to the bucket nearest to it in width / height, and the result is stretched back. A model made for
 another pixel budget gets the same buckets, scaled.
 """
@@ -25,11 +25,11 @@ SMALLEST_SIZE = 64
 
 
 def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int = 8) -> tuple[int, int]:
-    """The (width, height) that a picture is stretched to.
+    """The (width, height) that an image is stretched to.
 
     Args:
-        width: of the picture, pixels.
-        height: of the picture, pixels.
+        width: of the image, pixels.
+        height: of the image, pixels.
         size: square root of the pixel budget; at 1024 the buckets are LBM's own.
         step: sides are multiples of it; the down-scaling factor of the VAE.
 
@@ -45,7 +45,7 @@ def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int 
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture stretched to (width, height) with a windowed sinc, which does not alias when it shrinks."""
+    """The image stretched to (width, height) with a windowed sinc, which does not alias when it shrinks."""
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 

@@ -1,4 +1,4 @@
-"""Pictures and masks out of bytes, by the same rules as `imaging.files` has for files."""
+"""Images and masks out of bytes, by the same rules as `imaging.image_file` has for files."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.files import BROKEN, as_srgb
+from lbm_lora.imaging.image_file import BROKEN, as_srgb
 from lbm_lora.imaging.masks import as_mask, fitted_mask
 
 Size = tuple[int, int]
@@ -17,11 +17,11 @@ _TURNED = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
 
 
-def picture_size(data: bytes) -> Size:
-    """(width, height) of a picture, upright, from its header.
+def encoded_size(data: bytes) -> Size:
+    """(width, height) of an image, upright, from its header.
 
     Raises:
-        ImageError: the bytes begin no picture that can be read.
+        ImageError: the bytes begin no image that can be read.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -30,20 +30,20 @@ def picture_size(data: bytes) -> Size:
             width, height = opened.size
             return (height, width) if exif.get(ExifTags.Base.Orientation) in _TURNED else (width, height)
     except Image.UnidentifiedImageError:
-        raise ImageError("no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
+        raise ImageError("no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
     except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
-def decode_picture(data: bytes, name: str) -> Image.Image:
-    """The picture as upright 8-bit sRGB, mode `RGB`; see `imaging.files.read_image`.
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The image as upright 8-bit sRGB, mode `RGB`; see `imaging.image_file.read_image`.
 
     Args:
-        data: of a picture file.
+        data: of an image file.
         name: for errors and warnings.
 
     Raises:
-        ImageError: the bytes are damaged or no picture, or its pixels have no fixed range.
+        ImageError: the bytes are damaged or no image, or its pixels have no fixed range.
     """
     return as_srgb(*_open_upright(data), Path(name))
 
@@ -52,7 +52,7 @@ def decode_mask(data: bytes, name: str) -> Image.Image:
     """The mask as mode `L`: the alpha channel where it says something, else the brightness; see `imaging.masks`.
 
     Raises:
-        ImageError: the bytes are damaged or no picture, or the mask is black: nothing of the pair would count.
+        ImageError: the bytes are damaged or no image, or the mask is black: nothing of the pair would count.
     """
     mask = as_mask(*_open_upright(data), Path(name))
     if int(np.asarray(mask).max()) <= 1:
@@ -61,10 +61,10 @@ def decode_mask(data: bytes, name: str) -> Image.Image:
 
 
 def decode_fitted_mask(data: bytes, name: str, size: Size) -> Image.Image:
-    """The mask as mode `L` in a picture's size; see `imaging.masks.read_mask`.
+    """The mask as mode `L` in an image's size; see `imaging.masks.read_mask`.
 
     Raises:
-        ImageError: the bytes are damaged or no picture, its shape is not the picture's, or it is black everywhere.
+        ImageError: the bytes are damaged or no image, its shape is not the image's, or it is black everywhere.
     """
     return fitted_mask(as_mask(*_open_upright(data), Path(name)), size, Path(name))
 
@@ -75,6 +75,6 @@ def _open_upright(data: bytes) -> tuple[Image.Image, str | None]:
         with Image.open(io.BytesIO(data)) as opened:
             return ImageOps.exif_transpose(opened), opened.format
     except Image.UnidentifiedImageError:
-        raise ImageError("no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
+        raise ImageError("no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
     except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None

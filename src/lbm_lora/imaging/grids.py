@@ -1,4 +1,4 @@
-"""One picture that shows several side by side, each with its label: source | base | with LoRA | tuned."""
+"""One image that shows several side by side, each with its label: source | base | with LoRA | tuned."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ _SMALLEST_TILE = 256
 """Tiles are enlarged to at least this (longer side, pixels), so that their labels can be read beside them."""
 
 _LARGEST_TILE = 768
-"""Tiles are reduced to at most this: the picture is for looking, the results have their own files."""
+"""Tiles are reduced to at most this: the image is for looking, the results have their own files."""
 
 _GAP = 8
 
 
 def tile(image: Image.Image) -> Image.Image:
-    """A picture in the size that it has in a comparison.
+    """An image in the size that it has in a comparison.
 
     Small ones are enlarged by a whole factor and by repeating pixels, so that nothing the model made is
     smoothed away; large ones are reduced.
@@ -31,18 +31,18 @@ def tile(image: Image.Image) -> Image.Image:
 
 
 def comparison_grid(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """A picture with one column for each label and one row for each list of pictures.
+    """An image with one column for each label and one row for each list of images.
 
     Args:
         labels: heads of the columns; may have several lines.
-        rows: pictures of mode `RGB`, one for each label; sizes may differ.
+        rows: images of mode `RGB`, one for each label; sizes may differ.
 
     Raises:
-        ImageError: no rows, or a row with another number of pictures than labels.
+        ImageError: no rows, or a row with another number of images than labels.
     """
     if not rows or any(len(row) != len(labels) for row in rows):
         counts = ", ".join(str(len(row)) for row in rows) or "none"
-        raise ImageError(f"a comparison needs rows of {len(labels)} pictures, one for each label, not {counts}.")
+        raise ImageError(f"a comparison needs rows of {len(labels)} images, one for each label, not {counts}.")
     tiles = [[tile(image) for image in row] for row in rows]
     font = ImageFont.load_default(_text_size(tiles))
     boxes = [_box(label, font) for label in labels]

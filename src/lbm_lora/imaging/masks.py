@@ -7,40 +7,40 @@ import numpy as np
 from PIL import Image
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.files import grey_of_wide, open_upright, readable_extensions
+from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The mask of a file as mode `L` in a picture's size, soft edges kept.
+    """The mask of a file as mode `L` in an image's size, soft edges kept.
 
     The mask is the file's alpha channel where that says something, else its brightness.
 
     Args:
         path: of the mask.
-        size: (width, height) of the picture that the mask belongs to.
+        size: (width, height) of the image that the mask belongs to.
 
     Raises:
-        ImageError: the file cannot be read, its shape is not the picture's, or it is black everywhere.
+        ImageError: the file cannot be read, its shape is not the image's, or it is black everywhere.
     """
     return fitted_mask(as_mask(*open_upright(path), path), size, path)
 
 
 def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
-    """A mask (mode `L`) in a picture's size; see `read_mask`.
+    """A mask (mode `L`) in an image's size; see `read_mask`.
 
     Args:
         path: for errors.
 
     Raises:
-        ImageError: its shape is not the picture's, or it is black everywhere.
+        ImageError: its shape is not the image's, or it is black everywhere.
     """
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
         raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks what to take.")
     if not _same_shape(mask.size, size):
         raise ImageError(
-            f"{path} is {mask.width}x{mask.height}, but its picture {size[0]}x{size[1]}: the shapes differ. "
-            "Make the mask from the picture itself."
+            f"{path} is {mask.width}x{mask.height}, but its image {size[0]}x{size[1]}: the shapes differ. "
+            "Make the mask from the image itself."
         )
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
@@ -55,10 +55,10 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
     if path.is_file():
         return (path,) * len(sources)
     if not path.is_dir():
-        raise ImageError(f"{path} does not exist. Give a mask, or a folder with a mask of each picture's name.")
+        raise ImageError(f"{path} does not exist. Give a mask, or a folder with a mask of each image's name.")
     extensions = readable_extensions()
-    pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
-    return tuple(_only(path, [p for p in pictures if p.stem == source.stem], source) for source in sources)
+    images = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
+    return tuple(_only(path, [p for p in images if p.stem == source.stem], source) for source in sources)
 
 
 def paste_back(source: Image.Image, result: Image.Image, mask: Image.Image) -> Image.Image:
@@ -66,8 +66,8 @@ def paste_back(source: Image.Image, result: Image.Image, mask: Image.Image) -> I
     return Image.composite(result, source, mask)
 
 
-def as_mask(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """A decoded picture as mode `L`: its alpha channel where that says something, else its brightness.
+def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
+    """A decoded image as mode `L`: its alpha channel where that says something, else its brightness.
 
     Args:
         kind: the file's format.
@@ -76,14 +76,14 @@ def as_mask(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
     Raises:
         ImageError: its pixels have no fixed range.
     """
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(grey_of_wide(picture, kind, path))
-    if picture.has_transparency_data:
-        alpha = picture.convert("RGBA").getchannel("A")
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(grey_of_wide(image, kind, path))
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
             return alpha
-        picture = picture.convert("RGB")
-    return picture.convert("L")
+        image = image.convert("RGB")
+    return image.convert("L")
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -96,6 +96,6 @@ def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise ImageError(f"{folder} has no mask for {source.name}: no picture in it is called '{source.stem}'.")
+        raise ImageError(f"{folder} has no mask for {source.name}: no image in it is called '{source.stem}'.")
     names = " and ".join(path.name for path in candidates)
     raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")

@@ -1,4 +1,4 @@
-"""How near two pictures are: PSNR and SSIM of float values in [-1, 1], whole or inside a mask.
+"""How near two images are: PSNR and SSIM of float values in [-1, 1], whole or inside a mask.
 
 Computed in fp64 on the CPU, so that the number does not depend on the device.
 """
@@ -19,12 +19,12 @@ _WINDOW = 11
 
 _MARGIN = _WINDOW // 2
 
-Picture = Float[Tensor, "3 height width"]
+ImageTensor = Float[Tensor, "3 height width"]
 Weights = Float[Tensor, "height width"]
 
 
-def psnr(one: Picture, other: Picture, mask: Weights | None = None) -> float:
-    """Peak signal-to-noise ratio, dB: 10 log10(range^2 / mean squared error). Infinite for equal pictures.
+def psnr(one: ImageTensor, other: ImageTensor, mask: Weights | None = None) -> float:
+    """Peak signal-to-noise ratio, dB: 10 log10(range^2 / mean squared error). Infinite for equal images.
 
     Args:
         one: values in [-1, 1].
@@ -39,14 +39,14 @@ def psnr(one: Picture, other: Picture, mask: Weights | None = None) -> float:
     return math.inf if error == 0 else 10 * math.log10(RANGE**2 / error)
 
 
-def ssim(one: Picture, other: Picture, mask: Weights | None = None) -> float:
-    """Structural similarity (Wang et al., IEEE TIP 2004), mean over the channels: 1 for equal pictures.
+def ssim(one: ImageTensor, other: ImageTensor, mask: Weights | None = None) -> float:
+    """Structural similarity (Wang et al., IEEE TIP 2004), mean over the channels: 1 for equal images.
 
     Gaussian windows of 11x11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03; only windows that lie inside the
-    picture count. With a mask, the windows are weighted by the mask at their centres.
+    image count. With a mask, the windows are weighted by the mask at their centres.
 
     Raises:
-        ImageError: a picture is smaller than the window, or the mask is zero at all centres.
+        ImageError: an image is smaller than the window, or the mask is zero at all centres.
     """
     if min(one.shape[-2:]) < _WINDOW:
         size = f"{one.shape[-1]}x{one.shape[-2]}"
@@ -54,16 +54,16 @@ def ssim(one: Picture, other: Picture, mask: Weights | None = None) -> float:
     # imported here: it takes seconds, and only reports need it
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    pictures = _precise(one)[None], _precise(other)[None]
+    images = _precise(one)[None], _precise(other)[None]
     _, similarity = structural_similarity_index_measure(
-        *pictures, sigma=1.5, kernel_size=_WINDOW, data_range=RANGE, return_full_image=True
+        *images, sigma=1.5, kernel_size=_WINDOW, data_range=RANGE, return_full_image=True
     )
     inside = (..., slice(_MARGIN, -_MARGIN), slice(_MARGIN, -_MARGIN))
     return _mean(similarity[0].mean(dim=0)[inside], None if mask is None else mask[inside])
 
 
-def _precise(picture: Tensor) -> Tensor:
-    return picture.detach().cpu().to(torch.float64)
+def _precise(image: Tensor) -> Tensor:
+    return image.detach().cpu().to(torch.float64)
 
 
 def _mean(values: Float[Tensor, "height width"], mask: Weights | None) -> float:

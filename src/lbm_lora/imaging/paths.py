@@ -1,7 +1,7 @@
-"""Which pictures a command reads and where each result goes.
+"""Which images a command reads and where each result goes.
 
-One text names a picture, a folder or a glob; every result gets its own path, none of them an input. All of it
-is settled before the first picture is computed.
+One text names an image, a folder or a glob; every result gets its own path, none of them an input. All of it
+is settled before the first image is computed.
 """
 
 import glob
@@ -10,32 +10,32 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.files import read_image, readable_extensions, writable_extensions
+from lbm_lora.imaging.image_file import read_image, readable_extensions, writable_extensions
 
 
 def expand_sources(text: str) -> tuple[Path, ...]:
-    """The pictures that a path, a folder or a glob names, sorted by path.
+    """The images that a path, a folder or a glob names, sorted by path.
 
-    A folder stands for the pictures directly in it (hidden files left out), a glob (`**` goes into folders)
-    for the pictures that it matches. A path that exists is taken as it is, whatever signs are in it.
+    A folder stands for the images directly in it (hidden files left out), a glob (`**` goes into folders)
+    for the images that it matches. A path that exists is taken as it is, whatever signs are in it.
 
     Raises:
-        ImageError: nothing of that name, or no picture in it.
+        ImageError: nothing of that name, or no image in it.
     """
     path = Path(text).expanduser()
     if path.is_file():
         return (path,)
     if path.is_dir():
-        found = _pictures(path.iterdir())
+        found = _images_of(path.iterdir())
         if not found:
-            raise ImageError(f"{path} holds no picture that can be read (PNG, JPEG, WebP ...).")
+            raise ImageError(f"{path} holds no image that can be read (PNG, JPEG, WebP ...).")
         return found
     if not glob.has_magic(text):
-        raise ImageError(f"{path} does not exist. Give a picture, a folder of pictures, or a quoted glob.")
+        raise ImageError(f"{path} does not exist. Give an image, a folder of images, or a quoted glob.")
     # Path.glob takes no absolute patterns.
-    found = _pictures(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    found = _images_of(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
     if not found:
-        raise ImageError(f"'{text}' matches no picture. Give a picture, a folder of pictures, or a quoted glob.")
+        raise ImageError(f"'{text}' matches no image. Give an image, a folder of images, or a quoted glob.")
     return found
 
 
@@ -62,24 +62,24 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
             of one name.
     """
     path = Path(output_path).expanduser()
-    picture = path.suffix.lower() in writable_extensions()
+    is_image = path.suffix.lower() in writable_extensions()
     folder = path.is_dir() or output_path.endswith(("/", os.sep)) or not path.suffix
     if len(sources) == 1 and not folder:
-        if not picture:
+        if not is_image:
             raise OutputError(
-                f"{path}: '{path.suffix}' is no picture format that can be written. "
+                f"{path}: '{path.suffix}' is no image format that can be written. "
                 "Use .png, .jpg or .webp, or name a folder."
             )
         return (path,)
-    if path.is_file() or (picture and not folder):
-        raise OutputError(f"{path} is to take {len(sources)} pictures, so it must be a folder.")
+    if path.is_file() or (is_image and not folder):
+        raise OutputError(f"{path} is to take {len(sources)} images, so it must be a folder.")
     outputs = tuple(path / _output_name(source) for source in sources)
     _refuse_twins(sources, outputs)
     return outputs
 
 
 def sibling(output: Path, word: str) -> Path:
-    """The path of a further picture beside an output: `a/b.png`, `compare` -> `a/b_compare.png`."""
+    """The path of a further image beside an output: `a/b.png`, `compare` -> `a/b_compare.png`."""
     return output.with_name(f"{output.stem}_{word}{output.suffix}")
 
 
@@ -95,7 +95,7 @@ def guard_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
 
 
-def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
+def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
     extensions = readable_extensions()
     wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
     return tuple(sorted(p for p in wanted if p.is_file()))

@@ -1,4 +1,4 @@
-"""PIL pictures <-> tensors of values in [-1, 1]."""
+"""PIL images <-> tensors of values in [-1, 1]."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from lbm_lora.errors import ImageError
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
-    """Pictures of mode `RGB` and of one size as fp32 values in [-1, 1]: 0 becomes -1, 255 becomes 1."""
+    """Images of mode `RGB` and of one size as fp32 values in [-1, 1]: 0 becomes -1, 255 becomes 1."""
     arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) for image in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
 
 def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """The pictures of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256.
+    """The images of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256.
 
     Raises:
         ImageError: NaN or infinite values, which would turn black without a word.

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from lbm_lora.imaging.buckets import nearest_bucket
-from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, sibling
 from lbm_lora.infer.translate import TranslateSettings, translate_image

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.errors import ImageError, listing
-from lbm_lora.imaging.files import readable_extensions
+from lbm_lora.imaging.image_file import readable_extensions
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """Measure on pictures which errors a tuned model's output is sensitive to; extract then spends its bytes there."""
+    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there."""
 
     tuned_model_path: Path
     """The fine-tuned checkpoint."""
     images: str
-    """Picture, folder or quoted glob ('pairs/*.source.png'): sources of the kind that the model is used on."""
+    """Image, folder or quoted glob ('pairs/*.source.png'): sources of the kind that the model is used on."""
     save_to: Path
     """Where to write the statistics: a .safetensors file."""
     count: int | None = None
@@ -95,7 +95,7 @@ def _settings(config: CalibrateConfig) -> CalibrationSettings:
 
 
 def _images(config: CalibrateConfig) -> tuple[Path, ...]:
-    """The pictures to use."""
+    """The images to use."""
     found = expand_sources(config.images)
     if config.count is None:
         return found

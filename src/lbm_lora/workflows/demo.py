@@ -11,7 +11,7 @@ from lbm_lora.workflows import base, extract, infer, validate
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Make the base, extract a LoRA, validate it and relight pictures with it, on the bundled mini model."""
+    """Make the base, extract a LoRA, validate it and relight images with it, on the bundled mini model."""
 
     output: Path = Path("demo")
     """Folder for everything that is written."""

@@ -15,12 +15,12 @@ from lbm_lora.extract import (
     COVERAGES,
     DeltaSettings,
     ExtractedAdapter,
-    ImageScores,
     OutputNorm,
     Plan,
     Prediction,
     RankOptions,
     RankRule,
+    TrialImages,
     extract_adapters,
     plan_extraction,
     rank_rule,
@@ -34,7 +34,7 @@ from lbm_lora.report import WeightReport, file_labels, weight_report
 
 _FOR_THE_OUTPUT = (
     "Made for the denoiser's output: bands and errors of the weights say little about it. What counts is the error of "
-    "the output, and pictures: lbm-lora validate --images."
+    "the output, and images: lbm-lora validate --images."
 )
 
 
@@ -51,11 +51,11 @@ class ExtractConfig(RankOptions):
     calibration: Path | None = None
     """Statistics of the tuned model from `lbm-lora calibrate`: least error of its output instead of the weights."""
     calibration_images: str | None = None
-    """Folder, picture or quoted glob of sources: make those statistics first, beside the LoRA."""
+    """Folder, image or quoted glob of sources: make those statistics first, beside the LoRA."""
     check: bool = True
     """Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct what is predicted by it."""
     images: str | None = None
-    """Pictures to run a calibrated LoRA on: their PSNR to the tuned model's one-step pictures."""
+    """Images to run a calibrated LoRA on: their PSNR to the tuned model's one-step images."""
     include: tuple[str, ...] = ()
     """Only tensors that one of these patterns matches: part of a name, a glob, or re:REGEX."""
     exclude: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class ExtractResult:
     notes: tuple[str, ...]
     predicted: Prediction | None = None
     """What is expected of the LoRA, and what was measured; None where ranks were given and nothing was calibrated."""
-    images: ImageScores | None = None
+    images: TrialImages | None = None
     """Its images against the tuned model's, where --images or --min_psnr asked for them."""
     sizes: tuple[Prediction, ...] = ()
     """What other sizes would give, where ranks were chosen for all layers together."""

@@ -34,7 +34,7 @@ LORA = "base + LoRA"
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
-    """Compare base + LoRA with the tuned checkpoint, in weights and, with --images, in pictures."""
+    """Compare base + LoRA with the tuned checkpoint, in weights and, with --images, in images."""
 
     base_model_path: Path
     """Checkpoint that the LoRA is relative to."""
@@ -46,7 +46,7 @@ class ValidateConfig:
     """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
     earlier implementation, else what it says."""
     images: str | None = None
-    """Picture, folder or quoted glob: also compare the outputs of base, base + LoRA and tuned on them."""
+    """Image, folder or quoted glob: also compare the outputs of base, base + LoRA and tuned on them."""
     other_lora_path: tuple[Path, ...] = ()
     """Further LoRAs to measure on --images; the report then shows the error of all against their sizes."""
     report: Path | None = None
@@ -56,7 +56,7 @@ class ValidateConfig:
     fail_above: float | None = None
     """Exit with 1 where the total relative error is above this (0.05: 5 %)."""
     fail_below_psnr: float | None = None
-    """Exit with 1 where a picture of base + LoRA is below this PSNR (dB) to the tuned model's. Needs --images."""
+    """Exit with 1 where an image of base + LoRA is below this PSNR (dB) to the tuned model's. Needs --images."""
     exclude: tuple[str, ...] = ()
     """Tensors that need not agree in base and tuned; they are left out of the comparison."""
     num_inference_steps: tuple[int, ...] = ()
@@ -197,7 +197,7 @@ def _layer_names(config: ValidateConfig, lines: list[str]) -> str:
 
 
 def _plan(config: ValidateConfig) -> "Comparison | None":
-    """The comparison of pictures, checked before the weights are read; None without --images."""
+    """The comparison of images, checked before the weights are read; None without --images."""
     if config.images is None:
         return None
     # only this needs the network classes: weights are compared without them

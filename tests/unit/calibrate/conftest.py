@@ -21,10 +21,10 @@ def model() -> LBMModel:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    return noise_images(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    return noise_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")
-def statistics(model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings) -> Statistics:
-    return collect(model, pictures, settings, tuned="abc")
+def statistics(model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings) -> Statistics:
+    return collect(model, images, settings, tuned="abc")

@@ -23,7 +23,7 @@ SCHEDULE = ((1000.0, 0.25), (500.0, 0.75))
 
 
 @pytest.mark.parametrize(("images", "timesteps"), [(1, 4), (3, 4), (16, 4), (17, 1), (64, 4), (2, 2), (40, 20)])
-def test_pictures_come_first_and_no_pair_twice(images: int, timesteps: int) -> None:
+def test_images_come_first_and_no_pair_twice(images: int, timesteps: int) -> None:
     pairs = spread(images, timesteps)
     assert len(pairs) == len(set(pairs)) == min(CHECK_POINTS, images * timesteps)
     assert len({image for image, _ in pairs}) == min(CHECK_POINTS, images)
@@ -32,11 +32,11 @@ def test_pictures_come_first_and_no_pair_twice(images: int, timesteps: int) -> N
     assert max(counts) - min(counts) <= 1
 
 
-def test_they_are_the_points_that_were_measured(model: LBMModel, pictures: tuple[Path, ...]) -> None:
-    points = check_points(model, pictures, SCHEDULE, size=64, seed=3)
+def test_they_are_the_points_that_were_measured(model: LBMModel, images: tuple[Path, ...]) -> None:
+    points = check_points(model, images, SCHEDULE, size=64, seed=3)
     found = {(point.timestep, point.probability): 0 for point in points}
-    for index, picture in enumerate(pictures):
-        source = image_latent(model, picture, size=64)
+    for index, image in enumerate(images):
+        source = image_latent(model, image, size=64)
         for one in bridge_points(model, source, SCHEDULE, image_noise(3, index)):
             found[one.timestep, one.probability] += sum(torch.equal(point.state, one.state) for point in points)
     assert found == dict.fromkeys(SCHEDULE, 2)
@@ -44,9 +44,9 @@ def test_they_are_the_points_that_were_measured(model: LBMModel, pictures: tuple
 
 
 def test_a_file_gives_them_back(
-    statistics: Statistics, model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, tmp_path: Path
+    statistics: Statistics, model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, tmp_path: Path
 ) -> None:
-    expected = check_points(model, pictures, schedule_of(model.config, settings.timesteps), size=64, seed=5)
+    expected = check_points(model, images, schedule_of(model.config, settings.timesteps), size=64, seed=5)
     save_statistics(statistics, tmp_path / "s.safetensors")
     loaded = load_statistics(tmp_path / "s.safetensors").check_points
     assert len(loaded) == len(expected) == 4

@@ -88,12 +88,12 @@ def test_every_layer_has_weights_of_its_shape(model: LBMModel, statistics: Stati
 
 
 def test_moments_are_means_over_images_and_timesteps(
-    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
+    model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
 ) -> None:
     names = ["conv_in", "down_blocks.0.resnets.0.conv2", "time_embedding.linear_1"]
     expected: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
     energy = values = 0.0
-    for index, path in enumerate(pictures):
+    for index, path in enumerate(images):
         source = image_latent(model, path, size=64)
         schedule = schedule_of(model.config, settings.timesteps)
         for point in bridge_points(model, source, schedule, image_noise(5, index)):
@@ -123,9 +123,9 @@ def test_a_layer_without_any_effect_has_weights(statistics: Statistics) -> None:
 
 
 def test_checkpointing_changes_nothing(
-    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
+    model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
 ) -> None:
-    again = collect(model, pictures, settings, tuned="abc", is_checkpointed=True)
+    again = collect(model, images, settings, tuned="abc", is_checkpointed=True)
     assert_equal(statistics, again, rtol=1e-4)
     assert not model.denoiser.is_gradient_checkpointing
 
@@ -138,14 +138,14 @@ def test_the_model_is_left_as_it_was(model: LBMModel, statistics: Statistics) ->
 
 @pytest.fixture
 def run(
-    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings, tmp_path: Path
+    model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, tmp_path: Path
 ) -> Callable[..., Statistics]:
-    """Collect with the sums saved after every picture."""
+    """Collect with the sums saved after every image."""
 
     def collected(listener: Listener, **changes: object) -> Statistics:
         partial = PartialFile(tmp_path / "s.safetensors")
         used = replace(settings, **changes)
-        return collect(model, pictures, used, tuned="abc", partial=partial, save_every=0, progress=listener)
+        return collect(model, images, used, tuned="abc", partial=partial, save_every=0, progress=listener)
 
     return collected
 
@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     run: Callable[..., Statistics], statistics: Statistics, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(Listener(stop_after=2))  # in the second picture
+        run(Listener(stop_after=2))  # in the second image
     partial = PartialFile(tmp_path / "s.safetensors")
     assert partial.path.name == "s.partial.safetensors"
     listener = Listener()
@@ -184,22 +184,20 @@ def test_damaged_sums_are_said(run: Callable[..., Statistics], tmp_path: Path) -
         run(Listener())
 
 
-def test_what_cannot_be_measured(model: LBMModel, pictures: tuple[Path, ...], tmp_path: Path) -> None:
+def test_what_cannot_be_measured(model: LBMModel, images: tuple[Path, ...], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^nothing to calibrate with: no images\.$"):
         collect(model, [])
     half = replace(model, dtype=torch.float16)
     with pytest.raises(ConfigError, match=r"gradients, which leave the range of fp16\. Use bf16 or float\.$"):
-        collect(half, pictures)
+        collect(half, images)
     with pytest.raises(ImageError, match=r"lost\.png does not exist"):
-        collect(model, [*pictures, tmp_path / "lost.png"])
+        collect(model, [*images, tmp_path / "lost.png"])
     with pytest.raises(ConfigError, match="timestep 400 was not trained"):
-        collect(model, pictures, CalibrationSettings(timesteps=(400,)))
+        collect(model, images, CalibrationSettings(timesteps=(400,)))
 
 
-def test_an_output_that_is_not_finite(
-    model: LBMModel, pictures: tuple[Path, ...], settings: CalibrationSettings
-) -> None:
+def test_an_output_that_is_not_finite(model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings) -> None:
     broken = replace(model, denoiser=deepcopy(model.denoiser))
     broken.denoiser.conv_out.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"0\.png: the model's output at timestep 1000 holds values that are not fin"):
-        collect(broken, pictures, settings)
+        collect(broken, images, settings)

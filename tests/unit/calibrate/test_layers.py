@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.calibrate import Layer, find_layers
+from lbm_lora.calibrate import CalledLayer, find_layers
 from lbm_lora.model.build import load_model
 from standins import TINY, write_tuned
 
@@ -31,7 +31,7 @@ def test_layers_and_shared_inputs() -> None:
     layers = find_layers(net, lambda: net(torch.zeros(1, 4, 5, 6)))
     assert list(layers) == ["query", "key", "other", "late"]
     assert [layers[name].inputs for name in layers] == ["query", "query", "other", "late"]
-    assert layers["late"] == Layer(shape=(2, 4, 3, 2), inputs="late")
+    assert layers["late"] == CalledLayer(shape=(2, 4, 3, 2), inputs="late")
     assert [layer.repeat for layer in layers.values()] == [1, 1, 1, 6]
 
 

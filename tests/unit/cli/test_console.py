@@ -220,7 +220,7 @@ def test_our_own_warnings_are_always_shown() -> None:
     """Whatever the filters say: here pytest's, which would raise."""
     lines: list[str] = []
     with warnings_as_lines(lines.append):
-        warnings.warn_explicit("no fingerprint", LbmLoraWarning, "fit.py", 1, module="lbm_lora.apply.fit")
+        warnings.warn_explicit("no fingerprint", LbmLoraWarning, "fit.py", 1, module="lbm_lora.apply.checks")
         with pytest.raises(UserWarning):
             warnings.warn_explicit("from elsewhere", UserWarning, "x.py", 1, module="elsewhere")
     assert lines == ["no fingerprint"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extract import DeltaSettings, FixedRanks, Plan, RankRule, Selection, plan_extraction, surveyed
+from lbm_lora.extract import DeltaSettings, FixedRanks, Plan, RankRule, RankSelection, plan_extraction, surveyed
 from lbm_lora.extract.rules import EnergyShare, ErrorLimit, PsnrFloor, SizeLimits
 from lbm_lora.factorize import FixedRank, rank_bound
 from lbm_lora.progress import SILENT
@@ -38,12 +38,12 @@ def opened(plan: Plan, rule: RankRule, folder: Path):
 
 
 @pytest.fixture
-def selection(plan: Plan, tmp_path: Path) -> Generator[Selection]:
+def selection(plan: Plan, tmp_path: Path) -> Generator[RankSelection]:
     with opened(plan, HALF, tmp_path) as found:
         yield found
 
 
-def test_what_was_measured_corrects_what_is_predicted(selection: Selection) -> None:
+def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) -> None:
     small, middle, large = selection.allocator.within([20_000, 90_000, 300_000])
     before = selection.predictor.prediction(middle)
     assert before.error == before.foreseen == selection.predictor.foreseen(middle)
@@ -60,7 +60,7 @@ def test_what_was_measured_corrects_what_is_predicted(selection: Selection) -> N
     assert selection.predictor.prediction(large).error == pytest.approx(8 * selection.predictor.foreseen(large))
 
 
-def test_a_table_goes_from_small_and_bad_to_large_and_good(selection: Selection) -> None:
+def test_a_table_goes_from_small_and_bad_to_large_and_good(selection: RankSelection) -> None:
     table = selection.predictor.table(90_000)
     assert len(table) > 4
     assert [one.nbytes for one in table] == sorted(one.nbytes for one in table)
@@ -68,13 +68,13 @@ def test_a_table_goes_from_small_and_bad_to_large_and_good(selection: Selection)
     assert max(one.nbytes for one in table) <= 3 * 90_000
 
 
-def test_nothing_is_learned_from_nothing(selection: Selection) -> None:
+def test_nothing_is_learned_from_nothing(selection: RankSelection) -> None:
     (choice,) = selection.allocator.within([90_000])
     selection.predictor.learn(choice, None)
     assert selection.predictor.prediction(choice).error == selection.predictor.foreseen(choice)
 
 
-def test_proposals_are_files_with_so_many_decibels(selection: Selection) -> None:
+def test_proposals_are_files_with_so_many_decibels(selection: RankSelection) -> None:
     for decibel in (0.5, 2.0, 3.0):
         proposal = selection.predictor.propose(decibel)
         assert proposal is not None

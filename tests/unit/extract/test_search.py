@@ -51,7 +51,7 @@ def test_other_slopes_take_a_few_runs(slope: float, first: float) -> None:
 
 
 def test_a_result_that_jumps() -> None:
-    """As the worst of some pictures does: more bytes can be worse."""
+    """As the worst of some images does: more bytes can be worse."""
     jumps = {0: 0.0, 1: 2.0, 2: -3.0, 3: 1.0, 4: -1.0}
     measure = Outcome(lambda foreseen: foreseen + jumps[int(foreseen) % 5])
     run = smallest(60.0, files(10), measure, offset=5.0)

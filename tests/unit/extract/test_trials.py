@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from lbm_lora.errors import InputError
-from lbm_lora.extract import Choice, ImageScores, RankAllocator, RankRule
+from lbm_lora.extract import Choice, RankAllocator, RankRule, TrialImages
 from lbm_lora.extract.rules import ErrorLimit, PsnrFloor, SizeLimits
 from lbm_lora.extract.search import Proposal
 from lbm_lora.extract.trials import Chooser
@@ -61,9 +61,9 @@ class Network:
     def error(self) -> float:
         return 10 ** ((6 - self.taken[-1] / 100) / 20)
 
-    def images(self) -> ImageScores | None:
+    def images(self) -> TrialImages | None:
         worst = 20 + self.taken[-1] / 100
-        return ImageScores(psnrs=(("a.png", worst + 4), ("b.png", worst))) if self.has_images else None
+        return TrialImages(psnrs=(("a.png", worst + 4), ("b.png", worst))) if self.has_images else None
 
 
 def size_limits(*nbytes: int) -> SizeLimits:

@@ -21,5 +21,5 @@ def model() -> LBMModel:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    return noise_images(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    return noise_images(tmp_path_factory.mktemp("images"))

@@ -21,7 +21,7 @@ from lbm_lora.fidelity.comparison import ComparisonSettings, compare_outputs, pl
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.imaging import perceptual
 from lbm_lora.imaging.buckets import to_bucket
-from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.imaging.perceptual import load_lpips
 from lbm_lora.model.build import LBMModel, load_model
@@ -35,7 +35,7 @@ LORA = "base + LoRA"
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of noise, one dark and flat."""
+    """Two images of noise, one dark and flat."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 255, (96, 128, 3), dtype=np.uint8)).save(folder / "loud.png")
@@ -67,11 +67,11 @@ def settings(photos: Path) -> ComparisonSettings:
 
 @pytest.fixture(scope="module")
 def compared(lbm: Lbm, adapters: Mapping[str, Adapter], settings: ComparisonSettings) -> comparison.ComparisonResult:
-    """Both LoRAs on both pictures."""
+    """Both LoRAs on both images."""
     return compare_outputs(plan_comparison(settings), base=lbm.base, tuned=lbm.tuned, adapters=adapters)
 
 
-def test_the_numbers_are_those_of_the_pictures(
+def test_the_numbers_are_those_of_the_images(
     compared: comparison.ComparisonResult, lbm: Lbm, adapters: Mapping[str, Adapter], photos: Path
 ) -> None:
     models = {name: load_model(path, dtype=torch.float32) for name, path in (("base", lbm.base), ("tuned", lbm.tuned))}
@@ -116,20 +116,20 @@ def test_the_files_behind_the_variants(compared: comparison.ComparisonResult, ad
     assert poor.nbytes == path.stat().st_size < good.nbytes
 
 
-def test_the_picture_shows_the_worst_first(compared: comparison.ComparisonResult) -> None:
+def test_the_image_shows_the_worst_first(compared: comparison.ComparisonResult) -> None:
     lowest = {
         image.image: min(float(score.psnr) for score in image.scores[1].images) for image in compared.scores.images
     }
     order = sorted(lowest, key=lambda name: lowest[name])
     assert compared.caption == f"1 step, lowest PSNR first: {', '.join(order)}"
-    picture = Image.open(io.BytesIO(compared.image))
-    picture.load()
+    image = Image.open(io.BytesIO(compared.image))
+    image.load()
     # five columns of 64 pixels, shown four times as large
-    assert picture.width > 5 * 256
-    assert 2 * 256 < picture.height < 3 * 256
+    assert image.width > 5 * 256
+    assert 2 * 256 < image.height < 3 * 256
 
 
-def test_a_result_does_not_depend_on_the_other_pictures(
+def test_a_result_does_not_depend_on_the_other_images(
     compared: comparison.ComparisonResult, lbm: Lbm, settings: ComparisonSettings, photos: Path
 ) -> None:
     alone = plan_comparison(replace(settings, images=str(photos / "quiet.png"), steps=(2,)))

@@ -17,15 +17,15 @@ from lbm_lora.model.pipeline import encode_sources
 SCHEDULE = ((1000.0, 0.25), (500.0, 0.75))
 
 
-def test_the_source_is_that_of_inference(model: LBMModel, pictures: tuple[Path, ...]) -> None:
+def test_the_source_is_that_of_inference(model: LBMModel, images: tuple[Path, ...]) -> None:
     for size in (None, 64):
-        images = to_bucket(Image.open(pictures[1]), size or model.size, step=model.pixels_per_latent)
-        expected = encode_sources(model, images)
-        assert torch.equal(image_latent(model, pictures[1], size=size), expected)
+        fitted = to_bucket(Image.open(images[1]), size or model.size, step=model.pixels_per_latent)
+        expected = encode_sources(model, fitted)
+        assert torch.equal(image_latent(model, images[1], size=size), expected)
 
 
-def test_states_lie_on_the_bridge_to_the_models_own_prediction(model: LBMModel, pictures: tuple[Path, ...]) -> None:
-    source = image_latent(model, pictures[0], size=64)
+def test_states_lie_on_the_bridge_to_the_models_own_prediction(model: LBMModel, images: tuple[Path, ...]) -> None:
+    source = image_latent(model, images[0], size=64)
     points = list(bridge_points(model, source, SCHEDULE, image_noise(3, 2)))
     assert [(point.timestep, point.probability) for point in points] == list(SCHEDULE)
     assert torch.equal(points[0].state, source)
@@ -38,16 +38,16 @@ def test_states_lie_on_the_bridge_to_the_models_own_prediction(model: LBMModel, 
 
 
 def test_the_first_timestep_needs_no_target(
-    model: LBMModel, pictures: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+    model: LBMModel, images: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = image_latent(model, pictures[0], size=64)
+    source = image_latent(model, images[0], size=64)
     monkeypatch.setattr(LBMModel, "denoise", lambda *_: pytest.fail("the network was called"))
     (point,) = bridge_points(model, source, ((1000.0, 1.0),), image_noise(0, 0))
     assert torch.equal(point.state, source)
 
 
-def test_noise_depends_on_seed_image_and_timestep(model: LBMModel, pictures: tuple[Path, ...]) -> None:
-    source = image_latent(model, pictures[0], size=64)
+def test_noise_depends_on_seed_image_and_timestep(model: LBMModel, images: tuple[Path, ...]) -> None:
+    source = image_latent(model, images[0], size=64)
 
     def state(seed: int, image: int) -> Tensor:
         return list(bridge_points(model, source, SCHEDULE, image_noise(seed, image)))[1].state
@@ -66,13 +66,13 @@ def test_shared_noise_is_one_stream() -> None:
     assert not torch.equal(*drawn)
 
 
-def test_the_digest_is_of_pixels_sizes_and_order(pictures: tuple[Path, ...], tmp_path: Path) -> None:
-    Image.open(pictures[0]).save(tmp_path / "same.bmp")
-    assert digest_of([tmp_path / "same.bmp", pictures[1]]) == digest_of(pictures[:2])
-    assert digest_of([pictures[1], pictures[0]]) != digest_of(pictures[:2])
-    flat = Image.open(pictures[1])  # the same bytes as a picture of another shape
+def test_the_digest_is_of_pixels_sizes_and_order(images: tuple[Path, ...], tmp_path: Path) -> None:
+    Image.open(images[0]).save(tmp_path / "same.bmp")
+    assert digest_of([tmp_path / "same.bmp", images[1]]) == digest_of(images[:2])
+    assert digest_of([images[1], images[0]]) != digest_of(images[:2])
+    flat = Image.open(images[1])  # the same bytes as an image of another shape
     Image.frombytes("RGB", (flat.height, flat.width), flat.tobytes()).save(tmp_path / "turned.png")
-    assert digest_of([tmp_path / "turned.png"]) != digest_of([pictures[1]])
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"broken\.png is no picture"):
-        digest_of([pictures[0], tmp_path / "broken.png"])
+    assert digest_of([tmp_path / "turned.png"]) != digest_of([images[1]])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"broken\.png is no image"):
+        digest_of([images[0], tmp_path / "broken.png"])

@@ -32,16 +32,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LBMModel]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Tensor]:
-    """Two pictures of different sizes, values in [-1, 1]."""
+def images() -> list[Tensor]:
+    """Two images of different sizes, values in [-1, 1]."""
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(1, 3, *size, generator=generator) * 2 - 1 for size in ((64, 64), (48, 80))]
 
 
 @pytest.fixture(scope="module")
-def asked(models: dict[str, LBMModel], pictures: list[Tensor]) -> list[Question]:
-    """What all models are asked about the pictures, by the tuned one."""
-    latents = [encode_sources(models["tuned"], picture) for picture in pictures]
+def asked(models: dict[str, LBMModel], images: list[Tensor]) -> list[Question]:
+    """What all models are asked about the images, by the tuned one."""
+    latents = [encode_sources(models["tuned"], image) for image in images]
     return [question(models["tuned"], latent, SCHEDULE, seed=4) for latent in latents]
 
 
@@ -84,14 +84,14 @@ def test_a_question_holds_points_of_the_bridge_to_the_references_result(
             assert timestep == 1000 or not torch.allclose(state, clean, atol=1e-4)
 
 
-def test_an_answer_is_the_pipelines(models: dict[str, LBMModel], pictures: list[Tensor], asked: list[Question]) -> None:
+def test_an_answer_is_the_pipelines(models: dict[str, LBMModel], images: list[Tensor], asked: list[Question]) -> None:
     """The shared first call changes no bit."""
     model = models["tuned"]
-    for picture, posed in zip(pictures, asked, strict=True):
+    for image, posed in zip(images, asked, strict=True):
         found = answer(model, posed, (1, 2), seed=9)
         assert list(found.images) == [1, 2]
-        for steps, image in found.images.items():
-            assert torch.equal(image, translate(model, picture, steps=steps, seed=9)[0])
+        for steps, made in found.images.items():
+            assert torch.equal(made, translate(model, image, steps=steps, seed=9)[0])
         for point in posed.points:
             with torch.no_grad():
                 expected = model.denoise(point.state, torch.tensor([point.timestep]))[0]
@@ -112,7 +112,7 @@ def test_a_result_that_is_not_finite_is_an_error(models: dict[str, LBMModel], as
         answer(models["base"], broken, (1,))
 
 
-def test_the_scores_are_those_of_the_pictures(models: dict[str, LBMModel], asked: list[Question]) -> None:
+def test_the_scores_are_those_of_the_images(models: dict[str, LBMModel], asked: list[Question]) -> None:
     found, wanted = (answer(models[name], asked[0], (1, 2)) for name in ("base", "tuned"))
     mask = torch.zeros(64, 64)
     mask[20:40, 20:40] = 1
@@ -179,9 +179,9 @@ def test_equal_images_have_an_infinite_psnr() -> None:
 
 
 def test_nothing_to_compare_is_said() -> None:
-    with pytest.raises(ConfigError, match="nothing to compare: 0 pictures and 1 variants"):
+    with pytest.raises(ConfigError, match="nothing to compare: 0 images and 1 variants"):
         compare({"base": [], "tuned": []}, [])
-    with pytest.raises(ConfigError, match=r"1 pictures and 0 variants\."):
+    with pytest.raises(ConfigError, match=r"1 images and 0 variants\."):
         compare({"tuned": [flat(0.0)]}, ["a"])
 
 

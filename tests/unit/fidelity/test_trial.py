@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extract import DeltaSettings, DirectPass, ImageScores, Plan, plan_extraction
+from lbm_lora.extract import DeltaSettings, DirectPass, Plan, TrialImages, plan_extraction
 from lbm_lora.factorize import FixedRank
 from lbm_lora.fidelity.points import Point
 from lbm_lora.fidelity.trial import LoraTrial
@@ -51,8 +51,8 @@ POINTS = (point(1000.0, 0.7), point(500.0, 0.3))
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "a.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "a.png"
     values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(values).save(path)
     return path
@@ -132,11 +132,11 @@ def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
     assert tried.error() == pytest.approx(expected, rel=1e-3)
 
 
-def test_pictures_are_those_of_inference(lbm: Lbm, plan: Plan, picture: Path) -> None:
+def test_images_are_those_of_inference(lbm: Lbm, plan: Plan, image: Path) -> None:
     tuned, base = (load_model(path, dtype=torch.float32) for path in (lbm.tuned, lbm.base))
-    source = to_bucket(Image.open(picture), tuned.size, step=tuned.pixels_per_latent)
+    source = to_bucket(Image.open(image), tuned.size, step=tuned.pixels_per_latent)
     expected = psnr(translate(base, source)[0], translate(tuned, source)[0])
-    tried = trial(lbm, plan, Listener(), points=(), images=(picture,))
+    tried = trial(lbm, plan, Listener(), points=(), images=(image,))
     tried.take()
     found = tried.images()
     assert found is not None
@@ -145,7 +145,7 @@ def test_pictures_are_those_of_inference(lbm: Lbm, plan: Plan, picture: Path) ->
 
 
 def test_the_worst_and_the_mean() -> None:
-    images = ImageScores(psnrs=(("a.png", 40.0), ("b.png", 30.0), ("c.png", 50.0)))
+    images = TrialImages(psnrs=(("a.png", 40.0), ("b.png", 30.0), ("c.png", 50.0)))
     assert (images.worst_image, images.worst_psnr) == ("b.png", 30.0)
     assert (images.mean_psnr, images.count) == (40.0, 3)
 

@@ -22,7 +22,7 @@ def test_a_bucket_is_its_own_nearest(bucket: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "bucket"),
+    ("image", "bucket"),
     [
         ((4000, 3000), (1152, 896)),
         ((3000, 4000), (896, 1152)),
@@ -34,8 +34,8 @@ def test_a_bucket_is_its_own_nearest(bucket: tuple[int, int]) -> None:
         ((1135, 1000), (1024, 1024)),  # nearer to 1152x896 by the ratio of the aspects
     ],
 )
-def test_the_nearest_in_width_over_height(picture: tuple[int, int], bucket: tuple[int, int]) -> None:
-    assert nearest_bucket(*picture) == bucket
+def test_the_nearest_in_width_over_height(image: tuple[int, int], bucket: tuple[int, int]) -> None:
+    assert nearest_bucket(*image) == bucket
 
 
 def test_small_models_get_the_same_shapes() -> None:
@@ -57,6 +57,6 @@ def test_a_size_without_room_is_refused() -> None:
 
 
 def test_stretching_keeps_flat_colours_and_equal_sizes() -> None:
-    picture = Image.new("RGB", (30, 20), (7, 130, 250))
-    assert resized(picture, (30, 20)) is picture
-    assert resized(picture, (64, 128)).getcolors() == [(64 * 128, (7, 130, 250))]
+    image = Image.new("RGB", (30, 20), (7, 130, 250))
+    assert resized(image, (30, 20)) is image
+    assert resized(image, (64, 128)).getcolors() == [(64 * 128, (7, 130, 250))]

@@ -1,4 +1,4 @@
-"""Pictures and masks out of bytes: what `imaging` reads from the same files, and sizes from headers alone."""
+"""Images and masks out of bytes: what `imaging` reads from the same files, and sizes from headers alone."""
 
 import io
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.encoded import decode_fitted_mask, decode_mask, decode_picture, picture_size
-from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image, decode_mask, encoded_size
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import read_mask
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8))
@@ -38,9 +38,9 @@ def exchanged() -> bytes:
 
 
 def clear() -> Image.Image:
-    picture = NOISE.convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize(NOISE.size))
-    return picture
+    image = NOISE.convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(NOISE.size))
+    return image
 
 
 CASES = {
@@ -61,43 +61,43 @@ CASES = {
 def test_bytes_are_read_as_the_file_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(CASES[name])
     expected = read_image(tmp_path / name)
-    picture = decode_picture(CASES[name], name)
-    assert picture.mode == "RGB"
-    assert picture.size == expected.size
-    assert picture.tobytes() == expected.tobytes()
-    assert picture_size(CASES[name]) == expected.size
-    if name == "profile.png":  # the colours of the picture, not the numbers of its file
-        assert np.abs(np.asarray(picture).astype(int) - np.asarray(NOISE)[:, :, ::-1]).mean() < 8
+    image = decode_image(CASES[name], name)
+    assert image.mode == "RGB"
+    assert image.size == expected.size
+    assert image.tobytes() == expected.tobytes()
+    assert encoded_size(CASES[name]) == expected.size
+    if name == "profile.png":  # the colours of the image, not the numbers of its file
+        assert np.abs(np.asarray(image).astype(int) - np.asarray(NOISE)[:, :, ::-1]).mean() < 8
 
 
 def test_the_size_needs_only_the_header(png: Callable[..., bytes]) -> None:
-    assert picture_size(png(0, (320, 200))[:100]) == (320, 200)
-    assert picture_size(saved(NOISE, "JPEG", exif=turned())[:1000]) == (40, 64)
+    assert encoded_size(png(0, (320, 200))[:100]) == (320, 200)
+    assert encoded_size(saved(NOISE, "JPEG", exif=turned())[:1000]) == (40, 64)
 
 
 def test_a_png_is_not_decoded_for_its_size(monkeypatch: pytest.MonkeyPatch, png: Callable[..., bytes]) -> None:
     data = png(0, (64, 64))
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: pytest.fail("decoded"))
-    assert picture_size(data) == (64, 64)
+    assert encoded_size(data) == (64, 64)
 
 
 @pytest.mark.parametrize(
-    "read", [picture_size, lambda data: decode_picture(data, "a"), lambda data: decode_mask(data, "a")]
+    "read", [encoded_size, lambda data: decode_image(data, "a"), lambda data: decode_mask(data, "a")]
 )
-def test_what_is_no_picture_is_said(read: Callable[[bytes], object]) -> None:
-    with pytest.raises(ImageError, match=r"^no picture in a format that can be read"):
+def test_what_is_no_image_is_said(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(ImageError, match=r"^no image in a format that can be read"):
         read(b"nothing")
 
 
-def test_a_cut_picture_is_said(png: Callable[..., bytes]) -> None:
+def test_a_cut_image_is_said(png: Callable[..., bytes]) -> None:
     for data in (png(), saved(NOISE, "JPEG")):
         with pytest.raises(ImageError, match=r"^cannot be decoded: "):
-            decode_picture(data[: len(data) // 2], "a")
+            decode_image(data[: len(data) // 2], "a")
 
 
 def test_32_bit_pixels_are_refused() -> None:
     with pytest.raises(ImageError, match=r"a\.tif has float32 pixels"):
-        decode_picture(saved(Image.new("F", (8, 8)), "TIFF"), "a.tif")
+        decode_image(saved(Image.new("F", (8, 8)), "TIFF"), "a.tif")
 
 
 MASKS = {
@@ -132,5 +132,5 @@ def test_masks_are_fitted_as_their_files_are(tmp_path: Path, name: str) -> None:
 
 
 def test_a_mask_of_another_shape_is_refused() -> None:
-    with pytest.raises(ImageError, match=r"^the mask is 8x8, but its picture 8x16: the shapes differ"):
+    with pytest.raises(ImageError, match=r"^the mask is 8x8, but its image 8x16: the shapes differ"):
         decode_fitted_mask(saved(Image.new("L", (8, 8), 255)), "the mask", (8, 16))

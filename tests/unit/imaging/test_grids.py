@@ -1,4 +1,4 @@
-"""The comparison picture: every picture whole, labels above, small ones enlarged."""
+"""The comparison image: every image whole, labels above, small ones enlarged."""
 
 import numpy as np
 import pytest
@@ -28,11 +28,11 @@ def test_tiles(size: tuple[int, int], shown: tuple[int, int]) -> None:
 
 
 def test_enlarging_repeats_pixels() -> None:
-    picture = Image.effect_noise((128, 128), 60).convert("RGB")
-    assert np.array_equal(np.asarray(tile(picture))[::2, ::2], np.asarray(picture))
+    image = Image.effect_noise((128, 128), 60).convert("RGB")
+    assert np.array_equal(np.asarray(tile(image))[::2, ::2], np.asarray(image))
 
 
-def test_every_picture_is_whole_and_in_its_order() -> None:
+def test_every_image_is_whole_and_in_its_order() -> None:
     grid = comparison_grid(LABELS, [flat((128, 128)), flat((128, 64))])
     assert [count(grid, colour) for colour in COLOURS] == [256 * 256 + 256 * 128] * 4
     row = np.asarray(grid)[grid.height - 20]
@@ -41,8 +41,8 @@ def test_every_picture_is_whole_and_in_its_order() -> None:
 
 
 def test_labels_are_drawn_above_and_high_enough() -> None:
-    pictures = flat((128, 128))
-    grid = np.asarray(comparison_grid(LABELS, [pictures]).convert("L"))
+    images = flat((128, 128))
+    grid = np.asarray(comparison_grid(LABELS, [images]).convert("L"))
     head = grid[: grid.shape[0] - 256 - 16]
     dark_rows = np.flatnonzero((head < 128).any(axis=1))
     assert dark_rows.max() - dark_rows.min() >= 14
@@ -51,7 +51,7 @@ def test_labels_are_drawn_above_and_high_enough() -> None:
 
 
 def test_a_long_label_widens_its_column() -> None:
-    label = "with LoRA, 31.2 dB to the tuned model's picture and more words"
+    label = "with LoRA, 31.2 dB to the tuned model's image and more words"
     grid = comparison_grid([label, "b"], [flat((64, 256))[:2]])
     assert grid.width > 2 * 64 + 400
     assert (np.asarray(grid)[:, -8:] == 255).all()
@@ -64,7 +64,7 @@ def test_labels_of_two_lines() -> None:
 
 
 def test_rows_must_fill_the_columns() -> None:
-    with pytest.raises(ImageError, match=r"needs rows of 4 pictures, one for each label, not 4, 3\."):
+    with pytest.raises(ImageError, match=r"needs rows of 4 images, one for each label, not 4, 3\."):
         comparison_grid(LABELS, [flat((64, 64)), flat((64, 64))[:3]])
     with pytest.raises(ImageError, match=r"not none\."):
         comparison_grid(LABELS, [])

@@ -1,4 +1,4 @@
-"""Masks: what they are in a file, how they fit a picture, and pasting back."""
+"""Masks: what they are in a file, how they fit an image, and pasting back."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_resizing_keeps_soft_edges(tmp_path: Path) -> None:
 
 def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
     Image.new("L", (100, 100), 255).save(tmp_path / "m.png")
-    with pytest.raises(ImageError, match=r"m\.png is 100x100, but its picture 200x100: the shapes differ\."):
+    with pytest.raises(ImageError, match=r"m\.png is 100x100, but its image 200x100: the shapes differ\."):
         read_mask(tmp_path / "m.png", (200, 100))
     assert read_mask(tmp_path / "m.png", (333, 334)).size == (333, 334)
 
@@ -61,7 +61,7 @@ def test_one_mask_for_all_or_one_each(tmp_path: Path) -> None:
     one = tmp_path / "a.png"
     assert find_masks(str(one), [Path("x/p.png"), Path("x/q.png")]) == (one, one)
     assert find_masks(str(tmp_path), [Path("x/b.png"), Path("x/a.webp")]) == (tmp_path / "b.jpg", one)
-    with pytest.raises(ImageError, match=r"has no mask for z\.png: no picture in it is called 'z'\."):
+    with pytest.raises(ImageError, match=r"has no mask for z\.png: no image in it is called 'z'\."):
         find_masks(str(tmp_path), [Path("x/z.png")])
     with pytest.raises(ImageError, match=r"more than one mask for c\.jpg: c\.png and c\.webp\. Keep one\."):
         find_masks(str(tmp_path), [Path("x/c.jpg")])

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of float pictures, whole and inside a mask, against independent formulas."""
+"""PSNR and SSIM of float images, whole and inside a mask, against independent formulas."""
 
 import math
 
@@ -14,7 +14,7 @@ from lbm_lora.imaging.metrics import psnr, ssim
 
 @pytest.fixture
 def pair() -> tuple[Tensor, Tensor]:
-    """A picture and a noisy copy, 3x40x48, values in [-1, 1]."""
+    """An image and a noisy copy, 3x40x48, values in [-1, 1]."""
     generator = torch.Generator().manual_seed(3)
     clean = torch.rand(3, 40, 48, generator=generator) * 2 - 1
     return clean, (clean + 0.1 * torch.randn(3, 40, 48, generator=generator)).clamp(-1, 1)
@@ -25,10 +25,10 @@ def test_psnr_of_a_known_difference() -> None:
     assert psnr(one, one + 0.2) == pytest.approx(20.0, abs=1e-4)
 
 
-def test_equal_pictures() -> None:
-    picture = torch.rand(3, 16, 16) * 2 - 1
-    assert psnr(picture, picture.clone()) == math.inf
-    assert ssim(picture, picture.clone()) == pytest.approx(1.0, abs=1e-12)
+def test_equal_images() -> None:
+    image = torch.rand(3, 16, 16) * 2 - 1
+    assert psnr(image, image.clone()) == math.inf
+    assert ssim(image, image.clone()) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_a_tiny_difference_is_not_infinite() -> None:
@@ -53,8 +53,8 @@ def test_ssim_is_that_of_skimage(pair: tuple[Tensor, Tensor]) -> None:
     assert ssim(one, other) < 0.999
 
 
-def test_bf16_pictures_are_measured_precisely(pair: tuple[Tensor, Tensor]) -> None:
-    one, other = (picture.bfloat16() for picture in pair)
+def test_bf16_images_are_measured_precisely(pair: tuple[Tensor, Tensor]) -> None:
+    one, other = (image.bfloat16() for image in pair)
     assert psnr(one, other) == pytest.approx(psnr(one.float(), other.float()), abs=1e-9)
     assert ssim(one, other) == pytest.approx(ssim(one.float(), other.float()), abs=1e-9)
 
@@ -77,8 +77,8 @@ def test_a_soft_mask_weighs(pair: tuple[Tensor, Tensor]) -> None:
 
 
 def test_what_cannot_be_measured_is_said() -> None:
-    picture = torch.zeros(3, 12, 12)
+    image = torch.zeros(3, 12, 12)
     with pytest.raises(ImageError, match="the mask is zero everywhere"):
-        psnr(picture, picture, torch.zeros(12, 12))
+        psnr(image, image, torch.zeros(12, 12))
     with pytest.raises(ImageError, match=r"SSIM needs 11x11 pixels or more, not 12x8\."):
-        ssim(picture[:, :8], picture[:, :8])
+        ssim(image[:, :8], image[:, :8])

@@ -12,7 +12,7 @@ from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """b.png, a.JPG, c[1].png, a hidden picture, a text file, and a sub-folder with one picture."""
+    """b.png, a.JPG, c[1].png, a hidden image, a text file, and a sub-folder with one image."""
     root = tmp_path / "photos"
     (root / "deeper.png").mkdir(parents=True)
     for name in ("b.png", "a.JPG", "c[1].png", ".hidden.png", "deeper.png/d.webp"):
@@ -25,11 +25,11 @@ def names(paths: tuple[Path, ...]) -> list[str]:
     return [path.name for path in paths]
 
 
-def test_a_folder_stands_for_its_pictures(folder: Path) -> None:
+def test_a_folder_stands_for_its_images(folder: Path) -> None:
     assert names(expand_sources(str(folder))) == ["a.JPG", "b.png", "c[1].png"]
 
 
-def test_a_glob_stands_for_the_pictures_it_matches(folder: Path) -> None:
+def test_a_glob_stands_for_the_images_it_matches(folder: Path) -> None:
     assert names(expand_sources(f"{folder}/*.png")) == ["b.png", "c[1].png"]
     assert names(expand_sources(f"{folder}/*")) == ["a.JPG", "b.png", "c[1].png"]
     assert names(expand_sources(f"{folder}/**/*.webp")) == ["d.webp"]
@@ -48,9 +48,9 @@ def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.png", r"none\.png does not exist\. Give a picture, a folder of pictures, or a quoted glob\."),
-        ("*.bmp", r"'.*\*\.bmp' matches no picture\."),
-        ("empty", r"empty holds no picture that can be read"),
+        ("none.png", r"none\.png does not exist\. Give an image, a folder of images, or a quoted glob\."),
+        ("*.bmp", r"'.*\*\.bmp' matches no image\."),
+        ("empty", r"empty holds no image that can be read"),
     ],
 )
 def test_nothing_found_is_said(folder: Path, name: str, message: str) -> None:
@@ -79,12 +79,12 @@ def test_several_sources_to_a_folder(tmp_path: Path) -> None:
 def test_several_sources_to_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("x")
     for name in ("new.png", "there"):
-        with pytest.raises(OutputError, match=r"is to take 2 pictures, so it must be a folder\."):
+        with pytest.raises(OutputError, match=r"is to take 2 images, so it must be a folder\."):
             plan_outputs([Path("a.png"), Path("b.png")], str(tmp_path / name))
 
 
 def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"x\.tiffany: '\.tiffany' is no picture format that can be written"):
+    with pytest.raises(OutputError, match=r"x\.tiffany: '\.tiffany' is no image format that can be written"):
         plan_outputs([Path("a.png")], str(tmp_path / "x.tiffany"))
 
 
@@ -93,7 +93,7 @@ def test_two_results_with_one_name_are_refused(tmp_path: Path) -> None:
         plan_outputs([Path("one/a.png"), Path("two/a.png")], str(tmp_path / "out"))
 
 
-def test_the_picture_beside_an_output() -> None:
+def test_the_image_beside_an_output() -> None:
     assert sibling(Path("out/a.b.png"), "compare") == Path("out/a.b_compare.png")
 
 

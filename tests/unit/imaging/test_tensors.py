@@ -1,4 +1,4 @@
-"""Pictures as tensors in [-1, 1] and back."""
+"""Images as tensors in [-1, 1] and back."""
 
 import numpy as np
 import pytest
@@ -11,20 +11,20 @@ from lbm_lora.imaging.tensors import mask_to_tensor, to_images, to_tensor
 
 def test_every_byte_comes_back() -> None:
     array = np.arange(256 * 3, dtype=np.int64).reshape(16, 16, 3) % 256
-    picture = Image.fromarray(array.astype(np.uint8))
-    tensor = to_tensor([picture, picture.rotate(180)])
+    image = Image.fromarray(array.astype(np.uint8))
+    tensor = to_tensor([image, image.rotate(180)])
     assert tensor.shape == (2, 3, 16, 16)
     assert tensor.dtype == torch.float32
     assert (float(tensor.min()), float(tensor.max())) == (-1.0, 1.0)
     back = to_images(tensor)
     assert np.array_equal(np.asarray(back[0]), array)
-    assert np.array_equal(np.asarray(back[1]), np.asarray(picture.rotate(180)))
+    assert np.array_equal(np.asarray(back[1]), np.asarray(image.rotate(180)))
 
 
 def test_channels_and_axes_keep_their_places() -> None:
-    picture = Image.new("RGB", (3, 2), (255, 0, 0))
-    picture.putpixel((2, 1), (0, 0, 255))
-    tensor = to_tensor([picture])[0]
+    image = Image.new("RGB", (3, 2), (255, 0, 0))
+    image.putpixel((2, 1), (0, 0, 255))
+    tensor = to_tensor([image])[0]
     assert tensor[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
     assert tensor[:, 1, 2].tolist() == [-1.0, -1.0, 1.0]
 

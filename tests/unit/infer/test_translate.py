@@ -38,7 +38,7 @@ def test_the_size_is_the_models_own(model: LBMModel, photo: Image.Image) -> None
     assert to_bucket(photo, 64, step=8).shape == (1, 3, 48, 80)
 
 
-def test_a_picture_keeps_its_size(model: LBMModel, photo: Image.Image) -> None:
+def test_a_image_keeps_its_size(model: LBMModel, photo: Image.Image) -> None:
     result = translate_image(model, photo, SMALL)
     assert result.size == photo.size
     assert result.mode == "RGB"
@@ -69,7 +69,7 @@ def test_tiles_are_asked_for(model: LBMModel, photo: Image.Image, monkeypatch: p
     assert asked == [None, True, False]
 
 
-def test_nan_is_no_black_picture(model: LBMModel, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_is_no_black_image(model: LBMModel, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LBMModel, "denoise", lambda self, latents, timestep: latents * float("nan"))
     with pytest.raises(ImageError, match="non-finite values"):
         translate_image(model, photo, SMALL)

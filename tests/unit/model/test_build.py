@@ -136,7 +136,7 @@ def test_large_latents_are_decoded_in_tiles(model: LBMModel, monkeypatch: pytest
     assert seen == [(1, 4, 4, 136), (1, 4, 4, 8)]
 
 
-def test_tiles_do_not_change_the_picture_much(model: LBMModel, generator: torch.Generator) -> None:
+def test_tiles_do_not_change_the_image_much(model: LBMModel, generator: torch.Generator) -> None:
     latents = torch.randn(1, 4, 4, 136, generator=generator) * 0.13
     whole, tiled = model.decode(latents, tiled=False), model.decode(latents, tiled=True)
     assert (whole - tiled).abs().mean() < 0.1 * whole.abs().mean()

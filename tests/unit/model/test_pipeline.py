@@ -22,61 +22,61 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LBMModel:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_one_step_by_hand(model: LBMModel, pictures: torch.Tensor) -> None:
-    source = model.encode(pictures[:1])
+def test_one_step_by_hand(model: LBMModel, images: torch.Tensor) -> None:
+    source = model.encode(images[:1])
     with torch.no_grad():
         prediction = model.denoise(source, torch.tensor([1000.0]))
     expected = model.decode(source - prediction).clamp(-1, 1)
-    assert torch.allclose(translate(model, pictures[:1]), expected, atol=1e-5)
+    assert torch.allclose(translate(model, images[:1]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("sample_posterior", [False, True])
 def test_a_result_does_not_depend_on_its_neighbours(
-    model: LBMModel, pictures: torch.Tensor, sample_posterior: bool
+    model: LBMModel, images: torch.Tensor, sample_posterior: bool
 ) -> None:
-    together = translate(model, pictures, steps=2, seed=5, sample_posterior=sample_posterior)
+    together = translate(model, images, steps=2, seed=5, sample_posterior=sample_posterior)
     for index in range(3):
-        alone = translate(model, pictures[index : index + 1], steps=2, seed=5, sample_posterior=sample_posterior)
+        alone = translate(model, images[index : index + 1], steps=2, seed=5, sample_posterior=sample_posterior)
         assert torch.equal(together[index], alone[0])
 
 
-def test_the_seed_decides_the_noise_between_steps(model: LBMModel, pictures: torch.Tensor) -> None:
-    one = pictures[:1]
+def test_the_seed_decides_the_noise_between_steps(model: LBMModel, images: torch.Tensor) -> None:
+    one = images[:1]
     assert torch.equal(translate(model, one, steps=2, seed=1), translate(model, one, steps=2, seed=1))
     assert not torch.equal(translate(model, one, steps=2, seed=1), translate(model, one, steps=2, seed=2))
     assert torch.equal(translate(model, one, steps=1, seed=1), translate(model, one, steps=1, seed=2))
 
 
-def test_encoding_is_the_mean_unless_sampling_is_asked_for(model: LBMModel, pictures: torch.Tensor) -> None:
-    assert torch.equal(encode_sources(model, pictures, seed=1), encode_sources(model, pictures, seed=2))
-    first, again, other = (encode_sources(model, pictures, seed=seed, sample_posterior=True) for seed in (1, 1, 2))
+def test_encoding_is_the_mean_unless_sampling_is_asked_for(model: LBMModel, images: torch.Tensor) -> None:
+    assert torch.equal(encode_sources(model, images, seed=1), encode_sources(model, images, seed=2))
+    first, again, other = (encode_sources(model, images, seed=seed, sample_posterior=True) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert not torch.equal(first, encode_sources(model, pictures))
+    assert not torch.equal(first, encode_sources(model, images))
 
 
-def test_posterior_and_bridge_do_not_share_their_noise(model: LBMModel, pictures: torch.Tensor) -> None:
-    latent = encode_sources(model, pictures[:1], seed=3)
-    sampled = encode_sources(model, pictures[:1], seed=3, sample_posterior=True)
+def test_posterior_and_bridge_do_not_share_their_noise(model: LBMModel, images: torch.Tensor) -> None:
+    latent = encode_sources(model, images[:1], seed=3)
+    sampled = encode_sources(model, images[:1], seed=3, sample_posterior=True)
     drawn = (sampled - latent).flatten()
     between = bridge.standard_normal(latent, [torch.Generator().manual_seed(3)]).flatten()
     assert abs(float(torch.corrcoef(torch.stack([drawn, between]))[0, 1])) < 0.3
 
 
-def test_the_global_random_state_is_left_alone(model: LBMModel, pictures: torch.Tensor) -> None:
+def test_the_global_random_state_is_left_alone(model: LBMModel, images: torch.Tensor) -> None:
     before = torch.random.get_rng_state()
-    translate(model, pictures[:1], steps=2, sample_posterior=True)
+    translate(model, images[:1], steps=2, sample_posterior=True)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, pictures: torch.Tensor) -> None:
+def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, images: torch.Tensor) -> None:
     model.denoiser.requires_grad_(True)
-    latent = follow_bridge(model, encode_sources(model, pictures[:1]), steps=2, seed=0)
-    result = translate(model, pictures[:1], steps=2)
+    latent = follow_bridge(model, encode_sources(model, images[:1]), steps=2, seed=0)
+    result = translate(model, images[:1], steps=2)
     model.denoiser.requires_grad_(False)
     assert not latent.requires_grad
     assert not result.requires_grad

@@ -40,7 +40,7 @@ KEYS = {
     "images": ["image", "width", "height", "scores"],
     "scores": ["variant", "denoiser", "pictures"],
     "score denoiser": ["timestep", "error"],
-    "score pictures": ["steps", "psnr", "ssim", "lpips", "mask_psnr", "mask_ssim"],
+    "score images": ["steps", "psnr", "ssim", "lpips", "mask_psnr", "mask_ssim"],
     "summary": [
         *("variant", "steps", "mean_psnr", "worst_psnr", "mean_ssim", "worst_ssim", "mean_lpips", "worst_lpips"),
         *("equal_images", "worst_image"),
@@ -62,7 +62,7 @@ def test_the_keys(report: Report, several: OutputComparison) -> None:
         "images": document["outputs"]["images"][0],
         "scores": scores[0],
         "score denoiser": scores[0]["denoiser"][0],
-        "score pictures": scores[0]["pictures"][0],
+        "score images": scores[0]["pictures"][0],
         "summary": document["outputs"]["summary"][0],
         "denoiser": document["outputs"]["denoiser"][0],
         "loras": document["outputs"]["loras"][0],

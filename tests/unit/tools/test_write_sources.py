@@ -1,4 +1,4 @@
-"""Sources of training pairs as pictures."""
+"""Sources of training pairs as images."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Six scenes of random pictures, 8 x 8."""
+    """Six scenes of random images, 8 x 8."""
     draw, folder = np.random.default_rng(0), tmp_path / "scenes" / "train"
     folder.mkdir(parents=True)
     for number in range(6):
@@ -50,7 +50,7 @@ def test_each_scene_gives_a_graded_source_under_two_lights(tool: ModuleType, wor
         assert np.array_equal(np.asarray(Image.open(written[scene])), graded.composite(scene, i, j))
 
 
-def test_pictures_do_not_depend_on_how_many_are_written(tool: ModuleType, work: Path) -> None:
+def test_images_do_not_depend_on_how_many_are_written(tool: ModuleType, work: Path) -> None:
     few, many = (tool.write_sources(work, count, work / str(count)) for count in (2, 6))
     assert [path.read_bytes() for path in few] == [path.read_bytes() for path in many[:2]]
 

@@ -19,15 +19,15 @@ from standins import Lbm
 
 @pytest.fixture
 def config(lbm: Lbm, tmp_path: Path) -> CalibrateConfig:
-    """Five pictures, of which two are used."""
-    (tmp_path / "pictures").mkdir()
+    """Five images, of which two are used."""
+    (tmp_path / "images").mkdir()
     draw = np.random.default_rng(0)
     for index in range(5):
-        picture = Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-        picture.save(tmp_path / "pictures" / f"{index}.png")
+        image = Image.fromarray(draw.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        image.save(tmp_path / "images" / f"{index}.png")
     return CalibrateConfig(
         tuned_model_path=lbm.tuned,
-        images=str(tmp_path / "pictures"),
+        images=str(tmp_path / "images"),
         save_to=tmp_path / "s.safetensors",
         count=2,
         size=64,
@@ -60,7 +60,7 @@ def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch
         run(replace(config, save_to=Path("s.pt")))
     with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
         run(replace(config, save_to=lbm.tuned))
-    with pytest.raises(ConfigError, match=r"count 6: .*pictures names 5 images\. Give 1 to 5\.$"):
+    with pytest.raises(ConfigError, match=r"count 6: .*images names 5 images\. Give 1 to 5\.$"):
         run(replace(config, count=6))
     with pytest.raises(ConfigError, match="the sums need fp64, which mps has not"):
         run(replace(config, device="mps"))

@@ -39,9 +39,9 @@ def lbm(tmp_path_factory: pytest.TempPathFactory) -> Lbm:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smooth picture and noise."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth image and noise."""
+    folder = tmp_path_factory.mktemp("images")
     slope = np.linspace(0, 255, 64)
     values = [
         np.stack([slope[:, None] + 0 * slope, 0 * slope[:, None] + slope, np.full((64, 64), 90.0)], axis=-1),
@@ -53,11 +53,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def statistics(lbm: Lbm, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def statistics(lbm: Lbm, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("statistics") / "s.safetensors"
     calibrate.run(
         calibrate.CalibrateConfig(
-            tuned_model_path=lbm.tuned, images=str(pictures), save_to=path, size=64, probes=1, torch_dtype="float"
+            tuned_model_path=lbm.tuned, images=str(images), save_to=path, size=64, probes=1, torch_dtype="float"
         )
     )
     return path
@@ -149,13 +149,13 @@ def test_the_file_says_its_method(config: ExtractConfig, tmp_path: Path) -> None
     assert {"predicted_weights_error", "predicted_output_error"} <= errors.keys()
 
 
-def test_a_psnr_is_reached_by_every_picture(config: ExtractConfig, pictures: Path, tmp_path: Path) -> None:
+def test_a_psnr_is_reached_by_every_image(config: ExtractConfig, images: Path, tmp_path: Path) -> None:
     nothing = run(
-        dataclasses.replace(config, save_to=tmp_path / "n.safetensors", max_size=("250kB",), images=str(pictures))
+        dataclasses.replace(config, save_to=tmp_path / "n.safetensors", max_size=("250kB",), images=str(images))
     )
     assert nothing.images is not None
     target = nothing.images.worst_psnr + 6
-    result = run(dataclasses.replace(config, min_psnr=target, images=str(pictures)))
+    result = run(dataclasses.replace(config, min_psnr=target, images=str(images)))
     found = result.images
     assert found is not None
     assert found.predicted_psnr is not None
@@ -168,7 +168,7 @@ def test_a_psnr_is_reached_by_every_picture(config: ExtractConfig, pictures: Pat
             base_model_path=config.base_model_path,
             tuned_model_path=config.tuned_model_path,
             lora_path=result.adapter,
-            images=str(pictures),
+            images=str(images),
             num_inference_steps=(1,),
             device="cpu",
         )
@@ -185,8 +185,8 @@ def test_a_psnr_is_reached_by_every_picture(config: ExtractConfig, pictures: Pat
     assert errors["measured_worst_psnr"] == pytest.approx(found.worst_psnr, rel=1e-4)
 
 
-def test_calibration_images_are_measured_and_compared(config: ExtractConfig, pictures: Path) -> None:
-    alone = dataclasses.replace(config, calibration=None, calibration_images=str(pictures), min_psnr=20.0)
+def test_calibration_images_are_measured_and_compared(config: ExtractConfig, images: Path) -> None:
+    alone = dataclasses.replace(config, calibration=None, calibration_images=str(images), min_psnr=20.0)
     result = run(alone)
     assert result.images is not None
     assert result.images.count == 2
@@ -204,10 +204,10 @@ def test_an_error_of_the_output_is_reached(config: ExtractConfig) -> None:
     assert 0.01 < result.predicted.measured <= 0.02
 
 
-def test_what_cannot_be_reached_is_said_and_nothing_is_written(config: ExtractConfig, pictures: Path) -> None:
+def test_what_cannot_be_reached_is_said_and_nothing_is_written(config: ExtractConfig, images: Path) -> None:
     text = r"^min_psnr 190: the best file, with every change whole, gives \d+\.\d\d dB in this precision\. Ask for less"
     with pytest.raises(InputError, match=text):
-        run(dataclasses.replace(config, min_psnr=190.0, images=str(pictures)))
+        run(dataclasses.replace(config, min_psnr=190.0, images=str(images)))
     text = r"^max_output_error 1e-08: the best file, with every change whole, leaves \d.* in this precision\."
     with pytest.raises(InputError, match=text):
         run(dataclasses.replace(config, max_output_error=1e-8))
@@ -239,7 +239,7 @@ def test_what_does_not_go_together(
         run(dataclasses.replace(config, **changes))
 
 
-def test_bad_pictures_are_found_first(config: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_images_are_found_first(config: ExtractConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbm_lora.workflows.extract.open_checkpoint", lambda _: pytest.fail("a file was opened"))
     with pytest.raises(ImageError, match="nowhere does not exist"):
         run(dataclasses.replace(config, min_psnr=40.0, images="nowhere"))

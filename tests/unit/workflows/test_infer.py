@@ -61,7 +61,7 @@ def exact_adapter(base: Path) -> Adapter:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with two small pictures of different shapes."""
+    """A folder with two small images of different shapes."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, size in (("a.png", (50, 40)), ("b.jpg", (36, 64))):
@@ -88,7 +88,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path: Path) -> None:
-    pictures = {}
+    images = {}
     for name, changes in {
         "base": {},
         "fused": {"lora_path": (files.lora,)},
@@ -99,11 +99,11 @@ def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path:
     }.items():
         result = run(infer(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes))
         assert result.outputs[0].output == tmp_path / f"{name}.png"
-        pictures[name] = pixels(tmp_path / f"{name}.png")
+        images[name] = pixels(tmp_path / f"{name}.png")
     for name in ("fused", "live", "halves"):
-        assert np.abs(pictures[name] - pictures["tuned"]).max() <= 1
-    assert np.array_equal(pictures["zero"], pictures["base"])
-    assert np.abs(pictures["base"] - pictures["tuned"]).mean() > 3
+        assert np.abs(images[name] - images["tuned"]).max() <= 1
+    assert np.array_equal(images["zero"], images["base"])
+    assert np.abs(images["base"] - images["tuned"]).mean() > 3
 
 
 def test_the_result_says_what_was_done(files: Files, photos: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_result_says_what_was_done(files: Files, photos: Path, tmp_path: Pat
     assert pixels(tmp_path / "out" / "b.jpg").shape == (64, 36, 3)
 
 
-def test_a_picture_alone_is_the_picture_in_company(files: Files, photos: Path, tmp_path: Path) -> None:
+def test_a_picture_alone_is_the_image_in_company(files: Files, photos: Path, tmp_path: Path) -> None:
     run(infer(files, f"{photos}/*", tmp_path / "all", num_inference_steps=2))
     run(infer(files, photos / "a.png", tmp_path / "one.png", num_inference_steps=2))
     assert np.array_equal(pixels(tmp_path / "all" / "a.png"), pixels(tmp_path / "one.png"))
@@ -194,16 +194,16 @@ def test_half_precision(files: Files, photos: Path, tmp_path: Path, torch_dtype:
 
 
 def test_options_reach_the_networks(files: Files, photos: Path, tmp_path: Path) -> None:
-    def picture(name: str, **changes: Any) -> np.ndarray:
+    def image(name: str, **changes: Any) -> np.ndarray:
         run(infer(files, photos / "a.png", tmp_path / f"{name}.png", **changes))
         return pixels(tmp_path / f"{name}.png")
 
-    plain = picture("plain")
-    assert np.array_equal(plain, picture("again", seed=7))
-    assert not np.array_equal(plain, picture("larger", size=96))
-    sampled = picture("sampled", sample_posterior=True)
+    plain = image("plain")
+    assert np.array_equal(plain, image("again", seed=7))
+    assert not np.array_equal(plain, image("larger", size=96))
+    sampled = image("sampled", sample_posterior=True)
     assert not np.array_equal(plain, sampled)
-    assert not np.array_equal(sampled, picture("other", sample_posterior=True, seed=7))
+    assert not np.array_equal(sampled, image("other", sample_posterior=True, seed=7))
 
 
 @pytest.mark.parametrize(("word", "tiled"), [("auto", None), ("on", True), ("off", False)])

@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture
 def shards(tmp_path: Path, png: Png, write_shard: Callable[..., Path]) -> str:
-    """Two shards of two pictures each, with masks."""
+    """Two shards of two images each, with masks."""
     mask = io.BytesIO()
     Image.linear_gradient("L").resize((48, 64)).save(mask, "PNG")
     for number in range(2):
@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [{}, {"num_inference_steps": 2, "seed": 7, "mode": "live", "sample_posterior": True}, {"mask_key": "mask.png"}],
     ids=["plain", "settings", "mask"],
 )
-def test_a_picture_is_the_one_of_source_image(
+def test_a_image_is_the_one_of_source_image(
     infer: Callable[..., InferShardsConfig], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     result = run(infer(**changes))

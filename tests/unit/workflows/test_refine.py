@@ -24,8 +24,8 @@ def lbm(tmp_path_factory: pytest.TempPathFactory) -> Lbm:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for index in range(4):
         values = np.random.default_rng(index).uniform(0, 255, (8, 8, 3)).astype(np.uint8)
         Image.fromarray(values).resize((64, 64)).save(folder / f"{index}.png")
@@ -40,12 +40,12 @@ def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(lbm: Lbm, lora: Path, pictures: Path, tmp_path: Path) -> RefineConfig:
+def config(lbm: Lbm, lora: Path, images: Path, tmp_path: Path) -> RefineConfig:
     return RefineConfig(
         base_model_path=lbm.base,
         tuned_model_path=lbm.tuned,
         lora_path=lora,
-        images=str(pictures),
+        images=str(images),
         save_to=tmp_path / "refined.safetensors",
         steps=8,
         batch_size=2,
@@ -123,13 +123,13 @@ def test_refused(config: RefineConfig, changes: dict[str, object], error: type[E
         run(dataclasses.replace(config, **changes))
 
 
-def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, pictures: Path) -> None:
+def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, images: Path) -> None:
     with pytest.raises(OutputError, match="is an input"):
         run(dataclasses.replace(config, save_to=lora))
     with pytest.raises(ConfigError, match="is one image"):
-        run(dataclasses.replace(config, images=str(pictures / "0.png")))
+        run(dataclasses.replace(config, images=str(images / "0.png")))
     with pytest.raises(ConfigError, match=r"0\.png is in images and in held_images"):
-        run(dataclasses.replace(config, held_images=str(pictures / "0.png")))
+        run(dataclasses.replace(config, held_images=str(images / "0.png")))
     with pytest.raises(WrongBaseError, match="extracted from another tuned model"):
         run(dataclasses.replace(config, tuned_model_path=config.base_model_path))
     with pytest.raises(WrongBaseError, match="made from another base"):

@@ -123,15 +123,15 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
-    """Path of a picture of noise."""
+def image(tmp_path: Path) -> str:
+    """Path of an image of noise."""
     values = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
     return str(tmp_path / "a.png")
 
 
-def test_images_are_compared_on_equal_latents(config: ValidateConfig, picture: str) -> None:
-    result = run(dataclasses.replace(config, images=picture, size=64, fail_below_psnr=0.0))
+def test_images_are_compared_on_equal_latents(config: ValidateConfig, image: str) -> None:
+    result = run(dataclasses.replace(config, images=image, size=64, fail_below_psnr=0.0))
     assert result.report.outputs is not None
     assert result.report.outputs.steps == (1, 2, 4)
     scores = {(entry.variant, entry.steps): float(entry.worst_psnr) for entry in result.report.outputs.summary}
@@ -141,8 +141,8 @@ def test_images_are_compared_on_equal_latents(config: ValidateConfig, picture: s
     assert result.failures == ()
 
 
-def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, picture: str) -> None:
-    asked = dataclasses.replace(config, images=picture, size=64, num_inference_steps=(1, 2), fail_below_psnr=500.0)
+def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, image: str) -> None:
+    asked = dataclasses.replace(config, images=image, size=64, num_inference_steps=(1, 2), fail_below_psnr=500.0)
     result = run(asked)
     assert result.report.outputs is not None
     lora = {e.steps: float(e.worst_psnr) for e in result.report.outputs.summary if e.variant == "base + LoRA"}
@@ -153,7 +153,7 @@ def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, pictur
     ]
 
 
-def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, picture: str, tmp_path: Path) -> None:
+def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, image: str, tmp_path: Path) -> None:
     small = extract.run(
         extract.ExtractConfig(
             base_model_path=lbm.base,
@@ -164,7 +164,7 @@ def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, pi
         )
     )
     result = run(
-        dataclasses.replace(config, images=picture, size=64, num_inference_steps=(1,), other_lora_path=(small.adapter,))
+        dataclasses.replace(config, images=image, size=64, num_inference_steps=(1,), other_lora_path=(small.adapter,))
     )
     assert result.report.outputs is not None
     worst = {entry.variant: float(entry.worst_psnr) for entry in result.report.outputs.summary}
@@ -176,16 +176,16 @@ def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, pi
     assert "outputs-bytes" in result.files[2].read_text(encoding="utf-8")
 
 
-def test_another_lora_must_fit_the_base_too(config: ValidateConfig, picture: str, tmp_path: Path) -> None:
+def test_another_lora_must_fit_the_base_too(config: ValidateConfig, image: str, tmp_path: Path) -> None:
     base, tuned = (write(tmp_path / name, TINY, seed=1) for name, write in (("b", write_base), ("t", write_tuned)))
     foreign = extract.run(
         extract.ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=tmp_path / "f.safetensors", rank=1)
     )
     with pytest.raises(WrongBaseError, match=r"f\.safetensors was made from another base"):
-        run(dataclasses.replace(config, images=picture, other_lora_path=(foreign.adapter,)))
+        run(dataclasses.replace(config, images=image, other_lora_path=(foreign.adapter,)))
 
 
-def test_pictures_are_looked_for_before_the_checkpoints_are_read(config: ValidateConfig, tmp_path: Path) -> None:
+def test_images_are_looked_for_before_the_checkpoints_are_read(config: ValidateConfig, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(ImageError, match="nowhere does not exist"):
         run(dataclasses.replace(config, images=str(nowhere), base_model_path=tmp_path / "gone.ckpt"))
@@ -195,16 +195,16 @@ def test_pictures_are_looked_for_before_the_checkpoints_are_read(config: Validat
     ("flag", "value"),
     [("fail_below_psnr", 30.0), ("other_lora_path", (Path("l"),)), ("lpips_weights", Path("w")), ("lpips_net", "vgg")],
 )
-def test_what_is_about_pictures_needs_images(config: ValidateConfig, flag: str, value: object) -> None:
+def test_what_is_about_images_needs_images(config: ValidateConfig, flag: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{flag} is about images. Add images, or leave it out.$"):
         run(dataclasses.replace(config, **{flag: value}))
 
 
 @pytest.mark.parametrize("names", [("a/x.safetensors", "b/x.safetensors"), ("tuned.safetensors",)])
-def test_loras_are_told_apart_by_their_names(config: ValidateConfig, picture: str, names: tuple[str, ...]) -> None:
+def test_loras_are_told_apart_by_their_names(config: ValidateConfig, image: str, names: tuple[str, ...]) -> None:
     paths = tuple(map(Path, names))
     with pytest.raises(ConfigError, match="which must differ"):
-        run(dataclasses.replace(config, images=picture, other_lora_path=paths))
+        run(dataclasses.replace(config, images=image, other_lora_path=paths))
 
 
 @pytest.mark.parametrize("words", ["1", "1 2 4"])

@@ -37,7 +37,7 @@ def _scores(scores: "Scores | None") -> str:
         return ""
     losses = ", ".join(f"{loss:.5f} at {timestep:g}" for timestep, loss in scores.losses.items())
     lines = [f"Validation of {plural(scores.samples, 'pair')}: loss {scores.loss:.5f} ({losses})"]
-    for steps, made in scores.pictures.items():
+    for steps, made in scores.images.items():
         lpips = "" if made.lpips is None else f", LPIPS {made.lpips:.4f}"
         lines.append(f"  steps {steps}: PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.4f}{lpips}")
     return "\n".join(lines)

@@ -24,18 +24,19 @@ class ShardRecord:
 
     Attributes:
         source: digest of the shard that it was made from.
-        pictures: images in it.
+        images: images in it.
         skipped: samples that could not be used.
     """
 
     source: str
-    pictures: int
+    images: int
     skipped: tuple[Skipped, ...]
 
 
 def write_record(record: ShardRecord, output: Path) -> None:
     """Write the record of an output shard."""
-    write_text(_path(output), json.dumps(asdict(record), indent=2) + "\n")
+    held = {"source": record.source, "pictures": record.images, "skipped": [asdict(item) for item in record.skipped]}
+    write_text(_path(output), json.dumps(held, indent=2) + "\n")
 
 
 def read_record(output: Path) -> ShardRecord:
@@ -47,7 +48,7 @@ def read_record(output: Path) -> ShardRecord:
     try:
         held = json.loads(_path(output).read_text(encoding="utf-8"))
         skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
-        return ShardRecord(source=held["source"], pictures=held["pictures"], skipped=skipped)
+        return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped)
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{output} is there, and no {_path(output).name} says how it was made. Translate into another folder, or "

@@ -7,8 +7,8 @@ from PIL import Image
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.encoded import decode_fitted_mask, decode_picture
-from lbm_lora.imaging.files import encode_image
+from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
+from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.infer.shards.shard_jobs import ShardJob, ShardKeys
 from lbm_lora.infer.shards.shard_record import ShardRecord, write_record
 from lbm_lora.shards.samples import Found, Skipped
@@ -60,7 +60,7 @@ def translate_shard(
                     tar.write({"__key__": key, f"output.{task.format}": made})
                     images += 1
                     take(None)
-        record = ShardRecord(source=job.digest, pictures=images, skipped=tuple(skipped))
+        record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped))
         write_record(record, job.output)
     return record
 
@@ -80,7 +80,7 @@ def _read(found: Found, keys: ShardKeys) -> tuple[Image.Image, Image.Image | Non
     """Source and mask of a sample."""
     try:
         source_part, mask_part = keys.parts(found)
-        source = decode_picture(source_part.read(), found.key)
+        source = decode_image(source_part.read(), found.key)
         mask = decode_fitted_mask(mask_part.read(), "the mask", source.size) if mask_part else None
     except ImageError as error:
         return Skipped(found.key, str(error))

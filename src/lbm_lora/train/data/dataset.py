@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.buckets import FULL_SIZE
-from lbm_lora.imaging.encoded import Size, decode_mask, decode_picture
+from lbm_lora.imaging.encoded import Size, decode_image, decode_mask
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.train.data.index import PairIndex, check_corrupt
@@ -153,7 +153,7 @@ class PairDataset(Dataset[Sample]):
 
     def _image(self, data: bytes, pair: Pair, draw: Draw, role: str) -> ImageTensor:
         try:
-            return to_tensor([self._fitted(decode_picture(data, pair.key), pair, draw)])[0]
+            return to_tensor([self._fitted(decode_image(data, pair.key), pair, draw)])[0]
         except ImageError as error:
             raise ImageError(f"{role}: {error}") from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError
-from lbm_lora.imaging.files import readable_extensions
+from lbm_lora.imaging.image_file import readable_extensions
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Found, Part, said_of
 from lbm_lora.train.data.dataset import PairDataset

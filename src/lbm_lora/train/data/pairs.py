@@ -6,7 +6,7 @@ Only the header of every image is read, which gives its size.
 from dataclasses import dataclass
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.encoded import Size, picture_size
+from lbm_lora.imaging.encoded import Size, encoded_size
 from lbm_lora.shards.samples import Found, Part, Skipped
 
 _HEAD = 1 << 16  # bytes; enough for the header of almost every image
@@ -81,7 +81,7 @@ def _header_size(part: Part, role: str) -> Size:
     """
     for limit in (_HEAD, part.nbytes):  # profiles and previews may come first, and some formats end with their size
         try:
-            return picture_size(part.read(limit))
+            return encoded_size(part.read(limit))
         except ImageError as error:
             if limit >= part.nbytes:
                 raise ImageError(f"{role}: {error}") from None

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, distributed
 
-from lbm_lora.imaging.files import write_image
 from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.image_file import write_image
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model import bridge
@@ -53,19 +53,19 @@ class Scores:
     samples: pairs that were measured.
     losses: timestep -> loss.
     loss: their mean, weighted by the probabilities that training draws them with.
-    pictures: steps -> scores of the images after that many denoiser calls.
+    images: steps -> scores of the images after that many denoiser calls.
     """
 
     samples: int
     losses: dict[float, float]
     loss: float
-    pictures: dict[int, ImageScores]
+    images: dict[int, ImageScores]
 
     def metrics(self) -> dict[str, float]:
         """The numbers by the names that loggers show."""
         found = {"validation/loss": self.loss}
         found |= {f"validation/loss_at_{timestep:g}": loss for timestep, loss in self.losses.items()}
-        for steps, scores in self.pictures.items():
+        for steps, scores in self.images.items():
             values = {"psnr": scores.psnr, "ssim": scores.ssim, "lpips": scores.lpips}
             found |= {f"validation/{name}_{steps}": value for name, value in values.items() if value is not None}
         return found
@@ -74,11 +74,11 @@ class Scores:
         """A metric in which larger is better; of images those after the first number of steps."""
         if metric == "loss":
             return -self.loss
-        value = getattr(next(iter(self.pictures.values())), metric)
+        value = getattr(next(iter(self.images.values())), metric)
         return -value if metric == "lpips" else value
 
     def __str__(self) -> str:
-        first, scores = next(iter(self.pictures.items()))
+        first, scores = next(iter(self.images.items()))
         lpips = "" if scores.lpips is None else f", LPIPS {scores.lpips:.4f}"
         return f"loss {self.loss:.5f}, after {first} step: PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}{lpips}"
 
@@ -160,7 +160,7 @@ def summary(step: BridgeStep, measured: Sequence[Measured]) -> Scores:
         samples=len(measured),
         losses=losses,
         loss=sum(loss * share for loss, share in zip(losses.values(), prob, strict=True)),
-        pictures={steps: _mean([one.images[steps] for one in measured]) for steps in measured[0].images},
+        images={steps: _mean([one.images[steps] for one in measured]) for steps in measured[0].images},
     )
 
 

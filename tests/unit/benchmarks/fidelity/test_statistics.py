@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.fidelity.statistics import REDUCED, inputs_alone, one_number
-from lbm_lora.calibrate import Layer, Origin, Statistics
+from lbm_lora.calibrate import CalledLayer, Origin, Statistics
 from lbm_lora.factorize import Moment
 from lbm_lora.naming import ModuleName
 
@@ -34,7 +34,7 @@ def statistics() -> Statistics:
         dtype="float32",
     )
     return Statistics(
-        layers={A: Layer(shape=(4, 6), inputs=A), B: Layer(shape=(5, 6), inputs=A)},
+        layers={A: CalledLayer(shape=(4, 6), inputs=A), B: CalledLayer(shape=(5, 6), inputs=A)},
         inputs={A: moment(6, 0)},
         outputs={A: moment(4, 1), B: moment(5, 2)},
         gradients={A: 3.0, B: 0.1},
@@ -64,7 +64,7 @@ def test_inputs_alone_count_every_output_the_same(statistics: Statistics) -> Non
 
 def test_an_input_that_repeats_counts_as_often(statistics: Statistics) -> None:
     """The columns of a conv's matrix are its input channels, once for each place of the kernel."""
-    conv = replace(statistics, layers={A: Layer(shape=(4, 6, 3, 3), inputs=A)}, outputs={A: moment(4, 1)})
+    conv = replace(statistics, layers={A: CalledLayer(shape=(4, 6, 3, 3), inputs=A)}, outputs={A: moment(4, 1)})
     assert inputs_alone(conv)[A].scale == pytest.approx(1.0)
 
 

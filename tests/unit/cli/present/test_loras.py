@@ -8,7 +8,7 @@ import pytest
 
 from lbm_lora.cli.present import present
 from lbm_lora.errors import QualityError
-from lbm_lora.extract import ImageScores, Prediction
+from lbm_lora.extract import Prediction, TrialImages
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.report import Report, WeightReport, full_text
 from lbm_lora.workflows.calibrate import CalibrateResult
@@ -51,7 +51,7 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str, file: Fil
             Prediction(nbytes=61_728, error=0.05, of="output", foreseen=0.06),
             Prediction(nbytes=1_246_912, error=0.003, of="output", foreseen=0.004),
         ),
-        images=ImageScores(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0),
+        images=TrialImages(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0),
         further=(further,),
     )
     assert present("extract", result) == (

@@ -44,7 +44,7 @@ def test_a_training(trained: TrainResult) -> None:
 
 def test_a_training_with_a_validation(trained: TrainResult, file: File) -> None:
     images = {1: ImageScores(psnr=21.5, ssim=0.75, lpips=0.125), 2: ImageScores(psnr=22.0, ssim=0.8, lpips=None)}
-    scores = Scores(samples=12, losses={250.0: 0.5, 1000.0: 0.25}, loss=0.375, pictures=images)
+    scores = Scores(samples=12, losses={250.0: 0.5, 1000.0: 0.25}, loss=0.375, images=images)
     result = replace(trained, scores=scores, best=file("run/best.safetensors", 3_000), best_step=15)
     assert present("train", result) == (
         "Trained 20 of 20 steps, 1,234 parameters, last loss 0.25000, 3 s.\n\n"

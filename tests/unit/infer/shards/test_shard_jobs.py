@@ -55,7 +55,7 @@ def test_too_much_is_refused(tmp_path: Path, write_shard: Callable[..., Path]) -
 def test_an_output_that_is_there_is_known_by_its_record(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
     shard = write_shard("in/a.tar", SAMPLES)
     (job,) = plan(tmp_path / "out", shard)
-    record = ShardRecord(source=job.digest, pictures=2, skipped=())
+    record = ShardRecord(source=job.digest, images=2, skipped=())
     write_record(record, job.output)
     assert plan(tmp_path / "out", shard)[0].record is None
     job.output.write_bytes(b"")

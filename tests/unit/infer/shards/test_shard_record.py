@@ -16,7 +16,7 @@ from lbm_lora.shards.samples import Skipped
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
-    record = ShardRecord(source="abc", pictures=3, skipped=(Skipped("a.tar/001", "no source.jpg"),))
+    record = ShardRecord(source="abc", images=3, skipped=(Skipped("a.tar/001", "no source.jpg"),))
     write_record(record, tmp_path / "a.tar")
     assert read_record(tmp_path / "a.tar") == record
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.json"]

@@ -60,7 +60,7 @@ def test_every_sample_gives_a_member_of_its_key(tmp_path: Path, png: Png, write_
     made = members(tmp_path / "out/a.tar")
     assert list(made) == ["000.output.png", "sub/a-1.output.png"]
     assert np.array_equal(pixels(made["000.output.png"]), 255 - pixels(png(0)))
-    assert record == ShardRecord(source=job.digest, pictures=2, skipped=()) == read_record(tmp_path / "out/a.tar")
+    assert record == ShardRecord(source=job.digest, images=2, skipped=()) == read_record(tmp_path / "out/a.tar")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("jpg", "JPEG"), ("webp", "WEBP")])
@@ -100,7 +100,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path, png: Png, wri
         "no source.jpg, only mask.png, target.png",
         "no mask.png, only source.png",
         "cannot be decoded",
-        "the mask is 64x32, but its picture 64x64",
+        "the mask is 64x32, but its image 64x64",
     ]
     assert taken == [None, *record.skipped]
 

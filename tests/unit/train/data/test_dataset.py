@@ -11,7 +11,7 @@ from PIL import Image
 
 from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import DataError
-from lbm_lora.imaging.files import read_image
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.train.data.dataset import PairDataset

@@ -61,7 +61,7 @@ def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found]
         find("good", **good),
         find("alone", source_png=png(0), json=b"{}"),
         find("two", source_png=png(0), target_png=png(1), target_webp=png(1)),
-        find("text", **good | {"target_png": b"a text, not a picture"}),
+        find("text", **good | {"target_png": b"a text, not an image"}),
         find("shape", **good | {"target_png": png(1, (64, 48))}),
         find("nomask", source_png=png(0), target_png=png(1)),
         find("badmask", **good | {"mask_png": png(2, (48, 64))}),
@@ -73,11 +73,11 @@ def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found]
     assert index.skipped == (
         Skipped("alone", "no target.jpg, only json, source.png"),
         Skipped("two", "target.png and target.webp: which one is target.jpg?"),
-        Skipped("text", "target: no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
+        Skipped("text", "target: no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
         Skipped("shape", "source 64x64, target 64x48: the shapes differ"),
         Skipped("nomask", "no mask.png, only source.png, target.png"),
         Skipped("badmask", "source 64x64, mask 48x64: the shapes differ"),
-        Skipped("empty", "source: no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
+        Skipped("empty", "source: no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
         Skipped("shard.tar", "the shard ends"),
     )
 
@@ -88,7 +88,7 @@ def test_optional_masks(find: Callable[..., Found], png: Callable[..., bytes]) -
     index = make_index([find("a", **pair), find("b", **pair, mask_png=png(2)), find("c", **pair, mask_png=b"x")], keys)
     assert index.keys == ("a", "b")
     assert [index.read(0).mask, index.read(1).mask] == [None, png(2)]
-    assert index.skipped[0].reason.startswith("mask: no picture")
+    assert index.skipped[0].reason.startswith("mask: no image")
 
 
 def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callable[..., bytes]) -> None:

@@ -85,7 +85,7 @@ def test_masked_pairs_are_scored_within_their_mask(config: Config, step: BridgeS
 
 def scores(loss: float, psnr: float, lpips: float | None = None) -> Scores:
     made = ImageScores(psnr=psnr, ssim=0.5, lpips=lpips)
-    return Scores(samples=1, losses={1000.0: loss}, loss=loss, pictures={1: made, 4: made})
+    return Scores(samples=1, losses={1000.0: loss}, loss=loss, images={1: made, 4: made})
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ _WRITERS: dict[str, dict[str, Any]] = {
     "PPM": {},
     "GIF": {},
 }
-"""The formats that hold an RGB picture, and how they are written."""
+"""The formats that hold an RGB image, and how they are written."""
 
 
 def readable_extensions() -> frozenset[str]:
@@ -59,36 +59,36 @@ def writable_extensions() -> frozenset[str]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The picture of a file as upright 8-bit sRGB, mode `RGB`.
+    """The image of a file as upright 8-bit sRGB, mode `RGB`.
 
     Transparent parts become white, an animation its first frame, 16-bit values their nearest 8-bit ones; the
     first two are logged as warnings.
 
     Raises:
-        ImageError: there is no such file, it is damaged or no picture, or its pixels have no fixed range.
+        ImageError: there is no such file, it is damaged or no image, or its pixels have no fixed range.
     """
     return as_srgb(*open_upright(path), path)
 
 
-def as_srgb(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """A decoded picture as 8-bit sRGB, mode `RGB`; see `read_image`.
+def as_srgb(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
+    """A decoded image as 8-bit sRGB, mode `RGB`; see `read_image`.
 
     Args:
-        picture: upright, in its own mode.
+        image: upright, in its own mode.
         kind: the file's format.
         path: for errors and warnings.
 
     Raises:
         ImageError: its pixels have no fixed range.
     """
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return Image.fromarray(grey_of_wide(picture, kind, path)).convert("RGB")
-    profile = picture.info.get("icc_profile")
-    if picture.has_transparency_data:
-        picture = _flattened(picture, path)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(grey_of_wide(image, kind, path)).convert("RGB")
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        image = _flattened(image, path)
     if profile:
-        picture = _in_srgb(picture, profile, path)
-    return picture.convert("RGB")
+        image = _in_srgb(image, profile, path)
+    return image.convert("RGB")
 
 
 def open_upright(path: Path) -> tuple[Image.Image, str | None]:
@@ -107,20 +107,20 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path} is no picture in a format that can be read (PNG, JPEG, WebP, TIFF ...).") from None
+        raise ImageError(f"{path} is no image in a format that can be read (PNG, JPEG, WebP, TIFF ...).") from None
     except BROKEN as error:
         raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
 
 
-def grey_of_wide(picture: Image.Image, kind: str | None, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The 8-bit values (height, width) of a picture with 16 bits a pixel.
+def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The 8-bit values (height, width) of an image with 16 bits a pixel.
 
     Raises:
         ImageError: floating point or 32-bit pixels, which have no fixed white.
     """
-    values = np.asarray(picture)
+    values = np.asarray(image)
     # Pillow decodes 16-bit PNG and PGM files into 32-bit integers in some versions; their white stays 65535.
-    if picture.mode == "F" or (picture.mode == "I" and kind not in ("PNG", "PPM")):
+    if image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM")):
         raise ImageError(
             f"{path} has {values.dtype.name} pixels, whose white is not defined. Save it with 8 or 16 bits a channel."
         )
@@ -128,7 +128,7 @@ def grey_of_wide(picture: Image.Image, kind: str | None, path: Path) -> np.ndarr
 
 
 def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) -> None:
-    """Write a picture in the format of the path's extension; the file is whole or not there.
+    """Write an image in the format of the path's extension; the file is whole or not there.
 
     JPEG, WebP and AVIF are written at high quality, JPEG without colour subsampling.
 
@@ -194,29 +194,29 @@ def encode_image(image: Image.Image, extension: str) -> bytes:
 def _writer_of(path: Path) -> str:
     extension = path.suffix.lower()
     if extension not in writable_extensions():
-        raise OutputError(f"{path}: '{extension}' is no picture format that can be written. Use .png, .jpg or .webp.")
+        raise OutputError(f"{path}: '{extension}' is no image format that can be written. Use .png, .jpg or .webp.")
     return Image.registered_extensions()[extension]
 
 
-def _flattened(picture: Image.Image, path: Path) -> Image.Image:
-    """The picture on white, with a warning where it is not opaque."""
-    layered = picture.convert("RGBA")
+def _flattened(image: Image.Image, path: Path) -> Image.Image:
+    """The image on white, with a warning where it is not opaque."""
+    layered = image.convert("RGBA")
     if layered.getchannel("A").getextrema() == (255, 255):
         return layered.convert("RGB")
     warn(f"{path} is partly transparent: it is put on white.")
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
 
-def _in_srgb(picture: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    """The picture converted from its colour profile to sRGB; unchanged where the profile cannot be used."""
-    direct = picture if picture.mode in ("RGB", "L", "CMYK") else picture.convert("RGB")
+def _in_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
+    """The image converted from its colour profile to sRGB; unchanged where the profile cannot be used."""
+    direct = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in ImageCms.getProfileDescription(source):
-            return picture
+            return image
         target = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(direct, source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
         warn(f"{path}: its colour profile cannot be used ({error}); the colours are taken as sRGB.")
-        return picture
-    return converted or picture
+        return image
+    return converted or image

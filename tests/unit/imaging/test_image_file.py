@@ -1,4 +1,4 @@
-"""Reading any picture as upright 8-bit RGB, and writing whole files that are never an input."""
+"""Reading any image as upright 8-bit RGB, and writing whole files that are never an input."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.files import encode_image, read_image, readable_extensions, writable_extensions, write_image
+from lbm_lora.imaging.image_file import encode_image, read_image, readable_extensions, writable_extensions, write_image
 from lbm_lora.progress import LbmLoraWarning
 
 
@@ -67,10 +67,10 @@ def test_transparent_parts_become_white_and_it_is_said(tmp_path: Path, photo: Im
 
 
 def test_a_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
-    picture = Image.new("P", (8, 8), 1)
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putpixel((0, 0), 0)
-    picture.save(tmp_path / "a.png", transparency=0)
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "a.png", transparency=0)
     with pytest.warns(LbmLoraWarning, match="partly transparent"):
         read = read_image(tmp_path / "a.png")
     assert (read.getpixel((0, 0)), read.getpixel((4, 4))) == ((255, 255, 255), (200, 100, 50))
@@ -106,11 +106,11 @@ def test_other_modes_become_rgb(tmp_path: Path, photo: Image.Image, mode: str) -
 def test_a_colour_profile_is_applied(tmp_path: Path) -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = Image.new("RGB", (12, 12), (200, 60, 90))
-    picture.save(tmp_path / "srgb.png", icc_profile=srgb)
+    image = Image.new("RGB", (12, 12), (200, 60, 90))
+    image.save(tmp_path / "srgb.png", icc_profile=srgb)
     assert read_image(tmp_path / "srgb.png").getpixel((0, 0)) == (200, 60, 90)
     transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
-    in_lab = ImageCms.applyTransform(picture, transform)
+    in_lab = ImageCms.applyTransform(image, transform)
     assert in_lab is not None
     in_lab.save(tmp_path / "lab.tif", icc_profile=lab)
     with pytest.warns(LbmLoraWarning, match="the colours are taken as sRGB"):
@@ -133,8 +133,8 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, photo: Image.Image) -> 
 def test_bad_files_are_named(tmp_path: Path, photo: Image.Image) -> None:
     with pytest.raises(ImageError, match=r"none\.png does not exist\.$"):
         read_image(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ImageError, match=r"text\.png is no picture in a format that can be read"):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ImageError, match=r"text\.png is no image in a format that can be read"):
         read_image(tmp_path / "text.png")
     Image.effect_noise((64, 64), 80).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
@@ -169,8 +169,8 @@ def test_folders_of_an_output_are_made(tmp_path: Path, photo: Image.Image) -> No
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.pdf", "a.pgm", "a.safetensors"])
-def test_formats_that_hold_no_rgb_picture_are_refused(tmp_path: Path, photo: Image.Image, name: str) -> None:
-    with pytest.raises(OutputError, match=r"is no picture format that can be written\. Use \.png, \.jpg or"):
+def test_formats_that_hold_no_rgb_image_are_refused(tmp_path: Path, photo: Image.Image, name: str) -> None:
+    with pytest.raises(OutputError, match=r"is no image format that can be written\. Use \.png, \.jpg or"):
         write_image(photo, tmp_path / name)
 
 
