@@ -41,7 +41,7 @@ Times = np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure the time of a training step."""
+    """Measure the time of a training step (run). `relight` has a --help of its own; `page` writes the page."""
 
     steps: int = 20  # steps of a round
     rounds: int = 5  # rounds; each measures every way once
