@@ -191,7 +191,7 @@ def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Pat
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tmp_path: Path, strategy: str) -> None:
     pairs = {"validation_folder": str(bundled.PAIRS), "validation_samples": 3, "num_steps": [1]}
-    path = file(train_norms=True, ema_decay=0.5, max_steps=3, save_interval=1, **pairs)
+    path = file(train_norms=True, ema_decay=0.5, accumulate=2, max_steps=3, save_interval=1, **pairs)
     words = [*LBM_LORA, "train", "--path_config", str(path)]
     run([*words, "--batch_size", "4", "--save_ckpt_path", str(tmp_path / "one")])
     two = [*words, "--devices", "2", "--strategy", strategy, "--save_ckpt_path", str(tmp_path / "two")]

@@ -1,7 +1,7 @@
 """Shards as local, uncompressed files: the indexed reading needs to seek in them.
 
 What comes from a URL, or is compressed, is copied into the cache folder once and found there by later runs. A file
-there is whole or not there; processes that want the same one wait for the first of them.
+there is complete or not there; processes that want the same one wait for the first of them.
 """
 
 import bz2
@@ -69,7 +69,9 @@ def _check(shards: Sequence[str], paths: Sequence[Path | None], cache_dir: Path 
         if path is None and shard.startswith("pipe:") and not allow_pipe:
             raise ConfigError(f"the shard '{shard}' runs a shell command. Allow it with allow_pipe: true.")
         if path is None and cache_dir is None:
-            raise ConfigError(f"the shard {shard} is no local file. Set cache_dir, the folder that it is copied into.")
+            raise ConfigError(
+                f"the shard {shard} is not a local file. Set cache_dir, the folder that it is copied into."
+            )
 
 
 def _fetched(url: str, cache_dir: Path | None) -> Path:

@@ -55,7 +55,7 @@ def read_shard(path: Path, name: str) -> Iterator[Found]:
         name: of the shard, in front of its samples' keys.
 
     Raises:
-        DataError: it is no tar file.
+        DataError: it is not a tar file.
     """
     members, end = _members(path)
     with path.open("rb") as file:
@@ -92,7 +92,7 @@ def _members(path: Path) -> tuple[list[_Member], int]:
             except tarfile.TarError:
                 pass  # said by the caller, who finds no end behind the last member
     except tarfile.TarError as error:
-        raise DataError(f"{path} is no tar file: {error}. Shards are tar files, compressed or not.") from None
+        raise DataError(f"{path} is not a tar file: {error}. Shards are tar files, compressed or not.") from None
     return members, end
 
 

@@ -75,17 +75,17 @@ def load_state(path: Path) -> TrainState:
     """Read a state.
 
     Raises:
-        ConfigError: the file cannot be read, or is no state of this format.
+        ConfigError: the file cannot be read, or is not a state of this format.
     """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged pickle may raise nearly anything (documentation of pickle)
-        raise ConfigError(f"{path} is no state of a training run ({type(error).__name__}). Remove it.") from None
+        raise ConfigError(f"{path} is not the state of a training run ({type(error).__name__}). Remove it.") from None
     entries = cast(dict[str, Any], held) if isinstance(held, dict) else {}
     if entries.get("format") != FORMAT:
-        raise ConfigError(f"{path} is no state of this version's format. Start anew in another save_ckpt_path.")
+        raise ConfigError(f"{path} is not a state of this version's format. Start anew in another save_ckpt_path.")
     return TrainState(**entries)
 
 

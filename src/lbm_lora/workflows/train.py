@@ -61,7 +61,7 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         ConfigError: the training file, or an override; before anything else is read.
         MissingExtraError: a package of the train extra is not installed.
         InputError: of the kind that fits; see `lbm_lora.errors`.
-        QualityError: the loss is no number any more.
+        QualityError: the loss is not finite any more.
     """
     settings = read_train_config(config.path_config, config.overrides)
     need_packages("training", _PACKAGES, "train")

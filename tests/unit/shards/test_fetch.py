@@ -124,7 +124,7 @@ def test_a_scheme_that_nobody_knows(tmp_path: Path) -> None:
 
 
 def test_a_copy_needs_a_cache(shard: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the shard http://h/t\.tar is no local file\. Set cache_dir"):
+    with pytest.raises(ConfigError, match=r"the shard http://h/t\.tar is not a local file\. Set cache_dir"):
         local("http://h/t.tar")
     packed = shard.with_name("t.tgz")
     packed.write_bytes(gzip.compress(shard.read_bytes()))

@@ -93,7 +93,7 @@ def test_damage_in_the_middle_is_noticed(write_shard: Callable[..., Path]) -> No
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
 def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.tar is no tar file: .*\. Shards are tar files, compressed or not\."):
+    with pytest.raises(DataError, match=r"a\.tar is not a tar file: .*\. Shards are tar files, compressed or not\."):
         list(read_shard(tmp_path / "a.tar", "a"))
 
 

@@ -102,9 +102,9 @@ def test_copies_do_not_follow_the_parameters() -> None:
     ("content", "message"),
     [
         (None, "cannot be read: No such file"),
-        (b"nonsense", r"is no state of a training run \(\w+\)"),
-        ({"format": 99}, "is no state of this version's format"),
-        ([1, 2], "is no state of this version's format"),
+        (b"nonsense", r"is not the state of a training run \(\w+\)"),
+        ({"format": 99}, "is not a state of this version's format"),
+        ([1, 2], "is not a state of this version's format"),
     ],
 )
 def test_files_that_are_no_states(content: Any, message: str, tmp_path: Path) -> None:

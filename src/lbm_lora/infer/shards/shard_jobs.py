@@ -75,7 +75,7 @@ def plan_shards(
 
     Raises:
         ConfigError: an output was made from another shard, or nobody knows from which; a copy needs `cache_dir`.
-        DataError: a shard is not there or is no tar file.
+        DataError: a shard is not there, or is not a tar file.
         OutputError: two outputs of one name, or an output that is an input.
     """
     if folder.is_file():

@@ -49,7 +49,7 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
 
     Raises:
         InputError: of the kind that fits, before the model is built.
-        QualityError: the loss is no number any more.
+        QualityError: the loss is not finite any more.
     """
     _check(config)
     began = time.monotonic()

@@ -149,7 +149,7 @@ def rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:
 
     Args:
         step: from 0.
-        total: steps of the whole run.
+        total: steps of the run from its very start to its end.
     """
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps

@@ -84,7 +84,7 @@ class TrainingLoop:
         Raises:
             ConfigError: the processes do not go on after the same step.
             DataError: too many pairs are corrupt.
-            QualityError: the loss is no number any more.
+            QualityError: the loss is not finite any more.
         """
         run, config, standing = self._run, self._run.config, self.standing
         draws = run.batches.through(config.max_epochs, epoch=standing.epoch, batch=standing.batch)
@@ -152,7 +152,7 @@ class TrainingLoop:
         self._progress.advance()
 
     def _report_if_due(self) -> None:
-        """One line and one row of the log; a loss that is no number any more ends the run."""
+        """One line and one row of the log; a loss that is not finite ends the run."""
         config, standing, total = self._run.config, self.standing, self._run.total
         if standing.step < total and standing.step % config.log_interval:
             return
@@ -166,7 +166,7 @@ class TrainingLoop:
         }
         if not math.isfinite(standing.loss):
             raise QualityError(
-                f"the loss is {standing.loss} at step {standing.step}: training has come apart. Lower learning_rate or "
+                f"the loss is {standing.loss} at step {standing.step}: training has diverged. Lower learning_rate or "
                 "gradient_clip; the last good save is in the folder."
             )
         self._progress.note(

@@ -47,14 +47,14 @@ def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adap
         found: the base's fingerprint.
 
     Raises:
-        AdapterError: the file is no adapter, or does not fit the base.
+        AdapterError: the file is not an adapter, or does not fit the base.
         WrongBaseError: it was made from another base.
     """
     if config.lora_weights_path is None:
         return None
     adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is)
     check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
-    # a LoRA that is trained on another base belongs to neither
+    # no option to go on: a LoRA that is trained on another base than its own belongs to neither
     check_base(adapter, base, allow_other_base=None, found=found)
     return adapter
 

@@ -115,14 +115,16 @@ class OptimizerSettings(Section):
         return self
 
     def _check_kwargs(self) -> None:
-        """Their names, and their values by building the optimizer on one parameter."""
+        """Check their names, and their values by building the optimizer on one parameter."""
         if "lr" in self.optimizer_kwargs:
             raise ValueError("optimizer_kwargs.lr cannot be given: it is learning_rate")
         build = optimizers()[self.optimizer]
         known = [name for name in signature(build).parameters if name not in ("params", "lr")]
         for key in self.optimizer_kwargs:
             if key not in known:
-                raise ValueError(f"optimizer_kwargs.{key} is no argument of {self.optimizer}. {nearest(key, known)}")
+                raise ValueError(
+                    f"optimizer_kwargs.{key} is not an argument of {self.optimizer}. {nearest(key, known)}"
+                )
         try:
             build([torch.nn.Parameter(torch.zeros(1, 1))], lr=self.learning_rate, **self.optimizer_kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -134,4 +136,4 @@ def _check_name(name: str) -> None:
         raise ValueError(f"optimizer {name} cannot train here: {_REFUSED[name]}")
     known = optimizers()
     if name not in known:
-        raise ValueError(f"optimizer '{name}' is no class of torch.optim. {nearest(name, known)}")
+        raise ValueError(f"optimizer '{name}' is not a class of torch.optim. {nearest(name, known)}")

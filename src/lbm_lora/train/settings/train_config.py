@@ -97,7 +97,7 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
         return self
 
     def to_yaml(self) -> str:
-        """The whole configuration with its defaults; reading it gives the same again."""
+        """The configuration with all defaults; reading it gives the same again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def check_files(self) -> None:

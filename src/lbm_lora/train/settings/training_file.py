@@ -63,14 +63,14 @@ def read_values(path: Path) -> dict[str, Any]:
     """The top mapping of a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read, or is no mapping of plain YAML.
+        ConfigError: the file cannot be read, or is not a mapping of plain YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no plain YAML: {error}.") from None
+        raise ConfigError(f"{path} is not plain YAML: {error}.") from None
     values = _load(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
@@ -81,7 +81,7 @@ def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> se
     """Set values from (dotted key, YAML text) pairs in place; the keys that were set.
 
     Raises:
-        ConfigError: a text is no plain YAML, or a dotted key is inside of something else than a mapping.
+        ConfigError: a text is not plain YAML, or a dotted key points into something that is not a mapping.
     """
     changed: set[str] = set()
     for dotted, text in overrides:
@@ -106,7 +106,7 @@ def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Col
         changed: keys whose value comes from the command line.
 
     Raises:
-        ConfigError: an unknown key, a value that cannot be, or values that do not go together.
+        ConfigError: an unknown key, an impossible value, or values that do not go together.
     """
     for key in values:
         if key not in model.model_fields:
@@ -147,7 +147,7 @@ def _load(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is no plain YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{where} is not plain YAML: {' '.join(str(error).split())}.") from None
 
 
 def _unknown(key: str, valid: Collection[str]) -> str:

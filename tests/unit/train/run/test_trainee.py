@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import load_adapter
+from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint, pair
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.train.run.trainee import FullModel, ResultWriter, make_trainee, training_facts, write_tuned
+from lbm_lora.train.run.trainee import FullModel, ResultWriter, make_trainee, read_given, training_facts, write_tuned
 from lbm_lora.train.settings.train_config import TrainConfig
 from lbm_lora.trainable.inject import LiveAdapter
 
@@ -31,6 +32,24 @@ def test_a_new_lora_learns_on_the_modules_that_are_selected(model: LBMModel, con
     assert isinstance(trainee, LiveAdapter)
     assert all("attn1" in lora.name and lora.rank == 2 for lora in trainee.plan.loras)
     assert trainee.plan.dense
+
+
+def test_what_alpha_of_a_continued_lora_means(base_fp32: Path, model: LBMModel, config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "doubled.safetensors"
+    chosen = config(lora_weights_path=path, lora_rank=None, lora_target_modules=None)
+    trainee = make_trainee(model, config(), None)
+    with open_checkpoint(base_fp32) as checkpoint:
+        base = checkpoint.component()
+        found = fingerprint(base)
+        write = ResultWriter(model=model, trainee=trainee, config=config(), base=checkpoint, fingerprint=found)
+        write(trainee.parameters, 1, path)
+        first = load_adapter(path)
+        doubled = {name: replace(module, alpha=2 * module.alpha) for name, module in first.modules.items()}
+        save_adapter(replace(first, modules=doubled), path)
+        for alpha_is, scaling in (("auto", 2.0), ("file", 2.0), ("rank", 1.0)):
+            given = read_given(chosen.model_copy(update={"lora_alpha_is": alpha_is}), base, found)
+            assert given is not None
+            assert {module.scaling for module in given.modules.values()} == {scaling}
 
 
 def test_a_lora_names_its_base_and_the_configuration(base_fp32: Path, model: LBMModel, tmp_path: Path) -> None:

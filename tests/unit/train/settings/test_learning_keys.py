@@ -11,14 +11,14 @@ Said = Callable[..., str]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optimizer": "adamw"}, "optimizer 'adamw' is no class of torch.optim. Did you mean 'AdamW'?"),
+        ({"optimizer": "adamw"}, "optimizer 'adamw' is not a class of torch.optim. Did you mean 'AdamW'?"),
         (
             {"optimizer": "LBFGS"},
             "optimizer LBFGS cannot train here: it evaluates the loss several times in a step.",
         ),
         (
             {"optimizer_kwargs": {"weight_decy": 0}},
-            "optimizer_kwargs.weight_decy is no argument of AdamW. Did you mean 'weight_decay'?",
+            "optimizer_kwargs.weight_decy is not an argument of AdamW. Did you mean 'weight_decay'?",
         ),
         (
             {"optimizer_kwargs": {"lr": 1.0}},

@@ -43,6 +43,14 @@ Said = Callable[..., str]
             "mode full trains every parameter, and lora_plus_ratio is only used with mode lora. Remove it.",
         ),
         (
+            {"mode": "full", "lora_rank": None, "lora_alpha_is": "rank"},
+            "mode full trains every parameter, and lora_alpha_is is only used with mode lora. Remove it.",
+        ),
+        (
+            {"lora_alpha_is": "file"},
+            "lora_alpha_is is about the file of lora_weights_path, which is not given. Remove it.",
+        ),
+        (
             {"trainable_lora_modules": []},
             "trainable_lora_modules is empty, which selects nothing. null, or no such key, takes all modules.",
         ),

@@ -76,7 +76,7 @@ def test_overrides(said: Said, override: tuple[str, str], message: str) -> None:
 
 def test_an_override_that_is_no_yaml(said: Said) -> None:
     message = said({}, (("num_steps", "[1, 2"),))
-    assert message.startswith("command line: num_steps is no plain YAML: while parsing a flow sequence")
+    assert message.startswith("command line: num_steps is not plain YAML: while parsing a flow sequence")
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_an_override_that_is_no_yaml(said: Said) -> None:
     [
         ("- 1\n", "train.yaml holds a list, not a mapping of keys."),
         ("", "train.yaml holds a NoneType, not a mapping of keys."),
-        ("a: !!python/object:os.system {}\n", "train.yaml is no plain YAML: could not determine a constructor"),
-        ("seed: 1\nseed: 2\n", "train.yaml is no plain YAML: the key 'seed' comes twice"),
+        ("a: !!python/object:os.system {}\n", "train.yaml is not plain YAML: could not determine a constructor"),
+        ("seed: 1\nseed: 2\n", "train.yaml is not plain YAML: the key 'seed' comes twice"),
         ("rank_pattern: {2020-01-01: 4}\n", "train.yaml: keys must be str"),
-        ("? [1, 2]\n: 3\n", "train.yaml is no plain YAML: while constructing a mapping"),
+        ("? [1, 2]\n: 3\n", "train.yaml is not plain YAML: while constructing a mapping"),
     ],
 )
 def test_files_that_are_no_mapping_of_plain_values(said: Said, text: str, message: str) -> None:
@@ -101,5 +101,5 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "train.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"train\.yaml is no plain YAML: 'utf-8' codec can't decode"):
+    with pytest.raises(ConfigError, match=r"train\.yaml is not plain YAML: 'utf-8' codec can't decode"):
         read_train_config(tmp_path / "train.yaml")
