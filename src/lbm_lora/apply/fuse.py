@@ -60,9 +60,9 @@ def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | 
         dense = adapter.dense.get(name)
         return None if dense is None else dense.to(device).float()
     factors = module.factors()
-    whole = factors.whole()
-    if whole is not None:
-        return whole.to(device)
+    dense = factors.dense()
+    if dense is not None:
+        return dense.to(device)
     return Factors(factors.up.to(device), factors.down.to(device))
 
 

@@ -42,10 +42,10 @@ class Factors:
 
     def product(self) -> Float[Tensor, "out columns"]:
         """up @ down in fp32."""
-        whole = self.whole()
-        return self.up.float() @ self.down.float() if whole is None else whole.clone()
+        dense = self.dense()
+        return self.up.float() @ self.down.float() if dense is None else dense.clone()
 
-    def whole(self) -> Float[Tensor, "out columns"] | None:
+    def dense(self) -> Float[Tensor, "out columns"] | None:
         """The matrix in fp32 where one factor is the identity, as at full rank: no product is needed then."""
         if _is_identity(self.up):
             return self.down.float()

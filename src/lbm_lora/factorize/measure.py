@@ -97,8 +97,8 @@ def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors
 
 def _error_blocks(delta: Tensor, approximation: Tensor | Factors) -> Iterator[Tensor]:
     """delta - approximation, piece by piece; a piece may be written over, and is valid until the next one."""
-    whole = approximation.whole() if isinstance(approximation, Factors) else None
-    approximation = approximation if whole is None else whole.reshape(delta.shape)
+    dense = approximation.dense() if isinstance(approximation, Factors) else None
+    approximation = approximation if dense is None else dense.reshape(delta.shape)
     if isinstance(approximation, Tensor):
         for block, part in flat_blocks(delta.contiguous(), approximation.contiguous()):
             yield block - part

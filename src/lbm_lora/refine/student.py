@@ -103,7 +103,7 @@ class Student:
         return value if base is None else value - base
 
     def _base(self, name: str) -> Tensor | None:
-        """The base's values of a parameter that learns whole, fp32."""
+        """The base's values of a parameter that learns as a dense delta, fp32."""
         base = self._live.base.get(ParamName(name))
         return None if base is None else base.float()
 

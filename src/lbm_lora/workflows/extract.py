@@ -40,7 +40,7 @@ _FOR_THE_OUTPUT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(RankOptions):
-    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms whole."""
+    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense."""
 
     base_model_path: Path
     """Checkpoint that the tuned one started from (.safetensors, shards with an index, .ckpt, or a folder)."""
@@ -63,7 +63,7 @@ class ExtractConfig(RankOptions):
     target_coverage: Literal["full", "attention", "extended"] = "full"
     """Which layers: all, attention only (attn1 and attn2), or attention with feed-forward and projections."""
     dense: bool = True
-    """Keep the changes of biases and norms, whole."""
+    """Keep the changes of biases and norms, as dense deltas."""
     save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
     """Precision of the file. Default: bf16; with calibration fp16, which rounds 8 times finer in the same bytes. int8
     has twice the ranks in them, for this program alone: other readers do not know its keys."""

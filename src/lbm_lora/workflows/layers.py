@@ -99,7 +99,7 @@ def layer_lines(component: Component, adapter: Adapter) -> list[str]:
 def _line(prefix: str, name: ModuleName, adapter: Adapter) -> str:
     if name in adapter.modules:
         return prefix + name
-    return f"# {prefix}{name}: {'stored whole' if weight_of(name) in adapter.dense else 'not'} in this LoRA"
+    return f"# {prefix}{name}: {'dense' if weight_of(name) in adapter.dense else 'not'} in this LoRA"
 
 
 def _weights(component: Component) -> Iterable[tuple[ModuleName, TensorSpec]]:

@@ -141,12 +141,12 @@ def test_the_same_seed_gives_the_same_bytes_and_the_matrix_stays() -> None:
 def test_a_full_rank_product_is_the_matrix_itself(shape: tuple[int, int]) -> None:
     matrix = matrix_with(*shape, SPECTRA["power 0.5"])
     found = factorize(matrix, 99, torch.float32, seed=0)
-    whole = found.whole()
-    assert whole is not None
-    assert torch.equal(whole, matrix)
+    dense = found.dense()
+    assert dense is not None
+    assert torch.equal(dense, matrix)
     found.product().zero_()  # it shares no memory with the factors
     assert torch.equal(found.product(), matrix)
-    assert factorize(matrix, 2, torch.float32, seed=0).whole() is None
+    assert factorize(matrix, 2, torch.float32, seed=0).dense() is None
 
 
 def test_full_rank_factors_do_not_share_memory_with_the_delta() -> None:

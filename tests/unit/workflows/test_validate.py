@@ -118,7 +118,7 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
     names = [line for line in lines[3:] if not line.startswith("#")]
     assert names == sorted(f"denoiser.{name}" for name in load_adapter(attention.adapter).modules)
     assert 0 < len(names) < every
-    assert "# denoiser.conv_in: stored whole in this LoRA" in lines
+    assert "# denoiser.conv_in: dense in this LoRA" in lines
     assert "# denoiser.conv_out: not in this LoRA" in lines
 
 
