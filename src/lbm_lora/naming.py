@@ -22,6 +22,8 @@ ModuleName = NewType("ModuleName", str)
 
 DENOISER_PREFIX = "denoiser."
 """Prefix of the component that a LoRA of LBM is about."""
+ATTENTION = ("attn1.to_", "attn2.to_")
+"""Patterns of the attention layers: queries, keys, values and outputs."""
 
 
 def module_of(name: ParamName) -> ModuleName:

@@ -10,7 +10,7 @@ from lbm_lora.apply.checks import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import AdapterError, ConfigError, Option, listing
-from lbm_lora.naming import ParamName
+from lbm_lora.naming import ATTENTION, ParamName
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -89,7 +89,7 @@ def _attention_of(adapter: Adapter) -> Adapter:
 
 
 def _is_attention(name: ParamName) -> bool:
-    return "attn1.to" in name or "attn2.to" in name
+    return any(pattern in name for pattern in ATTENTION)
 
 
 def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progress) -> None:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from lbm_lora.checkpoint import Component, Pairing, TensorSpec, pair
 from lbm_lora.errors import Option, PairingError
 from lbm_lora.factorize import FixedRank, has_matrix_view
-from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select
+from lbm_lora.naming import ATTENTION, ModuleName, ParamName, leaf_of, module_of, select
 
 
 class Action(StrEnum):
@@ -61,9 +61,11 @@ class Plan:
         return {item.name: item.shape for item in self.of(Action.KEEP_DENSE)}
 
 
-ATTENTION = ("attn1.to_", "attn2.to_")
-EXTENDED = (*ATTENTION, "ff.net", "proj_in", "proj_out")
-COVERAGES: dict[str, tuple[str, ...]] = {"full": (), "attention": ATTENTION, "extended": EXTENDED}
+COVERAGES: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "attention": ATTENTION,
+    "extended": (*ATTENTION, "ff.net", "proj_in", "proj_out"),
+}
 """Patterns of the documented `--target_coverage`; none means every tensor."""
 
 
