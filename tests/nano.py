@@ -65,7 +65,8 @@ def model(base_fp32: Path) -> LBMModel:
 @pytest.fixture
 def settings() -> Callable[..., ModelSettings]:
     """`settings(lora_rank=4)`: the model's section of a training file."""
-    return lambda **values: ModelSettings(**{"base_model_path": Path("base.safetensors"), **values})
+    defaults: dict[str, Any] = {"base_model_path": Path("base.safetensors")}
+    return lambda **values: ModelSettings(**(defaults | values))
 
 
 @pytest.fixture

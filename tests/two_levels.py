@@ -1,6 +1,7 @@
 """A random LBM of two levels, and images for it: small enough to measure every layer of it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from standins import backbone_unet_config, vae_config
 
 def two_level_model() -> LBMModel:
     """A random LBM of two levels in fp32, with enough bridge noise to see it."""
-    unet = backbone_unet_config() | {
+    unet: dict[str, Any] = backbone_unet_config() | {
         "sample_size": 8,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],

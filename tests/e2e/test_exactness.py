@@ -1,6 +1,7 @@
 """The promises about exactness, on the bundled mini model and its real fine-tune."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_scale_0_gives_the_bases_image_exactly(base: Path, full_rank: dict[str, 
 
 def test_scale_0_writes_the_bases_file(base: Path, full_rank: dict[str, Path], tmp_path: Path) -> None:
     source = sorted(bundled.PAIRS.glob("*.source.png"))[0]
-    common = {"base_model_path": base, "source_image": str(source), "torch_dtype": "float"}
+    common: dict[str, Any] = {"base_model_path": base, "source_image": str(source), "torch_dtype": "float"}
     run_infer(InferConfig(output_path=str(tmp_path / "base.png"), **common))
     run_infer(
         InferConfig(output_path=str(tmp_path / "off.png"), lora_path=(full_rank["bf16"],), lora_scale=(0.0,), **common)

@@ -173,8 +173,9 @@ def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Pat
     """It reaches the processes that read data as well, as it does when a cluster ends a job."""
     path = file(max_steps=100_000, max_epochs=100_000, save_interval=100_000, num_workers=1)
     words = [*LBM_LORA, "train", "--path_config", str(path)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, env=ENVIRONMENT, start_new_session=True, **streams) as process:
+    with subprocess.Popen(
+        words, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "loss" in line:

@@ -70,6 +70,7 @@ def test_a_stop_in_a_validation_saves_and_does_the_validation_later(
     config: Config, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop_in_the_second(step: BridgeStep, *arguments: Any) -> Any:
+        number = 0
         for number, measured in enumerate(measure(step, *arguments)):
             if number == 1 and len(held) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)

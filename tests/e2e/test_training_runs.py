@@ -183,7 +183,9 @@ def test_tensorboard_log(config: Config, pairs: Path) -> None:
     made = train(config(logger="tensorboard", validation_folder=pairs, max_steps=2))
     events = EventAccumulator(str(made.folder.logs), {"images": 0, "scalars": 0})
     events.Reload()
-    assert {"train/loss", "validation/loss", "validation/ssim_2"} <= set(events.Tags()["scalars"])
+    scalars = events.Tags()["scalars"]
+    assert isinstance(scalars, list)
+    assert {"train/loss", "validation/loss", "validation/ssim_2"} <= set(scalars)
     assert [event.step for event in events.Images("validation/pictures")] == [0, 2]
 
 

@@ -30,7 +30,7 @@ def test_a_job_is_measured_in_its_own_process() -> None:
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match=r"remove ended with 1: .*no_such_file"):
-        run_job(os.remove, {"path": str(tmp_path / "no_such_file")})
+        run_job(os.remove, {"path": str(tmp_path / "no_such_file")})  # pyright: ignore[reportArgumentType]
 
 
 def test_numbers_of_a_file_in_proc(tmp_path: Path) -> None:

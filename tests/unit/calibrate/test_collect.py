@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lbm_lora.calibrate import CalibrationSettings, PartialFile, Statistics, collect, find_layers, save_statistics
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
@@ -59,10 +59,11 @@ def inputs_of(model: LBMModel, names: list[str], state: Tensor, timestep: float)
     """What some layers get in a forward pass, and its output."""
     seen: dict[str, Tensor] = {}
     modules = dict(model.denoiser.named_modules())
-    handles = [
-        modules[name].register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
-        for name in names
-    ]
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: seen.update({name: args[0]})
+
+    handles = [modules[name].register_forward_pre_hook(keep(name)) for name in names]
     with torch.no_grad():
         output = model.denoise(state, torch.tensor([timestep]))
     for handle in handles:
@@ -91,7 +92,7 @@ def test_moments_are_means_over_images_and_timesteps(
     model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
 ) -> None:
     names = ["conv_in", "down_blocks.0.resnets.0.conv2", "time_embedding.linear_1"]
-    expected: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+    expected: dict[str, Tensor] = dict.fromkeys(names, torch.zeros(()))
     energy = values = 0.0
     for index, path in enumerate(images):
         source = image_latent(model, path, size=64)

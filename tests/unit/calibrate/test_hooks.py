@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lbm_lora.calibrate import Sums, find_layers, measure
 from lbm_lora.factorize import Moment, to_matrix
+from lbm_lora.naming import ModuleName
 
 LINEARS = ["query", "key", "value", "out"]
 CONVS = ["stem", "last"]
@@ -101,16 +102,25 @@ def jacobian(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
     """d output / d output of a layer: (values, *shape of the layer's output)."""
 
     def shifted(shift: Tensor) -> Tensor:
-        handle = module_of(net, name).register_forward_hook(lambda module, args, output: output + shift)
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + shift
+
+        handle = module_of(net, name).register_forward_hook(add)
         output = net(*sample).flatten()
         handle.remove()
         return output
 
     seen: list[Tensor] = []
-    handle = module_of(net, name).register_forward_hook(lambda module, args, output: seen.append(output))
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+
+    handle = module_of(net, name).register_forward_hook(keep)
     net(*sample)
     handle.remove()
-    return torch.autograd.functional.jacobian(shifted, torch.zeros_like(seen[0]))
+    found = torch.autograd.functional.jacobian(shifted, torch.zeros_like(seen[0]))
+    assert isinstance(found, Tensor)
+    return found
 
 
 def change(net: Net, name: str, error: Tensor, inputs: list[tuple[Tensor, Tensor]]) -> float:
@@ -126,12 +136,12 @@ def change(net: Net, name: str, error: Tensor, inputs: list[tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
-def test_inputs_are_those_gathered_by_hand(net: Net, name: str) -> None:
+def test_inputs_are_those_gathered_by_hand(net: Net, name: ModuleName) -> None:
     inputs = samples(3)
     sums = collected(net, inputs, probes=1)
     rows = [gathered(net, name, sample) for sample in inputs]
-    expected = sum(part.mT @ part / len(part) for part in rows) / len(inputs)
-    shared = "block.query" if name in ("block.key", "block.value") else name
+    expected = sum((part.mT @ part / len(part) for part in rows), torch.zeros(())) / len(inputs)
+    shared = ModuleName("block.query") if name in ("block.key", "block.value") else name
     dense = sums.inputs[shared].result(1).dense
     assert dense is not None
     assert torch.allclose(dense.double(), expected, rtol=1e-4, atol=1e-6)
@@ -139,7 +149,7 @@ def test_inputs_are_those_gathered_by_hand(net: Net, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
-def test_outputs_are_those_of_the_jacobian(net: Net, name: str) -> None:
+def test_outputs_are_those_of_the_jacobian(net: Net, name: ModuleName) -> None:
     inputs = samples(2)
     sums = collected(net, inputs)
     expected = torch.zeros(())
@@ -152,7 +162,7 @@ def test_outputs_are_those_of_the_jacobian(net: Net, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["block.value", "stem", "time_1"])
-def test_gradients_are_those_of_each_output_value(net: Net, name: str) -> None:
+def test_gradients_are_those_of_each_output_value(net: Net, name: ModuleName) -> None:
     inputs = samples(2)
     sums = collected(net, inputs)
     weight = module_of(net, name).weight.requires_grad_(True)
@@ -164,9 +174,9 @@ def test_gradients_are_those_of_each_output_value(net: Net, name: str) -> None:
     assert sums.gradients[name] == pytest.approx(total / len(inputs), rel=1e-6)
 
 
-def predicted(sums: Sums, net: Net, name: str, error: Tensor) -> tuple[float, float]:
+def predicted(sums: Sums, net: Net, name: ModuleName, error: Tensor) -> tuple[float, float]:
     """tr(G E C E^T), and the same with the scale of what token positions have in common."""
-    shared = "block.query" if name in ("block.key", "block.value") else name
+    shared = ModuleName("block.query") if name in ("block.key", "block.value") else name
     weight = module_of(net, name).weight
     inputs = replace(sums.inputs[shared].result(1), repeat=weight[0, 0].numel())
     outputs = sums.outputs[name].result(1)
@@ -179,14 +189,14 @@ def _trace(outputs: Moment, inputs: Moment, error: Tensor) -> float:
     return inputs.quadratic((vectors * values.clamp(min=0).sqrt()).mT @ error)
 
 
-def errors(net: Net, name: str, count: int) -> list[Tensor]:
+def errors(net: Net, name: ModuleName, count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     shape = to_matrix(module_of(net, name).weight).shape
     return [1e-4 * torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", TIMES)
-def test_one_position_and_one_sample_are_exact(net: Net, name: str) -> None:
+def test_one_position_and_one_sample_are_exact(net: Net, name: ModuleName) -> None:
     inputs = samples(1)
     sums = collected(net, inputs)
     for error in errors(net, name, 3):
@@ -196,7 +206,7 @@ def test_one_position_and_one_sample_are_exact(net: Net, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["block.query", "block.value", "block.out", "stem", "last", "time_1", "time_2"])
-def test_the_trace_predicts_the_change_of_the_output(net: Net, name: str) -> None:
+def test_the_trace_predicts_the_change_of_the_output(net: Net, name: ModuleName) -> None:
     """With the scale, the mean over random errors within 20 %, and each of them within a factor of 8."""
     inputs = samples(4)
     sums = collected(net, inputs)

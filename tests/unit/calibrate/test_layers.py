@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lbm_lora.calibrate import CalledLayer, find_layers
 from lbm_lora.model.build import load_model
+from lbm_lora.naming import ModuleName
 from standins import TINY, write_tuned
 
 
@@ -31,7 +32,7 @@ def test_layers_and_shared_inputs() -> None:
     layers = find_layers(net, lambda: net(torch.zeros(1, 4, 5, 6)))
     assert list(layers) == ["query", "key", "other", "late"]
     assert [layers[name].inputs for name in layers] == ["query", "query", "other", "late"]
-    assert layers["late"] == CalledLayer(shape=(2, 4, 3, 2), inputs="late")
+    assert layers[ModuleName("late")] == CalledLayer(shape=(2, 4, 3, 2), inputs=ModuleName("late"))
     assert [layer.repeat for layer in layers.values()] == [1, 1, 1, 6]
 
 

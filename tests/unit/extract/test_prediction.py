@@ -25,7 +25,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     for name, tensors in (("base", base), ("tuned", tuned)):
         save_file(tensors, folder / f"{name}.safetensors")
     components = [open_checkpoint(folder / f"{name}.safetensors").component() for name in ("base", "tuned")]
-    return plan_extraction(*components, FixedRank())
+    return plan_extraction(components[0], components[1], FixedRank())
 
 
 HALF = ErrorLimit(option="max_error", value=0.5)

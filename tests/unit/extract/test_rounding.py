@@ -112,7 +112,8 @@ def test_an_error_near_what_rounding_leaves_is_kept(plan: Plan, weights_of: Weig
 def test_a_delta_that_leaves_the_range_of_fp16_is_not_stored_whole(save: Save, tmp_path: Path) -> None:
     states = [{"a.weight": torch.zeros(8, 8)}, {"a.weight": 1e6 * torch.eye(8)}]
     paths = [save(f"{index}.safetensors", state) for index, state in enumerate(states)]
-    plan = plan_extraction(*(open_checkpoint(path).component() for path in paths), FixedRank(linear=8, conv=8))
+    base, tuned = (open_checkpoint(path).component() for path in paths)
+    plan = plan_extraction(base, tuned, FixedRank(linear=8, conv=8))
     survey = take_survey(plan, lambda _: Weights(), FP16, tmp_path)
     assert survey.spectra[0].dense == float("inf")
     assert allocator_of(plan, survey, FP16).within([10**6])[0].ranks == {"a.weight": 8}

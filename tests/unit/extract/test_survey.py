@@ -190,7 +190,8 @@ def test_ranks_below_the_rounding_of_a_bf16_checkpoint_are_not_worth_their_bytes
     tuned = base + 3 * torch.outer(torch.randn(96, generator=generator), torch.randn(128, generator=generator)) / 100
     states = [{"a.weight": base.bfloat16()}, {"a.weight": tuned.bfloat16()}]
     paths = [save(f"{index}.safetensors", state) for index, state in enumerate(states)]
-    plan = plan_extraction(*(open_checkpoint(path).component() for path in paths), FULL)
+    components = [open_checkpoint(path).component() for path in paths]
+    plan = plan_extraction(components[0], components[1], FULL)
     (one,) = surveyed(plan, tmp_path).spectra
     assert one.worth <= 3
     assert len(one.squares) == 96

@@ -1,6 +1,7 @@
 """Second moments summed in parts, their sketches, and their roots, against fp64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from lbm_lora.factorize import Moment, MomentAccumulator, Root
 from spectra import SPECTRA, matrix_with
 
 Rand = Callable[..., Tensor]
-SKETCHED = {"dense_up_to": 0, "sketch_rank": 12}
-FORMS = {"dense": {}, "sketched": SKETCHED, "diagonal": {"dense_up_to": 0, "sketch_rank": 0}}
+SKETCHED: dict[str, Any] = {"dense_up_to": 0, "sketch_rank": 12}
+FORMS: dict[str, dict[str, Any]] = {"dense": {}, "sketched": SKETCHED, "diagonal": {"dense_up_to": 0, "sketch_rank": 0}}
 
 
 def whole(moment: Moment) -> Tensor:
@@ -72,7 +73,8 @@ def test_a_saved_state_goes_on_to_the_same_bytes(form: str, rand: Rand) -> None:
     assert found.repeat == 9
     for name in ("dense", "diagonal", "factor"):
         part, same = getattr(found, name), getattr(expected, name)
-        assert (part is None and same is None) or torch.equal(part, same)
+        assert (part is None) == (same is None)
+        assert part is None or torch.equal(part, same)
 
 
 def test_half_precision_rows_are_summed_in_fp32() -> None:
@@ -217,7 +219,7 @@ def test_a_ridge_that_is_not_above_zero_is_refused(ridge: float) -> None:
 
 @pytest.mark.parametrize("parts", [(), ("dense", "diagonal"), ("factor",), ("dense", "factor")])
 def test_a_moment_has_one_form(parts: tuple[str, ...]) -> None:
-    values = {name: torch.ones(3) if name == "diagonal" else torch.ones(3, 3) for name in parts}
+    values: dict[str, Any] = {name: torch.ones(3) if name == "diagonal" else torch.ones(3, 3) for name in parts}
     with pytest.raises(InputError, match="either dense, or a diagonal with or without a low-rank factor"):
         Moment(**values)
 

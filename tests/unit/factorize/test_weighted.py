@@ -1,6 +1,7 @@
 """Truncation in the norm of a network's output, against brute force in fp64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from lbm_lora.factorize import (
 from spectra import SPECTRA, matrix_with
 
 Rand = Callable[..., Tensor]
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "dense": {},
     "sketched": {"dense_up_to": 0, "sketch_rank": 6},
     "diagonal": {"dense_up_to": 0, "sketch_rank": 0},
@@ -136,7 +137,8 @@ def test_without_weights_it_is_the_plain_svd() -> None:
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 def test_one_side_alone(side: str) -> None:
     matrix = matrix_with(24, 36, SPECTRA["power 1"])
-    one = Weights(**{side: moment_of(36 if side == "inputs" else 24, "dense")})
+    values: dict[str, Any] = {side: moment_of(36 if side == "inputs" else 24, "dense")}
+    one = Weights(**values)
     both = Weights(
         inputs=one.inputs or Moment(diagonal=torch.ones(36)), outputs=one.outputs or Moment(diagonal=torch.ones(24))
     )
@@ -243,7 +245,8 @@ def test_a_layer_that_does_nothing_costs_nothing(side: str) -> None:
     """Inputs that are always zero, or outputs that reach nothing."""
     matrix = matrix_with(24, 36, SPECTRA["power 1"])
     dead = Moment(dense=torch.zeros(36, 36)) if side == "inputs" else Moment(diagonal=torch.zeros(24))
-    whitening = Weights(**{side: dead}).whitening()
+    values: dict[str, Any] = {side: dead}
+    whitening = Weights(**values).whitening()
     svd = weighted_svd(matrix, 3, whitening, seed=0)
     assert svd.energy == 0
     factors = weighted_factors(svd, torch.bfloat16, whitening)

@@ -89,7 +89,7 @@ def make_scores(variant: str, errors: tuple[float, float], *images: ImageScore) 
 
 def outputs_of(*images: ImageComparison, **changes: Any) -> OutputComparison:
     """The comparison of these images, at the timesteps of `make_scores` and the steps of their scores."""
-    settings = {
+    settings: dict[str, Any] = {
         "reference": "tuned",
         "steps": tuple(score.steps for score in images[0].scores[0].images),
         "timesteps": (1000.0, 500.0),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, LoraModule
@@ -147,7 +148,9 @@ def test_initialisations_start_as_the_base(model: LBMModel, settings: Settings, 
 
 def load_model_again(model: LBMModel) -> nn.Module:
     """A denoiser of the same configuration with other weights, for shapes alone."""
-    return type(model.denoiser).from_config(model.denoiser.config)
+    again = type(model.denoiser).from_config(model.denoiser.config)
+    assert isinstance(again, nn.Module)
+    return again
 
 
 def test_initial_factors_of_an_earlier_injection_are_taken_out_again_exactly(
@@ -186,4 +189,5 @@ def test_every_module_has_its_own_rank_and_alpha_in_one_injection(model: LBMMode
     for lora in live.plan.loras:
         assert live.parameters[lora.name + ".lora_down"].shape[0] == lora.rank
         layer = model.denoiser.get_submodule(lora.name)
+        assert isinstance(layer, LoraLayer)
         assert layer.scaling["default"] == lora.alpha / lora.rank

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lbm_lora.adapter import load_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import CheckpointError, ConfigError, InputError, OutputError, PairingError, PatternError
+from lbm_lora.naming import ModuleName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import base
 from lbm_lora.workflows.extract import ExtractConfig, run
@@ -32,7 +33,7 @@ def test_every_tensor_is_accounted_for_and_alpha_is_the_stored_rank(lbm: Lbm, tm
     assert sum(counts.values()) == result.report.tensors == len(adapter.params)
     assert counts["unchanged"] == counts["excluded"] == 0
     assert all(module.alpha == module.rank for module in adapter.modules.values())
-    assert adapter.modules["conv_out"].rank == 4  # 4 rows, whatever was asked for
+    assert adapter.modules[ModuleName("conv_out")].rank == 4  # 4 rows, whatever was asked for
 
 
 def test_the_header_explains_the_file(lbm: Lbm, tmp_path: Path) -> None:

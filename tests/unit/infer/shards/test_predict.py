@@ -3,8 +3,8 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +18,14 @@ from lbm_lora.launch import open_fabric
 from lbm_lora.progress import Silent
 
 KEYS = ShardKeys(source="source.png")
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    device: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
 
 
 class Steps(Silent):
@@ -42,7 +50,7 @@ def shards(tmp_path: Path, png: Callable[..., bytes], write_shard: Callable[...,
 
 
 def run(jobs: list[ShardJob], translate: Translate, steps: Steps | None = None, max_corrupt: float = 0.0) -> Predicted:
-    fabric = open_fabric(SimpleNamespace(device="cpu", devices=1, num_nodes=1, strategy="auto"))
+    fabric = open_fabric(OneProcess())
 
     def load(device: torch.device) -> Translate:
         assert device == torch.device("cpu")

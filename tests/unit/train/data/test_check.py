@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from lbm_lora.train.settings.data_keys import DataSettings
 
 
 def checked(folder: Path, *, num_workers: int = 0, **settings: object) -> Checked:
-    values = {"train_folder": folder, "image_size": (64,), "max_corrupt": 1.0, **settings}
+    values: dict[str, Any] = {"train_folder": folder, "image_size": (64,), "max_corrupt": 1.0, **settings}
     dataset = open_data(DataSettings(**values), "train", seed=0)
     return read_through(dataset, batch_size=2, num_workers=num_workers)
 

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from lbm_lora.train.settings.data_keys import DataSettings
 
 
 def opened(folder: Path, **settings: object) -> PairDataset:
-    values = {"train_folder": folder, "image_size": (64,), **settings}
+    values: dict[str, Any] = {"train_folder": folder, "image_size": (64,), **settings}
     return open_data(DataSettings(**values), "train", seed=0)
 
 
@@ -73,6 +74,7 @@ def test_augmentations_are_the_same_for_all_parts(write_pairs: Callable[..., Pat
         sample = dataset[Draw(0, epoch, (64, 64))]
         assert sample.source is not None
         assert sample.mask is not None
+        assert sample.target is not None
         assert torch.equal(sample.source, sample.target)
         assert (sample.mask == (sample.source[:1] + 1) / 2).float().mean() > 0.9  # but at the edge
         seen.add((round(float(sample.mask.mean()), 2), float(sample.mask[0, 0, 0])))
@@ -152,7 +154,9 @@ def test_the_account_stops_at_the_limit(write_pairs: Callable[..., Path]) -> Non
 def test_it_can_be_sent_to_a_process(write_pairs: Callable[..., Path]) -> None:
     dataset = opened(write_pairs(count=2))
     source = pickle.loads(pickle.dumps(dataset))[1].source
-    assert torch.equal(source, dataset[1].source)
+    expected = dataset[1].source
+    assert expected is not None
+    assert torch.equal(source, expected)
 
 
 def test_batches(write_pairs: Callable[..., Path]) -> None:
@@ -163,7 +167,7 @@ def test_batches(write_pairs: Callable[..., Path]) -> None:
     assert len(batch) == 2
     assert batch.source is not None
     assert batch.mask is not None
-    assert torch.equal(batch.source, torch.stack([sample.source for sample in samples]))
+    assert torch.equal(batch.source, torch.stack([sample.source for sample in samples if sample.source is not None]))
     assert batch.mask.shape == (2, 1, 64, 64)
     assert batch.latents is None
     moved = batch.to("meta")

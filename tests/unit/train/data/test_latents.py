@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ class Encoder:
 
 
 def opened(folder: Path, **settings: object) -> PairDataset:
-    values = {"train_folder": folder, "image_size": (64,), "max_corrupt": 0.5, **settings}
+    values: dict[str, Any] = {"train_folder": folder, "image_size": (64,), "max_corrupt": 0.5, **settings}
     return open_data(DataSettings(**values), "train", seed=0)
 
 
@@ -125,7 +126,10 @@ def test_samples_hold_what_the_encoder_gives(write_pairs: Callable[..., Path], t
         assert torch.equal(batch.latents[1][place], encode(plain.target[None])[0])
         assert with_both.latents is not None
         assert torch.equal(with_both.latents[0], batch.latents[0][place])
+        assert with_both.source is not None
         assert torch.equal(with_both.source, plain.source)
+        assert batch.mask is not None
+        assert plain.mask is not None
         assert torch.equal(batch.mask[place], plain.mask)
     moved = batch.to("meta")
     assert moved.latents is not None
@@ -169,7 +173,7 @@ def test_what_stands_in_for_a_damaged_sample_is_cached_too(
 
 
 def test_progress_is_told(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    phases: list[list[int | str]] = []
+    phases: list[list[Any]] = []
 
     class Recorder(Silent):
         def start(self, total: int, what: str) -> None:

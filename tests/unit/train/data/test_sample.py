@@ -1,6 +1,7 @@
 """Sizes, windows and mirroring: drawn from (seed, epoch, sample), the same for source, target and mask."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ def ramp(width: int, height: int) -> Image.Image:
 
 
 def plain(**settings: object) -> Preparation:
-    return Preparation(**{"image_size": (64,), "probabilities": (1.0,), "seed": 0, **settings})
+    values: dict[str, Any] = {"image_size": (64,), "probabilities": (1.0,), "seed": 0, **settings}
+    return Preparation(**values)
 
 
 def test_uniform_is_a_function_of_its_arguments() -> None:

@@ -23,6 +23,7 @@ Config = Callable[..., TrainConfig]
 )
 def test_impossible_settings(config: Config, values: dict[str, Any], message: str) -> None:
     chosen = config(max_steps=None, **values)
+    assert chosen.base_model_path is not None
     with pytest.raises(ConfigError, match=message):
         fit(chosen, chosen.base_model_path)
     assert not chosen.save_ckpt_path.exists()

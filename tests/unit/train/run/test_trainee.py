@@ -11,6 +11,7 @@ from torch import Tensor
 from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint, pair
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.naming import ParamName
 from lbm_lora.train.run.trainee import FullModel, ResultWriter, make_trainee, read_given, training_facts, write_tuned
 from lbm_lora.train.settings.train_config import TrainConfig
 from lbm_lora.trainable.inject import LiveAdapter
@@ -89,7 +90,7 @@ def test_full_training_writes_a_checkpoint_that_can_be_extracted_from(
     with open_checkpoint(path) as tuned, open_checkpoint(base_bf16) as base:
         assert tuned.specs == base.specs
         assert len(pair(base.component(), tuned.component()).pairs) == len(values)
-        assert torch.equal(tuned.component().read("conv_in.weight"), values["conv_in.weight"].bfloat16())
+        assert torch.equal(tuned.component().read(ParamName("conv_in.weight")), values["conv_in.weight"].bfloat16())
         assert torch.equal(tuned.read("vae.vae_model.quant_conv.bias"), base.read("vae.vae_model.quant_conv.bias"))
     alone = tmp_path / "elsewhere" / path.name
     alone.parent.mkdir()
