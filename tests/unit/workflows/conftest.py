@@ -1,7 +1,11 @@
-"""A small random LBM that the workflow tests share."""
+"""A small random LBM and image pairs that the workflow tests share."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 
+from lbm_lora.bundled import PAIRS
 from standins import Lbm, write_lbm
 
 
@@ -9,3 +13,13 @@ from standins import Lbm, write_lbm
 def lbm(tmp_path_factory: pytest.TempPathFactory) -> Lbm:
     """Read only: tests write elsewhere."""
     return write_lbm(tmp_path_factory.mktemp("lbm"))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """The bundled pairs in a folder of their own."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for path in PAIRS.glob("*.png"):
+        shutil.copy(path, folder)
+    return folder
