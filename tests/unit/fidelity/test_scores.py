@@ -183,11 +183,3 @@ def test_nothing_to_compare_is_said() -> None:
         compare({"base": [], "tuned": []}, [])
     with pytest.raises(ConfigError, match=r"1 images and 0 variants\."):
         compare({"tuned": [flat(0.0)]}, ["a"])
-
-
-def test_relative_error() -> None:
-    wanted = torch.tensor([3.0, 4.0])
-    assert relative_error(wanted, wanted) == 0
-    assert relative_error(torch.tensor([3.0, 4.5]), wanted) == pytest.approx(0.1)
-    assert relative_error(wanted, torch.zeros(2)) == math.inf
-    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0

@@ -141,6 +141,38 @@ def test_other_settings_are_named_and_never_mixed(infer: Callable[..., InferShar
     assert contents(tmp_path / "out") == before
 
 
+CHANGE_NO_IMAGE = {
+    "config_path",  # what it says is recorded: "configuration (by content)"
+    "backbone_signature",  # the base that is made of it is recorded by content
+    "allow_other_base",
+    "allow_unmatched",
+    "source_shards",  # each shard has its own record
+    "output_path",
+    "max_corrupt",
+    "cache_dir",
+    "devices",
+    "num_nodes",
+    "strategy",
+}
+"""Options that may differ between runs into one folder."""
+
+
+def test_every_option_that_changes_images_is_recorded(
+    infer: Callable[..., InferShardsConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **named: Any) -> Any:
+        raise OutputError("the settings are written, the work begins")
+
+    monkeypatch.setattr(predict, "predict", stopped)
+    with pytest.raises(OutputError, match="the settings are written"):
+        run(infer())
+    recorded = {key.removesuffix(" (by content)") for key in json.loads((tmp_path / "out/infer.json").read_text())}
+    assert {field.name for field in dataclasses.fields(ModelOptions)} <= recorded | CHANGE_NO_IMAGE
+    options = {field.name for field in dataclasses.fields(InferShardsConfig)}
+    assert options - recorded == CHANGE_NO_IMAGE
+    assert recorded - options == {"VAE", "configuration"}
+
+
 def test_another_base_is_other_settings(files: Files, infer: Callable[..., InferShardsConfig], tmp_path: Path) -> None:
     run(infer(lora_path=()))
     other = write_base(tmp_path / "other", TINY, dtype=torch.float32, seed=1)

@@ -1,4 +1,4 @@
-"""The workflow `train`: overrides, errors before any work. Whole runs: tests/e2e/test_training.py."""
+"""The workflow `train`: its command line, errors before any work. Whole runs: tests/e2e/test_training.py."""
 
 import subprocess
 import sys
@@ -11,8 +11,7 @@ from PIL import Image
 
 from lbm_lora import errors
 from lbm_lora.cli.main import COMMANDS, main, parse
-from lbm_lora.cli.overrides import split_overrides
-from lbm_lora.errors import ConfigError, MissingExtraError
+from lbm_lora.errors import MissingExtraError
 from lbm_lora.workflows import train
 from standins import Lbm
 
@@ -47,40 +46,9 @@ def file(lbm: Lbm, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("words", "overrides"),
-    [
-        ([], ()),
-        (["--learning_rate", "1e-4"], (("learning_rate", "1e-4"),)),
-        (["--learning-rate=1e-4"], (("learning-rate", "1e-4"),)),
-        (["--logit_mean", "-0.5"], (("logit_mean", "-0.5"),)),
-        (["--num_steps", "1", "2"], (("num_steps", "[1, 2]\n"),)),
-        (["--flip", "--seed", "3"], (("flip", "true"), ("seed", "3"))),
-        (["--rank_pattern.ff.net", "8"], (("rank_pattern.ff.net", "8"),)),
-        (["--trainable_lora_modules", "attn1", "re:^a,b$"], (("trainable_lora_modules", "[attn1, 're:^a,b$']\n"),)),
-    ],
-)
-@pytest.mark.parametrize("own", [["--path_config", "t.yaml", "--json"], ["--path-config=t.yaml"], ["-h"]])
-def test_other_flags_are_keys_of_the_file(
-    own: list[str], words: list[str], overrides: tuple[tuple[str, str], ...]
-) -> None:
-    assert split_overrides([*own, *words]) == (own, overrides)
-    assert split_overrides([*words, *own]) == (own, overrides)
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [(["4"], "[4]\n"), (["4", "2"], "[4, 2]\n"), (["[4]"], "[4]"), (["null"], "null")],
-)
-def test_a_key_that_takes_a_list_takes_one_word_as_well(words: list[str], text: str) -> None:
-    assert split_overrides(["--num-steps", *words], {"num_steps"}) == ([], (("num-steps", text),))
+def test_the_command_line_knows_the_keys_that_take_a_list() -> None:
     config, _ = parse("train", [*FIRST, "--image_size", "64", "--seed", "1"])
     assert config.overrides == (("image_size", "[64]\n"), ("seed", "1"))
-
-
-def test_a_stray_word_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"'config.yaml' belongs to no flag"):
-        split_overrides(["config.yaml"])
 
 
 def test_the_command_line_makes_the_config() -> None:

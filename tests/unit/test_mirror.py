@@ -1,0 +1,45 @@
+"""Unit tests mirror the modules: `a/b.py` is tested by `tests/unit/a/test_b.py`, or it is said where."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = {
+    path.relative_to(ROOT / "src/lbm_lora").as_posix()
+    for path in (ROOT / "src/lbm_lora").rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+REASONS = {
+    "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
+    "extract/deltas.py": "tests/unit/extract/test_passes.py: what each tensor becomes in a pass",
+    "extract/extraction.py": "tests/unit/workflows/test_extract.py: whole extractions; surveys in test_prediction.py",
+    "fidelity/answers.py": "tests/unit/fidelity/test_scores.py: questions and answers, which scores are made of",
+    "infer/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
+    "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",
+    "refine/student.py": "tests/unit/refine/test_distill.py: a student that learns; errors of its modules",
+    "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
+    "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",
+}
+"""Module without a mirror -> the file that tests it instead, and how."""
+
+
+def mirror_of(module: str) -> Path:
+    path = Path(module)
+    return ROOT / "tests/unit" / path.with_name(f"test_{path.name}")
+
+
+def test_every_module_has_its_mirror_or_a_reason() -> None:
+    assert "extract/plan.py" in MODULES
+    assert sorted(module for module in MODULES - REASONS.keys() if not mirror_of(module).exists()) == []
+
+
+@pytest.mark.parametrize("module", REASONS)
+def test_a_reason_is_of_a_module_without_a_mirror_and_names_a_file(module: str) -> None:
+    assert module in MODULES
+    assert not mirror_of(module).exists()
+    place, colon, how = REASONS[module].partition(": ")
+    assert (ROOT / place.split(" and ")[0]).is_file()
+    assert colon
+    assert how
