@@ -56,7 +56,7 @@ $(LOWEST)/.test: pyproject.toml tools/lowest.py | $(LOWEST)/bin/python
 constraints: .venv/.dev
 	sed '/^$$/q' constraints.txt > constraints.tmp
 	$(BIN)/python -m pip list --format=freeze --exclude-editable \
-	  | grep -vE '^(pip|setuptools|torch|torchvision|triton|nvidia-.*|cuda-.*)==' >> constraints.tmp
+	  | grep -vE '^(pip|setuptools|lbm-lora|torch|torchvision|triton|nvidia-.*|cuda-.*)==' >> constraints.tmp
 	mv constraints.tmp constraints.txt
 	touch .venv/.dev .venv/.infer
 

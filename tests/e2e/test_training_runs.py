@@ -68,7 +68,7 @@ def test_the_loss_falls_on_the_pairs_that_are_trained_on(config: Config, pairs: 
     listener = Recorder()
     train(config(validation_folder=pairs, max_steps=12, save_interval=12, batch_size=3), listener)
     first, last = (float(n.split("loss ")[1].split(",")[0]) for n in listener.notes if "validation of" in n)
-    assert last < 0.8 * first
+    assert last < 0.85 * first  # what is drawn differs between versions of torch
 
 
 def test_only_the_selected_modules_of_a_continued_lora_change(config: Config, base_fp32: Path, tmp_path: Path) -> None:

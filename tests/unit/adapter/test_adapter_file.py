@@ -140,16 +140,16 @@ def test_no_key_beside_factors_in_8_bits_is_one_that_others_read(tmp_path: Path)
 
 
 def test_dense_deltas_beside_factors_in_8_bits_may_have_their_former_names(tmp_path: Path) -> None:
-    adapter, path = eight_bit(), tmp_path / "x.safetensors"
-    save_adapter(adapter, path)
-    new = load_file(path)
-    former = {key.replace(".dense_b", ".diff_b"): tensor for key, tensor in load_file(path).items()}
-    save_file(former, path, metadata=METADATA.to_header())
-    found = load_adapter(path)
+    new_path, former_path, again_path = (tmp_path / f"{name}.safetensors" for name in ("new", "former", "again"))
+    save_adapter(eight_bit(), new_path)
+    new = load_file(new_path)
+    former = {key.replace(".dense_b", ".diff_b"): tensor for key, tensor in new.items()}
+    save_file(former, former_path, metadata=METADATA.to_header())
+    found = load_adapter(former_path)
     assert found.dtype == torch.int8
     assert list(found.dense) == ["a.b.bias"]
-    save_adapter(found, path)
-    again = load_file(path)
+    save_adapter(found, again_path)
+    again = load_file(again_path)
     assert again.keys() == new.keys()
     assert all(torch.equal(again[key], tensor) for key, tensor in new.items())
 
