@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lbm_lora.calibrate import CalledLayer, Origin, PartialFile, Sums
@@ -82,11 +81,9 @@ def test_a_file_gives_back_what_was_saved_and_it_goes_on_the_same(sums: Sums, tm
     assert found is not None
     assert found.gradients == sums.gradients
     assert (found.images, found.values, found.energy) == (1, 64.0, 1 / 3)
-    saved = load_file(partial.path)
     add_image(sums, 2)
     add_image(found, 2)
     assert_equal(found.state(), sums.state())
-    assert_equal(load_file(partial.path), saved)  # what goes on is no view of the file
 
 
 def test_a_state_is_the_sums_themselves(sums: Sums) -> None:

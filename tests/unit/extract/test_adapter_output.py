@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lbm_lora.adapter import Ledger, LedgerRow, Status, load_adapter
+from lbm_lora.adapter import METADATA_ROOM, Ledger, LedgerRow, Status, load_adapter
 from lbm_lora.checkpoint import entry_bytes, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extract import AdapterOutput, DeltaSettings, DirectPass, Plan, plan_extraction, write_adapters
@@ -93,6 +93,8 @@ def test_a_header_is_no_longer_than_was_planned_for(plan_of: Callable[[int], Pla
     size = (tmp_path / "r2.safetensors").stat().st_size
     planned = header_bytes(SETTINGS, plan)
     assert size <= planned + entries + data
+    short_digests = load_adapter(tmp_path / "r2.safetensors").metadata.base_tensors
+    assert planned >= METADATA_ROOM + len(short_digests) + len(json.dumps(SETTINGS))
     assert header_bytes(SETTINGS | {"more": "x" * 1000}, plan) >= planned + 1000
 
 
