@@ -86,6 +86,8 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
 
 def _limit(option: str, value: float) -> RankRule:
     kind, highest = _LIMITS[option]
+    if highest == math.inf and not 0 < value < highest:
+        raise ConfigError(Option(option), f" must be above 0 dB and finite, got {value:g}.")
     if highest < math.inf and not 0 < value <= highest:
         raise ConfigError(Option(option), f" is {value:g}: give a share above 0 and up to {highest:g} (0.05 is 5 %).")
     return kind(option=option, value=value)
@@ -129,9 +131,10 @@ def parse_nbytes(text: str) -> int:
         ConfigError: it is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?)[iI]?[bB]?\s*", text)
-    if not match or float(match[1]) <= 0:
+    nbytes = round(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if nbytes < 1:
         raise ConfigError(Option("max_size"), f" {text}: give a size such as 200MB or 1.5GB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return nbytes
 
 
 def _conv_rank(one: int, options: RankOptions) -> int:

@@ -70,6 +70,8 @@ SHARE = "give a share above 0 and up to"
         ({"keep_energy": 1.5}, f"keep_energy is 1.5: {SHARE} 1 (0.05 is 5 %)."),
         ({"max_module_error": -0.1}, f"max_module_error is -0.1: {SHARE} 1 (0.05 is 5 %)."),
         ({"max_error": float("nan")}, f"max_error is nan: {SHARE} 1 (0.05 is 5 %)."),
+        ({"min_psnr": float("nan"), "has_images": True}, "min_psnr must be above 0 dB and finite, got nan."),
+        ({"min_psnr": -1.0, "has_images": True}, "min_psnr must be above 0 dB and finite, got -1."),
         (
             {"max_output_error": 11.0, "is_calibrated": True},
             f"max_output_error is 11: {SHARE} 10 (0.05 is 5 %).",
@@ -106,12 +108,16 @@ def test_a_unit_is_a_power_of_ten(number: int, unit: tuple[str, int], end: str, 
         assert parse_nbytes(f"{number}{space}{text}{end}") == number * 10**exponent
 
 
-@pytest.mark.parametrize(("text", "nbytes"), [("1.5 GB", 1_500_000_000), ("0.25MB", 250_000), (" 7 ", 7)])
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("1.5 GB", 1_500_000_000), ("0.25MB", 250_000), (" 7 ", 7), ("1.001kB", 1001)]
+)
 def test_a_size_may_have_decimals_and_spaces(text: str, nbytes: int) -> None:
     assert parse_nbytes(text) == nbytes
 
 
-@pytest.mark.parametrize("text", ["", "MB", "0MB", "0.0", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs"])
+@pytest.mark.parametrize(
+    "text", ["", "MB", "0MB", "0.0", "0.4", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs"]
+)
 def test_what_is_no_size_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(f'max_size {text}: give a size such as 200MB or 1.5GB.')}$"):
         parse_nbytes(text)

@@ -38,7 +38,7 @@ def test_the_size_is_the_models_own(model: LBMModel, photo: Image.Image) -> None
     assert to_bucket(photo, 64, step=8).shape == (1, 3, 48, 80)
 
 
-def test_a_image_keeps_its_size(model: LBMModel, photo: Image.Image) -> None:
+def test_an_image_keeps_its_size(model: LBMModel, photo: Image.Image) -> None:
     result = translate_image(model, photo, SMALL)
     assert result.size == photo.size
     assert result.mode == "RGB"

@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [{}, {"num_inference_steps": 2, "seed": 7, "mode": "live", "sample_posterior": True}, {"mask_key": "mask.png"}],
     ids=["plain", "settings", "mask"],
 )
-def test_a_image_is_the_one_of_source_image(
+def test_an_image_is_the_one_of_source_image(
     infer: Callable[..., InferShardsConfig], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     result = run(infer(**changes))
