@@ -146,7 +146,6 @@ def test_a_run_by_the_command_line_and_a_longer_one(
     assert "max_steps: 2 -> 3" in captured.err
 
 
-@pytest.mark.filterwarnings("ignore:.*carries its own configuration")
 def test_the_base_is_made_of_a_backbone(file: Callable[..., Path], tmp_path: Path) -> None:
     lbm = write_lbm(tmp_path / "lbm")
     made = tmp_path / "made.safetensors"

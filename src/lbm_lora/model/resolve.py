@@ -39,7 +39,7 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     """
     own = _own_config(checkpoint)
     if own is not None and own.unet and own.vae:
-        if config_path is not None:
+        if config_path is not None and not _repeats(own, config_path):
             warn(
                 f"{checkpoint.path} carries its own configuration: ",
                 Option("config_path"),
@@ -127,6 +127,16 @@ def _has_lbm_keys(path: Path) -> bool:
         return not LBMConfig.model_fields.keys().isdisjoint(read_yaml(path))
     except ConfigError:
         return False
+
+
+def _repeats(own: LBMConfig, config_path: Path) -> bool:
+    """Whether a config.yaml says nothing else than the file's own configuration: that of a base just made from it."""
+    try:
+        given = read_config(config_path)
+    except ConfigError:
+        return False
+    said = given.model_fields_set - {"backbone_signature"}
+    return given.model_dump(include=said) == own.model_dump(include=said)
 
 
 def _own_config(checkpoint: Checkpoint) -> LBMConfig | None:

@@ -10,14 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.errors import AdapterError, listing
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors, squared_errors, typical_error
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import ParamName
 from lbm_lora.trainable.export import export_adapter
 from lbm_lora.trainable.inject import DOWN, UP, inject_plan
-from lbm_lora.trainable.layout import PlannedLora, TrainPlan, layout_of
+from lbm_lora.trainable.layout import PlannedLora, TrainPlan, layout_of, modules_in
 
 _LARGE = 200_000_000  # parameters from which on the activations of a whole backward pass are too many
 
@@ -109,13 +108,7 @@ class Student:
 
 
 def _all_learn(denoiser: nn.Module, given: Adapter) -> tuple[PlannedLora, ...]:
-    layers = layout_of(denoiser).layers
-    strange = [name for name in given.modules if name not in layers]
-    if strange:
-        raise AdapterError(
-            f"{given.path}: {len(strange)} of its modules are no Linear and no plain Conv2d of the denoiser: "
-            f"{listing(strange, limit=3)}."
-        )
+    modules_in(layout_of(denoiser), given)  # refuses what takes no LoRA
     return tuple(
         PlannedLora(name=name, rank=module.rank, alpha=module.alpha, is_conv=len(module.shape) > 2, learns=True)
         for name, module in given.modules.items()

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.config import LBMConfig, read_config
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
 from lbm_lora.model.resolve import METADATA_KEY, ckpt_entries, config_beside, config_to_metadata, resolve_config
@@ -62,6 +62,13 @@ def test_a_flag_that_is_not_used_is_said(weights: Path, tmp_path: Path) -> None:
         assert resolved(weights, other) == OWN
     text = f"{weights} carries its own configuration: config_path {other} is not used."
     assert [str(one.message) for one in caught] == [text]
+
+
+def test_a_flag_that_says_the_same_needs_no_word(weights: Path, tmp_path: Path) -> None:
+    given = write_lbm_yaml(tmp_path / "elsewhere", TINY)
+    made = OWN.model_copy(update=read_config(given).model_dump(exclude={"unet", "vae"}))
+    save_file(base_tensors(TINY, dtype=torch.bfloat16), weights, metadata=config_to_metadata(made))
+    assert resolved(weights, given) == made
 
 
 def test_the_yaml_beside_the_file_comes_next(weights: Path, tmp_path: Path) -> None:
