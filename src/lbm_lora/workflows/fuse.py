@@ -94,8 +94,10 @@ def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsW
     """A writer for the container that the suffix names; the checkpoint's own configuration goes along."""
     values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":
-        config = {METADATA_KEY: json.dumps(values)} if values else {}
-        return SafetensorsWriter(path, checkpoint.specs, metadata={**config, **checkpoint.metadata})
+        metadata = dict(checkpoint.metadata)
+        if values:
+            metadata.setdefault(METADATA_KEY, json.dumps(values))
+        return SafetensorsWriter(path, checkpoint.specs, metadata=metadata)
     if path.suffix == ".ckpt":
         entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
         containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
