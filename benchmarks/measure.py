@@ -56,7 +56,7 @@ def run_job(job: JobFunction, settings: Mapping[str, object], *, cores: int = 2,
 
     Args:
         settings: the job's arguments.
-        imports: modules that are imported before the work, beside the job's own.
+        imports: modules to import before the work starts, in addition to the job's own.
         cores: that the process may use, where the system can tell it so; the number of threads follows.
 
     Raises:

@@ -41,7 +41,7 @@ def newest(folder: Path, *, command: str) -> dict[str, Result]:
     """Theme -> its newest result, by name.
 
     Raises:
-        SystemExit: there is no result; the command that measures is named.
+        SystemExit: no result has been measured yet; the message names the command that measures one.
         ValueError: a file of another schema.
     """
     contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}

@@ -34,7 +34,7 @@ class Options:
     """Folder or glob of sources: 64 of them, evenly spread, to calibrate on, all of them to refine on. Default: the
     bundled photos."""
     only: tuple[str, ...] = ()  # make only these sets; those in --work are shown too
-    threads: int = 1  # threads of torch; more are no faster in a network this small
+    threads: int = 1  # torch threads; more would not speed up a network this small
     results: Path = FOLDER / "fidelity"  # folder of result files
     to: Path = ROOT / "docs" / "fidelity.md"  # page to write
 

@@ -1,4 +1,4 @@
-"""What a result comes to: scores by set and size, bytes at equal errors, and the targets."""
+"""Summary of a result: scores by set and file size, bytes at equal errors, and whether the targets are met."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from benchmarks.page import Target
 from benchmarks.results import Result
 
 RANKS = (1, 2, 4, 8, 16)
-"""Of plain SVD; the other sets have files of the same sizes, in this order."""
+"""Ranks of the plain SVD files; the other sets have files of the same sizes, in the same order."""
 METHODS = {
     "calibrated": ("full", "small"),
     "refined": ("refined", "refined_small"),

@@ -61,7 +61,7 @@ class HeldOut:
 
 
 def matrix_bytes(adapter: Adapter) -> int:
-    """Of the stored values of all matrices: factors, and dense deltas of two and more dimensions."""
+    """Bytes of the stored values of all matrices: factors, and dense deltas with two or more dimensions."""
     factors = sum(
         module.rank * rank_bytes(module.shape, adapter.dtype or module.up.dtype) for module in adapter.modules.values()
     )

@@ -26,10 +26,10 @@ _GRID_MB = (0.3, 0.5, 1, 2, 3, 5, 10, 20)
 
 
 def write_page(results: Path, page: Path) -> Path:
-    """Write the page, and the chart into `images` beside it.
+    """Write the page, and its chart into the `images` folder beside it.
 
     Raises:
-        SystemExit: there is no result.
+        SystemExit: no result has been measured yet.
     """
     result = newest(results, command="python -m benchmarks.fidelity")["fidelity"]
     write_text(page.parent / "images" / "fidelity.svg", chart(numbers.sets_of(result)))
@@ -104,7 +104,7 @@ def _against_plain(sets: Sets, labels: Labels, key: str) -> Table:
 
 
 def _same_error(sets: Sets) -> Table:
-    """How many times the bytes plain takes for the same error."""
+    """How many times as many bytes plain SVD needs for the same error."""
     methods = [method for method, names in METHODS.items() if names[0] in sets]
     ratios = [(savings(sets, method, "matrix_bytes"), savings(sets, method, "nbytes")) for method in methods]
     plain = sets["plain"]

@@ -24,7 +24,7 @@ _BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of the header's entries of all matrices:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a set is made: by default, files of plain's sizes."""
+    """How a set is made; by default, with files of the same sizes as the plain set."""
 
     statistics: str = ""  # name of those that it is extracted with; none: the error of the weights counts
     small: bool = False  # the sizes lie below that of rank 1

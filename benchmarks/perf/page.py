@@ -25,7 +25,7 @@ def write_report(results: Path, page: Path) -> Path:
     """Write the page.
 
     Raises:
-        SystemExit: there is no result.
+        SystemExit: no result has been measured yet.
     """
     write_text(page, report(newest(results, command="make bench")))
     return page

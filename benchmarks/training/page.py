@@ -18,7 +18,7 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
     """Write the part between the page's markers; returns the page.
 
     Raises:
-        SystemExit: there is no result, or the page has not both markers.
+        SystemExit: no result has been measured yet, or a marker is missing from the page.
     """
     found = newest(results, command="python -m benchmarks.training")
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
