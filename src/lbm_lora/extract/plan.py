@@ -100,7 +100,10 @@ def plan_extraction(
         reasons |= {name: "in --exclude" for name in names if name in left_out}
     if len(reasons) == len(names):
         raise PairingError(
-            Option("include"), " and ", Option("exclude"), f" leave none of the {len(names)} tensors of {tuned.path}."
+            Option("include"),
+            " and ",
+            Option("exclude"),
+            f" leave none of the {len(names)} tensors of {tuned.path}. Change one of them.",
         )
     pairing, ranks = pair(base, tuned, excluded=frozenset(reasons)), ranks or FixedRank()
     items = [_item(name, _spec(name, base, tuned), ranks, reasons.get(name), keep_dense) for name in names]

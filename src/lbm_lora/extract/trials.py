@@ -124,7 +124,7 @@ class Chooser:
         if found.result < target:
             raise InputError(
                 Option("max_output_error"),
-                f" {error:g}: the best file, with every change whole, leaves "
+                f" {error:g}: the best file, with every delta dense, leaves "
                 f"{10 ** (-found.result / 20):.3g} in this precision. Ask for more, or use ",
                 Option("save_precision"),
                 " fp16 or float.",
@@ -154,7 +154,7 @@ class Chooser:
         if found.result < psnr:
             raise InputError(
                 Option("min_psnr"),
-                f" {psnr:g}: the best file, with every change whole, gives {found.result:.2f} dB in this "
+                f" {psnr:g}: the best file, with every delta dense, gives {found.result:.2f} dB in this "
                 "precision. Ask for less, or use ",
                 Option("save_precision"),
                 " fp16 or float.",

@@ -128,7 +128,7 @@ def test_a_plan_for_nothing_is_an_error(plan: Callable[..., Plan], tmp_path: Pat
     with pytest.raises(PairingError) as caught:
         plan(include=("conv_in",), exclude=("conv",))
     assert str(caught.value) == (
-        f"include and exclude leave none of the 12 tensors of {tmp_path / 'tuned.safetensors'}."
+        f"include and exclude leave none of the 12 tensors of {tmp_path / 'tuned.safetensors'}. Change one of them."
     )
 
 

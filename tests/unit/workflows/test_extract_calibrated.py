@@ -205,10 +205,10 @@ def test_an_error_of_the_output_is_reached(config: ExtractConfig) -> None:
 
 
 def test_what_cannot_be_reached_is_said_and_nothing_is_written(config: ExtractConfig, images: Path) -> None:
-    text = r"^min_psnr 190: the best file, with every change whole, gives \d+\.\d\d dB in this precision\. Ask for less"
+    text = r"^min_psnr 190: the best file, with every delta dense, gives \d+\.\d\d dB in this precision\. Ask for less"
     with pytest.raises(InputError, match=text):
         run(dataclasses.replace(config, min_psnr=190.0, images=str(images)))
-    text = r"^max_output_error 1e-08: the best file, with every change whole, leaves \d.* in this precision\."
+    text = r"^max_output_error 1e-08: the best file, with every delta dense, leaves \d.* in this precision\."
     with pytest.raises(InputError, match=text):
         run(dataclasses.replace(config, max_output_error=1e-8))
     assert list(config.save_to.parent.iterdir()) == []
