@@ -30,6 +30,20 @@ class SmallNet(nn.Module):
         return self.head(self.norm(self.point(hidden)).mean((2, 3)))
 
 
+class OneOfEach(nn.Module):
+    """One of each kind of module that training tells apart: plain, grouped and dilated convs, a norm, two linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(4, 8, 3, padding=1)
+        self.conv_out = nn.Conv2d(8, 2, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
+        self.dilated = nn.Conv2d(8, 8, 3, dilation=2)
+        self.norm = nn.GroupNorm(2, 8)
+        self.attn1 = nn.Linear(8, 8, bias=False)
+        self.attn2 = nn.Linear(8, 6)
+
+
 def small_net(seed: int) -> SmallNet:
     """The network in eval mode, every tensor of it random, its counter equal to the seed."""
     net = SmallNet().eval()

@@ -2,29 +2,14 @@
 
 import pytest
 import torch
-from torch import nn
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName
 from lbm_lora.trainable.layout import layout_of, modules_in
+from smallnet import OneOfEach
 
-
-class Net(nn.Module):
-    """One of each kind of module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(4, 8, 3, padding=1)
-        self.conv_out = nn.Conv2d(8, 2, 3, padding=1)
-        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
-        self.dilated = nn.Conv2d(8, 8, 3, dilation=2)
-        self.norm = nn.GroupNorm(2, 8)
-        self.attn1 = nn.Linear(8, 8, bias=False)
-        self.attn2 = nn.Linear(8, 6)
-
-
-LAYOUT = layout_of(Net())
+LAYOUT = layout_of(OneOfEach())
 
 
 def test_layout_takes_the_modules_that_peft_can_wrap_exactly() -> None:

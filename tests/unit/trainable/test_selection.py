@@ -13,25 +13,12 @@ from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.train.settings.model_keys import ModelSettings
 from lbm_lora.trainable.layout import layout_of
 from lbm_lora.trainable.selection import plan_continued, plan_new
+from smallnet import OneOfEach
 
 Settings = Callable[..., ModelSettings]
 
 
-class Net(nn.Module):
-    """One of each kind of module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(4, 8, 3, padding=1)
-        self.conv_out = nn.Conv2d(8, 2, 3, padding=1)
-        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
-        self.dilated = nn.Conv2d(8, 8, 3, dilation=2)
-        self.norm = nn.GroupNorm(2, 8)
-        self.attn1 = nn.Linear(8, 8, bias=False)
-        self.attn2 = nn.Linear(8, 6)
-
-
-LAYOUT = layout_of(Net())
+LAYOUT = layout_of(OneOfEach())
 
 
 def ranks(settings: ModelSettings) -> dict[str, int]:
@@ -43,7 +30,7 @@ def scalings(settings: ModelSettings) -> dict[str, float]:
 
 
 def adapter(*names: str) -> Adapter:
-    """An adapter of rank 2 and alpha 3 on modules of `Net`."""
+    """An adapter of rank 2 and alpha 3 on modules of `OneOfEach`."""
     shapes = {name: LAYOUT.layers.get(ModuleName(name), (8, 8)) for name in names}
     modules = {
         ModuleName(name): LoraModule(
