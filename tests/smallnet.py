@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow
 from lbm_lora.checkpoint import Fingerprint, open_checkpoint
-from lbm_lora.extract import DeltaSettings, DirectPass, plan_extraction
+from lbm_lora.extraction import DeltaSettings, DirectPass, plan_extraction
 from lbm_lora.factorize import FixedRank
 
 

@@ -17,7 +17,7 @@ from benchmarks.fidelity.statistics import REDUCED
 from lbm_lora import bundled, load_adapter
 from lbm_lora.adapter import module_bytes
 from lbm_lora.atomic import write_text
-from lbm_lora.calibrate import load_statistics, save_statistics
+from lbm_lora.calibration import load_statistics, save_statistics
 
 _BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of the header's entries of all matrices: sizes under that of rank 1
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from lbm_lora.calibrate import Statistics
+from lbm_lora.calibration import Statistics
 from lbm_lora.factorize import Moment
 from lbm_lora.naming import ModuleName
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lbm_lora.train.run.fit import fit
-from lbm_lora.train.run.run_folder import RunFolder
-from lbm_lora.train.settings.train_config import read_train_config
+from lbm_lora.training.run.fit import fit
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.settings.train_config import read_train_config
 
 
 class Killer:

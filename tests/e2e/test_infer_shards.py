@@ -77,7 +77,7 @@ def signalled(infer: list[str], folder: Path, moment: str, name: str) -> str:
 import os, signal, sys
 from pathlib import Path
 from lbm_lora.cli.main import main
-from lbm_lora.infer.shards import translate_shard as work
+from lbm_lora.inference.shards import translate_shard as work
 
 def wrapped(function):
     count = 0

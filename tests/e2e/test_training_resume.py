@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.train.loss.step import BridgeStep
-from lbm_lora.train.run.validation import measure
-from lbm_lora.train.settings.train_config import TrainConfig
 from lbm_lora.trainable.state import load_state
+from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.run.validation import measure
+from lbm_lora.training.settings.train_config import TrainConfig
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
@@ -81,7 +81,7 @@ def test_a_stop_in_a_validation_saves_and_does_the_validation_later(
     values = {"validation_folder": pairs, "max_steps": 3}
     unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values))
     chosen = config(save_ckpt_path=tmp_path / "broken", **values)
-    monkeypatch.setattr("lbm_lora.train.run.validation.measure", stop_in_the_second)
+    monkeypatch.setattr("lbm_lora.training.run.validation.measure", stop_in_the_second)
     broken = train(chosen)
     assert (broken.standing.step, broken.standing.stopped_by) == (2, "SIGTERM")
     assert load_state(broken.folder.state).validated == 0

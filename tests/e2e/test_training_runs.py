@@ -15,8 +15,8 @@ from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError, DataError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
-from lbm_lora.train.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.trainable.state import load_state
+from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from nano import Recorder, distance, same, tensors, train
 
 pytestmark = pytest.mark.e2e
@@ -87,7 +87,8 @@ def test_the_saved_lora_acts_like_the_trained_model(
 ) -> None:
     held: list[torch.nn.Module] = []
     monkeypatch.setattr(
-        "lbm_lora.train.run.prepare.load_model", lambda *a, **k: held.append((m := load_model(*a, **k)).denoiser) or m
+        "lbm_lora.training.run.prepare.load_model",
+        lambda *a, **k: held.append((m := load_model(*a, **k)).denoiser) or m,
     )
     made = train(config(init_lora="pissa", use_rslora=True, lora_target_modules=None, train_norms=True))
     other = load_model(base_fp32, dtype=torch.float32).denoiser
@@ -166,7 +167,7 @@ def test_lpips_in_the_loss_and_as_the_metric(config: Config, pairs: Path, monkey
         return lambda a, b: (a - b).abs().mean((1, 2, 3))
 
     loaded: list[Any] = []
-    monkeypatch.setattr("lbm_lora.train.run.prepare.load_lpips", network)
+    monkeypatch.setattr("lbm_lora.training.run.prepare.load_lpips", network)
     loss = {"pixel_loss_type": "lpips", "pixel_loss_weight": 2.0, "latent_loss_weight": 0.0, "lpips_net": "alex"}
     made = train(config(validation_folder=pairs, best_metric="lpips", max_steps=2, gradient_checkpointing=True, **loss))
     assert loaded == [("alex", None, torch.device("cpu"))]

@@ -13,12 +13,12 @@ MODULES = {
 
 REASONS = {
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
-    "extract/deltas.py": "tests/unit/extract/test_passes.py: what each tensor becomes in a pass",
-    "extract/extraction.py": "tests/unit/workflows/test_extract.py: whole extractions; surveys in test_prediction.py",
+    "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
+    "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; surveys in test_prediction.py",
     "fidelity/answers.py": "tests/unit/fidelity/test_scores.py: questions and answers, which scores are made of",
-    "infer/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
+    "inference/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",
-    "refine/student.py": "tests/unit/refine/test_distill.py: a student that learns; errors of its modules",
+    "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
     "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
     "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",
 }
@@ -31,7 +31,7 @@ def mirror_of(module: str) -> Path:
 
 
 def test_every_module_has_its_mirror_or_a_reason() -> None:
-    assert "extract/plan.py" in MODULES
+    assert "extraction/plan.py" in MODULES
     assert sorted(module for module in MODULES - REASONS.keys() if not mirror_of(module).exists()) == []
 
 

@@ -69,7 +69,7 @@ def test_the_check_can_fail() -> None:
     assert loaded("import torch") == {"torch"}
 
 
-@pytest.mark.parametrize("layer", ["checkpoint", "factorize", "adapter", "extract", "apply", "report"])
+@pytest.mark.parametrize("layer", ["checkpoint", "factorize", "adapter", "extraction", "apply", "report"])
 def test_the_core_loads_nothing_heavier_than_torch(layer: str) -> None:
     assert loaded(f"import lbm_lora.{layer}") <= {"torch"}
 

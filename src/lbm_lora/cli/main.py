@@ -146,14 +146,14 @@ def _command_of(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _list_keys() -> set[str]:
     """The keys of a training file whose value is a list."""
-    from lbm_lora.train.settings.train_config import TrainConfig
+    from lbm_lora.training.settings.train_config import TrainConfig
 
     return {name for name, key in TrainConfig.model_fields.items() if "tuple[" in str(key.annotation)}
 
 
 def _training_keys() -> str:
     """The keys of a training file with their defaults, for `train --help`."""
-    from lbm_lora.train.settings.train_config import TrainConfig
+    from lbm_lora.training.settings.train_config import TrainConfig
 
     lines: list[str] = []
     for name, key in TrainConfig.model_fields.items():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.checkpoint import Component
-from lbm_lora.extract import Outcome, TrialImages
+from lbm_lora.extraction import Outcome, TrialImages
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.fidelity.points import Point, image_latent
@@ -21,7 +21,7 @@ from lbm_lora.progress import Progress
 class LoraTrial:
     """One network in fp32 that was the tuned model, and takes deltas to the base to be compared with it.
 
-    It is a `Trial` in the sense of `lbm_lora.extract`. Images are decoded with the tuned model's VAE on both sides.
+    It is a `Trial` in the sense of `lbm_lora.extraction`. Images are decoded with the tuned model's VAE on both sides.
 
     Args:
         tuned: the tuned checkpoint.

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from lbm_lora.atomic import guard_output
-from lbm_lora.calibrate import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
+from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
 from lbm_lora.checkpoint import dtype_of, fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.factorize import DENSE_UP_TO, SKETCH_RANK

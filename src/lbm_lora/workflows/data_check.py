@@ -8,11 +8,11 @@ from tyro.conf import Positional
 
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.train.data.check import Checked, read_through
-from lbm_lora.train.data.open_data import Split, open_data
-from lbm_lora.train.settings.data_keys import DataSettings
-from lbm_lora.train.settings.train_config import read_train_config
-from lbm_lora.train.settings.training_file import COMMAND_LINE, parse
+from lbm_lora.training.data.check import Checked, read_through
+from lbm_lora.training.data.open_data import Split, open_data
+from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings.train_config import read_train_config
+from lbm_lora.training.settings.training_file import COMMAND_LINE, parse
 
 
 @dataclass(frozen=True, kw_only=True)

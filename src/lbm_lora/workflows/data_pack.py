@@ -8,9 +8,9 @@ from tyro.conf import Positional
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Skipped
-from lbm_lora.train.data.index import check_corrupt, make_index
-from lbm_lora.train.data.open_data import find_pairs
-from lbm_lora.train.data.pairs import Keys
+from lbm_lora.training.data.index import check_corrupt, make_index
+from lbm_lora.training.data.open_data import find_pairs
+from lbm_lora.training.data.pairs import Keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
         DataError: the folder holds no pairs, too many of them are corrupt, or two names become the same.
         OutputError: the folder for the shards is not empty, or cannot be written.
     """
-    from lbm_lora.train.data.pack import pattern_of, write_shards
+    from lbm_lora.training.data.pack import pattern_of, write_shards
 
     if config.shard_mb < 1 or config.shard_count < 1:
         raise ConfigError(Option("shard_mb"), " and ", Option("shard_count"), " must be 1 or more.")

@@ -11,7 +11,7 @@ from lbm_lora.adapter import precision
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import dtype_name, open_checkpoint
 from lbm_lora.errors import ConfigError, Option, OutputError, give_one
-from lbm_lora.extract import (
+from lbm_lora.extraction import (
     COVERAGES,
     DeltaSettings,
     ExtractedAdapter,
@@ -192,7 +192,7 @@ def _output_norm(
     """Errors weighed by the output, where that is asked for; statistics of images are measured first."""
     if config.statistics is None:
         return None
-    from lbm_lora.calibrate import output_norm
+    from lbm_lora.calibration import output_norm
     from lbm_lora.workflows import calibrate
 
     if config.calibration_images is not None:

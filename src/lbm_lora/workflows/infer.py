@@ -11,8 +11,8 @@ from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.imaging.image_file import read_image, write_copy, write_image
-from lbm_lora.infer.jobs import Job, plan_jobs, translations
-from lbm_lora.infer.options import ModelOptions
+from lbm_lora.inference.jobs import Job, plan_jobs, translations
+from lbm_lora.inference.options import ModelOptions
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress

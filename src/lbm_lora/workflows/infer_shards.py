@@ -10,8 +10,8 @@ import xxhash
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.infer.options import ModelOptions
-from lbm_lora.infer.translate import translate_image
+from lbm_lora.inference.options import ModelOptions
+from lbm_lora.inference.translate import translate_image
 from lbm_lora.model.build import load_model, refuse_conditioning
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
@@ -23,7 +23,7 @@ from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import ensure_base
 
 if TYPE_CHECKING:
-    from lbm_lora.infer.shards.shard_jobs import ShardJob
+    from lbm_lora.inference.shards.shard_jobs import ShardJob
 
 _PACKAGES = ("lightning", "webdataset", "filelock")
 
@@ -86,10 +86,10 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     """
     _check(config)
     need_packages("translating shards", _PACKAGES, "train")
-    from lbm_lora.infer.shards.predict import predict
-    from lbm_lora.infer.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
-    from lbm_lora.infer.shards.shard_record import check_settings, write_settings
-    from lbm_lora.infer.shards.translate_shard import ShardTask, Translate
+    from lbm_lora.inference.shards.predict import predict
+    from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
+    from lbm_lora.inference.shards.shard_record import check_settings, write_settings
+    from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
     from lbm_lora.launch import open_fabric, quiet_lightning
 
     folder = Path(config.output_path).expanduser()

@@ -18,8 +18,8 @@ from lbm_lora.progress import SILENT, Progress
 if TYPE_CHECKING:
     from lbm_lora.fidelity.output_errors import OutputErrors
     from lbm_lora.model.build import LBMModel
-    from lbm_lora.refine.distill import DistillResult
-    from lbm_lora.refine.images import ImageSplit
+    from lbm_lora.refinement.distill import DistillResult
+    from lbm_lora.refinement.images import ImageSplit
 
 _PACKAGES = ("peft", "diffusers", "PIL")
 
@@ -96,7 +96,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         QualityError: the loss is not finite any more.
     """
     need_packages("refining", _PACKAGES, "train")
-    from lbm_lora.refine.images import split_images
+    from lbm_lora.refinement.images import split_images
 
     images = split_images(config.images, config.held_images)
     _check(config, images.all)
@@ -160,9 +160,9 @@ def _distill(
     progress: Progress,
 ) -> "DistillResult":
     """Ask the tuned model, let go of it, and teach the base with the LoRA."""
-    from lbm_lora.refine.distill import DistillSettings, distill
-    from lbm_lora.refine.images import answered_images
-    from lbm_lora.refine.student import Student
+    from lbm_lora.refinement.distill import DistillSettings, distill
+    from lbm_lora.refinement.images import answered_images
+    from lbm_lora.refinement.student import Student
 
     def keep(made: Adapter, distilled: "DistillResult") -> None:
         save_adapter(replace(made, metadata=_metadata(config, adapter, dtype, distilled)), config.save_to)

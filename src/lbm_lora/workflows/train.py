@@ -8,11 +8,11 @@ from tyro.conf import Suppress
 
 from lbm_lora.errors import need_packages
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.train.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 
 if TYPE_CHECKING:
-    from lbm_lora.train.run.fit import FitResult
-    from lbm_lora.train.run.validation import Scores
+    from lbm_lora.training.run.fit import FitResult
+    from lbm_lora.training.run.validation import Scores
 
 _PACKAGES = ("lightning", "peft", "diffusers", "PIL")
 
@@ -65,7 +65,7 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
     """
     settings = read_train_config(config.path_config, config.overrides)
     need_packages("training", _PACKAGES, "train")
-    from lbm_lora.train.run.fit import fit
+    from lbm_lora.training.run.fit import fit
 
     return _result(fit(settings, _base(settings, progress), progress))
 

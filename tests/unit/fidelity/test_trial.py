@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extract import DeltaSettings, DirectPass, Plan, TrialImages, plan_extraction
+from lbm_lora.extraction import DeltaSettings, DirectPass, Plan, TrialImages, plan_extraction
 from lbm_lora.factorize import FixedRank
 from lbm_lora.fidelity.points import Point
 from lbm_lora.fidelity.trial import LoraTrial

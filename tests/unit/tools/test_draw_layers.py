@@ -19,7 +19,7 @@ def contracts(*layers: str) -> dict[str, Any]:
         "tool": {
             "importlinter": {
                 "contracts": [
-                    {"type": "layers", "containers": ["lbm_lora.train"], "layers": ["run"]},
+                    {"type": "layers", "containers": ["lbm_lora.training"], "layers": ["run"]},
                     {"type": "layers", "containers": ["lbm_lora"], "layers": list(layers)},
                     {
                         "type": "forbidden",

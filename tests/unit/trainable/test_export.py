@@ -15,11 +15,11 @@ from lbm_lora.apply import Injection, ScaledAdapter, fuse_module, inject
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.factorize import rank_bound
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.train.settings.model_keys import ModelSettings
 from lbm_lora.trainable.export import export_adapter
 from lbm_lora.trainable.inject import LiveAdapter, inject_plan
 from lbm_lora.trainable.layout import layout_of
 from lbm_lora.trainable.selection import plan_continued, plan_new
+from lbm_lora.training.settings.model_keys import ModelSettings
 from lbm_lora.workflows import extract
 from standins import delta
 

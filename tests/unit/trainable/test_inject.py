@@ -14,10 +14,10 @@ from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.train.settings.model_keys import ModelSettings
 from lbm_lora.trainable.inject import LiveAdapter, inject_plan
 from lbm_lora.trainable.layout import layout_of
 from lbm_lora.trainable.selection import plan_continued, plan_new
+from lbm_lora.training.settings.model_keys import ModelSettings
 
 Settings = Callable[..., ModelSettings]
 Predict = Callable[..., Tensor]

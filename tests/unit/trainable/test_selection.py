@@ -10,9 +10,9 @@ from torch import nn
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.errors import AdapterError, ConfigError, PatternError
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.train.settings.model_keys import ModelSettings
 from lbm_lora.trainable.layout import layout_of
 from lbm_lora.trainable.selection import plan_continued, plan_new
+from lbm_lora.training.settings.model_keys import ModelSettings
 from smallnet import OneOfEach
 
 Settings = Callable[..., ModelSettings]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbm_lora.calibrate import load_statistics
+from lbm_lora.calibration import load_statistics
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import ConfigError, ImageError, OutputError
 from lbm_lora.fidelity.points import digest_of

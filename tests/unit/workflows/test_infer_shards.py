@@ -17,8 +17,8 @@ from lbm_lora import errors
 from lbm_lora.cli.main import main
 from lbm_lora.cli.present import present
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
-from lbm_lora.infer.options import ModelOptions
-from lbm_lora.infer.shards import predict
+from lbm_lora.inference.options import ModelOptions
+from lbm_lora.inference.shards import predict
 from lbm_lora.workflows import infer as infer_images
 from lbm_lora.workflows.extract import ExtractConfig
 from lbm_lora.workflows.extract import run as extract

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.fidelity.statistics import REDUCED, inputs_alone, one_number
-from lbm_lora.calibrate import CalledLayer, Origin, Statistics
+from lbm_lora.calibration import CalledLayer, Origin, Statistics
 from lbm_lora.factorize import Moment
 from lbm_lora.naming import ModuleName
 

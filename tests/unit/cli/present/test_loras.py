@@ -8,7 +8,7 @@ import pytest
 
 from lbm_lora.cli.present import present
 from lbm_lora.errors import QualityError
-from lbm_lora.extract import Prediction, TrialImages
+from lbm_lora.extraction import Prediction, TrialImages
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.report import Report, WeightReport, full_text
 from lbm_lora.workflows.calibrate import CalibrateResult

@@ -9,8 +9,8 @@ import pytest
 
 from lbm_lora.cli.present import present
 from lbm_lora.shards.samples import Skipped
-from lbm_lora.train.data.check import Checked, SizeCount
-from lbm_lora.train.run.validation import ImageScores, Scores
+from lbm_lora.training.data.check import Checked, SizeCount
+from lbm_lora.training.run.validation import ImageScores, Scores
 from lbm_lora.workflows.data_check import CheckedSplit, CheckResult
 from lbm_lora.workflows.data_pack import PackResult
 from lbm_lora.workflows.train import TrainResult

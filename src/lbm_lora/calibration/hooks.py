@@ -1,0 +1,126 @@
+"""One forward pass and its backward passes, with hooks that add to the sums what passes by.
+
+For a layer y = W x at every token position t, an error E in W changes the network's output by sum_t J_t E x_t in first
+order, J_t = d output / d y_t. With g_t = J_t^T v and random signs v the expected square of <v, that change> is its
+squared norm. Where positions have nothing in common it is the trace tr(G E C E^T), with C the mean of x_t x_t^T and G
+the sum of g_t g_t^T: the "expand" form of the Kronecker factors for layers that are applied at many positions
+(Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures", 2023, arXiv
+2311.00636; for convs Grosse and Martens, 2016, arXiv 1602.01407, here with C of the channels alone).
+
+What positions do have in common is kept as one number, the mean squared norm of sum_t g_t x_t^T, the gradient of W.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lbm_lora.calibration.layers import CalledLayer, matrices
+from lbm_lora.calibration.sums import Sums
+from lbm_lora.naming import ModuleName
+
+
+def measure(
+    network: nn.Module,
+    layers: Mapping[ModuleName, CalledLayer],
+    forward: Callable[[], Tensor],
+    probes: Sequence[Tensor],
+    weight: float,
+    sums: Sums,
+) -> None:
+    """Run the network on one sample, and backward once for each probe; add what passes to `sums`.
+
+    Activation checkpointing may be on: what the backward pass computes a second time is not counted again.
+
+    Args:
+        layers: from `find_layers`; each is called once in a forward pass.
+        forward: runs the network and gives its output.
+        probes: of the output's shape; independent values of mean 0 and variance 1.
+        weight: of this sample in the sums.
+
+    Raises:
+        FloatingPointError: the output is not finite; nothing is added for it then but to the inputs.
+    """
+    with _Hooks(network, layers, sums, weight, len(probes)) as hooks:
+        output = forward()
+        if not torch.isfinite(output).all():
+            raise FloatingPointError
+        sums.values += weight * output.numel()
+        sums.energy += weight * _energy(output)
+        hooks.is_backward = True
+        for index, probe in enumerate(probes):
+            output.backward(probe.to(output), retain_graph=index + 1 < len(probes))
+
+
+@contextmanager
+def checkpointed(network: nn.Module, *, when: bool) -> Generator[None, None, None]:
+    """Keep only the inputs of the network's blocks for the backward pass, and compute the rest again."""
+    if when:
+        network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    try:
+        yield
+    finally:
+        if when:
+            network.disable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+
+
+class _Hooks:
+    """The hooks of one sample, from entering to leaving. Weights require gradients meanwhile, and keep none."""
+
+    def __init__(
+        self, network: nn.Module, layers: Mapping[ModuleName, CalledLayer], sums: Sums, weight: float, probes: int
+    ) -> None:
+        self.is_backward = False
+        self._modules = [(name, module) for name, module in matrices(network) if name in layers]
+        self._layers, self._sums = layers, sums
+        self._weight, self._probe_weight = weight, weight / probes
+
+    def __enter__(self) -> "_Hooks":
+        self._had_gradients = [module.weight.requires_grad for _, module in self._modules]
+        for _, module in self._modules:
+            module.weight.requires_grad_(True)
+        self._handles = [hook for name, module in self._modules for hook in self._register(name, module)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for (_, module), before in zip(self._modules, self._had_gradients, strict=True):
+            module.weight.requires_grad_(before)
+
+    def _register(self, name: ModuleName, module: nn.Linear | nn.Conv2d) -> list[torch.utils.hooks.RemovableHandle]:
+        return [
+            module.register_forward_hook(partial(self._on_forward, name)),
+            module.weight.register_post_accumulate_grad_hook(partial(self._on_weight, name)),
+        ]
+
+    def _on_forward(self, name: ModuleName, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if self.is_backward:
+            return  # a checkpointed block is computed again
+        layer = self._layers[name]
+        if layer.inputs == name:
+            rows = _rows(inputs[0], layer)
+            self._sums.inputs[name].add(rows, self._weight / len(rows))
+        output.register_hook(partial(self._on_gradient, name))
+
+    def _on_gradient(self, name: ModuleName, gradient: Tensor) -> None:
+        self._sums.outputs[name].add(_rows(gradient, self._layers[name]), self._probe_weight)
+
+    def _on_weight(self, name: ModuleName, weight: Tensor) -> None:
+        if weight.grad is not None:
+            self._sums.gradients[name] += self._probe_weight * _energy(weight.grad)
+            weight.grad = None  # at once: together they would be a second model
+
+
+def _rows(values: Tensor, layer: CalledLayer) -> Float[Tensor, "tokens features"]:
+    """The vectors at all token positions of a linear's (..., features) or a conv's (batch, features, rows, columns)."""
+    channels_last = values.movedim(1, -1) if len(layer.shape) == 4 else values
+    return channels_last.detach().flatten(0, -2)
+
+
+def _energy(values: Tensor) -> float:
+    """Squared norm, in fp64: squares of small gradients leave the range of fp32."""
+    return torch.linalg.vector_norm(values.detach(), dtype=torch.float64).item() ** 2

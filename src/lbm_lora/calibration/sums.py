@@ -1,0 +1,139 @@
+"""What calibration has summed up so far, and its file: enough for a run that was stopped to go on."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lbm_lora.calibration.layers import CalledLayer
+from lbm_lora.calibration.statistics import Origin
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
+from lbm_lora.factorize import MomentAccumulator
+from lbm_lora.naming import ModuleName
+
+Accumulators = dict[ModuleName, MomentAccumulator]
+
+_TOTALS = "totals"
+_GRADIENTS = "gradients"
+_ORIGIN_KEY = "lbm_lora_partial_statistics"
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """Sums over images; the timesteps of an image are weighted by their probability.
+
+    Attributes:
+        inputs: of x x^T, averaged over token positions, by the layer that `CalledLayer.inputs` names.
+        outputs: of g g^T, summed over token positions and averaged over probes, by layer.
+        gradients: of the squared norm of the gradient of <probe, output> for each layer's weight.
+        images: how many images are in the sums.
+        values: of the number of values of the network's output.
+        energy: of the squared norm of the network's output.
+    """
+
+    inputs: Accumulators
+    outputs: Accumulators
+    gradients: dict[ModuleName, float]
+    images: int = 0
+    values: float = 0.0
+    energy: float = 0.0
+
+    @classmethod
+    def empty(
+        cls,
+        layers: Mapping[ModuleName, CalledLayer],
+        *,
+        dense_up_to: int,
+        sketch_rank: int,
+        seed: int,
+        device: torch.device,
+    ) -> "Sums":
+        """Zeros for each of the layers; the arguments are those of `MomentAccumulator`."""
+        zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
+        return cls(
+            inputs={name: zeros(layer.shape[1]) for name, layer in layers.items() if layer.inputs == name},
+            outputs={name: zeros(layer.shape[0]) for name, layer in layers.items()},
+            gradients=dict.fromkeys(layers, 0.0),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums by name. The tensors of the moments are the sums themselves, not copies."""
+        return {
+            **_packed("inputs", self.inputs),
+            **_packed("outputs", self.outputs),
+            _GRADIENTS: torch.tensor(list(self.gradients.values()), dtype=torch.float64),
+            _TOTALS: torch.tensor([self.images, self.values, self.energy], dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "Sums":
+        """Inverse of `state`; it goes on in the given tensors."""
+        outputs = _unpacked("outputs", state)
+        images, values, energy = state[_TOTALS].tolist()
+        return cls(
+            inputs=_unpacked("inputs", state),
+            outputs=outputs,
+            gradients=dict(zip(outputs, state[_GRADIENTS].tolist(), strict=True)),
+            images=int(images),
+            values=values,
+            energy=energy,
+        )
+
+
+class PartialFile:
+    """A file of sums beside the output; it is removed when the output is there.
+
+    Args:
+        output: where the statistics are to go; `S.safetensors` has its sums in `S.partial.safetensors`.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_name(f"{output.stem}.partial.safetensors")
+
+    def load(self, origin: Origin, device: torch.device) -> Sums | None:
+        """The sums of a run of the same origin; nothing where there is no file, or one of another run.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        with open_checkpoint(self.path) as file:
+            if file.metadata.get(_ORIGIN_KEY) != _identity(origin):
+                return None
+            return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
+
+    def save(self, sums: Sums, origin: Origin) -> None:
+        """Write the sums, atomically."""
+        state = sums.state()
+        specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
+        with SafetensorsWriter(self.path, specs, metadata={_ORIGIN_KEY: _identity(origin)}) as writer:
+            for key, tensor in state.items():
+                writer.write(key, tensor)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _identity(origin: Origin) -> str:
+    return json.dumps(asdict(origin))
+
+
+def _packed(side: str, accumulators: Accumulators) -> dict[str, Tensor]:
+    """`inputs.MODULE.dense` and so on."""
+    parts = ((name, accumulator.state()) for name, accumulator in accumulators.items())
+    return {f"{side}.{name}.{key}": tensor for name, state in parts for key, tensor in state.items()}
+
+
+def _unpacked(side: str, state: Mapping[str, Tensor]) -> Accumulators:
+    parts: defaultdict[ModuleName, dict[str, Tensor]] = defaultdict(dict)
+    for full_key, tensor in state.items():
+        if full_key.startswith(f"{side}."):
+            name, _, key = full_key.removeprefix(f"{side}.").rpartition(".")
+            parts[ModuleName(name)][key] = tensor
+    return {name: MomentAccumulator.from_state(part) for name, part in parts.items()}

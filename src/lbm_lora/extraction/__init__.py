@@ -1,0 +1,62 @@
+"""Two checkpoints -> adapters (layer L3): a plan that can be printed and tested, and the passes that carry it out.
+
+- `plan`: what becomes of each tensor, by names and shapes alone
+- `deltas`: one tensor, read and subtracted
+- `survey`: the first pass of two, every delta decomposed once
+- `allocate`: ranks for all layers together, by one of the `rules` that `rank_options` ask for
+- `prediction`: what a choice of ranks is expected to do
+- `trials`: choices that are run before they are written; `search` finds the smallest that meets a limit
+- `passes`: every tensor's outcome, decomposed directly or cut off from a survey
+- `adapter_output`: the files
+- `extraction`: all of it in one call
+"""
+
+from lbm_lora.extraction.adapter_output import AdapterOutput, write_adapters, write_sidecar
+from lbm_lora.extraction.allocate import Choice, RankAllocator
+from lbm_lora.extraction.deltas import DeltaSettings, Outcome
+from lbm_lora.extraction.extraction import ExtractedAdapter, OutputNorm, RankSelection, extract_adapters, surveyed
+from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
+from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
+from lbm_lora.extraction.prediction import Prediction, Predictor
+from lbm_lora.extraction.rank_options import RankOptions, rank_rule
+from lbm_lora.extraction.rules import FixedRanks, RankRule
+from lbm_lora.extraction.survey import DeltaSpectrum, Survey, SurveyPass, WeightsOf, seed_of, unweighted
+from lbm_lora.extraction.trials import ChosenRanks, Trial, TrialImages
+
+__all__ = [
+    "COVERAGES",
+    "Action",
+    "AdapterOutput",
+    "Choice",
+    "ChosenRanks",
+    "DeltaSettings",
+    "DeltaSpectrum",
+    "DirectPass",
+    "ExtractedAdapter",
+    "FixedRanks",
+    "TrialImages",
+    "Outcome",
+    "OutputNorm",
+    "Pass",
+    "Plan",
+    "PlanItem",
+    "Prediction",
+    "Predictor",
+    "RankAllocator",
+    "RankOptions",
+    "RankRule",
+    "RankSelection",
+    "Survey",
+    "SurveyPass",
+    "SurveyedPass",
+    "Trial",
+    "WeightsOf",
+    "extract_adapters",
+    "plan_extraction",
+    "rank_rule",
+    "seed_of",
+    "surveyed",
+    "unweighted",
+    "write_adapters",
+    "write_sidecar",
+]

@@ -1,0 +1,163 @@
+"""Share a file's bytes out among all deltas, by the spectra of a survey."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from lbm_lora.adapter import module_bytes, rank_bytes, stored_bytes
+from lbm_lora.errors import InputError, Option
+from lbm_lora.extraction.plan import Plan
+from lbm_lora.extraction.survey import DeltaSpectrum, Survey
+from lbm_lora.factorize import FixedRank, Spectrum, curve, energy_rank, error_rank
+from lbm_lora.factorize import allocate_error as cheapest_with
+from lbm_lora.naming import ParamName, module_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The ranks of one adapter, and what is expected of it.
+
+    Attributes:
+        ranks: of each decomposed delta; 0 is nothing, None is the dense delta.
+        nbytes: of the file.
+        error_sq: the squared error in the norm of the survey, rounding to the stored dtype included.
+    """
+
+    ranks: dict[ParamName, int | None]
+    nbytes: int
+    error_sq: float
+
+
+class RankAllocator:
+    """Chooses the ranks of an adapter from one survey, under any rule.
+
+    Args:
+        plan: of the survey.
+        survey: its result.
+        dtype: of the stored tensors.
+        overhead: bytes of the file beside its tensors' data and their header entries.
+        is_weighted: whether the survey's norm is that of an output, in which the other tensors were not measured.
+    """
+
+    def __init__(self, plan: Plan, survey: Survey, dtype: torch.dtype, *, overhead: int, is_weighted: bool) -> None:
+        self._deltas = survey.spectra
+        self._prefix = plan.pairing.tuned.prefix
+        self._dtype = dtype
+        self._spectra = [self._spectrum(delta) for delta in survey.spectra]
+        self._exact = [self._exact_spectrum(delta) for delta in survey.spectra]
+        dense = sum(stored_bytes(self._prefix, name, shape, dtype) for name, shape in plan.dense().items())
+        self.fixed_bytes = overhead + dense
+        self._rest_sq = 0.0 if is_weighted else survey.others.error_sq
+        self._least_sq = self._rest_sq + sum(_least(delta) for delta in survey.spectra)
+        self._others_sq = 0.0 if is_weighted else survey.others.delta_sq
+
+    def fixed(self, ranks: FixedRank) -> Choice:
+        """One rank for linear weights and one for convs."""
+        chosen = [min(ranks.rank_of(delta.item.shape), len(delta.squares)) for delta in self._deltas]
+        return self._choice(chosen)
+
+    def within(self, nbytes: Sequence[int]) -> list[Choice]:
+        """The least error that files of these sizes have room for.
+
+        Raises:
+            InputError: a size has no room for what every file holds.
+        """
+        smallest = min(nbytes)
+        if smallest <= self.fixed_bytes:
+            raise InputError(
+                Option("max_size"),
+                f" {megabytes(smallest)}: biases, norms and the header alone take "
+                f"{megabytes(self.fixed_bytes)}. Give more, or leave tensors out: ",
+                Option("exclude"),
+                ", ",
+                Option("dense", is_off=True),
+                ".",
+            )
+        return [
+            self._choice(found.ranks) for found in curve(self._spectra, [size - self.fixed_bytes for size in nbytes])
+        ]
+
+    def error(self, target_sq: float) -> Choice:
+        """The smallest file with a squared error of `target_sq` or less.
+
+        Raises:
+            InputError: no choice of ranks reaches it.
+        """
+        found = cheapest_with(self._spectra, target_sq - self._least_sq)
+        if found.error_sq + self._least_sq > target_sq:
+            raise InputError(
+                f"no ranks reach an error this small: a squared error of {found.error_sq + self._least_sq:.3g} stays, "
+                f"{target_sq:.3g} is asked for. Ask for less, or store more tensors, or more digits of each "
+                "(",
+                Option("save_precision"),
+                ").",
+            )
+        return self._choice(found.ranks)
+
+    def module_error(self, relative_error: float) -> Choice:
+        """For each delta the smallest rank with this relative error, in the norm of the survey."""
+        return self._choice([error_rank(spectrum, relative_error) for spectrum in self._exact])
+
+    def energy(self, share: float) -> Choice:
+        """For each delta the smallest rank that keeps this share of its energy, in the norm of the survey."""
+        return self._choice([energy_rank(spectrum, share) for spectrum in self._exact])
+
+    @property
+    def energy_sq(self) -> float:
+        """The squared error of a file without any delta."""
+        return sum(float(delta.squares.sum()) + delta.rest for delta in self._deltas) + self._others_sq
+
+    def _choice(self, ranks: Sequence[int | None]) -> Choice:
+        """What ranks cost, and the error they leave."""
+        nbytes, error_sq = self.fixed_bytes, self._rest_sq
+        for delta, spectrum, rank in zip(self._deltas, self._exact, ranks, strict=True):
+            nbytes += spectrum.size(rank)
+            error_sq += _error_sq(delta, rank)
+        names = [delta.item.name for delta in self._deltas]
+        return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
+
+    def _exact_spectrum(self, delta: DeltaSpectrum) -> Spectrum:
+        """Without the rounding to the stored dtype, which one delta alone cannot weigh against anything."""
+        return self._of(delta, np.minimum.accumulate(delta.squares.numpy()), delta.rest)
+
+    def _spectrum(self, delta: DeltaSpectrum) -> Spectrum:
+        """Of the ranks that are worth their bytes. Its errors are those above what the dense delta leaves.
+
+        Rounding a rank takes away some of its gain. Where gains rise then, the larger one stands for those before it:
+        no choice leaves more than its spectrum says.
+        """
+        gains = (delta.squares - delta.rounding).clamp(min=0)[: delta.worth].numpy()
+        last = max(_error_sq(delta, delta.worth) - _least(delta), 0.0)
+        return self._of(delta, np.maximum.accumulate(gains[::-1])[::-1], last)
+
+    def _of(self, delta: DeltaSpectrum, squares: Float64[np.ndarray, " k"], rest: float) -> Spectrum:
+        item = delta.item
+        dense = stored_bytes(self._prefix, item.name, item.shape, self._dtype)
+        return Spectrum(
+            squares=squares,
+            rest=rest,
+            rank_bytes=rank_bytes(item.shape, self._dtype),
+            fixed_bytes=module_bytes(self._prefix, module_of(item.name), item.shape, 0, self._dtype),
+            dense_bytes=dense if delta.dense < math.inf else None,
+        )
+
+
+def _error_sq(delta: DeltaSpectrum, rank: int | None) -> float:
+    """The squared error that a rank, nothing (0), or the dense delta (None) leaves, rounding included."""
+    if rank is None:
+        return delta.dense
+    return delta.rest + float(delta.squares[rank:].sum()) + float(delta.rounding[:rank].sum())
+
+
+def _least(delta: DeltaSpectrum) -> float:
+    """The squared error of the dense delta, or of the highest rank where that is no choice."""
+    return delta.dense if delta.dense < math.inf else _error_sq(delta, delta.worth)
+
+
+def megabytes(nbytes: int) -> str:
+    """`12.3 MB`; kB below one."""
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"

@@ -1,0 +1,154 @@
+"""What a tensor becomes before its rank is known: read, subtract, measure, and store it dense or not at all."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter import LedgerRow, LoraModule, Status
+from lbm_lora.blocks import DeltaSums, Workspace, absolutes, energy, storage_noise
+from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder, Pairing
+from lbm_lora.errors import ConfigError, InputError, Option
+from lbm_lora.extraction.plan import Action, PlanItem
+from lbm_lora.factorize import (
+    Factors,
+    Measure,
+    dense_dtype,
+    down_shape,
+    measure_delta,
+    rounded,
+    up_shape,
+    with_error,
+)
+from lbm_lora.naming import module_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaSettings:
+    """How deltas are taken and stored.
+
+    Attributes:
+        dtype: of the stored factors and dense deltas; with int8 the latter are fp16.
+        min_diff: a delta whose largest absolute value is below this is left out, with that reason.
+        device: where the decomposition runs.
+
+    Raises:
+        ConfigError: `min_diff` is negative.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    min_diff: float = 0.0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if self.min_diff < 0:
+            raise ConfigError(
+                Option("min_diff"), f" is {self.min_diff:g}: it is compared with absolute values, give 0 or more."
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one tensor became: its ledger row, and its lora module or its dense delta where it is stored."""
+
+    row: LedgerRow
+    module: LoraModule | None = None
+    dense: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A delta that is to be decomposed.
+
+    Attributes:
+        values: fp32, in the parameter's shape; valid until its thread reads the next one.
+        measure: of it, without an approximation.
+    """
+
+    values: Tensor
+    measure: Measure
+
+
+class DeltaReader:
+    """Reads the deltas of a pairing, a few at a time in threads."""
+
+    def __init__(self, pairing: Pairing, settings: DeltaSettings) -> None:
+        self._pairing = pairing
+        self._settings = settings
+        self._base, self._tuned = FingerprintBuilder(), FingerprintBuilder()
+        self._workspace = Workspace()
+
+    def hash(self, item: PlanItem) -> None:
+        """Take a tensor into the fingerprints."""
+        for component, builder in ((self._pairing.base, self._base), (self._pairing.tuned, self._tuned)):
+            if item.name in component:
+                builder.add(item.name, component.read(item.name))
+
+    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
+        """Of base and tuned, once every tensor is hashed."""
+        return self._base.build(), self._tuned.build()
+
+    def read(self, item: PlanItem) -> Outcome | Delta:
+        """What a tensor becomes whatever the ranks, or the delta that is to be decomposed.
+
+        Raises:
+            PairingError: a value is not finite.
+            InputError: a value of a dense delta leaves the range of the stored dtype.
+        """
+        base, tuned, name = self._pairing.base, self._pairing.tuned, item.name
+        if name not in base or name not in tuned or base.specs[name].shape != tuned.specs[name].shape:
+            return left_out(item, item.reason, Measure())
+        delta, sums = self._delta(item)
+        found = measure_delta(delta.numel(), sums)
+        if found.delta_abs == 0:
+            return Outcome(LedgerRow(name, Status.UNCHANGED, "equal in base and tuned", item.shape, None, found))
+        if not tuned.specs[name].is_floating:  # the change of a counter is no weight's
+            return left_out(item, item.reason, Measure())
+        if item.action is Action.EXCLUDE:
+            return left_out(item, item.reason, found)
+        if self._settings.min_diff and float(delta.abs().max()) < self._settings.min_diff:
+            return left_out(item, f"largest change below --min_diff {self._settings.min_diff:g}", found)
+        if item.action is Action.DECOMPOSE:
+            return Delta(delta, found)
+        return self.dense(item, Delta(delta, found), item.reason)
+
+    def dense(self, item: PlanItem, delta: Delta, reason: str) -> Outcome:
+        """A delta that is stored dense.
+
+        Raises:
+            InputError: a value leaves the range of the stored dtype.
+        """
+        try:
+            stored = rounded(delta.values, dense_dtype(self._settings.dtype))
+        except InputError as error:
+            raise InputError(f"{item.name}: ", *error.args) from None
+        measured = with_error(delta.measure, delta.values, stored.float())
+        return Outcome(LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured), dense=stored)
+
+    def _delta(self, item: PlanItem) -> tuple[Tensor, DeltaSums]:
+        if item.action is not Action.EXCLUDE:
+            return self._pairing.read_delta(item.name, self._workspace)
+        # what is left out may hold anything; values that are not finite count as unchanged
+        base, tuned = self._pairing.base.read(item.name), self._pairing.tuned.read(item.name)
+        delta = _finite(tuned.float() - base.float())
+        noise = storage_noise(_finite(tuned)) if delta.any() else 0.0
+        return delta, DeltaSums(energy(delta), absolutes(delta), noise)
+
+
+def left_out(item: PlanItem, reason: str, measured: Measure) -> Outcome:
+    """A tensor that the file does not hold."""
+    return Outcome(LedgerRow(item.name, Status.EXCLUDED, reason, item.shape, None, measured))
+
+
+def low_rank(item: PlanItem, delta: Delta, factors: Factors) -> Outcome:
+    """The factors in the shapes of a file, with scaling 1."""
+    rank = factors.rank
+    down = factors.down.reshape(down_shape(item.shape, rank))
+    up = factors.up.reshape(up_shape(item.shape, rank))
+    measured = with_error(delta.measure, delta.values, factors)
+    row = LedgerRow(item.name, Status.LORA, item.reason, item.shape, rank, measured)
+    return Outcome(row, module=LoraModule(module_of(item.name), down, up, alpha=float(rank)))
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)

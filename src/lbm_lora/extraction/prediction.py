@@ -1,0 +1,94 @@
+"""What a choice of ranks is expected to do: foreseen by the survey, and corrected by what was run."""
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from lbm_lora.errors import InputError
+from lbm_lora.extraction.allocate import Choice, RankAllocator
+from lbm_lora.extraction.search import Proposal
+
+_LEAST = 1e-9  # a relative error that counts as none
+_TABLE = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # sizes of the table, as shares of the file's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a file of a size is expected to do.
+
+    Attributes:
+        nbytes: of the file.
+        error: relative: of the denoiser's output where the survey was calibrated, else of the weights. The survey's,
+            times the factor that running this or other sizes has shown.
+        of: `output` or `weights`.
+        foreseen: the error by the survey alone.
+        measured: the error of this very file, where it was run; see `Trial.error`.
+    """
+
+    nbytes: int
+    error: float
+    of: str
+    foreseen: float
+    measured: float | None = None
+
+
+class Predictor:
+    """Predicts the relative error of choices, and learns from those that were run.
+
+    Args:
+        allocator: makes the choices.
+        reference_sq: the square that squared errors are relative to.
+        of: what predictions are about, `output` or `weights`.
+    """
+
+    def __init__(self, allocator: RankAllocator, *, reference_sq: float, of: str) -> None:
+        self.reference_sq, self.of = reference_sq, of
+        self._allocator = allocator
+        self._measured: dict[float, float] = {}
+
+    def foreseen(self, choice: Choice) -> float:
+        """The relative error by the survey alone, in which layers know nothing of each other."""
+        return math.sqrt(choice.error_sq / self.reference_sq) if self.reference_sq else 0.0
+
+    def learn(self, choice: Choice, measured: float | None) -> None:
+        """Take the measured error of a choice into all further predictions."""
+        if measured and self.foreseen(choice):
+            self._measured[self.foreseen(choice)] = measured
+
+    def prediction(self, choice: Choice) -> Prediction:
+        """The survey's error times the measured factor, which is interpolated between the choices that were run."""
+        foreseen = self.foreseen(choice)
+        factor = 1.0
+        if self._measured and foreseen:
+            known = sorted(self._measured)
+            factors = [math.log(self._measured[one] / one) for one in known]
+            factor = math.exp(np.interp(math.log(foreseen), np.log(known), factors))
+        return Prediction(
+            nbytes=choice.nbytes,
+            error=factor * foreseen,
+            of=self.of,
+            foreseen=foreseen,
+            measured=self._measured.get(foreseen),
+        )
+
+    def table(self, nbytes: int) -> tuple[Prediction, ...]:
+        """What files that are smaller and larger than `nbytes` would do."""
+        sizes = [round(nbytes * share) for share in _TABLE]
+        within = self._allocator.within([size for size in sizes if size > self._allocator.fixed_bytes])
+        distinct = {choice.nbytes: choice for choice in within}
+        return tuple(self.prediction(choice) for choice in distinct.values())
+
+    def propose(self, decibel: float) -> Proposal[Choice] | None:
+        """The smallest file whose error is so many dB below the output, by the survey; the best for infinite dB."""
+        if decibel == math.inf:
+            (choice,) = self._allocator.within([sys.maxsize])
+        else:
+            try:
+                choice = self._allocator.error(10 ** (-decibel / 10) * self.reference_sq)
+            except InputError:
+                return None
+        return Proposal(
+            found=choice, nbytes=choice.nbytes, foreseen=-20 * math.log10(max(self.foreseen(choice), _LEAST))
+        )

@@ -1,0 +1,139 @@
+"""The rules by which the ranks of an adapter are chosen: a closed union of small values, each of which knows its needs.
+
+A rule names the option that asks for it (`option`), the adapters that come out (`names`), what their metadata says of
+it (`facts`), the highest ranks that a survey must find for it (`capped`), and the choices that a survey alone can make
+(`choices`). A rule with a limit that only running a LoRA can tell is searched for by `lbm_lora.extraction.trials`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from lbm_lora.adapter import rank_bytes
+from lbm_lora.extraction.allocate import Choice, RankAllocator
+from lbm_lora.extraction.plan import Action, Plan, PlanItem
+from lbm_lora.factorize import FixedRank, rank_bound
+
+_SMALL_SIDE = 192  # up to here all ranks of a matrix are found anyway
+_LEAST_CAP = 64
+_ABOVE_UNIFORM = 4  # how many times the rank that all layers would get alike one layer may get
+_SHARE = 0.25  # of its bound that a rank may reach where errors decide: beyond it the dense delta is near in bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedRanks:
+    """A rank for linear layers and one for convs; several pairs give several adapters."""
+
+    option: ClassVar[str] = "ranks"
+    ranks: tuple[FixedRank, ...]
+    is_named: bool = False
+    """Whether the adapters are named by their ranks."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"r{rank.linear}" for rank in self.ranks) if self.is_named else ("",)
+
+    def facts(self, index: int) -> dict[str, object]:
+        rank = self.ranks[index]
+        return {"rank_policy": "fixed", "rank": rank.linear, "conv_rank": rank.conv}
+
+    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
+        linear, conv = (max(getattr(rank, kind) for rank in self.ranks) for kind in ("linear", "conv"))
+        return plan.with_ranks(FixedRank(linear=linear, conv=conv))
+
+    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+        return [allocator.fixed(rank) for rank in self.ranks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeLimits:
+    """The least error that files of these sizes have room for; several give several adapters.
+
+    Attributes:
+        nbytes: of each file, header included.
+        words: the same as they were asked for, `200MB`.
+    """
+
+    option: ClassVar[str] = "max_size"
+    nbytes: tuple[int, ...]
+    words: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(word.replace(" ", "") for word in self.words) if len(self.words) > 1 else ("",)
+
+    def facts(self, index: int) -> dict[str, object]:
+        return {"rank_policy": self.option, self.option: self.words[index]}
+
+    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
+        per_rank = sum(rank_bytes(item.shape, dtype) for item in plan.of(Action.DECOMPOSE))
+        cap = _ABOVE_UNIFORM * max(self.nbytes) / per_rank
+        return _with_caps(plan, lambda item: _below(rank_bound(item.shape), cap))
+
+    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+        return allocator.within(self.nbytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limit:
+    """A rule of one number and one adapter."""
+
+    option: str
+    value: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("",)
+
+    def facts(self, index: int) -> dict[str, object]:
+        return {"rank_policy": self.option, self.option: self.value}
+
+    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
+        return _with_caps(plan, lambda item: _below(rank_bound(item.shape), _SHARE * rank_bound(item.shape)))
+
+
+class ErrorLimit(_Limit):
+    """The smallest file with this relative error: of the weights, or where it is calibrated of the output."""
+
+    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+        return [allocator.error(self.value**2 * reference_sq)]
+
+
+class PsnrFloor(_Limit):
+    """The smallest file with which each image comes out with this PSNR, dB. It is found by running alone."""
+
+
+class ModuleErrorLimit(_Limit):
+    """For each layer the smallest rank with this relative error."""
+
+    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
+        return _with_caps(plan, lambda item: rank_bound(item.shape))
+
+    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+        return [allocator.module_error(self.value)]
+
+
+class EnergyShare(_Limit):
+    """For each layer the smallest rank that keeps this share of its energy."""
+
+    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
+        return _with_caps(plan, lambda item: rank_bound(item.shape))
+
+    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+        return [allocator.energy(self.value)]
+
+
+RankRule = FixedRanks | SizeLimits | ErrorLimit | PsnrFloor | ModuleErrorLimit | EnergyShare
+
+
+def _below(bound: int, cap: float) -> int:
+    return bound if bound <= _SMALL_SIDE else min(bound, max(_LEAST_CAP, math.ceil(cap)))
+
+
+def _with_caps(plan: Plan, highest: Callable[[PlanItem], int]) -> Plan:
+    """The plan with the highest rank that each delta may get: a decomposition costs time for each of its ranks."""
+    items = (item if item.rank is None else replace(item, rank=highest(item)) for item in plan.items)
+    return replace(plan, items=tuple(items))

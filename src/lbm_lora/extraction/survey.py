@@ -1,0 +1,201 @@
+"""The first of two passes, where ranks depend on all matrices together, or on what an error costs in the output.
+
+A survey decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
+spectra. Ranks are chosen from these for all adapters that are to come out. The second pass (`SurveyedPass`) cuts the
+vectors off at the chosen ranks, rounds them, and measures them against the deltas.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from lbm_lora.blocks import energy
+from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec
+from lbm_lora.errors import InputError
+from lbm_lora.extraction.deltas import DeltaReader, DeltaSettings, Outcome
+from lbm_lora.extraction.plan import Action, Plan, PlanItem
+from lbm_lora.factorize import (
+    Measure,
+    Moment,
+    WeightedSVD,
+    Weights,
+    Whitening,
+    dense_dtype,
+    grid_noise,
+    matrix_shape,
+    rank_above,
+    rounding_edge,
+    to_matrix,
+    weighted_svd,
+)
+from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.parallel import ordered_map
+
+WeightsOf = Callable[[ModuleName], Weights]
+
+_LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # endings of a delta's vectors in the scratch file
+
+
+def unweighted(_: ModuleName) -> Weights:
+    """All errors of a matrix cost the same."""
+    return Weights()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaSpectrum:
+    """What a survey finds of one delta.
+
+    Attributes:
+        squares: (k,), fp64: what each rank takes off the squared error, in the weighted norm.
+        rest: the squared error that rank k leaves.
+        rounding: (k,), fp64: the squared error that each rank's own rounding to the stored dtype is expected to add.
+        dense: the squared error that the delta's own rounding leaves where it is stored dense; infinite where it leaves
+            the range of the dtype.
+        worth: ranks that are more than the rounding of a 16-bit checkpoint; k where that is not known.
+    """
+
+    item: PlanItem
+    squares: Tensor
+    rest: float
+    rounding: Tensor
+    dense: float
+    worth: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass found.
+
+    Attributes:
+        spectra: of every delta that is to be decomposed; those that are unchanged or too small are not among them.
+        others: the measures of all other tensors: stored dense, or left out. In a weighted norm they count nothing.
+    """
+
+    spectra: list[DeltaSpectrum]
+    others: Measure
+
+
+@dataclass(frozen=True)
+class _Decomposed:
+    spectrum: DeltaSpectrum
+    svd: WeightedSVD
+
+
+class SurveyPass:
+    """The first pass of two.
+
+    Args:
+        plan: whose decomposed items' `rank` is the highest that may be chosen.
+        weights_of: what an error in a module costs.
+        scratch: where the vectors are put, in fp32.
+    """
+
+    def __init__(self, plan: Plan, settings: DeltaSettings, weights_of: WeightsOf, scratch: Path) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._weights_of = weights_of
+        self._reader = DeltaReader(plan.pairing, settings)
+        specs: dict[str, TensorSpec] = {}
+        for item in plan.of(Action.DECOMPOSE):
+            rank, (rows, columns) = item.rank or 1, matrix_shape(item.shape)
+            specs[item.name + _LEFT] = TensorSpec(torch.float32, (rows, rank))
+            specs[item.name + _VALUES] = TensorSpec(torch.float32, (rank,))
+            specs[item.name + _RIGHT] = TensorSpec(torch.float32, (rank, columns))
+        self._file = SafetensorsWriter(scratch, specs)
+
+    def __len__(self) -> int:
+        return len(self._plan.items)
+
+    def run(self, on_tensor: Callable[[], None] = lambda: None) -> Survey:
+        """Read every delta once; `on_tensor` is called after each, for a progress bar."""
+        spectra: list[DeltaSpectrum] = []
+        others = Measure()
+        with self._file:
+            for made in ordered_map(self._decompose, self._plan.items):
+                if isinstance(made, Outcome):
+                    others += made.row.measure
+                else:
+                    name = made.spectrum.item.name
+                    self._file.write(name + _LEFT, made.svd.left)
+                    self._file.write(name + _VALUES, made.svd.values)
+                    self._file.write(name + _RIGHT, made.svd.right)
+                    spectra.append(made.spectrum)
+                on_tensor()
+        return Survey(spectra, others)
+
+    def _decompose(self, item: PlanItem) -> _Decomposed | Outcome:
+        delta = self._reader.read(item)
+        if isinstance(delta, Outcome):
+            return delta
+        matrix = to_matrix(delta.values)
+        weights = self._weights_of(module_of(item.name))
+        try:
+            whitening = weights.whitening()
+            svd = weighted_svd(matrix, item.rank or 1, whitening, seed=seed_of(item.name))
+        except InputError as error:
+            raise InputError(f"{item.name}: ", *error.args) from None
+        worth = len(svd.values)
+        if weights == Weights():  # values of another norm cannot be compared with the noise
+            worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))
+        spectrum = DeltaSpectrum(
+            item=item,
+            squares=svd.values.double().square(),
+            rest=svd.rest,
+            rounding=_rounding(svd, weights, self._settings.dtype),
+            dense=_dense_error(matrix, whitening, dense_dtype(self._settings.dtype)),
+            worth=worth,
+        )
+        return _Decomposed(spectrum, svd)
+
+
+def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:
+    """The vectors of one delta in a survey's file."""
+    left, values, right = (file.read(name + ending) for ending in (_LEFT, _VALUES, _RIGHT))
+    return WeightedSVD(left, values, right, rest=0.0)
+
+
+def seed_of(name: ParamName) -> int:
+    """The seed of a tensor's random start: of its name alone, so that order and company do not matter."""
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1
+
+
+def _dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
+    """The squared error of a matrix in the dtype that is stored."""
+    lost = matrix.to(dtype).float().sub_(matrix)
+    return energy(whitening(lost)) if torch.isfinite(lost).all() else math.inf
+
+
+def _rounding(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:
+    """What rounding both factors adds to the squared error, rank by rank.
+
+    The rounding errors of a factor's elements are independent, so only the diagonals of the moments count. Refitting
+    `up` takes some of it back, which is left aside.
+    """
+    outputs, inputs = (
+        _variances(weights.outputs, svd.left.shape[0]),
+        _variances(weights.inputs, svd.right.shape[1]),
+    )
+    if dtype == torch.int8:
+        across = outputs.sum() * grid_noise(svd.left, dim=0)
+        along = inputs.sum() * grid_noise(svd.right, dim=1)
+    else:
+        share = _ROUNDING.get(dtype, 0.0)
+        across = share * (outputs @ svd.left.double().square())
+        along = share * (svd.right.double().square() @ inputs)
+    return svd.values.double().square() * (weights.scale * across + along)
+
+
+def _variances(moment: Moment | None, count: int) -> Tensor:
+    """The diagonal of a moment, for each row or column of the matrix."""
+    if moment is None:
+        return torch.ones(count, dtype=torch.float64)
+    return moment.variances().repeat_interleave(moment.repeat)
+
+
+_ROUNDING = {torch.bfloat16: 2.0**-14 * 0.541 / 12, torch.float16: 2.0**-20 * 0.541 / 12}
+"""Mean squared relative error of rounding values with evenly spread logarithms: ulp^2 / 12 over the value squared."""

@@ -1,0 +1,148 @@
+"""Which shards are read and which are written, settled by the headers of all shards before anything is computed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import xxhash
+
+from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError
+from lbm_lora.imaging.paths import guard_outputs
+from lbm_lora.inference.shards.shard_record import ShardRecord, read_record
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.fetch import local_shards
+from lbm_lora.shards.samples import Found, Part, Skipped, complaint
+from lbm_lora.shards.tar import expand_shards, read_shard
+
+_COMPRESSED = (".gz", ".bz2", ".xz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardKeys:
+    """Which members of a sample are read; see `Found.pick`."""
+
+    source: str = "source.jpg"
+    mask: str | None = None
+
+    def parts(self, found: Found) -> tuple[Part, Part | None]:
+        """The source and the mask of a sample.
+
+        Raises:
+            ImageError: one of them is not there, or the sample is damaged.
+        """
+        if found.problem:
+            raise ImageError(found.problem)
+        return found.pick(self.source), found.pick(self.mask) if self.mask else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """One shard.
+
+    Attributes:
+        name: of the output; in front of the keys of its samples where they are named.
+        source: a local, uncompressed file.
+        digest: of the shard's list of members: names, places and sizes.
+        samples: usable or not.
+        skipped: samples that cannot be used, as far as headers say so.
+        record: of the output, where it is there already.
+    """
+
+    name: str
+    source: Path
+    output: Path
+    digest: str
+    samples: int
+    skipped: tuple[Skipped, ...]
+    record: ShardRecord | None
+
+
+def plan_shards(
+    patterns: Sequence[str],
+    folder: Path,
+    keys: ShardKeys,
+    *,
+    cache_dir: Path | None,
+    inputs: Iterable[Path],
+    progress: Progress = SILENT,
+) -> list[ShardJob]:
+    """Every shard in order, fetched where it is remote, and its output in `folder`.
+
+    Args:
+        patterns: paths and URLs; `{000..009}` is expanded.
+        inputs: further files that must not be overwritten.
+
+    Raises:
+        ConfigError: an output was made from another shard, or nobody knows from which; a copy needs `cache_dir`.
+        DataError: a shard is not there, or is not a tar file.
+        OutputError: two outputs of one name, or an output that is an input.
+    """
+    if folder.is_file():
+        raise OutputError(f"{folder} is to take shards, so it must be a folder.")
+    shards = expand_shards(patterns)
+    names = [_output_name(shard) for shard in shards]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        both = " and ".join(shard for shard, name in zip(shards, names, strict=True) if name == twice)
+        raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into folders of their own.")
+    paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
+    guard_outputs([folder / name for name in names], [*paths, *inputs])
+    progress.start(len(paths), "reading shards")
+    jobs: list[ShardJob] = []
+    for path, name in zip(paths, names, strict=True):
+        jobs.append(_job(path, folder / name, keys))
+        progress.advance()
+    return jobs
+
+
+def check_corrupt(jobs: Sequence[ShardJob], skipped: Iterable[Skipped], max_corrupt: float) -> None:
+    """Refuse shards of which too much cannot be used.
+
+    Args:
+        skipped: what is known beyond the headers.
+
+    Raises:
+        DataError: more than `max_corrupt` of all samples.
+    """
+    known = {item.key: item for job in jobs for item in (job.record.skipped if job.record else job.skipped)}
+    known |= {item.key: item for item in skipped}
+    where = jobs[0].name if len(jobs) == 1 else f"{jobs[0].name} and {len(jobs) - 1} more"
+    said = complaint(where, list(known.values()), sum(job.samples for job in jobs), max_corrupt)
+    if said:
+        raise DataError(said)
+
+
+def _job(path: Path, output: Path, keys: ShardKeys) -> ShardJob:
+    digest = xxhash.xxh3_128()
+    samples = 0
+    skipped: list[Skipped] = []
+    for found in read_shard(path, output.name):
+        samples += 1
+        members = "".join(f" {name}@{part.offset}+{part.nbytes}" for name, part in found.parts.items())
+        digest.update(f"{found.key}{members} {found.problem}\n".encode())
+        try:
+            keys.parts(found)
+        except ImageError as error:
+            skipped.append(Skipped(found.key, str(error)))
+    record = read_record(output) if output.exists() else None
+    if record is not None and record.source != digest.hexdigest():
+        raise ConfigError(f"{output} was made from another shard than {path}. Translate into another folder.")
+    return ShardJob(
+        name=output.name,
+        source=path,
+        output=output,
+        digest=digest.hexdigest(),
+        samples=samples,
+        skipped=tuple(skipped),
+        record=record,
+    )
+
+
+def _output_name(shard: str) -> str:
+    """The file name of a shard, without the extension of a compressed one."""
+    if shard.startswith("pipe:"):
+        raise ConfigError(f"the shard '{shard}' has no file name that its results could have. Give a path or a URL.")
+    name = Path(urlparse(shard).path if "://" in shard else shard).name
+    suffix = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)

@@ -1,0 +1,87 @@
+"""One shard: its images in, a shard of results out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from lbm_lora.atomic import atomic_path
+from lbm_lora.errors import ImageError
+from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
+from lbm_lora.imaging.image_file import encode_image
+from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
+from lbm_lora.inference.shards.shard_record import ShardRecord, write_record
+from lbm_lora.shards.samples import Found, Skipped
+from lbm_lora.shards.tar import read_shard, shard_writer
+
+Translate = Callable[[Image.Image, Image.Image | None], Image.Image]
+"""(source, mask where there are masks) -> result, of the source's size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Which members are read, and which are written.
+
+    Attributes:
+        format: of the results: png, jpg or webp.
+    """
+
+    keys: ShardKeys
+    format: str
+
+
+class Dropped(Exception):
+    """A shard was given up; nothing of it is left."""
+
+
+def translate_shard(
+    translate: Translate, job: ShardJob, task: ShardTask, *, take: Callable[[Skipped | None], None]
+) -> ShardRecord:
+    """Translate every image of a shard into members `KEY.output.png` of its output, which appears when all are done.
+
+    The same shard and settings give the same bytes.
+
+    Args:
+        take: called for every sample; with the sample where it cannot be used. What it raises drops the shard.
+
+    Raises:
+        ImageError: a result is not finite.
+        OutputError: the output cannot be written.
+    """
+    skipped: list[Skipped] = []
+    images = 0
+    with atomic_path(job.output) as temporary:
+        with temporary.open("wb") as file, shard_writer(file) as tar:
+            for key, made in _results(translate, job, task):
+                if isinstance(made, Skipped):
+                    skipped.append(made)
+                    take(made)
+                else:
+                    tar.write({"__key__": key, f"output.{task.format}": made})
+                    images += 1
+                    take(None)
+        record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped))
+        write_record(record, job.output)
+    return record
+
+
+def _results(translate: Translate, job: ShardJob, task: ShardTask) -> Iterator[tuple[str, bytes | Skipped]]:
+    """For every sample its name in the shard, and the result or why there is none."""
+    for found in read_shard(job.source, job.name):
+        key = found.key.removeprefix(f"{job.name}/")
+        read = _read(found, task.keys)
+        if isinstance(read, Skipped):
+            yield key, read
+        else:
+            yield key, encode_image(translate(*read), f".{task.format}")
+
+
+def _read(found: Found, keys: ShardKeys) -> tuple[Image.Image, Image.Image | None] | Skipped:
+    """Source and mask of a sample."""
+    try:
+        source_part, mask_part = keys.parts(found)
+        source = decode_image(source_part.read(), found.key)
+        mask = decode_fitted_mask(mask_part.read(), "the mask", source.size) if mask_part else None
+    except ImageError as error:
+        return Skipped(found.key, str(error))
+    return source, mask

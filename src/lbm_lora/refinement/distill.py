@@ -1,0 +1,191 @@
+"""A short distillation of a LoRA: its factors and dense deltas learn the tuned model's own outputs.
+
+An extraction chooses the factors of each layer as if the other layers were exact. Together they can make up for each
+other's errors, and that is learnt here, at the ranks that the LoRA has. No pairs are needed: a point of the bridge
+goes into both networks, and the loss is the logarithm of ||output - tuned||^2 / ||tuned||^2, the mean over a batch:
+dB, so that the images that come out worst do not outweigh all others. Adam (Kingma and Ba, arXiv 1412.6980) has a
+learning rate for each tensor, relative to the root mean square of its values, which differ by orders of magnitude
+between layers, and to the error of the given LoRA: the smaller that is, the smaller are the changes that are left to
+make. The rate rises over a few steps and falls to 0 along half a cosine.
+
+What counts is what a file holds. So a LoRA is measured with its values rounded to the stored dtype, on images that
+are not learnt from: at the start, a few times in between, and at the end. The best one is kept.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Adam, Optimizer
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.errors import QualityError
+from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.fidelity.output_errors import OutputErrors
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.refinement.student import Student
+from lbm_lora.trainable.state import TrainState, copied, load_state, optimizer_state, restore, save_state
+
+_WARMUP = 10  # steps
+_PARTS = 8  # of a run, with a measurement at the end of each
+_EPS = 1e-15  # of Adam: the gradients of some tensors are far below its own 1e-8
+_LEAST = 1e-18  # a squared relative error that counts as none
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """How a LoRA is refined.
+
+    Attributes:
+        steps: of the optimizer.
+        batch_size: points of a step.
+        learning_rate: of a tensor, relative to the root mean square of its values times the error of the given LoRA.
+        seed: for the order of the points.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult:
+    """Errors of the given LoRA and of the one that is kept, both as a file holds them.
+
+    Attributes:
+        step: after which the kept one was measured; 0 is the given LoRA.
+    """
+
+    before: OutputErrors
+    after: OutputErrors
+    step: int
+
+    @property
+    def gain(self) -> float:
+        """dB that the typical error is smaller."""
+        return 20 * math.log10(self.before.typical / self.after.typical)
+
+
+def distill(
+    student: Student,
+    learnt: Sequence[AnsweredPoint],
+    held: Sequence[AnsweredPoint],
+    settings: DistillSettings,
+    *,
+    keep: Callable[[Adapter, DistillResult], None],
+    state: Path,
+    identity: Mapping[str, Any],
+    progress: Progress = SILENT,
+) -> DistillResult:
+    """Refine a LoRA. A run that was stopped goes on from its last measurement, and ends the same.
+
+    Args:
+        learnt: what is learnt from.
+        held: what is measured on, of other images.
+        keep: is given the best LoRA whenever there is a new one; at the start the given one, rounded.
+        state: where the run is saved at every measurement; the caller removes it at the end.
+        identity: what must be the same for a saved run to be resumed.
+
+    Raises:
+        QualityError: the loss is not finite any more.
+        ConfigError: `state` is damaged.
+        InputError: a value leaves the range of the stored dtype.
+    """
+    progress.start(0, "measuring the LoRA")
+    before = student.errors(held)
+    best, done = DistillResult(before=before, after=before, step=0), 0
+    optimizer = _optimizer(student, settings.learning_rate * before.typical)
+    saved = _saved(state, identity)
+    if saved is None:
+        keep(student.adapter(), best)
+    else:
+        restore(saved, student.parameters, optimizer, None)
+        best, done = (
+            DistillResult(before=before, after=OutputErrors(**saved.config), step=saved.best_step or 0),
+            saved.step,
+        )
+    batches = list(_batches(learnt, settings))
+    measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
+    progress.start(settings.steps, "refining")
+    progress.advance(done)
+    for step in range(done, settings.steps):
+        _take(student, batches[step], optimizer, settings, step)
+        if step + 1 in measured:
+            after = student.errors(held)
+            if after.typical < best.after.typical:
+                best = DistillResult(before=before, after=after, step=step + 1)
+                keep(student.adapter(), best)
+            save_state(_state(student, optimizer, best, step + 1, identity), state)
+        progress.advance()
+    return best
+
+
+def _optimizer(student: Student, rate: float) -> Adam:
+    scales = student.scales()
+    groups = [
+        {"params": [parameter], "lr": rate * scales[name], "highest": rate * scales[name]}
+        for name, parameter in student.parameters.items()
+    ]
+    return Adam(groups, eps=_EPS)
+
+
+def _batches(learnt: Sequence[AnsweredPoint], settings: DistillSettings) -> Iterator[list[AnsweredPoint]]:
+    """The points of each step, drawn by probability; those of one shape stand together."""
+    draw = torch.Generator().manual_seed(settings.seed)
+    shares = torch.tensor([one.point.probability for one in learnt])
+    drawn = torch.multinomial(shares, settings.steps * settings.batch_size, replacement=True, generator=draw)
+    for indices in drawn.split(settings.batch_size):
+        yield sorted((learnt[index] for index in indices.tolist()), key=_shape)
+
+
+def _take(
+    student: Student, batch: Sequence[AnsweredPoint], optimizer: Optimizer, settings: DistillSettings, step: int
+) -> None:
+    """One step of the optimizer."""
+    for _, alike in groupby(batch, key=_shape):
+        loss = (student.losses(list(alike)) + _LEAST).log().sum() / len(batch)
+        if not torch.isfinite(loss):
+            raise QualityError(
+                f"the loss is {loss.item()} in step {step + 1}: the learning rate of {settings.learning_rate:g} is too "
+                "high. The best LoRA so far is kept."
+            )
+        loss.backward()
+    factor = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    for group in optimizer.param_groups:
+        group["lr"] = group["highest"] * factor
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _saved(path: Path, identity: Mapping[str, Any]) -> TrainState | None:
+    """The state of this very run, where there is one."""
+    state = load_state(path) if path.exists() else None
+    return state if state is not None and state.identity == identity else None
+
+
+def _state(
+    student: Student, optimizer: Optimizer, best: DistillResult, step: int, identity: Mapping[str, Any]
+) -> TrainState:
+    return TrainState(
+        step=step,
+        epoch=0,
+        batch=step,
+        values=copied(student.parameters),
+        optimizer=optimizer_state(optimizer, student.parameters),
+        average=None,
+        origins={},
+        best=best.after.typical,
+        best_step=best.step,
+        validated=step,
+        identity=dict(identity),
+        config=asdict(best.after),
+    )
+
+
+def _shape(one: AnsweredPoint) -> tuple[int, ...]:
+    return tuple(one.point.state.shape)

@@ -1,0 +1,20 @@
+"""The data of a training: pairs of images from folders or WebDataset shards, as batches of one size."""
+
+from lbm_lora.training.data.batches import BucketBatches, loader_of
+from lbm_lora.training.data.dataset import PairDataset
+from lbm_lora.training.data.latents import LatentCache, fill_latents
+from lbm_lora.training.data.open_data import open_data
+from lbm_lora.training.data.sample import Batch, Draw, Sample, collate
+
+__all__ = [
+    "Batch",
+    "BucketBatches",
+    "Draw",
+    "LatentCache",
+    "PairDataset",
+    "Sample",
+    "collate",
+    "fill_latents",
+    "loader_of",
+    "open_data",
+]

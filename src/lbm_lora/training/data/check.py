@@ -1,0 +1,94 @@
+"""Read a data set through, every pixel of it, by the same code as training does."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lbm_lora.imaging.encoded import Size
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.samples import Skipped
+from lbm_lora.training.data.batches import BucketBatches, loader_of
+from lbm_lora.training.data.dataset import PairDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeCount:
+    """How many samples have a size."""
+
+    width: int
+    height: int
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was found in one data set."""
+
+    where: str
+    pairs: int
+    """Usable ones."""
+    nbytes: int
+    """Bytes of the files of all pairs whose headers can be read."""
+    skipped: tuple[Skipped, ...]
+    """Samples that cannot be used."""
+    sizes: tuple[SizeCount, ...]
+    """Sizes of the source images, the most frequent first."""
+    buckets: tuple[SizeCount, ...]
+    """Sizes that training brings them to, at the most probable budget, the most frequent first."""
+    steps: int
+    """Optimizer steps of an epoch, without accumulation."""
+    notes: tuple[str, ...]
+    """Remarks on how samples fill batches."""
+    masks: int
+    """Pairs with a mask."""
+    mask_share: float | None
+    """Mean share of valid pixels in the masks."""
+
+    @property
+    def corrupt_share(self) -> float:
+        """Share of the samples that cannot be used."""
+        return len(self.skipped) / (self.pairs + len(self.skipped))
+
+
+def read_through(
+    dataset: PairDataset, *, batch_size: int, cover: bool = False, num_workers: int = 0, progress: Progress = SILENT
+) -> Checked:
+    """Decode every pair and report.
+
+    Args:
+        dataset: with a `max_corrupt` of 1, or it stops there.
+        batch_size: of all processes together.
+        cover: see `BucketBatches`.
+        num_workers: processes that read.
+
+    Raises:
+        DataError: not one pair can be read.
+    """
+    progress.start(len(dataset), f"reading {dataset.where}")
+    draws = [dataset.draw(index) for index in range(len(dataset))]
+    shares: list[float] = []
+    broken: set[int] = set()
+    for draw, batch in zip(draws, loader_of(dataset, [[draw] for draw in draws], num_workers=num_workers), strict=True):
+        dataset.count(batch.skipped)
+        if batch.indices != (draw.index,):
+            broken.add(draw.index)
+        elif batch.mask is not None:
+            shares.append(float(batch.mask.mean()))
+        progress.advance()
+    batches = BucketBatches(dataset, batch_size, seed=0, cover=cover)
+    return Checked(
+        where=dataset.where,
+        pairs=len(dataset) - len(broken),
+        nbytes=dataset.index.nbytes,
+        skipped=dataset.skipped,
+        sizes=_counts(dataset.sizes),
+        buckets=_counts(draw.size for draw in draws),
+        steps=batches.steps,
+        notes=tuple(batches.notes()),
+        masks=len(shares),
+        mask_share=sum(shares) / len(shares) if shares else None,
+    )
+
+
+def _counts(sizes: Iterable[Size]) -> tuple[SizeCount, ...]:
+    return tuple(SizeCount(width=w, height=h, samples=count) for (w, h), count in Counter(sizes).most_common())

@@ -1,0 +1,130 @@
+"""The index of a data set: its usable pairs in a fixed order, and those that were left out.
+
+Files and shards are listed once, before anything is computed. A pair that is incomplete, unreadable or of two shapes
+is left out, by name and with the reason.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lbm_lora.errors import DataError
+from lbm_lora.imaging.encoded import Size
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.samples import Found, Part, Skipped, complaint
+from lbm_lora.training.data.pairs import Keys, Pair, Record, record_of
+
+_ABSENT = (-1, 0, 0)
+"""The row of a part that a pair does not have."""
+
+
+class PairIndex:
+    """The usable pairs of a data set in a fixed order, and those that were left out.
+
+    Numbers are held in arrays: a million pairs take about 150 MB, and worker processes share them.
+
+    Args:
+        records: read once.
+        skipped: read when all records are.
+    """
+
+    def __init__(self, records: Iterable[Record], skipped: Sequence[Skipped] = ()) -> None:
+        files: dict[Path, int] = {}
+        keys: list[str] = []
+        sizes, parts = array("i"), array("q")
+        for record in records:
+            keys.append(record.key)
+            sizes.extend(record.size)
+            for part in (record.source, record.target, record.mask):
+                parts.extend(_numbers(part, files))
+        self.keys = tuple(keys)
+        self.skipped = tuple(skipped)
+        self.sizes: NDArray[np.int32] = np.array(sizes, dtype=np.int32).reshape(-1, 2)
+        """(width, height) of every source image."""
+        self._parts: NDArray[np.int64] = np.array(parts, dtype=np.int64).reshape(-1, 3, 3)
+        self._files = tuple(files)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def size(self, index: int) -> Size:
+        width, height = self.sizes[index].tolist()
+        return width, height
+
+    @property
+    def masks(self) -> int:
+        """Pairs with a mask."""
+        return int((self._parts[:, 2, 0] >= 0).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files, or of their places in shards."""
+        return int(self._parts[:, :, 2].sum())
+
+    def record(self, index: int) -> Record:
+        """Where the bytes of one pair lie."""
+        source, target, mask = (self._part(row) for row in self._parts[index].tolist())
+        assert source is not None, "every pair has one"
+        assert target is not None, "every pair has one"
+        return Record(key=self.keys[index], source=source, target=target, mask=mask, size=self.size(index))
+
+    def read(self, index: int) -> Pair:
+        """The bytes of one pair.
+
+        Raises:
+            ImageError: a file is gone or has become shorter.
+        """
+        record = self.record(index)
+        return Pair(
+            key=record.key,
+            source=record.source.read(),
+            target=record.target.read(),
+            mask=record.mask.read() if record.mask else None,
+            size=record.size,
+        )
+
+    def _part(self, row: Sequence[int]) -> Part | None:
+        file, offset, nbytes = row
+        return None if file < 0 else Part(self._files[file], offset, nbytes)
+
+
+def make_index(found: Iterable[Found], keys: Keys, progress: Progress = SILENT) -> PairIndex:
+    """The index of everything that was found; reads the header of each image."""
+    skipped: list[Skipped] = []
+
+    def usable() -> Iterator[Record]:
+        for item in found:
+            made = record_of(item, keys)
+            if isinstance(made, Record):
+                yield made
+            else:
+                skipped.append(made)
+            progress.advance()
+
+    return PairIndex(usable(), skipped)
+
+
+def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> None:
+    """Refuse a data set of which too much cannot be used.
+
+    Args:
+        where: the data set, for errors.
+        total: samples that were found, usable or not.
+        max_corrupt: share of them that may be corrupt.
+
+    Raises:
+        DataError: more is, or nothing is left.
+    """
+    if not total:
+        raise DataError(f"{where} holds no pairs.")
+    said = complaint(where, skipped, total, max_corrupt)
+    if said:
+        raise DataError(f"{said} `lbm-lora data check` lists them all.")
+
+
+def _numbers(part: Part | None, files: dict[Path, int]) -> tuple[int, int, int]:
+    """A part as (number of its file, offset, bytes); a new file gets the next number."""
+    return (files.setdefault(part.path, len(files)), part.offset, part.nbytes) if part else _ABSENT

@@ -1,0 +1,144 @@
+"""Latents that are computed once and kept on the disk.
+
+A file holds the two latents of one pair at one size. Its name is a hash of all that they depend on: the bytes of both
+images, the size, and the VAE. So a changed image has other latents, runs and data sets share the cache, and nothing in
+it is ever out of date.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import xxhash
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lbm_lora.atomic import atomic_path
+from lbm_lora.errors import DataError, ImageError
+from lbm_lora.imaging.encoded import Size
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.training.data.batches import loader_of
+from lbm_lora.training.data.dataset import PairDataset
+from lbm_lora.training.data.pairs import Pair
+from lbm_lora.training.data.sample import Draw
+
+Latent = Float[Tensor, "channels h w"]
+Encode = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch channels h w"]]
+
+
+class LatentCache:
+    """Latents by content. `fill_latents` fills it, and `PairDataset.with_latents` reads it.
+
+    Args:
+        cache_dir: the files lie in `latents/` in it.
+        vae: what tells the encoder apart from others: the fingerprint of its weights, and how it is used.
+    """
+
+    def __init__(self, cache_dir: Path, vae: str) -> None:
+        self.folder = cache_dir / "latents"
+        self._vae = vae
+
+    def path(self, pair: Pair, size: Size) -> Path:
+        """Where the latents of a pair are, or would be."""
+        digest = xxhash.xxh3_128(f"{self._vae}\n{size[0]}x{size[1]} {len(pair.source)}\n".encode())
+        digest.update(pair.source)
+        digest.update(pair.target)
+        name = digest.hexdigest()
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
+
+    def load(self, pair: Pair, size: Size) -> tuple[Latent, Latent] | None:
+        """The latents of source and target, None where they are not there.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self.path(pair, size)
+        try:
+            tensors = load_file(path)
+            return tensors["source"], tensors["target"]
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, OSError) as error:
+            raise DataError(f"{path} holds no latents: {error}. Delete it, and they are computed again.") from None
+
+    def save(self, path: Path, source: Latent, target: Latent) -> None:
+        """Keep the latents of a pair under the name that `path` gives."""
+        tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+
+
+def fill_latents(
+    dataset: PairDataset,
+    cache: LatentCache,
+    encode: Encode,
+    *,
+    batch_size: int = 1,
+    num_workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress = SILENT,
+) -> int:
+    """Compute the latents that are not in the cache yet, of each pair at every size that it may be brought to.
+
+    Args:
+        dataset: without a cache of its own.
+        encode: images in [-1, 1] -> latents, each of its own image alone.
+        batch_size: images of one size that are encoded together.
+        num_workers: processes that read images.
+        rank, world: this process computes every `world`-th sample. All must be done before the cache is read.
+
+    Returns:
+        How many pairs were encoded.
+
+    Raises:
+        DataError: more than `max_corrupt` of the data set is corrupt.
+        OutputError: the cache cannot be written.
+    """
+    progress.start(len(range(rank, len(dataset), world)), "looking for cached latents")
+    missing = sorted(_missing(dataset, cache, rank, world, progress), key=_size_of)
+    groups = list(_groups(missing, batch_size))
+    progress.start(len(missing), "encoding latents")
+    encoded = 0
+    for draws, batch in zip(groups, loader_of(dataset, groups, num_workers=num_workers), strict=True):
+        dataset.count(batch.skipped)
+        if batch.source is None or batch.target is None:
+            raise AssertionError("this data set reads latents, not images")
+        latents = zip(batch.indices, encode(batch.source), encode(batch.target), strict=True)
+        for draw, (index, source, target) in zip(draws, latents, strict=True):
+            # the index is not the draw's where it stands in for a corrupt sample
+            path = cache.path(dataset.index.read(index), draw.size)
+            if not path.exists():
+                cache.save(path, source, target)
+                encoded += 1
+        progress.advance(len(draws))
+    return encoded
+
+
+def _missing(dataset: PairDataset, cache: LatentCache, rank: int, world: int, progress: Progress) -> Iterator[Draw]:
+    for index in range(rank, len(dataset), world):
+        progress.advance()
+        for size in dataset.preparation.buckets(dataset.index.size(index)):
+            if not _is_cached(dataset, cache, index, size):
+                yield Draw(index, 0, size)
+
+
+def _is_cached(dataset: PairDataset, cache: LatentCache, index: int, size: Size) -> bool:
+    try:
+        return cache.path(dataset.index.read(index), size).exists()
+    except ImageError:
+        return False  # it cannot be read: then the latents of the sample that takes its place are needed
+
+
+def _groups(draws: list[Draw], batch_size: int) -> Iterator[list[Draw]]:
+    """Neighbours of one size, at most `batch_size` of them together."""
+    for _, members in groupby(draws, key=_size_of):
+        alike = list(members)
+        for first in range(0, len(alike), batch_size):
+            yield alike[first : first + batch_size]
+
+
+def _size_of(draw: Draw) -> Size:
+    return draw.size

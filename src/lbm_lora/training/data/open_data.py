@@ -1,0 +1,141 @@
+"""From the keys of a training file to the pairs of one split, in WebDataset shards or in a plain folder.
+
+A folder has one of two layouts, in itself or in folders below it. By name: `NAME.source.png`, `NAME.target.png` and
+`NAME.mask.png`, side by side. By folder: `source/NAME.png`, `target/NAME.png` and `mask/NAME.png`. The words are those
+of the keys (`source.jpg` -> `source`), the extension may be any that can be read, and other files are left alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from lbm_lora.errors import ConfigError, DataError, MissingExtraError
+from lbm_lora.imaging.image_file import readable_extensions
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards.samples import Found, Part, said_of
+from lbm_lora.training.data.dataset import PairDataset
+from lbm_lora.training.data.index import PairIndex, make_index
+from lbm_lora.training.data.pairs import Keys
+from lbm_lora.training.data.sample import Preparation
+from lbm_lora.training.settings.data_keys import DataSettings
+
+Split = Literal["train", "validation"]
+
+
+def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Progress = SILENT) -> PairDataset:
+    """The pairs of one split: fetched where they are remote, listed, and their headers read.
+
+    Training pairs are augmented as the settings say. Validation pairs are stretched to the most probable size and
+    nothing else, so that they are the same in every run.
+
+    Args:
+        settings: what a training file says about its data.
+        seed: of the sizes and augmentations.
+
+    Raises:
+        ConfigError: the split has no data, or data that must be copied has no `cache_dir`.
+        DataError: the data cannot be read, holds no pairs, or more than `max_corrupt` of them are corrupt.
+        MissingExtraError: shards, and WebDataset is not installed.
+    """
+    where, index = _indexed(settings, split, progress)
+    if index.skipped:
+        progress.note(f"{where}: {said_of(index.skipped, len(index) + len(index.skipped))}.")
+    return PairDataset(index, _preparation(settings, split, seed), where=where, max_corrupt=settings.max_corrupt)
+
+
+def find_pairs(folder: Path, keys: Keys) -> list[Found]:
+    """What lies under each name, complete or not, sorted by name.
+
+    Raises:
+        DataError: there is no such folder, or nothing in it has a name of either layout.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. Give a folder of pairs, or WebDataset shards.")
+    roles = [key.lower().rpartition(".")[0] for key in (keys.source, keys.target, keys.mask) if key]
+    by_folder = all(roles[:2]) and all((folder / role).is_dir() for role in roles[:2])
+    named = _by_folder(folder, roles) if by_folder else _by_name(folder, roles)
+    parts: dict[str, dict[str, Part]] = {}
+    for key, part, path in named:
+        parts.setdefault(key, {})[part] = Part(path, 0, path.stat().st_size)
+    if not parts:
+        source, target = (f"{role}." if role else "" for role in roles[:2])
+        raise DataError(
+            f"{folder} holds no pairs: neither NAME.{source}png beside NAME.{target}png, nor folders "
+            f"{roles[0] or 'source'}/ and {roles[1] or 'target'}/ with images of equal names."
+        )
+    return [Found(key, parts[key]) for key in sorted(parts)]
+
+
+def _preparation(settings: DataSettings, split: Split, seed: int) -> Preparation:
+    """How the pairs are brought to size."""
+    count = len(settings.image_size)
+    training = Preparation(
+        image_size=settings.image_size,
+        probabilities=settings.image_size_prob or (1 / count,) * count,
+        seed=seed,
+        aspect_buckets=settings.aspect_buckets,
+        flip=settings.flip,
+        random_crop=settings.random_crop,
+    )
+    if split == "train":
+        return training
+    return replace(training, image_size=(training.main_size,), probabilities=(1.0,), flip=False, random_crop=False)
+
+
+def _indexed(settings: DataSettings, split: Split, progress: Progress) -> tuple[str, PairIndex]:
+    """How a split is called in errors, and its index."""
+    shards = settings.train_shards if split == "train" else settings.validation_shards
+    folder = settings.train_folder if split == "train" else settings.validation_folder
+    keys = Keys(source=settings.source_key, target=settings.target_key, mask=settings.mask_key)
+    if folder is not None:
+        found = find_pairs(folder, keys)
+        progress.start(len(found), f"reading {folder.name}")
+        return str(folder), make_index(found, keys, progress)
+    if shards is None:
+        raise ConfigError(f"there are no {split} pairs. Give {split}_shards or {split}_folder.")
+    where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more"
+    return where, make_index(_in_shards(settings, shards, progress), keys)
+
+
+def _in_shards(settings: DataSettings, patterns: tuple[str, ...], progress: Progress) -> Iterator[Found]:
+    try:
+        from lbm_lora.shards.fetch import local_shards
+        from lbm_lora.shards.tar import expand_shards, read_shard
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"shards need the package {error.name}, which is not installed: pip install 'lbm-lora[train]'."
+        ) from None
+    shards = expand_shards(patterns)
+    paths = local_shards(shards, cache_dir=settings.cache_dir, allow_pipe=settings.allow_pipe, progress=progress)
+    names = [Path(shard).name for shard in shards]
+    if len(set(names)) < len(names):
+        names = shards
+    progress.start(len(shards), "reading shards")
+    for path, name in zip(paths, names, strict=True):
+        yield from read_shard(path, name)
+        progress.advance()
+
+
+def _by_folder(folder: Path, roles: list[str]) -> Iterator[tuple[str, str, Path]]:
+    for role in roles:
+        for path in _images(folder / role):
+            key = path.relative_to(folder / role).with_suffix("").as_posix()
+            yield key, f"{role}{path.suffix.lower()}", path
+
+
+def _by_name(folder: Path, roles: list[str]) -> Iterator[tuple[str, str, Path]]:
+    for path in _images(folder):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        role = next((role for role in roles if role and stem.lower().endswith(f".{role}")), "")
+        if role in roles:
+            key = stem[: -len(role) - 1] if role else stem
+            yield key, f"{role}{path.suffix.lower()}".removeprefix("."), path
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    extensions = readable_extensions()
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in extensions and not hidden and path.is_file():
+            yield path

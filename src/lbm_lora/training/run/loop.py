@@ -1,0 +1,243 @@
+"""The training loop: the gradients of a step, the step, and what is due behind it: log, validate, save, stop."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from lightning.fabric import Fabric
+from PIL import Image
+
+from lbm_lora.errors import ConfigError, QualityError
+from lbm_lora.progress import Progress
+from lbm_lora.signals import StopRequest
+from lbm_lora.trainable.state import TrainState, save_state
+from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
+from lbm_lora.training.run.learner import Learner, rate_factor
+from lbm_lora.training.run.prepare import PreparedRun
+from lbm_lora.training.run.run_log import Meter, RunLog
+from lbm_lora.training.run.validation import Scores, Validator
+
+
+@dataclass
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps that are done, those of earlier parts included.
+        epoch, batch: the next batch of the data.
+        best, best_step: the best metric so far, in which larger is better, and the step it was measured after.
+        validated: the last step after which there was a validation; -1 for none.
+        loss: mean of the last logged steps; NaN before them.
+        scores: of the last validation.
+        stopped_by: name of the signal that ended the run before its end, else empty.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    validated: int = -1
+    loss: float = math.nan
+    scores: Scores | None = None
+    stopped_by: str = ""
+
+
+def standing_of(state: TrainState | None) -> Standing:
+    """Where a run stands at its start, or where an earlier part of it has left it."""
+    if state is None:
+        return Standing()
+    return Standing(
+        step=state.step,
+        epoch=state.epoch,
+        batch=state.batch,
+        best=state.best,
+        best_step=state.best_step,
+        validated=state.validated,
+    )
+
+
+class TrainingLoop:
+    """Takes a prepared run to its end, or until a signal comes.
+
+    Args:
+        fabric: its processes are started.
+        stop: asked before each forward pass, and within a validation.
+
+    Attributes:
+        standing: where the run stands.
+    """
+
+    def __init__(self, run: PreparedRun, fabric: Fabric, progress: Progress, stop: StopRequest) -> None:
+        self.standing = standing_of(run.state)
+        self._run, self._fabric, self._progress, self._stop = run, fabric, progress, stop
+        self._learner = Learner(run, fabric)
+        self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
+        self._meter = Meter()
+        self._next = self.standing.epoch, self.standing.batch
+        self._saved = run.done
+
+    def train(self) -> None:
+        """Train.
+
+        Raises:
+            ConfigError: the processes do not go on after the same step.
+            DataError: too many pairs are corrupt.
+            QualityError: the loss is not finite any more.
+        """
+        run, config, standing = self._run, self._run.config, self.standing
+        draws = run.batches.through(config.max_epochs, epoch=standing.epoch, batch=standing.batch)
+        pin = self._fabric.device.type == "cuda"
+        batches = iter(loader_of(self._pairs(), draws, num_workers=config.num_workers, pin_memory=pin))
+        self._stop.listen()
+        self._check_start()
+        self._validate_if_due()
+        self._progress.start(run.total - standing.step, "training")
+        self._meter.start()
+        while standing.step < run.total and self._accumulate(batches):
+            self._learner.take_step(standing.step)
+            self._count_step()
+            self._report_if_due()
+            with self._meter.paused():
+                self._validate_if_due()
+                self._save_if_due()
+        if standing.step < run.total:
+            standing.stopped_by = self._stop.asked or "another process"
+            self._save()
+        if self._log is not None:
+            self._log.close()
+
+    def _pairs(self) -> PairDataset:
+        """The training pairs, with their latents where these are cached: each process computes its share of them."""
+        run, fabric = self._run, self._fabric
+        if run.latents is None:
+            return run.train
+        fill_latents(
+            run.train,
+            run.latents,
+            self._learner.loss.encode,
+            num_workers=run.config.num_workers,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            progress=self._progress,
+        )
+        fabric.barrier()
+        return run.train.with_latents(run.latents, images=run.config.pixel_loss_weight > 0)
+
+    def _check_start(self) -> None:
+        step, first = self.standing.step, self._fabric.broadcast(self.standing.step)
+        if first != step:
+            raise ConfigError(
+                f"process {self._fabric.global_rank} goes on after step {step:,}, the first one after step {first:,}: "
+                f"{self._run.folder.path} must be one folder for all machines."
+            )
+
+    def _accumulate(self, batches: Iterator[Batch]) -> bool:
+        """Compute the gradients of one step; False where a signal came before they were complete."""
+        for index in range(self._run.config.accumulate):
+            if self._must_stop():
+                return False
+            batch = next(batches)
+            self._meter.add(self._learner.add_gradients(batch, step=self.standing.step, index=index))
+            if batch.skipped:
+                self._run.train.count(batch.skipped)
+            epoch, done = self._next
+            self._next = (epoch, done + 1) if batch.epoch == epoch else (batch.epoch, 1)
+        return True
+
+    def _count_step(self) -> None:
+        self.standing.step += 1
+        self.standing.epoch, self.standing.batch = self._next
+        self._progress.advance()
+
+    def _report_if_due(self) -> None:
+        """One line and one row of the log; a loss that is not finite ends the run."""
+        config, standing, total = self._run.config, self.standing, self._run.total
+        if standing.step < total and standing.step % config.log_interval:
+            return
+        loss, seconds = self._meter.read()
+        standing.loss = float(cast(Any, self._fabric.all_reduce(loss, reduce_op="mean")))
+        values = {
+            "loss": standing.loss,
+            "gradient_norm": float(self._learner.gradient_norm),
+            "learning_rate": config.learning_rate * rate_factor(config, standing.step - 1, total),
+            "seconds_per_step": seconds * config.accumulate,
+        }
+        if not math.isfinite(standing.loss):
+            raise QualityError(
+                f"the loss is {standing.loss} at step {standing.step}: training has diverged. Lower learning_rate or "
+                "gradient_clip; the last good save is in the folder."
+            )
+        self._progress.note(
+            f"step {standing.step:,} of {total:,}: loss {standing.loss:.5f}, gradient {values['gradient_norm']:.3g}, "
+            f"learning rate {values['learning_rate']:.3g}, {values['seconds_per_step']:.2f} s a step"
+        )
+        if self._log is not None:
+            self._log.metrics({f"train/{name}": value for name, value in values.items()}, standing.step)
+
+    def _validate_if_due(self) -> None:
+        """Every so many steps, at the first and at the last one; after a stop in the middle of it, once more."""
+        run, standing, fabric = self._run, self.standing, self._fabric
+        interval = run.config.validation_interval or run.config.save_interval
+        is_due = standing.step % interval == 0 or standing.step >= run.total
+        if run.validator is None or not is_due or standing.validated == standing.step:
+            return
+        with self._learner.evaluation():
+            made = run.validator.run(
+                self._learner.loss, rank=fabric.global_rank, world=fabric.world_size, stop=self._must_stop
+            )
+        if made is not None:
+            standing.validated = standing.step
+            self._take_scores(*made)
+
+    def _take_scores(self, scores: Scores, images: Image.Image) -> None:
+        run, standing = self._run, self.standing
+        standing.scores = scores
+        self._progress.note(f"step {standing.step:,}: validation of {scores.samples} pairs: {scores}")
+        quality = scores.quality(run.config.best_metric)
+        if standing.best is None or quality > standing.best:
+            standing.best, standing.best_step = quality, standing.step
+            values = self._learner.result()
+            if self._fabric.is_global_zero:
+                run.write(values, standing.step, run.folder.best)
+        if self._log is not None:
+            path = Validator.write_grid(images, run.folder.grid(standing.step))
+            self._log.metrics(scores.metrics(), standing.step)
+            self._log.grid(images, path, standing.step)
+
+    def _save_if_due(self) -> None:
+        if self.standing.step >= self._run.total or self.standing.step % self._run.config.save_interval == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """Write the result of this step, and the state to go on from; gathering takes every process."""
+        run, standing = self._run, self.standing
+        if standing.step == self._saved:
+            return
+        result, state = self._learner.result(), self._state()
+        if self._fabric.is_global_zero:
+            run.folder.save_step(
+                standing.step, lambda path: run.write(result, standing.step, path), run.config.keep_last
+            )
+            save_state(state, run.folder.state)
+        self._saved = standing.step
+
+    def _state(self) -> TrainState:
+        run, standing = self._run, self.standing
+        return TrainState(
+            step=standing.step,
+            epoch=standing.epoch,
+            batch=standing.batch,
+            **self._learner.state(),
+            origins={str(name): (factors.down, factors.up) for name, factors in run.trainee.initial.items()},
+            best=standing.best,
+            best_step=standing.best_step,
+            validated=standing.validated,
+            identity=run.identity,
+            config=run.config.model_dump(mode="json"),
+        )
+
+    def _must_stop(self) -> bool:
+        """Whether any process was asked to stop; all of them get the same answer."""
+        return self._fabric.strategy.reduce_boolean_decision(bool(self._stop.asked), all=False)

@@ -1,0 +1,208 @@
+"""Everything of a run before its first step, cheap things first: state, data, base, and only then the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from lightning.fabric import Fabric
+
+from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
+from lbm_lora.errors import ConfigError
+from lbm_lora.imaging.perceptual import load_lpips
+from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
+from lbm_lora.model.constants import VAE_PREFIX
+from lbm_lora.model.resolve import resolve_config
+from lbm_lora.progress import Progress
+from lbm_lora.trainable.state import TrainState, Values, changed_keys, check_identity, load_state
+from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
+from lbm_lora.training.loss.losses import Lpips
+from lbm_lora.training.loss.objective import Objective, objective_of
+from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given
+from lbm_lora.training.run.validation import Validator
+from lbm_lora.training.settings.train_config import TrainConfig
+
+_SAME = (
+    "mode", "lora_rank", "lora_conv_rank", "lora_alpha", "lora_conv_alpha", "lora_target_modules", "rank_pattern",
+    "alpha_pattern", "trainable_lora_modules", "train_biases", "train_norms", "use_rslora", "init_lora", "optimizer",
+    "seed", "accumulate", "image_size", "image_size_prob", "aspect_buckets", "shuffle",
+)  # fmt: skip
+"""Keys that must not change when a run goes on: what learns, and the order of the data."""
+_FREE = ("save_ckpt_path", "resume", "device", "devices", "num_nodes", "batch_size", "num_workers")
+"""Keys whose change needs no word."""
+
+Write = Callable[[Values, int, Path], None]
+"""(values of what learns, step, path): write the result of a step."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedRun:
+    """A run that can start.
+
+    Attributes:
+        total: optimizer steps of the run from its very start to its end.
+        state: what it goes on from.
+        identity: what must be the same when it goes on; see `TrainState`.
+        loss: the loss; its model is on the CPU.
+        trainee: what of the model learns.
+        write: writes the file of a step.
+        train: the training pairs, which count what is corrupt.
+        batches: this process's share of them.
+        latents: the cache of their latents, where there is one.
+        validator: None where there are no validation pairs.
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    total: int
+    state: TrainState | None
+    identity: dict[str, Any]
+    loss: BridgeStep
+    trainee: Trainee
+    write: Write
+    train: PairDataset
+    batches: BucketBatches
+    latents: LatentCache | None
+    validator: Validator | None
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps of earlier parts of the run."""
+        return self.state.step if self.state else 0
+
+
+def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> PreparedRun:
+    """Read and check everything, then build the model.
+
+    Raises:
+        InputError: of the kind that fits.
+    """
+    folder = RunFolder(config.save_ckpt_path)
+    state = _find_state(config, folder)
+    lbm = resolve_config(base, config_path=config.config_path)
+    refuse_conditioning(lbm, where=base.path)
+    objective = objective_of(config, lbm)
+    lpips = _lpips(config, objective, fabric.device)
+    train, batches = _pairs(config, fabric, progress)
+    validator = _validator(config, lpips, progress)
+    component = base.component()
+    found = fingerprint(component)
+    given = read_given(config, component, found)
+    identity = _identity(config, found.digest, len(train), fabric.world_size)
+    if state is not None:
+        check_identity(state, identity, folder.state)
+        _say_changes(state, config, progress)
+    model = _load(config, base)
+    trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
+    mixed = config.precision == "bf16-mixed"
+    return PreparedRun(
+        config=config,
+        folder=folder,
+        total=total_steps(batches, config),
+        state=state,
+        identity=identity,
+        loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
+        trainee=trainee,
+        write=ResultWriter(model=model, trainee=trainee, config=config, base=base, fingerprint=found),
+        train=train,
+        batches=batches,
+        latents=_latents(config, base, model),
+        validator=validator,
+    )
+
+
+def total_steps(batches: BucketBatches, config: TrainConfig) -> int:
+    """Optimizer steps of a run; the forward passes that do not fill the last one are left out."""
+    steps = batches.steps * config.max_epochs // config.accumulate
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def _find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
+    folder.refuse_inputs(config.lora_weights_path, config.base_model_path)
+    if config.resume == "never":
+        folder.refuse_results()
+        return None
+    path = folder.state if config.resume == "auto" else config.resume
+    return load_state(path) if config.resume != "auto" or path.exists() else None
+
+
+def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> Lpips | None:
+    """The network where a loss or a metric needs it, or where its weights are at hand."""
+    in_loss = objective.pixel_loss_weight > 0 and objective.pixel_loss_type == "lpips"
+    if not in_loss and config.best_metric != "lpips" and config.lpips_weights is None:
+        return None
+    return load_lpips(config.lpips_net, config.lpips_weights, device)
+
+
+def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[PairDataset, BucketBatches]:
+    """The training pairs, and this process's batches of them."""
+    train = open_data(config, "train", seed=config.seed, progress=progress)
+    batches = BucketBatches(
+        train,
+        config.batch_size,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        shuffle=config.shuffle,
+    )
+    total, most = total_steps(batches, config), config.max_steps
+    if not total:
+        raise ConfigError(
+            f"{config.max_epochs} epochs of {batches.steps} batches do not fill one step of accumulate "
+            f"{config.accumulate}. Lower accumulate, or raise max_epochs."
+        )
+    for line in batches.notes():
+        progress.note(line)
+    if most is not None and total < most:
+        progress.note(f"max_epochs {config.max_epochs} ends the run after {total:,} steps, before max_steps {most:,}.")
+    return train, batches
+
+
+def _validator(config: TrainConfig, lpips: Lpips | None, progress: Progress) -> Validator | None:
+    if not config.has_validation:
+        return None
+    dataset = open_data(config, "validation", seed=config.seed, progress=progress)
+    return Validator(dataset, count=config.validation_samples, num_steps=config.num_steps, lpips=lpips)
+
+
+def _identity(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:
+    """What must be the same when the run goes on."""
+    values = config.model_dump(mode="json")
+    given = config.lora_weights_path
+    return {key: values[key] for key in _SAME} | {
+        "base_model_path (by content)": base,
+        "lora_weights_path (by content)": None if given is None else xxhash.xxh3_128_hexdigest(given.read_bytes()),
+        "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # runs before it had none
+        "number of training pairs": pairs,
+        "samples of a forward pass over all processes": config.batch_size * world,
+    }
+
+
+def _say_changes(state: TrainState, config: TrainConfig, progress: Progress) -> None:
+    progress.note(f"the run goes on after step {state.step:,}.")
+    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in (*_SAME, *_FREE)}
+    changed = changed_keys(state, values)
+    if changed:
+        progress.note(f"changed since its last save: {', '.join(changed)}.")
+
+
+def _load(config: TrainConfig, base: Checkpoint) -> LBMModel:
+    """The model on the CPU, where its weights are views of the file."""
+    dtype = torch.float32 if config.mode == "full" else dtype_of(config.base_dtype)
+    model = load_model(base.path, config_path=config.config_path, dtype=dtype)
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()
+        model.vae.enable_gradient_checkpointing()
+    return model
+
+
+def _latents(config: TrainConfig, base: Checkpoint, model: LBMModel) -> LatentCache | None:
+    if not config.cache_latents:
+        return None
+    assert config.cache_dir is not None, "the settings are checked to have it"
+    vae = fingerprint(base.component(VAE_PREFIX)).digest
+    return LatentCache(config.cache_dir, f"{vae} posterior mean {model.vae_dtype}")

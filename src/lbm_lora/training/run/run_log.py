@@ -1,0 +1,112 @@
+"""The numbers of a run: their means and times, and where they go: TensorBoard, W&B, CSV, or nowhere."""
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.errors import MissingExtraError
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.settings.train_config import RunSettings
+
+_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard"}
+_GRID = "validation/pictures"
+
+
+class Meter:
+    """The mean loss of the last forward passes, and the time that one takes.
+
+    Losses are summed on their device: nothing waits for them until they are read.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._passes = 0
+        self._since = 0.0
+
+    def start(self) -> None:
+        """Forget everything, and let time run from now on."""
+        self._sum, self._passes, self._since = None, 0, time.monotonic()
+
+    def add(self, loss: Tensor) -> None:
+        """One forward pass is done."""
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._passes += 1
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Time that does not count."""
+        before = time.monotonic()
+        yield
+        self._since += time.monotonic() - before
+
+    def read(self) -> tuple[Tensor, float]:
+        """(mean loss, seconds of a forward pass with all that belongs to it) since the last reading; starts anew."""
+        if self._sum is None:
+            raise AssertionError("nothing was measured")
+        loss, seconds = self._sum / self._passes, (time.monotonic() - self._since) / self._passes
+        self.start()
+        return loss, seconds
+
+
+class RunLog:
+    """The logger of a run, in the first process.
+
+    Args:
+        settings: which logger.
+        folder: of the run.
+        step: from which the run goes on; what TensorBoard has of later steps is dropped.
+    """
+
+    def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
+        self._logger = _open(settings, folder, step)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by name, after a step."""
+        if self._logger is not None:
+            self._logger.log_metrics(dict(values), step)
+
+    def grid(self, images: Image.Image, path: Path, step: int) -> None:
+        """The grid of a validation, which is also in a file."""
+        logger: Any = self._logger
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(_GRID, np.asarray(images), step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):  # W&B's
+            logger.log_image(_GRID, [str(path)], step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if self._logger is not None:
+            self._logger.finalize("success")
+
+
+def check_logger(settings: RunSettings) -> None:
+    """Raises:
+    MissingExtraError: the package of the chosen logger is not installed.
+    """
+    package = _PACKAGES.get(settings.logger)
+    if package is not None and find_spec(package) is None:
+        raise MissingExtraError(
+            f"logger {settings.logger} needs the package {package}, which is not installed: pip install {package}. "
+            "Or set logger to csv or none."
+        )
+
+
+def _open(settings: RunSettings, folder: RunFolder, step: int) -> Logger | None:
+    root, name = folder.logs.parent, folder.logs.name
+    if settings.logger == "tensorboard":
+        return TensorBoardLogger(root, name=name, version="", purge_step=step + 1 if step else None)
+    if settings.logger == "csv":
+        return CSVLogger(root, name=name, flush_logs_every_n_steps=1)
+    if settings.logger == "wandb":
+        from lightning.pytorch.loggers import WandbLogger  # Fabric has none of its own, and takes this one
+
+        return WandbLogger(project=settings.wandb_project, name=folder.path.name, save_dir=root)
+    return None

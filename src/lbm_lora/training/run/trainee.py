@@ -1,0 +1,186 @@
+"""What of a model learns, by the configuration, and how its result is written: a LoRA, or a tuned checkpoint."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
+from lbm_lora.apply import check_base, check_fit
+from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter
+from lbm_lora.model.build import LBMModel
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.resolve import config_to_metadata
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName
+from lbm_lora.trainable.export import export_adapter
+from lbm_lora.trainable.inject import InitialFactors, LiveAdapter, inject_plan
+from lbm_lora.trainable.layout import layout_of
+from lbm_lora.trainable.selection import plan_continued, plan_new
+from lbm_lora.training.settings.train_config import TrainConfig
+
+_FOLDERS = {"save_ckpt_path", "cache_dir", "train_folder", "validation_folder", "resume"}
+"""Keys that say where something lies, and nothing about what was trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class FullModel:
+    """A denoiser of which everything learns: the counterpart of `LiveAdapter` for mode full."""
+
+    denoiser: nn.Module = field(repr=False)
+    initial: Mapping[ModuleName, InitialFactors] = field(default_factory=dict[ModuleName, InitialFactors])
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by its param name, in the network's order."""
+        return dict(self.denoiser.named_parameters())
+
+
+Trainee = LiveAdapter | FullModel
+
+
+def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adapter | None:
+    """The adapter that training continues, checked against the base.
+
+    Args:
+        found: the base's fingerprint.
+
+    Raises:
+        AdapterError: the file is not an adapter, or does not fit the base.
+        WrongBaseError: it was made from another base.
+    """
+    if config.lora_weights_path is None:
+        return None
+    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is)
+    check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
+    # no option to go on: a LoRA that is trained on another base than its own belongs to neither
+    check_base(adapter, base, allow_other_base=None, found=found)
+    return adapter
+
+
+def make_trainee(
+    model: LBMModel,
+    config: TrainConfig,
+    given: Adapter | None,
+    initial: Mapping[ModuleName, InitialFactors] | None = None,
+) -> Trainee:
+    """Let a fresh model's denoiser learn, as the configuration says.
+
+    Args:
+        given: the adapter that training continues.
+        initial: of the run that goes on.
+
+    Raises:
+        InputError: of the kind that fits, see `plan_new` and `plan_continued`.
+    """
+    denoiser: nn.Module = model.denoiser
+    if config.mode == "full":
+        return train_everything(denoiser)
+    layout = layout_of(denoiser)
+    plan = plan_new(layout, config) if given is None else plan_continued(layout, config, given)
+    return inject_plan(
+        denoiser,
+        plan,
+        given=given,
+        init=config.init_lora,
+        dropout=config.lora_dropout,
+        seed=config.seed,
+        initial=initial,
+    )
+
+
+def train_everything(denoiser: nn.Module) -> FullModel:
+    """Let all parameters learn, in fp32, apart from the file that they were read from."""
+    for parameter in denoiser.parameters():
+        parameter.data = parameter.data.float().clone()
+        parameter.requires_grad_(True)
+    return FullModel(denoiser)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResultWriter:
+    """Writes what a run has learnt.
+
+    Attributes:
+        base: the open file of the base.
+        fingerprint: of its denoiser.
+    """
+
+    model: LBMModel
+    trainee: Trainee
+    config: TrainConfig
+    base: Checkpoint
+    fingerprint: Fingerprint
+
+    def __call__(self, values: Mapping[str, Tensor], step: int, path: Path) -> None:
+        """Write the values of what learns after a step, atomically."""
+        if isinstance(self.trainee, FullModel):
+            write_tuned(path, self.base, self.model.config, values, training_facts(self.config, step))
+        else:
+            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step)
+            save_adapter(export_adapter(self.trainee, values, metadata), path)
+
+
+def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, step: int) -> AdapterMetadata:
+    """What a trained adapter says of itself: its base, its ranks, and the configuration, files without folders."""
+    ranks = [lora.rank for lora in live.plan.loras if not lora.is_conv] or [0]
+    conv_ranks = [lora.rank for lora in live.plan.loras if lora.is_conv] or [0]
+    counts = {
+        "lora": len(live.plan.loras),
+        "lora_trained": sum(lora.learns for lora in live.plan.loras),
+        "dense": len({*live.given.dense, *live.plan.dense}),
+        "dense_trained": len(live.plan.dense),
+    }
+    facts = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_args": _json({"conv_dim": max(conv_ranks)}),
+        "lbm_lora_architecture": "latent-bridge-matching",
+        "lbm_lora_counts": _json(counts),
+        "lbm_lora_training": _json(training_facts(config, step)),
+    }
+    return AdapterMetadata(FORMAT, base.digest, base.packed(), facts=facts)
+
+
+def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
+    """The configuration as a file carries it, without folders, and the optimizer steps that were taken."""
+    values = config.model_dump(mode="json", exclude=_FOLDERS)
+    return {"step": step, **{key: _without_folders(value) for key, value in values.items()}}
+
+
+def write_tuned(
+    path: Path, checkpoint: Checkpoint, config: LBMConfig, values: Mapping[str, Tensor], facts: Mapping[str, object]
+) -> None:
+    """Write a checkpoint whose denoiser has the given values; all else is the base's, byte for byte.
+
+    Tensors keep the base's dtype, and the file its configuration, so that it is read like the base.
+
+    Args:
+        values: param name -> value, for every parameter that was trained.
+        facts: about the training, for the header.
+    """
+    metadata = {"format": "pt", **config_to_metadata(config), "lbm_lora_training": _json(facts)}
+    with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
+        for key, tensor in _tuned_tensors(checkpoint, values):
+            writer.write(key, tensor)
+
+
+def _tuned_tensors(checkpoint: Checkpoint, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for key, spec in checkpoint.specs.items():
+        name = key.removeprefix(DENOISER_PREFIX)
+        is_trained = key.startswith(DENOISER_PREFIX) and name in values
+        yield key, values[name].detach().to("cpu", spec.dtype) if is_trained else checkpoint.read(key)
+
+
+def _without_folders(value: object) -> object:
+    """Paths and addresses without what is in front of the last slash, since a file says nothing of folders."""
+    if isinstance(value, str) and "/" in value:
+        return value.rstrip("/").rpartition("/")[2]
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return value
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

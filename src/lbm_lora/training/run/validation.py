@@ -1,0 +1,228 @@
+"""Validation at fixed seeds: the loss at each timestep, how near the images come, and a grid to look at.
+
+The same pairs with the same noise every time, so that numbers of different steps, runs and machines compare. Several
+processes share the pairs out among them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, distributed
+
+from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.image_file import write_image
+from lbm_lora.imaging.metrics import psnr, ssim
+from lbm_lora.imaging.tensors import to_images
+from lbm_lora.model import bridge
+from lbm_lora.training.data import Batch, PairDataset, collate
+from lbm_lora.training.loss.losses import Lpips
+from lbm_lora.training.loss.objective import sample_generators
+from lbm_lora.training.loss.step import BridgeStep
+
+ROWS = 8
+"""Pairs that the grid shows."""
+_GRID_TIMESTEPS = (250.0, 500.0, 750.0, 1000.0)  # where all timesteps are trained
+
+ImageTensor = Float[Tensor, "3 height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScores:
+    """How near predictions are to their targets, means over the pairs.
+
+    Attributes:
+        psnr: dB, within the mask where the data have one.
+        ssim: likewise.
+        lpips: of entire images; None without its weights.
+    """
+
+    psnr: float
+    ssim: float
+    lpips: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Attributes:
+    samples: pairs that were measured.
+    losses: timestep -> loss.
+    loss: their mean, weighted by the probabilities that training draws them with.
+    images: steps -> scores of the images after that many denoiser calls.
+    """
+
+    samples: int
+    losses: dict[float, float]
+    loss: float
+    images: dict[int, ImageScores]
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by the names that loggers show."""
+        found = {"validation/loss": self.loss}
+        found |= {f"validation/loss_at_{timestep:g}": loss for timestep, loss in self.losses.items()}
+        for steps, scores in self.images.items():
+            values = {"psnr": scores.psnr, "ssim": scores.ssim, "lpips": scores.lpips}
+            found |= {f"validation/{name}_{steps}": value for name, value in values.items() if value is not None}
+        return found
+
+    def quality(self, metric: str) -> float:
+        """A metric in which larger is better; of images those after the first number of steps."""
+        if metric == "loss":
+            return -self.loss
+        value = getattr(next(iter(self.images.values())), metric)
+        return -value if metric == "lpips" else value
+
+    def __str__(self) -> str:
+        first, scores = next(iter(self.images.items()))
+        lpips = "" if scores.lpips is None else f", LPIPS {scores.lpips:.4f}"
+        return f"loss {self.loss:.5f}, after {first} step: PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.4f}{lpips}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one pair gives; `tiles` are its row in the grid."""
+
+    index: int
+    losses: dict[float, float]
+    images: dict[int, ImageScores]
+    tiles: tuple[Image.Image, ...]
+
+
+class Validator:
+    """Measures the same pairs every time.
+
+    Args:
+        dataset: of the validation pairs.
+        count: at most so many of them, evenly spread.
+        num_steps: denoiser calls of the images.
+        lpips: None leaves that score out.
+    """
+
+    def __init__(self, dataset: PairDataset, *, count: int, num_steps: Sequence[int], lpips: Lpips | None) -> None:
+        self._dataset = dataset
+        self._indices = chosen_indices(dataset, count)
+        self._num_steps = tuple(num_steps)
+        self._lpips = lpips
+
+    def run(
+        self, step: BridgeStep, *, rank: int = 0, world: int = 1, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Scores, Image.Image] | None:
+        """The scores and the grid of images, the same in every process; None where it was stopped.
+
+        Args:
+            step: with the model as it is to be measured, in evaluation mode.
+            stop: asked after each pair; all processes must answer alike.
+        """
+        # every process calls the model equally often, which sharded models need
+        filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
+        mine: list[Measured] = []
+        for one in measure(step, self._dataset, filled[rank::world], self._num_steps, self._lpips):
+            mine.append(one)
+            if stop():
+                return None
+        measured = {one.index: one for one in _gathered(mine, world)}
+        ordered = [measured[index] for index in self._indices]
+        return summary(step, ordered), grid(ordered)
+
+    @staticmethod
+    def write_grid(images: Image.Image, path: Path) -> Path:
+        """Write the grid as a PNG file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_image(images, path)
+        return path
+
+
+def chosen_indices(dataset: PairDataset, count: int) -> list[int]:
+    """At most `count` pairs, evenly spread over the data set."""
+    count = min(count, len(dataset))
+    return [place * len(dataset) // count for place in range(count)]
+
+
+def measure(
+    step: BridgeStep, dataset: PairDataset, indices: Iterable[int], num_steps: Sequence[int], lpips: Lpips | None
+) -> Iterator[Measured]:
+    """Measure pairs, one at a time; the arguments are those of `Validator`."""
+    timesteps = step.objective.selected_timesteps or _GRID_TIMESTEPS
+    for index in indices:
+        yield _measure(step, collate([dataset[index]]), index, timesteps, num_steps, lpips)
+
+
+def summary(step: BridgeStep, measured: Sequence[Measured]) -> Scores:
+    """The means over pairs."""
+    prob = step.objective.prob or (1 / len(_GRID_TIMESTEPS),) * len(_GRID_TIMESTEPS)
+    losses = {timestep: fmean(one.losses[timestep] for one in measured) for timestep in measured[0].losses}
+    return Scores(
+        samples=len(measured),
+        losses=losses,
+        loss=sum(loss * share for loss, share in zip(losses.values(), prob, strict=True)),
+        images={steps: _mean([one.images[steps] for one in measured]) for steps in measured[0].images},
+    )
+
+
+def grid(measured: Sequence[Measured]) -> Image.Image:
+    """source | prediction after each number of steps | target, a row for each of the first pairs."""
+    labels = ["source", *(f"{steps} step{'s' * (steps > 1)}" for steps in measured[0].images), "target"]
+    return comparison_grid(labels, [one.tiles for one in measured[:ROWS]])
+
+
+@torch.no_grad()
+def _measure(
+    step: BridgeStep,
+    batch: Batch,
+    index: int,
+    timesteps: Sequence[float],
+    num_steps: Sequence[int],
+    lpips: Lpips | None,
+) -> Measured:
+    if batch.source is None or batch.target is None:
+        raise AssertionError("validation pairs are images")
+    encoded = replace(batch, latents=step.latents(batch))  # encoded once for all timesteps and images
+    losses = {
+        timestep: float(step.losses_at(encoded, torch.tensor([timestep]), stream=f"validation {timestep:g}"))
+        for timestep in timesteps
+    }
+    latent, _ = step.latents(encoded)
+    target, mask = batch.target[0], None if batch.mask is None else batch.mask[0, 0]
+    if mask is not None and not mask.any():
+        mask = None  # nothing is marked: the entire image counts
+    scores: dict[int, ImageScores] = {}
+    made: list[ImageTensor] = []
+    for steps in num_steps:
+        generators = sample_generators(step.seed, batch.epoch, batch.indices, f"preview {steps}")
+        end = bridge.sample(step.model.denoise, latent, steps, step.objective.bridge_noise_sigma, generators)
+        image = _decoded(step, end)
+        scores[steps] = ImageScores(
+            psnr=psnr(image, target, mask),
+            ssim=ssim(image, target, mask),
+            lpips=None if lpips is None else float(lpips(image[None], target[None])),
+        )
+        made.append(image)
+    tiles = tuple(to_images(torch.stack([batch.source[0].cpu(), *made, target.cpu()])))
+    return Measured(index=index, losses=losses, images=scores, tiles=tiles)
+
+
+def _decoded(step: BridgeStep, latent: Tensor) -> ImageTensor:
+    with torch.autocast(step.model.device.type, enabled=False):
+        return step.model.decode(latent)[0].clamp(-1, 1).cpu()
+
+
+def _mean(scores: Sequence[ImageScores]) -> ImageScores:
+    lpips = [one.lpips for one in scores if one.lpips is not None]
+    return ImageScores(
+        psnr=fmean(one.psnr for one in scores),
+        ssim=fmean(one.ssim for one in scores),
+        lpips=fmean(lpips) if lpips else None,
+    )
+
+
+def _gathered(mine: list[Measured], world: int) -> list[Measured]:
+    if world == 1:
+        return mine
+    parts: list[Any] = [None] * world
+    distributed.all_gather_object(parts, mine)
+    return [one for part in parts for one in part]

@@ -1,0 +1,87 @@
+"""Keys of a training file about the pairs: where they are, and how they become batches."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from lbm_lora.imaging.buckets import SMALLEST_SIZE
+from lbm_lora.training.settings.training_file import Section, Share, Text, check_shares
+
+
+class DataSettings(Section):
+    """Where the pairs are, and how they become batches."""
+
+    train_shards: tuple[Text, ...] | None = None
+    """WebDataset shards: paths or URLs; `{000..009}` is expanded."""
+    validation_shards: tuple[Text, ...] | None = None
+    train_folder: Path | None = None
+    """A folder of pairs, in place of `train_shards`."""
+    validation_folder: Path | None = None
+    source_key: Text = "source.jpg"
+    """What follows the sample's name in a shard: `001.source.jpg`."""
+    target_key: Text = "target.jpg"
+    mask_key: Text | None = None
+    """`mask.png`, for example: white pixels count in the loss. None: every pixel counts."""
+    image_size: tuple[Annotated[int, Field(ge=SMALLEST_SIZE)], ...] = (512,)
+    """Square roots of the pixel budgets; each sample of an epoch gets one of them."""
+    image_size_prob: tuple[Share, ...] | None = None
+    """Probability of each budget. None: all alike."""
+    aspect_buckets: bool = True
+    """Stretch a pair to the nearest of LBM's aspect ratios. False: to a square."""
+    flip: bool = False
+    """Mirror half of the pairs, source and target together."""
+    random_crop: bool = False
+    """Crop source and target alike where their aspect ratio is not the bucket's, instead of stretching them."""
+    cache_latents: bool = False
+    """Encode every pair once and keep its latents in `cache_dir`."""
+    cache_dir: Path | None = None
+    """Folder for latents and for shards that come from URLs."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read pairs. 0: the training process itself."""
+    shuffle: bool = True
+    allow_pipe: bool = False
+    """Allow `pipe:` shards, which run a shell command."""
+    max_corrupt: Share = 0.05
+    """Share of unreadable or incomplete samples above which training does not start."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation pairs."""
+        return self.validation_shards is not None or self.validation_folder is not None
+
+    @model_validator(mode="after")
+    def _check_data(self) -> "DataSettings":
+        self._check_places()
+        if not self.image_size:
+            raise ValueError("image_size is empty. Give at least one, as in [512]")
+        if self.image_size_prob is not None:
+            check_shares("image_size_prob", self.image_size_prob, "image_size", len(self.image_size))
+        keys = [key for key in (self.source_key, self.target_key, self.mask_key) if key is not None]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"source_key, target_key and mask_key must differ, not be {', '.join(keys)}")
+        if self.cache_latents:
+            changing = [key for key in ("flip", "random_crop") if getattr(self, key)]
+            if changing:
+                raise ValueError(
+                    f"cache_latents cannot be used with {changing[0]}, which changes the pairs every epoch"
+                )
+            if self.cache_dir is None:
+                raise ValueError("cache_latents needs cache_dir, the folder that the latents are kept in")
+        return self
+
+    def _check_places(self) -> None:
+        if self.train_shards is None and self.train_folder is None:
+            raise ValueError("there is nothing to train on. Give train_shards or train_folder")
+        for split in ("train", "validation"):
+            if getattr(self, f"{split}_shards") is not None and getattr(self, f"{split}_folder") is not None:
+                raise ValueError(f"{split}_shards and {split}_folder cannot both be given. Remove one of them")
+        for key in ("train_shards", "validation_shards"):
+            shards: tuple[str, ...] | None = getattr(self, key)
+            if shards is None:
+                continue
+            if not shards:
+                raise ValueError(f"{key} is empty. List at least one shard, or remove the key")
+            piped = [shard for shard in shards if shard.startswith("pipe:")]
+            if piped and not self.allow_pipe:
+                raise ValueError(f"{key}: '{piped[0]}' runs a shell command. Allow it with allow_pipe: true")

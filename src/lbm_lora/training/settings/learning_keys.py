@@ -1,0 +1,139 @@
+"""Keys of a training file about learning: the loss, and how it is minimised."""
+
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch.optim import Optimizer
+
+from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text, check_shares, nearest
+
+Timestep = Annotated[float, Field(gt=0, le=1000)]
+Weight = Annotated[float, Field(ge=0)]
+
+_REFUSED = {
+    "LBFGS": "it evaluates the loss several times in a step",
+    "SparseAdam": "it needs sparse gradients",
+}
+
+
+class ObjectiveSettings(Section):
+    """The loss. None means: as the base's own configuration says."""
+
+    latent_loss_type: Literal["l2", "l1"] | None = None
+    latent_loss_weight: Weight = 1.0
+    pixel_loss_type: Literal["l2", "l1", "lpips"] | None = None
+    pixel_loss_weight: Weight = 0.0
+    """Off by default: LBM itself trains with 10, which takes a pass through the decoder, and LPIPS' weights."""
+    pixel_loss_max_size: Annotated[int, Field(ge=64)] = 512
+    """Longest side of the random crop that the pixel loss compares, pixels."""
+    lpips_weights: Path | None = None
+    """File with the weights of the LPIPS network. None: those of torchvision, which are downloaded."""
+    lpips_net: Literal["vgg", "alex"] = "vgg"
+    timestep_sampling: Literal["uniform", "log_normal", "custom_timesteps"] | None = None
+    """How the timestep of a sample is drawn. log_normal: the logistic function of a normal value."""
+    selected_timesteps: tuple[Timestep, ...] | None = None
+    """The timesteps of custom_timesteps; 1000 is the source."""
+    prob: tuple[Share, ...] | None = None
+    """Probability of each of them."""
+    logit_mean: float | None = None
+    logit_std: Positive | None = None
+    bridge_noise_sigma: Weight | None = None
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> "ObjectiveSettings":
+        if self.latent_loss_weight == 0 and self.pixel_loss_weight == 0:
+            raise ValueError("latent_loss_weight and pixel_loss_weight are both 0: there is no loss")
+        if self.selected_timesteps == ():
+            raise ValueError("selected_timesteps is empty. Give at least one, or remove the key")
+        if self.selected_timesteps is not None and self.prob is not None:
+            check_shares("prob", self.prob, "selected_timesteps", len(self.selected_timesteps))
+        self._check_used("custom_timesteps", ("selected_timesteps", "prob"))
+        self._check_used("log_normal", ("logit_mean", "logit_std"))
+        return self
+
+    def _check_used(self, sampling: str, keys: tuple[str, ...]) -> None:
+        given = [key for key in keys if getattr(self, key) is not None]
+        if given and self.timestep_sampling not in (None, sampling):
+            raise ValueError(
+                f"{given[0]} is only used with timestep_sampling {sampling}, and it is {self.timestep_sampling}"
+            )
+
+
+def optimizers() -> dict[str, Callable[..., Optimizer]]:
+    """The optimizer classes of torch that can be used here, by name."""
+    found = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    return {
+        name: value
+        for name, value in found.items()
+        if issubclass(value, Optimizer) and value is not Optimizer and name not in _REFUSED
+    }
+
+
+class OptimizerSettings(Section):
+    """Optimizer, schedule, batch and length."""
+
+    learning_rate: Positive = 1e-4
+    optimizer: Text = "AdamW"
+    """A class of `torch.optim`."""
+    optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Its other arguments, as in {weight_decay: 0.01}."""
+    lora_plus_ratio: Positive | None = None
+    """Learning rate of the up factors over that of the down factors (LoRA+, arXiv 2402.12354). None: 1."""
+    learning_rate_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine end at 0 with the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0."""
+    gradient_clip: Positive | None = 1.0
+    """Largest norm of the gradient of all trainable parameters. None: no clipping."""
+    gradient_checkpointing: bool = True
+    """Compute activations again in the backward pass: less memory, more time."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the exponential moving average that is saved in place of the last weights. None: no average."""
+    batch_size: Count = 8
+    """Samples of one forward pass on one device."""
+    accumulate: Count = 1
+    """Forward passes for one optimizer step."""
+    max_epochs: Count = 100
+    max_steps: Count | None = None
+    """Optimizer steps after which training ends, where `max_epochs` does not end it before."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything that is drawn: order, augmentations, timesteps, noise, new weights."""
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> "OptimizerSettings":
+        _check_name(self.optimizer)
+        self._check_kwargs()
+        if self.max_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} and max_steps {self.max_steps}: the learning rate would never "
+                "be reached"
+            )
+        return self
+
+    def _check_kwargs(self) -> None:
+        """Check their names, and their values by building the optimizer on one parameter."""
+        if "lr" in self.optimizer_kwargs:
+            raise ValueError("optimizer_kwargs.lr cannot be given: it is learning_rate")
+        build = optimizers()[self.optimizer]
+        known = [name for name in signature(build).parameters if name not in ("params", "lr")]
+        for key in self.optimizer_kwargs:
+            if key not in known:
+                raise ValueError(
+                    f"optimizer_kwargs.{key} is not an argument of {self.optimizer}. {nearest(key, known)}"
+                )
+        try:
+            build([torch.nn.Parameter(torch.zeros(1, 1))], lr=self.learning_rate, **self.optimizer_kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.optimizer} refuses optimizer_kwargs {self.optimizer_kwargs}: {error}") from None
+
+
+def _check_name(name: str) -> None:
+    if name in _REFUSED:
+        raise ValueError(f"optimizer {name} cannot train here: {_REFUSED[name]}")
+    known = optimizers()
+    if name not in known:
+        raise ValueError(f"optimizer '{name}' is not a class of torch.optim. {nearest(name, known)}")

@@ -1,0 +1,126 @@
+"""Keys of a training file about the model: the base, and what of it learns."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lbm_lora.adapter import AlphaIs
+from lbm_lora.errors import PatternError
+from lbm_lora.naming import matcher
+from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text
+
+_INITS = re.compile(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora|orthogonal")
+
+_NEW_LORA = (
+    "lora_rank", "lora_conv_rank", "lora_alpha", "lora_conv_alpha", "lora_target_modules", "rank_pattern",
+    "alpha_pattern", "use_rslora", "init_lora",
+)  # fmt: skip
+_LORA = (
+    *_NEW_LORA, "lora_weights_path", "lora_alpha_is", "trainable_lora_modules", "train_biases", "train_norms",
+    "lora_dropout",
+)  # fmt: skip
+
+
+class ModelSettings(Section):
+    """The base, and what of it learns: a new LoRA, one from a file, or everything."""
+
+    base_model_path: Path | None = None
+    """An LBM checkpoint. Where it is missing and a backbone is given, the exact base is made there."""
+    backbone_signature: Text | None = None
+    """Hub id, folder or file of the backbone that the base is made from."""
+    config_path: Path | None = None
+    """LBM's config.yaml, for a base that has none beside it or in it."""
+    mode: Literal["lora", "full"] = "lora"
+    """`full` trains every parameter of the denoiser and writes a checkpoint."""
+    lora_weights_path: Path | None = None
+    """The LoRA that training continues, with its own modules, ranks and alphas."""
+    lora_alpha_is: AlphaIs = "auto"
+    """What alpha in its file means: the rank (scaling 1), or what it says (`file`). `auto`: the rank in files of the
+    earlier implementation, else what it says."""
+    lora_rank: Count | None = None
+    """Rank of a new LoRA's linear layers."""
+    lora_conv_rank: Count | None = None
+    """Rank of its conv layers. None: `lora_rank`."""
+    lora_alpha: Positive | None = None
+    """Alpha of its linear layers. None: their rank, a scaling of 1."""
+    lora_conv_alpha: Positive | None = None
+    """Alpha of its conv layers. None: their rank."""
+    lora_target_modules: tuple[Text, ...] | None = None
+    """Patterns of the modules that a new LoRA holds. None: every linear and conv layer."""
+    rank_pattern: dict[Text, Count] = Field(default_factory=dict)
+    """Pattern -> rank, in place of `lora_rank` and `lora_conv_rank`. Of several that match, the last one counts."""
+    alpha_pattern: dict[Text, Positive] = Field(default_factory=dict)
+    """Pattern -> alpha, likewise."""
+    trainable_lora_modules: tuple[Text, ...] | None = None
+    """Patterns of the LoRA's modules that learn; the others stay as they are. None: all of them."""
+    train_biases: bool = False
+    """Biases of the denoiser learn too."""
+    train_norms: bool = False
+    """Weights and biases of its normalisation layers learn too."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
+    init_lora: Text = "default"
+    """default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv layers always take the default."""
+    lora_dropout: Annotated[Share, Field(lt=1)] = 0.0
+    """Share of a LoRA's inputs that are set to 0 in a training step."""
+
+    @model_validator(mode="after")
+    def _check_model(self) -> "ModelSettings":
+        if self.base_model_path is None and self.backbone_signature is None:
+            raise ValueError("there is no base. Give base_model_path, or backbone_signature to make it from")
+        self._check_source()
+        self._check_patterns()
+        if not _INITS.fullmatch(self.init_lora):
+            raise ValueError(
+                f"init_lora '{self.init_lora}' is not known. Take one of default, gaussian, pissa, pissa_niter_N, "
+                "olora, orthogonal"
+            )
+        if self.init_lora == "orthogonal" and self.lora_rank is not None and self.lora_rank % 2:
+            raise ValueError(f"init_lora orthogonal needs even ranks, and lora_rank is {self.lora_rank}")
+        return self
+
+    def _check_source(self) -> None:
+        """One of the three ways: a new LoRA, a LoRA of a file, everything."""
+        if self.mode == "full":
+            given = self._given(_LORA)
+            if given:
+                raise ValueError(only_lora(given))
+        elif self.lora_weights_path is not None:
+            given = self._given(_NEW_LORA)
+            if given:
+                raise ValueError(
+                    f"lora_weights_path and {given} cannot both be given: modules, ranks and alphas are those of "
+                    f"the file. Remove {given}, or lora_weights_path to train a new LoRA"
+                )
+        elif self.lora_rank is None:
+            raise ValueError(
+                "there is no LoRA to train. Give lora_rank for a new one, lora_weights_path to continue one, or "
+                "mode: full"
+            )
+        elif self._given(("lora_alpha_is",)):
+            raise ValueError("lora_alpha_is is about the file of lora_weights_path, which is not given. Remove it")
+
+    def _given(self, keys: tuple[str, ...]) -> str | None:
+        """The first of some keys that is not at its default."""
+        fields = ModelSettings.model_fields
+        changed = [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
+        return changed[0] if changed else None
+
+    def _check_patterns(self) -> None:
+        for key in ("lora_target_modules", "trainable_lora_modules"):
+            patterns: tuple[str, ...] | None = getattr(self, key)
+            if patterns == ():
+                raise ValueError(f"{key} is empty, which selects nothing. null, or no such key, takes all modules")
+        chosen = (self.lora_target_modules or ()) + (self.trainable_lora_modules or ())
+        for pattern in (*chosen, *self.rank_pattern, *self.alpha_pattern):
+            try:
+                matcher(pattern)
+            except PatternError as error:
+                raise ValueError(str(error).removesuffix(".")) from None
+
+
+def only_lora(key: str) -> str:
+    """What to say of a key of a LoRA where everything is trained."""
+    return f"mode full trains every parameter, and {key} is only used with mode lora. Remove it"

@@ -1,0 +1,133 @@
+"""The configuration of a training run: one YAML file of flat keys, and overrides of it.
+
+Both documented generations of the file are read: with `lora_rank`, `lora_alpha` and `lora_target_modules` (a new
+LoRA), and with `lora_weights_path` (one that training continues). Everything that can be said about the keys alone is
+checked here, before a model or an image is read. Relative paths start from the current folder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.training.settings.data_keys import DataSettings
+from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
+from lbm_lora.training.settings.model_keys import ModelSettings, only_lora
+from lbm_lora.training.settings.training_file import Count, Section, Text, override, parse, read_values
+
+
+def _precision(value: object) -> object:
+    """YAML reads 32 as a number."""
+    return "32" if value == 32 else value
+
+
+def _resume(value: object) -> object:
+    """One message instead of one for each side of the union."""
+    if isinstance(value, str | Path) and str(value):
+        return value
+    raise ValueError("Input should be 'auto', 'never' or a file")
+
+
+Resume = Annotated[Literal["auto", "never"] | Path, Field(union_mode="left_to_right"), BeforeValidator(_resume)]
+
+
+class RunSettings(Section):
+    """Devices, what is written, and how often."""
+
+    device: Text = "auto"
+    """auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    devices: Count = 1
+    """Processes on one machine, each on a device of its own."""
+    num_nodes: Count = 1
+    strategy: Text = "auto"
+    """Lightning's name: auto, ddp, fsdp, ..."""
+    precision: Annotated[Literal["bf16-mixed", "32"], BeforeValidator(_precision)] = "bf16-mixed"
+    """Precision of the computation; trainable weights are fp32 in both."""
+    base_dtype: Literal["float", "fp16", "bf16"] = "bf16"
+    """Dtype of the frozen weights."""
+    save_ckpt_path: Path = Path("./checkpoints_lora")
+    """Folder for the LoRA, the state to resume from, the log and the images of validations."""
+    save_interval: Count = 1000
+    """Optimizer steps from one save to the next."""
+    keep_last: Count | None = None
+    """Saves that are kept, besides the last and the best. None: all of them."""
+    log_interval: Count = 100
+    """Optimizer steps from one log line to the next."""
+    validation_interval: Count | None = None
+    """Optimizer steps from one validation to the next. None: `save_interval`."""
+    validation_samples: Count = 16
+    """Pairs that a validation measures."""
+    num_steps: tuple[Count, ...] = (1, 2, 4)
+    """Denoiser calls for the images of a validation."""
+    best_metric: Literal["loss", "psnr", "ssim", "lpips"] = "loss"
+    """What decides which save is the best one."""
+    wandb_project: Text | None = None
+    logger: Literal["tensorboard", "wandb", "csv", "none"] = "tensorboard"
+    """In a file, a `wandb_project` without a `logger` stands for wandb."""
+    resume: Resume = "auto"
+    """auto: go on where `save_ckpt_path` holds a state. never: start anew. Or the state to go on from."""
+
+    @model_validator(mode="after")
+    def _check_run(self) -> "RunSettings":
+        if self.wandb_project is not None and self.logger != "wandb":
+            raise ValueError(f"wandb_project is only used with logger wandb, and it is {self.logger}")
+        if self.logger == "wandb" and self.wandb_project is None:
+            raise ValueError("logger wandb needs wandb_project")
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} is one device, and devices is {self.devices}")
+        if not self.num_steps:
+            raise ValueError("num_steps is empty. Give at least one, as in [1, 2, 4]")
+        return self
+
+
+class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettings, DataSettings):
+    """Every key of a training file with its default; the bases are its sections."""
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> "TrainConfig":
+        if self.lora_plus_ratio is not None and self.mode == "full":
+            raise ValueError(only_lora("lora_plus_ratio"))
+        if self.best_metric != "loss" and not self.has_validation:
+            raise ValueError(
+                f"best_metric {self.best_metric} needs validation pairs. Give validation_shards or validation_folder"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The configuration with all defaults; reading it gives the same again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def check_files(self) -> None:
+        """Check that the files and folders that a run reads are there.
+
+        Raises:
+            ConfigError: one is missing; its key and path are named.
+        """
+        is_made = self.backbone_signature is not None  # then the base is made where it is missing
+        keys = ["lora_weights_path", "config_path", "lpips_weights", "train_folder", "validation_folder"]
+        for key in [*keys, "resume", *([] if is_made else ["base_model_path"])]:
+            path: Path | str | None = getattr(self, key)
+            if isinstance(path, Path) and not path.exists():
+                raise ConfigError(f"{key}: {path} does not exist. Relative paths count from the current folder.")
+
+
+def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> TrainConfig:
+    """Read a training file.
+
+    Args:
+        path: a YAML file of `TrainConfig`'s keys.
+        overrides: (key, YAML text) pairs that replace values of the file; the last one of a key wins.
+            `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`; `-` and `_` are the same.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown (the nearest valid one is named), a value has the
+            wrong type or is out of its range, or values do not go together.
+    """
+    values: dict[str, Any] = read_values(path)
+    changed = override(values, overrides)
+    if values.get("wandb_project") is not None:
+        values.setdefault("logger", "wandb")
+    return parse(TrainConfig, values, where=str(path), changed=changed)

@@ -1,0 +1,204 @@
+"""Statistics of a small LBM: what they hold, that a stopped run goes on, and what stops a run."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, find_layers, save_statistics
+from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
+from lbm_lora.factorize import Moment
+from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
+from lbm_lora.model.build import LBMModel
+from lbm_lora.model.schedule import schedule_of
+from lbm_lora.naming import ModuleName
+
+
+class Listener:
+    """A progress that counts, keeps the notes, and interrupts after a number of steps."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.total, self.done, self.notes, self._stop_after = 0, 0, list[str](), stop_after
+
+    def start(self, total: int, what: str) -> None:
+        self.total, self.done = total, 0
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        if self.done > self._stop_after:
+            raise KeyboardInterrupt
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def whole(moment: Moment) -> Tensor:
+    """M as a matrix."""
+    if moment.dense is not None:
+        return moment.dense
+    assert moment.diagonal is not None
+    assert moment.factor is not None
+    return torch.diag(moment.diagonal) + moment.factor @ moment.factor.mT
+
+
+def assert_equal(one: Statistics, other: Statistics, rtol: float) -> None:
+    for name in one:
+        for found, wanted in ((other[name].inputs, one[name].inputs), (other[name].outputs, one[name].outputs)):
+            assert found is not None
+            assert wanted is not None
+            size = float(whole(wanted).abs().max())
+            assert torch.allclose(whole(found), whole(wanted), rtol=rtol, atol=rtol * size)
+        assert other[name].scale == pytest.approx(one[name].scale, rel=rtol)
+
+
+def inputs_of(model: LBMModel, names: list[str], state: Tensor, timestep: float) -> tuple[dict[str, Tensor], Tensor]:
+    """What some layers get in a forward pass, and its output."""
+    seen: dict[str, Tensor] = {}
+    modules = dict(model.denoiser.named_modules())
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: seen.update({name: args[0]})
+
+    handles = [modules[name].register_forward_pre_hook(keep(name)) for name in names]
+    with torch.no_grad():
+        output = model.denoise(state, torch.tensor([timestep]))
+    for handle in handles:
+        handle.remove()
+    return seen, output
+
+
+def test_every_layer_has_weights_of_its_shape(model: LBMModel, statistics: Statistics) -> None:
+    layers = find_layers(model.denoiser, lambda: model.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([1000.0])))
+    assert dict(statistics.layers) == layers
+    assert len(statistics) == len(layers) > 50
+    for name, weights in statistics.items():
+        shape = layers[name].shape
+        assert weights.inputs is not None
+        assert weights.outputs is not None
+        assert (weights.outputs.size, weights.outputs.repeat) == (shape[0], 1)
+        assert (weights.inputs.size, weights.inputs.repeat) == (shape[1], torch.Size(shape[2:]).numel())
+        assert (weights.inputs.dense is not None) == (shape[1] <= 32)
+        assert (weights.outputs.dense is not None) == (shape[0] <= 32)
+        assert weights.inputs.trace > 0
+        assert weights.outputs.trace > 0
+        assert weights.ridge == 1e-2
+
+
+def test_moments_are_means_over_images_and_timesteps(
+    model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
+) -> None:
+    names = ["conv_in", "down_blocks.0.resnets.0.conv2", "time_embedding.linear_1"]
+    expected: dict[str, Tensor] = dict.fromkeys(names, torch.zeros(()))
+    energy = values = 0.0
+    for index, path in enumerate(images):
+        source = image_latent(model, path, size=64)
+        schedule = schedule_of(model.config, settings.timesteps)
+        for point in bridge_points(model, source, schedule, image_noise(5, index)):
+            seen, output, probability = *inputs_of(model, names, point.state, point.timestep), point.probability
+            for name, inputs in seen.items():
+                rows = inputs.movedim(1, -1).flatten(0, -2) if inputs.dim() == 4 else inputs.flatten(0, -2)
+                expected[name] = expected[name] + probability / 2 * rows.mT @ rows / len(rows)
+            energy += probability / 2 * float(output.square().sum())
+            values += probability / 2 * output.numel()
+    for name in names:
+        assert torch.allclose(whole(statistics.inputs[ModuleName(name)]), expected[name], rtol=1e-4, atol=1e-5)
+    assert statistics.output_energy == pytest.approx(energy, rel=1e-5)
+    assert statistics.output_values == pytest.approx(values)
+
+
+def test_few_images_need_a_larger_ridge(statistics: Statistics) -> None:
+    name = next(iter(statistics))
+    many = replace(statistics, origin=replace(statistics.origin, count=16))
+    assert (statistics[name].ridge, many[name].ridge) == (1e-2, 1e-3)
+
+
+def test_a_layer_without_any_effect_has_weights(statistics: Statistics) -> None:
+    name = next(iter(statistics))
+    dead = replace(statistics, gradients={**statistics.gradients, name: 0.0})
+    assert dead[name].scale == 1.0
+    assert statistics[name].scale != 1.0
+
+
+def test_checkpointing_changes_nothing(
+    model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, statistics: Statistics
+) -> None:
+    again = collect(model, images, settings, tuned="abc", is_checkpointed=True)
+    assert_equal(statistics, again, rtol=1e-4)
+    assert not model.denoiser.is_gradient_checkpointing
+
+
+def test_the_model_is_left_as_it_was(model: LBMModel, statistics: Statistics) -> None:
+    assert len(statistics) > 0
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.denoiser.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.denoiser.modules())
+
+
+@pytest.fixture
+def run(
+    model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings, tmp_path: Path
+) -> Callable[..., Statistics]:
+    """Collect with the sums saved after every image."""
+
+    def collected(listener: Listener, **changes: object) -> Statistics:
+        partial = PartialFile(tmp_path / "s.safetensors")
+        used = replace(settings, **changes)
+        return collect(model, images, used, tuned="abc", partial=partial, save_every=0, progress=listener)
+
+    return collected
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    run: Callable[..., Statistics], statistics: Statistics, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Listener(stop_after=2))  # in the second image
+    partial = PartialFile(tmp_path / "s.safetensors")
+    assert partial.path.name == "s.partial.safetensors"
+    listener = Listener()
+    gone_on = run(listener)
+    assert listener.notes == [f"1 of 2 images are taken over from {partial.path}."]
+    assert listener.total == listener.done == 4
+    save_statistics(statistics, tmp_path / "whole.safetensors")
+    save_statistics(gone_on, tmp_path / "gone_on.safetensors")
+    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "gone_on.safetensors").read_bytes()
+    partial.remove()
+    assert not partial.path.exists()
+
+
+def test_sums_of_another_run_are_not_used(run: Callable[..., Statistics], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Listener(stop_after=2))
+    listener = Listener(stop_after=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(listener, seed=6)
+    path = tmp_path / "s.partial.safetensors"
+    assert listener.notes == [f"{path} is of a run with other inputs or settings: it is not used."]
+
+
+def test_damaged_sums_are_said(run: Callable[..., Statistics], tmp_path: Path) -> None:
+    (tmp_path / "s.partial.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"s\.partial\.safetensors is no safetensors file, or is cut off"):
+        run(Listener())
+
+
+def test_what_cannot_be_measured(model: LBMModel, images: tuple[Path, ...], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^nothing to calibrate with: no images\.$"):
+        collect(model, [])
+    half = replace(model, dtype=torch.float16)
+    with pytest.raises(ConfigError, match=r"gradients, which leave the range of fp16\. Use bf16 or float\.$"):
+        collect(half, images)
+    with pytest.raises(ImageError, match=r"lost\.png does not exist"):
+        collect(model, [*images, tmp_path / "lost.png"])
+    with pytest.raises(ConfigError, match="timestep 400 was not trained"):
+        collect(model, images, CalibrationSettings(timesteps=(400,)))
+
+
+def test_an_output_that_is_not_finite(model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings) -> None:
+    broken = replace(model, denoiser=deepcopy(model.denoiser))
+    broken.denoiser.conv_out.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"0\.png: the model's output at timestep 1000 holds values that are not fin"):
+        collect(broken, images, settings)

@@ -1,0 +1,262 @@
+"""The sums against brute force: inputs gathered by hand, whole Jacobians, and true changes of the output."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lbm_lora.calibration import Sums, find_layers, measure
+from lbm_lora.factorize import Moment, to_matrix
+from lbm_lora.naming import ModuleName
+
+LINEARS = ["query", "key", "value", "out"]
+CONVS = ["stem", "last"]
+TIMES = ["time_1", "time_2"]
+
+
+class Block(nn.Module):
+    """Self-attention over positions and a linear layer after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(6, 6, bias=name == "out") for name in LINEARS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights = (self.query(tokens) @ self.key(tokens).mT).softmax(dim=-1)
+        return tokens + self.out(torch.tanh(weights @ self.value(tokens)))
+
+
+class Net(nn.Module):
+    """The kinds of layers that an LBM has: strided conv, time embedding, attention, conv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, stride=2, padding=1)
+        self.time_1, self.time_2 = nn.Linear(3, 5), nn.Linear(5, 6)
+        self.block = Block()
+        self.last = nn.Conv2d(6, 2, 3, padding=1)
+        self.is_checkpointed = False
+
+    def forward(self, image: Tensor, time: Tensor) -> Tensor:
+        hidden = torch.tanh(self.stem(image)) + self.time_2(torch.sin(self.time_1(time)))[:, :, None, None]
+        tokens = hidden.flatten(2).mT
+        block: Callable[[Tensor], Tensor] = self.block
+        tokens = checkpoint(block, tokens, use_reentrant=False) if self.is_checkpointed else block(tokens)
+        return self.last(tokens.mT.reshape(hidden.shape))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().double().requires_grad_(False)
+
+
+def samples(count: int) -> list[tuple[Tensor, Tensor]]:
+    """Images of a common mean with some noise, and times."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    return [(draw(1, 2, 8, 8) + 0.5, draw(1, 3)) for _ in range(count)]
+
+
+def collected(net: Net, inputs: list[tuple[Tensor, Tensor]], probes: int | None = None) -> Sums:
+    """The sums over samples; without a number of probes, a set of them that gives expectations exactly."""
+    layers = find_layers(net, lambda: net(*inputs[0]))
+    sums = Sums.empty(layers, dense_up_to=64, sketch_rank=8, seed=0, device=torch.device("cpu"))
+    values = net(*inputs[0]).numel()
+    generator = torch.Generator().manual_seed(2)
+    for sample in inputs:
+        rows = torch.eye(values) * values**0.5  # the mean of v v^T over them is the identity
+        if probes is not None:
+            rows = torch.randint(0, 2, (probes, values), generator=generator) * 2.0 - 1
+        shaped = [row.reshape(net(*sample).shape) for row in rows]
+        measure(net, layers, lambda sample=sample: net(*sample), shaped, 1 / len(inputs), sums)
+    return sums
+
+
+def module_of(net: Net, name: str) -> nn.Linear | nn.Conv2d:
+    return dict(net.named_modules())[name]  # pyright: ignore[reportReturnType]
+
+
+def full_name(name: str) -> str:
+    return f"block.{name}" if name in LINEARS else name
+
+
+def rows_of(values: Tensor) -> Tensor:
+    """(tokens, features) of what stands at a layer's side."""
+    return values.movedim(1, -1).reshape(-1, values.shape[1]) if values.dim() == 4 else values.flatten(0, -2)
+
+
+def gathered(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
+    """The input rows of a layer."""
+    seen: list[Tensor] = []
+    handle = module_of(net, name).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    net(*sample)
+    handle.remove()
+    return rows_of(seen[0])
+
+
+def jacobian(net: Net, name: str, sample: tuple[Tensor, Tensor]) -> Tensor:
+    """d output / d output of a layer: (values, *shape of the layer's output)."""
+
+    def shifted(shift: Tensor) -> Tensor:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + shift
+
+        handle = module_of(net, name).register_forward_hook(add)
+        output = net(*sample).flatten()
+        handle.remove()
+        return output
+
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+
+    handle = module_of(net, name).register_forward_hook(keep)
+    net(*sample)
+    handle.remove()
+    found = torch.autograd.functional.jacobian(shifted, torch.zeros_like(seen[0]))
+    assert isinstance(found, Tensor)
+    return found
+
+
+def change(net: Net, name: str, error: Tensor, inputs: list[tuple[Tensor, Tensor]]) -> float:
+    """The mean squared change of the output that an error in a layer's weight causes."""
+    weight = module_of(net, name).weight
+    before = [net(*sample) for sample in inputs]
+    kept = weight.data
+    weight.data = kept + error.reshape(kept.shape)
+    after = [net(*sample) for sample in inputs]
+    weight.data = kept
+    pairs = zip(before, after, strict=True)
+    return sum(float((one - other).square().sum()) for one, other in pairs) / len(inputs)
+
+
+@pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
+def test_inputs_are_those_gathered_by_hand(net: Net, name: ModuleName) -> None:
+    inputs = samples(3)
+    sums = collected(net, inputs, probes=1)
+    rows = [gathered(net, name, sample) for sample in inputs]
+    expected = sum((part.mT @ part / len(part) for part in rows), torch.zeros(())) / len(inputs)
+    shared = ModuleName("block.query") if name in ("block.key", "block.value") else name
+    dense = sums.inputs[shared].result(1).dense
+    assert dense is not None
+    assert torch.allclose(dense.double(), expected, rtol=1e-4, atol=1e-6)
+    assert (name in sums.inputs) == (shared == name)
+
+
+@pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
+def test_outputs_are_those_of_the_jacobian(net: Net, name: ModuleName) -> None:
+    inputs = samples(2)
+    sums = collected(net, inputs)
+    expected = torch.zeros(())
+    for sample in inputs:
+        rows = torch.stack([rows_of(row) for row in jacobian(net, name, sample)]).flatten(0, 1)
+        expected = expected + rows.mT @ rows / len(inputs)  # summed over positions and over the output's values
+    dense = sums.outputs[name].result(1).dense
+    assert dense is not None
+    assert torch.allclose(dense.double(), expected, rtol=1e-4, atol=1e-6 * float(expected.trace()))
+
+
+@pytest.mark.parametrize("name", ["block.value", "stem", "time_1"])
+def test_gradients_are_those_of_each_output_value(net: Net, name: ModuleName) -> None:
+    inputs = samples(2)
+    sums = collected(net, inputs)
+    weight = module_of(net, name).weight.requires_grad_(True)
+    total = sum(
+        float(torch.autograd.grad(value, weight, retain_graph=True)[0].square().sum())
+        for sample in inputs
+        for value in net(*sample).flatten()
+    )
+    assert sums.gradients[name] == pytest.approx(total / len(inputs), rel=1e-6)
+
+
+def predicted(sums: Sums, net: Net, name: ModuleName, error: Tensor) -> tuple[float, float]:
+    """tr(G E C E^T), and the same with the scale of what token positions have in common."""
+    shared = ModuleName("block.query") if name in ("block.key", "block.value") else name
+    weight = module_of(net, name).weight
+    inputs = replace(sums.inputs[shared].result(1), repeat=weight[0, 0].numel())
+    outputs = sums.outputs[name].result(1)
+    trace = _trace(outputs, inputs, error)
+    return trace, trace * sums.gradients[name] / (inputs.trace * outputs.trace)
+
+
+def _trace(outputs: Moment, inputs: Moment, error: Tensor) -> float:
+    values, vectors = torch.linalg.eigh(outputs.dense.double())  # pyright: ignore[reportOptionalMemberAccess]
+    return inputs.quadratic((vectors * values.clamp(min=0).sqrt()).mT @ error)
+
+
+def errors(net: Net, name: ModuleName, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shape = to_matrix(module_of(net, name).weight).shape
+    return [1e-4 * torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_one_position_and_one_sample_are_exact(net: Net, name: ModuleName) -> None:
+    inputs = samples(1)
+    sums = collected(net, inputs)
+    for error in errors(net, name, 3):
+        plain, scaled = predicted(sums, net, name, error)
+        assert change(net, name, error, inputs) == pytest.approx(plain, rel=2e-3)
+        assert scaled == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["block.query", "block.value", "block.out", "stem", "last", "time_1", "time_2"])
+def test_the_trace_predicts_the_change_of_the_output(net: Net, name: ModuleName) -> None:
+    """With the scale, the mean over random errors within 20 %, and each of them within a factor of 8."""
+    inputs = samples(4)
+    sums = collected(net, inputs)
+    found = [(change(net, name, error, inputs), *predicted(sums, net, name, error)) for error in errors(net, name, 40)]
+    true, plain, scaled = (torch.tensor(column) for column in zip(*found, strict=True))
+    assert float(scaled.mean()) == pytest.approx(float(true.mean()), rel=0.2)
+    assert float((true / scaled).log2().abs().max()) < 3
+    # attention averages the values of all positions: what they have in common adds up, and only the scale knows it
+    ratio = float(true.mean() / plain.mean())
+    assert 4 < ratio < 8 if name == "block.value" else 1 / 4 < ratio < 4
+
+
+def test_few_probes_give_the_same_in_the_mean(net: Net) -> None:
+    inputs = samples(2)
+    exact, random = collected(net, inputs), collected(net, inputs, probes=64)
+    for name, accumulator in exact.outputs.items():
+        assert random.outputs[name].result(1).trace == pytest.approx(accumulator.result(1).trace, rel=0.25)
+        assert random.gradients[name] == pytest.approx(exact.gradients[name], rel=0.35)
+
+
+def test_a_checkpointed_block_counts_once(net: Net) -> None:
+    inputs = samples(2)
+    plain = collected(net, inputs, probes=2)
+    net.is_checkpointed = True
+    again = collected(net, inputs, probes=2)
+    assert plain.gradients == pytest.approx(again.gradients, rel=1e-12)
+    for one, other in zip(plain.state().values(), again.state().values(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-6)
+
+
+def test_the_output_is_summed_up(net: Net) -> None:
+    inputs = samples(3)
+    sums = collected(net, inputs, probes=1)
+    outputs = [net(*sample) for sample in inputs]
+    assert sums.values == pytest.approx(outputs[0].numel())
+    assert sums.energy == pytest.approx(sum(float(o.square().sum()) for o in outputs) / 3)
+
+
+def test_the_network_is_left_as_it_was(net: Net) -> None:
+    net.stem.weight.requires_grad_(True)
+    collected(net, samples(1), probes=1)
+    assert net.stem.weight.requires_grad
+    assert not net.last.weight.requires_grad
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in net.parameters())
+
+
+def test_what_is_not_finite_stops(net: Net) -> None:
+    net.last.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError):
+        collected(net, samples(1), probes=1)
+    assert not net.last.weight.requires_grad

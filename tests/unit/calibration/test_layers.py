@@ -1,0 +1,63 @@
+"""Which layers a network calls, and which of them get the same tensor."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lbm_lora.calibration import CalledLayer, find_layers
+from lbm_lora.model.build import load_model
+from lbm_lora.naming import ModuleName
+from standins import TINY, write_tuned
+
+
+class Net(nn.Module):
+    """Two linears on one tensor, one on an equal copy, a conv, a grouped conv, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Conv2d(4, 2, (3, 2))
+        self.grouped = nn.Conv2d(4, 4, 1, groups=2)
+        self.query, self.key, self.other = (nn.Linear(6, 6) for _ in range(3))
+        self.unused = nn.Linear(6, 6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = self.query(tokens) + self.key(tokens) + self.other(tokens.clone())
+        return self.late(self.grouped(mixed))
+
+
+def test_layers_and_shared_inputs() -> None:
+    net = Net()
+    layers = find_layers(net, lambda: net(torch.zeros(1, 4, 5, 6)))
+    assert list(layers) == ["query", "key", "other", "late"]
+    assert [layers[name].inputs for name in layers] == ["query", "query", "other", "late"]
+    assert layers[ModuleName("late")] == CalledLayer(shape=(2, 4, 3, 2), inputs=ModuleName("late"))
+    assert [layer.repeat for layer in layers.values()] == [1, 1, 1, 6]
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    net = Net()
+
+    def fail() -> None:
+        net(torch.zeros(1, 4, 5, 6))
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        find_layers(net, fail)
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_an_lbms_layers(tmp_path: Path) -> None:
+    model = load_model(write_tuned(tmp_path, TINY), dtype=torch.float32)
+    layers = find_layers(model.denoiser, lambda: model.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([1000.0])))
+    weights = {
+        name.removesuffix(".weight"): tuple(tensor.shape)
+        for name, tensor in model.denoiser.state_dict().items()
+        if name.endswith(".weight") and tensor.dim() in (2, 4)
+    }
+    assert {name: layer.shape for name, layer in layers.items()} == weights
+    for name, layer in layers.items():
+        shared = name.endswith((".to_k", ".to_v"))
+        assert layer.inputs == (f"{name[:-1]}q" if shared else name)

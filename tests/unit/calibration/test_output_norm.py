@@ -1,0 +1,96 @@
+"""Statistics as an extraction uses them: of the same model, of all its modules, and LoRAs tried where there are any."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lbm_lora.calibration import Statistics, output_norm, save_statistics
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import CheckpointError
+from lbm_lora.extraction import OutputNorm, Plan, plan_extraction
+from lbm_lora.naming import ModuleName
+from lbm_lora.progress import SILENT
+
+
+@pytest.fixture
+def plan_of(statistics: Statistics, tmp_path: Path) -> Callable[..., Plan]:
+    """`plan_of("a", "b")`: weights of those modules, in the shapes that were measured."""
+
+    def plan(*modules: str) -> Plan:
+        found = {name: layer.shape for name, layer in statistics.layers.items()}
+        for side, value in (("base", 0.0), ("tuned", 1.0)):
+            tensors = {f"{name}.weight": torch.full(found.get(ModuleName(name), (4, 4)), value) for name in modules}
+            save_file(tensors, tmp_path / f"{side}.safetensors")
+        base, tuned = (open_checkpoint(tmp_path / f"{side}.safetensors").component() for side in ("base", "tuned"))
+        return plan_extraction(base, tuned)
+
+    return plan
+
+
+def norm_of(statistics: Statistics, plan: Plan, folder: Path, **changes: Any) -> OutputNorm:
+    """That of the statistics, measured on the plan's tuned file."""
+    tuned = fingerprint(plan.pairing.tuned).digest
+    measured = replace(statistics, origin=replace(statistics.origin, tuned=changes.pop("measured_on", tuned)))
+    save_statistics(measured, folder / "s.safetensors")
+    defaults: dict[str, Any] = {"images": (), "is_checked": False}
+    return output_norm(
+        folder / "s.safetensors",
+        plan,
+        tuned_model_path=plan.pairing.tuned.path,
+        config_path=None,
+        device=torch.device("cpu"),
+        progress=SILENT,
+        **defaults | changes,
+    )
+
+
+def test_the_norm_is_what_was_measured(statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    norm = norm_of(statistics, plan_of("conv_in", "conv_out"), tmp_path)
+    assert (norm.name, norm.energy) == ("s.safetensors", statistics.output_energy)
+    matrix = torch.ones(16, 4 * 9)
+    found, wanted = norm.weights_of(ModuleName("conv_in")), statistics[ModuleName("conv_in")]
+    assert found.scale == wanted.scale
+    assert found.inputs is not None
+    assert wanted.inputs is not None
+    assert found.inputs.quadratic(matrix) == pytest.approx(wanted.inputs.quadratic(matrix))
+
+
+def test_statistics_of_another_model_are_refused(
+    statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    text = r"s\.safetensors was measured on another model than \S+tuned\.safetensors\. Make it for this one: "
+    with pytest.raises(CheckpointError, match=text):
+        norm_of(statistics, plan_of("conv_in"), tmp_path, measured_on="another")
+
+
+def test_modules_that_the_model_does_not_call_are_counted_and_one_is_named(
+    statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        norm_of(statistics, plan_of("conv_in", "idle.a", "idle.b"), tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/s.safetensors knows nothing of 2 modules, idle.a the first: the model does not call them. "
+        "Leave them out: exclude 'idle.a'."
+    )
+
+
+def test_there_is_something_to_try_loras_on_where_points_are_checked_or_images_given(
+    statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def opened(*_: object, points: Any, images: Any, **others: object) -> None:
+        asked.append((len(points), len(images)))
+
+    monkeypatch.setattr(import_module("lbm_lora.calibration.output_norm"), "LoraTrial", opened)
+    plan, points = plan_of("conv_in"), len(statistics.check_points)
+    assert points > 0
+    for changes in ({}, {"is_checked": True}, {"images": (Path("a.png"),)}):
+        norm_of(statistics, plan, tmp_path, **changes).open_trial()
+    assert asked == [(points, 0), (0, 1)]

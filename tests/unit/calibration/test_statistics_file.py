@@ -1,0 +1,97 @@
+"""Statistics in a file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lbm_lora.calibration import Statistics, load_statistics, save_statistics
+from lbm_lora.errors import CheckpointError
+from lbm_lora.factorize import Moment
+from lbm_lora.naming import ModuleName
+
+
+@pytest.fixture
+def path(statistics: Statistics, tmp_path: Path) -> Path:
+    save_statistics(statistics, tmp_path / "s.safetensors")
+    return tmp_path / "s.safetensors"
+
+
+def parts(moment: Moment) -> list[torch.Tensor]:
+    return [part for part in (moment.dense, moment.diagonal, moment.factor) if part is not None]
+
+
+def test_a_file_gives_everything_back(statistics: Statistics, path: Path) -> None:
+    loaded = load_statistics(path)
+    assert list(loaded) == list(statistics)
+    assert dict(loaded.layers) == dict(statistics.layers)
+    assert loaded.origin == statistics.origin
+    assert (loaded.output_values, loaded.output_energy) == (statistics.output_values, statistics.output_energy)
+    for name, weights in statistics.items():
+        again = loaded[name]
+        assert (again.scale, again.ridge) == (weights.scale, weights.ridge)
+        for one, other in ((again.inputs, weights.inputs), (again.outputs, weights.outputs)):
+            assert one is not None
+            assert other is not None
+            assert one.repeat == other.repeat
+            for found, wanted in zip(parts(one), parts(other), strict=True):
+                assert torch.equal(found, wanted)
+
+
+def test_the_same_statistics_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
+    save_statistics(load_statistics(path), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_shared_input_and_half_of_a_symmetric_moment_are_stored(statistics: Statistics, path: Path) -> None:
+    tensors = load_file(path)
+    block = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    assert f"inputs.{block}.to_q.factor" in tensors
+    assert not any(key.startswith(f"inputs.{block}.to_k") for key in tensors)
+    assert tensors["inputs.conv_in.triangle"].shape == (10,)
+    dense = statistics.inputs[ModuleName("conv_in")].dense
+    assert dense is not None
+    assert torch.equal(tensors["inputs.conv_in.triangle"], dense[*torch.triu_indices(4, 4)])
+
+
+def test_a_diagonal_alone(statistics: Statistics, tmp_path: Path) -> None:
+    name = ModuleName("conv_in")
+    only = replace(
+        statistics,
+        layers={name: statistics.layers[name]},
+        inputs={name: Moment(diagonal=torch.tensor([1.0, 2.0, 3.0, 4.0]))},
+        outputs={name: statistics.outputs[name]},
+    )
+    save_statistics(only, tmp_path / "s.safetensors")
+    inputs = load_statistics(tmp_path / "s.safetensors")[name].inputs
+    assert inputs is not None
+    assert inputs.factor is None
+    assert inputs.diagonal is not None
+    assert torch.equal(inputs.diagonal, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+
+
+def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors holds no calibration statistics\. `lbm-lora calibr"):
+        load_statistics(tmp_path / "lora.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    newer = metadata | {"lbm_lora_statistics": "2"}
+    save_file({"a": torch.zeros(1)}, tmp_path / "newer.safetensors", metadata=newer)
+    with pytest.raises(CheckpointError, match="holds statistics of format 2"):
+        load_statistics(tmp_path / "newer.safetensors")
+    facts = json.loads(metadata["lbm_lora_statistics_facts"])
+    del facts["layers"]
+    damaged = metadata | {"lbm_lora_statistics_facts": json.dumps(facts)}
+    save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", metadata=damaged)
+    with pytest.raises(CheckpointError, match=r"its statistics are not understood: KeyError\('layers'\)"):
+        load_statistics(tmp_path / "damaged.safetensors")
+
+
+def test_a_layer_that_was_not_measured(path: Path) -> None:
+    with pytest.raises(KeyError, match="conv_inn"):
+        load_statistics(path)[ModuleName("conv_inn")]

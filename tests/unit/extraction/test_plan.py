@@ -1,0 +1,144 @@
+"""What will become of each tensor, from names and shapes alone."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import PairingError, PatternError
+from lbm_lora.extraction import COVERAGES, Action, Plan, plan_extraction
+from lbm_lora.factorize import FixedRank
+
+Save = Callable[[str, Mapping[str, Tensor]], Path]
+
+TENSORS = {
+    "conv_in.weight": torch.ones(8, 4, 3, 3),
+    "conv_in.bias": torch.ones(8),
+    "block.attn1.to_q.weight": torch.ones(8, 8),
+    "block.attn2.to_out.0.weight": torch.ones(8, 8),
+    "block.attn2.to_out.0.bias": torch.ones(8),
+    "block.ff.net.0.proj.weight": torch.ones(16, 8),
+    "block.norm1.weight": torch.ones(8),
+    "proj_in.weight": torch.ones(8, 6, 1, 1),
+    "embedding.table": torch.ones(10, 4),
+    "conv1d.weight": torch.ones(4, 4, 3),
+    "counter": torch.tensor(3),
+    "empty.weight": torch.ones(0, 4),
+}
+
+
+@pytest.fixture
+def plan(save: Save) -> Callable[..., Plan]:
+    def build(base: Mapping[str, Tensor] = TENSORS, tuned: Mapping[str, Tensor] = TENSORS, **options: Any) -> Plan:
+        paths = save("base.safetensors", base), save("tuned.safetensors", tuned)
+        first, second = (open_checkpoint(path).component() for path in paths)
+        return plan_extraction(first, second, FixedRank(linear=4, conv=3), **options)
+
+    return build
+
+
+def actions(plan: Plan) -> dict[str, tuple[Action, int | None, str]]:
+    return {item.name: (item.action, item.rank, item.reason) for item in plan.items}
+
+
+def kept(plan: Plan) -> set[str]:
+    return {item.name for item in plan.items if item.action is not Action.EXCLUDE}
+
+
+def test_every_tensor_has_an_action_and_a_reason(plan: Callable[..., Plan]) -> None:
+    dense = Action.KEEP_DENSE, None
+    assert actions(plan()) == {
+        "conv_in.weight": (Action.DECOMPOSE, 3, "conv"),
+        "conv_in.bias": (*dense, "1-dimensional"),
+        "block.attn1.to_q.weight": (Action.DECOMPOSE, 4, "linear"),
+        "block.attn2.to_out.0.weight": (Action.DECOMPOSE, 4, "linear"),
+        "block.attn2.to_out.0.bias": (*dense, "1-dimensional"),
+        "block.ff.net.0.proj.weight": (Action.DECOMPOSE, 4, "linear"),
+        "block.norm1.weight": (*dense, "1-dimensional"),
+        "proj_in.weight": (Action.DECOMPOSE, 3, "conv"),
+        "embedding.table": (*dense, "2-dimensional"),
+        "conv1d.weight": (*dense, "3-dimensional"),
+        "counter": (Action.EXCLUDE, None, "not a floating point tensor"),
+        "empty.weight": (*dense, "2-dimensional"),
+    }
+
+
+def test_the_plan_announces_what_the_file_may_hold(plan: Callable[..., Plan]) -> None:
+    found = plan(include=("conv_in",))
+    assert found.shapes() == {"conv_in": (8, 4, 3, 3)}
+    assert found.ranks() == {"conv_in": 3}
+    assert found.dense() == {"conv_in.bias": (8,)}
+
+
+@pytest.mark.parametrize("prefix", ["", "denoiser."])
+def test_items_are_in_the_order_of_the_tuned_file(save: Save, plan: Callable[..., Plan], prefix: str) -> None:
+    tensors = {prefix + name: tensor for name, tensor in TENSORS.items()}
+    found = plan(tensors, dict(reversed(tensors.items())))
+    assert [item.name for item in found.items] == list(found.pairing.tuned)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"include": ("attn1",)}, {"block.attn1.to_q.weight"}),
+        ({"include": ("conv_in", "*.norm1")}, {"conv_in.weight", "conv_in.bias", "block.norm1.weight"}),
+        ({"include": ("block.*.to_out.0",)}, {"block.attn2.to_out.0.weight", "block.attn2.to_out.0.bias"}),
+        ({"include": ("attn",), "exclude": ("attn2",)}, {"block.attn1.to_q.weight"}),
+        ({"include": ("re:^conv_in$",), "exclude": ("*.bias",)}, {"conv_in.weight"}),
+        ({"include": COVERAGES["attention"]}, {name for name in TENSORS if "attn" in name}),
+        ({"include": ("conv_in", "norm1"), "keep_dense": False}, {"conv_in.weight"}),
+    ],
+)
+def test_include_and_exclude(plan: Callable[..., Plan], options: dict[str, Any], expected: set[str]) -> None:
+    found = plan(**options)
+    assert kept(found) == expected
+    assert len(found.items) == len(TENSORS)
+
+
+def test_reasons_of_what_is_left_out(plan: Callable[..., Plan]) -> None:
+    found = actions(plan(include=("conv_in", "attn1", "norm1"), exclude=("attn1",), keep_dense=False))
+    assert found["block.attn1.to_q.weight"][2] == "in --exclude"
+    assert found["proj_in.weight"][2] == "not in --include"
+    assert found["conv_in.bias"][2] == "dense deltas are switched off"
+
+
+def test_extended_coverage_adds_feed_forward_and_projections(plan: Callable[..., Plan]) -> None:
+    more = {"block.ff.net.0.proj.weight", "proj_in.weight"}
+    tensors = {**TENSORS, "block.proj_out.weight": torch.ones(8, 8)}
+    found = kept(plan(tensors, tensors, include=COVERAGES["extended"]))
+    assert found == {name for name in TENSORS if "attn" in name} | more | {"block.proj_out.weight"}
+
+
+def test_a_pattern_may_carry_the_prefix(plan: Callable[..., Plan]) -> None:
+    tensors = {"denoiser." + name: tensor for name, tensor in TENSORS.items()}
+    assert kept(plan(tensors, tensors, include=("denoiser.conv_in",))) == {"conv_in.weight", "conv_in.bias"}
+
+
+def test_a_pattern_without_a_match_is_an_error(plan: Callable[..., Plan]) -> None:
+    for option in ("include", "exclude"):
+        with pytest.raises(PatternError, match=r"pattern 'atn1' matches none of 12 names\. Nearest: "):
+            plan(**{option: ("atn1",)})
+
+
+def test_a_plan_for_nothing_is_an_error(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    with pytest.raises(PairingError) as caught:
+        plan(include=("conv_in",), exclude=("conv",))
+    assert str(caught.value) == (
+        f"include and exclude leave none of the 12 tensors of {tmp_path / 'tuned.safetensors'}. Change one of them."
+    )
+
+
+def test_what_is_excluded_by_name_need_not_pair(plan: Callable[..., Plan]) -> None:
+    base = {**TENSORS, "only_base.weight": torch.ones(2, 2), "other.weight": torch.ones(3, 3)}
+    tuned = {**TENSORS, "only_tuned.weight": torch.ones(2, 2), "other.weight": torch.ones(2, 2)}
+    with pytest.raises(PairingError, match="are only in the base"):
+        plan(base, tuned)
+    with pytest.raises(PairingError, match=r"^other\.weight: base \(3, 3\) fp32 in base\.safetensors, tuned \(2, 2\)"):
+        plan(base, tuned, exclude=("only_",))
+    found = plan(base, tuned, exclude=("only_", "other"))
+    assert len(found.items) == len(TENSORS) + 3
+    assert kept(found) == set(TENSORS) - {"counter"}

@@ -1,0 +1,123 @@
+"""Which rule the options of ranks ask for, what is said of those that cannot be, and sizes in words."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.extraction import FixedRanks, RankOptions, RankRule, rank_rule
+from lbm_lora.extraction.rank_options import parse_nbytes
+from lbm_lora.extraction.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
+from lbm_lora.factorize import FULL_RANK, FixedRank
+
+
+def rule_of(*, is_calibrated: bool = False, has_images: bool = False, **options: object) -> RankRule:
+    made = RankOptions(**options)  # pyright: ignore[reportArgumentType]
+    return rank_rule(made, is_calibrated=is_calibrated, has_images=has_images)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({}, FixedRanks(ranks=(FixedRank(linear=32, conv=16),))),
+        ({"rank": 8, "conv_rank": 4}, FixedRanks(ranks=(FixedRank(linear=8, conv=4),))),
+        ({"max_size": ("200MB", "1 kB")}, SizeLimits(nbytes=(200_000_000, 1000), words=("200MB", "1 kB"))),
+        ({"max_error": 0.3}, ErrorLimit(option="max_error", value=0.3)),
+        ({"max_output_error": 1.5, "is_calibrated": True}, ErrorLimit(option="max_output_error", value=1.5)),
+        ({"min_psnr": 40.0, "has_images": True}, PsnrFloor(option="min_psnr", value=40.0)),
+        ({"keep_energy": 1.0}, EnergyShare(option="keep_energy", value=1.0)),
+        ({"max_module_error": 0.2}, ModuleErrorLimit(option="max_module_error", value=0.2)),
+        ({"max_module_error": 0.2, "is_calibrated": True}, ModuleErrorLimit(option="max_module_error", value=0.2)),
+    ],
+)
+def test_each_option_asks_for_its_rule(options: dict[str, object], rule: RankRule) -> None:
+    found = rule_of(**options)  # pyright: ignore[reportArgumentType]
+    assert type(found) is type(rule)  # limits of one option and value are equal whatever their rule
+    assert found == rule
+
+
+@pytest.mark.parametrize(
+    ("rank", "conv_rank", "pairs"),
+    [
+        (32, 16, {16: 8, 64: 32, 3: 2, 1: 1, FULL_RANK: FULL_RANK}),
+        (10, 30, {5: 15, 20: 60}),
+        (100, 1, {8: 1}),
+    ],
+)
+def test_of_several_ranks_each_has_a_conv_rank_in_proportion(rank: int, conv_rank: int, pairs: dict[int, int]) -> None:
+    found = rule_of(rank=rank, conv_rank=conv_rank, ranks=tuple(pairs))
+    wanted = tuple(FixedRank(linear=linear, conv=conv) for linear, conv in pairs.items())
+    assert found == FixedRanks(ranks=wanted, is_named=True)
+
+
+SHARE = "give a share above 0 and up to"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"ranks": (4,), "max_error": 0.1}, "ranks and max_error both choose the ranks. Give one of them."),
+        (
+            {"max_size": ("1MB",), "min_psnr": 40.0, "keep_energy": 0.9},
+            "max_size and min_psnr both choose the ranks. Give one of them.",
+        ),
+        ({"ranks": (4, 8, 4)}, "r4 r8 r4: each rank or size is given once."),
+        ({"max_size": ("1MB", "1 MB")}, "1MB 1MB: each rank or size is given once."),
+        ({"max_size": ("huge",)}, "max_size huge: give a size such as 200MB or 1.5GB."),
+        ({"max_error": 0.0}, f"max_error is 0: {SHARE} 1 (0.05 is 5 %)."),
+        ({"keep_energy": 1.5}, f"keep_energy is 1.5: {SHARE} 1 (0.05 is 5 %)."),
+        ({"max_module_error": -0.1}, f"max_module_error is -0.1: {SHARE} 1 (0.05 is 5 %)."),
+        ({"max_error": float("nan")}, f"max_error is nan: {SHARE} 1 (0.05 is 5 %)."),
+        ({"min_psnr": float("nan"), "has_images": True}, "min_psnr must be above 0 dB and finite, got nan."),
+        ({"min_psnr": -1.0, "has_images": True}, "min_psnr must be above 0 dB and finite, got -1."),
+        (
+            {"max_output_error": 11.0, "is_calibrated": True},
+            f"max_output_error is 11: {SHARE} 10 (0.05 is 5 %).",
+        ),
+        (
+            {"max_output_error": 0.1},
+            "max_output_error is about the denoiser's output: add calibration_images FOLDER.",
+        ),
+        (
+            {"max_error": 0.1, "is_calibrated": True},
+            "max_error is about the weights, calibration about the output: give max_output_error.",
+        ),
+        (
+            {"min_psnr": 40.0, "is_calibrated": True},
+            "min_psnr is about images: add calibration_images FOLDER, or calibration and images.",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(options: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rule_of(**options)  # pyright: ignore[reportArgumentType]
+    assert str(caught.value) == text
+
+
+@given(
+    number=st.integers(1, 10**6),
+    unit=st.sampled_from([("", 0), ("k", 3), ("M", 6), ("G", 9)]),
+    end=st.sampled_from(["", "B", "b", "iB"]),
+    space=st.sampled_from(["", " "]),
+)
+def test_a_unit_is_a_power_of_ten(number: int, unit: tuple[str, int], end: str, space: str) -> None:
+    letter, exponent = unit
+    for text in (letter, letter.lower(), letter.upper()):
+        assert parse_nbytes(f"{number}{space}{text}{end}") == number * 10**exponent
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("1.5 GB", 1_500_000_000), ("0.25MB", 250_000), (" 7 ", 7), ("1.001kB", 1001)]
+)
+def test_a_size_may_have_decimals_and_spaces(text: str, nbytes: int) -> None:
+    assert parse_nbytes(text) == nbytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "0MB", "0.0", "0.4", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs"]
+)
+def test_what_is_no_size_is_said(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'max_size {text}: give a size such as 200MB or 1.5GB.')}$"):
+        parse_nbytes(text)

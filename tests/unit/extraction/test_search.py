@@ -1,0 +1,90 @@
+"""The search for the smallest file, on files that are numbers."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from lbm_lora.extraction.search import Proposal, smallest
+
+Propose = Callable[[float], Proposal[int] | None]
+
+
+def files(step: int, best: int = 10_000) -> Propose:
+    """A file of n bytes has n / 100 foreseen dB; sizes are multiples of `step`."""
+
+    def propose(decibel: float) -> Proposal[int] | None:
+        nbytes = best if decibel == math.inf else step * math.ceil(max(decibel, 0) * 100 / step)
+        return Proposal(found=nbytes, nbytes=nbytes, foreseen=nbytes / 100) if nbytes <= best else None
+
+    return propose
+
+
+class Outcome:
+    """Results of files, and how many were tried."""
+
+    def __init__(self, result: Callable[[float], float]) -> None:
+        self.tried: list[int] = []
+        self._result = result
+
+    def __call__(self, nbytes: int) -> float:
+        self.tried.append(nbytes)
+        return self._result(nbytes / 100)
+
+
+@pytest.mark.parametrize("offset", [-20.0, 0.0, 7.0, 25.0])
+def test_a_steady_offset_is_learned_at_once(offset: float) -> None:
+    measure = Outcome(lambda foreseen: foreseen + 7)
+    run = smallest(45.0, files(1), measure, offset=offset)
+    assert 45.0 <= run.result <= 45.4
+    assert run.predicted == pytest.approx(run.result, abs=1e-9) or len(measure.tried) == 1
+    assert len(measure.tried) <= 3
+
+
+@pytest.mark.parametrize("slope", [0.5, 0.8, 1.3])
+@pytest.mark.parametrize("first", [0.0, 30.0])
+def test_other_slopes_take_a_few_runs(slope: float, first: float) -> None:
+    measure = Outcome(lambda foreseen: 10 + slope * foreseen)
+    run = smallest(50.0, files(1), measure, offset=first)
+    assert 50.0 <= run.result <= 50.5
+    assert len(measure.tried) <= 8
+
+
+def test_a_result_that_jumps() -> None:
+    """As the worst of some images does: more bytes can be worse."""
+    jumps = {0: 0.0, 1: 2.0, 2: -3.0, 3: 1.0, 4: -1.0}
+    measure = Outcome(lambda foreseen: foreseen + jumps[int(foreseen) % 5])
+    run = smallest(60.0, files(10), measure, offset=5.0)
+    assert run.result >= 60.0
+    assert run.proposal.nbytes == min(n for n in measure.tried if n / 100 + jumps[n // 100 % 5] >= 60.0)
+    assert run.proposal.nbytes < 7000
+
+
+def test_a_few_bytes_more_or_less_are_not_searched_for() -> None:
+    """No file comes out near the target: what is left between two runs is less than 3 % of the bytes."""
+    measure = Outcome(lambda foreseen: foreseen + (3 if foreseen >= 50.3 else -3))
+    run = smallest(50.0, files(1), measure, offset=0.0)
+    short = [nbytes for nbytes in measure.tried if nbytes < 5030]
+    assert 5030 <= run.proposal.nbytes <= max(short) / 0.97
+    assert len(measure.tried) <= 5
+
+
+def test_what_cannot_be_reached_gives_the_best_file() -> None:
+    measure = Outcome(lambda foreseen: min(foreseen, 50.0))
+    run = smallest(55.0, files(1), measure, offset=0.0)
+    assert run.result == 50.0
+    assert 10_000 in measure.tried
+
+
+def test_the_best_file_is_tried_where_nothing_else_is_foreseen_to_do() -> None:
+    measure = Outcome(lambda foreseen: foreseen + 3)
+    run = smallest(102.0, files(100), measure, offset=-10.0)
+    assert run.result >= 102.0
+    assert measure.tried[0] == 10_000
+
+
+def test_a_target_below_everything_takes_the_smallest_file() -> None:
+    measure = Outcome(lambda foreseen: foreseen + 20)
+    run = smallest(5.0, files(1), measure, offset=20.0)
+    assert (run.proposal.nbytes, run.result) == (0, 20.0)
+    assert measure.tried == [0]

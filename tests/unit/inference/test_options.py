@@ -1,0 +1,123 @@
+"""The options of a base with LoRAs in it: what is read, how images are translated, and where the LoRAs go."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from two_levels import two_level_model
+
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.apply import ScaledAdapter
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import AdapterError, ConfigError, WrongBaseError
+from lbm_lora.inference.options import ModelOptions
+from lbm_lora.inference.translate import TranslateSettings
+from lbm_lora.naming import ModuleName
+from lbm_lora.progress import SILENT, LbmLoraWarning
+
+Save = Callable[[str, Mapping[str, Tensor]], Path]
+NAMES = ("b.attn1.to_q", "b.conv_in")
+
+
+@pytest.fixture
+def base(save: Save) -> Path:
+    """Two weights."""
+    return save("base.safetensors", {f"denoiser.{name}.weight": torch.ones(4, 6) for name in NAMES})
+
+
+@pytest.fixture
+def lora(base: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`lora("a.safetensors", *NAMES)`: a LoRA of the base, or of one that is named."""
+    with open_checkpoint(base) as checkpoint:
+        digest = fingerprint(checkpoint.component()).digest
+
+    def write(file: str, *names: str, made_from: str = digest, alpha: float = 2.0) -> Path:
+        modules = {
+            ModuleName(name): LoraModule(ModuleName(name), torch.ones(2, 6), torch.ones(4, 2), alpha) for name in names
+        }
+        metadata = AdapterMetadata(format="1", base_fingerprint=made_from)
+        save_adapter(Adapter(modules, {}, prefix="denoiser.", metadata=metadata), tmp_path / file)
+        return tmp_path / file
+
+    return write
+
+
+def read(base: Path, *loras: Path, **options: Any) -> list[ScaledAdapter]:
+    with open_checkpoint(base) as checkpoint:
+        return ModelOptions(lora_path=loras, **options).read_adapters(checkpoint, SILENT)[0]
+
+
+def test_a_base_must_be_given() -> None:
+    assert ModelOptions(base_model_path=Path("b.ckpt")).base == Path("b.ckpt")
+    with pytest.raises(ConfigError, match=r"^base_model_path is missing\. Give a base or any LBM checkpoint"):
+        _ = ModelOptions().base
+
+
+def test_every_file_that_is_read_is_guarded() -> None:
+    assert ModelOptions().input_files == []
+    options = ModelOptions(
+        base_model_path=Path("b"),
+        lora_path=(Path("l1"), Path("l2")),
+        config_path=Path("c"),
+        backbone_signature="hub/id",
+    )
+    assert set(options.input_files) == {Path("b"), Path("c"), Path("l1"), Path("l2")}
+
+
+@pytest.mark.parametrize(("vae_tiling", "tiled"), [("auto", None), ("on", True), ("off", False)])
+def test_the_settings_of_an_image_are_those_of_the_options(vae_tiling: Any, tiled: bool | None) -> None:
+    assert ModelOptions().translate_settings == TranslateSettings()
+    options = ModelOptions(num_inference_steps=4, seed=7, size=512, sample_posterior=True, vae_tiling=vae_tiling)
+    wanted = TranslateSettings(steps=4, seed=7, size=512, sample_posterior=True, tiled=tiled)
+    assert options.translate_settings == wanted
+
+
+def test_loras_are_read_with_their_scales_and_what_alpha_means(base: Path, lora: Callable[..., Path]) -> None:
+    paths = lora("1.safetensors", *NAMES, alpha=6.0), lora("2.safetensors", NAMES[1])
+    one, other = read(base, *paths, lora_scale=(0.5, -1.0))
+    assert (one.lora_scale, other.lora_scale) == (0.5, -1.0)
+    assert (set(one.adapter.modules), set(other.adapter.modules)) == (set(NAMES), {NAMES[1]})
+    assert one.adapter.modules[ModuleName(NAMES[0])].alpha == 6.0
+    (ranked,) = read(base, paths[0], lora_alpha_is="rank")
+    assert ranked.adapter.modules[ModuleName(NAMES[0])].alpha == 2.0
+
+
+def test_attention_alone_is_read_where_it_is_asked_for(base: Path, lora: Callable[..., Path]) -> None:
+    (found,) = read(base, lora("l.safetensors", *NAMES), attention_only=True)
+    assert set(found.adapter.modules) == {NAMES[0]}
+
+
+def test_a_lora_that_does_not_belong_to_the_base_is_let_in_by_its_option_alone(
+    base: Path, lora: Callable[..., Path]
+) -> None:
+    unmatched = lora("unmatched.safetensors", NAMES[0], "elsewhere")
+    with pytest.raises(AdapterError, match="elsewhere"):
+        read(base, unmatched, allow_other_base=True)
+    other = lora("other.safetensors", NAMES[0], made_from="another")
+    with pytest.raises(WrongBaseError):
+        read(base, other, allow_unmatched=True)
+    (found,) = read(base, unmatched, allow_unmatched=True)
+    assert set(found.adapter.modules) == {NAMES[0]}
+    with pytest.warns(LbmLoraWarning, match="another base"):
+        (found,) = read(base, other, allow_other_base=True)
+    assert set(found.adapter.modules) == {NAMES[0]}
+
+
+def test_both_modes_give_one_output_and_fused_alone_changes_the_weights() -> None:
+    module = LoraModule(ModuleName("conv_in"), torch.full((2, 4, 3, 3), 0.1), torch.full((16, 2, 1, 1), 0.1), 2.0)
+    adapters = [ScaledAdapter(Adapter({module.name: module}, {}), 0.5)]
+    state, timestep = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
+    options, outputs = ModelOptions(), dict[str, Tensor]()
+    for mode in ("fused", "live"):
+        model = two_level_model()
+        before, weight = model.denoise(state, timestep), model.denoiser.get_parameter("conv_in.weight").clone()
+        replace(options, mode=mode).put_in(model, adapters)
+        outputs[mode] = model.denoise(state, timestep)
+        assert not torch.allclose(outputs[mode], before, atol=1e-3)
+        kept = any(torch.equal(tensor, weight) for tensor in model.denoiser.state_dict().values())
+        assert kept == (mode == "live")
+    torch.testing.assert_close(outputs["fused"], outputs["live"], rtol=1e-4, atol=1e-5)

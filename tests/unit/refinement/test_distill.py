@@ -1,0 +1,206 @@
+"""A LoRA that learns another network's outputs."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.apply import ScaledAdapter, fuse_module
+from lbm_lora.errors import AdapterError, QualityError
+from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.fidelity.points import Point
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill
+from lbm_lora.refinement.student import Student
+from standins import TINY, write_base
+
+MODULES = ("mid_block.attentions.0.proj_in", "conv_in", "up_blocks.2.resnets.0.conv1")
+SETTINGS = DistillSettings(steps=16, batch_size=2, learning_rate=0.05, seed=0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("tiny"), TINY, dtype=torch.float32)
+
+
+def model_of(base: Path) -> LBMModel:
+    return load_model(base, dtype=torch.float32)
+
+
+def lora(base: Path, seed: int, dtype: torch.dtype = torch.bfloat16) -> Adapter:
+    """Rank 2 on three modules, and a bias."""
+    draw = torch.Generator().manual_seed(seed)
+    modules: dict[ModuleName, LoraModule] = {}
+    for name in map(ModuleName, MODULES):
+        weight = model_of(base).denoiser.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        up = 0.3 * torch.randn(weight.shape[0], 2, *(1 for _ in weight.shape[2:]), generator=draw)
+        down = 0.3 * torch.randn(2, *weight.shape[1:], generator=draw)
+        modules[name] = LoraModule(name, down.to(dtype), up.to(dtype), 2.0)
+    bias = ParamName("conv_in.bias")
+    dense = {bias: 0.1 * torch.randn(model_of(base).denoiser.get_parameter(bias).shape, generator=draw).to(dtype)}
+    return Adapter(modules, dense, prefix="denoiser.")
+
+
+def lessons(base: Path, adapter: Adapter, seeds: Sequence[int], side: int = 8) -> list[AnsweredPoint]:
+    """What base + adapter says to noise."""
+    model = model_of(base)
+    fuse_module(model.denoiser, [ScaledAdapter(adapter)])
+    found: list[AnsweredPoint] = []
+    for seed in seeds:
+        state = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed))
+        timestep = (250.0, 1000.0)[seed % 2]
+        with torch.no_grad():
+            wanted = model.denoise(state, torch.tensor([timestep]))
+        found.append(AnsweredPoint(point=Point(timestep=timestep, probability=0.5, state=state), wanted=wanted))
+    return found
+
+
+class Kept:
+    """What was kept, the newest last."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Adapter, DistillResult]] = []
+
+    def __call__(self, adapter: Adapter, refined: DistillResult) -> None:
+        self.all.append((adapter, refined))
+
+
+def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
+    true, other = lora(base, 0), lora(base, 1)
+    mixed = {
+        name: dataclasses.replace(module, up=module.up + 0.1 * other.modules[name].up)
+        for name, module in true.modules.items()
+    }
+    given = dataclasses.replace(true, modules=mixed)
+    taught, held = lessons(base, true, range(12)), lessons(base, true, range(100, 104))
+    kept = Kept()
+    refined = distill(
+        Student(model_of(base), given, torch.float32),
+        taught,
+        held,
+        dataclasses.replace(SETTINGS, steps=48),
+        keep=kept,
+        state=tmp_path / "s.pt",
+        identity={},
+    )
+    assert refined.gain > 6
+    assert refined.after.worst < refined.before.worst
+    assert kept.all[0][1].step == 0
+    best = kept.all[-1][0]
+    assert kept.all[-1][1] == refined
+    # what is kept is what was measured
+    model = model_of(base)
+    fuse_module(model.denoiser, [ScaledAdapter(best)])
+    with torch.no_grad():
+        errors = [
+            float((model.denoise(x.point.state, torch.tensor([x.point.timestep])) - x.wanted).norm() / x.wanted.norm())
+            for x in held
+        ]
+    assert math.exp(sum(map(math.log, errors)) / len(errors)) == pytest.approx(refined.after.typical, rel=1e-3)
+    assert max(errors) == pytest.approx(refined.after.worst, rel=1e-3)
+    assert {name: module.rank for name, module in best.modules.items()} == dict.fromkeys(true.modules, 2)
+    assert not torch.equal(best.dense[ParamName("conv_in.bias")], given.dense[ParamName("conv_in.bias")].float())
+
+
+def test_the_given_lora_is_kept_where_nothing_is_better(base: Path, tmp_path: Path) -> None:
+    true = lora(base, 0)
+    kept = Kept()
+    refined = distill(
+        Student(model_of(base), true, torch.bfloat16),
+        lessons(base, lora(base, 1), range(4)),  # of another teacher
+        lessons(base, true, range(100, 102)),
+        SETTINGS,
+        keep=kept,
+        state=tmp_path / "s.pt",
+        identity={},
+    )
+    assert refined.step == 0
+    assert refined.gain == 0
+    ((adapter, _),) = kept.all
+    for name, module in true.modules.items():
+        assert torch.equal(adapter.modules[name].up, module.up)
+        assert torch.equal(adapter.modules[name].down, module.down)
+    assert adapter.modules[ModuleName("conv_in")].up.dtype == torch.bfloat16
+
+
+def test_a_stopped_run_ends_the_same(base: Path, tmp_path: Path) -> None:
+    true, given = lora(base, 0), lora(base, 1)
+    taught, held = lessons(base, true, range(8)), lessons(base, true, range(100, 102))
+
+    def whole(state: Path, keep: Kept, student: Student) -> DistillResult:
+        return distill(student, taught, held, SETTINGS, keep=keep, state=state, identity={"a": 1})
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Student):
+        calls = 0
+
+        def losses(self, answered: Sequence[AnsweredPoint]) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                self.calls += 1
+                if self.calls > 9:  # in the step after the fourth of eight measurements
+                    raise Stop
+            return super().losses(answered)
+
+    unbroken, broken = Kept(), Kept()
+    first = whole(tmp_path / "a.pt", unbroken, Student(model_of(base), given, torch.float32))
+    with pytest.raises(Stop):
+        whole(tmp_path / "b.pt", broken, Stopping(model_of(base), given, torch.float32))
+    second = whole(tmp_path / "b.pt", broken, Student(model_of(base), given, torch.float32))
+    assert first == second
+    assert first.step > 8
+    for name, module in unbroken.all[-1][0].modules.items():
+        assert torch.equal(module.up, broken.all[-1][0].modules[name].up)
+        assert torch.equal(module.down, broken.all[-1][0].modules[name].down)
+
+
+def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None:
+    true, given = lora(base, 0), lora(base, 1)
+    taught, held = lessons(base, true, range(4)), lessons(base, true, range(100, 101))
+    found: list[DistillResult] = []
+    for identity in ({"a": 1}, {"a": 2}):
+        student = Student(model_of(base), given, torch.float32)
+        kept = Kept()
+        settings = dataclasses.replace(SETTINGS, steps=8)
+        found.append(distill(student, taught, held, settings, keep=kept, state=tmp_path / "s.pt", identity=identity))
+        assert kept.all[0][1].step == 0  # from the start
+    assert found[0] == found[1]
+
+
+def test_lessons_of_several_shapes(base: Path) -> None:
+    true, given = lora(base, 0), lora(base, 1)
+    taught = lessons(base, true, range(2)) + lessons(base, true, range(2), side=16)
+    student = Student(model_of(base), given, torch.float32)
+    with torch.no_grad():
+        together = student.losses(taught[:2])
+        apart = torch.cat([student.losses([lesson]) for lesson in taught[:2]])
+    assert torch.allclose(together, apart, rtol=1e-4)
+    errors = student.errors(taught)
+    assert 0 < errors.typical < errors.worst
+
+
+def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
+    true, given = lora(base, 0), lora(base, 1)
+    with pytest.raises(QualityError, match="learning rate of 1e\\+30"):
+        distill(
+            Student(model_of(base), given, torch.float32),
+            lessons(base, true, range(2)),
+            lessons(base, true, range(100, 101)),
+            dataclasses.replace(SETTINGS, learning_rate=1e30),
+            keep=Kept(),
+            state=tmp_path / "s.pt",
+            identity={},
+        )
+
+
+def test_modules_that_take_no_lora_are_named(base: Path) -> None:
+    strange = LoraModule(ModuleName("conv_norm_out"), torch.zeros(1, 1), torch.zeros(16, 1), 1.0)
+    with pytest.raises(AdapterError, match="conv_norm_out"):
+        Student(model_of(base), Adapter({strange.name: strange}, {}), torch.float32)

@@ -1,0 +1,128 @@
+"""From what lies under a name to the index of pairs: choice of parts, sizes, what is left out and why."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.errors import DataError, ImageError
+from lbm_lora.shards.samples import Found, Part, Skipped
+from lbm_lora.training.data.index import PairIndex, check_corrupt, make_index
+from lbm_lora.training.data.pairs import Keys
+
+
+@pytest.fixture
+def find(tmp_path: Path) -> Callable[..., Found]:
+    """`find("000", source_png=data)`: those parts under one key, the bytes one after the other in one file."""
+
+    def make(key: str, **parts: bytes) -> Found:
+        path = tmp_path / f"{key}.bin"
+        path.write_bytes(b"".join(parts.values()))
+        places: dict[str, Part] = {}
+        offset = 0
+        for name, data in parts.items():
+            places[name.replace("_", ".")] = Part(path, offset, len(data))
+            offset += len(data)
+        return Found(key, places)
+
+    return make
+
+
+def test_pairs_are_read_from_their_places(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    one, two, mask = png(1, (80, 60)), png(2, (80, 60)), png(3, (80, 60))
+    found = [find("a", source_png=one, target_png=two, mask_png=mask), find("b", target_png=one, source_png=two)]
+    index = make_index(found[:1], Keys(mask="mask.png"))
+    pair = index.read(0)
+    assert (pair.key, pair.source, pair.target, pair.mask, pair.size) == ("a", one, two, mask, (80, 60))
+    assert (index.masks, index.nbytes) == (1, len(one) + len(two) + len(mask))
+    index = make_index(found, Keys())
+    assert index.keys == ("a", "b")
+    assert index.sizes.tolist() == [[80, 60], [80, 60]]
+    assert index.read(0).mask is None
+    assert (index.read(1).source, index.read(1).target) == (two, one)
+    assert index.masks == 0
+
+
+def test_the_extension_of_a_key_is_not_decisive(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    jpg, exact, other = png(0, kind="JPEG"), png(1), png(2)
+    index = make_index([find("a", source_jpg=jpg, source_png=exact, target_webp=other)], Keys(source="Source.JPG"))
+    assert index.read(0).source == jpg
+    assert index.read(0).target == other
+
+
+def test_plain_keys(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    index = make_index([find("a", jpg=png(0), target_jpg=png(1))], Keys(source="jpg", target="target.png"))
+    assert (index.read(0).source, index.read(0).target) == (png(0), png(1))
+
+
+def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    good = {"source_png": png(0), "target_png": png(1), "mask_png": png(2)}
+    found = [
+        find("good", **good),
+        find("alone", source_png=png(0), json=b"{}"),
+        find("two", source_png=png(0), target_png=png(1), target_webp=png(1)),
+        find("text", **good | {"target_png": b"a text, not an image"}),
+        find("shape", **good | {"target_png": png(1, (64, 48))}),
+        find("nomask", source_png=png(0), target_png=png(1)),
+        find("badmask", **good | {"mask_png": png(2, (48, 64))}),
+        find("empty", **good | {"source_png": b""}),
+        Found("shard.tar", {}, "the shard ends"),
+    ]
+    index = make_index(found, Keys(mask="mask.png"))
+    assert index.keys == ("good",)
+    assert index.skipped == (
+        Skipped("alone", "no target.jpg, only json, source.png"),
+        Skipped("two", "target.png and target.webp: which one is target.jpg?"),
+        Skipped("text", "target: no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
+        Skipped("shape", "source 64x64, target 64x48: the shapes differ"),
+        Skipped("nomask", "no mask.png, only source.png, target.png"),
+        Skipped("badmask", "source 64x64, mask 48x64: the shapes differ"),
+        Skipped("empty", "source: no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
+        Skipped("shard.tar", "the shard ends"),
+    )
+
+
+def test_optional_masks(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    pair = {"source_png": png(0), "target_png": png(1)}
+    keys = Keys(mask="mask.jpg", mask_optional=True)
+    index = make_index([find("a", **pair), find("b", **pair, mask_png=png(2)), find("c", **pair, mask_png=b"x")], keys)
+    assert index.keys == ("a", "b")
+    assert [index.read(0).mask, index.read(1).mask] == [None, png(2)]
+    assert index.skipped[0].reason.startswith("mask: no image")
+
+
+def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
+    jpeg = png(0, (96, 64), kind="JPEG")
+    comment = b"\xff\xfe\xff\xfd" + bytes(0xFFFB)  # a segment of 64 kB in front
+    index = make_index([find("a", source_jpg=jpeg[:2] + comment + jpeg[2:], target_jpg=jpeg)], Keys())
+    assert index.sizes.tolist() == [[96, 64]]
+
+
+def test_a_file_that_has_become_shorter(find: Callable[..., Found], png: Callable[..., bytes], tmp_path: Path) -> None:
+    index = make_index([find("a", source_png=png(0), target_png=png(1))], Keys())
+    (tmp_path / "a.bin").write_bytes(png(0)[:100])
+    with pytest.raises(ImageError, match=r"a\.bin ends at byte 100, within an image"):
+        index.read(0)
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(ImageError, match=r"a\.bin cannot be read: No such file"):
+        index.read(0)
+
+
+def test_the_limit_of_corrupt_samples() -> None:
+    skipped = [Skipped(f"{number:03d}", "it is broken") for number in range(5)]
+    check_corrupt("here", skipped, 100, 0.05)
+    with pytest.raises(DataError) as raised:
+        check_corrupt("here", skipped, 99, 0.05)
+    assert str(raised.value) == (
+        "here: 5 of 99 samples cannot be used (5.1 %): 000 (it is broken), 001 (it is broken), 002 (it is broken) and "
+        "2 more, and max_corrupt is 5 %. `lbm-lora data check` lists them all."
+    )
+    with pytest.raises(DataError, match=r"5 of 5 samples"):
+        check_corrupt("here", skipped, 5, 1.0)
+    with pytest.raises(DataError, match=r"here holds no pairs\."):
+        check_corrupt("here", [], 0, 1.0)
+
+
+def test_an_index_without_pairs() -> None:
+    index = PairIndex([], [Skipped("a", "b")])
+    assert (len(index), index.sizes.shape, index.nbytes, index.masks) == (0, (0, 2), 0, 0)

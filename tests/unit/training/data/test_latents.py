@@ -1,0 +1,194 @@
+"""Cached latents: keyed by content, computed once, the same samples as without a cache."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.errors import DataError
+from lbm_lora.progress import Silent
+from lbm_lora.training.data import BucketBatches, LatentCache, fill_latents, loader_of, open_data
+from lbm_lora.training.data.dataset import PairDataset
+from lbm_lora.training.data.pairs import Pair
+from lbm_lora.training.data.sample import Draw
+from lbm_lora.training.settings.data_keys import DataSettings
+
+PAIR = Pair(key="a", source=b"one", target=b"two", mask=None, size=(64, 64))
+
+
+class Encoder:
+    """Means of 8x8 pixels in four channels, and what it was called with."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.shapes.append(tuple(images.shape))
+        small = torch.nn.functional.avg_pool2d(images, 8)
+        return torch.cat([small, small.mean(dim=1, keepdim=True)], dim=1).to(torch.bfloat16)
+
+
+def opened(folder: Path, **settings: object) -> PairDataset:
+    values: dict[str, Any] = {"train_folder": folder, "image_size": (64,), "max_corrupt": 0.5, **settings}
+    return open_data(DataSettings(**values), "train", seed=0)
+
+
+def files(cache: LatentCache) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in cache.folder.rglob("*") if path.is_file()}
+
+
+def test_the_name_is_a_hash_of_all_that_latents_depend_on(tmp_path: Path) -> None:
+    cache = LatentCache(tmp_path, "vae")
+    path = cache.path(PAIR, (64, 64))
+    assert path.parent.parent == cache.folder == tmp_path / "latents"
+    other_key = Pair(key="b", source=b"one", target=b"two", mask=b"mask", size=(1, 1))
+    assert cache.path(other_key, (64, 64)) == path
+    shifted = Pair(key="a", source=b"onet", target=b"wo", mask=None, size=(64, 64))
+    exchanged = Pair(key="a", source=b"two", target=b"one", mask=None, size=(64, 64))
+    others = [
+        cache.path(PAIR, (64, 32)),
+        cache.path(shifted, (64, 64)),
+        cache.path(exchanged, (64, 64)),
+        LatentCache(tmp_path, "other vae").path(PAIR, (64, 64)),
+    ]
+    assert len({path, *others}) == 5
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path, rand: Callable[..., Tensor]) -> None:
+    cache = LatentCache(tmp_path, "vae")
+    assert cache.load(PAIR, (64, 64)) is None
+    batch = rand(2, 4, 8, 8).to(torch.bfloat16)
+    cache.save(cache.path(PAIR, (64, 64)), batch[0], batch[1])
+    loaded = cache.load(PAIR, (64, 64))
+    assert loaded is not None
+    assert loaded[0].dtype == torch.bfloat16
+    assert torch.equal(loaded[0], batch[0])
+    assert torch.equal(loaded[1], batch[1])
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    cache = LatentCache(tmp_path, "vae")
+    path = cache.path(PAIR, (64, 64))
+    cache.save(path, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"\.safetensors holds no latents: .* Delete it, and they are computed again"):
+        cache.load(PAIR, (64, 64))
+
+
+def test_every_pair_is_encoded_once_at_every_size(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = opened(write_pairs(count=5), image_size=(64, 96), image_size_prob=(0.5, 0.5))
+    cache, encode = LatentCache(tmp_path / "cache", "vae"), Encoder()
+    assert fill_latents(dataset, cache, encode, batch_size=2) == 10
+    assert encode.shapes == [
+        shape
+        for side in (64, 96)
+        for count in (2, 2, 1)
+        for shape in [(count, 3, side, side)] * 2  # source, target
+    ]
+    before = files(cache)
+    assert len(before) == 10
+    assert fill_latents(dataset, cache, encode) == 0
+    assert len(encode.shapes) == 12
+    assert files(cache) == before
+    assert fill_latents(dataset, LatentCache(tmp_path / "cache", "other vae"), encode) == 10
+
+
+def test_only_what_changed_is_encoded_again(
+    write_pairs: Callable[..., Path], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    folder = write_pairs(count=4)
+    cache = LatentCache(tmp_path / "cache", "vae")
+    fill_latents(opened(folder), cache, Encoder())
+    (folder / "002.target.png").write_bytes(png(99))
+    encode = Encoder()
+    assert fill_latents(opened(folder), cache, encode) == 1
+    assert len(encode.shapes) == 2
+
+
+def test_samples_hold_what_the_encoder_gives(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = opened(write_pairs(count=3, mask=True), mask_key="mask.png")
+    cache, encode = LatentCache(tmp_path / "cache", "vae"), Encoder()
+    fill_latents(dataset, cache, encode)
+    cached = dataset.with_latents(cache, images=False)
+    both = dataset.with_latents(cache, images=True)
+    (batch,) = loader_of(cached, BucketBatches(cached, 3, seed=0).epoch(0))
+    assert batch.source is None
+    assert batch.target is None
+    assert batch.latents is not None
+    for place, index in enumerate(batch.indices):
+        plain, with_both = dataset[index], both[index]
+        assert plain.source is not None
+        assert plain.target is not None
+        assert torch.equal(batch.latents[0][place], encode(plain.source[None])[0])
+        assert torch.equal(batch.latents[1][place], encode(plain.target[None])[0])
+        assert with_both.latents is not None
+        assert torch.equal(with_both.latents[0], batch.latents[0][place])
+        assert with_both.source is not None
+        assert torch.equal(with_both.source, plain.source)
+        assert batch.mask is not None
+        assert plain.mask is not None
+        assert torch.equal(batch.mask[place], plain.mask)
+    moved = batch.to("meta")
+    assert moved.latents is not None
+    assert {latent.device.type for latent in moved.latents} == {"meta"}
+    assert moved.source is None
+
+
+def test_ranks_share_the_work(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = opened(write_pairs(count=5))
+    whole, parts = LatentCache(tmp_path / "whole", "vae"), LatentCache(tmp_path / "parts", "vae")
+    fill_latents(dataset, whole, Encoder())
+    encoders = [Encoder(), Encoder()]
+    assert [fill_latents(dataset, parts, encoders[rank], rank=rank, world=2) for rank in range(2)] == [3, 2]
+    assert [data for _, data in sorted(files(parts).items())] == [data for _, data in sorted(files(whole).items())]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("other_shape", [False, True])
+def test_what_stands_in_for_a_damaged_sample_is_cached_too(
+    write_pairs: Callable[..., Path], tmp_path: Path, png: Callable[..., bytes], other_shape: bool, gone: bool
+) -> None:
+    folder = write_pairs(count=3)
+    if other_shape:
+        for number in (1, 2):
+            (folder / f"00{number}.source.png").write_bytes(png(number, (96, 40)))
+            (folder / f"00{number}.target.png").write_bytes(png(number + 2, (96, 40)))
+    dataset = opened(folder)
+    path = folder / "000.source.png"
+    if gone:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:300])
+    cache = LatentCache(tmp_path / "cache", "vae")
+    # what stands in has a size of its own, or the one that it is cached at anyway
+    assert fill_latents(dataset, cache, Encoder()) == (3 if other_shape else 2)
+    assert [item.key for item in dataset.skipped] == ["000"]
+    sample = dataset.with_latents(cache, images=False)[Draw(0, 0, (64, 64))]
+    assert (sample.index, [item.key for item in sample.skipped]) == (1, ["000"])
+    assert sample.latents is not None
+    assert sample.latents[0].shape == (4, 8, 8)
+
+
+def test_progress_is_told(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    phases: list[list[Any]] = []
+
+    class Recorder(Silent):
+        def start(self, total: int, what: str) -> None:
+            phases.append([what, total, 0])
+
+        def advance(self, n: int = 1) -> None:
+            phases[-1][2] += n
+
+    dataset = opened(write_pairs(count=5), image_size=(64, 96))
+    cache = LatentCache(tmp_path / "cache", "vae")
+    fill_latents(dataset, cache, Encoder(), batch_size=2, rank=1, world=2, progress=Recorder())
+    assert phases == [["looking for cached latents", 2, 2], ["encoding latents", 4, 4]]
+
+
+def test_an_empty_cache_is_an_error(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = opened(write_pairs()).with_latents(LatentCache(tmp_path / "cache", "vae"), images=False)
+    with pytest.raises(DataError, match=r"pairs: .*latents has no latents of 001 at 64x64\."):
+        dataset[1]

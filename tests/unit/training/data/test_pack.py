@@ -1,0 +1,125 @@
+"""Shards out of pairs: read back by WebDataset, the same bytes each time, whole or not there."""
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from lbm_lora.bundled import PAIRS
+from lbm_lora.errors import DataError, ImageError, OutputError
+from lbm_lora.shards.tar import expand_shards
+from lbm_lora.training.data.index import PairIndex, make_index
+from lbm_lora.training.data.open_data import find_pairs
+from lbm_lora.training.data.pack import pattern_of, write_shards
+from lbm_lora.training.data.pairs import Keys
+
+KEYS = Keys(mask="mask.png", mask_optional=True)
+
+
+def indexed(folder: Path) -> PairIndex:
+    return make_index(find_pairs(folder, KEYS), KEYS)
+
+
+def packed(folder: Path, to: Path, *, max_bytes: int = 10**9, max_count: int = 100) -> list[Path]:
+    return write_shards(indexed(folder), KEYS, to, name="pairs", max_bytes=max_bytes, max_count=max_count)
+
+
+def read(shard: Path) -> dict[str, dict[str, bytes]]:
+    """By WebDataset's own reader."""
+    with shard.open("rb") as stream:
+        samples = list(group_by_keys(tar_file_expander([{"url": "", "stream": stream}])))
+    return {
+        sample["__key__"]: {name: data for name, data in sample.items() if not name.startswith("__")}
+        for sample in samples
+    }
+
+
+def test_webdataset_reads_the_files_as_they_are(tmp_path: Path) -> None:
+    shards = packed(PAIRS, tmp_path / "out", max_count=5)
+    assert [shard.name for shard in shards] == [f"pairs-{number:06d}.tar" for number in range(3)]
+    samples = [read(shard) for shard in shards]
+    assert [len(shard) for shard in samples] == [5, 5, 2]
+    together = {key: parts for shard in samples for key, parts in shard.items()}
+    assert together == {
+        path.name.removesuffix(".source.png"): {
+            f"{role}.png": (PAIRS / path.name.replace(".source.", f".{role}.")).read_bytes()
+            for role in ("source", "target", "mask")
+        }
+        for path in PAIRS.glob("*.source.png")
+    }
+
+
+def test_the_same_pairs_give_the_same_bytes(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    one = packed(write_pairs("a"), tmp_path / "one")
+    other = packed(write_pairs("b"), tmp_path / "two")  # written later, elsewhere
+    assert [shard.read_bytes() for shard in one] == [shard.read_bytes() for shard in other]
+    with tarfile.open(one[0]) as tar:
+        assert {(info.mtime, info.uname, info.gname, info.mode) for info in tar} == {(0, "", "", 0o644)}
+
+
+def test_shards_are_cut_by_size(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_pairs(count=5)
+    size = sum(path.stat().st_size for path in folder.iterdir()) // 5
+    shards = packed(folder, tmp_path / "out", max_bytes=int(2.5 * size))
+    assert [len(read(shard)) for shard in shards] == [2, 2, 1]
+    assert [len(read(shard)) for shard in packed(folder, tmp_path / "small", max_bytes=1)] == [1] * 5
+
+
+def test_names(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_pairs(count=1)
+    long = "n" * 180
+    for role in ("source", "target"):
+        data = (folder / f"000.{role}.png").read_bytes()
+        (folder / "sub.d").mkdir(exist_ok=True)
+        (folder / "sub.d" / f"a.v2.{role}.png").write_bytes(data)
+        (folder / f"{long}.{role}.PNG").write_bytes(data)
+    (shard,) = packed(folder, tmp_path / "out")
+    assert {key: sorted(parts) for key, parts in read(shard).items()} == {
+        name: ["source.png", "target.png"] for name in ("000", long, "sub_d/a_v2")
+    }
+
+
+def test_names_that_become_the_same_are_refused(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_pairs(count=1)
+    for name in ("a.b", "a_b"):
+        for role in ("source", "target"):
+            (folder / f"{name}.{role}.png").write_bytes((folder / f"000.{role}.png").read_bytes())
+    with pytest.raises(DataError, match=r"names in shards have no dots, .* are the same: a\.b, a_b\."):
+        packed(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_pairs()
+    (tmp_path / "out").mkdir()
+    packed(folder, tmp_path / "out")  # an empty one is fine
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for taken in (tmp_path / "out", tmp_path / "out" / "pairs-000000.tar", folder):
+        with pytest.raises(OutputError, match=r"is there already\. Name a new folder, or an empty one\."):
+            packed(folder, taken)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_pairs(count=3)
+    index = indexed(folder)
+    (folder / "002.target.png").unlink()
+    with pytest.raises(ImageError, match=r"002\.target\.png cannot be read"):
+        write_shards(index, KEYS, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
+
+
+def test_what_a_killed_run_left_is_replaced(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / ".out.part").mkdir()
+    (tmp_path / ".out.part" / "pairs-000009.tar").write_bytes(b"half")
+    (shard,) = packed(write_pairs(), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == [shard]
+    assert not (tmp_path / ".out.part").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_the_pattern_stands_for_all_shards(count: int) -> None:
+    shards = [Path(f"out/my-pairs-{number:06d}.tar") for number in range(count)]
+    assert expand_shards([pattern_of(shards)]) == [shard.as_posix() for shard in shards]

@@ -1,0 +1,29 @@
+"""What ends a run before anything is read or written. Whole runs are in tests/e2e/test_training_runs.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.training.run.fit import fit
+from lbm_lora.training.settings.train_config import TrainConfig
+
+Config = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"base_dtype": "fp16"}, "base_dtype fp16: training computes in bf16 or fp32"),
+        ({"base_dtype": "bf16"}, "precision 32 computes in fp32, and base_dtype bf16"),
+        ({"strategy": "no_such"}, "strategy no_such on 1 x 1 cpu: .*no_such"),
+        ({"accumulate": 1000}, "do not fill one step of accumulate 1000"),
+    ],
+)
+def test_impossible_settings(config: Config, values: dict[str, Any], message: str) -> None:
+    chosen = config(max_steps=None, **values)
+    assert chosen.base_model_path is not None
+    with pytest.raises(ConfigError, match=message):
+        fit(chosen, chosen.base_model_path)
+    assert not chosen.save_ckpt_path.exists()

@@ -1,0 +1,91 @@
+"""What a run is before its first step: its length, its parts, and what it may go on from."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import ConfigError
+from lbm_lora.launch import open_fabric
+from lbm_lora.progress import Silent
+from lbm_lora.trainable.state import TrainState, copied, save_state
+from lbm_lora.training.data import BucketBatches, open_data
+from lbm_lora.training.run.prepare import PreparedRun, prepare, total_steps
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.settings.train_config import TrainConfig
+
+Config = Callable[..., TrainConfig]
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def prepared(config: TrainConfig, notes: Notes | None = None) -> PreparedRun:
+    assert config.base_model_path is not None
+    with open_checkpoint(config.base_model_path) as base:
+        return prepare(config, base, open_fabric(config), notes or Notes())
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ({"max_epochs": 4, "max_steps": None}, 12),
+        ({"max_epochs": 4, "max_steps": 5}, 5),
+        ({"max_epochs": 1, "max_steps": 5}, 3),
+        ({"max_epochs": 4, "max_steps": None, "accumulate": 5}, 2),
+    ],
+)
+def test_length_of_a_run(config: Config, values: dict[str, int | None], steps: int) -> None:
+    chosen = config(batch_size=2, **values)
+    batches = BucketBatches(open_data(chosen, "train", seed=0), chosen.batch_size, seed=0)
+    assert total_steps(batches, chosen) == steps
+
+
+def test_a_new_run(config: Config) -> None:
+    notes = Notes()
+    run = prepared(config(precision="bf16-mixed", max_epochs=1, max_steps=5), notes)
+    assert (run.total, run.done, run.state, run.latents, run.validator) == (3, 0, None, None, None)
+    assert run.loss.mixed
+    assert notes.lines == ["max_epochs 1 ends the run after 3 steps, before max_steps 5."]
+    assert all(parameter.requires_grad for parameter in run.trainee.parameters.values())
+    assert not run.folder.path.exists()
+
+
+def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config) -> None:
+    chosen = config()
+    run = prepared(chosen)
+    values = copied(run.trainee.parameters)
+    state = TrainState(
+        step=2, epoch=0, batch=2, values=values, optimizer={}, average=None, origins={}, best=None, best_step=None,
+        validated=-1, identity=run.identity, config=chosen.model_dump(mode="json"),
+    )  # fmt: skip
+    save_state(state, RunFolder(chosen.save_ckpt_path).state)
+    notes = Notes()
+    resumed = prepared(config(learning_rate=1e-3), notes)
+    assert resumed.done == 2
+    assert notes.lines == [
+        "the run goes on after step 2.",
+        "changed since its last save: learning_rate: 0.01 -> 0.001.",
+    ]
+    with pytest.raises(ConfigError, match=r"state of another run: lora_rank is 2 there and 3 now"):
+        prepared(config(lora_rank=3))
+    save_state(replace(state, identity={}), RunFolder(chosen.save_ckpt_path).state)
+    with pytest.raises(ConfigError, match=r"state of another run: mode is None there"):
+        prepared(chosen)
+
+
+def test_latents_are_cached_by_the_vae(config: Config, base_bf16: Path) -> None:
+    cache = {"cache_latents": True, "cache_dir": "cache"}
+    first = prepared(config(**cache)).latents
+    other = prepared(config(base_model_path=base_bf16, base_dtype="bf16", precision="bf16-mixed", **cache)).latents
+    assert first is not None
+    assert other is not None
+    pair = prepared(config()).train.index.read(0)
+    assert first.path(pair, (64, 64)) != other.path(pair, (64, 64))

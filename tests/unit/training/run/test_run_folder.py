@@ -1,0 +1,76 @@
+"""The files of a run: names, the last one, how many are kept, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.training.run import run_folder as module
+from lbm_lora.training.run.run_folder import RunFolder, link
+
+
+def write(text: str) -> Callable[[Path], None]:
+    """What writes a text."""
+
+    def to(path: Path) -> None:
+        path.write_text(text)
+
+    return to
+
+
+def test_saves_are_numbered_and_the_newest_is_the_last(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (999_998, 999_999, 1_000_000):
+        folder.save_step(step, write(str(step)), keep=2)
+    assert [path.name for path in folder.step_files()] == ["step-999999.safetensors", "step-1000000.safetensors"]
+    assert folder.last.read_text() == "1000000"
+    folder.save_step(1_000_001, write("x"), keep=None)
+    assert len(folder.step_files()) == 3
+
+
+def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    path = folder.save_step(1, write("1"), keep=None)
+    assert path.samefile(folder.last)
+    path.unlink()
+    assert folder.last.read_text() == "1"
+
+
+def test_a_disk_without_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(module.os, "link", refuse)
+    (tmp_path / "a").write_text("1")
+    link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_another_file_of_a_like_name_is_no_save(tmp_path: Path) -> None:
+    (tmp_path / "step-12.safetensors").touch()
+    (tmp_path / "step-000012.txt").touch()
+    assert RunFolder(tmp_path).results() == []
+    RunFolder(tmp_path).refuse_results()
+    RunFolder(tmp_path / "none").refuse_results()
+
+
+def test_a_run_is_not_started_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.save_step(1, write("1"), keep=None)
+    with pytest.raises(ConfigError, match=r"holds a run: step-000001\.safetensors, last\.safetensors\. Choose another"):
+        folder.refuse_results()
+    with pytest.raises(ConfigError, match="is a file that this run writes"):
+        folder.refuse_inputs(None, folder.last)
+    folder.refuse_inputs(tmp_path / "other.safetensors")
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    parts = [".step-000012.safetensors.77.part", ".resume.pt.1.part", ".last.safetensors.12.part"]
+    others = ["step-000012.safetensors", "resume.pt", ".other.77.part", "notes.part"]
+    for name in (*parts, *others):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).remove_parts()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+    RunFolder(tmp_path / "none").remove_parts()

@@ -1,0 +1,78 @@
+"""The meter and the logs of a run."""
+
+import csv
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+
+from lbm_lora.errors import MissingExtraError
+from lbm_lora.training.run import run_log as module
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.run.run_log import Meter, RunLog, check_logger
+from lbm_lora.training.settings.train_config import TrainConfig
+
+Config = Callable[..., TrainConfig]
+
+
+def test_means_and_times_between_two_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    meter = Meter()
+    meter.start()
+    for loss in (1.0, 2.0):
+        clock[0] += 3
+        meter.add(torch.tensor(loss))
+    with meter.paused():
+        clock[0] += 100
+    assert meter.read() == (torch.tensor(1.5), 3.0)
+    clock[0] += 5
+    meter.add(torch.tensor(7.0))
+    assert meter.read() == (torch.tensor(7.0), 5.0)
+    with pytest.raises(AssertionError, match="nothing was measured"):
+        meter.read()
+
+
+def write_a_little(config: TrainConfig, step: int = 0) -> RunFolder:
+    folder = RunFolder(config.save_ckpt_path)
+    log = RunLog(config, folder, step)
+    log.metrics({"train/loss": 0.5}, step + 1)
+    log.metrics({"validation/loss": 0.25}, step + 2)
+    log.grid(Image.new("RGB", (8, 4)), folder.grid(step + 2), step + 2)
+    log.close()
+    return folder
+
+
+def test_csv(config: Config) -> None:
+    folder = write_a_little(config(logger="csv"))
+    (path,) = folder.logs.rglob("metrics.csv")
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert rows == [
+        {"step": "1", "train/loss": "0.5", "validation/loss": ""},
+        {"step": "2", "train/loss": "", "validation/loss": "0.25"},
+    ]
+
+
+def test_tensorboard_drops_what_a_killed_run_wrote_of_later_steps(config: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    chosen = config(logger="tensorboard")
+    write_a_little(chosen)
+    folder = write_a_little(chosen, step=1)
+    events = EventAccumulator(str(folder.logs), {"images": 0, "scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("validation/loss")] == [3]
+    assert [event.step for event in events.Images("validation/pictures")] == [3]
+
+
+def test_none_leaves_nothing(config: Config) -> None:
+    assert not write_a_little(config(logger="none")).path.exists()
+
+
+def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_logger(config(logger="csv"))
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="logger wandb needs the package wandb, which is not installed: pip"):
+        check_logger(config(logger="wandb", wandb_project="p"))
