@@ -23,40 +23,40 @@ if TYPE_CHECKING:
     from lbm_lora.apply import fuse_module as fuse_module
     from lbm_lora.apply import inject as inject
     from lbm_lora.checkpoint import open_checkpoint as open_checkpoint
+    from lbm_lora.configs.base import BaseConfig as BaseConfig
+    from lbm_lora.configs.extract import ExtractConfig as ExtractConfig
+    from lbm_lora.configs.fuse import FuseConfig as FuseConfig
+    from lbm_lora.configs.infer import InferConfig as InferConfig
+    from lbm_lora.configs.layers import LayersConfig as LayersConfig
+    from lbm_lora.configs.validate import ValidateConfig as ValidateConfig
     from lbm_lora.errors import InputError as InputError
     from lbm_lora.errors import LbmLoraError as LbmLoraError
     from lbm_lora.errors import QualityError as QualityError
     from lbm_lora.model.build import LBMModel as LBMModel
     from lbm_lora.model.build import load_model as load_model
-    from lbm_lora.workflows.base import BaseConfig as BaseConfig
     from lbm_lora.workflows.base import run as run_base
-    from lbm_lora.workflows.extract import ExtractConfig as ExtractConfig
     from lbm_lora.workflows.extract import run as run_extract
-    from lbm_lora.workflows.fuse import FuseConfig as FuseConfig
     from lbm_lora.workflows.fuse import run as run_fuse
-    from lbm_lora.workflows.infer import InferConfig as InferConfig
     from lbm_lora.workflows.infer import run as run_infer
-    from lbm_lora.workflows.layers import LayersConfig as LayersConfig
     from lbm_lora.workflows.layers import run as run_layers
-    from lbm_lora.workflows.validate import ValidateConfig as ValidateConfig
     from lbm_lora.workflows.validate import run as run_validate
 
 __version__ = "0.1.0"
 
 _HOMES: dict[str, tuple[str, str]] = {
     "Adapter": ("adapter", "Adapter"),
-    "BaseConfig": ("workflows.base", "BaseConfig"),
-    "ExtractConfig": ("workflows.extract", "ExtractConfig"),
-    "FuseConfig": ("workflows.fuse", "FuseConfig"),
-    "InferConfig": ("workflows.infer", "InferConfig"),
+    "BaseConfig": ("configs.base", "BaseConfig"),
+    "ExtractConfig": ("configs.extract", "ExtractConfig"),
+    "FuseConfig": ("configs.fuse", "FuseConfig"),
+    "InferConfig": ("configs.infer", "InferConfig"),
     "InputError": ("errors", "InputError"),
     "LBMModel": ("model.build", "LBMModel"),
-    "LayersConfig": ("workflows.layers", "LayersConfig"),
+    "LayersConfig": ("configs.layers", "LayersConfig"),
     "LbmLoraError": ("errors", "LbmLoraError"),
     "LoraModule": ("adapter", "LoraModule"),
     "QualityError": ("errors", "QualityError"),
     "ScaledAdapter": ("apply", "ScaledAdapter"),
-    "ValidateConfig": ("workflows.validate", "ValidateConfig"),
+    "ValidateConfig": ("configs.validate", "ValidateConfig"),
     "fuse_module": ("apply", "fuse_module"),
     "inject": ("apply", "inject"),
     "load_adapter": ("adapter", "load_adapter"),

@@ -18,6 +18,8 @@ import yaml
 from lbm_lora import ExtractConfig, bundled, load_adapter
 from lbm_lora.adapter import Adapter
 from lbm_lora.cli.main import main
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.workflows import base, extract, train
 from standins import TINY, write_base, write_lbm
 
@@ -89,7 +91,7 @@ def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> N
     tuned = folder / "examples/inference/ckpts/relighting/model.safetensors"
     if not lora.exists():
         made = base.run(
-            base.BaseConfig(config_path=tuned.with_name("config.yaml"), save_path=lora.with_name("exact_base.ckpt"))
+            BaseConfig(config_path=tuned.with_name("config.yaml"), save_path=lora.with_name("exact_base.ckpt"))
         )
         extract.run(ExtractConfig(base_model_path=made.base.ckpt, tuned_model_path=tuned, save_to=lora, rank=8))
     before = load_adapter(lora)
@@ -156,7 +158,7 @@ def test_the_base_is_made_of_a_backbone(file: Callable[..., Path], tmp_path: Pat
         lora_target_modules=["attn1"],
         max_steps=1,
     )
-    assert train.run(train.TrainRunConfig(path_config=path)).step == 1
+    assert train.run(TrainRunConfig(path_config=path)).step == 1
     assert made.exists()
 
 

@@ -11,6 +11,11 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
+VERBS = (
+    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "layers", "refine",
+    "train", "validate",
+)  # fmt: skip
+
 REASONS = {
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
     "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
@@ -20,6 +25,13 @@ REASONS = {
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",
     "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
     "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
+    **{
+        f"configs/{verb}.py": f"tests/unit/workflows/test_{verb}.py: runs with these options; all in cli/flags.txt"
+        for verb in VERBS
+    },
+    "configs/demo.py": "tests/unit/cli/flags.txt: the options with their defaults",
+    "configs/rank_options.py": "tests/unit/extraction/test_rank_options.py: the rule that options ask for",
+    "configs/values.py": "tests/unit/calibration/test_collect.py: the values at work",
     "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",
 }
 """Module without a mirror -> the file that tests it instead, and how."""

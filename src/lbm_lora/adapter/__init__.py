@@ -3,7 +3,6 @@
 from lbm_lora.adapter.adapter_file import (
     METADATA_ROOM,
     AdapterWriter,
-    AlphaIs,
     load_adapter,
     module_bytes,
     precision,
@@ -21,7 +20,6 @@ __all__ = [
     "Adapter",
     "AdapterMetadata",
     "AdapterWriter",
-    "AlphaIs",
     "Ledger",
     "LedgerRow",
     "LoraModule",

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,17 +13,13 @@ from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, dtype_of, entry_bytes, open_checkpoint
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import dense_dtype, rank_bound
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import warn
 
 METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
-
-
-AlphaIs = Literal["auto", "rank", "file"]
-"""What alpha in a file means: the rank, whatever stands there (a scaling of 1), or what stands there. `auto`: the rank
-in files of the earlier implementation, which are known by their metadata or by their alphas, else what stands there."""
 
 _ROUNDING = 2**-8  # of an alpha in bf16
 

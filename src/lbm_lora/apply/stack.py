@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
+from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply.checks import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.checkpoint import Component
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, Option, listing
 from lbm_lora.naming import ATTENTION, ParamName
 from lbm_lora.progress import SILENT, Progress

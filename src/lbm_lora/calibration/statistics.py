@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lbm_lora.calibration.layers import CalledLayer
+from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
 from lbm_lora.errors import ConfigError
-from lbm_lora.factorize import DENSE_UP_TO, RIDGE, SKETCH_RANK, Moment, Weights
+from lbm_lora.factorize import RIDGE, Moment, Weights
 from lbm_lora.fidelity.points import Point
-from lbm_lora.imaging.buckets import SMALLEST_SIZE
 from lbm_lora.model.schedule import Schedule
 from lbm_lora.naming import ModuleName
 

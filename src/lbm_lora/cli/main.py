@@ -21,8 +21,8 @@ from lbm_lora.cli.overrides import split_overrides
 @dataclass(frozen=True)
 class Command:
     """Attributes:
-    module: in `lbm_lora.workflows`.
-    config: name of its config class there.
+    module: in `lbm_lora.workflows` and `lbm_lora.configs`.
+    config: name of its config class.
     what: it does, for `lbm-lora --help`.
     """
 
@@ -98,7 +98,7 @@ def usage() -> str:
 def parse(command: str, arguments: Sequence[str]) -> tuple[Any, Output]:
     """The config of a command and the output settings; a usage error exits with 2, as tyro does."""
     chosen = _command_for(command, arguments)
-    config = getattr(_workflow(chosen), chosen.config)
+    config = getattr(import_module(f"lbm_lora.configs.{chosen.module}"), chosen.config)
     call = make_dataclass("call", [("config", config), ("output", Output, field(default_factory=Output))], frozen=True)
     own, overrides = split_overrides(arguments, _list_keys()) if command == "train" else (arguments, ())
     parsed = tyro.cli(

@@ -18,7 +18,7 @@ from lbm_lora.extraction.extraction import ExtractedAdapter, OutputNorm, RankSel
 from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
 from lbm_lora.extraction.prediction import Prediction, Predictor
-from lbm_lora.extraction.rank_options import RankOptions, rank_rule
+from lbm_lora.extraction.rank_options import rank_rule
 from lbm_lora.extraction.rules import FixedRanks, RankRule
 from lbm_lora.extraction.survey import DeltaSpectrum, Survey, SurveyPass, WeightsOf, seed_of, unweighted
 from lbm_lora.extraction.trials import ChosenRanks, Trial, TrialImages
@@ -43,7 +43,6 @@ __all__ = [
     "Prediction",
     "Predictor",
     "RankAllocator",
-    "RankOptions",
     "RankRule",
     "RankSelection",
     "Survey",

@@ -29,7 +29,7 @@ from lbm_lora.factorize.matrix import (
     up_shape,
 )
 from lbm_lora.factorize.measure import Measure, measure_delta, with_error
-from lbm_lora.factorize.moments import DENSE_UP_TO, SKETCH_RANK, Moment, MomentAccumulator
+from lbm_lora.factorize.moments import Moment, MomentAccumulator
 from lbm_lora.factorize.noise import noise_edge, rank_above, rounding_edge
 from lbm_lora.factorize.rank import FULL_RANK, FixedRank
 from lbm_lora.factorize.roots import Root
@@ -46,7 +46,6 @@ from lbm_lora.factorize.weighted import (
 
 __all__ = [
     "Allocation",
-    "DENSE_UP_TO",
     "EightBit",
     "FULL_RANK",
     "Factors",
@@ -56,7 +55,6 @@ __all__ = [
     "MomentAccumulator",
     "RIDGE",
     "Root",
-    "SKETCH_RANK",
     "Spectrum",
     "TruncatedSVD",
     "WeightedSVD",

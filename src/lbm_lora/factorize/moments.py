@@ -14,14 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.errors import InputError
 from lbm_lora.factorize.roots import Root, cholesky, low_rank_root, triangular_root, vectors_of
-
-DENSE_UP_TO = 1280
-"""Vectors up to this length keep their whole moment: 6.6 MB in fp32."""
-
-SKETCH_RANK = 256
-"""Columns of a longer vector's sketch: 10.5 MB in fp32 at a length of 10240."""
 
 _ROWS = 4096  # rows that are widened at once
 _SHIFT = 4 * torch.finfo(torch.float32).eps  # of ||Y||_F: what sums in fp32 may have lost of Y

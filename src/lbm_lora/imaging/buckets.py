@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lbm_lora.configs.values import SMALLEST_SIZE
 from lbm_lora.errors import ConfigError
 from lbm_lora.imaging.tensors import to_tensor
 
@@ -19,9 +20,6 @@ _TALL = ((896, 1152), (768, 1280), (640, 1536), (512, 1920), (512, 2048))
 
 BUCKETS: tuple[tuple[int, int], ...] = ((1024, 1024), *_TALL, *((height, width) for width, height in _TALL))
 """(width, height) at the full size."""
-
-SMALLEST_SIZE = 64
-"""Below this the narrow sides of the long buckets get less than four latent pixels."""
 
 
 def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int = 8) -> tuple[int, int]:

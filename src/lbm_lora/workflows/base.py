@@ -5,36 +5,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from lbm_lora.atomic import guard_output, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
+from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
 from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from lbm_lora.progress import SILENT, Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseConfig:
-    """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt."""
-
-    save_path: Path
-    """Where to write: OUT.ckpt or OUT.safetensors. Both are written."""
-    config_path: Path | None = None
-    """LBM's config.yaml. Default: the published LBM's settings."""
-    backbone_signature: str | None = None
-    """Hub id, diffusers folder or single-file SDXL checkpoint. Default: the config's, else SDXL on the hub."""
-    torch_dtype: Literal["float", "fp16", "bf16"] = "bf16"
-    """Precision of the base: the one that training started from."""
-    tuned_model_path: Path | None = None
-    """Tuned checkpoint: say how close the base is to it, and whether it can be its base."""
-    test_baseline: bool = False
-    """The same, with the model.safetensors beside --config_path."""
-    device: str = "cpu"
-    """Accepted for the documented command line; the base is made on the CPU whatever it says."""
 
 
 @dataclass(frozen=True, kw_only=True)

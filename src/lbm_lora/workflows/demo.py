@@ -1,24 +1,16 @@
 """The main job on the bundled mini model: the verb `demo`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from lbm_lora import bundled
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.demo import DemoConfig
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.infer import InferConfig
+from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows import base, extract, infer, validate
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Make the base, extract a LoRA, validate it and relight images with it, on the bundled mini model."""
-
-    output: Path = Path("demo")
-    """Folder for everything that is written."""
-    rank: int = 16
-    """Rank of linear layers. The mini model's widest layers have 64 columns."""
-    conv_rank: int = 16
-    """Rank of conv layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +35,13 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
     sources = str(bundled.PAIRS / "*.source.png")
     out = config.output
     made = base.run(
-        base.BaseConfig(
+        BaseConfig(
             config_path=bundled.TUNED / "config.yaml", save_path=out / "exact_base.ckpt", tuned_model_path=tuned
         ),
         progress,
     )
     extracted = extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=made.base.safetensors,
             tuned_model_path=tuned,
             save_to=out / "relight_lora.safetensors",
@@ -59,7 +51,7 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
         progress,
     )
     validated = validate.run(
-        validate.ValidateConfig(
+        ValidateConfig(
             base_model_path=made.base.safetensors,
             tuned_model_path=tuned,
             lora_path=extracted.adapter,
@@ -69,7 +61,7 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
         progress,
     )
     translated = infer.run(
-        infer.InferConfig(
+        InferConfig(
             base_model_path=made.base.safetensors,
             tuned_model_path=tuned,
             lora_path=(extracted.adapter,),

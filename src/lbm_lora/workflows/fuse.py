@@ -5,35 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.adapter import AlphaIs
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
+from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.progress import SILENT, Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class FuseConfig:
-    """Add LoRAs to a checkpoint's weights and write the result, tensor by tensor."""
-
-    base_model_path: Path
-    """Checkpoint that the LoRAs were made for."""
-    lora_path: tuple[Path, ...]
-    """LoRA files, all added."""
-    save_to: Path
-    """Where to write: .safetensors or .ckpt."""
-    lora_scale: tuple[float, ...] = (1.0,)
-    """lora_scale of each LoRA, or one for all."""
-    lora_alpha_is: AlphaIs = "auto"
-    """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
-    earlier implementation, else what it says."""
-    allow_other_base: bool = False
-    """Go on where a LoRA was made from another base."""
-    allow_unmatched: bool = False
-    """Go on where keys of a LoRA match nothing in the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,12 @@ from PIL import Image
 
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
+from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.imaging.image_file import read_image, write_copy, write_image
 from lbm_lora.inference.jobs import Job, plan_jobs, translations
-from lbm_lora.inference.options import ModelOptions
+from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
@@ -20,24 +21,6 @@ from lbm_lora.workflows.base import ensure_base
 
 Columns = dict[str, list[Image.Image]]
 """Label -> one tile for each job: the columns of the side-by-side images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferConfig(ModelOptions):
-    """Translate images with an LBM checkpoint and any number of LoRAs."""
-
-    source_image: str
-    """Image, folder of images, or quoted glob ('photos/*.jpg')."""
-    output_path: str
-    """File to write, or a folder; several images need a folder. The format follows the extension."""
-    mask: str | None = None
-    """Mask, or a folder with one of each image's name: white takes the result, black keeps the source."""
-    compare: bool = False
-    """Also write NAME_compare: source | base | with LoRA | tuned side by side."""
-    save_input: bool = False
-    """Also write NAME_input: the source as it was read, beside its result. A file there that is no such copy stays."""
-    tuned_model_path: Path | None = None
-    """The fully fine-tuned checkpoint, for the last column of --compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +64,11 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
         config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
     )
     with open_checkpoint(base) as checkpoint:
-        adapters, applied = config.read_adapters(checkpoint, progress)
+        adapters, applied = read_adapters(config, checkpoint, progress)
     model = _load(config, base, "base", progress)
     check_steps(model.config, config.num_inference_steps)
     columns = _columns_without(config, jobs, model, adapters, progress)
-    config.put_in(model, adapters)
+    put_in(config, model, adapters)
     outputs, tiles = _write_all(config, jobs, model, progress)
     columns["with LoRA" if adapters else "base"] = tiles
     result = InferResult(outputs=outputs, adapters=applied, device=str(model.device), dtype=dtype_name(model.dtype))
@@ -135,7 +118,7 @@ def _columns_without(
 def _tiles(
     config: InferConfig, jobs: Sequence[Job], model: LBMModel, what: str, progress: Progress
 ) -> list[Image.Image]:
-    return [tile(made.image) for made in translations(model, jobs, config.translate_settings, progress, what)]
+    return [tile(made.image) for made in translations(model, jobs, translate_settings(config), progress, what)]
 
 
 def _write_all(
@@ -145,7 +128,7 @@ def _write_all(
     outputs: list[TranslatedImage] = []
     tiles: list[Image.Image] = []
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
-    made = translations(model, jobs, config.translate_settings, progress, "translating")
+    made = translations(model, jobs, translate_settings(config), progress, "translating")
     for job, translation in zip(jobs, made, strict=True):
         write_image(translation.image, job.output, inputs=[job.source])
         if config.compare:

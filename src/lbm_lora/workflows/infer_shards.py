@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
 
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.inference.options import ModelOptions
+from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import translate_image
 from lbm_lora.model.build import load_model, refuse_conditioning
 from lbm_lora.model.config import LBMConfig
@@ -26,32 +27,6 @@ if TYPE_CHECKING:
     from lbm_lora.inference.shards.shard_jobs import ShardJob
 
 _PACKAGES = ("lightning", "webdataset", "filelock")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferShardsConfig(ModelOptions):
-    """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs."""
-
-    source_shards: tuple[str, ...]
-    """WebDataset shards: paths, URLs, patterns with {000..009}. Each gives a shard of its name."""
-    output_path: str
-    """Folder for the results."""
-    source_key: str = "source.jpg"
-    """What follows a sample's name. The extension is not decisive: source.png will do too."""
-    mask_key: str | None = None
-    """Likewise for the mask (mask.png), which then every sample must have."""
-    output_format: Literal["png", "jpg", "webp"] = "png"
-    """Format of the results, which are called NAME.output.png."""
-    max_corrupt: float = 0.05
-    """Share of unreadable or incomplete samples above which the work ends."""
-    cache_dir: Path | None = None
-    """Folder that shards from URLs, and compressed ones, are copied into."""
-    devices: int = 1
-    """Processes on one machine, each on a device of its own."""
-    num_nodes: int = 1
-    """Machines."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """Lightning's name of how processes are started. auto: ddp where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +88,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             lbm = resolve_config(checkpoint, config_path=config.config_path)
             refuse_conditioning(lbm, where=checkpoint.path)
             check_steps(lbm, config.num_inference_steps)
-            adapters, applied = config.read_adapters(checkpoint, progress)
+            adapters, applied = read_adapters(config, checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=any(job.record is not None for job in jobs))
         if fabric.is_global_zero:
@@ -123,8 +98,8 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         def load(device: torch.device) -> Translate:
             dtype = dtype_of(config.torch_dtype)
             model = load_model(base, config_path=config.config_path, device=device, dtype=dtype)
-            config.put_in(model, adapters)
-            chosen = config.translate_settings
+            put_in(config, model, adapters)
+            chosen = translate_settings(config)
             return lambda source, mask: translate_image(model, source, chosen, mask=mask)
 
         predicted = predict(

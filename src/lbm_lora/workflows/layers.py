@@ -2,27 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Component, TensorSpec, open_checkpoint
+from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select, weight_of
 from lbm_lora.progress import SILENT, Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayersConfig:
-    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes."""
-
-    model_path: Path
-    """A checkpoint, base or tuned."""
-    patterns: tuple[str, ...] = ()
-    """Part of a name, a glob, or re:REGEX. None: every layer."""
-    rank: int = 32
-    """Rank of linear layers, for the size."""
-    conv_rank: int = 16
-    """Rank of conv layers, for the size."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from tyro.conf import Suppress
-
+from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import need_packages
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
@@ -15,16 +14,6 @@ if TYPE_CHECKING:
     from lbm_lora.training.run.validation import Scores
 
 _PACKAGES = ("lightning", "peft", "diffusers", "PIL")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRunConfig:
-    """Train as a YAML file says. Every key of it can be given here too: --learning_rate 1e-4."""
-
-    path_config: Path
-    """The training file; lora/lora_relight_config.yaml is an example."""
-    overrides: Annotated[tuple[tuple[str, str], ...], Suppress] = ()
-    """(key, YAML text) pairs that take the place of the file's values."""
 
 
 @dataclass(frozen=True, kw_only=True)

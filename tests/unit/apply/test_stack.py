@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, AlphaIs, LoraModule, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.apply import fitting_adapters
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, WrongBaseError
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning

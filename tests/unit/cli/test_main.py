@@ -1,6 +1,8 @@
 """The command line: its documented flags, its exit codes, and where it says what."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,25 @@ def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path:
     captured = capsys.readouterr()
     assert json.loads(captured.out)["failures"]
     assert "above --fail_above" in captured.err
+
+
+def test_help_and_usage_errors_load_nothing_heavy() -> None:
+    script = """
+import sys
+from lbm_lora.cli.main import COMMANDS, main
+
+def ended(argv):
+    try:
+        return main(argv)
+    except SystemExit as exit:
+        return exit.code
+
+codes = [ended([*command.split(), "--help"]) for command in [*COMMANDS, "infer --source_shards"]]
+codes += [ended([*command.split(), "--no_such_flag", "1"]) for command in COMMANDS if command != "train"]
+heavy = {"torch", "numpy", "safetensors", "diffusers", "transformers", "lightning", "PIL", "torchmetrics", "peft"}
+loaded = sorted(heavy & sys.modules.keys())
+print(codes, loaded, file=sys.stderr)
+sys.exit(bool(loaded or set(codes) != {0, 2}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

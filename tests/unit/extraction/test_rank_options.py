@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import ConfigError
-from lbm_lora.extraction import FixedRanks, RankOptions, RankRule, rank_rule
+from lbm_lora.extraction import FixedRanks, RankRule, rank_rule
 from lbm_lora.extraction.rank_options import parse_nbytes
 from lbm_lora.extraction.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
 from lbm_lora.factorize import FULL_RANK, FixedRank

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import ScaledAdapter, fuse_module
+from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError
 from lbm_lora.fidelity import comparison
 from lbm_lora.fidelity.comparison import ComparisonSettings, compare_outputs, plan_comparison
@@ -49,7 +50,7 @@ def adapters(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ad
     folder = tmp_path_factory.mktemp("loras")
     found = {}
     for name, rank in ((LORA, 8), ("poor", 1)):
-        config = extract.ExtractConfig(
+        config = ExtractConfig(
             base_model_path=lbm.base,
             tuned_model_path=lbm.tuned,
             save_to=folder / f"rank{rank}.safetensors",

@@ -13,8 +13,9 @@ from two_levels import two_level_model
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.apply import ScaledAdapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
-from lbm_lora.errors import AdapterError, ConfigError, WrongBaseError
-from lbm_lora.inference.options import ModelOptions
+from lbm_lora.configs.model_options import ModelOptions
+from lbm_lora.errors import AdapterError, WrongBaseError
+from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import TranslateSettings
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import SILENT, LbmLoraWarning
@@ -48,32 +49,15 @@ def lora(base: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def read(base: Path, *loras: Path, **options: Any) -> list[ScaledAdapter]:
     with open_checkpoint(base) as checkpoint:
-        return ModelOptions(lora_path=loras, **options).read_adapters(checkpoint, SILENT)[0]
-
-
-def test_a_base_must_be_given() -> None:
-    assert ModelOptions(base_model_path=Path("b.ckpt")).base == Path("b.ckpt")
-    with pytest.raises(ConfigError, match=r"^base_model_path is missing\. Give a base or any LBM checkpoint"):
-        _ = ModelOptions().base
-
-
-def test_every_file_that_is_read_is_guarded() -> None:
-    assert ModelOptions().input_files == []
-    options = ModelOptions(
-        base_model_path=Path("b"),
-        lora_path=(Path("l1"), Path("l2")),
-        config_path=Path("c"),
-        backbone_signature="hub/id",
-    )
-    assert set(options.input_files) == {Path("b"), Path("c"), Path("l1"), Path("l2")}
+        return read_adapters(ModelOptions(lora_path=loras, **options), checkpoint, SILENT)[0]
 
 
 @pytest.mark.parametrize(("vae_tiling", "tiled"), [("auto", None), ("on", True), ("off", False)])
 def test_the_settings_of_an_image_are_those_of_the_options(vae_tiling: Any, tiled: bool | None) -> None:
-    assert ModelOptions().translate_settings == TranslateSettings()
+    assert translate_settings(ModelOptions()) == TranslateSettings()
     options = ModelOptions(num_inference_steps=4, seed=7, size=512, sample_posterior=True, vae_tiling=vae_tiling)
     wanted = TranslateSettings(steps=4, seed=7, size=512, sample_posterior=True, tiled=tiled)
-    assert options.translate_settings == wanted
+    assert translate_settings(options) == wanted
 
 
 def test_loras_are_read_with_their_scales_and_what_alpha_means(base: Path, lora: Callable[..., Path]) -> None:
@@ -115,7 +99,7 @@ def test_both_modes_give_one_output_and_fused_alone_changes_the_weights() -> Non
     for mode in ("fused", "live"):
         model = two_level_model()
         before, weight = model.denoise(state, timestep), model.denoiser.get_parameter("conv_in.weight").clone()
-        replace(options, mode=mode).put_in(model, adapters)
+        put_in(replace(options, mode=mode), model, adapters)
         outputs[mode] = model.denoise(state, timestep)
         assert not torch.allclose(outputs[mode], before, atol=1e-3)
         kept = any(torch.equal(tensor, weight) for tensor in model.denoiser.state_dict().values())

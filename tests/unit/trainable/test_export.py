@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, save_adapter
 from lbm_lora.apply import Injection, ScaledAdapter, fuse_module, inject
 from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.factorize import rank_bound
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.trainable.export import export_adapter
@@ -114,7 +115,7 @@ def given_adapter(base: Path, folder: Path) -> Adapter:
         }
     save_file(changed, folder / "tuned.safetensors")
     made = extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=base,
             tuned_model_path=folder / "tuned.safetensors",
             save_to=folder / "x.safetensors",

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, HubError, OutputError
-from lbm_lora.workflows.base import BaseConfig, ensure_base, run
+from lbm_lora.workflows.base import ensure_base, run
 from standins import Lbm
 
 

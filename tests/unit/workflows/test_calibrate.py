@@ -9,10 +9,11 @@ from PIL import Image
 
 from lbm_lora.calibration import load_statistics
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.configs.calibrate import CalibrateConfig
+from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import ConfigError, ImageError, OutputError
 from lbm_lora.fidelity.points import digest_of
-from lbm_lora.workflows.calibrate import CalibrateConfig, run
-from lbm_lora.workflows.layers import LayersConfig
+from lbm_lora.workflows.calibrate import run
 from lbm_lora.workflows.layers import run as list_layers
 from standins import Lbm
 

@@ -7,10 +7,10 @@ import tyro
 import yaml
 
 from lbm_lora.bundled import PAIRS
+from lbm_lora.configs.data_check import CheckConfig
+from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError
 from lbm_lora.workflows import data_check, data_pack
-from lbm_lora.workflows.data_check import CheckConfig
-from lbm_lora.workflows.data_pack import PackConfig
 
 
 def test_a_folder_is_checked_as_it_is() -> None:

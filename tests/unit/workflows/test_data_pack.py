@@ -6,10 +6,10 @@ import pytest
 import tyro
 
 from lbm_lora.bundled import PAIRS
+from lbm_lora.configs.data_check import CheckConfig
+from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.workflows import data_check, data_pack
-from lbm_lora.workflows.data_check import CheckConfig
-from lbm_lora.workflows.data_pack import PackConfig
 
 
 def test_what_is_packed_is_sound(tmp_path: Path) -> None:

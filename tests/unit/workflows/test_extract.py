@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from lbm_lora.adapter import load_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import CheckpointError, ConfigError, InputError, OutputError, PairingError, PatternError
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import base
-from lbm_lora.workflows.extract import ExtractConfig, run
+from lbm_lora.workflows.extract import run
 from standins import Lbm
 
 
@@ -203,7 +205,7 @@ def test_create_base_model_makes_a_missing_base(lbm: Lbm, tmp_path: Path) -> Non
 
 def test_a_base_in_the_place_of_tuned_is_named(lbm: Lbm, tmp_path: Path) -> None:
     config_path = lbm.tuned.parent / "config.yaml"
-    made = base.run(base.BaseConfig(config_path=config_path, save_path=tmp_path / "base.ckpt")).base
+    made = base.run(BaseConfig(config_path=config_path, save_path=tmp_path / "base.ckpt")).base
     for path in (made.ckpt, made.safetensors):
         swapped = config(lbm, tmp_path / "l.safetensors", base_model_path=lbm.tuned, tuned_model_path=path)
         with pytest.warns(LbmLoraWarning) as caught:

@@ -12,10 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lbm_lora.adapter import load_adapter
+from lbm_lora.configs.calibrate import CalibrateConfig
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
 from lbm_lora.workflows import calibrate
-from lbm_lora.workflows.extract import ExtractConfig, run
-from lbm_lora.workflows.validate import LORA, ValidateConfig
+from lbm_lora.workflows.extract import run
+from lbm_lora.workflows.validate import LORA
 from lbm_lora.workflows.validate import run as validate
 from standins import TINY, Lbm, base_tensors, tuned_tensors, write_lbm_yaml
 
@@ -56,7 +59,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def statistics(lbm: Lbm, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("statistics") / "s.safetensors"
     calibrate.run(
-        calibrate.CalibrateConfig(
+        CalibrateConfig(
             tuned_model_path=lbm.tuned, images=str(images), save_to=path, size=64, probes=1, torch_dtype="float"
         )
     )

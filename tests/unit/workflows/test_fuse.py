@@ -6,11 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
 from lbm_lora.model.build import load_model
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract
-from lbm_lora.workflows.fuse import FuseConfig, run
+from lbm_lora.workflows.fuse import run
 from standins import Lbm
 
 
@@ -19,7 +22,7 @@ def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exact LoRA, in fp32."""
     path = tmp_path_factory.mktemp("lora") / "l.safetensors"
     extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=lbm.base,
             tuned_model_path=lbm.tuned,
             save_to=path,
@@ -69,9 +72,7 @@ def test_the_fused_file_is_a_whole_model_in_either_container(lbm: Lbm, lora: Pat
     from lbm_lora.workflows import base
 
     base.run(
-        base.BaseConfig(
-            backbone_signature=str(lbm.backbone), config_path=lbm.tuned.parent / "config.yaml", save_path=made
-        )
+        BaseConfig(backbone_signature=str(lbm.backbone), config_path=lbm.tuned.parent / "config.yaml", save_path=made)
     )
     for source in (made, made.with_suffix(".safetensors")):
         path = tmp_path / f"{source.suffix[1:]}_{name}"

@@ -12,11 +12,12 @@ from PIL import Image
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.workflows.infer import InferConfig, run
+from lbm_lora.workflows.infer import run
 from standins import TINY, base_tensors, delta, write_backbone, write_base, write_tuned
 
 

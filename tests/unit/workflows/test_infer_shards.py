@@ -16,13 +16,15 @@ from PIL import Image
 from lbm_lora import errors
 from lbm_lora.cli.main import main
 from lbm_lora.cli.present import present
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.infer import InferConfig
+from lbm_lora.configs.infer_shards import InferShardsConfig
+from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
-from lbm_lora.inference.options import ModelOptions
 from lbm_lora.inference.shards import predict
 from lbm_lora.workflows import infer as infer_images
-from lbm_lora.workflows.extract import ExtractConfig
 from lbm_lora.workflows.extract import run as extract
-from lbm_lora.workflows.infer_shards import InferShardsConfig, run
+from lbm_lora.workflows.infer_shards import run
 from standins import TINY, write_base, write_tuned
 
 Png = Callable[..., bytes]
@@ -101,9 +103,7 @@ def test_an_image_is_the_one_of_source_image(
     values = {name: value for name, value in vars(infer(**changes)).items() if name in shared}
     mask = f"{tmp_path}/mask" if "mask_key" in changes else None
     infer_images.run(
-        infer_images.InferConfig(
-            source_image=f"{tmp_path}/source", output_path=f"{tmp_path}/single", mask=mask, **values
-        )
+        InferConfig(source_image=f"{tmp_path}/source", output_path=f"{tmp_path}/single", mask=mask, **values)
     )
     made = members(tmp_path / "out/001.tar")
     assert made == {f"{key}.output.png": (tmp_path / f"single/{key}.png").read_bytes() for key in ("10", "11")}

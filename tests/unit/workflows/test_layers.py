@@ -6,10 +6,12 @@ import pytest
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.cli.present import present
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import PatternError
 from lbm_lora.report.wording import megabytes
 from lbm_lora.workflows import extract
-from lbm_lora.workflows.layers import LayersConfig, run
+from lbm_lora.workflows.layers import run
 from standins import Lbm
 
 
@@ -18,7 +20,7 @@ def test_all_layers_and_their_sizes(lbm: Lbm, tmp_path: Path) -> None:
     assert len(result.layers) == result.total
     assert result.prefix == "denoiser."
     made = extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=lbm.base,
             tuned_model_path=lbm.tuned,
             save_to=tmp_path / "l.safetensors",

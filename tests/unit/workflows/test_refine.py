@@ -11,10 +11,11 @@ from PIL import Image
 
 from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.cli.present import present
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
-from lbm_lora.workflows.extract import ExtractConfig
 from lbm_lora.workflows.extract import run as extract
-from lbm_lora.workflows.refine import RefineConfig, run
+from lbm_lora.workflows.refine import run
 from standins import TINY, Lbm, write_lbm
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lbm_lora import errors
 from lbm_lora.cli.main import COMMANDS, main, parse
+from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import MissingExtraError
 from lbm_lora.workflows import train
 from standins import Lbm
@@ -53,7 +54,7 @@ def test_the_command_line_knows_the_keys_that_take_a_list() -> None:
 
 def test_the_command_line_makes_the_config() -> None:
     config, output = parse("train", [*FIRST, "--seed", "3", "--debug"])
-    assert config == train.TrainRunConfig(path_config=Path("t.yaml"), overrides=(("seed", "3"),))
+    assert config == TrainRunConfig(path_config=Path("t.yaml"), overrides=(("seed", "3"),))
     assert output.debug
 
 
@@ -90,7 +91,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 def test_a_missing_package_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "find_spec", lambda name: None if name in ("peft", "lightning") else True)
     with pytest.raises(MissingExtraError, match=r'training needs lightning, peft, .* pip install "lbm-lora\[train\]"'):
-        train.run(train.TrainRunConfig(path_config=file))
+        train.run(TrainRunConfig(path_config=file))
 
 
 def test_the_command_is_registered_and_light_to_import() -> None:

@@ -12,17 +12,18 @@ from safetensors.torch import load_file, save_file
 
 from lbm_lora.adapter import load_adapter
 from lbm_lora.cli.main import parse
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
 from lbm_lora.workflows import extract
-from lbm_lora.workflows.extract import ExtractConfig
-from lbm_lora.workflows.validate import ValidateConfig, run
+from lbm_lora.workflows.validate import run
 from standins import TINY, Lbm, write_base, write_tuned
 
 
 @pytest.fixture(scope="module")
 def extracted(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> extract.ExtractResult:
     return extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=lbm.base,
             tuned_model_path=lbm.tuned,
             save_to=tmp_path_factory.mktemp("lora") / "l.safetensors",
@@ -96,7 +97,7 @@ def test_alpha_as_asked_for(config: ValidateConfig, tmp_path: Path) -> None:
 def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig, tmp_path: Path) -> None:
     """Training refuses a pattern that matches nothing of the LoRA, so no line may offer one."""
     attention = extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=lbm.base,
             tuned_model_path=lbm.tuned,
             save_to=tmp_path / "attention.safetensors",
@@ -155,7 +156,7 @@ def test_the_gate_takes_the_worst_number_of_steps(config: ValidateConfig, image:
 
 def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, image: str, tmp_path: Path) -> None:
     small = extract.run(
-        extract.ExtractConfig(
+        ExtractConfig(
             base_model_path=lbm.base,
             tuned_model_path=lbm.tuned,
             save_to=tmp_path / "small.safetensors",
@@ -179,7 +180,7 @@ def test_other_loras_are_measured_beside_it(config: ValidateConfig, lbm: Lbm, im
 def test_another_lora_must_fit_the_base_too(config: ValidateConfig, image: str, tmp_path: Path) -> None:
     base, tuned = (write(tmp_path / name, TINY, seed=1) for name, write in (("b", write_base), ("t", write_tuned)))
     foreign = extract.run(
-        extract.ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=tmp_path / "f.safetensors", rank=1)
+        ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=tmp_path / "f.safetensors", rank=1)
     )
     with pytest.raises(WrongBaseError, match=r"f\.safetensors was made from another base"):
         run(dataclasses.replace(config, images=image, other_lora_path=(foreign.adapter,)))

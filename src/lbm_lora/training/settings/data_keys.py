@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from lbm_lora.imaging.buckets import SMALLEST_SIZE
+from lbm_lora.configs.values import SMALLEST_SIZE
 from lbm_lora.training.settings.training_file import Section, Share, Text, check_shares
 
 

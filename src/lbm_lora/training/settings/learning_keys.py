@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch.optim import Optimizer
 
 from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text, check_shares, nearest
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 Timestep = Annotated[float, Field(gt=0, le=1000)]
 Weight = Annotated[float, Field(ge=0)]
@@ -63,8 +64,11 @@ class ObjectiveSettings(Section):
             )
 
 
-def optimizers() -> dict[str, Callable[..., Optimizer]]:
+def optimizers() -> "dict[str, Callable[..., Optimizer]]":
     """The optimizer classes of torch that can be used here, by name."""
+    import torch
+    from torch.optim import Optimizer
+
     found = {name: value for name, value in vars(torch.optim).items() if isinstance(value, type)}
     return {
         name: value
@@ -125,6 +129,8 @@ class OptimizerSettings(Section):
                 raise ValueError(
                     f"optimizer_kwargs.{key} is not an argument of {self.optimizer}. {nearest(key, known)}"
                 )
+        import torch
+
         try:
             build([torch.nn.Parameter(torch.zeros(1, 1))], lr=self.learning_rate, **self.optimizer_kwargs)
         except (TypeError, ValueError, RuntimeError) as error:

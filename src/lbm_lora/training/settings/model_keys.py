@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lbm_lora.adapter import AlphaIs
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import PatternError
 from lbm_lora.naming import matcher
 from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text
