@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.image_file import BROKEN, as_srgb
+from lbm_lora.imaging.image_file import BROKEN, READABLE, as_srgb, open_image, upright
 from lbm_lora.imaging.masks import as_mask, fitted_mask
 
 Size = tuple[int, int]
@@ -24,13 +24,13 @@ def encoded_size(data: bytes) -> Size:
         ImageError: the bytes begin no image that can be read.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with open_image(io.BytesIO(data)) as opened:
             # a PNG may hold its EXIF behind the pixels, and would be decoded to find it
             exif = opened.getexif() if opened.format != "PNG" or "exif" in opened.info else {}
             width, height = opened.size
             return (height, width) if exif.get(ExifTags.Base.Orientation) in _TURNED else (width, height)
     except Image.UnidentifiedImageError:
-        raise ImageError("no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
+        raise ImageError(f"no image in a format that can be read ({READABLE})") from None
     except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None
 
@@ -72,9 +72,9 @@ def decode_fitted_mask(data: bytes, name: str, size: Size) -> Image.Image:
 def _open_upright(data: bytes) -> tuple[Image.Image, str | None]:
     """The decoded first frame, turned as EXIF says, and its format."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return ImageOps.exif_transpose(opened), opened.format
+        with open_image(io.BytesIO(data)) as opened:
+            return upright(opened)
     except Image.UnidentifiedImageError:
-        raise ImageError("no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)") from None
+        raise ImageError(f"no image in a format that can be read ({READABLE})") from None
     except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None

@@ -1,13 +1,19 @@
 """Reading and writing image files.
 
 Every image becomes 8-bit sRGB, upright, whatever the file holds: EXIF orientation, colour profiles,
-palettes, transparency, 16-bit grey. What has no unambiguous 8-bit meaning is refused, and what is lost is
+palettes, transparency, 16 bits a channel. What has no unambiguous 8-bit meaning is refused, and what is lost is
 a warning.
+
+Pillow opens a file by what is in it, not by its name, and knows formats that start other programs (PostScript) or that
+nobody has tested with bad input. So one function opens all images, and it knows a few formats only.
 """
 
 import io
 import struct
 from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +30,14 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 _SOFTWARE = 0x0131  # the EXIF tag
 _COPY = "lbm-lora: copy of an input"
 
-_NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow recognises but cannot decode by itself."""
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+"""All that may be opened, by Pillow's names; MPO, of cameras, is JPEG's. HEIF needs the package pillow-heif."""
+
+READABLE = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIF with pillow-heif"
+"""`FORMATS` for people."""
+
+_WHITE_IS_ZERO = 0
+_PHOTOMETRIC = 262  # a tag of TIFF: how numbers become brightness
 
 _WRITERS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -34,35 +46,45 @@ _WRITERS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 90, "subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_lzw"},
     "BMP": {},
-    "JPEG2000": {},
-    "TGA": {},
-    "QOI": {},
-    "PPM": {},
     "GIF": {},
 }
 """The formats that hold an RGB image, and how they are written."""
 
 
+@cache
+def known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this installation can decode."""
+    if find_spec("pillow_heif") is not None:
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
 def readable_extensions() -> frozenset[str]:
     """The extensions, lower case with the dot, of the formats that can be read."""
-    Image.init()
-    known = Image.registered_extensions().items()
-    return frozenset(ext for ext, kind in known if kind in Image.OPEN and kind not in _NO_PIXELS)
+    formats = {*known_formats(), "MPO"}
+    return frozenset(ext for ext, kind in Image.registered_extensions().items() if kind in formats)
 
 
 def writable_extensions() -> frozenset[str]:
     """The extensions, lower case with the dot, of the formats that can be written."""
-    Image.init()
-    grey_only = {".pbm", ".pgm", ".pfm"}
-    known = Image.registered_extensions().items()
-    return frozenset(e for e, kind in known if kind in _WRITERS and kind in Image.SAVE and e not in grey_only)
+    formats = [kind for kind in known_formats() if kind in _WRITERS and kind in Image.SAVE]
+    return frozenset(ext for ext, kind in Image.registered_extensions().items() if kind in formats)
+
+
+def open_image(file: Path | io.BytesIO) -> Image.Image:
+    """The one way to open an image: its header is read, its pixels are not.
+
+    Raises:
+        UnidentifiedImageError: it is in none of the formats of `FORMATS`, whatever its name is.
+    """
+    return Image.open(file, formats=known_formats())
 
 
 def read_image(path: Path) -> Image.Image:
     """The image of a file as upright 8-bit sRGB, mode `RGB`.
 
-    Transparent parts become white, an animation its first frame, 16-bit values their nearest 8-bit ones; the
-    first two are logged as warnings.
+    Transparent parts become white, an animation its first frame, 16 bits a channel 8; each is a warning.
 
     Raises:
         ImageError: there is no such file, it is damaged or no image, or its pixels have no fixed range.
@@ -98,18 +120,49 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
         ImageError: see `read_image`.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             frames = getattr(opened, "n_frames", 1)
             # A camera's MPO is one photo with a preview of itself, not an animation.
             if frames > 1 and opened.format != "MPO":
                 warn(f"{path} has {frames} frames: only the first is used.")
-            return ImageOps.exif_transpose(opened), opened.format
+            return upright(opened)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist.") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path} is no image in a format that can be read (PNG, JPEG, WebP, TIFF ...).") from None
+        raise ImageError(f"{path} is no image in a format that can be read ({READABLE}).") from None
     except BROKEN as error:
         raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
+
+
+def upright(opened: Image.Image) -> tuple[Image.Image, str | None]:
+    """The decoded pixels of an opened image in its own mode, turned as EXIF says, and the file's format.
+
+    Grey of 12 bits is brought to 16, and so is 16-bit grey whose zero is white: Pillow leaves both as they are stored.
+
+    Raises:
+        one of `BROKEN`: the file is damaged.
+    """
+    kind, mode = opened.format, _raw_mode(opened)
+    is_negative = opened.mode == "I;16" and _tiff_tag(opened, _PHOTOMETRIC) == _WHITE_IS_ZERO
+    image = ImageOps.exif_transpose(opened)
+    if ";16" in mode:
+        warn("images with 16 bits a channel are read with 8, as models of 8-bit images take them.")
+    if mode.startswith("I;12"):
+        image = Image.fromarray(np.round(np.asarray(image) * (65535 / 4095)).astype(np.uint16))
+    if is_negative:
+        image = Image.fromarray(65535 - np.asarray(image))
+    return image, kind
+
+
+def _raw_mode(opened: Image.Image) -> str:
+    """How the pixels are stored, in Pillow's words (RGB;16B); to be asked before they are decoded."""
+    tiles = getattr(opened, "tile", None) or [(None, None, None, "")]
+    arguments = tiles[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _tiff_tag(opened: Image.Image, tag: int) -> object:
+    return getattr(opened, "tag_v2", {}).get(tag)
 
 
 def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -119,8 +172,8 @@ def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray
         ImageError: floating point or 32-bit pixels, which have no fixed white.
     """
     values = np.asarray(image)
-    # Pillow decodes 16-bit PNG and PGM files into 32-bit integers in some versions; their white stays 65535.
-    if image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM")):
+    # Pillow decodes 16-bit PNG files into 32-bit integers in some versions; their white stays 65535.
+    if image.mode == "F" or (image.mode == "I" and kind != "PNG"):
         raise ImageError(
             f"{path} has {values.dtype.name} pixels, whose white is not defined. Save it with 8 or 16 bits a channel."
         )
@@ -177,7 +230,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
 
 def _is_copy(path: Path) -> bool:
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             return opened.getexif().get(_SOFTWARE) == _COPY
     except BROKEN:
         return False

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.image_file import read_image, readable_extensions, writable_extensions
+from lbm_lora.imaging.image_file import READABLE, read_image, readable_extensions, writable_extensions
 
 
 def expand_sources(text: str) -> tuple[Path, ...]:
@@ -28,7 +28,7 @@ def expand_sources(text: str) -> tuple[Path, ...]:
     if path.is_dir():
         found = _images_of(path.iterdir())
         if not found:
-            raise ImageError(f"{path} holds no image that can be read (PNG, JPEG, WebP ...).")
+            raise ImageError(f"{path} holds no image that can be read ({READABLE}).")
         return found
     if not glob.has_magic(text):
         raise ImageError(f"{path} does not exist. Give an image, a folder of images, or a quoted glob.")

@@ -89,6 +89,15 @@ def test_what_is_no_image_is_said(read: Callable[[bytes], object]) -> None:
         read(b"nothing")
 
 
+@pytest.mark.parametrize(
+    "read", [encoded_size, lambda data: decode_image(data, "a"), lambda data: decode_mask(data, "a")]
+)
+def test_postscript_is_never_run(read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    with pytest.raises(ImageError, match=r"^no image in a format that can be read"):
+        read(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n")
+
+
 def test_a_cut_image_is_said(png: Callable[..., bytes]) -> None:
     for data in (png(), saved(NOISE, "JPEG")):
         with pytest.raises(ImageError, match=r"^cannot be decoded: "):
@@ -109,6 +118,7 @@ MASKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:images with 16 bits")
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_read_as_their_files_are(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(MASKS[name])
@@ -122,6 +132,7 @@ def test_a_black_mask_is_refused() -> None:
         decode_mask(saved(Image.new("L", (8, 8), 1)), "a")
 
 
+@pytest.mark.filterwarnings("ignore:images with 16 bits")
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_fitted_as_their_files_are(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(MASKS[name])

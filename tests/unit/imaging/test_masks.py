@@ -27,6 +27,7 @@ def test_alpha_is_the_mask_where_it_says_something(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read_mask(tmp_path / "o.png", (8, 4))), SOFT)
 
 
+@pytest.mark.filterwarnings("ignore:images with 16 bits")
 def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.fromarray(SOFT.astype(np.uint16) * 257).save(tmp_path / "m.png")
     assert np.array_equal(np.asarray(read_mask(tmp_path / "m.png", (8, 4))), SOFT)

@@ -72,7 +72,7 @@ def test_one_source_to_a_folder(tmp_path: Path) -> None:
 
 
 def test_several_sources_to_a_folder(tmp_path: Path) -> None:
-    sources = [Path("in/a.jpg"), Path("in/b.gif"), Path("in/c.psd")]
+    sources = [Path("in/a.jpg"), Path("in/b.gif"), Path("in/c.heic")]
     assert names(plan_outputs(sources, str(tmp_path / "out"))) == ["a.jpg", "b.png", "c.png"]
 
 

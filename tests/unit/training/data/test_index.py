@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import DataError, ImageError
+from lbm_lora.imaging.image_file import READABLE
 from lbm_lora.shards.samples import Found, Part, Skipped
 from lbm_lora.training.data.index import PairIndex, check_corrupt, make_index
 from lbm_lora.training.data.pairs import Keys
@@ -73,11 +74,11 @@ def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found]
     assert index.skipped == (
         Skipped("alone", "no target.jpg, only json, source.png"),
         Skipped("two", "target.png and target.webp: which one is target.jpg?"),
-        Skipped("text", "target: no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
+        Skipped("text", f"target: no image in a format that can be read ({READABLE})"),
         Skipped("shape", "source 64x64, target 64x48: the shapes differ"),
         Skipped("nomask", "no mask.png, only source.png, target.png"),
         Skipped("badmask", "source 64x64, mask 48x64: the shapes differ"),
-        Skipped("empty", "source: no image in a format that can be read (PNG, JPEG, WebP, TIFF ...)"),
+        Skipped("empty", f"source: no image in a format that can be read ({READABLE})"),
         Skipped("shard.tar", "the shard ends"),
     )
 
