@@ -11,7 +11,7 @@ class CheckConfig:
     """Read a data set through, every pixel of it, and report."""
 
     data: Positional[tuple[str, ...]] = ()
-    """A folder of pairs, or shards: paths, URLs, patterns with {000..009}."""
+    """A folder of pairs or of shards, or shards: paths, URLs, patterns with {000..009}."""
     path_config: Path | None = None
     """In place of them a training file: its data are checked, with its keys and sizes."""
     source_key: str = "source.jpg"

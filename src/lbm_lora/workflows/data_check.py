@@ -8,7 +8,7 @@ from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.data.check import Checked, read_through
-from lbm_lora.training.data.open_data import Split, open_data
+from lbm_lora.training.data.open_data import SHARD_NAMES, Split, open_data
 from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.train_config import read_train_config
 from lbm_lora.training.settings.training_file import COMMAND_LINE, parse
@@ -64,11 +64,18 @@ def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
     if config.path_config is not None:
         training = read_train_config(config.path_config)
         return training, training.batch_size
-    folder = len(config.data) == 1 and Path(config.data[0]).expanduser().is_dir()
-    place = {"train_folder": str(Path(config.data[0]).expanduser())} if folder else {"train_shards": config.data}
     names = ("source_key", "target_key", "mask_key", "image_size", "cache_dir", "allow_pipe", "max_corrupt")
-    values = place | {name: getattr(config, name) for name in names}
+    values = _place(config.data) | {name: getattr(config, name) for name in names}
     return parse(DataSettings, values, where=COMMAND_LINE), config.batch_size
+
+
+def _place(data: Sequence[str]) -> dict[str, object]:
+    """The key of a training file that says where the data lie, and its value."""
+    folder = Path(data[0]).expanduser()
+    if len(data) > 1 or not folder.is_dir():
+        return {"train_shards": tuple(data)}
+    shards = sorted(str(path) for path in folder.iterdir() if path.name.endswith(SHARD_NAMES))
+    return {"train_shards": tuple(shards)} if shards else {"train_folder": str(folder)}
 
 
 def _failures(splits: Sequence[CheckedSplit], max_corrupt: float) -> Iterator[QualityError]:

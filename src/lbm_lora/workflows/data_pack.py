@@ -25,6 +25,11 @@ class PackResult:
     nbytes: int
     skipped: tuple[Skipped, ...]
     """Pairs that are left out."""
+    source_key: str
+    """As training and `data check` need it, like the next two."""
+    target_key: str
+    mask_key: str | None
+    """None: there are no masks."""
 
 
 def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
@@ -61,4 +66,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
         masks=index.masks,
         nbytes=sum(shard.stat().st_size for shard in shards),
         skipped=index.skipped,
+        source_key=keys.source,
+        target_key=keys.target,
+        mask_key=keys.mask if index.masks else None,
     )

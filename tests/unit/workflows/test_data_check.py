@@ -18,6 +18,12 @@ def test_a_folder_is_checked_as_it_is() -> None:
     assert (folder.where, folder.pairs, folder.masks) == (str(PAIRS), 12, 0)
 
 
+def test_a_folder_of_shards_stands_for_its_shards(tmp_path: Path) -> None:
+    made = data_pack.run(PackConfig(folder=PAIRS, to=tmp_path / "shards", shard_count=5))
+    (split,) = data_check.run(CheckConfig(data=(str(tmp_path / "shards"),), image_size=(64,))).splits
+    assert (split.found.where, split.found.pairs) == (f"{made.shards[0]} and 2 more", 12)
+
+
 def test_too_many_corrupt_samples_fail_the_check_and_are_all_named(pairs: Path) -> None:
     broken = sorted(pairs.glob("milk-0*.source.png"))
     for path in broken:

@@ -44,12 +44,29 @@ def _scores(scores: "Scores | None") -> str:
 
 
 def data_pack(result: "PackResult", verbose: bool) -> str:
-    """What is in the shards, and how a training file names them."""
+    """What is in the shards, how a training file names them, and the command that reads them through."""
     head = (
         f"Packed {plural(result.pairs, 'pair')}, {result.masks:,} with a mask, into "
         f"{plural(len(result.shards), 'shard')}."
     )
-    return paragraphs("\n".join([head, *skipped_lines(result.skipped, verbose)]), f'train_shards: ["{result.pattern}"]')
+    needed = {
+        "source_key": None if result.source_key == "source.jpg" else result.source_key,
+        "target_key": None if result.target_key == "target.jpg" else result.target_key,
+        "mask_key": result.mask_key,
+    }
+    keys = {name: key for name, key in needed.items() if key is not None}
+    flags = "".join(f" --{name} {key}" for name, key in keys.items())
+    return paragraphs(
+        "\n".join([head, *skipped_lines(result.skipped, verbose)]),
+        "\n".join(
+            [
+                "In a training file:",
+                f'  train_shards: ["{result.pattern}"]',
+                *(f"  {name}: {key}" for name, key in keys.items()),
+            ]
+        ),
+        f'Next: lbm-lora data check "{result.pattern}"{flags}',
+    )
 
 
 def data_check(result: "CheckResult", verbose: bool) -> str:

@@ -22,6 +22,9 @@ from lbm_lora.training.settings.data_keys import DataSettings
 
 Split = Literal["train", "validation"]
 
+SHARD_NAMES = (".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tgz")
+"""How the names of shards end, for who names their folder."""
+
 
 def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Progress = SILENT) -> PairDataset:
     """The pairs of one split: fetched where they are remote, listed, and their headers read.
@@ -59,6 +62,9 @@ def find_pairs(folder: Path, keys: Keys) -> list[Found]:
     for key, part, path in named:
         parts.setdefault(key, {})[part] = Part(path, 0, path.stat().st_size)
     if not parts:
+        shards = next((path for path in folder.iterdir() if path.name.endswith(SHARD_NAMES)), None)
+        if shards is not None:
+            raise DataError(f"{folder} holds shards, such as {shards.name}, and no pairs. Give them as train_shards.")
         source, target = (f"{role}." if role else "" for role in roles[:2])
         raise DataError(
             f"{folder} holds no pairs: neither NAME.{source}png beside NAME.{target}png, nor folders "

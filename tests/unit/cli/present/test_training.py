@@ -1,16 +1,22 @@
 """What a user reads of a training's result, and of its data."""
 
 import math
+import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lbm_lora.bundled import PAIRS
+from lbm_lora.cli.main import parse
 from lbm_lora.cli.present import present
+from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.training.data.check import Checked, SizeCount
 from lbm_lora.training.run.validation import ImageScores, Scores
+from lbm_lora.workflows import data_check, data_pack
 from lbm_lora.workflows.data_check import CheckedSplit, CheckResult
 from lbm_lora.workflows.data_pack import PackResult
 from lbm_lora.workflows.train import TrainResult
@@ -78,10 +84,28 @@ def test_packed_shards() -> None:
         masks=12,
         nbytes=1_000_000,
         skipped=(Skipped("cup", "no target"),),
+        source_key="source.jpg",
+        target_key="target.jpg",
+        mask_key="mask.png",
     )
     assert present("data_pack", result) == (
-        'Packed 36 pairs, 12 with a mask, into 1 shard.\n  left out: cup: no target\n\ntrain_shards: ["p-000000.tar"]'
+        "Packed 36 pairs, 12 with a mask, into 1 shard.\n  left out: cup: no target\n\n"
+        'In a training file:\n  train_shards: ["p-000000.tar"]\n  mask_key: mask.png\n\n'
+        'Next: lbm-lora data check "p-000000.tar" --mask_key mask.png'
     )
+
+
+@pytest.mark.parametrize(("source", "masked"), [("source", True), ("day.v1", False)])
+def test_the_printed_command_checks_what_was_packed(tmp_path: Path, source: str, masked: bool) -> None:
+    for path in sorted(PAIRS.glob("lemon-*"))[:12]:
+        if masked or ".mask." not in path.name:
+            shutil.copy(path, tmp_path / path.name.replace(".source.", f".{source}."))
+    config = PackConfig(folder=tmp_path, to=tmp_path / "my shards", shard_count=2, source_key=f"{source}.jpg")
+    made = data_pack.run(config)
+    words = shlex.split(present("data_pack", made).rpartition("Next: lbm-lora data check ")[2])
+    check, _ = parse("data check", [*words, "--image_size", "64"])
+    (split,) = data_check.run(check).splits
+    assert (split.found.pairs, split.found.masks, split.found.skipped) == (4, 4 if masked else 0, ())
 
 
 def test_a_checked_data_set() -> None:

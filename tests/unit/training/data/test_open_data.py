@@ -207,6 +207,12 @@ def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_shards_is_no_folder_of_pairs(tmp_path: Path) -> None:
+    touch(tmp_path, "pairs-000000.tar")
+    with pytest.raises(DataError, match=r"holds shards, such as pairs-000000\.tar, and no pairs\. Give them as train_"):
+        find_pairs(tmp_path, Keys())
+
+
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a folder\. Give a folder of pairs, or WebDataset shards\."):
         find_pairs(tmp_path / "nowhere", ALL)
