@@ -13,7 +13,7 @@
     │   └── OutputError              an output path that cannot or must not be written
     ├── HubError                 2   a hub repository that cannot be reached or does not exist
     ├── MissingExtraError        2   an optional dependency is not installed
-    └── QualityError             1   the work ran, and its result is below the asked limit
+    └── QualityError             1   the work ran, and its result is below the asked limit or lacks a part
 
 Messages follow one form: the thing, where it was found, both sides where two disagree, and what to do.
 They are part of the interface: tests compare them word for word.
@@ -118,7 +118,7 @@ class MissingExtraError(LbmLoraError):
 
 
 class QualityError(LbmLoraError):
-    """The work ran, and its result is below the asked limit."""
+    """The work ran, and its result is below the asked limit, or lacks a part."""
 
     exit_code: ClassVar[int] = 1
 

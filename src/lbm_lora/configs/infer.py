@@ -22,3 +22,7 @@ class InferConfig(ModelOptions):
     """Also write NAME_input: the source as it was read, beside its result. A file there that is no such copy stays."""
     tuned_model_path: Path | None = None
     """The fully fine-tuned checkpoint, for the last column of --compare."""
+    skip_existing: bool = False
+    """Leave out images whose output is there already, by its name alone: with other settings, take another folder."""
+    fail_fast: bool = False
+    """Stop at the first image that cannot be read or translated, instead of going on and listing them at the end."""

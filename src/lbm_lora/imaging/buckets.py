@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from lbm_lora.configs.values import SMALLEST_SIZE
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.imaging.tensors import to_tensor
+from lbm_lora.progress import warn
 
 FULL_SIZE = 1024
 """The square root of the pixel budget that the buckets are given for."""
@@ -40,6 +41,21 @@ def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int 
     # Upstream measures the distance in width / height, so its choice is kept although it is not symmetric.
     bucket = min(BUCKETS, key=lambda sides: abs(sides[0] / sides[1] - aspect))
     return _scaled(bucket[0], size, step), _scaled(bucket[1], size, step)
+
+
+def warn_of_size(size: int | None, made_for: int) -> None:
+    """Warn of a pixel budget far from the model's: below a quarter of it, where LBM's training ends, or above twice.
+
+    Args:
+        size: square root of the budget that is asked for; None: the model's own.
+        made_for: the model's own.
+    """
+    if size is not None and not made_for <= 4 * size <= 8 * made_for:
+        warn(
+            Option("size"),
+            f" {size} is far from the {made_for} that the model is made for, and its images may fall apart. Leave it "
+            f"out, or stay between {made_for // 4} and {2 * made_for}.",
+        )
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from lbm_lora.errors import ImageError
 from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
+from lbm_lora.imaging.paths import image_name
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -46,7 +47,10 @@ def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.I
 
 
 def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
-    """The mask file of each source: one file for all, or in a folder the file with the source's stem.
+    """The mask file of each source: one file for all, or in a folder the one that is called as the source is.
+
+    A source `lemon.png` or `lemon.source.png` has the mask `lemon.mask.png`, else one of its own name, else
+    `lemon.png`; the extension may be another, and a source is not its own mask.
 
     Raises:
         ImageError: no such file, or a source without a mask, or with two.
@@ -58,7 +62,7 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
         raise ImageError(f"{path} does not exist. Give a mask, or a folder with a mask of each image's name.")
     extensions = readable_extensions()
     images = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
-    return tuple(_only(path, [p for p in images if p.stem == source.stem], source) for source in sources)
+    return tuple(_only(path, _named_like(source, images), source) for source in sources)
 
 
 def paste_back(source: Image.Image, result: Image.Image, mask: Image.Image) -> Image.Image:
@@ -92,10 +96,20 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
 
 
+def _named_like(source: Path, images: Sequence[Path]) -> list[Path]:
+    others = [path for path in images if path.resolve() != source.resolve()]
+    for stem in (f"{image_name(source)}.mask", source.stem, image_name(source)):
+        found = [path for path in others if path.stem == stem]
+        if found:
+            return found
+    return []
+
+
 def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise ImageError(f"{folder} has no mask for {source.name}: no image in it is called '{source.stem}'.")
+        name = image_name(source)
+        raise ImageError(f"{folder} has no mask for {source.name}: no image in it is called '{name}' or '{name}.mask'.")
     names = " and ".join(path.name for path in candidates)
     raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")

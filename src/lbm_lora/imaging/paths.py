@@ -55,7 +55,8 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
     """One output path for each source, in their order.
 
     One source: `output_path` is the file, or a folder where it is one or has no extension. Several: it is a
-    folder. In a folder a result has its source's name, with `.png` where that format cannot be written.
+    folder. In a folder a result has its source's name (see `image_name`), with `.png` where that format cannot be
+    written.
 
     Raises:
         OutputError: an extension that cannot be written, a file where a folder is needed, or two results
@@ -74,8 +75,13 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
     if path.is_file() or (is_image and not folder):
         raise OutputError(f"{path} is to take {len(sources)} images, so it must be a folder.")
     outputs = tuple(path / _output_name(source) for source in sources)
-    _refuse_twins(sources, outputs)
+    refuse_twins((output, source) for output, source in zip(outputs, sources, strict=True))
     return outputs
+
+
+def image_name(path: Path) -> str:
+    """The name of an image without its extension and the `.source` of a pair: `a/lemon.source.png` -> `lemon`."""
+    return path.stem.removesuffix(".source") or path.stem
 
 
 def sibling(output: Path, word: str) -> Path:
@@ -95,6 +101,22 @@ def guard_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
 
 
+def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
+    """Refuse two files of one path.
+
+    Args:
+        written: (path, the source that it is made of).
+
+    Raises:
+        OutputError: names both sources and the path.
+    """
+    first: dict[Path, Path] = {}
+    for output, source in written:
+        if output in first:
+            raise OutputError(f"{first[output]} and {source} would both be written to {output}. Rename one of them.")
+        first[output] = source
+
+
 def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
     extensions = readable_extensions()
     wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
@@ -104,12 +126,4 @@ def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
 def _output_name(source: Path) -> str:
     # A GIF can be written, but only as 256 colours: nobody asked for that by putting one into a folder.
     keep = source.suffix.lower() in writable_extensions() - {".gif"}
-    return source.name if keep else f"{source.stem}.png"
-
-
-def _refuse_twins(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
-    first: dict[Path, Path] = {}
-    for source, output in zip(sources, outputs, strict=True):
-        if output in first:
-            raise OutputError(f"{first[output]} and {source} would both be written to {output}. Rename one of them.")
-        first[output] = source
+    return f"{image_name(source)}{source.suffix if keep else '.png'}"

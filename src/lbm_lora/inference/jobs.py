@@ -7,13 +7,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from lbm_lora.errors import ImageError, Option
 from lbm_lora.imaging.buckets import nearest_bucket
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
-from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, sibling
+from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.build import LBMModel
-from lbm_lora.progress import Progress
+from lbm_lora.progress import Progress, warn
+
+LARGE = 2.0
+"""An image is large for a model where its sides are more than so many times those that the model works on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,11 @@ class Job:
     copy: Path | None
     """The copy of the source, where one is asked for."""
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The result, and the side-by-side image."""
+        return (self.output,) if self.comparison is None else (self.output, self.comparison)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
@@ -40,9 +49,75 @@ class Translation:
     """Reading, networks and stretching."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """A batch.
+
+    Attributes:
+        jobs: what is to do.
+        present: images that are left out, since their outputs are there.
+    """
+
+    jobs: tuple[Job, ...]
+    present: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedImage:
+    """A source without a result, and why."""
+
+    source: Path
+    reason: str
+
+
+class Failures:
+    """What fails in a batch: it is noted down, and the batch goes on without it.
+
+    Args:
+        total: images in the batch.
+        is_fatal: the first failure ends the batch; that of a single image always does.
+
+    Attributes:
+        images: what has failed.
+        written: results so far.
+    """
+
+    def __init__(self, total: int, *, is_fatal: bool = False) -> None:
+        self.images: list[FailedImage] = []
+        self.written = 0
+        self._total = total
+        self._is_fatal = is_fatal or total == 1
+
+    def add(self, job: Job, error: ImageError) -> None:
+        """Note one down.
+
+        Raises:
+            ImageError: it is fatal; says how many images were written before.
+        """
+        if self._is_fatal:
+            raise ImageError(*error.args, self.so_far())
+        self.images.append(FailedImage(source=job.source, reason=str(error)))
+
+    def left(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that have not failed."""
+        failed = {image.source for image in self.images}
+        return [job for job in jobs if job.source not in failed]
+
+    def so_far(self) -> str:
+        """A sentence for an error that ends the batch; empty for a single image."""
+        return f" Before that, {self.written} of {self._total} images were written." if self._total > 1 else ""
+
+
 def plan_jobs(
-    source_image: str, output_path: str, *, mask: str | None, compare: bool, inputs: Iterable[Path], copy: bool = False
-) -> list[Job]:
+    source_image: str,
+    output_path: str,
+    *,
+    mask: str | None,
+    compare: bool,
+    inputs: Iterable[Path],
+    copy: bool = False,
+    skip_existing: bool = False,
+) -> JobPlan:
     """Every path that will be read and written, checked against each other.
 
     Args:
@@ -52,36 +127,60 @@ def plan_jobs(
         compare: whether a side-by-side image goes beside every output, as `NAME_compare`.
         inputs: further files that must not be overwritten.
         copy: whether a copy of the source goes beside every output, as `NAME_input`; see `write_copy`.
+        skip_existing: leave out what has its output, and with `compare` its side-by-side image, already: by name alone.
 
     Raises:
         ImageError: a source or a mask is not there.
-        OutputError: an output cannot be written as asked, or is an input.
+        OutputError: an output cannot be written as asked, is an input, or is the output of another source too.
     """
     sources = expand_sources(source_image)
     masks = find_masks(mask, sources) if mask else (None,) * len(sources)
     outputs = plan_outputs(sources, output_path)
-    comparisons = [sibling(output, "compare") if compare else None for output in outputs]
-    written = [*outputs, *(path for path in comparisons if path)]
-    guard_outputs(written, [*sources, *(path for path in masks if path), *inputs])
-    return [
+    jobs = [
         Job(
             source=source,
             mask=mask_path,
             output=output,
-            comparison=comparison,
+            comparison=sibling(output, "compare") if compare else None,
             copy=sibling(output, "input") if copy else None,
         )
-        for source, mask_path, output, comparison in zip(sources, masks, outputs, comparisons, strict=True)
+        for source, mask_path, output in zip(sources, masks, outputs, strict=True)
     ]
+    refuse_twins((path, job.source) for job in jobs for path in (*job.written, *([job.copy] if job.copy else [])))
+    guard_outputs(
+        (path for job in jobs for path in job.written), [*sources, *(path for path in masks if path), *inputs]
+    )
+    left = [job for job in jobs if not (skip_existing and all(path.exists() for path in job.written))]
+    return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))
 
 
 def translations(
-    model: LBMModel, jobs: Sequence[Job], settings: TranslateSettings, progress: Progress, what: str
-) -> Iterator[Translation]:
-    """The result of every job in turn, none kept; `what` describes the phase."""
-    progress.start(len(jobs), what)
-    for job in jobs:
-        yield translate_job(model, job, settings)
+    model: LBMModel,
+    jobs: Sequence[Job],
+    settings: TranslateSettings,
+    failures: Failures,
+    progress: Progress,
+    what: str,
+) -> Iterator[tuple[Job, Translation]]:
+    """The result of every job in turn, none kept; what has failed, now or before, is left out.
+
+    Args:
+        what: describes the phase.
+
+    Raises:
+        ImageError: a failure that is fatal.
+    """
+    left = failures.left(jobs)
+    is_said = False
+    progress.start(len(left), what)
+    for job in left:
+        try:
+            made = translate_job(model, job, settings)
+        except ImageError as error:
+            failures.add(job, error)
+        else:
+            is_said = is_said or _warn_of_scale(job, made, model)
+            yield job, made
         progress.advance()
 
 
@@ -97,3 +196,18 @@ def translate_job(model: LBMModel, job: Job, settings: TranslateSettings) -> Tra
     made = translate_image(model, source, settings, mask=mask)
     bucket = nearest_bucket(source.width, source.height, settings.size or model.size, step=model.pixels_per_latent)
     return Translation(image=made, model_size=bucket, seconds=time.perf_counter() - begin)
+
+
+def _warn_of_scale(job: Job, made: Translation, model: LBMModel) -> bool:
+    """Warn of an image that the model sees much reduced; whether it was."""
+    (width, height), (model_width, model_height) = made.image.size, made.model_size
+    scale = (width * height / (model_width * model_height)) ** 0.5
+    if scale <= LARGE:
+        return False
+    warn(
+        f"{job.source.name} has {width}x{height} pixels, and the model works on {model_width}x{model_height}: the "
+        f"result is enlarged {scale:.1f} times and lacks fine detail. A larger ",
+        Option("size"),
+        f" keeps more, in more time (the model is made for {model.size}); or cut the image.",
+    )
+    return True

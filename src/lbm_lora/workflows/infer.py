@@ -1,7 +1,7 @@
 """Translate images with an LBM checkpoint and LoRAs: the verb `infer`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -9,18 +9,22 @@ from PIL import Image
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
-from lbm_lora.errors import ConfigError, Option
+from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
+from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.imaging.image_file import read_image, write_copy, write_image
-from lbm_lora.inference.jobs import Job, plan_jobs, translations
+from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.device import resolve_device
 from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.base import ensure_base
 
-Columns = dict[str, list[Image.Image]]
-"""Label -> one tile for each job: the columns of the side-by-side images."""
+Tiles = dict[Path, Image.Image]
+"""Output of a job -> its tile in a column of the side-by-side images."""
+Columns = dict[str, Tiles]
+"""Label -> column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +49,38 @@ class TranslatedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class InferResult:
-    """The images that were written, and what of each LoRA was applied."""
+    """The images that were written, those that could not be, and what of each LoRA was applied."""
 
     outputs: tuple[TranslatedImage, ...]
+    failed: tuple[FailedImage, ...]
+    present: int
+    """Images that were left out, since their outputs were there: --skip_existing."""
     adapters: tuple[AppliedAdapter, ...]
     device: str
     dtype: str
+
+    @property
+    def failures(self) -> tuple[QualityError, ...]:
+        """What keeps the batch from being complete, in a sentence."""
+        if not self.failed:
+            return ()
+        total = len(self.outputs) + len(self.failed) + self.present
+        names = listing(dict.fromkeys(image.source.name for image in self.failed))
+        return (QualityError(f"{len(self.failed)} of {total} images failed: {names}."),)
 
 
 def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     """Translate every source and write the results. All paths, LoRAs and options are checked first.
 
+    An image that cannot be read or translated is left out and listed in the result, unless it is the only one.
+
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    jobs = _plan(config)
+    plan = _plan(config)
+    if not plan.jobs:
+        device, dtype = str(resolve_device(config.device)), dtype_name(dtype_of(config.torch_dtype))
+        return InferResult(outputs=(), failed=(), present=plan.present, adapters=(), device=device, dtype=dtype)
     base = ensure_base(
         config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
     )
@@ -67,17 +88,25 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
         adapters, applied = read_adapters(config, checkpoint, progress)
     model = _load(config, base, "base", progress)
     check_steps(model.config, config.num_inference_steps)
-    columns = _columns_without(config, jobs, model, adapters, progress)
+    warn_of_size(config.size, model.size)
+    failures = Failures(len(plan.jobs) + plan.present, is_fatal=config.fail_fast)
+    columns = _columns_without(config, plan.jobs, model, adapters, failures, progress)
     put_in(config, model, adapters)
-    outputs, tiles = _write_all(config, jobs, model, progress)
+    outputs, tiles = _write_all(config, plan.jobs, model, failures, progress)
     columns["with LoRA" if adapters else "base"] = tiles
-    result = InferResult(outputs=outputs, adapters=applied, device=str(model.device), dtype=dtype_name(model.dtype))
+    device, dtype = str(model.device), dtype_name(model.dtype)
     del model  # so that the tuned one does not stand beside it in memory
-    _write_comparisons(config, jobs, columns, progress)
-    return result
+    return InferResult(
+        outputs=_with_comparisons(config, outputs, plan.jobs, columns, failures, progress),
+        failed=tuple(failures.images),
+        present=plan.present,
+        adapters=applied,
+        device=device,
+        dtype=dtype,
+    )
 
 
-def _plan(config: InferConfig) -> list[Job]:
+def _plan(config: InferConfig) -> JobPlan:
     if config.tuned_model_path is not None and not config.compare:
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
@@ -90,6 +119,7 @@ def _plan(config: InferConfig) -> list[Job]:
         compare=config.compare,
         copy=config.save_input,
         inputs=inputs,
+        skip_existing=config.skip_existing,
     )
 
 
@@ -104,41 +134,56 @@ def _columns_without(
     jobs: Sequence[Job],
     model: LBMModel,
     adapters: Sequence[ScaledAdapter],
+    failures: Failures,
     progress: Progress,
 ) -> Columns:
     """The columns of --compare before the LoRAs are in: the sources, and what the base makes of them."""
     columns: Columns = {}
     if config.compare:
-        columns["source"] = [tile(read_image(job.source)) for job in jobs]
+        columns["source"] = _source_tiles(jobs, failures)
         if adapters:
-            columns["base"] = _tiles(config, jobs, model, "translating with the base", progress)
+            columns["base"] = _tiles(config, jobs, model, failures, progress, "translating with the base")
     return columns
 
 
+def _source_tiles(jobs: Sequence[Job], failures: Failures) -> Tiles:
+    tiles: Tiles = {}
+    for job in jobs:
+        try:
+            tiles[job.output] = tile(read_image(job.source))
+        except ImageError as error:
+            failures.add(job, error)
+    return tiles
+
+
 def _tiles(
-    config: InferConfig, jobs: Sequence[Job], model: LBMModel, what: str, progress: Progress
-) -> list[Image.Image]:
-    return [tile(made.image) for made in translations(model, jobs, translate_settings(config), progress, what)]
+    config: InferConfig, jobs: Sequence[Job], model: LBMModel, failures: Failures, progress: Progress, what: str
+) -> Tiles:
+    made = translations(model, jobs, translate_settings(config), failures, progress, what)
+    return {job.output: tile(translation.image) for job, translation in made}
 
 
 def _write_all(
-    config: InferConfig, jobs: Sequence[Job], model: LBMModel, progress: Progress
-) -> tuple[tuple[TranslatedImage, ...], list[Image.Image]]:
+    config: InferConfig, jobs: Sequence[Job], model: LBMModel, failures: Failures, progress: Progress
+) -> tuple[list[TranslatedImage], Tiles]:
     """Translate and write every job; with --compare also the tiles for it."""
     outputs: list[TranslatedImage] = []
-    tiles: list[Image.Image] = []
+    tiles: Tiles = {}
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
-    made = translations(model, jobs, translate_settings(config), progress, "translating")
-    for job, translation in zip(jobs, made, strict=True):
-        write_image(translation.image, job.output, inputs=[job.source])
+    for job, translation in translations(model, jobs, translate_settings(config), failures, progress, "translating"):
+        try:
+            write_image(translation.image, job.output, inputs=[job.source])
+            copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
+        except OutputError as error:
+            raise OutputError(*error.args, failures.so_far()) from None
+        failures.written += 1
         if config.compare:
-            tiles.append(tile(translation.image))
-        copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
+            tiles[job.output] = tile(translation.image)
         outputs.append(
             TranslatedImage(
                 source=job.source,
                 output=job.output,
-                comparison=job.comparison,
+                comparison=None,
                 source_copy=job.copy if copied else None,
                 width=translation.image.width,
                 height=translation.image.height,
@@ -147,15 +192,25 @@ def _write_all(
                 seconds=translation.seconds,
             )
         )
-    return tuple(outputs), tiles
+    return outputs, tiles
 
 
-def _write_comparisons(config: InferConfig, jobs: Sequence[Job], columns: Columns, progress: Progress) -> None:
-    """The side-by-side images, after the tuned model's column where one is asked for."""
+def _with_comparisons(
+    config: InferConfig,
+    outputs: Sequence[TranslatedImage],
+    jobs: Sequence[Job],
+    columns: Columns,
+    failures: Failures,
+    progress: Progress,
+) -> tuple[TranslatedImage, ...]:
+    """The outputs, with their side-by-side images written, after the tuned model's column where one is asked for."""
     if config.tuned_model_path is not None:
         tuned = _load(config, config.tuned_model_path, "tuned", progress)
-        columns["tuned"] = _tiles(config, jobs, tuned, "translating with the tuned model", progress)
-    for index, job in enumerate(jobs):
+        columns["tuned"] = _tiles(config, jobs, tuned, failures, progress, "translating with the tuned model")
+    written: dict[Path, Path] = {}
+    for job in failures.left(jobs):
         if job.comparison is not None:
-            row = [tiles[index] for tiles in columns.values()]
+            row = [tiles[job.output] for tiles in columns.values()]
             write_image(comparison_grid(list(columns), [row]), job.comparison, inputs=[job.source])
+            written[job.output] = job.comparison
+    return tuple(replace(made, comparison=written.get(made.output)) for made in outputs)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.imaging.buckets import BUCKETS, nearest_bucket, resized
+from lbm_lora.imaging.buckets import BUCKETS, nearest_bucket, resized, warn_of_size
+from lbm_lora.progress import LbmLoraWarning
 
 
 def test_the_buckets_are_those_of_lbm() -> None:
@@ -60,3 +61,18 @@ def test_stretching_keeps_flat_colours_and_equal_sizes() -> None:
     image = Image.new("RGB", (30, 20), (7, 130, 250))
     assert resized(image, (30, 20)) is image
     assert resized(image, (64, 128)).getcolors() == [(64 * 128, (7, 130, 250))]
+
+
+@pytest.mark.parametrize("size", [None, 256, 512, 1024, 2048])
+def test_sizes_near_the_models_are_not_remarked(size: int | None) -> None:
+    warn_of_size(size, 1024)
+
+
+@pytest.mark.parametrize("size", [64, 255, 2049])
+def test_sizes_far_from_the_models_are_said_with_both_numbers(size: int) -> None:
+    with pytest.warns(LbmLoraWarning) as said:
+        warn_of_size(size, 1024)
+    assert str(said[0].message) == (
+        f"size {size} is far from the 1024 that the model is made for, and its images may fall apart. Leave it out, or "
+        "stay between 256 and 2048."
+    )

@@ -62,12 +62,22 @@ def test_one_mask_for_all_or_one_each(tmp_path: Path) -> None:
     one = tmp_path / "a.png"
     assert find_masks(str(one), [Path("x/p.png"), Path("x/q.png")]) == (one, one)
     assert find_masks(str(tmp_path), [Path("x/b.png"), Path("x/a.webp")]) == (tmp_path / "b.jpg", one)
-    with pytest.raises(ImageError, match=r"has no mask for z\.png: no image in it is called 'z'\."):
+    with pytest.raises(ImageError, match=r"has no mask for z\.png: no image in it is called 'z' or 'z\.mask'\."):
         find_masks(str(tmp_path), [Path("x/z.png")])
     with pytest.raises(ImageError, match=r"more than one mask for c\.jpg: c\.png and c\.webp\. Keep one\."):
         find_masks(str(tmp_path), [Path("x/c.jpg")])
     with pytest.raises(ImageError, match=r"gone does not exist\. Give a mask, or a folder"):
         find_masks(str(tmp_path / "gone"), [Path("x/c.jpg")])
+
+
+def test_the_mask_of_a_pair_is_found_among_its_files(tmp_path: Path) -> None:
+    for name in ("a.source.png", "a.target.png", "a.mask.png", "b.source.png", "b.source.webp"):
+        Image.new("L", (8, 8), 255).save(tmp_path / name)
+    assert find_masks(str(tmp_path), [tmp_path / "a.source.png"]) == (tmp_path / "a.mask.png",)
+    assert find_masks(str(tmp_path), [tmp_path / "b.source.png"]) == (tmp_path / "b.source.webp",)
+    (tmp_path / "b.source.webp").unlink()
+    with pytest.raises(ImageError, match=r"has no mask for b\.source\.png"):
+        find_masks(str(tmp_path), [tmp_path / "b.source.png"])
 
 
 def test_pasting_back() -> None:

@@ -74,6 +74,8 @@ def test_one_source_to_a_folder(tmp_path: Path) -> None:
 def test_several_sources_to_a_folder(tmp_path: Path) -> None:
     sources = [Path("in/a.jpg"), Path("in/b.gif"), Path("in/c.heic")]
     assert names(plan_outputs(sources, str(tmp_path / "out"))) == ["a.jpg", "b.png", "c.png"]
+    sources = [Path("in/a.source.jpg"), Path("in/b.source.gif"), Path("in/.source.png"), Path("in/source.png")]
+    assert names(plan_outputs(sources, str(tmp_path / "out"))) == ["a.jpg", "b.png", ".source.png", "source.png"]
 
 
 def test_several_sources_to_a_file_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The workflow `infer` on a small random LBM: files in, files out."""
 
 import dataclasses
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
-from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.errors import ConfigError, ImageError, OutputError, WrongBaseError
 from lbm_lora.model.build import LBMModel
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
@@ -299,6 +300,125 @@ def test_a_copy_that_is_a_source_now_is_kept(files: Files, photos: Path, tmp_pat
     before = copy.read_bytes()
     run(infer(files, copy, tmp_path / "out.jpg", save_input=True))
     assert copy.read_bytes() == before
+
+
+@pytest.fixture
+def batch(photos: Path) -> Path:
+    """The photos, and between them a cut JPEG and a text that is called an image."""
+    whole = (photos / "b.jpg").read_bytes()
+    (photos / "a_cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "a_text.png").write_text("no image")
+    return photos
+
+
+def test_what_cannot_be_read_is_left_out_and_listed(files: Files, batch: Path, tmp_path: Path) -> None:
+    result = run(infer(files, batch, tmp_path / "out", lora_path=(files.lora,), save_input=True))
+    assert [made.source.name for made in result.outputs] == ["a.png", "b.jpg"]
+    assert [image.source.name for image in result.failed] == ["a_cut.jpg", "a_text.png"]
+    assert "a_cut.jpg cannot be decoded: " in result.failed[0].reason
+    assert [str(failure) for failure in result.failures] == ["2 of 4 images failed: a_cut.jpg, a_text.png."]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.png", "a_input.png", "b.jpg", "b_input.jpg",
+    ]  # fmt: skip
+    run(infer(files, batch / "b.jpg", tmp_path / "alone.jpg", lora_path=(files.lora,)))
+    assert (tmp_path / "alone.jpg").read_bytes() == (tmp_path / "out" / "b.jpg").read_bytes()
+
+
+def test_a_mask_that_does_not_fit_fails_its_image_alone(files: Files, photos: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (50, 40), 255).save(masks / "a.png")
+    Image.new("L", (50, 40), 255).save(masks / "b.mask.png")
+    result = run(infer(files, photos, tmp_path / "out", mask=str(masks)))
+    assert [made.source.name for made in result.outputs] == ["a.png"]
+    assert "b.mask.png is 50x40, but its image 36x64: the shapes differ" in result.failed[0].reason
+
+
+def test_side_by_side_images_go_on_without_what_failed(files: Files, batch: Path, tmp_path: Path) -> None:
+    config = infer(files, batch, tmp_path / "out", lora_path=(files.lora,), compare=True, tuned_model_path=files.tuned)
+    result = run(config)
+    assert [made.comparison for made in result.outputs] == [
+        tmp_path / "out" / "a_compare.png",
+        tmp_path / "out" / "b_compare.jpg",
+    ]
+    assert len(result.failed) == 2
+    grid = Image.open(tmp_path / "out" / "a_compare.png")
+    tile = np.asarray(grid.crop((624, grid.height - 8 - 240, 624 + 300, grid.height - 8)))[::6, ::6]
+    assert np.array_equal(tile, np.asarray(Image.open(tmp_path / "out" / "a.png")))
+
+
+def test_the_first_failure_ends_the_batch_where_that_is_asked_for(files: Files, batch: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ImageError, match=r"a_cut\.jpg cannot be decoded: .* Before that, 1 of 4 images were written\.$"
+    ):
+        run(infer(files, batch, tmp_path / "out", fail_fast=True))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_an_image_alone_that_cannot_be_read_is_an_error(files: Files, batch: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"a_cut\.jpg cannot be decoded: .* Is the file complete\?$"):
+        run(infer(files, batch / "a_cut.jpg", tmp_path / "out.png"))
+
+
+def test_a_full_disk_ends_the_batch_and_says_how_far_it_came(
+    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Image.Image.save
+
+    def full(self: Image.Image, path: Path, *args: Any, **settings: Any) -> None:
+        if "b.jpg" in Path(path).name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, path, *args, **settings)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match=r"No space left on device.* Before that, 1 of 2 images were written\."):
+        run(infer(files, photos, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"of an earlier run")
+    result = run(infer(files, photos, tmp_path / "out", skip_existing=True))
+    assert ([made.source.name for made in result.outputs], result.present) == (["b.jpg"], 1)
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"of an earlier run"
+    again = run(infer(files, photos, tmp_path / "out", skip_existing=True))
+    assert (again.outputs, again.present, again.device, again.dtype) == ((), 2, "cpu", "fp32")
+    compared = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))
+    assert len(compared.outputs) == 2, "an output without its side-by-side image is not done"
+
+
+def test_results_of_pairs_have_the_name_of_the_pair(files: Files, photos: Path, tmp_path: Path) -> None:
+    (photos / "a.png").rename(photos / "a.source.png")
+    result = run(infer(files, f"{photos}/*.source.png", tmp_path / "out", compare=True))
+    assert result.outputs[0].output == tmp_path / "out" / "a.png"
+    assert result.outputs[0].comparison == tmp_path / "out" / "a_compare.png"
+
+
+def test_two_files_of_one_name_are_refused_before_the_work(files: Files, photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40)).save(photos / "a_compare.png")
+    with pytest.raises(OutputError, match=r"a\.png and .*a_compare\.png would both be written to .*a_compare\.png"):
+        run(infer(files, photos, tmp_path / "out", compare=True))
+    (photos / "a_compare.png").rename(photos / "b.source.jpg")
+    with pytest.raises(OutputError, match=r"b\.jpg and .*b\.source\.jpg would both be written to .*b\.jpg"):
+        run(infer(files, photos, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_far_above_the_models_size_is_said_once(files: Files, photos: Path, tmp_path: Path) -> None:
+    for name in ("c.png", "d.png"):
+        Image.new("RGB", (300, 200)).save(photos / name)
+    with pytest.warns(LbmLoraWarning) as said:
+        run(infer(files, photos, tmp_path / "out", lora_path=(files.lora,)))
+    assert [str(warning.message) for warning in said] == [
+        "c.png has 300x200 pixels, and the model works on 80x48: the result is enlarged 4.0 times and lacks fine "
+        "detail. A larger size keeps more, in more time (the model is made for 128); or cut the image."
+    ]
+
+
+def test_a_size_far_from_the_models_is_said(files: Files, photos: Path, tmp_path: Path) -> None:
+    with pytest.warns(LbmLoraWarning, match=r"^size 272 is far from the 128 that the model is made for"):
+        run(infer(files, photos / "a.png", tmp_path / "out.png", size=272))
 
 
 def test_the_documented_flags_are_parsed() -> None:

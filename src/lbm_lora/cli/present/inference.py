@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present import checkpoints, loras
 from lbm_lora.cli.present.lines import paragraphs, skipped_lines, written
-from lbm_lora.report.wording import plural
+from lbm_lora.report.wording import plural, printable
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.demo import DemoResult
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def infer(result: "InferResult", _: bool) -> str:
-    """Each image that was written."""
+    """Each image that was written, and each that could not be, with its reason."""
     lines = [
         f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
         f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
@@ -23,8 +23,14 @@ def infer(result: "InferResult", _: bool) -> str:
         + (f"\n    source: {made.source_copy}" if made.source_copy else "")
         for made in result.outputs
     ]
-    head = f"Translated {plural(len(result.outputs), 'image')} on {result.device} in {result.dtype}:"
-    return "\n".join([head, *lines])
+    head = f"Translated {plural(len(result.outputs), 'image')} on {result.device} in {result.dtype}"
+    if result.present:
+        head += f"; {plural(result.present, 'image')} already there"
+    failed = [printable(f"  {image.reason}") for image in result.failed]
+    return paragraphs(
+        "\n".join([f"{head}:", *lines]) if lines else f"{head}.",
+        "\n".join([f"{plural(len(failed), 'image')} failed:", *failed]) if failed else "",
+    )
 
 
 def infer_shards(result: "InferShardsResult", verbose: bool) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lbm_lora.cli.present import present
+from lbm_lora.inference.jobs import FailedImage
 from lbm_lora.model.base import BaseItem
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.write_base import BaseFiles
@@ -43,7 +44,7 @@ def translated() -> InferResult:
         comparison=Path("out/tree_compare.jpg"),
         source_copy=Path("out/tree_input.jpg"),
     )
-    return InferResult(outputs=(cup, tree), adapters=(), device="cpu", dtype="bf16")
+    return InferResult(outputs=(cup, tree), failed=(), present=0, adapters=(), device="cpu", dtype="bf16")
 
 
 IMAGES = """\
@@ -56,6 +57,17 @@ Translated 2 images on cpu in bf16:
 
 def test_images(translated: InferResult) -> None:
     assert present("infer", translated) == IMAGES
+
+
+def test_images_that_failed_or_were_there(translated: InferResult) -> None:
+    failed = (FailedImage(source=Path("in/a\x1b.jpg"), reason="in/a\x1b.jpg cannot be decoded."),)
+    head, _, rest = IMAGES.partition(":")
+    assert present("infer", replace(translated, failed=failed, present=3)) == (
+        f"{head}; 3 images already there:{rest}\n\n1 image failed:\n  in/a\\x1b.jpg cannot be decoded."
+    )
+    assert present("infer", replace(translated, outputs=(), present=2)) == (
+        "Translated 0 images on cpu in bf16; 2 images already there."
+    )
 
 
 def shards(*skipped: Skipped, stopped_by: str = "") -> InferShardsResult:
