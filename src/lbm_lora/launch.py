@@ -18,6 +18,7 @@ from torch import nn
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.model.device import resolve_device
+from lbm_lora.threads import share_cores
 
 Parallelize = Callable[[Any, Any], Any]
 """(module, device mesh) -> the module, its parameters parted among the processes."""
@@ -50,6 +51,7 @@ def open_fabric(config: Processes, parallelize: Parallelize | None = None) -> Fa
         ConfigError: Fabric refuses the devices or the strategy.
     """
     device = resolve_device(config.device)
+    share_cores(max(1, config.devices))
     try:
         return Fabric(
             accelerator=device.type,

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from lbm_lora.threads import worker_count
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -24,9 +26,9 @@ def ordered_map(
 
     Args:
         work: called with one item, in a thread where torch itself uses one thread. Its errors reach the reader.
-        threads: by default as many as torch uses.
+        threads: by default as many as the program may use; see `lbm_lora.threads`.
     """
-    count = threads or torch.get_num_threads()
+    count = threads or worker_count()
     before = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
     torch.set_num_threads(1)  # new threads take this over

@@ -1,6 +1,7 @@
 """What the unit tests share: how hypothesis and torch run, seeded tensors, and files of them."""
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ settings.register_profile(
 settings.load_profile("unit")
 
 # the tensors are tiny: a second thread costs more than it gives, and much more on a busy machine
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

@@ -16,6 +16,7 @@ import tyro
 
 from lbm_lora import __version__
 from lbm_lora.cli.overrides import split_overrides
+from lbm_lora.threads import chosen_threads, sleep_while_waiting
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,14 @@ class Output:
     """Say more: every layer of a ledger."""
     debug: bool = False
     """Show the traceback of an error."""
+    threads: int | None = None
+    """CPU threads of each process. Default: OMP_NUM_THREADS where it is set, else 1 for a model of under 100 million
+    parameters and every usable core for a larger one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
+    sleep_while_waiting()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -117,7 +122,8 @@ def _run(command: str, arguments: Sequence[str]) -> int:
     with session(debug="--debug" in arguments) as console:
         config, output = parse(command, arguments)
         chosen = _command_for(command, arguments)
-        result = _workflow(chosen).run(config, console.progress)
+        with chosen_threads(output.threads, console.progress.note):
+            result = _workflow(chosen).run(config, console.progress)
         if getattr(result, "rank", 0):
             return console.exit_code  # of several processes the first one speaks
         from lbm_lora.cli.present import present

@@ -6,7 +6,7 @@ import yaml
 
 from lbm_lora.errors import ConfigError
 
-OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "help")
+OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "threads", "help")
 """Flags that are no keys of the file."""
 
 

@@ -28,6 +28,7 @@ from lbm_lora.model.names import check_shapes, checkpoint_shapes, empty_unet, em
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.tiling import decode_tiled, needs_tiles
 from lbm_lora.naming import DENOISER_PREFIX
+from lbm_lora.threads import fit_threads
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels rows columns"]
@@ -137,6 +138,7 @@ def load_model(
         target = resolve_device(device) if isinstance(device, str) else device
         vae_dtype = torch.float32 if dtype == torch.float16 and config.vae_config.get("force_upcast", True) else dtype
         denoiser, vae = empty_unet(config.unet_config), empty_vae(config.vae_config)
+        fit_threads(sum(p.numel() for network in (denoiser, vae) for p in network.parameters()))
         fill(denoiser, checkpoint, DENOISER_PREFIX, device=target, dtype=dtype)
         fill(vae, checkpoint, VAE_PREFIX, device=target, dtype=vae_dtype)
     return LBMModel(denoiser=denoiser, vae=vae, config=config, device=target, dtype=dtype, vae_dtype=vae_dtype)
