@@ -130,6 +130,15 @@ def listing(names: Iterable[str], *, limit: int = 8) -> str:
     return ", ".join(shown[:limit]) + more
 
 
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 module`, `792 modules`, `1,676 tensors`, `2 matrices`.
+
+    Args:
+        several: the plural, where it is not made with an s.
+    """
+    return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
+
+
 def need_packages(what: str, packages: Iterable[str], extra: str) -> None:
     """Refuse work whose optional packages are not there.
 

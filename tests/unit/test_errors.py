@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lbm_lora import errors
-from lbm_lora.errors import InputError, LbmLoraError, listing
+from lbm_lora.errors import InputError, LbmLoraError, listing, plural
 
 CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)}
 
@@ -46,3 +46,8 @@ def test_children_in_the_docstring_are_subclasses() -> None:
 )
 def test_listing(names: list[str], limit: int, text: str) -> None:
     assert listing(iter(names), limit=limit) == text
+
+
+def test_plural() -> None:
+    assert [plural(count, "tensor") for count in (0, 1, 1676)] == ["0 tensors", "1 tensor", "1,676 tensors"]
+    assert [plural(count, "matrix", "matrices") for count in (1, 2)] == ["1 matrix", "2 matrices"]

@@ -66,13 +66,23 @@ def check_base(
     found = found or fingerprint(base)
     if found.digest == adapter.metadata.base_fingerprint:
         return
-    names = differing(adapter.metadata.base_tensors, found)
-    difference = (
-        f"{adapter.path} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
-        f"{listing(names, limit=3)}."
-    )
+    difference = _difference(adapter, base, found)
     if allow_other_base is None:
         raise WrongBaseError(f"{difference} Give its own base.")
     if not allow_other_base:
         raise WrongBaseError(f"{difference} Give its own base, or go on with ", Option("allow_other_base"), ".")
     warn(difference)
+
+
+def _difference(adapter: Adapter, base: Component, found: Fingerprint) -> str:
+    """In what a component is not the base of an adapter."""
+    if found.digest == adapter.metadata.tuned_fingerprint:
+        return (
+            f"{base.path} is not the base of {adapter.path}, but the tuned checkpoint that it was extracted from. "
+            "Are base and tuned swapped?"
+        )
+    names = differing(adapter.metadata.base_tensors, found)
+    return (
+        f"{adapter.path} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
+        f"{listing(names, limit=3)}."
+    )

@@ -11,22 +11,25 @@ from torch import Tensor
 
 from lbm_lora.blocks import subtract
 from lbm_lora.checkpoint import Checkpoint, Component
-from lbm_lora.errors import PairingError, listing
+from lbm_lora.errors import Option, PairingError, listing, plural
 from lbm_lora.factorize.measure import Measure, measure_delta
+from lbm_lora.model.constants import ITERATIONS_KEY
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
 
 Band = Literal["EXCELLENT", "GOOD", "WARNING"]
 
-LEAST_COSINE = 0.3
-"""Below this, a tuned matrix is taken as unrelated to the base's. A fine-tune that moves a matrix by as much as its own
-norm still has 0.7; two unrelated matrices of n elements have 0 within about 4 / sqrt(n)."""
+LEAST_COSINE = 0.15
+"""Below this, a tuned matrix is taken as unrelated to the base's: two unrelated matrices of n elements have 0 within
+about 4 / sqrt(n). A fine-tune that moves a matrix by its own norm has 0.7, by 2.7 times its norm 0.35; the bundled
+model, whose residual branches the base holds near 0, goes down to 0.2."""
 MOST_UNRELATED = 0.01
 """Share of unrelated matrices that a base may have: a fine-tune may start some layer anew."""
+ORIGIN_KEY = "initialization"
 BASE_MARK = "exact_architecture_match"
-"""What a base says of itself, as `initialization`."""
+"""What a base says of where it comes from, in the metadata of its `.safetensors` and as an entry of its `.ckpt`."""
 _VAE = "vae."
-_LEAST_ELEMENTS = 1024  # where chance stays below 0.13, far from LEAST_COSINE
+_LEAST_ELEMENTS = 1024  # where chance stays below 0.13, and so below LEAST_COSINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,11 @@ class BaselineReport:
         """Matrices whose tuned values have nothing to do with the base's."""
         return tuple(t.name for t in self.tensors if t.is_unrelated)
 
+    @cached_property
+    def outgrown(self) -> tuple[ParamName, ...]:
+        """Matrices that are the base's, and moved by more than their own norm: those that the base holds near 0."""
+        return tuple(t.name for t in self.tensors if len(t.shape) > 1 and t.relative > 1 and not t.is_unrelated)
+
     @property
     def can_be_base(self) -> bool:
         """Whether the tuned checkpoint can have been tuned from this base."""
@@ -122,33 +130,80 @@ class BaselineReport:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """Whether this can be the base, and what it goes by."""
         if self.unmatched:
             names = listing(self.unmatched, limit=3)
-            return f"This is not the base: {len(self.unmatched)} tensors have no partner: {names}."
-        distance = f"its matrices moved by {self.median_relative:.2%} of their norm (median)"
-        if not self.unrelated:
-            return f"This can be the base that it was tuned from: {distance}."
-        some = f"{len(self.unrelated)} matrices are unrelated to it: {listing(self.unrelated, limit=3)}"
-        if self.can_be_base:
-            return f"This can be the base that it was tuned from: {distance}. But {some}."
-        return f"This is not the base that it was tuned from: {some}."
+            return f"This is not the base: {plural(len(self.unmatched), 'tensor')} without a partner: {names}."
+        some = f"{plural(len(self.unrelated), 'matrix', 'matrices')} without any likeness to it: "
+        some += listing(self.unrelated, limit=3)
+        if not self.can_be_base:
+            return f"This is not the base that it was tuned from: {some}."
+        parts = [
+            "This can be the base that it was tuned from: its matrices moved by "
+            f"{self.median_relative:.2%} of their norm (median)."
+        ]
+        if self.unrelated:
+            parts.append(f"Training started some layers anew, or a part of the base is another: {some}.")
+        if self.outgrown:
+            own = "its own norm" if len(self.outgrown) == 1 else "their own norm"
+            parts.append(
+                f"{plural(len(self.outgrown), 'matrix', 'matrices')} moved by more than {own} "
+                f"({listing(self.outgrown, limit=3)}): expected where the base holds values near 0."
+            )
+        return " ".join(parts)
+
+    @property
+    def band_meaning(self) -> str:
+        """What the documented band says where it sounds worse than the verdict; else nothing."""
+        if self.band != "WARNING" or not self.can_be_base:
+            return ""
+        return (
+            "The documented bands are absolute values made for SDXL: WARNING says that the fine-tune changed much, or "
+            "that the model's weights are large, as those of narrow models are. It does not speak against the base."
+        )
 
 
-def warn_of_pair(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Warn of what keeps a LoRA of these two from giving the tuned model's image.
+def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
+    """Refuse a base in the place of the tuned checkpoint, and warn of what keeps a LoRA from giving the tuned image.
 
-    A tuned file that says that it is an exact base; VAEs that differ, for which no LoRA of the denoiser can make up.
+    What the files say decides: the mark of an exact base, else the counter of training iterations. Files that say
+    nothing of themselves, as the published LBM, cannot be told apart by it.
+
+    Raises:
+        PairingError: the tuned file says that it is an exact base, and the base does not.
     """
-    if BASE_MARK in (tuned.metadata.get("initialization"), tuned.extra.get("initialization")):
-        warn(f"{tuned.path} says that it is an exact base, not a tuned checkpoint. Are base and tuned swapped?")
+    if _is_exact_base(tuned):
+        if not _is_exact_base(base):
+            raise PairingError(
+                f"{tuned.path} says that it is an exact base, and {base.path} does not: the two are swapped. Give ",
+                Option("base_model_path"),
+                f" {tuned.path} ",
+                Option("tuned_model_path"),
+                f" {base.path}.",
+            )
+        warn(f"{tuned.path} says that it is an exact base, as {base.path} does. Is it the tuned checkpoint?")
+    elif _iterations(base) > 0 == _iterations(tuned):
+        warn(
+            f"{base.path} counts {plural(int(_iterations(base)), 'training iteration')}, {tuned.path} none. "
+            "Are base and tuned swapped?"
+        )
     names = [key for key in tuned.specs if key.startswith(_VAE) and key in base.specs]
     differing = [key for key in names if not torch.equal(base.read(key).float(), tuned.read(key).float())]
     if differing:
         warn(
-            f"The VAEs differ in {len(differing)} of {len(names)} tensors ({differing[0]} ...): the LoRA is about the "
-            "denoiser alone, so base + LoRA decodes with the base's VAE."
+            f"The VAEs differ in {len(differing)} of {plural(len(names), 'tensor')} ({differing[0]} ...): the LoRA is "
+            "about the denoiser alone, so base + LoRA decodes with the base's VAE."
         )
+
+
+def _is_exact_base(checkpoint: Checkpoint) -> bool:
+    return BASE_MARK in (checkpoint.metadata.get(ORIGIN_KEY), checkpoint.extra.get(ORIGIN_KEY))
+
+
+def _iterations(checkpoint: Checkpoint) -> float:
+    """What LBM's own counter says; 0 where there is none."""
+    spec = checkpoint.specs.get(ITERATIONS_KEY)
+    return float(checkpoint.read(ITERATIONS_KEY).float().max()) if spec is not None and spec.numel else 0.0
 
 
 def compare_base(base: Component, tuned: Component, *, progress: Progress = SILENT) -> BaselineReport:
@@ -173,7 +228,8 @@ def compare_base(base: Component, tuned: Component, *, progress: Progress = SILE
     broken = [distance.name for distance in distances if not isfinite(distance.max_abs)]
     if broken:
         raise PairingError(
-            f"{base.path} or {tuned.path} holds values that are not finite: {len(broken)} tensors, {listing(broken)}."
+            f"{base.path} or {tuned.path} holds values that are not finite, in {plural(len(broken), 'tensor')}: "
+            f"{listing(broken)}."
         )
     unmatched = tuple(sorted({*base, *tuned} - set(shared)))
     return BaselineReport(tensors=tuple(distances), unmatched=unmatched, noise_floor=_finite(total.noise_floor))

@@ -14,14 +14,14 @@ from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtyp
 from lbm_lora.errors import CheckpointError, Option, OutputError, listing
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
-from lbm_lora.model.baseline import BASE_MARK
+from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import SDXL_VAE
 from lbm_lora.model.resolve import CKPT_CONTAINERS, ckpt_entries, config_to_metadata, lbm_unet
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 
-_METADATA_ENTRIES = ("backbone_signature", "architecture", "torch_dtype", "initialization")
+_METADATA_ENTRIES = ("backbone_signature", "architecture", "torch_dtype", ORIGIN_KEY)
 _SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 _NOTE = "The LPIPS network of training is left out: no LoRA is about it, and training loads its own."
 
@@ -167,7 +167,7 @@ def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, 
         "architecture": "LBM",
         "torch_dtype": str(dtype),
         "source_config": json.loads(json.dumps(dict(source_config or {}), default=str)),
-        "initialization": BASE_MARK,
+        ORIGIN_KEY: BASE_MARK,
         "created_from": "inference_config_initialization",
         "lpips_excluded": True,
         "note": _NOTE,

@@ -2,6 +2,7 @@
 
 import math
 
+from lbm_lora.errors import plural as plural  # messages of all layers count things, and so do reports
 from lbm_lora.report.values import BANDS, band_of
 
 NOTHING = "-"
@@ -52,11 +53,6 @@ def distance(value: float | None) -> str:
 def megabytes(nbytes: int) -> str:
     """12345678 -> `12.35 MB`, 12345 -> `12.3 kB`: decimal units, as file managers have them."""
     return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 100_000 else f"{nbytes / 1e3:,.1f} kB"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 module`, `792 modules`, `1,676 tensors`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def dimensions(shape: tuple[int, ...]) -> str:

@@ -26,7 +26,7 @@ from lbm_lora.extraction import (
     rank_rule,
     write_sidecar,
 )
-from lbm_lora.model.baseline import warn_of_pair
+from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
@@ -75,7 +75,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             exclude=config.exclude,
             keep_dense=config.dense,
         )
-        warn_of_pair(base, tuned)
+        check_pair(base, tuned)
         extracted = extract_adapters(
             plan,
             rule,

@@ -10,6 +10,7 @@ from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.progress import SILENT, Progress
@@ -70,15 +71,19 @@ def _write(
 
 
 def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsWriter | TorchWriter:
-    """A writer for the container that the suffix names; the checkpoint's own configuration goes along."""
+    """A writer for the container that the suffix names; the checkpoint's own configuration goes along.
+
+    What it says of where it started from does not: with a LoRA in it, it is no exact base any more.
+    """
     values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":
-        metadata = dict(checkpoint.metadata)
+        metadata = {key: value for key, value in checkpoint.metadata.items() if key != ORIGIN_KEY}
         if values:
             metadata.setdefault(METADATA_KEY, json.dumps(values))
         return SafetensorsWriter(path, checkpoint.specs, metadata=metadata)
     if path.suffix == ".ckpt":
         entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
+        entries.pop(ORIGIN_KEY, None)
         containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
         return TorchWriter(path, checkpoint.specs, extra=entries, containers=containers)
     raise OutputError(Option("save_to"), f" {path}: a fused checkpoint is a .safetensors or a .ckpt file.")

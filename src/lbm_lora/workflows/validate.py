@@ -11,6 +11,7 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import (
@@ -105,6 +106,7 @@ def _weights(
 ) -> tuple[WeightReport, list[str]]:
     """The weight report, and a line for every layer that a LoRA can hold."""
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        check_pair(base, tuned)
         component = tuned.component()
         left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
         pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))

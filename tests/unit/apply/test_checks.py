@@ -1,6 +1,7 @@
 """Whether an adapter belongs on a model, and the lines that say why not."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,19 @@ def test_another_base_is_refused_and_some_tensors_are_named(save: Save, made_for
     )
     with pytest.warns(LbmLoraWarning, match=r"was made from another base than .* 2 of 5 tensors differ"):
         check_base(made_for, base, allow_other_base=True)
+
+
+def test_the_tuned_checkpoint_in_the_place_of_the_base_is_said(save: Save, made_for: Adapter) -> None:
+    path = save("tuned.safetensors", {"a": torch.full((3,), 7.0), "b": torch.ones(2)})
+    with open_checkpoint(path) as tuned:
+        digest = fingerprint(tuned.component()).digest
+        adapter = replace(made_for, metadata=replace(made_for.metadata, tuned_fingerprint=digest))
+        with pytest.raises(WrongBaseError) as caught:
+            check_base(adapter, tuned.component())
+    assert str(caught.value) == (
+        f"{path} is not the base of lora.safetensors, but the tuned checkpoint that it was extracted from. "
+        "Are base and tuned swapped? Give its own base, or go on with allow_other_base."
+    )
 
 
 def test_a_base_with_other_names(save: Save, made_for: Adapter) -> None:

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lbm_lora.bundled import TUNED
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import PairingError
-from lbm_lora.model.baseline import BaselineReport, compare_base
+from lbm_lora.model.baseline import BASE_MARK, BaselineReport, check_pair, compare_base
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.workflows.base import BaseConfig, run
 from standins import TINY, base_tensors, tuned_tensors
 
 
@@ -102,7 +105,88 @@ def test_one_layer_started_anew_is_named_and_accepted(tmp_path: Path) -> None:
     )
     report = compared(tmp_path, base, tuned_tensors(TINY))
     assert report.can_be_base
-    assert report.verdict.endswith("But 1 matrices are unrelated to it: mid_block.resnets.0.conv1.weight.")
+    assert report.verdict.endswith(
+        "(median). Training started some layers anew, or a part of the base is another: "
+        "1 matrix without any likeness to it: mid_block.resnets.0.conv1.weight."
+    )
+
+
+def test_a_matrix_that_grew_out_of_almost_nothing_is_not_unrelated(tmp_path: Path) -> None:
+    """As on the bundled model: moved by 2.7 times its norm, with a cosine of 0.35."""
+    base, tuned = base_tensors(TINY), tuned_tensors(TINY)
+    name = "mid_block.attentions.0.proj_out.weight"
+    base[f"denoiser.{name}"] = tuned[f"denoiser.{name}"].float() * 0.1
+    base[f"denoiser.{name}"] += 0.27 * base[f"denoiser.{name}"].roll(7)
+    report = compared(tmp_path, base, tuned)
+    assert (report.unrelated, report.outgrown) == ((), (name,))
+    assert report.can_be_base
+    assert report.verdict.endswith(
+        f"1 matrix moved by more than its own norm ({name}): expected where the base holds values near 0."
+    )
+
+
+def test_the_bundled_model_has_its_own_base(tmp_path: Path) -> None:
+    """A check that cries on our own model says nothing."""
+    made = run(BaseConfig(config_path=TUNED / "config.yaml", save_path=tmp_path / "base.ckpt")).base
+    with open_checkpoint(made.safetensors) as base, open_checkpoint(TUNED / "model.safetensors") as tuned:
+        report = compare_base(base.component(), tuned.component())
+    assert report.can_be_base
+    assert report.unrelated == ()
+    assert len(report.outgrown) == 32
+    assert report.band == "WARNING", "the documented band is of absolute values"
+    assert report.band_meaning == (
+        "The documented bands are absolute values made for SDXL: WARNING says that the fine-tune changed much, or that "
+        "the model's weights are large, as those of narrow models are. It does not speak against the base."
+    )
+
+
+def test_the_band_needs_no_words_where_it_agrees_with_the_verdict(tmp_path: Path) -> None:
+    assert compared(tmp_path, base_tensors(TINY, dtype=torch.bfloat16), tuned_tensors(TINY)).band_meaning == ""
+    assert compared(tmp_path, base_tensors(TINY, seed=1), tuned_tensors(TINY)).band_meaning == ""
+
+
+def saved(path: Path, *, iterations: int | None = None, mark: bool = False) -> Path:
+    counter = {} if iterations is None else {"num_iterations": torch.tensor(float(iterations))}
+    save_file({"denoiser.a.weight": torch.ones(2, 2), **counter}, path, {"initialization": BASE_MARK} if mark else None)
+    return path
+
+
+def checked(base: Path, tuned: Path) -> None:
+    with open_checkpoint(base) as one, open_checkpoint(tuned) as other:
+        check_pair(one, other)
+
+
+def test_an_exact_base_in_the_place_of_tuned_is_refused(tmp_path: Path) -> None:
+    tuned, base = saved(tmp_path / "t.safetensors"), saved(tmp_path / "b.safetensors", mark=True)
+    checked(base, tuned)
+    with pytest.raises(PairingError) as caught:
+        checked(tuned, base)
+    assert str(caught.value) == (
+        f"{base} says that it is an exact base, and {tuned} does not: the two are swapped. "
+        f"Give base_model_path {base} tuned_model_path {tuned}."
+    )
+
+
+def test_two_exact_bases_give_a_warning(tmp_path: Path) -> None:
+    one, other = saved(tmp_path / "a.safetensors", mark=True), saved(tmp_path / "b.safetensors", mark=True)
+    with pytest.warns(LbmLoraWarning) as caught:
+        checked(one, other)
+    assert str(caught[0].message) == (
+        f"{other} says that it is an exact base, as {one} does. Is it the tuned checkpoint?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "said"), [(256, 0, True), (256, 256, False), (0, 3, False), (256, None, True)]
+)
+def test_a_base_that_was_trained_longer_gives_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, base: int, tuned: int | None, said: bool
+) -> None:
+    one = saved(tmp_path / "a.safetensors", iterations=base)
+    other = saved(tmp_path / "b.safetensors", iterations=tuned)
+    checked(one, other)
+    text = f"{one} counts {base} training iterations, {other} none. Are base and tuned swapped?"
+    assert [str(warning.message) for warning in recwarn] == [text] * said
 
 
 def test_tensors_without_a_partner(tmp_path: Path) -> None:
@@ -112,7 +196,7 @@ def test_tensors_without_a_partner(tmp_path: Path) -> None:
     report = compared(tmp_path, base, tuned)
     assert report.unmatched == ("conv_in.weight", "conv_out.bias")
     assert report.matched == "494/496"
-    assert report.verdict == "This is not the base: 2 tensors have no partner: conv_in.weight, conv_out.bias."
+    assert report.verdict == "This is not the base: 2 tensors without a partner: conv_in.weight, conv_out.bias."
 
 
 def test_nothing_in_common(tmp_path: Path) -> None:
@@ -121,7 +205,7 @@ def test_nothing_in_common(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    with pytest.raises(PairingError, match=r"holds values that are not finite: 1 tensors, a\."):
+    with pytest.raises(PairingError, match=r"holds values that are not finite, in 1 tensor: a\."):
         compared(tmp_path, {"a": torch.zeros(2)}, {"a": torch.tensor([0.0, math.nan])})
 
 

@@ -36,8 +36,7 @@ def test_image_scores() -> None:
     assert [wording.similarity(value) for value in (0.999999, 1.0, math.nan, None)] == ["0.9999", "1.0000", "nan", "-"]
 
 
-def test_plural_and_dimensions() -> None:
-    assert [wording.plural(n, "tensor") for n in (0, 1, 1676)] == ["0 tensors", "1 tensor", "1,676 tensors"]
+def test_dimensions() -> None:
     assert [wording.dimensions(shape) for shape in ((64, 32, 3, 3), (7,), ())] == ["64x32x3x3", "7", "scalar"]
 
 

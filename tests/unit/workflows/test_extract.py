@@ -208,7 +208,7 @@ def test_a_base_in_the_place_of_tuned_is_named(lbm: Lbm, tmp_path: Path) -> None
     made = base.run(BaseConfig(config_path=config_path, save_path=tmp_path / "base.ckpt")).base
     for path in (made.ckpt, made.safetensors):
         swapped = config(lbm, tmp_path / "l.safetensors", base_model_path=lbm.tuned, tuned_model_path=path)
-        with pytest.warns(LbmLoraWarning) as caught:
+        with pytest.raises(PairingError) as caught:
             run(swapped)
-        text = f"{path} says that it is an exact base, not a tuned checkpoint. Are base and tuned swapped?"
-        assert text in [str(one.message) for one in caught]
+        assert str(caught.value).startswith(f"{path} says that it is an exact base, and {lbm.tuned} does not: ")
+        assert not (tmp_path / "l.safetensors").exists()

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.build import load_model
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract
@@ -77,6 +79,8 @@ def test_the_fused_file_is_a_whole_model_in_either_container(lbm: Lbm, lora: Pat
     for source in (made, made.with_suffix(".safetensors")):
         path = tmp_path / f"{source.suffix[1:]}_{name}"
         run(FuseConfig(base_model_path=source, lora_path=(lora,), save_to=path))
+        with open_checkpoint(source) as before, open_checkpoint(path) as after:
+            check_pair(before, after)  # it does not say that it is a base, and may stand in the place of tuned
         model = load_model(path, dtype=torch.float32)
         tuned = load_file(lbm.tuned)
         assert torch.equal(model.denoiser.conv_in.weight, tuned["denoiser.conv_in.weight"].float())
@@ -135,7 +139,7 @@ def test_another_base_that_is_allowed_is_said(lbm: Lbm, lora: Path, tmp_path: Pa
     config = FuseConfig(
         base_model_path=lbm.tuned, lora_path=(lora,), save_to=tmp_path / "f.safetensors", allow_other_base=True
     )
-    with pytest.warns(LbmLoraWarning, match="was made from another base than"):
+    with pytest.warns(LbmLoraWarning, match="but the tuned checkpoint that it was extracted from"):
         run(config)
     assert config.save_to.exists()
 

@@ -81,9 +81,10 @@ def _baseline(baseline: "BaselineReport") -> list[str]:
     same = f"{share(baseline.unchanged)} of the elements; {plural(baseline.unchanged_tensors, 'entire tensor')}"
     lines = [
         ("Matched denoiser keys", baseline.matched),
-        ("Average difference", f"{baseline.average_difference:.8f}  {baseline.band}"),
+        ("Average difference", f"{baseline.average_difference:.8f}  {baseline.band} (documented band)"),
         ("Maximum difference", f"{baseline.maximum_difference:.8f}"),
         ("unchanged", same),
         ("noise floor", f"{percent(baseline.noise_floor)} of the change is rounding of the tuned file"),
     ]
-    return ["Base against the tuned model", *facts(lines), *paragraph(baseline.verdict)]
+    meaning = paragraph(baseline.band_meaning) if baseline.band_meaning else []
+    return ["Base against the tuned model", *paragraph(baseline.verdict), *facts(lines), *meaning]

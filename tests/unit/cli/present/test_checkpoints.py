@@ -21,12 +21,12 @@ File = Callable[[str, int], Path]
 
 BASELINE = """\
 Base against the tuned model
+  This can be the base that it was tuned from: its matrices moved by 5.00% of their norm (median).
   Matched denoiser keys           2/2
-  Average difference              0.00150000  GOOD
+  Average difference              0.00150000  GOOD (documented band)
   Maximum difference              0.00300000
   unchanged                       50.0 % of the elements; 1 entire tensor
-  noise floor                     1.60 % of the change is rounding of the tuned file
-  This can be the base that it was tuned from: its matrices moved by 5.00% of their norm (median)."""
+  noise floor                     1.60 % of the change is rounding of the tuned file"""
 
 WRITTEN = """\
 wrote base.safetensors (0.20 MB)
@@ -71,6 +71,14 @@ def test_a_base_against_a_tuned_model(base: BaseResult, base_text: str) -> None:
     )
     measured = replace(base, baseline=BaselineReport(tensors=tensors, unmatched=(), noise_floor=0.016))
     assert present("base", measured) == f"{base_text}\n\n{BASELINE}\n\nThe VAE is SDXL's.\n\n{WRITTEN}"
+
+
+def test_a_band_that_sounds_worse_than_the_verdict_is_explained(base: BaseResult) -> None:
+    tensors = (distance("a.weight", mean=0.03, unchanged=0.0, relative=0.1),)
+    measured = replace(base, baseline=BaselineReport(tensors=tensors, unmatched=(), noise_floor=0.016))
+    text = present("base", measured)
+    assert "  Average difference              0.03000000  WARNING (documented band)\n" in text
+    assert "  The documented bands are absolute values made for SDXL: WARNING says that" in text
 
 
 def test_the_tensors_of_a_base_with_verbose(base: BaseResult, base_text: str) -> None:
