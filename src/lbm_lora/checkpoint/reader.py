@@ -20,6 +20,7 @@ from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.checkpoint.torch_file import TorchFile
 from lbm_lora.errors import CheckpointError, listing
+from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
 
 _INDEX = ".safetensors.index.json"
@@ -134,7 +135,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist.{_siblings(path)}")
+        raise CheckpointError(not_there(path, (".safetensors", *_TORCH_SUFFIXES)))
     try:
         return Checkpoint(path, {file: _open_file(file) for file in _files_of(path)})
     except OSError as error:
@@ -177,11 +178,3 @@ def _open_file(path: Path) -> _File:
     raise CheckpointError(
         f"{path}: a checkpoint is a .safetensors, {', '.join(_TORCH_SUFFIXES)} file or an index of shards."
     )
-
-
-def _siblings(path: Path) -> str:
-    """What lies in the nearest folder that exists, for an error line."""
-    if not path.parent.is_dir():
-        return f" Nor does the folder {path.parent}."
-    files = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".safetensors", *_TORCH_SUFFIXES))
-    return f" That folder has {listing(files)}." if files else ""

@@ -22,6 +22,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from lbm_lora.atomic import atomic_path, guard_output
 from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.missing_path import not_there
 from lbm_lora.progress import warn
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
@@ -127,7 +128,7 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
                 warn(f"{path} has {frames} frames: only the first is used.")
             return upright(opened)
     except FileNotFoundError:
-        raise ImageError(f"{path} does not exist.") from None
+        raise ImageError(not_there(path, readable_extensions())) from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} is no image in a format that can be read ({READABLE}).") from None
     except BROKEN as error:

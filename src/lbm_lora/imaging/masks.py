@@ -9,6 +9,7 @@ from PIL import Image
 from lbm_lora.errors import ImageError
 from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
+from lbm_lora.missing_path import not_there
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -59,7 +60,9 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
     if path.is_file():
         return (path,) * len(sources)
     if not path.is_dir():
-        raise ImageError(f"{path} does not exist. Give a mask, or a folder with a mask of each image's name.")
+        raise ImageError(
+            f"{not_there(path, readable_extensions())} Give a mask, or a folder with a mask of each image's name."
+        )
     extensions = readable_extensions()
     images = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
     return tuple(_only(path, _named_like(source, images), source) for source in sources)

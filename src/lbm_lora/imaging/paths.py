@@ -7,10 +7,12 @@ is settled before the first image is computed.
 import glob
 import os
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.imaging.image_file import READABLE, read_image, readable_extensions, writable_extensions
+from lbm_lora.missing_path import held_by, not_there
 
 
 def expand_sources(text: str) -> tuple[Path, ...]:
@@ -28,14 +30,18 @@ def expand_sources(text: str) -> tuple[Path, ...]:
     if path.is_dir():
         found = _images_of(path.iterdir())
         if not found:
-            raise ImageError(f"{path} holds no image that can be read ({READABLE}).")
+            raise ImageError(f"no image to read ({READABLE}). {held_by(path)}")
         return found
     if not glob.has_magic(text):
-        raise ImageError(f"{path} does not exist. Give an image, a folder of images, or a quoted glob.")
+        raise ImageError(
+            f"{not_there(path, readable_extensions())} Give an image, a folder of images, or a quoted glob."
+        )
     # Path.glob takes no absolute patterns.
     found = _images_of(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
     if not found:
-        raise ImageError(f"'{text}' matches no image. Give an image, a folder of images, or a quoted glob.")
+        folder = _folder_of(path)
+        reason = held_by(folder) if folder.is_dir() else not_there(folder)
+        raise ImageError(f"'{text}' matches no image. {reason} Give an image, a folder of images, or a quoted glob.")
     return found
 
 
@@ -121,6 +127,12 @@ def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
     extensions = readable_extensions()
     wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
     return tuple(sorted(p for p in wanted if p.is_file()))
+
+
+def _folder_of(pattern: Path) -> Path:
+    """The part of a glob that has no signs in it."""
+    parts = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    return Path(*parts)
 
 
 def _output_name(source: Path) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import CheckpointError, HubError, ImageError, MissingExtraError, listing
+from lbm_lora.missing_path import not_there
 
 Net = Literal["vgg", "alex", "squeeze"]
 Images = Float[Tensor, "batch 3 height width"]
@@ -168,6 +169,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return {name: file.read(name) for name in file.specs}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(not_there(path, (".pth", ".safetensors"))) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged pickle may raise nearly anything (documentation of pickle)

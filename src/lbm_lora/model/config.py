@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.missing_path import not_there
 from lbm_lora.model.constants import SDXL_SIGNATURE
 
 # Keys of LBM's own training files and of the configuration that it pickles. They say nothing about the model.
@@ -134,6 +135,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(not_there(path, (".yaml", ".yml"))) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

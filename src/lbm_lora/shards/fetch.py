@@ -20,7 +20,8 @@ from filelock import FileLock
 from webdataset.gopen import gopen
 
 from lbm_lora.atomic import atomic_path
-from lbm_lora.errors import ConfigError, DataError, listing
+from lbm_lora.errors import ConfigError, DataError, listing, plural
+from lbm_lora.missing_path import not_there
 from lbm_lora.progress import SILENT, Progress
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
@@ -43,9 +44,11 @@ def local_shards(
     """
     paths = [_path_of(shard) for shard in shards]
     _check(shards, paths, cache_dir, allow_pipe)
-    missing = [str(path) for path in paths if path is not None and not path.is_file()]
+    missing = [path for path in paths if path is not None and not path.is_file()]
     if missing:
-        raise DataError(f"{len(missing)} of {len(shards)} shards do not exist: {listing(missing)}.")
+        first = not_there(missing[0], (missing[0].suffix,))
+        more = f" Nor do {listing(map(str, missing[1:]))}." if len(missing) > 1 else ""
+        raise DataError(f"{len(missing)} of {plural(len(shards), 'shard')} not found: {first}{more}")
     if None in paths:
         progress.start(len(shards), "fetching shards")
     local: list[Path] = []

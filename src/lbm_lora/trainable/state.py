@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError
+from lbm_lora.missing_path import not_there
 from lbm_lora.naming import ModuleName
 from lbm_lora.trainable.inject import InitialFactors
 
@@ -79,6 +80,8 @@ def load_state(path: Path) -> TrainState:
     """
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(not_there(path, (path.suffix,))) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged pickle may raise nearly anything (documentation of pickle)

@@ -91,13 +91,15 @@ def test_a_folder_with_several_or_none(save: Save, tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there_names_its_neighbours(save: Save, tmp_path: Path) -> None:
-    missing = tmp_path / "model.safetensors"
-    assert error_of(missing) == f"{missing} does not exist."
+    missing = tmp_path / "other.ckpt"
+    assert error_of(missing) == f"{missing} does not exist. The folder {tmp_path} is empty."
     save("tuned.ckpt", {"a": torch.ones(2)})
     save("base.safetensors", {"a": torch.ones(2)})
-    assert error_of(missing) == f"{missing} does not exist. That folder has base.safetensors, tuned.ckpt."
-    deeper = tmp_path / "no" / "model.safetensors"
-    assert error_of(deeper) == f"{deeper} does not exist. Nor does the folder {tmp_path / 'no'}."
+    assert error_of(missing) == f"{missing} does not exist. The folder {tmp_path} has base.safetensors, tuned.ckpt."
+    deeper = tmp_path / "no" / "x.safetensors"
+    assert error_of(deeper) == f"{deeper} does not exist. There is no folder {tmp_path / 'no'}."
+    close = tmp_path / "tune.ckpt"
+    assert error_of(close) == f"{close} does not exist. Did you mean {tmp_path / 'tuned.ckpt'}?"
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, photo: Image.Image) -> 
 
 
 def test_bad_files_are_named(tmp_path: Path, photo: Image.Image) -> None:
-    with pytest.raises(ImageError, match=r"none\.png does not exist\.$"):
+    with pytest.raises(ImageError, match=r"none\.png does not exist\. The folder .*\.$"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(ImageError, match=r"text\.png is no image in a format that can be read"):

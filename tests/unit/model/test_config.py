@@ -88,7 +88,7 @@ def test_files_that_are_no_yaml_mapping(tmp_path: Path, text: str, message: str)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read: No such file or directory\."):
+    with pytest.raises(ConfigError, match=r"config\.yaml does not exist\. The folder "):
         read_config(tmp_path / "config.yaml")
 
 

@@ -33,7 +33,7 @@ def test_local_shards_are_read_where_they_are(shard: Path) -> None:
 
 
 def test_missing_shards_are_all_named(shard: Path) -> None:
-    with pytest.raises(DataError, match=r"2 of 3 shards do not exist: .*a\.tar, .*b\.tar\."):
+    with pytest.raises(DataError, match=r"2 of 3 shards not found: .*a\.tar does not exist\. .* Nor do .*b\.tar\."):
         local(str(shard.with_name("a.tar")), str(shard), str(shard.with_name("b.tar")))
 
 

@@ -101,7 +101,7 @@ def test_copies_do_not_follow_the_parameters() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read: No such file"),
+        (None, "does not exist. The folder "),
         (b"nonsense", r"is not the state of a training run \(\w+\)"),
         ({"format": 99}, "is not a state of this version's format"),
         ([1, 2], "is not a state of this version's format"),

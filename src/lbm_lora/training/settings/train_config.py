@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.missing_path import not_there
 from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
 from lbm_lora.training.settings.model_keys import ModelSettings, only_lora
@@ -111,7 +112,7 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
         for key in [*keys, "resume", *([] if is_made else ["base_model_path"])]:
             path: Path | str | None = getattr(self, key)
             if isinstance(path, Path) and not path.exists():
-                raise ConfigError(f"{key}: {path} does not exist. Relative paths count from the current folder.")
+                raise ConfigError(f"{key}: {not_there(path)} Relative paths count from the current folder.")
 
 
 def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> TrainConfig:

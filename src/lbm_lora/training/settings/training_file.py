@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.missing_path import not_there
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,6 +68,8 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(not_there(path, (".yaml", ".yml"))) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -95,7 +95,7 @@ def test_files_that_are_no_mapping_of_plain_values(said: Said, text: str, messag
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.yaml cannot be read: No such file or directory\."):
+    with pytest.raises(ConfigError, match=r"train\.yaml does not exist\. The folder "):
         read_train_config(tmp_path / "train.yaml")
 
 

@@ -1,0 +1,63 @@
+"""What to say of a path that is not there: the nearest name in its folder, or what the folder holds."""
+
+import os
+from collections import Counter
+from collections.abc import Collection
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+from lbm_lora.errors import listing, plural
+
+_MOST_LOOKED_AT = 10_000  # entries of a folder: a data set's may have millions
+_MOST_KINDS = 3
+
+
+def not_there(path: Path, suffixes: Collection[str] = ()) -> str:
+    """`x/model.ckpt does not exist. Did you mean x/model.safetensors?`: an error's first sentence or two.
+
+    Args:
+        suffixes: of the files that would do, lower case with the dot; by default every name is a candidate.
+    """
+    text = f"{path} does not exist."
+    missing = path
+    while not missing.parent.is_dir() and missing != missing.parent:
+        missing = missing.parent  # the first part of the path that is not there
+    folder = missing.parent
+    if missing != path:
+        near = _nearest(missing.name, [entry for entry in _entries(folder) if entry.is_dir()])
+        return f"{text} There is no folder {missing}.{f' Did you mean {folder / near}?' if near else ''}"
+    entries = _entries(folder)
+    files = [entry.name for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+    near = _nearest(path.name, [entry for entry in entries if not suffixes or entry.name in files or entry.is_dir()])
+    if near:
+        return f"{text} Did you mean {folder / near}?"
+    return f"{text} The folder {folder} has {listing(files)}." if files else f"{text} {held_by(folder)}"
+
+
+def held_by(folder: Path) -> str:
+    """`The folder x holds 12 .png files, 2 folders and more.`, or that it is empty."""
+    if not os.access(folder, os.R_OK):
+        return f"The folder {folder} cannot be read."
+    entries = _entries(folder)
+    counts = Counter("folder" if entry.is_dir() else f"{entry.suffix.lower()} file".strip() for entry in entries)
+    kinds = ", ".join(plural(count, kind) for kind, count in counts.most_common(_MOST_KINDS))
+    more = " and more" if len(counts) > _MOST_KINDS else ""
+    return f"The folder {folder} holds {kinds}{more}." if kinds else f"The folder {folder} is empty."
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not os.access(folder, os.R_OK):
+        return []
+    shown = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(islice(shown, _MOST_LOOKED_AT))
+
+
+def _nearest(name: str, entries: Collection[Path]) -> str:
+    """The entry whose name is nearest, else the one of the same stem (`model.safetensors` for `model.ckpt`)."""
+    by_lower = {entry.name.lower(): entry.name for entry in reversed(list(entries))}
+    close = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
+    if close:
+        return by_lower[close[0]]
+    stem = Path(name).stem.lower()
+    return next((entry.name for entry in entries if entry.stem.lower() == stem), "")
