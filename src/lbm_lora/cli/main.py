@@ -44,7 +44,8 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command("calibrate", "CalibrateConfig", "measure which errors a tuned model's output is sensitive to"),
     "refine": Command("refine", "RefineConfig", "let a LoRA learn the tuned model's own outputs on images"),
     "layers": Command("layers", "LayersConfig", "list the layers that a LoRA can hold, or what patterns select"),
-    "demo": Command("demo", "DemoConfig", "run the main job on the bundled mini model"),
+    "compress": Command("compress", "CompressConfig", "make a small LoRA of a model in one go, and measure it"),
+    "demo": Command("demo", "DemoConfig", "compress the bundled mini model, and relight an image"),
 }
 """What a user types -> the workflow behind it."""
 

@@ -13,8 +13,8 @@ class CalibrateConfig:
 
     tuned_model_path: Path
     """The fine-tuned checkpoint."""
-    images: str
-    """Image, folder or quoted glob ('pairs/*.source.png'): sources of the kind that the model is used on."""
+    images: str | tuple[str, ...]
+    """Images, folders or quoted globs ('pairs/*.source.png'): sources of the kind that the model is used on."""
     save_to: Path
     """Where to write the statistics: a .safetensors file."""
     count: int | None = None

@@ -20,8 +20,8 @@ class ValidateConfig:
     lora_alpha_is: AlphaIs = "auto"
     """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
     earlier implementation, else what it says."""
-    images: str | None = None
-    """Image, folder or quoted glob: also compare the outputs of base, base + LoRA and tuned on them."""
+    images: str | tuple[str, ...] | None = None
+    """Images, folders or quoted globs: also compare the outputs of base, base + LoRA and tuned on them."""
     other_lora_path: tuple[Path, ...] = ()
     """Further LoRAs to measure on --images; the report then shows the error of all against their sizes."""
     report: Path | None = None

@@ -1,7 +1,7 @@
 """The outputs of base, base + LoRAs and tuned on equal latents: what `validate --images` measures."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ _PIXELS = 6e6  # of the side-by-side image, about: it also stands in the HTML pa
 class ComparisonSettings:
     """How outputs are compared; see `ValidateConfig`."""
 
-    images: str
+    images: str | Sequence[str]
     steps: tuple[int, ...] = ()
     seed: int = 0
     size: int | None = None

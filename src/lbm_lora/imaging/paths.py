@@ -15,43 +15,31 @@ from lbm_lora.imaging.image_file import READABLE, read_image, readable_extension
 from lbm_lora.missing_path import held_by, not_there
 
 
-def expand_sources(text: str) -> tuple[Path, ...]:
-    """The images that a path, a folder or a glob names, sorted by path.
+def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
+    """The images that one path, folder or glob names, or several of them.
 
     A folder stands for the images directly in it (hidden files left out), a glob (`**` goes into folders)
-    for the images that it matches. A path that exists is taken as it is, whatever signs are in it.
+    for the images that it matches, both sorted by path. A path that exists is taken as it is, whatever signs are in it.
+
+    Returns:
+        The images of each text in turn, each image once.
 
     Raises:
-        ImageError: nothing of that name, or no image in it.
+        ImageError: nothing of that name, or no image in it; or no text at all.
     """
-    path = Path(text).expanduser()
-    if path.is_file():
-        return (path,)
-    if path.is_dir():
-        found = _images_of(path.iterdir())
-        if not found:
-            raise ImageError(f"no image to read ({READABLE}). {held_by(path)}")
-        return found
-    if not glob.has_magic(text):
-        raise ImageError(
-            f"{not_there(path, readable_extensions())} Give an image, a folder of images, or a quoted glob."
-        )
-    # Path.glob takes no absolute patterns.
-    found = _images_of(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    if not found:
-        folder = _folder_of(path)
-        reason = held_by(folder) if folder.is_dir() else not_there(folder)
-        raise ImageError(f"'{text}' matches no image. {reason} Give an image, a folder of images, or a quoted glob.")
-    return found
+    several = [texts] if isinstance(texts, str) else texts
+    if not several:
+        raise ImageError("No image is given. Give an image, a folder of images, or a quoted glob.")
+    return tuple(dict.fromkeys(path for text in several for path in _expanded(text)))
 
 
-def readable_sources(text: str) -> tuple[Path, ...]:
-    """The images that a text names (see `expand_sources`), each of them read once.
+def readable_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
+    """The images that texts name (see `expand_sources`), each of them read once.
 
     Raises:
         ImageError: nothing of that name, or an image that cannot be read.
     """
-    sources = expand_sources(text)
+    sources = expand_sources(texts)
     for source in sources:
         read_image(source)
     return sources
@@ -121,6 +109,28 @@ def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
         if output in first:
             raise OutputError(f"{first[output]} and {source} would both be written to {output}. Rename one of them.")
         first[output] = source
+
+
+def _expanded(text: str) -> tuple[Path, ...]:
+    path = Path(text).expanduser()
+    if path.is_file():
+        return (path,)
+    if path.is_dir():
+        found = _images_of(path.iterdir())
+        if not found:
+            raise ImageError(f"no image to read ({READABLE}). {held_by(path)}")
+        return found
+    if not glob.has_magic(text):
+        raise ImageError(
+            f"{not_there(path, readable_extensions())} Give an image, a folder of images, or a quoted glob."
+        )
+    # Path.glob takes no absolute patterns.
+    found = _images_of(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    if not found:
+        folder = _folder_of(path)
+        reason = held_by(folder) if folder.is_dir() else not_there(folder)
+        raise ImageError(f"'{text}' matches no image. {reason} Give an image, a folder of images, or a quoted glob.")
+    return found
 
 
 def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:

@@ -68,7 +68,7 @@ def _images(config: CalibrateConfig) -> tuple[Path, ...]:
         return found
     if not 1 <= config.count <= len(found):
         raise ConfigError(
-            Option("count"), f" {config.count}: {config.images} names {len(found)} images. Give 1 to {len(found)}."
+            Option("count"), f" must be between 1 and {len(found)}, the number of images, got {config.count}."
         )
     return tuple(found[index * len(found) // config.count] for index in range(config.count))
 

@@ -3,72 +3,57 @@
 from dataclasses import dataclass
 
 from lbm_lora import bundled
-from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.demo import DemoConfig
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
-from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows import base, extract, infer, validate
+from lbm_lora.workflows import compress, infer
+
+IMAGE = "milk-06-lobby-to-dawn"
+"""The pair that is relit: one that compress holds out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """The results of the four commands."""
+    """The results of the two commands."""
 
-    base: base.BaseResult
-    extract: extract.ExtractResult
-    validate: validate.ValidateResult
+    compress: compress.CompressResult
     infer: infer.InferResult
 
 
 def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
-    """Run the four commands on the bundled files.
+    """Run compress on the bundled model and pairs, then infer with a mask.
 
     Raises:
         CheckpointError: the package was installed without its bundled model.
     """
-    tuned = bundled.TUNED / "model.safetensors"
-    if not tuned.exists():
-        raise CheckpointError(f"{tuned} is missing: this installation has no bundled mini model. Install it again.")
-    sources = str(bundled.PAIRS / "*.source.png")
-    out = config.output
-    made = base.run(
-        BaseConfig(
-            config_path=bundled.TUNED / "config.yaml", save_path=out / "exact_base.ckpt", tuned_model_path=tuned
+    if not (bundled.TUNED / "model.safetensors").exists():
+        raise CheckpointError(
+            f"{bundled.TUNED / 'model.safetensors'} is missing: this installation has no bundled mini model. "
+            "Install it again."
+        )
+    made = compress.run(
+        CompressConfig(
+            tuned=bundled.TUNED,
+            size=config.size,
+            images=(str(bundled.PAIRS / "*.source.png"),),
+            output=config.output,
+            name="relight",
+            count=6,  # of 9: enough for so small a model, and a third less to wait
         ),
         progress,
     )
-    extracted = extract.run(
-        ExtractConfig(
-            base_model_path=made.base.safetensors,
-            tuned_model_path=tuned,
-            save_to=out / "relight_lora.safetensors",
-            rank=config.rank,
-            conv_rank=config.conv_rank,
-        ),
-        progress,
-    )
-    validated = validate.run(
-        ValidateConfig(
-            base_model_path=made.base.safetensors,
-            tuned_model_path=tuned,
-            lora_path=extracted.adapter,
-            images=sources,
-            report=out / "report",
-        ),
-        progress,
-    )
-    translated = infer.run(
+    relit = infer.run(
         InferConfig(
-            base_model_path=made.base.safetensors,
-            tuned_model_path=tuned,
-            lora_path=(extracted.adapter,),
-            source_image=sources,
-            output_path=str(out / "pictures"),
+            base_model_path=made.base,
+            tuned_model_path=bundled.TUNED / "model.safetensors",
+            lora_path=(made.adapter,),
+            source_image=str(bundled.PAIRS / f"{IMAGE}.source.png"),
+            mask=str(bundled.PAIRS / f"{IMAGE}.mask.png"),
+            output_path=str(config.output / "relit.png"),
             compare=True,
         ),
         progress,
     )
-    return DemoResult(base=made, extract=extracted, validate=validated, infer=translated)
+    return DemoResult(compress=made, infer=relit)

@@ -6,10 +6,11 @@ A result says what it is by its workflow, so that no other workflow's libraries 
 from collections.abc import Callable
 from typing import Any
 
-from lbm_lora.cli.present import checkpoints, inference, loras, training
+from lbm_lora.cli.present import checkpoints, compress, inference, loras, training
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": checkpoints.base,
+    "compress": compress.compress,
     "extract": loras.extract,
     "validate": loras.validate,
     "infer": inference.infer,

@@ -1,11 +1,9 @@
 """The results of infer, over images and over shards, and of demo, which ends with it."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present import checkpoints, loras
-from lbm_lora.cli.present.lines import paragraphs, skipped_lines, written
+from lbm_lora.cli.present import compress
+from lbm_lora.cli.present.lines import paragraphs, skipped_lines
 from lbm_lora.report.wording import plural, printable
 
 if TYPE_CHECKING:
@@ -48,22 +46,8 @@ def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
 
 
 def demo(result: "DemoResult", verbose: bool) -> str:
-    """The four commands in turn, and what to look at."""
-    files = result.validate.files
-    compared = [made.comparison for made in result.infer.outputs if made.comparison]
-    return paragraphs(
-        "1. base",
-        checkpoints.base(result.base, verbose),
-        "2. extract",
-        written(result.extract.adapter, result.extract.sidecar),
-        "3. validate",
-        loras.validate(result.validate, verbose),
-        "4. infer",
-        infer(result.infer, verbose),
-        f"Look at {_of_suffix(files, '.html')} and {_of_suffix(files, '.png')}"
-        + (f", and at {compared[0]}" if compared else ""),
+    """What compress made, and the image that was relit with it."""
+    (relit,) = result.infer.outputs
+    return (
+        f"{compress.compress(result.compress, verbose)}\nRelit    {relit.output}, and {relit.comparison} side by side."
     )
-
-
-def _of_suffix(paths: Sequence[Path], suffix: str) -> str:
-    return str(next((path for path in paths if path.suffix == suffix), ""))

@@ -5,21 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from lbm_lora.cli.present import present
 from lbm_lora.inference.jobs import FailedImage
-from lbm_lora.model.base import BaseItem
-from lbm_lora.model.config import LBMConfig
-from lbm_lora.model.write_base import BaseFiles
-from lbm_lora.report import Report, WeightReport, full_text
 from lbm_lora.shards.samples import Skipped
-from lbm_lora.workflows.base import BaseResult
-from lbm_lora.workflows.demo import DemoResult
-from lbm_lora.workflows.extract import ExtractResult
 from lbm_lora.workflows.infer import InferResult, TranslatedImage
 from lbm_lora.workflows.infer_shards import InferShardsResult
-from lbm_lora.workflows.validate import ValidateResult
 
 File = Callable[[str, int], Path]
 
@@ -102,44 +93,3 @@ def test_samples_that_cannot_be_used() -> None:
     assert present("infer_shards", shards(*skipped)) == "\n".join(few)
     every = [head, "", "10 samples cannot be used.", *lines]
     assert present("infer_shards", shards(*skipped), verbose=True) == "\n".join(every)
-
-
-def test_the_demo(
-    file: File, weights: WeightReport, translated: InferResult, base_ledger: tuple[BaseItem, ...], base_text: str
-) -> None:
-    report = Report(weights=weights)
-    base = BaseFiles(
-        safetensors=file("base.safetensors", 1_000),
-        ckpt=file("base.ckpt", 2_000),
-        ledger=base_ledger,
-        config=LBMConfig(),
-        dtype=torch.bfloat16,
-        notes=(),
-    )
-    result = DemoResult(
-        base=BaseResult(base=base, baseline=None, ledger_file=file("ledger.json", 3_000)),
-        extract=ExtractResult(
-            adapter=file("lora.safetensors", 4_000),
-            sidecar=file("lora_config.yaml", 5_000),
-            nbytes=4_000,
-            report=weights,
-            notes=(),
-        ),
-        validate=ValidateResult(
-            report=report,
-            files=(file("report.txt", 6_000), file("report.html", 7_000), file("comparison.png", 8_000)),
-            layer_names=file("names.txt", 9_000),
-            failures=(),
-        ),
-        infer=translated,
-    )
-    assert present("demo", result) == (
-        f"1. base\n\n{base_text}\n\n"
-        "wrote base.safetensors (1.0 kB)\nwrote base.ckpt (2.0 kB)\nwrote ledger.json (3.0 kB)\n\n"
-        "2. extract\n\nwrote lora.safetensors (4.0 kB)\nwrote lora_config.yaml (5.0 kB)\n\n"
-        f"3. validate\n\n{full_text(report)}\n\n"
-        "wrote report.txt (6.0 kB)\nwrote report.html (7.0 kB)\nwrote comparison.png (8.0 kB)\n"
-        "wrote names.txt (9.0 kB)\n\n"
-        f"4. infer\n\n{IMAGES}\n\n"
-        "Look at report.html and comparison.png, and at out/tree_compare.jpg"
-    )

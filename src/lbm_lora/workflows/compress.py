@@ -1,0 +1,194 @@
+"""Make a small LoRA of a fine-tuned model in one go, and measure it in images: the verb `compress`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora import bundled
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.calibrate import CalibrateConfig
+from lbm_lora.configs.compress import CompressConfig
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.validate import ValidateConfig
+from lbm_lora.errors import ConfigError, Option, PairingError
+from lbm_lora.imaging.paths import readable_sources
+from lbm_lora.model.baseline import BaselineReport, compare_base
+from lbm_lora.model.resolve import config_beside
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report import Report
+from lbm_lora.report.outputs import VariantSummary
+from lbm_lora.workflows import base, calibrate, extract, validate
+
+_HELD_OUT_EVERY = 4
+_MOST_HELD_OUT = 8
+_FRACTION = 50  # of the tuned checkpoint's bytes: the size of a LoRA, where none is asked for
+_BASE_NAMES = ("exact_base.safetensors", "exact_base.ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressResult:
+    """The LoRA, how close it comes to the tuned model, and where everything lies."""
+
+    adapter: Path
+    nbytes: int
+    base: Path
+    tuned_nbytes: int
+    """Of all tensors of the tuned checkpoint."""
+    report: Report
+    images: int
+    """That were measured on."""
+    is_held_out: bool
+    """Whether the calibration saw none of them."""
+    page: Path
+    """The report as one HTML page."""
+    comparison: Path
+    """The images side by side."""
+    statistics: Path
+    """What the calibration measured."""
+
+    @property
+    def with_lora(self) -> VariantSummary:
+        """One-step images of base + LoRA against the tuned model's."""
+        return self._summary(validate.LORA)
+
+    @property
+    def without(self) -> VariantSummary:
+        """The same of the base alone."""
+        return self._summary("base")
+
+    def _summary(self, variant: str) -> VariantSummary:
+        assert self.report.outputs is not None  # images are always measured
+        return next(entry for entry in self.report.outputs.summary if entry.variant == variant)
+
+
+def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
+    """Find or make the base, calibrate, extract, and compare.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    images = readable_sources(config.images or (str(bundled.PHOTOS),))
+    seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
+    with open_checkpoint(config.tuned) as tuned:
+        nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
+    name = _name(config)
+    folder = config.output or Path(f"{name}_lora")
+    base_file = _base(config, folder, progress)
+    statistics = config.calibration or _calibrated(config, seen, folder, progress)
+    extracted = extract.run(
+        ExtractConfig(
+            base_model_path=base_file,
+            tuned_model_path=config.tuned,
+            save_to=folder / f"{name}_lora.safetensors",
+            calibration=statistics,
+            max_size=(config.size or f"{nbytes / _FRACTION / 1e6:.3g}MB",),
+            save_precision=config.save_precision,
+            device=config.device,
+        ),
+        progress,
+    )
+    compared = validate.run(
+        ValidateConfig(
+            base_model_path=base_file,
+            tuned_model_path=config.tuned,
+            lora_path=extracted.adapter,
+            images=_texts(measured_on),
+            report=folder / "report",
+            num_inference_steps=(1,),
+            seed=config.seed,
+            device=config.device,
+            torch_dtype=config.torch_dtype,
+        ),
+        progress,
+    )
+    by_suffix = {path.suffix: path for path in compared.files}
+    return CompressResult(
+        adapter=extracted.adapter,
+        nbytes=extracted.nbytes,
+        base=base_file,
+        tuned_nbytes=nbytes,
+        report=compared.report,
+        images=len(measured_on),
+        is_held_out=not set(measured_on) & set(seen),
+        page=by_suffix[".html"],
+        comparison=by_suffix[".png"],
+        statistics=statistics,
+    )
+
+
+def split_images(images: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The images to calibrate on, and those to measure on: every fourth, 8 at most. Fewer than four serve for both."""
+    held_out = tuple(images[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY][:_MOST_HELD_OUT])
+    return tuple(image for image in images if image not in held_out), held_out or tuple(images)
+
+
+def _name(config: CompressConfig) -> str:
+    """What the files are named after: by default the checkpoint, or its folder where that says more."""
+    if config.name is not None:
+        if Path(config.name).name != config.name:
+            raise ConfigError(Option("name"), f" {config.name} must be a file name, not a path.")
+        return config.name
+    tuned = config.tuned.resolve()
+    if tuned.is_dir():
+        return tuned.name
+    stem = tuned.name.partition(".")[0]
+    return tuned.parent.name if stem == "model" else stem
+
+
+def _base(config: CompressConfig, folder: Path, progress: Progress) -> Path:
+    """A base that the tuned checkpoint can have been tuned from: the one that is there, else one that is made."""
+    found = config.base_model_path or _found_base(config.tuned, folder)
+    if found is None:
+        made = base.run(
+            BaseConfig(
+                save_path=folder / _BASE_NAMES[0],
+                config_path=config_beside(config.tuned),
+                backbone_signature=config.backbone_signature,
+                tuned_model_path=config.tuned,
+            ),
+            progress,
+        )
+        assert made.baseline is not None  # a tuned checkpoint was given
+        _check_base(made.base.safetensors, made.baseline)
+        return made.base.safetensors
+    progress.note(f"Base: {found}")
+    with open_checkpoint(found) as one, open_checkpoint(config.tuned) as other:
+        _check_base(found, compare_base(one.component(), other.component(), progress=progress))
+    return found
+
+
+def _found_base(tuned: Path, folder: Path) -> Path | None:
+    places = (folder, tuned if tuned.is_dir() else tuned.parent)
+    candidates = [place / name for place in places for name in _BASE_NAMES]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _check_base(path: Path, baseline: BaselineReport) -> None:
+    if not baseline.can_be_base:
+        raise PairingError(
+            f"{path}: {baseline.verdict} Give the one that it was tuned from as ",
+            Option("base_model_path"),
+            ", or its backbone as ",
+            Option("backbone_signature"),
+            ".",
+        )
+
+
+def _calibrated(config: CompressConfig, images: Sequence[Path], folder: Path, progress: Progress) -> Path:
+    made = calibrate.run(
+        CalibrateConfig(
+            tuned_model_path=config.tuned,
+            images=_texts(images),
+            save_to=folder / "calibration.safetensors",
+            count=min(config.count, len(images)),
+            seed=config.seed,
+            device=config.device,
+        ),
+        progress,
+    )
+    return made.statistics
+
+
+def _texts(images: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(map(str, images))
