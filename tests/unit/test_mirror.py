@@ -30,6 +30,7 @@ REASONS = {
         for verb in VERBS
     },
     "configs/demo.py": "tests/unit/cli/flags.txt: the options with their defaults",
+    "configs/marks.py": "tests/unit/cli/test_flags.py: what a flag has of its marks",
     "configs/rank_options.py": "tests/unit/extraction/test_rank_options.py: the rule that options ask for",
     "configs/values.py": "tests/unit/calibration/test_collect.py: the values at work",
     "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lbm_lora.cli.commands import COMMANDS, INFER_SHARDS
 from lbm_lora.cli.documented import SCRIPTS, completed
-from lbm_lora.cli.main import COMMANDS, INFER_SHARDS, parse
+from lbm_lora.cli.main import parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -27,13 +27,12 @@ from typing import TextIO
 
 from pydantic import BaseModel
 from rich.console import Console as Terminal
-from rich.text import Text
 
 from lbm_lora.cli.bars import Bars
-from lbm_lora.errors import InputError, LbmLoraError, Option, QualityError, spelled
+from lbm_lora.cli.spelling import as_flag, line
+from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _UNEXPECTED = LbmLoraError.exit_code
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -68,8 +67,7 @@ class Console:
 
     def say(self, kind: str, message: str) -> None:
         """One line on stderr, `kind: message`, above a bar where one stands."""
-        line = Text.assemble((f"{kind}:", _STYLES[kind]), " ", one_line(message))
-        self._terminal.print(line, highlight=False, soft_wrap=True)
+        self._terminal.print(line(kind, message), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -149,11 +147,6 @@ def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]
         logging.Logger.callHandlers = call_handlers
 
 
-def as_flag(option: Option) -> str:
-    """`--exclude`, `--no_dense`."""
-    return f"--no_{option.name}" if option.is_off else f"--{option.name}"
-
-
 def jsonable(value: object) -> object:
     """A result as values that JSON has.
 
@@ -177,12 +170,6 @@ def jsonable(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return [jsonable(item) for item in sorted(value, key=str)]
     return value.as_posix() if isinstance(value, Path) else str(value)
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks, and with its control characters spelt out: names from files may hold anything."""
-    flat = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
 def _members(value: object) -> list[str]:

@@ -1,25 +1,27 @@
 """The options of the verb `base`."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Named
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
     """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt."""
 
-    save_path: Path
-    """Where to write: OUT.ckpt or OUT.safetensors. Both are written."""
-    config_path: Path | None = None
-    """LBM's config.yaml. Default: the published LBM's settings."""
-    backbone_signature: str | None = None
-    """Hub id, diffusers folder or single-file SDXL checkpoint. Default: the config's, else SDXL on the hub."""
+    save_path: File
+    """Write the base here: OUT.ckpt or OUT.safetensors. Both files are written, whichever you name."""
+    config_path: File | None = None
+    """Read LBM's settings from this config.yaml. Default: those of the published LBM."""
+    backbone_signature: Annotated[str, Named("BACKBONE")] | None = None
+    """Make the base from this backbone: a hub id, a diffusers folder or a single SDXL file. Default: the one that the
+    config names, else SDXL from the hub."""
     torch_dtype: Literal["float", "fp16", "bf16"] = "bf16"
-    """Precision of the base: the one that training started from."""
-    tuned_model_path: Path | None = None
-    """Tuned checkpoint: say how close the base is to it, and whether it can be its base."""
-    test_baseline: bool = False
-    """The same, with the model.safetensors beside --config_path."""
-    device: str = "cpu"
-    """Accepted for the documented command line; the base is made on the CPU whatever it says."""
+    """Store the base in this precision. It must be the one that training started from."""
+    tuned_model_path: Checkpoint | None = None
+    """Compare the base with this tuned checkpoint, and say whether it can be its base."""
+    test_baseline: Annotated[bool, ADVANCED] = False
+    """Compare the base with the model.safetensors next to --config_path."""
+    device: Annotated[str, ADVANCED] = "cpu"
+    """Has no effect: the base is always made on the CPU. Kept for the documented command line."""

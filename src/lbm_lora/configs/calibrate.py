@@ -1,9 +1,9 @@
 """The options of the verb `calibrate`."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
 from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
 
 
@@ -11,29 +11,31 @@ from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
 class CalibrateConfig:
     """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there."""
 
-    tuned_model_path: Path
-    """The fine-tuned checkpoint."""
-    images: str | tuple[str, ...]
-    """Images, folders or quoted globs ('pairs/*.source.png'): sources of the kind that the model is used on."""
-    save_to: Path
-    """Where to write the statistics: a .safetensors file."""
-    count: int | None = None
-    """Use so many of the images, evenly spread over the sorted list. Default: all."""
-    size: int | None = None
-    """Square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
-    timesteps: tuple[float, ...] = ()
-    """Only these of the trained timesteps. Default: all of them, weighted by their probability."""
-    probes: int | None = None
-    """Random directions of the output per image and timestep. Default: 4 for fewer than 16 images, else 1."""
-    seed: int = 0
-    """Of bridge noise, probes and sketches."""
-    dense_up_to: int = DENSE_UP_TO
-    """Layer sides up to this width keep their whole second moment; wider ones a sketch."""
-    sketch_rank: int = SKETCH_RANK
-    """Columns of the sketch; 0 keeps the diagonal alone."""
-    device: str = "auto"
-    """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
-    torch_dtype: Literal["float", "bf16"] = "bf16"
-    """Precision that the networks run in; sums are fp32."""
-    config_path: Path | None = None
-    """LBM's config.yaml, for a checkpoint that has none beside it or in it."""
+    tuned_model_path: Checkpoint
+    """The fine-tuned checkpoint to measure."""
+    images: Images
+    """Source images of the kind that the model is used on: images, folders or quoted globs ('pairs/*.source.png')."""
+    save_to: File
+    """Write the statistics here: a .safetensors file."""
+    count: Count | None = None
+    """Use only this many images, evenly spread over the sorted list. Default: all of them."""
+    size: Size | None = None
+    """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
+    device: Annotated[str, Named("DEVICE")] = "auto"
+    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    timesteps: Annotated[tuple[float, ...], Named("T"), Bounds(0, 1000), ADVANCED] = ()
+    """Measure only at these of the trained timesteps. Default: all of them, weighted by their probability."""
+    probes: Annotated[Count | None, ADVANCED] = None
+    """Measure this many random directions of the output per image and timestep. More are slower and more accurate.
+    Default: 4 for fewer than 16 images, else 1."""
+    seed: Annotated[Seed, ADVANCED] = 0
+    """Seed for the bridge noise, the probes and the sketches."""
+    dense_up_to: Annotated[Seed, ADVANCED] = DENSE_UP_TO
+    """Keep the complete second moment of layer sides up to this width, and a sketch of wider ones. Higher: more memory
+    and a larger file."""
+    sketch_rank: Annotated[Seed, ADVANCED] = SKETCH_RANK
+    """Columns of a sketch. 0 keeps the diagonal alone."""
+    torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "bf16"
+    """Run the networks in this precision. Sums are always fp32."""
+    config_path: Annotated[File | None, ADVANCED] = None
+    """Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it."""

@@ -2,42 +2,42 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Checkpoint, Count, File, Folder, Images, Named, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig:
     """Make a small LoRA of a fine-tuned model in one go: base, calibration, extraction, and a comparison in images."""
 
-    tuned: Positional[Path]
+    tuned: Annotated[Path, Named("TUNED"), POSITIONAL]
     """The fine-tuned checkpoint, or the folder that holds it with its config.yaml."""
-    size: str | None = None
+    size: Annotated[str | None, Named("SIZE")] = None
     """Largest size of the LoRA file (50MB, 800KB). Default: a fiftieth of the tuned checkpoint's size."""
-    images: tuple[str, ...] = ()
-    """Source images of the kind that the model is used on: images, folders, or quoted globs. Every fourth one is held
+    images: Images = ()
+    """Source images of the kind that the model is used on: images, folders or quoted globs. Every fourth one is held
     out to measure on, 8 at most. Default: the four photos that come with the package."""
-    output: Path | None = None
-    """Folder for everything that is written. Default: NAME_lora in the current folder."""
-    name: str | None = None
+    output: Folder | None = None
+    """Write everything to this folder. Default: NAME_lora in the current folder."""
+    base_model_path: Checkpoint | None = None
+    """The base. Default: the exact_base.safetensors in the output folder or next to the tuned checkpoint. Where there
+    is none, it is made."""
+    backbone_signature: Annotated[str | None, Named("BACKBONE")] = None
+    """Make the base from this backbone: hub id, folder or file. Default: that of config.yaml, else SDXL on the hub."""
+    device: Annotated[str, Named("DEVICE")] = "auto"
+    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    name: Annotated[str | None, Named("NAME"), ADVANCED] = None
     """Name of the LoRA: NAME_lora.safetensors. Default: the checkpoint's name, or the folder's of a
     model.safetensors."""
-    base_model_path: Path | None = None
-    """The base. Default: the exact_base.safetensors in the output folder or next to the tuned checkpoint; it is made
-    where there is none."""
-    backbone_signature: str | None = None
-    """Backbone to make the base from: hub id, folder or file. Default: the one in config.yaml, else SDXL on the hub."""
-    calibration: Path | None = None
-    """Statistics of an earlier run (calibration.safetensors in its folder), to make another size without measuring
-    again. --images are then only measured on."""
-    count: int = 16
-    """Most images to calibrate on; of more, so many are taken, evenly spread."""
-    save_precision: Literal["float", "fp16", "bf16", "int8"] = "fp16"
+    calibration: Annotated[File | None, ADVANCED] = None
+    """Use these statistics of an earlier run (calibration.safetensors in its folder), to make another size without
+    measuring again. --images are then for the comparison alone."""
+    count: Annotated[Count, ADVANCED] = 16
+    """Calibrate on this many images at most, evenly spread over those that are given."""
+    save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"], ADVANCED] = "fp16"
     """Precision of the LoRA file. int8 holds twice the ranks, for lbm-lora alone: other programs do not read it."""
-    seed: int = 0
+    seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the bridge noise."""
-    device: str = "auto"
-    """Device that computes: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
-    torch_dtype: Literal["float", "fp16", "bf16"] = "float"
+    torch_dtype: Annotated[Literal["float", "fp16", "bf16"], ADVANCED] = "float"
     """Precision of the networks in the comparison. Below float, their rounding hides small differences."""

@@ -1,31 +1,34 @@
 """The options of the verb `data check`."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Bounds, Count, File, Folder, Named, Share, Size
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Read a data set through, every pixel of it, and report."""
+    """Read every pixel of a data set, and report what training would find."""
 
-    data: Positional[tuple[str, ...]] = ()
+    data: Annotated[tuple[str, ...], Named("DATA"), POSITIONAL] = ()
     """A folder of pairs or of shards, or shards: paths, URLs, patterns with {000..009}."""
-    path_config: Path | None = None
-    """In place of them a training file: its data are checked, with its keys and sizes."""
-    source_key: str = "source.jpg"
-    target_key: str = "target.jpg"
-    mask_key: str | None = None
-    image_size: tuple[int, ...] = (512,)
+    path_config: File | None = None
+    """Check the data of this training file, with its keys and sizes, instead of DATA."""
+    image_size: tuple[Size, ...] = (512,)
     """Square roots of the pixel budgets that training will use."""
-    batch_size: int = 8
-    """Of all processes together, for the number of steps."""
-    num_workers: int = 0
-    """Processes that read."""
-    cache_dir: Path | None = None
-    """Folder that shards from URLs are copied into."""
-    allow_pipe: bool = False
+    batch_size: Count = 8
+    """Samples per training step, all processes together. Sets the number of steps in the report."""
+    max_corrupt: Share = 0.05
+    """Fail if a larger share of the samples than this is unreadable or incomplete."""
+    source_key: Annotated[str, Named("KEY"), ADVANCED] = "source.jpg"
+    """Ending of a sample's source image. Any image extension matches."""
+    target_key: Annotated[str, Named("KEY"), ADVANCED] = "target.jpg"
+    """Ending of a sample's target image."""
+    mask_key: Annotated[str | None, Named("KEY"), ADVANCED] = None
+    """Ending of a sample's mask, such as mask.png. Every sample must then have one. Default: no masks."""
+    num_workers: Annotated[int, Bounds(0), ADVANCED] = 0
+    """Read with this many extra processes. 0 reads in the command's own process."""
+    cache_dir: Annotated[Folder | None, ADVANCED] = None
+    """Copy shards from URLs into this folder."""
+    allow_pipe: Annotated[bool, ADVANCED] = False
     """Allow `pipe:` shards, which run a shell command."""
-    max_corrupt: float = 0.05
-    """Share of unreadable or incomplete samples above which the check fails."""

@@ -1,29 +1,31 @@
 """The options of the verb `data pack`."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Count, Folder, Named, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Make WebDataset shards of a folder of pairs; files are copied byte for byte."""
+    """Make WebDataset shards of a folder of pairs. Files are copied byte for byte."""
 
-    folder: Positional[Path]
-    """Holds NAME.source.png, NAME.target.png, or folders source/ and target/ with equal names; any image format."""
-    to: Path
-    """Folder for the shards; a new or an empty one."""
-    name: str = "pairs"
-    """Of the shards: NAME-000000.tar, ..."""
-    shard_mb: int = 500
-    """Megabytes of files in a shard, at most."""
-    shard_count: int = 10_000
-    """Pairs in a shard, at most."""
-    source_key: str = "source.jpg"
-    """Its word, `source`, is what the files or the folder are called by; so for the other keys."""
-    target_key: str = "target.jpg"
-    mask_key: str = "mask.png"
-    """Masks are packed where there are some."""
-    max_corrupt: float = 0.05
-    """Share of unreadable or incomplete pairs above which nothing is written."""
+    folder: Annotated[Folder, POSITIONAL]
+    """Folder of pairs: NAME.source.png and NAME.target.png, or folders source/ and target/ with equal names; any image
+    format."""
+    to: Folder
+    """Write the shards to this folder, which must be new or empty."""
+    name: Annotated[str, Named("NAME")] = "pairs"
+    """Call the shards NAME-000000.tar, NAME-000001.tar and so on."""
+    shard_mb: Annotated[Count, Named("MB")] = 500
+    """Put at most this many megabytes into a shard."""
+    shard_count: Count = 10_000
+    """Put at most this many pairs into a shard."""
+    max_corrupt: Share = 0.05
+    """Write nothing if a larger share of the pairs than this is unreadable or incomplete."""
+    source_key: Annotated[str, Named("KEY"), ADVANCED] = "source.jpg"
+    """Ending of source images. Its word, `source`, is also the name of their folder; any image extension matches."""
+    target_key: Annotated[str, Named("KEY"), ADVANCED] = "target.jpg"
+    """Ending of target images, likewise."""
+    mask_key: Annotated[str, Named("KEY"), ADVANCED] = "mask.png"
+    """Ending of masks, likewise. Masks are packed where there are some."""

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from lbm_lora.configs.marks import Folder, Named
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """Compress the bundled mini model, and relight an image with the LoRA. No download, no GPU."""
 
-    output: Path = Path("demo")
-    """Folder for everything that is written."""
-    size: str = "2MB"
+    output: Folder = Path("demo")
+    """Write everything to this folder."""
+    size: Annotated[str, Named("SIZE")] = "2MB"
     """Largest size of the LoRA file."""

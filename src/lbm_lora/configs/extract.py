@@ -2,50 +2,56 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, File, Images, Named, Pattern
 from lbm_lora.configs.rank_options import RankOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(RankOptions):
-    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense."""
+    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense. Choose the
+    ranks with at most one of --ranks, --max_size, --max_error, --max_output_error, --min_psnr, --keep_energy and
+    --max_module_error, else with --rank and --conv_rank."""
 
-    base_model_path: Path
-    """Checkpoint that the tuned one started from (.safetensors, shards with an index, .ckpt, or a folder)."""
-    tuned_model_path: Path
+    base_model_path: Checkpoint
+    """Checkpoint that the tuned one started from: .safetensors, shards with an index, .ckpt, or a folder."""
+    tuned_model_path: Checkpoint
     """The fine-tuned checkpoint."""
-    save_to: Path
-    """Where to write the LoRA: a .safetensors file."""
-    calibration: Path | None = None
-    """Statistics of the tuned model from `lbm-lora calibrate`: least error of its output instead of the weights."""
-    calibration_images: str | None = None
-    """Folder, image or quoted glob of sources: make those statistics first, beside the LoRA."""
-    check: bool = True
-    """Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct what is predicted by it."""
-    images: str | None = None
-    """Images to run a calibrated LoRA on: their PSNR to the tuned model's one-step images."""
-    include: tuple[str, ...] = ()
-    """Only tensors that one of these patterns matches: part of a name, a glob, or re:REGEX."""
-    exclude: tuple[str, ...] = ()
-    """Leave these tensors out; wins over --include."""
-    target_coverage: Literal["full", "attention", "extended"] = "full"
-    """Which layers: all, attention only (attn1 and attn2), or attention with feed-forward and projections."""
-    dense: bool = True
+    save_to: File
+    """Write the LoRA here: a .safetensors file."""
+    calibration: File | None = None
+    """Minimise the error of the output instead of the weights, with these statistics from `lbm-lora calibrate`."""
+    calibration_images: Images | None = None
+    """Make those statistics first, from these source images, and keep them next to the LoRA: an image, a folder or a
+    quoted glob."""
+    images: Images | None = None
+    """Run a calibrated LoRA on these images and report their PSNR to the tuned model's one-step images."""
+    check: Annotated[bool, ADVANCED] = True
+    """Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct the predicted error by the
+    result."""
+    include: Annotated[tuple[Pattern, ...], ADVANCED] = ()
+    """Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX. Default: all."""
+    exclude: Annotated[tuple[Pattern, ...], ADVANCED] = ()
+    """Leave out tensors that match one of these patterns. Wins over --include."""
+    target_coverage: Annotated[Literal["full", "attention", "extended"], ADVANCED] = "full"
+    """Extract these layers: all of them (full), attn1 and attn2 alone (attention), or also feed-forward and projections
+    (extended)."""
+    dense: Annotated[bool, ADVANCED] = True
     """Keep the changes of biases and norms, as dense deltas."""
-    save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
-    """Precision of the file. Default: bf16; with calibration fp16, which rounds 8 times finer in the same bytes. int8
-    has twice the ranks in them, for this program alone: other readers do not know its keys."""
-    min_diff: float = 0.0
-    """Leave out tensors whose largest change is below this; they enter the ledger."""
-    device: str = "auto"
-    """Where matrices are decomposed: auto (CUDA where there is one), cpu, cuda or cuda:N."""
-    create_base_model: bool = False
-    """Where --base_model_path does not exist: make the base there first, from --backbone_signature."""
-    backbone_signature: str | None = None
-    """Backbone for --create_base_model. Default: as in `lbm-lora base`."""
-    config_path: Path | None = None
-    """LBM's config.yaml for --create_base_model. Default: the one beside the tuned checkpoint."""
+    save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
+    """Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times finer in the same
+    bytes. int8 fits twice the ranks into a file, which only lbm-lora can read."""
+    min_diff: Annotated[float, Bounds(0), ADVANCED] = 0.0
+    """Leave out tensors whose largest change is below this. The ledger lists them."""
+    device: Annotated[str, Named("DEVICE")] = "auto"
+    """Decompose matrices on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    create_base_model: Annotated[bool, ADVANCED] = False
+    """If --base_model_path does not exist, make the base there first, from --backbone_signature."""
+    backbone_signature: Annotated[str | None, Named("BACKBONE"), ADVANCED] = None
+    """Backbone for --create_base_model: a hub id, a folder or a file. Default: as in `lbm-lora base`."""
+    config_path: Annotated[File | None, ADVANCED] = None
+    """LBM's config.yaml for --create_base_model. Default: the one next to the tuned checkpoint."""
 
     @property
     def statistics(self) -> Path | None:

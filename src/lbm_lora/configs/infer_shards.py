@@ -1,33 +1,34 @@
 """The options of `infer --source_shards`."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from lbm_lora.configs.marks import ADVANCED, Count, Folder, Named, Share
 from lbm_lora.configs.model_options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferShardsConfig(ModelOptions):
-    """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs."""
+    """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs. A run that was stopped
+    continues with the shards that are not done."""
 
-    source_shards: tuple[str, ...]
+    source_shards: Annotated[tuple[str, ...], Named("SHARDS")]
     """WebDataset shards: paths, URLs, patterns with {000..009}. Each gives a shard of its name."""
-    output_path: str
-    """Folder for the results."""
-    source_key: str = "source.jpg"
-    """What follows a sample's name. The extension is not decisive: source.png will do too."""
-    mask_key: str | None = None
-    """Likewise for the mask (mask.png), which then every sample must have."""
+    output_path: Annotated[str, Named("FOLDER")]
+    """Write the results to this folder."""
     output_format: Literal["png", "jpg", "webp"] = "png"
-    """Format of the results, which are called NAME.output.png."""
-    max_corrupt: float = 0.05
-    """Share of unreadable or incomplete samples above which the work ends."""
-    cache_dir: Path | None = None
-    """Folder that shards from URLs, and compressed ones, are copied into."""
-    devices: int = 1
+    """Format of the results, which are called NAME.output.png and so on."""
+    max_corrupt: Share = 0.05
+    """Stop if a larger share of the samples than this is unreadable or incomplete."""
+    devices: Count = 1
     """Processes on one machine, each on a device of its own."""
-    num_nodes: int = 1
-    """Machines."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """Lightning's name of how processes are started. auto: ddp where there are several."""
+    source_key: Annotated[str, Named("KEY"), ADVANCED] = "source.jpg"
+    """Ending of a sample's source image. Any image extension matches."""
+    mask_key: Annotated[str | None, Named("KEY"), ADVANCED] = None
+    """Ending of a sample's mask, such as mask.png. Every sample must then have one. Default: no masks."""
+    cache_dir: Annotated[Folder | None, ADVANCED] = None
+    """Copy shards from URLs, and compressed ones, into this folder."""
+    num_nodes: Annotated[Count, ADVANCED] = 1
+    """Number of machines."""
+    strategy: Annotated[Literal["auto", "ddp"], ADVANCED] = "auto"
+    """How Lightning starts the processes. auto: ddp if there are several."""

@@ -1,18 +1,19 @@
 """The options of the verb `layers`."""
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from lbm_lora.configs.marks import Checkpoint, Count, Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayersConfig:
-    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes."""
+    """List the layers that a LoRA can hold; with patterns, what they select, and how large a LoRA of it would be."""
 
-    model_path: Path
+    model_path: Checkpoint
     """A checkpoint, base or tuned."""
-    patterns: tuple[str, ...] = ()
-    """Part of a name, a glob, or re:REGEX. None: every layer."""
-    rank: int = 32
+    patterns: tuple[Pattern, ...] = ()
+    """List only layers that match one of these: part of a name, a glob, or re:REGEX. Default: every layer."""
+    rank: Count = 32
     """Rank of linear layers, for the size."""
-    conv_rank: int = 16
+    conv_rank: Count = 16
     """Rank of conv layers, for the size."""

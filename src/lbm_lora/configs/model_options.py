@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Named, Seed, Size
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, Option
 
@@ -12,41 +13,42 @@ from lbm_lora.errors import ConfigError, Option
 class ModelOptions:
     """What translates, and how."""
 
-    base_model_path: Path | None = None
-    """Checkpoint that the LoRAs were made for. Where it is missing and a backbone is given, it is made there."""
-    lora_path: tuple[Path, ...] = ()
-    """LoRA files, all applied together. None: the checkpoint as it is."""
-    lora_scale: tuple[float, ...] = (1.0,)
+    base_model_path: Checkpoint | None = None
+    """Checkpoint that the LoRAs were made for, or any LBM checkpoint. If it does not exist and --backbone_signature is
+    given, the exact base is made there."""
+    lora_path: tuple[File, ...] = ()
+    """LoRA files, all applied together. Default: the checkpoint as it is."""
+    lora_scale: Annotated[tuple[float, ...], Named("SCALE")] = (1.0,)
     """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative."""
-    lora_alpha_is: AlphaIs = "auto"
-    """What alpha in a LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
-    earlier implementation, else what it says."""
-    num_inference_steps: int = 1
-    """Denoiser calls. Published LBMs are trained for 1, 2 and 4."""
-    seed: int = 0
+    lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
+    """What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file). auto: the rank in files
+    of the earlier implementation, else what it says."""
+    num_inference_steps: Count = 1
+    """Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4."""
+    seed: Seed = 0
     """Seed for the noise between steps. One seed gives one image, whatever else is translated with it."""
-    size: int | None = None
-    """Square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
-    mode: Literal["fused", "live"] = "fused"
-    """Add the LoRAs to the weights (fused: steps cost nothing extra), or compute them beside them (live)."""
-    device: str = "auto"
-    """auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    size: Size | None = None
+    """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
+    mode: Annotated[Literal["fused", "live"], ADVANCED] = "fused"
+    """Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step (live)."""
+    device: Annotated[str, Named("DEVICE")] = "auto"
+    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
     torch_dtype: Literal["float", "fp16", "bf16"] = "bf16"
-    """Precision that the networks run in."""
-    sample_posterior: bool = False
+    """Run the networks in this precision."""
+    sample_posterior: Annotated[bool, ADVANCED] = False
     """Sample the VAE's posterior, as LBM's own inference does, instead of taking its mean."""
-    vae_tiling: Literal["auto", "on", "off"] = "auto"
-    """Decode in overlapping tiles: less memory. auto: where a side is above 1024 pixels."""
-    attention_only: bool = False
+    vae_tiling: Annotated[Literal["auto", "on", "off"], ADVANCED] = "auto"
+    """Decode in overlapping tiles, which takes less memory. auto: if a side has more than 1024 pixels."""
+    attention_only: Annotated[bool, ADVANCED] = False
     """Apply only the part of the LoRAs whose keys contain attn1.to or attn2.to."""
-    allow_other_base: bool = False
-    """Go on where a LoRA was made from another base."""
-    allow_unmatched: bool = False
-    """Go on where keys of a LoRA match nothing in the model."""
-    config_path: Path | None = None
-    """LBM's config.yaml, for a checkpoint that has none beside it or in it."""
-    backbone_signature: str | None = None
-    """Hub id, folder or file of the backbone; only used where --base_model_path is missing."""
+    allow_other_base: Annotated[bool, ADVANCED] = False
+    """Go on if a LoRA was made from another base."""
+    allow_unmatched: Annotated[bool, ADVANCED] = False
+    """Go on if keys of a LoRA match nothing in the model."""
+    config_path: Annotated[File | None, ADVANCED] = None
+    """Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it."""
+    backbone_signature: Annotated[str | None, Named("BACKBONE"), ADVANCED] = None
+    """Hub id, folder or file of the backbone. Only used if --base_model_path does not exist."""
 
     @property
     def base(self) -> Path:

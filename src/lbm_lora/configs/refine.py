@@ -1,9 +1,9 @@
 """The options of the verb `refine`."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
 from lbm_lora.configs.values import AlphaIs
 
 
@@ -11,41 +11,41 @@ from lbm_lora.configs.values import AlphaIs
 class RefineConfig:
     """Let a LoRA learn the tuned model's own outputs on images, at the ranks that it has; the better one is kept."""
 
-    base_model_path: Path
+    base_model_path: Checkpoint
     """Checkpoint that the LoRA was made for."""
-    tuned_model_path: Path
-    """The fine-tuned checkpoint whose outputs it is to give back."""
-    lora_path: Path
-    """The LoRA to refine; the best start is a calibrated extraction."""
-    images: str
-    """Image folder or quoted glob ('pairs/*.source.png'): sources of the kind that the model is used on, the more
-    the better."""
-    save_to: Path
-    """Where to write the refined LoRA: a .safetensors file."""
-    lora_alpha_is: AlphaIs = "auto"
-    """What alpha in the LoRA file means: the rank (scaling 1), or what it says (file). auto: the rank in files of the
-    earlier implementation, else what it says."""
-    held_images: str | None = None
-    """Other images to measure on. Default: one in 8 of the images, up to 16, which are not learnt from then."""
-    steps: int = 200
+    tuned_model_path: Checkpoint
+    """The fine-tuned checkpoint whose outputs the LoRA learns."""
+    lora_path: File
+    """The LoRA to refine. The best start is a calibrated extraction."""
+    images: Images
+    """Source images of the kind that the model is used on, the more the better: a folder or a quoted glob
+    ('pairs/*.source.png')."""
+    save_to: File
+    """Write the refined LoRA here: a .safetensors file."""
+    held_images: Images | None = None
+    """Measure on these images. Default: on one in 8 of --images, up to 16, which are then not learnt from."""
+    steps: Count = 200
     """Optimizer steps."""
-    batch_size: int = 16
-    """Points of the bridge in each step. They go through the network together: 1 or 2 for the full-size model."""
-    learning_rate: float = 0.04
-    """Of each tensor, relative to the root mean square of its values times the error of the given LoRA."""
-    mirror: bool = True
-    """Learn from mirrored images, too."""
-    size: int | None = None
-    """Square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
-    timesteps: tuple[float, ...] = ()
-    """Only these of the trained timesteps. Default: all of them, drawn by their probability."""
-    seed: int = 0
-    """Seed for the bridge noise and the order."""
-    save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
-    """Precision of the file. Default: that of the given LoRA."""
-    device: str = "auto"
-    """auto (CUDA where there is one, else the CPU), cpu, cuda or cuda:N."""
-    torch_dtype: Literal["float", "bf16"] = "float"
-    """Precision that the networks run in; bf16 cannot see errors below about 1 %."""
-    config_path: Path | None = None
-    """LBM's config.yaml, for checkpoints that have none beside them or in them."""
+    batch_size: Count = 16
+    """Points of the bridge per step. They go through the network together: take 1 or 2 for the full-size model."""
+    size: Size | None = None
+    """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
+    device: Annotated[str, Named("DEVICE")] = "auto"
+    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    learning_rate: Annotated[float, ADVANCED] = 0.04
+    """Learning rate, relative to the root mean square of each tensor's values times the error of the given LoRA."""
+    mirror: Annotated[bool, ADVANCED] = True
+    """Learn from mirrored images too."""
+    timesteps: Annotated[tuple[float, ...], Named("T"), Bounds(0, 1000), ADVANCED] = ()
+    """Learn only at these of the trained timesteps. Default: all of them, drawn by their probability."""
+    seed: Annotated[Seed, ADVANCED] = 0
+    """Seed for the bridge noise and the order of the images."""
+    save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
+    """Store the LoRA in this precision. Default: that of the given LoRA."""
+    torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "float"
+    """Run the networks in this precision. bf16 cannot see errors below about 1 %."""
+    lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
+    """What alpha in the LoRA file means: the rank, a scaling of 1 (rank), or what it says (file). auto: the rank in
+    files of the earlier implementation, else what it says."""
+    config_path: Annotated[File | None, ADVANCED] = None
+    """Read LBM's config.yaml from here, for checkpoints that have none in them or next to them."""

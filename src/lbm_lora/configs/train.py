@@ -1,17 +1,17 @@
-"""The options of the verb `train`."""
+"""The options of the verb `train`. What it does stands in the training file: `training/settings`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Suppress
+from lbm_lora.configs.marks import HIDDEN, File
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRunConfig:
-    """Train as a YAML file says. Every key of it can be given here too: --learning_rate 1e-4."""
+    """Train as a YAML file says. Every key of the file can also be given here, and wins over the file: --learning_rate
+    1e-4. A key that takes a mapping is set key by key: --rank_pattern.ff.net 8."""
 
-    path_config: Path
-    """The training file; lora/lora_relight_config.yaml is an example."""
-    overrides: Annotated[tuple[tuple[str, str], ...], Suppress] = ()
+    path_config: File
+    """The training file. lora/lora_relight_config.yaml in the repository is an example."""
+    overrides: Annotated[tuple[tuple[str, str], ...], HIDDEN] = ()
     """(key, YAML text) pairs that take the place of the file's values."""

@@ -109,7 +109,7 @@ class Failures:
 
 
 def plan_jobs(
-    source_image: str,
+    source_image: str | Sequence[str],
     output_path: str,
     *,
     mask: str | None,
@@ -121,7 +121,7 @@ def plan_jobs(
     """Every path that will be read and written, checked against each other.
 
     Args:
-        source_image: image, folder or glob.
+        source_image: images, folders or globs.
         output_path: file, or folder.
         mask: one for all, or a folder with one of each image's name.
         compare: whether a side-by-side image goes beside every output, as `NAME_compare`.

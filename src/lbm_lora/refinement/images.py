@@ -30,11 +30,11 @@ class ImageSplit:
         return (*self.learnt, *self.held)
 
 
-def split_images(images: str, held_images: str | None) -> ImageSplit:
+def split_images(images: str | Sequence[str], held_images: str | Sequence[str] | None) -> ImageSplit:
     """The images that a command names, split.
 
     Args:
-        images: folder or glob.
+        images: files, folders or globs.
         held_images: likewise, to measure on; by default one in 8 of the images, up to 16.
 
     Raises:
@@ -56,7 +56,10 @@ def split_images(images: str, held_images: str | None) -> ImageSplit:
         return ImageSplit(learnt=found, held=held)
     if len(found) < 2:
         raise ConfigError(
-            Option("images"), f" {images} is one image. Give two or more, or ", Option("held_images"), " to measure on."
+            Option("images"),
+            f" is one image, {found[0]}. Give two or more, or ",
+            Option("held_images"),
+            " to measure on.",
         )
     count = min(_HELD_MOST, max(1, len(found) // _HELD_SHARE))
     chosen = {index * len(found) // count for index in range(count)}

@@ -110,7 +110,7 @@ def _check(config: ExtractConfig) -> tuple[RankRule, list[Path]]:
     return rule, paths
 
 
-def _readable(images: str | None) -> Sequence[Path]:
+def _readable(images: str | Sequence[str] | None) -> Sequence[Path]:
     if images is None:
         return ()
     from lbm_lora.imaging.paths import readable_sources

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 
 from lbm_lora import errors
-from lbm_lora.cli.console import described, jsonable, one_line, session, warnings_as_lines
+from lbm_lora.cli.console import described, jsonable, session, warnings_as_lines
 from lbm_lora.errors import ConfigError, LbmLoraError, Option, QualityError
 from lbm_lora.progress import LbmLoraWarning, warn
 from lbm_lora.report import ImageScore, VariantScores
@@ -226,10 +226,6 @@ def test_our_own_warnings_are_always_shown() -> None:
     assert lines == ["no fingerprint"]
     with pytest.raises(UserWarning):
         warnings.warn("afterwards", stacklevel=1)
-
-
-def test_one_line_spells_control_characters() -> None:
-    assert one_line("a\n\t b\x1b[31m\u202e é") == r"a b\x1b[31m\u202e é"
 
 
 def run_python(code: str, **settings: str) -> subprocess.Popen[bytes]:

@@ -1,90 +1,93 @@
-"""The flags of every command with their defaults, as flags.txt lists them: one that comes or goes is seen in review.
-
-The list is made of what the command line hands to tyro, and checked against the help that a user gets.
-"""
+"""The flags of every command with their defaults, as flags.txt lists them: one that comes or goes is seen in review."""
 
 import re
-from dataclasses import MISSING, Field, fields
-from functools import cache
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
-from unittest.mock import patch
+from typing import Annotated, Literal
 
 import pytest
-from tyro.conf import Positional, Suppress
 
-from lbm_lora.cli import main
+from lbm_lora.cli.commands import COMMANDS, command_for
+from lbm_lora.cli.flags import Flag, docstrings, flags_of
+from lbm_lora.cli.help import spelt
+from lbm_lora.cli.main import Output, main
+from lbm_lora.cli.training_keys import training_sections
+from lbm_lora.configs.marks import ADVANCED, HIDDEN, POSITIONAL, Bounds, Count, Mark, Named
 
-COMMANDS = (*main.COMMANDS, "infer --source_shards")
+LINES = (*COMMANDS, "infer --source_shards")
 SNAPSHOT = Path(__file__).with_name("flags.txt")
 
 
-class Handed(Exception):
-    """What was handed to tyro."""
-
-    def __init__(self, call: Any, *, description: str, **_: Any) -> None:
-        super().__init__()
-        self.call, self.description = call, description
-
-
-def raise_handed(call: Any, **settings: Any) -> None:
-    raise Handed(call, **settings)
-
-
-@cache
-def flags_of(command: str) -> dict[str, str]:
-    """Flag, or POSITIONAL -> its default; `(required)` where it has none.
-
-    Args:
-        command: its words, and the flag that makes it another one.
-    """
-    with patch.object(main.tyro, "cli", raise_handed), pytest.raises(Handed) as caught:
-        main.parse(*parts_of(command))
-    call = get_args(caught.value.call)[0]  # without OmitArgPrefixes
-    flags: dict[str, str] = {}
-    for part in get_type_hints(call).values():
-        hints = get_type_hints(part, include_extras=True)
-        for field in fields(part):
-            markers = get_args(hints[field.name])[1:] if get_origin(hints[field.name]) else ()
-            if not is_marked(markers, Suppress):
-                positional = is_marked(markers, Positional)
-                flags[field.name.upper() if positional else f"--{field.name}"] = spelt(field)
-    keys = re.findall(r"^  --(\S+) (.*)$", caught.value.description, re.MULTILINE)  # of a training file
-    return flags | {f"--{key}": default for key, default in keys}
-
-
-def parts_of(command: str) -> tuple[str, list[str]]:
-    words, *flags = command.split(" --")
+def parts_of(line: str) -> tuple[str, list[str]]:
+    words, *flags = line.split(" --")
     return words, [f"--{flag}" for flag in flags]
 
 
-def is_marked(markers: tuple[Any, ...], marker: Any) -> bool:
-    return any(one in (marker, *get_args(marker[int])[1:]) for one in markers)
+def listed(line: str) -> tuple[Flag, ...]:
+    """All flags of a command.
+
+    Args:
+        line: its words, and the flag that makes it another one.
+    """
+    keys = [key for section in training_sections().values() for key in section] if line == "train" else []
+    return (*flags_of(command_for(*parts_of(line)).config_class()), *flags_of(Output), *keys)
 
 
-def spelt(field: Field[Any]) -> str:
-    """A default as a user would write it."""
-    default = field.default if field.default_factory is MISSING else field.default_factory()
-    if default is MISSING:
+def default_of(flag: Flag) -> str:
+    if flag.is_required:
         return "(required)"
-    if default is None or default == ():
-        return "(none)"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return "(none)" if flag.default in (None, (), {}) else spelt(flag.default)
 
 
 def test_the_flags_are_those_of_the_list() -> None:
-    lines = [f"{command}: {flag} {default}" for command in COMMANDS for flag, default in flags_of(command).items()]
+    lines = [f"{line}: {flag.shown} {default_of(flag)}" for line in LINES for flag in listed(line)]
     assert "\n".join(lines) + "\n" == SNAPSHOT.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_has_these_flags_and_no_others(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
-    with pytest.raises(SystemExit):
-        main.main([*command.split(), "--help"])
-    found = re.findall(r"^\W*(?:-h, )?(--[a-z][\w]*)", capsys.readouterr().out, re.MULTILINE)
-    assert sorted(found) == sorted(["--help", *(flag for flag in flags_of(command) if flag.startswith("--"))])
+@pytest.mark.parametrize("line", LINES)
+def test_the_help_has_these_flags_and_no_others(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*line.split(), "--help"]) == 0
+    found = re.findall(r"^  (--\w+|[A-Z]+)", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(found) == sorted(flag.shown for flag in listed(line))
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_flag_says_what_it_does_in_sentences(line: str) -> None:
+    for flag in listed(line):
+        assert flag.about.endswith("."), flag
+        assert flag.about.isascii(), flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    count: Count = 3
+    """How many,
+    at most."""
+    where: Annotated[Path | None, Named("FOLDER"), ADVANCED] = None
+    """Where."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child(Parent):
+    folder: Annotated[Path, POSITIONAL, Named("IN")]
+    shares: tuple[Annotated[float, Bounds(0, 1)], ...] = ()
+    """Which."""
+    kind: Literal["one", "other"] = "one"
+    check: bool = True
+    secret: Annotated[int, HIDDEN] = 0
+
+
+def test_a_flag_is_made_of_a_field_its_type_its_marks_and_its_docstring() -> None:
+    count, where, folder, shares, kind, check = flags_of(Child)
+    assert (count.name, count.kind, count.usage, count.default) == ("count", int, "--count N", 3)
+    assert (count.about, count.bounds) == ("How many, at most.", Bounds(1))
+    assert (where.kind, where.usage, where.marks) == (Path, "--where FOLDER", {Mark.ADVANCED})
+    assert (folder.shown, folder.is_positional, folder.is_required, folder.default) == ("IN", True, True, MISSING)
+    assert (shares.kind, shares.takes_several, shares.usage) == (float, True, "--shares NUMBER ...")
+    assert shares.bounds == Bounds(0, 1)
+    assert (kind.choices, kind.usage) == (("one", "other"), "--kind one|other")
+    assert (check.is_switch, check.usage) == (True, "--check")
+
+
+def test_docstrings_are_those_of_a_class_and_its_bases() -> None:
+    assert docstrings(Child) == {"count": "How many, at most.", "where": "Where.", "shares": "Which."}

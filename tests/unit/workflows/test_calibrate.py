@@ -50,7 +50,7 @@ def test_it_measures_every_layer(config: CalibrateConfig, lbm: Lbm) -> None:
     assert result.moments == 2 * result.layers - 2 * attentions
     with open_checkpoint(lbm.tuned) as checkpoint:
         assert statistics.origin.tuned == fingerprint(checkpoint.component()).digest
-    evenly_spread = [Path(config.images) / name for name in ("0.png", "2.png")]
+    evenly_spread = [config.save_to.parent / "images" / name for name in ("0.png", "2.png")]
     assert statistics.origin.images == digest_of(evenly_spread)
     assert [path.name for path in config.save_to.parent.glob("*.safetensors")] == ["s.safetensors"]
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import tyro
 import yaml
 
 from lbm_lora.bundled import PAIRS
+from lbm_lora.cli.main import parse
 from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError
@@ -76,7 +76,7 @@ def test_settings_that_cannot_be_are_named() -> None:
 
 
 def test_the_command_line() -> None:
-    check = tyro.cli(CheckConfig, args=["a.tar", "b.tar", "--image_size", "256", "512"], use_underscores=True)
+    check, _ = parse("data check", ["a.tar", "b.tar", "--image_size", "256", "512"])
     assert (check.data, check.image_size) == (("a.tar", "b.tar"), (256, 512))
-    check = tyro.cli(CheckConfig, args=["--path_config", "x.yaml"], use_underscores=True)
+    check, _ = parse("data check", ["--path_config", "x.yaml"])
     assert (check.data, check.path_config) == ((), Path("x.yaml"))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tyro
 
 from lbm_lora.bundled import PAIRS
+from lbm_lora.cli.main import parse
 from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError
@@ -43,5 +43,5 @@ def test_incomplete_pairs_are_left_out_or_stop_the_packing(pairs: Path, tmp_path
 
 
 def test_the_command_line() -> None:
-    pack = tyro.cli(PackConfig, args=["FOLDER", "--to", "DIR", "--shard_mb", "3"], use_underscores=True)
+    pack, _ = parse("data pack", ["FOLDER", "--to", "DIR", "--shard_mb", "3"])
     assert (pack.folder, pack.to, pack.shard_mb) == (Path("FOLDER"), Path("DIR"), 3)

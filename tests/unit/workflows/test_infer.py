@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tyro
 from PIL import Image
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.cli.main import parse
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, OutputError, WrongBaseError
 from lbm_lora.model.build import LBMModel
@@ -422,9 +422,9 @@ def test_a_size_far_from_the_models_is_said(files: Files, photos: Path, tmp_path
 
 
 def test_the_documented_flags_are_parsed() -> None:
-    parsed = tyro.cli(
-        InferConfig,
-        args=[
+    parsed, _ = parse(
+        "infer",
+        [
             *("--base_model_path", "b.ckpt", "--lora_path", "l.safetensors", "m.safetensors"),
             *("--lora_scale", "1.0", "-0.5", "--source_image", "s.jpg", "--output_path", "o.jpg"),
             *("--num_inference_steps", "2", "--torch_dtype", "float", "--attention_only"),

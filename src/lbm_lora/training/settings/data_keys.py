@@ -13,37 +13,42 @@ class DataSettings(Section):
     """Where the pairs are, and how they become batches."""
 
     train_shards: tuple[Text, ...] | None = None
-    """WebDataset shards: paths or URLs; `{000..009}` is expanded."""
+    """Train on these WebDataset shards: paths, URLs, patterns with {000..009}."""
     validation_shards: tuple[Text, ...] | None = None
+    """Validate on these shards. Default: no validation."""
     train_folder: Path | None = None
-    """A folder of pairs, in place of `train_shards`."""
+    """Train on this folder of pairs, instead of `train_shards`."""
     validation_folder: Path | None = None
+    """Validate on this folder of pairs, instead of `validation_shards`."""
     source_key: Text = "source.jpg"
-    """What follows the sample's name in a shard: `001.source.jpg`."""
+    """Ending of a sample's source image in a shard: 001.source.jpg. Any image extension matches."""
     target_key: Text = "target.jpg"
+    """Ending of a sample's target image."""
     mask_key: Text | None = None
-    """`mask.png`, for example: white pixels count in the loss. None: every pixel counts."""
+    """Ending of a sample's mask, such as mask.png: only its white pixels count in the loss. Default: no masks, every
+    pixel counts."""
     image_size: tuple[Annotated[int, Field(ge=SMALLEST_SIZE)], ...] = (512,)
-    """Square roots of the pixel budgets; each sample of an epoch gets one of them."""
+    """Train at these sizes: square roots of pixel budgets. Each sample of an epoch gets one of them."""
     image_size_prob: tuple[Share, ...] | None = None
-    """Probability of each budget. None: all alike."""
+    """Probability of each size; together 1. Default: all alike."""
     aspect_buckets: bool = True
-    """Stretch a pair to the nearest of LBM's aspect ratios. False: to a square."""
+    """Stretch a pair to the nearest of LBM's aspect ratios. false: to a square."""
     flip: bool = False
     """Mirror half of the pairs, source and target together."""
     random_crop: bool = False
-    """Crop source and target alike where their aspect ratio is not the bucket's, instead of stretching them."""
+    """Crop pairs whose aspect ratio is not the bucket's, source and target alike, instead of stretching them."""
     cache_latents: bool = False
-    """Encode every pair once and keep its latents in `cache_dir`."""
+    """Encode every pair once and keep its latents in `cache_dir`. Not with flip and random_crop."""
     cache_dir: Path | None = None
-    """Folder for latents and for shards that come from URLs."""
+    """Folder for latents, and for shards that come from URLs."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read pairs. 0: the training process itself."""
+    """Read pairs with this many extra processes. 0: in the training process itself."""
     shuffle: bool = True
+    """Read the pairs in a new random order in every epoch."""
     allow_pipe: bool = False
     """Allow `pipe:` shards, which run a shell command."""
     max_corrupt: Share = 0.05
-    """Share of unreadable or incomplete samples above which training does not start."""
+    """Do not start if a larger share of the samples than this is unreadable or incomplete."""
 
     @property
     def has_validation(self) -> bool:

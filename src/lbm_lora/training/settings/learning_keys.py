@@ -25,24 +25,33 @@ class ObjectiveSettings(Section):
     """The loss. None means: as the base's own configuration says."""
 
     latent_loss_type: Literal["l2", "l1"] | None = None
+    """Loss on latents. Default: as the base's configuration says."""
     latent_loss_weight: Weight = 1.0
+    """Weight of the loss on latents."""
     pixel_loss_type: Literal["l2", "l1", "lpips"] | None = None
+    """Loss on decoded pixels. Default: as the base's configuration says."""
     pixel_loss_weight: Weight = 0.0
-    """Off by default: LBM itself trains with 10, which takes a pass through the decoder, and LPIPS' weights."""
+    """Weight of the loss on pixels. LBM itself trains with 10, which takes a pass through the decoder, and the weights
+    of LPIPS."""
     pixel_loss_max_size: Annotated[int, Field(ge=64)] = 512
-    """Longest side of the random crop that the pixel loss compares, pixels."""
+    """Longest side of the random crop that the pixel loss compares, in pixels."""
     lpips_weights: Path | None = None
-    """File with the weights of the LPIPS network. None: those of torchvision, which are downloaded."""
+    """File with the weights of the LPIPS network. Default: those of torchvision, which are downloaded."""
     lpips_net: Literal["vgg", "alex"] = "vgg"
+    """Network of the LPIPS loss."""
     timestep_sampling: Literal["uniform", "log_normal", "custom_timesteps"] | None = None
-    """How the timestep of a sample is drawn. log_normal: the logistic function of a normal value."""
+    """How the timestep of a sample is drawn; log_normal: the logistic function of a normal value. Default: as the
+    base's configuration says."""
     selected_timesteps: tuple[Timestep, ...] | None = None
-    """The timesteps of custom_timesteps; 1000 is the source."""
+    """Timesteps of custom_timesteps: above 0, up to 1000, the source. Default: as the base's configuration says."""
     prob: tuple[Share, ...] | None = None
-    """Probability of each of them."""
+    """Probability of each selected timestep; together 1. Default: as the base's configuration says."""
     logit_mean: float | None = None
+    """Mean of the normal value of log_normal. Default: as the base's configuration says."""
     logit_std: Positive | None = None
+    """Standard deviation of the normal value of log_normal, above 0. Default: as the base's configuration says."""
     bridge_noise_sigma: Weight | None = None
+    """Strength of the bridge noise. Default: as the base's configuration says."""
 
     @model_validator(mode="after")
     def _check_objective(self) -> "ObjectiveSettings":
@@ -81,29 +90,32 @@ class OptimizerSettings(Section):
     """Optimizer, schedule, batch and length."""
 
     learning_rate: Positive = 1e-4
+    """Learning rate, above 0, after the warm-up."""
     optimizer: Text = "AdamW"
-    """A class of `torch.optim`."""
+    """A class of torch.optim."""
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Its other arguments, as in {weight_decay: 0.01}."""
+    """Other arguments of the optimizer, as in {weight_decay: 0.01}."""
     lora_plus_ratio: Positive | None = None
-    """Learning rate of the up factors over that of the down factors (LoRA+, arXiv 2402.12354). None: 1."""
+    """Learning rate of the up factors, divided by that of the down factors: above 0 (LoRA+, arXiv 2402.12354). Default:
+    1."""
     learning_rate_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up; linear and cosine end at 0 with the last step."""
+    """Learning rate after the warm-up: constant, or falling to 0 at the last step (linear, cosine)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the learning rate rises from 0."""
+    """Raise the learning rate from 0 over this many optimizer steps."""
     gradient_clip: Positive | None = 1.0
-    """Largest norm of the gradient of all trainable parameters. None: no clipping."""
+    """Scale gradients down to this norm, above 0, over all trainable parameters. null: no clipping."""
     gradient_checkpointing: bool = True
     """Compute activations again in the backward pass: less memory, more time."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the exponential moving average that is saved in place of the last weights. None: no average."""
+    """Save an exponential moving average of the weights with this decay, between 0 and 1. Default: the last weights."""
     batch_size: Count = 8
-    """Samples of one forward pass on one device."""
+    """Samples per forward pass on one device."""
     accumulate: Count = 1
-    """Forward passes for one optimizer step."""
+    """Forward passes per optimizer step."""
     max_epochs: Count = 100
+    """Stop after this many passes through the data."""
     max_steps: Count | None = None
-    """Optimizer steps after which training ends, where `max_epochs` does not end it before."""
+    """Stop after this many optimizer steps, if `max_epochs` does not stop before."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn: order, augmentations, timesteps, noise, new weights."""
 

@@ -27,44 +27,46 @@ class ModelSettings(Section):
     """The base, and what of it learns: a new LoRA, one from a file, or everything."""
 
     base_model_path: Path | None = None
-    """An LBM checkpoint. Where it is missing and a backbone is given, the exact base is made there."""
+    """The LBM checkpoint to train on. If it does not exist and `backbone_signature` is given, the exact base is made
+    there."""
     backbone_signature: Text | None = None
-    """Hub id, folder or file of the backbone that the base is made from."""
+    """Backbone to make the base from: a hub id, a folder or a file."""
     config_path: Path | None = None
-    """LBM's config.yaml, for a base that has none beside it or in it."""
+    """LBM's config.yaml, for a base that has none in it or next to it."""
     mode: Literal["lora", "full"] = "lora"
-    """`full` trains every parameter of the denoiser and writes a checkpoint."""
+    """lora trains a LoRA. full trains every parameter of the denoiser and writes a checkpoint."""
     lora_weights_path: Path | None = None
-    """The LoRA that training continues, with its own modules, ranks and alphas."""
+    """Continue this LoRA, with its own modules, ranks and alphas. Default: a new one, of `lora_rank`."""
     lora_alpha_is: AlphaIs = "auto"
-    """What alpha in its file means: the rank (scaling 1), or what it says (`file`). `auto`: the rank in files of the
-    earlier implementation, else what it says."""
+    """What alpha in the file of `lora_weights_path` means: the rank, a scaling of 1 (rank), or what it says (file).
+    auto: the rank in files of the earlier implementation, else what it says."""
     lora_rank: Count | None = None
     """Rank of a new LoRA's linear layers."""
     lora_conv_rank: Count | None = None
-    """Rank of its conv layers. None: `lora_rank`."""
+    """Rank of its conv layers. Default: `lora_rank`."""
     lora_alpha: Positive | None = None
-    """Alpha of its linear layers. None: their rank, a scaling of 1."""
+    """Alpha of its linear layers, above 0. Default: their rank, which makes the scaling 1."""
     lora_conv_alpha: Positive | None = None
-    """Alpha of its conv layers. None: their rank."""
+    """Alpha of its conv layers, above 0. Default: their rank."""
     lora_target_modules: tuple[Text, ...] | None = None
-    """Patterns of the modules that a new LoRA holds. None: every linear and conv layer."""
+    """A new LoRA holds the modules that match these patterns. Default: every linear and conv layer."""
     rank_pattern: dict[Text, Count] = Field(default_factory=dict)
-    """Pattern -> rank, in place of `lora_rank` and `lora_conv_rank`. Of several that match, the last one counts."""
+    """Pattern: rank, instead of `lora_rank` and `lora_conv_rank`. If several match, the last one counts."""
     alpha_pattern: dict[Text, Positive] = Field(default_factory=dict)
-    """Pattern -> alpha, likewise."""
+    """Pattern: alpha, likewise."""
     trainable_lora_modules: tuple[Text, ...] | None = None
-    """Patterns of the LoRA's modules that learn; the others stay as they are. None: all of them."""
+    """Train only modules of the LoRA that match these patterns; the others stay as they are. Default: all of them."""
     train_biases: bool = False
-    """Biases of the denoiser learn too."""
+    """Also train the biases of the denoiser."""
     train_norms: bool = False
-    """Weights and biases of its normalisation layers learn too."""
+    """Also train weights and biases of its normalisation layers."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
     init_lora: Text = "default"
-    """default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv layers always take the default."""
+    """How a new LoRA starts: default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv layers always take
+    default."""
     lora_dropout: Annotated[Share, Field(lt=1)] = 0.0
-    """Share of a LoRA's inputs that are set to 0 in a training step."""
+    """Set this share of a LoRA's inputs to 0 in a training step, below 1."""
 
     @model_validator(mode="after")
     def _check_model(self) -> "ModelSettings":

@@ -39,37 +39,39 @@ class RunSettings(Section):
     """Devices, what is written, and how often."""
 
     device: Text = "auto"
-    """auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    """Train on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
     devices: Count = 1
     """Processes on one machine, each on a device of its own."""
     num_nodes: Count = 1
+    """Number of machines."""
     strategy: Text = "auto"
-    """Lightning's name: auto, ddp, fsdp, ..."""
+    """How Lightning runs several processes: auto, ddp, fsdp, ..."""
     precision: Annotated[Literal["bf16-mixed", "32"], BeforeValidator(_precision)] = "bf16-mixed"
-    """Precision of the computation; trainable weights are fp32 in both."""
+    """Precision of the computation. Trainable weights are fp32 in both."""
     base_dtype: Literal["float", "fp16", "bf16"] = "bf16"
-    """Dtype of the frozen weights."""
+    """Precision of the frozen weights."""
     save_ckpt_path: Path = Path("./checkpoints_lora")
     """Folder for the LoRA, the state to resume from, the log and the images of validations."""
     save_interval: Count = 1000
-    """Optimizer steps from one save to the next."""
+    """Save every so many optimizer steps."""
     keep_last: Count | None = None
-    """Saves that are kept, besides the last and the best. None: all of them."""
+    """Keep this many saves, besides the last and the best. Default: all of them."""
     log_interval: Count = 100
-    """Optimizer steps from one log line to the next."""
+    """Log a line every so many optimizer steps."""
     validation_interval: Count | None = None
-    """Optimizer steps from one validation to the next. None: `save_interval`."""
+    """Validate every so many optimizer steps. Default: `save_interval`."""
     validation_samples: Count = 16
     """Pairs that a validation measures."""
     num_steps: tuple[Count, ...] = (1, 2, 4)
-    """Denoiser calls for the images of a validation."""
+    """Calls of the denoiser per image of a validation."""
     best_metric: Literal["loss", "psnr", "ssim", "lpips"] = "loss"
-    """What decides which save is the best one."""
+    """Which measure decides which save is the best one. All but loss need validation pairs."""
     wandb_project: Text | None = None
+    """Project of Weights & Biases to log to. In a file, it stands for `logger: wandb`."""
     logger: Literal["tensorboard", "wandb", "csv", "none"] = "tensorboard"
-    """In a file, a `wandb_project` without a `logger` stands for wandb."""
+    """Where curves are logged, besides the plain log."""
     resume: Resume = "auto"
-    """auto: go on where `save_ckpt_path` holds a state. never: start anew. Or the state to go on from."""
+    """auto: continue if `save_ckpt_path` holds a state. never: start anew. FILE: continue from this state."""
 
     @model_validator(mode="after")
     def _check_run(self) -> "RunSettings":

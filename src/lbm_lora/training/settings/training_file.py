@@ -27,7 +27,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 COMMAND_LINE = "command line"
 
-_ELSEWHERE = {
+ELSEWHERE = {
     "conditioning_images_keys": "conditioning images cannot be trained with",
     "conditioning_masks_keys": "conditioning masks cannot be trained with",
     "resume_from_checkpoint": "the key is 'resume': auto, never, or a file",
@@ -154,8 +154,8 @@ def _load(text: str, where: str) -> Any:
 
 
 def _unknown(key: str, valid: Collection[str]) -> str:
-    if key in _ELSEWHERE:
-        return f"key '{key}': {_ELSEWHERE[key]}"
+    if key in ELSEWHERE:
+        return f"key '{key}': {ELSEWHERE[key]}"
     return f"unknown key '{key}'. {nearest(key, valid, what='Valid keys')}"
 
 

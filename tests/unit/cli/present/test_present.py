@@ -1,6 +1,6 @@
 """Which presenters there are."""
 
-from lbm_lora.cli.main import COMMANDS, INFER_SHARDS
+from lbm_lora.cli.commands import COMMANDS, INFER_SHARDS
 from lbm_lora.cli.present import PRESENTERS
 
 

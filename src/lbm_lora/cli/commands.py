@@ -1,0 +1,188 @@
+"""The commands: what a user types, the config and the workflow behind it, and examples of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb.
+
+    Attributes:
+        module: in `lbm_lora.workflows` and `lbm_lora.configs`.
+        config: name of its config class.
+        what: it does, for `lbm-lora --help`.
+        group: heading that it stands under there.
+        examples: command lines for its help; tests parse them.
+    """
+
+    module: str
+    config: str
+    what: str
+    group: str = "more"
+    examples: tuple[str, ...] = ()
+
+    def config_class(self) -> Any:
+        """The class of its config, which is loaded without the libraries of the work."""
+        return getattr(import_module(f"lbm_lora.configs.{self.module}"), self.config)
+
+    def workflow(self) -> Any:
+        """The module that does the work."""
+        return import_module(f"lbm_lora.workflows.{self.module}")
+
+
+START, EVERYDAY, MORE = "start here", "everyday", "more"
+GROUPS = (START, EVERYDAY, MORE)
+
+_PAIR = "--base_model_path base.safetensors --tuned_model_path tuned.safetensors"
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "demo",
+        "DemoConfig",
+        "compress the bundled mini model, and relight an image",
+        START,
+        ("lbm-lora demo", "lbm-lora demo --output my_demo --size 1MB"),
+    ),
+    "compress": Command(
+        "compress",
+        "CompressConfig",
+        "make a small LoRA of a model in one go, and measure it",
+        START,
+        (
+            "lbm-lora compress relighting --size 50MB --images photos",
+            "lbm-lora compress tuned.safetensors --base_model_path base.safetensors --size 20MB --save_precision int8",
+        ),
+    ),
+    "extract": Command(
+        "extract",
+        "ExtractConfig",
+        "extract a LoRA from a fine-tuned checkpoint",
+        EVERYDAY,
+        (
+            f"lbm-lora extract {_PAIR} --save_to lora.safetensors",
+            f"lbm-lora extract {_PAIR} --save_to lora.safetensors --max_size 200MB --calibration_images photos",
+        ),
+    ),
+    "validate": Command(
+        "validate",
+        "ValidateConfig",
+        "measure how well a LoRA gives back the tuned checkpoint",
+        EVERYDAY,
+        (
+            f"lbm-lora validate {_PAIR} --lora_path lora.safetensors",
+            f"lbm-lora validate {_PAIR} --lora_path lora.safetensors --images photos --fail_below_psnr 40",
+        ),
+    ),
+    "infer": Command(
+        "infer",
+        "InferConfig",
+        "translate images with a checkpoint and LoRAs",
+        EVERYDAY,
+        (
+            "lbm-lora infer --base_model_path base.safetensors --lora_path lora.safetensors --source_image photo.jpg "
+            "--output_path relit.png",
+            "lbm-lora infer --base_model_path base.safetensors --lora_path a.safetensors b.safetensors "
+            "--lora_scale 0.8 0.3 --source_image photos --output_path relit --compare",
+        ),
+    ),
+    "fuse": Command(
+        "fuse",
+        "FuseConfig",
+        "add LoRAs to a checkpoint's weights",
+        EVERYDAY,
+        (
+            "lbm-lora fuse --base_model_path base.safetensors --lora_path lora.safetensors --save_to fused.safetensors",
+            "lbm-lora fuse --base_model_path base.safetensors --lora_path a.safetensors b.safetensors --lora_scale "
+            "1 0.5 --save_to fused.ckpt",
+        ),
+    ),
+    "train": Command(
+        "train",
+        "TrainRunConfig",
+        "train a LoRA, new or continued, or the full denoiser",
+        EVERYDAY,
+        (
+            "lbm-lora train --path_config train.yaml",
+            "lbm-lora train --path_config train.yaml --learning_rate 5e-5 --max_steps 2000 --num_steps 1 4",
+        ),
+    ),
+    "base": Command(
+        "base",
+        "BaseConfig",
+        "make the exact base from SDXL and LBM's config",
+        MORE,
+        (
+            "lbm-lora base --config_path config.yaml --save_path base.safetensors",
+            "lbm-lora base --config_path config.yaml --backbone_signature sd_xl_base_1.0.safetensors --save_path "
+            "base.safetensors --tuned_model_path model.safetensors",
+        ),
+    ),
+    "calibrate": Command(
+        "calibrate",
+        "CalibrateConfig",
+        "measure which errors a tuned model's output is sensitive to",
+        MORE,
+        ("lbm-lora calibrate --tuned_model_path tuned.safetensors --images photos --save_to statistics.safetensors",),
+    ),
+    "refine": Command(
+        "refine",
+        "RefineConfig",
+        "let a LoRA learn the tuned model's own outputs on images",
+        MORE,
+        (
+            f"lbm-lora refine {_PAIR} --lora_path lora.safetensors --images photos --save_to refined.safetensors "
+            "--steps 400",
+        ),
+    ),
+    "layers": Command(
+        "layers",
+        "LayersConfig",
+        "list the layers that a LoRA can hold, or what patterns select",
+        MORE,
+        (
+            "lbm-lora layers --model_path base.safetensors",
+            "lbm-lora layers --model_path base.safetensors --patterns attn1 'mid_block.*' --rank 8",
+        ),
+    ),
+    "data pack": Command(
+        "data_pack",
+        "PackConfig",
+        "make WebDataset shards of a folder of pairs",
+        MORE,
+        ("lbm-lora data pack pairs --to shards",),
+    ),
+    "data check": Command(
+        "data_check",
+        "CheckConfig",
+        "read a data set through and report",
+        MORE,
+        ("lbm-lora data check pairs", "lbm-lora data check 'shards/pairs-{000000..000009}.tar' --image_size 512 1024"),
+    ),
+}
+"""What a user types -> the workflow behind it."""
+
+INFER_SHARDS = Command(
+    "infer_shards",
+    "InferShardsConfig",
+    "translate WebDataset shards with a checkpoint and LoRAs",
+    EVERYDAY,
+    (
+        "lbm-lora infer --base_model_path base.safetensors --lora_path lora.safetensors --source_shards "
+        "'in/{000..009}.tar' --output_path out --devices 2",
+    ),
+)
+"""What `infer --source_shards` stands for."""
+
+
+def command_for(name: str, words: Sequence[str]) -> Command:
+    """The command behind a name; images and shards have flags of their own."""
+    flags = {word.partition("=")[0].replace("-", "_") for word in words}
+    return INFER_SHARDS if name == "infer" and "__source_shards" in flags else COMMANDS[name]
+
+
+def family_of(word: str) -> dict[str, Command]:
+    """The commands of two words whose first one this is."""
+    return {name: command for name, command in COMMANDS.items() if name.startswith(f"{word} ")}

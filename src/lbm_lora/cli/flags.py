@@ -1,0 +1,147 @@
+"""The flags of a command: the fields of its config, with their docstrings as help."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lbm_lora.configs.marks import Bounds, Mark, Named
+
+_WORDS = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER", bool: ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One option of a command line.
+
+    Attributes:
+        name: the field's.
+        kind: type of one value: str, Path, int, float or bool.
+        word: what stands for the value in the help; empty for a switch.
+        about: what it does, one paragraph.
+        default: of the field; `MISSING` where a value must be given.
+        choices: the allowed values, where they are words.
+        takes_several: whether it takes one or more values.
+        marks: of its annotation.
+    """
+
+    name: str
+    kind: type
+    word: str
+    about: str
+    default: Any
+    choices: tuple[str, ...] = ()
+    takes_several: bool = False
+    bounds: Bounds | None = None
+    marks: frozenset[Mark] = frozenset()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is MISSING
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether it is given without its name."""
+        return Mark.POSITIONAL in self.marks
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is given as --name or --no_name, without a value."""
+        return self.kind is bool
+
+    @property
+    def shown(self) -> str:
+        """As a message names it: `--rank`, FOLDER."""
+        return self.word if self.is_positional else f"--{self.name}"
+
+    @property
+    def usage(self) -> str:
+        """With its value: `--rank N`, `--lora_path FILE ...`, `FOLDER`."""
+        several = " ..." if self.takes_several else ""
+        if self.is_positional:
+            return self.word + several
+        return f"--{self.name} {self.word}{several}" if self.word else f"--{self.name}"
+
+
+@cache
+def flags_of(config: type) -> tuple[Flag, ...]:
+    """The flags of a config, in the order of its fields; hidden ones left out."""
+    hints = get_type_hints(config, include_extras=True)
+    about = docstrings(config)
+    flags = (
+        _flag(field.name, hints[field.name], about.get(field.name, ""), _default(field))
+        for field in fields(config)  # pyright: ignore[reportArgumentType]
+    )
+    return tuple(flag for flag in flags if Mark.HIDDEN not in flag.marks)
+
+
+@cache
+def docstrings(config: type) -> Mapping[str, str]:
+    """Field -> the docstring below it, as one paragraph; those of base classes too, as far as they are ours."""
+    found: dict[str, str] = {}
+    root = config.__module__.partition(".")[0]
+    for kind in reversed(config.__mro__):
+        if kind.__module__.partition(".")[0] == root:
+            found |= _own_docstrings(kind)
+    return found
+
+
+def _own_docstrings(kind: type) -> dict[str, str]:
+    found: dict[str, str] = {}
+    try:
+        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
+    except OSError:  # installed without sources: flags without words about them
+        return found
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    for one, after in pairwise(body):
+        text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(text, str):
+            found[one.target.id] = " ".join(text.split())
+    return found
+
+
+def _flag(name: str, hint: Any, about: str, default: Any) -> Flag:
+    kind, extras, several = taken_apart(hint)
+    choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
+    kind = str if choices else kind
+    words = [one.word for one in extras if isinstance(one, Named)]
+    bounds = [one for one in extras if isinstance(one, Bounds)]
+    return Flag(
+        name=name,
+        kind=kind,
+        word=words[0] if words else "|".join(choices) or _WORDS[kind],
+        about=about,
+        default=default,
+        choices=choices,
+        takes_several=several,
+        bounds=bounds[0] if bounds else None,
+        marks=frozenset(one for one in extras if isinstance(one, Mark)),
+    )
+
+
+def taken_apart(hint: Any) -> tuple[Any, list[Any], bool]:
+    """A type without its marks, without None and outside of its tuple; the marks; whether there was a tuple."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kind, extras, several = taken_apart(parts[0])
+        return kind, [*parts[1:], *extras], several
+    if origin in (UnionType, Union):
+        *one, kept = (part for part in parts if part is not NoneType)
+        if one and get_origin(kept) is not tuple:
+            raise TypeError(f"{hint}: one value or several (T | tuple[T, ...]) is the only union that a flag takes")
+        return taken_apart(kept)
+    if origin is tuple:
+        kind, extras, _ = taken_apart(parts[0])
+        return kind, extras, True
+    return hint, [], False
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

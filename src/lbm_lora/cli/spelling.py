@@ -1,0 +1,23 @@
+"""How the command line spells options, and lines of a message."""
+
+from rich.text import Text
+
+from lbm_lora.errors import Option
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def as_flag(option: Option) -> str:
+    """`--exclude`, `--no_dense`."""
+    return f"--no_{option.name}" if option.is_off else f"--{option.name}"
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, and with its control characters spelt out: names from files may hold anything."""
+    flat = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+
+
+def line(kind: str, message: str) -> Text:
+    """`error: message`, on one line, its first word in the colour of its kind: error, warning or note."""
+    return Text.assemble((f"{kind}:", _STYLES[kind]), " ", one_line(message))

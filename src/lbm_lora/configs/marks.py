@@ -1,0 +1,54 @@
+"""What a front end shows of an option: marks in its annotation, as in `Annotated[int, Bounds(1), ADVANCED]`.
+
+ADVANCED      listed after the options that most runs need
+POSITIONAL    a word of the command line without a flag
+HIDDEN        filled by the front end, not by its user
+Named("DIR")  the word that stands for the value in a help text
+Bounds(0, 1)  the numbers that are allowed
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+
+class Mark(Enum):
+    """Marks without a value."""
+
+    ADVANCED = "advanced"
+    POSITIONAL = "positional"
+    HIDDEN = "hidden"
+
+
+ADVANCED, POSITIONAL, HIDDEN = Mark.ADVANCED, Mark.POSITIONAL, Mark.HIDDEN
+
+
+@dataclass(frozen=True)
+class Named:
+    """The word that stands for a value in a help text: FOLDER."""
+
+    word: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the greatest number that an option takes."""
+
+    least: float
+    most: float = math.inf
+
+
+File = Annotated[Path, Named("FILE")]
+Folder = Annotated[Path, Named("FOLDER")]
+Checkpoint = Annotated[Path, Named("CHECKPOINT")]
+"""A checkpoint: a file, an index of shards, or a folder that holds one."""
+Images = Annotated[str | tuple[str, ...], Named("IMAGES")]
+"""Images, folders of images, or globs: one, or several."""
+Pattern = Annotated[str, Named("PATTERN")]
+Size = Annotated[int, Named("PIXELS"), Bounds(64)]
+"""Square root of a pixel budget."""
+Seed = Annotated[int, Bounds(0)]
+Count = Annotated[int, Bounds(1)]
+Share = Annotated[float, Named("SHARE"), Bounds(0, 1)]

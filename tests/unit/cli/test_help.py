@@ -1,0 +1,80 @@
+"""The texts of --help: their parts, their width, and examples that a user can copy."""
+
+import re
+import shlex
+
+import pytest
+
+from lbm_lora.cli.commands import COMMANDS, GROUPS, INFER_SHARDS
+from lbm_lora.cli.help import family_help, overview, spelt
+from lbm_lora.cli.main import help_of, parse
+
+ALL = {**COMMANDS, "infer --source_shards": INFER_SHARDS}
+
+
+def text_of(line: str, width: int = 80) -> str:
+    name, _, flag = line.partition(" --")
+    return help_of(name, [f"--{flag}"], width).plain
+
+
+def test_the_overview_groups_the_commands() -> None:
+    text = overview(COMMANDS).plain
+    places = [text.index(f"\n{group}:\n") for group in GROUPS]
+    assert places == sorted(places)
+    assert all(re.search(rf"^  {name} +{re.escape(command.what)}$", text, re.M) for name, command in COMMANDS.items())
+    assert "\n  demo " in text[places[0] : places[1]]
+
+
+def test_a_family_lists_its_commands() -> None:
+    family = {name: command for name, command in COMMANDS.items() if name.startswith("data ")}
+    assert family_help("data", family).plain == (
+        "usage: lbm-lora data pack|check ...\n\n"
+        "  data pack   make WebDataset shards of a folder of pairs\n"
+        "  data check  read a data set through and report\n\n"
+        "lbm-lora data COMMAND --help explains one of them."
+    )
+
+
+def test_a_help_has_the_required_flags_first_and_those_of_the_output_last() -> None:
+    text = text_of("extract")
+    headings = re.findall(r"^(\w.*):$", text, re.M)
+    assert headings == ["required", "common", "advanced", "output", "examples"]
+    assert text.startswith(
+        "usage: lbm-lora extract --base_model_path CHECKPOINT\n      --tuned_model_path CHECKPOINT --save_to FILE"
+    )
+    assert "  --rank N\n      Rank of linear layers. 9999: as high as each matrix allows. From 1;\n" in text
+    assert "  --dense, --no_dense\n" in text
+
+
+@pytest.mark.parametrize("line", ALL)
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_line_is_wider_than_asked_for_and_none_speaks_in_brackets(line: str, width: int) -> None:
+    text = text_of(line, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert not re.search(r"\{None\}|\[\[|\(default|default: \)|None", text)
+    assert not text.endswith("\n")
+
+
+@pytest.mark.parametrize(("line", "example"), [(line, one) for line in ALL for one in ALL[line].examples])
+def test_examples_parse_and_are_shown_as_they_can_be_copied(line: str, example: str) -> None:
+    name = line.partition(" --")[0]
+    words = shlex.split(example)
+    assert words[: 1 + len(name.split())] == ["lbm-lora", *name.split()]
+    config, _ = parse(name, words[1 + len(name.split()) :])
+    assert type(config) is ALL[line].config_class()
+    shown = shlex.split(text_of(line).partition("\nexample")[2].partition("\n")[2].replace("\\\n", ""))
+    assert words in [["lbm-lora", *one.split("\0")] for one in "\0".join(shown).split("lbm-lora\0") if one] or (
+        "\0".join(words) in "\0".join(shown)
+    )
+
+
+def test_every_command_has_an_example() -> None:
+    assert all(command.examples for command in ALL.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1"), (1e-4, "0.0001"), ((1, 2), "1 2"), (True, "true"), ("bf16", "bf16"), ({"a": 1}, '{"a": 1}')],
+)
+def test_defaults_are_spelt_as_a_user_writes_them(value: object, text: str) -> None:
+    assert spelt(value) == text

@@ -1,0 +1,19 @@
+"""How options and lines of a message are spelt."""
+
+from lbm_lora.cli.spelling import as_flag, line, one_line
+from lbm_lora.errors import Option
+
+
+def test_options_are_flags() -> None:
+    assert as_flag(Option("exclude")) == "--exclude"
+    assert as_flag(Option("dense", is_off=True)) == "--no_dense"
+
+
+def test_one_line_spells_control_characters() -> None:
+    assert one_line("a\n\t b\x1b[31m\u202e é") == r"a b\x1b[31m\u202e é"
+
+
+def test_a_line_has_the_colour_of_its_kind_on_its_first_word() -> None:
+    text = line("error", "it [bold]is\nlate[/bold].")
+    assert text.plain == "error: it [bold]is late[/bold]."
+    assert [(span.start, span.end, span.style) for span in text.spans] == [(0, 6, "bold red")]
