@@ -14,7 +14,7 @@ SOURCES := pyproject.toml constraints.txt
 
 .PHONY: demo test lint types unit test-lowest constraints bench clean
 
-demo: .venv/.infer
+demo: .venv/.installed
 	$(BIN)/lbm-lora demo
 
 test: lint types unit
@@ -37,13 +37,13 @@ test-lowest: $(LOWEST)/.test
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.infer: $(SOURCES) | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[infer]' --constraint constraints.txt
+.venv/.installed: $(SOURCES) | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
 	touch $@
 
 .venv/.dev: $(SOURCES) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
-	touch $@ .venv/.infer
+	touch $@ .venv/.installed
 
 $(LOWEST)/bin/python:
 	$(LOWEST_PYTHON) -m venv $(LOWEST)

@@ -22,7 +22,7 @@ What to do is often an option of the caller. It is data (`Option`) among the par
 in its own way, as a flag, a key of a file, a widget; `str` spells it as the Python argument that it is.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
@@ -147,9 +147,13 @@ def need_packages(what: str, packages: Iterable[str], extra: str) -> None:
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise MissingExtraError(
-            f'{what} needs {", ".join(missing)}, which is not installed: pip install "lbm-lora[{extra}]".'
-        )
+        raise missing_extra(what, missing, extra)
+
+
+def missing_extra(what: str, missing: Sequence[str], extra: str) -> MissingExtraError:
+    """The error for work whose optional packages are not there. Its line ends with the command that installs them."""
+    named = f"{', '.join(missing[:-1])} and {missing[-1]}, which are" if len(missing) > 1 else f"{missing[0]}, which is"
+    return MissingExtraError(f'{what} needs {named} not installed. Run: pip install "lbm-lora[{extra}]"')
 
 
 def give_one(one: str, other: str, what: str) -> ConfigError:

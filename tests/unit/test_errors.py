@@ -51,3 +51,17 @@ def test_listing(names: list[str], limit: int, text: str) -> None:
 def test_plural() -> None:
     assert [plural(count, "tensor") for count in (0, 1, 1676)] == ["0 tensors", "1 tensor", "1,676 tensors"]
     assert [plural(count, "matrix", "matrices") for count in (1, 2)] == ["1 matrix", "2 matrices"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [({"a"}, "a, which is"), ({"a", "c"}, "a and c, which are"), ({"a", "b", "c"}, "a, b and c, which are")],
+)
+def test_missing_packages_are_named_with_the_command_that_installs_them(
+    missing: set[str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name in missing else True)
+    with pytest.raises(errors.MissingExtraError) as caught:
+        errors.need_packages("drawing", ("a", "b", "c"), "train")
+    assert str(caught.value) == f'drawing needs {named} not installed. Run: pip install "lbm-lora[train]"'
+    errors.need_packages("drawing", ("d",), "train")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import CheckpointError, HubError, ImageError, MissingExtraError, listing
+from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra
 from lbm_lora.missing_path import not_there
 
 Net = Literal["vgg", "alex", "squeeze"]
@@ -156,9 +156,7 @@ def _require(package: str) -> str:
     """The folder of an installed package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(
-            f"LPIPS needs the package {package}, which is not installed: pip install 'lbm-lora[train]'."
-        )
+        raise missing_extra("LPIPS", [package], "train")
     return spec.submodule_search_locations[0]
 
 

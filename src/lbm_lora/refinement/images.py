@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lbm_lora.errors import ConfigError, Option
+from lbm_lora.errors import ConfigError, Option, listing
 from lbm_lora.fidelity.answers import AnsweredPoint, answered
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.imaging.paths import expand_sources
@@ -57,7 +57,7 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
     if len(found) < 2:
         raise ConfigError(
             Option("images"),
-            f" is one image, {found[0]}. Give two or more, or ",
+            f" is one image, {listing(map(str, found))}. Give two or more, or ",
             Option("held_images"),
             " to measure on.",
         )

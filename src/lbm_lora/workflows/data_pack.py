@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.configs.data_pack import PackConfig
-from lbm_lora.errors import ConfigError, Option
+from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.training.data.index import check_corrupt, make_index
 from lbm_lora.training.data.open_data import find_pairs
@@ -36,10 +37,12 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     """Make the shards.
 
     Raises:
+        MissingExtraError: a package of the train extra is not installed.
         ConfigError: a limit below 1.
         DataError: the folder holds no pairs, too many of them are corrupt, or two names become the same.
         OutputError: the folder for the shards is not empty, or cannot be written.
     """
+    need_packages("writing shards", SHARD_PACKAGES, "train")
     from lbm_lora.training.data.pack import pattern_of, write_shards
 
     if config.shard_mb < 1 or config.shard_count < 1:

@@ -20,13 +20,14 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import ensure_base
 
 if TYPE_CHECKING:
     from lbm_lora.inference.shards.shard_jobs import ShardJob
 
-_PACKAGES = ("lightning", "webdataset", "filelock")
+_PACKAGES = ("lightning", *SHARD_PACKAGES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lbm_lora.refinement.distill import DistillResult
     from lbm_lora.refinement.images import ImageSplit
 
-_PACKAGES = ("peft", "diffusers", "PIL")
+_PACKAGES = ("peft",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lbm_lora.training.run.fit import FitResult
     from lbm_lora.training.run.validation import Scores
 
-_PACKAGES = ("lightning", "peft", "diffusers", "PIL")
+_PACKAGES = ("lightning", "peft")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,9 +193,7 @@ def test_a_missing_package_is_named(missing: str, files: dict[Net, Path], monkey
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None if name == missing else found(name))
     with pytest.raises(MissingExtraError) as caught:
         load_lpips("alex", files["alex"])
-    assert str(caught.value) == (
-        f"LPIPS needs the package {missing}, which is not installed: pip install 'lbm-lora[train]'."
-    )
+    assert str(caught.value) == f'LPIPS needs {missing}, which is not installed. Run: pip install "lbm-lora[train]"'
 
 
 def test_without_a_file_torchvision_downloads(

@@ -57,7 +57,7 @@ def test_an_image_in_both_is_found_under_any_name(tmp_path: Path) -> None:
 
 def test_one_image_cannot_be_split(tmp_path: Path) -> None:
     (path,) = folder_of(tmp_path / "images", 1)
-    text = f"^images {re.escape(str(path))} is one image. Give two or more, or held_images to measure on\\.$"
+    text = f"^images is one image, {re.escape(str(path))}. Give two or more, or held_images to measure on\\.$"
     with pytest.raises(ConfigError, match=text):
         split_images(str(path), None)
 

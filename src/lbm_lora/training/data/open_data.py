@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from lbm_lora.errors import ConfigError, DataError, MissingExtraError
+from lbm_lora.errors import ConfigError, DataError, need_packages
 from lbm_lora.imaging.image_file import readable_extensions
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Found, Part, said_of
 from lbm_lora.training.data.dataset import PairDataset
 from lbm_lora.training.data.index import PairIndex, make_index
@@ -39,7 +40,7 @@ def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Prog
     Raises:
         ConfigError: the split has no data, or data that must be copied has no `cache_dir`.
         DataError: the data cannot be read, holds no pairs, or more than `max_corrupt` of them are corrupt.
-        MissingExtraError: shards, and WebDataset is not installed.
+        MissingExtraError: shards, and a package that reads them is not installed.
     """
     where, index = _indexed(settings, split, progress)
     if index.skipped:
@@ -105,13 +106,10 @@ def _indexed(settings: DataSettings, split: Split, progress: Progress) -> tuple[
 
 
 def _in_shards(settings: DataSettings, patterns: tuple[str, ...], progress: Progress) -> Iterator[Found]:
-    try:
-        from lbm_lora.shards.fetch import local_shards
-        from lbm_lora.shards.tar import expand_shards, read_shard
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"shards need the package {error.name}, which is not installed: pip install 'lbm-lora[train]'."
-        ) from None
+    need_packages("reading shards", SHARD_PACKAGES, "train")
+    from lbm_lora.shards.fetch import local_shards
+    from lbm_lora.shards.tar import expand_shards, read_shard
+
     shards = expand_shards(patterns)
     paths = local_shards(shards, cache_dir=settings.cache_dir, allow_pipe=settings.allow_pipe, progress=progress)
     names = [Path(shard).name for shard in shards]
