@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
+from lbm_lora.model.bridge_pipeline import follow_bridge
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
 from standins import backbone_unet_config, vae_config
@@ -40,6 +41,16 @@ def two_level_model() -> LBMModel:
         dtype=torch.float32,
         vae_dtype=torch.float32,
     )
+
+
+def translate(model: LBMModel, images: torch.Tensor, *, steps: int = 1, seed: int = 0) -> torch.Tensor:
+    """What a model makes of images in [-1, 1], of its own sizes: encode, follow the bridge, decode; one by one."""
+    made: list[torch.Tensor] = []
+    for image in images.split(1):
+        draw = torch.Generator().manual_seed(seed)
+        target = follow_bridge(model.denoise, model.encode(image), steps, model.config.bridge_noise_sigma, [draw])
+        made.append(model.decode(target).clamp(-1, 1))
+    return torch.cat(made)
 
 
 def noise_images(folder: Path) -> tuple[Path, ...]:

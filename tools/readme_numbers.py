@@ -17,13 +17,12 @@ from PIL import Image
 from lbm_lora import (
     BaseConfig,
     ExtractConfig,
-    LBMModel,
+    LBMPipeline,
     ScaledAdapter,
     ValidateConfig,
     bundled,
     fuse_module,
     load_adapter,
-    load_model,
     run_base,
     run_extract,
     run_validate,
@@ -31,7 +30,6 @@ from lbm_lora import (
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.tensors import to_images, to_tensor
-from lbm_lora.model.pipeline import translate
 
 ROOT = Path(__file__).parents[1]
 TUNED = bundled.TUNED / "model.safetensors"
@@ -60,9 +58,9 @@ def pairs() -> list[Pair]:
     ]
 
 
-def outputs(model: LBMModel, found: list[Pair]) -> list[torch.Tensor]:
+def outputs(pipe: LBMPipeline, found: list[Pair]) -> list[torch.Tensor]:
     """What a model makes of every source in one step, in [-1, 1]."""
-    return [translate(model, to_tensor([pair.source]))[0] for pair in found]
+    return [pipe(pair.source, output_type="pt").images[0] * 2 - 1 for pair in found]
 
 
 def rank_rows(base: Path, folder: Path) -> tuple[list[str], Path]:
@@ -123,11 +121,11 @@ def main() -> None:
         config = BaseConfig(config_path=bundled.TUNED / "config.yaml", save_path=folder / "base.ckpt")
         base = run_base(config).base.safetensors
         rows, lora = rank_rows(base, folder)
-        model = load_model(base, dtype=torch.float32)
+        model = LBMPipeline.from_checkpoint(base, torch_dtype=torch.float32)
         of_base = outputs(model, found)
-        fuse_module(model.denoiser, [ScaledAdapter(load_adapter(lora))])
+        fuse_module(model.unet, [ScaledAdapter(load_adapter(lora))])
         of_lora = outputs(model, found)
-        of_tuned = outputs(load_model(TUNED, dtype=torch.float32), found)
+        of_tuned = outputs(LBMPipeline.from_checkpoint(TUNED, torch_dtype=torch.float32), found)
     sources = [to_tensor([pair.source])[0] for pair in found]
     text = "\n".join(
         [

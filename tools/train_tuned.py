@@ -22,6 +22,7 @@ from torch import Tensor
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.model import bridge
 from lbm_lora.model.backbone import open_backbone
+from lbm_lora.model.bridge_pipeline import follow_bridge
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import parse_config
 from lbm_lora.model.write_base import write_base
@@ -106,7 +107,7 @@ def translate(
     for start in range(0, len(images), 16):
         latent = training.encode(vae, images[start : start + 16])
         if denoiser is not None:
-            latent = bridge.sample(
+            latent = follow_bridge(
                 lambda noisy, timestep: denoiser(noisy, timestep, encoder_hidden_states=None).sample,
                 latent,
                 steps,

@@ -96,7 +96,7 @@ def infer(*, base: str, lora: str, size: int, dtype: str, device: str) -> dict[s
     latents to the target's, as `lbm-lora infer` goes it.
     """
     from lbm_lora import ScaledAdapter, fuse_module, inject, load_model
-    from lbm_lora.model.pipeline import follow_bridge
+    from lbm_lora.model.bridge_pipeline import follow_bridge
 
     model, adapters = load_model(base, dtype=dtype_of(dtype), device=device), [ScaledAdapter(load_adapter(lora))]
     side = size // model.pixels_per_latent
@@ -118,7 +118,8 @@ def infer(*, base: str, lora: str, size: int, dtype: str, device: str) -> dict[s
         return model.denoiser(latents, timestep, encoder_hidden_states=None).sample
 
     def step() -> Tensor:
-        return follow_bridge(model, latents, steps=1, seed=0)
+        noise, draw = model.config.bridge_noise_sigma, torch.Generator().manual_seed(0)
+        return follow_bridge(model.denoise, latents, 1, noise, [draw])
 
     raw()  # the libraries set themselves up for these sizes on the first call
     found: dict[str, Any] = {"raw_s": [seconds(raw)]}

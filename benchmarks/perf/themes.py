@@ -20,7 +20,7 @@ from lbm_lora.naming import DENOISER_PREFIX
 
 SEVERAL = (16, 32, 64)
 CALIBRATED_SHARE = 0.0365  # what a calibrated LoRA may take: as much as a plain one of rank 32/16
-NETWORKS = ("lbm_lora.model.pipeline", "lbm_lora.apply")  # what jobs import themselves
+NETWORKS = ("lbm_lora.model.bridge_pipeline", "lbm_lora.apply")  # what jobs import themselves
 TRAIN_STEPS = 3
 REFINE_STEPS = 2
 

@@ -18,10 +18,9 @@ from PIL import Image
 
 from benchmarks.command import MINI_PAIR, MINI_TUNED, arguments, lbm_lora, mini_base
 from benchmarks.results import FOLDER, WORK, command_of, write_result
-from lbm_lora import LBMModel, ScaledAdapter, fuse_module, load_adapter, load_model
+from lbm_lora import LBMPipeline, ScaledAdapter, fuse_module, load_adapter
 from lbm_lora.imaging.metrics import psnr
-from lbm_lora.imaging.tensors import mask_to_tensor, to_images, to_tensor
-from lbm_lora.model.pipeline import translate
+from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
 
 Scores = dict[str, np.ndarray]
 """`whole` and `inside`: PSNR of an image to its target and inside the object's mask, dB, one value for each pair."""
@@ -66,7 +65,7 @@ def run(options: Options) -> Path:
     )
 
 
-def scores(model: LBMModel | None, folder: Path) -> Scores:
+def scores(model: LBMPipeline | None, folder: Path) -> Scores:
     """One step on every source of a folder of pairs; without a model, the sources themselves. Images have 8 bits."""
     found: list[tuple[float, float]] = []
     for path in sorted(folder.glob("*.source.png")):
@@ -74,7 +73,7 @@ def scores(model: LBMModel | None, folder: Path) -> Scores:
             Image.open(path.with_name(path.name.replace(".source.", f".{role}.")))
             for role in ("source", "target", "mask")
         )
-        images = to_tensor([source]) if model is None else to_tensor(to_images(translate(model, to_tensor([source]))))
+        images = to_tensor([source]) if model is None else to_tensor(model(source).images)
         wanted = to_tensor([target])[0]
         found.append((psnr(images[0], wanted), psnr(images[0], wanted, mask_to_tensor(mask))))
     return dict(zip(("whole", "inside"), np.array(found).T, strict=True))
@@ -131,9 +130,10 @@ def _train(options: Options, base: Path, settings: Mapping[str, Any]) -> Path:
     return output / "last.safetensors"
 
 
-def _model(checkpoint: Path, lora: Path | None = None) -> LBMModel:
+def _model(checkpoint: Path, lora: Path | None = None) -> LBMPipeline:
     """A model in fp32, a LoRA fused into it where one is given."""
-    model = load_model(checkpoint, dtype=torch.float32)
+    model = LBMPipeline.from_checkpoint(checkpoint, torch_dtype=torch.float32)
+    model.set_progress_bar_config(disable=True)
     if lora is not None:
-        fuse_module(model.denoiser, [ScaledAdapter(load_adapter(lora))])
+        fuse_module(model.unet, [ScaledAdapter(load_adapter(lora))])
     return model

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lbm_lora.errors import QualityError as QualityError
     from lbm_lora.model.build import LBMModel as LBMModel
     from lbm_lora.model.build import load_model as load_model
+    from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline
     from lbm_lora.workflows.base import run as run_base
     from lbm_lora.workflows.extract import run as run_extract
     from lbm_lora.workflows.fuse import run as run_fuse
@@ -51,6 +52,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     "InferConfig": ("configs.infer", "InferConfig"),
     "InputError": ("errors", "InputError"),
     "LBMModel": ("model.build", "LBMModel"),
+    "LBMPipeline": ("model.pipeline", "LBMPipeline"),
     "LayersConfig": ("configs.layers", "LayersConfig"),
     "LbmLoraError": ("errors", "LbmLoraError"),
     "LoraModule": ("adapter", "LoraModule"),
@@ -80,6 +82,7 @@ __all__ = [
     "InferConfig",
     "InputError",
     "LBMModel",
+    "LBMPipeline",
     "LayersConfig",
     "LbmLoraError",
     "LoraModule",

@@ -15,6 +15,7 @@ NAMES = [
     "InferConfig",
     "InputError",
     "LBMModel",
+    "LBMPipeline",
     "LayersConfig",
     "LbmLoraError",
     "LoraModule",

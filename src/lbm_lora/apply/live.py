@@ -34,7 +34,8 @@ class Fused:
     def unfuse(self) -> None:
         """Put the saved values back, bit for bit."""
         for name, value in reversed(self.saved.items()):  # a tied parameter was saved once for each of its names
-            _tensor(self.model, name).data = value
+            parameter = _tensor(self.model, name)
+            parameter.data = value.to(parameter.device)  # the model may have been moved since
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,29 @@ def _fuse(model: nn.Module, adapters: Sequence[ScaledAdapter], names: set[ParamN
     return Fused(model, saved)
 
 
+@dataclass
+class _Factors:
+    """Down and up of a hook. They follow its inputs: a model may be moved, or offloaded between two calls."""
+
+    down: Tensor
+    up: Tensor
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self.down.device != device:
+            self.down, self.up = self.down.to(device), self.up.to(device)
+        return self.down, self.up
+
+
 def _hook(target: nn.Module, module: LoraModule, lora_scale: float) -> RemovableHandle:
     """Add lora_scale * scaling * up(down(x)) to the output of `target`."""
     weight = target.weight
     if not isinstance(weight, Tensor):
         raise AdapterError(f"{module.name} has no weight to adapt.")
-    up = (lora_scale * module.scaling * module.up.float()).to(weight)
-    down = module.down.to(weight)
+    factors = _Factors(module.down.to(weight), (lora_scale * module.scaling * module.up.float()).to(weight))
     if isinstance(target, nn.Linear):
 
         def linear(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            down, up = factors.on(inputs[0].device)
             return output + functional.linear(functional.linear(inputs[0], down), up)
 
         return target.register_forward_hook(linear)
@@ -128,6 +142,7 @@ def _hook(target: nn.Module, module: LoraModule, lora_scale: float) -> Removable
         stride, padding, dilation = target.stride, target.padding, target.dilation
 
         def conv(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            down, up = factors.on(inputs[0].device)
             return output + functional.conv2d(functional.conv2d(inputs[0], down, None, stride, padding, dilation), up)
 
         return target.register_forward_hook(conv)

@@ -103,8 +103,8 @@ def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progre
         progress.note(f"Dense deltas (biases, norms) applied: {applied.dense} of {len(adapter.dense)}")
 
 
-def scales_for(paths: Sequence[Path], scales: Sequence[float]) -> tuple[float, ...]:
-    """One `lora_scale` for each path: the given ones, or the only one for all.
+def scales_for(loras: Sequence[object], scales: Sequence[float]) -> tuple[float, ...]:
+    """One `lora_scale` for each LoRA: the given ones, or the only one for all.
 
     Raises:
         ConfigError: a scale is not finite, or their number fits neither case.
@@ -112,10 +112,10 @@ def scales_for(paths: Sequence[Path], scales: Sequence[float]) -> tuple[float, .
     if not all(math.isfinite(scale) for scale in scales):
         raise ConfigError(Option("lora_scale"), f" must be a number, not {listing(map(str, scales))}.")
     if len(scales) == 1:
-        return tuple(scales) * len(paths)
-    if len(scales) != len(paths):
+        return tuple(scales) * len(loras)
+    if len(scales) != len(loras):
         raise ConfigError(
             Option("lora_scale"),
-            f" has {len(scales)} values for {len(paths)} LoRAs. Give one for all, or one for each.",
+            f" has {len(scales)} values for {len(loras)} LoRAs. Give one for all, or one for each.",
         )
     return tuple(scales)

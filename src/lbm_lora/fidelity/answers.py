@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lbm_lora.fidelity.points import Latent, Point, bridge_points, shared_noise, timestep_tensor
 from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import Denoise, follow_bridge
 from lbm_lora.model.build import LBMModel
-from lbm_lora.model.pipeline import check_finite, follow_bridge
+from lbm_lora.model.pipeline import check_finite
 from lbm_lora.model.schedule import Schedule
 
 Outputs = Float[Tensor, "batch channels rows columns"]
@@ -97,14 +98,16 @@ def answer(
         predictions[point.timestep] = prediction[0].float()
     images: dict[int, Tensor] = {}
     for count in steps:
-        target = follow_bridge(model, source, steps=count, seed=seed, denoise=_reusing(first, model.denoise))
+        draw = torch.Generator().manual_seed(seed)
+        noise = model.config.bridge_noise_sigma
+        target = follow_bridge(_reusing(first, model.denoise), source, count, noise, [draw])
         decoded = model.decode(target, tiled=tiled)[0].float().cpu()
         check_finite(decoded, model.dtype, what=f"the image of {count} steps")
         images[count] = decoded.clamp(-1, 1)
     return Answer(predictions=predictions, images=images)
 
 
-def _reusing(first: Tensor, denoise: bridge.Denoise) -> bridge.Denoise:
+def _reusing(first: Tensor, denoise: Denoise) -> Denoise:
     """The denoiser, whose output for the source is known: the first call of every walk along the bridge."""
     known: list[Tensor] = [first]
 

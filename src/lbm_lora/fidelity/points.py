@@ -16,6 +16,7 @@ from torch import Tensor
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import Schedule
 
@@ -68,7 +69,7 @@ def bridge_points(model: LBMModel, source: Latent, schedule: Schedule, noise_at:
     if any(timestep < bridge.TRAIN_TIMESTEPS for timestep, _ in schedule):
         target = bridge.predict_target(source, 1.0, model.denoise(source, timestep_tensor(bridge.TRAIN_TIMESTEPS)))
     for timestep, probability in schedule:
-        noise = bridge.standard_normal(source, [noise_at(timestep)])
+        noise = standard_normal(source, [noise_at(timestep)])
         sigma = timestep / bridge.TRAIN_TIMESTEPS
         state = bridge.interpolate(source, target, sigma, noise, model.config.bridge_noise_sigma)
         yield Point(timestep=timestep, probability=probability, state=state.float().cpu())

@@ -8,12 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
-from lbm_lora.imaging.buckets import nearest_bucket
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
-from lbm_lora.model.build import LBMModel
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import Progress, warn
 
 LARGE = 2.0
@@ -155,7 +154,7 @@ def plan_jobs(
 
 
 def translations(
-    model: LBMModel,
+    pipe: LBMPipeline,
     jobs: Sequence[Job],
     settings: TranslateSettings,
     failures: Failures,
@@ -175,16 +174,16 @@ def translations(
     progress.start(len(left), what)
     for job in left:
         try:
-            made = translate_job(model, job, settings)
+            made = translate_job(pipe, job, settings)
         except ImageError as error:
             failures.add(job, error)
         else:
-            is_said = is_said or _warn_of_scale(job, made, model)
+            is_said = is_said or _warn_of_scale(job, made, pipe)
             yield job, made
         progress.advance()
 
 
-def translate_job(model: LBMModel, job: Job, settings: TranslateSettings) -> Translation:
+def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> Translation:
     """Read one image and its mask, and translate it.
 
     Raises:
@@ -193,12 +192,12 @@ def translate_job(model: LBMModel, job: Job, settings: TranslateSettings) -> Tra
     begin = time.perf_counter()
     source = read_image(job.source)
     mask = read_mask(job.mask, source.size) if job.mask else None
-    made = translate_image(model, source, settings, mask=mask)
-    bucket = nearest_bucket(source.width, source.height, settings.size or model.size, step=model.pixels_per_latent)
+    made = translate_image(pipe, source, settings, mask=mask)
+    bucket = pipe.bucket(source.width, source.height, settings.size)
     return Translation(image=made, model_size=bucket, seconds=time.perf_counter() - begin)
 
 
-def _warn_of_scale(job: Job, made: Translation, model: LBMModel) -> bool:
+def _warn_of_scale(job: Job, made: Translation, pipe: LBMPipeline) -> bool:
     """Warn of an image that the model sees much reduced; whether it was."""
     (width, height), (model_width, model_height) = made.image.size, made.model_size
     scale = (width * height / (model_width * model_height)) ** 0.5
@@ -208,6 +207,6 @@ def _warn_of_scale(job: Job, made: Translation, model: LBMModel) -> bool:
         f"{job.source.name} has {width}x{height} pixels, and the model works on {model_width}x{model_height}: the "
         f"result is enlarged {scale:.1f} times and lacks fine detail. A larger ",
         Option("size"),
-        f" keeps more, in more time (the model is made for {model.size}); or cut the image.",
+        f" keeps more, in more time (the model is made for {pipe.size}); or cut the image.",
     )
     return True

@@ -6,7 +6,7 @@ from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fuse
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.inference.translate import TranslateSettings
-from lbm_lora.model.build import LBMModel
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import Progress
 
 _TILED: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
@@ -39,9 +39,9 @@ def read_adapters(
     )
 
 
-def put_in(options: ModelOptions, model: LBMModel, adapters: Sequence[ScaledAdapter]) -> None:
-    """Put the adapters into the denoiser, for good."""
+def put_in(options: ModelOptions, pipe: LBMPipeline, adapters: Sequence[ScaledAdapter]) -> None:
+    """Put the adapters into the unet, for good: the weights from before are not kept."""
     if options.mode == "fused":
-        fuse_module(model.denoiser, adapters)
+        fuse_module(pipe.unet, adapters)
     else:
-        inject(model.denoiser, adapters)
+        inject(pipe.unet, adapters)

@@ -1,15 +1,10 @@
-"""Translate an image of any size: stretch it to the model's size, translate, stretch the result back."""
+"""Translate one image with a pipeline, as the options of a command say."""
 
 from dataclasses import dataclass
 
 from PIL import Image
 
-from lbm_lora.imaging.buckets import resized, to_bucket
-from lbm_lora.imaging.masks import paste_back
-from lbm_lora.imaging.tensors import to_images
-from lbm_lora.model.build import LBMModel
-from lbm_lora.model.pipeline import Images, translate
-from lbm_lora.model.schedule import check_steps
+from lbm_lora.model.pipeline import LBMPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +27,16 @@ class TranslateSettings:
 
 
 def translate_image(
-    model: LBMModel,
+    pipe: LBMPipeline,
     image: Image.Image,
     settings: TranslateSettings | None = None,
     *,
     mask: Image.Image | None = None,
 ) -> Image.Image:
-    """Translate one image; the result has its size.
+    """Translate one image; the result has its size. The pipeline's own progress bar is switched off.
 
     Args:
-        model: from `load_model`, with or without a LoRA in it.
+        pipe: with or without a LoRA in it.
         image: mode `RGB`, any size.
         mask: mode `L`, the image's size: where it is black, the source is kept.
 
@@ -50,20 +45,13 @@ def translate_image(
         ImageError: the result holds NaN or infinite values.
     """
     settings = settings or TranslateSettings()
-    check_steps(model.config, settings.steps)
-    source = to_bucket(image, settings.size or model.size, step=model.pixels_per_latent)
-    target = translate(
-        model,
-        source,
-        steps=settings.steps,
+    pipe.set_progress_bar_config(disable=True)
+    pipe.tiled = settings.tiled
+    return pipe(
+        image,
+        mask=mask,
+        num_inference_steps=settings.steps,
         seed=settings.seed,
+        size=settings.size,
         sample_posterior=settings.sample_posterior,
-        tiled=settings.tiled,
-    )
-    return to_source_size(target, image, mask=mask)
-
-
-def to_source_size(output: Images, source: Image.Image, *, mask: Image.Image | None = None) -> Image.Image:
-    """An output (a batch of one) in the source's size, pasted on the source where there is a mask."""
-    result = resized(to_images(output)[0], source.size)
-    return result if mask is None else paste_back(source, result, mask)
+    ).images[0]

@@ -5,34 +5,35 @@ random, and there is no second copy in memory. On the CPU, in the dtype of the f
 of the file.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.errors import ConfigError, ImageError
-from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import (
+    Generators,
+    decode_latents,
+    encode_images,
+    model_size,
+    one_per_sample,
+    pixels_per_latent,
+)
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.names import check_shapes, checkpoint_shapes, empty_unet, empty_vae
 from lbm_lora.model.resolve import resolve_config
-from lbm_lora.model.tiling import decode_tiled, needs_tiles
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.threads import fit_threads
 
 Images = Float[Tensor, "batch 3 height width"]
 Latents = Float[Tensor, "batch channels rows columns"]
-Generators = torch.Generator | Sequence[torch.Generator]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,16 +56,13 @@ class LBMModel:
     @property
     def pixels_per_latent(self) -> int:
         """Image pixels per latent pixel, along a side: 8 for SDXL's VAE. Sides of images must be multiples of it."""
-        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return pixels_per_latent(self.vae)
 
     @property
     def size(self) -> int:
         """Square root of the pixel budget that the model was made for: 1024 for the published LBM."""
-        sample = self.config.unet_config.get("sample_size") or 128
-        rows, columns = (sample, sample) if isinstance(sample, int) else sample
-        return round(math.sqrt(rows * columns)) * self.pixels_per_latent
+        return model_size(self.denoiser, self.vae)
 
-    @torch.no_grad()
     def encode(self, images: Images, *, generator: Generators | None = None) -> Latents:
         """Latents of images in [-1, 1]: the mean of the VAE's posterior, or a sample of it where a generator is given.
 
@@ -76,27 +74,16 @@ class LBMModel:
         height, width = images.shape[-2:]
         if height % self.pixels_per_latent or width % self.pixels_per_latent:
             raise ImageError(f"images of {width}x{height}: both sides must be multiples of {self.pixels_per_latent}.")
-        output = cast(AutoencoderKLOutput, self.vae.encode(images.to(self.device, self.vae_dtype)))
-        posterior = output.latent_dist
-        latents = posterior.mean.float()
-        if generator is not None:
-            noise = bridge.standard_normal(latents, bridge.one_per_sample(generator, len(latents)))
-            latents = latents + posterior.std.float() * noise
-        shift, scale = self._latent_shift_and_scale()
-        return ((latents - shift) * scale).to(self.dtype)
+        draws = None if generator is None else one_per_sample(generator, len(images))
+        return encode_images(self.vae, images, device=self.device, generators=draws).to(self.dtype)
 
-    @torch.no_grad()
     def decode(self, latents: Latents, *, tiled: bool | None = None) -> Images:
         """Images of latents, fp32, about in [-1, 1] (not clamped), on this model's device.
 
         Args:
             tiled: decode in overlapping tiles; by default where a side of the latents is above 128.
         """
-        shift, scale = self._latent_shift_and_scale()
-        latents = (latents.to(self.device).float() / scale + shift).to(self.vae_dtype)
-        if needs_tiles(latents) if tiled is None else tiled:
-            return decode_tiled(self._decode, latents, factor=self.pixels_per_latent).to(self.device)
-        return self._decode(latents).float()
+        return decode_latents(self.vae, latents.to(self.device), tiled=tiled)
 
     def denoise(self, latents: Latents, timestep: Float[Tensor, " batch"]) -> Latents:
         """The network's prediction of source - target. There is no text: attn2 attends to the image, as attn1 does."""
@@ -104,12 +91,6 @@ class LBMModel:
             latents.to(self.device, self.dtype), timestep.to(self.device), encoder_hidden_states=None
         )
         return output.sample
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(cast(torch.FloatTensor, latents), return_dict=False)[0]
-
-    def _latent_shift_and_scale(self) -> tuple[float, float]:
-        return self.vae.config.get("shift_factor") or 0.0, self.vae.config["scaling_factor"]
 
 
 def load_model(

@@ -1,73 +1,297 @@
-"""Translate images of the model's sizes: encode, follow the bridge, decode.
+"""`LBMPipeline`: the diffusers pipeline of an LBM checkpoint, with LoRAs loaded, mixed, scaled and unloaded live."""
 
-Every image is computed alone and with a generator of its own, so a result depends on the image and the seed, not on
-what else is translated with it.
-"""
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from lbm_lora.errors import ImageError, Option
-from lbm_lora.model import bridge
-from lbm_lora.model.build import LBMModel
+from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
+from lbm_lora.apply import check_base, check_fit
+from lbm_lora.checkpoint import Fingerprint, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.errors import ConfigError, ImageError, Option
+from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
+from lbm_lora.model.schedule import check_step_count, step_counts
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import warn
 
-_POSTERIOR = 0x705
-"""Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
 
-Images = Float[Tensor, "batch 3 height width"]
-Latents = Float[Tensor, "batch channels rows columns"]
+class LBMPipeline(LatentBridgePipeline):
+    """An LBM that translates images, with any number of LoRAs.
 
-
-def translate(
-    model: LBMModel,
-    images: Images,
-    *,
-    steps: int = 1,
-    seed: int = 0,
-    sample_posterior: bool = False,
-    tiled: bool | None = None,
-) -> Images:
-    """Translate images, one after the other.
-
-    Args:
-        model: with or without a LoRA in it.
-        images: values in [-1, 1], sides that are multiples of `model.pixels_per_latent`.
-        steps: denoiser calls, at least 1.
-        seed: for the noise between steps, and for the posterior where it is sampled.
-        sample_posterior: sample the VAE's posterior as LBM's own inference does, instead of taking its mean.
-        tiled: decode in tiles; by default where the image is larger than the model's tile.
-
-    Returns:
-        fp32 values in [-1, 1], on the model's device.
-
-    Raises:
-        ImageError: a value is not finite.
+    From an LBM checkpoint: `from_checkpoint`; from a folder that `save_pretrained` has written: `from_pretrained`. How
+    images are translated: `LatentBridgePipeline.__call__`. The methods for LoRAs have the names of diffusers and PEFT.
+    LoRAs are computed next to the weights, or added to them (`fuse_lora`, and always where the unet is compiled);
+    biases and norms are always added. Either way the weights come back bit for bit.
     """
-    latents = encode_sources(model, images, seed=seed, sample_posterior=sample_posterior)
-    targets = [follow_bridge(model, latent, steps=steps, seed=seed) for latent in latents.split(1)]
-    output = torch.cat([model.decode(target, tiled=tiled) for target in targets])
-    check_finite(output, model.dtype, what="the model's output")
-    return output.clamp(-1, 1)
 
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        bridge_noise_sigma: float = 0.005,
+        trained_steps: list[int] | None = None,
+        base_fingerprint: str | None = None,
+    ) -> None:
+        super().__init__(unet, vae, scheduler, bridge_noise_sigma, trained_steps, base_fingerprint)
+        self._loras = LoadedLoras(lambda: self.unet)
+        self._base: Path | None = None
+        self._base_found: Fingerprint | None = None
 
-def encode_sources(model: LBMModel, images: Images, *, seed: int = 0, sample_posterior: bool = False) -> Latents:
-    """Latents of images in [-1, 1]: the posterior's mean, or a sample of it that the seed decides."""
-    # With one seed for both, the posterior's noise would come again between the first two steps.
-    draws = [[_generator(seed ^ _POSTERIOR)] if sample_posterior else None for _ in images]
-    return torch.cat([model.encode(image, generator=draw) for image, draw in zip(images.split(1), draws, strict=True)])
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        *,
+        config_path: Path | str | None = None,
+        device: torch.device | str = "cpu",
+        torch_dtype: torch.dtype | str = torch.bfloat16,
+    ) -> "LBMPipeline":
+        """The pipeline of an LBM checkpoint: the exact base, or a tuned one.
 
+        Args:
+            path: anything that `open_checkpoint` takes.
+            config_path: a config.yaml for a checkpoint that has none of its own.
+            device: `cuda` where there is no CUDA gives a warning, and the CPU.
+            torch_dtype: of the unet: a dtype, or `float`, `fp16` or `bf16`. The VAE stays fp32 where it would overflow.
 
-@torch.no_grad()
-def follow_bridge(
-    model: LBMModel, latent: Latents, *, steps: int, seed: int, denoise: bridge.Denoise | None = None
-) -> Latents:
-    """The target latent of one source latent (a batch of one); the seed decides the noise between steps.
+        Raises:
+            CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
+            ConfigError: the configuration is missing or wrong, or asks for conditioning images.
+        """
+        dtype = dtype_of(torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
+        pipe = cls.from_model(load_model(path, config_path=config_path, device=device, dtype=dtype))
+        pipe._base = Path(path)
+        return pipe
 
-    `denoise` is called in place of the model's own where it is given.
-    """
-    noise_sigma = model.config.bridge_noise_sigma
-    return bridge.sample(denoise or model.denoise, latent, steps, noise_sigma, [_generator(seed)])
+    @classmethod
+    def from_model(cls, model: LBMModel) -> "LBMPipeline":
+        """A pipeline over the networks of a model that is loaded already. It does not know the file of its base."""
+        steps = step_counts(model.config)
+        return cls(
+            model.denoiser,
+            model.vae,
+            FlowMatchEulerDiscreteScheduler(),
+            bridge_noise_sigma=model.config.bridge_noise_sigma,
+            trained_steps=None if steps is None else list(steps),
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> "LBMPipeline":
+        """The pipeline of a folder that `save_pretrained` has written, or of such a repository; see diffusers."""
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path) / "unet"
+        pipe._base = folder if folder.is_dir() else None
+        return pipe
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """The configuration of a folder. It names the class in the folder's own file, and this one takes its place."""
+        found: Any = super().load_config(*args, **kwargs)
+        (found[0] if isinstance(found, tuple) else found)["_class_name"] = cls.__name__
+        return found
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write a folder in the layout of diffusers, with the code that runs it without lbm-lora.
+
+        LoRAs that are fused are part of the weights that are written; they can be unfused here, not from the folder.
+
+        Args:
+            save_directory: the folder.
+            args, kwargs: see diffusers.
+
+        Raises:
+            ConfigError: LoRAs act that are not fused.
+        """
+        state = self._loras.state
+        if state.acting and not state.is_fused:
+            raise ConfigError(
+                "LoRAs are loaded that the folder would not hold. Call fuse_lora() to save the model with them in its "
+                "weights, or unload_lora_weights() to save it without."
+            )
+        digest = None if state.acting else self._base_digest()
+        self.register_to_config(base_fingerprint=digest)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> "LBMPipeline":
+        """Move or cast the networks; see diffusers. LoRAs that are loaded go along."""
+        state = self._loras.state
+        self._loras.take_out()
+        try:
+            return super().to(*args, **kwargs)
+        finally:
+            self._loras.put(state)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._loras.refresh_for_compiled()
+        return super().__call__(*args, **kwargs)
+
+    __call__.__doc__ = LatentBridgePipeline.__call__.__doc__
+
+    def load_lora_weights(
+        self,
+        lora: Path | str | Adapter,
+        adapter_name: str | None = None,
+        *,
+        alpha_is: AlphaIs = "auto",
+        allow_other_base: bool = False,
+        allow_unmatched: bool = False,
+    ) -> None:
+        """Load a LoRA. It becomes the one that is active, with a scale of 1; `set_adapters` activates several.
+
+        Args:
+            lora: a file, or an adapter in memory.
+            adapter_name: to call it by; by default `default_0`, `default_1` and so on.
+            alpha_is: what alpha in the file means; see `load_adapter`.
+            allow_other_base: accept a LoRA that was made from another base, with a warning.
+            allow_unmatched: leave names aside that are not in the unet.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+            AdapterError: it is no adapter, or does not fit the unet.
+            WrongBaseError: it was made from another base.
+            ConfigError: the name is taken.
+        """
+        state = self._loras.state
+        name = adapter_name or next(
+            n for i in range(len(state.loaded) + 1) if (n := f"default_{i}") not in state.loaded
+        )
+        adapter = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
+        network = getattr(self.unet, "_orig_mod", self.unet)
+        shapes = {ParamName(key): tuple(value.shape) for key, value in network.state_dict().items()}
+        fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
+        self._check_base(adapter, allow_other_base)
+        self._loras.put(state.with_loaded(name, adapter.filtered(set(fit.matched).__contains__)))
+
+    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
+        """Make the named LoRAs active, and no others, each with its scale, or with one for all.
+
+        Raises:
+            ConfigError: an unknown name, or scales that do not fit.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        scales = [adapter_weights] if isinstance(adapter_weights, int | float) else list(adapter_weights)
+        self._loras.put(self._loras.state.with_scales(names, scales))
+
+    def get_active_adapters(self) -> list[str]:
+        """Names of the LoRAs that are active."""
+        return list(self._loras.state.scales)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of all LoRAs that are loaded, by component."""
+        loaded = list(self._loras.state.loaded)
+        return {"unet": loaded} if loaded else {}
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Unload some LoRAs.
+
+        Raises:
+            ConfigError: an unknown name.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self._loras.put(self._loras.state.without(names))
+
+    def unload_lora_weights(self) -> None:
+        """Unload every LoRA: each weight is what it was, bit for bit."""
+        self._loras.put(LoraState())
+
+    def disable_lora(self) -> None:
+        """Compute without the LoRAs until `enable_lora`; they stay loaded."""
+        self._loras.put(replace(self._loras.state, is_enabled=False))
+
+    def enable_lora(self) -> None:
+        """Compute with the active LoRAs again."""
+        self._loras.put(replace(self._loras.state, is_enabled=True))
+
+    def fuse_lora(self, lora_scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
+        """Add the active LoRAs to the weights, so that steps cost nothing extra. The old weights are kept.
+
+        Args:
+            lora_scale: a factor of all scales.
+            adapter_names: LoRAs to make active first, with their present scales; by default those that are.
+
+        Raises:
+            ConfigError: an unknown name, or a factor that is not finite.
+        """
+        state = self._loras.state
+        if adapter_names is not None:
+            state = state.with_scales(adapter_names, [state.scales.get(name, 1.0) for name in adapter_names])
+        self._loras.put(replace(state, factor=lora_scale, is_fused=True))
+
+    def unfuse_lora(self) -> None:
+        """Take the LoRAs out of the weights, bit for bit, and compute them next to them again."""
+        self._loras.put(replace(self._loras.state, factor=1.0, is_fused=False))
+
+    @contextmanager
+    def lora_scale(self, scale: float) -> Generator["LBMPipeline", None, None]:
+        """Multiply the scale of every LoRA within a `with` block; 0 is the base, bit for bit.
+
+        Raises:
+            ConfigError: the scale is not finite.
+        """
+        before = self._loras.state.factor
+        self._loras.put(replace(self._loras.state, factor=before * scale))
+        try:
+            yield self
+        finally:
+            self._loras.put(replace(self._loras.state, factor=before))
+
+    def bucket(self, width: int, height: int, size: int | None = None) -> tuple[int, int]:
+        """The (width, height) that an image is stretched to before it is translated.
+
+        Raises:
+            ConfigError: `size` is below 64.
+        """
+        try:
+            return super().bucket(width, height, size)
+        except ValueError:
+            raise ConfigError(f"size {size} is too small for the buckets. Use 64 or more.") from None
+
+    def check_steps(self, steps: int) -> None:
+        """Warn of a number of steps that leaves the trained timesteps.
+
+        Raises:
+            ConfigError: `steps` is below 1.
+        """
+        check_step_count(steps, self.config["trained_steps"])
+
+    def check_finite(self, values: Tensor, what: str) -> None:
+        """Refuse NaN and infinite values; see `check_finite`.
+
+        Raises:
+            ImageError: there are some.
+        """
+        check_finite(values, self.unet.dtype, what=what)
+
+    def _check_base(self, adapter: Adapter, allow_other_base: bool) -> None:
+        if adapter.metadata.base_fingerprint and adapter.metadata.base_fingerprint == self.config["base_fingerprint"]:
+            return
+        if self._base is None:
+            warn(f"{adapter.path}: this pipeline does not know the file of its base, so they cannot be compared.")
+            return
+        with open_checkpoint(self._base) as checkpoint:
+            component = checkpoint.component()
+            if adapter.metadata.base_fingerprint:
+                self._base_found = self._base_found or fingerprint(component)
+            check_base(adapter, component, allow_other_base=allow_other_base, found=self._base_found)
+
+    def _base_digest(self) -> str | None:
+        """The fingerprint of the checkpoint that the weights came from."""
+        if self.config["base_fingerprint"] is None and self._base is not None:
+            with open_checkpoint(self._base) as checkpoint:
+                self._base_found = self._base_found or fingerprint(checkpoint.component())
+            return self._base_found.digest
+        return self.config["base_fingerprint"]
 
 
 def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:
@@ -96,7 +320,3 @@ def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:
         Option("lora_alpha_is"),
         ").",
     )
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -77,9 +77,20 @@ def check_steps(config: LBMConfig, steps: int) -> None:
     Raises:
         ConfigError: `steps` is below 1.
     """
+    check_step_count(steps, step_counts(config))
+
+
+def check_step_count(steps: int, good: Sequence[int] | None) -> None:
+    """Warn of a number of steps that is none of those that stay on the trained timesteps.
+
+    Args:
+        good: see `step_counts`; None: any number.
+
+    Raises:
+        ConfigError: `steps` is below 1.
+    """
     if steps < 1:
         raise ConfigError(f"{steps} steps cannot be taken. Use 1 or more.")
-    good = step_counts(config)
     if good is not None and steps not in good:
         names = ", ".join(str(count) for count in good) or "none"
         warn(f"{steps} steps leave the timesteps that the model was trained on. Trained: {names}.")

@@ -15,9 +15,8 @@ from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.imaging.image_file import read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
-from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.device import resolve_device
-from lbm_lora.model.schedule import check_steps
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.base import ensure_base
 
@@ -86,16 +85,16 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     )
     with open_checkpoint(base) as checkpoint:
         adapters, applied = read_adapters(config, checkpoint, progress)
-    model = _load(config, base, "base", progress)
-    check_steps(model.config, config.num_inference_steps)
-    warn_of_size(config.size, model.size)
+    pipe = _load(config, base, "base", progress)
+    pipe.check_steps(config.num_inference_steps)
+    warn_of_size(config.size, pipe.size)
     failures = Failures(len(plan.jobs) + plan.present, is_fatal=config.fail_fast)
-    columns = _columns_without(config, plan.jobs, model, adapters, failures, progress)
-    put_in(config, model, adapters)
-    outputs, tiles = _write_all(config, plan.jobs, model, failures, progress)
+    columns = _columns_without(config, plan.jobs, pipe, adapters, failures, progress)
+    put_in(config, pipe, adapters)
+    outputs, tiles = _write_all(config, plan.jobs, pipe, failures, progress)
     columns["with LoRA" if adapters else "base"] = tiles
-    device, dtype = str(model.device), dtype_name(model.dtype)
-    del model  # so that the tuned one does not stand beside it in memory
+    device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
+    del pipe  # so that the tuned one does not stand beside it in memory
     return InferResult(
         outputs=_with_comparisons(config, outputs, plan.jobs, columns, failures, progress),
         failed=tuple(failures.images),
@@ -123,16 +122,17 @@ def _plan(config: InferConfig) -> JobPlan:
     )
 
 
-def _load(config: InferConfig, path: Path, what: str, progress: Progress) -> LBMModel:
+def _load(config: InferConfig, path: Path, what: str, progress: Progress) -> LBMPipeline:
     progress.start(0, f"loading the {what} model")
-    dtype = dtype_of(config.torch_dtype)
-    return load_model(path, config_path=config.config_path, device=config.device, dtype=dtype)
+    return LBMPipeline.from_checkpoint(
+        path, config_path=config.config_path, device=config.device, torch_dtype=config.torch_dtype
+    )
 
 
 def _columns_without(
     config: InferConfig,
     jobs: Sequence[Job],
-    model: LBMModel,
+    pipe: LBMPipeline,
     adapters: Sequence[ScaledAdapter],
     failures: Failures,
     progress: Progress,
@@ -142,7 +142,7 @@ def _columns_without(
     if config.compare:
         columns["source"] = _source_tiles(jobs, failures)
         if adapters:
-            columns["base"] = _tiles(config, jobs, model, failures, progress, "translating with the base")
+            columns["base"] = _tiles(config, jobs, pipe, failures, progress, "translating with the base")
     return columns
 
 
@@ -157,20 +157,20 @@ def _source_tiles(jobs: Sequence[Job], failures: Failures) -> Tiles:
 
 
 def _tiles(
-    config: InferConfig, jobs: Sequence[Job], model: LBMModel, failures: Failures, progress: Progress, what: str
+    config: InferConfig, jobs: Sequence[Job], pipe: LBMPipeline, failures: Failures, progress: Progress, what: str
 ) -> Tiles:
-    made = translations(model, jobs, translate_settings(config), failures, progress, what)
+    made = translations(pipe, jobs, translate_settings(config), failures, progress, what)
     return {job.output: tile(translation.image) for job, translation in made}
 
 
 def _write_all(
-    config: InferConfig, jobs: Sequence[Job], model: LBMModel, failures: Failures, progress: Progress
+    config: InferConfig, jobs: Sequence[Job], pipe: LBMPipeline, failures: Failures, progress: Progress
 ) -> tuple[list[TranslatedImage], Tiles]:
     """Translate and write every job; with --compare also the tiles for it."""
     outputs: list[TranslatedImage] = []
     tiles: Tiles = {}
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
-    for job, translation in translations(model, jobs, translate_settings(config), failures, progress, "translating"):
+    for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
             write_image(translation.image, job.output, inputs=[job.source])
             copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)

@@ -13,10 +13,11 @@ from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import translate_image
-from lbm_lora.model.build import load_model, refuse_conditioning
+from lbm_lora.model.build import refuse_conditioning
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_steps
 from lbm_lora.progress import SILENT, Progress
@@ -97,11 +98,12 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             _remove_parts(jobs)
 
         def load(device: torch.device) -> Translate:
-            dtype = dtype_of(config.torch_dtype)
-            model = load_model(base, config_path=config.config_path, device=device, dtype=dtype)
-            put_in(config, model, adapters)
+            pipe = LBMPipeline.from_checkpoint(
+                base, config_path=config.config_path, device=device, torch_dtype=config.torch_dtype
+            )
+            put_in(config, pipe, adapters)
             chosen = translate_settings(config)
-            return lambda source, mask: translate_image(model, source, chosen, mask=mask)
+            return lambda source, mask: translate_image(pipe, source, chosen, mask=mask)
 
         predicted = predict(
             fabric,

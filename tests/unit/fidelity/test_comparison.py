@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from two_levels import translate
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import ScaledAdapter, fuse_module
@@ -26,7 +27,6 @@ from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.imaging.perceptual import load_lpips
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.pipeline import encode_sources, translate
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract
 from standins import Lbm
@@ -83,7 +83,7 @@ def test_the_numbers_are_those_of_the_images(
     for image in scores.images:
         source = to_bucket(read_image(photos / image.image), 64, step=8)
         wanted = {steps: translate(models["tuned"], source, steps=steps, seed=5)[0] for steps in (1, 2)}
-        latent = encode_sources(models["tuned"], source)
+        latent = models["tuned"].encode(source)
         first = {n: m.denoise(latent, torch.tensor([1000.0])) for n, m in models.items()}
         for variant in image.scores:
             if variant.variant == LORA:

@@ -10,9 +10,8 @@ from torch import Tensor
 from lbm_lora.errors import ImageError
 from lbm_lora.fidelity.points import bridge_points, digest_of, generator, image_latent, image_noise, shared_noise
 from lbm_lora.imaging.buckets import to_bucket
-from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.build import LBMModel
-from lbm_lora.model.pipeline import encode_sources
 
 SCHEDULE = ((1000.0, 0.25), (500.0, 0.75))
 
@@ -20,7 +19,7 @@ SCHEDULE = ((1000.0, 0.25), (500.0, 0.75))
 def test_the_source_is_that_of_inference(model: LBMModel, images: tuple[Path, ...]) -> None:
     for size in (None, 64):
         fitted = to_bucket(Image.open(images[1]), size or model.size, step=model.pixels_per_latent)
-        expected = encode_sources(model, fitted)
+        expected = model.encode(fitted)
         assert torch.equal(image_latent(model, images[1], size=size), expected)
 
 
@@ -32,7 +31,7 @@ def test_states_lie_on_the_bridge_to_the_models_own_prediction(model: LBMModel, 
     with torch.no_grad():
         target = source - model.denoise(source, torch.tensor([1000.0]))
     noise = (points[1].state - (source + target) / 2) / (0.5 * 0.5)
-    expected = bridge.standard_normal(source, [generator(3, 2, 500.0, "noise")])
+    expected = standard_normal(source, [generator(3, 2, 500.0, "noise")])
     assert torch.allclose(noise, expected, atol=1e-4)
     assert not any(point.state.requires_grad for point in points)
 

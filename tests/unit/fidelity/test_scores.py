@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from two_levels import translate
 
 from lbm_lora.errors import ConfigError, ImageError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
@@ -14,7 +15,6 @@ from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.pipeline import encode_sources, translate
 from lbm_lora.report import OutputComparison
 from standins import TINY, write_base, write_tuned
 
@@ -41,7 +41,7 @@ def images() -> list[Tensor]:
 @pytest.fixture(scope="module")
 def asked(models: dict[str, LBMModel], images: list[Tensor]) -> list[Question]:
     """What all models are asked about the images, by the tuned one."""
-    latents = [encode_sources(models["tuned"], image) for image in images]
+    latents = [models["tuned"].encode(image) for image in images]
     return [question(models["tuned"], latent, SCHEDULE, seed=4) for latent in latents]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from two_levels import translate
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction import DeltaSettings, DirectPass, Plan, TrialImages, plan_extraction
@@ -18,7 +19,6 @@ from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.pipeline import translate
 from lbm_lora.naming import ParamName
 from standins import Lbm
 

@@ -17,6 +17,7 @@ from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import AdapterError, WrongBaseError
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import TranslateSettings
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import SILENT, LbmLoraWarning
 
@@ -99,7 +100,7 @@ def test_both_modes_give_one_output_and_fused_alone_changes_the_weights() -> Non
     for mode in ("fused", "live"):
         model = two_level_model()
         before, weight = model.denoise(state, timestep), model.denoiser.get_parameter("conv_in.weight").clone()
-        put_in(replace(options, mode=mode), model, adapters)
+        put_in(replace(options, mode=mode), LBMPipeline.from_model(model), adapters)
         outputs[mode] = model.denoise(state, timestep)
         assert not torch.allclose(outputs[mode], before, atol=1e-3)
         kept = any(torch.equal(tensor, weight) for tensor in model.denoiser.state_dict().values())

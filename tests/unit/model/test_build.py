@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError
-from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import follow_bridge
 from lbm_lora.model.build import LBMModel, load_model
 from standins import TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml, write_tuned
 
@@ -156,7 +156,7 @@ def test_half_precision_is_near(
 ) -> None:
     def translated(found: LBMModel) -> Tensor:
         source = found.encode(images[:1])
-        return found.decode(bridge.sample(found.denoise, source, 1, 0.005, generator))
+        return found.decode(follow_bridge(found.denoise, source, 1, 0.005, generator))
 
     half, exact = translated(load_model(tuned_file, dtype=dtype)), translated(model)
     assert half.dtype == torch.float32

@@ -1,87 +1,313 @@
-"""Translating tensors with a small random LBM."""
+"""LBMPipeline: an LBM checkpoint as a pipeline, LoRAs in it and out of it again, and the folder that it writes."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 
-from lbm_lora.errors import ImageError
-from lbm_lora.model import bridge
-from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.pipeline import check_finite, encode_sources, follow_bridge, translate
-from standins import TINY, write_base
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.errors import AdapterError, CheckpointError, ConfigError, ImageError, WrongBaseError
+from lbm_lora.model.pipeline import LBMPipeline, check_finite
+from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.progress import LbmLoraWarning
+from nano import write_nano
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LBMModel:
-    """A TINY stand-in in fp32, with enough bridge noise to see it."""
-    folder = tmp_path_factory.mktemp("model")
-    write_base(folder, TINY, dtype=torch.float32, bridge_noise_sigma=0.5)
-    return load_model(folder, dtype=torch.float32)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small base in fp32."""
+    return write_nano(tmp_path_factory.mktemp("base"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def shared(base: Path) -> LBMPipeline:
+    made = LBMPipeline.from_checkpoint(base, torch_dtype="float")
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 @pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def pipe(shared: LBMPipeline) -> LBMPipeline:
+    """The one pipeline of this module, without LoRAs."""
+    shared.unload_lora_weights()
+    return shared
 
 
-def test_one_step_by_hand(model: LBMModel, images: torch.Tensor) -> None:
-    source = model.encode(images[:1])
-    with torch.no_grad():
-        prediction = model.denoise(source, torch.tensor([1000.0]))
-    expected = model.decode(source - prediction).clamp(-1, 1)
-    assert torch.allclose(translate(model, images[:1]), expected, atol=1e-5)
+@pytest.fixture
+def loras(base: Path, tmp_path: Path) -> dict[str, Path]:
+    """Two LoRAs of the base, of different ranks and modules, with dense deltas."""
+    return {
+        name: lora(base, tmp_path / f"{name}.safetensors", rank, seed)
+        for name, rank, seed in (("a", 4, 1), ("b", 2, 2))
+    }
 
 
-@pytest.mark.parametrize("sample_posterior", [False, True])
-def test_a_result_does_not_depend_on_its_neighbours(
-    model: LBMModel, images: torch.Tensor, sample_posterior: bool
+def lora(base: Path, path: Path, rank: int = 2, seed: int = 0, **changes: Any) -> Path:
+    """A random LoRA of a Linear, a conv, and two dense deltas."""
+    with open_checkpoint(base) as checkpoint:
+        component = checkpoint.component()
+        found = fingerprint(component)
+        linear = next(name for name in component.specs if name.endswith("attn1.to_q.weight"))
+        draw = torch.Generator().manual_seed(seed)
+        modules: dict[ModuleName, LoraModule] = {}
+        for param in (linear, ParamName("conv_in.weight")):
+            out, *rest = component.specs[param].shape
+            up = torch.randn(out, rank, *[1] * (len(rest) - 1), generator=draw)
+            name = ModuleName(param.removesuffix(".weight"))
+            modules[name] = LoraModule(name, torch.randn(rank, *rest, generator=draw), up, float(rank))
+        dense = {
+            ParamName(f"conv_{end}.bias"): torch.randn(
+                component.specs[ParamName(f"conv_{end}.bias")].shape, generator=draw
+            )
+            for end in ("in", "out")
+        }
+    values: dict[str, Any] = {"format": "1", "base_fingerprint": found.digest, "base_tensors": found.packed()} | changes
+    save_adapter(Adapter(modules, dense, AdapterMetadata(**values), "denoiser."), path)
+    return path
+
+
+def bits(pipe: LBMPipeline) -> dict[str, bytes]:
+    state = getattr(pipe.unet, "_orig_mod", pipe.unet).state_dict()
+    return {name: value.reshape(-1).view(torch.uint8).numpy().tobytes() for name, value in state.items()}
+
+
+def hooks(pipe: LBMPipeline) -> int:
+    return sum(len(module._forward_hooks) for module in pipe.unet.modules())
+
+
+def made(pipe: LBMPipeline, **options: Any) -> Tensor:
+    return pipe(PHOTO, size=64, output_type="latent", **options).images
+
+
+def test_a_checkpoint_in_each_of_its_words(base: Path) -> None:
+    for word, dtype in (("float", torch.float32), ("bf16", torch.bfloat16), (torch.float16, torch.float16)):
+        pipe = LBMPipeline.from_checkpoint(str(base), torch_dtype=word, device="cpu")
+        assert (pipe.unet.dtype, pipe.vae.dtype) == (dtype, torch.float32 if dtype == torch.float16 else dtype)
+        assert dict(pipe.config)["trained_steps"] == [1, 2, 4]
+        assert set(pipe.components) == {"unet", "vae", "scheduler"}
+    with pytest.raises(CheckpointError, match="dtype 'half' is not known"):
+        LBMPipeline.from_checkpoint(base, torch_dtype="half")
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_scales_change_live_and_everything_comes_out_bit_for_bit(
+    pipe: LBMPipeline, loras: dict[str, Path], is_fused: bool
 ) -> None:
-    together = translate(model, images, steps=2, seed=5, sample_posterior=sample_posterior)
-    for index in range(3):
-        alone = translate(model, images[index : index + 1], steps=2, seed=5, sample_posterior=sample_posterior)
-        assert torch.equal(together[index], alone[0])
+    before, plain = bits(pipe), made(pipe)
+    pipe.load_lora_weights(loras["a"], adapter_name="a")
+    if is_fused:
+        pipe.fuse_lora()
+    assert (hooks(pipe) == 0) == is_fused
+    full = made(pipe)
+    pipe.set_adapters(["a"], [0.5])
+    half = made(pipe)
+    pipe.set_adapters("a", -1)
+    assert not torch.equal(full, half)
+    with pipe.lora_scale(0.5):
+        pipe.set_adapters("a")
+        torch.testing.assert_close(made(pipe), half, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made(pipe), full, rtol=1e-4, atol=1e-4)
+    with pipe.lora_scale(0.0):
+        assert torch.equal(made(pipe), plain)
+    pipe.unload_lora_weights()
+    assert bits(pipe) == before
+    assert hooks(pipe) == 0
+    assert torch.equal(made(pipe), plain)
 
 
-def test_the_seed_decides_the_noise_between_steps(model: LBMModel, images: torch.Tensor) -> None:
-    one = images[:1]
-    assert torch.equal(translate(model, one, steps=2, seed=1), translate(model, one, steps=2, seed=1))
-    assert not torch.equal(translate(model, one, steps=2, seed=1), translate(model, one, steps=2, seed=2))
-    assert torch.equal(translate(model, one, steps=1, seed=1), translate(model, one, steps=1, seed=2))
+def test_fusing_gives_what_hooks_give_and_is_undone_exactly(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    for name, path in loras.items():
+        pipe.load_lora_weights(path, adapter_name=name)
+    pipe.set_adapters(["a", "b"], [0.7, 0.4])
+    before, live = bits(pipe), made(pipe)
+    pipe.fuse_lora()
+    fused = made(pipe)
+    torch.testing.assert_close(fused, live, rtol=1e-4, atol=1e-4)
+    pipe.fuse_lora(0.5, adapter_names=["b"])
+    assert pipe.get_active_adapters() == ["b"]
+    assert not torch.allclose(made(pipe), live, atol=1e-3)
+    pipe.unfuse_lora()
+    pipe.set_adapters(["a", "b"], [0.7, 0.4])
+    assert bits(pipe) == before
+    assert torch.equal(made(pipe), live)
 
 
-def test_encoding_is_the_mean_unless_sampling_is_asked_for(model: LBMModel, images: torch.Tensor) -> None:
-    assert torch.equal(encode_sources(model, images, seed=1), encode_sources(model, images, seed=2))
-    first, again, other = (encode_sources(model, images, seed=seed, sample_posterior=True) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert not torch.equal(first, encode_sources(model, images))
+def test_dense_deltas_are_scaled_too(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    bias = pipe.unet.get_parameter("conv_out.bias").clone()
+    pipe.load_lora_weights(loras["a"])
+    change = pipe.unet.get_parameter("conv_out.bias") - bias
+    pipe.set_adapters(pipe.get_active_adapters(), 0.25)
+    torch.testing.assert_close(pipe.unet.get_parameter("conv_out.bias") - bias, change / 4)
 
 
-def test_posterior_and_bridge_do_not_share_their_noise(model: LBMModel, images: torch.Tensor) -> None:
-    latent = encode_sources(model, images[:1], seed=3)
-    sampled = encode_sources(model, images[:1], seed=3, sample_posterior=True)
-    drawn = (sampled - latent).flatten()
-    between = bridge.standard_normal(latent, [torch.Generator().manual_seed(3)]).flatten()
-    assert abs(float(torch.corrcoef(torch.stack([drawn, between]))[0, 1])) < 0.3
+def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    assert pipe.get_list_adapters() == {}
+    pipe.load_lora_weights(loras["a"])
+    first = made(pipe)
+    pipe.load_lora_weights(loras["b"])
+    assert pipe.get_list_adapters() == {"unet": ["default_0", "default_1"]}
+    assert pipe.get_active_adapters() == ["default_1"]
+    second = made(pipe)
+    assert not torch.equal(first, second)
+    pipe.set_adapters("default_0")
+    assert torch.equal(made(pipe), first)
+    pipe.delete_adapters("default_0")
+    assert pipe.get_list_adapters() == {"unet": ["default_1"]}
+    assert pipe.get_active_adapters() == []
+    with pytest.raises(ConfigError, match=r"^no LoRA named 'default_0' is loaded\. Did you mean 'default_1'\?$"):
+        pipe.set_adapters("default_0")
+    with pytest.raises(ConfigError, match=r"^a LoRA named 'default_1' is loaded already\."):
+        pipe.load_lora_weights(loras["a"], adapter_name="default_1")
+    with pytest.raises(ConfigError, match=r"^lora_scale has 2 values for 1 LoRAs"):
+        pipe.set_adapters(["default_1"], [1.0, 2.0])
+    with pytest.raises(ConfigError, match=r"^lora_scale must be a number, not nan"), pipe.lora_scale(math.nan):
+        pass
 
 
-def test_the_global_random_state_is_left_alone(model: LBMModel, images: torch.Tensor) -> None:
-    before = torch.random.get_rng_state()
-    translate(model, images[:1], steps=2, sample_posterior=True)
-    assert torch.equal(torch.random.get_rng_state(), before)
+def test_loras_can_be_switched_off_and_on(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    before, plain = bits(pipe), made(pipe)
+    pipe.load_lora_weights(loras["a"])
+    tuned = made(pipe)
+    pipe.disable_lora()
+    assert bits(pipe) == before
+    assert torch.equal(made(pipe), plain)
+    pipe.enable_lora()
+    assert torch.equal(made(pipe), tuned)
 
 
-def test_results_carry_no_gradient_and_stay_in_range(model: LBMModel, images: torch.Tensor) -> None:
-    model.denoiser.requires_grad_(True)
-    latent = follow_bridge(model, encode_sources(model, images[:1]), steps=2, seed=0)
-    result = translate(model, images[:1], steps=2)
-    model.denoiser.requires_grad_(False)
-    assert not latent.requires_grad
-    assert not result.requires_grad
-    assert result.dtype == torch.float32
-    assert float(result.abs().max()) <= 1
+def test_an_adapter_in_memory_is_loaded_as_its_file_is(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    from lbm_lora.adapter import load_adapter
+
+    pipe.load_lora_weights(loras["a"], "file")
+    tuned = made(pipe)
+    pipe.load_lora_weights(load_adapter(loras["a"]), "memory")
+    assert torch.equal(made(pipe), tuned)
+
+
+def test_a_lora_of_another_base_is_refused_and_let_in_on_demand(pipe: LBMPipeline, base: Path, tmp_path: Path) -> None:
+    before = bits(pipe)
+    other = lora(base, tmp_path / "other.safetensors", base_fingerprint="another")
+    with pytest.raises(WrongBaseError, match="was made from another base than"):
+        pipe.load_lora_weights(other)
+    assert pipe.get_list_adapters() == {}
+    assert bits(pipe) == before
+    with pytest.warns(LbmLoraWarning, match="another base"):
+        pipe.load_lora_weights(other, allow_other_base=True)
+    assert pipe.get_list_adapters() == {"unet": ["default_0"]}
+
+
+def test_a_lora_that_does_not_fit_leaves_all_as_it_was(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    pipe.load_lora_weights(loras["a"])
+    tuned = made(pipe)
+    foreign = LoraModule(ModuleName("norm"), torch.ones(1, 3), torch.ones(3, 1), 1.0)
+    with pytest.raises(AdapterError, match="none of its 1 parameters is in the model"):
+        pipe.load_lora_weights(Adapter({foreign.name: foreign}, {}))
+    assert pipe.get_active_adapters() == ["default_0"]
+    assert torch.equal(made(pipe), tuned)
+
+
+def test_networks_are_cast_with_their_loras(base: Path, loras: dict[str, Path]) -> None:
+    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
+    pipe.load_lora_weights(loras["a"])
+    assert pipe.to(torch.bfloat16) is pipe
+    assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.bfloat16}
+    assert hooks(pipe) == 2
+    pipe.unload_lora_weights()
+    wanted = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
+    assert bits(pipe) == bits(wanted)
+
+
+def test_offloaded_networks_take_loras(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    pipe.load_lora_weights(loras["a"])
+    tuned = made(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
+    pipe.set_adapters("default_0", 0.5)
+    assert not torch.allclose(made(pipe), tuned, atol=1e-3)
+    pipe.set_adapters("default_0")
+    torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
+    pipe.remove_all_hooks()
+
+
+def test_hooks_give_way_to_fused_weights_where_the_unet_is_compiled(
+    pipe: LBMPipeline, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code does not see hooks that come later. What torch.compile leaves in a module stands in for it here."""
+    pipe.load_lora_weights(loras["a"])
+    tuned, before = made(pipe), hooks(pipe)
+    monkeypatch.setattr(pipe.unet, "_compiled_call_impl", pipe.unet._call_impl)
+    torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
+    pipe.load_lora_weights(loras["b"])
+    assert (before, hooks(pipe)) == (2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_compiled_unet_computes_with_the_loras(base: Path, loras: dict[str, Path], is_wrapped: bool) -> None:
+    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
+    pipe.set_progress_bar_config(disable=True)
+    plain = made(pipe)
+    pipe.load_lora_weights(loras["a"])
+    tuned = made(pipe)
+    if is_wrapped:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+    else:
+        pipe.unet.compile(backend="eager")
+    torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
+    pipe.unload_lora_weights()
+    torch.testing.assert_close(made(pipe), plain, rtol=1e-4, atol=1e-4)
+    pipe.load_lora_weights(loras["a"])
+    torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_gives_the_same_pipeline_with_its_loras(
+    pipe: LBMPipeline, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    pipe.save_pretrained(tmp_path / "folder")
+    index = json.loads((tmp_path / "folder/model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "LatentBridgePipeline"]
+    assert (tmp_path / "folder/pipeline.py").is_file()
+    found = LBMPipeline.from_pretrained(tmp_path / "folder")
+    found.set_progress_bar_config(disable=True)
+    assert type(found) is LBMPipeline
+    assert bits(found) == bits(pipe)
+    assert found.config["base_fingerprint"] == fingerprint(open_checkpoint(pipe._base or "").component()).digest
+    for each in (pipe, found):
+        each.load_lora_weights(loras["a"])
+    assert torch.equal(made(found), made(pipe))
+
+
+def test_a_folder_in_another_dtype_still_knows_its_base(base: Path, loras: dict[str, Path], tmp_path: Path) -> None:
+    LBMPipeline.from_checkpoint(base, torch_dtype="bf16").save_pretrained(tmp_path / "folder")
+    found = LBMPipeline.from_pretrained(tmp_path / "folder")
+    found.load_lora_weights(loras["a"])
+    with pytest.raises(WrongBaseError):
+        found.load_lora_weights(lora(base, tmp_path / "other.safetensors", base_fingerprint="another"))
+
+
+def test_loras_are_saved_in_the_weights_or_not_at_all(
+    pipe: LBMPipeline, loras: dict[str, Path], tmp_path: Path
+) -> None:
+    pipe.load_lora_weights(loras["a"])
+    with pytest.raises(ConfigError, match=r"Call fuse_lora\(\) to save the model with them in its weights"):
+        pipe.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    pipe.fuse_lora()
+    pipe.save_pretrained(tmp_path / "folder")
+    found = LBMPipeline.from_pretrained(tmp_path / "folder")
+    found.set_progress_bar_config(disable=True)
+    assert bits(found) == bits(pipe)
+    with pytest.raises(WrongBaseError):
+        found.load_lora_weights(loras["b"])
 
 
 @pytest.mark.parametrize(
@@ -100,14 +326,3 @@ def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dt
         text = str(caught.value)
         assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
         assert ("torch_dtype" in text) == (dtype == torch.float16)
-
-
-def test_infinite_values_are_no_white_image(model: LBMModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LBMModel, "decode", lambda self, latents, tiled: torch.full((1, 3, 64, 64), math.inf))
-    with pytest.raises(ImageError, match="non-finite values"):
-        translate(model, torch.zeros(1, 3, 64, 64))
-
-
-def test_every_bucket_passes_the_networks(model: LBMModel, tmp_path: Path) -> None:
-    for shape in ((40, 96), (32, 128), (56, 72), (48, 80), (32, 120)):
-        assert translate(model, torch.zeros(1, 3, *shape)).shape == (1, 3, *shape)

@@ -15,7 +15,7 @@ from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.cli.main import parse
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, OutputError, WrongBaseError
-from lbm_lora.model.build import LBMModel
+from lbm_lora.model import bridge_pipeline
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows.infer import run
@@ -212,13 +212,14 @@ def test_options_reach_the_networks(files: Files, photos: Path, tmp_path: Path) 
 def test_tiling_reaches_the_decoder(
     files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, tiled: bool | None
 ) -> None:
-    decode, asked = LBMModel.decode, []
+    asked: list[bool | None] = []
+    decode = bridge_pipeline.decode_latents
 
-    def recording(self: LBMModel, latents: torch.Tensor, *, tiled: bool | None = None) -> torch.Tensor:
+    def recording(vae: Any, latents: torch.Tensor, *, tiled: bool | None) -> torch.Tensor:
         asked.append(tiled)
-        return decode(self, latents, tiled=tiled)
+        return decode(vae, latents, tiled=tiled)
 
-    monkeypatch.setattr(LBMModel, "decode", recording)
+    monkeypatch.setattr(bridge_pipeline, "decode_latents", recording)
     run(infer(files, photos / "a.png", tmp_path / "o.png", vae_tiling=word))
     assert asked == [tiled]
 

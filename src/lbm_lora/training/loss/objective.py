@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.training.settings.learning_keys import ObjectiveSettings
 from lbm_lora.training.settings.training_file import check_shares
@@ -121,7 +122,7 @@ def bridge_state(
         generators: CPU generators of the noise, one per sample.
     """
     sigma = timesteps.to(source.device, torch.float32) / bridge.TRAIN_TIMESTEPS
-    noise = bridge.standard_normal(source, generators)
+    noise = standard_normal(source, generators)
     return bridge.interpolate(source, target, sigma, noise, objective.bridge_noise_sigma), sigma
 
 

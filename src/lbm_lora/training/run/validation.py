@@ -19,7 +19,7 @@ from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import write_image
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
-from lbm_lora.model import bridge
+from lbm_lora.model.bridge_pipeline import follow_bridge
 from lbm_lora.training.data import Batch, PairDataset, collate
 from lbm_lora.training.loss.losses import Lpips
 from lbm_lora.training.loss.objective import sample_generators
@@ -194,7 +194,7 @@ def _measure(
     made: list[ImageTensor] = []
     for steps in num_steps:
         generators = sample_generators(step.seed, batch.epoch, batch.indices, f"preview {steps}")
-        end = bridge.sample(step.model.denoise, latent, steps, step.objective.bridge_noise_sigma, generators)
+        end = follow_bridge(step.model.denoise, latent, steps, step.objective.bridge_noise_sigma, generators)
         image = _decoded(step, end)
         scores[steps] = ImageScores(
             psnr=psnr(image, target, mask),

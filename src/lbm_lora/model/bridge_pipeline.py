@@ -1,0 +1,592 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latent Bridge Matching (arXiv 2503.07535v2) as a pipeline of diffusers: images in, translated images out.
+
+This file stands alone. It needs torch, numpy, Pillow and diffusers; `save_pretrained` puts a copy of it into the folder
+that it writes, so that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` runs the model anywhere.
+
+The bridge runs from sigma 1 (source) to 0 (target), and the timestep that the network sees is 1000 * sigma. Images are
+stretched to the nearest of LBM's sizes, and results are stretched back.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils import logging
+from torch import Tensor
+from torch.nn import functional
+
+logger = logging.get_logger(__name__)
+
+_SOURCE = Path(__file__).read_text(encoding="utf-8")
+_POSTERIOR = 0x705
+"""Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
+
+_TALL = ((896, 1152), (768, 1280), (640, 1536), (512, 1920), (512, 2048))
+BUCKETS = ((1024, 1024), *_TALL, *((height, width) for width, height in _TALL))
+"""(width, height) of the sizes that LBM works in, for a budget of 1024 x 1024 pixels."""
+
+TILE = 128
+"""Latents with a side above this are decoded in tiles of this size: 1024 pixels, the size SDXL was trained at."""
+OVERLAP = 32
+"""The least overlap of two neighbours, in latent pixels."""
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(latent [batch, channels, height, width], timestep [batch]) -> prediction, the shape of the latent."""
+AfterStep = Callable[[int, Tensor, Tensor], "Tensor | None"]
+"""(index, timestep, latent) -> the latent to go on with; None ends the walk."""
+Generators = torch.Generator | Sequence[torch.Generator]
+Image = PIL.Image.Image | Tensor
+"""One image: PIL in mode `RGB`, or [3, height, width] with values in [0, 1]."""
+
+
+class LatentBridgePipeline(DiffusionPipeline):
+    """Translates images along the latent bridge.
+
+    Args:
+        unet: predicts source - target; there is no text.
+        vae: of the latents.
+        scheduler: Euler steps of a flow with a shift of 1, as SDXL's scheduler configuration gives it.
+        bridge_noise_sigma: scale of the noise that is added again between steps.
+        trained_steps: the numbers of steps that stay on the trained timesteps; None where all were trained.
+        base_fingerprint: content hash of the checkpoint that the weights came from. Not used here.
+
+    Attributes:
+        tiled: decode in overlapping tiles; None: where a side of the image is above 1024 pixels.
+    """
+
+    model_cpu_offload_seq = "vae->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        bridge_noise_sigma: float = 0.005,
+        trained_steps: list[int] | None = None,
+        base_fingerprint: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+        self.register_to_config(
+            bridge_noise_sigma=bridge_noise_sigma, trained_steps=trained_steps, base_fingerprint=base_fingerprint
+        )
+        self.tiled: bool | None = None
+        self._interrupt = False
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call ends after its present step: a callback sets `_interrupt`."""
+        return self._interrupt
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Image pixels per latent pixel, along a side: 8 for SDXL's VAE."""
+        return pixels_per_latent(self.vae)
+
+    @property
+    def size(self) -> int:
+        """Square root of the pixel budget that the model was made for: 1024 for the published LBM."""
+        return model_size(self.unet, self.vae)
+
+    def bucket(self, width: int, height: int, size: int | None = None) -> tuple[int, int]:
+        """The (width, height) that an image is stretched to before it is translated.
+
+        Raises:
+            ValueError: `size` is below 64.
+        """
+        return nearest_bucket(width, height, size or self.size, step=self.pixels_per_latent)
+
+    def enable_vae_tiling(self) -> None:
+        """Decode every image in overlapping tiles: less memory. By default only images above 1024 pixels a side are."""
+        self.tiled = True
+
+    def disable_vae_tiling(self) -> None:
+        """Decode every image at once, whatever its size."""
+        self.tiled = False
+
+    def check_steps(self, steps: int) -> None:
+        """Log a warning of a number of steps that leaves the trained timesteps.
+
+        Raises:
+            ValueError: `steps` is below 1.
+        """
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
+        trained = self.config["trained_steps"]
+        if trained is not None and steps not in trained:
+            logger.warning(f"{steps} steps leave the timesteps that the model was trained on. Trained: {trained}.")
+
+    def check_finite(self, values: Tensor, what: str) -> None:
+        """Refuse NaN and infinite values, which would turn black without a word.
+
+        Raises:
+            ValueError: there are some.
+        """
+        broken = int((~torch.isfinite(values)).sum())
+        if broken:
+            raise ValueError(f"{what} holds {broken} non-finite values of {values.numel()}. Try torch.bfloat16.")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        mask: Any = None,
+        num_inference_steps: int = 1,
+        *,
+        seed: int | None = None,
+        generator: Generators | None = None,
+        size: int | None = None,
+        sample_posterior: bool = False,
+        batch_size: int = 1,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Translate images; every result has the size of its image.
+
+        Args:
+            image: PIL, numpy [(batch,) height, width, 3], a tensor [(batch,) 3, height, width], or a list of them, of
+                any sizes. Floats lie in [0, 1].
+            mask: likewise without channels; one for all images, or one for each. Where it is black, the image is kept.
+            num_inference_steps: calls of the network for each image, at least 1.
+            seed: for the noise between steps, and for the posterior where it is sampled; 0 by default. Each image is
+                translated as if it were alone.
+            generator: in place of a seed: one for each image, or one that gives each image a seed in turn.
+            size: square root of the pixel budget that is worked on; by default the model's own.
+            sample_posterior: sample the VAE's posterior instead of taking its mean.
+            batch_size: neighbours of one shape that go through the networks together. The default, 1, makes results
+                independent of the other images bit for bit.
+            output_type: `pil`, `np` [batch, height, width, 3] or `pt` [batch, 3, height, width] in [0, 1], or `latent`.
+            return_dict: return diffusers' `ImagePipelineOutput`, whose `images` they are; else a tuple of them.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
+                the tensors to go on with. One that sets `pipeline._interrupt` ends the call with what is there.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets: `latents`.
+
+        Raises:
+            ValueError: an argument that cannot be, or a result that is not finite.
+            TypeError: an image or mask of a type that is not known.
+        """
+        images = list(images_of(image))
+        masks = list(masks_of(mask, images))
+        sizes = [_size_of(one) for one in images]
+        buckets = [self.bucket(*one, size) for one in sizes]
+        self._check(num_inference_steps, batch_size, output_type, callback_on_step_end_tensor_inputs)
+        if output_type != "pil" and len(set(buckets if output_type == "latent" else sizes)) > 1:
+            raise ValueError(
+                f"images of several sizes make no single array: output_type='{output_type}' needs one size."
+            )
+        draws = self._generators(len(images), seed, generator)
+        self._interrupt = False
+        self._upcast_vae()
+        device = self._execution_device
+
+        def after_step(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
+            if callback_on_step_end is not None:
+                given = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+                latents = callback_on_step_end(self, index, timestep, given).get("latents", latents)
+            bar.update()
+            return None if self._interrupt else latents
+
+        targets: list[Tensor] = []
+        batches = list(_batches(buckets, batch_size))
+        progress_bar: Any = self.progress_bar
+        with progress_bar(total=len(batches) * num_inference_steps) as bar:
+            for batch in batches:
+                values = torch.stack([_values(images[index], buckets[index]) for index in batch])
+                posterior = [draws[index][0] for index in batch] if sample_posterior else None
+                source = encode_images(self.vae, values, device=device, generators=posterior).to(self.unet.dtype)
+                target = follow_bridge(
+                    self._denoise,
+                    source,
+                    num_inference_steps,
+                    self.config["bridge_noise_sigma"],
+                    [draws[index][1] for index in batch],
+                    scheduler=self.scheduler,
+                    after_step=after_step,
+                )
+                targets += target if output_type == "latent" else self._decoded(target)
+                if self._interrupt:
+                    break
+        self.maybe_free_model_hooks()
+        results = _as_output(targets, images, masks, output_type)
+        return ImagePipelineOutput(images=results) if return_dict else (results,)
+
+    def _check(self, steps: int, batch_size: int, output_type: str, tensor_inputs: Sequence[str]) -> None:
+        self.check_steps(steps)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got '{output_type}'.")
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs can name latents only, got {unknown}.")
+
+    def _generators(
+        self, count: int, seed: int | None, generator: Generators | None
+    ) -> list[tuple[torch.Generator, torch.Generator]]:
+        """The generators of each image's posterior and bridge noise."""
+        if generator is not None:
+            if seed is not None:
+                raise ValueError("seed and generator both decide the noise. Give one of them.")
+            return [(one, one) for one in one_per_sample(generator, count)]
+        seed = seed or 0
+        # With one seed for both, the posterior's noise would come again between the first two steps.
+        return [(_generator(seed ^ _POSTERIOR), _generator(seed)) for _ in range(count)]
+
+    def _denoise(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        # Without text, attn2 attends to the image as attn1 does.
+        return self.unet(latents, timestep, encoder_hidden_states=None).sample
+
+    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        """Images [3, height, width] in [-1, 1], fp32, on the CPU; decoded one by one, so that memory does not grow."""
+        for latent in latents.split(1):
+            values = decode_latents(self.vae, latent, tiled=self.tiled)
+            self.check_finite(values, "the model's output")
+            yield values[0].clamp(-1, 1).cpu()
+
+    def _upcast_vae(self) -> None:
+        """SDXL's VAE overflows in fp16: where its configuration says so, it runs in fp32."""
+        if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", True):
+            self.vae.to(dtype=torch.float32)
+
+    def to_json_string(self) -> str:
+        """The text of model_index.json: the class is that of the file beside it."""
+        index = json.loads(super().to_json_string()) | {"_class_name": ["pipeline", LatentBridgePipeline.__name__]}
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write model_index.json, and this file as pipeline.py."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        (Path(save_directory) / "pipeline.py").write_text(_SOURCE, encoding="utf-8")
+
+
+def pixels_per_latent(vae: AutoencoderKL) -> int:
+    """Image pixels per latent pixel, along a side. Sides of images must be multiples of it."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def model_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+    """Square root of the pixel budget that the networks were made for."""
+    sample = unet.config["sample_size"] or 128
+    rows, columns = (sample, sample) if isinstance(sample, int) else sample
+    return round((rows * columns) ** 0.5) * pixels_per_latent(vae)
+
+
+def nearest_bucket(width: int, height: int, size: int, *, step: int) -> tuple[int, int]:
+    """The bucket nearest in width / height, for a budget of size x size pixels, with sides that are multiples of step.
+
+    Raises:
+        ValueError: `size` is below 64.
+    """
+    if size < 64:
+        raise ValueError(f"size must be at least 64, got {size}.")
+    bucket = min(BUCKETS, key=lambda sides: abs(sides[0] / sides[1] - width / height))
+    wide, high = (max(step, round(side * size / 1024 / step) * step) for side in bucket)
+    return wide, high
+
+
+@torch.no_grad()
+def encode_images(
+    vae: AutoencoderKL, images: Tensor, *, device: torch.device, generators: Sequence[torch.Generator] | None = None
+) -> Tensor:
+    """fp32 latents of images in [-1, 1]: the posterior's mean, or a sample of it where generators are given.
+
+    Encoding is never tiled, as in LBM.
+    """
+    posterior = cast(Any, vae.encode(images.to(device, vae.dtype))).latent_dist
+    latents = posterior.mean.float()
+    if generators is not None:
+        latents = latents + posterior.std.float() * standard_normal(latents, generators)
+    shift, scale = _shift_and_scale(vae)
+    return (latents - shift) * scale
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor, *, tiled: bool | None = None) -> Tensor:
+    """Images of latents on the device of the VAE, fp32, about in [-1, 1] (not clamped).
+
+    Args:
+        tiled: decode in overlapping tiles; by default where a side of the latents is above 128.
+    """
+
+    def decode(part: Tensor) -> Tensor:
+        return vae.decode(cast(Any, part), return_dict=False)[0].float()
+
+    shift, scale = _shift_and_scale(vae)
+    latents = (latents.float() / scale + shift).to(vae.dtype)
+    if max(latents.shape[-2:]) > TILE if tiled is None else tiled:
+        return decode_tiled(decode, latents, factor=pixels_per_latent(vae)).to(latents.device)
+    return decode(latents)
+
+
+@torch.no_grad()
+def follow_bridge(
+    denoise: Denoise,
+    source_latent: Tensor,
+    steps: int,
+    bridge_noise_sigma: float,
+    generator: Generators,
+    *,
+    scheduler: FlowMatchEulerDiscreteScheduler | None = None,
+    after_step: AfterStep | None = None,
+) -> Tensor:
+    """Walk from source latents [batch, channels, height, width] to target latents by `steps` Euler steps, in fp32.
+
+    After every step but the last, noise of the bridge at the new sigma is added again. The noise of a sample depends
+    on its own generator alone: not on its neighbours in the batch, nor on the device or dtype.
+
+    Args:
+        denoise: gets latents in the dtype of `source_latent` and timesteps in fp32, one per sample.
+        steps: denoiser calls, at least 1.
+        generator: one per sample; or one, which gives each sample of the batch a seed in turn.
+        scheduler: by default one with a shift of 1.
+        after_step: called after each step.
+
+    Returns:
+        Latents in the dtype of `source_latent`.
+
+    Raises:
+        ValueError: `steps` is below 1, or the number of generators is not the batch size.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    walk: Any = scheduler or FlowMatchEulerDiscreteScheduler()
+    walk.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    generators = one_per_sample(generator, len(source_latent))
+    latent = source_latent.float()
+    for index, timestep in enumerate(walk.timesteps):
+        at = timestep.expand(len(latent)).to(latent.device)
+        prediction = denoise(latent.to(source_latent.dtype), at).float()
+        latent = walk.step(prediction, timestep, latent, return_dict=False)[0]
+        after = float(walk.sigmas[index + 1])
+        if after > 0:
+            latent = latent + bridge_noise_sigma * (after * (1 - after)) ** 0.5 * standard_normal(latent, generators)
+        go_on = latent if after_step is None else after_step(index, timestep, latent)
+        if go_on is None:
+            break
+        latent = go_on
+    return latent.to(source_latent.dtype)
+
+
+def one_per_sample(generator: Generators, count: int) -> list[torch.Generator]:
+    """Generators for a batch: those given, or one for each sample, seeded in turn by the one given.
+
+    Sample i of a batch gets the same generator whatever the size of the batch.
+
+    Raises:
+        ValueError: the number of generators is not the batch size.
+    """
+    if isinstance(generator, torch.Generator):
+        # 32 bits: the CPU generator ignores what a seed has above them.
+        draws = [torch.randint(2**32, (), generator=generator, device=generator.device) for _ in range(count)]
+        return [_generator(int(seed)) for seed in draws]
+    if len(generator) != count:
+        raise ValueError(f"{len(generator)} generators for a batch of {count}: give one, or one per sample")
+    return list(generator)
+
+
+def standard_normal(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """fp32 noise of the shape and on the device of `like`, each sample from its own generator, on that one's device."""
+    rows = [torch.randn(like.shape[1:], generator=draw, device=draw.device).to(like.device) for draw in generators]
+    return torch.stack(rows)
+
+
+def decode_tiled(
+    decode: Callable[[Tensor], Tensor], latents: Tensor, *, factor: int, tile: int = TILE, overlap: int = OVERLAP
+) -> Tensor:
+    """Decode [batch, channels, height, width] latents tile by tile; the image is gathered on the CPU in fp32.
+
+    All tiles have the full size and lie evenly, the last ones at the edges: a thin rest strip would be decoded with
+    norm statistics of its own. Where tiles overlap, they are blended linearly.
+
+    Args:
+        decode: latents of at most `tile` a side -> images `factor` times as large.
+        factor: image pixels per latent pixel.
+        tile, overlap: in latent pixels; `overlap` is below `tile`.
+    """
+    height, width = latents.shape[-2:]
+    image, weight = torch.zeros(0), torch.zeros(1, 1, height * factor, width * factor)
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
+            piece = decode(latents[..., top : top + tile, left : left + tile]).float().cpu()
+            if not image.numel():
+                image = piece.new_zeros(*piece.shape[:2], height * factor, width * factor)
+            rows, columns = piece.shape[-2:]
+            window = _ramp(rows, overlap * factor)[:, None] * _ramp(columns, overlap * factor)
+            y, x = top * factor, left * factor
+            image[..., y : y + rows, x : x + columns] += piece * window
+            weight[..., y : y + rows, x : x + columns] += window
+    return image / weight
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side: evenly spread, the fewest that overlap by at least `overlap`."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+
+
+def images_of(image: Any) -> Iterator[Image]:
+    """The images of whatever a caller gives, in order.
+
+    Raises:
+        ValueError: an array without three channels, or with floats outside [0, 1].
+        TypeError: something that is no image.
+    """
+    if isinstance(image, list | tuple):
+        for one in image:
+            yield from images_of(one)
+    elif isinstance(image, PIL.Image.Image):
+        yield image.convert("RGB")
+    elif isinstance(image, np.ndarray | Tensor):
+        if image.ndim not in (3, 4) or image.shape[-3 if isinstance(image, Tensor) else -1] != 3:
+            raise ValueError(
+                f"an image is an array [height, width, 3] or a tensor [3, height, width], got {tuple(image.shape)}."
+            )
+        values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).movedim(-1, -3)
+        if values.dtype == torch.uint8:
+            for one in values.reshape(-1, *values.shape[-3:]).cpu():
+                yield PIL.Image.fromarray(one.permute(1, 2, 0).contiguous().numpy())
+        else:
+            low, high = float(values.min()), float(values.max())
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"values from {low:g} to {high:g}: floats of an image must lie between 0 and 1.")
+            yield from values.reshape(-1, *values.shape[-3:]).float().cpu()
+    else:
+        raise TypeError(
+            f"image must be a PIL image, numpy array or tensor, or a list of them, got {type(image).__name__}."
+        )
+
+
+def masks_of(mask: Any, images: Sequence[Image]) -> Iterator[PIL.Image.Image | None]:
+    """A mask for each image, mode `L` and of its size; None where there is none.
+
+    Raises:
+        ValueError: another number of masks than of images, or a mask of another shape than its image.
+    """
+    masks = list(_greys(mask))
+    if len(masks) not in (1, len(images)):
+        raise ValueError(f"{len(masks)} masks for {len(images)} images: give one for all, or one for each.")
+    for image, one in zip(images, masks if len(masks) == len(images) else masks * len(images), strict=True):
+        width, height = _size_of(image)
+        if one is not None and abs(one.width * height / (one.height * width) - 1) > 0.01 + 1 / min(
+            *one.size, width, height
+        ):
+            raise ValueError(f"a mask of {one.width}x{one.height} for an image of {width}x{height}: the shapes differ.")
+        yield (
+            one
+            if one is None or one.size == (width, height)
+            else one.resize((width, height), PIL.Image.Resampling.BILINEAR)
+        )
+
+
+def _greys(mask: Any) -> Iterator[PIL.Image.Image | None]:
+    if isinstance(mask, list | tuple):
+        for one in mask:
+            yield from _greys(one)
+    elif mask is None or isinstance(mask, PIL.Image.Image):
+        yield None if mask is None else mask.convert("L")
+    elif isinstance(mask, np.ndarray | Tensor):
+        values = (mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))).squeeze().cpu()
+        if values.ndim not in (2, 3):
+            raise ValueError(f"a mask is an array [height, width], got {tuple(mask.shape)}.")
+        grey = values if values.dtype == torch.uint8 else (values.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        for one in grey.reshape(-1, *grey.shape[-2:]):
+            yield PIL.Image.fromarray(one.numpy())
+    else:
+        raise TypeError(
+            f"mask must be a PIL image, numpy array or tensor, or a list of them, got {type(mask).__name__}."
+        )
+
+
+def _size_of(image: Image) -> tuple[int, int]:
+    """(width, height)."""
+    return image.size if isinstance(image, PIL.Image.Image) else (image.shape[-1], image.shape[-2])
+
+
+def _values(image: Image, bucket: tuple[int, int]) -> Tensor:
+    """An image stretched to a bucket: [3, height, width] in [-1, 1]."""
+    if isinstance(image, Tensor):
+        return _stretched(image, bucket) * 2 - 1
+    array = np.array(_resized(image, bucket), dtype=np.float32)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 127.5 - 1
+
+
+def _as_output(
+    targets: Sequence[Tensor], images: Sequence[Image], masks: Sequence[PIL.Image.Image | None], kind: str
+) -> Any:
+    """What was made of the images, in their sizes, pasted on them where there is a mask."""
+    if kind == "latent":
+        return torch.stack(list(targets))
+    made = zip(targets, images, masks, strict=False)  # an interrupted call has made fewer
+    if kind == "pil":
+        return [_pasted(_resized(_to_pil(target), _size_of(image)), image, mask) for target, image, mask in made]
+    values = torch.stack(
+        [_blended(_stretched((target + 1) / 2, _size_of(image)), image, mask) for target, image, mask in made]
+    )
+    return values if kind == "pt" else values.permute(0, 2, 3, 1).numpy()
+
+
+def _pasted(result: PIL.Image.Image, image: Image, mask: PIL.Image.Image | None) -> PIL.Image.Image:
+    if mask is None:
+        return result
+    source = image if isinstance(image, PIL.Image.Image) else _to_pil(image * 2 - 1)
+    return PIL.Image.composite(result, source, mask)
+
+
+def _blended(result: Tensor, image: Image, mask: PIL.Image.Image | None) -> Tensor:
+    if mask is None:
+        return result
+    source = image if isinstance(image, Tensor) else (_values(image, image.size) + 1) / 2
+    return source.lerp(result, torch.from_numpy(np.array(mask, dtype=np.float32)) / 255)
+
+
+def _to_pil(values: Tensor) -> PIL.Image.Image:
+    """The image of values in [-1, 1], rounded to the nearest of 256."""
+    return PIL.Image.fromarray(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _resized(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+    return image if image.size == size else image.resize(size, PIL.Image.Resampling.LANCZOS)
+
+
+def _stretched(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Values in [0, 1] stretched to (width, height), without a detour over 8 bits."""
+    width, height = size
+    if values.shape[-2:] == (height, width):
+        return values
+    stretched = functional.interpolate(values[None], (height, width), mode="bicubic", antialias=True)
+    return stretched[0].clamp(0, 1)
+
+
+def _batches(buckets: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of neighbours with one bucket, at most `batch_size` together."""
+    for _, group in groupby(range(len(buckets)), key=lambda index: buckets[index]):
+        indices = list(group)
+        yield from (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    """Weights along a side: rising over the overlap, 1 inside, falling again; never 0."""
+    distance = torch.arange(1, length + 1, dtype=torch.float32)
+    rising = torch.minimum(distance, distance.flip(0)) / (overlap + 1)
+    return rising.clamp(max=1.0)
+
+
+def _shift_and_scale(vae: AutoencoderKL) -> tuple[float, float]:
+    return vae.config.get("shift_factor") or 0.0, vae.config["scaling_factor"]
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,146 @@
+"""The LoRAs that are loaded into a live network, each under a name, and how they act.
+
+What is loaded is a value. Each change of it takes everything out of the network, bit for bit, and puts the new state
+in; so scales, sets of LoRAs and the way they are computed can change at any time, and nothing adds up.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+
+from torch import nn
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.apply import Fused, Injection, ScaledAdapter, fuse_module, inject, scales_for
+from lbm_lora.errors import ConfigError, listing
+
+
+@dataclass(frozen=True)
+class LoraState:
+    """Which LoRAs are loaded, and how they act.
+
+    Attributes:
+        loaded: by name.
+        scales: `lora_scale` by name, of those that are active.
+        factor: of all scales.
+        is_enabled: off: the network computes as if none was loaded.
+        is_fused: they are added to the weights instead of computed next to them.
+    """
+
+    loaded: Mapping[str, Adapter] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    factor: float = 1.0
+    is_enabled: bool = True
+    is_fused: bool = False
+
+    @property
+    def acting(self) -> list[ScaledAdapter]:
+        """What the network is to compute with."""
+        if not self.is_enabled:
+            return []
+        return [ScaledAdapter(self.loaded[name], scale * self.factor) for name, scale in self.scales.items()]
+
+    def with_loaded(self, name: str, adapter: Adapter) -> "LoraState":
+        """A further LoRA, which alone is active.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
+        if name in self.loaded:
+            raise ConfigError(
+                f"a LoRA named '{name}' is loaded already. Give another adapter_name, or delete it first."
+            )
+        return replace(self, loaded={**self.loaded, name: adapter}, scales={name: 1.0})
+
+    def without(self, names: Iterable[str]) -> "LoraState":
+        """Some LoRAs unloaded.
+
+        Raises:
+            ConfigError: none has such a name.
+        """
+        gone = self.known(names)
+        kept = {name: adapter for name, adapter in self.loaded.items() if name not in gone}
+        return replace(self, loaded=kept, scales={name: s for name, s in self.scales.items() if name in kept})
+
+    def with_scales(self, names: Sequence[str], scales: Sequence[float]) -> "LoraState":
+        """The named LoRAs alone are active, with one scale for each, or one for all.
+
+        Raises:
+            ConfigError: an unknown name, another number of scales than of names, or a scale that is not finite.
+        """
+        self.known(names)
+        return replace(self, scales=dict(zip(names, scales_for(names, scales), strict=True)))
+
+    def known(self, names: Iterable[str]) -> set[str]:
+        """The names, each of which is loaded.
+
+        Raises:
+            ConfigError: none has such a name.
+        """
+        for name in names:
+            if name not in self.loaded:
+                near = get_close_matches(name, self.loaded, n=1)
+                hint = f"Did you mean '{near[0]}'?" if near else f"Loaded: {listing(self.loaded) or 'none'}."
+                raise ConfigError(f"no LoRA named '{name}' is loaded. {hint}")
+        return set(names)
+
+
+class LoadedLoras:
+    """The state, and what of it is in the network now.
+
+    Args:
+        network: gives the network, which may be wrapped by torch.compile.
+    """
+
+    def __init__(self, network: Callable[[], nn.Module]) -> None:
+        self.state = LoraState()
+        self._network = network
+        self._inside: Injection | Fused | None = None
+
+    def put(self, state: LoraState) -> None:
+        """Make the network compute with a state; where that fails, all is as it was.
+
+        Raises:
+            AdapterError: a LoRA does not fit the network.
+            ConfigError: a scale that is not finite, or a network whose weights are offloaded one by one.
+        """
+        scales_for(tuple(state.scales), (state.factor,))  # refuses what is not finite
+        before = self.state
+        self.take_out()
+        try:
+            self._put_in(state)
+        except BaseException:
+            self._put_in(before)
+            raise
+
+    def take_out(self) -> None:
+        """Put back every weight, bit for bit. The state stays: `put(state)` brings it back."""
+        if self._inside is not None:
+            _refuse_offloaded(self._network())
+            self._inside.eject() if isinstance(self._inside, Injection) else self._inside.unfuse()
+            self._inside = None
+
+    def refresh_for_compiled(self) -> None:
+        """Fuse what is computed by hooks where the network has been compiled since: compiled code skips them."""
+        if isinstance(self._inside, Injection) and _is_compiled(self._network()):
+            self.put(self.state)
+
+    def _put_in(self, state: LoraState) -> None:
+        network, acting = self._network(), state.acting
+        if acting:
+            _refuse_offloaded(network)
+            plain = getattr(network, "_orig_mod", network)
+            self._inside = (fuse_module if state.is_fused or _is_compiled(network) else inject)(plain, acting)
+        self.state = state
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    return hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None
+
+
+def _refuse_offloaded(network: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ConfigError(
+            "the weights of the unet are offloaded one by one, and cannot be changed. Load and scale LoRAs before "
+            "enable_sequential_cpu_offload, or use enable_model_cpu_offload."
+        )

@@ -1,0 +1,474 @@
+"""The pipeline that needs diffusers alone: walking the bridge, tiles, and images of every kind, in and out."""
+
+import ast
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor
+
+from lbm_lora.imaging import buckets
+from lbm_lora.imaging.tensors import to_images, to_tensor
+from lbm_lora.model import bridge_pipeline
+from lbm_lora.model.bridge_pipeline import (
+    BUCKETS,
+    LatentBridgePipeline,
+    decode_tiled,
+    follow_bridge,
+    images_of,
+    masks_of,
+    nearest_bucket,
+    standard_normal,
+    tile_starts,
+)
+from lbm_lora.model.build import load_model
+from standins import TINY, write_base
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> LatentBridgePipeline:
+    """A TINY stand-in in fp32, with enough bridge noise to see it."""
+    folder = tmp_path_factory.mktemp("model")
+    write_base(folder, TINY, dtype=torch.float32, bridge_noise_sigma=0.5)
+    model = load_model(folder, dtype=torch.float32)
+    made = LatentBridgePipeline(model.denoiser, model.vae, FlowMatchEulerDiscreteScheduler(), 0.5, [1, 2, 4])
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def latents(*values: float) -> torch.Tensor:
+    """One sample per value, of shape [n, 1, 1, 1]."""
+    return torch.tensor(values).reshape(-1, 1, 1, 1)
+
+
+def flow_match_scheduler(steps: int) -> Any:
+    """diffusers' scheduler, driven as LBM drives it."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
+    return scheduler
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_it_stands_alone() -> None:
+    """The copy in a folder must run where nothing but diffusers and its own requirements is installed."""
+    tree = ast.parse(inspect.getsource(bridge_pipeline))
+    found = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    found |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    packages = {str(name).split(".")[0] for name in found} - set(sys.stdlib_module_names)
+    assert packages == {"numpy", "PIL", "torch", "diffusers"}
+
+
+@pytest.mark.parametrize("size", [(50, 83), (64, 64), (300, 90), (31, 200), (1024, 700)])
+def test_sizes_are_those_that_all_else_works_in(size: tuple[int, int]) -> None:
+    assert BUCKETS == buckets.BUCKETS
+    for budget in (64, 128, 200, 1024):
+        assert nearest_bucket(*size, budget, step=8) == buckets.nearest_bucket(*size, budget, step=8)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 20])
+def test_the_timesteps_are_those_of_lbm(steps: int) -> None:
+    seen: list[float] = []
+    follow_bridge(lambda z, t: seen.append(t.item()) or z, latents(1.0), steps, 0.1, seeded(0))
+    assert seen == flow_match_scheduler(steps).timesteps.tolist()
+    assert seen == pytest.approx([1000 * (steps - index) / steps for index in range(steps)], rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_less_than_one_step_is_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps must be at least 1, not {steps}"):
+        follow_bridge(drift, latents(1.0), steps, 0.1, seeded(0))
+
+
+def test_one_step_with_the_true_velocity_reaches_the_target() -> None:
+    source, target = torch.randn(2, 1, 4, 2, 2, generator=seeded(2))
+    reached = follow_bridge(lambda _z, _t: source - target, source, 1, 0.005, seeded(0))
+    torch.testing.assert_close(reached, target)
+
+
+def test_two_steps_by_hand() -> None:
+    # prediction = 2 z + t / 1000: z = 1 -> 1 - 0.5 * 3 = -0.5 -> + 0.1 * 0.5 * e -> z - 0.5 * (2 z + 0.5) = -0.25
+    seen: list[float] = []
+
+    def denoise(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(timestep.item())
+        return 2 * latent + timestep / 1000
+
+    reached = follow_bridge(denoise, latents(1.0), 2, 0.1, seeded(0))
+    assert seen == [1000.0, 500.0]
+    assert reached.item() == -0.25
+
+
+def drift(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(latent) + timestep.reshape(-1, 1, 1, 1) / 1000
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_walk_equals_the_flow_match_scheduler(steps: int) -> None:
+    """The loop as LBM drives the scheduler, with the noise of the same generator added after each inner step."""
+    source = torch.randn(1, 4, 3, 3, generator=seeded(3))
+    scheduler = flow_match_scheduler(steps)
+    generator, latent = seeded(5), source
+    for index, timestep in enumerate(scheduler.timesteps):
+        latent = scheduler.step(drift(latent, timestep[None]), timestep, latent, return_dict=False)[0]
+        if index < steps - 1:
+            sigma = scheduler.sigmas[index + 1]
+            latent = latent + 0.05 * (sigma * (1 - sigma)) ** 0.5 * torch.randn(latent.shape[1:], generator=generator)
+    found = follow_bridge(drift, source, steps, 0.05, [seeded(5)])
+    torch.testing.assert_close(found, latent, rtol=0, atol=1e-6)
+
+
+def test_noise_of_a_sample_does_not_depend_on_the_batch() -> None:
+    source = torch.randn(3, 4, 3, 3, generator=seeded(4))
+    together = follow_bridge(drift, source, 4, 0.5, seeded(7))
+    shorter = follow_bridge(drift, source[:2], 4, 0.5, seeded(7))
+    assert torch.equal(together[:2], shorter)
+
+    together = follow_bridge(drift, source, 4, 0.5, [seeded(i) for i in range(3)])
+    alone = follow_bridge(drift, source[2:], 4, 0.5, [seeded(2)])
+    assert torch.equal(together[2:], alone)
+    assert not torch.equal(together, follow_bridge(drift, source, 4, 0.5, seeded(8)))
+
+
+def test_last_step_adds_no_noise() -> None:
+    source = torch.randn(1, 4, 3, 3, generator=seeded(4))
+    assert torch.equal(follow_bridge(drift, source, 1, 0.5, seeded(0)), follow_bridge(drift, source, 1, 0.5, seeded(1)))
+
+
+def test_generators_must_be_one_per_sample() -> None:
+    with pytest.raises(ValueError, match="2 generators for a batch of 3: give one, or one per sample"):
+        follow_bridge(drift, torch.zeros(3, 4, 2, 2), 2, 0.1, [seeded(0), seeded(1)])
+
+
+def test_the_walk_keeps_the_dtype_and_calls_the_network_in_it() -> None:
+    seen: set[torch.dtype] = set()
+
+    def denoise(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.add(latent.dtype)
+        return latent
+
+    assert follow_bridge(denoise, torch.ones(1, 4, 2, 2).bfloat16(), 2, 0.1, seeded(0)).dtype == torch.bfloat16
+    assert seen == {torch.bfloat16}
+
+
+def upsample(latents: Tensor) -> Tensor:
+    """A decoder that looks at one latent pixel only: tiles must not show."""
+    return latents[:, :3].repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+@pytest.mark.parametrize(
+    ("length", "starts"),
+    [(5, [0]), (8, [0]), (9, [0, 1]), (14, [0, 6]), (15, [0, 4, 7]), (20, [0, 6, 12]), (26, [0, 6, 12, 18])],
+)
+def test_starts_of_tiles_of_8_that_overlap_by_2(length: int, starts: list[int]) -> None:
+    assert tile_starts(length, 8, 2) == starts
+
+
+@pytest.mark.parametrize("length", range(9, 60))
+def test_tiles_cover_the_side_and_overlap_enough(length: int) -> None:
+    starts = tile_starts(length, 8, 2)
+    assert starts[0] == 0
+    assert starts[-1] + 8 == length
+    assert all(0 < after - before <= 6 for before, after in pairwise(starts))
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 31), (8, 20), (5, 9), (4, 4)])
+def test_a_local_decoder_shows_no_tiles(height: int, width: int) -> None:
+    latents = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(0))
+    image = decode_tiled(upsample, latents, factor=2, tile=8, overlap=2)
+    torch.testing.assert_close(image, upsample(latents), rtol=0, atol=1e-6)
+
+
+def test_a_decoder_never_sees_more_than_a_tile() -> None:
+    seen: set[tuple[int, int]] = set()
+
+    def decode(latents: Tensor) -> Tensor:
+        seen.add((latents.shape[-2], latents.shape[-1]))
+        return upsample(latents)
+
+    decode_tiled(decode, torch.zeros(1, 4, 20, 5), factor=2, tile=8, overlap=2)
+    assert seen == {(8, 5)}
+
+
+def test_seams_are_blended_linearly() -> None:
+    """Two tiles, 0 and 1, over 14 columns with 2 in common: a ramp between them, no step."""
+    counter = iter([0.0, 1.0])
+    image = decode_tiled(
+        lambda z: torch.full_like(upsample(z), next(counter)), torch.zeros(1, 4, 1, 14), factor=2, tile=8, overlap=2
+    )
+    row = image[0, 0, 0]
+    assert row[:12].eq(0).all()
+    assert row[16:].eq(1).all()
+    torch.testing.assert_close(row[12:16], torch.tensor([0.2, 0.4, 0.6, 0.8]))
+
+
+def test_one_step_by_hand(pipe: LatentBridgePipeline) -> None:
+    photo = noise(128, 128)
+    with torch.no_grad():
+        source = pipe.vae.encode(to_tensor([photo])).latent_dist.mean * 0.13025
+        target = source - pipe.unet(source, 1000.0, encoder_hidden_states=None).sample
+        decoded = pipe.vae.decode(target / 0.13025).sample
+    found = pipe(photo, output_type="pt").images
+    torch.testing.assert_close(found, (decoded.clamp(-1, 1) + 1) / 2, rtol=0, atol=1e-5)
+    assert np.array_equal(pixels(pipe(photo).images[0]), pixels(to_images(found * 2 - 1)[0]))
+
+
+@pytest.mark.parametrize("sample_posterior", [False, True])
+def test_a_result_does_not_depend_on_its_neighbours(pipe: LatentBridgePipeline, sample_posterior: bool) -> None:
+    photos = [noise(83, 50), noise(40, 60, 1), noise(83, 50, 2)]
+    options: dict[str, Any] = {"size": 64, "num_inference_steps": 2}
+    together = pipe(photos, seed=5, sample_posterior=sample_posterior, **options).images
+    assert [image.size for image in together] == [photo.size for photo in photos]
+    for photo, image in zip(photos, together, strict=True):
+        alone = pipe(photo, seed=5, sample_posterior=sample_posterior, **options).images[0]
+        assert np.array_equal(pixels(image), pixels(alone))
+
+
+def test_a_batch_is_one_pass_of_the_networks(pipe: LatentBridgePipeline) -> None:
+    photos, shapes = [noise(64, 64, seed) for seed in range(3)], list[int]()
+
+    def callback(_pipe: Any, _step: int, _timestep: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        shapes.append(len(given["latents"]))
+        return given
+
+    alone = pipe(photos, size=64, output_type="np", num_inference_steps=2).images
+    together = pipe(
+        photos, size=64, output_type="np", num_inference_steps=2, batch_size=2, callback_on_step_end=callback
+    ).images
+    assert shapes == [2, 2, 1, 1]
+    assert together.shape == (3, 64, 64, 3)
+    assert np.abs(alone - together).max() < 1e-3
+
+
+def test_the_seed_decides_all_noise_and_leaves_the_global_state_alone(pipe: LatentBridgePipeline) -> None:
+    before = torch.random.get_rng_state()
+
+    def made(steps: int = 1, **options: Any) -> Tensor:
+        return pipe(noise(64, 64), size=64, num_inference_steps=steps, output_type="latent", **options).images
+
+    assert torch.equal(made(2), made(2, seed=0))
+    assert not torch.equal(made(2), made(2, seed=1))
+    assert torch.equal(made(1), made(1, seed=1))
+    assert torch.equal(made(sample_posterior=True, seed=1), made(sample_posterior=True, seed=1))
+    assert not torch.equal(made(sample_posterior=True, seed=1), made(sample_posterior=True, seed=2))
+    assert not torch.equal(made(sample_posterior=True), made())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_generators_take_the_place_of_a_seed(pipe: LatentBridgePipeline) -> None:
+    photos = [noise(64, 64), noise(64, 64)]
+
+    def made(**options: Any) -> Tensor:
+        return pipe(photos, size=64, num_inference_steps=2, output_type="latent", **options).images
+
+    assert torch.equal(made(generator=[seeded(4), seeded(4)]), made(seed=4))
+    one, other = made(generator=seeded(4))
+    assert not torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"^seed and generator both decide the noise\."):
+        made(generator=seeded(4), seed=4)
+    with pytest.raises(ValueError, match=r"^1 generators for a batch of 2"):
+        made(generator=[seeded(4)])
+
+
+def test_posterior_and_bridge_do_not_share_their_noise(pipe: LatentBridgePipeline) -> None:
+    """Drawn from one seed, the posterior's noise would come again between the first two steps."""
+    (posterior, between), *_ = pipe._generators(1, 3, None)
+    like = torch.zeros(1, 4, 16, 16)
+    drawn = [standard_normal(like, [generator]).flatten() for generator in (posterior, between)]
+    assert abs(float(torch.corrcoef(torch.stack(drawn))[0, 1])) < 0.1
+
+
+def test_every_kind_of_image_gives_one_result(pipe: LatentBridgePipeline) -> None:
+    photo = noise(64, 64)
+    array = np.asarray(photo)
+    wanted = pixels(pipe(photo, size=64).images[0])
+    exact = [array, torch.from_numpy(array.copy()).permute(2, 0, 1), [photo], array[None]]
+    for given in exact:
+        assert np.array_equal(pixels(pipe(given, size=64).images[0]), wanted)
+    for given in (array / 255, torch.from_numpy(array / 255.0).permute(2, 0, 1)[None]):
+        assert np.abs(pixels(pipe(given, size=64).images[0]) - wanted).max() <= 1
+
+
+def test_every_kind_of_output_is_one_result_in_the_size_of_the_image(pipe: LatentBridgePipeline) -> None:
+    photo = noise(90, 64)
+    pil = pipe(photo, size=64).images[0]
+    array, tensor = (pipe(photo, size=64, output_type=kind).images for kind in ("np", "pt"))
+    assert array.shape == (1, 64, 90, 3)
+    assert np.array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
+    assert np.abs(array[0] * 255 - pixels(pil)).mean() < 3  # two ways of stretching
+    (only,) = pipe(photo, size=64, output_type="latent", return_dict=False)
+    assert only.shape == (1, 4, 7, 9)
+    with pytest.raises(ValueError, match="output_type='np' needs one size"):
+        pipe([photo, noise(64, 64)], output_type="np")
+
+
+def test_a_mask_keeps_the_image_where_it_is_black(pipe: LatentBridgePipeline) -> None:
+    photo, mask = noise(83, 50), Image.new("L", (83, 50), 0)
+    mask.paste(255, (40, 0, 83, 50))
+    whole = pixels(pipe(photo, size=64).images[0])
+    floats = np.asarray(mask, dtype=np.float32) / 255
+    for given in (
+        mask,
+        [mask],
+        np.asarray(mask),
+        floats,
+        torch.from_numpy(floats)[None, None],
+        mask.resize((166, 100)),
+    ):
+        pasted = pixels(pipe(photo, given, size=64).images[0])
+        assert np.array_equal(pasted[:, :39], pixels(photo)[:, :39])
+        assert np.array_equal(pasted[:, 41:], whole[:, 41:])
+    array = pipe(photo, mask, size=64, output_type="np").images[0]
+    assert np.abs(array[:, :40] * 255 - pixels(photo)[:, :40]).max() < 1e-3
+
+
+def test_a_callback_sees_each_step_and_can_change_it(pipe: LatentBridgePipeline) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def callback(given_pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert given_pipe is pipe
+        seen.append((step, float(timestep)))
+        return {"latents": tensors["latents"] * 0}
+
+    made = pipe(noise(64, 64), None, 4, size=64, callback_on_step_end=callback, output_type="latent").images
+    assert seen == [(0, 1000.0), (1, 750.0), (2, 500.0), (3, 250.0)]
+    assert not made.any()
+
+
+def test_an_interrupted_call_ends_with_what_is_there(pipe: LatentBridgePipeline) -> None:
+    steps: list[int] = []
+
+    def callback(given_pipe: Any, step: int, _timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        steps.append(step)
+        given_pipe._interrupt = len(steps) == 3
+        return tensors
+
+    photos = [noise(64, 64, seed) for seed in range(3)]
+    assert len(pipe(photos, None, 2, size=64, callback_on_step_end=callback).images) == 2
+    assert steps == [0, 1, 0]
+    assert len(pipe(photos, size=64).images) == 3
+
+
+def test_the_progress_bar_counts_steps(pipe: LatentBridgePipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe.set_progress_bar_config(disable=False)
+    pipe([noise(64, 64)] * 2, None, 2, size=64)
+    pipe.set_progress_bar_config(disable=True)
+    assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "tiled"),
+    [
+        (lambda pipe: None, None),
+        (LatentBridgePipeline.enable_vae_tiling, True),
+        (LatentBridgePipeline.disable_vae_tiling, False),
+    ],
+)
+def test_tiles_are_asked_for(
+    pipe: LatentBridgePipeline, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], tiled: bool | None
+) -> None:
+    asked: list[bool | None] = []
+    decode = bridge_pipeline.decode_latents
+
+    def recording(vae: Any, latents: Tensor, *, tiled: bool | None) -> Tensor:
+        asked.append(tiled)
+        return decode(vae, latents, tiled=tiled)
+
+    monkeypatch.setattr(bridge_pipeline, "decode_latents", recording)
+    change(pipe)
+    pipe(noise(64, 64), size=64)
+    pipe.tiled = None
+    assert asked == [tiled]
+
+
+def test_infinite_values_are_no_white_image(pipe: LatentBridgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe.vae, "decode", lambda latents, return_dict: (torch.full((1, 3, 64, 64), math.inf),))
+    with pytest.raises(ValueError, match="non-finite values"):
+        pipe(noise(64, 64), size=64)
+
+
+def test_the_vae_is_upcast_where_fp16_would_overflow(tmp_path: Path) -> None:
+    write_base(tmp_path, TINY, dtype=torch.float32)
+    model = load_model(tmp_path, dtype=torch.float16)
+    pipe = LatentBridgePipeline(model.denoiser, model.vae.half(), FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe(noise(64, 64), size=64)
+    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
+
+
+def test_models_are_offloaded_one_after_the_other(pipe: LatentBridgePipeline) -> None:
+    """With the CPU as the accelerator, for want of another: the hooks are those of any device."""
+    before = pixels(pipe(noise(64, 64), size=64).images[0])
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooked = [name for name in ("unet", "vae") if hasattr(getattr(pipe, name), "_hf_hook")]
+    found = pixels(pipe(noise(64, 64), size=64).images[0])
+    pipe.remove_all_hooks()
+    assert hooked == ["unet", "vae"]
+    assert np.array_equal(found, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0."),
+        ({"size": 63}, "size must be at least 64, got 63."),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0."),
+        ({"output_type": "png"}, "output_type must be pil, np, pt or latent, got 'png'."),
+        (
+            {"callback_on_step_end_tensor_inputs": ["noise"]},
+            "callback_on_step_end_tensor_inputs can name latents only, got ['noise'].",
+        ),
+        ({"mask": [Image.new("L", (64, 64))] * 2}, "2 masks for 1 images: give one for all, or one for each."),
+        ({"mask": Image.new("L", (64, 32))}, "a mask of 64x32 for an image of 64x64: the shapes differ."),
+        (
+            {"image": np.zeros((64, 64))},
+            "an image is an array [height, width, 3] or a tensor [3, height, width], got (64, 64).",
+        ),
+        (
+            {"image": torch.full((3, 64, 64), -1.0)},
+            "values from -1 to -1: floats of an image must lie between 0 and 1.",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be(pipe: LatentBridgePipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        pipe(**cast(dict[str, Any], {"image": noise(64, 64)}) | options)
+    assert str(caught.value) == message
+
+
+def test_what_is_no_image_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=r"^image must be a PIL image, numpy array or tensor, or a list of them, got str\.$"
+    ):
+        list(images_of("photo.png"))
+    with pytest.raises(
+        TypeError, match=r"^mask must be a PIL image, numpy array or tensor, or a list of them, got str\.$"
+    ):
+        list(masks_of("mask.png", []))
+
+
+def test_steps_that_were_not_trained_are_a_warning(pipe: LatentBridgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(bridge_pipeline.logger, "warning", said.append)
+    pipe.check_steps(2)
+    pipe.check_steps(3)
+    assert said == ["3 steps leave the timesteps that the model was trained on. Trained: [1, 2, 4]."]
