@@ -238,6 +238,16 @@ def test_offloaded_networks_take_loras(pipe: LBMPipeline, loras: dict[str, Path]
     pipe.remove_all_hooks()
 
 
+def test_weights_that_are_offloaded_one_by_one_cannot_be_changed(base: Path, loras: dict[str, Path]) -> None:
+    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
+    pipe.load_lora_weights(loras["a"])
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    for change in (pipe.unload_lora_weights, lambda: pipe.load_lora_weights(loras["b"])):
+        with pytest.raises(ConfigError, match=r"^the weights of the unet are offloaded one by one"):
+            change()
+    assert pipe.get_active_adapters() == ["default_0"]
+
+
 def test_hooks_give_way_to_fused_weights_where_the_unet_is_compiled(
     pipe: LBMPipeline, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
