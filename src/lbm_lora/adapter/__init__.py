@@ -10,6 +10,7 @@ from lbm_lora.adapter.adapter_file import (
     save_adapter,
     stored_bytes,
 )
+from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
 from lbm_lora.adapter.module import Adapter, LoraModule
@@ -18,6 +19,7 @@ __all__ = [
     "FORMAT",
     "METADATA_ROOM",
     "Adapter",
+    "AdapterBuilder",
     "AdapterMetadata",
     "AdapterWriter",
     "Ledger",

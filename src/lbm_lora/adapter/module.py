@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.checkpoint import dtype_name
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import Factors, dense_dtype, rounded, stored_factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
@@ -60,17 +62,18 @@ class LoraModule:
         return self.factors().product().reshape(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
     """Lora modules by module name, dense deltas by param name.
 
-    Tensors keep the dtype of the file and may be views of it, but for factors in 8 bits.
+    Tensors keep the dtype of the file and may be views of it, but for factors in 8 bits. `len(adapter)` is the number
+    of parameters that it changes.
 
     Attributes:
         prefix: of the component in its checkpoint (`denoiser.` for an LBM, empty where there is none).
+        path: the file it was read from, for messages; None for one that was made in memory.
         dtype: of a file of it: int8 where factors are exact in 8 bits and meant to be stored so (they are fp32 in
             memory then, and dense deltas fp16); None is the dtype of the tensors.
-        path: the file it was read from, for messages.
     """
 
     modules: Mapping[ModuleName, LoraModule]
@@ -83,7 +86,53 @@ class Adapter:
     def __post_init__(self) -> None:
         both = [name for name in self.dense if self.module_at(name) is not None]
         if both:
-            raise AdapterError(f"{self.path}: {both[0]} has both factors and a dense delta. Remove one of them.")
+            raise AdapterError(f"{self.label}: {both[0]} has both factors and a dense delta. Remove one of them.")
+
+    @classmethod
+    def load(cls, path: Path | str, alpha_is: AlphaIs = "auto") -> "Adapter":
+        """Read an adapter file; see `load_adapter`."""
+        from lbm_lora.adapter.adapter_file import load_adapter  # it is made of this class
+
+        return load_adapter(path, alpha_is)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the adapter as a `.safetensors` file, atomically; see `save_adapter`.
+
+        Returns:
+            The path.
+        """
+        from lbm_lora.adapter.adapter_file import save_adapter  # it takes this class
+
+        save_adapter(self, path)
+        return Path(path)
+
+    def __len__(self) -> int:
+        return len(self.modules) + len(self.dense)
+
+    def __repr__(self) -> str:
+        """`<Adapter relight.safetensors: 722 lora modules of rank 4 to 32, 956 dense deltas, bf16, 193.4 MB>`."""
+        ranks = sorted({module.rank for module in self.modules.values()})
+        span = f" of rank {ranks[0]}" if len(ranks) == 1 else f" of rank {ranks[0]} to {ranks[-1]}" if ranks else ""
+        counts = f"{_count(len(self.modules), 'lora module')}{span}, {_count(len(self.dense), 'dense delta')}"
+        name = f" {self.path}" if self.path else ""
+        return f"<{type(self).__name__}{name}: {counts}, {self._dtypes()}, {self.nbytes / 1e6:.1f} MB>"
+
+    @property
+    def label(self) -> str:
+        """What messages call it: its path, where it has one."""
+        return str(self.path or "the LoRA")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors in a file of it, without the header."""
+        factors = [tensor for module in self.modules.values() for tensor in (module.up, module.down)]
+        if self.dtype == torch.int8:  # a byte for each value, and an fp32 unit for each rank
+            stored = sum(tensor.numel() for tensor in factors) + sum(
+                4 * module.rank for module in self.modules.values()
+            )
+        else:  # and an fp32 alpha
+            stored = sum(tensor.nbytes for tensor in factors) + 4 * len(self.modules)
+        return stored + sum(delta.nbytes for delta in self.dense.values())
 
     @property
     def params(self) -> list[ParamName]:
@@ -114,17 +163,27 @@ class Adapter:
         Raises:
             InputError: a value leaves the range of `dtype`.
         """
-        return replace(
-            self,
-            modules={name: module.cast(dtype) for name, module in self.modules.items()},
-            dense={name: rounded(delta, dense_dtype(dtype)) for name, delta in self.dense.items()},
-            dtype=torch.int8 if dtype == torch.int8 else None,
-        )
+        modules = {name: module.cast(dtype) for name, module in self.modules.items()}
+        dense = {name: rounded(delta, dense_dtype(dtype)) for name, delta in self.dense.items()}
+        return self._with(modules, dense, torch.int8 if dtype == torch.int8 else None)
 
     def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
         """The part of the adapter whose param names `keep` accepts."""
-        return replace(
-            self,
-            modules={name: module for name, module in self.modules.items() if keep(weight_of(name))},
-            dense={name: delta for name, delta in self.dense.items() if keep(name)},
-        )
+        modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
+        dense = {name: delta for name, delta in self.dense.items() if keep(name)}
+        return self._with(modules, dense, self.dtype)
+
+    def _with(
+        self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None
+    ) -> "Adapter":
+        """Other contents. A subclass that was measured is a plain adapter then: its numbers are those of the former."""
+        return Adapter(modules, dense, self.metadata, self.prefix, self.path, dtype)
+
+    def _dtypes(self) -> str:
+        factors = {tensor.dtype for module in self.modules.values() for tensor in (module.up, module.down)}
+        dtypes = {self.dtype} if self.dtype else factors | {delta.dtype for delta in self.dense.values()}
+        return " and ".join(sorted(dtype_name(dtype) for dtype in dtypes)) or "empty"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -28,11 +28,11 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     unmatched = tuple(name for name in adapter.params if name not in shapes)
     if not matched:
         raise AdapterError(
-            f"{adapter.path}: none of its {len(unmatched)} parameters is in the model: {listing(unmatched, limit=3)}."
+            f"{adapter.label}: none of its {len(unmatched)} parameters is in the model: {listing(unmatched, limit=3)}."
         )
     if unmatched and not allow_unmatched:
         raise AdapterError(
-            f"{adapter.path}: {len(unmatched)} of {len(adapter.params)} parameters are not in the model: "
+            f"{adapter.label}: {len(unmatched)} of {len(adapter.params)} parameters are not in the model: "
             f"{listing(unmatched)}. To apply the rest: ",
             Option("allow_unmatched"),
             ".",
@@ -40,7 +40,7 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     for name in matched:
         if adapter.shape_of(name) != tuple(shapes[name]):
             raise AdapterError(
-                f"{name}: the adapter {adapter.path} is for shape {adapter.shape_of(name)}, the model has "
+                f"{name}: the adapter {adapter.label} is for shape {adapter.shape_of(name)}, the model has "
                 f"{tuple(shapes[name])}. Is it an adapter of this network?"
             )
     return Fit(matched, unmatched)
@@ -61,7 +61,7 @@ def check_base(
         WrongBaseError: the fingerprints differ and `allow_other_base` is not on.
     """
     if not adapter.metadata.base_fingerprint:
-        warn(f"{adapter.path} does not say which base it was made from: it cannot be checked.")
+        warn(f"{adapter.label} does not say which base it was made from: it cannot be checked.")
         return
     found = found or fingerprint(base)
     if found.digest == adapter.metadata.base_fingerprint:
@@ -78,11 +78,11 @@ def _difference(adapter: Adapter, base: Component, found: Fingerprint) -> str:
     """In what a component is not the base of an adapter."""
     if found.digest == adapter.metadata.tuned_fingerprint:
         return (
-            f"{base.path} is not the base of {adapter.path}, but the tuned checkpoint that it was extracted from. "
+            f"{base.path} is not the base of {adapter.label}, but the tuned checkpoint that it was extracted from. "
             "Are base and tuned swapped?"
         )
     names = differing(adapter.metadata.base_tensors, found)
     return (
-        f"{adapter.path} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
+        f"{adapter.label} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
         f"{listing(names, limit=3)}."
     )

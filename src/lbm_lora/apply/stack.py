@@ -84,7 +84,7 @@ def _attention_of(adapter: Adapter) -> Adapter:
     part = adapter.filtered(_is_attention)
     if not part.params:
         raise AdapterError(
-            f"{adapter.path} has no key with attn1.to or attn2.to. Leave ", Option("attention_only"), " out."
+            f"{adapter.label} has no key with attn1.to or attn2.to. Leave ", Option("attention_only"), " out."
         )
     return part
 

@@ -2,13 +2,14 @@
 
 from lbm_lora.checkpoint.fingerprint import Fingerprint, FingerprintBuilder, differing, fingerprint
 from lbm_lora.checkpoint.pairing import Pairing, ParamPair, pair
-from lbm_lora.checkpoint.reader import Checkpoint, Component, open_checkpoint
+from lbm_lora.checkpoint.reader import Checkpoint, CheckpointLike, Component, open_checkpoint
 from lbm_lora.checkpoint.safetensors_writer import SafetensorsWriter, entry_bytes
 from lbm_lora.checkpoint.spec import TensorSpec, dtype_name, dtype_of
 from lbm_lora.checkpoint.torch_writer import TorchWriter
 
 __all__ = [
     "Checkpoint",
+    "CheckpointLike",
     "Component",
     "Fingerprint",
     "FingerprintBuilder",

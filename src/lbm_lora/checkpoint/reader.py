@@ -1,4 +1,4 @@
-"""A checkpoint: tensors by name out of one file or several, whatever the container.
+"""A checkpoint: tensors by name out of one file or several, whatever the container, or out of memory.
 
     with open_checkpoint(path) as checkpoint:
         denoiser = checkpoint.component()
@@ -9,6 +9,7 @@ Names and shapes come first, bytes on demand and in the order of the file.
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, cast, runtime_checkable
@@ -18,6 +19,7 @@ import torch
 from lbm_lora.checkpoint.keys import normalized_keys
 from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
 from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.checkpoint.state_dict import StateDict
 from lbm_lora.checkpoint.torch_file import TorchFile
 from lbm_lora.errors import CheckpointError, listing
 from lbm_lora.missing_path import not_there
@@ -42,16 +44,20 @@ class Checkpoint:
     """The tensors of one or several files under their normalized keys.
 
     Attributes:
-        path: as it was asked for.
-        files: the files that are read.
+        path: as it was asked for; of a state dict, what messages call it.
+        in_memory: whether it is a state dict: nothing lies beside it.
+        files: the files that are read; none of a state dict.
         specs: key -> dtype and shape, in the order of the data.
         metadata: of the `.safetensors` header (empty for a `.ckpt`).
         extra: the plain entries of a `.ckpt` beside its tensors (`config`, `torch_dtype`, ...).
     """
 
+    in_memory: bool = False
+
     def __init__(self, path: Path, files: Mapping[Path, _File]) -> None:
         self.path = path
-        self.files = tuple(files)
+        self.in_memory = any(isinstance(file, StateDict) for file in files.values())
+        self.files = () if self.in_memory else tuple(files)
         self.metadata: dict[str, str] = {}
         self.extra: dict[str, object] = {}
         self.specs: dict[str, TensorSpec] = {}
@@ -64,6 +70,10 @@ class Checkpoint:
                     raise CheckpointError(f"{path}: {key} stands in more than one shard. Remove one of them.")
                 self.specs[key] = file.specs[key_in_file]
                 self._places[key] = (file, key_in_file)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its key, as views of the file."""
+        return {key: self.read(key) for key in self.specs}
 
     def read(self, key: str) -> torch.Tensor:
         """A tensor in its storage dtype, as a view of the file.
@@ -127,13 +137,26 @@ class Component:
         return name in self.specs
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+CheckpointLike = Path | str | Checkpoint | Mapping[str, torch.Tensor]
+"""What stands for a checkpoint: a path, an open one, or tensors by name."""
+
+
+def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") -> Checkpoint:
     """Open a `.safetensors` file, its index of shards, a `.ckpt`, or a folder that holds one of them.
+
+    An open checkpoint gives another view of it, which can be closed by itself; a state dict is read from memory.
+
+    Args:
+        label: what messages call a state dict.
 
     Raises:
         CheckpointError: there is no such file, or it cannot be read as a checkpoint.
     """
-    path = Path(path)
+    if isinstance(checkpoint, Checkpoint):
+        return copy(checkpoint)
+    if isinstance(checkpoint, Mapping):
+        return Checkpoint(Path(label), {Path(label): StateDict(Path(label), checkpoint)})
+    path = Path(checkpoint)
     if not path.exists():
         raise CheckpointError(not_there(path, (".safetensors", *_TORCH_SUFFIXES)))
     try:

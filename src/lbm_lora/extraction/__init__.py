@@ -7,11 +7,11 @@
 - `prediction`: what a choice of ranks is expected to do
 - `trials`: choices that are run before they are written; `search` finds the smallest that meets a limit
 - `passes`: every tensor's outcome, decomposed directly or cut off from a survey
-- `adapter_output`: the files
+- `adapter_output`: the adapters as files, or in memory
 - `extraction`: all of it in one call
 """
 
-from lbm_lora.extraction.adapter_output import AdapterOutput, write_adapters, write_sidecar
+from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, store_adapters, write_sidecar
 from lbm_lora.extraction.allocate import Choice, RankAllocator
 from lbm_lora.extraction.deltas import DeltaSettings, Outcome
 from lbm_lora.extraction.extraction import ExtractedAdapter, OutputNorm, RankSelection, extract_adapters, surveyed
@@ -45,6 +45,7 @@ __all__ = [
     "RankAllocator",
     "RankRule",
     "RankSelection",
+    "StoredAdapter",
     "Survey",
     "SurveyPass",
     "SurveyedPass",
@@ -54,8 +55,8 @@ __all__ = [
     "plan_extraction",
     "rank_rule",
     "seed_of",
+    "store_adapters",
     "surveyed",
     "unweighted",
-    "write_adapters",
     "write_sidecar",
 ]

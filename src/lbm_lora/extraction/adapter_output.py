@@ -1,4 +1,4 @@
-"""The adapter files that an extraction writes, all of them in one pass."""
+"""The adapters that come out of an extraction, all of them in one pass: as files, or in memory."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,8 @@ import yaml
 from lbm_lora.adapter import (
     FORMAT,
     METADATA_ROOM,
+    Adapter,
+    AdapterBuilder,
     AdapterMetadata,
     AdapterWriter,
     Ledger,
@@ -33,10 +35,10 @@ _PACKED_DIGITS = 8  # of each base tensor in the fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOutput:
-    """One adapter file that is to be written.
+    """One adapter that is to come out.
 
     Attributes:
-        path: of its file.
+        path: of its file; None where it is kept in memory.
         shapes, ranks: of its lora modules.
         dense: shapes of its dense deltas.
         rank, conv_rank: as asked for; where ranks are chosen, the highest ones.
@@ -44,7 +46,7 @@ class AdapterOutput:
         errors: that are known before the file is measured.
     """
 
-    path: Path
+    path: Path | None
     shapes: Mapping[ModuleName, tuple[int, ...]]
     ranks: Mapping[ModuleName, int]
     dense: Mapping[ParamName, tuple[int, ...]]
@@ -54,10 +56,23 @@ class AdapterOutput:
     errors: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def write_adapters(
+@dataclass(frozen=True)
+class StoredAdapter:
+    """What became of an output.
+
+    Attributes:
+        ledger: of the adapter as it is stored.
+        adapter: where it is kept in memory; None where it was written.
+    """
+
+    ledger: Ledger
+    adapter: Adapter | None
+
+
+def store_adapters(
     outputs: Sequence[AdapterOutput], extraction: Pass, plan: Plan, dtype: torch.dtype, progress: Progress
-) -> list[Ledger]:
-    """Stream every outcome into its files, and the metadata when all is known; every file is complete or not there.
+) -> list[StoredAdapter]:
+    """Stream every outcome to its outputs, and the metadata when all is known; a file is complete or not there.
 
     Raises:
         CheckpointError: there is nothing to store.
@@ -65,13 +80,13 @@ def write_adapters(
     rows: list[list[LedgerRow]] = [[] for _ in outputs]
     progress.start(len(extraction), "extracting")
     with ExitStack() as stack:
-        writers = [stack.enter_context(_writer(output, plan, dtype)) for output in outputs]
+        stores = [_store(output, plan, dtype, stack) for output in outputs]
         for outcomes in extraction:
-            for writer, outcome, kept in zip(writers, outcomes, rows, strict=True):
+            for store, outcome, kept in zip(stores, outcomes, rows, strict=True):
                 if outcome.module is not None:
-                    writer.add_module(outcome.module)
+                    store.add_module(outcome.module)
                 if outcome.dense is not None:
-                    writer.add_dense(outcome.row.name, outcome.dense)
+                    store.add_dense(outcome.row.name, outcome.dense)
                 kept.append(outcome.row)
             progress.advance()
         ledgers = [Ledger(tuple(kept)) for kept in rows]
@@ -81,9 +96,12 @@ def write_adapters(
                 f"{plan.pairing.tuned.path} changes nothing of {plan.pairing.base.path} that could be stored: "
                 f"{counts}. Are base and tuned the same file?"
             )
-        for writer, output, ledger in zip(writers, outputs, ledgers, strict=True):
-            writer.metadata = _metadata(output, ledger, *extraction.fingerprints())
-    return ledgers
+        for store, output, ledger in zip(stores, outputs, ledgers, strict=True):
+            store.metadata = _metadata(output, ledger, *extraction.fingerprints())
+    return [
+        StoredAdapter(ledger, store.adapter() if isinstance(store, AdapterBuilder) else None)
+        for ledger, store in zip(ledgers, stores, strict=True)
+    ]
 
 
 def header_bytes(settings: Mapping[str, object], plan: Plan) -> int:
@@ -91,9 +109,9 @@ def header_bytes(settings: Mapping[str, object], plan: Plan) -> int:
     return len(json.dumps(_room(settings, plan).to_header())) + METADATA_ROOM
 
 
-def write_sidecar(output: AdapterOutput, ledger: Ledger, *, base: str, min_diff: float) -> Path:
+def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base: str, min_diff: float) -> Path:
     """The documented `..._config.yaml` beside an adapter file."""
-    path = output.path.with_name(f"{output.path.stem}_config.yaml")
+    path = adapter.with_name(f"{adapter.stem}_config.yaml")
     counts = ledger.counts()
     facts = {
         "architecture": "LBM",
@@ -118,9 +136,12 @@ def _is_layer(row: LedgerRow) -> bool:
     return leaf_of(row.name) == "weight" and has_matrix_view(row.shape)
 
 
-def _writer(output: AdapterOutput, plan: Plan, dtype: torch.dtype) -> AdapterWriter:
+def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack) -> AdapterWriter | AdapterBuilder:
     prefix, room = plan.pairing.tuned.prefix, _room(output.settings, plan)
-    return AdapterWriter(output.path, prefix, dtype, output.shapes, output.ranks, output.dense, room)
+    if output.path is None:
+        return AdapterBuilder(prefix, dtype, room)
+    writer = AdapterWriter(output.path, prefix, dtype, output.shapes, output.ranks, output.dense, room)
+    return stack.enter_context(writer)
 
 
 def _room(settings: Mapping[str, object], plan: Plan) -> AdapterMetadata:

@@ -1,13 +1,14 @@
 """A plan carried out: in one pass where ranks are given, else a survey, the choice of ranks, and the second pass."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from lbm_lora.adapter import Ledger
+from lbm_lora.adapter import Adapter, Ledger
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes, write_adapters
+from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes, store_adapters
 from lbm_lora.extraction.allocate import Choice, RankAllocator
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.passes import DirectPass, SurveyedPass
@@ -39,9 +40,10 @@ class OutputNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractedAdapter:
-    """One adapter file that was written.
+    """One adapter that came out.
 
     Attributes:
+        adapter: where it was kept in memory; None where it was written to `output.path`.
         predicted: what is expected of it, and what was measured; None where ranks were given and nothing calibrated.
         chosen: its ranks with their trial; likewise.
         sizes: what other sizes would give; likewise.
@@ -49,6 +51,7 @@ class ExtractedAdapter:
 
     output: AdapterOutput
     ledger: Ledger
+    adapter: Adapter | None = None
     predicted: Prediction | None = None
     chosen: ChosenRanks | None = None
     sizes: tuple[Prediction, ...] = ()
@@ -58,16 +61,16 @@ def extract_adapters(
     plan: Plan,
     rule: RankRule,
     settings: DeltaSettings,
-    paths: Sequence[Path],
+    paths: Sequence[Path | None],
     *,
     run_settings: Mapping[str, object],
     norm: OutputNorm | None = None,
     progress: Progress = SILENT,
 ) -> list[ExtractedAdapter]:
-    """Write the adapters that a rule asks for, every one complete or not there.
+    """The adapters that a rule asks for; every file is complete or not there.
 
     Args:
-        paths: one for each of `rule.names`.
+        paths: of the files, one for each of `rule.names`; None for an adapter that is kept in memory.
         run_settings: what the files' metadata will say of the run, besides the rule.
         norm: of the output, where errors are weighed by it.
 
@@ -78,20 +81,24 @@ def extract_adapters(
     if isinstance(rule, FixedRanks) and norm is None:
         return _directly(plan, rule, settings, paths, facts, progress)
     facts = [{**fact, "calibration": norm.name if norm else None} for fact in facts]
-    with surveyed(plan, rule, settings, norm, run_settings=facts, beside=paths[0], progress=progress) as selection:
+    with (
+        _beside(paths[0]) as beside,
+        surveyed(plan, rule, settings, norm, run_settings=facts, beside=beside, progress=progress) as selection,
+    ):
         found = selection.choose(rule, norm.open_trial() if norm else None)
         outputs = [selection.output(*one) for one in zip(found, paths, facts, strict=True)]
         with selection.carried_out([one.choice for one in found]) as second:
-            ledgers = write_adapters(outputs, second, selection.plan, settings.dtype, progress)
+            stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
         return [
             ExtractedAdapter(
                 output=output,
-                ledger=ledger,
+                ledger=kept.ledger,
+                adapter=kept.adapter,
                 predicted=selection.predictor.prediction(one.choice),
                 chosen=one,
                 sizes=selection.predictor.table(one.choice.nbytes),
             )
-            for output, ledger, one in zip(outputs, ledgers, found, strict=True)
+            for output, kept, one in zip(outputs, stored, found, strict=True)
         ]
 
 
@@ -99,7 +106,7 @@ def _directly(
     plan: Plan,
     rule: FixedRanks,
     settings: DeltaSettings,
-    paths: Sequence[Path],
+    paths: Sequence[Path | None],
     facts: Sequence[Mapping[str, object]],
     progress: Progress,
 ) -> list[ExtractedAdapter]:
@@ -117,8 +124,18 @@ def _directly(
         )
         for path, one, ranks, settings in zip(paths, plans, rule.ranks, facts, strict=True)
     ]
-    ledgers = write_adapters(outputs, DirectPass(plans, settings), plan, settings.dtype, progress)
-    return [ExtractedAdapter(output=output, ledger=ledger) for output, ledger in zip(outputs, ledgers, strict=True)]
+    stored = store_adapters(outputs, DirectPass(plans, settings), plan, settings.dtype, progress)
+    return [
+        ExtractedAdapter(output=output, ledger=kept.ledger, adapter=kept.adapter)
+        for output, kept in zip(outputs, stored, strict=True)
+    ]
+
+
+@contextmanager
+def _beside(path: Path | None) -> Generator[Path]:
+    """Where the file of a survey goes: beside the first output, or where there is none into a temporary folder."""
+    with ExitStack() as stack:
+        yield path or Path(stack.enter_context(TemporaryDirectory(prefix="lbm-lora-"))) / "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +165,8 @@ class RankSelection:
             ranks = [choice.ranks for choice in choices]
             yield SurveyedPass(self.plan, self.settings, self.weights_of, ranks, vectors)
 
-    def output(self, chosen: ChosenRanks, path: Path, settings: Mapping[str, object]) -> AdapterOutput:
-        """The file of a choice.
+    def output(self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object]) -> AdapterOutput:
+        """The output of a choice.
 
         Args:
             settings: of the run, for the file's metadata.

@@ -12,7 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.metadata import parsed
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.checkpoint import dtype_name
+from lbm_lora.checkpoint import CheckpointLike, dtype_name
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
 from lbm_lora.fidelity.points import image_latent
@@ -100,7 +100,12 @@ def plan_comparison(settings: ComparisonSettings) -> Comparison:
 
 
 def compare_outputs(
-    comparison: Comparison, *, base: Path, tuned: Path, adapters: Mapping[str, Adapter], progress: Progress = SILENT
+    comparison: Comparison,
+    *,
+    base: CheckpointLike,
+    tuned: CheckpointLike,
+    adapters: Mapping[str, Adapter],
+    progress: Progress = SILENT,
 ) -> ComparisonResult:
     """Run tuned, base, and base with each adapter in turn: one model is in memory at a time.
 
@@ -154,7 +159,7 @@ class _Measured:
     differences: list[Image.Image]
 
 
-def _reference(comparison: Comparison, tuned: Path, progress: Progress) -> _Reference:
+def _reference(comparison: Comparison, tuned: CheckpointLike, progress: Progress) -> _Reference:
     settings = comparison.settings
     model = _load(settings, tuned)
     steps, schedule = _steps(settings, model.config), from_source(schedule_of(model.config))
@@ -172,7 +177,7 @@ def _measured(
     comparison: Comparison,
     reference: _Reference,
     variant: str,
-    base: Path,
+    base: CheckpointLike,
     adapter: Adapter | None,
     progress: Progress,
 ) -> _Measured:
@@ -192,8 +197,8 @@ def _measured(
     return measured
 
 
-def _load(settings: ComparisonSettings, path: Path) -> LBMModel:
-    return load_model(path, config_path=settings.config_path, device=settings.device, dtype=settings.dtype)
+def _load(settings: ComparisonSettings, checkpoint: CheckpointLike) -> LBMModel:
+    return load_model(checkpoint, config_path=settings.config_path, device=settings.device, dtype=settings.dtype)
 
 
 def _steps(settings: ComparisonSettings, config: LBMConfig) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lbm_lora.checkpoint import Component
+from lbm_lora.checkpoint import CheckpointLike, Component
 from lbm_lora.extraction import Outcome, TrialImages
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
@@ -33,7 +33,7 @@ class LoraTrial:
 
     def __init__(
         self,
-        tuned: Path,
+        tuned: CheckpointLike,
         base: Component,
         *,
         points: Sequence[Point],

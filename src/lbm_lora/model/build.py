@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.checkpoint import Checkpoint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from lbm_lora.errors import ConfigError, ImageError
 from lbm_lora.model.bridge_pipeline import (
     Generators,
@@ -94,7 +94,7 @@ class LBMModel:
 
 
 def load_model(
-    path: Path | str,
+    checkpoint: CheckpointLike,
     *,
     config_path: Path | str | None = None,
     device: torch.device | str = "cpu",
@@ -103,7 +103,7 @@ def load_model(
     """Build the LBM of a checkpoint, ready for inference (no gradients, evaluation mode).
 
     Args:
-        path: anything that `open_checkpoint` takes.
+        checkpoint: anything that `open_checkpoint` takes. Tensors of it may become the model's own; none is changed.
         config_path: a config.yaml for a checkpoint that has none of its own.
         device: `cuda` where there is no CUDA gives a warning, and the CPU.
         dtype: of the denoiser; tensors of another dtype are cast one by one.
@@ -112,16 +112,16 @@ def load_model(
         CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
         ConfigError: the configuration is missing or wrong, or asks for conditioning images.
     """
-    with open_checkpoint(path) as checkpoint:
-        config = resolve_config(checkpoint, config_path=Path(config_path) if config_path else None)
-        refuse_conditioning(config, where=checkpoint.path)
-        check_shapes(checkpoint.specs, checkpoint_shapes(config), where=checkpoint.path)
+    with open_checkpoint(checkpoint) as opened:
+        config = resolve_config(opened, config_path=Path(config_path) if config_path else None)
+        refuse_conditioning(config, where=opened.path)
+        check_shapes(opened.specs, checkpoint_shapes(config), where=opened.path)
         target = resolve_device(device) if isinstance(device, str) else device
         vae_dtype = torch.float32 if dtype == torch.float16 and config.vae_config.get("force_upcast", True) else dtype
         denoiser, vae = empty_unet(config.unet_config), empty_vae(config.vae_config)
         fit_threads(sum(p.numel() for network in (denoiser, vae) for p in network.parameters()))
-        fill(denoiser, checkpoint, DENOISER_PREFIX, device=target, dtype=dtype)
-        fill(vae, checkpoint, VAE_PREFIX, device=target, dtype=vae_dtype)
+        fill(denoiser, opened, DENOISER_PREFIX, device=target, dtype=dtype)
+        fill(vae, opened, VAE_PREFIX, device=target, dtype=vae_dtype)
     return LBMModel(denoiser=denoiser, vae=vae, config=config, device=target, dtype=dtype, vae_dtype=vae_dtype)
 
 

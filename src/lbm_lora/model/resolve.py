@@ -46,7 +46,7 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
                 f" {config_path} is not used.",
             )
         return own
-    beside = config_beside(checkpoint.path)
+    beside = None if checkpoint.in_memory else config_beside(checkpoint.path)
     sources = [
         own,
         read_config(beside) if beside else None,

@@ -75,7 +75,7 @@ def modules_in(layout: Layout, adapter: Adapter) -> list[ModuleName]:
     strange = [name for name in adapter.modules if name not in layout.layers]
     if strange:
         raise AdapterError(
-            f"{adapter.path}: {len(strange)} of its modules are no Linear and no plain Conv2d of the denoiser: "
+            f"{adapter.label}: {len(strange)} of its modules are no Linear and no plain Conv2d of the denoiser: "
             f"{listing(strange, limit=3)}."
         )
     return [name for name in layout.layers if name in adapter.modules]

@@ -92,7 +92,7 @@ def plan_continued(layout: Layout, selection: Selection, adapter: Adapter) -> Tr
     )
     dense = _dense(layout, selection, learning, names)
     if not dense and not any(lora.learns for lora in loras):
-        raise ConfigError(f"lora_weights_path {adapter.path}: it has no module that learns.")
+        raise ConfigError(f"lora_weights_path {adapter.label}: it has no module that learns.")
     return TrainPlan(loras=loras, dense=dense)
 
 

@@ -1,6 +1,7 @@
 """Lora modules and adapters as values."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -84,3 +86,60 @@ def test_a_part_of_an_adapter(adapter: Adapter) -> None:
     assert part.params == ["a.weight", "a.bias"]
     assert (part.prefix, part.path, part.metadata) == (adapter.prefix, adapter.path, adapter.metadata)
     assert len(adapter.params) == 5
+
+
+def test_an_adapter_says_what_it_is(adapter: Adapter) -> None:
+    assert len(adapter) == 5
+    tensors = 4 * (2 * 6 + 4 * 2 + 3 * 5 * 9 + 7 * 3 + 2 + 4 + 5 + 1)  # two alphas, three dense deltas
+    assert adapter.nbytes == tensors
+    assert repr(adapter) == "<Adapter x.safetensors: 2 lora modules of rank 2 to 3, 3 dense deltas, fp32, 0.0 MB>"
+    one = Adapter({}, {ParamName("a.bias"): torch.zeros(3_000_000, dtype=torch.bfloat16)})
+    assert repr(one) == "<Adapter: 0 lora modules, 1 dense delta, bf16, 6.0 MB>"
+    assert repr(Adapter({}, {})) == "<Adapter: 0 lora modules, 0 dense deltas, empty, 0.0 MB>"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_the_bytes_of_an_adapter_are_those_of_its_file_without_the_header(
+    adapter: Adapter, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    cast = adapter.cast(dtype)
+    path = cast.save(tmp_path / "l.safetensors")
+    with open_checkpoint(path) as file:
+        assert cast.nbytes == sum(spec.nbytes for spec in file.specs.values())
+
+
+def test_load_reads_what_save_wrote(adapter: Adapter, tmp_path: Path) -> None:
+    path = adapter.save(str(tmp_path / "l.safetensors"))
+    found = Adapter.load(path)
+    assert found.path == path == tmp_path / "l.safetensors"
+    assert found.params == adapter.params
+    assert all(torch.equal(*map(torch.Tensor.float, (a, b))) for a, b in deltas(found, adapter))
+    scaled = Adapter.load(path, alpha_is="rank").modules[ModuleName("b.conv")]
+    assert (adapter.modules[ModuleName("b.conv")].alpha, scaled.alpha) == (6.0, 3.0)
+
+
+def deltas(*adapters: Adapter) -> list[tuple[Tensor, ...]]:
+    """The deltas of each parameter."""
+    found = [[adapter.delta(name) for adapter in adapters] for name in adapters[0].params]
+    return [tuple(one for one in row if one is not None) for row in found]
+
+
+def test_two_adapters_are_equal_only_where_they_are_one(adapter: Adapter) -> None:
+    assert adapter == adapter
+    assert adapter != adapter.filtered(lambda _: True)
+    assert len({adapter, adapter}) == 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Measured(Adapter):
+    """An adapter with a number that was measured on it."""
+
+    error: float = 0.5
+
+
+def test_what_was_measured_on_an_adapter_is_not_said_of_a_part_of_it(adapter: Adapter) -> None:
+    measured = Measured(adapter.modules, adapter.dense, adapter.metadata, "denoiser.", Path("x.safetensors"))
+    assert repr(measured).startswith("<Measured x.safetensors: ")
+    for other in (measured.cast(torch.bfloat16), measured.filtered(lambda _: True)):
+        assert type(other) is Adapter
+        assert (other.prefix, other.path) == ("denoiser.", Path("x.safetensors"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from lbm_lora.adapter import METADATA_ROOM, Ledger, LedgerRow, Status, load_adapter
 from lbm_lora.checkpoint import entry_bytes, open_checkpoint
 from lbm_lora.errors import CheckpointError
-from lbm_lora.extraction import AdapterOutput, DeltaSettings, DirectPass, Plan, plan_extraction, write_adapters
+from lbm_lora.extraction import AdapterOutput, DeltaSettings, DirectPass, Plan, plan_extraction, store_adapters
 from lbm_lora.extraction.adapter_output import header_bytes, write_sidecar
 from lbm_lora.factorize import FixedRank, Measure
 from lbm_lora.naming import ModuleName, ParamName
@@ -35,7 +35,7 @@ def plan_of(save: Save) -> Callable[[int], Plan]:
     return plan
 
 
-def output_of(plan: Plan, path: Path, rank: int = 2) -> AdapterOutput:
+def output_of(plan: Plan, path: Path | None, rank: int = 2) -> AdapterOutput:
     return AdapterOutput(
         path=path,
         shapes=plan.shapes(),
@@ -53,7 +53,9 @@ def written(plan: Plan, folder: Path, ranks: tuple[int, ...]) -> list[Ledger]:
     plans = [plan.with_ranks(FixedRank(linear=rank, conv=rank)) for rank in ranks]
     outputs = [output_of(one, folder / f"r{rank}.safetensors", rank) for one, rank in zip(plans, ranks, strict=True)]
     settings = DeltaSettings(dtype=torch.float32)
-    return write_adapters(outputs, DirectPass(plans, settings), plan, torch.float32, SILENT)
+    stored = store_adapters(outputs, DirectPass(plans, settings), plan, torch.float32, SILENT)
+    assert [one.adapter for one in stored] == [None] * len(ranks)
+    return [one.ledger for one in stored]
 
 
 def test_one_pass_writes_every_file_with_its_own_ranks_and_errors(
@@ -73,6 +75,22 @@ def test_one_pass_writes_every_file_with_its_own_ranks_and_errors(
         }
         assert json.loads(facts["lbm_lora_settings"]) == SETTINGS
         assert json.loads(facts["lbm_lora_counts"]) == ledger.counts()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_an_output_without_a_path_is_kept_in_memory_and_is_what_the_file_holds(
+    plan_of: Callable[[int], Plan], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    plan = plan_of(2).with_ranks(FixedRank(linear=2, conv=2))
+    outputs = [output_of(plan, None), output_of(plan, tmp_path / "l.safetensors")]
+    kept, written = store_adapters(outputs, DirectPass([plan, plan], DeltaSettings(dtype=dtype)), plan, dtype, SILENT)
+    assert kept.adapter is not None
+    assert kept.ledger == written.ledger
+    kept.adapter.save(tmp_path / "saved.safetensors")
+    with open_checkpoint(tmp_path / "l.safetensors") as one, open_checkpoint(tmp_path / "saved.safetensors") as other:
+        assert one.metadata == other.metadata
+        assert one.specs == other.specs
+        assert all(torch.equal(one.read(key), other.read(key)) for key in one.specs)
 
 
 def test_where_nothing_can_be_stored_no_file_is_left(plan_of: Callable[[int], Plan], tmp_path: Path) -> None:
@@ -113,7 +131,8 @@ def test_the_sidecar_counts_tensors_and_layers(plan_of: Callable[[int], Plan], t
             row("table", Status.DENSE, 4, 4),  # no weight of a layer
         )
     )
-    path = write_sidecar(output_of(plan_of(2), tmp_path / "my.lora.safetensors"), ledger, base="b.ckpt", min_diff=1e-6)
+    output, adapter = output_of(plan_of(2), None), tmp_path / "my.lora.safetensors"
+    path = write_sidecar(adapter, output, ledger, base="b.ckpt", min_diff=1e-6)
     assert path == tmp_path / "my.lora_config.yaml"
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
         "architecture": "LBM",

@@ -1,0 +1,34 @@
+"""An adapter that comes piece by piece, kept in memory: what `AdapterWriter` is for a file."""
+
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.naming import ModuleName, ParamName
+
+
+class AdapterBuilder:
+    """Collects lora modules and dense deltas.
+
+    Args:
+        dtype: of a file of the adapter.
+        metadata: as far as it is known; may be replaced until the end.
+    """
+
+    def __init__(self, prefix: str, dtype: torch.dtype, metadata: AdapterMetadata) -> None:
+        self.metadata = metadata
+        self._prefix, self._dtype = prefix, dtype
+        self._modules: dict[ModuleName, LoraModule] = {}
+        self._dense: dict[ParamName, Tensor] = {}
+
+    def add_module(self, module: LoraModule) -> None:
+        self._modules[module.name] = module
+
+    def add_dense(self, name: ParamName, delta: Tensor) -> None:
+        self._dense[name] = delta
+
+    def adapter(self) -> Adapter:
+        """What has come so far."""
+        eight_bit = torch.int8 if self._dtype == torch.int8 else None
+        return Adapter(dict(self._modules), dict(self._dense), self.metadata, self._prefix, dtype=eight_bit)
