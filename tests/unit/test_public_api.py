@@ -1,50 +1,50 @@
 """The public page: its names, and what importing it costs."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 import lbm_lora
+from lbm_lora import errors
+from lbm_lora.cli.main import COMMANDS
 
-NAMES = [
-    "Adapter",
-    "BaseConfig",
-    "ExtractConfig",
-    "FuseConfig",
-    "InferConfig",
-    "InputError",
-    "LBMModel",
-    "LBMPipeline",
-    "LayersConfig",
-    "LbmLoraError",
-    "LoraModule",
-    "QualityError",
-    "ScaledAdapter",
-    "ValidateConfig",
-    "__version__",
-    "fuse_module",
-    "inject",
-    "load_adapter",
-    "load_model",
-    "open_checkpoint",
-    "run_base",
-    "run_extract",
-    "run_fuse",
-    "run_infer",
-    "run_layers",
-    "run_validate",
-    "save_adapter",
-]
+FUNCTIONS = {
+    *("make_base", "extract", "extract_several", "calibrate", "refine", "validate", "fuse", "infer", "layers"),
+    *("train", "pack_data", "check_data", "compress"),
+}
 
 
-def test_the_public_names_are_these() -> None:
-    assert sorted(lbm_lora.__all__) == NAMES
+def test_each_command_has_its_function() -> None:
+    """All of them but `demo`, which is the others in turn."""
+    several = {"base": "make_base", "data pack": "pack_data", "data check": "check_data"}
+    commands = {several.get(command, command) for command in COMMANDS} - {"demo"}
+    assert commands == FUNCTIONS - {"extract_several"}
+    assert set(lbm_lora.__all__) >= FUNCTIONS
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_every_error_is_on_the_page() -> None:
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert len(kinds) == 14
+    assert set(lbm_lora.__all__) >= {*kinds, "LbmLoraWarning", "Progress", "SILENT"}
+
+
+@pytest.mark.parametrize("name", lbm_lora.__all__)
 def test_every_public_name_can_be_had(name: str) -> None:
     assert getattr(lbm_lora, name) is not None
+    assert name in dir(lbm_lora)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_every_function_says_what_it_takes_gives_and_raises(name: str) -> None:
+    function = getattr(lbm_lora, name)
+    doc = inspect.getdoc(function)
+    assert doc is not None
+    assert all(f"\n{part}:\n" in doc for part in ("Args", "Returns", "Raises"))
+    parameters = inspect.signature(function).parameters
+    assert not any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    assert "--" not in doc
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -63,7 +63,11 @@ def loaded(statement: str) -> set[str]:
 
 
 def test_importing_the_package_loads_no_torch() -> None:
-    assert loaded("import lbm_lora, lbm_lora.cli.main") == set()
+    assert loaded("import lbm_lora, lbm_lora.cli.main; lbm_lora.InputError, lbm_lora.ExtractConfig") == set()
+
+
+def test_functions_of_the_core_load_no_network_classes() -> None:
+    assert loaded("import lbm_lora; lbm_lora.extract, lbm_lora.validate, lbm_lora.train, lbm_lora.infer") == {"torch"}
 
 
 def test_the_check_can_fail() -> None:

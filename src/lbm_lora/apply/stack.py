@@ -17,9 +17,10 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedAdapter:
-    """What became of one LoRA file."""
+    """What became of one LoRA."""
 
     path: Path
+    """Of its file; `LoRA 1` for the first of them where it has none."""
     lora_scale: float
     modules: int
     """Lora modules that fit the base."""
@@ -31,7 +32,7 @@ class AppliedAdapter:
 
 def fitting_adapters(
     base: Component,
-    lora_path: Sequence[Path],
+    loras: Sequence[Path | Adapter],
     lora_scale: Sequence[float],
     *,
     alpha_is: AlphaIs = "auto",
@@ -44,7 +45,7 @@ def fitting_adapters(
 
     Args:
         base: the component that they go on.
-        lora_path: adapter files.
+        loras: adapter files, or adapters.
         lora_scale: one for all, or one for each.
         alpha_is: what alpha in the files means; see `load_adapter`.
         attention_only: keep only names that contain attn1.to or attn2.to.
@@ -60,8 +61,8 @@ def fitting_adapters(
     shapes = {name: spec.shape for name, spec in base.specs.items()}
     scaled: list[ScaledAdapter] = []
     applied: list[AppliedAdapter] = []
-    for path, scale in zip(lora_path, scales_for(lora_path, lora_scale), strict=True):
-        whole = load_adapter(path, alpha_is)
+    for lora, scale in zip(loras, scales_for(len(loras), lora_scale), strict=True):
+        whole = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
         adapter = _attention_of(whole) if attention_only else whole
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
         check_base(adapter, base, allow_other_base=allow_other_base)
@@ -69,7 +70,7 @@ def fitting_adapters(
         scaled.append(ScaledAdapter(kept, scale))
         applied.append(
             AppliedAdapter(
-                path=path,
+                path=whole.path or Path(f"LoRA {len(applied) + 1}"),
                 lora_scale=scale,
                 modules=len(kept.modules),
                 dense=len(kept.dense),
@@ -103,19 +104,19 @@ def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progre
         progress.note(f"Dense deltas (biases, norms) applied: {applied.dense} of {len(adapter.dense)}")
 
 
-def scales_for(loras: Sequence[object], scales: Sequence[float]) -> tuple[float, ...]:
-    """One `lora_scale` for each LoRA: the given ones, or the only one for all.
+def scales_for(count: int, scales: Sequence[float]) -> tuple[float, ...]:
+    """One `lora_scale` for each of `count` LoRAs: the given ones, or the only one for all.
 
     Raises:
-        ConfigError: a scale is not finite, or their number fits neither case.
+        ConfigError: a scale is not finite, or their number fits neither.
     """
     if not all(math.isfinite(scale) for scale in scales):
         raise ConfigError(Option("lora_scale"), f" must be a number, not {listing(map(str, scales))}.")
     if len(scales) == 1:
-        return tuple(scales) * len(loras)
-    if len(scales) != len(loras):
+        return tuple(scales) * count
+    if len(scales) != count:
         raise ConfigError(
             Option("lora_scale"),
-            f" has {len(scales)} values for {len(loras)} LoRAs. Give one for all, or one for each.",
+            f" has {len(scales)} values for {count} LoRAs. Give one for all, or one for each.",
         )
     return tuple(scales)

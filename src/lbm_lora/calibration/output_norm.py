@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from lbm_lora.calibration.statistics import Statistics
-from lbm_lora.calibration.statistics_file import load_statistics
 from lbm_lora.checkpoint import Component, fingerprint
 from lbm_lora.errors import CheckpointError, Option
 from lbm_lora.extraction import OutputNorm, Plan, Trial
@@ -16,10 +15,10 @@ from lbm_lora.progress import Progress
 
 
 def output_norm(
-    statistics_path: Path,
+    statistics: Statistics,
     plan: Plan,
     *,
-    tuned_model_path: Path,
+    path: Path,
     config_path: Path | None,
     images: Sequence[Path],
     is_checked: bool,
@@ -29,20 +28,21 @@ def output_norm(
     """Errors weighed by what they cost in the tuned model's output.
 
     Args:
+        path: of the statistics' file, or what messages call them.
         images: that LoRAs are tried on.
         is_checked: try LoRAs at the check points of the statistics, too.
 
     Raises:
-        CheckpointError: the statistics cannot be read, are of another model, or know nothing of a module.
+        CheckpointError: the statistics are of another model, or know nothing of a module.
     """
-    statistics = _statistics_for(statistics_path, plan.pairing.tuned, list(plan.shapes()))
+    _check(statistics, path, plan.pairing.tuned, list(plan.shapes()))
     points = statistics.check_points if is_checked else ()
 
     def open_trial() -> Trial | None:
         if not points and not images:
             return None
         return LoraTrial(
-            tuned_model_path,
+            plan.pairing.tuned.checkpoint,
             plan.pairing.base,
             points=points,
             images=images,
@@ -52,23 +52,22 @@ def output_norm(
         )
 
     return OutputNorm(
-        name=statistics_path.name,
+        name=path.name,
         weights_of=statistics.__getitem__,
         energy=statistics.output_energy,
         open_trial=open_trial,
     )
 
 
-def _statistics_for(path: Path, tuned: Component, modules: Collection[ModuleName]) -> Statistics:
-    """Statistics that belong to a tuned model.
+def _check(statistics: Statistics, path: Path, tuned: Component, modules: Collection[ModuleName]) -> None:
+    """Whether statistics belong to a tuned model.
 
     Args:
         modules: that must have been measured.
 
     Raises:
-        CheckpointError: the file cannot be read, or is of another model, or knows nothing of a module.
+        CheckpointError: they are of another model, or know nothing of a module.
     """
-    statistics = load_statistics(path)
     if statistics.origin.tuned != fingerprint(tuned).digest:
         raise CheckpointError(
             f"{path} was measured on another model than {tuned.path}. Make it for this one: lbm-lora calibrate ",
@@ -83,4 +82,3 @@ def _statistics_for(path: Path, tuned: Component, modules: Collection[ModuleName
             Option("exclude"),
             f" '{missing[0]}'.",
         )
-    return statistics

@@ -120,7 +120,7 @@ def plan_jobs(
     """Every path that will be read and written, checked against each other.
 
     Args:
-        source_image: images, folders or globs.
+        source_image: images, folders or globs, one or several.
         output_path: file, or folder.
         mask: one for all, or a folder with one of each image's name.
         compare: whether a side-by-side image goes beside every output, as `NAME_compare`.

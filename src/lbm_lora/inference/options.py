@@ -1,7 +1,9 @@
 """A base with LoRAs in it, as the options of a command say: for images and for shards alike."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fuse_module, inject
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.configs.model_options import ModelOptions
@@ -24,12 +26,12 @@ def translate_settings(options: ModelOptions) -> TranslateSettings:
 
 
 def read_adapters(
-    options: ModelOptions, checkpoint: Checkpoint, progress: Progress
+    options: ModelOptions, checkpoint: Checkpoint, progress: Progress, loras: Sequence[Path | Adapter] | None = None
 ) -> tuple[list[ScaledAdapter], tuple[AppliedAdapter, ...]]:
-    """The LoRAs, checked against the base; see `fitting_adapters`."""
+    """The LoRAs, or others in their place, checked against the base; see `fitting_adapters`."""
     return fitting_adapters(
         checkpoint.component(),
-        options.lora_path,
+        options.lora_path if loras is None else loras,
         options.lora_scale,
         alpha_is=options.lora_alpha_is,
         attention_only=options.attention_only,

@@ -69,7 +69,7 @@ class LoraState:
             ConfigError: an unknown name, another number of scales than of names, or a scale that is not finite.
         """
         self.known(names)
-        return replace(self, scales=dict(zip(names, scales_for(names, scales), strict=True)))
+        return replace(self, scales=dict(zip(names, scales_for(len(names), scales), strict=True)))
 
     def known(self, names: Iterable[str]) -> set[str]:
         """The names, each of which is loaded.
@@ -104,7 +104,7 @@ class LoadedLoras:
             AdapterError: a LoRA does not fit the network.
             ConfigError: a scale that is not finite, or a network whose weights are offloaded one by one.
         """
-        scales_for(tuple(state.scales), (state.factor,))  # refuses what is not finite
+        scales_for(len(state.scales), (state.factor,))  # refuses what is not finite
         before = self.state
         self.take_out()
         try:

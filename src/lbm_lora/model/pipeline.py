@@ -13,9 +13,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, AlphaIs, load_adapter
+from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.checkpoint import Fingerprint, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Fingerprint, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, ImageError, Option
 from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
 from lbm_lora.model.build import LBMModel, load_model
@@ -45,13 +46,13 @@ class LBMPipeline(LatentBridgePipeline):
     ) -> None:
         super().__init__(unet, vae, scheduler, bridge_noise_sigma, trained_steps, base_fingerprint)
         self._loras = LoadedLoras(lambda: self.unet)
-        self._base: Path | None = None
+        self._base: CheckpointLike | None = None
         self._base_found: Fingerprint | None = None
 
     @classmethod
     def from_checkpoint(
         cls,
-        path: Path | str,
+        checkpoint: CheckpointLike,
         *,
         config_path: Path | str | None = None,
         device: torch.device | str = "cpu",
@@ -60,7 +61,7 @@ class LBMPipeline(LatentBridgePipeline):
         """The pipeline of an LBM checkpoint: the exact base, or a tuned one.
 
         Args:
-            path: anything that `open_checkpoint` takes.
+            checkpoint: a path, an open checkpoint, or a state dict; see `open_checkpoint`.
             config_path: a config.yaml for a checkpoint that has none of its own.
             device: `cuda` where there is no CUDA gives a warning, and the CPU.
             torch_dtype: of the unet: a dtype, or `float`, `fp16` or `bf16`. The VAE stays fp32 where it would overflow.
@@ -70,8 +71,9 @@ class LBMPipeline(LatentBridgePipeline):
             ConfigError: the configuration is missing or wrong, or asks for conditioning images.
         """
         dtype = dtype_of(torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
-        pipe = cls.from_model(load_model(path, config_path=config_path, device=device, dtype=dtype))
-        pipe._base = Path(path)
+        pipe = cls.from_model(load_model(checkpoint, config_path=config_path, device=device, dtype=dtype))
+        # an open checkpoint may be closed by its owner: keep a view of our own
+        pipe._base = open_checkpoint(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
         return pipe
 
     @classmethod

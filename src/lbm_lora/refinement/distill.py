@@ -78,7 +78,7 @@ def distill(
     settings: DistillSettings,
     *,
     keep: Callable[[Adapter, DistillResult], None],
-    state: Path,
+    state: Path | None,
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> DistillResult:
@@ -88,7 +88,7 @@ def distill(
         learnt: what is learnt from.
         held: what is measured on, of other images.
         keep: is given the best LoRA whenever there is a new one; at the start the given one, rounded.
-        state: where the run is saved at every measurement; the caller removes it at the end.
+        state: where the run is saved at every measurement; the caller removes it at the end. None: it is not saved.
         identity: what must be the same for a saved run to be resumed.
 
     Raises:
@@ -120,7 +120,8 @@ def distill(
             if after.typical < best.after.typical:
                 best = DistillResult(before=before, after=after, step=step + 1)
                 keep(student.adapter(), best)
-            save_state(_state(student, optimizer, best, step + 1, identity), state)
+            if state is not None:
+                save_state(_state(student, optimizer, best, step + 1, identity), state)
         progress.advance()
     return best
 
@@ -162,9 +163,9 @@ def _take(
     optimizer.zero_grad()
 
 
-def _saved(path: Path, identity: Mapping[str, Any]) -> TrainState | None:
+def _saved(path: Path | None, identity: Mapping[str, Any]) -> TrainState | None:
     """The state of this very run, where there is one."""
-    state = load_state(path) if path.exists() else None
+    state = load_state(path) if path is not None and path.exists() else None
     return state if state is not None and state.identity == identity else None
 
 

@@ -34,7 +34,7 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
     """The images that a command names, split.
 
     Args:
-        images: files, folders or globs.
+        images: files, folders or globs, one or several.
         held_images: likewise, to measure on; by default one in 8 of the images, up to 16.
 
     Raises:

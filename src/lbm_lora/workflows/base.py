@@ -45,6 +45,10 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     return BaseResult(base=base, baseline=baseline, ledger_file=_write_ledger(base))
 
 
+run_base = run
+"""Its name on the public page."""
+
+
 def ensure_base(
     path: Path,
     *,

@@ -1,17 +1,16 @@
 """Measure what an error in each layer costs in a tuned model's output: the verb `calibrate`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lbm_lora.atomic import guard_output
 from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
-from lbm_lora.checkpoint import dtype_of, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.build import load_model
 from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress
 
@@ -36,18 +35,31 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    device = resolve_device(config.device, fp64="the sums need")
-    settings = _settings(config)
-    images = _images(config)
-    _check_paths(config, images)
-    progress.start(0, "loading the tuned model")
-    model, digest = _load(config, device)
+    images = chosen_images(config, expand_sources(config.images))
+    check_output(config, images)
     partial = PartialFile(config.save_to)
-    statistics = collect(model, images, settings, tuned=digest, partial=partial, progress=progress)
+    with open_checkpoint(config.tuned_model_path) as tuned:
+        statistics = collected(config, tuned, images, partial, progress)
     progress.start(0, "writing")
     save_statistics(statistics, config.save_to)
     partial.remove()
     return _result(config, statistics)
+
+
+def collected(
+    config: CalibrateConfig, tuned: Checkpoint, images: Sequence[Path], partial: PartialFile | None, progress: Progress
+) -> Statistics:
+    """The statistics of an open checkpoint.
+
+    Args:
+        partial: where the sums are saved from time to time.
+    """
+    device = resolve_device(config.device, fp64="the sums need")
+    settings, dtype = _settings(config), dtype_of(config.torch_dtype)
+    progress.start(0, "loading the tuned model")
+    model = load_model(tuned, config_path=config.config_path, device=device, dtype=dtype)
+    digest = fingerprint(tuned.component()).digest
+    return collect(model, images, settings, tuned=digest, partial=partial, progress=progress)
 
 
 def _settings(config: CalibrateConfig) -> CalibrationSettings:
@@ -61,11 +73,10 @@ def _settings(config: CalibrateConfig) -> CalibrationSettings:
     )
 
 
-def _images(config: CalibrateConfig) -> tuple[Path, ...]:
-    """The images to use."""
-    found = expand_sources(config.images)
+def chosen_images(config: CalibrateConfig, found: Sequence[Path]) -> tuple[Path, ...]:
+    """The images to use, of those that were found."""
     if config.count is None:
-        return found
+        return tuple(found)
     if not 1 <= config.count <= len(found):
         raise ConfigError(
             Option("count"), f" must be between 1 and {len(found)}, the number of images, got {config.count}."
@@ -73,18 +84,11 @@ def _images(config: CalibrateConfig) -> tuple[Path, ...]:
     return tuple(found[index * len(found) // config.count] for index in range(config.count))
 
 
-def _check_paths(config: CalibrateConfig, images: tuple[Path, ...]) -> None:
+def check_output(config: CalibrateConfig, images: Sequence[Path]) -> None:
+    """Refuse an output that cannot be written, or that is an input."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: statistics are a .safetensors file.")
     guard_output(config.save_to, [config.tuned_model_path, *images])
-
-
-def _load(config: CalibrateConfig, device: torch.device) -> tuple[LBMModel, str]:
-    """The tuned model, and the digest of its denoiser."""
-    dtype = dtype_of(config.torch_dtype)
-    model = load_model(config.tuned_model_path, config_path=config.config_path, device=device, dtype=dtype)
-    with open_checkpoint(config.tuned_model_path) as checkpoint:
-        return model, fingerprint(checkpoint.component()).digest
 
 
 def _result(config: CalibrateConfig, statistics: Statistics) -> CalibrateResult:

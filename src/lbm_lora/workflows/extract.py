@@ -1,14 +1,13 @@
 """Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import precision
 from lbm_lora.atomic import guard_output
-from lbm_lora.checkpoint import dtype_name, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, give_one
@@ -16,8 +15,6 @@ from lbm_lora.extraction import (
     COVERAGES,
     DeltaSettings,
     ExtractedAdapter,
-    OutputNorm,
-    Plan,
     Prediction,
     RankRule,
     TrialImages,
@@ -32,7 +29,10 @@ from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
 
-_FOR_THE_OUTPUT = (
+if TYPE_CHECKING:
+    from lbm_lora.calibration import Statistics
+
+FOR_THE_OUTPUT = (
     "Made for the denoiser's output: bands and errors of the weights say little about it. What counts is the error of "
     "the output, and images: lbm-lora validate --images."
 )
@@ -63,64 +63,112 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     Raises:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
-    rule, paths = _check(config)
-    device = resolve_device(config.device, fp64="the decomposition sums in")
-    images = _readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
-    settings = DeltaSettings(dtype=_dtype(config), min_diff=config.min_diff, device=device)
+    rule, settings = check(config)
+    paths = output_paths(config, rule)
+    images = readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
     with open_checkpoint(_base(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
-        plan = plan_extraction(
-            base.component(),
-            tuned.component(),
-            include=(*config.include, *COVERAGES[config.target_coverage]),
-            exclude=config.exclude,
-            keep_dense=config.dense,
-        )
-        check_pair(base, tuned)
-        extracted = extract_adapters(
-            plan,
+        found = extracted(
+            config,
             rule,
             settings,
+            base,
+            tuned,
             paths,
-            run_settings=_run_settings(config),
-            norm=_output_norm(config, plan, images, device, progress),
+            statistics=lambda: _statistics(config, progress),
+            images=images,
             progress=progress,
         )
     labels = file_labels(base.path, tuned.path)
-    first, *further = [_result(config, one, labels) for one in extracted]
+    first, *further = [written(config, path, one, labels) for path, one in zip(paths, found, strict=True)]
     return replace(first, further=tuple(further))
 
 
-def _check(config: ExtractConfig) -> tuple[RankRule, list[Path]]:
-    """The rule and the outputs; what cannot be is refused before a checkpoint is opened."""
+run_extract = run
+"""Its name on the public page."""
+
+
+def extracted(
+    config: ExtractConfig,
+    rule: RankRule,
+    settings: DeltaSettings,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    paths: Sequence[Path | None],
+    *,
+    statistics: "Callable[[], Statistics]",
+    images: Sequence[Path],
+    progress: Progress,
+) -> list[ExtractedAdapter]:
+    """The LoRAs of two open checkpoints.
+
+    Args:
+        config: its paths name things for messages and metadata; nothing is read from them.
+        rule, settings: from `check`.
+        paths: of the files, one for each of `rule.names`; None for a LoRA that is kept in memory.
+        statistics: gives those that weigh errors by the output, where the config has any.
+        images: that calibrated LoRAs are run on.
+    """
+    plan = plan_extraction(
+        base.component(),
+        tuned.component(),
+        include=(*config.include, *COVERAGES[config.target_coverage]),
+        exclude=config.exclude,
+        keep_dense=config.dense,
+    )
+    check_pair(base, tuned)
+    norm = None
+    if config.statistics is not None:
+        from lbm_lora.calibration import output_norm  # only this needs the network classes
+
+        norm = output_norm(
+            statistics(),
+            plan,
+            path=config.statistics,
+            config_path=config.config_path,
+            images=images,
+            is_checked=config.check,
+            device=settings.device,
+            progress=progress,
+        )
+    facts = _run_settings(config, settings)
+    return extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
+
+
+def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
+    """The rule of the ranks, and how deltas are stored; what cannot be is refused before a checkpoint is opened."""
     has_images = config.images is not None or config.calibration_images is not None
     rule = rank_rule(config, is_calibrated=config.statistics is not None, has_images=has_images)
-    if config.save_to.suffix != ".safetensors":
-        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     if config.include and COVERAGES[config.target_coverage]:
         raise give_one("include", "target_coverage", "choose layers")
     if config.calibration is not None and config.calibration_images is not None:
         raise give_one("calibration", "calibration_images", "weigh the errors")
     if config.images is not None and config.statistics is None:
         raise ConfigError(Option("images"), " needs ", Option("calibration"), "; for other LoRAs: lbm-lora validate.")
+    # the errors of calibrated LoRAs come to lie below what bf16 rounds away
+    dtype = precision(config.save_precision or ("fp16" if config.statistics is not None else "bf16"))
+    device = resolve_device(config.device, fp64="the decomposition sums in")
+    return rule, DeltaSettings(dtype=dtype, min_diff=config.min_diff, device=device)
+
+
+def output_paths(config: ExtractConfig, rule: RankRule) -> list[Path]:
+    """The outputs, none of them an input."""
+    if config.save_to.suffix != ".safetensors":
+        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     stem = config.save_to.stem
     paths = [config.save_to.with_stem(f"{stem}_{name}" if name else stem) for name in rule.names]
     inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]
     for path in paths:
         guard_output(path, inputs)
-    return rule, paths
+    return paths
 
 
-def _readable(images: str | Sequence[str] | None) -> Sequence[Path]:
+def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+    """The images of a text or a list, each of them read once; none of None."""
     if images is None:
         return ()
     from lbm_lora.imaging.paths import readable_sources
 
     return readable_sources(images)
-
-
-def _dtype(config: ExtractConfig) -> torch.dtype:
-    """Of the files. The errors of calibrated ones come to lie below what bf16 rounds away."""
-    return precision(config.save_precision or ("fp16" if config.statistics is not None else "bf16"))
 
 
 def _base(config: ExtractConfig, progress: Progress) -> Path:
@@ -139,15 +187,12 @@ def _base(config: ExtractConfig, progress: Progress) -> Path:
     )
 
 
-def _output_norm(
-    config: ExtractConfig, plan: Plan, images: Sequence[Path], device: torch.device, progress: Progress
-) -> OutputNorm | None:
-    """Errors weighed by the output, where that is asked for; statistics of images are measured first."""
-    if config.statistics is None:
-        return None
-    from lbm_lora.calibration import output_norm
+def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
+    """Those given, or those of images, which are measured first."""
+    from lbm_lora.calibration import load_statistics
     from lbm_lora.workflows import calibrate
 
+    assert config.statistics is not None
     if config.calibration_images is not None:
         settings = CalibrateConfig(
             tuned_model_path=config.tuned_model_path,
@@ -157,25 +202,16 @@ def _output_norm(
             config_path=config.config_path,
         )
         calibrate.run(settings, progress)
-    return output_norm(
-        config.statistics,
-        plan,
-        tuned_model_path=config.tuned_model_path,
-        config_path=config.config_path,
-        images=images,
-        is_checked=config.check,
-        device=device,
-        progress=progress,
-    )
+    return load_statistics(config.statistics)
 
 
-def _run_settings(config: ExtractConfig) -> dict[str, object]:
+def _run_settings(config: ExtractConfig, settings: DeltaSettings) -> dict[str, object]:
     """What the file says of the run; file names without folders."""
     return {
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
         "method": "calibrated" if config.statistics is not None else "plain",
-        "dtype": dtype_name(_dtype(config)),
+        "dtype": dtype_name(settings.dtype),
         "include": config.include,
         "exclude": config.exclude,
         "target_coverage": config.target_coverage,
@@ -184,16 +220,17 @@ def _run_settings(config: ExtractConfig) -> dict[str, object]:
     }
 
 
-def _result(config: ExtractConfig, extracted: ExtractedAdapter, labels: tuple[str, str]) -> ExtractResult:
-    output, ledger = extracted.output, extracted.ledger
-    sidecar = write_sidecar(output, ledger, base=config.base_model_path.name, min_diff=config.min_diff)
+def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: tuple[str, str]) -> ExtractResult:
+    """The result of a LoRA that was written; its sidecar is put beside it."""
+    ledger = found.ledger
+    sidecar = write_sidecar(path, found.output, ledger, base=config.base_model_path.name, min_diff=config.min_diff)
     return ExtractResult(
-        adapter=output.path,
+        adapter=path,
         sidecar=sidecar,
-        nbytes=output.path.stat().st_size,
-        report=weight_report(ledger, base=labels[0], tuned=labels[1], adapter=output.path.name),
-        notes=(_FOR_THE_OUTPUT,) if config.statistics is not None else (),
-        predicted=extracted.predicted,
-        images=extracted.chosen.images if extracted.chosen else None,
-        sizes=extracted.sizes,
+        nbytes=path.stat().st_size,
+        report=weight_report(ledger, base=labels[0], tuned=labels[1], adapter=path.name),
+        notes=(FOR_THE_OUTPUT,) if config.statistics is not None else (),
+        predicted=found.predicted,
+        images=found.chosen.images if found.chosen else None,
+        sizes=found.sizes,
     )

@@ -1,10 +1,13 @@
 """Put adapters into a checkpoint for good: the verb `fuse`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
@@ -35,21 +38,10 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
     Raises:
         InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
     """
-    if not config.lora_path:
-        raise ConfigError(Option("lora_path"), " names no file: there is nothing to fuse. Give at least one LoRA.")
-    guard_output(config.save_to, [config.base_model_path, *config.lora_path])
+    check_output(config)
     with open_checkpoint(config.base_model_path) as checkpoint:
-        component = checkpoint.component()
-        adapters, applied = fitting_adapters(
-            component,
-            config.lora_path,
-            config.lora_scale,
-            alpha_is=config.lora_alpha_is,
-            allow_other_base=config.allow_other_base,
-            allow_unmatched=config.allow_unmatched,
-            progress=progress,
-        )
-        _write(config, checkpoint, component.prefix, adapters, progress)
+        adapters, applied = read_adapters(config, checkpoint, config.lora_path, progress)
+        write(config, checkpoint, adapters, progress)
         changed = {name for scaled in adapters if scaled.lora_scale for name in scaled.adapter.params}
         return FuseResult(
             output=config.save_to,
@@ -60,14 +52,52 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
         )
 
 
-def _write(
-    config: FuseConfig, checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter], progress: Progress
-) -> None:
+run_fuse = run
+"""Its name on the public page."""
+
+
+def check_output(config: FuseConfig) -> None:
+    """Refuse an output that is also an input."""
+    guard_output(config.save_to, [config.base_model_path, *config.lora_path])
+
+
+def read_adapters(
+    config: FuseConfig, checkpoint: Checkpoint, loras: Sequence[Path | Adapter], progress: Progress
+) -> tuple[list[ScaledAdapter], tuple[AppliedAdapter, ...]]:
+    """The LoRAs, checked against the checkpoint; see `fitting_adapters`.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not loras:
+        raise ConfigError(Option("lora_path"), " names no file: there is nothing to fuse. Give at least one LoRA.")
+    return fitting_adapters(
+        checkpoint.component(),
+        loras,
+        config.lora_scale,
+        alpha_is=config.lora_alpha_is,
+        allow_other_base=config.allow_other_base,
+        allow_unmatched=config.allow_unmatched,
+        progress=progress,
+    )
+
+
+def fused_entries(
+    checkpoint: Checkpoint, adapters: Sequence[ScaledAdapter], progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor by its key, with the adapters in it, one after the other."""
     progress.start(len(checkpoint.specs), "fusing")
-    with _writer(config.save_to, checkpoint, is_lbm=prefix == DENOISER_PREFIX) as writer:
-        for key, tensor in fused_tensors(checkpoint, prefix, adapters):
+    for entry in fused_tensors(checkpoint, checkpoint.component().prefix, adapters):
+        yield entry
+        progress.advance()
+
+
+def write(config: FuseConfig, checkpoint: Checkpoint, adapters: Sequence[ScaledAdapter], progress: Progress) -> None:
+    """Write the fused checkpoint, tensor by tensor."""
+    is_lbm = checkpoint.component().prefix == DENOISER_PREFIX
+    with _writer(config.save_to, checkpoint, is_lbm=is_lbm) as writer:
+        for key, tensor in fused_entries(checkpoint, adapters, progress):
             writer.write(key, tensor)
-            progress.advance()
 
 
 def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsWriter | TorchWriter:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter
-from lbm_lora.checkpoint import dtype_name, dtype_of, open_checkpoint
+from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
 from lbm_lora.imaging.buckets import warn_of_size
@@ -76,45 +77,67 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    plan = _plan(config)
-    if not plan.jobs:
+    batch = plan(config, config.source_image, config.mask)
+    if not batch.jobs:
         device, dtype = str(resolve_device(config.device)), dtype_name(dtype_of(config.torch_dtype))
-        return InferResult(outputs=(), failed=(), present=plan.present, adapters=(), device=device, dtype=dtype)
+        return InferResult(outputs=(), failed=(), present=batch.present, adapters=(), device=device, dtype=dtype)
     base = ensure_base(
         config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
     )
+    return translated(config, batch, base, config.lora_path, config.tuned_model_path, progress)
+
+
+run_infer = run
+"""Its name on the public page."""
+
+
+def translated(
+    config: InferConfig,
+    batch: JobPlan,
+    base: CheckpointLike,
+    loras: Sequence[Path | Adapter],
+    tuned: CheckpointLike | None,
+    progress: Progress,
+) -> InferResult:
+    """Translate every job with a checkpoint and LoRAs, and write the results.
+
+    Args:
+        batch: from `plan`, with a job at least.
+        tuned: for the last column of the side-by-side images.
+    """
     with open_checkpoint(base) as checkpoint:
-        adapters, applied = read_adapters(config, checkpoint, progress)
+        adapters, applied = read_adapters(config, checkpoint, progress, loras)
     pipe = _load(config, base, "base", progress)
     pipe.check_steps(config.num_inference_steps)
     warn_of_size(config.size, pipe.size)
-    failures = Failures(len(plan.jobs) + plan.present, is_fatal=config.fail_fast)
-    columns = _columns_without(config, plan.jobs, pipe, adapters, failures, progress)
+    failures = Failures(len(batch.jobs) + batch.present, is_fatal=config.fail_fast)
+    columns = _columns_without(config, batch.jobs, pipe, adapters, failures, progress)
     put_in(config, pipe, adapters)
-    outputs, tiles = _write_all(config, plan.jobs, pipe, failures, progress)
+    outputs, tiles = _write_all(config, batch.jobs, pipe, failures, progress)
     columns["with LoRA" if adapters else "base"] = tiles
     device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
     del pipe  # so that the tuned one does not stand beside it in memory
     return InferResult(
-        outputs=_with_comparisons(config, outputs, plan.jobs, columns, failures, progress),
+        outputs=_with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, progress),
         failed=tuple(failures.images),
-        present=plan.present,
+        present=batch.present,
         adapters=applied,
         device=device,
         dtype=dtype,
     )
 
 
-def _plan(config: InferConfig) -> JobPlan:
+def plan(config: InferConfig, images: str | Sequence[str], mask: str | None) -> JobPlan:
+    """What is read and written, checked before a model is loaded."""
     if config.tuned_model_path is not None and not config.compare:
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
         )
     inputs = [*config.input_files, *([config.tuned_model_path] if config.tuned_model_path else [])]
     return plan_jobs(
-        config.source_image,
+        images,
         config.output_path,
-        mask=config.mask,
+        mask=mask,
         compare=config.compare,
         copy=config.save_input,
         inputs=inputs,
@@ -122,10 +145,10 @@ def _plan(config: InferConfig) -> JobPlan:
     )
 
 
-def _load(config: InferConfig, path: Path, what: str, progress: Progress) -> LBMPipeline:
+def _load(config: InferConfig, checkpoint: CheckpointLike, what: str, progress: Progress) -> LBMPipeline:
     progress.start(0, f"loading the {what} model")
     return LBMPipeline.from_checkpoint(
-        path, config_path=config.config_path, device=config.device, torch_dtype=config.torch_dtype
+        checkpoint, config_path=config.config_path, device=config.device, torch_dtype=config.torch_dtype
     )
 
 
@@ -200,13 +223,14 @@ def _with_comparisons(
     outputs: Sequence[TranslatedImage],
     jobs: Sequence[Job],
     columns: Columns,
+    tuned: CheckpointLike | None,
     failures: Failures,
     progress: Progress,
 ) -> tuple[TranslatedImage, ...]:
     """The outputs, with their side-by-side images written, after the tuned model's column where one is asked for."""
-    if config.tuned_model_path is not None:
-        tuned = _load(config, config.tuned_model_path, "tuned", progress)
-        columns["tuned"] = _tiles(config, jobs, tuned, failures, progress, "translating with the tuned model")
+    if tuned is not None:
+        model = _load(config, tuned, "tuned", progress)
+        columns["tuned"] = _tiles(config, jobs, model, failures, progress, "translating with the tuned model")
     written: dict[Path, Path] = {}
     for job in failures.left(jobs):
         if job.comparison is not None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.checkpoint import Component, TensorSpec, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, Component, TensorSpec, open_checkpoint
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select, weight_of
@@ -57,10 +57,18 @@ def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
         InputError: the checkpoint cannot be read, or a pattern matches nothing.
     """
     _ = progress
-    ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
     with open_checkpoint(config.model_path) as checkpoint:
-        component = checkpoint.component()
-        model_bytes = sum(2 * spec.numel for spec in checkpoint.specs.values())
+        return listed(config, checkpoint)
+
+
+run_layers = run
+"""Its name on the public page."""
+
+
+def listed(config: LayersConfig, checkpoint: Checkpoint) -> LayersResult:
+    """The layers of an open checkpoint."""
+    ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
+    component = checkpoint.component()
     modules = dict(_weights(component))
     chosen = select(modules, config.patterns, prefix=component.prefix) if config.patterns else set(modules)
     layers = tuple(_layer(name, spec, ranks) for name, spec in modules.items() if name in chosen)
@@ -70,7 +78,7 @@ def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
         total=len(modules),
         parameters=sum(layer.parameters for layer in layers),
         lora_parameters=sum(layer.lora_parameters for layer in layers),
-        model_bytes=model_bytes,
+        model_bytes=sum(2 * spec.numel for spec in checkpoint.specs.values()),
     )
 
 

@@ -1,7 +1,7 @@
 """Let the factors of a LoRA learn the tuned model's own outputs: the verb `refine`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import torch
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import guard_output
-from lbm_lora.checkpoint import dtype_name, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
 from lbm_lora.progress import SILENT, Progress
@@ -52,14 +52,23 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         InputError: of the kind that fits, before a model is loaded.
         QualityError: the loss is not finite any more.
     """
-    need_packages("refining", _PACKAGES, "train")
+    check(config)
     from lbm_lora.refinement.images import split_images
 
     images = split_images(config.images, config.held_images)
-    _check(config, images.all)
-    adapter, identity = _read(config, images.all)
-    dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter)
-    distilled = _distill(config, adapter, dtype, images, identity, progress)
+    check_output(config, images.all)
+    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
+    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        distilled = refined(
+            config,
+            base,
+            tuned,
+            adapter,
+            images,
+            keep=lambda made: save_adapter(made, config.save_to),
+            state=state_of(config),
+            progress=progress,
+        )
     return RefineResult(
         adapter=config.save_to,
         nbytes=config.save_to.stat().st_size,
@@ -73,7 +82,45 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
     )
 
 
-def _check(config: RefineConfig, images: Sequence[Path]) -> None:
+def refined(
+    config: RefineConfig,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    adapter: Adapter,
+    images: "ImageSplit",
+    *,
+    keep: Callable[[Adapter], None],
+    state: Path | None,
+    progress: Progress,
+) -> "DistillResult":
+    """Refine an adapter between two open checkpoints.
+
+    Args:
+        config: its paths name things for messages and metadata; nothing is read from them.
+        keep: is given the best adapter whenever there is a new one.
+        state: where the run is saved, to be resumed, until its end; None: it is not.
+    """
+    identity = _identity(config, base, tuned, adapter, images.all)
+    dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter)
+    distilled = _distill(config, base, tuned, adapter, dtype, images, identity, keep, state, progress)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return distilled
+
+
+def state_of(config: RefineConfig) -> Path:
+    """Where a run is saved: beside the output."""
+    return config.save_to.with_name(f"{config.save_to.stem}.refine.pt")
+
+
+def check(config: RefineConfig) -> None:
+    """Refuse what cannot be, before anything is opened.
+
+    Raises:
+        MissingExtraError: a package of the train extra is not installed.
+        ConfigError: a number is out of its range.
+    """
+    need_packages("refining", _PACKAGES, "train")
     for name in ("steps", "batch_size"):
         if getattr(config, name) < 1:
             raise ConfigError(Option(name), f" is {getattr(config, name)}: give 1 or more.")
@@ -81,39 +128,51 @@ def _check(config: RefineConfig, images: Sequence[Path]) -> None:
         raise ConfigError(
             Option("learning_rate"), f" is {config.learning_rate:g}: it is relative, give a share up to 1."
         )
+
+
+def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
+    """Refuse an output that cannot be written, or that is an input."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     guard_output(config.save_to, [config.base_model_path, config.tuned_model_path, config.lora_path, *images])
 
 
-def _read(config: RefineConfig, images: Sequence[Path]) -> tuple[Adapter, dict[str, Any]]:
-    """The LoRA, checked against base and tuned model, and what must be the same for a stopped run to go on."""
+def _identity(
+    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: Sequence[Path]
+) -> dict[str, Any]:
+    """What must be the same for a stopped run to go on; the LoRA is checked against base and tuned model."""
     from lbm_lora.fidelity.points import digest_of
 
-    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
-    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
-        component = base.component()
-        check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
-        before, after = fingerprint(component), fingerprint(tuned.component())
-        check_base(adapter, component, found=before)
+    component = base.component()
+    check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
+    before, after = fingerprint(component), fingerprint(tuned.component())
+    check_base(adapter, component, found=before)
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
-        raise WrongBaseError(
-            f"{config.lora_path} was extracted from another tuned model than {config.tuned_model_path}. Give its own."
-        )
-    with open_checkpoint(config.lora_path) as file:
-        lora = fingerprint(file.component(""))
+        raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
     del settings["images"], settings["held_images"]
-    inputs = {"base": before.digest, "tuned": after.digest, "lora": lora.digest, "pictures": digest_of(images)}
-    return adapter, json.loads(json.dumps({**settings, **inputs}))
+    inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": digest_of(images)}
+    return json.loads(json.dumps({**settings, **inputs}))
+
+
+def _digest(adapter: Adapter) -> str:
+    """The fingerprint of its file; empty where it has none: such a run is not resumed."""
+    if adapter.path is None:
+        return ""
+    with open_checkpoint(adapter.path) as file:
+        return fingerprint(file.component("")).digest
 
 
 def _distill(
     config: RefineConfig,
+    base: Checkpoint,
+    tuned: Checkpoint,
     adapter: Adapter,
     dtype: torch.dtype,
     images: "ImageSplit",
     identity: Mapping[str, Any],
+    keep: Callable[[Adapter], None],
+    state: Path | None,
     progress: Progress,
 ) -> "DistillResult":
     """Ask the tuned model, let go of it, and teach the base with the LoRA."""
@@ -121,11 +180,11 @@ def _distill(
     from lbm_lora.refinement.images import answered_images
     from lbm_lora.refinement.student import Student
 
-    def keep(made: Adapter, distilled: "DistillResult") -> None:
-        save_adapter(replace(made, metadata=_metadata(config, adapter, dtype, distilled)), config.save_to)
+    def keep_measured(made: Adapter, distilled: "DistillResult") -> None:
+        keep(replace(made, metadata=_metadata(config, adapter, dtype, distilled)))
 
     learnt, held = answered_images(
-        _load(config, config.tuned_model_path, progress, "loading the tuned model"),
+        _load(config, tuned, progress, "loading the tuned model"),
         images,
         timesteps=config.timesteps,
         size=config.size,
@@ -133,9 +192,8 @@ def _distill(
         mirror=config.mirror,
         progress=progress,
     )
-    model = _load(config, config.base_model_path, progress, "loading the base")
-    state = config.save_to.with_name(f"{config.save_to.stem}.refine.pt")
-    distilled = distill(
+    model = _load(config, base, progress, "loading the base")
+    return distill(
         Student(model, adapter, dtype),
         learnt,
         held,
@@ -145,20 +203,19 @@ def _distill(
             learning_rate=config.learning_rate,
             seed=config.seed,
         ),
-        keep=keep,
+        keep=keep_measured,
         state=state,
         identity={**identity, "dtype": dtype_name(dtype)},
         progress=progress,
     )
-    state.unlink(missing_ok=True)
-    return distilled
 
 
-def _load(config: RefineConfig, path: Path, progress: Progress, what: str) -> "LBMModel":
+def _load(config: RefineConfig, checkpoint: Checkpoint, progress: Progress, what: str) -> "LBMModel":
     from lbm_lora.model.build import load_model
 
     progress.start(0, what)
-    return load_model(path, config_path=config.config_path, device=config.device, dtype=dtype_of(config.torch_dtype))
+    dtype = dtype_of(config.torch_dtype)
+    return load_model(checkpoint, config_path=config.config_path, device=config.device, dtype=dtype)
 
 
 def _stored_dtype(adapter: Adapter) -> torch.dtype:

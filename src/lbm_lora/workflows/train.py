@@ -52,7 +52,11 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         InputError: of the kind that fits; see `lbm_lora.errors`.
         QualityError: the loss is not finite any more.
     """
-    settings = read_train_config(config.path_config, config.overrides)
+    return trained(read_train_config(config.path_config, config.overrides), progress)
+
+
+def trained(settings: TrainConfig, progress: Progress) -> TrainResult:
+    """Train as settings say; see `run`."""
     need_packages("training", _PACKAGES, "train")
     from lbm_lora.training.run.fit import fit
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import write_text
-from lbm_lora.checkpoint import FingerprintBuilder, dtype_of, open_checkpoint, pair
+from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.model.baseline import check_pair
@@ -57,27 +57,71 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     Raises:
         InputError: of the kind that fits; see `lbm_lora.errors`.
     """
-    _check(config)
+    names = check(config)
     adapter = load_adapter(config.lora_path, config.lora_alpha_is)
-    others = {name: load_adapter(path, config.lora_alpha_is) for name, path in _other_names(config).items()}
-    plan = _plan(config)
-    weights, lines = _weights(config, adapter, list(others.values()), progress)
-    outputs = None if plan is None else _outputs(config, plan, {LORA: adapter, **others}, progress)
+    others = {name: load_adapter(path, config.lora_alpha_is) for name, path in names.items()}
+    plan = planned(config, config.images)
+    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        found = measured(config, base, tuned, adapter, others, plan, progress)
+    return written(config, found)
+
+
+run_validate = run
+"""Its name on the public page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured, and what the files beside the report are made of."""
+
+    report: Report
+    image: bytes | None
+    """PNG file of the worst images side by side."""
+    caption: str
+    layers: Sequence[str]
+    """A line for each layer that a LoRA can hold."""
+    failures: tuple[QualityError, ...]
+
+
+def measured(
+    config: ValidateConfig,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    adapter: Adapter,
+    others: Mapping[str, Adapter],
+    plan: "Comparison | None",
+    progress: Progress,
+) -> Measured:
+    """Measure adapters between two open checkpoints.
+
+    Args:
+        config: its paths name things for messages and the report; nothing is read from them.
+        others: variant -> further adapter; see `check`.
+        plan: of the comparison of images; see `planned`.
+    """
+    weights, lines = _weights(config, base, tuned, adapter, list(others.values()), progress)
+    outputs = None if plan is None else _outputs(plan, base, tuned, {LORA: adapter, **others}, progress)
     report = Report(weights=weights, outputs=None if outputs is None else outputs.scores)
-    folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
-    files = write_report(
-        report,
-        folder,
+    return Measured(
+        report=report,
         image=None if outputs is None else outputs.image,
         caption="" if outputs is None else outputs.caption,
-        provenance=_provenance(config),
+        layers=lines,
+        failures=_failures(config, report),
     )
+
+
+def written(config: ValidateConfig, found: Measured) -> ValidateResult:
+    """Write the reports, and the list of layer names."""
+    folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
+    files = write_report(found.report, folder, image=found.image, caption=found.caption, provenance=_provenance(config))
     layer_names = config.layer_names or folder / "lora_layer_names.txt"
-    write_text(layer_names, _layer_names(config, lines))
-    return ValidateResult(report=report, files=files, layer_names=layer_names, failures=_failures(config, report))
+    write_text(layer_names, _layer_names(config, found.layers))
+    return ValidateResult(report=found.report, files=files, layer_names=layer_names, failures=found.failures)
 
 
-def _check(config: ValidateConfig) -> None:
+def check(config: ValidateConfig) -> dict[str, Path]:
+    """The further LoRAs by variant; what cannot be is refused before a file is opened."""
     given = {
         "fail_below_psnr": config.fail_below_psnr is not None,
         "other_lora_path": bool(config.other_lora_path),
@@ -87,6 +131,7 @@ def _check(config: ValidateConfig) -> None:
     alone = next((name for name, there in given.items() if there), None)
     if alone is not None and config.images is None:
         raise ConfigError(Option(alone), " is about images. Add ", Option("images"), ", or leave it out.")
+    return _other_names(config)
 
 
 def _other_names(config: ValidateConfig) -> dict[str, Path]:
@@ -102,27 +147,31 @@ def _other_names(config: ValidateConfig) -> dict[str, Path]:
 
 
 def _weights(
-    config: ValidateConfig, adapter: Adapter, others: Sequence[Adapter], progress: Progress
+    config: ValidateConfig,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    adapter: Adapter,
+    others: Sequence[Adapter],
+    progress: Progress,
 ) -> tuple[WeightReport, list[str]]:
     """The weight report, and a line for every layer that a LoRA can hold."""
-    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
-        check_pair(base, tuned)
-        component = tuned.component()
-        left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
-        pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))
-        shapes = {name: spec.shape for name, spec in component.specs.items()}
-        fit, *_ = [check_fit(each, shapes, allow_unmatched=config.allow_unmatched) for each in (adapter, *others)]
-        progress.start(len(pairing.pairs), "comparing weights")
-        builder = FingerprintBuilder()
-        ledger = compare_weights(pairing, adapter, base=builder, on_tensor=progress.advance)
-        found = None if left_out else builder.build()  # of a part nothing can be said
-        for each in (adapter, *others):
-            check_base(each, pairing.base, allow_other_base=config.allow_other_base, found=found)
-        base_label, tuned_label = file_labels(base.path, tuned.path)
-        report = weight_report(
-            ledger, base=base_label, tuned=tuned_label, adapter=config.lora_path.name, failed=fit.unmatched
-        )
-        return report, layer_lines(component, adapter)
+    check_pair(base, tuned)
+    component = tuned.component()
+    left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
+    pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))
+    shapes = {name: spec.shape for name, spec in component.specs.items()}
+    fit, *_ = [check_fit(each, shapes, allow_unmatched=config.allow_unmatched) for each in (adapter, *others)]
+    progress.start(len(pairing.pairs), "comparing weights")
+    builder = FingerprintBuilder()
+    ledger = compare_weights(pairing, adapter, base=builder, on_tensor=progress.advance)
+    found = None if left_out else builder.build()  # of a part nothing can be said
+    for each in (adapter, *others):
+        check_base(each, pairing.base, allow_other_base=config.allow_other_base, found=found)
+    base_label, tuned_label = file_labels(base.path, tuned.path)
+    report = weight_report(
+        ledger, base=base_label, tuned=tuned_label, adapter=config.lora_path.name, failed=fit.unmatched
+    )
+    return report, layer_lines(component, adapter)
 
 
 def _provenance(config: ValidateConfig) -> Provenance:
@@ -141,7 +190,7 @@ def _provenance(config: ValidateConfig) -> Provenance:
     )
 
 
-def _layer_names(config: ValidateConfig, lines: list[str]) -> str:
+def _layer_names(config: ValidateConfig, lines: Sequence[str]) -> str:
     """The documented file: two comment lines, a blank one, the names."""
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
@@ -150,16 +199,16 @@ def _layer_names(config: ValidateConfig, lines: list[str]) -> str:
     return head + use + "\n" + "\n".join(lines) + "\n"
 
 
-def _plan(config: ValidateConfig) -> "Comparison | None":
-    """The comparison of images, checked before the weights are read; None without --images."""
-    if config.images is None:
+def planned(config: ValidateConfig, images: str | tuple[str, ...] | None) -> "Comparison | None":
+    """The comparison of images, checked before the weights are read; None without any."""
+    if images is None:
         return None
     # only this needs the network classes: weights are compared without them
     from lbm_lora.fidelity.comparison import ComparisonSettings, plan_comparison
 
     return plan_comparison(
         ComparisonSettings(
-            images=config.images,
+            images=images,
             steps=config.num_inference_steps,
             seed=config.seed,
             size=config.size,
@@ -173,13 +222,11 @@ def _plan(config: ValidateConfig) -> "Comparison | None":
 
 
 def _outputs(
-    config: ValidateConfig, plan: "Comparison", adapters: Mapping[str, Adapter], progress: Progress
+    plan: "Comparison", base: Checkpoint, tuned: Checkpoint, adapters: Mapping[str, Adapter], progress: Progress
 ) -> "ComparisonResult":
     from lbm_lora.fidelity.comparison import compare_outputs
 
-    return compare_outputs(
-        plan, base=config.base_model_path, tuned=config.tuned_model_path, adapters=adapters, progress=progress
-    )
+    return compare_outputs(plan, base=base, tuned=tuned, adapters=adapters, progress=progress)
 
 
 def _failures(config: ValidateConfig, report: Report) -> tuple[QualityError, ...]:

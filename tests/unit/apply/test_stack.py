@@ -1,13 +1,14 @@
 """LoRAs of a command line: factors, the part that is kept, the checks, and the documented line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.apply import fitting_adapters
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
@@ -113,6 +114,14 @@ def test_factors_are_checked(base: Component, make: Make) -> None:
     assert [entry.lora_scale for entry in scaled] == [0.25, 0.25]
     with pytest.raises(ConfigError, match=r"^lora_scale has 3 values for 2 LoRAs\."):
         fitting_adapters(base, [path, path], [1.0, 2.0, 3.0])
+
+
+def test_adapters_stand_for_themselves_beside_paths(base: Component, make: Make) -> None:
+    path = make("a.safetensors", *NAMES)
+    adapter = replace(load_adapter(path), path=None)
+    scaled, applied = fitting_adapters(base, [path, adapter], [1.0])
+    assert [entry.path for entry in applied] == [path, Path("LoRA 2")]
+    assert scaled[1].adapter.params == scaled[0].adapter.params
 
 
 def test_what_alpha_means(base: Component, tmp_path: Path) -> None:

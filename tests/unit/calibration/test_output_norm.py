@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.calibration import Statistics, output_norm, save_statistics
+from lbm_lora.calibration import Statistics, load_statistics, output_norm, save_statistics
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction import OutputNorm, Plan, plan_extraction
@@ -40,9 +40,9 @@ def norm_of(statistics: Statistics, plan: Plan, folder: Path, **changes: Any) ->
     save_statistics(measured, folder / "s.safetensors")
     defaults: dict[str, Any] = {"images": (), "is_checked": False}
     return output_norm(
-        folder / "s.safetensors",
+        load_statistics(folder / "s.safetensors"),
         plan,
-        tuned_model_path=plan.pairing.tuned.path,
+        path=folder / "s.safetensors",
         config_path=None,
         device=torch.device("cpu"),
         progress=SILENT,

@@ -182,3 +182,14 @@ def test_a_folder_is_looked_into(weights: Path, tmp_path: Path) -> None:
     write_lbm_yaml(folder, TINY, bridge_noise_sigma=0.125)
     shutil.move(weights, folder)
     assert resolved(folder).bridge_noise_sigma == 0.125
+
+
+def test_a_state_dict_takes_no_config_of_the_folder_that_one_happens_to_be_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(OWN.model_dump(mode="json")), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    state = open_checkpoint({"denoiser.conv_in.weight": torch.zeros(8, 4, 3, 3)})
+    with pytest.raises(ConfigError, match="No section"):
+        resolve_config(state)
+    assert resolve_config(state, config_path=Path("config.yaml")) == OWN

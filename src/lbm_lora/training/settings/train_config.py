@@ -5,7 +5,7 @@ LoRA), and with `lora_weights_path` (one that training continues). Everything th
 checked here, before a model or an image is read. Relative paths start from the current folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,6 +131,12 @@ def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> 
     """
     values: dict[str, Any] = read_values(path)
     changed = override(values, overrides)
+    return train_config(values, where=str(path), changed=changed)
+
+
+def train_config(values: Mapping[str, Any], *, where: str, changed: Collection[str] = ()) -> TrainConfig:
+    """The configuration that keys and values stand for; see `parse`."""
+    values = dict(values)
     if values.get("wandb_project") is not None:
         values.setdefault("logger", "wandb")
-    return parse(TrainConfig, values, where=str(path), changed=changed)
+    return parse(TrainConfig, values, where=where, changed=changed)

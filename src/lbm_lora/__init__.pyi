@@ -1,0 +1,61 @@
+"""The public page: the one list of its names. `__init__.py` reads it to load each name from its module on first use."""
+
+from lbm_lora.adapter import Adapter as Adapter
+from lbm_lora.adapter import LoraModule as LoraModule
+from lbm_lora.adapter import load_adapter as load_adapter
+from lbm_lora.adapter import save_adapter as save_adapter
+from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
+from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
+from lbm_lora.api.loras import compress as compress
+from lbm_lora.api.loras import extract as extract
+from lbm_lora.api.loras import extract_several as extract_several
+from lbm_lora.api.measured import refine as refine
+from lbm_lora.api.measured import validate as validate
+from lbm_lora.api.models import calibrate as calibrate
+from lbm_lora.api.models import fuse as fuse
+from lbm_lora.api.models import infer as infer
+from lbm_lora.api.models import layers as layers
+from lbm_lora.api.models import make_base as make_base
+from lbm_lora.api.training import check_data as check_data
+from lbm_lora.api.training import pack_data as pack_data
+from lbm_lora.api.training import train as train
+from lbm_lora.apply import ScaledAdapter as ScaledAdapter
+from lbm_lora.apply import fuse_module as fuse_module
+from lbm_lora.apply import inject as inject
+from lbm_lora.checkpoint import Checkpoint as Checkpoint
+from lbm_lora.checkpoint import open_checkpoint as open_checkpoint
+from lbm_lora.configs.base import BaseConfig as BaseConfig
+from lbm_lora.configs.extract import ExtractConfig as ExtractConfig
+from lbm_lora.configs.fuse import FuseConfig as FuseConfig
+from lbm_lora.configs.infer import InferConfig as InferConfig
+from lbm_lora.configs.layers import LayersConfig as LayersConfig
+from lbm_lora.configs.validate import ValidateConfig as ValidateConfig
+from lbm_lora.errors import AdapterError as AdapterError
+from lbm_lora.errors import CheckpointError as CheckpointError
+from lbm_lora.errors import ConfigError as ConfigError
+from lbm_lora.errors import DataError as DataError
+from lbm_lora.errors import HubError as HubError
+from lbm_lora.errors import ImageError as ImageError
+from lbm_lora.errors import InputError as InputError
+from lbm_lora.errors import LbmLoraError as LbmLoraError
+from lbm_lora.errors import MissingExtraError as MissingExtraError
+from lbm_lora.errors import OutputError as OutputError
+from lbm_lora.errors import PairingError as PairingError
+from lbm_lora.errors import PatternError as PatternError
+from lbm_lora.errors import QualityError as QualityError
+from lbm_lora.errors import WrongBaseError as WrongBaseError
+from lbm_lora.model.build import LBMModel as LBMModel
+from lbm_lora.model.build import load_model as load_model
+from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline
+from lbm_lora.progress import SILENT as SILENT
+from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
+from lbm_lora.progress import Progress as Progress
+from lbm_lora.workflows.base import run_base as run_base
+from lbm_lora.workflows.extract import run_extract as run_extract
+from lbm_lora.workflows.fuse import run_fuse as run_fuse
+from lbm_lora.workflows.infer import run_infer as run_infer
+from lbm_lora.workflows.layers import run_layers as run_layers
+from lbm_lora.workflows.validate import run_validate as run_validate
+
+__all__: list[str]
+__version__: str

@@ -1,0 +1,218 @@
+"""LoRAs from two checkpoints, or from a tuned one alone: extract, extract_several, compress."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbm_lora.adapter import load_adapter
+from lbm_lora.api.adapters import MeasuredAdapter, contents
+from lbm_lora.api.models import calibrate
+from lbm_lora.api.options import Options
+from lbm_lora.api.values import Images, image_files, opened_pair
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike
+from lbm_lora.configs.compress import CompressConfig
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.errors import ConfigError, Option, give_one
+from lbm_lora.extraction import ExtractedAdapter
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report import file_labels, weight_report
+from lbm_lora.workflows import extract as extract_workflow
+
+if TYPE_CHECKING:
+    from lbm_lora.calibration import Statistics
+    from lbm_lora.workflows.compress import CompressResult
+
+_EXTRACT = Options(
+    ExtractConfig,
+    hidden=(
+        *("base_model_path", "tuned_model_path", "save_to", "calibration", "calibration_images", "images"),
+        *("create_base_model", "backbone_signature"),  # make_base makes a base
+    ),
+)
+_COMPRESS = Options(CompressConfig, hidden=("tuned", "images"))
+
+
+@_EXTRACT.documented
+def extract(
+    base: CheckpointLike,
+    tuned: CheckpointLike,
+    *,
+    save_to: Path | str | None = None,
+    calibration: "Path | str | Statistics | None" = None,
+    calibration_images: Images | None = None,
+    images: Images | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> MeasuredAdapter:
+    """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense.
+
+    Args:
+        base: the checkpoint that the tuned one started from: a path, an open checkpoint or a state dict.
+        tuned: the fine-tuned checkpoint, likewise.
+        save_to: also write the LoRA, a .safetensors file, and its sidecar while it is extracted: the bytes of
+            `lbm-lora extract`. Its tensors then stay in the file, which takes less memory. None: nothing is written.
+        calibration: statistics of the tuned model, from `calibrate` or its file: least error of the model's output
+            instead of the weights.
+        calibration_images: images to make those statistics of first; they are not kept.
+        images: images to run a calibrated LoRA on: their PSNR to the tuned model's one-step images.
+        progress: a listener.
+
+    Returns:
+        The LoRA, with its `report`.
+
+    Raises:
+        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+    """
+    (found,) = _extracted("extract", base, tuned, save_to, calibration, calibration_images, images, progress, options)
+    return found
+
+
+@_EXTRACT.documented
+def extract_several(
+    base: CheckpointLike,
+    tuned: CheckpointLike,
+    *,
+    save_to: Path | str | None = None,
+    calibration: "Path | str | Statistics | None" = None,
+    calibration_images: Images | None = None,
+    images: Images | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> list[MeasuredAdapter]:
+    """Extract several LoRAs in one pass: one for each of `ranks`, or of the sizes in `max_size`.
+
+    Args:
+        base, tuned, save_to, calibration, calibration_images, images, progress: see `extract`.
+
+    Returns:
+        The LoRAs in the order of their ranks or sizes.
+
+    Raises:
+        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+    """
+    return _extracted(
+        "extract_several", base, tuned, save_to, calibration, calibration_images, images, progress, options
+    )
+
+
+def _extracted(
+    function: str,
+    base: CheckpointLike,
+    tuned: CheckpointLike,
+    save_to: Path | str | None,
+    calibration: "Path | str | Statistics | None",
+    calibration_images: Images | None,
+    images: Images | None,
+    progress: Progress,
+    options: Mapping[str, Any],
+) -> list[MeasuredAdapter]:
+    """The path of the workflow, between values."""
+    if calibration is not None and calibration_images is not None:
+        raise give_one("calibration", "calibration_images", "weigh the errors")
+    tried = calibration_images if images is None and options.get("min_psnr") is not None else images
+    with ExitStack() as stack:
+        opened = opened_pair(stack, base, tuned)
+        sources = None if tried is None else stack.enter_context(image_files(tried))
+        config = _EXTRACT.bind(
+            function,
+            options,
+            base_model_path=opened[0].path,
+            tuned_model_path=opened[1].path,
+            save_to=Path(save_to or "LoRA.safetensors"),
+            calibration=_label(calibration, calibration_images),
+            images=None if sources is None else str(sources),
+        )
+        rule, settings = extract_workflow.check(config)
+        if function == "extract" and len(rule.names) > 1:
+            raise ConfigError(
+                Option(rule.option), f" asks for {len(rule.names)} LoRAs, extract gives one. Call extract_several."
+            )
+        paths = [None] * len(rule.names) if save_to is None else extract_workflow.output_paths(config, rule)
+        found = extract_workflow.extracted(
+            config,
+            rule,
+            settings,
+            *opened,
+            paths,
+            statistics=_statistics(config, opened[1], calibration, calibration_images, progress),
+            images=extract_workflow.readable(sources),
+            progress=progress,
+        )
+    labels = file_labels(opened[0].path, opened[1].path)
+    return [_measured(config, path, one, labels) for path, one in zip(paths, found, strict=True)]
+
+
+def _label(calibration: "Path | str | Statistics | None", calibration_images: Images | None) -> Path | None:
+    """What messages and metadata call the statistics."""
+    if isinstance(calibration, str | Path):
+        return Path(calibration)
+    return None if calibration is None and calibration_images is None else Path("statistics")
+
+
+def _statistics(
+    config: ExtractConfig,
+    tuned: Checkpoint,
+    calibration: "Path | str | Statistics | None",
+    calibration_images: Images | None,
+    progress: Progress,
+) -> "Callable[[], Statistics]":
+    """Gives the statistics when they are needed: once it is clear that the two checkpoints fit."""
+
+    def statistics() -> "Statistics":
+        from lbm_lora.calibration import load_statistics  # only this needs the network classes
+
+        if calibration_images is not None:
+            return calibrate(
+                tuned, calibration_images, device=config.device, config_path=config.config_path, progress=progress
+            )
+        assert calibration is not None
+        return load_statistics(Path(calibration)) if isinstance(calibration, str | Path) else calibration
+
+    return statistics
+
+
+def _measured(
+    config: ExtractConfig, path: Path | None, found: ExtractedAdapter, labels: tuple[str, str]
+) -> MeasuredAdapter:
+    if path is not None:
+        report = extract_workflow.written(config, path, found, labels).report
+    else:
+        report = weight_report(found.ledger, base=labels[0], tuned=labels[1], adapter="LoRA")
+    adapter = found.adapter if path is None else load_adapter(path)
+    assert adapter is not None
+    return MeasuredAdapter(
+        **contents(adapter),
+        report=report,
+        predicted=found.predicted,
+        trial=found.chosen.images if found.chosen else None,
+        sizes=found.sizes,
+    )
+
+
+@_COMPRESS.documented
+def compress(
+    tuned: Path | str, *, images: Images | None = None, progress: Progress = SILENT, **options: Any
+) -> "CompressResult":
+    """Make a small LoRA of a fine-tuned model in one go: base, calibration, extraction, and a comparison in images.
+
+    All of it is written to the folder `output`: the LoRA, the base, the statistics and the report.
+
+    Args:
+        tuned: the fine-tuned checkpoint, or the folder that holds it with its config.yaml.
+        images: sources of the kind that the model is used on. Every fourth one is held out to measure on, 8 at most.
+            None: the four photos that come with the package.
+        progress: a listener.
+
+    Returns:
+        The LoRA, how close it comes to the tuned model, and where everything lies.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    from lbm_lora.workflows.compress import run
+
+    with ExitStack() as stack:
+        sources = () if images is None else stack.enter_context(image_files(images))
+        texts = (sources,) if isinstance(sources, str) else sources
+        return run(_COMPRESS.bind("compress", options, tuned=Path(tuned), images=texts), progress)

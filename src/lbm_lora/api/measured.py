@@ -1,0 +1,148 @@
+"""LoRAs measured against their tuned model, and refined by what it gives back: validate, refine."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.api.adapters import RefinedAdapter, contents
+from lbm_lora.api.options import Options
+from lbm_lora.api.values import Images, LoraLike, adapter_of, image_files, listed, opened_pair, path_of
+from lbm_lora.checkpoint import CheckpointLike
+from lbm_lora.configs.refine import RefineConfig
+from lbm_lora.configs.validate import ValidateConfig
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report import Report
+from lbm_lora.workflows import refine as refine_workflow
+from lbm_lora.workflows import validate as validate_workflow
+
+_VALIDATE = Options(
+    ValidateConfig,
+    hidden=(
+        *("base_model_path", "tuned_model_path", "lora_path", "other_lora_path", "images", "report", "layer_names"),
+        *("fail_above", "fail_below_psnr"),  # the exit codes of a command
+    ),
+)
+_REFINE = Options(
+    RefineConfig,
+    hidden=("base_model_path", "tuned_model_path", "lora_path", "images", "held_images", "save_to"),
+)
+
+
+@_VALIDATE.documented
+def validate(
+    base: CheckpointLike,
+    tuned: CheckpointLike,
+    lora: LoraLike,
+    *,
+    images: Images | None = None,
+    other_lora_path: LoraLike | Sequence[LoraLike] = (),
+    report: Path | str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Report:
+    """Compare base + LoRA with the tuned checkpoint, in weights and, with `images`, in images.
+
+    Args:
+        base: the checkpoint that the LoRA is relative to: a path, an open checkpoint or a state dict.
+        tuned: the fine-tuned checkpoint, likewise.
+        lora: the LoRA: a path or an adapter.
+        images: also compare the outputs of base, base + LoRA and tuned on them.
+        other_lora_path: further LoRAs to measure on `images`: paths or adapters.
+        report: folder for report.txt, report.json, report.html and lora_layer_names.txt. None: nothing is written.
+        progress: a listener.
+
+    Returns:
+        What was measured: `weights`, and with `images` also `outputs`.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    others = listed(other_lora_path)
+    with ExitStack() as stack:
+        opened = opened_pair(stack, base, tuned)
+        sources = None if images is None else stack.enter_context(image_files(images))
+        config = _VALIDATE.bind(
+            "validate",
+            options,
+            base_model_path=opened[0].path,
+            tuned_model_path=opened[1].path,
+            lora_path=path_of(lora, "LoRA"),
+            other_lora_path=tuple(path_of(one, f"LoRA {number}") for number, one in enumerate(others, 2)),
+            images=None if sources is None else str(sources),
+            report=None if report is None else Path(report),
+        )
+        names = validate_workflow.check(config)
+        adapter, *further = [adapter_of(one, config.lora_alpha_is) for one in (lora, *others)]
+        plan = validate_workflow.planned(config, sources)
+        variants = dict(zip(names, further, strict=True))
+        found = validate_workflow.measured(config, *opened, adapter, variants, plan, progress)
+    if report is not None:
+        validate_workflow.written(config, found)
+    return found.report
+
+
+@_REFINE.documented
+def refine(
+    base: CheckpointLike,
+    tuned: CheckpointLike,
+    lora: LoraLike,
+    images: Images,
+    *,
+    held_images: Images | None = None,
+    save_to: Path | str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> RefinedAdapter:
+    """Let a LoRA learn the tuned model's own outputs on images, at the ranks that it has; the better one is kept.
+
+    Args:
+        base: the checkpoint that the LoRA was made for: a path, an open checkpoint or a state dict.
+        tuned: the fine-tuned checkpoint whose outputs it is to give back, likewise.
+        lora: the LoRA to refine, a path or an adapter; the best start is a calibrated extraction.
+        images: two or more sources of the kind that the model is used on, the more the better.
+        held_images: other images to measure on. None: one in 8 of the images, up to 16, which are not learnt from.
+        save_to: write the best LoRA whenever there is a new one; a run that was stopped is resumed. None: nothing is
+            written.
+        progress: a listener.
+
+    Returns:
+        The refined LoRA, with its `outcome`.
+
+    Raises:
+        MissingExtraError: a package of the train extra is not installed.
+        InputError: of the kind that fits, before a model is loaded.
+        QualityError: the loss is not finite any more.
+    """
+    best: list[Adapter] = []
+    with ExitStack() as stack:
+        opened = opened_pair(stack, base, tuned)
+        sources = stack.enter_context(image_files(images))
+        held = None if held_images is None else stack.enter_context(image_files(held_images))
+        config = _REFINE.bind(
+            "refine",
+            options,
+            base_model_path=opened[0].path,
+            tuned_model_path=opened[1].path,
+            lora_path=path_of(lora, "LoRA"),
+            images=str(sources),
+            save_to=Path(save_to or "LoRA.safetensors"),
+        )
+        refine_workflow.check(config)
+        from lbm_lora.refinement.images import split_images  # only now: it needs the network classes
+
+        split = split_images(sources, held)
+        if save_to is not None:
+            refine_workflow.check_output(config, split.all)
+        outcome = refine_workflow.refined(
+            config,
+            *opened,
+            adapter_of(lora, config.lora_alpha_is),
+            split,
+            keep=lambda made: best.append(made) if save_to is None else save_adapter(made, config.save_to),
+            state=None if save_to is None else refine_workflow.state_of(config),
+            progress=progress,
+        )
+    # of a run that was resumed, the best may have been written before
+    return RefinedAdapter(**contents(best[-1] if save_to is None else load_adapter(save_to)), outcome=outcome)

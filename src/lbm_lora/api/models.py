@@ -1,0 +1,222 @@
+"""Checkpoints made, measured, listed, fused and run: make_base, calibrate, layers, fuse, infer."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lbm_lora.api.options import Options
+from lbm_lora.api.values import Images, LoraLike, image_files, listed
+from lbm_lora.checkpoint import CheckpointLike, open_checkpoint
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.calibrate import CalibrateConfig
+from lbm_lora.configs.fuse import FuseConfig
+from lbm_lora.configs.infer import InferConfig
+from lbm_lora.configs.layers import LayersConfig
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows import fuse as fuse_workflow
+from lbm_lora.workflows import layers as layers_workflow
+
+if TYPE_CHECKING:
+    from lbm_lora.calibration import Statistics
+    from lbm_lora.workflows.base import BaseResult
+    from lbm_lora.workflows.infer import InferResult
+
+_BASE = Options(BaseConfig, hidden=("save_path", "device"))
+_CALIBRATE = Options(CalibrateConfig, hidden=("tuned_model_path", "images", "save_to"))
+_LAYERS = Options(LayersConfig, hidden=("model_path", "patterns"))
+_FUSE = Options(FuseConfig, hidden=("base_model_path", "lora_path", "save_to"))
+_INFER = Options(
+    InferConfig,
+    hidden=(
+        *("base_model_path", "lora_path", "tuned_model_path", "source_image", "output_path", "mask"),
+        "backbone_signature",  # make_base makes a base
+    ),
+)
+
+
+@_BASE.documented
+def make_base(save_path: Path | str, *, progress: Progress = SILENT, **options: Any) -> "BaseResult":
+    """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt.
+
+    Args:
+        save_path: where to write: OUT.ckpt or OUT.safetensors. Both are written.
+        progress: a listener.
+
+    Returns:
+        The files and the ledger of the base, and the comparison with `tuned_model_path` where it is given.
+
+    Raises:
+        InputError: of the kind that fits, before anything is written; see `lbm_lora.errors`.
+    """
+    from lbm_lora.workflows.base import run
+
+    return run(_BASE.bind("make_base", options, save_path=Path(save_path)), progress)
+
+
+@_CALIBRATE.documented
+def calibrate(
+    tuned: CheckpointLike,
+    images: Images,
+    *,
+    save_to: Path | str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> "Statistics":
+    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there.
+
+    Args:
+        tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.
+        images: sources of the kind that the model is used on.
+        save_to: also write the statistics, a .safetensors file; a run that was stopped goes on where its sums were
+            last saved, beside it. None: nothing is written.
+        progress: a listener.
+
+    Returns:
+        The statistics, for `extract(..., calibration=...)`.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    from lbm_lora.calibration import PartialFile, save_statistics
+    from lbm_lora.imaging.paths import expand_sources
+    from lbm_lora.workflows import calibrate as calibrate_workflow
+
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_checkpoint(tuned, label="tuned state dict"))
+        sources = stack.enter_context(image_files(images))
+        config = _CALIBRATE.bind(
+            "calibrate",
+            options,
+            tuned_model_path=opened.path,
+            images=str(sources),
+            save_to=Path(save_to or "statistics.safetensors"),
+        )
+        chosen = calibrate_workflow.chosen_images(config, expand_sources(sources))
+        if save_to is None:
+            return calibrate_workflow.collected(config, opened, chosen, None, progress)
+        calibrate_workflow.check_output(config, chosen)
+        partial = PartialFile(config.save_to)
+        statistics = calibrate_workflow.collected(config, opened, chosen, partial, progress)
+        save_statistics(statistics, config.save_to)
+        partial.remove()
+        return statistics
+
+
+@_LAYERS.documented
+def layers(model: CheckpointLike, patterns: str | Sequence[str] = (), **options: Any) -> layers_workflow.LayersResult:
+    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes.
+
+    Args:
+        model: a checkpoint, base or tuned: a path, an open one or a state dict.
+        patterns: part of a name, a glob, or re:REGEX; one or several. None: every layer.
+
+    Returns:
+        The selected `layers`, and sums over them.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or a pattern matches nothing.
+    """
+    with open_checkpoint(model) as opened:
+        chosen = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        config = _LAYERS.bind("layers", options, model_path=opened.path, patterns=chosen)
+        return layers_workflow.listed(config, opened)
+
+
+@_FUSE.documented
+def fuse(
+    base: CheckpointLike,
+    lora: LoraLike | Sequence[LoraLike],
+    *,
+    save_to: Path | str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Add LoRAs to a checkpoint's weights.
+
+    Args:
+        base: the checkpoint that the LoRAs were made for: a path, an open one or a state dict. It is not changed.
+        lora: one LoRA or several, all added: paths or adapters.
+        save_to: write the result tensor by tensor, as .safetensors or .ckpt. None: it is made in memory.
+        progress: a listener.
+
+    Returns:
+        Every tensor of the checkpoint by its key; with `save_to` they are views of the file.
+
+    Raises:
+        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+    """
+    loras = listed(lora)
+    with open_checkpoint(base, label="base state dict") as opened:
+        config = _FUSE.bind(
+            "fuse",
+            options,
+            base_model_path=opened.path,
+            lora_path=tuple(Path(one) for one in loras if isinstance(one, str | Path)),
+            save_to=Path(save_to or "fused.safetensors"),
+        )
+        if save_to is not None:
+            fuse_workflow.check_output(config)
+        adapters, _ = fuse_workflow.read_adapters(config, opened, _paths(loras), progress)
+        if save_to is None:
+            return dict(fuse_workflow.fused_entries(opened, adapters, progress))
+        fuse_workflow.write(config, opened, adapters, progress)
+    with open_checkpoint(config.save_to) as written:
+        return written.state_dict()
+
+
+@_INFER.documented
+def infer(
+    base: CheckpointLike,
+    images: Images,
+    output_path: Path | str,
+    lora: LoraLike | Sequence[LoraLike] = (),
+    *,
+    mask: Images | None = None,
+    tuned: CheckpointLike | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> "InferResult":
+    """Translate images with an LBM checkpoint and any number of LoRAs, and write the results.
+
+    Args:
+        base: the checkpoint that the LoRAs were made for, or any LBM: a path, an open checkpoint or a state dict.
+        images: what to translate. Images of PIL are called image-1.png and so on.
+        output_path: file to write, or a folder; several images need a folder. The format follows the extension.
+        lora: LoRAs, all applied together: paths or adapters. None: the checkpoint as it is.
+        mask: a mask, or a folder with one of each image's name: white takes the result, black keeps the source.
+        tuned: the fully fine-tuned checkpoint, for the last column of `compare`.
+        progress: a listener.
+
+    Returns:
+        The files that were written, and what of each LoRA was applied.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    from lbm_lora.workflows import infer as infer_workflow
+
+    loras = listed(lora)
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_checkpoint(base, label="base state dict"))
+        sources = stack.enter_context(image_files(images))
+        masks = None if mask is None else stack.enter_context(image_files(mask))
+        compared = None if tuned is None else stack.enter_context(open_checkpoint(tuned, label="tuned state dict"))
+        config = _INFER.bind(
+            "infer",
+            options,
+            base_model_path=opened.path,
+            lora_path=tuple(Path(one) for one in loras if isinstance(one, str | Path)),
+            tuned_model_path=None if compared is None else compared.path,
+            source_image=str(sources),
+            output_path=str(output_path),
+        )
+        jobs = infer_workflow.plan(config, sources, masks if masks is None or isinstance(masks, str) else masks[0])
+        return infer_workflow.translated(config, jobs, opened, _paths(loras), compared, progress)
+
+
+def _paths(loras: Sequence[LoraLike]) -> list[Any]:
+    """LoRAs with their paths as such."""
+    return [Path(one) if isinstance(one, str) else one for one in loras]

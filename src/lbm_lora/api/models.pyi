@@ -1,0 +1,217 @@
+"""Made by tools/write_api_stubs.py of the functions and their configs; not to be edited."""
+
+from collections.abc import Sequence
+from lbm_lora.api.values import Images
+from lbm_lora.api.values import LoraLike
+from lbm_lora.calibration import Statistics
+from lbm_lora.checkpoint import CheckpointLike
+from lbm_lora.progress import Progress
+from lbm_lora.workflows import layers as layers_workflow
+from lbm_lora.workflows.base import BaseResult
+from lbm_lora.workflows.infer import InferResult
+from pathlib import Path
+from torch import Tensor
+from typing import Literal
+import torch
+
+def make_base(
+    save_path: Path | str,
+    *,
+    config_path: Path | str | None = None,
+    backbone_signature: str | None = None,
+    torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'bf16',
+    tuned_model_path: Path | str | None = None,
+    test_baseline: bool = False,
+    progress: Progress = ...,
+) -> BaseResult:
+    """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt.
+
+    Args:
+        save_path: where to write: OUT.ckpt or OUT.safetensors. Both are written.
+        progress: a listener.
+        config_path: Read LBM's settings from this config.yaml. Default: those of the published LBM.
+        backbone_signature: Make the base from this backbone: a hub id, a diffusers folder or a single SDXL file.
+            Default: the one that the config names, else SDXL from the hub.
+        torch_dtype: Store the base in this precision. It must be the one that training started from.
+        tuned_model_path: Compare the base with this tuned checkpoint, and say whether it can be its base.
+        test_baseline: Compare the base with the model.safetensors next to config_path.
+
+    Returns:
+        The files and the ledger of the base, and the comparison with `tuned_model_path` where it is given.
+
+    Raises:
+        InputError: of the kind that fits, before anything is written; see `lbm_lora.errors`.
+    """
+    ...
+
+def calibrate(
+    tuned: CheckpointLike,
+    images: Images,
+    *,
+    save_to: Path | str | None = None,
+    count: int | None = None,
+    size: int | None = None,
+    device: str = 'auto',
+    timesteps: float | Sequence[float] = (),
+    probes: int | None = None,
+    seed: int = 0,
+    dense_up_to: int = 1280,
+    sketch_rank: int = 256,
+    torch_dtype: Literal['float', 'bf16'] | torch.dtype = 'bf16',
+    config_path: Path | str | None = None,
+    progress: Progress = ...,
+) -> Statistics:
+    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there.
+
+    Args:
+        tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.
+        images: sources of the kind that the model is used on.
+        save_to: also write the statistics, a .safetensors file; a run that was stopped goes on where its sums were
+            last saved, beside it. None: nothing is written.
+        progress: a listener.
+        count: Use only this many images, evenly spread over the sorted list. Default: all of them.
+        size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
+            model's own.
+        device: Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+        timesteps: Measure only at these of the trained timesteps. Default: all of them, weighted by their
+            probability.
+        probes: Measure this many random directions of the output per image and timestep. More are slower and more
+            accurate. Default: 4 for fewer than 16 images, else 1.
+        seed: Seed for the bridge noise, the probes and the sketches.
+        dense_up_to: Keep the complete second moment of layer sides up to this width, and a sketch of wider ones.
+            Higher: more memory and a larger file.
+        sketch_rank: Columns of a sketch. 0 keeps the diagonal alone.
+        torch_dtype: Run the networks in this precision. Sums are always fp32.
+        config_path: Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it.
+
+    Returns:
+        The statistics, for `extract(..., calibration=...)`.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    ...
+
+def layers(
+    model: CheckpointLike,
+    patterns: str | Sequence[str] = (),
+    *,
+    rank: int = 32,
+    conv_rank: int = 16,
+) -> layers_workflow.LayersResult:
+    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes.
+
+    Args:
+        model: a checkpoint, base or tuned: a path, an open one or a state dict.
+        patterns: part of a name, a glob, or re:REGEX; one or several. None: every layer.
+        rank: Rank of linear layers, for the size.
+        conv_rank: Rank of conv layers, for the size.
+
+    Returns:
+        The selected `layers`, and sums over them.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or a pattern matches nothing.
+    """
+    ...
+
+def fuse(
+    base: CheckpointLike,
+    lora: LoraLike | Sequence[LoraLike],
+    *,
+    save_to: Path | str | None = None,
+    lora_scale: float | Sequence[float] = (1.0,),
+    lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
+    allow_other_base: bool = False,
+    allow_unmatched: bool = False,
+    progress: Progress = ...,
+) -> dict[str, Tensor]:
+    """Add LoRAs to a checkpoint's weights.
+
+    Args:
+        base: the checkpoint that the LoRAs were made for: a path, an open one or a state dict. It is not changed.
+        lora: one LoRA or several, all added: paths or adapters.
+        save_to: write the result tensor by tensor, as .safetensors or .ckpt. None: it is made in memory.
+        progress: a listener.
+        lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
+        lora_alpha_is: What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file).
+            auto: the rank in files of the earlier implementation, else what it says.
+        allow_other_base: Go on if a LoRA was made from another base.
+        allow_unmatched: Go on if keys of a LoRA match nothing in the checkpoint.
+
+    Returns:
+        Every tensor of the checkpoint by its key; with `save_to` they are views of the file.
+
+    Raises:
+        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+    """
+    ...
+
+def infer(
+    base: CheckpointLike,
+    images: Images,
+    output_path: Path | str,
+    lora: LoraLike | Sequence[LoraLike] = (),
+    *,
+    mask: Images | None = None,
+    tuned: CheckpointLike | None = None,
+    lora_scale: float | Sequence[float] = (1.0,),
+    lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
+    num_inference_steps: int = 1,
+    seed: int = 0,
+    size: int | None = None,
+    mode: Literal['fused', 'live'] = 'fused',
+    device: str = 'auto',
+    torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'bf16',
+    sample_posterior: bool = False,
+    vae_tiling: Literal['auto', 'on', 'off'] = 'auto',
+    attention_only: bool = False,
+    allow_other_base: bool = False,
+    allow_unmatched: bool = False,
+    config_path: Path | str | None = None,
+    compare: bool = False,
+    save_input: bool = False,
+    skip_existing: bool = False,
+    fail_fast: bool = False,
+    progress: Progress = ...,
+) -> InferResult:
+    """Translate images with an LBM checkpoint and any number of LoRAs, and write the results.
+
+    Args:
+        base: the checkpoint that the LoRAs were made for, or any LBM: a path, an open checkpoint or a state dict.
+        images: what to translate. Images of PIL are called image-1.png and so on.
+        output_path: file to write, or a folder; several images need a folder. The format follows the extension.
+        lora: LoRAs, all applied together: paths or adapters. None: the checkpoint as it is.
+        mask: a mask, or a folder with one of each image's name: white takes the result, black keeps the source.
+        tuned: the fully fine-tuned checkpoint, for the last column of `compare`.
+        progress: a listener.
+        lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
+        lora_alpha_is: What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file).
+            auto: the rank in files of the earlier implementation, else what it says.
+        num_inference_steps: Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4.
+        seed: Seed for the noise between steps. One seed gives one image, whatever else is translated with it.
+        size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
+            model's own.
+        mode: Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step
+            (live).
+        device: Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested).
+        torch_dtype: Run the networks in this precision.
+        sample_posterior: Sample the VAE's posterior, as LBM's own inference does, instead of taking its mean.
+        vae_tiling: Decode in overlapping tiles, which takes less memory. auto: if a side has more than 1024 pixels.
+        attention_only: Apply only the part of the LoRAs whose keys contain attn1.to or attn2.to.
+        allow_other_base: Go on if a LoRA was made from another base.
+        allow_unmatched: Go on if keys of a LoRA match nothing in the model.
+        config_path: Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it.
+        compare: Also write NAME_compare: source, base, with LoRA and tuned side by side.
+        save_input: Also write NAME_input: the source as it was read, next to its result. Other files of that name
+            are kept.
+        skip_existing: Skip images whose output exists, whatever made it: with other settings, use another folder.
+        fail_fast: Stop at the first image that fails. Default: go on, and list the failed images at the end.
+
+    Returns:
+        The files that were written, and what of each LoRA was applied.
+
+    Raises:
+        InputError: of the kind that fits; see `lbm_lora.errors`.
+    """
+    ...

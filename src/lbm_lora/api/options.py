@@ -1,0 +1,192 @@
+"""The options of a function: the fields of its verb's config, whose names, defaults and texts are said there alone."""
+
+import ast
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from inspect import Parameter
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from lbm_lora.checkpoint import dtype_name
+from lbm_lora.errors import ConfigError, Option
+
+C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """A field of a config, as a keyword argument takes it.
+
+    Attributes:
+        hint: its type, and what a Python caller has in its place: text for a path, a list or one value for a tuple,
+            a dtype of torch.
+        default: `Parameter.empty` where it must be given.
+        doc: its help text, options by their Python names.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    doc: str
+
+
+class Options(Generic[C]):
+    """The fields of a config that a function takes as keyword arguments.
+
+    Args:
+        config: a frozen dataclass or a pydantic model.
+        hidden: fields that are no options of the function: it fills them in itself, or they make no sense in Python.
+    """
+
+    def __init__(self, config: type[C], hidden: Sequence[str] = ()) -> None:
+        self._config, self._hidden = config, frozenset(hidden)
+
+    @cached_property
+    def fields(self) -> dict[str, OptionField]:
+        """The options by name, in the config's order."""
+        docs = docs_of(self._config)
+        return {
+            name: OptionField(name, _widened(hint), default, docs.get(name, ""))
+            for name, hint, default in _declared(self._config)
+            if name not in self._hidden
+        }
+
+    def documented(self, function: F) -> F:
+        """Give a function with `**options` the signature and the docstring that name them."""
+        own = inspect.signature(function)
+        named = [
+            Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.hint)
+            for one in self.fields.values()
+        ]
+        kept = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        progress = [one for one in kept if one.name == "progress"]
+        kept = [one for one in kept if one.name != "progress"]
+        function.__signature__ = own.replace(parameters=[*kept, *named, *progress])  # pyright: ignore[reportFunctionMemberAccess]
+        function.__doc__ = self._with_options(inspect.cleandoc(function.__doc__ or ""))
+        return function
+
+    def bind(self, function: str, options: Mapping[str, Any], **values: Any) -> C:
+        """The config of a call.
+
+        Args:
+            function: its name, for errors.
+            options: as the caller gave them; paths may be text, tuples lists or one value, dtypes those of torch.
+            values: of hidden fields.
+
+        Raises:
+            TypeError: an option that the function does not have; the nearest one is named.
+            ConfigError: a value of the wrong type.
+        """
+        self.check_names(function, options)
+        try:
+            return TypeAdapter(self._config).validate_python({**self.plain(options), **values})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            what = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            raise ConfigError(Option(str(first["loc"][0])), f" {what}, got {first['input']!r}.") from None
+
+    def check_names(self, function: str, options: Mapping[str, Any]) -> None:
+        """Refuse an option that the function does not have.
+
+        Raises:
+            TypeError: as Python has it; the nearest option is named.
+        """
+        for name in options:
+            if name not in self.fields:
+                near = get_close_matches(name, self.fields, n=1, cutoff=0.5)
+                hint = f" Did you mean '{near[0]}'?" if near else f" Options: {', '.join(self.fields)}."
+                raise TypeError(f"{function}() got an unexpected keyword argument '{name}'.{hint}")
+
+    def plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Values as the config's type checks take them."""
+        return {name: _plain(value, self.fields[name].hint) for name, value in options.items()}
+
+    def _with_options(self, doc: str) -> str:
+        """The docstring with the options at the end of its `Args:`."""
+        head, returns, tail = doc.partition("\nReturns:")
+        return f"{head.rstrip()}\n{textwrap.indent(self.args(), '    ')}\n{returns}{tail}"
+
+    def args(self) -> str:
+        """A paragraph for each option, as a docstring's `Args:` has them."""
+        return "\n".join(
+            textwrap.fill(f"{one.name}: {one.doc}", 108, subsequent_indent="    ", break_on_hyphens=False)
+            for one in self.fields.values()
+        )
+
+
+def docs_of(config: type) -> dict[str, str]:
+    """The text below each field of a class and its bases; empty where there is no source.
+
+    Flags (`--max_size`) become names (`max_size`).
+    """
+    found: dict[str, str] = {}
+    for owner in reversed(config.__mro__):
+        if owner not in (object, BaseModel):
+            found |= dict(_docs_in(owner))
+    return found
+
+
+def _docs_in(owner: type) -> Iterator[tuple[str, str]]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except OSError:
+        return
+    body = cast(ast.ClassDef, tree).body
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            value = text.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield field.target.id, re.sub(r"--(?=[a-z])", "", " ".join(value.value.split()))
+
+
+def _declared(config: type) -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and default of each field."""
+    hints = get_type_hints(config)
+    if is_dataclass(config):
+        for one in fields(config):
+            factory = one.default_factory
+            default = one.default if factory is MISSING else factory()
+            yield one.name, hints[one.name], Parameter.empty if default is MISSING else default
+    else:
+        for name, one in cast(type[BaseModel], config).model_fields.items():
+            required = one.is_required()
+            yield name, hints[name], Parameter.empty if required else one.get_default(call_default_factory=True)
+
+
+def _widened(hint: Any) -> Any:
+    """What a Python caller may give for a field of this type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Path:
+        return Path | str
+    if origin is Literal and "bf16" in arguments:
+        return hint | torch.dtype
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        one = _widened(arguments[0])
+        return one | Sequence[one]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_widened(one) for one in arguments)]  # noqa: UP007
+    return hint
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A value as the config's type checks take it."""
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, torch.dtype):
+        return "float" if value == torch.float32 else dtype_name(value)
+    if isinstance(value, PathLike) and Path not in choices:
+        value = str(value)
+    takes_several = any(get_origin(one) is Sequence for one in choices)
+    is_one = isinstance(value, str | PathLike) or not isinstance(value, Sequence)
+    return (value,) if takes_several and is_one and value is not None else value

@@ -1,0 +1,81 @@
+"""What callers hand over in place of files: checkpoints, LoRAs and images."""
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, runtime_checkable
+
+from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from lbm_lora.configs.values import AlphaIs
+from lbm_lora.errors import ImageError
+
+LoraLike = Path | str | Adapter
+"""A LoRA: the path of its file, or an adapter."""
+
+
+@runtime_checkable
+class ImageLike(Protocol):
+    """An image of PIL, which need not be installed."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """Write it to a path, in a format of Pillow's name."""
+        ...
+
+
+Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
+"""An image, a folder, a glob, an image of PIL, or a list of those."""
+
+
+def adapter_of(lora: LoraLike, alpha_is: AlphaIs = "auto") -> Adapter:
+    """An adapter as it is, or that of a file; see `load_adapter`."""
+    return lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
+
+
+def listed(loras: LoraLike | Sequence[LoraLike]) -> list[LoraLike]:
+    """One LoRA or several, as a list."""
+    return [loras] if isinstance(loras, LoraLike) else list(loras)
+
+
+def path_of(lora: LoraLike, label: str) -> Path:
+    """What messages and reports call a LoRA: its path, or where it has none a label."""
+    path = Path(lora) if isinstance(lora, str | Path) else lora.path
+    return path or Path(label)
+
+
+def opened_pair(stack: ExitStack, base: CheckpointLike, tuned: CheckpointLike) -> tuple[Checkpoint, Checkpoint]:
+    """Base and tuned, open until the stack is left."""
+    return (
+        stack.enter_context(open_checkpoint(base, label="base state dict")),
+        stack.enter_context(open_checkpoint(tuned, label="tuned state dict")),
+    )
+
+
+@contextmanager
+def image_files(images: Images) -> Generator[str | tuple[str, ...]]:
+    """Images as the workflows take them: the text of an image, folder or glob, or several.
+
+    Images of PIL are PNG files in a temporary folder meanwhile, `image-1.png` and so on.
+
+    Raises:
+        ImageError: an image of PIL has a mode that PNG does not hold.
+    """
+    if isinstance(images, str | Path):
+        yield str(images)
+        return
+    several = [images] if isinstance(images, ImageLike) else list(images)
+    with TemporaryDirectory(prefix="lbm-lora-") as folder:
+        files = [Path(folder) / f"image-{number}.png" for number in range(1, len(several) + 1)]
+        yield tuple(_file(image, path) for image, path in zip(several, files, strict=True))
+
+
+def _file(image: Path | str | ImageLike, path: Path) -> str:
+    """The text of a path, or of the file that an image is written to."""
+    if isinstance(image, str | Path):
+        return str(image)
+    try:
+        image.save(path, format="PNG")
+    except OSError as error:
+        raise ImageError(f"{path.stem}: {error}. Give it in mode RGB: image.convert('RGB').") from None
+    return str(path)
