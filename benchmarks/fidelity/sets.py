@@ -28,15 +28,16 @@ class Recipe:
 
     statistics: str = ""  # name of those that it is extracted with; none: the error of the weights counts
     small: bool = False  # the sizes lie below that of rank 1
-    flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of `extract`; `ranks` instead of sizes
+    flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of `extract`
+    ranks: Mapping[int, int] = field(default_factory=dict[int, int])  # rank -> conv rank, instead of sizes
     refines: str = ""  # the set whose files are refined; nothing is extracted then
 
 
 _INT8 = {"save_precision": "int8"}
 _COUNTS = {f"images_{count}": count for count in (1, 4, 16)}
 RECIPES: Mapping[str, Recipe] = {
-    "plain": Recipe(flags={"rank": RANKS[-1], "conv_rank": RANKS[-1], "ranks": RANKS}),
-    "plain_convs": Recipe(flags={"rank": RANKS[-2], "conv_rank": 2 * RANKS[-2], "ranks": RANKS[:-1]}),
+    "plain": Recipe(ranks={rank: rank for rank in RANKS}),
+    "plain_convs": Recipe(ranks={rank: 2 * rank for rank in RANKS[:-1]}),
     "full": Recipe(statistics="full"),
     "small": Recipe(statistics="full", small=True),
     "int8": Recipe(statistics="full", flags=_INT8),
@@ -87,9 +88,13 @@ class Sets:
         started = time.monotonic()
         if recipe.refines:
             results = [self._refine(f"{recipe.refines}_{size}", f"{name}_{size}") for size in sizes]
+        elif recipe.ranks:
+            results = [
+                self._extract(f"{name}_r{rank}", rank=rank, conv_rank=conv, **flags)
+                for rank, conv in recipe.ranks.items()
+            ]
         else:
-            flags |= {} if "ranks" in flags else {"max_size": sizes}
-            first = lbm_lora(arguments("extract", **self._pair, save_to=self._lora(name), device="cpu", **flags))
+            first = self._extract(name, max_size=sizes, **flags)
             results = [first, *first["further"]]
         seconds = round(time.monotonic() - started, 1)
         files = {
@@ -98,12 +103,15 @@ class Sets:
         }
         return {"seconds": seconds, "files": files}
 
+    def _extract(self, name: str, **flags: Any) -> dict[str, Any]:
+        return lbm_lora(arguments("extract", **self._pair, save_to=self._lora(name), device="cpu", **flags))
+
     def _sizes(self, recipe: Recipe) -> tuple[str, ...]:
         """The names of a set's files: sizes that `extract` takes, or ranks."""
         if recipe.refines:
             return tuple(self.measured(recipe.refines)["files"])
-        if "ranks" in recipe.flags:
-            return tuple(f"r{rank}" for rank in RANKS if rank in recipe.flags["ranks"])
+        if recipe.ranks:
+            return tuple(f"r{rank}" for rank in recipe.ranks)
         plain = self.measured("plain")["files"]
         if not recipe.small:
             return tuple(f"{file['nbytes']}B" for file in plain.values())

@@ -85,7 +85,13 @@ class Bench:
         return self.options.work / f"out-{self.options.scale:g}" / name
 
     def extract(
-        self, output: Path, *, rank: int = RANK, conv_rank: int = CONV_RANK, inputs: Sequence[Path] = (), **flags: Any
+        self,
+        output: Path,
+        *,
+        rank: int = RANK,
+        conv_rank: int | None = CONV_RANK,
+        inputs: Sequence[Path] = (),
+        **flags: Any,
     ) -> Job:
         """The command `extract` on the pair."""
         stems = [f"{output.stem}_r{rank}" for rank in flags["ranks"]] if "ranks" in flags else [output.stem]

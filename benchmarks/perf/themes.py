@@ -70,8 +70,8 @@ def full_rank(bench: Bench) -> dict[str, Any]:
 def several(bench: Bench) -> dict[str, Any]:
     """Several ranks in one pass beside one run of the largest."""
     path, rank = bench.path("several.safetensors"), max(SEVERAL)
-    one = bench.extract(path, rank=rank, conv_rank=rank // 2)
-    all_of_them = bench.extract(path, rank=rank, conv_rank=rank // 2, ranks=SEVERAL)
+    one = bench.extract(path, rank=rank, conv_rank=None)
+    all_of_them = bench.extract(path, rank=rank, conv_rank=None, ranks=SEVERAL)
     return {"runs": bench.side_by_side({"one": one, "several": all_of_them}), "ranks": list(SEVERAL)}
 
 

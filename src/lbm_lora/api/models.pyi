@@ -97,7 +97,7 @@ def layers(
     patterns: str | Sequence[str] = (),
     *,
     rank: int = 32,
-    conv_rank: int = 16,
+    conv_rank: int | None = None,
 ) -> layers_workflow.LayersResult:
     """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes.
 
@@ -105,7 +105,7 @@ def layers(
         model: a checkpoint, base or tuned: a path, an open one or a state dict.
         patterns: part of a name, a glob, or re:REGEX; one or several. None: every layer.
         rank: Rank of linear layers, for the size.
-        conv_rank: Rank of conv layers, for the size.
+        conv_rank: Rank of conv layers, for the size. Default: half of the rank.
 
     Returns:
         The selected `layers`, and sums over them.

@@ -15,5 +15,5 @@ class LayersConfig:
     """List only layers that match one of these: part of a name, a glob, or re:REGEX. Default: every layer."""
     rank: Count = 32
     """Rank of linear layers, for the size."""
-    conv_rank: Count = 16
-    """Rank of conv layers, for the size."""
+    conv_rank: Count | None = None
+    """Rank of conv layers, for the size. Default: half of the rank."""

@@ -12,13 +12,13 @@ class RankOptions:
 
     rank: Count = 32
     """Rank of linear layers. 9999: as high as each matrix allows."""
-    conv_rank: Count = 16
-    """Rank of conv layers. 9999: as high as each matrix allows."""
+    conv_rank: Count | None = None
+    """Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999."""
     ranks: tuple[Count, ...] = ()
     """Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors and so on.
-    Conv ranks follow in the proportion of --conv_rank to --rank."""
+    The conv rank of each is half of its rank, or --conv_rank for all."""
     max_size: Annotated[tuple[str, ...], Named("SIZE")] = ()
-    """Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB, 1.5GB). Several
+    """Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB, 800KB). Several
     sizes give several LoRAs: LORA_200MB.safetensors and so on."""
     max_error: Annotated[float | None, Named("SHARE")] = None
     """Write the smallest file whose total relative error of the weights is at most this: above 0, up to 1 (0.3: 30 %).

@@ -14,9 +14,11 @@ from lbm_lora.extraction.rules import (
     RankRule,
     SizeLimits,
 )
-from lbm_lora.factorize import FULL_RANK, FixedRank
+from lbm_lora.factorize import FixedRank
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(I?))?(B?)\s*", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3}
+_FEWEST_BYTES = 10_000  # a number without a unit below it is no size of a LoRA, but a unit that was forgotten
 
 
 _LIMITS: dict[str, tuple[type[ErrorLimit | PsnrFloor | EnergyShare | ModuleErrorLimit], float]] = {
@@ -52,9 +54,9 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
     if option == "max_size":
         return SizeLimits(nbytes=tuple(map(parse_nbytes, options.max_size)), words=options.max_size)
     if option == "ranks":
-        pairs = (FixedRank(linear=one, conv=_conv_rank(one, options)) for one in options.ranks)
-        return FixedRanks(ranks=tuple(pairs), is_named=True)
-    return FixedRanks(ranks=(FixedRank(linear=options.rank, conv=options.conv_rank),))
+        ranks = tuple(FixedRank.of(one, options.conv_rank) for one in options.ranks)
+        return FixedRanks(ranks=ranks, is_named=True)
+    return FixedRanks(ranks=(FixedRank.of(options.rank, options.conv_rank),))
 
 
 def _limit(option: str, value: float) -> RankRule:
@@ -98,20 +100,21 @@ def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
 
 
 def parse_nbytes(text: str) -> int:
-    """`200MB`, `1.5 GB`, `800kB` or plain bytes -> bytes; units are powers of ten.
+    """`200MB`, `1.5 gb`, `800k` or `200MiB` -> bytes. KB, MB and GB are powers of 1000, KiB, MiB and GiB of 1024.
 
     Raises:
-        ConfigError: it is no size.
+        ConfigError: it is no size, or a small number without a unit.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgG]?)[iI]?[bB]?\s*", text)
-    nbytes = round(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    match = _SIZE.fullmatch(text)
+    nbytes = 0
+    if match:
+        number, unit, binary, byte = match.groups()
+        nbytes = round(float(number) * (1024 if binary else 1000) ** _POWERS[(unit or "").upper()])
+        if 0 < nbytes < _FEWEST_BYTES and not unit and not byte:
+            raise ConfigError(
+                Option("max_size"),
+                f" {text}: {number} of what? Give a unit: {number}MB or {number}KB.",
+            )
     if nbytes < 1:
         raise ConfigError(Option("max_size"), f" {text}: give a size such as 200MB or 1.5GB.")
     return nbytes
-
-
-def _conv_rank(one: int, options: RankOptions) -> int:
-    """The conv rank that belongs to one of several ranks; full rank stays full."""
-    if one >= FULL_RANK:
-        return FULL_RANK
-    return max(1, round(one * options.conv_rank / options.rank)) if options.rank > 0 else one

@@ -16,6 +16,12 @@ class FixedRank:
     linear: int = 32
     conv: int = 16
 
+    @classmethod
+    def of(cls, linear: int, conv: int | None = None) -> "FixedRank":
+        """A rank, and the conv rank that goes with it where none is given: half of it, rounded up; full stays full."""
+        half = linear if linear >= FULL_RANK else (linear + 1) // 2
+        return cls(linear=linear, conv=half if conv is None else conv)
+
     def __post_init__(self) -> None:
         for name, value in (("rank", self.linear), ("conv_rank", self.conv)):
             if value < 1:

@@ -45,6 +45,10 @@ class ExtractResult:
     adapter: Path
     sidecar: Path
     nbytes: int
+    linear_rank: int
+    """As given, else the highest that was chosen."""
+    conv_rank: int
+    """Likewise, of conv layers."""
     report: WeightReport
     notes: tuple[str, ...]
     predicted: Prediction | None = None
@@ -228,6 +232,8 @@ def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: 
         adapter=path,
         sidecar=sidecar,
         nbytes=path.stat().st_size,
+        linear_rank=found.output.rank,
+        conv_rank=found.output.conv_rank,
         report=weight_report(ledger, base=labels[0], tuned=labels[1], adapter=path.name),
         notes=(FOR_THE_OUTPUT,) if config.statistics is not None else (),
         predicted=found.predicted,

@@ -67,7 +67,7 @@ run_layers = run
 
 def listed(config: LayersConfig, checkpoint: Checkpoint) -> LayersResult:
     """The layers of an open checkpoint."""
-    ranks = FixedRank(linear=config.rank, conv=config.conv_rank)
+    ranks = FixedRank.of(config.rank, config.conv_rank)
     component = checkpoint.component()
     modules = dict(_weights(component))
     chosen = select(modules, config.patterns, prefix=component.prefix) if config.patterns else set(modules)

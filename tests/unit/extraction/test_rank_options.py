@@ -23,7 +23,9 @@ def rule_of(*, is_calibrated: bool = False, has_images: bool = False, **options:
     ("options", "rule"),
     [
         ({}, FixedRanks(ranks=(FixedRank(linear=32, conv=16),))),
-        ({"rank": 8, "conv_rank": 4}, FixedRanks(ranks=(FixedRank(linear=8, conv=4),))),
+        ({"rank": 16}, FixedRanks(ranks=(FixedRank(linear=16, conv=8),))),
+        ({"rank": 9999}, FixedRanks(ranks=(FixedRank(linear=9999, conv=9999),))),
+        ({"rank": 8, "conv_rank": 8}, FixedRanks(ranks=(FixedRank(linear=8, conv=8),))),
         ({"max_size": ("200MB", "1 kB")}, SizeLimits(nbytes=(200_000_000, 1000), words=("200MB", "1 kB"))),
         ({"max_error": 0.3}, ErrorLimit(option="max_error", value=0.3)),
         ({"max_output_error": 1.5, "is_calibrated": True}, ErrorLimit(option="max_output_error", value=1.5)),
@@ -40,15 +42,13 @@ def test_each_option_asks_for_its_rule(options: dict[str, object], rule: RankRul
 
 
 @pytest.mark.parametrize(
-    ("rank", "conv_rank", "pairs"),
-    [
-        (32, 16, {16: 8, 64: 32, 3: 2, 1: 1, FULL_RANK: FULL_RANK}),
-        (10, 30, {5: 15, 20: 60}),
-        (100, 1, {8: 1}),
-    ],
+    ("conv_rank", "pairs"),
+    [(None, {16: 8, 64: 32, 3: 2, 1: 1, FULL_RANK: FULL_RANK}), (16, {16: 16, 64: 16, FULL_RANK: 16})],
 )
-def test_of_several_ranks_each_has_a_conv_rank_in_proportion(rank: int, conv_rank: int, pairs: dict[int, int]) -> None:
-    found = rule_of(rank=rank, conv_rank=conv_rank, ranks=tuple(pairs))
+def test_of_several_ranks_each_has_half_of_it_for_convs_or_what_is_given(
+    conv_rank: int | None, pairs: dict[int, int]
+) -> None:
+    found = rule_of(conv_rank=conv_rank, ranks=tuple(pairs))
     wanted = tuple(FixedRank(linear=linear, conv=conv) for linear, conv in pairs.items())
     assert found == FixedRanks(ranks=wanted, is_named=True)
 
@@ -99,26 +99,37 @@ def test_what_cannot_be_is_said(options: dict[str, object], text: str) -> None:
 
 @given(
     number=st.integers(1, 10**6),
-    unit=st.sampled_from([("", 0), ("k", 3), ("M", 6), ("G", 9)]),
-    end=st.sampled_from(["", "B", "b", "iB"]),
+    unit=st.sampled_from([("k", 1), ("M", 2), ("G", 3)]),
+    end=st.sampled_from(["", "B", "b", "iB", "ib", "I"]),
     space=st.sampled_from(["", " "]),
 )
-def test_a_unit_is_a_power_of_ten(number: int, unit: tuple[str, int], end: str, space: str) -> None:
-    letter, exponent = unit
+def test_a_unit_is_a_power_of_1000_and_one_with_i_of_1024(
+    number: int, unit: tuple[str, int], end: str, space: str
+) -> None:
+    letter, power = unit
+    base = 1024 if "i" in end.lower() else 1000
     for text in (letter, letter.lower(), letter.upper()):
-        assert parse_nbytes(f"{number}{space}{text}{end}") == number * 10**exponent
+        assert parse_nbytes(f"{number}{space}{text}{end}") == number * base**power
 
 
 @pytest.mark.parametrize(
-    ("text", "nbytes"), [("1.5 GB", 1_500_000_000), ("0.25MB", 250_000), (" 7 ", 7), ("1.001kB", 1001)]
+    ("text", "nbytes"),
+    [("1.5 GB", 1_500_000_000), ("0.25MB", 250_000), (" 7b ", 7), ("1.001kB", 1001), ("10000", 10_000)],
 )
 def test_a_size_may_have_decimals_and_spaces(text: str, nbytes: int) -> None:
     assert parse_nbytes(text) == nbytes
 
 
 @pytest.mark.parametrize(
-    "text", ["", "MB", "0MB", "0.0", "0.4", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs"]
+    "text", ["", "MB", "0MB", "0.0", "0.4", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs", "5iB"]
 )
 def test_what_is_no_size_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(f'max_size {text}: give a size such as 200MB or 1.5GB.')}$"):
         parse_nbytes(text)
+
+
+@pytest.mark.parametrize("number", ["200", "1.5", "9999"])
+def test_a_small_number_without_a_unit_is_asked_back(number: str) -> None:
+    text = f"max_size {number}: {number} of what? Give a unit: {number}MB or {number}KB."
+    with pytest.raises(ConfigError, match=f"^{re.escape(text)}$"):
+        rule_of(max_size=(number,))

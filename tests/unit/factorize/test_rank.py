@@ -32,3 +32,16 @@ def test_a_rank_below_one_is_refused(rank: int) -> None:
     with pytest.raises(InputError) as caught:
         FixedRank(conv=rank)
     assert str(caught.value) == f"conv_rank is {rank}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("linear", "conv", "expected"),
+    [(32, None, 16), (16, None, 8), (3, None, 2), (1, None, 1), (9999, None, 9999), (16, 16, 16), (9999, 4, 4)],
+)
+def test_a_conv_rank_is_half_of_the_rank_unless_it_is_given(linear: int, conv: int | None, expected: int) -> None:
+    assert FixedRank.of(linear, conv) == FixedRank(linear=linear, conv=expected)
+
+
+def test_a_rank_below_one_is_named_before_its_half() -> None:
+    with pytest.raises(InputError, match=r"^rank is 0: "):
+        FixedRank.of(0)

@@ -1,11 +1,13 @@
 """The results of what makes, measures and improves LoRAs: extract, validate, calibrate, refine."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present.lines import layer_lines, paragraphs, written
+from lbm_lora.factorize import FULL_RANK
 from lbm_lora.report import Report, full_text, short_text
-from lbm_lora.report.text.tables import numbers, table
-from lbm_lora.report.wording import megabytes, plural
+from lbm_lora.report.text.tables import numbers, table, words
+from lbm_lora.report.wording import megabytes, percent, plural
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.calibrate import CalibrateResult
@@ -15,15 +17,23 @@ if TYPE_CHECKING:
 
 
 def extract(result: "ExtractResult", verbose: bool) -> str:
-    """The errors of the weights, what was predicted and measured, and the files; then those of the further LoRAs."""
+    """The errors of the weights, what was predicted and measured, and the files; of several LoRAs a table."""
+    every = [result, *result.further]
+    if len(every) > 1:
+        return paragraphs(
+            *(f"{one.adapter.name}\n{layer_lines(one.report, verbose)}" for one in every if verbose),
+            _comparison(every),
+            "\n".join(result.notes),
+            written(*(path for one in every for path in (one.adapter, one.sidecar))),
+        )
     return paragraphs(
         layer_lines(result.report, verbose),
         short_text(Report(weights=result.report)),
+        _ranks(result),
         "\n".join(result.notes),
         _predictions(result),
         _tried_images(result),
         written(result.adapter, result.sidecar),
-        *(extract(further, verbose) for further in result.further),
     )
 
 
@@ -59,6 +69,41 @@ def refine(result: "RefineResult", _: bool) -> str:
         f"{after.typical:.3%}, worst {before.worst:.3%} -> {after.worst:.3%}; {kept}."
     )
     return paragraphs(f"Learnt from {plural(result.images, 'image')}.", measured, written(result.adapter))
+
+
+def _ranks(result: "ExtractResult") -> str:
+    """What was asked for, or the highest that was chosen."""
+    if _is_chosen(result):
+        return f"Ranks chosen for all layers together: up to {result.linear_rank}, of convs up to {result.conv_rank}."
+    return f"Rank {_rank(result.linear_rank)}, conv rank {_rank(result.conv_rank)}, each as far as its matrix allows."
+
+
+def _is_chosen(result: "ExtractResult") -> bool:
+    return bool(result.sizes)
+
+
+def _comparison(results: "Sequence[ExtractResult]") -> str:
+    """LoRAs of several ranks or sizes side by side."""
+    first = results[0]
+    is_output = first.predicted is not None and first.predicted.of == "output"
+    heads = ["rank", "conv rank", "bytes", "error of weights"]
+    heads += ["of output"] if is_output else []
+    heads += ["PSNR", "worst"] if first.images is not None else []
+    rows: list[list[str]] = []
+    for one in results:
+        row = [_rank(one.linear_rank), _rank(one.conv_rank), megabytes(one.nbytes), percent(one.report.relative_error)]
+        if is_output and one.predicted is not None:
+            row.append(percent(one.predicted.error))
+        if one.images is not None:
+            row += [f"{one.images.mean_psnr:.1f}", f"{one.images.worst_psnr:.1f}"]
+        rows.append([*row, one.adapter.name])
+    highest = ", with the highest of the ranks" if _is_chosen(first) else ""
+    head = f"{plural(len(results), 'LoRA')}: {first.report.base} + LoRA against {first.report.tuned}{highest}"
+    return "\n".join([head, *table([*map(numbers, heads), words("file")], rows)])
+
+
+def _rank(rank: int) -> str:
+    return "full" if rank >= FULL_RANK else f"{rank:,}"
 
 
 def _predictions(result: "ExtractResult") -> str:

@@ -56,23 +56,23 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sets:
     return made
 
 
-def test_plain_is_one_command_with_all_ranks(sets: Sets, lines: list[list[str]]) -> None:
+def test_plain_is_a_command_for_each_rank(sets: Sets, lines: list[list[str]]) -> None:
     found = sets.measured("plain")
     assert list(found["files"]) == ["r1", "r2", "r4", "r8", "r16"]
-    assert found["files"]["r2"] == {"nbytes": len("plain_1"), "predicted": None}
-    assert len(lines) == 1
-    assert ["1", "2", "4", "8", "16"] in _values(lines[0])
+    assert found["files"]["r2"] == {"nbytes": len("plain_r2"), "predicted": None}
+    assert len(lines) == 5
+    assert "--rank 2 --conv_rank 2" in " ".join(lines[1])
     assert sets.measured("plain") == found
-    assert len(lines) == 1  # what was made is not made again
+    assert len(lines) == 5  # what was made is not made again
 
 
 def test_a_calibrated_set_has_plains_sizes_and_statistics(sets: Sets, lines: list[list[str]]) -> None:
     found = sets.measured("int8")
-    assert list(found["files"]) == ["7B"]  # five files of equal size have one name here
-    assert [line[0] for line in lines] == ["extract", "calibrate", "extract"]
-    assert lines[2][-2:] == ["--max_size", *["7B"] * 5][-2:]
-    assert "--save_precision" in lines[2]
-    assert str(lines[2][lines[2].index("--calibration") + 1]).endswith("full.statistics.safetensors")
+    assert list(found["files"]) == ["8B", "9B"]  # five files, of which four have one size and so one name here
+    assert [line[0] for line in lines] == [*["extract"] * 5, "calibrate", "extract"]
+    assert ["8B", "8B", "8B", "8B", "9B"] in _values(lines[6])
+    assert "--save_precision" in lines[6]
+    assert str(lines[6][lines[6].index("--calibration") + 1]).endswith("full.statistics.safetensors")
     assert "full" in sets.calibration_seconds()
 
 
@@ -86,8 +86,8 @@ def test_refining_takes_the_files_of_another_set(sets: Sets, lines: list[list[st
     sets.measured("refined")
     refine = lines[-1]
     assert refine[0] == "refine"
-    assert Path(refine[refine.index("--lora_path") + 1]).name == "full_7B.safetensors"
-    assert Path(refine[refine.index("--save_to") + 1]).name == "refined_7B.safetensors"
+    assert Path(refine[refine.index("--lora_path") + 1]).name == "full_9B.safetensors"
+    assert Path(refine[refine.index("--save_to") + 1]).name == "refined_9B.safetensors"
 
 
 def test_images_are_spread_over_the_list() -> None:

@@ -27,22 +27,31 @@ def extracted(file: File, weights: WeightReport) -> ExtractResult:
         adapter=file("lora.safetensors", 123_456),
         sidecar=file("lora_config.yaml", 300),
         nbytes=123_456,
+        linear_rank=16,
+        conv_rank=8,
         report=weights,
         notes=(),
     )
 
 
+RANKS = "Rank 16, conv rank 8, each as far as its matrix allows."
+
+
 def test_an_extraction(extracted: ExtractResult, short: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert present("extract", extracted) == f"{short}\n\n{WRITTEN}"
+    assert present("extract", extracted) == f"{short}\n\n{RANKS}\n\n{WRITTEN}"
     assert capsys.readouterr() == ("", "")  # what is shown is printed by the caller, once
 
 
+def test_full_rank_is_said_so(extracted: ExtractResult) -> None:
+    text = present("extract", replace(extracted, linear_rank=9999, conv_rank=9999))
+    assert "\n\nRank full, conv rank full, each as far as its matrix allows.\n\n" in text
+
+
 def test_every_layer_with_verbose(extracted: ExtractResult, short: str, verbose: str) -> None:
-    assert present("extract", extracted, verbose=True) == f"{verbose}\n\n{short}\n\n{WRITTEN}"
+    assert present("extract", extracted, verbose=True) == f"{verbose}\n\n{short}\n\n{RANKS}\n\n{WRITTEN}"
 
 
-def test_a_calibrated_extraction(extracted: ExtractResult, short: str, file: File) -> None:
-    further = replace(extracted, adapter=file("small.safetensors", 1_000))
+def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
     result = replace(
         extracted,
         notes=("The VAEs differ.",),
@@ -52,27 +61,51 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str, file: Fil
             Prediction(nbytes=1_246_912, error=0.003, of="output", foreseen=0.004),
         ),
         images=TrialImages(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0),
-        further=(further,),
     )
     assert present("extract", result) == (
         f"{short}\n\n"
+        "Ranks chosen for all layers together: up to 16, of convs up to 8.\n\n"
         "The VAEs differ.\n\n"
         "Predicted relative error of the denoiser's output: 1.235%. Smaller and larger files would give:\n"
         "  61.7 kB  5.000%\n"
         "  1.25 MB  0.300%\n\n"
         "One-step images against the tuned model's, 2 of them: PSNR 41.3 dB in the mean, 40.5 dB at worst "
         "(a.png, predicted 40.0 dB).\n\n"
-        f"{WRITTEN}\n\n"
-        f"{short}\n\n"
-        "wrote small.safetensors (1.0 kB)\n"
-        "wrote lora_config.yaml (0.3 kB)"
+        f"{WRITTEN}"
+    )
+
+
+def test_several_ranks_are_one_table(extracted: ExtractResult, file: File, verbose: str) -> None:
+    further = replace(extracted, adapter=file("full.safetensors", 1_000), linear_rank=9999, conv_rank=9999)
+    result = replace(extracted, further=(further,))
+    table = (
+        "2 LoRAs: base.safetensors + LoRA against tuned.safetensors\n"
+        "  rank  conv rank    bytes  error of weights  file\n"
+        "    16          8  0.12 MB            51.2 %  lora.safetensors\n"
+        "  full       full  0.12 MB            51.2 %  full.safetensors\n\n"
+        f"{WRITTEN}\nwrote full.safetensors (1.0 kB)\nwrote lora_config.yaml (0.3 kB)"
+    )
+    assert present("extract", result) == table
+    assert present("extract", result, verbose=True) == (
+        f"lora.safetensors\n{verbose}\n\nfull.safetensors\n{verbose}\n\n{table}"
+    )
+
+
+def test_several_sizes_show_what_was_predicted_and_measured(extracted: ExtractResult) -> None:
+    prediction = Prediction(nbytes=123_456, error=0.0123456, of="output", foreseen=0.02)
+    images = TrialImages(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0)
+    one = replace(extracted, predicted=prediction, sizes=(prediction,), images=images)
+    assert present("extract", replace(one, further=(one,))).startswith(
+        "2 LoRAs: base.safetensors + LoRA against tuned.safetensors, with the highest of the ranks\n"
+        "  rank  conv rank    bytes  error of weights  of output  PSNR  worst  file\n"
+        "    16          8  0.12 MB            51.2 %     1.23 %  41.3   40.5  lora.safetensors\n"
     )
 
 
 def test_an_error_of_weights_alone_is_predicted_without_a_table(extracted: ExtractResult, short: str) -> None:
     predicted = Prediction(nbytes=1, error=0.5, of="weights", foreseen=0.5)
     assert present("extract", replace(extracted, predicted=predicted)) == (
-        f"{short}\n\nPredicted relative error of the weights: 50.000%.\n\n{WRITTEN}"
+        f"{short}\n\n{RANKS}\n\nPredicted relative error of the weights: 50.000%.\n\n{WRITTEN}"
     )
 
 
