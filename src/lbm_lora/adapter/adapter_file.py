@@ -12,7 +12,16 @@ from torch import Tensor
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
-from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, dtype_of, entry_bytes, open_checkpoint
+from lbm_lora.checkpoint import (
+    NATIVE,
+    FileKind,
+    SafetensorsWriter,
+    TensorSpec,
+    dtype_of,
+    entry_bytes,
+    kind_of,
+    open_checkpoint,
+)
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import dense_dtype, rank_bound
@@ -35,15 +44,30 @@ def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
     """
     path = Path(path)
     with open_checkpoint(path) as file:
+        kind = kind_of(file.specs, file.metadata)
         tensors = {key: file.read(key) for key in file.specs}
         metadata = AdapterMetadata.from_header(file.metadata)
     if not tensors:
         raise AdapterError(f"{path} holds no tensors. Was it written by a run that was stopped?")
+    if kind is not None and kind != NATIVE:
+        raise _wrong_kind(path, kind)
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
         modules = {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
     return Adapter(modules, dense, metadata, prefix, path, torch.int8 if is_eight_bit(tensors) else None)
+
+
+def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
+    """What to do with a file that is no native LoRA."""
+    if kind.role == "foreign":
+        return AdapterError(
+            f"{path} is {kind.name}. This format is not read yet; what is read are LoRAs that lbm-lora or the earlier "
+            "LBM LoRA System wrote. Extract or train one with lbm-lora."
+        )
+    if kind.role == "statistics":
+        return AdapterError(f"{path} is {kind.name}, not a LoRA. Give it with ", Option("calibration"), ".")
+    return AdapterError(f"{path} is {kind.name}, not a LoRA. `lbm-lora extract` makes a LoRA of a tuned checkpoint.")
 
 
 def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[LoraModule]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.calibration.statistics import Origin, Statistics
-from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec, open_checkpoint
+from lbm_lora.checkpoint import STATISTICS_KEY, Checkpoint, SafetensorsWriter, TensorSpec, kind_of, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import Point
@@ -26,7 +26,7 @@ from lbm_lora.naming import ModuleName
 
 FORMAT = "1"
 
-_FORMAT_KEY = "lbm_lora_statistics"
+_FORMAT_KEY = STATISTICS_KEY
 _FACTS_KEY = "lbm_lora_statistics_facts"
 
 
@@ -52,8 +52,11 @@ def load_statistics(path: Path | str) -> Statistics:
     file = open_checkpoint(path)
     found = file.metadata.get(_FORMAT_KEY)
     if found != FORMAT:
-        what = f"statistics of format {found}" if found else "no calibration statistics"
-        raise CheckpointError(f"{path} holds {what}. `lbm-lora calibrate` makes a file of format {FORMAT}.")
+        kind = kind_of(file.specs, file.metadata)
+        what = f"holds statistics of format {found}" if found else "holds no calibration statistics"
+        if kind is not None and not found:
+            what = f"is {kind.name}, not a file of calibration statistics"
+        raise CheckpointError(f"{path} {what}. `lbm-lora calibrate` makes a file of format {FORMAT}.")
     try:
         facts = cast(dict[str, Any], json.loads(file.metadata[_FACTS_KEY]))
         rows = cast(dict[str, tuple[list[int], str, float]], facts["layers"])

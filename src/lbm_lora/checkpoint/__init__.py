@@ -1,6 +1,7 @@
 """Checkpoint files <-> tensors by name. Knows nothing of LoRA or LBM (layer L1)."""
 
 from lbm_lora.checkpoint.fingerprint import Fingerprint, FingerprintBuilder, differing, fingerprint
+from lbm_lora.checkpoint.kinds import NATIVE, STATISTICS_KEY, FileKind, kind_of
 from lbm_lora.checkpoint.pairing import Pairing, ParamPair, pair
 from lbm_lora.checkpoint.reader import Checkpoint, CheckpointLike, Component, open_checkpoint
 from lbm_lora.checkpoint.safetensors_writer import SafetensorsWriter, entry_bytes
@@ -11,7 +12,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointLike",
     "Component",
+    "FileKind",
     "Fingerprint",
+    "NATIVE",
+    "STATISTICS_KEY",
     "FingerprintBuilder",
     "Pairing",
     "ParamPair",
@@ -23,6 +27,7 @@ __all__ = [
     "dtype_of",
     "entry_bytes",
     "fingerprint",
+    "kind_of",
     "open_checkpoint",
     "pair",
 ]

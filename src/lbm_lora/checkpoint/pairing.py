@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lbm_lora.blocks import DeltaSums, Workspace, subtract
+from lbm_lora.checkpoint.kinds import kind_of
 from lbm_lora.checkpoint.reader import Component
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.errors import Option, PairingError, listing
@@ -83,7 +84,7 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
         if alone:
             raise PairingError(
                 f"{len(alone)} of {len(here)} tensors are only in the {side}, {here.path}, and not in {there.path}: "
-                f"{listing(alone)}. Is {there.path.name} of the same network? To leave them out: ",
+                f"{listing(alone)}. {_kinds(base, tuned)}Is {there.path.name} of the same network? To leave them out: ",
                 Option("exclude"),
                 f" '{alone[0]}' and so on.",
             )
@@ -92,6 +93,14 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
     if unequal:
         raise _unequal(base, tuned, unequal)
     return Pairing(base, tuned, tuple(ParamPair(name, base.specs[name], tuned.specs[name]) for name in names))
+
+
+def _kinds(base: Component, tuned: Component) -> str:
+    """What the two files are, where their keys tell that these are different things."""
+    one, other = (kind_of(side.checkpoint.specs, side.checkpoint.metadata) for side in (base, tuned))
+    if one is None or other is None or one == other:
+        return ""
+    return f"{base.path.name} is {one.name}, {tuned.path.name} {other.name}. "
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

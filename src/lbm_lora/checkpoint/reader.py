@@ -17,11 +17,12 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 
 from lbm_lora.checkpoint.keys import normalized_keys
+from lbm_lora.checkpoint.kinds import kind_of
 from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.checkpoint.state_dict import StateDict
 from lbm_lora.checkpoint.torch_file import TorchFile
-from lbm_lora.errors import CheckpointError, listing
+from lbm_lora.errors import CheckpointError, Option, listing
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
 
@@ -90,9 +91,10 @@ class Checkpoint:
         """The part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything.
 
         Raises:
-            CheckpointError: nothing stands under the given prefix.
+            CheckpointError: nothing stands under the given prefix; without one, the file is a LoRA or statistics.
         """
         if prefix is None:
+            self._check_kind()
             prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in self.specs) else ""
         names = [ParamName(key.removeprefix(prefix)) for key in self.specs if key.startswith(prefix)]
         if not names:
@@ -100,6 +102,16 @@ class Checkpoint:
                 f"{self.path} has no tensor under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}."
             )
         return Component(self, prefix, {name: self.specs[prefix + name] for name in names})
+
+    def _check_kind(self) -> None:
+        kind = kind_of(self.specs, self.metadata)
+        if kind is not None and kind.role != "network":
+            option = Option("calibration" if kind.role == "statistics" else "lora_path")
+            raise CheckpointError(
+                f"{self.path} is {kind.name}, not a checkpoint. Give the model's checkpoint here; it goes with ",
+                option,
+                ".",
+            )
 
     def __enter__(self) -> "Checkpoint":
         return self

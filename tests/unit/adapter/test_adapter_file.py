@@ -364,10 +364,39 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_adapter(tmp_path / "x.safetensors")
 
 
-def test_a_checkpoint_is_no_adapter(tmp_path: Path) -> None:
-    save_file({"denoiser.conv_in.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterError, match=r"1 of 1 keys are not native LoRA keys: denoiser\.conv_in\.weight\."):
+def test_keys_that_are_not_known_are_named(tmp_path: Path) -> None:
+    save_file({"layer.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors")
+    with pytest.raises(AdapterError, match=r"1 of 1 keys are not native LoRA keys: layer\.weight\."):
         load_adapter(tmp_path / "x.safetensors")
+
+
+NOT_READ = (
+    "This format is not read yet; what is read are LoRAs that lbm-lora or the earlier LBM LoRA System wrote. "
+    "Extract or train one with lbm-lora."
+)
+EXTRACT = "`lbm-lora extract` makes a LoRA of a tuned checkpoint."
+
+
+@pytest.mark.parametrize(
+    ("key", "metadata", "text"),
+    [
+        ("denoiser.conv_in.weight", {}, f"is an LBM checkpoint, not a LoRA. {EXTRACT}"),
+        ("vae.vae_model.decoder.a", {}, f"is a VAE alone, not a LoRA. {EXTRACT}"),
+        ("lora_unet_mid_block.lora_up.weight", {}, f"is a LoRA in the format of kohya's sd-scripts. {NOT_READ}"),
+        ("unet.mid_block.a.lora_A.weight", {}, f"is a LoRA in the format of diffusers. {NOT_READ}"),
+        (
+            "inputs.a.triangle",
+            {"lbm_lora_statistics": "1"},
+            "is a file of calibration statistics, not a LoRA. Give it with calibration.",
+        ),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path: Path, key: str, metadata: dict[str, str], text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({key: torch.ones(4, 4)}, path, metadata)
+    with pytest.raises(AdapterError) as caught:
+        load_adapter(path)
+    assert str(caught.value) == f"{path} {text}"
 
 
 @pytest.mark.parametrize("which", ["up", "down", "dense"])

@@ -78,6 +78,9 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError, match=r"lora\.safetensors holds no calibration statistics\. `lbm-lora calibr"):
         load_statistics(tmp_path / "lora.safetensors")
+    save_file({"denoiser.a.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors is a LoRA, not a file of calibration statistics\. "):
+        load_statistics(tmp_path / "lora.safetensors")
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     newer = metadata | {"lbm_lora_statistics": "2"}

@@ -64,6 +64,13 @@ def test_pairs_come_in_the_order_of_the_tuned_file(components: Callable[..., tup
     assert [one.name for one in pair(base, tuned)] == list(tuned)
 
 
+def test_two_kinds_of_file_are_named(components: Callable[..., tuple[Component, Component]]) -> None:
+    vae = {"encoder.a": torch.ones(1), "decoder.a": torch.ones(1)}
+    base, tuned = components({"model.diffusion_model.a": torch.ones(1)}, vae)
+    text = " base.safetensors is a single-file Stable Diffusion checkpoint, tuned.safetensors a VAE alone. Is "
+    assert text in error_of(lambda: pair(base, tuned))
+
+
 def test_tensors_that_stand_on_one_side_only_are_listed(components: Callable[..., tuple[Component, Component]]) -> None:
     names = [f"m{number:02}.weight" for number in range(11)]
     few, many = {"x": torch.ones(1)}, {"x": torch.ones(1), **{name: torch.ones(1) for name in names}}

@@ -91,7 +91,7 @@ def test_a_folder_with_several_or_none(save: Save, tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there_names_its_neighbours(save: Save, tmp_path: Path) -> None:
-    missing = tmp_path / "other.ckpt"
+    missing = tmp_path / "no.pth"
     assert error_of(missing) == f"{missing} does not exist. The folder {tmp_path} is empty."
     save("tuned.ckpt", {"a": torch.ones(2)})
     save("base.safetensors", {"a": torch.ones(2)})
@@ -167,6 +167,20 @@ def test_the_component_is_the_denoiser_of_an_lbm(save: Save) -> None:
 def test_the_component_of_another_network_is_everything(save: Save) -> None:
     with open_checkpoint(save("a.ckpt", {"a.weight": torch.ones(2), "b.bias": torch.ones(2)})) as found:
         assert (found.component().prefix, list(found.component())) == ("", ["a.weight", "b.bias"])
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("denoiser.a.lora_up.weight", "is a LoRA, not a checkpoint. "),
+        ("base_model.model.a.lora_A.weight", "is a PEFT adapter, not a checkpoint. "),
+    ],
+)
+def test_a_lora_in_the_place_of_a_checkpoint_is_named(save: Save, key: str, text: str) -> None:
+    path = save("a.safetensors", {key: torch.ones(2)})
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path).component()
+    assert str(caught.value) == f"{path} {text}Give the model's checkpoint here; it goes with lora_path."
 
 
 def test_a_prefix_with_nothing_under_it(save: Save) -> None:
