@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 FORMAT = "1"
+SETTINGS_KEY = "lbm_lora_settings"
+REFINEMENT_KEY = "lbm_lora_refinement"
 _EARLIER_METHOD = "all_layers_analysis"
 
 
@@ -36,6 +38,11 @@ class AdapterMetadata:
         It stores the requested rank as alpha while the stored rank is capped by the matrix: its scaling is 1.
         """
         return self.facts.get("lbm_extraction_method") == _EARLIER_METHOD
+
+    @property
+    def is_made_for_output(self) -> bool:
+        """Whether it was extracted or refined for the denoiser's output: the error of its weights says little then."""
+        return parsed(self.facts, SETTINGS_KEY).get("method") == "calibrated" or REFINEMENT_KEY in self.facts
 
     def to_header(self) -> dict[str, str]:
         """The strings for the header."""
@@ -79,7 +86,7 @@ def extraction_facts(
         "lbm_lora_architecture": "latent-bridge-matching",
         "lbm_lora_counts": _json(counts),
         "lbm_lora_errors": _json({key: float(f"{value:.6g}") for key, value in errors.items()}),
-        "lbm_lora_settings": _json(settings),
+        SETTINGS_KEY: _json(settings),
     }
 
 

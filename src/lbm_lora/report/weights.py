@@ -68,6 +68,8 @@ class WeightReport:
         noise_floor: share of the change's norm that storage rounding of tuned makes up.
         bands: lora modules per documented band of the relative error.
         best, worst: lora modules by relative error; empty where there are none.
+        made_for_output: the file says that it was made for the denoiser's output (calibrated or refined), of which the
+            error of the weights says little.
     """
 
     base: str
@@ -92,6 +94,7 @@ class WeightReport:
     worst: str
     blocks: tuple[BlockResult, ...]
     rows: tuple[TensorResult, ...]
+    made_for_output: bool = False
 
     @property
     def band(self) -> Band:
@@ -100,13 +103,20 @@ class WeightReport:
 
 
 def weight_report(
-    ledger: Ledger, *, base: str, tuned: str, adapter: str, failed: Sequence[ParamName] = ()
+    ledger: Ledger,
+    *,
+    base: str,
+    tuned: str,
+    adapter: str,
+    failed: Sequence[ParamName] = (),
+    made_for_output: bool = False,
 ) -> WeightReport:
     """Sum up a ledger.
 
     Args:
         base, tuned, adapter: names for the reader, without folders.
         failed: names of the adapter that match no tensor.
+        made_for_output: see `WeightReport`.
     """
     total = ledger.total()
     lora = ledger.of(Status.LORA)
@@ -136,6 +146,7 @@ def weight_report(
         worst=ordered[-1].name if ordered else "",
         blocks=_blocks(ledger, total),
         rows=tuple(_tensor(row, total) for row in ledger),
+        made_for_output=made_for_output,
     )
 
 

@@ -79,6 +79,23 @@ def verdict(relative_error: float) -> str:
     return f"{band.upper()} ({next(meaning for name, _, meaning in BANDS if name == band)})"
 
 
+OF_WEIGHTS_ALONE = (
+    "The LoRA was made for the denoiser's output and spends its bytes where that depends on them: the error of the "
+    "weights is not its measure."
+)
+OF_ALL_WEIGHTS_ALIKE = "The error of the weights counts every change alike, whether the image depends on it or not."
+
+
+def weights_verdict(relative_error: float, *, made_for_output: bool) -> str:
+    """The documented band of an error; of a LoRA that was made for the output, that the band is not about it."""
+    return "not the measure of this LoRA" if made_for_output else verdict(relative_error)
+
+
+def levels(psnr: float) -> str:
+    """What a PSNR is in an 8-bit image: `0.36 of 255 levels` of mean squared difference, as its root."""
+    return "equal" if psnr == math.inf else f"{255 * 10 ** (-psnr / 20):.2g} of 255 levels"
+
+
 def error_meaning(relative_error: float) -> str:
     """What a total relative error says about the change that the fine-tune made, in one sentence."""
     if relative_error == 0:

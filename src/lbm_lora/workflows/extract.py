@@ -28,14 +28,10 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
+from lbm_lora.report.wording import OF_WEIGHTS_ALONE
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
-
-FOR_THE_OUTPUT = (
-    "Made for the denoiser's output: bands and errors of the weights say little about it. What counts is the error of "
-    "the output, and images: lbm-lora validate --images."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,9 +230,23 @@ def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: 
         nbytes=path.stat().st_size,
         linear_rank=found.output.rank,
         conv_rank=found.output.conv_rank,
-        report=weight_report(ledger, base=labels[0], tuned=labels[1], adapter=path.name),
-        notes=(FOR_THE_OUTPUT,) if config.statistics is not None else (),
+        report=weight_report(
+            ledger,
+            base=labels[0],
+            tuned=labels[1],
+            adapter=path.name,
+            made_for_output=config.statistics is not None,
+        ),
+        notes=(_how_to_measure(config, path),) if config.statistics is not None else (),
         predicted=found.predicted,
         images=found.chosen.images if found.chosen else None,
         sizes=found.sizes,
+    )
+
+
+def _how_to_measure(config: ExtractConfig, lora: Path) -> str:
+    """The line that measures what a LoRA was made for."""
+    return (
+        f"{OF_WEIGHTS_ALONE} To measure that: lbm-lora validate --base_model_path {config.base_model_path} "
+        f"--tuned_model_path {config.tuned_model_path} --lora_path {lora} --images FOLDER"
     )

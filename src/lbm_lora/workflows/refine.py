@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
+from lbm_lora.adapter.metadata import REFINEMENT_KEY
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
@@ -242,7 +243,7 @@ def _metadata(config: RefineConfig, given: Adapter, dtype: torch.dtype, distille
         "worst_error_after": _short(distilled.after.worst),
     }
     kept = {key: value for key, value in given.metadata.facts.items() if key != "lbm_lora_errors"}
-    kept["lbm_lora_refinement"] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return replace(given.metadata, facts=kept)
 
 

@@ -169,7 +169,12 @@ def _weights(
         check_base(each, pairing.base, allow_other_base=config.allow_other_base, found=found)
     base_label, tuned_label = file_labels(base.path, tuned.path)
     report = weight_report(
-        ledger, base=base_label, tuned=tuned_label, adapter=config.lora_path.name, failed=fit.unmatched
+        ledger,
+        base=base_label,
+        tuned=tuned_label,
+        adapter=config.lora_path.name,
+        failed=fit.unmatched,
+        made_for_output=adapter.metadata.is_made_for_output,
     )
     return report, layer_lines(component, adapter)
 

@@ -54,3 +54,16 @@ def test_the_facts_of_an_extraction() -> None:
     assert parsed(facts, "lbm_lora_absent") == {}
     assert not any(value == "sdxl_v10" for value in facts.values())
     assert "ss_base_model_version" not in facts
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_made"),
+    [
+        ({}, False),
+        ({"lbm_lora_settings": '{"method":"plain"}'}, False),
+        ({"lbm_lora_settings": '{"method":"calibrated"}'}, True),
+        ({"lbm_lora_settings": '{"method":"plain"}', "lbm_lora_refinement": "{}"}, True),
+    ],
+)
+def test_a_calibrated_or_refined_file_is_made_for_the_output(facts: dict[str, str], is_made: bool) -> None:
+    assert AdapterMetadata(facts=facts).is_made_for_output is is_made

@@ -26,7 +26,7 @@ KEYS = {
     "weights": [
         *("base", "tuned", "adapter", "tensors", "counts", "excluded_reasons", "matched", "failed", "success_rate"),
         *("relative_error", "lora_error", "mean_module_error", "mean_relative_mean_error", "mean_error", "perfect"),
-        *("left_out_share", "noise_floor", "bands", "best", "worst", "blocks", "rows"),
+        *("left_out_share", "noise_floor", "bands", "best", "worst", "blocks", "rows", "made_for_output"),
     ],
     "blocks": ["block", "tensors", "relative_error", "delta_share", "error_share"],
     "rows": [

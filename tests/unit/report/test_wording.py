@@ -83,3 +83,15 @@ def test_noise_meaning() -> None:
     assert "no part of the change is rounding" in wording.noise_meaning(0.1, 0.0)
     assert wording.noise_meaning(0.001, 0.02).endswith("the error is below it.")
     assert wording.noise_meaning(0.1, 0.02).endswith("no method can tell apart.")
+
+
+def test_levels_of_a_psnr() -> None:
+    # one level of 255, as the root of the mean squared difference, has 20 log10(255) = 48.13 dB
+    assert [wording.levels(psnr) for psnr in (48.1308, 28.1308, 57.0, math.inf)] == [
+        "1 of 255 levels", "10 of 255 levels", "0.36 of 255 levels", "equal",
+    ]  # fmt: skip
+
+
+def test_the_band_is_not_about_a_lora_that_was_made_for_the_output() -> None:
+    assert wording.weights_verdict(0.3, made_for_output=False) == "GOOD (5 to 50 %, minor artifacts)"
+    assert wording.weights_verdict(0.847, made_for_output=True) == "not the measure of this LoRA"

@@ -12,12 +12,30 @@ from lbm_lora.report.outputs import (
     worst_first,
 )
 from lbm_lora.report.text.tables import numbers, paragraph, table, words
-from lbm_lora.report.wording import decibel, distance, megabytes, percent, plural, similarity
+from lbm_lora.report.wording import decibel, distance, levels, megabytes, percent, plural, similarity
 
 _MOST_LINES = 48  # of the scores of single images, but three images at least
 _TIMESTEPS_A_TABLE = 5
 
 Row = tuple[str, ...]
+
+
+def image_verdict(outputs: OutputComparison) -> list[str]:
+    """How near the LoRA's images come, at each number of steps: what a validation with images leads with."""
+    variants = [scores.variant for scores in outputs.images[0].scores]
+    lora = variants[min(1, len(variants) - 1)]  # the variant after the base
+    base = {entry.steps: entry for entry in outputs.summary if entry.variant == variants[0] != lora}
+    lines: list[str] = []
+    for entry in (entry for entry in outputs.summary if entry.variant == lora):
+        where = f"Images at {plural(entry.steps, 'step')}, {len(outputs.images)} against those of {outputs.reference}: "
+        if entry.worst_psnr == math.inf:
+            lines += paragraph(f"{where}equal in every value.", indent=0)
+            continue
+        alone = base.get(entry.steps)
+        beside = f" The base alone: {decibel(alone.mean_psnr)} dB." if alone is not None else ""
+        found = f"PSNR {decibel(entry.mean_psnr)} dB mean, {decibel(entry.worst_psnr)} worst ({entry.worst_image}, "
+        lines += paragraph(f"{where}{found}off by {levels(entry.worst_psnr)}, RMS).{beside}", indent=0)
+    return lines
 
 
 def output_lines(outputs: OutputComparison) -> list[str]:

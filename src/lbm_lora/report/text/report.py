@@ -6,10 +6,20 @@ from lbm_lora.factorize import rank_bound
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.report.digest import block_order, error_named, ledger_entries, rank_summary, worst_modules
 from lbm_lora.report.document import Report
-from lbm_lora.report.text.outputs import image_lines, output_facts, output_lines
+from lbm_lora.report.text.outputs import image_lines, image_verdict, output_facts, output_lines
 from lbm_lora.report.text.tables import facts, numbers, paragraph, table, words
 from lbm_lora.report.weights import TensorResult, WeightReport
-from lbm_lora.report.wording import dimensions, error_meaning, noise_meaning, percent, plural, share, verdict
+from lbm_lora.report.wording import (
+    OF_ALL_WEIGHTS_ALIKE,
+    OF_WEIGHTS_ALONE,
+    dimensions,
+    error_meaning,
+    noise_meaning,
+    percent,
+    plural,
+    share,
+    weights_verdict,
+)
 
 _MOST_BLOCKS = 30
 
@@ -21,14 +31,16 @@ def full_text(report: Report, *, worst: int = 10) -> str:
         worst: how many of the worst lora modules are listed.
     """
     weights = report.weights
+    images = [] if report.outputs is None else [image_verdict(report.outputs), output_lines(report.outputs)]
     sections = [
         _head(weights),
+        *images,
         _ledger(weights),
         _modules(weights),
-        _total(weights),
+        _total(weights, has_images=report.outputs is not None),
         _blocks(weights),
         _worst(weights, worst),
-        *([] if report.outputs is None else [output_lines(report.outputs), image_lines(report.outputs)]),
+        *([] if report.outputs is None else [image_lines(report.outputs)]),
         _notes(report),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -39,16 +51,16 @@ def short_text(report: Report) -> str:
     weights = report.weights
     counts = " + ".join(f"{count:,} {status}" for status, count in weights.counts.items())
     lines = [
+        *([] if report.outputs is None else output_facts(report.outputs)),
         ("ledger", f"{counts} = {plural(weights.tensors, 'tensor')}"),
         *_ranks(weights),
         ("successfully tested", f"{weights.matched:,} of {_found(weights):,} modules found"),
         ("perfect matches (error < 0.001)", f"{weights.perfect:,} of {weights.matched:,}"),
         ("average error", f"{weights.mean_error:.8f}"),
         ("average relative error", percent(weights.mean_relative_mean_error)),
-        ("total relative error", f"{percent(weights.relative_error)}  {verdict(weights.relative_error)}"),
+        ("total relative error", _error(weights)),
         _left_out(weights),
         ("noise floor", percent(weights.noise_floor)),
-        *([] if report.outputs is None else output_facts(report.outputs)),
     ]
     return "\n".join([*_head(weights), *facts(lines), *_notes(report)])
 
@@ -94,10 +106,25 @@ def _modules(weights: WeightReport) -> list[str]:
     return ["Modules", *facts(lines), *table([words(), numbers(), words()], extremes), *failed]
 
 
-def _total(weights: WeightReport) -> list[str]:
+def _error(weights: WeightReport) -> str:
+    band = weights_verdict(weights.relative_error, made_for_output=weights.made_for_output)
+    return f"{percent(weights.relative_error)}  {band}"
+
+
+def _measure(weights: WeightReport, *, has_images: bool) -> list[str]:
+    """What the error of the weights says of images."""
+    if has_images:
+        return paragraph(f"The images above are the measure. {OF_ALL_WEIGHTS_ALIKE}")
+    if weights.made_for_output:
+        return paragraph(f"{OF_WEIGHTS_ALONE} To measure that: lbm-lora validate with --images FOLDER.")
+    return []
+
+
+def _total(weights: WeightReport, *, has_images: bool) -> list[str]:
     """The error, over all deltas of the component, and what it means."""
     return [
-        f"Total relative error: {percent(weights.relative_error)}  {verdict(weights.relative_error)}",
+        f"Total relative error of the weights: {_error(weights)}",
+        *_measure(weights, has_images=has_images),
         *paragraph(f"Frobenius, over all {weights.tensors:,} deltas, those left out of the file included."),
         *paragraph(error_meaning(weights.relative_error)),
         *facts(

@@ -19,6 +19,26 @@ from lbm_lora.report import (
 FULL = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
 
+Images at 1 step, 2 against those of tuned: PSNR 40.50 dB mean, 40.50 worst (cup.png, off by 2.4 of
+255 levels, RMS). The base alone: 16.12 dB.
+Images at 2 steps, 2 against those of tuned: PSNR 40.00 dB mean, 39.00 worst (cup.png, off by 2.9 of
+255 levels, RMS). The base alone: 17.00 dB.
+
+Outputs against tuned, on equal latents: 2 images, seed 0, fp32 on cpu
+  Mean and worst of the images, PSNR in dB. LPIPS by vgg. The mean PSNR leaves out images that are
+  equal to the reference's.
+  steps  variant       PSNR  worst    SSIM   worst   LPIPS   worst  worst image
+      1  base         16.12  14.00  0.6061  0.5000  0.5000  0.6000  tree.jpg
+         base + LoRA  40.50  40.50  0.9999  0.9999  0.0063  0.0125  cup.png
+      2  base         17.00  15.00  0.6350  0.5500  0.4000  0.5000  tree.jpg
+         base + LoRA  40.00  39.00  0.9856  0.9800  0.0100  0.0200  cup.png
+
+  timestep  variant      denoiser error   worst  worst image
+      1000  base                 60.0 %  70.0 %  tree.jpg
+            base + LoRA          2.00 %  4.00 %  cup.png
+       500  base                 70.0 %  80.0 %  tree.jpg
+            base + LoRA          4.00 %  5.00 %  cup.png
+
 Ledger
   status     tensors  of the change  of the error
   lora             3         97.5 %        76.7 %  linear: 2, conv: 1
@@ -41,7 +61,9 @@ Modules
   best   2.00 %  conv_in
   worst  60.0 %  up_blocks.0.out
 
-Total relative error: 32.3 %  GOOD (5 to 50 %, minor artifacts)
+Total relative error of the weights: 32.3 %  GOOD (5 to 50 %, minor artifacts)
+  The images above are the measure. The error of the weights counts every change alike, whether the
+  image depends on it or not.
   Frobenius, over all 6 deltas, those left out of the file included.
   It keeps 89.6 % of the energy (the squared norm) of the fine-tune's change.
   lora modules alone              28.7 %
@@ -62,21 +84,6 @@ Worst 3 modules
   60.0 %  16/16  16x16    up_blocks.0.out
   30.0 %   2/12  16x12    down_blocks.0.proj
   2.00 %    4/8  8x4x3x3  conv_in
-
-Outputs against tuned, on equal latents: 2 images, seed 0, fp32 on cpu
-  Mean and worst of the images, PSNR in dB. LPIPS by vgg. The mean PSNR leaves out images that are
-  equal to the reference's.
-  steps  variant       PSNR  worst    SSIM   worst   LPIPS   worst  worst image
-      1  base         16.12  14.00  0.6061  0.5000  0.5000  0.6000  tree.jpg
-         base + LoRA  40.50  40.50  0.9999  0.9999  0.0063  0.0125  cup.png
-      2  base         17.00  15.00  0.6350  0.5500  0.4000  0.5000  tree.jpg
-         base + LoRA  40.00  39.00  0.9856  0.9800  0.0100  0.0200  cup.png
-
-  timestep  variant      denoiser error   worst  worst image
-      1000  base                 60.0 %  70.0 %  tree.jpg
-            base + LoRA          2.00 %  4.00 %  cup.png
-       500  base                 70.0 %  80.0 %  tree.jpg
-            base + LoRA          4.00 %  5.00 %  cup.png
 
 Each image, lowest PSNR first
   image      size  variant      steps   PSNR    SSIM    LPIPS  mask PSNR  mask SSIM
@@ -99,6 +106,10 @@ note: The VAEs differ in 3 of 248 tensors."""
 
 SHORT = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
+  base, 1 step                    PSNR 16.12 dB mean, 14.00 worst; SSIM 0.6061 mean
+  base + LoRA, 1 step             PSNR 40.50 dB mean, 40.50 worst; SSIM 0.9999 mean
+  base, 2 steps                   PSNR 17.00 dB mean, 15.00 worst; SSIM 0.6350 mean
+  base + LoRA, 2 steps            PSNR 40.00 dB mean, 39.00 worst; SSIM 0.9856 mean
   ledger                          3 lora + 1 dense + 1 unchanged + 1 excluded = 6 tensors
   ranks                           2 to 16, median 4; 1 module of 3 at full rank
   successfully tested             3 of 3 modules found
@@ -108,10 +119,6 @@ LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
   total relative error            32.3 %  GOOD (5 to 50 %, minor artifacts)
   left out of the file            2.43 % of the change (squared norm), in 1 tensor
   noise floor                     2.00 %
-  base, 1 step                    PSNR 16.12 dB mean, 14.00 worst; SSIM 0.6061 mean
-  base + LoRA, 1 step             PSNR 40.50 dB mean, 40.50 worst; SSIM 0.9999 mean
-  base, 2 steps                   PSNR 17.00 dB mean, 15.00 worst; SSIM 0.6350 mean
-  base + LoRA, 2 steps            PSNR 40.00 dB mean, 39.00 worst; SSIM 0.9856 mean
 note: The VAEs differ in 3 of 248 tensors."""
 
 
@@ -129,8 +136,28 @@ def test_short_text(report: Report) -> None:
 
 def test_without_outputs_nothing_is_said_of_them(report: Report) -> None:
     text = full_text(replace(report, outputs=None, notes=()))
-    assert text == FULL[: FULL.index("\n\nOutputs")]
+    expected = FULL[: FULL.index("\n\nImages at")] + FULL[FULL.index("\n\nLedger") : FULL.index("\n\nEach image")]
+    measure = expected.index("  The images above are the measure.")
+    assert text == expected[:measure] + expected[expected.index("  Frobenius, over") :]
     assert len(short_text(replace(report, outputs=None, notes=())).splitlines()) == 10
+
+
+def test_of_a_lora_that_was_made_for_the_output_the_weights_are_not_the_measure(
+    report: Report, weights: WeightReport
+) -> None:
+    calibrated = replace(weights, made_for_output=True)
+    alone = full_text(Report(weights=calibrated))
+    assert "Total relative error of the weights: 32.3 %  not the measure of this LoRA\n" in alone
+    assert "GOOD" not in alone
+    assert (
+        "  The LoRA was made for the denoiser's output and spends its bytes where that depends on them: the\n"
+        "  error of the weights is not its measure. To measure that: lbm-lora validate with --images FOLDER.\n"
+    ) in alone
+    assert "32.3 %  not the measure of this LoRA\n" in short_text(Report(weights=calibrated))
+    measured = full_text(replace(report, weights=calibrated))
+    assert "GOOD" not in measured
+    assert measured.index("Images at 1 step") < measured.index("Total relative error of the weights: 32.3 %")
+    assert "lbm-lora validate" not in measured
 
 
 def test_the_number_of_worst_modules_is_chosen(report: Report) -> None:
@@ -154,7 +181,10 @@ def test_names_that_match_nothing_are_listed(weights: WeightReport) -> None:
 def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., LedgerRow]) -> None:
     broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
     text = full_text(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0))))
-    assert "Total relative error: inf  NOISE (above 100 %, more noise than signal: increase the rank)\n" in text
+    assert (
+        "Total relative error of the weights: inf  NOISE (above 100 %, more noise than signal: increase the rank)\n"
+        in text
+    )
     assert "  worst  inf  a\n" in text
     assert "  lora             1         50.0 %             -  linear: 1\n" in text
 
