@@ -36,6 +36,7 @@ def keys(lbm: Lbm, pairs: Path, tmp_path: Path) -> dict[str, Any]:
         "logger": "none",
         "device": "cpu",
         "precision": "32",
+        "base_dtype": "float",
         "save_ckpt_path": tmp_path / "run",
     }
 
