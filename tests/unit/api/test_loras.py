@@ -165,5 +165,5 @@ def test_compress_makes_everything_from_the_tuned_model_and_images(
         device="cpu",
     )
     assert result.adapter == tmp_path / "out" / "tuned_lora.safetensors"
-    assert (result.images, result.is_held_out) == (1, True)
+    assert (result.images, result.is_held_out) == (2, False)  # of two, none is held out
     assert result.with_lora.mean_psnr > result.without.mean_psnr
