@@ -178,7 +178,13 @@ def _measured(
     if path is not None:
         report = extract_workflow.written(config, path, found, labels).report
     else:
-        report = weight_report(found.ledger, base=labels[0], tuned=labels[1], adapter="LoRA")
+        report = weight_report(
+            found.ledger,
+            base=labels[0],
+            tuned=labels[1],
+            adapter="LoRA",
+            made_for_output=config.statistics is not None,
+        )
     adapter = found.adapter if path is None else load_adapter(path)
     assert adapter is not None
     return MeasuredAdapter(

@@ -1,44 +1,37 @@
 """The outputs of base, base + LoRAs and tuned on equal latents: what `validate --images` measures."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.adapter.metadata import parsed
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import CheckpointLike, dtype_name
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
+from lbm_lora.fidelity.lora_files import lora_files
 from lbm_lora.fidelity.points import image_latent
 from lbm_lora.fidelity.scores import compared, scores
+from lbm_lora.fidelity.shown import DIFFERENCE, ShownImage, side_by_side, tile
 from lbm_lora.imaging.buckets import resized
-from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
-from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.schedule import STEP_COUNTS, check_steps, from_source, schedule_of, step_counts
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import LoraFile, OutputComparison, VariantScores
+from lbm_lora.report import ImageSet, OutputComparison, VariantScores
 from lbm_lora.report.outputs import worst_first
-from lbm_lora.report.wording import plural
 
 BASE, TUNED = "base", "tuned"
-DIFFERENCE = 8
-"""How much stronger than it is the difference of two images is shown."""
 _ROWS = 8  # of the side-by-side image, at most
-_TILE = 512  # longer side of an image in it, pixels
-_PIXELS = 6e6  # of the side-by-side image, about: it also stands in the HTML page, which has a limit of bytes
+_PIXELS = 6e6  # of the side-by-side image, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +65,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult:
-    """The scores, and a PNG file of the worst images side by side with what it shows."""
+    """The scores, and the worst images: as a PNG file that has them side by side, and one by one for the page."""
 
     scores: OutputComparison
     image: bytes
-    caption: str
+    shown: tuple[ImageSet, ...]
 
 
 def plan_comparison(settings: ComparisonSettings) -> Comparison:
@@ -135,9 +128,9 @@ def compare_outputs(
         device=reference.device,
         lpips=comparison.lpips.net if comparison.lpips else None,
     )
-    result = replace(result, loras=_files(adapters))
-    image, caption = _side_by_side(comparison, result, reference, measured)
-    return ComparisonResult(scores=result, image=image, caption=caption)
+    result = replace(result, loras=lora_files(adapters))
+    shown = _shown(comparison, result, reference, measured)
+    return ComparisonResult(scores=result, image=side_by_side(shown), shown=tuple(image.encoded() for image in shown))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +184,8 @@ def _measured(
         found = answer(model, asked, reference.steps, seed=settings.seed)
         measured.scores.append(scores(variant, found, wanted, lpips=comparison.lpips))
         image, target = (reply.images[reference.steps[0]] for reply in (found, wanted))
-        measured.results.append(_tile(image))
-        measured.differences.append(_tile(DIFFERENCE * (image - target)))
+        measured.results.append(tile(image))
+        measured.differences.append(tile(DIFFERENCE * (image - target)))
         progress.advance()
     return measured
 
@@ -215,41 +208,29 @@ def _params_of(model: LBMModel) -> set[ParamName]:
     return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
 
 
-def _files(adapters: Mapping[str, Adapter]) -> tuple[LoraFile, ...]:
-    """The files behind the variants; the method is that of a file's settings, else the policy of its ranks."""
-    files: list[LoraFile] = []
-    for variant, adapter in adapters.items():
-        if adapter.path is not None:
-            settings = parsed(adapter.metadata.facts, "lbm_lora_settings")
-            method = str(settings.get("method") or settings.get("rank_policy") or "not said")
-            nbytes = adapter.path.stat().st_size
-            files.append(LoraFile(variant=variant, file=adapter.path.name, nbytes=nbytes, method=method))
-    return tuple(files)
-
-
-def _side_by_side(
+def _shown(
     comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
-) -> tuple[bytes, str]:
-    """PNG bytes of the worst images at the fewest steps, one row each, and what they show."""
-    variants = list(measured)[:2]
+) -> list[ShownImage]:
+    """The worst images at the fewest steps."""
+    variant = list(measured)[:2][-1]
     order = [result.images.index(image) for image in worst_first(result)]
-    rows: list[list[Image.Image]] = []
+    shown: list[ShownImage] = []
+    pixels = 0
     for index in order[:_ROWS]:
-        tuned = _tile(reference.answers[index].images[reference.steps[0]])
+        tuned = tile(reference.answers[index].images[reference.steps[0]])
         source = resized(read_image(comparison.sources[index]), tuned.size)
-        results = [measured[variant].results[index] for variant in variants]
-        rows.append([source, *results, tuned, measured[variants[-1]].differences[index]])
-        if sum(tile.width * tile.height for row in rows for tile in row) > _PIXELS:
+        results = {name: found.results[index] for name, found in measured.items()}
+        shown.append(
+            ShownImage(
+                image=result.images[index].image,
+                views={"source": source, **results, TUNED: tuned},
+                psnrs={scored.variant: scored.images[0].psnr for scored in result.images[index].scores},
+                variant=variant,
+                reference=TUNED,
+                difference=measured[variant].differences[index],
+            )
+        )
+        pixels += 5 * tuned.width * tuned.height  # those of a row of the side-by-side image
+        if pixels > _PIXELS:
             break
-    labels = ["source", *variants, TUNED, f"difference from {TUNED}\n{DIFFERENCE} times, grey: none"]
-    buffer = io.BytesIO()
-    comparison_grid(labels, rows).save(buffer, "PNG", optimize=True)
-    shown = ", ".join(result.images[index].image for index in order[: len(rows)])
-    return buffer.getvalue(), f"{plural(reference.steps[0], 'step')}, lowest PSNR first: {shown}"
-
-
-def _tile(image: Tensor) -> Image.Image:
-    """An image of values in [-1, 1] (what is outside is clamped), reduced where it is large."""
-    shown = to_images(image[None])[0]
-    shown.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
     return shown

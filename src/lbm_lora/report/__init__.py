@@ -3,6 +3,7 @@
 from lbm_lora.report.compare import compare_weights, file_labels
 from lbm_lora.report.document import SCHEMA, Provenance, Report, parse_report, report_json, report_schema
 from lbm_lora.report.html import render_html
+from lbm_lora.report.images import ImageSet
 from lbm_lora.report.outputs import (
     DenoiserScore,
     DenoiserSummary,
@@ -29,6 +30,7 @@ __all__ = [
     "DenoiserSummary",
     "ImageComparison",
     "ImageScore",
+    "ImageSet",
     "LoraFile",
     "OutputComparison",
     "Provenance",

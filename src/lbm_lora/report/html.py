@@ -4,52 +4,48 @@ Plotly's script stands in the page once, images are data URIs, and a content sec
 load anything. Names and notes come from files of others: the template escapes all of them.
 """
 
-import base64
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, cast
 
-from lbm_lora.errors import ImageError
 from lbm_lora.factorize import rank_bound
 from lbm_lora.report import wording
 from lbm_lora.report.charts import output_figures, weight_figures
-from lbm_lora.report.digest import block_order, error_named, kind_of, ledger_entries, network_order, rank_summary
+from lbm_lora.report.digest import (
+    block_order,
+    error_named,
+    kind_of,
+    ledger_entries,
+    network_order,
+    rank_summary,
+    worst_modules,
+)
 from lbm_lora.report.document import Provenance, Report
+from lbm_lora.report.headline import IMAGE_BANDS, decibel_place, image_headline
+from lbm_lora.report.images import ImageSet, embedded
 from lbm_lora.report.outputs import has_masks, worst_first
 from lbm_lora.report.values import BANDS, band_of
 from lbm_lora.report.weights import TensorResult, WeightReport
 
-IMAGES_NBYTES = 12 * 2**20
-"""Of the images in one page, together; those beyond it are named and left out."""
+SHOWN_ROWS = 20
+"""Lines of a table that are seen at once; the rest is folded."""
 
-_MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+SHOWN_SETS = 3
+"""Likewise, of the sets of images."""
+
 _FILTERS = ("percent", "share", "decibel", "similarity", "distance", "megabytes", "plural", "printable")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedImage:
-    """An image of the page.
-
-    Attributes:
-        uri: the bytes as a data URI; empty where the image was left out for its bytes.
-    """
-
-    caption: str
-    uri: str
-
-
-def render_html(
-    report: Report, *, images: Mapping[str, bytes] | None = None, provenance: Provenance | None = None
-) -> str:
+def render_html(report: Report, *, images: Sequence[ImageSet] = (), provenance: Provenance | None = None) -> str:
     """The page as text; the same report gives the same bytes.
 
     Args:
-        images: caption -> bytes of a PNG, JPEG or WebP file, shown in the outputs section.
+        images: what the models make of some sources, those that matter most first. Sets beyond `IMAGES_NBYTES` are
+            named and left out.
 
     Raises:
-        ImageError: the bytes of an image are of none of these formats.
+        ImageError: the bytes of an image are not a PNG, JPEG or WebP file.
     """
     # both are slow to import, and only this page needs them
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -67,11 +63,17 @@ def render_html(
     filters = cast(dict[str, Any], environment.filters)
     filters |= {name: getattr(wording, name) for name in _FILTERS}
     filters["breakable"] = lambda name: Markup(".<wbr>").join(wording.printable(name).split("."))
+    filters["setting"] = _setting
     weights, outputs = report.weights, report.outputs
+    shown, left_out = embedded(images)
     extremes = [("best", weights.best), ("worst", weights.worst)]
     return environment.get_template("report.html").render(
         report=report,
         weights=weights,
+        outputs=outputs,
+        headline=image_headline(outputs) if outputs else None,
+        image_bands=IMAGE_BANDS,
+        decibel_place=decibel_place,
         comparisons=worst_first(outputs) if outputs else (),
         masked=outputs is not None and has_masks(outputs),
         bands=BANDS,
@@ -86,8 +88,12 @@ def render_html(
         band_of=band_of,
         infinity=math.inf,
         rows=[_cells(row) for row in network_order(weights.rows)],
+        worst=[_cells(row) for row in worst_modules(weights, SHOWN_ROWS)],
+        shown_rows=SHOWN_ROWS,
+        shown_sets=SHOWN_SETS,
         figures=weight_figures(weights) | (output_figures(outputs) if outputs else {}),
-        images=_embedded(images or {}),
+        sets=shown,
+        sets_left_out=left_out,
         provenance=provenance or Provenance(),
         style=Markup(_asset("report.css")),
         script=Markup(_asset("report.js")),
@@ -131,18 +137,11 @@ def _finite(share: float) -> float:
     return share if 0 <= share <= 1 else 0.0
 
 
-def _embedded(images: Mapping[str, bytes]) -> list[EmbeddedImage]:
-    shown: list[EmbeddedImage] = []
-    left = IMAGES_NBYTES
-    for caption, data in images.items():
-        mime = next((mime for magic, mime in _MAGIC.items() if data.startswith(magic)), None)
-        if mime is None:
-            raise ImageError(f"image '{caption}' of the report is no PNG, JPEG or WebP file.")
-        fits = len(data) <= left
-        left -= len(data) if fits else 0
-        uri = f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}" if fits else ""
-        shown.append(EmbeddedImage(caption=caption, uri=uri))
-    return shown
+def _setting(value: bool | float | str | None) -> str:
+    """A setting as a reader says it."""
+    if value is None:
+        return "default"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _asset(name: str) -> str:

@@ -107,17 +107,28 @@ class DenoiserSummary:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraFile:
-    """The file behind a variant, for the curve of bytes against error.
+    """The file behind a variant, for the curve of size against PSNR.
 
     Attributes:
         file: name without its folder.
-        method: how its ranks were chosen, as the file says; files of one method make one curve.
+        method: how its factors were made, as the file says: plain, calibrated, ...
+        dtype: of the stored factors; empty where the file does not say.
+        split: how ranks are split between layers; empty where the file does not say.
+        ranks: the ranks asked for, where they are fixed: `rank 16, conv 8`.
     """
 
     variant: str
     file: str
     nbytes: int
     method: str
+    dtype: str = ""
+    split: str = ""
+    ranks: str = ""
+
+    @property
+    def series(self) -> str:
+        """What files have in common that belong on one curve: `calibrated, fp16, ranks chosen across layers`."""
+        return ", ".join(part for part in (self.method, self.dtype, self.split) if part)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

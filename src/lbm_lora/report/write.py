@@ -7,6 +7,7 @@ from pathlib import Path
 from lbm_lora.atomic import atomic_path, write_text
 from lbm_lora.report.document import Provenance, Report, report_json
 from lbm_lora.report.html import render_html
+from lbm_lora.report.images import ImageSet
 from lbm_lora.report.text import full_text
 
 LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")
@@ -18,24 +19,24 @@ def write_report(
     folder: Path | str,
     *,
     image: bytes | None = None,
-    caption: str = "source, base, base + LoRA, tuned",
+    shown: Sequence[ImageSet] = (),
     provenance: Provenance | None = None,
 ) -> tuple[Path, ...]:
     """Write report.txt, report.json and report.html, and comparison.png where an image is given.
 
     Args:
-        image: bytes of a PNG file, shown in the page as well.
-        caption: what the image shows.
+        image: bytes of a PNG file that shows images side by side.
+        shown: images for the page, one by one; those that matter most first.
 
     Returns:
         The paths, in this order.
 
     Raises:
-        ImageError: the image is none.
+        ImageError: the bytes of a shown image are not a PNG, JPEG or WebP file.
         OutputError: the folder cannot be made.
     """
     folder = Path(folder)
-    page = render_html(report, images={caption: image} if image else None, provenance=provenance)
+    page = render_html(report, images=shown, provenance=provenance)
     texts = {
         folder / "report.txt": full_text(report) + "\n",
         folder / "report.json": report_json(report, provenance=provenance),

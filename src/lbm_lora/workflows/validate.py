@@ -15,6 +15,7 @@ from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import (
+    ImageSet,
     Provenance,
     Report,
     WeightReport,
@@ -77,7 +78,8 @@ class Measured:
     report: Report
     image: bytes | None
     """PNG file of the worst images side by side."""
-    caption: str
+    shown: Sequence[ImageSet]
+    """Images for the page."""
     layers: Sequence[str]
     """A line for each layer that a LoRA can hold."""
     failures: tuple[QualityError, ...]
@@ -105,7 +107,7 @@ def measured(
     return Measured(
         report=report,
         image=None if outputs is None else outputs.image,
-        caption="" if outputs is None else outputs.caption,
+        shown=() if outputs is None else outputs.shown,
         layers=lines,
         failures=_failures(config, report),
     )
@@ -114,7 +116,7 @@ def measured(
 def written(config: ValidateConfig, found: Measured) -> ValidateResult:
     """Write the reports, and the list of layer names."""
     folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
-    files = write_report(found.report, folder, image=found.image, caption=found.caption, provenance=_provenance(config))
+    files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
     layer_names = config.layer_names or folder / "lora_layer_names.txt"
     write_text(layer_names, _layer_names(config, found.layers))
     return ValidateResult(report=found.report, files=files, layer_names=layer_names, failures=found.failures)
@@ -137,11 +139,11 @@ def check(config: ValidateConfig) -> dict[str, Path]:
 def _other_names(config: ValidateConfig) -> dict[str, Path]:
     """Variant -> file of the further LoRAs: their stems."""
     names = {path.stem: path for path in config.other_lora_path}
-    if len(names) < len(config.other_lora_path) or names.keys() & {"base", LORA, "tuned"}:
+    if len(names) < len(config.other_lora_path) or names.keys() & {"source", "base", LORA, "tuned"}:
         raise ConfigError(
             Option("other_lora_path"),
             f" {' '.join(map(str, config.other_lora_path))}: the report names LoRAs by their file "
-            "names, which must differ (and not be base or tuned). Rename one.",
+            "names, which must differ (and not be source, base or tuned). Rename one.",
         )
     return names
 

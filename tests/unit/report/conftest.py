@@ -14,6 +14,7 @@ from lbm_lora.report import (
     DenoiserScore,
     ImageComparison,
     ImageScore,
+    ImageSet,
     LoraFile,
     OutputComparison,
     Report,
@@ -23,6 +24,8 @@ from lbm_lora.report import (
     summarize_denoiser,
     weight_report,
 )
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
 
 
 def make_row(
@@ -166,12 +169,33 @@ def several(outputs: OutputComparison) -> OutputComparison:
         base, lora = image.scores
         return replace(image, scores=(base, lora, replace(base, variant="small"), replace(lora, variant="other")))
 
+    fixed = {"method": "fixed", "dtype": "bf16", "split": "equal ranks"}
     loras = (
-        LoraFile(variant="base + LoRA", file="big.safetensors", nbytes=3_000_000, method="fixed"),
-        LoraFile(variant="small", file="small.safetensors", nbytes=20_000, method="fixed"),
-        LoraFile(variant="other", file="other.safetensors", nbytes=1_000_000, method="calibrated"),
+        LoraFile(variant="base + LoRA", file="big.safetensors", nbytes=3_000_000, **fixed, ranks="rank 16"),
+        LoraFile(variant="small", file="small.safetensors", nbytes=20_000, **fixed, ranks="rank 4"),
+        LoraFile(variant="other", file="other.safetensors", nbytes=1_000_000, method="calibrated", dtype="fp16"),
     )
     return outputs_of(*map(with_others, outputs.images), loras=loras)
+
+
+def image_set(image: str, *, side: int = 128, **changes: Any) -> ImageSet:
+    """A set of four views, whose images are nothing but the head of a PNG file."""
+    settings: dict[str, Any] = {
+        "image": image,
+        "width": side,
+        "height": side,
+        "views": dict.fromkeys(("source", "base", "base + LoRA", "tuned"), PNG),
+        "psnrs": {"base": 18.25, "base + LoRA": 40.5},
+        "difference": PNG,
+        "difference_title": "base + LoRA minus tuned, 8 times amplified; grey: no difference",
+    }
+    return ImageSet(**(settings | changes))
+
+
+@pytest.fixture
+def build_set() -> Callable[..., ImageSet]:
+    """`build_set("cup.png", side=64)`: see `image_set`."""
+    return image_set
 
 
 @pytest.fixture

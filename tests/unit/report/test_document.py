@@ -46,7 +46,7 @@ KEYS = {
         *("equal_images", "worst_image"),
     ],
     "denoiser": ["variant", "timestep", "mean_error", "worst_error", "worst_image"],
-    "loras": ["variant", "file", "nbytes", "method"],
+    "loras": ["variant", "file", "nbytes", "method", "dtype", "split", "ranks"],
 }
 
 

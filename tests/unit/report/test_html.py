@@ -9,15 +9,23 @@ from html.parser import HTMLParser
 import pytest
 
 from lbm_lora.adapter import LedgerRow, Status
-from lbm_lora.errors import ImageError
-from lbm_lora.report import BANDS, LoraFile, OutputComparison, Provenance, Report, WeightReport, render_html
-from lbm_lora.report import html as page_module
+from lbm_lora.report import (
+    BANDS,
+    ImageSet,
+    LoraFile,
+    OutputComparison,
+    Provenance,
+    Report,
+    WeightReport,
+    render_html,
+)
+from lbm_lora.report import images as images_module
 from lbm_lora.report.html import gauge_position
 
 Build = Callable[..., WeightReport]
 Row = Callable[..., LedgerRow]
+Sets = Callable[..., ImageSet]
 
-PNG = b"\x89PNG\r\n\x1a\n and so on"
 VOID = {"meta", "link", "img", "input", "br", "wbr", "hr"}
 LOADING = {"src", "href", "srcset", "action", "data", "poster", "background"}
 HOSTILE = (
@@ -66,8 +74,8 @@ class Page(HTMLParser):
         return json.loads(next(text for text in self.texts["script"] if text.startswith('{"plot')))
 
 
-def test_the_page_is_complete(report: Report) -> None:
-    page = Page(render_html(report, images={"side by side": PNG}))
+def test_the_page_is_complete(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
     assert set(report.weights.counts) <= set(page.cells)
     for result in report.weights.rows:
         assert result.name in page.cells
@@ -80,7 +88,7 @@ def test_the_page_is_complete(report: Report) -> None:
         "0.00693333",
         "The VAEs differ in 3 of 248 tensors.",
         "1 of 3 perfect matches",
-        "side by side",
+        "8 times amplified",
     ):
         assert words in text
     outputs = {"outputs-timesteps", "outputs-images"}
@@ -93,7 +101,7 @@ def test_several_loras_are_compared(report: Report, several: OutputComparison) -
     page = Page(render_html(replace(report, outputs=several)))
     assert "outputs-bytes" in page.figures
     assert "outputs-bytes" in page.attributes("id")
-    assert {"big.safetensors", "20.0 kB", "calibrated"} <= set(page.cells)
+    assert {"big.safetensors", "20.0 kB", "calibrated, fp16", "fixed, bf16, equal ranks", "rank 4"} <= set(page.cells)
 
 
 def test_what_was_not_measured_has_no_column(
@@ -106,13 +114,20 @@ def test_what_was_not_measured_has_no_column(
     assert not [cell for cell in cells if "LPIPS" in cell or "mask" in cell]
 
 
-def test_the_page_needs_no_network(report: Report) -> None:
-    page = Page(render_html(report, images={"side by side": PNG}))
+def test_the_page_needs_no_network(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
     references = [value for name in LOADING for value in page.attributes(name)]
-    assert len(references) == 2  # the empty icon and the image
-    assert all(value.startswith("data:") for value in references)
+    sections = ["#images", "#scores", "#weights", "#provenance"]
+    assert [value for value in references if value.startswith("#")] == sections
+    assert {value.removeprefix("#") for value in sections} <= set(page.attributes("id"))
+    loaded = [value for value in references if not value.startswith("#")]
+    assert len(loaded) == 6  # the empty icon, four views and the difference
+    assert all(value.startswith("data:") for value in loaded)
     assert sum(tag == "script" for tag, _ in page.tags) == 3
     assert not any("@import" in text or "url(" in text for text in page.texts["style"])
+    own = [text for text in page.texts["script"] if "plotly.js v" not in text]
+    assert len(own) == 2
+    assert not any("http" in text for texts in ({**page.texts, "script": own}).values() for text in texts)
     policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv"))
     assert policy is not None
     assert "default-src 'none'" in policy
@@ -128,7 +143,7 @@ def test_equal_reports_give_equal_bytes(report: Report) -> None:
 
 
 def test_names_from_files_cannot_become_markup(
-    report: Report, build: Build, row: Row, build_outputs: Callable[..., OutputComparison]
+    report: Report, build: Build, row: Row, build_outputs: Callable[..., OutputComparison], build_set: Sets
 ) -> None:
     rows = [row(f"{name}.weight", Status.LORA, (4, 4), error=0.1, rank=2, reason=name) for name in HOSTILE]
     left_out = row(f"{HOSTILE[0]}.bias", Status.EXCLUDED, (4,), error=1, reason=HOSTILE[1])
@@ -140,14 +155,14 @@ def test_names_from_files_cannot_become_markup(
     outputs = build_outputs(*images, loras=tuple(loras), device=HOSTILE[0], reference=HOSTILE[1], lpips=HOSTILE[2])
     text = render_html(
         Report(weights=weights, outputs=outputs, notes=HOSTILE),
-        images={HOSTILE[1]: PNG},
+        images=[build_set(HOSTILE[1], views={HOSTILE[0]: b"RIFF", HOSTILE[4]: b"RIFF"}, difference_title=HOSTILE[2])],
         provenance=Provenance(files={HOSTILE[0]: HOSTILE[2]}, settings={HOSTILE[3]: HOSTILE[1]}),
     )
     page = Page(text)
-    plain = Page(render_html(report, images={"p": PNG}))
+    plain = Page(render_html(report, images=[build_set("cup.png")]))
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags} | {"strong", "code"}
     assert sum(tag == "script" for tag, _ in page.tags) == 3
-    assert sum(tag == "img" for tag, _ in page.tags) == 1
+    assert sum(tag == "img" for tag, _ in page.tags) == 3
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     assert {f"{name}.weight" for name in HOSTILE} <= set(page.cells)  # as they are, but as text
     assert page.figures["plot-modules"]["data"]
@@ -183,19 +198,91 @@ def test_an_empty_report_has_a_page(build: Build) -> None:
     assert page.texts["h1"] == ["lora.safetensors"]
 
 
-def test_provenance_is_shown(report: Report) -> None:
-    given = Provenance(files={"base": "b.ckpt"}, settings={"size": None}, versions={"torch": "2.13.0"})
-    text = Page(render_html(report, provenance=given)).texts
-    assert [word for word in text["dd"] if word in ("b.ckpt", "None", "2.13.0")] == ["b.ckpt", "None", "2.13.0"]
+def test_provenance_is_said_in_words(report: Report) -> None:
+    given = Provenance(
+        files={"base": "b.ckpt"}, settings={"size": None, "images": True, "seed": 0}, versions={"torch": "2.13.0"}
+    )
+    page = Page(render_html(report, provenance=given))
+    assert page.texts["dd"][-5:] == ["b.ckpt", "default", "yes", "0", "2.13.0"]
+    assert not any("None" in text for tag, texts in page.texts.items() if tag != "script" for text in texts)
 
 
-def test_images_are_checked_and_limited(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ImageError, match=r"^image 'p' of the report is no PNG, JPEG or WebP file\.$"):
-        render_html(report, images={"p": b"GIF89a"})
-    monkeypatch.setattr(page_module, "IMAGES_NBYTES", len(PNG))
-    page = Page(render_html(report, images={"first": PNG, "second": PNG}))
-    assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == ["first"]
-    assert any("second: too large for this page" in text for text in page.texts["figcaption"])
+def headings(page: Page) -> list[str]:
+    return [text.strip() for text in page.texts["h2"]]
+
+
+def test_images_lead_where_they_were_measured(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
+    assert headings(page) == ["Images", "Scores", "Weights", "Provenance"]
+    assert page.attributes("aria-label")[:2] == ["Sections", "Verdict in images"]
+    assert page.texts["title"] == ["lora.safetensors: 40.50 dB"]
+    summaries = [text.strip() for text in page.texts["summary"]]
+    assert "Weight errors in detail" in summaries
+    lead = " ".join("".join(page.texts["p"]).split())
+    assert "Worst image: 40.50 dB, cup.png. As a rule of thumb: no difference that an eye finds" in lead
+    assert "the base alone: 16.12 dB" in lead
+
+
+def test_weights_lead_without_images(report: Report) -> None:
+    page = Page(render_html(replace(report, outputs=None)))
+    assert headings(page) == ["Weights", "Provenance"]
+    assert page.attributes("aria-label")[:2] == ["Sections", "Verdict in weights"]
+    assert page.texts["title"] == ["lora.safetensors: 32.3 % error"]
+    assert [text.strip() for text in page.texts["summary"]] == ["All 6 tensors"]
+    assert "No images were measured." in "".join(page.texts["p"])
+
+
+@pytest.mark.parametrize(("method", "said"), [("calibrated", True), ("plain", False)])
+def test_the_weight_error_of_a_calibrated_file_is_put_right(
+    report: Report, outputs: OutputComparison, method: str, said: bool
+) -> None:
+    lora = LoraFile(variant="base + LoRA", file="l.safetensors", nbytes=1000, method=method)
+    page = Page(render_html(replace(report, outputs=replace(outputs, loras=(lora,)))))
+    assert ("high on purpose and says little" in "".join(page.texts["p"])) == said
+    assert ("high on purpose: calibrated" in page.texts["dd"]) == said
+
+
+def test_small_images_are_enlarged_by_repeating_pixels(report: Report, build_set: Sets) -> None:
+    sets = [build_set("cup.png", side=255), build_set("tree.jpg", side=256)]
+    page = Page(render_html(report, images=sets))
+    assert [attrs["class"] for tag, attrs in page.tags if tag == "article"] == ["set small", "set"]
+
+
+def test_every_image_has_words_and_a_button(report: Report, build_set: Sets) -> None:
+    page = Page(render_html(report, images=[build_set("cup.png")]))
+    assert page.attributes("alt") == [
+        "source, cup.png",
+        "base, cup.png",
+        "base + LoRA, cup.png",
+        "tuned, cup.png",
+        "base + LoRA minus tuned, 8 times amplified; grey: no difference, cup.png",
+    ]
+    captions = ["".join(page.texts["figcaption"]), "".join(page.texts["small"])]
+    assert "difference" in captions[0]
+    assert "40.50 dB" in captions[1]
+    labelled = [attrs for tag, attrs in page.tags if tag == "input"]
+    assert all(attrs.get("aria-label") for attrs in labelled)
+    chosen = [attrs.get("selected", "no") for tag, attrs in page.tags if tag == "option"]
+    assert chosen[1:9] == ["no", None, "no", "no", "no", "no", None, "no"]  # base, and base + LoRA
+
+
+def test_long_tables_are_folded(build: Build, row: Row, report: Report, build_set: Sets) -> None:
+    rows = [row(f"layer.{i}.weight", Status.LORA, (4, 4), error=0.01 * i, rank=2) for i in range(25)]
+    page = Page(render_html(replace(report, weights=build(*rows)), images=[build_set(f"{i}.png") for i in range(5)]))
+    text = "".join(page.texts["summary"])
+    assert "2 more images" in text
+    assert "5 more blocks" in text
+    assert [cell for cell in page.cells if cell.startswith("layer.") and cell.endswith("weight")].count(
+        "layer.4.weight"
+    ) == 1  # in the folded table of all alone: it is not among the 20 worst
+
+
+def test_images_are_limited(report: Report, build_set: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = build_set("first.png")
+    monkeypatch.setattr(images_module, "IMAGES_NBYTES", 5 * len(one.difference))
+    page = Page(render_html(report, images=[one, build_set("second.png")]))
+    assert len(page.attributes("alt")) == 5
+    assert any("Left out, to keep this page small: second.png." in text for text in page.texts["p"])
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from lbm_lora.report import Report, full_text, installed_versions, parse_report, write_report
+from lbm_lora.report import ImageSet, Report, full_text, installed_versions, parse_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
 
-def test_all_forms_lie_in_one_folder(report: Report, tmp_path: Path) -> None:
-    paths = write_report(report, tmp_path / "new" / "folder", image=PNG)
+def test_all_forms_lie_in_one_folder(report: Report, build_set: Callable[..., ImageSet], tmp_path: Path) -> None:
+    paths = write_report(report, tmp_path / "new" / "folder", image=PNG, shown=[build_set("cup.png")])
     assert [path.name for path in paths] == ["report.txt", "report.json", "report.html", "comparison.png"]
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     text, json_file, page, image = paths

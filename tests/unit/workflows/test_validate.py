@@ -138,7 +138,9 @@ def test_images_are_compared_on_equal_latents(config: ValidateConfig, image: str
     scores = {(entry.variant, entry.steps): float(entry.worst_psnr) for entry in result.report.outputs.summary}
     assert all(scores["base + LoRA", steps] > scores["base", steps] for steps in (1, 2, 4))
     assert result.files[-1].name == "comparison.png"
-    assert "1 step, lowest PSNR first: a.png" in result.files[2].read_text(encoding="utf-8")
+    page = result.files[2].read_text(encoding="utf-8")
+    for view in ("source", "base", "base + LoRA", "tuned"):
+        assert f'alt="{view}, a.png"' in page
     assert result.failures == ()
 
 

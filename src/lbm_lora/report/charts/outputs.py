@@ -6,15 +6,17 @@ the upper edge as triangles.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from lbm_lora.report.charts.axes import Axis, Decibels, Figure
-from lbm_lora.report.outputs import OutputComparison, worst_first
+from lbm_lora.report.outputs import LoraFile, OutputComparison, worst_first
 from lbm_lora.report.wording import decibel, megabytes, percent, plural, printable, shortened
 
-_COLORS = ("@unchanged", "@linear", "@conv", "@dense", "@excluded", "@good", "@noise")
+_COLORS = ("@muted", "@linear", "@conv", "@dense", "@excluded", "@good", "@noise")
 _SYMBOLS = ("circle", "diamond", "square", "cross", "star", "hexagon")
 _NAME = 32  # letters, at most
+_SERIES = 56  # likewise, of a legend's entry
 
 Points = Sequence[tuple[float, float, str]]
 """x, y, and what the pointer shows."""
@@ -89,32 +91,70 @@ def psnr_by_image(outputs: OutputComparison) -> Figure | None:
 
 
 def psnr_by_nbytes(outputs: OutputComparison) -> Figure | None:
-    """PSNR at the fewest steps against the bytes of the file, one curve for each method; None for a single file."""
+    """PSNR at the fewest steps against the size of the file: one labelled curve for each series of like files.
+
+    Like are files of one method, one precision and one split of ranks; see `LoraFile.series`. None for a single file.
+    """
     if len(outputs.loras) < 2:
         return None
     summary = {entry.variant: entry for entry in outputs.summary if entry.steps == outputs.steps[0]}
     shown = [summary[lora.variant] for lora in outputs.loras]
     axis = Decibels.over([psnr for entry in shown for psnr in (entry.mean_psnr, entry.worst_psnr)])
+    room = 0.1 * (axis.high - axis.low)  # for the labels of the highest and lowest points
+    axis = replace(axis, low=axis.low - room, high=axis.high + room)
+    sizes = [lora.nbytes / 1e6 for lora in outputs.loras]
     traces: list[Figure] = []
-    for method, color in _colors(["", *(lora.method for lora in outputs.loras)]).items():
-        files = sorted((lora for lora in outputs.loras if lora.method == method), key=lambda lora: lora.nbytes)
+    # "" takes the grey of the base, which has no file
+    for series, color in _colors(["", *(lora.series for lora in outputs.loras)]).items():
+        files = sorted((lora for lora in outputs.loras if lora.series == series), key=lambda lora: lora.nbytes)
         means: list[tuple[float, float, str]] = []
         worst: list[tuple[float, float, str]] = []
         for lora in files:
-            entry, name = summary[lora.variant], f"<b>{_name(lora.file)}</b>, {megabytes(lora.nbytes)}<br>"
+            entry = summary[lora.variant]
+            about = f"<b>{_name(lora.file)}</b>, {', '.join(filter(None, (_name(lora.ranks), megabytes(lora.nbytes))))}"
             amount = lora.nbytes / 1e6
-            means.append((amount, axis.place(entry.mean_psnr), f"{name}mean {decibel(entry.mean_psnr)} dB"))
+            means.append((amount, axis.place(entry.mean_psnr), f"{about}<br>mean {decibel(entry.mean_psnr)} dB"))
             image = f"{decibel(entry.worst_psnr)} dB, {_name(entry.worst_image)}"
-            worst.append((amount, axis.place(entry.worst_psnr), f"{name}worst {image}"))
+            worst.append((amount, axis.place(entry.worst_psnr), f"{about}<br>worst {image}"))
         if files:
-            label = _name(method)
-            traces += [_line(label, means, color, top=axis.top), _rings(label, worst, color, top=axis.top)]
+            label = _name(series, _SERIES)
+            # curves rise to the right, so these two corners are free; neighbours take different ones
+            side = "top left" if len(traces) % 4 == 0 else "bottom right"
+            line = _line(label, means, color, top=axis.top) | {
+                "mode": "lines+markers+text",
+                "text": [_point_label(lora) for lora in files],
+                "textposition": side,
+                "cliponaxis": False,
+                "textfont": {"size": 11, "color": color},
+            }
+            traces += [line, _rings(label, worst, color, top=axis.top)]
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"type": "log", "title": {"text": "file, MB"}},
+            "xaxis": _sizes(sizes),
             "yaxis": axis.layout(f"PSNR, dB ({plural(outputs.steps[0], 'step')})"),
         },
+    }
+
+
+def _point_label(lora: LoraFile) -> str:
+    """What a point is: its rank where it is fixed, and its size."""
+    return "<br>".join(filter(None, (_name(lora.ranks.partition(",")[0]), megabytes(lora.nbytes))))
+
+
+def _sizes(values: Sequence[float]) -> Figure:
+    """A logarithmic axis of megabytes, with room for the labels of the outer points."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    air = max(0.12, 0.12 * (high - low))
+    decades = range(math.floor(low - air), math.ceil(high + air) + 1)
+    ticks = sorted(step * 10.0**decade for decade in decades for step in (1, 2, 5))
+    shown = [tick for tick in ticks if low - air <= math.log10(tick) <= high + air]
+    return {
+        "type": "log",
+        "range": [low - air, high + air],
+        "tickvals": shown,
+        "ticktext": [f"{tick:g}" for tick in shown],
+        "title": {"text": "size of the file, MB"},
     }
 
 
@@ -147,6 +187,6 @@ def _colors(names: Sequence[str]) -> dict[str, str]:
     return {name: _COLORS[index % len(_COLORS)] for index, name in enumerate(dict.fromkeys(names))}
 
 
-def _name(name: str) -> str:
+def _name(name: str, width: int = _NAME) -> str:
     """A name from a file in Plotly's markup."""
-    return escape(shortened(printable(name), _NAME), quote=False)
+    return escape(shortened(printable(name), width), quote=False)

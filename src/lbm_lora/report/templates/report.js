@@ -14,8 +14,8 @@ function coloured(value, style) {
 }
 
 function axis(own, style) {
-  const line = style.getPropertyValue("--line").trim();
-  return { gridcolor: line, linecolor: line, zeroline: false, automargin: true, fixedrange: true, ticks: "", ...own };
+  const grid = style.getPropertyValue("--grid").trim();
+  return { gridcolor: grid, linecolor: grid, zeroline: false, automargin: true, fixedrange: true, ticks: "", ...own };
 }
 
 function draw() {
@@ -25,6 +25,8 @@ function draw() {
   const card = style.getPropertyValue("--card").trim();
   const line = style.getPropertyValue("--line").trim();
   for (const [id, figure] of Object.entries(figures)) {
+    // what is folded has no width yet: it is drawn when it is opened
+    if (document.getElementById(id).closest("details:not([open])")) continue;
     const layout = coloured(figure.layout, style);
     const title = { standoff: 10, font: { size: 12, color: muted } };
     for (const name of ["xaxis", "yaxis"]) {
@@ -42,12 +44,15 @@ function draw() {
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemsizing: "constant", font: { color: ink } },
       hoverlabel: { bgcolor: card, bordercolor: line, align: "left", font: { color: ink, size: 12 } },
     });
-    Plotly.react(id, coloured(figure.data, style), layout, { displayModeBar: false, responsive: true });
+    const data = coloured(figure.data, style);
+    const narrow = document.getElementById(id).clientWidth < 600;
+    for (const trace of data) if (trace.text && narrow) trace.text = trace.text.map((text) => text.split("<br>")[0]);
+    Plotly.react(id, data, layout, { displayModeBar: false, responsive: true });
   }
 }
 
 draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
 
 // Table of all tensors: sort by a click on a head, filter by name, status and kind.
 const body = document.querySelector("#all tbody");
@@ -112,13 +117,114 @@ document.querySelector(".tools").hidden = false;
 filter();
 
 // Plots of tensors alone: those of the outputs show images, which the table has not.
-for (const id of Object.keys(figures).filter((name) => name.startsWith("plot-"))) {
-  field(id).on("plotly_click", ({ points }) => {
-    const name = points[0].customdata[0];
-    if (id === "plot-histogram" || typeof name !== "string") return;
-    field("filter").value = name;
-    field("status").value = field("kind").value = "";
-    filter();
-    field("tensors").scrollIntoView({ behavior: "smooth" });
+function listen() {
+  for (const id of Object.keys(figures).filter((name) => name.startsWith("plot-") && name !== "plot-histogram")) {
+    const plot = field(id);
+    if (!plot.on || plot.dataset.listens) continue;
+    plot.dataset.listens = "yes";
+    plot.on("plotly_click", ({ points }) => {
+      field("tensors").open = true;
+      field("filter").value = points[0].customdata[0];
+      field("status").value = field("kind").value = "";
+      filter();
+      field("tensors").scrollIntoView({ behavior: "smooth" });
+    });
+  }
+}
+listen();
+for (const details of document.querySelectorAll("details")) {
+  if (!details.querySelector(".plot")) continue;
+  details.addEventListener("toggle", () => {
+    draw();
+    listen();
   });
 }
+
+// Images: the sets as they stand in the page.
+const sets = Array.from(document.querySelectorAll(".set"), (set) => ({
+  name: set.querySelector("h3").firstChild.textContent.trim(),
+  small: set.classList.contains("small"),
+  views: Array.from(set.querySelectorAll("figure"), (figure) => ({
+    image: figure.querySelector("img"),
+    name: figure.dataset.view,
+    label: figure.querySelector("figcaption").textContent,
+    difference: figure.classList.contains("difference"),
+  })),
+}));
+
+// The slider: two images of a set one over the other, the upper one cut off at a line that is dragged.
+function copyOf(view) {
+  const image = new Image(view.image.width, view.image.height);
+  image.src = view.image.src;
+  image.alt = view.image.alt;
+  return image;
+}
+
+function tag(side, view) {
+  const element = document.createElement("span");
+  element.className = `tag ${side}`;
+  element.textContent = view.label;
+  return element;
+}
+
+function cut() {
+  const { value } = field("cut");
+  field("compare").style.setProperty("--cut", `${value}%`);
+  field("cut").setAttribute("aria-valuetext", `${value} % ${field("left").value}, the rest ${field("right").value}`);
+}
+
+function stage() {
+  const set = sets[field("which").selectedIndex];
+  const [left, right] = ["left", "right"].map((side) => set.views[field(side).selectedIndex]);
+  const grip = document.createElement("span");
+  grip.className = "grip";
+  grip.textContent = "\u2039\u203a";
+  field("compare").replaceChildren(
+    copyOf(right), copyOf(left), tag("left", left), tag("right", right), grip, field("cut"));
+  cut();
+}
+
+if (sets.length) {
+  for (const id of ["which", "left", "right"]) field(id).addEventListener("input", stage);
+  field("cut").addEventListener("input", cut);
+  stage();
+  field("stage").hidden = false;
+}
+
+// One image, large. The arrow keys flick between the views of its set in place.
+let shown = { set: null, index: 0 };
+
+function show(set, index) {
+  shown = { set, index };
+  const view = set.views[index];
+  field("zoom-title").textContent = view.image.alt;
+  field("zoom-image").replaceChildren(copyOf(view));
+  field("zoom-image").className = set.small ? "small" : "";
+  Array.from(field("zoom-views").children, (button, place) =>
+    button.setAttribute("aria-pressed", String(place === index)));
+}
+
+function enlarge(set, index) {
+  field("zoom-views").replaceChildren(...set.views.map((view, place) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = view.name;
+    button.addEventListener("click", () => show(set, place));
+    return button;
+  }));
+  show(set, index);
+  field("zoom").showModal();
+}
+
+for (const set of sets) {
+  set.views.forEach((view, index) => view.image.parentNode.addEventListener("click", () => enlarge(set, index)));
+}
+field("zoom-close").addEventListener("click", () => field("zoom").close());
+field("zoom-image").addEventListener("click", () => field("zoom").close());
+field("zoom").addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const count = shown.set.views.length;
+  show(shown.set, (shown.index + step + count) % count);
+});

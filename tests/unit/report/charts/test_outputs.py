@@ -1,6 +1,7 @@
 """The figures of the outputs, as values."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -59,13 +60,34 @@ def test_many_variants_are_compared_at_the_fewest_steps(several: OutputCompariso
     assert set(points(figure)) == {f"{name}, 1 step" for name in ("base", "base + LoRA", "small", "other")}
 
 
-def test_a_curve_for_each_method(several: OutputComparison, outputs: OutputComparison) -> None:
+def test_like_is_joined_with_like(several: OutputComparison) -> None:
+    big, small, other = several.loras
+    for change in ({"method": "calibrated"}, {"dtype": "fp16"}, {"split": "conv rank 1/2 of rank"}):
+        figure = psnr_by_nbytes(replace(several, loras=(big, replace(small, **change), other)))
+        assert figure is not None
+        assert sorted(map(len, points(figure).values())) == [1, 1, 1]
+
+
+def test_points_are_labelled(several: OutputComparison) -> None:
+    figure = psnr_by_nbytes(several)
+    assert figure is not None
+    labels = {trace["name"]: trace["text"] for trace in figure["data"] if "text" in trace}
+    assert labels == {
+        "fixed, bf16, equal ranks": ["rank 4<br>20.0 kB", "rank 16<br>3.00 MB"],
+        "calibrated, fp16": ["1.00 MB"],
+    }
+    low, high = figure["layout"]["xaxis"]["range"]
+    assert low < math.log10(0.02) < math.log10(3) < high
+    assert set(figure["layout"]["xaxis"]["ticktext"]) > {"0.02", "0.1", "1", "2"}
+
+
+def test_a_curve_for_each_kind_of_file(several: OutputComparison, outputs: OutputComparison) -> None:
     figure = psnr_by_nbytes(several)
     assert figure is not None
     means = points(figure)
-    assert means["fixed"] == [(0.02, 16.125), (3.0, 40.5)]  # by size, not by the order of the files
-    assert means["calibrated"] == [(1.0, 40.5)]
-    assert points(figure, rings=True)["fixed"] == [(0.02, 14.0), (3.0, 40.5)]
+    assert means["fixed, bf16, equal ranks"] == [(0.02, 16.125), (3.0, 40.5)]  # by size, not by the order of the files
+    assert means["calibrated, fp16"] == [(1.0, 40.5)]
+    assert points(figure, rings=True)["fixed, bf16, equal ranks"] == [(0.02, 14.0), (3.0, 40.5)]
     colors = {trace["name"]: trace["marker"]["color"] for trace in figure["data"]}
     assert len(set(colors.values())) == 2
     assert figure["layout"]["xaxis"]["type"] == "log"
