@@ -25,12 +25,12 @@ from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import (
     Point,
     bridge_points,
-    digest_of,
     generator,
     image_latent,
     image_noise,
     timestep_tensor,
 )
+from lbm_lora.imaging.digests import ImageDigests, digests_of
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import Schedule, schedule_of
 from lbm_lora.naming import ModuleName
@@ -51,6 +51,7 @@ def collect(
     settings: CalibrationSettings | None = None,
     *,
     tuned: str = "",
+    digests: ImageDigests | None = None,
     partial: PartialFile | None = None,
     save_every: float = SAVE_EVERY,
     is_checkpointed: bool | None = None,
@@ -63,6 +64,7 @@ def collect(
         images: sources of the kind that the model is used on.
         settings: see `CalibrationSettings`.
         tuned: fingerprint of the denoiser, for the statistics' origin.
+        digests: of the images, where they are known already; else all are read before the first is measured.
         partial: where the sums are saved from time to time, and taken up again; it is left in place.
         save_every: seconds between two saves, which come after an image.
         is_checkpointed: compute activations twice instead of keeping them; by default in a large model.
@@ -70,11 +72,13 @@ def collect(
 
     Raises:
         ConfigError: no images, fp16, or settings that cannot be.
-        ImageError: an image cannot be read; all are read before the first is measured.
+        ImageError: images cannot be read; all such are named.
         InputError: the model's output is not finite.
     """
     settings = settings or CalibrationSettings()
-    origin = _origin(model, images, settings, tuned)
+    _check(model, images)
+    digests = digests or digests_of(images)
+    origin = _origin(model, digests, settings, tuned)
     layers = find_layers(model.denoiser, lambda: model.denoise(_small_latent(model), timestep_tensor(1000.0)))
     sums = _start(layers, origin, partial, model.device, progress)
     progress.start(len(images) * len(origin.schedule), "measuring the tuned model")
@@ -88,7 +92,7 @@ def collect(
                 partial.save(sums, origin)
                 saved = time.monotonic()
     points = check_points(model, images, origin.schedule, size=origin.size, seed=origin.seed)
-    return _statistics(layers, sums, origin, points)
+    return _statistics(layers, sums, origin, points, digests)
 
 
 def check_points(
@@ -122,17 +126,21 @@ def random_signs(shape: Sequence[int], draw: torch.Generator) -> Tensor:
     return torch.randint(0, 2, tuple(shape), generator=draw).float() * 2 - 1
 
 
-def _origin(model: LBMModel, images: Sequence[Path], settings: CalibrationSettings, tuned: str) -> Origin:
+def _check(model: LBMModel, images: Sequence[Path]) -> None:
     if not images:
         raise ConfigError("nothing to calibrate with: no images.")
     if model.dtype == torch.float16:
         raise ConfigError("calibration needs gradients, which leave the range of fp16. Use bf16 or float.")
+
+
+def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSettings, tuned: str) -> Origin:
+    count = len(digests.each)
     return Origin(
         tuned=tuned,
-        images=digest_of(images),
-        count=len(images),
+        images=digests.together,
+        count=count,
         schedule=schedule_of(model.config, settings.timesteps),
-        probes=settings.probes_for(len(images)),
+        probes=settings.probes_for(count),
         size=settings.size,
         seed=settings.seed,
         dense_up_to=settings.dense_up_to,
@@ -201,7 +209,11 @@ def _add_image(
 
 
 def _statistics(
-    layers: Mapping[ModuleName, CalledLayer], sums: Sums, origin: Origin, points: tuple[Point, ...]
+    layers: Mapping[ModuleName, CalledLayer],
+    sums: Sums,
+    origin: Origin,
+    points: tuple[Point, ...],
+    digests: ImageDigests,
 ) -> Statistics:
     return Statistics(
         layers=layers,
@@ -212,6 +224,7 @@ def _statistics(
         output_energy=sums.energy / sums.images,
         origin=origin,
         check_points=points,
+        image_digests=digests.each,
     )
 
 

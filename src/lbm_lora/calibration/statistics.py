@@ -97,6 +97,7 @@ class Statistics(Mapping[ModuleName, Weights]):
         output_energy: mean squared norm of the network's output; an error over it is a relative one.
         origin: what was measured, and how.
         check_points: some of the points that were measured, to run a LoRA at.
+        image_digests: of each image (see `imaging.digests`); a file keeps the first 512, and earlier files have none.
     """
 
     layers: Mapping[ModuleName, CalledLayer]
@@ -107,6 +108,7 @@ class Statistics(Mapping[ModuleName, Weights]):
     output_energy: float
     origin: Origin
     check_points: tuple[Point, ...] = ()
+    image_digests: tuple[str, ...] = ()
 
     def __getitem__(self, name: ModuleName) -> Weights:
         """The weights of one layer: the squared change of the network's output, summed over its values, that an error

@@ -22,6 +22,7 @@ from lbm_lora.checkpoint import STATISTICS_KEY, Checkpoint, SafetensorsWriter, T
 from lbm_lora.errors import CheckpointError
 from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import Point
+from lbm_lora.imaging.digests import packed
 from lbm_lora.naming import ModuleName
 
 FORMAT = "1"
@@ -74,6 +75,7 @@ def load_statistics(path: Path | str) -> Statistics:
                 Point(timestep=timestep, probability=probability, state=file.read(f"checks.{index}"))
                 for index, (timestep, probability) in enumerate(facts["checks"])
             ),
+            image_digests=tuple(facts.get("images", "").split()),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its statistics are not understood: {error!r}. Make the file again.") from None
@@ -116,6 +118,7 @@ def _tensors(statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
 def _metadata(statistics: Statistics) -> dict[str, str]:
     facts = {
         "origin": asdict(statistics.origin),
+        "images": packed(statistics.image_digests),
         "output_values": statistics.output_values,
         "output_energy": statistics.output_energy,
         "checks": [(point.timestep, point.probability) for point in statistics.check_points],

@@ -17,8 +17,9 @@ from lbm_lora.fidelity.points import image_latent
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.fidelity.shown import DIFFERENCE, ShownImage, side_by_side, tile
 from lbm_lora.imaging.buckets import resized
+from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.image_file import read_image
-from lbm_lora.imaging.paths import readable_sources
+from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.config import LBMConfig
@@ -55,11 +56,13 @@ class Comparison:
 
     Attributes:
         sources: the images.
+        digests: of each image; see `imaging.digests`.
         lpips: the metric, where it is asked for.
     """
 
     settings: ComparisonSettings
     sources: tuple[Path, ...]
+    digests: tuple[str, ...]
     lpips: Lpips | None
 
 
@@ -82,13 +85,17 @@ def plan_comparison(settings: ComparisonSettings) -> Comparison:
     """
     if any(count < 1 for count in settings.steps):
         raise ConfigError(f"{min(settings.steps)} steps cannot be taken. Use 1 or more.")
-    sources = readable_sources(settings.images)
+    sources = expand_sources(settings.images)
+    digests = digests_of(sources).each
     weights, net = settings.lpips_weights, settings.lpips_net
     if weights is not None:
         net = net or net_of(weights)
     device = resolve_device(settings.device)
     return Comparison(
-        settings=settings, sources=sources, lpips=None if net is None else load_lpips(net, weights, device)
+        settings=settings,
+        sources=sources,
+        digests=digests,
+        lpips=None if net is None else load_lpips(net, weights, device),
     )
 
 

@@ -4,7 +4,7 @@ A point between source and target needs a target latent, which images to measure
 one-step prediction takes its place: what a LoRA is to give back is the tuned model's own output.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.imaging.buckets import to_bucket
+from lbm_lora.imaging.buckets import to_bucket, warn_of_size
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.model import bridge
 from lbm_lora.model.bridge_pipeline import standard_normal
@@ -51,6 +51,7 @@ def image_latent(model: LBMModel, path: Path, *, size: int | None = None, mirror
         ImageError: the file cannot be read.
         ConfigError: `size` is below 64.
     """
+    warn_of_size(size, model.size)
     images = to_bucket(read_image(path), size or model.size, step=model.pixels_per_latent)
     return model.encode(images.flip(-1) if mirrored else images)
 
@@ -94,17 +95,3 @@ def timestep_tensor(timestep: float) -> Float[Tensor, "1"]:
 def generator(*key: object) -> torch.Generator:
     """A CPU generator that the key decides; torch uses 32 bits of a seed there."""
     return torch.Generator().manual_seed(xxhash.xxh32_intdigest(" ".join(map(str, key)).encode()))
-
-
-def digest_of(paths: Sequence[Path]) -> str:
-    """32 hexadecimal digits over the pixels and sizes of images, in their order; each file is decoded once.
-
-    Raises:
-        ImageError: a file cannot be read.
-    """
-    digest = xxhash.xxh3_128()
-    for path in paths:
-        image = read_image(path)
-        digest.update(f"{image.size}\n".encode())
-        digest.update(image.tobytes())
-    return digest.hexdigest()

@@ -11,7 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.image_file import READABLE, read_image, readable_extensions, writable_extensions
+from lbm_lora.imaging.digests import digests_of
+from lbm_lora.imaging.image_file import READABLE, readable_extensions, writable_extensions
 from lbm_lora.missing_path import held_by, not_there
 
 
@@ -37,11 +38,10 @@ def readable_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
     """The images that texts name (see `expand_sources`), each of them read once.
 
     Raises:
-        ImageError: nothing of that name, or an image that cannot be read.
+        ImageError: nothing of that name, or images that cannot be read; all of them are named.
     """
     sources = expand_sources(texts)
-    for source in sources:
-        read_image(source)
+    digests_of(sources)
     return sources
 
 

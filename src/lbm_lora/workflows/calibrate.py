@@ -9,6 +9,7 @@ from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, c
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import load_model
 from lbm_lora.model.device import resolve_device
@@ -56,10 +57,11 @@ def collected(
     """
     device = resolve_device(config.device, fp64="the sums need")
     settings, dtype = _settings(config), dtype_of(config.torch_dtype)
+    digests = digests_of(images)
     progress.start(0, "loading the tuned model")
     model = load_model(tuned, config_path=config.config_path, device=device, dtype=dtype)
     digest = fingerprint(tuned.component()).digest
-    return collect(model, images, settings, tuned=digest, partial=partial, progress=progress)
+    return collect(model, images, settings, tuned=digest, digests=digests, partial=partial, progress=progress)
 
 
 def _settings(config: CalibrateConfig) -> CalibrationSettings:

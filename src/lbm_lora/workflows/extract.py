@@ -116,12 +116,13 @@ def extracted(
         keep_dense=config.dense,
     )
     check_pair(base, tuned)
-    norm = None
+    norm = measured = None
     if config.statistics is not None:
         from lbm_lora.calibration import output_norm  # only this needs the network classes
 
+        measured = statistics()
         norm = output_norm(
-            statistics(),
+            measured,
             plan,
             path=config.statistics,
             config_path=config.config_path,
@@ -130,7 +131,7 @@ def extracted(
             device=settings.device,
             progress=progress,
         )
-    facts = _run_settings(config, settings)
+    facts = _run_settings(config, settings, measured)
     return extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
 
 
@@ -205,7 +206,7 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
     return load_statistics(config.statistics)
 
 
-def _run_settings(config: ExtractConfig, settings: DeltaSettings) -> dict[str, object]:
+def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "Statistics | None") -> dict[str, object]:
     """What the file says of the run; file names without folders."""
     return {
         "base": config.base_model_path.name,
@@ -217,7 +218,17 @@ def _run_settings(config: ExtractConfig, settings: DeltaSettings) -> dict[str, o
         "target_coverage": config.target_coverage,
         "dense": config.dense,
         "min_diff": config.min_diff,
+        **_calibration_images(statistics),
     }
+
+
+def _calibration_images(statistics: "Statistics | None") -> dict[str, object]:
+    """Digests of the images that the LoRA was calibrated on, by which `validate` knows them."""
+    if statistics is None or not statistics.image_digests:
+        return {}
+    from lbm_lora.imaging.digests import packed
+
+    return {"calibration_images": packed(statistics.image_digests)}
 
 
 def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: tuple[str, str]) -> ExtractResult:

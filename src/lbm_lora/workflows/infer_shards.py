@@ -11,6 +11,7 @@ from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import translate_image
 from lbm_lora.model.build import refuse_conditioning
@@ -101,6 +102,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             pipe = LBMPipeline.from_checkpoint(
                 base, config_path=config.config_path, device=device, torch_dtype=config.torch_dtype
             )
+            warn_of_size(config.size, pipe.size)
             put_in(config, pipe, adapters)
             chosen = translate_settings(config)
             return lambda source, mask: translate_image(pipe, source, chosen, mask=mask)

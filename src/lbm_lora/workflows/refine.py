@@ -101,9 +101,13 @@ def refined(
         keep: is given the best adapter whenever there is a new one.
         state: where the run is saved, to be resumed, until its end; None: it is not.
     """
-    identity = _identity(config, base, tuned, adapter, images.all)
+    from lbm_lora.imaging.digests import digests_of
+
+    digests = digests_of(images.all)
+    identity = _identity(config, base, tuned, adapter, digests.together)
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter)
-    distilled = _distill(config, base, tuned, adapter, dtype, images, identity, keep, state, progress)
+    learnt = digests.each[: len(images.learnt)]
+    distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
     if state is not None:
         state.unlink(missing_ok=True)
     return distilled
@@ -139,11 +143,13 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
 
 
 def _identity(
-    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: Sequence[Path]
+    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: str
 ) -> dict[str, Any]:
-    """What must be the same for a stopped run to go on; the LoRA is checked against base and tuned model."""
-    from lbm_lora.fidelity.points import digest_of
+    """What must be the same for a stopped run to go on; the LoRA is checked against base and tuned model.
 
+    Args:
+        images: digest of all of them.
+    """
     component = base.component()
     check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
     before, after = fingerprint(component), fingerprint(tuned.component())
@@ -152,7 +158,7 @@ def _identity(
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
     del settings["images"], settings["held_images"]
-    inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": digest_of(images)}
+    inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": images}
     return json.loads(json.dumps({**settings, **inputs}))
 
 
@@ -171,6 +177,7 @@ def _distill(
     adapter: Adapter,
     dtype: torch.dtype,
     images: "ImageSplit",
+    learnt_images: Sequence[str],
     identity: Mapping[str, Any],
     keep: Callable[[Adapter], None],
     state: Path | None,
@@ -182,7 +189,7 @@ def _distill(
     from lbm_lora.refinement.student import Student
 
     def keep_measured(made: Adapter, distilled: "DistillResult") -> None:
-        keep(replace(made, metadata=_metadata(config, adapter, dtype, distilled)))
+        keep(replace(made, metadata=_metadata(config, adapter, dtype, learnt_images, distilled)))
 
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
@@ -226,8 +233,12 @@ def _stored_dtype(adapter: Adapter) -> torch.dtype:
     return tensors[0].dtype
 
 
-def _metadata(config: RefineConfig, given: Adapter, dtype: torch.dtype, distilled: "DistillResult") -> AdapterMetadata:
+def _metadata(
+    config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
+) -> AdapterMetadata:
     """That of the given LoRA, with its errors in the weights, which are others now, replaced by those of outputs."""
+    from lbm_lora.imaging.digests import packed
+
     facts = {
         "step": distilled.step,
         "steps": config.steps,
@@ -237,6 +248,7 @@ def _metadata(config: RefineConfig, given: Adapter, dtype: torch.dtype, distille
         "mirror": config.mirror,
         "dtype": dtype_name(dtype),
         "lora": config.lora_path.name,
+        "images": packed(learnt_images),
         "error_before": _short(distilled.before.typical),
         "error_after": _short(distilled.after.typical),
         "worst_error_before": _short(distilled.before.worst),

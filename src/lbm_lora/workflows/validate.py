@@ -13,7 +13,7 @@ from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
-from lbm_lora.progress import SILENT, Progress
+from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.report import (
     ImageSet,
     Provenance,
@@ -42,6 +42,8 @@ class ValidateResult:
     report: Report
     files: tuple[Path, ...]
     layer_names: Path
+    seen_images: tuple[str, ...]
+    """Those of --images that the LoRA was calibrated or refined on, as far as its file says so."""
     failures: tuple[QualityError, ...]
 
     def raise_for_quality(self) -> None:
@@ -82,6 +84,8 @@ class Measured:
     """Images for the page."""
     layers: Sequence[str]
     """A line for each layer that a LoRA can hold."""
+    seen_images: tuple[str, ...]
+    """Names of the images that the LoRA was calibrated or refined on."""
     failures: tuple[QualityError, ...]
 
 
@@ -103,12 +107,14 @@ def measured(
     """
     weights, lines = _weights(config, base, tuned, adapter, list(others.values()), progress)
     outputs = None if plan is None else _outputs(plan, base, tuned, {LORA: adapter, **others}, progress)
+    seen = () if plan is None or outputs is None else _warn_of_seen(plan, adapter, outputs)
     report = Report(weights=weights, outputs=None if outputs is None else outputs.scores)
     return Measured(
         report=report,
         image=None if outputs is None else outputs.image,
         shown=() if outputs is None else outputs.shown,
         layers=lines,
+        seen_images=seen,
         failures=_failures(config, report),
     )
 
@@ -119,7 +125,13 @@ def written(config: ValidateConfig, found: Measured) -> ValidateResult:
     files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
     layer_names = config.layer_names or folder / "lora_layer_names.txt"
     write_text(layer_names, _layer_names(config, found.layers))
-    return ValidateResult(report=found.report, files=files, layer_names=layer_names, failures=found.failures)
+    return ValidateResult(
+        report=found.report,
+        files=files,
+        layer_names=layer_names,
+        seen_images=found.seen_images,
+        failures=found.failures,
+    )
 
 
 def check(config: ValidateConfig) -> dict[str, Path]:
@@ -234,6 +246,17 @@ def _outputs(
     from lbm_lora.fidelity.comparison import compare_outputs
 
     return compare_outputs(plan, base=base, tuned=tuned, adapters=adapters, progress=progress)
+
+
+def _warn_of_seen(plan: "Comparison", adapter: Adapter, outputs: "ComparisonResult") -> tuple[str, ...]:
+    """Say where scores are of images that the LoRA was made with; their names."""
+    from lbm_lora.fidelity.seen import remark_on_seen, seen_of
+
+    seen = seen_of(adapter, plan.digests)
+    remark = remark_on_seen(seen, outputs.scores.images, LORA)
+    if remark:
+        warn(remark)
+    return tuple(path.name for path, is_seen in zip(plan.sources, seen, strict=True) if is_seen)
 
 
 def _failures(config: ValidateConfig, report: Report) -> tuple[QualityError, ...]:

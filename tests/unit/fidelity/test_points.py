@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.errors import ImageError
-from lbm_lora.fidelity.points import bridge_points, digest_of, generator, image_latent, image_noise, shared_noise
+from lbm_lora.fidelity.points import bridge_points, generator, image_latent, image_noise, shared_noise
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.build import LBMModel
@@ -63,15 +62,3 @@ def test_shared_noise_is_one_stream() -> None:
     again = [torch.randn(3, generator=other(timestep)) for timestep in (250.0, 750.0)]
     assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
     assert not torch.equal(*drawn)
-
-
-def test_the_digest_is_of_pixels_sizes_and_order(images: tuple[Path, ...], tmp_path: Path) -> None:
-    Image.open(images[0]).save(tmp_path / "same.bmp")
-    assert digest_of([tmp_path / "same.bmp", images[1]]) == digest_of(images[:2])
-    assert digest_of([images[1], images[0]]) != digest_of(images[:2])
-    flat = Image.open(images[1])  # the same bytes as an image of another shape
-    Image.frombytes("RGB", (flat.height, flat.width), flat.tobytes()).save(tmp_path / "turned.png")
-    assert digest_of([tmp_path / "turned.png"]) != digest_of([images[1]])
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"broken\.png is no image"):
-        digest_of([images[0], tmp_path / "broken.png"])

@@ -12,7 +12,7 @@ from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import ConfigError, ImageError, OutputError
-from lbm_lora.fidelity.points import digest_of
+from lbm_lora.imaging.digests import digests_of
 from lbm_lora.workflows.calibrate import run
 from lbm_lora.workflows.layers import run as list_layers
 from standins import Lbm
@@ -51,7 +51,8 @@ def test_it_measures_every_layer(config: CalibrateConfig, lbm: Lbm) -> None:
     with open_checkpoint(lbm.tuned) as checkpoint:
         assert statistics.origin.tuned == fingerprint(checkpoint.component()).digest
     evenly_spread = [config.save_to.parent / "images" / name for name in ("0.png", "2.png")]
-    assert statistics.origin.images == digest_of(evenly_spread)
+    assert statistics.origin.images == digests_of(evenly_spread).together
+    assert statistics.image_digests == digests_of(evenly_spread).each
     assert [path.name for path in config.save_to.parent.glob("*.safetensors")] == ["s.safetensors"]
 
 
@@ -69,3 +70,7 @@ def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch
         run(replace(config, probes=0))
     with pytest.raises(ImageError, match="does not exist"):
         run(replace(config, images="nowhere"))
+    for name in ("0.png", "2.png"):
+        (Path(str(config.images)) / name).write_bytes(b"damaged")
+    with pytest.raises(ImageError, match=r"^2 of 2 images cannot be read: 0\.png, 2\.png\. Mend or remove them\."):
+        run(config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
+from lbm_lora.imaging.digests import digests_of
+from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import calibrate
 from lbm_lora.workflows.extract import run
 from lbm_lora.workflows.validate import LORA
@@ -87,6 +90,35 @@ def test_calibrated_files_are_fp16_where_nothing_else_is_asked_for(
     with safe_open(run(changed).adapter, "pt") as file:
         found = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("alpha")}  # noqa: SIM118
     assert found == {dtype}
+
+
+def test_validate_knows_the_images_of_the_calibration(config: ExtractConfig, images: Path, tmp_path: Path) -> None:
+    made = run(dataclasses.replace(config, rank=2, conv_rank=2, check=False))
+    settings = json.loads(load_adapter(made.adapter).metadata.facts["lbm_lora_settings"])
+    assert settings["calibration_images"] == " ".join(digests_of(sorted(images.iterdir())).each)
+    (tmp_path / "photos").mkdir()
+    Image.open(images / "0.png").save(tmp_path / "photos" / "renamed.bmp")
+    Image.new("RGB", (64, 64), (90, 20, 60)).save(tmp_path / "photos" / "other.png")
+    wanted = ValidateConfig(
+        base_model_path=config.base_model_path,
+        tuned_model_path=config.tuned_model_path,
+        lora_path=made.adapter,
+        images=str(tmp_path / "photos"),
+        report=tmp_path / "report",
+        num_inference_steps=(1,),
+        size=64,
+        device="cpu",
+    )
+    with pytest.warns(LbmLoraWarning) as said:
+        result = validate(wanted)
+    held_out = "a mean PSNR of [0-9.]+ dB at 1 step"
+    assert re.fullmatch(
+        r"1 of 2 images was used to make the LoRA \(renamed\.bmp\): these numbers flatter it\. Held out 1 image: "
+        rf"{held_out}\.",
+        str(said[0].message),
+    )
+    assert result.seen_images == ("renamed.bmp",)
+    assert not validate(dataclasses.replace(wanted, images=str(tmp_path / "photos" / "other.png"))).seen_images
 
 
 def test_8_bits_say_more_in_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lbm_lora.cli.present import present
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.imaging.digests import digests_of
 from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.refine import run
 from standins import TINY, Lbm, write_lbm
@@ -73,6 +74,8 @@ def test_the_file_is_better_and_of_the_same_size(config: RefineConfig, lora: Pat
     assert {module.up.dtype for module in made.modules.values()} == {torch.bfloat16}
     assert made.metadata.base_fingerprint == given.metadata.base_fingerprint
     facts = json.loads(made.metadata.facts["lbm_lora_refinement"])
+    learnt = [Path(str(config.images)) / f"{index}.png" for index in (1, 2, 3)]  # the first is measured on
+    assert facts["images"].split() == list(digests_of(learnt).each)
     assert facts["error_after"] == pytest.approx(result.after.typical, rel=1e-4)
     assert "lbm_lora_errors" not in made.metadata.facts  # those of the given LoRA's weights
     assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]

@@ -115,6 +115,7 @@ def test_a_validation(weights: WeightReport, file: File, verbose: str) -> None:
         report=report,
         files=(file("r/report.txt", 3_700), file("r/report.html", 6_640_000)),
         layer_names=file("names.txt", 51_000),
+        seen_images=(),
         failures=(QualityError("The total relative error is 0.5123, above the limit."),),
     )
     text = (
