@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -83,6 +84,28 @@ def distance(one: Path, other: Path) -> float:
     assert first.keys() == second.keys()
     apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
     return (apart / sum(float(value.square().sum()) for value in first.values())) ** 0.5
+
+
+def test_the_lines_of_the_mini_file_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack, check, train, infer: the lines in the head of lora_mini_config.yaml, with fewer steps and one image."""
+    root = Path(__file__).parents[2]
+    for name in ("src", "lora"):
+        (tmp_path / name).symlink_to(root / name)
+    monkeypatch.chdir(tmp_path)
+    head = (root / "lora/lora_mini_config.yaml").read_text().replace("\\\n#", "")
+    page = (root / "docs/training.md").read_text().replace("\\\n", "")
+    lines = re.findall(r"^#   lbm-lora (.*)$", head, flags=re.MULTILINE)
+    shown = re.findall(r"^lbm-lora (.*)$", page, flags=re.MULTILINE)
+    assert [line.split() for line in lines] == [line.split() for line in shown[1:5]]
+    fewer = ["", "", " --max_steps 2 --save_interval 2 --log_interval 1 --validation_samples 1", ""]
+    for line, more in zip(lines, fewer, strict=True):
+        words = shlex.split(line.replace("/*.source.png", "/lemon-02*.source.png") + more)
+        assert main(words) == 0, words
+    assert {path.name for path in (tmp_path / "mini/run/pictures").iterdir()} == {"step-000000.png", "step-000002.png"}
+    assert {path.name for path in (tmp_path / "mini/out").iterdir()} == {
+        "lemon-02-dawn-to-sunset.png",
+        "lemon-02-dawn-to-sunset_compare.png",
+    }
 
 
 def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> None:
