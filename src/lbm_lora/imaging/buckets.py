@@ -54,7 +54,7 @@ def warn_of_size(size: int | None, made_for: int) -> None:
         warn(
             Option("size"),
             f" {size} is far from the {made_for} that the model is made for, and its images may fall apart. Leave it "
-            f"out, or stay between {made_for // 4} and {2 * made_for}.",
+            f"out, or stay between {max(SMALLEST_SIZE, made_for // 4)} and {2 * made_for}.",
         )
 
 

@@ -68,6 +68,11 @@ def test_sizes_near_the_models_are_not_remarked(size: int | None) -> None:
     warn_of_size(size, 1024)
 
 
+def test_the_smallest_size_that_is_named_can_be_used() -> None:
+    with pytest.warns(LbmLoraWarning, match=r"stay between 64 and 256\."):
+        warn_of_size(512, 128)
+
+
 @pytest.mark.parametrize("size", [64, 255, 2049])
 def test_sizes_far_from_the_models_are_said_with_both_numbers(size: int) -> None:
     with pytest.warns(LbmLoraWarning) as said:
