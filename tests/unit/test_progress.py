@@ -1,14 +1,15 @@
-"""Warnings and their parts, and the listener that ignores everything."""
+"""Warnings and their parts, the pace of a phase, and the listener that ignores everything."""
 
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from lbm_lora.errors import Option, spelled
-from lbm_lora.progress import SILENT, LbmLoraWarning, Progress, warn
+from lbm_lora.progress import SILENT, LbmLoraWarning, Pace, Progress, as_clock, warn
 
 PARTS = ("size 100 is no bucket: give ", Option("size"), " 128, or ", Option("dense", is_off=True), ".")
 
@@ -72,3 +73,66 @@ def test_a_listener_has_all_three_methods() -> None:
         def advance(self, n: int = 1) -> None: ...
 
     assert not isinstance(Half(), Progress)
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_left_comes_from_the_mean_of_all_parts() -> None:
+    clock = Clock()
+    pace = Pace(10, clock=clock)
+    clock.now += 4
+    assert (pace.left, pace.elapsed) == (None, 4)
+    for seconds, left in ((0, 36), (2, 24), (3, 21)):
+        clock.now += seconds
+        pace.advance()
+        assert pace.left == left
+    assert not pace.is_done
+    pace.advance(7)
+    assert (pace.left, pace.is_done) == (0, True)
+
+
+def test_the_time_left_ticks_down_while_a_part_is_at_work_and_never_leaps() -> None:
+    """Parts of very different lengths: one of a hundred times the others' in the middle."""
+    clock = Clock()
+    pace = Pace(40, clock=clock)
+    shown: list[float] = []
+    for seconds in [2] * 20 + [200] + [2] * 19:
+        for _ in range(seconds * 4):
+            if pace.left is not None:
+                shown.append(pace.left)
+            clock.now += 0.25
+        pace.advance()
+    assert shown[:8] == [78 - tick / 4 for tick in range(8)]
+    assert min(shown) >= 0
+    leaps = [after - before for before, after in pairwise(shown)]
+    assert max(leaps) <= 0.25, "a slow part makes it climb no faster than a clock"
+    assert shown[-1] <= 7
+
+
+def test_the_last_part_may_take_its_time() -> None:
+    clock = Clock()
+    pace = Pace(2, clock=clock)
+    clock.now += 5
+    pace.advance()
+    clock.now += 60
+    assert pace.left == 0
+
+
+def test_without_a_total_nothing_is_known_of_the_time_left() -> None:
+    pace = Pace(0, clock=Clock())
+    pace.advance(3)
+    assert (pace.left, pace.is_done) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (4320, "1:12:00"), (360_720, "100:12:00")]
+)
+def test_a_clock(seconds: float, text: str) -> None:
+    assert as_clock(seconds) == text

@@ -81,8 +81,7 @@ def collect(
     origin = _origin(model, digests, settings, tuned)
     layers = find_layers(model.denoiser, lambda: model.denoise(_small_latent(model), timestep_tensor(1000.0)))
     sums = _start(layers, origin, partial, model.device, progress)
-    progress.start(len(images) * len(origin.schedule), "measuring the tuned model")
-    progress.advance(sums.images * len(origin.schedule))
+    progress.start((len(images) - sums.images) * len(origin.schedule), "measuring the tuned model")
     is_large = sum(parameter.numel() for parameter in model.denoiser.parameters()) >= _LARGE
     saved = time.monotonic()
     with checkpointed(model.denoiser, when=is_large if is_checkpointed is None else is_checkpointed):

@@ -1,23 +1,36 @@
-"""Progress on stderr: bars on a terminal, now and then a plain line where stderr is a file or a pipe."""
+"""Progress on stderr: a bar on a terminal, now and then a plain line where stderr is a file, a pipe or the log of a CI.
+
+    extracting           ━━━━━━╸━━━━━━━━  1,411/2,000  0:22  0:09 left
+
+Elapsed time and time left are those of the phase, from the mean over all of it (`lbm_lora.progress.Pace`).
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from lbm_lora.progress import Pace, as_clock
 
 QUIET_SECONDS = 2.0
 """Phases up to this long leave no line behind."""
 
-_LINE_SECONDS = 10.0  # between two plain lines of one phase
+_WIDTH = 100  # columns of the widest bar
+_REFRESHES = 5  # a second
+_LINE_SECONDS = 10.0  # from the first plain line of a phase to the second ...
+_LINE_GROWTH = 0.5  # ... and later this part of the time so far, so that ten hours are some 80 lines,
+_LINE_MOST = 480.0  # but so often that no CI takes the command for dead
 
 
 class Bars:
     """A listener in the sense of `lbm_lora.progress.Progress`.
 
-    On a terminal a bar stands while a phase runs and goes away with it. Elsewhere a phase says how far it is after
-    two seconds, and then every ten. In both, a phase of more than two seconds leaves one line: what, how many, how
-    long.
+    On an interactive console a bar stands while a phase runs and goes away with it. Elsewhere a phase says how far it
+    is after two seconds, after twelve, and then at growing intervals. In both, a phase of more than two seconds leaves
+    one line: what, how many, how long.
 
     Args:
         console: of rich, on stderr.
@@ -32,40 +45,32 @@ class Bars:
         self._say = say
         self._clock = clock
         self._what = ""
-        self._total = self._done = 0
-        self._began = self._spoke = 0.0
-        self._live: tuple[Progress, TaskID] | None = None
+        self._pace = Pace(0, clock=clock)
+        self._next_line = QUIET_SECONDS
+        self._live: _Bar | None = None
 
     def start(self, total: int, what: str) -> None:
         """A phase begins; the one before it ends."""
         self.stop()
-        self._what, self._total, self._done = what, total, 0
-        self._began = self._clock()
-        self._spoke = self._began + QUIET_SECONDS - _LINE_SECONDS
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            bar = Progress(*columns, console=self._console, transient=True)
-            self._live = bar, bar.add_task(what, total=total or None)
-            bar.start()
+        self._what, self._pace = what, Pace(total, clock=self._clock)
+        self._next_line = QUIET_SECONDS
+        if self._console.is_interactive:
+            self._live = _Bar(self._console, what, self._pace)
+            self._live.start()
 
     def advance(self, n: int = 1) -> None:
         """`n` parts of the running phase are done; with the last one the phase ends."""
         if not self._what:
             return
-        self._done += n
+        self._pace.advance(n)
         if self._live is not None:
-            bar, task = self._live
-            bar.advance(task, n)
-        elif self._clock() - self._spoke > _LINE_SECONDS:
-            self._spoke = self._clock()
-            self._console.print(self._how_far(), markup=False, highlight=False, soft_wrap=True)
-        if self._done >= self._total > 0:
+            self._live.follow()
+        if self._pace.is_done:
             self.stop()
+        elif self._live is None and self._pace.elapsed > self._next_line:
+            elapsed = self._pace.elapsed
+            self._next_line = elapsed + min(max(_LINE_SECONDS, elapsed * _LINE_GROWTH), _LINE_MOST)
+            self._console.print(f"{self._what}: {how_far(self._pace)}", markup=False, highlight=False, soft_wrap=True)
 
     def note(self, message: str) -> None:
         """One line, above the bar where one stands."""
@@ -78,23 +83,74 @@ class Bars:
             finished: whether it came to its end; a phase that an error ended leaves no line.
         """
         if self._live is not None:
-            self._live[0].stop()
+            self._live.stop()
             self._live = None
-        seconds = self._clock() - self._began
+        seconds = self._pace.elapsed
         if self._what and finished and seconds > QUIET_SECONDS:
-            count = f"{self._done:,} " if self._done else ""
-            line = f"{self._what}: {count}done in {_duration(seconds)}"
+            count = f"{self._pace.done:,} " if self._pace.done else ""
+            line = f"{self._what}: {count}done in {in_words(seconds)}"
             self._console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
         self._what = ""
 
-    def _how_far(self) -> str:
-        if not self._total:
-            return f"{self._what}: {self._done:,}"
-        left = (self._clock() - self._began) / self._done * (self._total - self._done) if self._done else 0.0
-        return f"{self._what}: {self._done:,} of {self._total:,}, about {_duration(left)} left"
+
+class _Bar(Progress):
+    """The bar of one phase: one line in any terminal of 60 columns or more. A long description is cut."""
+
+    def __init__(self, console: Console, what: str, pace: Pace) -> None:
+        self._pace, self._screen = pace, console  # before rich asks for the first line
+        super().__init__(
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")
+            ),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, no_wrap=True)),
+            _Numbers(pace),
+            console=console,
+            transient=True,
+            refresh_per_second=_REFRESHES,
+        )
+        self._id = self.add_task(what, total=pace.total or None)
+
+    def follow(self) -> None:
+        """Draw what the pace says now."""
+        self.update(self._id, completed=self._pace.done)
+
+    def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+        """The line, as wide as the terminal up to a limit."""
+        table = super().make_tasks_table(tasks)
+        table.width = min(self._screen.width, _WIDTH)
+        return table
 
 
-def _duration(seconds: float) -> str:
+class _Numbers(ProgressColumn):
+    """Parts, elapsed time and time left, as far as they are known."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(Column(no_wrap=True, justify="right"))
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        """The cell; the pace knows more than rich's task."""
+        pace, left = self._pace, self._pace.left
+        count = f"{pace.done:,}/{pace.total:,}" if pace.total else f"{pace.done:,}" if pace.done else ""
+        return Text("  ").join(
+            Text(part, style=style)
+            for part, style in (
+                (count, "progress.download"),
+                (as_clock(pace.elapsed), "progress.elapsed"),
+                ("" if left is None else f"{as_clock(left)} left", "progress.remaining"),
+            )
+            if part
+        )
+
+
+def how_far(pace: Pace) -> str:
+    """`129 of 2,000 in 2 s, about 29 s left`, or what is known of it."""
+    of_total = f" of {pace.total:,}" if pace.total else ""
+    left = "" if pace.left is None else f", about {in_words(pace.left)} left"
+    return f"{pace.done:,}{of_total} in {in_words(pace.elapsed)}{left}"
+
+
+def in_words(seconds: float) -> str:
     """`4 s`, `2 min 5 s`, `1 h 12 min`."""
     whole = round(seconds)
     if whole < 60:

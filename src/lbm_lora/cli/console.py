@@ -50,7 +50,7 @@ class Console:
 
     def __init__(self) -> None:
         self.exit_code = 0
-        self._terminal = Terminal(stderr=True)
+        self._terminal = Terminal(stderr=True, force_interactive=None if _is_screen() else False)
         self.progress = Bars(self._terminal, lambda message: self.say("note", message))
 
     def print_result(self, text: str, result: object, *, as_json: bool = False) -> None:
@@ -183,6 +183,11 @@ def _json_name(value: object, name: str) -> str:
     """The alias of a field of a dataclass of pydantic, where it has one."""
     field = getattr(value, "__pydantic_fields__", {}).get(name)
     return (field and field.serialization_alias) or name
+
+
+def _is_screen() -> bool:
+    """Whether stderr is a terminal that somebody looks at: FORCE_COLOR makes none of a pipe, and a CI may have one."""
+    return sys.stderr.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
 
 
 def _write(stream: TextIO | TextIOBase, text: str) -> None:

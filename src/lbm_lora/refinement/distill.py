@@ -111,8 +111,7 @@ def distill(
         )
     batches = list(_batches(learnt, settings))
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
-    progress.start(settings.steps, "refining")
-    progress.advance(done)
+    progress.start(settings.steps - done, "refining")
     for step in range(done, settings.steps):
         _take(student, batches[step], optimizer, settings, step)
         if step + 1 in measured:

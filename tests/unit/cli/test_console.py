@@ -271,3 +271,29 @@ def test_options_in_a_warning_are_spelt_as_flags() -> None:
     with warnings_as_lines(lines.append):
         warn("nothing fits: ", Option("allow_unmatched"), " goes on.")
     assert lines == ["nothing fits: --allow_unmatched goes on."]
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "environment", "expected"),
+    [
+        (True, {}, True),
+        (True, {"CI": "false"}, True),
+        (True, {"CI": "true"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+        (False, {"FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_bars_are_for_terminals_that_somebody_looks_at(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, environment: dict[str, str], expected: bool
+) -> None:
+    for name in ("CI", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm"} | environment).items():
+        monkeypatch.setenv(name, value)
+    stderr = io.StringIO()
+    stderr.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with session() as console:
+        console.progress.start(2, "reading")
+        assert ("\x1b" in stderr.getvalue()) == expected

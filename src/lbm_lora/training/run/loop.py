@@ -9,13 +9,13 @@ from lightning.fabric import Fabric
 from PIL import Image
 
 from lbm_lora.errors import ConfigError, QualityError
-from lbm_lora.progress import Progress
+from lbm_lora.progress import Pace, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
-from lbm_lora.training.run.run_log import Meter, RunLog
+from lbm_lora.training.run.run_log import Meter, RunLog, step_line
 from lbm_lora.training.run.validation import Scores, Validator
 
 
@@ -74,7 +74,7 @@ class TrainingLoop:
         self._run, self._fabric, self._progress, self._stop = run, fabric, progress, stop
         self._learner = Learner(run, fabric)
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
-        self._meter = Meter()
+        self._meter, self._pace = Meter(), Pace(0)
         self._next = self.standing.epoch, self.standing.batch
         self._saved = run.done
 
@@ -94,6 +94,7 @@ class TrainingLoop:
         self._check_start()
         self._validate_if_due()
         self._progress.start(run.total - standing.step, "training")
+        self._pace = Pace(run.total - standing.step)
         self._meter.start()
         while standing.step < run.total and self._accumulate(batches):
             self._learner.take_step(standing.step)
@@ -150,6 +151,7 @@ class TrainingLoop:
         self.standing.step += 1
         self.standing.epoch, self.standing.batch = self._next
         self._progress.advance()
+        self._pace.advance()
 
     def _report_if_due(self) -> None:
         """One line and one row of the log; a loss that is not finite ends the run."""
@@ -169,10 +171,7 @@ class TrainingLoop:
                 f"the loss is {standing.loss} at step {standing.step}: training has diverged. Lower learning_rate or "
                 "gradient_clip; the last good save is in the folder."
             )
-        self._progress.note(
-            f"step {standing.step:,} of {total:,}: loss {standing.loss:.5f}, gradient {values['gradient_norm']:.3g}, "
-            f"learning rate {values['learning_rate']:.3g}, {values['seconds_per_step']:.2f} s a step"
-        )
+        self._progress.note(step_line(standing.step, total, standing.loss, self._pace))
         if self._log is not None:
             self._log.metrics({f"train/{name}": value for name, value in values.items()}, standing.step)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbm_lora.errors import MissingExtraError
+from lbm_lora.progress import Pace, as_clock
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
 
@@ -85,6 +86,16 @@ class RunLog:
         """Write what is still in memory."""
         if self._logger is not None:
             self._logger.finalize("success")
+
+
+def step_line(step: int, total: int, loss: float, pace: Pace) -> str:
+    """What the user reads after a step, behind `note: ` in 80 columns; gradient, rate and pace are in the log.
+
+    Args:
+        pace: of this part of the run, with the validations and saves in it.
+    """
+    left = "" if pace.left is None else f", {as_clock(pace.left)} left"
+    return f"step {step:,} of {total:,}: loss {loss:.5f}, {as_clock(pace.elapsed)} elapsed{left}"
 
 
 def check_logger(settings: RunSettings) -> None:

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from lbm_lora.errors import MissingExtraError
+from lbm_lora.progress import Pace
 from lbm_lora.training.run import run_log as module
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.run_log import Meter, RunLog, check_logger
+from lbm_lora.training.run.run_log import Meter, RunLog, check_logger, step_line
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
@@ -76,3 +77,14 @@ def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="logger wandb needs the package wandb, which is not installed: pip"):
         check_logger(config(logger="wandb", wandb_project="p"))
+
+
+def test_the_line_of_a_step_has_the_time_left_and_fits_80_columns_behind_note() -> None:
+    clock = [0.0]
+    pace = Pace(100_000, clock=lambda: clock[0])
+    clock[0] += 359_999
+    assert step_line(1, 100_000, 0.0, pace) == "step 1 of 100,000: loss 0.00000, 99:59:59 elapsed"
+    pace.advance(50_000)
+    line = step_line(50_000, 100_000, 12.3456789, pace)
+    assert line == "step 50,000 of 100,000: loss 12.34568, 99:59:59 elapsed, 99:59:59 left"
+    assert len("note: " + line) <= 80
