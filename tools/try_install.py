@@ -23,8 +23,10 @@ def install(wheel: Path, extra: str, work: Path) -> Path:
     if not (programs / "pip").exists():
         subprocess.run([sys.executable, "-m", "venv", work / extra], check=True)
     wanted = str(wheel) if extra == "bare" else f"{wheel}[{extra}]"
-    pip = [programs / "python", "-m", "pip", "install", "--quiet", wanted, "--constraint", ROOT / "constraints.txt"]
-    subprocess.run(pip, check=True)
+    pip = [programs / "python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, wanted, "--constraint", ROOT / "constraints.txt"], check=True)
+    # a wheel of the same version as the installed one may still be another
+    subprocess.run([*pip, "--force-reinstall", "--no-deps", wheel], check=True)
     return programs
 
 

@@ -72,7 +72,7 @@ def command_help(name: str, command: Command, sections: Sections, width: int) ->
     flags = [flag for section in sections.values() for flag in section]
     needed = [flag.usage if flag.is_required else f"[{flag.usage}]" for flag in flags if _is_in_usage(flag)]
     text = Text("\n".join(_filled(["usage: lbm-lora", name, *needed, "[--flag value ...]"], width)))
-    text.append(f"\n\n{fill(' '.join((command.config_class().__doc__ or '').split()), width)}\n")
+    text.append(f"\n\n{fill(' '.join(_summary(command).split()), width)}\n")
     for heading, section in sections.items():
         if section:
             _heading(text, heading)
@@ -122,6 +122,11 @@ def spelt(value: object) -> str:
 
 def _heading(text: Text, heading: str) -> None:
     text.append("\n").append(f"{heading}:\n", "bold underline")
+
+
+def _summary(command: Command) -> str:
+    """The first paragraph of the docstring of a config."""
+    return (command.config_class().__doc__ or "").partition("\n\n")[0]
 
 
 def _is_in_usage(flag: Flag) -> bool:

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Bounds, Count, File, Folder, Named, Share, Size
+from lbm_lora.errors import ConfigError, Option
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """Read every pixel of a data set, and report what training would find."""
+    """Read every pixel of a data set, and report what training would find.
+
+    Raises:
+        ConfigError: neither data nor a training file is given, or both.
+    """
 
     data: Annotated[tuple[str, ...], Named("DATA"), POSITIONAL] = ()
     """A folder of pairs or of shards, or shards: paths, URLs, patterns with {000..009}."""
@@ -32,3 +37,11 @@ class CheckConfig:
     """Copy shards from URLs into this folder."""
     allow_pipe: Annotated[bool, ADVANCED] = False
     """Allow `pipe:` shards, which run a shell command."""
+
+    def __post_init__(self) -> None:
+        if self.path_config is None and not self.data:
+            raise ConfigError(
+                "Name the data to check: a folder, shards, or a training file with ", Option("path_config"), "."
+            )
+        if self.path_config is not None and self.data:
+            raise ConfigError(f"'{self.data[0]}' and ", Option("path_config"), " both name the data. Give one of them.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.configs.data_check import CheckConfig
-from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.errors import Option, QualityError
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.data.check import Checked, read_through
 from lbm_lora.training.data.open_data import SHARD_NAMES, Split, open_data
@@ -35,7 +35,7 @@ def run(config: CheckConfig, progress: Progress = SILENT) -> CheckResult:
     """Read through.
 
     Raises:
-        ConfigError: neither data nor a training file, or both, or a setting that cannot be.
+        ConfigError: a setting that cannot be.
         DataError: the data cannot be read, or hold nothing that could be used.
     """
     settings, batch_size = _settings(config)
@@ -57,10 +57,6 @@ def run(config: CheckConfig, progress: Progress = SILENT) -> CheckResult:
 
 def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
     """The settings of the data, and the batch size."""
-    if (config.path_config is None) == (not config.data):
-        raise ConfigError(
-            "name the data to check, a folder or shards, or a training file with ", Option("path_config"), "."
-        )
     if config.path_config is not None:
         training = read_train_config(config.path_config)
         return training, training.batch_size
