@@ -40,7 +40,7 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     for name in matched:
         if adapter.shape_of(name) != tuple(shapes[name]):
             raise AdapterError(
-                f"{name}: the adapter {adapter.label} is for shape {adapter.shape_of(name)}, the model has "
+                f"{name}: {adapter.label} is for shape {adapter.shape_of(name)}, the model has "
                 f"{tuple(shapes[name])}. Is it an adapter of this network?"
             )
     return Fit(matched, unmatched)

@@ -107,8 +107,7 @@ def _value(flag: Flag, words: list[str]) -> Any:
     if flag.takes_several:
         return tuple(_one(flag, word) for word in words)
     if len(words) > 1:
-        hint = f" Quote a pattern: {flag.shown} '*.png'." if flag.word == "IMAGES" else ""
-        raise ConfigError(f"'{words[1]}' belongs to no flag: {flag.shown} takes one value, here '{words[0]}'.{hint}")
+        raise ConfigError(f"'{words[1]}' belongs to no flag: {flag.shown} takes one value, here '{words[0]}'.")
     return _one(flag, words[0])
 
 

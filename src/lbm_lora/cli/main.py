@@ -106,6 +106,7 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
 
     with session(debug=output.debug) as console, chosen_threads(output.threads, console.progress.note):
         command = command_for(name, words)
+        console.progress.start(0, "loading libraries")
         result = command.workflow().run(config, console.progress)
         if getattr(result, "rank", 0):
             return console.exit_code  # of several processes the first one speaks

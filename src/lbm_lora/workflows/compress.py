@@ -38,8 +38,8 @@ class CompressResult:
     report: Report
     images: int
     """That were measured on."""
-    is_held_out: bool
-    """Whether the calibration saw none of them."""
+    seen_images: int
+    """Those of them that the LoRA was calibrated on."""
     page: Path
     """The report as one HTML page."""
     comparison: Path
@@ -110,7 +110,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
         tuned_nbytes=nbytes,
         report=compared.report,
         images=len(measured_on),
-        is_held_out=not set(measured_on) & set(seen),
+        seen_images=len(compared.seen_images),
         page=by_suffix[".html"],
         comparison=by_suffix[".png"],
         statistics=statistics,

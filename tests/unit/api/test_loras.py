@@ -155,15 +155,16 @@ def test_a_calibrated_adapter_in_memory_is_that_of_the_files(
 def test_compress_makes_everything_from_the_tuned_model_and_images(
     lbm: Lbm, images: list[Image.Image], tmp_path: Path
 ) -> None:
-    result = lbm_lora.compress(
-        lbm.tuned,
-        images=images[:2],
-        output=tmp_path / "out",
-        base_model_path=lbm.base,
-        size="300KB",
-        count=1,
-        device="cpu",
-    )
+    with pytest.warns(lbm_lora.LbmLoraWarning, match="1 of 2 images was used to make the LoRA"):
+        result = lbm_lora.compress(
+            lbm.tuned,
+            images=images[:2],
+            output=tmp_path / "out",
+            base_model_path=lbm.base,
+            size="300KB",
+            count=1,
+            device="cpu",
+        )
     assert result.adapter == tmp_path / "out" / "tuned_lora.safetensors"
-    assert (result.images, result.is_held_out) == (2, False)  # of two, none is held out
+    assert (result.images, result.seen_images) == (2, 1)  # of two, none is held out
     assert result.with_lora.mean_psnr > result.without.mean_psnr

@@ -18,7 +18,7 @@ FAST: dict[str, Any] = {"size": 64, "device": "cpu"}
 
 @pytest.fixture(scope="module")
 def lora(lbm: Lbm) -> MeasuredAdapter:
-    return lbm_lora.extract(lbm.base, lbm.tuned, rank=2, device="cpu")
+    return lbm_lora.extract(lbm.base, lbm.tuned, rank=2, conv_rank=2, device="cpu")
 
 
 def test_extract_save_validate(lbm: Lbm, empty: Path) -> None:

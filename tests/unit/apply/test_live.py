@@ -214,17 +214,17 @@ def _weight(before: dict[str, bytes], net: nn.Module, name: str) -> Tensor:
         (
             "nowhere.bias",
             (4,),
-            "None: 1 of 2 parameters are not in the model: nowhere.bias. To apply the rest: allow_unmatched.",
+            "the LoRA: 1 of 2 parameters are not in the model: nowhere.bias. To apply the rest: allow_unmatched.",
         ),
         (
             "norm.bias",
             (1,),
-            "norm.bias: the adapter None is for shape (1,), the model has (6,). Is it an adapter of this network?",
+            "norm.bias: the LoRA is for shape (1,), the model has (6,). Is it an adapter of this network?",
         ),
         (
             "norm.bias",
             (6, 6),
-            "norm.bias: the adapter None is for shape (6, 6), the model has (6,). Is it an adapter of this network?",
+            "norm.bias: the LoRA is for shape (6, 6), the model has (6,). Is it an adapter of this network?",
         ),
     ],
 )

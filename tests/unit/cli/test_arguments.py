@@ -85,10 +85,6 @@ def test_values(line: str, values: dict[str, Any]) -> None:
         ("--json false", "--json takes no value, got 'false'. Write --json or --no_json alone."),
         ("--ranks 1 --ranks 2", "--ranks is given twice. Put all its values behind one --ranks."),
         ("--rank 1 2", "'2' belongs to no flag: --rank takes one value, here '1'."),
-        (
-            "--images a b",
-            "'b' belongs to no flag: --images takes one value, here 'a'. Quote a pattern: --images '*.png'.",
-        ),
         ("a --rank 1", "'a' belongs to no flag. `lbm-lora make --help` lists the flags."),
         ("-r 1", "'-r' belongs to no flag. `lbm-lora make --help` lists the flags."),
         ("--rank 1", "make needs --save_to PATH. `lbm-lora make --help` explains it."),

@@ -11,6 +11,7 @@ import pytest
 from lbm_lora import __version__
 from lbm_lora.cli.commands import COMMANDS
 from lbm_lora.cli.main import main, parse
+from lbm_lora.factorize.rank import FixedRank
 from standins import TINY, write_base, write_tuned
 
 DOCUMENTED = {
@@ -61,7 +62,8 @@ def test_precisions_are_the_documented_words(value: str) -> None:
 
 def test_documented_defaults() -> None:
     config, _ = parse("extract", ["--base_model_path", "b", "--tuned_model_path", "t", "--save_to", "l"])
-    assert (config.rank, config.conv_rank, config.save_precision, config.target_coverage) == (32, 16, None, "full")
+    assert FixedRank.of(config.rank, config.conv_rank) == FixedRank(linear=32, conv=16)
+    assert (config.save_precision, config.target_coverage) == (None, "full")
     assert config.min_diff == 0
     config, _ = parse("infer", ["--base_model_path", "b", "--source_image", "s", "--output_path", "o"])
     assert (config.num_inference_steps, config.lora_scale, config.torch_dtype) == (1, (1.0,), "bf16")

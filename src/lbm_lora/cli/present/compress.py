@@ -34,7 +34,8 @@ def compress(result: "CompressResult", _: bool) -> str:
 def _quality(result: "CompressResult") -> str:
     made, alone = result.with_lora, result.without
     images = plural(result.images, "image")
-    on = f"{images} that it was not calibrated on" if result.is_held_out else f"{images} that it was calibrated on"
+    seen = plural(result.seen_images, "of them", "of them") if result.seen_images < result.images else "all"
+    on = f"{images}, {seen} calibrated on" if result.seen_images else f"{images} that it was not calibrated on"
     return (
         f"PSNR {decibel(made.mean_psnr)} dB to the tuned model's images ({decibel(made.worst_psnr)} dB at worst), on "
         f"{on}; the base alone has {decibel(alone.mean_psnr)} dB."

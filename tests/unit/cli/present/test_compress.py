@@ -1,0 +1,51 @@
+"""What a user reads of compress, for values that a run does not give at will. Real results: test_compress.py of the
+workflows."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lbm_lora.cli.present import present
+
+
+def result(**changes: object) -> Any:
+    summary = {"mean_psnr": 60.5, "worst_psnr": 52.25}
+    values: dict[str, object] = {
+        "adapter": Path("out dir/relight_lora.safetensors"),
+        "base": Path("out dir/exact_base.safetensors"),
+        "nbytes": 50_000_000,
+        "tuned_nbytes": 5_020_000_000,
+        "report": SimpleNamespace(weights=SimpleNamespace(tensors=1676)),
+        "images": 3,
+        "seen_images": 0,
+        "page": Path("out dir/report/report.html"),
+        "comparison": Path("out dir/report/comparison.png"),
+        "with_lora": SimpleNamespace(**summary),
+        "without": SimpleNamespace(mean_psnr=18.0, worst_psnr=16.0),
+    }
+    return cast(Any, SimpleNamespace(**values | changes))
+
+
+def test_what_was_made_how_good_it_is_where_it_lies_and_how_to_use_it() -> None:
+    made, quality, see, use, python, comfy = present("compress", result()).splitlines()
+    assert made == (
+        f"Made     {Path('out dir/relight_lora.safetensors')} (50.00 MB, 1/100 of the tuned checkpoint), from all "
+        "1,676 tensors of the denoiser."
+    )
+    assert quality == (
+        "Quality  PSNR 60.50 dB to the tuned model's images (52.25 dB at worst), on 3 images that it was not "
+        "calibrated on; the base alone has 18.00 dB."
+    )
+    assert see.startswith("See ")
+    assert "--base_model_path 'out dir/exact_base.safetensors' --lora_path 'out dir/relight_lora.safetensors'" in use
+    assert 'from_checkpoint("out dir/exact_base.safetensors")' in python
+    assert "fused.safetensors" in comfy
+
+
+@pytest.mark.parametrize(
+    ("seen", "text"), [(1, "3 images, 1 of them calibrated on;"), (3, "3 images, all calibrated on;")]
+)
+def test_images_that_were_calibrated_on_are_called_so(seen: int, text: str) -> None:
+    assert f"on {text}" in present("compress", result(seen_images=seen))
