@@ -1,4 +1,4 @@
-"""Whole `lbm-lora` commands, run in this process, and the bundled mini model that two of the benchmarks run on."""
+"""Run `lbm-lora` commands in this process, and provide the bundled mini model for two of the benchmarks."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ MINI_PAIR = {"base": "the bundled backbone's exact base, bf16", "tuned": "the bu
 
 
 def arguments(*words: object, **flags: object) -> list[str]:
-    """A command line. A tuple gives several words, True the flag alone, None leaves it out.
+    """Build a command line. A tuple gives several words, True only the flag, None omits it.
 
     `arguments("extract", ranks=(1, 2))` is `["extract", "--ranks", "1", "2"]`.
     """
@@ -26,10 +26,10 @@ def arguments(*words: object, **flags: object) -> list[str]:
 
 
 def lbm_lora(line: list[str]) -> dict[str, Any]:
-    """Run a command; returns its JSON result.
+    """Run a command, and return its JSON result.
 
     Raises:
-        SystemExit: it did not end with 0. It has said why on stderr.
+        SystemExit: its exit code is not 0. It reports why on stderr.
     """
     from lbm_lora.cli.main import main
 
@@ -42,7 +42,7 @@ def lbm_lora(line: list[str]) -> dict[str, Any]:
 
 
 def mini_base(path: Path) -> Path:
-    """The base of the mini model; made where it is not there."""
+    """Return the base of the mini model, created if missing."""
     if not path.exists():
         lbm_lora(arguments("base", config_path=bundled.TUNED / "config.yaml", save_path=path))
     return path

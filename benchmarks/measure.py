@@ -1,8 +1,8 @@
 """Run one job in a fresh process and measure it from outside.
 
-Wall and CPU time are those of the whole process, the import of torch included, and those of the work after the imports.
-Memory is the largest RssAnon + RssShmem seen, read every 10 ms: what a process takes of the machine, without the pages
-of files that it has mapped. A shorter peak may be missed.
+Wall and CPU time are measured for the complete process, including the import of torch, and for the work after the
+imports. Memory is the largest RssAnon + RssShmem seen, read every 10 ms: the memory that a process takes, without
+mapped file pages. A shorter peak may be missed.
 """
 
 import importlib
@@ -22,21 +22,21 @@ JobFunction = Callable[..., dict[str, Any]]
 """The work: a public function of a module; arguments and result are plain values."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_INTERVAL = 0.01  # seconds between two looks at the memory
+_INTERVAL = 0.01  # seconds between two memory readings
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _TIMES = ("wall_s", "cpu_s", "work_s", "work_cpu_s")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One process."""
+    """Measurements of one process."""
 
-    wall_s: float  # of the whole process, as is cpu_s
+    wall_s: float  # complete process, like cpu_s
     cpu_s: float
-    work_s: float  # after the imports, as is work_cpu_s
+    work_s: float  # after the imports, like work_cpu_s
     work_cpu_s: float
     anon_bytes: int  # the peak
-    # rchar, wchar and others of the work (/proc/PID/io); a warm page cache read through a memory map is in none of them
+    # rchar, wchar and others of the work (/proc/PID/io); none counts reads of a warm page cache through a memory map
     io: dict[str, int] = field(default_factory=dict[str, int])
     result: dict[str, Any] = field(default_factory=dict[str, Any])  # what the work returned
 
@@ -48,19 +48,19 @@ class Run:
 
 
 class JobFailedError(Exception):
-    """A job ended with an error; its last lines."""
+    """A job ended with an error; the message has its last lines."""
 
 
 def run_job(job: JobFunction, settings: Mapping[str, object], *, cores: int = 2, imports: Sequence[str] = ()) -> Run:
-    """Run a job in a process of its own.
+    """Run a job in a separate process.
 
     Args:
         settings: the job's arguments.
         imports: modules to import before the work starts, in addition to the job's own.
-        cores: that the process may use, where the system can tell it so; the number of threads follows.
+        cores: cores for the process, if the system supports pinning; it uses as many threads.
 
     Raises:
-        JobFailedError: it did not end well.
+        JobFailedError: the job failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder) / "answer.json", Path(folder) / "log"
@@ -89,7 +89,7 @@ def run_job(job: JobFunction, settings: Mapping[str, object], *, cores: int = 2,
 
 
 def warm(paths: Iterable[Path]) -> None:
-    """Read files once, so that they stand in the page cache."""
+    """Read files once, so that they are in the page cache."""
     buffer = bytearray(1 << 24)
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -98,7 +98,7 @@ def warm(paths: Iterable[Path]) -> None:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """The medians of several runs, the largest memory, and every run's times and result."""
+    """Return the medians of several runs, the largest memory, and every run's times and result."""
     return {
         **{name: round(statistics.median(getattr(run, name) for run in runs), 4) for name in _TIMES},
         "anon_bytes": max(run.anon_bytes for run in runs),
@@ -108,7 +108,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def proc_numbers(path: Path) -> dict[str, int]:
-    """The lines `name: number` of a file in /proc, in its units; none where it cannot be read."""
+    """Return the lines `name: number` of a file in /proc, in its units; empty if it cannot be read."""
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
@@ -122,7 +122,7 @@ def _pin(cores: int) -> None:
 
 
 def _watch(pid: int) -> tuple[int, Any, int]:
-    """Wait for a process: its peak of anonymous memory in bytes, its resource usage, its exit status."""
+    """Wait for a process; return its peak anonymous memory in bytes, its resource usage, and its exit status."""
     peak = 0
     status_file = Path(f"/proc/{pid}/status")
     while True:
@@ -135,7 +135,7 @@ def _watch(pid: int) -> tuple[int, Any, int]:
 
 
 def _child(module: str, name: str, settings: str, answer: str, *imports: str) -> None:
-    """The other side of `run_job`."""
+    """Run the child side of `run_job`."""
     work: JobFunction = getattr(importlib.import_module(module), name)
     for further in imports:
         importlib.import_module(further)

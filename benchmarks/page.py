@@ -1,4 +1,4 @@
-"""Pages out of templates, and the targets that they hold results against."""
+"""Render pages from templates, and compare results with targets."""
 
 import re
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 @dataclass(frozen=True)
 class Target:
-    """A number that was aimed at."""
+    """A target for one number."""
 
     what: str
     limit: float
     unit: str
-    value: Callable[[Any], float | None]  # out of a result; None, or a KeyError, where it was not measured
+    value: Callable[[Any], float | None]  # reads it from a result; None or a KeyError if not measured
     form: str = ".2f"  # of the measured value, as in `format`
-    at_least: bool = False  # the limit is a lower one
-    by_difference: bool = False  # a miss is told in the unit, else in percent of the smaller number
+    at_least: bool = False  # the limit is a lower bound
+    by_difference: bool = False  # report a miss in the unit, else in percent of the smaller number
 
     def row(self, found: Any) -> tuple[str, str, str, str]:
-        """What, the target, what was measured, and the verdict."""
+        """Return the name, the target, the measured value, and the verdict."""
         try:
             measured = self.value(found)
         except KeyError:
@@ -43,7 +43,7 @@ class Target:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `templates/` filled in, no two blank lines in a row; a value that is missing is an error."""
+    """Render a template of `templates/` without repeated blank lines; a missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,

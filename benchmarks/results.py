@@ -1,4 +1,4 @@
-"""Result files: `THEME_MACHINE_DATE.json`, one for each theme of a run, and the newest of each theme."""
+"""Write result files `THEME_MACHINE_DATE.json`, one per theme of a run, and find the newest of each theme."""
 
 import dataclasses
 import datetime
@@ -18,16 +18,16 @@ WORK = ROOT / "benchmarks" / "work"
 Result = Mapping[str, Any]
 """One result file: plain values."""
 Results = Mapping[str, Result]
-"""Theme -> its newest result, by name."""
+"""Map from theme to its newest result, by name."""
 
 _PLACES = ("work", "results", "to")
 
 
 def write_result(folder: Path, theme: str, *, cores: int, device: str = "cpu", **content: Any) -> Path:
-    """Write one theme's numbers with what they belong to. A second run on one day replaces the first.
+    """Write one theme's numbers with their context. A second run on the same day replaces the first.
 
     Args:
-        content: plain values: `command`, without paths; `settings`; `pair`, what the checkpoints are; and the numbers.
+        content: plain values: `command` without paths, `settings`, `pair` (the checkpoints), and the numbers.
     """
     now = datetime.datetime.now().astimezone()
     head = {"schema": SCHEMA, "theme": theme, "date": now.isoformat(timespec="seconds")}
@@ -38,11 +38,11 @@ def write_result(folder: Path, theme: str, *, cores: int, device: str = "cpu", *
 
 
 def newest(folder: Path, *, command: str) -> dict[str, Result]:
-    """Theme -> its newest result, by name.
+    """Return theme -> newest result, by name.
 
     Raises:
-        SystemExit: no result has been measured yet; the message names the command that measures one.
-        ValueError: a file of another schema.
+        SystemExit: no result has been measured yet; the message names the command to measure one.
+        ValueError: a file has another schema.
     """
     contents = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
     for name, content in contents.items():
@@ -55,7 +55,7 @@ def newest(folder: Path, *, command: str) -> dict[str, Result]:
 
 
 def command_of(program: str, options: Any) -> str:
-    """The command line of an options dataclass, without defaults and folders; a path to inputs stands as its name."""
+    """Return the command line of an options dataclass, without defaults and folders; input paths become their names."""
     words = [f"python -m {program}"]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

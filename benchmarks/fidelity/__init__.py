@@ -1,1 +1,1 @@
-"""How close base + LoRA comes to the tuned model, by method and file size: docs/fidelity.md."""
+"""Measure how close base + LoRA comes to the tuned model, by method and file size: docs/fidelity.md."""

@@ -24,23 +24,23 @@ MOST = 64  # images to calibrate on
 class Options:
     """Measure sets of LoRAs of the bundled mini model (run), or write the page of the newest result (page).
 
-    Statistics, LoRAs and measurements stay in the work folder and are not made again: a run that was stopped goes on,
-    and a new version needs an empty folder.
+    Statistics, LoRAs and measurements stay in the work folder and are reused: an interrupted run resumes, and a new
+    version needs an empty folder.
     """
 
     what: Positional[Literal["run", "page"]] = "run"
     work: Path = WORK / "fidelity"  # folder for the LoRAs and their measurements, 600 MB
     calibration_images: Path | None = None
-    """Folder or glob of sources: 64 of them, evenly spread, to calibrate on, all of them to refine on. Default: the
-    bundled photos."""
-    only: tuple[str, ...] = ()  # make only these sets; those in --work are shown too
+    """Folder or glob of sources: calibrate on 64 of them, evenly spread, and refine on all. Default: the bundled
+    photos."""
+    only: tuple[str, ...] = ()  # make only these sets; existing sets in --work are also shown
     threads: int = 1  # torch threads; more would not speed up a network this small
     results: Path = FOLDER / "fidelity"  # folder of result files
     to: Path = ROOT / "docs" / "fidelity.md"  # page to write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write result and page, or the page alone."""
+    """Measure and write result and page, or only the page."""
     options = tyro.cli(Options, args=argv, prog="python -m benchmarks.fidelity", use_underscores=True)
     if options.what == "run":
         print(_measure(options))
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: Options) -> Path:
-    """The result file."""
+    """Measure, and return the result file."""
     from benchmarks.fidelity.sets import RECIPES, Sets, spread  # slow to import
 
     unknown = sorted({*options.only} - RECIPES.keys())
@@ -60,7 +60,7 @@ def _measure(options: Options) -> Path:
     if options.calibration_images is not None:
         images, source = list(expand_sources(str(options.calibration_images))), "renders of the training set"
     if {path.name for path in images} & {path.name for path in held_out}:
-        raise SystemExit("error: --calibration_images holds images that are measured on. Leave them out.")
+        raise SystemExit("error: --calibration_images contains held-out images. Leave them out.")
     torch.set_num_threads(options.threads)
     calibration = spread(images, MOST)
     sets = Sets(options.work.resolve(), calibration=calibration, refinement=images, held_out=held_out)

@@ -1,4 +1,4 @@
-"""Summary of a result: scores by set and file size, bytes at equal errors, and whether the targets are met."""
+"""Summarise a result: scores by set and file size, bytes at equal errors, and whether the targets are met."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +15,15 @@ METHODS = {
     "refined": ("refined", "refined_small"),
     "in 8 bits": ("int8", "int8_small"),
 }
-"""Method -> the sets that have its files."""
+"""Map from method to the sets that contain its files."""
 PREDICTED = {"small": "fp16", "full": "fp16", "int8_small": "int8", "int8": "int8"}
-"""The sets whose errors were predicted -> precision of their files."""
+"""Map from sets with predicted errors to the precision of their files."""
 DENOISER, IMAGE = "denoiser_psnr", "image_psnr"
 
 Scores = Mapping[str, np.ndarray]
-"""The files of a set by size. `nbytes` of the file, `matrix_bytes` of the values of matrices in it, `error_db` of the
-output as a mean over the images, and as it was `predicted_db` and `foreseen_db` by the statistics alone, else NaN:
-(files,). `denoiser_psnr` and `image_psnr`, dB: (files, images)."""
+"""Scores of a set's files by size. (files,): `nbytes` of the file, `matrix_bytes` of its matrix values, `error_db` of
+the output averaged over the images, `predicted_db`, and `foreseen_db` from the statistics alone, or NaN.
+(files, images): `denoiser_psnr` and `image_psnr` in dB."""
 Sets = Mapping[str, Scores]
 Value = Callable[[Sets], float | None]
 
@@ -31,7 +31,7 @@ _FROM_2, _FROM_4 = slice(1, None), slice(2, None)  # the sizes of these ranks an
 
 
 def sets_of(result: Result) -> dict[str, Scores]:
-    """Every set that was made."""
+    """Return every measured set."""
     found: dict[str, Scores] = {}
     for name, made in result["sets"].items():
         files = list(made["files"].values())
@@ -46,20 +46,20 @@ def sets_of(result: Result) -> dict[str, Scores]:
 
 
 def gain(found: Scores, reference: Scores, key: str = DENOISER) -> np.ndarray:
-    """dB by which the mean over the images is higher, for each file."""
+    """Return the gain in dB of the mean over the images, for each file."""
     return (found[key] - reference[key]).mean(axis=1)
 
 
 def below(found: Scores, reference: Scores) -> np.ndarray:
-    """Images of each file that come out worse, by the denoiser's output or decoded."""
+    """Return the number of images of each file that are worse, by the denoiser's output or decoded."""
     return ((found[DENOISER] < reference[DENOISER]) | (found[IMAGE] < reference[IMAGE])).sum(axis=1)
 
 
 def bytes_at(points: Sequence[tuple[float, float]], error: float) -> float:
-    """The bytes at which a curve comes down to an error, on lines in dB over the logarithm of bytes.
+    """Return the bytes at which a curve reaches an error, interpolated in dB over the logarithm of bytes.
 
-    The curve is (bytes, dB) points, by bytes. Where the first is good enough already, its bytes are given: fewer may
-    do. Where none is, NaN.
+    The curve is a list of (bytes, dB) points, sorted by bytes. If the first is good enough, its bytes are returned,
+    although fewer may suffice. If none is, the result is NaN.
     """
     before: tuple[float, float] | None = None
     for nbytes, reached in points:
@@ -73,7 +73,7 @@ def bytes_at(points: Sequence[tuple[float, float]], error: float) -> float:
 
 
 def savings(sets: Sets, method: str, key: str, of: str = "plain") -> np.ndarray:
-    """For each file of a set of plain SVD, how many times the bytes it takes for the error that a method reaches."""
+    """Return how many times the bytes of a method each plain SVD file needs for the same error."""
     made = [sets[name] for name in METHODS[method] if name in sets]
     points = sorted(point for one in made for point in zip(one[key], one["error_db"], strict=True))
     return sets[of][key] / np.array([bytes_at(points, error) for error in sets[of]["error_db"]])

@@ -1,4 +1,4 @@
-"""Outputs of the mini model with a LoRA against the tuned model's, on held-out images, in fp32."""
+"""Compare outputs of the mini model with a LoRA to the tuned model's, on held-out images, in fp32."""
 
 import math
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _MOST_DB = 200.0  # beyond fp32; JSON has no infinity
 
 
 class HeldOut:
-    """Held-out images, what the tuned model makes of them, and the base in memory.
+    """Held-out images, the tuned model's outputs for them, and the base in memory.
 
     Args:
         base, tuned: checkpoints.
-        images: sources.
+        images: source images.
     """
 
     def __init__(self, base: Path, tuned: Path, images: Sequence[Path]) -> None:
@@ -37,8 +37,8 @@ class HeldOut:
         self._base = load_model(base, dtype=torch.float32)
 
     def measure(self, lora: Path | None) -> dict[str, Any]:
-        """`nbytes` of a LoRA's file, `matrix_bytes` of it, and the scores of base + LoRA, one for each image:
-        `denoiser_psnr`, `image_psnr`, `error_db`, see docs/fidelity.md. Without a LoRA, the scores of the base."""
+        """Return `nbytes` and `matrix_bytes` of a LoRA's file, and the scores of base + LoRA per image:
+        `denoiser_psnr`, `image_psnr`, `error_db`, see docs/fidelity.md. Without a LoRA: of the base."""
         if lora is None:
             return self._scores()
         adapter = load_adapter(lora)
@@ -61,7 +61,7 @@ class HeldOut:
 
 
 def matrix_bytes(adapter: Adapter) -> int:
-    """Bytes of the stored values of all matrices: factors, and dense deltas with two or more dimensions."""
+    """Return the bytes of all stored matrix values: factors, and dense deltas with two or more dimensions."""
     factors = sum(
         module.rank * rank_bytes(module.shape, adapter.dtype or module.up.dtype) for module in adapter.modules.values()
     )

@@ -1,4 +1,4 @@
-"""`docs/fidelity.md` and its chart, out of the newest result."""
+"""Write `docs/fidelity.md` and its chart from the newest result."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from lbm_lora.atomic import write_text
 
 Rows = list[tuple[str, ...]]
 Table = tuple[Sequence[str], Rows]
-"""Head and rows."""
+"""Header and rows."""
 Labels = Mapping[str, str]
-"""Set -> head of its column."""
+"""Map from set to its column header."""
 
 _COLORS = ("#6b7280", "#b45309", "#1d4ed8", "#15803d", "#9d174d")
-_GRID_DB = 20  # between two lines of the chart's grid
+_GRID_DB = 20  # between two grid lines of the chart
 _GRID_MB = (0.3, 0.5, 1, 2, 3, 5, 10, 20)
 
 
 def write_page(results: Path, page: Path) -> Path:
-    """Write the page, and its chart into the `images` folder beside it.
+    """Write the page, and its chart into the `images` folder next to it.
 
     Raises:
         SystemExit: no result has been measured yet.
@@ -38,7 +38,7 @@ def write_page(results: Path, page: Path) -> Path:
 
 
 def report(result: Result) -> str:
-    """The page."""
+    """Return the page."""
     sets = numbers.sets_of(result)
     counts = sorted(int(name.removeprefix("images_")) for name in sets if name.startswith("images_"))
     return render(
@@ -58,7 +58,7 @@ def report(result: Result) -> str:
 
 
 def columns(sets: Sets, labels: Labels, key: str = DENOISER) -> Table:
-    """One score of some sets at all sizes: the mean over the images, and the worst one."""
+    """Return one score of several sets at all sizes: the mean over the images, and the worst image."""
     made = {label: sets[name][key] for name, label in labels.items() if name in sets}
     rows = [
         (f"{nbytes / 1e6:.2f} MB (rank {rank})", *(_cell(scores[i]) for scores in made.values()))
@@ -68,7 +68,7 @@ def columns(sets: Sets, labels: Labels, key: str = DENOISER) -> Table:
 
 
 def chart(sets: Sets) -> str:
-    """An SVG of the denoiser's PSNR over the bytes of the file, in MB on a logarithmic axis, one line a method."""
+    """Return an SVG of the denoiser's PSNR against file size in MB (logarithmic axis), with one line per method."""
     series: dict[str, list[tuple[float, float]]] = {}
     for label, names in {"plain": ("plain",), "ranks chosen globally": ("plain_global",), **METHODS}.items():
         made = [sets[name] for name in names if name in sets]
@@ -81,7 +81,7 @@ def chart(sets: Sets) -> str:
     floor, top = _GRID_DB * math.floor(decibels.min() / _GRID_DB), _GRID_DB * math.ceil(decibels.max() / _GRID_DB)
 
     def placed(nbytes: float, decibel: float) -> tuple[float, float]:
-        """From 0 to 1, from the left and from the top."""
+        """Return the position in [0, 1], from the left and from the top."""
         return (math.log10(nbytes) - low) / (high - low), (top - decibel) / (top - floor)
 
     return render(
@@ -94,7 +94,7 @@ def chart(sets: Sets) -> str:
 
 
 def _against_plain(sets: Sets, labels: Labels, key: str) -> Table:
-    """Columns, and what calibrated files are over plain ones."""
+    """Return the columns, and the gain of calibrated files over plain ones."""
     head, rows = columns(sets, labels, key)
     if "full" not in sets:
         return head, rows
@@ -104,7 +104,7 @@ def _against_plain(sets: Sets, labels: Labels, key: str) -> Table:
 
 
 def _same_error(sets: Sets) -> Table:
-    """How many times as many bytes plain SVD needs for the same error."""
+    """Return how many times the bytes plain SVD needs for the same error."""
     methods = [method for method, names in METHODS.items() if names[0] in sets]
     ratios = [(savings(sets, method, "matrix_bytes"), savings(sets, method, "nbytes")) for method in methods]
     plain = sets["plain"]
@@ -122,7 +122,7 @@ def _same_error(sets: Sets) -> Table:
 
 
 def _plain_convs(sets: Sets) -> Rows:
-    """The baseline is not plain's best: what another split of ranks does, and the bytes that it still takes."""
+    """Return scores and bytes of plain SVD with another split of ranks, which is better than the baseline."""
     found = sets["plain_convs"]
     ratios = [savings(sets, method, "matrix_bytes", of="plain_convs") for method in ("calibrated", "in 8 bits")]
     return [
@@ -137,7 +137,7 @@ def _plain_convs(sets: Sets) -> Rows:
 
 
 def _steps(sets: Sets, labels: Labels) -> dict[str, float]:
-    """Label -> what a set gains over the one before, dB, mean over the sizes."""
+    """Return label -> gain of a set over the previous one in dB, averaged over the sizes."""
     made = [name for name in labels if name in sets]
     return {labels[name]: gain(sets[name], sets[before]).mean() for before, name in pairwise(made)}
 

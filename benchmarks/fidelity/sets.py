@@ -1,4 +1,4 @@
-"""The sets of LoRAs that are compared: each is one method at several sizes, made where it is not there yet."""
+"""Sets of LoRAs to compare: each is one method at several sizes, created if missing."""
 
 import json
 import time
@@ -19,18 +19,18 @@ from lbm_lora.adapter import module_bytes
 from lbm_lora.atomic import write_text
 from lbm_lora.calibration import load_statistics, save_statistics
 
-_BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of the header's entries of all matrices: sizes under that of rank 1
+_BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of all matrices' header entries: sizes below that of rank 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a set is made; by default, with files of the same sizes as the plain set."""
+    """How a set is made; by default with the file sizes of the plain set."""
 
-    statistics: str = ""  # name of those that it is extracted with; none: the error of the weights counts
-    small: bool = False  # the sizes lie below that of rank 1
-    flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of `extract`
+    statistics: str = ""  # name of the statistics to extract with; none: weight error
+    small: bool = False  # sizes below that of rank 1
+    flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more flags of `extract`
     ranks: Mapping[int, int] = field(default_factory=dict[int, int])  # rank -> conv rank, instead of sizes
-    refines: str = ""  # the set whose files are refined; nothing is extracted then
+    refines: str = ""  # the set whose files are refined instead of extracting
 
 
 _INT8 = {"save_precision": "int8"}
@@ -52,7 +52,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 class Sets:
-    """Makes and measures sets in a folder. What was made before is taken as it is.
+    """Make and measure sets in a folder, reusing what exists.
 
     Args:
         calibration, refinement, held_out: sources to calibrate on, to refine on, and to measure on.
@@ -65,9 +65,9 @@ class Sets:
         folder.mkdir(parents=True, exist_ok=True)
 
     def measured(self, name: str) -> dict[str, Any]:
-        """A set: `seconds` that making it took, and `files`: size -> scores, bytes and prediction.
+        """Return a set: `seconds` to make it, and `files`: size -> scores, bytes and prediction.
 
-        `base` is the base without a LoRA: its scores.
+        For `base`, return the scores of the base without a LoRA.
         """
         note = self._folder / f"{name}.json"
         if not note.exists():
@@ -77,7 +77,7 @@ class Sets:
         return json.loads(note.read_text())
 
     def calibration_seconds(self) -> dict[str, float]:
-        """Name -> how long measuring its statistics took."""
+        """Return name -> seconds to measure its statistics."""
         return {path.stem: float(path.read_text()) for path in sorted(self._folder.glob("*.seconds"))}
 
     def _make(self, name: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Sets:
         return lbm_lora(arguments("extract", **self._pair, save_to=self._lora(name), device="cpu", **flags))
 
     def _sizes(self, recipe: Recipe) -> tuple[str, ...]:
-        """The names of a set's files: sizes that `extract` takes, or ranks."""
+        """Return the names of a set's files: sizes for `extract`, or ranks."""
         if recipe.refines:
             return tuple(self.measured(recipe.refines)["files"])
         if recipe.ranks:
@@ -115,7 +115,7 @@ class Sets:
         plain = self.measured("plain")["files"]
         if not recipe.small:
             return tuple(f"{file['nbytes']}B" for file in plain.values())
-        # below rank 1, what a file must hold leaves little for matrices: their entries in the header are left out first
+        # below rank 1, required content leaves little room for matrices: their header entries are dropped first
         adapter = load_adapter(self._lora("plain_r1"))
         shapes = {name: module.shape for name, module in adapter.modules.items()}
         entries = sum(module_bytes(adapter.prefix, name, shape, 0, torch.bfloat16) for name, shape in shapes.items())
@@ -128,7 +128,7 @@ class Sets:
         return lbm_lora(arguments("refine", **self._pair, **flags, images=images))
 
     def _statistics(self, name: str) -> Path:
-        """Statistics of calibration images, or reduced ones."""
+        """Return the statistics of calibration images, full or reduced."""
         path = self._folder / f"{name}.statistics.safetensors"
         if name in REDUCED and not path.exists():
             save_statistics(REDUCED[name](load_statistics(self._statistics("full"))), path)
@@ -143,7 +143,7 @@ class Sets:
         return path
 
     def _linked(self, name: str, images: Sequence[Path]) -> Path:
-        """A folder with links to some images."""
+        """Create a folder with links to images."""
         folder = self._folder / f"{name}.images"
         folder.mkdir(exist_ok=True)
         for index, image in enumerate(images):
@@ -165,7 +165,7 @@ class Sets:
 
 
 def spread(images: Sequence[Path], count: int | None) -> Sequence[Path]:
-    """So many images, evenly spread over the list; all of them where it has no more, or for None."""
+    """Return this many images, evenly spread over the list; all of them if it has no more, or for None."""
     if count is None or count >= len(images):
         return images
     return [images[index * len(images) // count] for index in range(count)]

@@ -1,4 +1,4 @@
-"""Statistics that know less, made of whole ones: what each part of them brings."""
+"""Reduce full statistics, to measure what each part of them contributes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from lbm_lora.naming import ModuleName
 
 
 def inputs_alone(statistics: Statistics) -> Statistics:
-    """All outputs of all layers count the same."""
+    """Weight all outputs of all layers equally."""
     equal = {name: Moment(diagonal=torch.ones(layer.shape[0])) for name, layer in statistics.layers.items()}
     traces = {
         name: layer.repeat * statistics.inputs[layer.inputs].trace * layer.shape[0]
@@ -21,7 +21,7 @@ def inputs_alone(statistics: Statistics) -> Statistics:
 
 
 def one_number(statistics: Statistics) -> Statistics:
-    """The outputs of a layer count the same, and those of one layer other than those of the next."""
+    """Weight all outputs of a layer equally, but layers differently."""
     outputs = {
         name: Moment(diagonal=torch.full((moment.size,), moment.trace / moment.size))
         for name, moment in statistics.outputs.items()
@@ -30,7 +30,7 @@ def one_number(statistics: Statistics) -> Statistics:
 
 
 def diagonal(statistics: Statistics, *sides: str) -> Statistics:
-    """Only the variances of `inputs`, of the sensitivities of `outputs`, or of both."""
+    """Keep only the variances of `inputs`, of the sensitivities of `outputs`, or of both."""
     return replace(statistics, **{side: _variances(getattr(statistics, side)) for side in sides})
 
 
@@ -41,7 +41,7 @@ REDUCED: Mapping[str, Callable[[Statistics], Statistics]] = {
     "diagonal_outputs": lambda statistics: diagonal(statistics, "outputs"),
     "diagonal": lambda statistics: diagonal(statistics, "inputs", "outputs"),
 }
-"""Name of a set of LoRAs -> the statistics that it is extracted with, out of the full ones."""
+"""Map from a set of LoRAs to the function that derives its statistics from the full ones."""
 
 
 def _variances(moments: Mapping[ModuleName, Moment]) -> dict[ModuleName, Moment]:

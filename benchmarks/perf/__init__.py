@@ -1,1 +1,1 @@
-"""Time and memory of the commands beside their references: `python -m benchmarks`, docs/performance.md."""
+"""Measure time and memory of the commands against references: `python -m benchmarks`, docs/performance.md."""

@@ -18,13 +18,13 @@ _EXTRACTION = (themes.machine, themes.extract, themes.svd, themes.error, themes.
 _COMMANDS = (themes.base, themes.fuse, themes.validate, themes.load)
 _NETWORKS = (themes.calibrated, themes.train, themes.refine, themes.infer)
 THEMES = {theme.__name__: theme for theme in (*_EXTRACTION, *_COMMANDS, *_NETWORKS)}
-"""Name for `--only` -> what it measures, in the order of a run. Each returns the numbers of its result file."""
+"""Map from name for `--only` to its theme, in the order of a run."""
 ON_DEVICE = ("extract", "infer")
-"""The themes that know a device."""
+"""Themes that support a device."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 1 where a theme failed."""
+    """Run; the exit code is 1 if a theme failed."""
     options = tyro.cli(Options, args=argv, prog="python -m benchmarks", use_underscores=True)
     options = replace(options, work=options.work.resolve())
     if options.what == "report":
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.what == "pair":
         print(bench.pair.base.parent)
         return 0
-    # a reduced scale is a trial: its numbers do not go to the committed results unless told to
+    # a reduced scale is a trial: its numbers are not added to the committed results unless requested
     folder = options.results or (FOLDER if options.scale == 1 else options.work / "results")
     try:
         failed = [theme for theme in themes if not _measure(bench, theme, folder)]
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(bench: Bench, theme: str, folder: Path) -> bool:
-    """Write the result of a theme; False where a process failed."""
+    """Write the result of a theme; return False if a process failed."""
     options = bench.options
     print(f"{theme}:", flush=True)
     start = time.perf_counter()

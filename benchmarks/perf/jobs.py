@@ -1,6 +1,6 @@
-"""What is measured in processes of their own: our side, and what it is compared with.
+"""Jobs measured in separate processes: our commands, and their references.
 
-What is imported here counts for every command: the networks are imported where they are needed.
+Imports in this module count for every command, so the networks are imported only where needed.
 """
 
 import math
@@ -24,18 +24,18 @@ from lbm_lora.checkpoint import Checkpoint, dtype_of
 from lbm_lora.factorize import to_matrix
 from lbm_lora.naming import ModuleName, weight_of
 
-_BLOCK = 1 << 18  # values: two fp32 blocks stay in a core's second-level cache
+_BLOCK = 1 << 18  # values: two fp32 blocks fit a core's L2 cache
 
 
 def command(*, line: list[str]) -> dict[str, Any]:
-    """One `lbm-lora` command; the numbers of its JSON result are kept."""
+    """Run one `lbm-lora` command, and keep the numbers of its JSON result."""
     return {key: value for key, value in lbm_lora(line).items() if isinstance(value, int | float)}
 
 
 def bare_pass(*, base: str, tuned: str, threads: int, blocked: bool) -> dict[str, Any]:
     """Read both files through memory maps, subtract in fp32, add up the squares.
 
-    Each thread works on tensors of its own, or on blocks that fit the cache, in buffers that are used again.
+    Each thread works on its own tensors, or on blocks that fit the cache, in reused buffers.
     """
     torch.set_num_threads(1)
     with open_checkpoint(base) as first, open_checkpoint(tuned) as second, ThreadPoolExecutor(threads) as pool:
@@ -48,7 +48,7 @@ def bare_pass(*, base: str, tuned: str, threads: int, blocked: bool) -> dict[str
 
 
 def copy(*, source: str, targets: list[str]) -> dict[str, Any]:
-    """Copy a file by the system's own means, once for each target, each synced to the disk as our outputs are."""
+    """Copy a file with the system's own means, once per target, each synced to disk like our outputs."""
     for target in targets:
         shutil.copyfile(source, target)
         descriptor = os.open(target, os.O_RDONLY)
@@ -58,7 +58,7 @@ def copy(*, source: str, targets: list[str]) -> dict[str, Any]:
 
 
 def svd(*, base: str, tuned: str, name: str) -> dict[str, Any]:
-    """Seconds of one layer's SVD: with full matrices, as the earlier implementation has it, and thin."""
+    """Return the seconds of one layer's SVD: with full matrices, as in the earlier implementation, and thin."""
     with open_checkpoint(base) as first, open_checkpoint(tuned) as second:
         matrix = to_matrix(second.read(name).float() - first.read(name).float())
     torch.linalg.svd(torch.eye(64) + 0.1)  # LAPACK is loaded on its first call
@@ -67,7 +67,7 @@ def svd(*, base: str, tuned: str, name: str) -> dict[str, Any]:
 
 
 def product_rates(*, columns: int) -> dict[str, Any]:
-    """GFLOP/s of products with a few columns, as a Krylov round has them, in fp32 and bf16: the best of six."""
+    """Return GFLOP/s of products with a few columns, as in a Krylov round, in fp32 and bf16: the best of six."""
     rates: dict[str, Any] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         tall, thin = torch.randn(10240, 1280).to(dtype), torch.randn(1280, columns).to(dtype)
@@ -77,7 +77,7 @@ def product_rates(*, columns: int) -> dict[str, Any]:
 
 
 def load(*, path: str, dtype: str) -> dict[str, Any]:
-    """File to ready model; then, beside the time, every page of it read once."""
+    """Load a file to a ready model; then, outside the measured time, read every page of it once."""
     from lbm_lora import load_model
 
     before = _resident()
@@ -90,10 +90,10 @@ def load(*, path: str, dtype: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def infer(*, base: str, lora: str, size: int, dtype: str, device: str) -> dict[str, Any]:
-    """One denoiser call of each kind at `size` x `size` pixels: raw, fused, raw again, live.
+    """Time one denoiser call of each kind at `size` x `size` pixels: raw, fused, raw again, live.
 
-    The raw call is the network alone on the same latents; the others are the whole way of one step, from the source's
-    latents to the target's, as `lbm-lora infer` goes it.
+    The raw call is only the network on the same latents; the others are one complete step from the source's latents to
+    the target's, as in `lbm-lora infer`.
     """
     from lbm_lora import ScaledAdapter, fuse_module, inject, load_model
     from lbm_lora.model.bridge_pipeline import follow_bridge
@@ -111,7 +111,7 @@ def infer(*, base: str, lora: str, size: int, dtype: str, device: str) -> dict[s
             torch.cuda.synchronize(model.device)
         taken = time.perf_counter() - start
         if not torch.isfinite(result).all():
-            raise AssertionError("the forward pass gave values that are not finite")
+            raise AssertionError("the forward pass returned values that are not finite")
         return taken
 
     def raw() -> Tensor:
@@ -121,7 +121,7 @@ def infer(*, base: str, lora: str, size: int, dtype: str, device: str) -> dict[s
         noise, draw = model.config.bridge_noise_sigma, torch.Generator().manual_seed(0)
         return follow_bridge(model.denoise, latents, 1, noise, [draw])
 
-    raw()  # the libraries set themselves up for these sizes on the first call
+    raw()  # the first call sets up the libraries for these sizes
     found: dict[str, Any] = {"raw_s": [seconds(raw)]}
     fused, found["fuse_s"] = _timed(lambda: fuse_module(model.denoiser, adapters))
     found["fused_s"] = seconds(step)
@@ -135,7 +135,7 @@ def infer(*, base: str, lora: str, size: int, dtype: str, device: str) -> dict[s
 
 
 def factors(*, base: str, tuned: str, lora: str, per_shape: int) -> dict[str, Any]:
-    """The errors of a `sample` of lora modules, in fp64: over that of the exact truncated SVD, and of all together."""
+    """Return errors of a `sample` of lora modules in fp64: over the exact truncated SVD's, and of all together."""
     adapter = load_adapter(lora)
     errors: list[float] = []
     norms: list[float] = []
@@ -159,7 +159,7 @@ def factors(*, base: str, tuned: str, lora: str, per_shape: int) -> dict[str, An
 
 
 def sample(shapes: Mapping[ModuleName, tuple[int, ...]], per_shape: int) -> list[ModuleName]:
-    """Names of each shape, spread evenly over their order; all of them for 0."""
+    """Return names of each shape, evenly spread over their order; all of them for 0."""
     groups: dict[tuple[int, ...], list[ModuleName]] = {}
     for name, shape in shapes.items():
         groups.setdefault(shape, []).append(name)
@@ -171,7 +171,7 @@ def sample(shapes: Mapping[ModuleName, tuple[int, ...]], per_shape: int) -> list
 
 
 def optimum(matrix: Tensor, rank: int) -> tuple[float, float]:
-    """The norm of an fp64 matrix and the error of its exact truncated SVD, by the Gram matrix of the short side."""
+    """Return the norm of an fp64 matrix and the error of its exact truncated SVD, from the short side's Gram matrix."""
     gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
     squares = torch.linalg.eigvalsh(gram).clamp(min=0)
     rest = squares[: max(len(squares) - rank, 0)]
@@ -200,7 +200,7 @@ def _squares_of_blocks(blocks: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory, pages of files included; 0 where the system does not say."""
+    """Return the resident bytes of this process, including file pages; 0 if the system does not report them."""
     found = proc_numbers(Path("/proc/self/status"))
     return 1024 * (found.get("RssAnon", 0) + found.get("RssFile", 0))
 

@@ -1,4 +1,4 @@
-"""`docs/performance.md` out of the newest result of each theme, and the targets for full size."""
+"""Write `docs/performance.md` from the newest result of each theme, with the targets for full size."""
 
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -12,9 +12,9 @@ from benchmarks.results import Results, newest
 from lbm_lora.atomic import write_text
 
 BLOCKS, TENSORS = "bare pass", "bare pass by tensor"
-"""The two forms of the bare pass, as labels of processes: in blocks that fit the cache, and tensor by tensor."""
+"""Process labels of the two forms of the bare pass: in blocks that fit the cache, and tensor by tensor."""
 COLUMNS = 40
-"""Of the products whose rate is measured: about as many as a Krylov round of rank 32 has."""
+"""Columns of the products whose rate is measured: about those of a Krylov round at rank 32."""
 
 Value = Callable[[Results], float]
 
@@ -32,7 +32,7 @@ def write_report(results: Path, page: Path) -> Path:
 
 
 def report(results: Results) -> str:
-    """The page."""
+    """Return the page."""
     return render(
         "performance.md.j2",
         results=results,
@@ -45,7 +45,7 @@ def report(results: Results) -> str:
 
 
 def _runs_of_results(results: Results) -> list[tuple[str, ...]]:
-    """One row for all themes that one command measured on one machine with one version."""
+    """Return one row per command, machine and version, with all themes measured together."""
     runs: dict[tuple[str, ...], list[str]] = {}
     for theme, result in results.items():
         machine, versions = result["machine"], result["versions"]
@@ -58,7 +58,7 @@ def _runs_of_results(results: Results) -> list[tuple[str, ...]]:
 
 
 def _processes(results: Results) -> list[tuple[str, ...]]:
-    """One row for each measured process; bytes by the system's counters, or of the files where those are more."""
+    """Return one row per measured process; bytes from the system's counters, or of the files if those are larger."""
     rows: list[tuple[str, ...]] = []
     with_runs = [theme for theme, result in results.items() if "runs" in result]
     for theme in sorted(with_runs, key=lambda theme: _ORDER.index(theme.partition("-")[0])):
@@ -77,7 +77,7 @@ def _processes(results: Results) -> list[tuple[str, ...]]:
 
 
 def _least_seconds(results: Results) -> Mapping[str, Any]:
-    """What extract cannot do without, in seconds at the rates of the machine."""
+    """Return the least work of extract in seconds, at the machine's rates."""
     limits, runs, work = results["machine"]["limits"], results["extract"]["runs"], results["extract"]["work"]
     rates = {dtype: limits[rate_name(dtype)] for dtype in ("fp32", "bf16")}
     seconds = {
@@ -90,29 +90,29 @@ def _least_seconds(results: Results) -> Mapping[str, Any]:
 
 
 def rate_name(dtype: str) -> str:
-    """The key of a rate in the result of the theme `machine`."""
+    """Return the key of a rate in the result of the theme `machine`."""
     return f"{dtype} product with {COLUMNS} columns, GFLOP/s"
 
 
 def slower_by(theme: str, reference: str) -> Value:
-    """A theme's own process over a reference: the larger of the ratio after imports and that of whole processes."""
+    """Return a theme's own process over a reference: the larger ratio, after imports or of complete processes."""
     ours, other = f"{theme}.runs.{theme}", f"{theme}.runs.{reference}"
     ratios = [_ratio(f"{ours}.{clock}", f"{other}.{clock}") for clock in ("work_s", "wall_s")]
     return lambda results: max(ratio(results) for ratio in ratios)
 
 
 def fused_over_raw(results: Results) -> float:
-    """One step with a fused LoRA over the network's raw call, which is measured twice."""
+    """Return one step with a fused LoRA over the network's raw call, which is measured twice."""
     return results["infer"]["fused_s"] / fmean(results["infer"]["raw_s"])
 
 
 def _at(keys: str) -> Value:
-    """A number of the results, by its keys with dots between."""
+    """Return a function that reads a number from the results by its dotted keys."""
     return lambda results: reduce(getitem, keys.split("."), cast(Any, results))
 
 
 def _ratio(keys: str, other: str | float) -> Value:
-    """A number over another, or over a constant."""
+    """Return a function that divides a number by another, or by a constant."""
     return lambda results: _at(keys)(results) / (_at(other)(results) if isinstance(other, str) else other)
 
 

@@ -1,12 +1,12 @@
-"""Make the base and tuned checkpoints that everything is measured on, and the backbone for `base`.
+"""Make the base and tuned checkpoints for all measurements, and the backbone for `base`.
 
 Their networks are LBM's own, or narrower and shallower ones of the same topology. Files are streamed by our own writer,
-a few tensors in memory at a time. What is there already is taken as it is; what it was made of is written beside it.
+with a few tensors in memory at a time. Existing files are reused; their settings are recorded next to them.
 
 A weight matrix has normal values of variance 1 / fan-in. Its delta has 4 % of the matrix's norm: 70 % of the energy in
-singular values that fall as k^-p, 30 % in white noise. p lies between 0.5 and 1 and differs from layer to layer. The
-falling part has at most 256 columns, so that it can be made as a product of two thin factors. Everything depends on the
-seed and the tensor's name alone.
+singular values that decay as k^-p, 30 % in white noise. p is between 0.5 and 1 and differs between layers. The
+decaying part has at most 256 columns, so that it can be made as a product of two thin factors. Everything depends only
+on the seed and the tensor's name.
 """
 
 import json
@@ -36,13 +36,13 @@ NOISE_ENERGY = 0.3
 POWERS = (0.5, 1.0)
 
 _HEAD = 64  # channels of an attention head in SDXL's UNet
-_GROUP = 32  # what widths must be multiples of
-_OUTPUTS = 3  # files as large as a checkpoint that a theme may write beside the pair
+_GROUP = 32  # widths must be multiples of this
+_OUTPUTS = 3  # checkpoint-sized files that a theme may write in addition to the pair
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two `.safetensors` files, and what they are made of."""
+    """Two `.safetensors` files, and their settings."""
 
     base: Path
     tuned: Path
@@ -50,7 +50,7 @@ class Pair:
 
 
 def lbm_config(scale: float) -> LBMConfig:
-    """LBM's configuration with networks of a scale, of the widths and of the depth; 1 is the real LBM."""
+    """Return LBM's configuration with scaled widths and depth; 1 is the real LBM."""
     if scale == 1:
         return LBMConfig(unet=dict(LBM_UNET), vae=dict(SDXL_VAE))
     width = _HEAD * max(1, round(320 * scale / _HEAD)) if scale >= 0.15 else _GROUP
@@ -67,10 +67,10 @@ def lbm_config(scale: float) -> LBMConfig:
 
 
 def make_pair(folder: Path, *, scale: float = 1, seed: int = 0) -> Pair:
-    """The pair of a scale in `folder`; made where it is not there.
+    """Return the pair of a scale in `folder`, created if missing.
 
     Raises:
-        SystemExit: the disk is too small for it and what is made of it.
+        SystemExit: the disk is too small for the pair and its outputs.
     """
     config = lbm_config(scale)
     shapes = checkpoint_shapes(config)
@@ -96,7 +96,7 @@ def make_pair(folder: Path, *, scale: float = 1, seed: int = 0) -> Pair:
 
 
 def make_backbone(folder: Path, *, scale: float = 1, seed: int = 0) -> Path:
-    """A folder in SDXL's diffusers layout: random values, in fp32 as an exact base needs it.
+    """Make a folder in SDXL's diffusers layout, with random values in fp32, as an exact base needs.
 
     Its UNet has text cross-attention and the embedding of text and time, which the denoiser lacks.
     """
@@ -122,13 +122,13 @@ def make_backbone(folder: Path, *, scale: float = 1, seed: int = 0) -> Path:
 
 
 def power_of(name: str, seed: int) -> float:
-    """The p of a layer's singular values."""
+    """Return the exponent p of a layer's singular values."""
     low, high = POWERS
     return low + (high - low) * (_seed(name, seed, "power") % 1001) / 1000
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The fp32 tensor of that name."""
+    """Return the fp32 tensor of a name."""
     if not shape:
         return torch.zeros(())
     noise = torch.randn(shape, generator=_generator(name, seed, "weight"))
@@ -138,7 +138,7 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def delta(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The fp32 delta of that name."""
+    """Return the fp32 delta of a name."""
     noise = torch.randn(shape, generator=_generator(name, seed, "delta"))
     if len(shape) < 2:
         return noise.mul_(0.002)
@@ -155,7 +155,7 @@ def delta(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _write(path: Path, shapes: Shapes, dtype: torch.dtype, make: Callable[..., Tensor], **metadata: str) -> None:
-    """Stream a file of the tensors that `make` gives for name and shape, two in work at a time."""
+    """Stream a file of the tensors that `make` returns for name and shape, two at a time."""
     specs = {name: TensorSpec(dtype, shape) for name, shape in shapes.items()}
     with SafetensorsWriter(path, specs, metadata={"format": "pt", **metadata}) as writer:
         tensors = ordered_map(lambda item: make(*item).to(dtype), shapes.items(), threads=2)
@@ -191,7 +191,7 @@ def _spread(shape: tuple[int, ...]) -> float:
 
 
 def _orthonormal(name: str, rows: int, columns: int, seed: int, what: str) -> Tensor:
-    """Orthonormal columns of this name alone: permuting rows and turning signs keeps columns orthonormal."""
+    """Return orthonormal columns specific to a name: permuting rows and flipping signs keeps them orthonormal."""
     generator = _generator(name, seed, what)
     order = torch.randperm(rows, generator=generator)
     signs = torch.randint(0, 2, (rows, 1), generator=generator) * 2.0 - 1

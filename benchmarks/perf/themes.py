@@ -1,4 +1,4 @@
-"""The themes: what is run, and against which reference. Each returns the numbers of its result file."""
+"""Themes of the benchmark: what to run, and against which reference. Each returns the numbers of its result file."""
 
 import shutil
 import statistics
@@ -19,21 +19,21 @@ from lbm_lora.factorize.krylov import SMALLEST_BLOCK, multiplies_bf16
 from lbm_lora.naming import DENOISER_PREFIX
 
 SEVERAL = (16, 32, 64)
-CALIBRATED_SHARE = 0.0365  # what a calibrated LoRA may take: as much as a plain one of rank 32/16
-NETWORKS = ("lbm_lora.model.bridge_pipeline", "lbm_lora.apply")  # what jobs import themselves
+CALIBRATED_SHARE = 0.0365  # size of the calibrated LoRA: the same as a plain one of rank 32/16
+NETWORKS = ("lbm_lora.model.bridge_pipeline", "lbm_lora.apply")  # imported by the jobs themselves
 TRAIN_STEPS = 3
 REFINE_STEPS = 2
 
 
 def extract(bench: Bench) -> dict[str, Any]:
-    """extract 32/16 beside the bare pass in both of its forms."""
+    """Compare extract 32/16 with both forms of the bare pass."""
     lora = bench.path("lora.safetensors")
     runs = bench.side_by_side({**bench.bare_passes(), "extract": bench.extract(lora)})
     return {"runs": runs, "work": _least_work(bench)}
 
 
 def svd(bench: Bench) -> dict[str, Any]:
-    """The earlier method: an SVD with full matrices of one layer of each shape, times the number of such layers."""
+    """Time the earlier method: an SVD with full matrices for one layer of each shape, times the number of layers."""
     layers: dict[tuple[int, int], list[str]] = {}
     for name, shape in _matrices(bench).items():
         layers.setdefault(matrix_shape(shape), []).append(name)
@@ -47,7 +47,7 @@ def svd(bench: Bench) -> dict[str, Any]:
 
 
 def error(bench: Bench) -> dict[str, Any]:
-    """The error of fp32 factors against the exact optimum, before any rounding, and of the bf16 file."""
+    """Measure the error of fp32 factors against the exact optimum before rounding, and of the bf16 file."""
     path = bench.path("lora_fp32.safetensors")
     bench.run(bench.extract(path, save_precision="float"))
     found = {"fp32": _errors(bench, path), "bf16": _errors(bench, bench.lora)}
@@ -56,7 +56,7 @@ def error(bench: Bench) -> dict[str, Any]:
 
 
 def full_rank(bench: Bench) -> dict[str, Any]:
-    """Rank 9999: time, and the error that is left at the bytes of bf16 factors."""
+    """Measure rank 9999: time, and the remaining error at the size of bf16 factors."""
     path = bench.path("full.safetensors")
     extract = bench.extract(path, rank=FULL_RANK, conv_rank=FULL_RANK)
     runs = bench.side_by_side({BLOCKS: bench.bare_passes()[BLOCKS], "full rank": extract}, repeats=1)
@@ -68,7 +68,7 @@ def full_rank(bench: Bench) -> dict[str, Any]:
 
 
 def several(bench: Bench) -> dict[str, Any]:
-    """Several ranks in one pass beside one run of the largest."""
+    """Compare several ranks in one pass with a run of the largest."""
     path, rank = bench.path("several.safetensors"), max(SEVERAL)
     one = bench.extract(path, rank=rank, conv_rank=None)
     all_of_them = bench.extract(path, rank=rank, conv_rank=None, ranks=SEVERAL)
@@ -76,7 +76,7 @@ def several(bench: Bench) -> dict[str, Any]:
 
 
 def calibrated(bench: Bench) -> dict[str, Any]:
-    """Output-aware extraction: calibrate on one image at one timestep, and extract with its statistics."""
+    """Measure output-aware extraction: calibrate on one image at one timestep, and extract with its statistics."""
     tuned, statistics = bench.pair.tuned, bench.path("statistics.safetensors")
     points = {"images": min(PHOTOS.glob("*.jpg")), "size": bench.image_size, "timesteps": 1000, "probes": 1}
     flags = {"tuned_model_path": tuned, "save_to": statistics, "device": bench.options.device, **points}
@@ -89,13 +89,13 @@ def calibrated(bench: Bench) -> dict[str, Any]:
 
 
 def machine(bench: Bench) -> dict[str, Any]:
-    """What the processor can do of what an extraction cannot do without."""
+    """Measure the processor's rates for the operations that an extraction needs."""
     run = bench.run(Job(function=jobs.product_rates, settings={"columns": COLUMNS}))
     return {"limits": {rate_name(dtype): round(rate, 3) for dtype, rate in run.result.items()}}
 
 
 def base(bench: Bench) -> dict[str, Any]:
-    """base of a full-size backbone in fp32 beside copying the base's bytes twice."""
+    """Compare base, for a full-size fp32 backbone, with copying the base's bytes twice."""
     backbone = make_backbone(bench.options.work / f"backbone-{bench.options.scale:g}", scale=bench.options.scale)
     config = bench.path("config.yaml")
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def base(bench: Bench) -> dict[str, Any]:
 
 
 def fuse(bench: Bench) -> dict[str, Any]:
-    """fuse into a checkpoint beside copying it."""
+    """Compare fusing into a checkpoint with copying it."""
     base, lora = bench.pair.base, bench.lora
     output, copy = bench.path("fused.safetensors"), bench.path("copy.bin")
     flags = {"base_model_path": base, "lora_path": lora, "save_to": output}
@@ -124,14 +124,14 @@ def fuse(bench: Bench) -> dict[str, Any]:
 
 
 def validate(bench: Bench) -> dict[str, Any]:
-    """validate (weights) beside the bare pass."""
+    """Compare validate (weights) with the bare pass."""
     lora = bench.lora
     job = bench.on_pair("validate", inputs=(lora,), lora_path=lora, report=bench.path("report"))
     return {"runs": bench.side_by_side({**bench.bare_passes(), "validate": job})}
 
 
 def load(bench: Bench) -> dict[str, Any]:
-    """File to ready model, in the file's dtype."""
+    """Time loading a file to a ready model, in the file's dtype."""
     tuned = bench.pair.tuned
     settings = {"path": str(tuned), "dtype": "bf16"}
     job = Job(function=jobs.load, settings=settings, imports=NETWORKS, inputs=(tuned,))
@@ -142,7 +142,7 @@ def load(bench: Bench) -> dict[str, Any]:
 
 
 def infer(bench: Bench) -> dict[str, Any]:
-    """One step with a fused LoRA beside the raw call of the network, bf16."""
+    """Compare one step with a fused LoRA to the raw call of the network, bf16."""
     lora, size = bench.lora, 512 if bench.options.scale >= LARGE else 128
     base, device = bench.pair.base, bench.options.device
     settings = {"base": str(base), "lora": str(lora), "size": size, "dtype": "bf16", "device": device}
@@ -152,7 +152,7 @@ def infer(bench: Bench) -> dict[str, Any]:
 
 
 def train(bench: Bench) -> dict[str, Any]:
-    """A few optimizer steps of a rank 32/16 LoRA on all modules, bf16 base, a batch of one, checkpointed."""
+    """Time a few optimizer steps of a rank 32/16 LoRA on all modules, bf16 base, batch size 1, checkpointed."""
     run, config, base = bench.path("training"), bench.path("training.yaml"), bench.pair.base
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
@@ -167,7 +167,7 @@ def train(bench: Bench) -> dict[str, Any]:
 
 
 def refine(bench: Bench) -> dict[str, Any]:
-    """A few optimizer steps of refine on a plain rank 32/16 LoRA: one image to learn from, one to measure on."""
+    """Time a few optimizer steps of refine on a plain rank 32/16 LoRA: one training image, one held-out image."""
     lora, refined = bench.lora, bench.path("refined.safetensors")
     learnt, held = sorted(PHOTOS.glob("*.jpg"))[:2]
     files = {"lora_path": lora, "images": learnt, "held_images": held, "save_to": refined}
@@ -178,8 +178,11 @@ def refine(bench: Bench) -> dict[str, Any]:
 
 
 def _least_work(bench: Bench) -> dict[str, Any]:
-    """Operations that extract cannot do without: four block Krylov rounds there and back, in the dtype that they run
-    in; and in fp32 the last product and the product of the factors, by which the error is measured."""
+    """Return the least number of operations of extract.
+
+    These are four block Krylov rounds in both directions, in their dtype, and in fp32 the last product and the product
+    of the factors, which measures the error.
+    """
     rounds = fp32 = 0
     for shape in _matrices(bench).values():
         rows, columns = matrix_shape(shape)
@@ -191,13 +194,13 @@ def _least_work(bench: Bench) -> dict[str, Any]:
 
 
 def _errors(bench: Bench, path: Path) -> dict[str, Any]:
-    """The errors of a file's modules, and of them all together: largest and mean ratio to the optimum."""
+    """Return the errors of a file's modules, and of all together: largest and mean ratio to the optimum."""
     settings = {**bench.files, "lora": str(path), "per_shape": bench.options.error_layers}
     return bench.run(Job(function=jobs.factors, settings=settings)).result
 
 
 def _matrices(bench: Bench) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every matrix that extract decomposes."""
+    """Return key -> shape of every matrix that extract decomposes."""
     with open_checkpoint(bench.pair.base) as checkpoint:
         shapes = {key: spec.shape for key, spec in checkpoint.specs.items() if key.startswith(DENOISER_PREFIX)}
     return {key: shape for key, shape in shapes.items() if has_matrix_view(shape)}

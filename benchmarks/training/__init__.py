@@ -1,1 +1,1 @@
-"""The time of a training step, and two proofs that training works: the measured part of docs/training.md."""
+"""Benchmark a training step, and show that training works: the measured part of docs/training.md."""

@@ -1,4 +1,4 @@
-"""The measured part of docs/training.md, out of the newest results."""
+"""Write the measured part of docs/training.md from the newest results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ END = "<!-- measured:end -->"
 
 
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
-    """Write the part between the page's markers; returns the page.
+    """Write the part between the page's markers, and return the page's path.
 
     Raises:
         SystemExit: no result has been measured yet, or a marker is missing from the page.
@@ -24,13 +24,13 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> Path:
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"error: {page.name} has not both markers of its measured part.")
+        raise SystemExit(f"error: {page.name} lacks a marker of its measured part.")
     write_text(page, f"{before}{begin}{report(found)}{end}{after}")
     return page
 
 
 def report(results: Results) -> str:
-    """A section for each result that is there."""
+    """Return a section for each available result."""
     tables = {theme: rows(results[theme]) for theme, rows in _ROWS.items() if theme in results}
     return render("training.md.j2", results=results, tables=tables)
 

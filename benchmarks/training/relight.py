@@ -1,7 +1,7 @@
-"""Does training work? A new LoRA on the mini model's training renders, measured on its held-out pairs.
+"""Train a new LoRA on the mini model's training renders, and measure it on the held-out pairs.
 
-Its images are compared with the targets beside those of the base and of the tuned model, which never was its teacher.
-A run that was stopped goes on; files stay in the work folder.
+Its images are compared with the targets, next to those of the base and of the tuned model, which was never its teacher.
+An interrupted run resumes; files stay in the work folder.
 """
 
 import csv
@@ -23,7 +23,7 @@ from lbm_lora.imaging.metrics import psnr
 from lbm_lora.imaging.tensors import mask_to_tensor, to_tensor
 
 Scores = dict[str, np.ndarray]
-"""`whole` and `inside`: PSNR of an image to its target and inside the object's mask, dB, one value for each pair."""
+"""`whole` and `inside`: PSNR in dB of the full image and inside the object's mask, one value per pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def run(options: Options) -> Path:
 
 
 def scores(model: LBMPipeline | None, folder: Path) -> Scores:
-    """One step on every source of a folder of pairs; without a model, the sources themselves. Images have 8 bits."""
+    """Score one step on every source in a folder of pairs; without a model, score the sources. Images have 8 bits."""
     found: list[tuple[float, float]] = []
     for path in sorted(folder.glob("*.source.png")):
         source, target, mask = (
@@ -80,7 +80,7 @@ def scores(model: LBMPipeline | None, folder: Path) -> Scores:
 
 
 def summed_up(found: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
-    """Means over the pairs, and the share of pairs that are closer, inside the mask, than the one named `source`."""
+    """Return means over the pairs, and the share of pairs that are closer inside the mask than `source`."""
     return {
         name: {
             **{where: round(float(values.mean()), 3) for where, values in one.items()},
@@ -91,7 +91,7 @@ def summed_up(found: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
 
 
 def gap(one: Scores, other: Scores) -> dict[str, dict[str, float]]:
-    """What one is over the other, pair by pair: the mean and its standard error, dB."""
+    """Return the mean difference between two scores over the pairs, and its standard error, in dB."""
     found: dict[str, dict[str, float]] = {}
     for where, values in one.items():
         differences = values - other[where]
@@ -101,7 +101,7 @@ def gap(one: Scores, other: Scores) -> dict[str, dict[str, float]]:
 
 
 def step_seconds(logs: Path) -> float:
-    """Mean wall time of a step over a whole run, parts of it that were done again counted once."""
+    """Return the mean wall time per step over a complete run; repeated parts count once."""
     rows: dict[str, float] = {}
     for path in sorted(logs.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime):
         with path.open(newline="") as file:
@@ -110,7 +110,7 @@ def step_seconds(logs: Path) -> float:
 
 
 def _settings(steps: int) -> dict[str, Any]:
-    """Of the training. Masks are for measuring: the loss counts all pixels, as the tuned model's did."""
+    """Return the training settings. Masks are only for measuring: the loss counts all pixels, as in the tuned model."""
     data = {"source_key": "source.png", "target_key": "target.png", "image_size": [128], "cache_latents": True}
     modules = {"lora_rank": 8, "lora_conv_rank": 8, "train_biases": True, "train_norms": True, "ema_decay": 0.99}
     rate = {"learning_rate": 2e-3, "learning_rate_scheduler": "cosine", "warmup_steps": steps // 20}
@@ -121,7 +121,7 @@ def _settings(steps: int) -> dict[str, Any]:
 
 
 def _train(options: Options, base: Path, settings: Mapping[str, Any]) -> Path:
-    """The LoRA that `train` makes."""
+    """Train the LoRA, and return its path."""
     output, config = options.work / "scratch", options.work / "scratch.yaml"
     places = {"train_folder": options.pairs / "train", "base_model_path": base, "cache_dir": options.work / "cache"}
     files = {key: str(path) for key, path in {**places, "save_ckpt_path": output}.items()}
@@ -131,7 +131,7 @@ def _train(options: Options, base: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def _model(checkpoint: Path, lora: Path | None = None) -> LBMPipeline:
-    """A model in fp32, a LoRA fused into it where one is given."""
+    """Load a model in fp32, with a LoRA fused into it if given."""
     model = LBMPipeline.from_checkpoint(checkpoint, torch_dtype=torch.float32)
     model.set_progress_bar_config(disable=True)
     if lora is not None:

@@ -1,8 +1,8 @@
-"""A training step of this package against a loop written by hand with PEFT and torch, on the bundled mini model.
+"""Time a training step against a hand-written loop with PEFT and torch, on the bundled mini model.
 
-Both take the same model, LoRA, batches, precision, optimizer and checkpointed gradients; the hand-written loop has its
-images in memory, the package reads its files. The third way is this package with `cache_latents`. Rounds alternate,
-with the first steps of each left out. A step counts in wall time and in processor time of this process.
+Both use the same model, LoRA, batches, precision, optimizer and checkpointed gradients; the hand-written loop has its
+images in memory, the package reads its files. The third variant is this package with `cache_latents`. Rounds alternate,
+and the first steps of each are ignored. Both wall time and processor time of this process are measured.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from lbm_lora.progress import Silent
 from lbm_lora.workflows import train
 
 WARM = 3
-"""Steps at the start of a round that do not count."""
+"""Ignored steps at the start of a round."""
 BY_HAND = "PEFT + torch by hand"
 OURS = "lbm-lora train"
 CACHED = "lbm-lora train, cache_latents"
@@ -37,17 +37,17 @@ RANK = 4
 SIZE = 128
 
 Times = np.ndarray
-"""Seconds of (steps, 2): processor time and wall time."""
+"""Seconds per step, (steps, 2): processor time and wall time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure the time of a training step (run). `relight` has a --help of its own; `page` writes the page."""
+    """Measure the time of a training step (run). `relight` has its own --help; `page` writes the page."""
 
-    steps: int = 20  # steps of a round
-    rounds: int = 5  # rounds; each measures every way once
-    threads: int = 1  # threads of torch; waiting for each other costs processor time
-    batch_size: int = 2  # pairs in a step
+    steps: int = 20  # steps per round
+    rounds: int = 5  # rounds; each measures every variant once
+    threads: int = 1  # torch threads; waiting for each other costs processor time
+    batch_size: int = 2  # pairs per step
     precision: Literal["32", "bf16-mixed"] = "32"  # precision of the forward pass
     results: Path = FOLDER / "training"  # folder of result files
 
@@ -60,12 +60,12 @@ class StepClock(Silent):
         self._training = False
 
     def start(self, total: int, what: str) -> None:
-        """A phase begins."""
+        """Start a phase."""
         self._training = what == "training"
         self.readings = [_now()]
 
     def advance(self, n: int = 1) -> None:
-        """A step is done."""
+        """Record a step."""
         if self._training:
             self.readings.append(_now())
 
@@ -89,12 +89,12 @@ def run(options: Options) -> Path:
 
 
 def step_times(readings: Sequence[tuple[float, float]]) -> Times:
-    """The time from each reading to the next, without the first steps."""
+    """Return the time between consecutive readings, without the first steps."""
     return np.diff(np.array(readings), axis=0)[WARM:]
 
 
 def summed_up(rounds: Mapping[str, Sequence[Times]]) -> dict[str, dict[str, Any]]:
-    """Per way the median step over all rounds, its ratio to the hand-written loop's, and the same round by round."""
+    """Return each variant's median step over all rounds, its ratio to the hand-written loop, and both per round."""
     found: dict[str, dict[str, Any]] = {}
     for name, times in rounds.items():
         row: dict[str, Any] = {"steps": sum(map(len, times))}
@@ -109,7 +109,7 @@ def summed_up(rounds: Mapping[str, Sequence[Times]]) -> dict[str, dict[str, Any]
 
 
 def _measure(options: Options) -> dict[str, list[Times]]:
-    """Every way, once in each round."""
+    """Measure every variant once per round."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base = mini_base(folder / "base.safetensors")
@@ -126,7 +126,7 @@ def _measure(options: Options) -> dict[str, list[Times]]:
 
 
 def _package(base: Path, options: Options, folder: Path, *, cache_latents: bool) -> Times:
-    """A run of the package."""
+    """Time a run of the package."""
     count = options.steps + WARM
     data = {"train_folder": str(bundled.PAIRS), "source_key": "source.png", "target_key": "target.png"}
     data |= {"image_size": [SIZE], "cache_latents": cache_latents, "cache_dir": str(folder / "latents")}
@@ -142,7 +142,7 @@ def _package(base: Path, options: Options, folder: Path, *, cache_latents: bool)
 
 
 def _by_hand(base: Path, options: Options) -> Times:
-    """The same steps, written down straight."""
+    """Time the same steps, written by hand."""
     torch.manual_seed(0)
     mixed = options.precision == "bf16-mixed"
     model = load_model(base, dtype=torch.bfloat16 if mixed else torch.float32)

@@ -1,7 +1,7 @@
-"""Files that are either whole or not there.
+"""Atomic file writes: an output is complete or absent.
 
-Every output is written under a temporary name in its own folder, synced to the disk and renamed: a reader sees
-the old file or the new one, never a part, whatever happens in between.
+Every output is written under a temporary name in its target folder, synced to disk and renamed: whatever happens
+in between, a reader sees the old file or the new one, never a partial one.
 """
 
 import os
@@ -11,21 +11,21 @@ from pathlib import Path
 
 from lbm_lora.errors import OutputError
 
-_CONTAINERS = (".safetensors", ".ckpt")  # a base is written as both, twins with the same tensors
+_CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
 
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
-    """A temporary path beside `path`, which takes its place on a clean exit and is removed on any other.
+    """Yield a temporary path next to `path`: renamed to `path` on a clean exit, deleted on any other.
 
     Raises:
-        OutputError: the folder cannot be made or written to, or `path` is a folder.
+        OutputError: the folder cannot be created or written to, or `path` is a folder.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path.parent} cannot be made: {error.strerror}. Choose another output path.") from None
+        raise OutputError(f"{path.parent} cannot be created: {error.strerror}. Choose another output path.") from None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.touch()
@@ -49,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def guard_output(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output that is also an input, or the twin of one in the other container.
+    """Refuse an output that is also an input, or an input's twin in the other container.
 
     Raises:
         OutputError: `output` and one of `inputs`, or its twin, are the same file.
@@ -59,7 +59,7 @@ def guard_output(output: Path, inputs: Iterable[Path]) -> None:
             raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
         if source.suffix in _CONTAINERS and any(_same(output, source.with_suffix(one)) for one in _CONTAINERS):
             raise OutputError(
-                f"{output} has the name of the twin of {source}, an input of this command, and would be overwritten. "
+                f"{output} is the twin of {source}, an input of this command, and would be overwritten. "
                 "Choose another path, or move that file away."
             )
 
@@ -69,7 +69,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file's or a folder's entry to the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

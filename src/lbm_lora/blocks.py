@@ -1,4 +1,4 @@
-"""Big tensors in pieces that stay in a core's cache: a pass over memory costs more than the arithmetic on it."""
+"""Block-wise work on large tensors: blocks fit a core's cache, since memory traffic costs more than the arithmetic."""
 
 import math
 import threading
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_FLAT = 1 << 18  # values of a flat block: 1 MB in fp32, half of a second-level cache
+_FLAT = 1 << 18  # values per flat block: 1 MB in fp32, half an L2 cache
 _TILE = (512, 1280)
 _FRACTION_BITS = {torch.bfloat16: 7, torch.float16: 10}
 _FP32_EXPONENT = 0x7F800000
-_ROW = 4096  # squares that are summed in fp32: some processors' kernels lose digits in longer sums
-_SAFE = (1e-20, 1e30)  # sums of squares in fp32 between these have lost nothing at either end of its range
+_ROW = 4096  # squares summed in fp32 at a time: longer sums lose digits on some processors
+_SAFE = (1e-20, 1e30)  # fp32 sums of squares within these bounds have neither underflowed nor overflowed
 
 
 class Workspace(threading.local):
-    """One fp32 buffer for each thread that is used again: fresh memory costs more than the values put into it."""
+    """One reusable fp32 buffer per thread: allocating memory costs more than filling it."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._buffer = torch.empty(0, device=device)
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """An fp32 tensor of this shape with arbitrary values; it is valid until this thread takes the next one."""
+        """Return an uninitialized fp32 tensor of this shape, valid until this thread takes the next one."""
         count = math.prod(shape)
         if self._buffer.numel() < count:
             self._buffer = torch.empty(count, device=self._buffer.device)
@@ -31,21 +31,21 @@ class Workspace(threading.local):
 
 
 def flat_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of equal parts of tensors of equal size, one after the other. The tensors are contiguous."""
+    """Yield views of matching blocks of contiguous tensors of equal size."""
     flat = [tensor.view(-1) for tensor in tensors]
     for start in range(0, flat[0].numel(), _FLAT):
         yield tuple(tensor[start : start + _FLAT] for tensor in flat)
 
 
 def tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Slices that cover a matrix in tiles."""
+    """Yield the row and column slices of tiles that cover a matrix."""
     for top in range(0, rows, _TILE[0]):
         for left in range(0, columns, _TILE[1]):
             yield slice(top, min(top + _TILE[0], rows)), slice(left, min(left + _TILE[1], columns))
 
 
 def squares(block: Tensor) -> float:
-    """Sum of the squares of a block of fp32 values; in fp64 where they leave the range of fp32."""
+    """Return the sum of squares of a block of fp32 values, computed in fp64 if it leaves the range of fp32."""
     flat = block.reshape(-1)
     whole = flat.numel() // _ROW * _ROW
     rows, rest = flat[:whole].view(-1, 1, _ROW), flat[whole:]
@@ -57,10 +57,10 @@ def squares(block: Tensor) -> float:
 
 
 def absolutes(block: Tensor, scratch: Tensor | None = None) -> float:
-    """Sum of the absolute values of a block of fp32 values; in fp64 where it leaves the range of fp32.
+    """Return the sum of absolute values of a block of fp32 values, computed in fp64 if it leaves the range of fp32.
 
     Args:
-        scratch: of the block's shape, is written over.
+        scratch: a tensor of the block's shape that may be overwritten.
     """
     total = torch.abs(block, out=torch.empty_like(block) if scratch is None else scratch).sum().item()
     return total if math.isfinite(total) else block.double().abs_().sum().item()
@@ -71,9 +71,9 @@ class DeltaSums:
     """Sums over the values of a delta.
 
     Attributes:
-        squares: of delta^2.
-        absolutes: of |delta|.
-        noise: of ulp(tuned)^2 / 12; see `storage_noise`.
+        squares: sum of delta^2.
+        absolutes: sum of |delta|.
+        noise: sum of ulp(tuned)^2 / 12; see `storage_noise`.
     """
 
     squares: float = 0.0
@@ -82,14 +82,14 @@ class DeltaSums:
 
 
 def subtract(tuned: Tensor, base: Tensor, out: Tensor) -> DeltaSums:
-    """out = tuned - base in fp32, and its sums, in one pass.
+    """Compute out = tuned - base in fp32, and its sums, in one pass.
 
     Args:
-        tuned, base: of one shape, any floating point or integer dtype.
+        tuned, base: tensors of the same shape, of any floating-point or integer dtype.
         out: fp32, contiguous.
 
     Returns:
-        The sums; `squares` is not finite where a value of `out` is not.
+        The sums; `squares` is not finite if a value of `out` is not.
     """
     total_squares = total_absolutes = noise = 0.0
     scratch = torch.empty(min(_FLAT, out.numel()))
@@ -104,27 +104,27 @@ def subtract(tuned: Tensor, base: Tensor, out: Tensor) -> DeltaSums:
 
 
 def storage_noise(tuned: Tensor) -> float:
-    """Sum of ulp^2 / 12 over the values of a bf16 or fp16 tensor; 0 for wider dtypes.
+    """Return the sum of ulp^2 / 12 over the values of a bf16 or fp16 tensor; 0 for wider dtypes.
 
     A value in [2^e, 2^(e+1)) has ulp 2^(e-7) in bf16 and 2^(e-10) in fp16. Zero and subnormals have the spacing of the
-    smallest normal numbers, as IEEE 754 (and `numpy.spacing`) have it.
+    smallest normal numbers, as in IEEE 754 (and `numpy.spacing`).
     """
     blocks = (block.float() for (block,) in flat_blocks(tuned.contiguous()))
     return sum(_block_noise(block, tuned.dtype, torch.empty_like(block)) for block in blocks)
 
 
 def _block_noise(values: Tensor, dtype: torch.dtype, scratch: Tensor) -> float:
-    """`storage_noise` of fp32 values that come from `dtype`: clearing the mantissa leaves 2^e."""
+    """Return the `storage_noise` of fp32 values converted from `dtype`: clearing the mantissa leaves 2^e."""
     if dtype not in _FRACTION_BITS:
         return 0.0
     torch.bitwise_and(values.view(torch.int32), _FP32_EXPONENT, out=scratch.view(torch.int32))
     smallest = torch.finfo(dtype).tiny
     total = squares(scratch)
-    if dtype == torch.float16 or total < _SAFE[0]:  # in bf16 the smallest numbers vanish beside any others
+    if dtype == torch.float16 or total < _SAFE[0]:  # in bf16 the smallest numbers are negligible next to any others
         total = squares(scratch.clamp_(min=smallest))
     return total * 4.0 ** -_FRACTION_BITS[dtype] / 12
 
 
 def energy(values: Tensor) -> float:
-    """Sum of squares of a tensor of any size."""
+    """Return the sum of squares of a tensor of any size."""
     return sum(squares(block) for (block,) in flat_blocks(values.contiguous()))

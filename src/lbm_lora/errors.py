@@ -1,25 +1,25 @@
-"""The errors of lbm-lora, and the exit code that each one ends a command with.
+"""The errors of lbm-lora, with the exit code of each.
 
-    LbmLoraError                 3   a defect of ours (never raised as such)
+    LbmLoraError                 3   a defect in lbm-lora (never raised directly)
     ├── InputError               2   bad usage or bad input: one line, nothing written
-    │   ├── CheckpointError          a file cannot be read as a checkpoint, or lacks what it must hold
+    │   ├── CheckpointError          a file cannot be read as a checkpoint, or lacks required content
     │   ├── PairingError             two checkpoints do not belong together (names, shapes, non-finite values)
-    │   ├── AdapterError             a file is no adapter we can read, or does not fit the model
-    │   ├── WrongBaseError           an adapter was made for another base
-    │   ├── PatternError             a name pattern that is malformed or matches nothing
-    │   ├── ConfigError              a configuration key, value or combination that cannot be
-    │   ├── ImageError               an image or mask that cannot be read or does not fit
-    │   ├── DataError                a data set that cannot be read, or with too many corrupt samples
-    │   └── OutputError              an output path that cannot or must not be written
-    ├── HubError                 2   a hub repository that cannot be reached or does not exist
+    │   ├── AdapterError             a file is not a supported adapter, or does not fit the model
+    │   ├── WrongBaseError           an adapter was made from another base
+    │   ├── PatternError             a name pattern is malformed or matches nothing
+    │   ├── ConfigError              a configuration key, value or combination is invalid
+    │   ├── ImageError               an image or mask cannot be read or does not fit
+    │   ├── DataError                a data set cannot be read, or has too many corrupt samples
+    │   └── OutputError              an output path cannot or must not be written
+    ├── HubError                 2   a hub repository cannot be reached or does not exist
     ├── MissingExtraError        2   an optional dependency is not installed
-    └── QualityError             1   the work ran, and its result is below the asked limit or lacks a part
+    └── QualityError             1   the command ran, but its result misses the requested limit or lacks a part
 
-Messages follow one form: the thing, where it was found, both sides where two disagree, and what to do.
-They are part of the interface: tests compare them word for word.
+Every message names the item, where it was found, both sides if two disagree, and what to do.
+Messages are part of the interface: tests compare them word for word.
 
-What to do is often an option of the caller. It is data (`Option`) among the parts of a message: a front end spells it
-in its own way, as a flag, a key of a file, a widget; `str` spells it as the Python argument that it is.
+The remedy is often an option of the caller. It is data (`Option`) among the parts of a message: each front end spells
+it in its own terms, as a flag, a key of a file or a widget; `str` spells it as a Python argument.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +30,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the caller, by its name in a config: `exclude`. With `is_off`, its being switched off."""
+    """An option of the caller, by its name in a config: `exclude`. With `is_off`, the option switched off."""
 
     name: str
     is_off: bool = False
@@ -43,15 +43,15 @@ Spelling = Callable[[Option], str]
 
 
 def spelled(parts: Iterable[object], spelling: Spelling = str) -> str:
-    """The text of a message whose parts are strings and options."""
+    """Return the text of a message whose parts are strings and options."""
     return "".join(spelling(part) if isinstance(part, Option) else str(part) for part in parts)
 
 
 class LbmLoraError(Exception):
-    """Root of the tree. `exit_code` is what a command ends with when the error reaches its front end.
+    """Base class of all errors. `exit_code` is the exit code of a command that ends with this error.
 
     Args:
-        parts: of the message, strings and options.
+        parts: the parts of the message, strings and options.
     """
 
     exit_code: ClassVar[int] = 3
@@ -70,7 +70,7 @@ class InputError(LbmLoraError):
 
 
 class CheckpointError(InputError):
-    """A file cannot be read as a checkpoint, or lacks what it must hold."""
+    """A file cannot be read as a checkpoint, or lacks required content."""
 
 
 class PairingError(InputError):
@@ -78,11 +78,11 @@ class PairingError(InputError):
 
 
 class AdapterError(InputError):
-    """A file is no adapter we can read, or it does not fit the model."""
+    """A file is not a supported adapter, or does not fit the model."""
 
 
 class WrongBaseError(InputError):
-    """An adapter was made for another base."""
+    """An adapter was made from another base."""
 
 
 class PatternError(InputError):
@@ -90,7 +90,7 @@ class PatternError(InputError):
 
 
 class ConfigError(InputError):
-    """A configuration key, value or combination that cannot be."""
+    """A configuration key, value or combination is invalid."""
 
 
 class ImageError(InputError):
@@ -98,7 +98,7 @@ class ImageError(InputError):
 
 
 class DataError(InputError):
-    """A data set cannot be read, or too many of its samples are corrupt."""
+    """A data set cannot be read, or has too many corrupt samples."""
 
 
 class OutputError(InputError):
@@ -118,13 +118,13 @@ class MissingExtraError(LbmLoraError):
 
 
 class QualityError(LbmLoraError):
-    """The work ran, and its result is below the asked limit, or lacks a part."""
+    """The command ran, but its result misses the requested limit or lacks a part."""
 
     exit_code: ClassVar[int] = 1
 
 
 def listing(names: Iterable[str], *, limit: int = 8) -> str:
-    """Names for an error line: the first `limit` of them, and how many more there are."""
+    """Join names for an error message: the first `limit`, then how many more there are."""
     shown = list(names)
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
@@ -140,10 +140,10 @@ def plural(count: int, noun: str, several: str = "") -> str:
 
 
 def need_packages(what: str, packages: Iterable[str], extra: str) -> None:
-    """Refuse work whose optional packages are not there.
+    """Check that the optional packages of a feature are installed.
 
     Raises:
-        MissingExtraError: one of the packages that `what` needs is not installed; all such are named, and the extra.
+        MissingExtraError: a package that `what` needs is missing; names every missing package and the extra.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
@@ -157,5 +157,5 @@ def missing_extra(what: str, missing: Sequence[str], extra: str) -> MissingExtra
 
 
 def give_one(one: str, other: str, what: str) -> ConfigError:
-    """The error for two options that both do one thing."""
+    """Return the error for two options that both do the same thing."""
     return ConfigError(Option(one), " and ", Option(other), f" both {what}. Give one of them.")

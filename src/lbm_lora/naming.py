@@ -1,12 +1,12 @@
-"""Names of parameters and modules, and the patterns that select them.
+"""Names of parameters and modules, and patterns that select them.
 
-A *param name* is a dotted path with its last part, `mid_block.attentions.0.proj_in.weight`; a *module name* is
-the same path without it. Both are relative to the component: the checkpoint's prefix (`denoiser.`) is not a part
-of them. This is the only place that takes a param name apart.
+A *param name* is the full dotted path, `mid_block.attentions.0.proj_in.weight`; a *module name* is the path without
+its last part. Both are relative to the component: they do not include the checkpoint's prefix (`denoiser.`).
+Only this module splits param names.
 
-Patterns: a plain word matches as a part of the name; one of `*?[` in it makes it a glob over the whole name;
-`re:` starts a regular expression that is searched for. Where parameters are chosen, a pattern may match the param
-name or its module name: `mid_block.*.proj_in` takes the weight and the bias of those modules.
+Patterns: a plain word matches any part of the name; `*`, `?` or `[` makes it a glob over the full name; `re:` starts
+a regular expression that may match anywhere. Where parameters are chosen, a pattern may match the param name or its
+module name: `mid_block.*.proj_in` selects both the weight and the bias of those modules.
 """
 
 import fnmatch
@@ -21,7 +21,7 @@ ParamName = NewType("ParamName", str)
 ModuleName = NewType("ModuleName", str)
 
 DENOISER_PREFIX = "denoiser."
-"""Prefix of the component that a LoRA of LBM is about."""
+"""Prefix of the component that an LBM LoRA changes."""
 ATTENTION = ("attn1.to_", "attn2.to_")
 """Patterns of the attention layers: queries, keys, values and outputs."""
 
@@ -47,13 +47,13 @@ def bias_of(module: ModuleName) -> ParamName:
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """The test that one pattern stands for.
+    """Return the predicate for one pattern.
 
     Raises:
         PatternError: the pattern is empty, or its regular expression does not compile.
     """
     if not pattern.removeprefix("re:").strip():
-        raise PatternError("an empty pattern selects nothing. Give a part of a name, a glob, or re:REGEX.")
+        raise PatternError("an empty pattern selects nothing. Give part of a name, a glob, or re:REGEX.")
     if pattern.startswith("re:"):
         try:
             compiled = re.compile(pattern[3:])
@@ -67,16 +67,16 @@ def matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "", params: bool = False) -> set[str]:
-    """The names that at least one pattern matches. A pattern may be written with or without `prefix`.
+    """Return the names that at least one pattern matches. Patterns may include `prefix` or omit it.
 
     Args:
         names: param or module names, relative to the component.
         patterns: see the module's docstring.
-        prefix: the component's prefix, tried in front of each name as well (`denoiser.mid_block...`).
-        params: the names are param names: a pattern may match the module name as well.
+        prefix: the component's prefix; names are also matched with it in front (`denoiser.mid_block...`).
+        params: whether the names are param names, so that patterns may also match module names.
 
     Raises:
-        PatternError: a pattern is malformed, or matches no name; the nearest names are given.
+        PatternError: a pattern is malformed or matches no name; lists the nearest names.
     """
     candidates = list(names)
     chosen: set[str] = set()
@@ -90,14 +90,14 @@ def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "", p
 
 
 def _forms(name: str, prefix: str, params: bool) -> list[str]:
-    """What a pattern may match for one name."""
+    """Return the strings that a pattern may match for one name."""
     module = module_of(ParamName(name)) if params else ""
     forms = [name, module] if module else [name]
     return [*forms, *(prefix + form for form in forms)] if prefix else forms
 
 
 def _no_match(pattern: str, names: Sequence[str]) -> str:
-    """What to say of a pattern without a match: the nearest names, and how to see them all."""
+    """Return the message for a pattern without a match: the nearest names, and how to list them all."""
     word = pattern.removeprefix("re:").strip("*^$.").rpartition("*")[2]
     parts = {part for name in names for part in name.split(".") if not part.isdigit()} | set(names)
     near = get_close_matches(word, sorted(parts), n=4, cutoff=0.5)

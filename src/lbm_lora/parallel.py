@@ -1,7 +1,7 @@
-"""Tensors in parallel: one thread for each tensor in work, results in order.
+"""Parallel work on tensors: one thread per tensor, results in order.
 
-Matrices of a network are many and of middling size. Two threads on two matrices are faster than two threads on one,
-and a result does not depend on how many there are, since every tensor is computed by one thread alone.
+A network has many matrices of moderate size. Two threads on two matrices are faster than two threads on one, and
+results do not depend on the number of threads, since a single thread computes each tensor.
 """
 
 from collections import deque
@@ -22,16 +22,16 @@ _AHEAD = 8
 def ordered_map(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None
 ) -> Iterator[Result]:
-    """`map` over a few threads: results come in the order of the items, a bounded number of them ahead of the reader.
+    """Map over a few threads: results come in the order of the items, and only a bounded number run ahead.
 
     Args:
-        work: called with one item, in a thread where torch itself uses one thread. Its errors reach the reader.
+        work: called with one item, in a thread where torch itself uses one thread. Its errors propagate to the caller.
         threads: by default as many as the program may use; see `lbm_lora.threads`.
     """
     count = threads or worker_count()
     before = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
-    torch.set_num_threads(1)  # new threads take this over
+    torch.set_num_threads(1)  # new threads inherit this
     try:
         with ThreadPoolExecutor(count, thread_name_prefix="lbm-lora") as pool:
             try:

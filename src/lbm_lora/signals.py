@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to save and stop; the second one ends it at once."""
+"""Graceful shutdown: SIGTERM or Ctrl-C asks a run to save and stop; a second signal ends it at once."""
 
 import signal
 import threading
@@ -8,12 +8,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A context in which the two signals only leave a note, from `listen` on; afterwards they are as before.
+    """A context that, from `listen` on, only records the two signals; on exit the old handlers return.
 
-    Elsewhere than in the main thread it does nothing.
+    Outside the main thread it does nothing.
 
     Attributes:
-        asked: name of the signal that came; empty as long as none did.
+        asked: name of the signal received; empty if none was.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class StopRequest:
         return self
 
     def listen(self) -> None:
-        """Take the signals."""
+        """Start recording the signals."""
         for number in self._before:
             signal.signal(number, self._note)
 
@@ -41,6 +41,6 @@ class StopRequest:
 
 
 def leave_to_parent(_worker: int) -> None:
-    """Let a process that reads data ignore both signals, which may reach a whole process group: its parent ends it."""
+    """Make a data-loading process ignore both signals: they may reach the process group, and its parent ends it."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

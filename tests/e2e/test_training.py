@@ -167,7 +167,7 @@ def test_a_run_by_the_command_line_and_a_longer_one(
     captured = capsys.readouterr()
     assert "Trained 3 of 3 steps" in captured.out
     assert "steps 1: PSNR" in captured.out
-    assert "the run goes on after step 2" in captured.err
+    assert "resuming after step 2" in captured.err
     assert "max_steps: 2 -> 3" in captured.err
 
 
@@ -227,7 +227,7 @@ def test_two_processes_are_one_with_the_same_batch(file: Callable[..., Path], tm
     for name in ("last", "step-000002"):
         assert distance(tmp_path / f"one/{name}.safetensors", tmp_path / f"two/{name}.safetensors") < 1e-5
     assert (tmp_path / "two/pictures/step-000002.png").read_bytes()
-    assert "validation of 3 pairs" in done.stderr
+    assert "validation on 3 pairs" in done.stderr
 
 
 @pytest.mark.slow

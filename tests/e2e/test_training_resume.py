@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     listener = Recorder()
     resumed = train(chosen, listener)
     assert (resumed.standing.step, resumed.standing.stopped_by) == (5, "")
-    assert f"the run goes on after step {where}." in listener.notes
+    assert f"resuming after step {where}." in listener.notes
     assert same(unbroken.folder.last, resumed.folder.last)
     one, other = load_state(unbroken.folder.state), load_state(resumed.folder.state)
     assert (one.step, one.epoch, one.batch, one.best) == (other.step, other.epoch, other.batch, other.best)
@@ -88,7 +88,7 @@ def test_a_stop_in_a_validation_saves_and_does_the_validation_later(
     monkeypatch.undo()
     listener = Recorder()
     resumed = train(chosen, listener)
-    assert [note[:6] for note in listener.notes if "validation of" in note] == ["step 2", "step 3"]
+    assert [note[:6] for note in listener.notes if "validation on" in note] == ["step 2", "step 3"]
     assert same(unbroken.folder.last, resumed.folder.last)
     assert same(unbroken.folder.best, resumed.folder.best)
 
@@ -104,7 +104,7 @@ def test_a_failure_between_saves_loses_only_the_steps_since(config: Config, tmp_
         train(chosen, Recorder(at=3, action=fail))
     listener = Recorder()
     train(chosen, listener)
-    assert "the run goes on after step 2." in listener.notes
+    assert "resuming after step 2." in listener.notes
     assert same(unbroken.folder.last, chosen.save_ckpt_path / "last.safetensors")
 
 
@@ -112,7 +112,7 @@ def test_a_finished_run_says_so_and_can_be_made_longer(config: Config, tmp_path:
     train(config(max_steps=2))
     listener = Recorder()
     assert train(config(max_steps=2), listener).standing.step == 2
-    assert any("at its end already" in note for note in listener.notes)
+    assert any("already complete" in note for note in listener.notes)
     longer = Recorder()
     assert train(config(max_steps=3, learning_rate=1e-3), longer).standing.step == 3
     assert any(
@@ -123,10 +123,13 @@ def test_a_finished_run_says_so_and_can_be_made_longer(config: Config, tmp_path:
 def test_another_run_does_not_go_on(config: Config) -> None:
     train(config(max_steps=2))
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"lora_rank": 3}, r"lora_rank is 2 there and 3 now"),
-        ({"seed": 1}, r"seed is 0 there and 1 now"),
-        ({"batch_size": 3}, r"samples of a forward pass over all processes is 2 there and 3 now"),
-        ({"resume": "never"}, r"resume is never, and .* holds a run: step-000002.safetensors, last.safetensors"),
+        ({"lora_rank": 3}, r"lora_rank was 2 and is now 3"),
+        ({"seed": 1}, r"seed was 0 and is now 1"),
+        ({"batch_size": 3}, r"samples of a forward pass over all processes was 2 and is now 3"),
+        (
+            {"resume": "never"},
+            r"resume is never, but .* already holds a run: step-000002.safetensors, last.safetensors",
+        ),
     ]
     for change, message in changes:
         with pytest.raises(ConfigError, match=message):

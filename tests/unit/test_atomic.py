@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     target = tmp_path / "file" / "a.bin"
     with pytest.raises(OutputError) as caught, atomic_path(target):
         pass
-    assert str(caught.value) == f"{tmp_path / 'file'} cannot be made: File exists. Choose another output path."
+    assert str(caught.value) == f"{tmp_path / 'file'} cannot be created: File exists. Choose another output path."
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
 def test_the_twin_of_an_input_is_not_written_over(tmp_path: Path, source: str, output: str) -> None:
     for name in (source, output):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(OutputError, match=f"{output} has the name of the twin of .*{source}, an input of this command"):
+    with pytest.raises(OutputError, match=f"{output} is the twin of .*{source}, an input of this command"):
         guard_output(tmp_path / output, [tmp_path / source])
     (tmp_path / output).unlink()
     guard_output(tmp_path / output, [tmp_path / source])

@@ -114,7 +114,7 @@ def test_every_name_selects_at_least_itself(name: str, prefix: str) -> None:
 def test_an_empty_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(PatternError) as caught:
         matcher(pattern)
-    assert str(caught.value) == "an empty pattern selects nothing. Give a part of a name, a glob, or re:REGEX."
+    assert str(caught.value) == "an empty pattern selects nothing. Give part of a name, a glob, or re:REGEX."
 
 
 def test_a_malformed_regular_expression_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The LoRA as a frozen value and its serial form (layer L2)."""
+"""The LoRA as a frozen value, and its file format (layer L2)."""
 
 from lbm_lora.adapter.adapter_file import (
     METADATA_ROOM,

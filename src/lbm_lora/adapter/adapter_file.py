@@ -1,4 +1,4 @@
-"""Adapter files: read one, write a whole adapter, or write one module by module."""
+"""Read and write adapter files, complete or module by module."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,19 +28,19 @@ from lbm_lora.factorize import dense_dtype, rank_bound
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import warn
 
-METADATA_ROOM = 8192  # bytes for the numbers that are known only after the last tensor
+METADATA_ROOM = 8192  # bytes for values that are known only after the last tensor
 
-_ROUNDING = 2**-8  # of an alpha in bf16
+_ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
 
 
 def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
     """Read an adapter file with native keys. Its tensors stay in the file until they are used.
 
-    A file that is taken for one of the earlier implementation by its alphas alone gives a warning.
+    A file recognised as one of the earlier implementation only by its alphas gives a warning.
 
     Raises:
         CheckpointError: the file cannot be read.
-        AdapterError: its keys are not those of an adapter, or do not belong together.
+        AdapterError: its keys are not adapter keys, or do not belong together.
     """
     path = Path(path)
     with open_checkpoint(path) as file:
@@ -48,7 +48,7 @@ def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
         tensors = {key: file.read(key) for key in file.specs}
         metadata = AdapterMetadata.from_header(file.metadata)
     if not tensors:
-        raise AdapterError(f"{path} holds no tensors. Was it written by a run that was stopped?")
+        raise AdapterError(f"{path} holds no tensors. Was it written by an interrupted run?")
     if kind is not None and kind != NATIVE:
         raise _wrong_kind(path, kind)
     prefix = prefix_of(tensors)
@@ -71,17 +71,19 @@ def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
 
 
 def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[LoraModule]) -> bool:
-    """Whether alpha is the rank that was asked for, of which a matrix may have had less, as the earlier implementation
-    writes it: then alpha is above the stored rank on capped modules alone, and equal to it on all others."""
+    """Return whether alpha is the requested rank, as the earlier implementation writes it.
+
+    Then alpha exceeds the stored rank only on modules whose rank the matrix caps, and equals it on all others.
+    """
     if metadata.is_earlier_implementation or metadata.format:
         return metadata.is_earlier_implementation
     others = [module for module in modules if abs(module.alpha - module.rank) > _ROUNDING * module.rank]
     if not others or not all(m.alpha > m.rank and m.rank == rank_bound(m.shape) for m in others):
         return False
     warn(
-        f"{path}: alpha is above the rank on {len(others)} of {len(modules)} modules, all of which have the highest "
-        "rank of their matrix: it is taken as the rank that was asked for, and the scaling is 1. To scale by alpha as "
-        "it stands: ",
+        f"{path}: alpha exceeds the rank on {len(others)} of {len(modules)} modules, all of them at the highest rank "
+        "of their matrix. Alpha is therefore read as the requested rank, and the scaling is 1. To scale by alpha as "
+        "stored: ",
         Option("lora_alpha_is"),
         " file.",
     )
@@ -89,7 +91,7 @@ def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[
 
 
 def save_adapter(adapter: Adapter, path: Path | str) -> None:
-    """Write a whole adapter, atomically, in its `dtype`, else in that of its tensors.
+    """Write a complete adapter atomically, in its `dtype`, else in the dtype of its tensors.
 
     Raises:
         AdapterError: its tensors have several dtypes.
@@ -110,19 +112,19 @@ def _dtype_of_tensors(adapter: Adapter) -> torch.dtype:
     dtypes = {tensor.dtype for tensor in (*factors, *adapter.dense.values())}
     if len(dtypes) > 1:
         raise AdapterError(
-            f"one adapter file has one dtype, this adapter has {sorted(map(str, dtypes))}. Cast it first."
+            f"an adapter file has one dtype, but this adapter has {sorted(map(str, dtypes))}. Cast it first."
         )
     return dtypes.pop() if dtypes else torch.float32
 
 
 class AdapterWriter:
-    """Writes an adapter file piece by piece. What was announced and not added is left out of the file.
+    """Writer of an adapter file, module by module. Announced tensors that are never added are left out of the file.
 
     Args:
-        dtype: of factors and dense deltas; beside factors in int8 the latter are fp16.
-        shapes, ranks: of the weights that may come as lora modules.
-        dense: shapes of the parameters that may come as dense deltas.
-        metadata: as far as it is known; may be replaced until the end.
+        dtype: dtype of factors and dense deltas; with int8 factors, dense deltas are fp16.
+        shapes, ranks: shapes and ranks of the weights that may be added as lora modules.
+        dense: shapes of the parameters that may be added as dense deltas.
+        metadata: metadata known so far; may be replaced until exit.
     """
 
     def __init__(
@@ -164,13 +166,13 @@ class AdapterWriter:
 
 
 def module_bytes(prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype) -> int:
-    """What a lora module takes in a file: its tensors, and their entries in the header."""
+    """Return the bytes of a lora module in a file: its tensors and their header entries."""
     specs = module_specs(prefix, name, shape, rank, dtype)
     return sum(entry_bytes(key, spec) + spec.nbytes for key, spec in specs.items())
 
 
 def precision(name: str) -> torch.dtype:
-    """`float` | `fp16` | `bf16` | `int8` -> the dtype of an adapter file's factors.
+    """Return the dtype of an adapter file's factors for `float`, `fp16`, `bf16` or `int8`.
 
     Raises:
         CheckpointError: any other name.
@@ -179,12 +181,12 @@ def precision(name: str) -> torch.dtype:
 
 
 def rank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What each rank of a lora module takes in a file."""
+    """Return the bytes of each rank of a lora module in a file."""
     one, none = (module_specs("", ModuleName(""), shape, rank, dtype).values() for rank in (1, 0))
     return sum(spec.nbytes for spec in one) - sum(spec.nbytes for spec in none)
 
 
 def stored_bytes(prefix: str, name: ParamName, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What a dense delta takes in a file with factors of `dtype`: its values, and their entry in the header."""
+    """Return the bytes of a dense delta in a file with factors of `dtype`: its values and their header entry."""
     spec = TensorSpec(dense_dtype(dtype), shape)
     return entry_bytes(dense_key(prefix, name, dtype), spec) + spec.nbytes

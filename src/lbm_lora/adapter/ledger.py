@@ -1,4 +1,4 @@
-"""The account of every tensor of a component: what became of its delta, and how well it is kept."""
+"""Account for every tensor of a component: what became of its delta, and how well it is preserved."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from lbm_lora.naming import ParamName
 
 
 class Status(StrEnum):
-    """What the adapter holds of a tensor."""
+    """How the adapter stores a tensor's delta."""
 
     LORA = "lora"
     DENSE = "dense"
@@ -20,10 +20,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """Attributes:
-    reason: why the tensor has its status, in words.
-    rank: stored rank, of a lora module.
-    measure: the delta and the error of the file as stored.
+    """What became of one tensor.
+
+    Attributes:
+        reason: why the tensor has its status, in words.
+        rank: stored rank, for a lora module.
+        measure: the delta, and its error as stored in the file.
     """
 
     name: ParamName
@@ -36,21 +38,21 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """One row for every tensor, in the order of the tuned file."""
+    """One row per tensor, in the order of the tuned file."""
 
     rows: tuple[LedgerRow, ...]
 
     def counts(self) -> dict[str, int]:
-        """Tensors per status; the values add up to the number of rows."""
+        """Return the number of tensors per status; the values add up to the number of rows."""
         found = Counter(row.status for row in self.rows)
         return {status.value: found[status] for status in Status}
 
     def excluded_reasons(self) -> dict[str, int]:
-        """Excluded tensors per reason."""
+        """Return the number of excluded tensors per reason."""
         return dict(Counter(row.reason for row in self.rows if row.status is Status.EXCLUDED))
 
     def total(self) -> Measure:
-        """The sums over all rows, those left out of the file included."""
+        """Return the sums over all rows, including those left out of the file."""
         return sum((row.measure for row in self.rows), start=Measure())
 
     def of(self, *statuses: Status) -> list[LedgerRow]:

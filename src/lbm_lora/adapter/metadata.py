@@ -1,7 +1,7 @@
-"""What an adapter file says of itself: the strings of its `.safetensors` header.
+"""Metadata of an adapter file: the strings in its `.safetensors` header.
 
-The names under `lbm_lora_` are ours. The `ss_` names are those that LoRA readers of this field look for; none of
-them claims that this is a LoRA of plain SDXL, since tools would then load it as one.
+The names under `lbm_lora_` are ours. The `ss_` names are those that other LoRA tools look for; none of them claims
+that this is a plain SDXL LoRA, since tools would then load it as one.
 """
 
 import json
@@ -17,12 +17,14 @@ _EARLIER_METHOD = "all_layers_analysis"
 
 @dataclass(frozen=True)
 class AdapterMetadata:
-    """Attributes:
-    format: version of this format; empty in files of other tools.
-    base_fingerprint: digest of the base's component; empty where the file does not say.
-    base_tensors: short digests of the base's tensors in the order of their names, joined.
-    tuned_fingerprint: digest of the tuned component, of an extracted adapter.
-    facts: everything else, as it stands in the header.
+    """Metadata of an adapter.
+
+    Attributes:
+        format: version of this format; empty in files of other tools.
+        base_fingerprint: digest of the base's component; empty if the file does not record it.
+        base_tensors: short digests of the base's tensors in the order of their names, joined.
+        tuned_fingerprint: digest of the tuned component, for an extracted adapter.
+        facts: everything else, as stored in the header.
     """
 
     format: str = ""
@@ -35,7 +37,7 @@ class AdapterMetadata:
     def is_earlier_implementation(self) -> bool:
         """Whether the earlier implementation of these commands wrote the file.
 
-        It stores the requested rank as alpha while the stored rank is capped by the matrix: its scaling is 1.
+        It writes the requested rank as alpha even if the matrix caps the stored rank: the scaling is 1.
         """
         return self.facts.get("lbm_extraction_method") == _EARLIER_METHOD
 
@@ -45,7 +47,7 @@ class AdapterMetadata:
         return parsed(self.facts, SETTINGS_KEY).get("method") == "calibrated" or REFINEMENT_KEY in self.facts
 
     def to_header(self) -> dict[str, str]:
-        """The strings for the header."""
+        """Return the strings for the header."""
         ours = {
             "lbm_lora_format": self.format,
             "lbm_lora_base_fingerprint": self.base_fingerprint,
@@ -56,7 +58,7 @@ class AdapterMetadata:
 
     @classmethod
     def from_header(cls, header: Mapping[str, str]) -> "AdapterMetadata":
-        """Inverse of `to_header`."""
+        """Invert `to_header`."""
         facts = dict(header)
         return cls(
             format=facts.pop("lbm_lora_format", ""),
@@ -70,13 +72,13 @@ class AdapterMetadata:
 def extraction_facts(
     *, rank: int, conv_rank: int, counts: Mapping[str, int], errors: Mapping[str, float], settings: Mapping[str, object]
 ) -> dict[str, str]:
-    """The facts of an extracted adapter.
+    """Return the facts of an extracted adapter.
 
     Args:
-        rank, conv_rank: as asked for.
-        counts: tensors per kind of the ledger.
-        errors: measured after rounding to the stored dtype.
-        settings: of the run; file names without folders.
+        rank, conv_rank: requested ranks.
+        counts: tensors per ledger status.
+        errors: errors measured after rounding to the stored dtype.
+        settings: settings of the run; file names without folders.
     """
     return {
         "ss_network_module": "networks.lora",
@@ -95,5 +97,5 @@ def _json(value: object) -> str:
 
 
 def parsed(facts: Mapping[str, str], key: str) -> dict[str, object]:
-    """A fact that holds JSON, as a dictionary; empty where it is absent."""
+    """Return a JSON fact as a dictionary; empty if absent."""
     return cast(dict[str, object], json.loads(facts.get(key, "{}")))

@@ -1,4 +1,4 @@
-"""The LoRA as a value: an immutable set of lora modules, dense deltas and metadata."""
+"""The LoRA as an immutable value: lora modules, dense deltas and metadata."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 
 @dataclass(frozen=True)
 class LoraModule:
-    """The low-rank delta of one weight: scaling * up @ down.
+    """Low-rank delta of one weight: scaling * up @ down.
 
     Attributes:
         name: module name, without the component's prefix.
@@ -41,11 +41,11 @@ class LoraModule:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight that this module belongs to."""
+        """Shape of the weight that this module changes."""
         return (self.up.shape[0], *self.down.shape[1:])
 
     def cast(self, dtype: torch.dtype) -> "LoraModule":
-        """The module as a file of `dtype` holds it, with the same alpha.
+        """Return the module as stored in a file of `dtype`, with the same alpha.
 
         Raises:
             InputError: a value leaves the range of `dtype`.
@@ -54,26 +54,26 @@ class LoraModule:
         return replace(self, up=stored.up.reshape(self.up.shape), down=stored.down.reshape(self.down.shape))
 
     def factors(self) -> Factors:
-        """The two as matrices in fp32, with the scaling in `up`."""
+        """Return both factors as fp32 matrices, with the scaling in `up`."""
         return Factors(self.scaling * self.up.float().flatten(1), self.down.float().flatten(1))
 
     def delta(self) -> Tensor:
-        """scaling * up @ down in fp32, in the weight's shape."""
+        """Return scaling * up @ down in fp32, in the weight's shape."""
         return self.factors().product().reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter:
-    """Lora modules by module name, dense deltas by param name.
+    """Set of lora modules by module name and dense deltas by param name.
 
-    Tensors keep the dtype of the file and may be views of it, but for factors in 8 bits. `len(adapter)` is the number
-    of parameters that it changes.
+    Tensors keep the dtype of the file and may be views of it, except for factors in 8 bits. `len(adapter)` counts the
+    parameters that it changes.
 
     Attributes:
-        prefix: of the component in its checkpoint (`denoiser.` for an LBM, empty where there is none).
-        path: the file it was read from, for messages; None for one that was made in memory.
-        dtype: of a file of it: int8 where factors are exact in 8 bits and meant to be stored so (they are fp32 in
-            memory then, and dense deltas fp16); None is the dtype of the tensors.
+        prefix: prefix of the component in its checkpoint (`denoiser.` for an LBM, empty if there is none).
+        path: the file that it was read from, for messages; None for one that was made in memory.
+        dtype: dtype when saved: int8 if the factors are exact in 8 bits and should be stored so (in memory they are
+            fp32, and dense deltas fp16); None is the dtype of the tensors.
     """
 
     modules: Mapping[ModuleName, LoraModule]
@@ -136,29 +136,29 @@ class Adapter:
 
     @property
     def params(self) -> list[ParamName]:
-        """Every param name that the adapter changes."""
+        """The param names that the adapter changes."""
         return [*(weight_of(name) for name in self.modules), *self.dense]
 
     def shape_of(self, name: ParamName) -> tuple[int, ...] | None:
-        """The shape that a parameter must have for this adapter; None where the adapter leaves it alone."""
+        """Return the shape that a parameter must have for this adapter; None if the adapter does not change it."""
         if name in self.dense:
             return tuple(self.dense[name].shape)
         module = self.module_at(name)
         return None if module is None else module.shape
 
     def delta(self, name: ParamName) -> Tensor | None:
-        """The delta of one parameter in fp32 and in its shape; None where the adapter leaves it alone."""
+        """Return the delta of one parameter in fp32 and in its shape; None if the adapter does not change it."""
         if name in self.dense:
             return self.dense[name].float()
         module = self.module_at(name)
         return None if module is None else module.delta()
 
     def module_at(self, name: ParamName) -> LoraModule | None:
-        """The lora module of a weight; None where it has none."""
+        """Return the lora module of a weight; None if it has none."""
         return self.modules.get(module_of(name)) if leaf_of(name) == "weight" else None
 
     def cast(self, dtype: torch.dtype) -> "Adapter":
-        """The adapter as a file of `dtype` holds it: fp32, fp16, bf16, or int8.
+        """Return the adapter as stored in a file of `dtype`: fp32, fp16, bf16, or int8.
 
         Raises:
             InputError: a value leaves the range of `dtype`.
@@ -168,7 +168,7 @@ class Adapter:
         return self._with(modules, dense, torch.int8 if dtype == torch.int8 else None)
 
     def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
-        """The part of the adapter whose param names `keep` accepts."""
+        """Return the part of the adapter whose param names `keep` accepts."""
         modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
         dense = {name: delta for name, delta in self.dense.items() if keep(name)}
         return self._with(modules, dense, self.dtype)
@@ -176,7 +176,7 @@ class Adapter:
     def _with(
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None
     ) -> "Adapter":
-        """Other contents. A subclass that was measured is a plain adapter then: its numbers are those of the former."""
+        """Return an adapter with other contents. It is a plain one: a subclass's measurements no longer apply."""
         return Adapter(modules, dense, self.metadata, self.prefix, self.path, dtype)
 
     def _dtypes(self) -> str:

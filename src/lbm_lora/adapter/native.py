@@ -1,4 +1,4 @@
-"""The native keys of an adapter file.
+"""Native keys of an adapter file.
 
     <prefix><module>.lora_up.weight    (out, rank[, 1, 1])
     <prefix><module>.lora_down.weight  (rank, in[, kh, kw])
@@ -9,11 +9,10 @@
     <prefix><module>.diff              dense delta of <module>.weight
     <prefix><module>.diff_b            dense delta of <module>.bias
     <prefix><param>.diff_param         dense delta of a parameter with any other last name
-    <prefix>....dense, ....dense_b, ....dense_param    beside factors in 8 bits, instead of the three above
+    <prefix>....dense, ....dense_b, ....dense_param    with factors in 8 bits, instead of the three above
 
-A file with factors in 8 bits has no name that another reader knows: it would take whole numbers for weights, or the
-dense deltas without the factors. `.diff` and `.diff_b` are the names that ComfyUI and LyCORIS read, `.diff_param` is
-FastVideo's.
+A file with factors in 8 bits uses no key that another reader knows: the reader would take the integers for weights, or
+read the dense deltas without the factors. ComfyUI and LyCORIS read `.diff` and `.diff_b`; `.diff_param` is FastVideo's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,10 +36,10 @@ _ENDINGS = (*_FACTORS, DIFF_PARAM, DIFF_BIAS, DIFF, DENSE_PARAM, DENSE_BIAS, DEN
 
 
 def dense_key(prefix: str, name: ParamName, dtype: torch.dtype) -> str:
-    """The key of the dense delta of a parameter.
+    """Return the key of a parameter's dense delta.
 
     Args:
-        dtype: of the factors in the file.
+        dtype: dtype of the factors in the file.
     """
     weight, bias, other = (DENSE, DENSE_BIAS, DENSE_PARAM) if dtype == torch.int8 else (DIFF, DIFF_BIAS, DIFF_PARAM)
     ending = {"weight": weight, "bias": bias}.get(leaf_of(name))
@@ -50,11 +49,11 @@ def dense_key(prefix: str, name: ParamName, dtype: torch.dtype) -> str:
 def module_specs(
     prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> dict[str, TensorSpec]:
-    """Keys, dtypes and shapes of the three tensors of a lora module.
+    """Return keys, dtypes and shapes of the three tensors of a lora module.
 
     Args:
-        shape: of the weight.
-        dtype: of its factors in the file.
+        shape: shape of the weight.
+        dtype: dtype of its factors in the file.
     """
     key, up, down = prefix + name, up_shape(shape, rank), down_shape(shape, rank)
     if dtype == torch.int8:
@@ -71,10 +70,10 @@ def module_specs(
 
 
 def encode_module(prefix: str, module: LoraModule, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The three tensors of a lora module, as `module_specs` has them.
+    """Return the three tensors of a lora module, as specified by `module_specs`.
 
     Args:
-        dtype: of its factors in the file: their own, or int8, which holds their scaling too.
+        dtype: dtype of its factors in the file: their own, or int8, which also holds their scaling.
     """
     key = prefix + module.name
     if dtype == torch.int8:
@@ -93,18 +92,17 @@ def encode_module(prefix: str, module: LoraModule, dtype: torch.dtype) -> dict[s
 
 
 def prefix_of(keys: Iterable[str]) -> str:
-    """`denoiser.` where every key has it, else nothing."""
+    """Return `denoiser.` if every key starts with it, else an empty string."""
     return DENOISER_PREFIX if all(key.startswith(DENOISER_PREFIX) for key in keys) else ""
 
 
 def decode(
     tensors: Mapping[str, Tensor], prefix: str, where: Path
 ) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """The lora modules and dense deltas of a file's tensors. A missing alpha is the rank.
+    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank.
 
     Raises:
-        AdapterError: a key is not understood, a factor lacks its partner, their ranks differ, or a dense delta is
-            there twice.
+        AdapterError: a key is unknown, a factor lacks its partner, their ranks differ, or a dense delta appears twice.
     """
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     dense: dict[ParamName, Tensor] = {}
@@ -130,31 +128,31 @@ def decode(
 
 
 def _dense_name(stem: str, ending: str) -> ParamName:
-    """The parameter that a key of a dense delta is about."""
+    """Return the parameter that a dense delta's key refers to."""
     if ending in (DIFF, DENSE):
         return weight_of(ModuleName(stem))
     return bias_of(ModuleName(stem)) if ending in (DIFF_BIAS, DENSE_BIAS) else ParamName(stem)
 
 
 def is_eight_bit(keys: Iterable[str]) -> bool:
-    """Whether a file of these keys is one in 8 bits."""
+    """Return whether a file with these keys has factors in 8 bits."""
     keys = list(keys)
     has_names = any(key.endswith((UNIT, DENSE, DENSE_BIAS, DENSE_PARAM)) for key in keys)
     return has_names and not any(key.endswith(UP) for key in keys)
 
 
 def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraModule:
-    """One lora module of its tensors, checked."""
+    """Return one lora module from its tensors, checked."""
     is_int8 = any(ending in part for ending in (UP_INT8, DOWN_INT8, UNIT))
     missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
     if missing:
-        raise AdapterError(f"{where}: {name} has no {missing[0][1:]}. The file is not whole.")
+        raise AdapterError(f"{where}: {name} has no {missing[0][1:]}. The file is incomplete.")
     up, down = (part[UP_INT8], part[DOWN_INT8]) if is_int8 else (part[UP], part[DOWN])
     fits = up.dim() in (2, 4) and up.dim() == down.dim() and up.shape[1] == down.shape[0]
     if not fits or any(size != 1 for size in up.shape[2:]) or 0 in (*up.shape, *down.shape):
         raise AdapterError(
-            f"{where}: {name}: lora_up {tuple(up.shape)} and lora_down {tuple(down.shape)} do not belong together: "
-            "the second size of lora_up and the first of lora_down are the rank, and lora_up has no kernel."
+            f"{where}: {name}: lora_up {tuple(up.shape)} and lora_down {tuple(down.shape)} do not fit together: "
+            "the second size of lora_up and the first of lora_down must be the rank, and lora_up must have no kernel."
         )
     rank = down.shape[0]
     if is_int8:
@@ -164,14 +162,14 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraMo
 
 
 def _from_int8(name: ModuleName, up: Tensor, down: Tensor, unit: Tensor, where: Path) -> LoraModule:
-    """One lora module of factors in 8 bits, in fp32."""
+    """Return one lora module from factors in 8 bits, in fp32."""
     rank = down.shape[0]
     if up.dtype != torch.int8 or down.dtype != torch.int8 or unit.shape != (rank,) or unit.dtype != torch.float32:
         raise AdapterError(
             f"{where}: {name}: lora_up {TensorSpec.of(up)}, lora_down {TensorSpec.of(down)} and lora_unit "
-            f"{TensorSpec.of(unit)} do not belong together: int8, int8, and an fp32 number for each rank."
+            f"{TensorSpec.of(unit)} do not fit together: expected int8, int8, and one fp32 number per rank."
         )
     if not (torch.isfinite(unit) & (unit > 0)).all():
-        raise AdapterError(f"{where}: {name}: lora_unit has values that are not above 0 and finite. It is damaged.")
+        raise AdapterError(f"{where}: {name}: lora_unit must be above 0 and finite. The file is damaged.")
     found_up, found_down = EightBit(up.flatten(1), down.flatten(1), unit).factors()
     return LoraModule(name, found_down.reshape(down.shape), found_up.reshape(up.shape), float(rank))

@@ -102,7 +102,7 @@ def train(
     Args:
         config: a training file, or its keys and values. None: the options alone.
         progress: a listener.
-        train_shards: Train on these WebDataset shards: paths, URLs, patterns with {000..009}.
+        train_shards: Train on these WebDataset shards: paths or URLs; {000..009} is expanded.
         validation_shards: Validate on these shards. Default: no validation.
         train_folder: Train on this folder of pairs, instead of `train_shards`.
         validation_folder: Validate on this folder of pairs, instead of `validation_shards`.
@@ -110,97 +110,96 @@ def train(
         target_key: Ending of a sample's target image.
         mask_key: Ending of a sample's mask, such as mask.png: only its white pixels count in the loss. Default: no
             masks, every pixel counts.
-        image_size: Train at these sizes: square roots of pixel budgets. Each sample of an epoch gets one of them.
-        image_size_prob: Probability of each size; together 1. Default: all alike.
-        aspect_buckets: Stretch a pair to the nearest of LBM's aspect ratios. false: to a square.
-        flip: Mirror half of the pairs, source and target together.
-        random_crop: Crop pairs whose aspect ratio is not the bucket's, source and target alike, instead of
-            stretching them.
+        image_size: Train at these sizes: square roots of pixel budgets. Each sample gets one of them per epoch.
+        image_size_prob: Probability of each size; together 1. Default: uniform.
+        aspect_buckets: Stretch pairs to the nearest of LBM's aspect ratios. false: to a square.
+        flip: Mirror half of the pairs at random, source and target together.
+        random_crop: Crop source and target identically to the bucket's aspect ratio, instead of stretching them.
         cache_latents: Encode every pair once and keep its latents in `cache_dir`. Not with flip and random_crop.
-        cache_dir: Folder for latents, and for shards that come from URLs.
-        num_workers: Read pairs with this many extra processes. 0: in the training process itself.
+        cache_dir: Folder for cached latents and downloaded shards.
+        num_workers: Read pairs in this many worker processes. 0: in the training process itself.
         shuffle: Read the pairs in a new random order in every epoch.
         allow_pipe: Allow `pipe:` shards, which run a shell command.
         max_corrupt: Do not start if a larger share of the samples than this is unreadable or incomplete.
-        base_model_path: The LBM checkpoint to train on. If it does not exist and `backbone_signature` is given, the
-            exact base is made there.
-        backbone_signature: Backbone to make the base from: a hub id, a folder or a file.
-        config_path: LBM's config.yaml, for a base that has none in it or next to it.
+        base_model_path: LBM checkpoint to train on. If it does not exist and `backbone_signature` is given, the
+            exact base is created there.
+        backbone_signature: Backbone to create the base from: a hub id, a folder or a file.
+        config_path: LBM's config.yaml, for a base that has none next to it or inside it.
         mode: lora trains a LoRA. full trains every parameter of the denoiser and writes a checkpoint.
         lora_weights_path: Continue this LoRA, with its own modules, ranks and alphas. Default: a new one, of
             `lora_rank`.
-        lora_alpha_is: What alpha in the file of `lora_weights_path` means: the rank, a scaling of 1 (rank), or what
-            it says (file). auto: the rank in files of the earlier implementation, else what it says.
+        lora_alpha_is: Meaning of alpha in the file of `lora_weights_path`: rank ignores it (scaling 1), file uses
+            it. auto: rank for files of the earlier implementation, else file.
         lora_rank: Rank of a new LoRA's linear layers.
-        lora_conv_rank: Rank of its conv layers. Default: `lora_rank`.
-        lora_alpha: Alpha of its linear layers, above 0. Default: their rank, which makes the scaling 1.
-        lora_conv_alpha: Alpha of its conv layers, above 0. Default: their rank.
+        lora_conv_rank: Rank of a new LoRA's conv layers. Default: `lora_rank`.
+        lora_alpha: Alpha of a new LoRA's linear layers, above 0. Default: their rank, which gives scaling 1.
+        lora_conv_alpha: Alpha of a new LoRA's conv layers, above 0. Default: their rank.
         lora_target_modules: A new LoRA holds the modules that match these patterns. Default: every linear and conv
             layer.
         rank_pattern: Pattern: rank, instead of `lora_rank` and `lora_conv_rank`. If several match, the last one
-            counts.
-        alpha_pattern: Pattern: alpha, likewise.
-        trainable_lora_modules: Train only modules of the LoRA that match these patterns; the others stay as they
-            are. Default: all of them.
+            applies.
+        alpha_pattern: Pattern: alpha, instead of `lora_alpha` and `lora_conv_alpha`. If several match, the last one
+            applies.
+        trainable_lora_modules: Train only modules of the LoRA that match these patterns; the others are frozen.
+            Default: all.
         train_biases: Also train the biases of the denoiser.
-        train_norms: Also train weights and biases of its normalisation layers.
+        train_norms: Also train weights and biases of the denoiser's normalisation layers.
         use_rslora: Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732).
-        init_lora: How a new LoRA starts: default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv layers
-            always take default.
-        lora_dropout: Set this share of a LoRA's inputs to 0 in a training step, below 1.
+        init_lora: Initialisation of a new LoRA: default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv
+            layers always use default.
+        lora_dropout: Dropout probability for the inputs of the LoRA modules, below 1.
         learning_rate: Learning rate, above 0, after the warm-up.
         optimizer: A class of torch.optim.
-        optimizer_kwargs: Other arguments of the optimizer, as in {weight_decay: 0.01}.
-        lora_plus_ratio: Learning rate of the up factors, divided by that of the down factors: above 0 (LoRA+, arXiv
+        optimizer_kwargs: Other arguments of the optimizer, such as {weight_decay: 0.01}.
+        lora_plus_ratio: Ratio of the up factors' learning rate to the down factors': above 0 (LoRA+, arXiv
             2402.12354). Default: 1.
-        learning_rate_scheduler: Learning rate after the warm-up: constant, or falling to 0 at the last step
-            (linear, cosine).
+        learning_rate_scheduler: Schedule after the warm-up: constant, or decay to 0 at the last step (linear,
+            cosine).
         warmup_steps: Raise the learning rate from 0 over this many optimizer steps.
         gradient_clip: Scale gradients down to this norm, above 0, over all trainable parameters. null: no clipping.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, more time.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         ema_decay: Save an exponential moving average of the weights with this decay, between 0 and 1. Default: the
             last weights.
-        batch_size: Samples per forward pass on one device.
-        accumulate: Forward passes per optimizer step.
+        batch_size: Samples per forward pass and device.
+        accumulate: Forward passes per optimizer step (gradient accumulation).
         max_epochs: Stop after this many passes through the data.
-        max_steps: Stop after this many optimizer steps, if `max_epochs` does not stop before.
-        seed: Seed of everything that is drawn: order, augmentations, timesteps, noise, new weights.
+        max_steps: Stop after this many optimizer steps, unless `max_epochs` stops earlier.
+        seed: Seed for all random draws: order, augmentations, timesteps, noise, new weights.
         latent_loss_type: Loss on latents. Default: as the base's configuration says.
         latent_loss_weight: Weight of the loss on latents.
         pixel_loss_type: Loss on decoded pixels. Default: as the base's configuration says.
-        pixel_loss_weight: Weight of the loss on pixels. LBM itself trains with 10, which takes a pass through the
-            decoder, and the weights of LPIPS.
-        pixel_loss_max_size: Longest side of the random crop that the pixel loss compares, in pixels.
-        lpips_weights: File with the weights of the LPIPS network. Default: those of torchvision, which are
-            downloaded.
+        pixel_loss_weight: Weight of the loss on pixels. LBM trains with 10, which takes a decoder pass and the
+            LPIPS weights.
+        pixel_loss_max_size: Longest side of the random crop for the pixel loss, in pixels.
+        lpips_weights: File with the weights of the LPIPS network. Default: download torchvision's.
         lpips_net: Network of the LPIPS loss.
-        timestep_sampling: How the timestep of a sample is drawn; log_normal: the logistic function of a normal
-            value. Default: as the base's configuration says.
-        selected_timesteps: Timesteps of custom_timesteps: above 0, up to 1000, the source. Default: as the base's
-            configuration says.
-        prob: Probability of each selected timestep; together 1. Default: as the base's configuration says.
+        timestep_sampling: Distribution of the timesteps; log_normal: the logistic function of a normal value.
+            Default: from the base's configuration.
+        selected_timesteps: Timesteps for custom_timesteps: above 0, up to 1000, the source. Default: from the
+            base's configuration.
+        prob: Probability of each selected timestep; together 1. Default: from the base's configuration.
         logit_mean: Mean of the normal value of log_normal. Default: as the base's configuration says.
         logit_std: Standard deviation of the normal value of log_normal, above 0. Default: as the base's
             configuration says.
         bridge_noise_sigma: Strength of the bridge noise. Default: as the base's configuration says.
-        device: Train on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps
-            (untested).
-        devices: Processes on one machine, each on a device of its own.
+        device: Train on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested).
+        devices: Processes per machine, each on its own device.
         num_nodes: Number of machines.
-        strategy: How Lightning runs several processes: auto, ddp, fsdp, ...
-        precision: Precision of the computation. Trainable weights are fp32 in both.
+        strategy: Strategy of Lightning for several processes: auto, ddp, fsdp, ...
+        precision: Precision of the computation. Trainable weights are always fp32.
         base_dtype: Precision of the frozen weights.
-        save_ckpt_path: Folder for the LoRA, the state to resume from, the log and the images of validations.
-        save_interval: Save every so many optimizer steps.
-        keep_last: Keep this many saves, besides the last and the best. Default: all of them.
-        log_interval: Log a line every so many optimizer steps.
-        validation_interval: Validate every so many optimizer steps. Default: `save_interval`.
-        validation_samples: Pairs that a validation measures.
-        num_steps: Calls of the denoiser per image of a validation.
-        best_metric: Which measure decides which save is the best one. All but loss need validation pairs.
+        save_ckpt_path: Folder for the LoRA, the state to resume from, the logs and the validation images.
+        save_interval: Optimizer steps between saves.
+        keep_last: Number of saves to keep, besides the last and the best. Default: all.
+        log_interval: Optimizer steps between log lines.
+        validation_interval: Optimizer steps between validations. Default: `save_interval`.
+        validation_samples: Pairs per validation.
+        num_steps: Denoiser calls per validation image.
+        best_metric: Metric that selects the best save. All but loss need validation pairs.
         wandb_project: Project of Weights & Biases to log to. In a file, it stands for `logger: wandb`.
         logger: Where curves are logged, besides the plain log.
-        resume: auto: continue if `save_ckpt_path` holds a state. never: start anew. FILE: continue from this state.
+        resume: auto: resume if `save_ckpt_path` holds a state. never: start from scratch. FILE: resume from this
+            state.
 
     Returns:
         The outcome of the run, and its files.

@@ -1,4 +1,4 @@
-"""Adapters onto checkpoints and live models (layer L3)."""
+"""Apply adapters to checkpoints and live models (layer L3)."""
 
 from lbm_lora.apply.checks import Fit, check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused, fused_tensors

@@ -1,4 +1,4 @@
-"""Whether an adapter belongs on a model: its names and shapes, and the base it was made from."""
+"""Check that an adapter fits a model: its names, its shapes, and the base that it was made from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from lbm_lora.progress import warn
 
 @dataclass(frozen=True)
 class Fit:
-    """Param names of an adapter that stand in the model, and those that do not."""
+    """Param names of an adapter that exist in the model, and those that do not."""
 
     matched: tuple[ParamName, ...]
     unmatched: tuple[ParamName, ...]
@@ -22,13 +22,13 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     """Compare an adapter's names and shapes with a model's parameters.
 
     Raises:
-        AdapterError: a name matches nothing and `allow_unmatched` is off, a shape differs, or nothing matches.
+        AdapterError: a name is unmatched and `allow_unmatched` is off, a shape differs, or no name matches.
     """
     matched = tuple(name for name in adapter.params if name in shapes)
     unmatched = tuple(name for name in adapter.params if name not in shapes)
     if not matched:
         raise AdapterError(
-            f"{adapter.label}: none of its {len(unmatched)} parameters is in the model: {listing(unmatched, limit=3)}."
+            f"{adapter.label}: none of its {len(unmatched)} parameters are in the model: {listing(unmatched, limit=3)}."
         )
     if unmatched and not allow_unmatched:
         raise AdapterError(
@@ -40,8 +40,8 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
     for name in matched:
         if adapter.shape_of(name) != tuple(shapes[name]):
             raise AdapterError(
-                f"{name}: {adapter.label} is for shape {adapter.shape_of(name)}, the model has "
-                f"{tuple(shapes[name])}. Is it an adapter of this network?"
+                f"{name}: {adapter.label} needs shape {adapter.shape_of(name)}, the model has "
+                f"{tuple(shapes[name])}. Is it an adapter for this network?"
             )
     return Fit(matched, unmatched)
 
@@ -49,28 +49,28 @@ def check_fit(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]], *, 
 def check_base(
     adapter: Adapter, base: Component, *, allow_other_base: bool | None = False, found: Fingerprint | None = None
 ) -> None:
-    """Compare the fingerprint in an adapter with the base it is to be put on.
+    """Compare the fingerprint in an adapter with the base that it is applied to.
 
     Args:
-        allow_other_base: go on with a warning; None where the caller has no such choice to offer.
-        found: the base's fingerprint, where it is known already; by default the base is read for it.
+        allow_other_base: warn instead of failing; None if the caller offers no such option.
+        found: the base's fingerprint, if already known; by default the base is read to compute it.
 
-    An adapter without a fingerprint gives a warning: nothing can be checked. So does another base that is allowed.
+    An adapter without a fingerprint cannot be checked and gives a warning; so does another base that is allowed.
 
     Raises:
-        WrongBaseError: the fingerprints differ and `allow_other_base` is not on.
+        WrongBaseError: the fingerprints differ and `allow_other_base` is off.
     """
     if not adapter.metadata.base_fingerprint:
-        warn(f"{adapter.label} does not say which base it was made from: it cannot be checked.")
+        warn(f"{adapter.label} does not say which base it was made from, so the base cannot be checked.")
         return
     found = found or fingerprint(base)
     if found.digest == adapter.metadata.base_fingerprint:
         return
     difference = _difference(adapter, base, found)
     if allow_other_base is None:
-        raise WrongBaseError(f"{difference} Give its own base.")
+        raise WrongBaseError(f"{difference} Give the base it was made from.")
     if not allow_other_base:
-        raise WrongBaseError(f"{difference} Give its own base, or go on with ", Option("allow_other_base"), ".")
+        raise WrongBaseError(f"{difference} Give the base it was made from, or use ", Option("allow_other_base"), ".")
     warn(difference)
 
 

@@ -1,6 +1,6 @@
-"""Checkpoint + adapters -> checkpoint: W + sum of lora_scale * delta, in fp32, cast once at the end.
+"""Fuse adapters into a checkpoint: W + sum of lora_scale * delta, in fp32, cast once at the end.
 
-Streamed: one tensor at a time; what no adapter changes is copied byte for byte.
+Tensors are streamed one at a time; those that no adapter changes are copied byte for byte.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from lbm_lora.parallel import ordered_map
 
 @dataclass(frozen=True)
 class ScaledAdapter:
-    """An adapter with the factor that the user gives it; dense deltas are scaled like the factors."""
+    """An adapter with the user's `lora_scale`, which also scales its dense deltas."""
 
     adapter: Adapter
     lora_scale: float = 1.0
@@ -27,7 +27,7 @@ class ScaledAdapter:
 
 @torch.no_grad()
 def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) -> Tensor:
-    """One parameter with its deltas added; the tensor itself where no adapter changes it.
+    """Return one parameter with its deltas added; the tensor itself if no adapter changes it.
 
     A `lora_scale` of 0 changes nothing, bit for bit.
     """
@@ -54,7 +54,7 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
 
 
 def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | Tensor | None:
-    """What an adapter says of a parameter, in fp32."""
+    """Return an adapter's delta of a parameter, as factors or dense, in fp32."""
     module = adapter.module_at(name)
     if module is None:
         dense = adapter.dense.get(name)
@@ -69,7 +69,7 @@ def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | 
 def fused_tensors(
     checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint in the order of its data, those under `prefix` with the adapters in them."""
+    """Yield every tensor of a checkpoint in the order of its data, with adapters fused into those under `prefix`."""
 
     def fuse_one(key: str) -> tuple[str, Tensor]:
         tensor = checkpoint.read(key)

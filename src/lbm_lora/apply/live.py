@@ -1,11 +1,11 @@
-"""Adapters in a live model, in two ways, each with its exact inverse.
+"""Apply adapters to a live model in two ways, each with its exact inverse.
 
-`inject` leaves the matrices as they are and adds up(down(x)) to the output of their modules by forward hooks: no
-module is wrapped or renamed, and `eject` removes the hooks. `fuse_module` gives each changed parameter a new tensor
-with the deltas in it, and `unfuse` puts the tensor before back; it never subtracts, so not a bit is lost over any
-number of cycles. Nothing is copied for it: weights that are views of a file stay so, and cost no memory.
+`inject` leaves the matrices unchanged and adds up(down(x)) to the output of their modules by forward hooks: no module
+is wrapped or renamed, and `eject` removes the hooks. `fuse_module` gives each changed parameter a new tensor that
+includes the deltas, and `unfuse` restores the original tensor; it never subtracts, so any number of cycles is exact.
+The originals are not copied: weights that are views of a file stay views and take no memory.
 
-Dense deltas have no module of their own: both ways fuse them.
+Dense deltas have no module to hook: both ways fuse them.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from lbm_lora.naming import ParamName
 
 @dataclass(frozen=True)
 class Fused:
-    """The tensors that were in the model before. Hold it to take the adapters out again."""
+    """The model's original tensors. Keep this to remove the adapters again."""
 
     model: nn.Module
     saved: dict[ParamName, Tensor]
 
     @torch.no_grad()
     def unfuse(self) -> None:
-        """Put the saved values back, bit for bit."""
+        """Restore the saved values, bit for bit."""
         for name, value in reversed(self.saved.items()):  # a tied parameter was saved once for each of its names
             parameter = _tensor(self.model, name)
             parameter.data = value.to(parameter.device)  # the model may have been moved since
@@ -40,13 +40,13 @@ class Fused:
 
 @dataclass(frozen=True)
 class Injection:
-    """The hooks and saved values of injected adapters."""
+    """Hooks and saved values of injected adapters."""
 
     fused: Fused
     hooks: list[RemovableHandle]
 
     def eject(self) -> None:
-        """Remove every hook and put the saved values back, bit for bit."""
+        """Remove every hook and restore the saved values, bit for bit."""
         for hook in self.hooks:
             hook.remove()
         self.fused.unfuse()
@@ -57,7 +57,7 @@ def fuse_module(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Fused:
     """Add every delta of the adapters to the model's parameters, in fp32 and cast once.
 
     Raises:
-        AdapterError: an adapter does not fit the model; the model is as it was.
+        AdapterError: an adapter does not fit the model, which is left unchanged.
     """
     _check(model, adapters)
     return _fuse(model, adapters, {name for scaled in adapters for name in scaled.adapter.params})
@@ -65,11 +65,11 @@ def fuse_module(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Fused:
 
 @torch.no_grad()
 def inject(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Injection:
-    """Hook the low-rank part of the adapters into the forward pass; dense deltas go into the parameters.
+    """Hook the low-rank part of the adapters into the forward pass; fuse their dense deltas into the parameters.
 
     Raises:
         AdapterError: an adapter does not fit the model, or a lora module belongs to a module that is neither Linear
-            nor a plain Conv2d; the model is as it was.
+            nor a plain Conv2d. The model is left unchanged.
     """
     _check(model, adapters)
     hooks: list[RemovableHandle] = []
@@ -95,7 +95,7 @@ def _check(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> None:
 
 
 def _tensor(model: nn.Module, name: ParamName) -> Tensor:
-    """A parameter, or a buffer such as a running mean."""
+    """Return a parameter, or a buffer such as a running mean."""
     try:
         return model.get_parameter(name)
     except AttributeError:
@@ -147,6 +147,6 @@ def _hook(target: nn.Module, module: LoraModule, lora_scale: float) -> Removable
 
         return target.register_forward_hook(conv)
     raise AdapterError(
-        f"{module.name} is a {type(target).__name__}: only Linear and Conv2d (one group, zero padding) take a live "
-        "LoRA. Fuse it."
+        f"{module.name} is a {type(target).__name__}: only Linear and Conv2d (one group, zero padding) support a live "
+        "LoRA. Fuse it instead."
     )

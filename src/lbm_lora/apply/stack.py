@@ -1,4 +1,4 @@
-"""The LoRAs of a command, read and checked against the base that they go on."""
+"""Read the LoRAs of a command and check them against their base."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedAdapter:
-    """What became of one LoRA."""
+    """How much of one LoRA was applied."""
 
     path: Path
     """Of its file; `LoRA 1` for the first of them where it has none."""
@@ -41,21 +41,21 @@ def fitting_adapters(
     allow_unmatched: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[list[ScaledAdapter], tuple[AppliedAdapter, ...]]:
-    """The adapters with their factors, cut to what the base has, and what is applied of each.
+    """Return the adapters with their scales, limited to parameters of the base, and how much of each is applied.
 
     Args:
-        base: the component that they go on.
+        base: the component that they are applied to.
         loras: adapter files, or adapters.
-        lora_scale: one for all, or one for each.
-        alpha_is: what alpha in the files means; see `load_adapter`.
+        lora_scale: one scale for all, or one per LoRA.
+        alpha_is: meaning of alpha in the files; see `load_adapter`.
         attention_only: keep only names that contain attn1.to or attn2.to.
         allow_other_base: accept an adapter that was made from another base.
-        allow_unmatched: leave names of an adapter aside that are not in the base.
-        progress: gets the documented line about each adapter.
+        allow_unmatched: skip names of an adapter that are not in the base.
+        progress: receives the documented line about each adapter.
 
     Raises:
-        ConfigError: a scale that is not finite, or another number of scales than of files.
-        AdapterError: a file is no adapter, or does not fit the base.
+        ConfigError: a scale is not finite, or the number of scales does not match the number of files.
+        AdapterError: a file is not an adapter, or does not fit the base.
         WrongBaseError: an adapter was made from another base.
     """
     shapes = {name: spec.shape for name, spec in base.specs.items()}
@@ -85,7 +85,7 @@ def _attention_of(adapter: Adapter) -> Adapter:
     part = adapter.filtered(_is_attention)
     if not part.params:
         raise AdapterError(
-            f"{adapter.label} has no key with attn1.to or attn2.to. Leave ", Option("attention_only"), " out."
+            f"{adapter.label} has no keys with attn1.to or attn2.to. Run without ", Option("attention_only"), "."
         )
     return part
 
@@ -95,7 +95,7 @@ def _is_attention(name: ParamName) -> bool:
 
 
 def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progress) -> None:
-    """The documented line, and one for the deltas that the documented format does not know."""
+    """Report the documented line, and one for the dense deltas, which the documented format lacks."""
     total = len(adapter.modules)
     rate = 100 * applied.modules / total if total else 100.0
     counts = f"{applied.modules} success, {total - applied.modules} failed"
@@ -105,18 +105,18 @@ def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progre
 
 
 def scales_for(count: int, scales: Sequence[float]) -> tuple[float, ...]:
-    """One `lora_scale` for each of `count` LoRAs: the given ones, or the only one for all.
+    """Return one `lora_scale` for each of `count` LoRAs: the given ones, or the single one for all.
 
     Raises:
-        ConfigError: a scale is not finite, or their number fits neither.
+        ConfigError: a scale is not finite, or the number of scales fits neither case.
     """
     if not all(math.isfinite(scale) for scale in scales):
-        raise ConfigError(Option("lora_scale"), f" must be a number, not {listing(map(str, scales))}.")
+        raise ConfigError(Option("lora_scale"), f" must be finite, got {listing(map(str, scales))}.")
     if len(scales) == 1:
         return tuple(scales) * count
     if len(scales) != count:
         raise ConfigError(
             Option("lora_scale"),
-            f" has {len(scales)} values for {count} LoRAs. Give one for all, or one for each.",
+            f" has {len(scales)} values for {count} LoRAs. Give one for all, or one per LoRA.",
         )
     return tuple(scales)

@@ -1,4 +1,4 @@
-"""What an error in each layer's matrix costs in the network's output, measured on images (layer L5)."""
+"""Measure on images what an error in each layer's matrix costs in the network's output (layer L5)."""
 
 from lbm_lora.calibration.collect import CHECK_POINTS, SAVE_EVERY, check_points, collect
 from lbm_lora.calibration.hooks import checkpointed, measure

@@ -1,10 +1,9 @@
 """Collect the statistics of a tuned model over images: one image at a time, in bounded memory.
 
-A few of the points that are measured stay in the statistics, for predictions to be checked at. The errors that moments
-foresee are those of layers that know nothing of each other. In a network they add up: on the bundled mini model, output
-errors come out 6 to 9 dB larger. So whoever predicts an error runs the LoRA at these points and corrects the prediction
-by what comes out. Between images the error of one LoRA varies by 5 dB, between the timesteps of an image by 3 dB, so
-each point is of another image where there are enough.
+The statistics keep a few of the measured points for checking predictions. Moments predict errors as if layers were
+independent, but in a network errors add up: on the bundled mini model, output errors are 6 to 9 dB larger. A predictor
+therefore runs the LoRA at these points and corrects its prediction by the result. The error of one LoRA varies by 5 dB
+between images and by 3 dB between the timesteps of an image, so each point uses a different image if there are enough.
 """
 
 import time
@@ -37,12 +36,12 @@ from lbm_lora.naming import ModuleName
 from lbm_lora.progress import SILENT, Progress
 
 CHECK_POINTS = 16
-"""Points that statistics hold, at most: 4 MB for images of a megapixel."""
+"""Most points kept in the statistics: 4 MB for one-megapixel images."""
 
 SAVE_EVERY = 600.0
 """Seconds between two saves of the sums."""
 
-_LARGE = 200_000_000  # parameters from which on the activations of a whole backward pass are too many
+_LARGE = 200_000_000  # parameters above which the activations of a full backward pass take too much memory
 
 
 def collect(
@@ -61,18 +60,18 @@ def collect(
 
     Args:
         model: the tuned model, in fp32 or bf16: gradients leave the range of fp16.
-        images: sources of the kind that the model is used on.
+        images: source images of the kind that the model is used on.
         settings: see `CalibrationSettings`.
         tuned: fingerprint of the denoiser, for the statistics' origin.
-        digests: of the images, where they are known already; else all are read before the first is measured.
-        partial: where the sums are saved from time to time, and taken up again; it is left in place.
-        save_every: seconds between two saves, which come after an image.
-        is_checkpointed: compute activations twice instead of keeping them; by default in a large model.
+        digests: digests of the images if already known; otherwise all images are read before the first is measured.
+        partial: file to save the sums to periodically and to resume from; it is not removed.
+        save_every: seconds between two saves, each after an image.
+        is_checkpointed: recompute activations instead of keeping them; by default for large models.
         progress: counts images times timesteps.
 
     Raises:
-        ConfigError: no images, fp16, or settings that cannot be.
-        ImageError: images cannot be read; all such are named.
+        ConfigError: there are no images, the model is in fp16, or a setting is invalid.
+        ImageError: images cannot be read; the message names all of them.
         InputError: the model's output is not finite.
     """
     settings = settings or CalibrationSettings()
@@ -97,10 +96,10 @@ def collect(
 def check_points(
     model: LBMModel, images: Sequence[Path], schedule: Schedule, *, size: int | None, seed: int
 ) -> tuple[Point, ...]:
-    """Points that the calibration itself measures: up to `CHECK_POINTS`, of as many images and timesteps as there are.
+    """Return up to `CHECK_POINTS` of the calibration's points, spread over its images and timesteps.
 
     Args:
-        size, seed: of the calibration.
+        size, seed: settings of the calibration.
     """
     points: list[Point] = []
     for image, chosen in groupby(sorted(spread(len(images), len(schedule))), key=lambda pair: pair[0]):
@@ -112,7 +111,7 @@ def check_points(
 
 
 def spread(images: int, timesteps: int) -> list[tuple[int, int]]:
-    """Up to `CHECK_POINTS` different pairs (index of image, index of timestep): images first, timesteps in turn."""
+    """Return up to `CHECK_POINTS` distinct (image index, timestep index) pairs: images first, timesteps in turn."""
     count = min(images, CHECK_POINTS)
     chosen = [index * images // count for index in range(count)]
     turns = range(timesteps)
@@ -121,15 +120,15 @@ def spread(images: int, timesteps: int) -> list[tuple[int, int]]:
 
 
 def random_signs(shape: Sequence[int], draw: torch.Generator) -> Tensor:
-    """A probe: independent values of -1 and 1, which give squared norms with the least variance (Hutchinson, 1989)."""
+    """Draw a probe of independent signs, which estimate squared norms with the least variance (Hutchinson, 1989)."""
     return torch.randint(0, 2, tuple(shape), generator=draw).float() * 2 - 1
 
 
 def _check(model: LBMModel, images: Sequence[Path]) -> None:
     if not images:
-        raise ConfigError("nothing to calibrate with: no images.")
+        raise ConfigError("calibration needs at least one image.")
     if model.dtype == torch.float16:
-        raise ConfigError("calibration needs gradients, which leave the range of fp16. Use bf16 or float.")
+        raise ConfigError("calibration gradients exceed the range of fp16. Use bf16 or float.")
 
 
 def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSettings, tuned: str) -> Origin:
@@ -149,7 +148,7 @@ def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSetting
 
 
 def _small_latent(model: LBMModel) -> Tensor:
-    """Zeros of the smallest size that every level of the denoiser can halve."""
+    """Return zeros of the smallest size that every level of the denoiser can halve."""
     side = 2 ** len(model.config.unet_config["down_block_types"])
     return torch.zeros(1, model.config.vae_num_channels, side, side)
 
@@ -161,13 +160,13 @@ def _start(
     device: torch.device,
     progress: Progress,
 ) -> Sums:
-    """The sums of a run that was stopped, or zeros."""
+    """Return the sums of an interrupted run, or zeros."""
     sums = partial.load(origin, device) if partial is not None else None
     if partial is not None and sums is not None:
-        progress.note(f"{sums.images} of {origin.count} images are taken over from {partial.path}.")
+        progress.note(f"Resuming with {sums.images} of {origin.count} images from {partial.path}.")
         return sums
     if partial is not None and partial.path.exists():
-        progress.note(f"{partial.path} is of a run with other inputs or settings: it is not used.")
+        progress.note(f"Ignoring {partial.path}: it is from a run with other inputs or settings.")
     return Sums.empty(
         layers, dense_up_to=origin.dense_up_to, sketch_rank=origin.sketch_rank, seed=origin.seed, device=device
     )
@@ -198,8 +197,8 @@ def _add_image(
             )
         except FloatingPointError:
             raise InputError(
-                f"{path}: the model's output at timestep {point.timestep:g} holds values that are not finite. Is the "
-                "checkpoint whole? In bf16, try ",
+                f"{path}: the model's output at timestep {point.timestep:g} has values that are not finite. Is the "
+                "checkpoint damaged? In bf16, try ",
                 Option("torch_dtype"),
                 " float.",
             ) from None
@@ -228,7 +227,7 @@ def _statistics(
 
 
 class _Means(Mapping[ModuleName, Moment]):
-    """The moments of sums, each made when it is asked for: all at once would double the memory."""
+    """Moments of sums, each computed on access: all at once would double the memory."""
 
     def __init__(self, sums: Accumulators, count: int) -> None:
         self._sums, self._count = sums, count

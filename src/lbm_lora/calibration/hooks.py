@@ -1,13 +1,13 @@
-"""One forward pass and its backward passes, with hooks that add to the sums what passes by.
+"""Run one forward pass and its backward passes with hooks that accumulate the sums.
 
-For a layer y = W x at every token position t, an error E in W changes the network's output by sum_t J_t E x_t in first
-order, J_t = d output / d y_t. With g_t = J_t^T v and random signs v the expected square of <v, that change> is its
-squared norm. Where positions have nothing in common it is the trace tr(G E C E^T), with C the mean of x_t x_t^T and G
+For a layer y = W x at every token position t, an error E in W changes the network's output by sum_t J_t E x_t to first
+order, with J_t = d output / d y_t. With g_t = J_t^T v and random signs v, the expected square of <v, that change> is
+its squared norm. If positions are uncorrelated it is the trace tr(G E C E^T), with C the mean of x_t x_t^T and G
 the sum of g_t g_t^T: the "expand" form of the Kronecker factors for layers that are applied at many positions
 (Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures", 2023, arXiv
-2311.00636; for convs Grosse and Martens, 2016, arXiv 1602.01407, here with C of the channels alone).
+2311.00636; for convs Grosse and Martens, 2016, arXiv 1602.01407, here with C over channels only).
 
-What positions do have in common is kept as one number, the mean squared norm of sum_t g_t x_t^T, the gradient of W.
+The correlation between positions is kept as one number, the mean squared norm of sum_t g_t x_t^T, the gradient of W.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -31,18 +31,18 @@ def measure(
     weight: float,
     sums: Sums,
 ) -> None:
-    """Run the network on one sample, and backward once for each probe; add what passes to `sums`.
+    """Run the network forward on one sample and backward once per probe; add inputs and gradients to `sums`.
 
-    Activation checkpointing may be on: what the backward pass computes a second time is not counted again.
+    Activation checkpointing may be on: activations recomputed in the backward pass are not counted twice.
 
     Args:
-        layers: from `find_layers`; each is called once in a forward pass.
-        forward: runs the network and gives its output.
-        probes: of the output's shape; independent values of mean 0 and variance 1.
-        weight: of this sample in the sums.
+        layers: layers from `find_layers`; each is called once in a forward pass.
+        forward: runs the network and returns its output.
+        probes: tensors of the output's shape, with independent values of mean 0 and variance 1.
+        weight: weight of this sample in the sums.
 
     Raises:
-        FloatingPointError: the output is not finite; nothing is added for it then but to the inputs.
+        FloatingPointError: the output is not finite; only the input sums include the sample then.
     """
     with _Hooks(network, layers, sums, weight, len(probes)) as hooks:
         output = forward()
@@ -57,7 +57,7 @@ def measure(
 
 @contextmanager
 def checkpointed(network: nn.Module, *, when: bool) -> Generator[None, None, None]:
-    """Keep only the inputs of the network's blocks for the backward pass, and compute the rest again."""
+    """Keep only the inputs of the network's blocks for the backward pass, and recompute the rest."""
     if when:
         network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     try:
@@ -68,7 +68,7 @@ def checkpointed(network: nn.Module, *, when: bool) -> Generator[None, None, Non
 
 
 class _Hooks:
-    """The hooks of one sample, from entering to leaving. Weights require gradients meanwhile, and keep none."""
+    """Hooks for one sample, active inside the context. Weights require gradients meanwhile, but keep none."""
 
     def __init__(
         self, network: nn.Module, layers: Mapping[ModuleName, CalledLayer], sums: Sums, weight: float, probes: int
@@ -99,7 +99,7 @@ class _Hooks:
 
     def _on_forward(self, name: ModuleName, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self.is_backward:
-            return  # a checkpointed block is computed again
+            return  # a checkpointed block is recomputed
         layer = self._layers[name]
         if layer.inputs == name:
             rows = _rows(inputs[0], layer)
@@ -112,15 +112,15 @@ class _Hooks:
     def _on_weight(self, name: ModuleName, weight: Tensor) -> None:
         if weight.grad is not None:
             self._sums.gradients[name] += self._probe_weight * _energy(weight.grad)
-            weight.grad = None  # at once: together they would be a second model
+            weight.grad = None  # immediately: all gradients together would take as much memory as the model
 
 
 def _rows(values: Tensor, layer: CalledLayer) -> Float[Tensor, "tokens features"]:
-    """The vectors at all token positions of a linear's (..., features) or a conv's (batch, features, rows, columns)."""
+    """Return the vectors at all positions: of a linear (..., features), of a conv (batch, features, rows, columns)."""
     channels_last = values.movedim(1, -1) if len(layer.shape) == 4 else values
     return channels_last.detach().flatten(0, -2)
 
 
 def _energy(values: Tensor) -> float:
-    """Squared norm, in fp64: squares of small gradients leave the range of fp32."""
+    """Return the squared norm, in fp64: squares of small gradients leave the range of fp32."""
     return torch.linalg.vector_norm(values.detach(), dtype=torch.float64).item() ** 2

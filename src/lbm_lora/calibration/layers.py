@@ -1,4 +1,4 @@
-"""The layers of a network that have a matrix, and which of them get one and the same input."""
+"""Find the layers of a network that have a matrix, and which of them share an input."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ class CalledLayer:
     """One linear or conv layer.
 
     Attributes:
-        shape: of its weight: (out, in) or (out, in, kh, kw).
-        inputs: the first layer that is called with the same tensor: to_q for the to_k and to_v of a self-attention;
-            the layer itself where none came before.
+        shape: shape of its weight: (out, in) or (out, in, kh, kw).
+        inputs: the first layer called with the same tensor, such as to_q for the to_k and to_v of a self-attention;
+            the layer itself if it is the first.
     """
 
     shape: tuple[int, ...]
@@ -27,12 +27,12 @@ class CalledLayer:
 
     @property
     def repeat(self) -> int:
-        """Positions of the kernel."""
+        """Number of kernel positions."""
         return math.prod(self.shape[2:])
 
 
 def matrices(network: nn.Module) -> Iterator[tuple[ModuleName, nn.Linear | nn.Conv2d]]:
-    """The linear and conv layers by name; grouped convs are left out, since theirs is no matrix over all inputs."""
+    """Yield the linear and conv layers by name, without grouped convs: their weight is not a matrix over all inputs."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
             yield ModuleName(name), module
@@ -40,13 +40,13 @@ def matrices(network: nn.Module) -> Iterator[tuple[ModuleName, nn.Linear | nn.Co
 
 @torch.no_grad()
 def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[ModuleName, CalledLayer]:
-    """The layers that a forward pass of the network calls, in the order of their calls.
+    """Return the layers that a forward pass of the network calls, in call order.
 
     Args:
-        forward: runs the network once. The inputs of all layers are held meanwhile: make it a small one.
+        forward: runs the network once. The inputs of all layers are kept meanwhile, so use a small input.
     """
     layers: dict[ModuleName, CalledLayer] = {}
-    first: dict[int, tuple[ModuleName, Tensor]] = {}  # the tensor is held, so that its id stays its own
+    first: dict[int, tuple[ModuleName, Tensor]] = {}  # keeping the tensor alive keeps its id unique
     handles = [
         module.register_forward_pre_hook(partial(_note, name, layers, first)) for name, module in matrices(network)
     ]
@@ -65,6 +65,6 @@ def _note(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
 ) -> None:
-    """A hook: enter the layer, and its input where it is the first to get it."""
+    """Record, as a forward hook, the layer and the first layer with its input."""
     owner, _ = first.setdefault(id(inputs[0]), (name, inputs[0]))
     layers[name] = CalledLayer(shape=tuple(cast(Tensor, module.weight).shape), inputs=owner)

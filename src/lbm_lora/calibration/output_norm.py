@@ -1,4 +1,4 @@
-"""Statistics as an extraction uses them: the norm of the output, and a network to try LoRAs in."""
+"""Prepare statistics for an extraction: the output norm, and a network to try LoRAs in."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,15 +25,15 @@ def output_norm(
     device: torch.device,
     progress: Progress,
 ) -> OutputNorm:
-    """Errors weighed by what they cost in the tuned model's output.
+    """Return the norm that weights errors by their cost in the tuned model's output.
 
     Args:
-        path: of the statistics' file, or what messages call them.
-        images: that LoRAs are tried on.
-        is_checked: try LoRAs at the check points of the statistics, too.
+        path: path of the statistics file, or its name in messages.
+        images: images that LoRAs are tried on.
+        is_checked: also try LoRAs at the check points of the statistics.
 
     Raises:
-        CheckpointError: the statistics are of another model, or know nothing of a module.
+        CheckpointError: the statistics are of another model, or lack a module.
     """
     _check(statistics, path, plan.pairing.tuned, list(plan.shapes()))
     points = statistics.check_points if is_checked else ()
@@ -60,24 +60,24 @@ def output_norm(
 
 
 def _check(statistics: Statistics, path: Path, tuned: Component, modules: Collection[ModuleName]) -> None:
-    """Whether statistics belong to a tuned model.
+    """Check that statistics belong to a tuned model.
 
     Args:
-        modules: that must have been measured.
+        modules: modules that must have been measured.
 
     Raises:
-        CheckpointError: they are of another model, or know nothing of a module.
+        CheckpointError: they are of another model, or lack a module.
     """
     if statistics.origin.tuned != fingerprint(tuned).digest:
         raise CheckpointError(
-            f"{path} was measured on another model than {tuned.path}. Make it for this one: lbm-lora calibrate ",
+            f"{path} was measured on another model than {tuned.path}. Create it for this one: lbm-lora calibrate ",
             Option("tuned_model_path"),
             f" {tuned.path} ...",
         )
     missing = [module for module in modules if module not in statistics]
     if missing:
         raise CheckpointError(
-            f"{path} knows nothing of {len(missing)} modules, {missing[0]} the first: the model does not call them. "
+            f"{path} has no statistics for {len(missing)} modules, such as {missing[0]}: the model does not call them. "
             "Leave them out: ",
             Option("exclude"),
             f" '{missing[0]}'.",

@@ -1,4 +1,4 @@
-"""What an error in a layer's matrix costs in the network's output: how it is measured, and the result as a value."""
+"""Settings and results of a calibration: what an error in a layer's matrix costs in the network's output."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,26 +12,26 @@ from lbm_lora.model.schedule import Schedule
 from lbm_lora.naming import ModuleName
 
 FEW_IMAGES = 16
-"""Below this many images, each gets more probes, and roots of the moments a larger ridge."""
+"""With fewer images than this, each gets more probes and the roots of the moments get a larger ridge."""
 
 _PROBES_OF_FEW = 4
-_RIDGE_OF_FEW = 1e-2  # few samples leave more directions unseen
+_RIDGE_OF_FEW = 1e-2  # few samples leave more directions uncovered
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSettings:
-    """How statistics are collected.
+    """Settings for collecting statistics.
 
     Attributes:
-        timesteps: some of those that the model was trained on; none: all of them.
-        probes: random directions of the output for each image and timestep; None: 4 for fewer than 16 images, else 1.
+        timesteps: a subset of the trained timesteps; empty: all of them.
+        probes: random directions of the output per image and timestep; None: 4 for fewer than 16 images, else 1.
         size: square root of the images' pixel budget; None: the model's own.
-        seed: for bridge noise, probes and sketches.
-        dense_up_to: the widest layer side whose moment is kept whole; 4 * width^2 bytes.
-        sketch_rank: columns of the sketch that wider sides get.
+        seed: seed for bridge noise, probes and sketches.
+        dense_up_to: the widest layer side with a dense moment; 4 * width^2 bytes.
+        sketch_rank: columns of the sketch for wider sides.
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: a value is invalid.
     """
 
     timesteps: tuple[float, ...] = ()
@@ -43,33 +43,33 @@ class CalibrationSettings:
 
     def __post_init__(self) -> None:
         if self.probes is not None and self.probes < 1:
-            raise ConfigError(f"{self.probes} probes measure no sensitivities. Use 1 or more.")
+            raise ConfigError(f"probes must be 1 or more, got {self.probes}.")
         if self.size is not None and self.size < SMALLEST_SIZE:
-            raise ConfigError(f"size {self.size} is too small for the buckets. Use {SMALLEST_SIZE} or more.")
+            raise ConfigError(f"size must be {SMALLEST_SIZE} or more, got {self.size}.")
         if self.dense_up_to < 0 or self.sketch_rank < 0:
             raise ConfigError(
-                f"dense_up_to {self.dense_up_to} and sketch_rank {self.sketch_rank} must not be negative."
+                f"dense_up_to and sketch_rank must be 0 or more, got {self.dense_up_to} and {self.sketch_rank}."
             )
 
     def probes_for(self, images: int) -> int:
-        """Probes for each image and timestep where there are so many images."""
+        """Return the probes per image and timestep for this number of images."""
         return self.probes or (_PROBES_OF_FEW if images < FEW_IMAGES else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where statistics come from. Two runs of equal origins give equal statistics.
+    """Origin of statistics. Two runs of equal origin give equal statistics.
 
     Attributes:
-        tuned: fingerprint (digest) of the component that was measured.
+        tuned: fingerprint (digest) of the measured component.
         images: digest of the images.
         count: number of images.
         schedule: the timesteps, with their probabilities.
-        probes: for each image and timestep.
+        probes: probes per image and timestep.
         size: square root of the pixel budget; None: the model's own.
-        seed: of noise, probes and sketches.
+        seed: seed of noise, probes and sketches.
         dense_up_to, sketch_rank: see `CalibrationSettings`.
-        dtype: that the network ran in.
+        dtype: dtype that the network ran in.
     """
 
     tuned: str
@@ -86,18 +86,18 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Statistics(Mapping[ModuleName, Weights]):
-    """The weights of each layer's delta. Moments are made or read when a layer is asked for, and not kept.
+    """Weights of each layer's delta. Moments are computed or read on access, and not kept.
 
     Attributes:
-        layers: the measured layers, in the order of their calls.
+        layers: the measured layers, in call order.
         inputs: input moments by the layer that `CalledLayer.inputs` names.
         outputs: output sensitivities by layer.
-        gradients: the mean squared norm of the gradient of <probe, output> for each layer's weight.
+        gradients: mean squared norm of the gradient of <probe, output> for each layer's weight.
         output_values: mean number of values of the network's output.
-        output_energy: mean squared norm of the network's output; an error over it is a relative one.
+        output_energy: mean squared norm of the network's output; divides errors to make them relative.
         origin: what was measured, and how.
-        check_points: some of the points that were measured, to run a LoRA at.
-        image_digests: of each image (see `imaging.digests`); a file keeps the first 512, and earlier files have none.
+        check_points: some of the measured points, to run a LoRA at.
+        image_digests: digest of each image (see `imaging.digests`); a file keeps the first 512, and older files none.
     """
 
     layers: Mapping[ModuleName, CalledLayer]
@@ -111,8 +111,10 @@ class Statistics(Mapping[ModuleName, Weights]):
     image_digests: tuple[str, ...] = ()
 
     def __getitem__(self, name: ModuleName) -> Weights:
-        """The weights of one layer: the squared change of the network's output, summed over its values, that an error
-        E in the layer's matrix causes in the mean over images and timesteps is about scale * tr(G E C E^T).
+        """Return the weights of one layer.
+
+        An error E in its matrix changes the network's output, in summed squares and averaged over images and timesteps,
+        by about scale * tr(G E C E^T).
 
         Raises:
             KeyError: the layer was not measured.

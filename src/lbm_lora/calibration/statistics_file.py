@@ -1,4 +1,4 @@
-"""Statistics as a `.safetensors` file, written and read moment by moment.
+"""Write and read statistics as a `.safetensors` file, moment by moment.
 
 A dense moment is symmetric: its upper triangle is stored, row by row. Keys are `inputs.MODULE.triangle`,
 `outputs.MODULE.diagonal`, `outputs.MODULE.factor`, and `checks.0` and so on for the check points; everything else is
@@ -32,7 +32,7 @@ _FACTS_KEY = "lbm_lora_statistics_facts"
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics, atomically. Each moment is made twice, and two of them never stand in memory at once.
+    """Write statistics atomically. Each moment is computed twice, so that only one is in memory at a time.
 
     Raises:
         OutputError: the path cannot be written.
@@ -45,10 +45,10 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def load_statistics(path: Path | str) -> Statistics:
-    """Open a file of statistics; a moment is read when its layer is asked for.
+    """Open a file of statistics; each moment is read on access.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds no statistics of this format.
+        CheckpointError: the file cannot be read, or does not hold statistics of this format.
     """
     file = open_checkpoint(path)
     found = file.metadata.get(_FORMAT_KEY)
@@ -57,7 +57,7 @@ def load_statistics(path: Path | str) -> Statistics:
         what = f"holds statistics of format {found}" if found else "holds no calibration statistics"
         if kind is not None and not found:
             what = f"is {kind.name}, not a file of calibration statistics"
-        raise CheckpointError(f"{path} {what}. `lbm-lora calibrate` makes a file of format {FORMAT}.")
+        raise CheckpointError(f"{path} {what}. `lbm-lora calibrate` writes format {FORMAT}.")
     try:
         facts = cast(dict[str, Any], json.loads(file.metadata[_FACTS_KEY]))
         rows = cast(dict[str, tuple[list[int], str, float]], facts["layers"])
@@ -78,11 +78,11 @@ def load_statistics(path: Path | str) -> Statistics:
             image_digests=tuple(facts.get("images", "").split()),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its statistics are not understood: {error!r}. Make the file again.") from None
+        raise CheckpointError(f"{path}: its statistics are malformed: {error!r}. Create the file again.") from None
 
 
 class _StoredMoments(Mapping[ModuleName, Moment]):
-    """The moments of one side in a file."""
+    """Moments of one side in a file."""
 
     def __init__(self, file: Checkpoint, side: str, names: list[ModuleName]) -> None:
         self._file, self._side, self._names = file, side, names
@@ -128,12 +128,12 @@ def _metadata(statistics: Statistics) -> dict[str, str]:
 
 
 def _triangle(dense: Float[Tensor, "n n"]) -> Float[Tensor, " values"]:
-    """The n (n + 1) / 2 values on and above the diagonal, row by row."""
+    """Return the n (n + 1) / 2 values on and above the diagonal, row by row."""
     return dense[_above(len(dense), dense.device)]
 
 
 def _square(triangle: Float[Tensor, " values"]) -> Float[Tensor, "n n"]:
-    """Inverse of `_triangle` for a symmetric matrix."""
+    """Invert `_triangle` for a symmetric matrix."""
     size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
     dense = torch.zeros(size, size, dtype=triangle.dtype)
     dense[_above(size, dense.device)] = triangle

@@ -1,4 +1,4 @@
-"""What calibration has summed up so far, and its file: enough for a run that was stopped to go on."""
+"""Running sums of a calibration, and the file from which an interrupted run resumes."""
 
 import json
 from collections import defaultdict
@@ -28,12 +28,12 @@ class Sums:
     """Sums over images; the timesteps of an image are weighted by their probability.
 
     Attributes:
-        inputs: of x x^T, averaged over token positions, by the layer that `CalledLayer.inputs` names.
-        outputs: of g g^T, summed over token positions and averaged over probes, by layer.
-        gradients: of the squared norm of the gradient of <probe, output> for each layer's weight.
-        images: how many images are in the sums.
-        values: of the number of values of the network's output.
-        energy: of the squared norm of the network's output.
+        inputs: sums of x x^T, averaged over token positions, by the layer that `CalledLayer.inputs` names.
+        outputs: sums of g g^T, summed over token positions and averaged over probes, by layer.
+        gradients: sums of the squared norm of the gradient of <probe, output> for each layer's weight.
+        images: number of images in the sums.
+        values: sum of the number of values of the network's output.
+        energy: sum of the squared norm of the network's output.
     """
 
     inputs: Accumulators
@@ -53,7 +53,7 @@ class Sums:
         seed: int,
         device: torch.device,
     ) -> "Sums":
-        """Zeros for each of the layers; the arguments are those of `MomentAccumulator`."""
+        """Return zeros for each of the layers; the arguments are those of `MomentAccumulator`."""
         zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
         return cls(
             inputs={name: zeros(layer.shape[1]) for name, layer in layers.items() if layer.inputs == name},
@@ -62,7 +62,7 @@ class Sums:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """All sums by name. The tensors of the moments are the sums themselves, not copies."""
+        """Return all sums by name. The tensors of the moments are the sums themselves, not copies."""
         return {
             **_packed("inputs", self.inputs),
             **_packed("outputs", self.outputs),
@@ -72,7 +72,7 @@ class Sums:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Sums":
-        """Inverse of `state`; it goes on in the given tensors."""
+        """Invert `state`; summing continues in the given tensors."""
         outputs = _unpacked("outputs", state)
         images, values, energy = state[_TOTALS].tolist()
         return cls(
@@ -86,17 +86,17 @@ class Sums:
 
 
 class PartialFile:
-    """A file of sums beside the output; it is removed when the output is there.
+    """File of sums next to the output; removed once the output is written.
 
     Args:
-        output: where the statistics are to go; `S.safetensors` has its sums in `S.partial.safetensors`.
+        output: path of the statistics; `S.safetensors` has its sums in `S.partial.safetensors`.
     """
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
-        """The sums of a run of the same origin; nothing where there is no file, or one of another run.
+        """Return the sums of a run of the same origin; None if there is no file, or one of another run.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -109,7 +109,7 @@ class PartialFile:
             return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
 
     def save(self, sums: Sums, origin: Origin) -> None:
-        """Write the sums, atomically."""
+        """Write the sums atomically."""
         state = sums.state()
         specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
         with SafetensorsWriter(self.path, specs, metadata={_ORIGIN_KEY: _identity(origin)}) as writer:
@@ -125,7 +125,7 @@ def _identity(origin: Origin) -> str:
 
 
 def _packed(side: str, accumulators: Accumulators) -> dict[str, Tensor]:
-    """`inputs.MODULE.dense` and so on."""
+    """Return tensors by key: `inputs.MODULE.dense` and so on."""
     parts = ((name, accumulator.state()) for name, accumulator in accumulators.items())
     return {f"{side}.{name}.{key}": tensor for name, state in parts for key, tensor in state.items()}
 

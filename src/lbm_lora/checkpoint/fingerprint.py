@@ -1,9 +1,9 @@
-"""The content hash of a component: which weights an adapter was made from.
+"""Content hash of a component: identifies the weights that an adapter was made from.
 
-It depends on names, shapes, dtypes and bytes alone, in the order of the names: two files with the same tensors have
-the same fingerprint, whatever their container, key order or prefix. The digest is XXH3 (128 bit): it tells weights
-apart by accident, it does not guard against a forger. A short digest of every tensor goes along, so that a
-mismatch can name the tensors that differ.
+It covers only names, shapes, dtypes and bytes, in the order of the names: two files with the same tensors have the
+same fingerprint, whatever their container, key order or prefix. The digest is XXH3 (128 bits): it catches accidental
+mismatches but not deliberate forgery. A short digest of every tensor is kept with it, so that a mismatch can name the
+tensors that differ.
 """
 
 from collections.abc import Mapping
@@ -18,21 +18,23 @@ from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
 
-_SHORT = 8  # hexadecimal digits kept of each tensor's digest
+_SHORT = 8  # hexadecimal digits kept from each tensor's digest
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Attributes:
-    digest: 32 hexadecimal digits over the whole component.
-    tensors: param name -> the first 8 digits of its own digest.
+    """Digest of a component and short digests of its tensors.
+
+    Attributes:
+        digest: 32 hexadecimal digits over the complete component.
+        tensors: param name -> the first 8 digits of that tensor's digest.
     """
 
     digest: str
     tensors: Mapping[ParamName, str]
 
     def packed(self) -> str:
-        """The short digests in the order of the names, joined: what an adapter's metadata holds."""
+        """Return the short digests in the order of the names, joined, as stored in an adapter's metadata."""
         return "".join(self.tensors[name] for name in sorted(self.tensors))
 
 
@@ -55,7 +57,7 @@ class FingerprintBuilder:
 
 
 def fingerprint(component: Component) -> Fingerprint:
-    """Read the whole component once and hash it."""
+    """Read the complete component once and hash it."""
     builder = FingerprintBuilder()
     for _ in ordered_map(lambda name: builder.add(name, component.read(name)), component):
         pass
@@ -63,7 +65,7 @@ def fingerprint(component: Component) -> Fingerprint:
 
 
 def differing(packed: str, found: Fingerprint) -> list[ParamName]:
-    """The tensors of `found` whose short digests are not those of `packed`; all where the counts differ."""
+    """Return the tensors of `found` whose short digests differ from `packed`; all of them if the counts differ."""
     names = sorted(found.tensors)
     shorts = [packed[start : start + _SHORT] for start in range(0, len(packed), _SHORT)]
     if len(shorts) != len(names):

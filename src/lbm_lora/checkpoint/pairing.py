@@ -1,4 +1,4 @@
-"""Two checkpoints of one network: base and tuned, parameter by parameter."""
+"""Pair two checkpoints of one network, base and tuned, parameter by parameter."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from lbm_lora.naming import ParamName
 
 @dataclass(frozen=True)
 class ParamPair:
-    """One parameter in both checkpoints, of equal shape."""
+    """One parameter in both checkpoints, with the same shape."""
 
     name: ParamName
     base: TensorSpec
@@ -25,20 +25,20 @@ class ParamPair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Base and tuned with equal names and shapes, in the order of the tuned file's data."""
+    """Base and tuned parameters with equal names and shapes, in the order of the tuned file's data."""
 
     base: Component
     tuned: Component
     pairs: tuple[ParamPair, ...]
 
     def read_delta(self, name: ParamName, workspace: Workspace | None = None) -> tuple[torch.Tensor, DeltaSums]:
-        """tuned - base, subtracted in fp32 whatever the storage dtypes, and its sums.
+        """Return tuned - base, subtracted in fp32 whatever the storage dtypes, and its sums.
 
         Args:
-            workspace: whose buffer the delta is put into; by default into memory of its own.
+            workspace: provides the buffer for the delta; by default new memory is allocated.
 
         Raises:
-            PairingError: a value of either side, or of their difference, is not finite.
+            PairingError: a value of either side or of their difference is not finite.
         """
         base, tuned = self.base.read(name), self.tuned.read(name)
         shape = tuple(tuned.shape)
@@ -52,11 +52,11 @@ class Pairing:
         for side, tensor, component in (("base", base, self.base), ("tuned", tuned, self.tuned)):
             count = int((~torch.isfinite(tensor.float())).sum())
             if count:
-                # the run is lost, so there is time to look for all of them
+                # the run fails anyway, so there is time to find them all
                 others = [p.name for p in self.pairs if p.name != name and not _is_finite(component.read(p.name))]
-                more = f" So are values of {len(others)} more tensors: {listing(others)}." if others else ""
+                more = f" Other tensors with such values ({len(others)}): {listing(others)}." if others else ""
                 raise PairingError(
-                    f"{name}: {count:,} of {tensor.numel():,} values of the {side} in {component.path} are not finite."
+                    f"{name}: {count:,} of {tensor.numel():,} {side} values in {component.path} are not finite."
                     f"{more} Repair the file, or leave the tensor out: ",
                     Option("exclude"),
                     f" '{name}'.",
@@ -74,17 +74,18 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
     """Match the parameters of two components by name.
 
     Args:
-        excluded: names that need not agree: they are left out of the pairs.
+        excluded: names that need not match; they are left out of the pairs.
 
     Raises:
-        PairingError: names stand on one side only, or shapes differ. Every such name is listed.
+        PairingError: names exist on one side only, or shapes differ. Lists every such name.
     """
     for here, there, side in ((base, tuned, "base"), (tuned, base, "tuned")):
         alone = [name for name in here if name not in there and name not in excluded]
         if alone:
             raise PairingError(
-                f"{len(alone)} of {len(here)} tensors are only in the {side}, {here.path}, and not in {there.path}: "
-                f"{listing(alone)}. {_kinds(base, tuned)}Is {there.path.name} of the same network? To leave them out: ",
+                f"{len(alone)} of {len(here)} tensors are in the {side}, {here.path}, but not in {there.path}: "
+                f"{listing(alone)}. {_kinds(base, tuned)}Is {there.path.name} a checkpoint of the same network? "
+                "To leave them out: ",
                 Option("exclude"),
                 f" '{alone[0]}' and so on.",
             )
@@ -108,9 +109,9 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> PairingError:
-    """`M.weight: base (1280, 1280) bf16 in base.safetensors, tuned ... Is this the checkpoint it was tuned from?`"""
+    """Return the error that shows the first pair of unequal shapes and names the others."""
     first = names[0]
-    rest = f" So do {listing(names[1:])}." if len(names) > 1 else ""
+    rest = f" Shapes also differ for {listing(names[1:])}." if len(names) > 1 else ""
     return PairingError(
         f"{first}: base {base.specs[first]} in {base.path.name}, tuned {tuned.specs[first]} in {tuned.path.name}."
         f"{rest} Is this the checkpoint it was tuned from? To leave it out: ",

@@ -1,10 +1,10 @@
-"""A checkpoint: tensors by name out of one file or several, whatever the container, or out of memory.
+"""Read a checkpoint: tensors by name from one or several files, whatever the container, or from memory.
 
     with open_checkpoint(path) as checkpoint:
         denoiser = checkpoint.component()
         weight = denoiser.read("conv_in.weight")
 
-Names and shapes come first, bytes on demand and in the order of the file.
+Names and shapes are read first; bytes on demand, in the order of the file.
 """
 
 import json
@@ -32,7 +32,7 @@ _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 @runtime_checkable
 class _File(Protocol):
-    """What one file offers, whatever its container."""
+    """Interface of one file, whatever its container."""
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]: ...
@@ -42,15 +42,15 @@ class _File(Protocol):
 
 
 class Checkpoint:
-    """The tensors of one or several files under their normalized keys.
+    """Tensors of one or several files under their normalized keys.
 
     Attributes:
-        path: as it was asked for; of a state dict, what messages call it.
-        in_memory: whether it is a state dict: nothing lies beside it.
-        files: the files that are read; none of a state dict.
+        path: the path as given; for a state dict, its name in messages.
+        in_memory: whether it is a state dict, which has no files next to it.
+        files: the files that are read; none for a state dict.
         specs: key -> dtype and shape, in the order of the data.
-        metadata: of the `.safetensors` header (empty for a `.ckpt`).
-        extra: the plain entries of a `.ckpt` beside its tensors (`config`, `torch_dtype`, ...).
+        metadata: metadata of the `.safetensors` header (empty for a `.ckpt`).
+        extra: plain entries of a `.ckpt` next to its tensors (`config`, `torch_dtype`, ...).
     """
 
     in_memory: bool = False
@@ -68,7 +68,7 @@ class Checkpoint:
             self.extra.update(getattr(file, "extra", {}))
             for key, key_in_file in normalized_keys(file.specs, path).items():
                 if key in self.specs:
-                    raise CheckpointError(f"{path}: {key} stands in more than one shard. Remove one of them.")
+                    raise CheckpointError(f"{path}: {key} is in more than one shard. Remove one of them.")
                 self.specs[key] = file.specs[key_in_file]
                 self._places[key] = (file, key_in_file)
 
@@ -77,10 +77,10 @@ class Checkpoint:
         return {key: self.read(key) for key in self.specs}
 
     def read(self, key: str) -> torch.Tensor:
-        """A tensor in its storage dtype, as a view of the file.
+        """Return a tensor in its storage dtype, as a view of the file.
 
         Raises:
-            CheckpointError: there is no such key.
+            CheckpointError: the key does not exist.
         """
         if key not in self._places:
             raise CheckpointError(f"{key} is not in {self.path}.")
@@ -88,10 +88,10 @@ class Checkpoint:
         return file.read(key_in_file)
 
     def component(self, prefix: str | None = None) -> "Component":
-        """The part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything.
+        """Return the part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything.
 
         Raises:
-            CheckpointError: nothing stands under the given prefix; without one, the file is a LoRA or statistics.
+            CheckpointError: no key starts with the given prefix; without one, the file is a LoRA or statistics.
         """
         if prefix is None:
             self._check_kind()
@@ -99,7 +99,7 @@ class Checkpoint:
         names = [ParamName(key.removeprefix(prefix)) for key in self.specs if key.startswith(prefix)]
         if not names:
             raise CheckpointError(
-                f"{self.path} has no tensor under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}."
+                f"{self.path} has no tensors under '{prefix}'. Its first keys: {listing(self.specs, limit=3)}."
             )
         return Component(self, prefix, {name: self.specs[prefix + name] for name in names})
 
@@ -119,12 +119,12 @@ class Checkpoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the files. Tensors that were read stay valid: they hold the map themselves."""
+        """Close the files. Tensors that were read stay valid: each holds a reference to the memory map."""
         self._places = {}
 
 
 class Component:
-    """The tensors of a checkpoint under one prefix, by param name."""
+    """Tensors of a checkpoint under one prefix, by param name."""
 
     def __init__(self, checkpoint: Checkpoint, prefix: str, specs: Mapping[ParamName, TensorSpec]) -> None:
         self.checkpoint = checkpoint
@@ -136,7 +136,7 @@ class Component:
         return self.checkpoint.path
 
     def read(self, name: ParamName) -> torch.Tensor:
-        """A tensor in its storage dtype, as a view of the file."""
+        """Return a tensor in its storage dtype, as a view of the file."""
         return self.checkpoint.read(self.prefix + name)
 
     def __iter__(self) -> Iterator[ParamName]:
@@ -162,7 +162,7 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
         label: what messages call a state dict.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be read as a checkpoint.
+        CheckpointError: the file does not exist, or cannot be read as a checkpoint.
     """
     if isinstance(checkpoint, Checkpoint):
         return copy(checkpoint)
@@ -178,7 +178,7 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files behind a path: itself, the shards of its index, or what a folder holds."""
+    """Return the files behind a path: the file itself, the shards of an index, or the checkpoint in a folder."""
     if path.is_dir():
         return _files_of(_one_of_folder(path))
     if path.name.endswith(_INDEX):
@@ -186,23 +186,23 @@ def _files_of(path: Path) -> list[Path]:
             weight_map = cast(dict[str, str], json.loads(path.read_text(encoding="utf-8"))["weight_map"])
             shards = [path.parent / name for name in dict.fromkeys(weight_map.values())]
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise CheckpointError(f"{path} is no index of shards: it has no readable `weight_map`.") from None
+            raise CheckpointError(f"{path} is not an index of shards: it has no readable `weight_map`.") from None
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
-            raise CheckpointError(f"{path} names shards that are not beside it: {listing(missing)}. Fetch them.")
+            raise CheckpointError(f"{path} lists missing shards: {listing(missing)}. Download them to its folder.")
         return shards
     return [path]
 
 
 def _one_of_folder(folder: Path) -> Path:
-    """The one checkpoint of a folder: an index, else a `.safetensors`, else a `.ckpt`."""
+    """Return the one checkpoint of a folder: an index, else a `.safetensors`, else a `.ckpt`."""
     for pattern in (f"*{_INDEX}", "*.safetensors", "*.ckpt"):
         found = sorted(folder.glob(pattern))
         if len(found) == 1:
             return found[0]
         if found:
             raise CheckpointError(f"{folder} holds several checkpoints: {listing(p.name for p in found)}. Name one.")
-    raise CheckpointError(f"{folder} holds no .safetensors and no .ckpt file.")
+    raise CheckpointError(f"{folder} holds no .safetensors or .ckpt file.")
 
 
 def _open_file(path: Path) -> _File:

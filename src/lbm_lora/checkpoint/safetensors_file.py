@@ -1,7 +1,7 @@
-"""One `.safetensors` file, read by name through a private memory map.
+"""Read a `.safetensors` file by tensor name through a private memory map.
 
-The header is checked before a byte of data is touched. Tensors are views of the map: they cost no anonymous
-memory until they are written to, and they stay valid after the reader is gone.
+The header is checked before any data is read. Tensors are views of the map: they take no anonymous memory until they
+are written to, and they stay valid after the reader is closed.
 """
 
 import json
@@ -16,11 +16,11 @@ from lbm_lora.checkpoint.spec import SAFETENSORS_DTYPES, TensorSpec
 from lbm_lora.errors import CheckpointError
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+_MAX_HEADER_BYTES = 100_000_000  # limit of the reference implementation
 
 
 class SafetensorsFile:
-    """A read-only view of one file: `specs` in the order of the data, `metadata`, and `read`."""
+    """Read-only view of one file: `specs` in the order of the data, `metadata`, and `read`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class SafetensorsFile:
         self._start = _LENGTH_BYTES + int.from_bytes(self._map[:_LENGTH_BYTES], "little")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
-            raise CheckpointError(f"{path}: the header's __metadata__ is not understood: {metadata!r}.")
+            raise CheckpointError(f"{path}: the header's __metadata__ is malformed: {metadata!r}.")
         self.metadata: Mapping[str, str] = {str(k): str(v) for k, v in cast(dict[str, str], metadata).items()}
         entries = [(name, *_entry(path, name, entry)) for name, entry in header.items()]
         entries.sort(key=lambda row: row[2])
@@ -40,17 +40,17 @@ class SafetensorsFile:
         end = max((offset + spec.nbytes for _, spec, offset in entries), default=0)
         if self._start + end != size:
             raise CheckpointError(
-                f"{path}: the header promises {self._start + end:,} bytes, the file has {size:,}. "
-                "It is damaged or was not copied whole: fetch it again."
+                f"{path}: the header describes {self._start + end:,} bytes, but the file has {size:,}. "
+                "The file is damaged or incomplete: download it again."
             )
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor `name`, in its storage dtype, as a view of the file."""
+        """Return the tensor `name` in its storage dtype, as a view of the file."""
         spec = self.specs[name]
         if spec.numel == 0:
             return torch.empty(spec.shape, dtype=spec.dtype)
         offset = self._start + self._offsets[name]
-        if offset % spec.dtype.itemsize:  # a foreign writer's unaligned tensor: torch wants a copy
+        if offset % spec.dtype.itemsize:  # torch needs a copy of a tensor that another writer left unaligned
             data = bytearray(self._map[offset : offset + spec.nbytes])
             return torch.frombuffer(data, dtype=spec.dtype).reshape(spec.shape)
         flat = torch.frombuffer(self._map, dtype=spec.dtype, count=spec.numel, offset=offset)
@@ -58,23 +58,23 @@ class SafetensorsFile:
 
 
 def _read_header(path: Path, length: bytes, size: int, read: object) -> dict[str, object]:
-    """The JSON header, checked for length and form."""
+    """Return the JSON header, checked for length and form."""
     count = int.from_bytes(length, "little")
     if len(length) < _LENGTH_BYTES or count > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
         raise CheckpointError(
-            f"{path} is no safetensors file, or is cut off: its header does not fit into {size:,} bytes."
+            f"{path} is not a safetensors file, or is truncated: its header does not fit into {size:,} bytes."
         )
     try:
         header = json.loads(read(count))  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
     except ValueError:
-        raise CheckpointError(f"{path} is no safetensors file: its header is not JSON.") from None
+        raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON.") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path} is no safetensors file: its header is not a JSON object.")
+        raise CheckpointError(f"{path} is not a safetensors file: its header is not a JSON object.")
     return cast(dict[str, object], header)
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int]:
-    """One header entry as (spec, offset from the start of the data)."""
+    """Return one header entry as (spec, offset from the start of the data)."""
     try:
         fields = cast(dict[str, object], entry)
         code, shape = cast(str, fields["dtype"]), cast(list[int], fields["shape"])
@@ -83,9 +83,9 @@ def _entry(path: Path, name: str, entry: object) -> tuple[TensorSpec, int]:
         if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: the header entry of {name} is not understood: {entry!r}.") from None
+        raise CheckpointError(f"{path}: the header entry of {name} is malformed: {entry!r}.") from None
     if end - begin != spec.nbytes:
         raise CheckpointError(
-            f"{path}: {name} is {spec}, {spec.nbytes:,} bytes, but the header gives it {end - begin:,}."
+            f"{path}: {name} is {spec} and needs {spec.nbytes:,} bytes, but the header gives it {end - begin:,}."
         )
     return spec, begin

@@ -1,7 +1,7 @@
-"""Write a `.safetensors` file tensor by tensor, in constant memory, whole or not at all.
+"""Write a `.safetensors` file atomically, tensor by tensor, in constant memory.
 
-Room for the header is kept in front: which of the announced tensors are written, and the metadata, may be known
-only at the end. The header is padded with spaces, as the format allows.
+Room for the header is reserved at the front, since the metadata, and which of the announced tensors are written, may
+be known only at the end. The header is padded with spaces, as the format allows.
 """
 
 import json
@@ -21,13 +21,13 @@ _FARTHEST = 9_999_999_999
 
 
 class SafetensorsWriter:
-    """A context manager: `write` the announced tensors, set `metadata`, leave.
+    """Context manager: `write` the announced tensors, set `metadata`, exit.
 
     Args:
-        path: the file to make.
+        path: the file to write.
         specs: every tensor that may be written. Those that are not written are left out of the file.
-        metadata: the header's `__metadata__`; may be replaced until the end.
-        metadata_room: bytes that later metadata may take beyond the given one.
+        metadata: the header's `__metadata__`; may be replaced until exit.
+        metadata_room: bytes reserved for later metadata, beyond the size of `metadata`.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class SafetensorsWriter:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Append one announced tensor.
 
-        A tensor whose size would put the next one off its alignment waits until the end; readers need each tensor
-        at a multiple of its item size, and the format allows no holes.
+        A tensor whose size would misalign the next one is held back until the end: readers need each tensor at a
+        multiple of its item size, and the format allows no gaps.
         """
         spec, announced = TensorSpec.of(tensor), self._specs.pop(name, None)
         if spec != announced:
@@ -85,24 +85,24 @@ class SafetensorsWriter:
         self._stack.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
-        """Append what waited, widest items first, and fill in the header."""
+        """Append the held-back tensors, widest items first, and fill in the header."""
         for name, tensor in sorted(self._late, key=lambda row: -row[1].dtype.itemsize):
             self._append(name, tensor)
         header = _header(self._entries, self.metadata)
         if len(header) > self._room:
-            raise AssertionError(f"the header of {self._path} needs {len(header)} bytes, {self._room} were kept")
+            raise AssertionError(f"the header of {self._path} needs {len(header)} bytes, {self._room} were reserved")
         self._file.seek(0)
         self._file.write(self._room.to_bytes(_LENGTH_BYTES, "little") + header.ljust(self._room))
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in C order, without a copy where it lies so already."""
+    """Return the bytes of a tensor in C order, without a copy if it is already contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 
 def entry_bytes(name: str, spec: TensorSpec) -> int:
-    """What a tensor takes in the header, at most: offsets are counted with as many digits as files of 10 GB need."""
+    """Return the most bytes that a tensor takes in the header: offsets are counted with the digits of a 10 GB file."""
     return len(_header({name: (spec, _FARTHEST)}, {})) - len("{}") + len(",")
 
 

@@ -1,4 +1,4 @@
-"""What a tensor is before its bytes are read: dtype and shape."""
+"""Dtype and shape of a tensor, known before its bytes are read."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Names of dtypes in a safetensors header (safetensors format specification)."""
+"""Dtype names in a safetensors header (safetensors format specification)."""
 
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 _SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -47,7 +47,7 @@ class TensorSpec:
         """The dtype as a safetensors header spells it.
 
         Raises:
-            CheckpointError: safetensors has no such dtype.
+            CheckpointError: safetensors does not support the dtype.
         """
         if self.dtype not in _CODES:
             raise CheckpointError(f"{self.dtype} cannot be stored in a safetensors file. Cast the tensor first.")
@@ -66,17 +66,17 @@ class TensorSpec:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`torch.bfloat16` -> `bf16`: the spelling of flags, reports and metadata."""
+    """Return a dtype as flags, reports and metadata spell it: `torch.bfloat16` -> `bf16`."""
     return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """`float` | `fp32` | `fp16` | `bf16` -> the torch dtype.
+    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`.
 
     Raises:
         CheckpointError: any other name.
     """
     known = {"float": torch.float32, **{short: dtype for dtype, short in _SHORT.items()}}
     if name not in known:
-        raise CheckpointError(f"dtype '{name}' is not known. Take one of {', '.join(known)}.")
+        raise CheckpointError(f"unknown dtype '{name}'. Choose one of {', '.join(known)}.")
     return known[name]

@@ -1,9 +1,9 @@
-"""One `.ckpt`, `.pt` or `.bin` file of `torch.save`, read by name without running what it holds.
+"""Read a `.ckpt`, `.pt` or `.bin` file of `torch.save` by tensor name, without running code in it.
 
-A file of `torch.save` is a zip archive: `data.pkl` describes the tensors, `data/<key>` are their bytes. The pickle
-is read by an unpickler that knows tensors and plain containers; every other class becomes an inert stand-in, so a
-file can neither run code nor fail because a class of its trainer is not installed. Tensor bytes stay in the file,
-behind a memory map, until a tensor is asked for.
+A file of `torch.save` is a zip archive: `data.pkl` describes the tensors, `data/<key>` holds their bytes. The
+unpickler used here knows only tensors and plain containers; every other class becomes an inert stand-in, so a file can
+neither run code nor fail because a class of its trainer is not installed. Tensor bytes stay in the file, behind a
+memory map, until a tensor is requested.
 """
 
 import collections
@@ -42,7 +42,7 @@ _STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class _Storage:
-    """A storage as the pickle names it."""
+    """A storage, as named in the pickle."""
 
     key: str
     dtype: torch.dtype
@@ -50,7 +50,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _LazyTensor:
-    """A tensor as the pickle describes it."""
+    """A tensor, as described in the pickle."""
 
     storage: _Storage
     dtype: torch.dtype
@@ -60,7 +60,7 @@ class _LazyTensor:
 
 
 class _Inert:
-    """Stands in for an object of a class that we do not load. It takes anything and does nothing."""
+    """Stand-in for an object whose class is not loaded. It accepts any call and does nothing."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
@@ -84,18 +84,18 @@ class _Inert:
 def _rebuild(
     storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: object
 ) -> _LazyTensor:
-    """`torch._utils._rebuild_tensor`, `_v2` and `_v3` (whose fifth extra argument is a dtype), without bytes."""
+    """Replace `torch._utils._rebuild_tensor`, `_v2` and `_v3` (with a dtype as fifth extra argument), without bytes."""
     dtype = next((item for item in rest if isinstance(item, torch.dtype)), storage.dtype)
     return _LazyTensor(storage, dtype, offset, tuple(size), tuple(stride))
 
 
 def _first(value: object, *rest: object) -> object:
-    """`torch._utils._rebuild_parameter`: the tensor itself."""
+    """Replace `torch._utils._rebuild_parameter`: return the tensor itself."""
     return value
 
 
 def _rebuild_from_type(rebuild: object, kind: object, arguments: tuple[object, ...], *rest: object) -> object:
-    """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes of its own. The attributes are left out."""
+    """Replace `torch._tensor._rebuild_from_type_v2`: return the tensor, without its extra attributes."""
     return rebuild(*arguments) if rebuild in (_rebuild, _first) else _Inert()  # pyright: ignore[reportCallIssue]
 
 
@@ -112,7 +112,7 @@ _KNOWN: dict[tuple[str, str], object] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors' descriptions and plain containers; anything else is inert."""
+    """Unpickler that builds tensor descriptions and plain containers; anything else becomes inert."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         known = _KNOWN.get((module_name, global_name))
@@ -129,7 +129,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class TorchFile:
-    """A read-only view of one file: `specs`, `read`, and the entries that are no tensors in `extra`."""
+    """Read-only view of one file: `specs`, `read`, and the entries other than tensors in `extra`."""
 
     metadata: Mapping[str, str] = {}
 
@@ -138,9 +138,9 @@ class TorchFile:
         if not zipfile.is_zipfile(path):
             with path.open("rb") as file:
                 if file.read(4) == _ZIP_SIGNATURE:
-                    raise CheckpointError(f"{path} is cut off: the end of its zip archive is missing. Fetch it again.")
+                    raise CheckpointError(f"{path} is truncated: its zip archive has no end. Download it again.")
             raise CheckpointError(
-                f"{path} is no file of torch.save in its present format (a zip archive). If it is an older pickle, "
+                f"{path} is not a file in the current torch.save format (a zip archive). If it is an older pickle, "
                 "load it with torch.load(..., weights_only=True) and save it again."
             )
         try:
@@ -158,10 +158,10 @@ class TorchFile:
         self.specs: Mapping[str, TensorSpec] = {k: TensorSpec(t.dtype, t.shape) for k, t in tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor `name`, in its storage dtype, as a view of the file."""
+        """Return the tensor `name` in its storage dtype, as a view of the file."""
         lazy = self._tensors[name]
         if lazy.storage.key not in self._places:
-            raise CheckpointError(f"{self.path}: the bytes of {name} are missing. The file is damaged: fetch it again.")
+            raise CheckpointError(f"{self.path}: {name} has no data. The file is damaged: download it again.")
         offset, nbytes = self._places[lazy.storage.key]
         try:
             flat = torch.empty(0, dtype=torch.uint8)
@@ -172,28 +172,28 @@ class TorchFile:
             return flat.view(lazy.dtype).as_strided(lazy.shape, lazy.stride, lazy.offset)
         except (RuntimeError, TypeError, ValueError):
             raise CheckpointError(
-                f"{self.path}: {name} is {self.specs[name]}, which its {nbytes:,} bytes are too few for. "
-                "The file is damaged: fetch it again."
+                f"{self.path}: {name} is {self.specs[name]}, but has only {nbytes:,} bytes. "
+                "The file is damaged: download it again."
             ) from None
 
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
-    """The archive's top folder, with a slash."""
+    """Return the archive's top folder, with a slash."""
     for name in archive.namelist():
         if name.endswith("/data.pkl"):
             return name.removesuffix("data.pkl")
-    raise CheckpointError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl.")
+    raise CheckpointError(f"{path} is a zip archive, but torch.save did not write it: it has no data.pkl.")
 
 
 def _places(archive: zipfile.ZipFile, file: IO[bytes], folder: str) -> dict[str, tuple[int, int]]:
-    """Where each storage's bytes lie in the file: key -> (offset, size)."""
+    """Return where each storage's bytes are in the file: key -> (offset, size)."""
     places: dict[str, tuple[int, int]] = {}
     for info in archive.infolist():
         if not info.filename.startswith(folder):
             continue
         if info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
-                f"{archive.filename}: its tensors are compressed, which torch.save never does. Save it again."
+                f"{archive.filename}: the tensors are compressed, which torch.save never does. Save the file again."
             )
         file.seek(info.header_offset)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -203,7 +203,7 @@ def _places(archive: zipfile.ZipFile, file: IO[bytes], folder: str) -> dict[str,
 
 
 def _split(path: Path, tree: object) -> tuple[dict[str, _LazyTensor], dict[str, object]]:
-    """The tensors of the file, and its other entries as far as they are plain data."""
+    """Return the tensors of the file, and those other entries that are plain data."""
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors.")
     entries = cast(dict[object, object], tree)
@@ -211,13 +211,13 @@ def _split(path: Path, tree: object) -> tuple[dict[str, _LazyTensor], dict[str, 
     state = cast(dict[object, object], entries[container]) if container else entries
     tensors = {str(key): value for key, value in state.items() if isinstance(value, _LazyTensor)}
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: neither at the top nor in {' or '.join(_CONTAINERS)}.")
+        raise CheckpointError(f"{path} holds no tensors, neither at the top level nor in {' or '.join(_CONTAINERS)}.")
     rest = {str(k): v for k, v in entries.items() if k != container and not isinstance(v, _LazyTensor)}
     return tensors, {key: value for key, value in rest.items() if _is_plain(value)}
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is made of numbers, strings and containers alone."""
+    """Return whether a value consists only of numbers, strings and containers."""
     if isinstance(value, dict):
         return all(_is_plain(item) for item in cast(dict[object, object], value).values())
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Write a `.ckpt` file of `torch.save` tensor by tensor, in constant memory, whole or not at all.
+"""Write a `.ckpt` file in the format of `torch.save` atomically, tensor by tensor, in constant memory.
 
-The archive is laid out as torch writes it (PyTorch file format version 3): the pickle first, then one stored
-record per tensor, each at a multiple of 64 bytes so that `torch.load(mmap=True)` can map it. It holds tensors and
-plain types only: `weights_only=True` reads it.
+The archive has torch's layout (PyTorch file format version 3): the pickle first, then one stored record per tensor,
+each at a multiple of 64 bytes so that `torch.load(mmap=True)` can map it. It holds only tensors and plain types, so
+`weights_only=True` can read it.
 """
 
 import collections
@@ -27,7 +27,7 @@ from lbm_lora.errors import CheckpointError
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30
 _ZIP64_BYTES = 20
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same bytes on a rerun
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date, so that a rerun gives the same bytes
 _STORAGES = {
     torch.float64: torch.DoubleStorage,
     torch.float32: torch.FloatStorage,
@@ -44,7 +44,7 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class _Record:
-    """Stands for a tensor in the pickle; its bytes follow in `data/<key>`."""
+    """Placeholder for a tensor in the pickle; its bytes follow in `data/<key>`."""
 
     key: str
     spec: TensorSpec
@@ -56,7 +56,7 @@ class _RecordStorage:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes a `_Record` as torch writes a tensor."""
+    """Pickler that writes a `_Record` as torch writes a tensor."""
 
     def reducer_override(self, obj: Any, /) -> Any:
         if not isinstance(obj, _Record):
@@ -74,17 +74,17 @@ class _Pickler(pickle.Pickler):
 
 
 class TorchWriter:
-    """A context manager: `write` the announced tensors in the announced order, leave.
+    """Context manager: `write` the announced tensors in the announced order, exit.
 
     Args:
-        path: the file to make.
+        path: the file to write.
         specs: every tensor, in order.
-        extra: plain entries beside the tensors.
-        containers: each entry that holds the tensors, and what stands before their names there; the bytes are stored
-            once. `model_state_dict` is what the documented base has.
+        extra: plain entries next to the tensors.
+        containers: each entry that holds the tensors -> the prefix of their names there; the bytes are stored once.
+            The documented base has `model_state_dict`.
 
     Raises:
-        CheckpointError: a dtype that has no storage class in this format (fp8).
+        CheckpointError: a dtype has no storage class in this format (fp8).
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class TorchWriter:
         self._record(f"data/{record.key}", bytes_of(tensor))
 
     def _record(self, name: str, data: bytes | memoryview) -> None:
-        """One stored record whose data start at a multiple of 64 bytes, as torch pads it (extra field `FB`)."""
+        """Write one stored record whose data start at a multiple of 64 bytes, padded as in torch (extra field `FB`)."""
         info = zipfile.ZipInfo(f"archive/{name}", date_time=_EPOCH)
         size = len(data)
         zip64 = _ZIP64_BYTES if size * 1.05 > zipfile.ZIP64_LIMIT else 0

@@ -1,14 +1,14 @@
-"""Two checkpoints -> adapters (layer L3): a plan that can be printed and tested, and the passes that carry it out.
+"""Extract adapters from two checkpoints (layer L3): a plan that can be printed and tested, and passes that execute it.
 
-- `plan`: what becomes of each tensor, by names and shapes alone
+- `plan`: what to do with each tensor, decided from names and shapes alone
 - `deltas`: one tensor, read and subtracted
 - `survey`: the first pass of two, every delta decomposed once
-- `allocate`: ranks for all layers together, by one of the `rules` that `rank_options` ask for
-- `prediction`: what a choice of ranks is expected to do
+- `allocate`: ranks for all layers together, by the one of the `rules` that `rank_options` select
+- `prediction`: the expected error of a choice of ranks
 - `trials`: choices that are run before they are written; `search` finds the smallest that meets a limit
-- `passes`: every tensor's outcome, decomposed directly or cut off from a survey
+- `passes`: every tensor's outcome, decomposed directly or truncated from a survey
 - `adapter_output`: the adapters as files, or in memory
-- `extraction`: all of it in one call
+- `extraction`: all of the above in one call
 """
 
 from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, store_adapters, write_sidecar

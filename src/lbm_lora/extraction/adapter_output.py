@@ -1,4 +1,4 @@
-"""The adapters that come out of an extraction, all of them in one pass: as files, or in memory."""
+"""Build all adapters of an extraction in one pass: as files, or in memory."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,20 +30,20 @@ from lbm_lora.factorize import has_matrix_view
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
 from lbm_lora.progress import Progress
 
-_PACKED_DIGITS = 8  # of each base tensor in the fingerprint
+_PACKED_DIGITS = 8  # digits per base tensor in the fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOutput:
-    """One adapter that is to come out.
+    """One adapter to build.
 
     Attributes:
-        path: of its file; None where it is kept in memory.
-        shapes, ranks: of its lora modules.
+        path: path of its file; None if it is kept in memory.
+        shapes, ranks: shapes and ranks of its lora modules.
         dense: shapes of its dense deltas.
-        rank, conv_rank: as asked for; where ranks are chosen, the highest ones.
-        settings: of the run, for the file's metadata; no folders.
-        errors: that are known before the file is measured.
+        rank, conv_rank: requested ranks, or the highest ones if ranks are chosen.
+        settings: settings of the run, for the file's metadata; without folders.
+        errors: errors known before the file is measured.
     """
 
     path: Path | None
@@ -72,7 +72,7 @@ class StoredAdapter:
 def store_adapters(
     outputs: Sequence[AdapterOutput], extraction: Pass, plan: Plan, dtype: torch.dtype, progress: Progress
 ) -> list[StoredAdapter]:
-    """Stream every outcome to its outputs, and the metadata when all is known; a file is complete or not there.
+    """Stream every outcome to its outputs, then the metadata; every file is complete or absent.
 
     Raises:
         CheckpointError: there is nothing to store.
@@ -93,7 +93,7 @@ def store_adapters(
         if not ledgers[0].of(Status.LORA, Status.DENSE):
             counts = ", ".join(f"{count} {status}" for status, count in ledgers[0].counts().items())
             raise CheckpointError(
-                f"{plan.pairing.tuned.path} changes nothing of {plan.pairing.base.path} that could be stored: "
+                f"{plan.pairing.tuned.path} has no change from {plan.pairing.base.path} that can be stored: "
                 f"{counts}. Are base and tuned the same file?"
             )
         for store, output, ledger in zip(stores, outputs, ledgers, strict=True):
@@ -105,12 +105,12 @@ def store_adapters(
 
 
 def header_bytes(settings: Mapping[str, object], plan: Plan) -> int:
-    """Bytes of an adapter file's header that are not entries of tensors, at most."""
+    """Return the most bytes that an adapter file's header takes besides its tensor entries."""
     return len(json.dumps(_room(settings, plan).to_header())) + METADATA_ROOM
 
 
 def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base: str, min_diff: float) -> Path:
-    """The documented `..._config.yaml` beside an adapter file."""
+    """Write the documented `..._config.yaml` next to an adapter file."""
     path = adapter.with_name(f"{adapter.stem}_config.yaml")
     counts = ledger.counts()
     facts = {
@@ -132,7 +132,7 @@ def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base:
 
 
 def _is_layer(row: LedgerRow) -> bool:
-    """Whether a tensor counts as a layer: the weight of one with a matrix."""
+    """Return whether a tensor counts as a layer: a weight with a matrix view."""
     return leaf_of(row.name) == "weight" and has_matrix_view(row.shape)
 
 
@@ -145,7 +145,7 @@ def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitSta
 
 
 def _room(settings: Mapping[str, object], plan: Plan) -> AdapterMetadata:
-    """Metadata as long as the final one can become."""
+    """Return metadata as long as the final metadata can be."""
     known = json.dumps(settings) + "0" * len(plan.pairing.base) * _PACKED_DIGITS
     return AdapterMetadata(facts={"room": json.dumps(known)})
 

@@ -1,4 +1,4 @@
-"""Share a file's bytes out among all deltas, by the spectra of a survey."""
+"""Allocate a file's bytes to all deltas, from the spectra of a survey."""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from lbm_lora.naming import ParamName, module_of
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The ranks of one adapter, and what is expected of it.
+    """Ranks of one adapter, with their expected size and error.
 
     Attributes:
-        ranks: of each decomposed delta; 0 is nothing, None is the dense delta.
-        nbytes: of the file.
-        error_sq: the squared error in the norm of the survey, rounding to the stored dtype included.
+        ranks: rank of each decomposed delta; 0 is nothing, None is the dense delta.
+        nbytes: bytes of the file.
+        error_sq: squared error in the survey's norm, including rounding to the stored dtype.
     """
 
     ranks: dict[ParamName, int | None]
@@ -33,14 +33,14 @@ class Choice:
 
 
 class RankAllocator:
-    """Chooses the ranks of an adapter from one survey, under any rule.
+    """Choose the ranks of an adapter from one survey, under any rule.
 
     Args:
-        plan: of the survey.
-        survey: its result.
-        dtype: of the stored tensors.
-        overhead: bytes of the file beside its tensors' data and their header entries.
-        is_weighted: whether the survey's norm is that of an output, in which the other tensors were not measured.
+        plan: plan of the survey.
+        survey: result of the survey.
+        dtype: dtype of the stored tensors.
+        overhead: bytes of the file besides its tensors' data and header entries.
+        is_weighted: whether the survey uses an output norm, in which the other tensors were not measured.
     """
 
     def __init__(self, plan: Plan, survey: Survey, dtype: torch.dtype, *, overhead: int, is_weighted: bool) -> None:
@@ -56,22 +56,22 @@ class RankAllocator:
         self._others_sq = 0.0 if is_weighted else survey.others.delta_sq
 
     def fixed(self, ranks: FixedRank) -> Choice:
-        """One rank for linear weights and one for convs."""
+        """Return the choice of one rank for linear weights and one for convs."""
         chosen = [min(ranks.rank_of(delta.item.shape), len(delta.squares)) for delta in self._deltas]
         return self._choice(chosen)
 
     def within(self, nbytes: Sequence[int]) -> list[Choice]:
-        """The least error that files of these sizes have room for.
+        """Return the choices with the least error for files of these sizes.
 
         Raises:
-            InputError: a size has no room for what every file holds.
+            InputError: a size is too small for what every file contains.
         """
         smallest = min(nbytes)
         if smallest <= self.fixed_bytes:
             raise InputError(
                 Option("max_size"),
                 f" {megabytes(smallest)}: biases, norms and the header alone take "
-                f"{megabytes(self.fixed_bytes)}. Give more, or leave tensors out: ",
+                f"{megabytes(self.fixed_bytes)}. Allow more, or leave tensors out: ",
                 Option("exclude"),
                 ", ",
                 Option("dense", is_off=True),
@@ -82,7 +82,7 @@ class RankAllocator:
         ]
 
     def error(self, target_sq: float) -> Choice:
-        """The smallest file with a squared error of `target_sq` or less.
+        """Return the smallest choice with a squared error of at most `target_sq`.
 
         Raises:
             InputError: no choice of ranks reaches it.
@@ -90,29 +90,29 @@ class RankAllocator:
         found = cheapest_with(self._spectra, target_sq - self._least_sq)
         if found.error_sq + self._least_sq > target_sq:
             raise InputError(
-                f"no ranks reach an error this small: a squared error of {found.error_sq + self._least_sq:.3g} stays, "
-                f"{target_sq:.3g} is asked for. Ask for less, or store more tensors, or more digits of each "
-                "(",
+                f"no ranks reach an error this small: the lowest squared error is "
+                f"{found.error_sq + self._least_sq:.3g}, {target_sq:.3g} was requested. Allow a larger error, or "
+                "store more tensors or more precision (",
                 Option("save_precision"),
                 ").",
             )
         return self._choice(found.ranks)
 
     def module_error(self, relative_error: float) -> Choice:
-        """For each delta the smallest rank with this relative error, in the norm of the survey."""
+        """Return the smallest rank with this relative error for each delta, in the survey's norm."""
         return self._choice([error_rank(spectrum, relative_error) for spectrum in self._exact])
 
     def energy(self, share: float) -> Choice:
-        """For each delta the smallest rank that keeps this share of its energy, in the norm of the survey."""
+        """Return the smallest rank that keeps this share of the energy of each delta, in the survey's norm."""
         return self._choice([energy_rank(spectrum, share) for spectrum in self._exact])
 
     @property
     def energy_sq(self) -> float:
-        """The squared error of a file without any delta."""
+        """Return the squared error of a file without any delta."""
         return sum(float(delta.squares.sum()) + delta.rest for delta in self._deltas) + self._others_sq
 
     def _choice(self, ranks: Sequence[int | None]) -> Choice:
-        """What ranks cost, and the error they leave."""
+        """Return the choice for these ranks, with its size and error."""
         nbytes, error_sq = self.fixed_bytes, self._rest_sq
         for delta, spectrum, rank in zip(self._deltas, self._exact, ranks, strict=True):
             nbytes += spectrum.size(rank)
@@ -121,14 +121,14 @@ class RankAllocator:
         return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
 
     def _exact_spectrum(self, delta: DeltaSpectrum) -> Spectrum:
-        """Without the rounding to the stored dtype, which one delta alone cannot weigh against anything."""
+        """Return the spectrum without rounding to the stored dtype, which matters only between deltas."""
         return self._of(delta, np.minimum.accumulate(delta.squares.numpy()), delta.rest)
 
     def _spectrum(self, delta: DeltaSpectrum) -> Spectrum:
-        """Of the ranks that are worth their bytes. Its errors are those above what the dense delta leaves.
+        """Return the spectrum of the ranks that are worth their bytes, with errors relative to the dense delta's.
 
-        Rounding a rank takes away some of its gain. Where gains rise then, the larger one stands for those before it:
-        no choice leaves more than its spectrum says.
+        Rounding a rank removes some of its gain. If gains then rise, the larger one replaces those before it, so no
+        choice leaves more error than its spectrum says.
         """
         gains = (delta.squares - delta.rounding).clamp(min=0)[: delta.worth].numpy()
         last = max(_error_sq(delta, delta.worth) - _least(delta), 0.0)
@@ -147,17 +147,17 @@ class RankAllocator:
 
 
 def _error_sq(delta: DeltaSpectrum, rank: int | None) -> float:
-    """The squared error that a rank, nothing (0), or the dense delta (None) leaves, rounding included."""
+    """Return the squared error left by a rank, by nothing (0), or by the dense delta (None), including rounding."""
     if rank is None:
         return delta.dense
     return delta.rest + float(delta.squares[rank:].sum()) + float(delta.rounding[:rank].sum())
 
 
 def _least(delta: DeltaSpectrum) -> float:
-    """The squared error of the dense delta, or of the highest rank where that is no choice."""
+    """Return the squared error of the dense delta, or of the highest rank if dense is not a choice."""
     return delta.dense if delta.dense < math.inf else _error_sq(delta, delta.worth)
 
 
 def megabytes(nbytes: int) -> str:
-    """`12.3 MB`; kB below one."""
+    """Format bytes as `12.3 MB`, or in kB below 1 MB."""
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"

@@ -1,4 +1,4 @@
-"""What a tensor becomes before its rank is known: read, subtract, measure, and store it dense or not at all."""
+"""Handle a tensor before its rank is known: read, subtract, measure, and store it dense or leave it out."""
 
 from dataclasses import dataclass, field
 
@@ -25,12 +25,12 @@ from lbm_lora.naming import module_of
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaSettings:
-    """How deltas are taken and stored.
+    """Settings for computing and storing deltas.
 
     Attributes:
-        dtype: of the stored factors and dense deltas; with int8 the latter are fp16.
+        dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16.
         min_diff: a delta whose largest absolute value is below this is left out, with that reason.
-        device: where the decomposition runs.
+        device: device of the decomposition.
 
     Raises:
         ConfigError: `min_diff` is negative.
@@ -43,13 +43,13 @@ class DeltaSettings:
     def __post_init__(self) -> None:
         if self.min_diff < 0:
             raise ConfigError(
-                Option("min_diff"), f" is {self.min_diff:g}: it is compared with absolute values, give 0 or more."
+                Option("min_diff"), f" must be 0 or more, got {self.min_diff:g}: it is compared with absolute values."
             )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one tensor became: its ledger row, and its lora module or its dense delta where it is stored."""
+    """What one tensor became: its ledger row, and its lora module or dense delta if it is stored."""
 
     row: LedgerRow
     module: LoraModule | None = None
@@ -58,11 +58,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Delta:
-    """A delta that is to be decomposed.
+    """A delta to decompose.
 
     Attributes:
         values: fp32, in the parameter's shape; valid until its thread reads the next one.
-        measure: of it, without an approximation.
+        measure: measure of the delta, without an approximation.
     """
 
     values: Tensor
@@ -70,7 +70,7 @@ class Delta:
 
 
 class DeltaReader:
-    """Reads the deltas of a pairing, a few at a time in threads."""
+    """Reader of a pairing's deltas, a few at a time in threads."""
 
     def __init__(self, pairing: Pairing, settings: DeltaSettings) -> None:
         self._pairing = pairing
@@ -79,17 +79,17 @@ class DeltaReader:
         self._workspace = Workspace()
 
     def hash(self, item: PlanItem) -> None:
-        """Take a tensor into the fingerprints."""
+        """Add a tensor to the fingerprints."""
         for component, builder in ((self._pairing.base, self._base), (self._pairing.tuned, self._tuned)):
             if item.name in component:
                 builder.add(item.name, component.read(item.name))
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        """Of base and tuned, once every tensor is hashed."""
+        """Return the fingerprints of base and tuned, once every tensor is hashed."""
         return self._base.build(), self._tuned.build()
 
     def read(self, item: PlanItem) -> Outcome | Delta:
-        """What a tensor becomes whatever the ranks, or the delta that is to be decomposed.
+        """Return a tensor's outcome if it does not depend on ranks, else the delta to decompose.
 
         Raises:
             PairingError: a value is not finite.
@@ -102,7 +102,7 @@ class DeltaReader:
         found = measure_delta(delta.numel(), sums)
         if found.delta_abs == 0:
             return Outcome(LedgerRow(name, Status.UNCHANGED, "equal in base and tuned", item.shape, None, found))
-        if not tuned.specs[name].is_floating:  # the change of a counter is no weight's
+        if not tuned.specs[name].is_floating:  # a counter's change is not a weight's
             return left_out(item, item.reason, Measure())
         if item.action is Action.EXCLUDE:
             return left_out(item, item.reason, found)
@@ -113,7 +113,7 @@ class DeltaReader:
         return self.dense(item, Delta(delta, found), item.reason)
 
     def dense(self, item: PlanItem, delta: Delta, reason: str) -> Outcome:
-        """A delta that is stored dense.
+        """Return the outcome of a delta that is stored dense.
 
         Raises:
             InputError: a value leaves the range of the stored dtype.
@@ -128,7 +128,7 @@ class DeltaReader:
     def _delta(self, item: PlanItem) -> tuple[Tensor, DeltaSums]:
         if item.action is not Action.EXCLUDE:
             return self._pairing.read_delta(item.name, self._workspace)
-        # what is left out may hold anything; values that are not finite count as unchanged
+        # excluded tensors may hold anything; values that are not finite count as unchanged
         base, tuned = self._pairing.base.read(item.name), self._pairing.tuned.read(item.name)
         delta = _finite(tuned.float() - base.float())
         noise = storage_noise(_finite(tuned)) if delta.any() else 0.0
@@ -136,12 +136,12 @@ class DeltaReader:
 
 
 def left_out(item: PlanItem, reason: str, measured: Measure) -> Outcome:
-    """A tensor that the file does not hold."""
+    """Return the outcome of a tensor that is left out of the file."""
     return Outcome(LedgerRow(item.name, Status.EXCLUDED, reason, item.shape, None, measured))
 
 
 def low_rank(item: PlanItem, delta: Delta, factors: Factors) -> Outcome:
-    """The factors in the shapes of a file, with scaling 1."""
+    """Return the outcome of a decomposed delta: factors in the shapes of a file, with scaling 1."""
     rank = factors.rank
     down = factors.down.reshape(down_shape(item.shape, rank))
     up = factors.up.reshape(up_shape(item.shape, rank))

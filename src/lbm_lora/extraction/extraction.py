@@ -1,4 +1,4 @@
-"""A plan carried out: in one pass where ranks are given, else a survey, the choice of ranks, and the second pass."""
+"""Execute a plan: in one pass if ranks are given, else by a survey, a choice of ranks, and a second pass."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,13 +23,13 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class OutputNorm:
-    """The norm of a network's output, in place of that of the weights.
+    """Norm of a network's output, used in place of the weight norm.
 
     Attributes:
-        name: of the file that it comes from, without folder.
-        weights_of: what an error in a module costs.
-        energy: mean squared norm of the output; a squared error over it is a relative one.
-        open_trial: opens the network that choices are run in before they are written, after the survey.
+        name: name of the file that it comes from, without folder.
+        weights_of: returns the cost of an error in a module.
+        energy: mean squared norm of the output; divides squared errors to make them relative.
+        open_trial: opens, after the survey, the network in which choices are run before they are written.
     """
 
     name: str
@@ -40,13 +40,13 @@ class OutputNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractedAdapter:
-    """One adapter that came out.
+    """One extracted adapter.
 
     Attributes:
-        adapter: where it was kept in memory; None where it was written to `output.path`.
-        predicted: what is expected of it, and what was measured; None where ranks were given and nothing calibrated.
-        chosen: its ranks with their trial; likewise.
-        sizes: what other sizes would give; likewise.
+        adapter: the adapter if it was kept in memory; None if it was written to `output.path`.
+        predicted: its expected and measured error; None if ranks were given and nothing was calibrated.
+        chosen: its ranks with their trial; None in the same case.
+        sizes: predictions for other sizes; empty in the same case.
     """
 
     output: AdapterOutput
@@ -67,15 +67,15 @@ def extract_adapters(
     norm: OutputNorm | None = None,
     progress: Progress = SILENT,
 ) -> list[ExtractedAdapter]:
-    """The adapters that a rule asks for; every file is complete or not there.
+    """Extract the adapters of a rule, each file complete or absent.
 
     Args:
-        paths: of the files, one for each of `rule.names`; None for an adapter that is kept in memory.
-        run_settings: what the files' metadata will say of the run, besides the rule.
-        norm: of the output, where errors are weighed by it.
+        paths: one file for each of `rule.names`; None for an adapter that is kept in memory.
+        run_settings: settings recorded in the files' metadata, besides the rule.
+        norm: output norm, if errors are weighted by it.
 
     Raises:
-        InputError: of the kind that fits; no file is written then.
+        InputError: a subclass that fits the cause; no file is written.
     """
     facts = [{**run_settings, **rule.facts(index)} for index in range(len(paths))]
     if isinstance(rule, FixedRanks) and norm is None:
@@ -110,7 +110,7 @@ def _directly(
     facts: Sequence[Mapping[str, object]],
     progress: Progress,
 ) -> list[ExtractedAdapter]:
-    """Given ranks, least error of the weights: one pass."""
+    """Write adapters of given ranks with the least weight error, in one pass."""
     plans = [plan.with_ranks(ranks) for ranks in rule.ranks]
     outputs = [
         AdapterOutput(
@@ -140,11 +140,11 @@ def _beside(path: Path | None) -> Generator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSelection:
-    """A surveyed plan, from which ranks are chosen and carried out.
+    """A surveyed plan from which ranks are chosen and adapters written.
 
     Attributes:
-        plan: with the highest rank of each delta that the survey has found.
-        vectors: the file of the survey.
+        plan: plan with the highest rank that the survey found for each delta.
+        vectors: the survey's file of vectors.
     """
 
     plan: Plan
@@ -155,21 +155,21 @@ class RankSelection:
     predictor: Predictor
 
     def choose(self, rule: RankRule, trial: Trial | None = None) -> list[ChosenRanks]:
-        """A choice for each adapter that the rule asks for; see `Chooser.choose`."""
+        """Return a choice for each adapter of the rule; see `Chooser.choose`."""
         return Chooser(self.allocator, self.predictor, self.carried_out).choose(rule, trial)
 
     @contextmanager
     def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
-        """The second pass for these choices."""
+        """Open the second pass for these choices."""
         with open_checkpoint(self.vectors) as vectors:
             ranks = [choice.ranks for choice in choices]
             yield SurveyedPass(self.plan, self.settings, self.weights_of, ranks, vectors)
 
     def output(self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object]) -> AdapterOutput:
-        """The output of a choice.
+        """Return the output of a choice.
 
         Args:
-            settings: of the run, for the file's metadata.
+            settings: settings of the run, for the file's metadata.
         """
         choice = chosen.choice
         shapes = {item.name: item.shape for item in self.plan.of(Action.DECOMPOSE)}
@@ -202,12 +202,12 @@ def surveyed(
     beside: Path,
     progress: Progress,
 ) -> Generator[RankSelection]:
-    """Decompose every delta once, as far as the rule can need it.
+    """Decompose every delta once, up to the highest rank that the rule may need.
 
     Args:
-        norm: of the output, where errors are weighed by it.
-        run_settings: what the metadata of each file will say of the run and its rule.
-        beside: an output; the vectors are put beside it, and removed at the end.
+        norm: output norm, if errors are weighted by it.
+        run_settings: settings recorded in each file's metadata about the run and its rule.
+        beside: an output path; the vectors are stored next to it and removed at the end.
     """
     capped = rule.capped(plan, settings.dtype)
     weights_of = norm.weights_of if norm else unweighted

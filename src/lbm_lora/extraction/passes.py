@@ -1,7 +1,7 @@
-"""The pass that carries out a plan: each tensor is read, subtracted, factorized, rounded and measured, a few at a time.
+"""Passes that execute a plan: each tensor is read, subtracted, factorized, rounded and measured, a few at a time.
 
-Two passes have one form. `DirectPass` decomposes each delta as it comes: ranks are given, and all errors of a matrix
-cost the same. `SurveyedPass` is the second of two: it cuts the vectors of a survey off at chosen ranks.
+Two passes share one interface. `DirectPass` decomposes each delta as it is read: ranks are given, and all errors in a
+matrix cost the same. `SurveyedPass` is the second of two passes: it truncates a survey's vectors to the chosen ranks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,27 +22,27 @@ Ranks = Mapping[ParamName, int | None]
 
 @runtime_checkable
 class Pass(Protocol):
-    """One pass over both files. Iterate it to the end, then read the fingerprints."""
+    """One pass over both files. Iterate to the end, then read the fingerprints."""
 
     def __len__(self) -> int:
-        """Tensors of the plan."""
+        """Return the number of tensors in the plan."""
         ...
 
     def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
-        """The outcomes of one tensor, one for each adapter that comes out, tensor by tensor."""
+        """Yield the outcomes of each tensor, one per adapter."""
         ...
 
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
-        """Of base and tuned, after the pass."""
+        """Return the fingerprints of base and tuned, after the pass."""
         ...
 
 
 class DirectPass:
-    """Decompose each delta at given ranks.
+    """Pass that decomposes each delta at given ranks.
 
     Args:
-        plans: one for each adapter that is to come out; they differ in their ranks alone. A matrix is decomposed once
-            for all of them, so a lower rank may differ in its last digits from that of a run of its own.
+        plans: one plan per adapter; they differ only in ranks. Each matrix is decomposed once for all of them, so a
+            lower rank may differ in its last digits from the result of a separate run.
     """
 
     def __init__(self, plans: Sequence[Plan], settings: DeltaSettings) -> None:
@@ -82,13 +82,12 @@ class DirectPass:
 
 
 class SurveyedPass:
-    """Cut the vectors of a survey off at chosen ranks.
+    """Pass that truncates the vectors of a survey to the chosen ranks.
 
     Args:
-        weights_of: those of the survey.
-        choices: the ranks of each adapter that is to come out; a decomposed delta without a rank is what the survey
-            found it to be: unchanged, or too small.
-        vectors: the file of the survey.
+        weights_of: the same as in the survey.
+        choices: ranks for each adapter; a delta without a rank is one that the survey found unchanged or too small.
+        vectors: the survey's file of vectors.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class SurveyedPass:
 
     def _outcome(self, item: PlanItem, delta: Delta, rank: int | None, whitening: Whitening) -> Outcome:
         if rank is None:
-            return self._reader.dense(item, delta, "stored whole: cheaper than its factors")
+            return self._reader.dense(item, delta, "stored dense: smaller than its factors")
         if rank == 0:
             return left_out(item, "not worth its bytes", delta.measure)
         svd = stored_vectors(self._vectors, item.name).first(rank)

@@ -1,4 +1,4 @@
-"""What will become of each tensor, decided from names and shapes alone, before a byte is read."""
+"""Plan what to do with each tensor, from names and shapes alone, before any data is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from lbm_lora.naming import ATTENTION, ModuleName, ParamName, leaf_of, module_of
 
 
 class Action(StrEnum):
-    """What extraction does with a delta."""
+    """Action of the extraction on a delta."""
 
     DECOMPOSE = "decompose"
     KEEP_DENSE = "keep dense"
@@ -20,9 +20,11 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class PlanItem:
-    """Attributes:
-    rank: that it is stored with, where it is decomposed.
-    reason: of the action, in words.
+    """Planned action for one tensor.
+
+    Attributes:
+        rank: stored rank, if the delta is decomposed.
+        reason: reason for the action, in words.
     """
 
     name: ParamName
@@ -34,7 +36,7 @@ class PlanItem:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every tensor of the tuned component once, in the order of its file.
+    """Planned actions for every tensor of the tuned component, in the order of its file.
 
     A tensor that is excluded by name may be missing from the base or have another shape there.
     """
@@ -43,7 +45,7 @@ class Plan:
     items: tuple[PlanItem, ...]
 
     def with_ranks(self, ranks: FixedRank) -> "Plan":
-        """The same plan with other ranks."""
+        """Return the same plan with other ranks."""
         items = (item if item.rank is None else replace(item, rank=ranks.rank_of(item.shape)) for item in self.items)
         return replace(self, items=tuple(items))
 
@@ -51,7 +53,7 @@ class Plan:
         return [item for item in self.items if item.action is action]
 
     def shapes(self) -> dict[ModuleName, tuple[int, ...]]:
-        """Weight shapes of the modules to decompose."""
+        """Return the weight shapes of the modules to decompose."""
         return {module_of(item.name): item.shape for item in self.of(Action.DECOMPOSE)}
 
     def ranks(self) -> dict[ModuleName, int]:
@@ -81,14 +83,14 @@ def plan_extraction(
     """Plan the extraction of `tuned - base`.
 
     Args:
-        ranks: of the lora modules; by default the documented ones. A rule may give others (`Plan.with_ranks`).
-        include: patterns; where given, every other tensor is excluded.
-        exclude: patterns; they win over `include`.
-        keep_dense: whether deltas without a matrix view (biases, norms) are stored.
+        ranks: ranks of the lora modules; by default the documented ones. A rule may set others (`Plan.with_ranks`).
+        include: patterns; if given, every other tensor is excluded.
+        exclude: patterns; they take precedence over `include`.
+        keep_dense: whether to store deltas without a matrix view (biases, norms).
 
     Raises:
         PatternError: a pattern matches nothing.
-        PairingError: names or shapes of the tensors that are left differ, or no tensor is left.
+        PairingError: names or shapes of the remaining tensors differ, or no tensor remains.
     """
     names = list(dict.fromkeys([*tuned, *base]))
     reasons: dict[ParamName, str] = {}
@@ -103,7 +105,7 @@ def plan_extraction(
             Option("include"),
             " and ",
             Option("exclude"),
-            f" leave none of the {len(names)} tensors of {tuned.path}. Change one of them.",
+            f" exclude all {len(names)} tensors of {tuned.path}. Change one of them.",
         )
     pairing, ranks = pair(base, tuned, excluded=frozenset(reasons)), ranks or FixedRank()
     items = [_item(name, _spec(name, base, tuned), ranks, reasons.get(name), keep_dense) for name in names]
@@ -115,7 +117,7 @@ def _spec(name: ParamName, base: Component, tuned: Component) -> TensorSpec:
 
 
 def _item(name: ParamName, spec: TensorSpec, ranks: FixedRank, excluded: str | None, keep_dense: bool) -> PlanItem:
-    """The action for one tensor, with its reason."""
+    """Return the action for one tensor, with its reason."""
     if excluded is not None:
         return PlanItem(name, spec.shape, Action.EXCLUDE, None, excluded)
     if not spec.is_floating:

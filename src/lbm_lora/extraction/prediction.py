@@ -1,4 +1,4 @@
-"""What a choice of ranks is expected to do: foreseen by the survey, and corrected by what was run."""
+"""Predict the error of a choice of ranks: from the survey, corrected by trials."""
 
 import math
 import sys
@@ -10,21 +10,21 @@ from lbm_lora.errors import InputError
 from lbm_lora.extraction.allocate import Choice, RankAllocator
 from lbm_lora.extraction.search import Proposal
 
-_LEAST = 1e-9  # a relative error that counts as none
-_TABLE = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # sizes of the table, as shares of the file's
+_LEAST = 1e-9  # relative errors below this count as zero
+_TABLE = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # sizes in the table, relative to the file's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a file of a size is expected to do.
+    """Expected error of a file of a given size.
 
     Attributes:
-        nbytes: of the file.
-        error: relative: of the denoiser's output where the survey was calibrated, else of the weights. The survey's,
-            times the factor that running this or other sizes has shown.
+        nbytes: bytes of the file.
+        error: relative error, of the denoiser's output if the survey was calibrated, else of the weights: the survey's
+            error times the factor found by running this or other sizes.
         of: `output` or `weights`.
-        foreseen: the error by the survey alone.
-        measured: the error of this very file, where it was run; see `Trial.error`.
+        foreseen: error predicted by the survey alone.
+        measured: measured error of this file, if it was run; see `Trial.error`.
     """
 
     nbytes: int
@@ -35,12 +35,12 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts the relative error of choices, and learns from those that were run.
+    """Predict the relative error of choices, and learn from those that were run.
 
     Args:
-        allocator: makes the choices.
+        allocator: source of the choices.
         reference_sq: the square that squared errors are relative to.
-        of: what predictions are about, `output` or `weights`.
+        of: what the predictions refer to, `output` or `weights`.
     """
 
     def __init__(self, allocator: RankAllocator, *, reference_sq: float, of: str) -> None:
@@ -49,16 +49,16 @@ class Predictor:
         self._measured: dict[float, float] = {}
 
     def foreseen(self, choice: Choice) -> float:
-        """The relative error by the survey alone, in which layers know nothing of each other."""
+        """Return the relative error predicted by the survey alone, which treats layers as independent."""
         return math.sqrt(choice.error_sq / self.reference_sq) if self.reference_sq else 0.0
 
     def learn(self, choice: Choice, measured: float | None) -> None:
-        """Take the measured error of a choice into all further predictions."""
+        """Use the measured error of a choice in all further predictions."""
         if measured and self.foreseen(choice):
             self._measured[self.foreseen(choice)] = measured
 
     def prediction(self, choice: Choice) -> Prediction:
-        """The survey's error times the measured factor, which is interpolated between the choices that were run."""
+        """Return the survey's error times the measured factor, interpolated between the choices that were run."""
         foreseen = self.foreseen(choice)
         factor = 1.0
         if self._measured and foreseen:
@@ -74,14 +74,14 @@ class Predictor:
         )
 
     def table(self, nbytes: int) -> tuple[Prediction, ...]:
-        """What files that are smaller and larger than `nbytes` would do."""
+        """Return predictions for files smaller and larger than `nbytes`."""
         sizes = [round(nbytes * share) for share in _TABLE]
         within = self._allocator.within([size for size in sizes if size > self._allocator.fixed_bytes])
         distinct = {choice.nbytes: choice for choice in within}
         return tuple(self.prediction(choice) for choice in distinct.values())
 
     def propose(self, decibel: float) -> Proposal[Choice] | None:
-        """The smallest file whose error is so many dB below the output, by the survey; the best for infinite dB."""
+        """Return the smallest file with an error this many dB below the output, by the survey; the best for inf dB."""
         if decibel == math.inf:
             (choice,) = self._allocator.within([sys.maxsize])
         else:

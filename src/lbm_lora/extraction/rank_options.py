@@ -1,4 +1,4 @@
-"""The options that choose the ranks of an adapter, and the one rule that they ask for."""
+"""Options that choose the ranks of an adapter, and the one rule that they select."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from lbm_lora.factorize import FixedRank
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(I?))?(B?)\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3}
-_FEWEST_BYTES = 10_000  # a number without a unit below it is no size of a LoRA, but a unit that was forgotten
+_FEWEST_BYTES = 10_000  # a number without a unit below it is not a LoRA size: the unit was forgotten
 
 
 _LIMITS: dict[str, tuple[type[ErrorLimit | PsnrFloor | EnergyShare | ModuleErrorLimit], float]] = {
@@ -28,18 +28,18 @@ _LIMITS: dict[str, tuple[type[ErrorLimit | PsnrFloor | EnergyShare | ModuleError
     "keep_energy": (EnergyShare, 1.0),
     "max_module_error": (ModuleErrorLimit, 1.0),
 }
-"""Option -> its rule, and the highest value that it takes."""
+"""Rule and highest value of each option."""
 
 
 def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) -> RankRule:
-    """The one rule that options ask for.
+    """Return the one rule that the options select.
 
     Args:
-        is_calibrated: whether errors are weighed by what they cost in the output.
+        is_calibrated: whether errors are weighted by their cost in the output.
         has_images: whether there are images to run a LoRA on.
 
     Raises:
-        ConfigError: several rules were asked for, one of them twice, a value cannot be, or a rule lacks what it needs.
+        ConfigError: several rules are selected, a rank or size is repeated, a value is invalid, or a rule lacks data.
     """
     asked = [name for name in ("ranks", "max_size", *_LIMITS) if getattr(options, name) not in (None, ())]
     if len(asked) > 1:
@@ -50,7 +50,7 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
         return _limit(option, getattr(options, option))
     words = [f"r{one}" for one in options.ranks] or [word.replace(" ", "") for word in options.max_size]
     if len(set(words)) < len(words):
-        raise ConfigError(f"{' '.join(words)}: each rank or size is given once.")
+        raise ConfigError(f"{' '.join(words)}: give each rank or size only once.")
     if option == "max_size":
         return SizeLimits(nbytes=tuple(map(parse_nbytes, options.max_size)), words=options.max_size)
     if option == "ranks":
@@ -64,25 +64,27 @@ def _limit(option: str, value: float) -> RankRule:
     if highest == math.inf and not 0 < value < highest:
         raise ConfigError(Option(option), f" must be above 0 dB and finite, got {value:g}.")
     if highest < math.inf and not 0 < value <= highest:
-        raise ConfigError(Option(option), f" is {value:g}: give a share above 0 and up to {highest:g} (0.05 is 5 %).")
+        raise ConfigError(Option(option), f" must be above 0 and at most {highest:g} (0.05 is 5 %), got {value:g}.")
     return kind(option=option, value=value)
 
 
 def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
-    """Raises:
-    ConfigError: a limit on what nothing measures.
+    """Check that what a limit refers to is measured.
+
+    Raises:
+        ConfigError: nothing measures it.
     """
     if option == "max_error" and is_calibrated:
         raise ConfigError(
             Option("max_error"),
-            " is about the weights, calibration about the output: give ",
+            " limits the weight error, but calibration measures the output: use ",
             Option("max_output_error"),
             ".",
         )
     if option == "min_psnr" and not has_images:
         raise ConfigError(
             Option("min_psnr"),
-            " is about images: add ",
+            " needs images: add ",
             Option("calibration_images"),
             " FOLDER, or ",
             Option("calibration"),
@@ -93,17 +95,17 @@ def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
     if option == "max_output_error" and not is_calibrated:
         raise ConfigError(
             Option("max_output_error"),
-            " is about the denoiser's output: add ",
+            " needs the denoiser's output: add ",
             Option("calibration_images"),
             " FOLDER.",
         )
 
 
 def parse_nbytes(text: str) -> int:
-    """`200MB`, `1.5 gb`, `800k` or `200MiB` -> bytes. KB, MB and GB are powers of 1000, KiB, MiB and GiB of 1024.
+    """Parse `200MB`, `1.5 gb`, `800k` or `200MiB` into bytes; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
 
     Raises:
-        ConfigError: it is no size, or a small number without a unit.
+        ConfigError: the text is not a size, or is a small number without a unit.
     """
     match = _SIZE.fullmatch(text)
     nbytes = 0
@@ -116,5 +118,5 @@ def parse_nbytes(text: str) -> int:
                 f" {text}: {number} of what? Give a unit: {number}MB or {number}KB.",
             )
     if nbytes < 1:
-        raise ConfigError(Option("max_size"), f" {text}: give a size such as 200MB or 1.5GB.")
+        raise ConfigError(Option("max_size"), f" must be a file size such as 200MB or 1.5GB, got {text}.")
     return nbytes

@@ -1,8 +1,8 @@
-"""The rules by which the ranks of an adapter are chosen: a closed union of small values, each of which knows its needs.
+"""Rules for choosing the ranks of an adapter: a closed union of small values, each of which knows its needs.
 
-A rule names the option that asks for it (`option`), the adapters that come out (`names`), what their metadata says of
-it (`facts`), the highest ranks that a survey must find for it (`capped`), and the choices that a survey alone can make
-(`choices`). A rule with a limit that only running a LoRA can tell is searched for by `lbm_lora.extraction.trials`.
+A rule names the option that selects it (`option`), the adapters that it gives (`names`), the facts recorded in their
+metadata (`facts`), the highest ranks that a survey must find for it (`capped`), and the choices that a survey alone can
+make (`choices`). If only running a LoRA can check a rule's limit, `lbm_lora.extraction.trials` searches for it.
 """
 
 import math
@@ -17,20 +17,20 @@ from lbm_lora.extraction.allocate import Choice, RankAllocator
 from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.factorize import FixedRank, rank_bound
 
-_SMALL_SIDE = 192  # up to here all ranks of a matrix are found anyway
+_SMALL_SIDE = 192  # up to this size all ranks of a matrix are found anyway
 _LEAST_CAP = 64
-_ABOVE_UNIFORM = 4  # how many times the rank that all layers would get alike one layer may get
-_SHARE = 0.25  # of its bound that a rank may reach where errors decide: beyond it the dense delta is near in bytes
+_ABOVE_UNIFORM = 4  # the most that one layer may get, in multiples of the uniform rank
+_SHARE = 0.25  # of its bound that a rank may reach under an error limit: above it the dense delta is nearly as small
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRanks:
-    """A rank for linear layers and one for convs; several pairs give several adapters."""
+    """One rank for linear layers and one for convs; several pairs give several adapters."""
 
     option: ClassVar[str] = "ranks"
     ranks: tuple[FixedRank, ...]
     is_named: bool = False
-    """Whether the adapters are named by their ranks."""
+    """Whether the adapters are named after their ranks."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,11 +50,11 @@ class FixedRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
-    """The least error that files of these sizes have room for; several give several adapters.
+    """Least error for files of these sizes; several sizes give several adapters.
 
     Attributes:
-        nbytes: of each file, header included.
-        words: the same as they were asked for, `200MB`.
+        nbytes: bytes of each file, including the header.
+        words: the sizes as given, `200MB`.
     """
 
     option: ClassVar[str] = "max_size"
@@ -79,7 +79,7 @@ class SizeLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Limit:
-    """A rule of one number and one adapter."""
+    """A rule with one number and one adapter."""
 
     option: str
     value: float
@@ -96,18 +96,18 @@ class _Limit:
 
 
 class ErrorLimit(_Limit):
-    """The smallest file with this relative error: of the weights, or where it is calibrated of the output."""
+    """Smallest file with this relative error: of the weights, or of the output if calibrated."""
 
     def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.error(self.value**2 * reference_sq)]
 
 
 class PsnrFloor(_Limit):
-    """The smallest file with which each image comes out with this PSNR, dB. It is found by running alone."""
+    """Smallest file with which each image reaches this PSNR in dB. It is found only by running choices."""
 
 
 class ModuleErrorLimit(_Limit):
-    """For each layer the smallest rank with this relative error."""
+    """Smallest rank with this relative error for each layer."""
 
     def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
         return _with_caps(plan, lambda item: rank_bound(item.shape))
@@ -117,7 +117,7 @@ class ModuleErrorLimit(_Limit):
 
 
 class EnergyShare(_Limit):
-    """For each layer the smallest rank that keeps this share of its energy."""
+    """Smallest rank that keeps this share of its energy for each layer."""
 
     def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
         return _with_caps(plan, lambda item: rank_bound(item.shape))
@@ -134,6 +134,6 @@ def _below(bound: int, cap: float) -> int:
 
 
 def _with_caps(plan: Plan, highest: Callable[[PlanItem], int]) -> Plan:
-    """The plan with the highest rank that each delta may get: a decomposition costs time for each of its ranks."""
+    """Return the plan with the highest rank that each delta may get: every rank of a decomposition costs time."""
     items = (item if item.rank is None else replace(item, rank=highest(item)) for item in plan.items)
     return replace(plan, items=tuple(items))

@@ -1,4 +1,4 @@
-"""The smallest file with which something comes out well enough: foreseen, run, corrected, and run again."""
+"""Search for the smallest file whose result meets a target: predict, run, correct, and run again."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 _ROUNDS = 8
-_ABOVE = 0.1  # dB that are aimed at above the target, and twice as much after each run that falls short
-_NEAR = 0.4  # dB above the target that are near enough
-_CLOSE = 0.03  # of a file's bytes: so much smaller, one that falls short is near enough too
-_SLOPES = (0.4, 1.5)  # dB of the result for each dB foreseen, as far as two runs are believed
-_INSIDE = 0.1  # share of the way between two runs that is left on either side
+_ABOVE = 0.1  # dB to aim above the target, doubled after each run that falls short
+_NEAR = 0.4  # dB above the target that count as close enough
+_CLOSE = 0.03  # of a file's bytes: if one only this much smaller falls short, the file is close enough too
+_SLOPES = (0.4, 1.5)  # trusted range of the slope between two runs: dB of the result per predicted dB
+_INSIDE = 0.1  # fraction of the distance between two runs to keep from either
 
 Found = TypeVar("Found")
 
@@ -20,8 +20,8 @@ class Proposal(Generic[Found]):
     """A file that could be written.
 
     Attributes:
-        nbytes: of it.
-        foreseen: dB, by the survey alone. The result differs from it by an offset that changes slowly with it.
+        nbytes: bytes of the file.
+        foreseen: dB predicted by the survey alone. The result differs from it by a slowly changing offset.
     """
 
     found: Found
@@ -31,11 +31,11 @@ class Proposal(Generic[Found]):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Generic[Found]):
-    """A file that was tried.
+    """A file that was run.
 
     Attributes:
-        predicted: dB, what the runs before it let expect.
-        result: dB, as it came out.
+        predicted: dB expected from the runs before it.
+        result: dB measured.
     """
 
     proposal: Proposal[Found]
@@ -50,13 +50,13 @@ def smallest(
     *,
     offset: float,
 ) -> Run[Found]:
-    """The smallest of the tried files whose result is `target` dB or more; the best file where that falls short.
+    """Return the smallest tried file whose result is at least `target` dB; the best file if that falls short.
 
     Args:
-        propose: the smallest file of which so many dB or more are foreseen, or None where there is none; the best file
-            for infinite dB.
-        measure: the result of a file, dB.
-        offset: the first guess of the result less what is foreseen.
+        propose: returns the smallest file predicted to reach the given dB, or None if there is none; the best file for
+            infinite dB.
+        measure: returns the result of a file in dB.
+        offset: first guess of the result minus the prediction.
     """
     runs: list[Run[Found]] = []
     aim = target + _ABOVE - offset
@@ -84,7 +84,7 @@ def _best(propose: Callable[[float], Proposal[Found] | None]) -> Proposal[Found]
 def _run(
     proposal: Proposal[Found], measure: Callable[[Found], float], before: Sequence[Run[Found]], offset: float
 ) -> Run[Found]:
-    """Try a file. The run whose foreseen dB are nearest says what to expect."""
+    """Run a file. The run with the nearest predicted dB gives the expected result."""
     predicted = proposal.foreseen + offset
     if before:
         nearest = min(before, key=lambda run: abs(run.proposal.foreseen - proposal.foreseen))
@@ -93,7 +93,7 @@ def _run(
 
 
 def _is_near(runs: Sequence[Run[Found]], target: float) -> bool:
-    """Whether a still smaller file is not worth a run: by the last result, or by the largest file that falls short."""
+    """Return whether a smaller file is not worth a run, by the last result or by the largest file that falls short."""
     if target <= runs[-1].result <= target + _NEAR:
         return True
     enough = min((run.proposal.nbytes for run in runs if run.result >= target), default=0)
@@ -102,10 +102,10 @@ def _is_near(runs: Sequence[Run[Found]], target: float) -> bool:
 
 
 def _next(runs: Sequence[Run[Found]], target: float) -> float:
-    """What to ask of the survey so that the result comes out a little above the target.
+    """Return the predicted dB to request so that the result lands slightly above the target.
 
-    Between a run that falls short and one that does not, on the line through both. Results need not rise with what is
-    foreseen, the worst of some images jumps, so the ends count by what was foreseen of them.
+    It lies on the line through a run that falls short and one that does not. Results need not rise with the prediction,
+    since the worst of several images may change, so runs are ordered by their prediction.
     """
     short = sorted((run for run in runs if run.result < target), key=_foreseen)
     enough = min((run for run in runs if run.result >= target), key=_foreseen, default=None)

@@ -1,8 +1,8 @@
-"""The first of two passes, where ranks depend on all matrices together, or on what an error costs in the output.
+"""Survey all deltas: the first of two passes, for ranks that depend on all matrices together or on an output norm.
 
 A survey decomposes every matrix once, up to a highest rank, keeps the vectors in a scratch file, and returns the
-spectra. Ranks are chosen from these for all adapters that are to come out. The second pass (`SurveyedPass`) cuts the
-vectors off at the chosen ranks, rounds them, and measures them against the deltas.
+spectra, from which the ranks of all adapters are chosen. The second pass (`SurveyedPass`) truncates the vectors to the
+chosen ranks, rounds them, and measures them against the deltas.
 """
 
 import math
@@ -38,25 +38,24 @@ from lbm_lora.parallel import ordered_map
 
 WeightsOf = Callable[[ModuleName], Weights]
 
-_LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # endings of a delta's vectors in the scratch file
+_LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # suffixes of a delta's vectors in the scratch file
 
 
 def unweighted(_: ModuleName) -> Weights:
-    """All errors of a matrix cost the same."""
+    """Return weights with which all errors in a matrix cost the same."""
     return Weights()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaSpectrum:
-    """What a survey finds of one delta.
+    """Spectrum of one delta, as found by a survey.
 
     Attributes:
-        squares: (k,), fp64: what each rank takes off the squared error, in the weighted norm.
-        rest: the squared error that rank k leaves.
-        rounding: (k,), fp64: the squared error that each rank's own rounding to the stored dtype is expected to add.
-        dense: the squared error that the delta's own rounding leaves where it is stored dense; infinite where it leaves
-            the range of the dtype.
-        worth: ranks that are more than the rounding of a 16-bit checkpoint; k where that is not known.
+        squares: (k,), fp64: how much each rank reduces the squared error, in the weighted norm.
+        rest: the squared error left at rank k.
+        rounding: (k,), fp64: the squared error that rounding each rank to the stored dtype is expected to add.
+        dense: the squared error from rounding the dense delta; infinite if the delta leaves the range of the dtype.
+        worth: ranks above the rounding noise of a 16-bit checkpoint; k if unknown.
     """
 
     item: PlanItem
@@ -69,11 +68,11 @@ class DeltaSpectrum:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass found.
+    """Result of the first pass.
 
     Attributes:
-        spectra: of every delta that is to be decomposed; those that are unchanged or too small are not among them.
-        others: the measures of all other tensors: stored dense, or left out. In a weighted norm they count nothing.
+        spectra: spectra of the deltas to decompose, without those that are unchanged or too small.
+        others: measures of all other tensors: stored dense, or left out. In a weighted norm they do not count.
     """
 
     spectra: list[DeltaSpectrum]
@@ -87,12 +86,12 @@ class _Decomposed:
 
 
 class SurveyPass:
-    """The first pass of two.
+    """First pass of two.
 
     Args:
-        plan: whose decomposed items' `rank` is the highest that may be chosen.
-        weights_of: what an error in a module costs.
-        scratch: where the vectors are put, in fp32.
+        plan: plan in which each decomposed item's `rank` is the highest that may be chosen.
+        weights_of: returns the cost of an error in a module.
+        scratch: file for the vectors, in fp32.
     """
 
     def __init__(self, plan: Plan, settings: DeltaSettings, weights_of: WeightsOf, scratch: Path) -> None:
@@ -140,7 +139,7 @@ class SurveyPass:
         except InputError as error:
             raise InputError(f"{item.name}: ", *error.args) from None
         worth = len(svd.values)
-        if weights == Weights():  # values of another norm cannot be compared with the noise
+        if weights == Weights():  # in another norm, values are not comparable with the noise
             worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))
         spectrum = DeltaSpectrum(
             item=item,
@@ -154,27 +153,27 @@ class SurveyPass:
 
 
 def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:
-    """The vectors of one delta in a survey's file."""
+    """Read the vectors of one delta from a survey's file."""
     left, values, right = (file.read(name + ending) for ending in (_LEFT, _VALUES, _RIGHT))
     return WeightedSVD(left, values, right, rest=0.0)
 
 
 def seed_of(name: ParamName) -> int:
-    """The seed of a tensor's random start: of its name alone, so that order and company do not matter."""
+    """Return the seed of a tensor's random start: it depends only on the name, not on order or other tensors."""
     return xxhash.xxh3_64_intdigest(name.encode()) >> 1
 
 
 def _dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
-    """The squared error of a matrix in the dtype that is stored."""
+    """Return the squared error of rounding a matrix to the stored dtype."""
     lost = matrix.to(dtype).float().sub_(matrix)
     return energy(whitening(lost)) if torch.isfinite(lost).all() else math.inf
 
 
 def _rounding(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:
-    """What rounding both factors adds to the squared error, rank by rank.
+    """Return the squared error that rounding both factors adds, rank by rank.
 
-    The rounding errors of a factor's elements are independent, so only the diagonals of the moments count. Refitting
-    `up` takes some of it back, which is left aside.
+    The rounding errors of a factor's elements are independent, so only the diagonals of the moments count. The part
+    that refitting `up` recovers is ignored.
     """
     outputs, inputs = (
         _variances(weights.outputs, svd.left.shape[0]),
@@ -191,11 +190,11 @@ def _rounding(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:
 
 
 def _variances(moment: Moment | None, count: int) -> Tensor:
-    """The diagonal of a moment, for each row or column of the matrix."""
+    """Return the diagonal of a moment, for each row or column of the matrix."""
     if moment is None:
         return torch.ones(count, dtype=torch.float64)
     return moment.variances().repeat_interleave(moment.repeat)
 
 
 _ROUNDING = {torch.bfloat16: 2.0**-14 * 0.541 / 12, torch.float16: 2.0**-20 * 0.541 / 12}
-"""Mean squared relative error of rounding values with evenly spread logarithms: ulp^2 / 12 over the value squared."""
+"""Mean squared relative error of rounding log-uniform values: ulp^2 / 12 over the value squared."""

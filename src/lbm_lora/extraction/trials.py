@@ -1,4 +1,4 @@
-"""Choices of ranks that are run before they are written: predictions checked, an error or a PSNR reached."""
+"""Run choices of ranks before they are written, to check predictions or to reach an error or a PSNR."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,16 +14,16 @@ from lbm_lora.extraction.prediction import Predictor
 from lbm_lora.extraction.rules import ErrorLimit, PsnrFloor, RankRule
 from lbm_lora.extraction.search import smallest
 
-_TOGETHER = -6.0  # dB: how much smaller than foreseen an error is before anything was run: layers' errors add up
+_TOGETHER = -6.0  # dB: first guess of the result minus the prediction, before any run: layers' errors add up
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialImages:
-    """Decoded one-step images of base + LoRA against the tuned model's: PSNR of float values in [-1, 1], dB.
+    """PSNR in dB of base + LoRA's decoded one-step images against the tuned model's, on float values in [-1, 1].
 
     Attributes:
-        psnrs: (name, dB) of each image; infinite for equal ones.
-        predicted_psnr: of the worst image, before this LoRA was run; where a PSNR was asked for.
+        psnrs: (name, dB) of each image; infinite for equal images.
+        predicted_psnr: PSNR of the worst image predicted before this LoRA was run, if a PSNR was requested.
     """
 
     psnrs: tuple[tuple[str, float], ...]
@@ -48,29 +48,29 @@ class TrialImages:
 
 @runtime_checkable
 class Trial(Protocol):
-    """A network that takes deltas and is compared with the tuned model."""
+    """A network that accepts deltas and is compared with the tuned model."""
 
     @property
     def has_points(self) -> bool:
-        """Whether `error` has anything to measure at."""
+        """Whether `error` has points to measure at."""
         ...
 
     def take(self, outcomes: Iterable[Outcome] = ()) -> None:
-        """Make the network the base with what the outcomes store."""
+        """Set the network to the base plus the stored outcomes."""
         ...
 
     def error(self) -> float | None:
-        """The typical relative error of the output."""
+        """Return the typical relative error of the output."""
         ...
 
     def images(self) -> TrialImages | None:
-        """PSNR of its images; None where there are none."""
+        """Return the PSNR of its images; None if there are none."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenRanks:
-    """A choice, and the images of its trial where they were compared."""
+    """A choice, and the images of its trial if they were compared."""
 
     choice: Choice
     images: TrialImages | None = None
@@ -78,10 +78,10 @@ class ChosenRanks:
 
 @dataclass(frozen=True)
 class Chooser:
-    """Chooses by a rule, from a survey and where there is one by a trial.
+    """Choose ranks by a rule, from a survey and an optional trial.
 
     Attributes:
-        pass_of: opens the pass that gives the outcomes of choices.
+        pass_of: opens the pass that yields the outcomes of choices.
     """
 
     allocator: RankAllocator
@@ -89,15 +89,15 @@ class Chooser:
     pass_of: Callable[[list[Choice]], AbstractContextManager[Pass]]
 
     def choose(self, rule: RankRule, trial: Trial | None) -> list[ChosenRanks]:
-        """A choice for each adapter that the rule asks for. With a trial each is run, and a limit is searched for.
+        """Return a choice for each adapter of the rule. With a trial each choice is run, and limits are searched for.
 
         Raises:
-            InputError: no choice of ranks reaches what is asked for.
+            InputError: no choice of ranks reaches the limit.
         """
         match rule:
             case PsnrFloor():
                 if trial is None:
-                    raise AssertionError("a PSNR is asked for where there are images")
+                    raise AssertionError("a PSNR limit needs images")
                 return [self._with_psnr(trial, rule.value)]
             case ErrorLimit() if trial is not None and trial.has_points:
                 return [self._with_error(trial, rule.value)]
@@ -111,7 +111,7 @@ class Chooser:
         return ChosenRanks(choice=choice, images=trial.images())
 
     def _with_error(self, trial: Trial, error: float) -> ChosenRanks:
-        """The smallest file with this measured error of the output."""
+        """Return the smallest file with this measured error of the output."""
 
         def measure(choice: Choice) -> float:
             self._take(trial, choice)
@@ -124,8 +124,8 @@ class Chooser:
         if found.result < target:
             raise InputError(
                 Option("max_output_error"),
-                f" {error:g}: the best file, with every delta dense, leaves "
-                f"{10 ** (-found.result / 20):.3g} in this precision. Ask for more, or use ",
+                f" {error:g} is out of reach: the best file, with every delta dense, has an error of "
+                f"{10 ** (-found.result / 20):.3g} in this precision. Allow more, or use ",
                 Option("save_precision"),
                 " fp16 or float.",
             )
@@ -133,13 +133,13 @@ class Chooser:
         return ChosenRanks(choice=found.proposal.found, images=trial.images())
 
     def _with_psnr(self, trial: Trial, psnr: float) -> ChosenRanks:
-        """The smallest file with which every image comes out with this PSNR. The base's own PSNR is the first guess."""
+        """Return the smallest file with which every image reaches this PSNR. The base's PSNR gives the first guess."""
         seen: dict[int, TrialImages] = {}
 
         def compare(nbytes: int) -> float:
             found = trial.images()
             if found is None:
-                raise AssertionError("a PSNR is asked for where there are images")
+                raise AssertionError("a PSNR limit needs images")
             seen[nbytes] = found
             return found.worst_psnr
 
@@ -154,8 +154,8 @@ class Chooser:
         if found.result < psnr:
             raise InputError(
                 Option("min_psnr"),
-                f" {psnr:g}: the best file, with every delta dense, gives {found.result:.2f} dB in this "
-                "precision. Ask for less, or use ",
+                f" {psnr:g} is out of reach: the best file, with every delta dense, gives {found.result:.2f} dB in "
+                "this precision. Ask for less, or use ",
                 Option("save_precision"),
                 " fp16 or float.",
             )

@@ -1,4 +1,4 @@
-"""Pure tensor maths of low-rank deltas: no names, no files (layer L1)."""
+"""Tensor maths for low-rank deltas, without names or files (layer L1)."""
 
 from lbm_lora.factorize.budget import (
     Allocation,

@@ -1,9 +1,9 @@
-"""Which delta gets how much of a file: the least squared error in sum for a number of bytes, and the reverse.
+"""Allocate a file's bytes to deltas: the least total squared error for a file size, and the reverse.
 
-Each delta offers choices: nothing, a rank, or the dense delta where that is cheaper than its factors. On the lower
-convex hull of its (bytes, squared error) the gain per byte falls from step to step, so taking the steps of all hulls
-in the order of their gain per byte gives the least error for every size that it passes through (Fox, "Discrete
-Optimization via Marginal Analysis", 1966). Between two such sizes it is off by less than the gain of one step.
+Each delta offers choices: nothing, a rank, or the dense delta if that is cheaper than its factors. On the lower convex
+hull of its (bytes, squared error) points the gain per byte falls from step to step, so taking the steps of all hulls
+in order of gain per byte gives the least error at every size along the way (Fox, "Discrete Optimization via Marginal
+Analysis", 1966). Between two such sizes the result is off by less than the gain of one step.
 """
 
 import math
@@ -15,20 +15,20 @@ from jaxtyping import Bool, Float64, Int64
 
 from lbm_lora.errors import InputError
 
-_DENSE = -1  # the dense delta among the ranks of an array
-_SLACK = 1e-9  # the same sum in another order is rounded otherwise
+_DENSE = -1  # stands for the dense delta in arrays of ranks
+_SLACK = 1e-9  # the same sum in another order rounds differently
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """What one delta costs, and what error it leaves, at each rank. Errors have one unit for all deltas.
+    """Cost and remaining error of one delta at each rank. All deltas use the same unit of error.
 
     Attributes:
-        squares: (k,), not negative, not rising: what ranks 1 to k take off the squared error, each. Ranks end there.
-        rest: the squared error that rank k leaves.
-        rank_bytes: of each rank.
-        fixed_bytes: of having factors at all: alpha, and the names of three tensors in the file.
-        dense_bytes: of the dense delta, which leaves no error; None where that is no choice.
+        squares: (k,), non-negative, non-increasing: how much each of ranks 1 to k reduces the squared error.
+        rest: the squared error left at rank k, the highest.
+        rank_bytes: bytes of each rank.
+        fixed_bytes: bytes of having factors at all: alpha, and the names of three tensors in the file.
+        dense_bytes: bytes of the dense delta, which leaves no error; None if it is not a choice.
 
     Raises:
         InputError: a value is not finite or negative, or a choice costs nothing.
@@ -42,31 +42,35 @@ class Spectrum:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.squares).all() and (self.squares >= 0).all() and 0 <= self.rest < math.inf):
-            raise InputError("a spectrum holds values that are negative or not finite.")
+            raise InputError("a spectrum has values that are negative or not finite.")
         if self.rank_bytes < 1 or self.fixed_bytes < 0 or (self.dense_bytes is not None and self.dense_bytes < 1):
-            raise InputError(f"a rank of {self.rank_bytes} bytes, or a dense delta of {self.dense_bytes}: at least 1.")
+            raise InputError(
+                f"a rank ({self.rank_bytes} bytes) and a dense delta ({self.dense_bytes}) must take at least 1."
+            )
 
     def size(self, rank: int | None) -> int:
-        """Bytes of a rank, of nothing (0), or of the dense delta (None)."""
+        """Return the bytes of a rank, of nothing (0), or of the dense delta (None)."""
         if rank is None:
             return self.dense_bytes or 0
         return self.fixed_bytes + rank * self.rank_bytes if rank else 0
 
     def error_sq(self, rank: int | None) -> float:
-        """Squared error that a rank, nothing (0), or the dense delta (None) leaves."""
+        """Return the squared error left by a rank, by nothing (0), or by the dense delta (None)."""
         return 0.0 if rank is None else float(self.errors()[rank])
 
     def errors(self) -> Float64[np.ndarray, " ranks"]:
-        """Squared errors of ranks 0 to k. Summed from the smallest, so that small ones keep their digits."""
+        """Squared errors of ranks 0 to k, summed from the smallest so that small values keep their precision."""
         return np.cumsum(np.append(self.squares, self.rest)[::-1])[::-1]
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Attributes:
-    ranks: of each delta, in the order of the spectra: 0 is nothing, None is the dense delta.
-    size: bytes in sum.
-    error_sq: squared errors in sum.
+    """Chosen ranks of all deltas, with their total size and error.
+
+    Attributes:
+        ranks: rank of each delta, in the order of the spectra: 0 is nothing, None is the dense delta.
+        size: total bytes.
+        error_sq: total squared error.
     """
 
     ranks: tuple[int | None, ...]
@@ -75,25 +79,25 @@ class Allocation:
 
 
 def allocate(spectra: Sequence[Spectrum], budget: int) -> Allocation:
-    """The choices with the least error that `budget` bytes have room for; below 1 that is nothing for every delta."""
+    """Return the choices with the least error that fit into `budget` bytes; nothing for every delta below 1 byte."""
     return curve(spectra, [budget])[0]
 
 
 def curve(spectra: Sequence[Spectrum], budgets: Sequence[int]) -> list[Allocation]:
-    """`allocate` for many budgets at once: what each of these sizes would give."""
+    """Run `allocate` for many budgets at once."""
     steps = _steps(spectra)
     return [_allocation(spectra, steps, _within(steps, budget)) for budget in budgets]
 
 
 def allocate_error(spectra: Sequence[Spectrum], target_error_sq: float) -> Allocation:
-    """The fewest bytes, but for the last step, that leave a squared error of `target_error_sq` or less.
+    """Return the fewest bytes, up to the last step, that leave a squared error of at most `target_error_sq`.
 
-    Where even the highest choices leave more, they are the result: its `error_sq` tells.
+    If even the highest choices leave more, they are returned; check `error_sq`.
     """
     steps = _steps(spectra)
     order = np.arange(len(steps.gains))
     lowest = _allocation(spectra, steps, order >= 0).error_sq
-    before = lowest + np.cumsum(steps.gains[::-1])[::-1]  # the squared error that each step finds
+    before = lowest + np.cumsum(steps.gains[::-1])[::-1]  # the squared error before each step
     count = np.count_nonzero(before > target_error_sq * (1 + _SLACK))
     while True:
         found = _allocation(spectra, steps, order < count)
@@ -103,12 +107,12 @@ def allocate_error(spectra: Sequence[Spectrum], target_error_sq: float) -> Alloc
 
 
 def error_rank(spectrum: Spectrum, relative_error: float) -> int | None:
-    """The smallest rank that leaves sqrt(squared error / energy) <= `relative_error`; None where rank k leaves more."""
+    """Return the smallest rank with sqrt(squared error / energy) <= `relative_error`; None if rank k leaves more."""
     return _smallest(spectrum, relative_error**2)
 
 
 def energy_rank(spectrum: Spectrum, share: float) -> int | None:
-    """The smallest rank that keeps `share`, 0 to 1, of a delta's energy; None where rank k keeps less."""
+    """Return the smallest rank that keeps `share`, 0 to 1, of a delta's energy; None if rank k keeps less."""
     return _smallest(spectrum, 1 - share)
 
 
@@ -120,13 +124,13 @@ def _smallest(spectrum: Spectrum, left: float) -> int | None:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps along the hulls of all deltas, by falling gain per byte; those of one delta stay in their order.
+    """Steps along the hulls of all deltas, by falling gain per byte; the steps of each delta keep their order.
 
     Attributes:
         owners: index of the delta.
-        ranks: that the step leads to.
+        ranks: rank that the step leads to.
         sizes: bytes that it adds.
-        gains: that it takes off the squared error.
+        gains: reduction of the squared error.
         rates: gains / sizes.
     """
 
@@ -149,11 +153,11 @@ def _steps(spectra: Sequence[Spectrum]) -> _Steps:
 
 
 def _hull(owner: int, spectrum: Spectrum) -> _Steps:
-    """The steps from nothing along the lower convex hull of a delta's choices.
+    """Return the steps from nothing along the lower convex hull of a delta's choices.
 
-    Ranks alone are convex. Only the ends are not: the fixed bytes make the first rank dear, so the first step goes to
-    the rank with the best ratio, and the dense delta takes the place of the ranks from which the way to it is better
-    than theirs.
+    Ranks are convex except at the ends: the fixed bytes make the first rank expensive, so the first step goes to the
+    rank with the best ratio; and the dense delta replaces the ranks from which a step to it gains more per byte than
+    their own next step.
     """
     ranks = np.arange(len(spectrum.squares) + 1)
     sizes = np.where(ranks > 0, spectrum.fixed_bytes + ranks * spectrum.rank_bytes, 0)
@@ -169,16 +173,16 @@ def _hull(owner: int, spectrum: Spectrum) -> _Steps:
             np.append(part[:last], end) for part, end in zip((ranks, sizes, errors), ends, strict=True)
         )
     gains, added = -np.diff(errors), np.diff(sizes)
-    worth = int(np.argmin(np.append(gains > 0, False)))  # a delta's steps end where there is nothing left to gain
+    worth = int(np.argmin(np.append(gains > 0, False)))  # a delta's steps end when there is nothing left to gain
     rates = np.minimum.accumulate(gains[:worth] / added[:worth])
     return _Steps(np.full(worth, owner), ranks[1 : 1 + worth], added[:worth], gains[:worth], rates)
 
 
 def _within(steps: _Steps, budget: int) -> Bool[np.ndarray, " steps"]:
-    """Which steps to take: all up to the first that is too large, and then what still fits of the others."""
+    """Return which steps to take: all up to the first that is too large, then any others that still fit."""
     taken = np.cumsum(steps.sizes) <= budget
     left = budget - int(steps.sizes[taken].sum())
-    closed: set[int] = set()  # deltas with a step that was too large: their later steps build on it
+    closed: set[int] = set()  # deltas with a step that was too large: their later steps depend on it
     smallest = steps.sizes.min(initial=budget)
     for index in np.flatnonzero(~taken):
         if left < smallest:

@@ -1,10 +1,10 @@
-"""Factors in 8 bits: whole numbers from -127 to 127, and for each rank the value of one unit.
+"""Factors in 8 bits: integers from -127 to 127, and one scale (unit) per rank.
 
     up @ down = (up8 * unit) @ down8
 
-A row of `down` and a column of `up` have one largest value each, which becomes 127: the rest is rounded to multiples of
-a 127th of it. Since scales can move between the two, one unit for each rank is all that both need. Units have 16
-significant bits, so that every value is exact in fp32, and rounding what was rounded changes nothing.
+The largest value in each row of `down` and each column of `up` becomes 127; the others are rounded to multiples of a
+127th of it. Since a scale can move from one factor to the other, one unit per rank serves both. Units have 16
+significant bits, so that every value is exact in fp32 and rounding is idempotent.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ _MANTISSA, _BIAS = 23, 127  # bits of fp32's fraction, and the offset of its exp
 
 @dataclass(frozen=True)
 class EightBit:
-    """What a file stores.
+    """Factors as a file stores them.
 
     Attributes:
         up: (out, rank).
         down: (rank, columns).
-        unit: (rank,), fp32, above 0.
+        unit: (rank,), fp32, positive.
     """
 
     up: Int8[Tensor, "out rank"]
@@ -35,22 +35,22 @@ class EightBit:
     unit: Float32[Tensor, " rank"]
 
     def factors(self) -> tuple[Float32[Tensor, "out rank"], Float32[Tensor, "rank columns"]]:
-        """(up, down), exact, with about half of each unit's size in either.
+        """Return (up, down), exact, with each unit split about evenly between them.
 
-        `down` gets a power of two: it costs no digits, and neither factor leaves the range of fp16.
+        `down` gets a power of two: that costs no precision, and neither factor leaves the range of fp16.
         """
         share = _power_of_two(torch.frexp(self.unit).exponent // 2)
         return self.up.float() * (self.unit / share), self.down.float() * share[:, None]
 
 
 def quantize(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"]) -> EightBit:
-    """The nearest factors in 8 bits, each rounded by itself; exact where they are in 8 bits already.
+    """Return the nearest factors in 8 bits, each rounded on its own; exact if they are in 8 bits already.
 
     Raises:
         InputError: a value is not finite.
     """
     across = _units(down.float(), dim=1)
-    moved = up.float() * across  # the product of two units might have more digits than are kept
+    moved = up.float() * across  # the product of two units may have more digits than are kept
     unit = _units(moved, dim=0)
     whole_up, whole_down = _whole(moved, unit), _whole(down.float(), across[:, None])
     counts = whole_up.any(dim=0) & whole_down.any(dim=1)  # a rank that is zero on one side is zero on both
@@ -58,7 +58,7 @@ def quantize(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"])
 
 
 def on_grid(rows: Float[Tensor, "rank columns"]) -> Float32[Tensor, "rank columns"]:
-    """`down` as 8 bits will hold it, up to the scale of its rows.
+    """Return `down` as stored in 8 bits, up to the scale of its rows.
 
     Raises:
         InputError: a value is not finite.
@@ -68,7 +68,7 @@ def on_grid(rows: Float[Tensor, "rank columns"]) -> Float32[Tensor, "rank column
 
 
 def grid_noise(vectors: Float[Tensor, "rows columns"], dim: int) -> Tensor:
-    """The mean squared rounding error of an element, for each vector along `dim`: unit^2 / 12."""
+    """Return the mean squared rounding error per element, unit^2 / 12, for each vector along `dim`."""
     return (vectors.abs().amax(dim=dim) / LARGEST).double().square() / 12
 
 
@@ -77,20 +77,20 @@ def _whole(values: Tensor, unit: Tensor) -> Tensor:
 
 
 def _units(values: Float32[Tensor, "rows columns"], dim: int) -> Tensor:
-    """A 127th of the largest value, with 16 significant bits; 1 where all are zero."""
+    """Return a 127th of the largest value, with 16 significant bits; 1 if all values are zero."""
     largest = values.abs().amax(dim=dim)
     if not torch.isfinite(largest).all():
-        raise InputError("factors with values that are not finite cannot be stored.")
+        raise InputError("factors have values that are not finite and cannot be stored.")
     unit = _shortened((largest / LARGEST).clamp_(min=torch.finfo(torch.float32).tiny))
     return torch.where(largest > 0, unit, torch.ones_like(unit))
 
 
 def _shortened(values: Float32[Tensor, " k"]) -> Float32[Tensor, " k"]:
-    """Rounded to 16 significant bits."""
+    """Round to 16 significant bits."""
     half = 1 << (_DROPPED - 1)
     return ((values.view(torch.int32) + half) >> _DROPPED << _DROPPED).view(torch.float32)
 
 
 def _power_of_two(exponents: Tensor) -> Float32[Tensor, " k"]:
-    """2^exponent by its bits: exact, which a power need not be."""
+    """Return 2^exponent, built from its bits: exact, as `pow` need not be."""
     return ((exponents + _BIAS) << _MANTISSA).to(torch.int32).view(torch.float32)

@@ -1,12 +1,12 @@
-"""A delta's matrix as the two factors that a file stores.
+"""Factorize a delta's matrix into the two factors that a file stores.
 
-Below full rank: down = sqrt(S) V^T of the truncated SVD, rounded to what is stored, and then the best `up` for it,
-which is U sqrt(S) but for the rounding. The split keeps both factors at one scale. The fit of `up` takes back what
-a randomized SVD left, and what rounding `down` cost within its own rows: some percent at low rank, half near full.
+Below full rank: down = sqrt(S) V^T of the truncated SVD, rounded to the stored dtype, then the best `up` for it, which
+is U sqrt(S) except for the rounding. The split keeps both factors at the same scale. Fitting `up` recovers the error
+of a randomized SVD and the error of rounding `down` within its row space: a few percent at low rank, half near full.
 
 At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the other.
-It costs the same bytes as an SVD's factors, and nothing is lost but the rounding of one matrix; deltas of bf16
-checkpoints often survive even that bit for bit.
+This takes the same bytes as an SVD's factors and loses only the rounding of one matrix; deltas of bf16 checkpoints
+often survive even that bit for bit.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize.eight_bit import on_grid, quantize
 from lbm_lora.factorize.svd import TruncatedSVD, truncated_svd
 
-_KEPT = 0.01  # how far rounding may move the squared length of a row of V^T before the row counts as lost
-_CUTOFF = 1e-4  # directions of lost rows below this share of the largest are left out
+_KEPT = 0.01  # how much rounding may change the squared length of a row of V^T before the row counts as lost
+_CUTOFF = 1e-4  # directions of lost rows below this fraction of the largest are dropped
 
 
 @dataclass(frozen=True)
 class Factors:
-    """matrix ~ up @ down, with the values that are stored.
+    """Factors with matrix ~ up @ down, holding the stored values.
 
     Attributes:
         up: (out, rank).
@@ -41,25 +41,25 @@ class Factors:
         return self.down.shape[0]
 
     def product(self) -> Float[Tensor, "out columns"]:
-        """up @ down in fp32."""
+        """Return up @ down in fp32."""
         dense = self.dense()
         return self.up.float() @ self.down.float() if dense is None else dense.clone()
 
     def dense(self) -> Float[Tensor, "out columns"] | None:
-        """The matrix in fp32 where one factor is the identity, as at full rank: no product is needed then."""
+        """Return the matrix in fp32, without a product, if one factor is the identity, as at full rank; else None."""
         if _is_identity(self.up):
             return self.down.float()
         return self.up.float() if _is_identity(self.down) else None
 
 
 def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtype, *, seed: int) -> Factors:
-    """The best factors of a rank, rounded to `dtype`.
+    """Return the best factors of a rank, rounded to `dtype`.
 
     Args:
         matrix: fp32, finite.
-        rank: 1 or more; the matrix's own bound, min(out, columns), caps it.
-        dtype: what the file stores: fp32, fp16, bf16, or int8.
-        seed: of the randomized method.
+        rank: 1 or more, capped at min(out, columns).
+        dtype: the stored dtype: fp32, fp16, bf16, or int8.
+        seed: seed of the randomized method.
 
     Raises:
         InputError: a value leaves the range of `dtype`.
@@ -75,10 +75,10 @@ def factorize_ranks(
     seed: int,
     squared_norm: float | None = None,
 ) -> list[Factors]:
-    """The best factors of several ranks out of one decomposition, in their order; see `factorize`.
+    """Return the best factors for several ranks, in order, from one decomposition; see `factorize`.
 
     Args:
-        squared_norm: of the matrix, where it is known already.
+        squared_norm: squared norm of the matrix, if already known.
     """
     bound = min(matrix.shape)
     highest = max((rank for rank in ranks if rank < bound), default=0)
@@ -90,7 +90,7 @@ def factorize_ranks(
 
 
 def factors_of(svd: TruncatedSVD, dtype: torch.dtype) -> Factors:
-    """The best factors of what a decomposition keeps, rounded to `dtype`.
+    """Return the best factors for a truncated decomposition, rounded to `dtype`.
 
     Raises:
         InputError: a value leaves the range of `dtype`.
@@ -101,7 +101,7 @@ def factors_of(svd: TruncatedSVD, dtype: torch.dtype) -> Factors:
 
 
 def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Float[Tensor, "rank columns"]:
-    """`down` with the values that are stored, which `up` is then fitted to; fp32 for int8.
+    """Return `down` with its stored values, to which `up` is then fitted; fp32 for int8.
 
     Raises:
         InputError: a value leaves the range of `dtype`.
@@ -110,7 +110,7 @@ def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Flo
 
 
 def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Factors:
-    """Both factors with the values that are stored; fp32 for int8, see `eight_bit`.
+    """Return both factors with their stored values; fp32 for int8, see `eight_bit`.
 
     Raises:
         InputError: a value leaves the range of `dtype`.
@@ -121,20 +121,20 @@ def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank colu
 
 
 def dense_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What dense deltas are stored in beside factors of `dtype`: they have no ranks that could share a unit."""
+    """Return the dtype of dense deltas stored with factors of `dtype`: without ranks they have no unit for int8."""
     return torch.float16 if dtype == torch.int8 else dtype
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in the dtype that is stored.
+    """Return a copy in the stored dtype.
 
     Raises:
-        InputError: a finite value leaves the range of `dtype`, as those above 65504 do in fp16.
+        InputError: a finite value leaves the range of `dtype`, as values above 65504 do in fp16.
     """
     stored = values.to(dtype, copy=True)
     if not torch.isfinite(stored).all():
         raise InputError(
-            f"values up to {float(values.abs().max()):g} do not fit into {str(dtype).removeprefix('torch.')}. "
+            f"values up to {float(values.abs().max()):g} exceed the range of {str(dtype).removeprefix('torch.')}. "
             "Store them in bf16: ",
             Option("save_precision"),
             " bf16.",
@@ -156,12 +156,11 @@ def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Fact
 def _refit(
     svd: TruncatedSVD, down: Float[Tensor, "rank columns"], root: Float[Tensor, " rank"]
 ) -> Float[Tensor, "out rank"]:
-    """The best `up` for a given `down`: argmin ||left diag(values) right - up @ down||.
+    """Return the best `up` for a given `down`: argmin ||left diag(values) right - up @ down||.
 
-    What the decomposition leaves out is orthogonal to `right`, so it would change `up` only by its share in the
-    rounding of `down`. The rows of down / root are nearly orthonormal, so the normal equations are well conditioned.
-    Only a row that is zero, or that fp16 has flushed (its numbers end at 6e-8), is not; the pseudo-inverse leaves such
-    rows out.
+    The truncated remainder is orthogonal to `right`, so it would change `up` only through the rounding of `down`. The
+    rows of down / root are nearly orthonormal, so the normal equations are well conditioned. The exceptions are rows
+    that are zero or that fp16 flushed to zero (its smallest number is 6e-8); the pseudo-inverse drops them.
     """
     scale = torch.where(root > 0, root, torch.ones_like(root))
     rows = down / scale[:, None]

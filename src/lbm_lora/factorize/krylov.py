@@ -1,17 +1,17 @@
-"""Block Krylov iteration: the leading singular vectors of a large matrix out of a few products with it.
+"""Block Krylov iteration: the leading singular vectors of a large matrix from a few products with it.
 
 (Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular Value Decomposition",
-2015, arXiv 1504.05477.) It keeps the blocks of all rounds, and so comes far closer to the optimum than subspace
-iteration at the same number of products.
+2015, arXiv 1504.05477.) It keeps the blocks of all rounds, and so gets far closer to the optimum than subspace
+iteration with the same number of products.
 
-It checks itself. The last product, with the right vectors that were found, is half a round more: what energy it gains
-tells how much was still missing. Where that is more than a set part of the error, rounds are added.
+It checks itself. The last product, with the right vectors found so far, is half a round more: the energy that it gains
+shows how much was still missing. If that is more than a set fraction of the error, rounds are added.
 
-Products are most of the work. Processors that multiply bf16 natively do it two to three times as fast as fp32, so
-there the first rounds, which only look for directions, run on a bf16 copy. The last product is always fp32: it gives
-the best approximation for the right vectors that were found. What the copy loses is of the size of 1e-6 of the matrix's
-energy, which is nothing beside the error of a typical delta and too much beside a small one; then the rounds
-are run again in fp32, from where the first ones came to.
+Products are most of the work. Processors that multiply bf16 natively do so two to three times as fast as fp32; on
+these, the first rounds, which only search for directions, run on a bf16 copy. The last product is always fp32: it gives
+the best approximation for the right vectors found. The copy loses about 1e-6 of the matrix's energy, which is
+negligible compared with the error of a typical delta but too much for a small error; the rounds then continue in fp32
+from where the first ones ended.
 """
 
 import math
@@ -24,21 +24,23 @@ from torch import Tensor
 from lbm_lora.blocks import energy
 
 SMALLEST_BLOCK = 16
-"""Columns of a block at least: products with fewer take as long. A block has as many columns as the rank asks for."""
+"""Fewest columns of a block, since products with fewer take as long. Higher ranks get larger blocks."""
 
 _FIRST_ROUNDS = 4
 _LAST_ROUNDS = 10
-_TOLERANCE = 1e-3  # of the squared error: what the last half round may gain. Half of it is then left at most
+_TOLERANCE = 1e-3  # of the squared error: the most the last half round may gain. Half of that at most is still missing
 _FLOOR = 1e-11  # of the squared norm: below it, fp32 products are noise
-_BF16_FROM = 0.01  # of the squared norm: of larger squared errors, what bf16 loses is no more than some 1e-4
-_SAFE = (1e-24, 1e24)  # squared norms whose products, and their squares, stay in the range of fp32
+_BF16_FROM = 0.01  # of the squared norm: for squared errors above this, bf16 loses at most about 1e-4 of the error
+_SAFE = (1e-24, 1e24)  # range of squared norms whose products, and their squares, fit fp32
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """Attributes:
-    rows: orthonormal, on the long side of A: they span what was found of its leading singular vectors there.
-    product: of A and these rows, on its short side; fp32.
+    """Approximate leading singular subspace of a matrix A.
+
+    Attributes:
+        rows: orthonormal rows on the long side of A that span its leading singular vectors as far as found.
+        product: product of A with these rows, on its short side; fp32.
     """
 
     rows: Float[Tensor, "rank long"]
@@ -48,16 +50,16 @@ class Subspace:
 def leading_subspace(
     matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, squared_norm: float
 ) -> Subspace | None:
-    """The subspace of the leading singular vectors.
+    """Return the subspace of the leading singular vectors.
 
     Args:
         matrix: fp32, finite.
         rank: far below min(out, columns).
-        seed: of the random start.
-        squared_norm: of the matrix.
+        seed: seed of the random start.
+        squared_norm: squared norm of the matrix.
 
     Returns:
-        None where it has not converged, or where the exact method has less to do.
+        None if the iteration has not converged, or if the exact method is cheaper.
     """
     if squared_norm and not _SAFE[0] < squared_norm < _SAFE[1]:
         size = math.sqrt(squared_norm)
@@ -78,7 +80,7 @@ def leading_subspace(
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether products of bf16 matrices are a matter of the processor, and not of converting them first."""
+    """Return whether the processor multiplies bf16 matrices natively, without converting them first."""
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     found = torch.cpu.get_capabilities()
@@ -86,7 +88,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 class _Products:
-    """Products of A with blocks on its short side, in the dtype that A is given in; blocks go in as fp32."""
+    """Products of A with blocks on its short side, in the dtype of A; blocks are passed in fp32."""
 
     def __init__(self, matrix: Float[Tensor, "out columns"]) -> None:
         self._matrix = matrix
@@ -94,7 +96,7 @@ class _Products:
         self.short, self.long = sorted(matrix.shape)
 
     def across(self, basis: Float[Tensor, "short n"]) -> Float[Tensor, "n long"]:
-        """Never with a transposed A: that product takes half as long again."""
+        """Multiply without transposing A: the transposed product takes half as long again."""
         basis = basis.to(self._matrix.dtype)
         return basis.mT @ self._matrix if self._wide else (self._matrix @ basis).mT
 
@@ -124,13 +126,13 @@ def _search(
     twice: for the next block, and as its part of the projected matrix.
 
     Args:
-        products: that the rounds use.
+        products: products for the rounds.
         exact: the same in fp32, for the last product.
         block: A G.
-        least_error: squared errors below this share of the squared norm are too small for these products.
+        least_error: squared errors below this fraction of the squared norm are too small for these products.
 
     Returns:
-        None where the first block leaves less than that, or where LAPACK has less to do.
+        None if the first block leaves less than that, or if LAPACK is cheaper.
     """
     width, count = block.shape[1], min(last_round, products.short // block.shape[1])
     basis, projected = block.new_empty(products.short, count * width), block.new_empty(count * width, products.long)
@@ -160,7 +162,7 @@ def _ritz(
     squared_norm: float,
     least_error: float,
 ) -> _Found:
-    """What is the best of a rank within a basis, and whether it is good enough."""
+    """Return the best approximation of a rank within a basis, and whether it is good enough."""
     rows = _leading_rows(projected, rank)
     product = exact.back(rows)
     within = basis.mT @ product
@@ -171,17 +173,17 @@ def _ritz(
 
 
 def _leading_rows(projected: Float[Tensor, "m columns"], rank: int) -> Float[Tensor, "rank columns"]:
-    """Orthonormal rows that span the first right singular vectors of a matrix of few rows.
+    """Return orthonormal rows that span the first right singular vectors of a matrix with few rows.
 
-    By the Gram matrix of the rows: its rounding errors are those of the products that made them. The QR makes up for
-    rows of small values.
+    This uses the Gram matrix of the rows: its rounding errors are no larger than those already in the rows. The QR
+    corrects rows of small values.
     """
     vectors = torch.linalg.eigh((projected @ projected.mT).double()).eigenvectors[:, -rank:]
     return torch.linalg.qr((vectors.mT.to(projected.dtype) @ projected).mT).Q.mT
 
 
 def _orthonormal_beside(basis: Float[Tensor, "out m"], block: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
-    """An orthonormal basis of what `block` adds to `basis`; projected twice, since once leaves rounding errors."""
+    """Return an orthonormal basis of what `block` adds to `basis`. Projects twice: once leaves rounding errors."""
     for _ in range(2):
         block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
     return block

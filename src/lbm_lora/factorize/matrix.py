@@ -1,4 +1,4 @@
-"""The one place where a weight's shape becomes a matrix and back.
+"""Convert between a weight's shape and its matrix; no other module does.
 
 A linear weight is (out, in); a conv weight (out, in, kh, kw) is read as (out, in*kh*kw). The factors of a conv
 keep its kernel in `down` (rank, in, kh, kw); `up` is a 1x1 conv (out, rank, 1, 1).
@@ -8,16 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 MATRIX_DIMS = (2, 4)
-"""A weight with one of these numbers of dimensions has a matrix view; any other delta is dense."""
+"""Numbers of dimensions with a matrix view; a delta with any other is dense."""
 
 
 def has_matrix_view(shape: tuple[int, ...]) -> bool:
-    """Whether a weight of this shape is a linear or a 2-D conv weight with at least one value."""
+    """Return whether a weight of this shape is a linear or 2-D conv weight with at least one value."""
     return len(shape) in MATRIX_DIMS and 0 not in shape
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(out, in) or (out, in, kh, kw) -> (out, in*kh*kw)."""
+    """Return the matrix shape: (out, in) or (out, in, kh, kw) -> (out, in*kh*kw)."""
     columns = 1
     for size in shape[1:]:
         columns *= size
@@ -30,20 +30,20 @@ def to_matrix(weight: Tensor) -> Float[Tensor, "out columns"]:
 
 
 def from_matrix(matrix: Float[Tensor, "out columns"], shape: tuple[int, ...]) -> Tensor:
-    """Inverse of `to_matrix`."""
+    """Invert `to_matrix`."""
     return matrix.reshape(shape)
 
 
 def rank_bound(shape: tuple[int, ...]) -> int:
-    """The highest rank that a weight of this shape can have: min(out, in*kh*kw)."""
+    """Return the highest rank that a weight of this shape can have: min(out, in*kh*kw)."""
     return min(matrix_shape(shape))
 
 
 def up_shape(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Shape of `up` in a file for a weight of this shape."""
+    """Return the shape of `up` in a file for a weight of this shape."""
     return (shape[0], rank, *(1 for _ in shape[2:]))
 
 
 def down_shape(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Shape of `down` in a file for a weight of this shape."""
+    """Return the shape of `down` in a file for a weight of this shape."""
     return (rank, *shape[1:])

@@ -1,4 +1,4 @@
-"""How far an approximation is from a delta, in sums that add up over parameters."""
+"""Measure the error of an approximation to a delta, in sums that add up over parameters."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from lbm_lora.factorize.matrix import to_matrix
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Sums over the values of one delta, or of several: fp32 within blocks of 65536 values, fp64 over the blocks.
+    """Sums over the values of one or several deltas: fp32 within blocks of 65536 values, fp64 over the blocks.
 
     Attributes:
         numel: number of values.
@@ -22,8 +22,8 @@ class Measure:
         error_sq: sum of (delta - approximation)^2.
         delta_abs: sum of |delta|.
         error_abs: sum of |delta - approximation|.
-        noise_sq: sum of ulp(tuned)^2 / 12, the variance that rounding tuned to its bf16 or fp16 storage adds; 0 where
-            the delta is zero, since a parameter that was not trained keeps the base's rounding.
+        noise_sq: sum of ulp(tuned)^2 / 12, the variance added by rounding tuned to bf16 or fp16 storage; 0 if the delta
+            is zero, since an untrained parameter keeps the base's rounding.
     """
 
     numel: int = 0
@@ -45,27 +45,27 @@ class Measure:
 
     @property
     def relative_error(self) -> float:
-        """||delta - approximation||_F / ||delta||_F; 0 where both are zero, inf where only the delta is."""
+        """||delta - approximation||_F / ||delta||_F; 0 if both norms are zero, inf if only the delta is zero."""
         return _ratio(math.sqrt(self.error_sq), math.sqrt(self.delta_sq))
 
     @property
     def mean_error(self) -> float:
-        """mean |delta - approximation|."""
+        """Mean |delta - approximation|."""
         return self.error_abs / self.numel if self.numel else 0.0
 
     @property
     def relative_mean_error(self) -> float:
-        """mean |delta - approximation| / mean |delta|, the documented measure."""
+        """Mean |delta - approximation| / mean |delta|, the documented measure."""
         return _ratio(self.error_abs, self.delta_abs)
 
     @property
     def noise_floor(self) -> float:
-        """The part of the delta's norm that storage rounding of tuned makes up; no method can tell it apart."""
+        """The part of the delta's norm that is storage rounding of tuned; no method can separate it."""
         return _ratio(math.sqrt(self.noise_sq), math.sqrt(self.delta_sq))
 
 
 def measure_delta(numel: int, sums: DeltaSums) -> Measure:
-    """The sums that need no approximation; the error is the delta itself."""
+    """Return the sums of a delta without an approximation; the error is the delta itself."""
     return Measure(
         numel=numel,
         delta_sq=sums.squares,
@@ -77,12 +77,11 @@ def measure_delta(numel: int, sums: DeltaSums) -> Measure:
 
 
 def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors | None) -> Measure:
-    """`measured` with the error of an approximation; infinite where that holds values that are not finite.
+    """Return `measured` with the error of an approximation; infinite if the approximation has non-finite values.
 
     Args:
         delta: fp32.
-        approximation: fp32 of the same shape, or the factors of its matrix; None where the file has nothing, which
-            means zero.
+        approximation: fp32 of the same shape, or the factors of its matrix; None means zero: the file has nothing.
     """
     if approximation is None:
         return measured
@@ -96,7 +95,7 @@ def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors
 
 
 def _error_blocks(delta: Tensor, approximation: Tensor | Factors) -> Iterator[Tensor]:
-    """delta - approximation, piece by piece; a piece may be written over, and is valid until the next one."""
+    """Yield delta - approximation block by block; a block may be overwritten, and is valid until the next one."""
     dense = approximation.dense() if isinstance(approximation, Factors) else None
     approximation = approximation if dense is None else dense.reshape(delta.shape)
     if isinstance(approximation, Tensor):

@@ -1,9 +1,9 @@
-"""Second moments M = sum of weight * x x^T of the vectors at one side of a layer, in bounded memory.
+"""Second moments M = sum of weight * x x^T of the vectors on one side of a layer, in bounded memory.
 
-Up to some width a moment is kept whole. Above it, it is low rank plus diagonal: a Nystroem approximation from one
-sketch Y = M Omega that rows can be added to as they come (Tropp, Yurtsever, Udell, Cevher, "Fixed-Rank Approximation
-of a Positive-Semidefinite Matrix from Streaming Data", 2017, arXiv 1706.05736), and beside it what the diagonal of M
-has more than the approximation's, so that the diagonal is kept.
+Up to a fixed width a moment is dense. Above it, it is low rank plus diagonal: a Nystroem approximation from one
+sketch Y = M Omega to which rows are added as they arrive (Tropp, Yurtsever, Udell, Cevher, "Fixed-Rank Approximation
+of a Positive-Semidefinite Matrix from Streaming Data", 2017, arXiv 1706.05736), plus the difference between the
+diagonal of M and that of the approximation, so that the diagonal is exact.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
 from lbm_lora.errors import InputError
 from lbm_lora.factorize.roots import Root, cholesky, low_rank_root, triangular_root, vectors_of
 
-_ROWS = 4096  # rows that are widened at once
-_SHIFT = 4 * torch.finfo(torch.float32).eps  # of ||Y||_F: what sums in fp32 may have lost of Y
+_ROWS = 4096  # rows converted to fp32 at once
+_SHIFT = 4 * torch.finfo(torch.float32).eps  # of ||Y||_F: what fp32 sums may have lost of Y
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Moment:
 
     Attributes:
         dense: (n, n), M itself.
-        diagonal: (n,), not negative; M = diag(diagonal), plus factor @ factor^T where there is one.
+        diagonal: (n,), non-negative; M = diag(diagonal), plus factor @ factor^T if there is one.
         factor: (n, k).
-        repeat: how many columns of a matrix each of the n stands for, one after the other. For a conv's inputs M is
-            of the channels and holds for each of the kh*kw positions of the kernel, since columns are ordered
-            (in, kh, kw); what two positions have in common counts as zero.
+        repeat: how many consecutive columns of a matrix each of the n stands for. For a conv's inputs M covers the
+            channels and applies to each of the kh*kw positions of the kernel, since columns are ordered (in, kh, kw);
+            the correlation between two positions counts as zero.
 
     Raises:
-        InputError: it is in none of these forms.
+        InputError: the fields match none of these forms.
     """
 
     dense: Float[Tensor, "n n"] | None = None
@@ -45,16 +45,16 @@ class Moment:
 
     def __post_init__(self) -> None:
         if (self.dense is None) == (self.diagonal is None) or (self.diagonal is None and self.factor is not None):
-            raise InputError("a second moment is either dense, or a diagonal with or without a low-rank factor.")
+            raise InputError("a second moment must be dense, or a diagonal with or without a low-rank factor.")
 
     @property
     def size(self) -> int:
-        """n."""
+        """The width n."""
         return self.variances().shape[0]
 
     @property
     def trace(self) -> float:
-        """Of M, over all columns that it stands for."""
+        """The trace of M, over all columns that it stands for."""
         return self.repeat * float(self.variances().sum())
 
     def variances(self) -> Float[Tensor, " n"]:
@@ -65,20 +65,20 @@ class Moment:
         return diagonal + factor.square().sum(dim=1)
 
     def quadratic(self, matrix: Float[Tensor, "rows columns"]) -> float:
-        """tr(matrix M matrix^T), in fp64."""
+        """Return tr(matrix M matrix^T), in fp64."""
         return sum(self._quadratic(block.double()) for block in vectors_of(matrix, self.repeat).split(_ROWS))
 
     def root(self, ridge: float) -> Root:
-        """A root of M + ridge * mean(diag M) * I.
+        """Return a root of M + ridge * mean(diag M) * I.
 
         Args:
-            ridge: above 0. It limits what an error may cost in directions that no sample had.
+            ridge: above 0. It gives errors a cost in directions that no sample covered.
 
         Raises:
             InputError: the ridge is not above 0, or M is not finite.
         """
         if not ridge > 0:
-            raise InputError(f"the ridge of a second moment is {ridge:g}: it must be above 0.")
+            raise InputError(f"the ridge of a second moment must be above 0, got {ridge:g}.")
         added = ridge * float(_finite(self.variances()).mean())
         if self.dense is not None and added > 0:
             shifted = self.dense.double()
@@ -94,7 +94,7 @@ class Moment:
         return Moment(dense, diagonal, factor, self.repeat)
 
     def _low_rank(self) -> tuple[Float[Tensor, " n"], Float[Tensor, "n k"]]:
-        """Diagonal and factor in fp64, where M is of that form or zero."""
+        """Return diagonal and factor in fp64, for an M of that form or zero."""
         diagonal = self.variances() if self.diagonal is None else self.diagonal.double()
         return diagonal, diagonal[:, None][:, :0] if self.factor is None else self.factor.double()
 
@@ -106,15 +106,15 @@ class Moment:
 
 
 class MomentAccumulator:
-    """Sums weight * x x^T over rows x that come in any number of parts; O(n^2) up to `dense_up_to`, O(n k) above.
+    """Sum of weight * x x^T over rows x added in any number of parts; O(n^2) up to `dense_up_to`, O(n k) above.
 
     Args:
         size: n, the length of a row.
-        dense_up_to: the largest n whose moment is kept whole.
-        sketch_rank: k, the columns of the sketch above it; 0 keeps the diagonal alone.
-        repeat: of the `Moment`.
-        seed: of Omega.
-        device: of the sums.
+        dense_up_to: the largest n with a dense moment.
+        sketch_rank: k, the columns of the sketch above it; 0 keeps only the diagonal.
+        repeat: `repeat` of the `Moment`.
+        seed: seed of Omega.
+        device: device of the sums.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class MomentAccumulator:
         self._repeat, self._seed = repeat, seed
 
     def add(self, rows: Float[Tensor, "tokens n"], weight: float = 1.0) -> None:
-        """Add weight * rows^T @ rows; rows of any floating point dtype and device, weight not negative."""
+        """Add weight * rows^T @ rows; rows of any floating-point dtype and device, weight non-negative."""
         sums = self._diagonal if self._dense is None else self._dense
         for block in rows.detach().split(_ROWS):
             wide = block.to(sums.device, torch.float32)
@@ -145,10 +145,10 @@ class MomentAccumulator:
             self._sketch.addmm_(wide.mT, wide @ self._omega(), alpha=weight)
 
     def result(self, count: float = 1.0) -> Moment:
-        """The sum divided by `count`.
+        """Return the sum divided by `count`.
 
         Raises:
-            InputError: the sum is not finite: some row was not, or its squares leave the range of fp32.
+            InputError: the sum is not finite: a row was not, or its squares leave the range of fp32.
         """
         if self._dense is not None:
             mean = _finite(self._dense) / count
@@ -161,7 +161,7 @@ class MomentAccumulator:
         return Moment(diagonal=rest, factor=factor, repeat=self._repeat)
 
     def state(self) -> dict[str, Tensor]:
-        """All that `from_state` needs to go on; the tensors are the sums themselves, not copies."""
+        """Return all that `from_state` needs to resume; the tensors are the sums themselves, not copies."""
         settings = {"repeat": torch.tensor(self._repeat), "seed": torch.tensor(self._seed)}
         if self._dense is not None:
             return settings | {"dense": self._dense}
@@ -169,7 +169,7 @@ class MomentAccumulator:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "MomentAccumulator":
-        """The accumulator that `state` was taken of; it goes on in the given tensors."""
+        """Restore an accumulator from its `state`; it continues in the given tensors."""
         found = cls(0, repeat=int(state["repeat"]), seed=int(state["seed"]))
         found._dense = state.get("dense")
         if found._dense is None:
@@ -182,13 +182,13 @@ class MomentAccumulator:
 
 @lru_cache(maxsize=8)  # a model has few widths
 def _test_matrix(size: int, rank: int, seed: int, device: torch.device) -> Float[Tensor, "size rank"]:
-    """Random orthonormal columns."""
+    """Return random orthonormal columns."""
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(size, rank, generator=generator)).Q.to(device)
 
 
 def _nystroem(sketch: Float[Tensor, "n k"], omega: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """F with F F^T = Y (Omega^T Y)^-1 Y^T, Y shifted by little more than its rounding (algorithm 3 of the paper)."""
+    """Return F with F F^T = Y (Omega^T Y)^-1 Y^T, Y shifted by slightly more than its rounding (paper, algorithm 3)."""
     shift = _SHIFT * float(sketch.norm())
     if shift == 0:
         return sketch
@@ -200,5 +200,5 @@ def _nystroem(sketch: Float[Tensor, "n k"], omega: Float[Tensor, "n k"]) -> Floa
 
 def _finite(sums: Tensor) -> Tensor:
     if not torch.isfinite(sums).all():
-        raise InputError("a second moment holds values that are not finite.")
+        raise InputError("a second moment has values that are not finite.")
     return sums

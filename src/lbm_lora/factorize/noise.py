@@ -1,16 +1,16 @@
-"""Which singular values of a delta are more than the rounding of a 16-bit checkpoint.
+"""Tell singular values of a delta from the rounding noise of a 16-bit checkpoint.
 
 The largest singular value of a random (m, n) matrix with independent elements of standard deviation s is about
 s * (sqrt(m) + sqrt(n)): the edge of the law of Marchenko and Pastur, 1967 (Bai, Silverstein and Yin, 1988, for the
-largest). Above that edge a rank keeps signal for the most part; below it, it copies noise.
+largest). A rank above that edge keeps mostly signal; a rank below it copies noise.
 
-An ulp follows the size of its weight, so rows or columns of larger weights have more noise, and with the mean over all
-elements noise would reach above the edge. Then the longest row and the longest column of the standard deviations take
-the place of s * sqrt(n) and s * sqrt(m) (Bandeira and van Handel, "Sharp nonasymptotic bounds on the norm of random
-matrices with independent entries", 2016, arXiv 1408.6185).
+An ulp scales with its weight, so rows or columns of larger weights have more noise, and with the mean over all
+elements noise would exceed the edge. Therefore the norms of the longest row and the longest column of the standard
+deviations replace s * sqrt(n) and s * sqrt(m) (Bandeira and van Handel, "Sharp nonasymptotic bounds on the norm of
+random matrices with independent entries", 2016, arXiv 1408.6185).
 
-Rounding counts as spread evenly over one ulp. Where most weights have changed by far less than their ulp, most of the
-delta is 0, and what is left is neither as independent nor as large as these edges have it.
+Rounding is assumed uniform over one ulp. If most weights changed by far less than their ulp, most of the delta is 0,
+and the rest is neither as independent nor as large as these edges assume.
 """
 
 import math
@@ -24,13 +24,13 @@ _ROWS = 256
 
 
 def noise_edge(shape: tuple[int, int], element_std: float) -> float:
-    """The largest singular value of noise with one standard deviation: element_std * (sqrt(m) + sqrt(n))."""
+    """Return the largest singular value of noise of one standard deviation: element_std * (sqrt(m) + sqrt(n))."""
     rows, columns = shape
     return element_std * (math.sqrt(rows) + math.sqrt(columns))
 
 
 def rounding_edge(tuned: Float[Tensor, "out columns"]) -> float:
-    """The largest singular value that storage rounding gives to the delta of a matrix.
+    """Return the largest singular value that storage rounding adds to the delta of a matrix.
 
     Args:
         tuned: in its storage dtype; the edge is 0 for dtypes wider than bf16 and fp16.
@@ -49,5 +49,5 @@ def rounding_edge(tuned: Float[Tensor, "out columns"]) -> float:
 
 
 def rank_above(values: Float[Tensor, " k"], edge: float) -> int:
-    """How many singular values are above an edge: the ranks that are worth their bytes."""
+    """Return how many singular values are above an edge: the ranks that are worth their bytes."""
     return int((values > edge).sum())

@@ -1,4 +1,4 @@
-"""How much rank a matrix gets."""
+"""Fixed ranks for matrices."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize.matrix import rank_bound
 
 FULL_RANK = 9999
-"""The documented idiom for "as high as the matrix allows"."""
+"""The documented value for "as high as the matrix allows"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedRank:
-    """One rank for linear weights and one for convs, each capped by the matrix."""
+    """One rank for linear weights and one for convs, each capped at the matrix's bound."""
 
     linear: int = 32
     conv: int = 16
@@ -26,9 +26,9 @@ class FixedRank:
         for name, value in (("rank", self.linear), ("conv_rank", self.conv)):
             if value < 1:
                 raise InputError(
-                    f"{name} is {value}: a rank is at least 1. To leave layers out: ", Option("exclude"), " PATTERN."
+                    f"{name} must be at least 1, got {value}. To leave layers out: ", Option("exclude"), " PATTERN."
                 )
 
     def rank_of(self, shape: tuple[int, ...]) -> int:
-        """The rank that a weight of this shape is stored with."""
+        """Return the stored rank for a weight of this shape."""
         return min(self.conv if len(shape) == 4 else self.linear, rank_bound(shape))

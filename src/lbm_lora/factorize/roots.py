@@ -11,24 +11,24 @@ from torch import Tensor
 
 @runtime_checkable
 class Root(Protocol):
-    """L of a moment of the columns' side. On the rows' side of a matrix: L^T matrix = times(matrix.mT).mT."""
+    """Root L of a moment on the columns' side. On the rows' side: L^T matrix = times(matrix.mT).mT."""
 
     def times(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """matrix @ L."""
+        """Return matrix @ L."""
         ...
 
     def solve(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """matrix @ L^-1; zero where M is zero."""
+        """Return matrix @ L^-1; zero where M is zero."""
         ...
 
 
 @dataclass(frozen=True)
 class TriangularRoot:
-    """The Cholesky factor of a dense M.
+    """Cholesky factor of a dense M.
 
     Attributes:
         lower: (n, n), lower triangular, fp32.
-        repeat: columns of the matrix that each of the n stands for, one after the other.
+        repeat: how many consecutive columns of the matrix each of the n stands for.
     """
 
     lower: Float[Tensor, "n n"]
@@ -47,9 +47,9 @@ class TriangularRoot:
 
 @dataclass(frozen=True)
 class LowRankRoot:
-    """L = S (I + V diag(outer) V^T) of M = S (I + V V^T) S with a diagonal S; orthogonal columns V; O(n k).
+    """Root L = S (I + V diag(outer) V^T) of M = S (I + V V^T) S, with diagonal S and orthogonal columns V; O(n k).
 
-    Since L^-1 = (I + V diag(inner) V^T) S^-1 too, nothing of size (n, n) is made.
+    Since L^-1 = (I + V diag(inner) V^T) S^-1, no (n, n) matrix is needed.
 
     Attributes:
         scale: (n,), the diagonal of S; zero only where M is.
@@ -76,12 +76,12 @@ class LowRankRoot:
 
 
 def triangular_root(matrix: Float[Tensor, "n n"], floor: float, repeat: int = 1) -> TriangularRoot:
-    """The root of a dense matrix in fp64; see `cholesky`."""
+    """Return the root of a dense matrix, computed in fp64; see `cholesky`."""
     return TriangularRoot(cholesky(matrix, floor).float(), repeat)
 
 
 def low_rank_root(diagonal: Float[Tensor, " n"], factor: Float[Tensor, "n k"], repeat: int = 1) -> LowRankRoot:
-    """The root of diag(diagonal) + factor @ factor^T, both in fp64, the diagonal above 0 where the factor is not 0."""
+    """Return the fp64 root of diag(diagonal) + factor @ factor^T; the diagonal is above 0 where the factor is not 0."""
     scale = diagonal.sqrt()
     whitened = factor * _inverse(scale)[:, None]
     values, rotation = torch.linalg.eigh(whitened.mT @ whitened)
@@ -92,7 +92,7 @@ def low_rank_root(diagonal: Float[Tensor, " n"], factor: Float[Tensor, "n k"], r
 
 
 def cholesky(matrix: Float[Tensor, "n n"], floor: float) -> Float[Tensor, "n n"]:
-    """The lower factor of a symmetric fp64 matrix; eigenvalues that rounding made negative are raised to `floor`."""
+    """Return the lower factor of a symmetric fp64 matrix; eigenvalues that rounding made negative rise to `floor`."""
     lower, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:
         return lower
@@ -112,10 +112,10 @@ def on_vectors(
 
 
 def vectors_of(matrix: Float[Tensor, "rows columns"], repeat: int) -> Float[Tensor, "m n"]:
-    """(rows, n * repeat) -> (rows * repeat, n): one vector for each row and position of a kernel."""
+    """Reshape (rows, n * repeat) to (rows * repeat, n): one vector per row and kernel position."""
     return matrix if repeat == 1 else matrix.unflatten(1, (-1, repeat)).mT.flatten(0, 1)
 
 
 def _inverse(values: Tensor) -> Tensor:
-    """1 / values, and 0 for 0."""
+    """Return 1 / values, and 0 for 0."""
     return torch.where(values > 0, 1 / values, torch.zeros_like(values))

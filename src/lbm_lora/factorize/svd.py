@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition: exact where it is cheap, block Krylov where it pays."""
+"""Truncated singular value decomposition: exact where that is cheap, block Krylov where it is faster."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
 from lbm_lora.factorize.krylov import leading_subspace
 
-_EXACT_BELOW = 192  # short sides up to here: LAPACK is as fast
+_EXACT_BELOW = 192  # short sides up to this: LAPACK is as fast
 _EXACT_SHARE = 6  # randomized where rank * share < short side
 
 
 @dataclass(frozen=True)
 class TruncatedSVD:
-    """matrix ~ left @ diag(values) @ right.
+    """Decomposition with matrix ~ left @ diag(values) @ right.
 
-    The first vectors of a decomposition are the decomposition of a lower rank: see `first`.
+    The first vectors of a decomposition are the decomposition of a lower rank; see `first`.
 
     Attributes:
         left: (out, rank), orthonormal columns.
-        values: (rank,), falling, not negative.
+        values: (rank,), descending, non-negative.
         right: (rank, columns), orthonormal rows.
         exact: whether LAPACK's decomposition was used.
     """
@@ -33,20 +33,20 @@ class TruncatedSVD:
     exact: bool
 
     def first(self, rank: int) -> "TruncatedSVD":
-        """The decomposition of a lower rank."""
+        """Return the decomposition of a lower rank."""
         return TruncatedSVD(self.left[:, :rank], self.values[:rank], self.right[:rank], self.exact)
 
 
 def truncated_svd(
     matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, squared_norm: float | None = None
 ) -> TruncatedSVD:
-    """The best approximation of `rank`: error within 0.1 % of the optimum's, exact for small matrices.
+    """Return the best approximation of `rank`: error within 0.1 % of the optimum, exact for small matrices.
 
     Args:
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
-        seed: of the random start; the same seed, device and thread count give the same bytes.
-        squared_norm: of the matrix, where it is known already.
+        seed: seed of the random start; the same seed, device and thread count give the same bytes.
+        squared_norm: squared norm of the matrix, if already known.
 
     Raises:
         InputError: the decomposition does not converge, which finite values do not cause in practice.
@@ -64,7 +64,7 @@ def truncated_svd(
 
 
 def exact_svd(matrix: Float[Tensor, "out columns"], rank: int) -> TruncatedSVD:
-    """LAPACK's thin SVD, never with full matrices; a long matrix goes through QR on its short side first."""
+    """Run LAPACK's thin SVD, never with full matrices; a long matrix is first reduced by QR on its short side."""
     rows, columns = matrix.shape
     if columns > 2 * rows:
         flipped = exact_svd(matrix.mT, rank)
@@ -79,7 +79,7 @@ def exact_svd(matrix: Float[Tensor, "out columns"], rank: int) -> TruncatedSVD:
 
 
 def _thin_svd(matrix: Float[Tensor, "out columns"]) -> tuple[Tensor, Tensor, Tensor]:
-    """In fp32, and once more in fp64 should LAPACK not converge."""
+    """Decompose in fp32, and again in fp64 if LAPACK does not converge."""
     try:
         return torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:

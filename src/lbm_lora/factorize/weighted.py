@@ -1,11 +1,10 @@
-"""The factors of a matrix that change a network's output least, instead of the matrix.
+"""Factorize a matrix for the least change in a network's output, instead of in the matrix.
 
-An error E in a layer's matrix changes the output by about scale * tr(G E C E^T) in squares, where C is the second
-moment of the layer's inputs, and G that of the gradient at its outputs. The approximation is that of Martens and
-Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015, arXiv 1503.05671. With
-L_C L_C^T = C and L_G L_G^T = scale * G it is ||L_G^T E L_C||_F^2: the truncated SVD of the whitened matrix
-L_G^T matrix L_C, mapped back, is the best approximation of its rank, and its singular values can be compared between
-layers.
+An error E in a layer's matrix changes the squared output by about scale * tr(G E C E^T), where C is the second
+moment of the layer's inputs and G that of the gradient at its outputs (Martens and Grosse, "Optimizing Neural Networks
+with Kronecker-factored Approximate Curvature", 2015, arXiv 1503.05671). With L_C L_C^T = C and L_G L_G^T = scale * G
+this equals ||L_G^T E L_C||_F^2: the truncated SVD of the whitened matrix L_G^T matrix L_C, mapped back, is the best
+approximation of its rank, and its singular values are comparable between layers.
 """
 
 import math
@@ -24,19 +23,20 @@ from lbm_lora.factorize.roots import Root
 from lbm_lora.factorize.svd import truncated_svd
 
 RIDGE = 1e-3
-"""Of a moment's mean variance. On the bundled mini model best for six images; for one image 1e-2 to 1e-1 is better."""
+"""Ridge, as a fraction of a moment's mean variance: on the bundled mini model this is best for six images, while one
+image needs 1e-2 to 1e-1."""
 
-_CUTOFF = 1e-6  # directions of the rounded `down` below this share of the largest are left out
+_CUTOFF = 1e-6  # directions of the rounded `down` below this fraction of the largest are dropped
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """matrix -> L_G^T matrix L_C and back. A root that is None is the identity.
+    """Map from matrix to L_G^T matrix L_C and back. A root of None is the identity.
 
     Attributes:
-        inputs: of C.
-        outputs: of G without its scale.
-        factor: the square root of the scale.
+        inputs: root of C.
+        outputs: root of G, without its scale.
+        factor: square root of the scale.
     """
 
     inputs: Root | None = None
@@ -44,37 +44,37 @@ class Whitening:
     factor: float = 1.0
 
     def __call__(self, matrix: Float[Tensor, "out columns"]) -> Float[Tensor, "out columns"]:
-        """L_G^T matrix L_C."""
+        """Return L_G^T matrix L_C."""
         rows = self.rows(matrix)
         return (rows if self.outputs is None else self.outputs.times(rows.mT).mT) * self.factor
 
     def rows(self, matrix: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
-        """matrix L_C."""
+        """Return matrix L_C."""
         return matrix if self.inputs is None else self.inputs.times(matrix)
 
     def undo_rows(self, right: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
-        """right L_C^-1."""
+        """Return right L_C^-1."""
         return right if self.inputs is None else self.inputs.solve(right)
 
     def undo_columns(self, left: Float[Tensor, "out rank"]) -> Float[Tensor, "out rank"]:
-        """L_G^-T left."""
+        """Return L_G^-T left."""
         return (left if self.outputs is None else self.outputs.solve(left.mT).mT) / self.factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What an error in a layer's matrix costs. A side that is None counts all its directions as equal.
+    """Cost of an error in a layer's matrix. A side that is None weights all its directions equally.
 
     Attributes:
         inputs: C, the mean second moment of the vectors that the matrix multiplies.
         outputs: G, the second moment of the gradient at its outputs, summed over an image's token positions.
-        ridge: of both roots, see `Moment.root`.
+        ridge: ridge of both roots; see `Moment.root`.
         scale: E ||gradient of the matrix||^2 / (tr(C) tr(G)), over all columns: how the errors at an image's token
-            positions add up; 1 where they are independent. On the bundled mini model an attention's to_v, whose errors
-            are averaged over all positions, comes to 14, and its to_out to 0.25.
+            positions add up; 1 if they are independent. On the bundled mini model it is 14 for an attention's to_v,
+            whose errors are averaged over all positions, and 0.25 for its to_out.
 
     Raises:
-        InputError: the scale is not above 0 and finite.
+        InputError: the scale is not positive and finite.
     """
 
     inputs: Moment | None = None
@@ -84,10 +84,10 @@ class Weights:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
-            raise InputError(f"the scale of a layer's weights is {self.scale:g}: it must be above 0 and finite.")
+            raise InputError(f"the scale of a layer's weights must be above 0 and finite, got {self.scale:g}.")
 
     def whitening(self) -> Whitening:
-        """The roots of both sides, O(n^3) where a moment is dense: made once for all that is done with a layer.
+        """Return the roots of both sides, at O(n^3) for a dense moment: compute them once per layer.
 
         Raises:
             InputError: a moment is not finite, or the ridge is not above 0.
@@ -98,13 +98,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightedSVD:
-    """matrix ~ left @ diag(values) @ right; its first vectors are the best of any lower rank.
+    """Decomposition with matrix ~ left @ diag(values) @ right; its first vectors are the best of any lower rank.
 
     Attributes:
         left: (out, rank), L_G^-T times orthonormal columns.
-        values: (rank,), falling, not negative: the singular values of the whitened matrix.
+        values: (rank,), descending, non-negative: the singular values of the whitened matrix.
         right: (rank, columns), orthonormal rows times L_C^-1.
-        rest: the squared error that these ranks leave, 0 where they are all that the matrix has.
+        rest: the squared error that these ranks leave; 0 if they are all the ranks of the matrix.
     """
 
     left: Float[Tensor, "out rank"]
@@ -114,7 +114,7 @@ class WeightedSVD:
 
     @property
     def squares(self) -> Float64[np.ndarray, " rank"]:
-        """values^2: what each rank takes off the squared error."""
+        """values^2: how much each rank reduces the squared error."""
         return self.values.double().square().cpu().numpy()
 
     @property
@@ -123,13 +123,13 @@ class WeightedSVD:
         return self.rest + float(self.squares.sum())
 
     def first(self, rank: int) -> "WeightedSVD":
-        """The decomposition of a lower rank."""
+        """Return the decomposition of a lower rank."""
         rest = self.rest + float(self.squares[rank:].sum())
         return WeightedSVD(self.left[:, :rank], self.values[:rank], self.right[:rank], rest)
 
 
 def weighted_svd(matrix: Float[Tensor, "out columns"], rank: int, whitening: Whitening, *, seed: int) -> WeightedSVD:
-    """The truncated SVD of the whitened matrix, mapped back.
+    """Return the truncated SVD of the whitened matrix, mapped back.
 
     Args:
         matrix: fp32, finite.
@@ -144,14 +144,14 @@ def weighted_svd(matrix: Float[Tensor, "out columns"], rank: int, whitening: Whi
     left, right = whitening.undo_columns(svd.left), whitening.undo_rows(svd.right)
     if len(svd.values) == min(matrix.shape):
         return WeightedSVD(left, svd.values, right, rest=0.0)
-    # of the difference: that of the two energies would lose what is below 1e-7 of them
+    # the norm of the difference, since the difference of the two energies loses anything below 1e-7 of them
     return WeightedSVD(left, svd.values, right, energy(white.addmm(svd.left * svd.values, svd.right, alpha=-1)))
 
 
 def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening) -> Factors:
-    """The best factors of what a decomposition keeps, rounded to `dtype`.
+    """Return the best factors for a truncated decomposition, rounded to `dtype`.
 
-    `down` and `up` share the scale of each component, `down` is rounded, and `up` is refitted to what is left of it in
+    `down` and `up` share the scale of each component; `down` is rounded, then `up` is refitted to the rounded `down` in
     the weighted norm: up = matrix C down^T (down C down^T)^-1, which does not depend on G.
 
     Raises:
@@ -170,11 +170,11 @@ def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening)
 def output_error(
     delta: Float[Tensor, "out columns"], approximation: Tensor | Factors | None, whitening: Whitening
 ) -> tuple[float, float]:
-    """(squared error, squared size) of a delta in the weighted norm.
+    """Return (squared error, squared norm) of a delta in the weighted norm.
 
     Args:
         delta: the matrix, fp32.
-        approximation: of the same shape, or factors; None is zero.
+        approximation: a matrix of the same shape, or factors; None is zero.
     """
     size = energy(whitening(delta))
     if approximation is None:

@@ -1,11 +1,11 @@
-"""A model at points of the bridge, and in images, against the tuned model's answers (layer L5).
+"""Compare a model with the tuned model, at points of the bridge and in images (layer L5).
 
-One idea for everybody who asks how near a LoRA comes:
+Every measurement of how close a LoRA gets is built from these:
 
-- `points`: what a denoiser is given
-- `answers`: what a model makes of it
-- `output_errors`: how far two answers are apart
-- `scores`: what a report says of answers
-- `comparison`: all of it for several variants
-- `trial`: all of it for a LoRA that is not written yet
+- `points`: inputs of a denoiser
+- `answers`: outputs of a model
+- `output_errors`: distance between two answers
+- `scores`: answers as values of a report
+- `comparison`: all of these for several variants
+- `trial`: all of these for a LoRA that is not written yet
 """

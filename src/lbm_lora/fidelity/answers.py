@@ -1,4 +1,4 @@
-"""What a model answers: its denoiser at points of the bridge, and the images that it makes of a source."""
+"""Run a model: its denoiser at points of the bridge, and the images that it makes from a source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ Outputs = Float[Tensor, "batch channels rows columns"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
-    """What every model is asked about one image.
+    """Inputs on which every model is run for one image.
 
     Attributes:
         source: source latent, on the CPU.
-        points: of its bridge.
+        points: points of its bridge.
     """
 
     source: Latent
@@ -32,7 +32,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """What one model makes of a question, on the CPU.
+    """Outputs of one model for a question, on the CPU.
 
     Attributes:
         predictions: timestep -> the denoiser's output at the point there, fp32 [channels, rows, columns].
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnsweredPoint:
-    """A point of the bridge, and the tuned model's output there: fp32, on the CPU."""
+    """A point of the bridge with the tuned model's output there, fp32, on the CPU."""
 
     point: Point
     wanted: Latent
@@ -53,23 +53,23 @@ class AnsweredPoint:
 
 @torch.no_grad()
 def outputs_at(model: LBMModel, points: Sequence[Point]) -> Outputs:
-    """The denoiser's outputs at points of one shape, in one forward pass: in the model's dtype, on the CPU."""
+    """Return the denoiser's outputs at points of one shape, from one forward pass, in the model's dtype on the CPU."""
     states = torch.cat([point.state for point in points])
     timesteps = torch.tensor([point.timestep for point in points], dtype=torch.float32)
     return model.denoise(states, timesteps).cpu()
 
 
 def answered(model: LBMModel, points: Sequence[Point]) -> list[AnsweredPoint]:
-    """Points of one image with the outputs of the tuned model, all of them computed together."""
+    """Return points of one image with the tuned model's outputs, computed in one batch."""
     wanted = outputs_at(model, points).float()
     return [AnsweredPoint(point=point, wanted=output[None]) for point, output in zip(points, wanted, strict=True)]
 
 
 def question(model: LBMModel, source: Latent, schedule: Schedule, *, seed: int = 0) -> Question:
-    """The points of one image, whose noise depends on the seed alone: the same for every image.
+    """Return the points of one image. The noise depends only on the seed: it is the same for every image.
 
     Args:
-        model: the tuned one.
+        model: the tuned model.
         source: a batch of one.
     """
     return Question(source=source.cpu(), points=tuple(bridge_points(model, source, schedule, shared_noise(seed))))
@@ -82,9 +82,9 @@ def answer(
     """Run one model on a question.
 
     Args:
-        steps: numbers of denoiser calls to make images with.
-        seed: for the noise between steps.
-        tiled: decode in tiles; by default where the image is larger than the model's tile.
+        steps: numbers of denoiser calls, one image for each.
+        seed: seed for the noise between steps.
+        tiled: decode in tiles; by default if the image is larger than the model's tile.
 
     Raises:
         ImageError: a result is not finite.
@@ -108,7 +108,7 @@ def answer(
 
 
 def _reusing(first: Tensor, denoise: Denoise) -> Denoise:
-    """The denoiser, whose output for the source is known: the first call of every walk along the bridge."""
+    """Return a denoiser that reuses the known output for the source, the first call of every walk along the bridge."""
     known: list[Tensor] = [first]
 
     def call(noisy: Tensor, timestep: Tensor) -> Tensor:

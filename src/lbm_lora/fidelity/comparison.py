@@ -1,4 +1,4 @@
-"""The outputs of base, base + LoRAs and tuned on equal latents: what `validate --images` measures."""
+"""Compare the outputs of base, base + LoRAs and tuned on equal latents, as `validate --images` does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,13 +31,13 @@ from lbm_lora.report import ImageSet, OutputComparison, VariantScores
 from lbm_lora.report.outputs import worst_first
 
 BASE, TUNED = "base", "tuned"
-_ROWS = 8  # of the side-by-side image, at most
-_PIXELS = 6e6  # of the side-by-side image, about
+_ROWS = 8  # most rows of the side-by-side image
+_PIXELS = 6e6  # approximate pixels of the side-by-side image
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
-    """How outputs are compared; see `ValidateConfig`."""
+    """Settings for comparing outputs; see `ValidateConfig`."""
 
     images: str | Sequence[str]
     steps: tuple[int, ...] = ()
@@ -52,12 +52,12 @@ class ComparisonSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison that can run: everything that does not need the models is there and was read.
+    """A comparison that is ready to run: everything except the models has been read.
 
     Attributes:
         sources: the images.
-        digests: of each image; see `imaging.digests`.
-        lpips: the metric, where it is asked for.
+        digests: digest of each image; see `imaging.digests`.
+        lpips: the metric, if requested.
     """
 
     settings: ComparisonSettings
@@ -68,7 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult:
-    """The scores, and the worst images: as a PNG file that has them side by side, and one by one for the page."""
+    """Scores, and the worst images: side by side in a PNG file, and separately for the page."""
 
     scores: OutputComparison
     image: bytes
@@ -76,15 +76,15 @@ class ComparisonResult:
 
 
 def plan_comparison(settings: ComparisonSettings) -> Comparison:
-    """Read all that can be wrong before a model is loaded.
+    """Check and read all inputs before a model is loaded.
 
     Raises:
         ConfigError: a number of steps is below 1.
-        ImageError: an image is not there or cannot be read.
+        ImageError: an image does not exist or cannot be read.
         CheckpointError, HubError, MissingExtraError: LPIPS cannot be measured; see `load_lpips`.
     """
     if any(count < 1 for count in settings.steps):
-        raise ConfigError(f"{min(settings.steps)} steps cannot be taken. Use 1 or more.")
+        raise ConfigError(f"steps must be 1 or more, got {min(settings.steps)}.")
     sources = expand_sources(settings.images)
     digests = digests_of(sources).each
     weights, net = settings.lpips_weights, settings.lpips_net
@@ -107,16 +107,16 @@ def compare_outputs(
     adapters: Mapping[str, Adapter],
     progress: Progress = SILENT,
 ) -> ComparisonResult:
-    """Run tuned, base, and base with each adapter in turn: one model is in memory at a time.
+    """Run tuned, base, and base with each adapter in turn, with one model in memory at a time.
 
-    The latents and the points of the bridge are the tuned model's. Its images are held in fp32 until all variants
-    are measured: 13 MB for each image of a megapixel and number of steps. The variants' images are not kept.
+    The latents and the points of the bridge are the tuned model's. Its images are kept in fp32 until all variants are
+    measured: 13 MB per one-megapixel image and number of steps. The variants' images are not kept.
 
     Args:
-        adapters: variant -> the adapter that is fused into the base for it. The side-by-side image shows the first.
+        adapters: variant -> the adapter fused into the base for it. The side-by-side image shows the first.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: a subclass that fits the cause; see `lbm_lora.errors`.
     """
     progress.start((2 + len(adapters)) * len(comparison.sources), "comparing outputs")
     reference = _reference(comparison, tuned, progress)
@@ -142,7 +142,7 @@ def compare_outputs(
 
 @dataclass(frozen=True, kw_only=True)
 class _Reference:
-    """What every variant is asked and measured against, in the order of the sources."""
+    """Questions for every variant, and the answers to measure it against, in the order of the sources."""
 
     questions: list[Question]
     answers: list[Answer]
@@ -152,7 +152,7 @@ class _Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """One variant's scores, and for the side-by-side image its results and their differences from tuned."""
+    """Scores of one variant, and its results and their differences from tuned for the side-by-side image."""
 
     scores: list[VariantScores]
     results: list[Image.Image]
@@ -181,7 +181,7 @@ def _measured(
     adapter: Adapter | None,
     progress: Progress,
 ) -> _Measured:
-    """The base with an adapter, or alone, against the reference."""
+    """Measure the base, with or without an adapter, against the reference."""
     settings = comparison.settings
     model = _load(settings, base)
     if adapter is not None:
@@ -202,7 +202,7 @@ def _load(settings: ComparisonSettings, checkpoint: CheckpointLike) -> LBMModel:
 
 
 def _steps(settings: ComparisonSettings, config: LBMConfig) -> tuple[int, ...]:
-    """The numbers of steps, ascending: as asked for, else those that stay on trained timesteps."""
+    """Return the numbers of steps, ascending: as requested, else those that stay on trained timesteps."""
     counts = step_counts(config)
     trained = STEP_COUNTS if counts is None else counts or (1,)
     steps = tuple(sorted(set(settings.steps))) or trained
@@ -218,7 +218,7 @@ def _params_of(model: LBMModel) -> set[ParamName]:
 def _shown(
     comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
 ) -> list[ShownImage]:
-    """The worst images at the fewest steps."""
+    """Return the worst images at the fewest steps."""
     variant = list(measured)[:2][-1]
     order = [result.images.index(image) for image in worst_first(result)]
     shown: list[ShownImage] = []

@@ -1,4 +1,4 @@
-"""How far outputs are from the tuned model's: one number for one output, and one for many."""
+"""Measure how far outputs are from the tuned model's: one number for one output, and one for many."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FLOOR = 1e-9
-"""A relative error that counts as none: fp32 ends at 1e-7."""
+"""Relative errors below this count as zero: fp32 has a precision of 1e-7."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class OutputErrors:
 
     Attributes:
         typical: see `typical_error`.
-        worst: at one point.
+        worst: the largest error at one point.
     """
 
     typical: float
@@ -26,7 +26,7 @@ class OutputErrors:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted|| in fp64; 0 for equal tensors, infinite where only `wanted` is 0."""
+    """Return ||found - wanted|| / ||wanted|| in fp64; 0 for equal tensors, infinite if only `wanted` is 0."""
     distance = float(torch.linalg.vector_norm(found.double() - wanted.double()))
     size = float(torch.linalg.vector_norm(wanted.double()))
     if distance == 0:
@@ -37,16 +37,15 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 def squared_errors(
     found: Float[Tensor, "batch channels rows columns"], wanted: Float[Tensor, "batch channels rows columns"]
 ) -> Float[Tensor, " batch"]:
-    """The square of the relative error of each sample in fp32, with gradients."""
+    """Return the squared relative error of each sample in fp32, with gradients."""
     size = wanted.square().flatten(1).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
     return (found.float() - wanted).square().flatten(1).sum(1) / size
 
 
 def typical_error(errors: Sequence[float], probabilities: Iterable[float]) -> float:
-    """The geometric mean of relative errors, weighted by the probabilities of their timesteps.
+    """Return the geometric mean of relative errors, weighted by the probabilities of their timesteps.
 
-    The ordinary mean of squares would be that of the few images that come out worst, and differ from one choice of
-    images to the next by twice as much.
+    The few worst images would dominate an ordinary mean of squares, which varies twice as much between sets of images.
     """
     weights = list(probabilities)
     logs = [weight * math.log(max(error, FLOOR)) for error, weight in zip(errors, weights, strict=True)]

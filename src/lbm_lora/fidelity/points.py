@@ -1,7 +1,7 @@
-"""Points of the bridge: the inputs that a denoiser is measured, compared and taught at.
+"""Points of the bridge: inputs at which a denoiser is measured, compared and trained.
 
-A point between source and target needs a target latent, which images to measure on do not have. The tuned model's own
-one-step prediction takes its place: what a LoRA is to give back is the tuned model's own output.
+A point between source and target needs a target latent, which images for measuring do not have. The tuned model's
+one-step prediction replaces it, since a LoRA should reproduce the tuned model's output.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,17 +22,17 @@ from lbm_lora.model.schedule import Schedule
 
 Latent = Float[Tensor, "1 channels rows columns"]
 NoiseAt = Callable[[float], torch.Generator]
-"""timestep -> the CPU generator that the bridge noise there is drawn from."""
+"""Map from timestep to the CPU generator of its bridge noise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Point:
-    """A point of the bridge of one image.
+    """A point on the bridge of one image.
 
     Attributes:
         timestep: in (0, 1000]; 1000 is the source.
-        probability: of the timestep in training.
-        state: fp32, on the CPU.
+        probability: probability of the timestep in training.
+        state: latent at the point, fp32, on the CPU.
     """
 
     timestep: float
@@ -41,11 +41,11 @@ class Point:
 
 
 def image_latent(model: LBMModel, path: Path, *, size: int | None = None, mirrored: bool = False) -> Latent:
-    """The latent of an image in the nearest of the model's buckets: the mean of the VAE's posterior.
+    """Return the latent of an image in the nearest of the model's buckets: the mean of the VAE's posterior.
 
     Args:
         size: square root of the pixel budget; by default the model's own.
-        mirrored: left and right swapped.
+        mirrored: swap left and right.
 
     Raises:
         ImageError: the file cannot be read.
@@ -58,10 +58,10 @@ def image_latent(model: LBMModel, path: Path, *, size: int | None = None, mirror
 
 @torch.no_grad()
 def bridge_points(model: LBMModel, source: Latent, schedule: Schedule, noise_at: NoiseAt) -> Iterator[Point]:
-    """The points of one image at the timesteps of a schedule, in its order.
+    """Yield the points of one image at the timesteps of a schedule, in its order.
 
     Args:
-        model: the tuned one, whose one-step prediction is the end of the bridge.
+        model: the tuned model, whose one-step prediction is the end of the bridge.
         source: a batch of one.
         noise_at: see `image_noise` and `shared_noise`.
     """
@@ -77,21 +77,21 @@ def bridge_points(model: LBMModel, source: Latent, schedule: Schedule, noise_at:
 
 
 def image_noise(seed: int, image: int) -> NoiseAt:
-    """Bridge noise that depends on the seed, the number of the image, and the timestep alone."""
+    """Return bridge noise that depends only on the seed, the image index and the timestep."""
     return lambda timestep: generator(seed, image, timestep, "noise")
 
 
 def shared_noise(seed: int) -> NoiseAt:
-    """Bridge noise that all images share; that of a timestep depends on the seed and on the timesteps before it."""
+    """Return bridge noise shared by all images, which depends on the seed and on the timesteps before each one."""
     draw = torch.Generator().manual_seed(seed)
     return lambda _: draw
 
 
 def timestep_tensor(timestep: float) -> Float[Tensor, "1"]:
-    """A timestep as the network takes it."""
+    """Return a timestep in the form that the network takes."""
     return torch.tensor([timestep], dtype=torch.float32)
 
 
 def generator(*key: object) -> torch.Generator:
-    """A CPU generator that the key decides; torch uses 32 bits of a seed there."""
+    """Return a CPU generator seeded by the key, of which torch uses 32 bits."""
     return torch.Generator().manual_seed(xxhash.xxh32_intdigest(" ".join(map(str, key)).encode()))

@@ -1,7 +1,7 @@
-"""The answers of several models measured against the tuned model's, as the values of a report.
+"""Score the answers of several models against the tuned model's, as values of a report.
 
-The denoiser is compared at single points of the bridge, so that each timestep has its own number, and in images, where
-the errors of all steps come together.
+The denoiser is compared at single points of the bridge, so that each timestep gets its own value, and in images, which
+combine the errors of all steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ def scores(
     """Measure a variant's answer against the reference's answer to the same question.
 
     Args:
-        mask: weights (height, width) that the masked scores are taken under.
-        lpips: measures LPIPS as well.
+        mask: weights (height, width) of the masked scores.
+        lpips: LPIPS metric, if requested.
     """
     return VariantScores(
         variant=variant,
@@ -57,16 +57,16 @@ def compared(
     device: str,
     lpips: str | None = None,
 ) -> OutputComparison:
-    """All scores in one value.
+    """Combine all scores in one value.
 
     Args:
         found: variant -> its scores for every image, the base first.
         references: the reference's answers, in the same order.
-        names: of the images, likewise.
-        reference: name of the reference; this and the rest are recorded.
+        names: names of the images, in the same order.
+        reference: name of the reference; recorded, like the remaining arguments.
 
     Raises:
-        ConfigError: no images, or no variants.
+        ConfigError: there are no images or no variants.
     """
     if not names or not found:
         raise ConfigError(f"nothing to compare: {len(names)} images and {len(found)} variants.")

@@ -1,4 +1,4 @@
-"""A LoRA that is tried before it is written: run at points and on images, against the tuned model's outputs."""
+"""Try a LoRA before it is written: run it at points and on images against the tuned model's outputs."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ from lbm_lora.progress import Progress
 
 
 class LoraTrial:
-    """One network in fp32 that was the tuned model, and takes deltas to the base to be compared with it.
+    """Network in fp32 that starts as the tuned model, then takes base + deltas for comparison with it.
 
-    It is a `Trial` in the sense of `lbm_lora.extraction`. Images are decoded with the tuned model's VAE on both sides.
+    It implements `Trial` of `lbm_lora.extraction`. Images are decoded with the tuned model's VAE on both sides.
 
     Args:
         tuned: the tuned checkpoint.
         base: the component that deltas are relative to.
-        points: that the denoiser's outputs are compared at.
+        points: points at which the denoiser's outputs are compared.
         images: sources whose one-step results are compared.
         progress: counts the runs of the network.
     """
@@ -53,11 +53,11 @@ class LoraTrial:
 
     @property
     def has_points(self) -> bool:
-        """Whether there is anything to measure an error at."""
+        """Whether there are points to measure an error at."""
         return bool(self._points)
 
     def take(self, outcomes: Iterable[Outcome] = ()) -> None:
-        """Make the network the base with what the outcomes store."""
+        """Set the network to the base plus the stored outcomes."""
         parameters = dict(self._model.denoiser.named_parameters())
         for outcome in outcomes:
             stored = outcome.module.delta() if outcome.module is not None else outcome.dense
@@ -67,7 +67,7 @@ class LoraTrial:
             self._put(parameter, ParamName(name), None)
 
     def error(self) -> float | None:
-        """The typical relative error of the denoiser's output; None where there are no points."""
+        """Return the typical relative error of the denoiser's output; None if there are no points."""
         if not self._points:
             return None
         self._progress.start(len(self._points), "checking the prediction")
@@ -76,7 +76,7 @@ class LoraTrial:
         return typical_error(errors, (point.probability for point in self._points))
 
     def images(self) -> TrialImages | None:
-        """PSNR of the one-step images to the tuned model's; None where no images were given."""
+        """Return the PSNR of the one-step images against the tuned model's; None if no images were given."""
         if not self._latents:
             return None
         self._progress.start(len(self._latents), "comparing images")
@@ -84,7 +84,7 @@ class LoraTrial:
         return TrialImages(psnrs=tuple(zip(self._names, found, strict=True)))
 
     def _put(self, parameter: torch.nn.Parameter, name: ParamName, delta: Tensor | None) -> None:
-        """Base + delta. What the base has not, or in another shape, was excluded and stays the tuned model's."""
+        """Set base + delta. Parameters that the base lacks, or has in another shape, keep the tuned values."""
         if name not in self._base or self._base.specs[name].shape != tuple(parameter.shape):
             return
         values = self._base.read(name).float()  # new, or a view of the file: never written to

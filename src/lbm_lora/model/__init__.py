@@ -1,1 +1,1 @@
-"""LBM itself: its configuration, its networks built from a checkpoint, the bridge, and the exact base."""
+"""LBM itself (layer L4): configuration, networks built from a checkpoint, the bridge, and the exact base."""

@@ -1,8 +1,8 @@
-"""The backbone that an LBM starts from, as named and shaped tensors that are read one at a time.
+"""Read the backbone that an LBM starts from, as named tensors, one at a time.
 
 A backbone is a hub id, a diffusers folder (`unet/`, `vae/`, `scheduler/`), or a single-file SDXL
-checkpoint. All of them look the same from here on: diffusers' tensor names, and the networks'
-configurations as far as they are known. Only the UNet, the VAE and the scheduler are touched.
+checkpoint. All of them are presented the same way: with diffusers' tensor names, and the networks'
+configurations as far as they are known. Only the UNet, the VAE and the scheduler are read.
 """
 
 import json
@@ -34,9 +34,9 @@ class Network:
     """One network of a backbone.
 
     Attributes:
-        checkpoint: the file or files that hold it.
+        checkpoint: the file or files that contain it.
         keys: diffusers name -> key in the checkpoint.
-        specs: diffusers name -> dtype and shape as diffusers has it.
+        specs: diffusers name -> dtype and shape in diffusers.
     """
 
     checkpoint: Checkpoint
@@ -44,19 +44,19 @@ class Network:
     specs: Mapping[str, TensorSpec]
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in its storage dtype; a 1x1 convolution that diffusers holds as a matrix comes as a matrix."""
+        """Read a tensor in its storage dtype; a 1x1 convolution that diffusers stores as a matrix becomes a matrix."""
         return self.checkpoint.read(self.keys[name]).reshape(self.specs[name].shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A context manager; tensors that were read stay valid after it.
+    """An open backbone, as a context manager; tensors that were read stay valid after it.
 
     Attributes:
-        signature: as it was asked for.
+        signature: the signature as given.
         name: the hub id, or the last part of the folder's or file's path.
         unet, vae: the networks' tensors.
-        unet_config, vae_config, scheduler_config: diffusers configurations; None where a single file has none.
+        unet_config, vae_config, scheduler_config: diffusers configurations; None if a single file has none.
     """
 
     signature: str
@@ -69,12 +69,12 @@ class Backbone:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that are read."""
+        """Return the files that are read."""
         return tuple(dict.fromkeys((*self.unet.checkpoint.files, *self.vae.checkpoint.files)))
 
     @property
     def storage_dtypes(self) -> frozenset[torch.dtype]:
-        """The floating-point dtypes of the networks' tensors as stored."""
+        """Return the stored floating-point dtypes of the networks' tensors."""
         specs = (*self.unet.specs.values(), *self.vae.specs.values())
         return frozenset(spec.dtype for spec in specs if spec.is_floating)
 
@@ -90,7 +90,7 @@ class Backbone:
 
 
 def choose_signature(flag: str | None, config: LBMConfig, config_path: Path | None) -> tuple[str, Path]:
-    """The backbone to use and the folder that a relative path counts from: the flag's, else the configuration's."""
+    """Return the backbone and the folder that relative paths start from: from the flag, else the configuration."""
     if flag is not None:
         return flag, Path()
     return config.backbone_signature, config_path.parent if config_path else Path()
@@ -102,11 +102,11 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
     Args:
         signature: a hub id, a folder, or a file.
         config: LBM's configuration; its sections `unet` and `vae`, if any, describe the networks of a
-            single file that is not SDXL's size.
-        folder: what a relative path counts from.
+            single file of another size than SDXL.
+        folder: folder that a relative path starts from.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read, or holds other tensors than its configuration says.
+        CheckpointError: a file is missing or cannot be read, or its tensors do not match its configuration.
         ConfigError: a configuration is missing or cannot be read.
         HubError: the hub repository cannot be reached or does not exist.
     """
@@ -119,8 +119,8 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
             ".bin",
         ):
             raise CheckpointError(
-                f"backbone {signature}: {local} does not exist, and a hub id looks like 'owner/name'. Give a hub id, a "
-                "diffusers folder or a single-file SDXL checkpoint with ",
+                f"backbone {signature}: {local} does not exist, and a hub id has the form 'owner/name'. Give a hub id, "
+                "a diffusers folder or a single-file SDXL checkpoint with ",
                 Option("backbone_signature"),
                 ".",
             )
@@ -148,13 +148,13 @@ def _open_folder(signature: str, name: str, folder: Path) -> Backbone:
 
 
 def _weights_of(folder: Path) -> Path:
-    """The weight file of a network's folder: full precision before fp16, safetensors before pickles."""
+    """Return the weight file of a network's folder: full precision before fp16, safetensors before pickles."""
     for dot in ("", ".fp16"):
         for name in (f"{dot}.safetensors", f".safetensors.index{dot}.json", f"{dot}.bin"):
             if (folder / (WEIGHTS + name)).is_file():
                 return folder / (WEIGHTS + name)
     found = listing(path.name for path in sorted(folder.glob("*.*"))) if folder.is_dir() else "no such folder"
-    raise CheckpointError(f"{folder} holds no {WEIGHTS}.safetensors, no shards of it, and no .fp16 variant: {found}.")
+    raise CheckpointError(f"{folder} holds no {WEIGHTS}.safetensors, no shards and no .fp16 variant of it: {found}.")
 
 
 def _open_single_file(signature: str, name: str, path: Path, config: LBMConfig) -> Backbone:
@@ -162,8 +162,8 @@ def _open_single_file(signature: str, name: str, path: Path, config: LBMConfig) 
     missing = [p for p in (sgm.UNET_PREFIX, sgm.VAE_PREFIX) if not any(key.startswith(p) for key in checkpoint.specs)]
     if missing:
         raise CheckpointError(
-            f"{path} is no backbone: it has no tensors under {' and '.join(missing)}, as a single-file SDXL checkpoint "
-            f"has, and no folders unet/ and vae/. Its first keys: {listing(checkpoint.specs, limit=3)}."
+            f"{path} is not a backbone: it has no tensors under {' and '.join(missing)}, unlike a single-file SDXL "
+            f"checkpoint, and no folders unet/ and vae/. Its first keys: {listing(checkpoint.specs, limit=3)}."
         )
     unet_config, vae_config = config.unet or dict(LBM_UNET), config.vae or dict(SDXL_VAE)
     unet_keys = sgm.unet_keys(shapes_of(empty_unet(unet_config)), unet_config) | sgm.ADD_EMBEDDING
@@ -180,7 +180,7 @@ def _open_single_file(signature: str, name: str, path: Path, config: LBMConfig) 
 
 
 def _unknown(checkpoint: Checkpoint, prefix: str, keys: Mapping[str, str]) -> dict[str, str]:
-    """Keys of the file that the table does not reach, under their own names: whoever reads on must explain them."""
+    """Return keys of the file that the table lacks, under their own names: the caller must account for them."""
     known = set(keys.values())
     return {key: key for key in checkpoint.specs if key.startswith(prefix) and key not in known}
 
@@ -192,7 +192,7 @@ def _network(checkpoint: Checkpoint, keys: Mapping[str, str]) -> Network:
 
 
 def _as_diffusers(name: str, spec: TensorSpec) -> TensorSpec:
-    """diffusers holds the projections of a VAE's attention as matrices, single files as 1x1 convolutions."""
+    """Return the spec in diffusers, which stores a VAE's attention projections as matrices, not 1x1 convolutions."""
     if name.startswith(("encoder.mid_block.attentions.", "decoder.mid_block.attentions.")) and len(spec.shape) == 4:
         return TensorSpec(dtype=spec.dtype, shape=spec.shape[:2])
     return spec
@@ -209,7 +209,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. A diffusers folder has one.") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. A diffusers folder must contain it.") from None
     except ValueError:
         raise ConfigError(f"{path} is not JSON.") from None
     if not isinstance(values, dict):

@@ -1,10 +1,10 @@
-"""The exact base: the weights that an LBM's training starts from, made from its backbone by a rule.
+"""The exact base: the weights from which an LBM's training starts, derived from its backbone by a rule.
 
 The rule, from the public training recipe: drop the added text and time embedding; where the LBM's denoiser
 expects another number of input columns in `conv_in`, a class embedding or the keys and values of attention,
-take the first columns, or add zeros behind them; copy everything else, and the VAE, as it is. Cropping
-moves no value, so the order of cropping and casting does not matter. A tensor that the rule does not
-explain is an error.
+take the first columns, or append zeros; copy everything else, and the VAE, unchanged. Cropping changes no
+value, so the order of cropping and casting does not matter. A tensor that the rule does not cover is an
+error.
 """
 
 import re
@@ -29,12 +29,12 @@ _RESIZED = re.compile(r"conv_in\.weight|.+\.attn\d+\.to_[kv]\.weight|class_embed
 
 @dataclass(frozen=True, kw_only=True)
 class BaseItem:
-    """What becomes of one tensor: a line of the base's ledger.
+    """What becomes of one tensor: a row of the base's ledger.
 
     Attributes:
-        key: in the base; for a dropped tensor, the one that it would have had.
-        source: the tensor's name in the backbone's network; empty for one that is added.
-        from_shape, to_shape: in the backbone and in the base; None where it is not there.
+        key: key in the base; for a dropped tensor, the key that it would have had.
+        source: the tensor's name in the backbone's network; empty for an added tensor.
+        from_shape, to_shape: shapes in the backbone and in the base; None where the tensor does not exist.
     """
 
     key: str
@@ -50,7 +50,7 @@ class BaseItem:
 
 
 def base_unet_config(backbone: Mapping[str, Any], config: LBMConfig) -> dict[str, Any]:
-    """The denoiser's diffusers configuration, from the backbone's: no added embedding, attn2 as wide as its block."""
+    """Derive the denoiser's configuration from the backbone's: no added embedding, attn2 as wide as its block."""
     kept = {key: value for key, value in backbone.items() if not key.startswith("_")}
     return kept | {
         "in_channels": config.unet_input_channels,
@@ -65,18 +65,18 @@ def base_unet_config(backbone: Mapping[str, Any], config: LBMConfig) -> dict[str
 def plan_base(
     unet: Mapping[str, TensorSpec], vae: Mapping[str, TensorSpec], config: LBMConfig, *, where: object
 ) -> tuple[BaseItem, ...]:
-    """Decide about every tensor, from names and shapes alone.
+    """Decide what becomes of every tensor, from names and shapes alone.
 
     Args:
         unet, vae: the backbone's tensors under diffusers' names.
         config: the base's configuration, with both sections.
-        where: the backbone, for errors.
+        where: the backbone, for error messages.
 
     Returns:
-        One item for every tensor of the base, in diffusers' order, then one for every dropped one.
+        One item for every tensor of the base, in diffusers' order, then one for every dropped tensor.
 
     Raises:
-        CheckpointError: tensors that the rule does not explain, with the reason of each.
+        CheckpointError: the rule does not cover some tensors; gives the reason for each.
     """
     expected = checkpoint_shapes(config)
     found = {DENOISER_PREFIX + name: (name, spec) for name, spec in unet.items()}
@@ -92,7 +92,7 @@ def plan_base(
             name, spec = found[key]
             item = _resize(key, name, spec.shape, shape)
             if item is None:
-                problems.append(f"{key} is {spec.shape} where LBM has {shape}")
+                problems.append(f"{key} is {spec.shape}, but {shape} in LBM")
             else:
                 items.append(item)
     for key, (name, spec) in found.items():
@@ -104,16 +104,16 @@ def plan_base(
             problems.append(f"{key} {spec.shape} has no place in LBM")
     if problems:
         raise CheckpointError(
-            f"{where}: {len(problems)} tensors are not explained by the rule that makes a base: "
-            f"{listing(problems, limit=4)}. Is this the backbone that the configuration is for?"
+            f"{where}: {len(problems)} tensors do not fit the rule that makes a base: "
+            f"{listing(problems, limit=4)}. Does the configuration belong to this backbone?"
         )
     return tuple(items)
 
 
 def apply_item(item: BaseItem, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of the base that an item describes: a view of the given one, or a copy with zeros behind it."""
+    """Return the base's tensor for an item: a view of the given tensor, or a copy with zeros appended."""
     if item.to_shape is None:
-        raise AssertionError(f"{item.key} is dropped: nothing is to be made of it")
+        raise AssertionError(f"{item.key} is dropped and has no tensor")
     for axis, size in enumerate(item.to_shape):
         have = tensor.shape[axis]
         if size < have:
@@ -125,7 +125,7 @@ def apply_item(item: BaseItem, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _resize(key: str, name: str, have: tuple[int, ...], want: tuple[int, ...]) -> BaseItem | None:
-    """The item of a tensor that is in both; None where the rule does not explain the difference in shape."""
+    """Return the item of a tensor that is in both; None if the rule does not cover the difference in shape."""
     if have == want:
         return _item(key, name, "copied", have, want, "same shape")
     axes = [axis for axis, (a, b) in enumerate(zip(have, want, strict=False)) if a != b]

@@ -1,4 +1,4 @@
-"""How close a base is to a tuned checkpoint, and whether it can be the base that this was tuned from."""
+"""Measure how close a base is to a tuned checkpoint, and whether the checkpoint can be tuned from it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,29 +20,29 @@ from lbm_lora.progress import SILENT, Progress, warn
 Band = Literal["EXCELLENT", "GOOD", "WARNING"]
 
 LEAST_COSINE = 0.15
-"""Below this, a tuned matrix is taken as unrelated to the base's: two unrelated matrices of n elements have 0 within
-about 4 / sqrt(n). A fine-tune that moves a matrix by its own norm has 0.7, by 2.7 times its norm 0.35; the bundled
-model, whose residual branches the base holds near 0, goes down to 0.2."""
+"""Cosine below which a tuned matrix counts as unrelated to the base's: two unrelated matrices of n elements have 0
+within about 4 / sqrt(n). A fine-tune that moves a matrix by its own norm has 0.7, by 2.7 times its norm 0.35; the
+bundled model, whose residual branches are near 0 in the base, goes down to 0.2."""
 MOST_UNRELATED = 0.01
-"""Share of unrelated matrices that a base may have: a fine-tune may start some layer anew."""
+"""Largest share of unrelated matrices in a base: a fine-tune may reinitialise a few layers."""
 ORIGIN_KEY = "initialization"
 BASE_MARK = "exact_architecture_match"
-"""What a base says of where it comes from, in the metadata of its `.safetensors` and as an entry of its `.ckpt`."""
+"""Key for the origin of a base, in the metadata of its `.safetensors` and as an entry of its `.ckpt`."""
 _VAE = "vae."
-_LEAST_ELEMENTS = 1024  # where chance stays below 0.13, and so below LEAST_COSINE
+_LEAST_ELEMENTS = 1024  # with which random cosines stay below 0.13, and so below LEAST_COSINE
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDistance:
-    """One parameter of base and tuned.
+    """Distance between base and tuned for one parameter.
 
     Attributes:
-        mean_abs, max_abs: of tuned - base.
-        unchanged: share of the elements that are equal, in [0, 1].
-        relative: norm of tuned - base over the norm of base; inf where the base is 0 and tuned is not.
-        cosine: of base and tuned as vectors; 1 where both are 0, 0 where one is.
-        noise_floor: the part of the delta that the storage of tuned makes up: sqrt(sum(ulp^2) / 12) over
-            the delta's norm; 0 where nothing changed.
+        mean_abs, max_abs: mean and maximum of |tuned - base|.
+        unchanged: share of elements that are equal, in [0, 1].
+        relative: norm of tuned - base over the norm of base; inf if the base is 0 and tuned is not.
+        cosine: cosine of base and tuned as vectors; 1 if both are 0, 0 if only one is.
+        noise_floor: the part of the delta that is storage rounding of tuned: sqrt(sum(ulp^2) / 12) over
+            the delta's norm; 0 if nothing changed.
     """
 
     name: ParamName
@@ -56,18 +56,18 @@ class TensorDistance:
 
     @property
     def is_unrelated(self) -> bool:
-        """A matrix whose tuned values are not those of the base, moved a little. Small tensors cannot tell."""
+        """Whether a matrix's tuned values are unrelated to the base's. Small tensors are never counted as unrelated."""
         elements = torch.Size(self.shape).numel()
         return len(self.shape) > 1 and elements >= _LEAST_ELEMENTS and self.cosine < LEAST_COSINE
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineReport:
-    """What `compare_base` measured.
+    """Measurements of `compare_base`.
 
     Attributes:
         tensors: every parameter that both have, with equal shapes.
-        unmatched: names that only one has, or whose shapes differ.
+        unmatched: names that only one of them has, or whose shapes differ.
         noise_floor: over all tensors together.
     """
 
@@ -77,17 +77,17 @@ class BaselineReport:
 
     @property
     def matched(self) -> str:
-        """The documented "Matched denoiser keys": m/total."""
+        """Matched keys as m/total, the documented "Matched denoiser keys"."""
         return f"{len(self.tensors)}/{len(self.tensors) + len(self.unmatched)}"
 
     @property
     def average_difference(self) -> float:
-        """The documented one: mean over tensors of mean|tuned - base|."""
+        """Mean over tensors of mean|tuned - base|, as documented."""
         return fmean(t.mean_abs for t in self.tensors)
 
     @property
     def maximum_difference(self) -> float:
-        """The documented one: the largest mean|tuned - base| of a tensor."""
+        """Largest mean|tuned - base| of a tensor, as documented."""
         return max(t.mean_abs for t in self.tensors)
 
     @property
@@ -98,23 +98,23 @@ class BaselineReport:
 
     @property
     def unchanged_tensors(self) -> int:
-        """Tensors without any change."""
+        """Number of tensors without any change."""
         return sum(t.unchanged == 1 for t in self.tensors)
 
     @property
     def median_relative(self) -> float:
-        """Median over the matrices of ||tuned - base|| / ||base||; about 1.4 for unrelated ones of equal size."""
+        """Median over the matrices of ||tuned - base|| / ||base||; about 1.4 for unrelated matrices of equal norm."""
         return median([t.relative for t in self.tensors if len(t.shape) > 1] or [0.0])
 
     @property
     def band(self) -> Band:
-        """The documented bands of the average difference: < 0.001, < 0.01, else."""
+        """Documented band of the average difference: < 0.001, < 0.01, else."""
         difference = self.average_difference
         return "EXCELLENT" if difference < 0.001 else "GOOD" if difference < 0.01 else "WARNING"
 
     @cached_property
     def unrelated(self) -> tuple[ParamName, ...]:
-        """Matrices whose tuned values have nothing to do with the base's."""
+        """Matrices whose tuned values are unrelated to the base's."""
         return tuple(t.name for t in self.tensors if t.is_unrelated)
 
     @cached_property
@@ -130,11 +130,11 @@ class BaselineReport:
 
     @property
     def verdict(self) -> str:
-        """Whether this can be the base, and what it goes by."""
+        """Verdict on whether this can be the base, with the reason."""
         if self.unmatched:
             names = listing(self.unmatched, limit=3)
-            return f"This is not the base: {plural(len(self.unmatched), 'tensor')} without a partner: {names}."
-        some = f"{plural(len(self.unrelated), 'matrix', 'matrices')} without any likeness to it: "
+            return f"This is not the base: {plural(len(self.unmatched), 'tensor')} without a match: {names}."
+        some = f"{plural(len(self.unrelated), 'matrix', 'matrices')} unrelated to it: "
         some += listing(self.unrelated, limit=3)
         if not self.can_be_base:
             return f"This is not the base that it was tuned from: {some}."
@@ -143,7 +143,7 @@ class BaselineReport:
             f"{self.median_relative:.2%} of their norm (median)."
         ]
         if self.unrelated:
-            parts.append(f"Training started some layers anew, or a part of the base is another: {some}.")
+            parts.append(f"Training reinitialised some layers, or part of the base is another model: {some}.")
         if self.outgrown:
             own = "its own norm" if len(self.outgrown) == 1 else "their own norm"
             parts.append(
@@ -164,24 +164,24 @@ class BaselineReport:
 
 
 def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Refuse a base in the place of the tuned checkpoint, and warn of what keeps a LoRA from giving the tuned image.
+    """Refuse a base given as the tuned checkpoint, and warn of anything that keeps a LoRA from the tuned image.
 
-    What the files say decides: the mark of an exact base, else the counter of training iterations. Files that say
-    nothing of themselves, as the published LBM, cannot be told apart by it.
+    The files' own records decide: the mark of an exact base, else the counter of training iterations. Files without
+    such records, like the published LBM, cannot be told apart this way.
 
     Raises:
-        PairingError: the tuned file says that it is an exact base, and the base does not.
+        PairingError: the tuned file is marked as an exact base, and the base is not.
     """
     if _is_exact_base(tuned):
         if not _is_exact_base(base):
             raise PairingError(
-                f"{tuned.path} says that it is an exact base, and {base.path} does not: the two are swapped. Give ",
+                f"{tuned.path} is marked as an exact base and {base.path} is not: the two are swapped. Use ",
                 Option("base_model_path"),
                 f" {tuned.path} ",
                 Option("tuned_model_path"),
                 f" {base.path}.",
             )
-        warn(f"{tuned.path} says that it is an exact base, as {base.path} does. Is it the tuned checkpoint?")
+        warn(f"{tuned.path} is marked as an exact base, as is {base.path}. Is it the tuned checkpoint?")
     elif _iterations(base) > 0 == _iterations(tuned):
         warn(
             f"{base.path} counts {plural(int(_iterations(base)), 'training iteration')}, {tuned.path} none. "
@@ -191,8 +191,8 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
     differing = [key for key in names if not torch.equal(base.read(key).float(), tuned.read(key).float())]
     if differing:
         warn(
-            f"The VAEs differ in {len(differing)} of {plural(len(names), 'tensor')} ({differing[0]} ...): the LoRA is "
-            "about the denoiser alone, so base + LoRA decodes with the base's VAE."
+            f"The VAEs differ in {len(differing)} of {plural(len(names), 'tensor')} ({differing[0]} ...): the LoRA "
+            "covers only the denoiser, so base + LoRA decodes with the base's VAE."
         )
 
 
@@ -210,11 +210,11 @@ def compare_base(base: Component, tuned: Component, *, progress: Progress = SILE
     """Measure a base against a tuned checkpoint, tensor by tensor, subtracted in fp32.
 
     Raises:
-        PairingError: the two have no tensor in common, or one of them holds values that are not finite.
+        PairingError: the two have no tensor in common, or one of them has values that are not finite.
     """
     shared = [name for name in tuned if name in base and base.specs[name].shape == tuned.specs[name].shape]
     if not shared:
-        raise PairingError(f"{base.path} and {tuned.path} have no tensor of equal name and shape in common.")
+        raise PairingError(f"{base.path} and {tuned.path} have no tensors of equal name and shape.")
     progress.start(len(shared), "comparing with the tuned model")
     distances: list[TensorDistance] = []
     total = Measure()
@@ -228,7 +228,7 @@ def compare_base(base: Component, tuned: Component, *, progress: Progress = SILE
     broken = [distance.name for distance in distances if not isfinite(distance.max_abs)]
     if broken:
         raise PairingError(
-            f"{base.path} or {tuned.path} holds values that are not finite, in {plural(len(broken), 'tensor')}: "
+            f"{base.path} or {tuned.path} has values that are not finite, in {plural(len(broken), 'tensor')}: "
             f"{listing(broken)}."
         )
     unmatched = tuple(sorted({*base, *tuned} - set(shared)))
@@ -238,7 +238,7 @@ def compare_base(base: Component, tuned: Component, *, progress: Progress = SILE
 def _distance(name: ParamName, base: Tensor, tuned: Tensor, delta: Tensor, measured: Measure) -> TensorDistance:
     base_norm, tuned_norm = _norm(base), _norm(tuned)
     both = base_norm * tuned_norm
-    alike = 1.0 if base_norm == tuned_norm else 0.0  # where one of them is 0 and has no direction
+    alike = 1.0 if base_norm == tuned_norm else 0.0  # if one of them is 0 and has no direction
     return TensorDistance(
         name=name,
         shape=tuple(base.shape),
@@ -256,5 +256,5 @@ def _norm(values: Tensor) -> float:
 
 
 def _finite(noise_floor: float) -> float:
-    """Where nothing changed there is no delta for the noise to be a part of."""
+    """Return 0 for an infinite noise floor: if nothing changed, the delta has no noise."""
     return 0.0 if noise_floor == inf else noise_floor

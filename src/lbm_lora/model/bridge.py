@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 TRAIN_TIMESTEPS = 1000
-"""The timestep of sigma 1."""
+"""Timestep of sigma 1."""
 
 Latent = Float[Tensor, "batch channels height width"]
 
@@ -26,14 +26,14 @@ def interpolate(
     noise: Latent,
     bridge_noise_sigma: float,
 ) -> Latent:
-    """The point of the bridge at `sigma` (arXiv 2503.07535, equations 1 and 5).
+    """Return the point of the bridge at `sigma` (arXiv 2503.07535, equations 1 and 5).
 
     sigma * source + (1 - sigma) * target + bridge_noise_sigma * sqrt(sigma * (1 - sigma)) * noise; exactly
     `source` at sigma 1.
 
     Args:
         sigma: one value for all or one per sample, in [0, 1].
-        noise: standard normal.
+        noise: standard normal noise.
     """
     s = _per_sample(sigma, source)
     point = s * source.float() + (1 - s) * target.float() + bridge_noise_sigma * _spread(s) * noise.float()
@@ -41,15 +41,15 @@ def interpolate(
 
 
 def velocity(source: Latent, target: Latent) -> Latent:
-    """What the network is trained to predict: source - target.
+    """Return what the network is trained to predict: source - target.
 
-    The noise-free form of equation 4 of arXiv 2503.07535 (with the sign of d/dsigma), as LBM's checkpoints use it.
+    This is the noise-free form of equation 4 of arXiv 2503.07535 (with the sign of d/dsigma), as in LBM's checkpoints.
     """
     return (source.float() - target.float()).to(source.dtype)
 
 
 def predict_target(noisy: Latent, sigma: float | Float[Tensor, " batch"], prediction: Latent) -> Latent:
-    """The target latent that a prediction at `sigma` stands for: noisy - sigma * prediction (equation 6)."""
+    """Return the target latent that a prediction at `sigma` implies: noisy - sigma * prediction (equation 6)."""
     return (noisy.float() - _per_sample(sigma, noisy) * prediction.float()).to(noisy.dtype)
 
 

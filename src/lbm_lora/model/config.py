@@ -1,7 +1,7 @@
-"""LBM's configuration: the keys of its config.yaml with their defaults.
+"""LBM's configuration: the keys of its config.yaml, with their defaults.
 
-Two optional sections, `unet` and `vae`, are ours: diffusers configurations of the networks, for models of
-other widths than LBM's own.
+Two optional sections, `unet` and `vae`, are our additions: diffusers configurations of the networks, for models
+of other widths than LBM's.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.missing_path import not_there
 from lbm_lora.model.constants import SDXL_SIGNATURE
 
-# Keys of LBM's own training files and of the configuration that it pickles. They say nothing about the model.
+# Keys of LBM's own training files and of the configuration that it pickles. They do not describe the model.
 _LEFT_ALONE = frozenset({
     "name", "input_key", "ucg_keys", "prediction_type", "controlnet_input_key", "adapter_input_key", "guidance_scale",
     "train_shards", "validation_shards", "batch_size", "learning_rate", "learning_rate_scheduler",
@@ -26,16 +26,16 @@ _LEFT_ALONE = frozenset({
 
 
 class LBMConfig(BaseModel):
-    """The keys of LBM's config.yaml with their defaults, and the two sections for networks of other widths."""
+    """Keys of LBM's config.yaml with their defaults, and the two sections for networks of other widths."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone_signature: str = SDXL_SIGNATURE
-    """Hub id, folder or file of the backbone; a relative path counts from the config.yaml that names it."""
+    """Hub id, folder or file of the backbone; a relative path starts from the folder of the config.yaml."""
     vae_num_channels: int = Field(default=4, ge=1)
     """Channels of a latent: the outputs of the denoiser."""
     unet_input_channels: int = Field(default=4, ge=1)
-    """Inputs of the denoiser: a latent's channels, and those of conditioning images."""
+    """Input channels of the denoiser: those of a latent, and those of conditioning images."""
     conditioning_images_keys: tuple[str, ...] = ()
     conditioning_masks_keys: tuple[str, ...] = ()
     source_key: str = "source_image"
@@ -62,11 +62,11 @@ class LBMConfig(BaseModel):
     def _check(self) -> "LBMConfig":
         if self.timestep_sampling == "custom_timesteps":
             if not self.selected_timesteps or not self.prob or len(self.selected_timesteps) != len(self.prob):
-                raise ValueError("custom_timesteps needs selected_timesteps and prob, equally long")
+                raise ValueError("custom_timesteps needs selected_timesteps and prob of equal length")
             if any(not 0 < t <= 1000 for t in self.selected_timesteps):
-                raise ValueError(f"selected_timesteps must lie in (0, 1000], not {list(self.selected_timesteps)}")
+                raise ValueError(f"selected_timesteps must be in (0, 1000], got {list(self.selected_timesteps)}")
             if abs(sum(self.prob) - 1) > 1e-6:
-                raise ValueError(f"prob must add up to 1, not {sum(self.prob):g}")
+                raise ValueError(f"prob must add up to 1, got {sum(self.prob):g}")
         _agree("unet_input_channels", self.unet_input_channels, "unet", self.unet, "in_channels")
         _agree("vae_num_channels", self.vae_num_channels, "unet", self.unet, "out_channels")
         _agree("vae_num_channels", self.vae_num_channels, "vae", self.vae, "latent_channels")
@@ -74,31 +74,31 @@ class LBMConfig(BaseModel):
 
     @property
     def unet_config(self) -> dict[str, Any]:
-        """The denoiser's diffusers configuration.
+        """Return the denoiser's diffusers configuration.
 
         Raises:
-            ConfigError: this configuration has no `unet` section; one from `resolve_config` always has.
+            ConfigError: this configuration has no `unet` section; one from `resolve_config` always has it.
         """
         return _section(self.unet, "unet")
 
     @property
     def vae_config(self) -> dict[str, Any]:
-        """The VAE's diffusers configuration.
+        """Return the VAE's diffusers configuration.
 
         Raises:
-            ConfigError: this configuration has no `vae` section; one from `resolve_config` always has.
+            ConfigError: this configuration has no `vae` section; one from `resolve_config` always has it.
         """
         return _section(self.vae, "vae")
 
 
 def parse_config(values: Mapping[str, Any], *, where: str) -> LBMConfig:
-    """The configuration that a mapping of LBM's keys describes.
+    """Parse a mapping of LBM's keys into a configuration.
 
     Args:
-        where: the file, for errors.
+        where: the file, for error messages.
 
     Raises:
-        ConfigError: an unknown key (the nearest valid one is named), or a value that cannot be.
+        ConfigError: a key is unknown (names the nearest valid one), or a value is invalid.
     """
     valid = LBMConfig.model_fields
     known = {key: value for key, value in values.items() if key in valid}
@@ -114,7 +114,7 @@ def parse_config(values: Mapping[str, Any], *, where: str) -> LBMConfig:
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{where}: {key}: {message}, not {first['input']!r}." if key else f"{where}: {message}."
+            f"{where}: {key}: {message}, got {first['input']!r}." if key else f"{where}: {message}."
         ) from None
 
 
@@ -122,16 +122,16 @@ def read_config(path: Path) -> LBMConfig:
     """Read a config.yaml.
 
     Raises:
-        ConfigError: the file is missing, is no YAML mapping, or holds an unknown key or a value that cannot be.
+        ConfigError: the file is missing or is not a YAML mapping, a key is unknown, or a value is invalid.
     """
     return parse_config(read_yaml(path), where=str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's top mapping; tags that would build Python objects are refused.
+    """Read a YAML file's top-level mapping, without tags that build Python objects.
 
     Raises:
-        ConfigError: the file is missing or is no YAML mapping.
+        ConfigError: the file is missing or is not a YAML mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no plain YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
     return cast(dict[str, Any], values)
@@ -148,7 +148,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _section(section: dict[str, Any] | None, name: str) -> dict[str, Any]:
     if section is None:
-        raise ConfigError(f"the configuration has no section '{name}': a diffusers config of that network is needed.")
+        raise ConfigError(f"the configuration has no section '{name}'. Add the diffusers config of that network.")
     return section
 
 

@@ -1,4 +1,4 @@
-"""LBM's own networks: what its published checkpoints are built with and neither their files nor config.yaml say.
+"""Constants of LBM's own networks that neither its published checkpoints nor config.yaml record.
 
 The denoiser is SDXL's UNet without its added text and time embedding, and with cross-attention as wide as
 the block, since attn2 attends to the image itself. The VAE is SDXL's. Both are given as diffusers
@@ -64,13 +64,13 @@ _VAE_LANDMARKS: Final = {
 
 
 def has_lbm_unet(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the denoiser of a checkpoint has the names and widths of the real LBM's (any number of inputs)."""
+    """Return whether a checkpoint's denoiser has the names and widths of the real LBM's (any number of inputs)."""
     count = sum(name.startswith(DENOISER_PREFIX) for name in specs)
     return count == LBM_TENSORS and _agree(specs, DENOISER_PREFIX, _UNET_LANDMARKS)
 
 
 def has_sdxl_vae(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the VAE of a checkpoint has the widths of SDXL's."""
+    """Return whether a checkpoint's VAE has the widths of SDXL's."""
     return _agree(specs, VAE_PREFIX, _VAE_LANDMARKS)
 
 

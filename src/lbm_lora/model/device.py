@@ -1,4 +1,4 @@
-"""The device that a command runs on."""
+"""Choose the device of a command."""
 
 import torch
 
@@ -7,19 +7,19 @@ from lbm_lora.progress import warn
 
 
 def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
-    """The device of a `--device` flag: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+    """Return the device for a `--device` flag: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
 
-    `auto` takes CUDA where there is one, else the CPU. A device that this machine lacks gives one warning,
-    and the CPU. mps is an untested path.
+    `auto` is CUDA if available, else the CPU. A device that this machine lacks gives a warning and the CPU.
+    mps is untested.
 
     Args:
-        fp64: why the work needs fp64, where it does: "the sums need".
+        fp64: why the work needs fp64, if it does: "the sums need".
 
     Raises:
-        ConfigError: the name is none of these, or mps where fp64 is needed.
+        ConfigError: the name is unknown, or mps although fp64 is needed.
     """
     if fp64 and name.startswith("mps"):
-        raise ConfigError(Option("device"), f" {name}: {fp64} fp64, which mps has not. Use cpu.")
+        raise ConfigError(Option("device"), f" {name}: {fp64} fp64, which mps does not support. Use cpu.")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,10 +27,10 @@ def resolve_device(name: str = "auto", *, fp64: str = "") -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(Option("device"), f" '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps.")
+        raise ConfigError(Option("device"), f" must be one of auto, cpu, cuda, cuda:N, mps, got '{name}'.")
     if _is_there(device):
         return device
-    warn(Option("device"), f" {name}: this machine has no such device. The CPU is used.")
+    warn(Option("device"), f" {name} is not available on this machine. Using the CPU.")
     return torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""The few files of a backbone that a base needs, from the Hugging Face hub or its local cache."""
+"""Fetch the files of a backbone that a base needs, from the Hugging Face hub or its local cache."""
 
 from pathlib import Path
 
@@ -9,24 +9,25 @@ from lbm_lora.errors import HubError, Option
 
 PARTS = ("unet", "vae")
 WEIGHTS = "diffusion_pytorch_model"
-"""How diffusers names the weight files of a network."""
+"""Base name of a network's weight files in diffusers."""
 
 _CONFIGS = [*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json"]
 
 
 def fetch_backbone(repo_id: str) -> Path:
-    """The local folder of a hub repository's UNet, VAE and scheduler: configurations and safetensors only.
+    """Fetch a hub repository's UNet, VAE and scheduler, and return their local folder.
 
-    Full-precision weights are asked for first, those of the variant `fp16` only where a network has no others.
+    Only configurations and safetensors are fetched: full-precision weights, or the `fp16` variant if a network has no
+    others.
 
     Raises:
-        HubError: the repository does not exist, or neither the hub nor its cache gives the files.
+        HubError: the repository does not exist, or neither the hub nor the cache has the files.
     """
     reason = "it has no unet/ and vae/ weights in safetensors"
     for dot in ("", ".fp16"):
         try:
             folder = Path(snapshot_download(repo_id, allow_patterns=[*_CONFIGS, *_weight_patterns(dot)]))
-        except Exception as error:  # the client passes on the errors of several HTTP libraries
+        except Exception as error:  # the client raises the errors of several HTTP libraries
             reason = " ".join(str(error).split()) or type(error).__name__
             continue
         if all(any((folder / part).glob(f"{WEIGHTS}*.safetensors")) for part in PARTS):

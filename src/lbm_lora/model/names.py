@@ -1,6 +1,6 @@
-"""The exact names and shapes of an LBM's tensors, for any configuration, and the check of a file against them.
+"""Exact names and shapes of an LBM's tensors for any configuration, and the check of a file against them.
 
-Names are diffusers' own, read off networks on the meta device, which have shapes and no memory.
+Names are diffusers' own, read from networks on the meta device, which have shapes but no memory.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from lbm_lora.model.constants import ITERATIONS_KEY, VAE_PREFIX
 from lbm_lora.naming import DENOISER_PREFIX
 
 Shapes = dict[str, tuple[int, ...]]
-"""Tensor name -> shape, in diffusers' order."""
+"""Map from tensor name to shape, in diffusers' order."""
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -27,30 +27,30 @@ _IGNORED_PREFIXES = ("lpips_loss.", "conditioner.")
 
 
 def empty_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A UNet of a diffusers configuration on the meta device.
+    """Build a UNet from a diffusers configuration on the meta device.
 
     Raises:
-        ConfigError: the configuration has a key that the class does not know, or a value that it does not take.
+        ConfigError: the configuration has a key that the class does not have, or a value that it rejects.
     """
     return _empty(UNet2DConditionModel, config, "unet")
 
 
 def empty_vae(config: Mapping[str, Any]) -> AutoencoderKL:
-    """A VAE of a diffusers configuration on the meta device.
+    """Build a VAE from a diffusers configuration on the meta device.
 
     Raises:
-        ConfigError: the configuration has a key that the class does not know, or a value that it does not take.
+        ConfigError: the configuration has a key that the class does not have, or a value that it rejects.
     """
     return _empty(AutoencoderKL, config, "vae")
 
 
 def denoiser_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Names (without `denoiser.`) and shapes of the UNet of a diffusers configuration."""
+    """Return names (without `denoiser.`) and shapes of the UNet of a diffusers configuration."""
     return shapes_of(empty_unet(config))
 
 
 def checkpoint_shapes(config: LBMConfig) -> Shapes:
-    """Keys and shapes of a whole LBM checkpoint: denoiser, VAE and `num_iterations`.
+    """Return keys and shapes of a complete LBM checkpoint: denoiser, VAE and `num_iterations`.
 
     Raises:
         ConfigError: the configuration lacks a section, or a section cannot be built.
@@ -61,18 +61,18 @@ def checkpoint_shapes(config: LBMConfig) -> Shapes:
 
 
 def shapes_of(module: torch.nn.Module) -> Shapes:
-    """Names and shapes of a module's tensors."""
+    """Return names and shapes of a module's tensors."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def check_shapes(specs: Mapping[str, TensorSpec], expected: Shapes, *, where: object) -> None:
     """Check that a checkpoint has exactly the expected tensors.
 
-    `num_iterations` may be missing or have one element of any shape (older trainers), and the tensors of a
-    training loss (`lpips_loss.`) may be there: none of them takes part in the model.
+    `num_iterations` may be missing or have one element of any shape (older trainers), and tensors of a training
+    loss (`lpips_loss.`) may be present: they are not part of the model.
 
     Raises:
-        CheckpointError: missing, unexpected or differently shaped tensors, all kinds in one message.
+        CheckpointError: tensors are missing, unexpected or of another shape; one message lists all of them.
     """
     missing = [name for name in expected if name not in specs and name != ITERATIONS_KEY]
     unexpected = [name for name in specs if name not in expected and not name.startswith(_IGNORED_PREFIXES)]
@@ -92,8 +92,8 @@ def check_shapes(specs: Mapping[str, TensorSpec], expected: Shapes, *, where: ob
     ]
     if parts:
         raise CheckpointError(
-            f"{where} is not the LBM that its configuration describes. {'. '.join(parts)}. "
-            "Is this the right file, and the right config.yaml beside it?"
+            f"{where} does not match its configuration. {'. '.join(parts)}. "
+            "Is this the right file, and is the config.yaml next to it the right one?"
         )
 
 

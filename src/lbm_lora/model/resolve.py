@@ -1,7 +1,7 @@
-"""Where a checkpoint's configuration comes from, and how our own files carry it.
+"""Find a checkpoint's configuration, and store it in our own files.
 
 The widths, heads and norm groups of the networks and the VAE's scaling cannot be read from tensor shapes,
-and LBM's own config.yaml does not hold them. Files that this package writes carry everything themselves.
+and LBM's own config.yaml lacks them. Files that this package writes contain everything.
 """
 
 import json
@@ -17,33 +17,33 @@ from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.progress import warn
 
 METADATA_KEY = "lbm_config"
-"""Where a file of ours holds its configuration: the metadata of a `.safetensors` as JSON, a `.ckpt` as an entry."""
+"""Key of the configuration in our files: in the metadata of a `.safetensors` as JSON, in a `.ckpt` as an entry."""
 
 CKPT_CONTAINERS = {"model_state_dict": "", "state_dict": "model."}
-"""The entries of a `.ckpt` that hold its tensors, and what stands before their names there: the first is read by the
-documented commands, the second by LBM's own loader."""
+"""Entries of a `.ckpt` that hold its tensors, and the prefix of their names there: the documented commands read the
+first, LBM's own loader the second."""
 
 _OURS = frozenset({"backbone_signature", "unet", "vae"})
-"""Keys that no `config` entry may hold: the earlier implementation passes the first one itself, LBM has no others."""
+"""Keys not allowed in a `config` entry: the earlier implementation passes the first itself, LBM lacks the others."""
 
 
 def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -> LBMConfig:
-    """The whole configuration of a checkpoint, with its `unet` and `vae` sections.
+    """Return the complete configuration of a checkpoint, with its `unet` and `vae` sections.
 
     LBM's keys come from the first of these that exists, each section from the first that has it: the file
-    itself, the config.yaml (or the only other .yaml) beside it, `config_path`; then, where the shapes are
-    the real LBM's, LBM's own constants.
+    itself, the config.yaml (or the only other .yaml) next to it, `config_path`; then, if the shapes are the
+    real LBM's, LBM's own constants.
 
     Raises:
-        ConfigError: a source holds an unknown key or a value that cannot be, or a section is nowhere to be found.
+        ConfigError: a source has an unknown key or an invalid value, or a section is missing everywhere.
     """
     own = _own_config(checkpoint)
     if own is not None and own.unet and own.vae:
         if config_path is not None and not _repeats(own, config_path):
             warn(
-                f"{checkpoint.path} carries its own configuration: ",
+                f"{checkpoint.path} contains its own configuration: ",
                 Option("config_path"),
-                f" {config_path} is not used.",
+                f" {config_path} is ignored.",
             )
         return own
     beside = None if checkpoint.in_memory else config_beside(checkpoint.path)
@@ -67,9 +67,9 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
 
 
 def config_beside(path: Path) -> Path | None:
-    """The config.yaml in a checkpoint's folder, or the only other .yaml there that holds keys of LBM.
+    """Return the config.yaml in a checkpoint's folder, or the only other .yaml there with keys of LBM.
 
-    A LoRA's sidecar `..._config.yaml` is none.
+    A LoRA's sidecar `..._config.yaml` does not count.
     """
     folder = path if path.is_dir() else path.parent
     if (folder / "config.yaml").is_file():
@@ -79,7 +79,7 @@ def config_beside(path: Path) -> Path | None:
 
 
 def lbm_unet(config: LBMConfig) -> dict[str, Any]:
-    """The real LBM's denoiser with the channels that a configuration asks for."""
+    """Return the configuration of the real LBM's denoiser with the channels of a configuration."""
     return dict(LBM_UNET) | {
         "in_channels": config.unet_input_channels,
         "out_channels": config.vae_num_channels,
@@ -87,22 +87,22 @@ def lbm_unet(config: LBMConfig) -> dict[str, Any]:
 
 
 def ckpt_entries(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a `.ckpt` for a configuration of plain types: everything, and what other loaders look for."""
+    """Return the entries of a `.ckpt` for a configuration of plain types: ours, and those that other loaders need."""
     signature = {key: values[key] for key in ("backbone_signature",) if key in values}
     config = {key: value for key, value in values.items() if key not in _OURS}
     return {"config": config, METADATA_KEY: dict(values), **signature}
 
 
 def config_to_metadata(config: LBMConfig) -> dict[str, str]:
-    """What the metadata of a `.safetensors` holds."""
+    """Return the metadata of a `.safetensors` for a configuration."""
     return {METADATA_KEY: json.dumps(config.model_dump(mode="json"))}
 
 
 def own_values(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The keys of the configuration that a checkpoint carries itself, not checked; None where it carries none.
+    """Return the unchecked configuration keys inside a checkpoint; None if it contains none.
 
     Raises:
-        ConfigError: it is not readable.
+        ConfigError: the configuration cannot be read.
     """
     text = checkpoint.metadata.get(METADATA_KEY)
     if text is not None:
@@ -116,7 +116,7 @@ def own_values(checkpoint: Checkpoint) -> dict[str, Any] | None:
         return cast(dict[str, Any], whole)
     if not isinstance(held, dict):
         return None
-    # The earlier implementation's `config` lacks keys that its `source_config`, the YAML file as read, has.
+    # The earlier implementation's `config` lacks keys of its `source_config`, the YAML file as read.
     source = checkpoint.extra.get("source_config")
     named = {k: v for k, v in source.items() if k in LBMConfig.model_fields} if isinstance(source, dict) else {}
     return cast(dict[str, Any], named | held)
@@ -130,7 +130,7 @@ def _has_lbm_keys(path: Path) -> bool:
 
 
 def _repeats(own: LBMConfig, config_path: Path) -> bool:
-    """Whether a config.yaml says nothing else than the file's own configuration: that of a base just made from it."""
+    """Return whether a config.yaml only repeats the file's own configuration, as for a base just made from it."""
     try:
         given = read_config(config_path)
     except ConfigError:
@@ -161,15 +161,15 @@ def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, c
     shapes = "those of Stable Diffusion 1.5" if _is_sd15(checkpoint.specs) else "not those of the real LBM"
     return ConfigError(
         f"{checkpoint.path}: the configuration of its networks is missing, and its shapes are {shapes}. No section "
-        f"{names} in the file itself, {beside or folder / 'config.yaml'}, ",
+        f"{names} found in the file itself, {beside or folder / 'config.yaml'}, ",
         *([str(config_path)] if config_path else [Option("config_path"), " (not given)"]),
-        ". Add it (a diffusers config) to a config.yaml beside the file, or give such a file with ",
+        ". Add it (a diffusers config) to a config.yaml next to the file, or give such a file with ",
         Option("config_path"),
         ".",
     )
 
 
 def _is_sd15(specs: Mapping[str, TensorSpec]) -> bool:
-    """Four levels of width 320 to 1280, with attention on all but the last."""
+    """Return whether the UNet is SD 1.5's: four levels of width 320 to 1280, with attention on all but the last."""
     deep = specs.get(f"{DENOISER_PREFIX}down_blocks.3.resnets.0.conv1.weight")
     return deep is not None and deep.shape == (1280, 1280, 3, 3)

@@ -1,7 +1,7 @@
-"""Which timesteps a model was trained on, with which probabilities, and which numbers of steps stay on them.
+"""The timesteps that a model was trained on, their probabilities, and the numbers of steps that stay on them.
 
 Chadebec et al., arXiv 2503.07535v2, section 3.4: training draws from a few timesteps, and inference with a number of
-steps that calls the denoiser at other ones leaves what the model knows.
+steps that calls the denoiser at others leaves the training distribution.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,44 +15,44 @@ Schedule = tuple[tuple[float, float], ...]
 """(timestep, probability) pairs: timesteps in (0, 1000], probabilities that add up to 1."""
 
 STEP_COUNTS = (1, 2, 4)
-"""Numbers of steps for a model that was trained on all timesteps."""
+"""Numbers of steps for a model trained on all timesteps."""
 
 _CALLED = (250.0, 500.0, 750.0, 1000.0)  # the timesteps that 1, 2 and 4 steps call
 
 
 def schedule_of(config: LBMConfig, timesteps: Sequence[float] = ()) -> Schedule:
-    """The timesteps to measure a model at, each with the probability that training drew it.
+    """Return the timesteps to measure a model at, each with its probability in training.
 
     Args:
-        config: of the model.
-        timesteps: some of the trained ones, whose probabilities are scaled to add up to 1; none: all of them. A model
-            that was trained on all timesteps can be measured at any, which count the same; by default at those that
+        config: configuration of the model.
+        timesteps: a subset of the trained timesteps, whose probabilities are scaled to add up to 1; empty: all of
+            them. A model trained on all timesteps can be measured at any, with equal weight; by default at those that
             1, 2 and 4 steps call.
 
     Raises:
-        ConfigError: a timestep comes twice, was not trained, or lies outside (0, 1000].
+        ConfigError: a timestep is repeated, was not trained, or is outside (0, 1000].
     """
     if len(set(timesteps)) < len(timesteps):
-        raise ConfigError(f"timesteps {_listed(timesteps)}: one comes twice. Give each once.")
+        raise ConfigError(f"timesteps must not repeat, got {_listed(timesteps)}.")
     trained = _trained(config)
     chosen = {t: trained.get(t, 0.0) for t in timesteps or trained} if trained else dict.fromkeys(timesteps, 1.0)
     chosen = chosen or dict.fromkeys(_CALLED, 1.0)
     for timestep, probability in chosen.items():
         if trained and not probability:
-            raise ConfigError(f"timestep {timestep:g} was not trained. Take some of {_listed(trained)}.")
+            raise ConfigError(f"timestep {timestep:g} was not trained. Choose from {_listed(trained)}.")
         if not 0 < timestep <= TRAIN_TIMESTEPS:
-            raise ConfigError(f"timestep {timestep:g} cannot be: timesteps lie above 0 and up to {TRAIN_TIMESTEPS}.")
+            raise ConfigError(f"timesteps must be above 0 and at most {TRAIN_TIMESTEPS}, got {timestep:g}.")
     total = sum(chosen.values())
     return tuple((timestep, probability / total) for timestep, probability in chosen.items())
 
 
 def from_source(schedule: Schedule) -> Schedule:
-    """A schedule in the order that inference calls it: from the source, timestep 1000, down."""
+    """Return a schedule in the order of inference: from the source, timestep 1000, down."""
     return tuple(sorted(schedule, reverse=True))
 
 
 def trained_step_counts(selected_timesteps: Sequence[int | float]) -> tuple[int, ...]:
-    """The numbers of steps that call the denoiser on trained timesteps only.
+    """Return the numbers of steps that call the denoiser only at trained timesteps.
 
     For the timesteps 250, 500, 750, 1000 of the published models these are 1, 2 and 4.
     """
@@ -65,14 +65,14 @@ def trained_step_counts(selected_timesteps: Sequence[int | float]) -> tuple[int,
 
 
 def step_counts(config: LBMConfig) -> tuple[int, ...] | None:
-    """The numbers of steps that stay on a model's trained timesteps; None where all timesteps were trained."""
+    """Return the numbers of steps that stay on a model's trained timesteps; None if all timesteps were trained."""
     if config.timestep_sampling != "custom_timesteps" or config.selected_timesteps is None:
         return None
     return trained_step_counts(config.selected_timesteps)
 
 
 def check_steps(config: LBMConfig, steps: int) -> None:
-    """Warn of a number of steps that calls the denoiser at timesteps it was not trained on.
+    """Warn if a number of steps calls the denoiser at untrained timesteps.
 
     Raises:
         ConfigError: `steps` is below 1.
@@ -90,14 +90,14 @@ def check_step_count(steps: int, good: Sequence[int] | None) -> None:
         ConfigError: `steps` is below 1.
     """
     if steps < 1:
-        raise ConfigError(f"{steps} steps cannot be taken. Use 1 or more.")
+        raise ConfigError(f"steps must be 1 or more, got {steps}.")
     if good is not None and steps not in good:
         names = ", ".join(str(count) for count in good) or "none"
-        warn(f"{steps} steps leave the timesteps that the model was trained on. Trained: {names}.")
+        warn(f"{steps} steps call the denoiser at untrained timesteps. Trained numbers of steps: {names}.")
 
 
 def _trained(config: LBMConfig) -> dict[float, float]:
-    """Trained timestep -> probability; empty where training drew from all of them."""
+    """Return trained timestep -> probability; empty if training drew from all timesteps."""
     if config.timestep_sampling != "custom_timesteps" or not config.selected_timesteps or not config.prob:
         return {}
     pairs = zip(config.selected_timesteps, config.prob, strict=True)

@@ -1,8 +1,8 @@
-"""diffusers' names of SDXL's networks -> those of a single-file checkpoint (Stability AI's generative-models).
+"""Map diffusers' names of SDXL's tensors to those of a single-file checkpoint (Stability AI's generative-models).
 
-The table is built forward, from the names that a network has: nothing is guessed from a foreign name. With n
+The table is built forward, from the names of a network: nothing is guessed from a foreign name. With n
 layers per block, layer j of down block b is input block 1 + b * (n + 1) + j, and layer j of up block b is output
-block b * (n + 1) + j. The VAE numbers its up blocks from the output side, and holds the projections of its attention
+block b * (n + 1) + j. The VAE numbers its up blocks from the output side, and stores the projections of its attention
 as 1x1 convolutions.
 """
 
@@ -18,7 +18,7 @@ ADD_EMBEDDING = {
     for layer, index in ((1, 0), (2, 2))
     for leaf in ("weight", "bias")
 }
-"""The names of SDXL's text and time embedding, which a base drops."""
+"""Names of SDXL's text and time embedding, which a base drops."""
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -45,7 +45,7 @@ _VAE_MID = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+
 
 
 def unet_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """diffusers name -> single-file key of every tensor of a UNet.
+    """Return diffusers name -> single-file key for every tensor of a UNet.
 
     Args:
         names: diffusers' tensor names.
@@ -57,7 +57,7 @@ def unet_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]
 
 
 def vae_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """diffusers name -> single-file key of every tensor of a VAE.
+    """Return diffusers name -> single-file key for every tensor of a VAE.
 
     Args:
         names: diffusers' tensor names.
@@ -72,7 +72,7 @@ def _unet_key(name: str, layers: int, up_types: list[str]) -> str:
             return f"{key}.{_resnet(name[len(start) + 1 :]) if 'resnets' in start else name[len(start) + 1 :]}"
     place = _UNET_PLACE.fullmatch(name)
     if place is None:
-        raise AssertionError(f"{name}: a UNet's tensor without a place in the table")
+        raise AssertionError(f"{name}: a UNet tensor that the table does not cover")
     side, block, kind, layer, rest = place[1], int(place[2]), place[3], int(place[4]), place[5]
     if kind == "downsamplers":
         return f"input_blocks.{(block + 1) * (layers + 1)}.0.{rest.replace('conv.', 'op.', 1)}"

@@ -1,4 +1,4 @@
-"""Write the exact base: `.safetensors` and `.ckpt` twins, tensor by tensor, in constant memory."""
+"""Write the exact base as `.safetensors` and `.ckpt` twins, tensor by tensor, in constant memory."""
 
 import json
 from collections import Counter
@@ -23,19 +23,19 @@ from lbm_lora.progress import SILENT, Progress
 
 _METADATA_ENTRIES = ("backbone_signature", "architecture", "torch_dtype", ORIGIN_KEY)
 _SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
-_NOTE = "The LPIPS network of training is left out: no LoRA is about it, and training loads its own."
+_NOTE = "The LPIPS network of training is left out: no LoRA changes it, and training loads its own."
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseFiles:
-    """What `write_base` made.
+    """Result of `write_base`.
 
     Attributes:
         safetensors, ckpt: the twins.
         ledger: one item for every tensor of the base and every dropped one.
-        config: what both files carry.
-        dtype: of every tensor.
-        notes: what the user should know, one sentence each.
+        config: configuration in both files.
+        dtype: dtype of every tensor.
+        notes: notes for the user, one sentence each.
     """
 
     safetensors: Path
@@ -47,12 +47,12 @@ class BaseFiles:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Tensors per action."""
+        """Return the number of tensors per action."""
         return dict(Counter(item.action for item in self.ledger))
 
 
 def base_config(backbone: Backbone, config: LBMConfig) -> LBMConfig:
-    """The base's configuration: LBM's keys, and the sections from the config.yaml, else from the backbone.
+    """Return the base's configuration: LBM's keys, and the sections from the config.yaml, else from the backbone.
 
     Raises:
         ConfigError: the sections contradict LBM's keys.
@@ -67,7 +67,7 @@ def base_config(backbone: Backbone, config: LBMConfig) -> LBMConfig:
 
 
 def exactness_notes(backbone: Backbone, dtype: torch.dtype) -> tuple[str, ...]:
-    """Why a base of `dtype` is not bit for bit the one that training started from, if so."""
+    """Return reasons why a base of `dtype` is not bit for bit the one that training started from, if any."""
     notes: list[str] = []
     lossy = sorted(dtype_name(d) for d in backbone.storage_dtypes if d.itemsize < 4 and d != dtype)
     if lossy:
@@ -77,19 +77,19 @@ def exactness_notes(backbone: Backbone, dtype: torch.dtype) -> tuple[str, ...]:
         )
     shift = (backbone.scheduler_config or {}).get("shift", 1.0)
     if shift != 1.0:
-        notes.append(f"The backbone's scheduler has shift {shift}; LBM's bridge uses 1, and so does this package.")
+        notes.append(f"The backbone's scheduler has shift {shift}, but LBM's bridge and this package use 1.")
     return tuple(notes)
 
 
 def twin_paths(save_path: Path) -> tuple[Path, Path]:
-    """(`.safetensors`, `.ckpt`) of a base, from the name of either.
+    """Return the (`.safetensors`, `.ckpt`) paths of a base from either of them.
 
     Raises:
-        OutputError: the suffix is neither.
+        OutputError: the path has another suffix.
     """
     if save_path.suffix not in _SUFFIXES:
         raise OutputError(
-            Option("save_path"), f" {save_path}: a base ends in .ckpt or .safetensors (both are written)."
+            Option("save_path"), f" must end in .ckpt or .safetensors (both are written), got {save_path}."
         )
     ckpt = save_path.with_suffix(".ckpt") if save_path.suffix == ".safetensors" else save_path
     return save_path.with_suffix(".safetensors"), ckpt
@@ -104,7 +104,7 @@ def write_base(
     source_config: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
 ) -> BaseFiles:
-    """Make the base of a backbone.
+    """Write the base of a backbone.
 
     Args:
         config: LBM's configuration, as read from config.yaml.
@@ -112,7 +112,7 @@ def write_base(
         source_config: the config.yaml as it was read, for the `.ckpt`.
 
     Raises:
-        CheckpointError: tensors that the rule does not explain, or that are not finite in `dtype`.
+        CheckpointError: the rule does not cover some tensors, or some are not finite in `dtype`.
         ConfigError: the configuration contradicts the backbone.
         OutputError: the path cannot be written, or is one of the backbone's files.
     """
@@ -145,7 +145,7 @@ def write_base(
         if broken:
             raise CheckpointError(
                 f"backbone {backbone.signature}: {len(broken)} tensors are not finite in {dtype_name(dtype)}: "
-                f"{listing(broken)}. Fetch the files again, or choose another ",
+                f"{listing(broken)}. Download the files again, or choose another ",
                 Option("torch_dtype"),
                 ".",
             )
@@ -161,7 +161,7 @@ def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tenso
 
 
 def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The documented entries of the `.ckpt` beside its tensors, of plain types."""
+    """Return the documented entries of the `.ckpt` next to its tensors, of plain types."""
     return {
         **ckpt_entries(config.model_dump(mode="json")),
         "architecture": "LBM",

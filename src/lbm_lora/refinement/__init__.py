@@ -1,1 +1,1 @@
-"""A LoRA that learns the tuned model's own outputs, at the ranks that it has (layer L5)."""
+"""Train a LoRA of fixed ranks on the tuned model's outputs (layer L5)."""

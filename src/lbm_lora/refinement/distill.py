@@ -1,15 +1,15 @@
-"""A short distillation of a LoRA: its factors and dense deltas learn the tuned model's own outputs.
+"""Distill the tuned model's outputs into a LoRA's factors and dense deltas, in a short run.
 
-An extraction chooses the factors of each layer as if the other layers were exact. Together they can make up for each
-other's errors, and that is learnt here, at the ranks that the LoRA has. No pairs are needed: a point of the bridge
-goes into both networks, and the loss is the logarithm of ||output - tuned||^2 / ||tuned||^2, the mean over a batch:
-dB, so that the images that come out worst do not outweigh all others. Adam (Kingma and Ba, arXiv 1412.6980) has a
-learning rate for each tensor, relative to the root mean square of its values, which differ by orders of magnitude
-between layers, and to the error of the given LoRA: the smaller that is, the smaller are the changes that are left to
-make. The rate rises over a few steps and falls to 0 along half a cosine.
+An extraction chooses the factors of each layer as if the other layers were exact. Layers can compensate each other's
+errors; this is what the LoRA learns here, at its given ranks. No pairs are needed: a point of the bridge goes into both
+networks, and the loss is the batch mean of the logarithm of ||output - tuned||^2 / ||tuned||^2: in dB, so that the
+worst images do not outweigh all others. Adam (Kingma and Ba, arXiv 1412.6980) has one learning rate per tensor. It is
+relative to the root mean square of the tensor's values, which differs by orders of magnitude between layers, and to the
+error of the given LoRA: the smaller the error, the smaller the remaining changes. The rate warms up over a few steps
+and decays to 0 along half a cosine.
 
-What counts is what a file holds. So a LoRA is measured with its values rounded to the stored dtype, on images that
-are not learnt from: at the start, a few times in between, and at the end. The best one is kept.
+The stored file is what matters, so the LoRA is measured with its values rounded to the stored dtype, on held-out
+images: at the start, a few times in between, and at the end. The best one is kept.
 """
 
 import math
@@ -31,20 +31,20 @@ from lbm_lora.refinement.student import Student
 from lbm_lora.trainable.state import TrainState, copied, load_state, optimizer_state, restore, save_state
 
 _WARMUP = 10  # steps
-_PARTS = 8  # of a run, with a measurement at the end of each
-_EPS = 1e-15  # of Adam: the gradients of some tensors are far below its own 1e-8
-_LEAST = 1e-18  # a squared relative error that counts as none
+_PARTS = 8  # parts of a run, with a measurement at the end of each
+_EPS = 1e-15  # epsilon of Adam: the gradients of some tensors are far below the default of 1e-8
+_LEAST = 1e-18  # squared relative errors below this count as zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
-    """How a LoRA is refined.
+    """Settings for refining a LoRA.
 
     Attributes:
-        steps: of the optimizer.
-        batch_size: points of a step.
-        learning_rate: of a tensor, relative to the root mean square of its values times the error of the given LoRA.
-        seed: for the order of the points.
+        steps: optimizer steps.
+        batch_size: points per step.
+        learning_rate: rate of a tensor, relative to the root mean square of its values times the given LoRA's error.
+        seed: seed for the order of the points.
     """
 
     steps: int
@@ -55,10 +55,10 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
-    """Errors of the given LoRA and of the one that is kept, both as a file holds them.
+    """Errors of the given LoRA and of the best one, both as stored in a file.
 
     Attributes:
-        step: after which the kept one was measured; 0 is the given LoRA.
+        step: step after which the best one was measured; 0 is the given LoRA.
     """
 
     before: OutputErrors
@@ -67,7 +67,7 @@ class DistillResult:
 
     @property
     def gain(self) -> float:
-        """dB that the typical error is smaller."""
+        """Reduction of the typical error, in dB."""
         return 20 * math.log10(self.before.typical / self.after.typical)
 
 
@@ -82,17 +82,17 @@ def distill(
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> DistillResult:
-    """Refine a LoRA. A run that was stopped goes on from its last measurement, and ends the same.
+    """Refine a LoRA. An interrupted run resumes from its last measurement, with the same result.
 
     Args:
-        learnt: what is learnt from.
-        held: what is measured on, of other images.
-        keep: is given the best LoRA whenever there is a new one; at the start the given one, rounded.
-        state: where the run is saved at every measurement; the caller removes it at the end. None: it is not saved.
-        identity: what must be the same for a saved run to be resumed.
+        learnt: points to train on.
+        held: points to measure on, from other images.
+        keep: receives each new best LoRA; at the start the given one, rounded.
+        state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
+        identity: values that must match for a saved run to be resumed.
 
     Raises:
-        QualityError: the loss is not finite any more.
+        QualityError: the loss is no longer finite.
         ConfigError: `state` is damaged.
         InputError: a value leaves the range of the stored dtype.
     """
@@ -135,7 +135,7 @@ def _optimizer(student: Student, rate: float) -> Adam:
 
 
 def _batches(learnt: Sequence[AnsweredPoint], settings: DistillSettings) -> Iterator[list[AnsweredPoint]]:
-    """The points of each step, drawn by probability; those of one shape stand together."""
+    """Yield the points of each step, drawn by probability and grouped by shape."""
     draw = torch.Generator().manual_seed(settings.seed)
     shares = torch.tensor([one.point.probability for one in learnt])
     drawn = torch.multinomial(shares, settings.steps * settings.batch_size, replacement=True, generator=draw)
@@ -146,12 +146,12 @@ def _batches(learnt: Sequence[AnsweredPoint], settings: DistillSettings) -> Iter
 def _take(
     student: Student, batch: Sequence[AnsweredPoint], optimizer: Optimizer, settings: DistillSettings, step: int
 ) -> None:
-    """One step of the optimizer."""
+    """Take one optimizer step."""
     for _, alike in groupby(batch, key=_shape):
         loss = (student.losses(list(alike)) + _LEAST).log().sum() / len(batch)
         if not torch.isfinite(loss):
             raise QualityError(
-                f"the loss is {loss.item()} in step {step + 1}: the learning rate of {settings.learning_rate:g} is too "
+                f"the loss is {loss.item()} at step {step + 1}: the learning rate {settings.learning_rate:g} is too "
                 "high. The best LoRA so far is kept."
             )
         loss.backward()
@@ -163,7 +163,7 @@ def _take(
 
 
 def _saved(path: Path | None, identity: Mapping[str, Any]) -> TrainState | None:
-    """The state of this very run, where there is one."""
+    """Return the saved state of this run, if there is one."""
     state = load_state(path) if path is not None and path.exists() else None
     return state if state is not None and state.identity == identity else None
 

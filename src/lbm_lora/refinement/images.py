@@ -1,4 +1,4 @@
-"""What a LoRA is refined on: images to learn from and to measure on, as points with the tuned model's outputs."""
+"""Prepare images for refinement: training and held-out images, as points with the tuned model's outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import schedule_of
 from lbm_lora.progress import Progress
 
-_HELD_SHARE = 8  # one image in so many is measured on
+_HELD_SHARE = 8  # one image in this many is held out
 _HELD_MOST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSplit:
-    """Images that are learnt from, and others that are measured on."""
+    """Training images and held-out images."""
 
     learnt: tuple[Path, ...]
     held: tuple[Path, ...]
@@ -31,15 +31,15 @@ class ImageSplit:
 
 
 def split_images(images: str | Sequence[str], held_images: str | Sequence[str] | None) -> ImageSplit:
-    """The images that a command names, split.
+    """Split the images of a command into training and held-out images.
 
     Args:
         images: files, folders or globs, one or several.
-        held_images: likewise, to measure on; by default one in 8 of the images, up to 16.
+        held_images: held-out images, given the same way; by default one in 8 of the images, up to 16.
 
     Raises:
-        ConfigError: an image is in both, or there is only one.
-        ImageError: none are there.
+        ConfigError: an image is in both sets, or there is only one image.
+        ImageError: there are no images.
     """
     found = expand_sources(images)
     if held_images is not None:
@@ -51,15 +51,15 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
                 Option("images"),
                 " and in ",
                 Option("held_images"),
-                ": measure on images not learnt from.",
+                ". Held-out images must not be trained on.",
             )
         return ImageSplit(learnt=found, held=held)
     if len(found) < 2:
         raise ConfigError(
             Option("images"),
-            f" is one image, {listing(map(str, found))}. Give two or more, or ",
+            f" is only one image, {listing(map(str, found))}. Give two or more, or add ",
             Option("held_images"),
-            " to measure on.",
+            ".",
         )
     count = min(_HELD_MOST, max(1, len(found) // _HELD_SHARE))
     chosen = {index * len(found) // count for index in range(count)}
@@ -79,13 +79,13 @@ def answered_images(
     mirror: bool,
     progress: Progress,
 ) -> tuple[list[AnsweredPoint], list[AnsweredPoint]]:
-    """Points to learn from and points to measure on, with the outputs of the tuned model.
+    """Return training points and held-out points, with the tuned model's outputs.
 
     Args:
-        timesteps: some of the trained ones; none: all of them.
+        timesteps: a subset of the trained timesteps; empty: all of them.
         size: square root of the pixel budget; by default the model's own.
-        seed: for the bridge noise.
-        mirror: learn from mirrored images, too.
+        seed: seed for the bridge noise.
+        mirror: also train on mirrored images.
     """
     schedule = schedule_of(model.config, timesteps)
     views = [(path, mirrored) for path in images.learnt for mirrored in ((False, True) if mirror else (False,))]

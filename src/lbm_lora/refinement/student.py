@@ -1,4 +1,4 @@
-"""A base with a LoRA in it that learns a tuned model's outputs."""
+"""A base with a trainable LoRA that learns a tuned model's outputs."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -18,41 +18,41 @@ from lbm_lora.trainable.export import export_adapter
 from lbm_lora.trainable.inject import DOWN, UP, inject_plan
 from lbm_lora.trainable.layout import PlannedLora, TrainPlan, layout_of, modules_in
 
-_LARGE = 200_000_000  # parameters from which on the activations of a whole backward pass are too many
+_LARGE = 200_000_000  # parameters above which the activations of a full backward pass take too much memory
 
 
 class Student:
-    """The base with a LoRA in it, all of which learns.
+    """The base with a fully trainable LoRA.
 
     Args:
-        model: of the base; it is changed in place.
+        model: model of the base; it is changed in place.
         given: the LoRA.
-        dtype: that its file will have.
+        dtype: dtype of the LoRA's file.
 
     Raises:
-        AdapterError: a module of the LoRA is no Linear and no plain Conv2d of the denoiser.
+        AdapterError: a module of the LoRA is neither a Linear nor a plain Conv2d of the denoiser.
     """
 
     def __init__(self, model: LBMModel, given: Adapter, dtype: torch.dtype) -> None:
         self._model, self._given, self._dtype = model, given, dtype
         plan = TrainPlan(loras=_all_learn(model.denoiser, given), dense=tuple(given.dense))
         self._live = inject_plan(model.denoiser, plan, given=given)
-        model.denoiser.train()  # checkpointed gradients need it; the network has no dropout
+        model.denoiser.train()  # gradient checkpointing needs it; the network has no dropout
         if sum(parameter.numel() for parameter in model.denoiser.parameters()) > _LARGE:
             model.denoiser.enable_gradient_checkpointing()
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """What learns, by name, in fp32."""
+        """Return the trainable parameters by name, in fp32."""
         return self._live.parameters
 
     def scales(self) -> dict[str, float]:
-        """The root mean square of what the file holds of each parameter."""
+        """Return the root mean square of each parameter as stored in the file."""
         stored = {name: self._stored(name, parameter.detach()) for name, parameter in self.parameters.items()}
         return {name: float(value.square().mean().sqrt()) for name, value in stored.items()}
 
     def losses(self, answered: Sequence[AnsweredPoint]) -> Float[Tensor, " batch"]:
-        """The squared relative error at each point, with gradients. Their states have one shape."""
+        """Return the squared relative error at each point, with gradients. All states must have one shape."""
         device, dtype = self._model.device, self._model.dtype
         states = torch.cat([one.point.state for one in answered]).to(device)
         wanted = torch.cat([one.wanted for one in answered]).to(device)
@@ -63,14 +63,14 @@ class Student:
 
     @torch.no_grad()
     def errors(self, answered: Sequence[AnsweredPoint]) -> OutputErrors:
-        """Those of the LoRA as a file would hold it now."""
+        """Return the errors of the LoRA as a file would store it now."""
         with self._rounded():
             errors = [math.sqrt(float(self.losses([one]))) for one in answered]
         typical = typical_error(errors, (one.point.probability for one in answered))
         return OutputErrors(typical=typical, worst=max(errors))
 
     def adapter(self) -> Adapter:
-        """The LoRA as it is now, rounded to the stored dtype.
+        """Return the current LoRA, rounded to the stored dtype.
 
         Raises:
             InputError: a value leaves the range of the dtype.
@@ -80,7 +80,7 @@ class Student:
 
     @contextmanager
     def _rounded(self) -> Generator[None]:
-        """The values that the file would hold, until the block ends."""
+        """Replace the parameters by their stored values until the block ends."""
         learning = self.parameters
         exact = {name: parameter.data for name, parameter in learning.items()}
         try:
@@ -97,18 +97,18 @@ class Student:
                 parameter.data = exact[name]
 
     def _stored(self, name: str, value: Tensor) -> Tensor:
-        """What a file holds of a parameter: a factor, or the change to the base."""
+        """Return a parameter as stored in a file: a factor, or the change from the base."""
         base = self._base(name)
         return value if base is None else value - base
 
     def _base(self, name: str) -> Tensor | None:
-        """The base's values of a parameter that learns as a dense delta, fp32."""
+        """Return the base's values of a parameter that trains as a dense delta, fp32."""
         base = self._live.base.get(ParamName(name))
         return None if base is None else base.float()
 
 
 def _all_learn(denoiser: nn.Module, given: Adapter) -> tuple[PlannedLora, ...]:
-    modules_in(layout_of(denoiser), given)  # refuses what takes no LoRA
+    modules_in(layout_of(denoiser), given)  # refuses modules that cannot take a LoRA
     return tuple(
         PlannedLora(name=name, rank=module.rank, alpha=module.alpha, is_conv=len(module.shape) > 2, learns=True)
         for name, module in given.modules.items()

@@ -1,4 +1,4 @@
-"""WebDataset shards (layer L5a): fetching, reading and writing them, and what to say of samples that cannot be used."""
+"""WebDataset shards (layer L5a): fetch, read and write them, and report samples that cannot be used."""
 
 SHARD_PACKAGES = ("webdataset", "braceexpand", "filelock")
-"""What `fetch` and `tar` import beyond a plain install. Who imports those two asks for these packages first."""
+"""Packages that `fetch` and `tar` import beyond a plain install. Check for them before importing these two modules."""

@@ -1,7 +1,7 @@
-"""Shards as local, uncompressed files: the indexed reading needs to seek in them.
+"""Provide shards as local, uncompressed files, since indexed reading needs to seek.
 
-What comes from a URL, or is compressed, is copied into the cache folder once and found there by later runs. A file
-there is complete or not there; processes that want the same one wait for the first of them.
+Shards that are remote or compressed are copied into the cache folder once, where later runs find them. A file there is
+complete or absent; processes that need the same file wait for the first of them.
 """
 
 import bz2
@@ -25,22 +25,22 @@ from lbm_lora.missing_path import not_there
 from lbm_lora.progress import SILENT, Progress
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
-"""First bytes of a file -> how it is unpacked."""
+"""Map from the first bytes of a file to its decompressor."""
 
 
 def local_shards(
     shards: Sequence[str], *, cache_dir: Path | None, allow_pipe: bool, progress: Progress = SILENT
 ) -> list[Path]:
-    """A local, uncompressed file for each shard, in order.
+    """Return a local, uncompressed file for each shard, in order.
 
     Args:
         shards: paths and URLs (http, https, ftp, hf, gs, and `pipe:` commands), without patterns.
-        cache_dir: where copies are kept.
+        cache_dir: folder for copies.
         allow_pipe: run the shell commands of `pipe:` shards.
 
     Raises:
-        ConfigError: a copy is needed and there is no `cache_dir`, or a `pipe:` is not allowed.
-        DataError: shards that do not exist, or cannot be fetched or unpacked.
+        ConfigError: a copy is needed but there is no `cache_dir`, or a `pipe:` is not allowed.
+        DataError: shards do not exist, or cannot be fetched or unpacked.
     """
     paths = [_path_of(shard) for shard in shards]
     _check(shards, paths, cache_dir, allow_pipe)
@@ -59,11 +59,11 @@ def local_shards(
 
 
 def _path_of(shard: str) -> Path | None:
-    """The path of a local shard; None for another URL."""
+    """Return the path of a local shard; None for any other URL."""
     parsed = urlparse(shard)
     if parsed.scheme == "file":
         return Path(url2pathname(parsed.path))
-    # one letter is a drive
+    # a single letter is a drive
     return Path(shard).expanduser() if len(parsed.scheme) <= 1 else None
 
 
@@ -72,13 +72,11 @@ def _check(shards: Sequence[str], paths: Sequence[Path | None], cache_dir: Path 
         if path is None and shard.startswith("pipe:") and not allow_pipe:
             raise ConfigError(f"the shard '{shard}' runs a shell command. Allow it with allow_pipe: true.")
         if path is None and cache_dir is None:
-            raise ConfigError(
-                f"the shard {shard} is not a local file. Set cache_dir, the folder that it is copied into."
-            )
+            raise ConfigError(f"the shard {shard} is not a local file. Set cache_dir, the folder to copy it into.")
 
 
 def _fetched(url: str, cache_dir: Path | None) -> Path:
-    assert cache_dir is not None, "checked before anything is fetched"
+    assert cache_dir is not None, "`_check` ran before"
     copy = _place(cache_dir, url, "pipe.tar" if url.startswith("pipe:") else Path(urlparse(url).path).name)
     with _to_make(copy) as temporary:
         if temporary is not None:
@@ -91,20 +89,20 @@ def _fetched(url: str, cache_dir: Path | None) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the command line that WebDataset shows: it may hold an access token."""
+    """Return the cause without the command line that WebDataset shows, which may contain an access token."""
     ended = re.search(r": exit (\d+) \(read\)", str(error))
-    return f"its command (curl, gsutil, or that of a pipe) ended with exit code {ended[1]}" if ended else str(error)
+    return f"its command (curl, gsutil, or a pipe) ended with exit code {ended[1]}" if ended else str(error)
 
 
 def _unpacked(path: Path, cache_dir: Path | None) -> Path:
-    """The file itself where it is not compressed."""
+    """Return an unpacked copy, or the file itself if it is not compressed."""
     with path.open("rb") as file:
         head = file.read(6)
     opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
     if opener is None:
         return path
     if cache_dir is None:
-        raise ConfigError(f"the shard {path} is compressed. Set cache_dir, the folder that it is unpacked into.")
+        raise ConfigError(f"the shard {path} is compressed. Set cache_dir, the folder to unpack it into.")
     stat = path.stat()
     copy = _place(cache_dir, f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"{path.stem}.unpacked.tar")
     with _to_make(copy) as temporary:
@@ -118,13 +116,13 @@ def _unpacked(path: Path, cache_dir: Path | None) -> Path:
 
 
 def _place(cache_dir: Path, origin: str, name: str) -> Path:
-    """The file of the cache for an origin."""
+    """Return the cache file for an origin."""
     return cache_dir / "shards" / f"{xxhash.xxh3_64_hexdigest(origin.encode())}-{name or 'shard.tar'}"
 
 
 @contextmanager
 def _to_make(copy: Path) -> Generator[Path | None]:
-    """The temporary path of a copy that is to be made; None where it is there, or another process has just made it."""
+    """Yield the temporary path of a copy to create; None if it exists, or another process has just created it."""
     if copy.exists():
         yield None
         return

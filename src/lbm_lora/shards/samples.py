@@ -1,4 +1,4 @@
-"""Samples: where the bytes of one lie, which of its parts a key means, and what to say of those that cannot be used."""
+"""Samples: where their bytes are, which part a key selects, and how unusable ones are reported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from lbm_lora.imaging.image_file import readable_extensions
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some bytes of a file: an image file from its start to its end, or a member of a tar."""
+    """A range of bytes in a file: a complete image file, or a member of a tar."""
 
     path: Path
     offset: int
     nbytes: int
 
     def read(self, limit: int | None = None) -> bytes:
-        """The bytes, or the first `limit` of them.
+        """Read the bytes, or the first `limit` of them.
 
         Raises:
-            ImageError: the file is gone or has become shorter.
+            ImageError: the file no longer exists, or is shorter than before.
         """
         wanted = self.nbytes if limit is None else min(limit, self.nbytes)
         try:
@@ -36,15 +36,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What lies under one key: `source.png` -> its bytes, `target.png` -> its bytes, ..."""
+    """Parts found under one key: `source.png` -> its bytes, `target.png` -> its bytes, ..."""
 
     key: str
     parts: Mapping[str, Part]
     problem: str = ""
-    """Why it cannot be used whatever its parts."""
+    """Why it cannot be used, whatever its parts."""
 
     def pick(self, wanted: str) -> Part:
-        """The part of a key, or else the one part that differs from it in the extension alone.
+        """Return the part of a key, or else the one part that differs from it only in the extension.
 
         Raises:
             ImageError: there is none, or more than one.
@@ -72,20 +72,20 @@ class Skipped:
 
 
 def complaint(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> str:
-    """What to say of a data set of which too much, or all, cannot be used; empty where it is good enough.
+    """Return the message for a data set with too many unusable samples, or only such; empty if it is good enough.
 
     Args:
         where: the data set.
-        total: samples that were found, usable or not.
-        max_corrupt: share of them that may be corrupt.
+        total: number of samples found, usable or not.
+        max_corrupt: largest share of them that may be corrupt.
     """
     if not skipped or (len(skipped) <= max_corrupt * total and len(skipped) < total):
         return ""
-    return f"{where}: {said_of(skipped, total)}, and max_corrupt is {100 * max_corrupt:g} %."
+    return f"{where}: {said_of(skipped, total)}, but max_corrupt is {100 * max_corrupt:g} %."
 
 
 def said_of(skipped: Sequence[Skipped], total: int) -> str:
-    """How many samples cannot be used, and the first of them."""
+    """Return how many samples cannot be used, and the first of them."""
     share = 100 * len(skipped) / max(total, 1)
     named = listing((f"{item.key} ({item.reason})" for item in skipped), limit=3)
     return f"{len(skipped)} of {total} samples cannot be used ({share:.1f} %): {named}"

@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files whose neighbouring members of one name form a sample.
+"""Read WebDataset shards: tar files in which consecutive members of one name form a sample.
 
-Only the tar's headers are read here. The bytes of a sample are then read from their place in the file, in any order, so
-that a shuffle reaches over all shards and an interrupted epoch goes on exactly where it stopped.
+Only the tar's headers are read here. The bytes of a sample are later read from their position in the file, in any
+order, so that shuffling covers all shards and an interrupted epoch resumes exactly where it stopped.
 """
 
 import re
@@ -19,7 +19,7 @@ from lbm_lora.errors import DataError, listing
 from lbm_lora.shards.samples import Found, Part
 
 _META = re.compile(r"__[^/]*__($|/)")
-"""Members that WebDataset keeps for itself."""
+"""Members reserved by WebDataset."""
 
 
 class _Member(NamedTuple):
@@ -31,7 +31,7 @@ class _Member(NamedTuple):
 
 
 def expand_shards(patterns: Sequence[str]) -> list[str]:
-    """The shards that patterns stand for, in order: `{000..009}` and `{a,b}` are expanded.
+    """Expand patterns such as `{000..009}` and `{a,b}` to shards, in order.
 
     Raises:
         DataError: a pattern is malformed, or one shard is named twice.
@@ -49,10 +49,10 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
 
 
 def read_shard(path: Path, name: str) -> Iterator[Found]:
-    """The samples of a local, uncompressed shard, in its order.
+    """Yield the samples of a local, uncompressed shard, in its order.
 
     Args:
-        name: of the shard, in front of its samples' keys.
+        name: name of the shard, prepended to its samples' keys.
 
     Raises:
         DataError: it is not a tar file.
@@ -64,21 +64,21 @@ def read_shard(path: Path, name: str) -> Iterator[Found]:
         block = file.read(tarfile.BLOCKSIZE)
     for key, group in groupby(members, key=lambda member: member.key):
         yield _found(f"{name}/{key}", list(group), size)
-    # a tar ends with blocks of zeros; tarfile takes damage for the end
+    # a tar ends with blocks of zeros; tarfile mistakes damage for the end
     if not block or any(block):
-        yield Found(name, {}, f"the shard ends or is damaged at byte {min(end, size)}; what follows is lost")
+        yield Found(name, {}, f"the shard ends or is damaged at byte {min(end, size)}; the rest is lost")
 
 
 def shard_writer(file: BinaryIO) -> TarWriter:
-    """A writer of samples into an open file, in the order they come.
+    """Return a writer of samples into an open file, in the order of the calls.
 
-    The bytes of a shard depend on its samples alone: members have neither owner nor time.
+    The bytes of a shard depend only on its samples: members have neither owner nor time.
     """
     return TarWriter(file, user="", group="", mode=0o644, mtime=0, compress=False, encoder=False, format="PAX_FORMAT")
 
 
 def _members(path: Path) -> tuple[list[_Member], int]:
-    """The files of a shard as far as it can be read, and where they end."""
+    """Return the files of a shard as far as it can be read, and where they end."""
     members: list[_Member] = []
     end = 0
     try:
@@ -90,7 +90,7 @@ def _members(path: Path) -> tuple[list[_Member], int]:
                     if info.isreg() and key is not None and name is not None and not _META.match(info.name):
                         members.append(_Member(key, name.lower(), Part(path, info.offset_data, info.size)))
             except tarfile.TarError:
-                pass  # said by the caller, who finds no end behind the last member
+                pass  # reported by the caller, who finds no end after the last member
     except tarfile.TarError as error:
         raise DataError(f"{path} is not a tar file: {error}. Shards are tar files, compressed or not.") from None
     return members, end
@@ -99,6 +99,6 @@ def _members(path: Path) -> tuple[list[_Member], int]:
 def _found(key: str, members: Sequence[_Member], size: int) -> Found:
     parts = {member.name: member.part for member in members}
     if len(parts) < len(members):
-        return Found(key, parts, "two files of one name")
+        return Found(key, parts, "two files with one name")
     cut = [name for name, part in parts.items() if part.offset + part.nbytes > size]
     return Found(key, parts, f"the shard ends within {cut[0]}" if cut else "")

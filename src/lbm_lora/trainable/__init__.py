@@ -1,4 +1,4 @@
-"""A LoRA that learns in a live network (layer L5a): what learns, PEFT's layers, the way back to a file, a run's state.
+"""A trainable LoRA in a live network (layer L5a): selection, PEFT's layers, export to a file, state of a run.
 
-It knows nothing of losses, data or training files; `train` and `refine` stand on it.
+It knows nothing of losses, data or training files; `train` and `refine` build on it.
 """

@@ -1,4 +1,4 @@
-"""A trained LoRA as an adapter, relative to the base that it was put into."""
+"""Export a trained LoRA as an adapter, relative to its base."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,12 @@ from lbm_lora.trainable.layout import PlannedLora
 
 
 def export_adapter(live: LiveAdapter, values: Mapping[str, Tensor], metadata: AdapterMetadata) -> Adapter:
-    """Everything that acts in the forward pass, in fp32.
+    """Return everything that acts in the forward pass as an adapter, in fp32.
 
-    Modules and dense deltas that do not learn have the very values of the file that they come from.
+    Frozen modules and dense deltas keep the exact values of their file.
 
     Args:
-        values: of `live.parameters`, by name: those of now, or an average.
+        values: values of `live.parameters` by name, current or averaged.
     """
     modules = {lora.name: _module(lora, live, values) for lora in live.plan.loras}
     dense = {name: delta.float() for name, delta in live.given.dense.items()}
@@ -27,7 +27,7 @@ def export_adapter(live: LiveAdapter, values: Mapping[str, Tensor], metadata: Ad
 
 
 def _module(lora: PlannedLora, live: LiveAdapter, values: Mapping[str, Tensor]) -> LoraModule:
-    """One module of the file."""
+    """Return one module of the file."""
     if not lora.learns:
         given = live.given.modules[lora.name]
         return LoraModule(lora.name, given.down.float(), given.up.float(), given.alpha)
@@ -37,10 +37,10 @@ def _module(lora: PlannedLora, live: LiveAdapter, values: Mapping[str, Tensor]) 
 
 
 def _from_base(module: LoraModule, initial: InitialFactors) -> LoraModule:
-    """The same module relative to the weight that its initial factors were taken out of.
+    """Return the module relative to the weight from which its initial factors were subtracted.
 
-    scaling * (up @ down - up0 @ down0) has at most twice the rank. Where that is no less than what the matrix can
-    have, the delta itself is one factor and the identity the other.
+    scaling * (up @ down - up0 @ down0) has at most twice the rank. If that reaches the bound of the matrix, the delta
+    itself becomes one factor and the identity the other.
     """
     rank = 2 * module.rank
     if rank >= rank_bound(module.shape):
@@ -58,5 +58,5 @@ def _as_identity(module: LoraModule, delta: Tensor) -> LoraModule:
 
 
 def _on_cpu(value: Tensor) -> Tensor:
-    """fp32 on the CPU, apart from the parameter that goes on learning."""
+    """Copy to fp32 on the CPU, independent of the parameter, which keeps training."""
     return value.detach().to("cpu", torch.float32, copy=True)

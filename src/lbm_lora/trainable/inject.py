@@ -1,12 +1,11 @@
-"""A LoRA in a live denoiser, to be trained: PEFT's layers, and fp32 parameters for biases and norms.
+"""Inject a trainable LoRA into a live denoiser: PEFT's layers, and fp32 parameters for biases and norms.
 
-The base's own parameters are frozen and keep their dtype; what learns is fp32 whatever the base is. Parameters are
-known by names that do not depend on PEFT: `<module>.lora_down`, `<module>.lora_up`, and the param name of a bias or
-norm.
+The base's own parameters are frozen and keep their dtype; trainable parameters are always fp32. Their names do not
+depend on PEFT: `<module>.lora_down`, `<module>.lora_up`, and the param name of a bias or norm.
 
-Two initialisations, PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775), start from factors taken out of the base's
-weight: W becomes W - scaling * up0 @ down0. These initial factors are kept, so that the trained delta can be given
-relative to W again.
+Two initialisations, PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775), start from factors of the base's weight and
+subtract them: W becomes W - scaling * up0 @ down0. These initial factors are kept, so that the trained delta can be
+expressed relative to W again.
 """
 
 import re
@@ -35,7 +34,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class InitialFactors:
-    """The factors that an initialisation took out of a base weight: fp32, without the scaling."""
+    """Factors that an initialisation subtracted from a base weight: fp32, without the scaling."""
 
     down: Tensor
     up: Tensor
@@ -43,14 +42,14 @@ class InitialFactors:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LiveAdapter:
-    """A denoiser with a LoRA in it that learns.
+    """A denoiser with a trainable LoRA.
 
     Attributes:
-        denoiser: with PEFT's layers.
-        plan: what it holds.
+        denoiser: the denoiser with PEFT's layers.
+        plan: plan of the injected LoRA.
         given: the adapter that training continues; empty for a new LoRA.
-        base: the base's values of the dense parameters that learn.
-        initial: of the modules whose base weight the initialisation changed.
+        base: base values of the trainable dense parameters.
+        initial: initial factors of the modules whose base weight the initialisation changed.
     """
 
     denoiser: nn.Module = field(repr=False)
@@ -61,7 +60,7 @@ class LiveAdapter:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What learns, by name, in an order that depends on the plan alone."""
+        """Return the trainable parameters by name, in an order that depends only on the plan."""
         loras = [lora.name for lora in self.plan.loras if lora.learns]
         paths = {name + end: name + _PATHS[end] for name in loras for end in (DOWN, UP)}
         paths |= {name: _path_in(self.denoiser, name) for name in self.plan.dense}
@@ -78,14 +77,14 @@ def inject_plan(
     seed: int = 0,
     initial: Mapping[ModuleName, InitialFactors] | None = None,
 ) -> LiveAdapter:
-    """Put the planned LoRA into a denoiser, in place.
+    """Inject the planned LoRA into a denoiser, in place.
 
     Args:
-        given: the adapter whose modules and dense deltas are put in; without one the LoRA is new.
-        init: initialisation of a new LoRA's linear layers; convs always take PEFT's default.
-        dropout: of the inputs of the lora modules that learn, in training mode.
-        seed: of a new LoRA's weights.
-        initial: those of an earlier injection with the same plan: they are taken out of the base again, exactly.
+        given: the adapter whose modules and dense deltas are injected; None for a new LoRA.
+        init: initialisation of a new LoRA's linear layers; convs always use PEFT's default.
+        dropout: dropout on the inputs of the trainable lora modules, in training mode.
+        seed: seed of a new LoRA's weights.
+        initial: initial factors of an earlier injection with the same plan, to subtract exactly again.
     """
     adapter = given or Adapter({}, {})
     _fuse_frozen(denoiser, plan, adapter)
@@ -104,23 +103,23 @@ def inject_plan(
             weight = _without(weight, taken[lora.name], lora.alpha / lora.rank)
         layer.get_base_layer().weight.data = weight
     live = LiveAdapter(denoiser=denoiser, plan=plan, given=adapter, base=base, initial=taken)
-    denoiser.train(denoiser.training)  # the new layers take over the mode, for their dropout
+    denoiser.train(denoiser.training)  # the new layers inherit the mode, for their dropout
     for parameter in denoiser.parameters():
-        parameter.requires_grad_(False)  # PEFT has its own idea of it
+        parameter.requires_grad_(False)  # overrides PEFT's choice
     for parameter in live.parameters.values():
         parameter.requires_grad_(True)
     return live
 
 
 def _fuse_frozen(denoiser: nn.Module, plan: TrainPlan, adapter: Adapter) -> None:
-    """Dense deltas that do not learn go into the parameters as `infer` puts them there."""
+    """Fuse frozen dense deltas into the parameters, exactly as `infer` does."""
     frozen = {name: delta for name, delta in adapter.dense.items() if name not in plan.dense}
     if frozen:
         fuse_module(denoiser, [ScaledAdapter(replace(adapter, modules={}, dense=frozen))])
 
 
 def _make_trainable(denoiser: nn.Module, name: ParamName, delta: Tensor | None) -> Tensor:
-    """Replace a parameter by base + delta in fp32, which learns; returns the base's values."""
+    """Replace a parameter by a trainable base + delta in fp32, and return the base's values."""
     module = denoiser.get_submodule(module_of(name))
     base = denoiser.get_parameter(name).detach()
     value = base.float() + delta.float() if delta is not None else base.float().clone()
@@ -135,10 +134,10 @@ def _weight(denoiser: nn.Module, name: ModuleName) -> Tensor:
 
 
 def _inject(denoiser: nn.Module, plan: TrainPlan, *, init: str, dropout: float) -> None:
-    """PEFT's layers in place of the planned modules.
+    """Replace the planned modules by PEFT's layers.
 
-    Ranks and alphas may differ within one call of PEFT, initialisation and dropout may not. So there are two calls
-    where linear layers start otherwise than convs, or where frozen modules must not drop what learning ones do.
+    Within one call of PEFT, ranks and alphas may differ, but initialisation and dropout may not. Two calls are needed
+    if linear layers and convs are initialised differently, or if only trainable modules use dropout.
     """
     groups: dict[tuple[str, float], list[PlannedLora]] = defaultdict(list)
     for lora in plan.loras:
@@ -150,28 +149,28 @@ def _inject(denoiser: nn.Module, plan: TrainPlan, *, init: str, dropout: float) 
         config = LoraConfig(
             target_modules="|".join(map(re.escape, names)),
             rank_pattern=_patterns(names, [lora.rank for lora in loras]),
-            # PEFT divides an alpha by the rank, and takes a float as well
+            # PEFT divides alpha by the rank, and also accepts a float
             alpha_pattern=cast(dict[str, int], _patterns(names, [lora.alpha for lora in loras])),
             lora_dropout=share,
             init_lora_weights=cast(bool, True if kind == "default" else kind),
         )
         inject_adapter_in_model(config, denoiser, _ADAPTER)
-        del denoiser.peft_config  # so that the next call is not taken for a second adapter
+        del denoiser.peft_config  # so that PEFT does not take the next call for a second adapter
 
 
 def _patterns(names: Iterable[ModuleName], values: Iterable[Value]) -> dict[str, Value]:
-    """PEFT's patterns for the values of modules: one for each value, since PEFT tries them one after the other."""
+    """Return PEFT's patterns for the values of modules: one per value, since PEFT tries them in sequence."""
     modules: dict[Value, list[ModuleName]] = defaultdict(list)
     for name, value in zip(names, values, strict=True):
         modules[value].append(name)
-    # PEFT puts (.*\.)? in front, which the ^ leaves empty: a name may be the end of another one
+    # PEFT prepends (.*\.)?, which the ^ forces to be empty: a name may be the end of another
     return {f"^({'|'.join(map(re.escape, found))})": value for value, found in modules.items()}
 
 
 def _in_fp32(denoiser: nn.Module, names: Iterable[ModuleName]) -> None:
     """Give modules fp32 copies of their weights, which an initialisation may read and change in place.
 
-    A weight may be a view of a file that cannot be written to, and factors would get the precision of the weight.
+    A weight may be a read-only view of a file, and factors would otherwise get the precision of the weight.
     """
     for name in names:
         weight = denoiser.get_submodule(name).weight
@@ -180,7 +179,7 @@ def _in_fp32(denoiser: nn.Module, names: Iterable[ModuleName]) -> None:
 
 
 def _settle(layer: LoraLayer, given: LoraModule | None) -> None:
-    """fp32 weights, those of the file where there is one."""
+    """Set fp32 weights, from the file if there is one."""
     device = cast(Tensor, layer.get_base_layer().weight).device
     for factors, values in ((layer.lora_A, given and given.down), (layer.lora_B, given and given.up)):
         weight = cast(nn.Parameter, factors[_ADAPTER].weight)
@@ -194,12 +193,12 @@ def _factors_of(layer: LoraLayer) -> InitialFactors:
 
 
 def _without(weight: Tensor, taken: InitialFactors, scaling: float) -> Tensor:
-    """weight - scaling * up0 @ down0 in fp32, in the dtype of `weight`."""
+    """Return weight - scaling * up0 @ down0, computed in fp32, in the dtype of `weight`."""
     delta = scaling * (taken.up @ taken.down)
     return (weight.float() - delta.to(weight.device)).to(weight.dtype)
 
 
 def _path_in(denoiser: nn.Module, name: ParamName) -> str:
-    """Where a parameter of the base stands once PEFT has wrapped its module."""
+    """Return the path of a base parameter after PEFT has wrapped its module."""
     module = denoiser.get_submodule(module_of(name))
     return f"{module_of(name)}.base_layer.{leaf_of(name)}" if isinstance(module, LoraLayer) else name

@@ -1,6 +1,6 @@
-"""What of a network can learn, and the plan of what does.
+"""Describe what can be trained in a network, and plan what will be.
 
-Only names and shapes are looked at. Alphas are those of an adapter file: scaling = alpha / rank.
+Only names and shapes are used. Alphas are those of an adapter file: scaling = alpha / rank.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from lbm_lora.naming import ModuleName, ParamName
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLora:
-    """One lora module; a frozen one acts in the forward pass and stays as it is."""
+    """One lora module; a frozen one acts in the forward pass but does not change."""
 
     name: ModuleName
     rank: int
@@ -26,9 +26,11 @@ class PlannedLora:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """Attributes:
-    loras: in the network's order.
-    dense: biases, and weights and biases of norms, that learn beside the factors.
+    """Plan of a trainable LoRA.
+
+    Attributes:
+        loras: lora modules, in the network's order.
+        dense: biases, and weights and biases of norms, that train along with the factors.
     """
 
     loras: tuple[PlannedLora, ...]
@@ -37,10 +39,10 @@ class TrainPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The modules of a network by what can be trained of them.
+    """Modules of a network, by what can be trained in them.
 
     Attributes:
-        layers: shapes of the weights that take a LoRA: Linear, and Conv2d of one group, zero padding and dilation 1.
+        layers: shapes of weights that can take a LoRA: Linear, and Conv2d of one group, zero padding and dilation 1.
         norms: modules whose weight has one dimension.
         biased: modules with a bias.
     """
@@ -51,7 +53,7 @@ class Layout:
 
 
 def layout_of(network: nn.Module) -> Layout:
-    """The layout of a network that holds no LoRA yet."""
+    """Return the layout of a network without a LoRA."""
     layers: dict[ModuleName, tuple[int, ...]] = {}
     norms: list[ModuleName] = []
     biased: set[ModuleName] = set()
@@ -67,15 +69,15 @@ def layout_of(network: nn.Module) -> Layout:
 
 
 def modules_in(layout: Layout, adapter: Adapter) -> list[ModuleName]:
-    """The modules of an adapter in the network's order.
+    """Return the modules of an adapter in the network's order.
 
     Raises:
-        AdapterError: the network lacks one of them, or it takes no LoRA there.
+        AdapterError: the network lacks a module, or the module cannot take a LoRA.
     """
     strange = [name for name in adapter.modules if name not in layout.layers]
     if strange:
         raise AdapterError(
-            f"{adapter.label}: {len(strange)} of its modules are no Linear and no plain Conv2d of the denoiser: "
+            f"{adapter.label}: {len(strange)} of its modules are neither Linear nor plain Conv2d in the denoiser: "
             f"{listing(strange, limit=3)}."
         )
     return [name for name in layout.layers if name in adapter.modules]

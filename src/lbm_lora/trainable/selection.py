@@ -1,7 +1,7 @@
-"""From patterns to a plan: which modules learn, at what rank and alpha.
+"""Turn patterns into a plan: which modules train, and at what rank and alpha.
 
-Only names and shapes are looked at, so a wrong pattern is found before anything is trained. rsLoRA (arXiv 2312.03732),
-which scales by alpha / sqrt(rank), is stored as alpha * sqrt(rank).
+Only names and shapes are used, so a wrong pattern is found before training starts. rsLoRA (arXiv 2312.03732), which
+scales by alpha / sqrt(rank), is stored as alpha * sqrt(rank).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 @runtime_checkable
 class Selection(Protocol):
-    """The keys of a training file that say what learns; `ModelSettings` documents them."""
+    """Keys of a training file that select what trains; `ModelSettings` documents them."""
 
     @property
     def lora_rank(self) -> int | None: ...
@@ -48,14 +48,14 @@ class Selection(Protocol):
 
 
 def plan_new(layout: Layout, selection: Selection) -> TrainPlan:
-    """A new LoRA on the modules that `lora_target_modules` and `trainable_lora_modules` both select.
+    """Plan a new LoRA on the modules that both `lora_target_modules` and `trainable_lora_modules` select.
 
-    Of several patterns of `rank_pattern` or `alpha_pattern` that match a module, the last one counts. A rank above
-    the bound of a matrix is lowered to it; the scaling stays as asked for.
+    If several patterns of `rank_pattern` or `alpha_pattern` match a module, the last one applies. A rank above the
+    bound of a matrix is lowered to it; the scaling stays as requested.
 
     Raises:
         PatternError: a pattern matches nothing.
-        ConfigError: nothing would learn, or the initialisation does not take a rank.
+        ConfigError: nothing would train, or the initialisation does not support a rank.
     """
     targets = _selected(layout.layers, selection.lora_target_modules)
     learning = _selected([*targets, *_norms(layout, selection)], selection.trainable_lora_modules)
@@ -71,12 +71,12 @@ def plan_new(layout: Layout, selection: Selection) -> TrainPlan:
 
 
 def plan_continued(layout: Layout, selection: Selection, adapter: Adapter) -> TrainPlan:
-    """The LoRA of a file, each module with its own rank and alpha.
+    """Plan the LoRA of a file, each module with its own rank and alpha.
 
     Raises:
-        PatternError: a pattern of `trainable_lora_modules` matches nothing of the file.
-        AdapterError: the file has a module that the network lacks, or one that takes no LoRA.
-        ConfigError: nothing would learn.
+        PatternError: a pattern of `trainable_lora_modules` matches nothing in the file.
+        AdapterError: the file has a module that the network lacks, or that cannot take a LoRA.
+        ConfigError: nothing would train.
     """
     names = modules_in(layout, adapter)
     learning = _selected([*names, *_norms(layout, selection)], selection.trainable_lora_modules)
@@ -92,7 +92,7 @@ def plan_continued(layout: Layout, selection: Selection, adapter: Adapter) -> Tr
     )
     dense = _dense(layout, selection, learning, names)
     if not dense and not any(lora.learns for lora in loras):
-        raise ConfigError(f"lora_weights_path {adapter.label}: it has no module that learns.")
+        raise ConfigError(f"lora_weights_path {adapter.label} has no trainable modules.")
     return TrainPlan(loras=loras, dense=dense)
 
 
@@ -103,17 +103,17 @@ def _new_lora(
     default_rank = selection.lora_conv_rank or selection.lora_rank if is_conv else selection.lora_rank
     default_alpha = selection.lora_conv_alpha if is_conv else selection.lora_alpha
     asked = rank or default_rank
-    assert asked is not None, "the settings are checked to have a rank"
+    assert asked is not None, "the settings check ensures a rank"
     alpha = alpha or default_alpha or float(asked)
     kept = min(asked, rank_bound(shape))
     if selection.init_lora == "orthogonal" and not is_conv and kept % 2:
-        raise ConfigError(f"init_lora orthogonal needs even ranks, and {name} of shape {shape} can only have {kept}.")
+        raise ConfigError(f"init_lora orthogonal needs even ranks, but {name} of shape {shape} can only have {kept}.")
     alpha = alpha * sqrt(kept) if selection.use_rslora else alpha * kept / asked
     return PlannedLora(name=name, rank=kept, alpha=alpha, is_conv=is_conv, learns=True)
 
 
 def _selected(names: Iterable[ModuleName], patterns: Sequence[str] | None) -> list[ModuleName]:
-    """The names that a pattern matches, in their order; all of them without patterns."""
+    """Return the names that a pattern matches, in order; all of them if there are no patterns."""
     names = list(names)
     if patterns is None:
         return names
@@ -122,7 +122,7 @@ def _selected(names: Iterable[ModuleName], patterns: Sequence[str] | None) -> li
 
 
 def _by_pattern(names: Iterable[ModuleName], patterns: Mapping[str, Value]) -> dict[ModuleName, Value]:
-    """The value of the last pattern that matches, for each name that one matches."""
+    """Return the value of the last matching pattern for each name that has one."""
     names = list(names)
     found: dict[ModuleName, Value] = {}
     for pattern, value in patterns.items():
@@ -137,18 +137,18 @@ def _norms(layout: Layout, selection: Selection) -> tuple[ModuleName, ...]:
 def _dense(
     layout: Layout, selection: Selection, learning: Iterable[ModuleName], lora_modules: Iterable[ModuleName]
 ) -> tuple[ParamName, ...]:
-    """Biases of the lora modules that learn, and norms that learn."""
+    """Return the biases of trainable lora modules, and the trainable norms."""
     learns = set(learning)
     names: list[ParamName] = []
     if selection.train_biases:
         names += [bias_of(name) for name in lora_modules if name in learns and name in layout.biased]
         if not names:
-            raise ConfigError("train_biases is on, and no module that learns has a bias. Remove it.")
+            raise ConfigError("train_biases is on, but no trainable module has a bias. Remove it.")
     if selection.train_norms:
         norms = [name for name in layout.norms if name in learns]
         if not norms:
             raise ConfigError(
-                "train_norms is on, and trainable_lora_modules selects no normalisation layer. Add a pattern for "
+                "train_norms is on, but trainable_lora_modules selects no normalisation layer. Add a pattern for "
                 f"them; the first ones are {listing(layout.norms, limit=3)}."
             )
         names += [weight_of(name) for name in norms] + [bias_of(name) for name in norms if name in layout.biased]

@@ -1,7 +1,7 @@
-"""What a stopped run goes on from: megabytes of what learns, never the base.
+"""State from which a stopped run resumes: a few megabytes of trainable values, never the base.
 
-Everything that is drawn in a run depends on (seed, epoch, sample) or (seed, step, rank), and the learning rate on the
-step. So the position stands for the random numbers and the schedule as well.
+Every random draw of a run depends on (seed, epoch, sample) or (seed, step, rank), and the learning rate on the step.
+The position therefore also determines the random numbers and the schedule.
 """
 
 from collections.abc import Mapping
@@ -30,20 +30,22 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Attributes:
-    step: optimizer steps that are done.
-    epoch, batch: the next batch of the data.
-    values: what learns, by name, fp32.
-    optimizer: name -> what the optimizer keeps of it.
-    average: the moving average, where there is one.
-    origins: module -> (down, up) of its `InitialFactors`.
-    best: the best metric so far, in which larger is better.
-    best_step: the step that it was measured after.
-    validated: the last step after which there was a validation; -1 for none.
-    identity: what must be the same for the state to be of use.
-    config: all keys, to say what has changed.
+    """State of a run.
 
-    The names of the fields are the keys of the file.
+    Attributes:
+        step: completed optimizer steps.
+        epoch, batch: the next batch of the data.
+        values: trainable values by name, fp32.
+        optimizer: name -> the optimizer's state for it.
+        average: the moving average, if there is one.
+        origins: module -> (down, up) of its `InitialFactors`.
+        best: the best metric so far; larger is better.
+        best_step: the step after which it was measured.
+        validated: the last step after which a validation ran; -1 for none.
+        identity: values that must match for the state to be usable.
+        config: all keys, to report what has changed.
+
+    The field names are the keys of the file.
     """
 
     step: int
@@ -61,12 +63,12 @@ class TrainState:
     format: int = field(default=FORMAT)
 
     def initial_factors(self) -> dict[ModuleName, InitialFactors]:
-        """`origins` by module name."""
+        """Return `origins` as `InitialFactors` by module name."""
         return {ModuleName(name): InitialFactors(down, up) for name, (down, up) in self.origins.items()}
 
 
 def save_state(state: TrainState, path: Path) -> None:
-    """Write the state, atomically."""
+    """Write the state atomically."""
     held = {entry.name: getattr(state, entry.name) for entry in fields(state)}
     with atomic_path(path) as temporary:
         torch.save(held, temporary)
@@ -88,38 +90,40 @@ def load_state(path: Path) -> TrainState:
         raise ConfigError(f"{path} is not the state of a training run ({type(error).__name__}). Remove it.") from None
     entries = cast(dict[str, Any], held) if isinstance(held, dict) else {}
     if entries.get("format") != FORMAT:
-        raise ConfigError(f"{path} is not a state of this version's format. Start anew in another save_ckpt_path.")
+        raise ConfigError(f"{path} has another version's format. Start again in another save_ckpt_path.")
     return TrainState(**entries)
 
 
 def check_identity(state: TrainState, identity: Mapping[str, Any], path: Path) -> None:
-    """Raises:
-    ConfigError: the state is of another run; the first key that differs is named with both values.
+    """Check that a state belongs to this run.
+
+    Raises:
+        ConfigError: the state is from another run; names the first key that differs, with both values.
     """
     for key, value in identity.items():
         held = state.identity.get(key)
         if held != value:
             raise ConfigError(
-                f"{path} is the state of another run: {key} is {held!r} there and {value!r} now. Choose another "
-                "save_ckpt_path, or move that run away. To train its LoRA further otherwise: lora_weights_path."
+                f"{path} is the state of another run: {key} was {held!r} and is now {value!r}. Choose another "
+                "save_ckpt_path, or move that run away. To continue training its LoRA, use lora_weights_path."
             )
 
 
 def changed_keys(state: TrainState, config: Mapping[str, Any]) -> list[str]:
-    """What else differs from the run that wrote the state, as `key: before -> now`."""
+    """Return the other differences from the run that wrote the state, as `key: before -> now`."""
     return [
         f"{key}: {state.config.get(key)} -> {value}" for key, value in config.items() if state.config.get(key) != value
     ]
 
 
 def unsharded(value: Tensor) -> Tensor:
-    """A tensor with all its shards; every process must take part."""
+    """Gather the shards of a tensor; every process must call this."""
     value = value.detach()
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor on the device of a parameter, and sharded as it is."""
+    """Return a tensor on the device of a parameter, with the same sharding."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
@@ -127,12 +131,12 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def copied(values: Mapping[str, Tensor]) -> Values:
-    """fp32 copies on the CPU that the run does not change any more."""
+    """Return fp32 copies on the CPU that the run does not change."""
     return {name: unsharded(value).to("cpu", copy=True) for name, value in values.items()}
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Any]]:
-    """What an optimizer keeps, by the names of its parameters."""
+    """Return an optimizer's state by the names of its parameters."""
     held: Mapping[Tensor, Mapping[str, Any]] = optimizer.state
     return {
         name: {
@@ -148,7 +152,7 @@ def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
 def restore(
     state: TrainState, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer, average: Values | None
 ) -> None:
-    """Put a state back into what learns, in place. An average that the state does not have starts from its values."""
+    """Restore a state into the trainable parameters, in place. A missing average starts from the state's values."""
     held: dict[int, dict[str, Any]] = {}
     index = {parameter: place for place, parameter in enumerate(_in_order(optimizer))}
     for name, parameter in parameters.items():
@@ -165,5 +169,5 @@ def restore(
 
 
 def _in_order(optimizer: Optimizer) -> list[Tensor]:
-    """Parameters by the numbers that a state_dict gives them."""
+    """Return the parameters in the order of their state_dict indices."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,1 +1,1 @@
-"""Training (layer L5b): settings <- data <- loss <- run, each of which imports only what stands before it."""
+"""Training (layer L5b): settings <- data <- loss <- run; each imports only the packages before it."""

@@ -135,7 +135,7 @@ def _check(config: InferShardsConfig) -> None:
         raise ConfigError(Option("devices"), " and ", Option("num_nodes"), " must be 1 or more.")
     if config.devices > 1 and ":" in config.device:
         raise ConfigError(
-            Option("device"), f" {config.device} is one device, and ", Option("devices"), f" is {config.devices}."
+            Option("device"), f" {config.device} is a single device, but ", Option("devices"), f" is {config.devices}."
         )
     if not 0 <= config.max_corrupt <= 1:
         raise ConfigError(Option("max_corrupt"), f" must be between 0 and 1, got {config.max_corrupt:g}.")

@@ -210,13 +210,17 @@ def test_an_adapter_is_cast_to_another_dtype_and_back(tmp_path: Path, dtype: tor
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("a.lora_unit", None, "a has no lora_unit. The file is not whole."),
-        ("a.lora_down.int8", None, "a has no lora_down.int8. The file is not whole."),
-        ("a.lora_unit", torch.ones(3), r"lora_unit \(3,\) fp32 do not belong together: int8, int8, and an fp32 number"),
+        ("a.lora_unit", None, "a has no lora_unit. The file is incomplete."),
+        ("a.lora_down.int8", None, "a has no lora_down.int8. The file is incomplete."),
+        (
+            "a.lora_unit",
+            torch.ones(3),
+            r"lora_unit \(3,\) fp32 do not fit together: expected int8, int8, and one fp32 number",
+        ),
         ("a.lora_up.int8", torch.ones(4, 2), r"lora_up \(4, 2\) fp32, lora_down"),
-        ("a.lora_unit", torch.tensor([1.0, 0.0]), "lora_unit has values that are not above 0 and finite"),
-        ("a.lora_unit", torch.tensor([1.0, float("nan")]), "lora_unit has values that are not above 0 and finite"),
-        ("a.lora_up.int8", torch.ones(4, 3, dtype=torch.int8), "do not belong together"),
+        ("a.lora_unit", torch.tensor([1.0, 0.0]), "lora_unit must be above 0 and finite"),
+        ("a.lora_unit", torch.tensor([1.0, float("nan")]), "lora_unit must be above 0 and finite"),
+        ("a.lora_up.int8", torch.ones(4, 3, dtype=torch.int8), "do not fit together"),
     ],
 )
 def test_damaged_factors_in_8_bits(tmp_path: Path, key: str, value: Tensor | None, text: str) -> None:
@@ -323,13 +327,13 @@ def test_the_earlier_implementation_is_recognised_without_its_metadata(tmp_path:
     path = tmp_path / "x.safetensors"
     write_ranks(path, EARLIER[name])
     above = sum(alpha > 1.01 * rank for _, rank, alpha in EARLIER[name].values())
-    with pytest.warns(UserWarning, match="alpha is above the rank") as caught:
+    with pytest.warns(UserWarning, match="alpha exceeds the rank") as caught:
         found = load_adapter(path)
     assert {module.scaling for module in found.modules.values()} == {1.0}
     assert [str(warning.message) for warning in caught] == [
-        f"{path}: alpha is above the rank on {above} of {len(EARLIER[name])} modules, all of which have the highest "
-        "rank of their matrix: it is taken as the rank that was asked for, and the scaling is 1. To scale by alpha as "
-        "it stands: lora_alpha_is file."
+        f"{path}: alpha exceeds the rank on {above} of {len(EARLIER[name])} modules, all of them at the highest "
+        "rank of their matrix. Alpha is therefore read as the requested rank, and the scaling is 1. To scale by alpha "
+        "as stored: lora_alpha_is file."
     ]
     as_it_stands = load_adapter(path, alpha_is="file")
     assert {module.alpha for module in as_it_stands.modules.values()} == {a for _, _, a in EARLIER[name].values()}
@@ -356,7 +360,7 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(AdapterError) as caught:
         load_adapter(path)
-    assert str(caught.value) == f"{path} holds no tensors. Was it written by a run that was stopped?"
+    assert str(caught.value) == f"{path} holds no tensors. Was it written by an interrupted run?"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -410,7 +414,7 @@ def test_an_adapter_of_two_dtypes_is_refused(tmp_path: Path, which: str) -> None
             Adapter({module.name: module}, {ParamName("b.bias"): tensors["dense"]}), tmp_path / "x.safetensors"
         )
     assert str(caught.value) == (
-        "one adapter file has one dtype, this adapter has ['torch.float16', 'torch.float32']. Cast it first."
+        "an adapter file has one dtype, but this adapter has ['torch.float16', 'torch.float32']. Cast it first."
     )
     assert not any(tmp_path.iterdir())
 

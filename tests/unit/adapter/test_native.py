@@ -106,7 +106,7 @@ def test_unknown_keys_are_listed() -> None:
     ],
 )
 def test_a_factor_without_its_partner(tensors: dict[str, Tensor], text: str) -> None:
-    assert error_of(tensors) == f"x.safetensors: {text}. The file is not whole."
+    assert error_of(tensors) == f"x.safetensors: {text}. The file is incomplete."
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,6 @@ def test_a_factor_without_its_partner(tensors: dict[str, Tensor], text: str) -> 
 )
 def test_factors_that_do_not_belong_together(up: tuple[int, ...], down: tuple[int, ...]) -> None:
     assert error_of({"a.lora_up.weight": torch.ones(up), "a.lora_down.weight": torch.ones(down)}) == (
-        f"x.safetensors: a: lora_up {up} and lora_down {down} do not belong together: "
-        "the second size of lora_up and the first of lora_down are the rank, and lora_up has no kernel."
+        f"x.safetensors: a: lora_up {up} and lora_down {down} do not fit together: "
+        "the second size of lora_up and the first of lora_down must be the rank, and lora_up must have no kernel."
     )

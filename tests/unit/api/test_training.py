@@ -52,10 +52,10 @@ def test_options_take_the_place_of_the_keys_of_a_file(keys: dict[str, Any], tmp_
     values = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
     (tmp_path / "train.yaml").write_text(yaml.safe_dump({**values, "image_size": [64], "lora_rank": 0}))
     with pytest.raises(
-        ConfigError, match=r"train\.yaml: lora_rank: Input should be greater than or equal to 1, not 0\."
+        ConfigError, match=r"train\.yaml: lora_rank: Input should be greater than or equal to 1, got 0\."
     ):
         lbm_lora.train(tmp_path / "train.yaml")
-    with pytest.raises(ConfigError, match=r"train\.yaml: max_steps: .* not -1\."):
+    with pytest.raises(ConfigError, match=r"train\.yaml: max_steps: .* got -1\."):
         lbm_lora.train(tmp_path / "train.yaml", lora_rank=1, max_steps=-1)
     with pytest.raises(ConfigError, match=r"^train: lora_rank: Input should be a valid integer, not 'x'\."):
         lbm_lora.train({**values, "image_size": [64], "lora_rank": "x"})

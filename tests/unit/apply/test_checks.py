@@ -53,7 +53,7 @@ def test_an_adapter_of_which_nothing_matches(allow_unmatched: bool) -> None:
     with pytest.raises(AdapterError) as caught:
         check_fit(ADAPTER, without(*ADAPTER.params), allow_unmatched=allow_unmatched)
     assert str(caught.value) == (
-        "lora.safetensors: none of its 3 parameters is in the model: a.weight, b.weight, a.bias."
+        "lora.safetensors: none of its 3 parameters are in the model: a.weight, b.weight, a.bias."
     )
 
 
@@ -64,8 +64,7 @@ def test_a_shape_that_differs(name: str, shape: tuple[int, ...], allow_unmatched
         check_fit(ADAPTER, {**SHAPES, ParamName(name): shape}, allow_unmatched=allow_unmatched)
     own = SHAPES[ParamName(name)]
     assert str(caught.value) == (
-        f"{name}: the adapter lora.safetensors is for shape {own}, the model has {shape}. "
-        "Is it an adapter of this network?"
+        f"{name}: lora.safetensors needs shape {own}, the model has {shape}. Is it an adapter for this network?"
     )
 
 
@@ -97,7 +96,7 @@ def test_another_base_is_refused_and_some_tensors_are_named(save: Save, made_for
         check_base(made_for, base)
     assert str(caught.value) == (
         f"lora.safetensors was made from another base than {path}: 2 of 5 tensors differ: m1.weight, m3.weight. "
-        "Give its own base, or go on with allow_other_base."
+        "Give the base it was made from, or use allow_other_base."
     )
     with pytest.warns(LbmLoraWarning, match=r"was made from another base than .* 2 of 5 tensors differ"):
         check_base(made_for, base, allow_other_base=True)
@@ -112,7 +111,7 @@ def test_the_tuned_checkpoint_in_the_place_of_the_base_is_said(save: Save, made_
             check_base(adapter, tuned.component())
     assert str(caught.value) == (
         f"{path} is not the base of lora.safetensors, but the tuned checkpoint that it was extracted from. "
-        "Are base and tuned swapped? Give its own base, or go on with allow_other_base."
+        "Are base and tuned swapped? Give the base it was made from, or use allow_other_base."
     )
 
 
@@ -130,5 +129,5 @@ def test_an_adapter_without_a_fingerprint_gives_a_warning(save: Save) -> None:
         with pytest.warns(UserWarning, match="cannot be checked") as caught:
             check_base(ADAPTER, base, allow_other_base=allow_other_base)
         assert [str(warning.message) for warning in caught] == [
-            "lora.safetensors does not say which base it was made from: it cannot be checked."
+            "lora.safetensors does not say which base it was made from, so the base cannot be checked."
         ]

@@ -192,7 +192,7 @@ def test_what_takes_no_live_lora_is_refused_and_can_be_fused(rand: Rand, name: s
     with pytest.raises(AdapterError) as caught:
         inject(net, [ScaledAdapter(adapter)])
     assert str(caught.value) == (
-        f"{name} is a {kind}: only Linear and Conv2d (one group, zero padding) take a live LoRA. Fuse it."
+        f"{name} is a {kind}: only Linear and Conv2d (one group, zero padding) support a live LoRA. Fuse it instead."
     )
     assert bits(net) == before
     assert hooks(net) == 0  # also that of the module that came first
@@ -219,12 +219,12 @@ def _weight(before: dict[str, bytes], net: nn.Module, name: str) -> Tensor:
         (
             "norm.bias",
             (1,),
-            "norm.bias: the LoRA is for shape (1,), the model has (6,). Is it an adapter of this network?",
+            "norm.bias: the LoRA needs shape (1,), the model has (6,). Is it an adapter for this network?",
         ),
         (
             "norm.bias",
             (6, 6),
-            "norm.bias: the LoRA is for shape (6, 6), the model has (6,). Is it an adapter of this network?",
+            "norm.bias: the LoRA needs shape (6, 6), the model has (6,). Is it an adapter for this network?",
         ),
     ],
 )

@@ -84,7 +84,7 @@ def test_only_attention(base: Component, make: Make) -> None:
     assert list(scaled[0].adapter.dense) == ["b.attn2.to_out.0.bias"]
     assert applied[0].modules == 2
     assert notes.lines[0].startswith("Native LoRA applied (attention layers): 2 success, 0 failed")
-    with pytest.raises(AdapterError, match=r"no\.safetensors has no key with attn1\.to or attn2\.to\."):
+    with pytest.raises(AdapterError, match=r"no\.safetensors has no keys with attn1\.to or attn2\.to\."):
         fitting_adapters(base, [make("no.safetensors", "b.conv_in")], [1.0], attention_only=True)
 
 
@@ -136,7 +136,7 @@ def test_what_alpha_means(base: Component, tmp_path: Path) -> None:
         scaled, _ = fitting_adapters(base, [path], [1.0], alpha_is=alpha_is)
         return scaled[0].adapter.modules[module.name].scaling
 
-    with pytest.warns(UserWarning, match=r"alpha is above the rank on 1 of 1 modules"):
+    with pytest.warns(UserWarning, match=r"alpha exceeds the rank on 1 of 1 modules"):
         assert scaling("auto") == 1
     assert (scaling("rank"), scaling("file")) == (1, 4)
 

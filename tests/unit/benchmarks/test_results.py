@@ -53,7 +53,9 @@ def test_a_command_has_what_is_no_default_and_no_folder_of_this_machine() -> Non
 
 
 def test_a_small_disk_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"^error: a pair needs 1e?[0-9.]+ GB and [0-9.]+ GB are free") as refused:
+    with pytest.raises(
+        SystemExit, match=r"^error: a pair needs 1e?[0-9.]+ GB, but only [0-9.]+ GB are free"
+    ) as refused:
         machine.require_space(tmp_path, 10**18, "a pair")
     assert "\n" not in str(refused.value)
     assert "--scale 0.2" in str(refused.value)

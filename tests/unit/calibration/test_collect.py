@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     assert partial.path.name == "s.partial.safetensors"
     listener = Listener()
     gone_on = run(listener)
-    assert listener.notes == [f"1 of 2 images are taken over from {partial.path}."]
+    assert listener.notes == [f"Resuming with 1 of 2 images from {partial.path}."]
     assert listener.total == listener.done == 2, "what was done before is no part of the time to come"
     save_statistics(statistics, tmp_path / "whole.safetensors")
     save_statistics(gone_on, tmp_path / "gone_on.safetensors")
@@ -176,20 +176,20 @@ def test_sums_of_another_run_are_not_used(run: Callable[..., Statistics], tmp_pa
     with pytest.raises(KeyboardInterrupt):
         run(listener, seed=6)
     path = tmp_path / "s.partial.safetensors"
-    assert listener.notes == [f"{path} is of a run with other inputs or settings: it is not used."]
+    assert listener.notes == [f"Ignoring {path}: it is from a run with other inputs or settings."]
 
 
 def test_damaged_sums_are_said(run: Callable[..., Statistics], tmp_path: Path) -> None:
     (tmp_path / "s.partial.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"s\.partial\.safetensors is no safetensors file, or is cut off"):
+    with pytest.raises(CheckpointError, match=r"s\.partial\.safetensors is not a safetensors file, or is truncated"):
         run(Listener())
 
 
 def test_what_cannot_be_measured(model: LBMModel, images: tuple[Path, ...], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^nothing to calibrate with: no images\.$"):
+    with pytest.raises(ConfigError, match=r"^calibration needs at least one image\.$"):
         collect(model, [])
     half = replace(model, dtype=torch.float16)
-    with pytest.raises(ConfigError, match=r"gradients, which leave the range of fp16\. Use bf16 or float\.$"):
+    with pytest.raises(ConfigError, match=r"gradients exceed the range of fp16\. Use bf16 or float\.$"):
         collect(half, images)
     with pytest.raises(ImageError, match=r"lost\.png does not exist"):
         collect(model, [*images, tmp_path / "lost.png"])
@@ -200,5 +200,5 @@ def test_what_cannot_be_measured(model: LBMModel, images: tuple[Path, ...], tmp_
 def test_an_output_that_is_not_finite(model: LBMModel, images: tuple[Path, ...], settings: CalibrationSettings) -> None:
     broken = replace(model, denoiser=deepcopy(model.denoiser))
     broken.denoiser.conv_out.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match=r"0\.png: the model's output at timestep 1000 holds values that are not fin"):
+    with pytest.raises(InputError, match=r"0\.png: the model's output at timestep 1000 has values that are not fin"):
         collect(broken, images, settings)

@@ -64,7 +64,7 @@ def test_the_norm_is_what_was_measured(statistics: Statistics, plan_of: Callable
 def test_statistics_of_another_model_are_refused(
     statistics: Statistics, plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    text = r"s\.safetensors was measured on another model than \S+tuned\.safetensors\. Make it for this one: "
+    text = r"s\.safetensors was measured on another model than \S+tuned\.safetensors\. Create it for this one: "
     with pytest.raises(CheckpointError, match=text):
         norm_of(statistics, plan_of("conv_in"), tmp_path, measured_on="another")
 
@@ -75,7 +75,7 @@ def test_modules_that_the_model_does_not_call_are_counted_and_one_is_named(
     with pytest.raises(CheckpointError) as caught:
         norm_of(statistics, plan_of("conv_in", "idle.a", "idle.b"), tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/s.safetensors knows nothing of 2 modules, idle.a the first: the model does not call them. "
+        f"{tmp_path}/s.safetensors has no statistics for 2 modules, such as idle.a: the model does not call them. "
         "Leave them out: exclude 'idle.a'."
     )
 

@@ -91,7 +91,7 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
     del facts["layers"]
     damaged = metadata | {"lbm_lora_statistics_facts": json.dumps(facts)}
     save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", metadata=damaged)
-    with pytest.raises(CheckpointError, match=r"its statistics are not understood: KeyError\('layers'\)"):
+    with pytest.raises(CheckpointError, match=r"its statistics are malformed: KeyError\('layers'\)"):
         load_statistics(tmp_path / "damaged.safetensors")
 
 

@@ -46,6 +46,6 @@ def test_two_keys_that_become_one_are_refused() -> None:
     with pytest.raises(CheckpointError) as caught:
         normalized_keys(["denoiser.a", "model.denoiser.a", "module.c", "c"], "x.ckpt")
     assert str(caught.value) == (
-        "x.ckpt: keys that are one without their wrappers: denoiser.a and model.denoiser.a, module.c and c. "
+        "x.ckpt: these keys are the same without their wrappers: denoiser.a and model.denoiser.a, module.c and c. "
         "Remove one of each pair."
     )

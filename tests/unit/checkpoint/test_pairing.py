@@ -76,11 +76,12 @@ def test_tensors_that_stand_on_one_side_only_are_listed(components: Callable[...
     few, many = {"x": torch.ones(1)}, {"x": torch.ones(1), **{name: torch.ones(1) for name in names}}
     base, tuned = components(few, many)
     listed = f"{', '.join(names[:8])} and 3 more"
-    rest = f"{listed}. Is base.safetensors of the same network? To leave them out: exclude 'm00.weight' and so on."
-    text = f"11 of 12 tensors are only in the tuned, {tuned.path}, and not in {base.path}: {rest}"
+    ask = "Is base.safetensors a checkpoint of the same network?"
+    rest = f"{listed}. {ask} To leave them out: exclude 'm00.weight' and so on."
+    text = f"11 of 12 tensors are in the tuned, {tuned.path}, but not in {base.path}: {rest}"
     assert error_of(lambda: pair(base, tuned)) == text
     base, tuned = components(many, few)
-    text = f"11 of 12 tensors are only in the base, {base.path}, and not in {tuned.path}: {rest}"
+    text = f"11 of 12 tensors are in the base, {base.path}, but not in {tuned.path}: {rest}"
     assert error_of(lambda: pair(base, tuned)) == text.replace("Is base.safe", "Is tuned.safe")
     assert len(pair(base, tuned, excluded=frozenset(map(ParamName, names))).pairs) == 1
 
@@ -95,7 +96,10 @@ def test_unequal_shapes_are_shown_with_both_sides(components: Callable[..., tupl
     )
     base["b"], tuned["b"] = torch.ones(2), torch.ones(3).half()
     text = error_of(lambda: pair(*components(base, tuned)))
-    assert " So do b. Is this" in text or " So do mid_block.attentions.0.proj_in.weight. Is this" in text
+    assert (
+        " Shapes also differ for b. Is this" in text
+        or " also differ for mid_block.attentions.0.proj_in.weight. Is this" in text
+    )
 
 
 @pytest.mark.parametrize("side", ["base", "tuned"])
@@ -108,14 +112,14 @@ def test_values_that_are_not_finite_are_refused(
     base, tuned = components({"a": damaged}, {"a": good}) if side == "base" else components({"a": good}, {"a": damaged})
     path = (base if side == "base" else tuned).path
     assert error_of(lambda: delta_of(pair(base, tuned), "a")) == (
-        f"a: {len(bad)} of 1,200 values of the {side} in {path} are not finite. "
+        f"a: {len(bad)} of 1,200 {side} values in {path} are not finite. "
         "Repair the file, or leave the tensor out: exclude 'a'."
     )
 
 
 def test_the_same_infinity_on_both_sides_is_refused(components: Callable[..., tuple[Component, Component]]) -> None:
     pairing = pair(*components({"a": torch.tensor([torch.inf])}, {"a": torch.tensor([torch.inf])}))
-    assert "values of the base" in error_of(lambda: delta_of(pairing, "a"))
+    assert "base values" in error_of(lambda: delta_of(pairing, "a"))
 
 
 def test_large_finite_values_are_not_refused(components: Callable[..., tuple[Component, Component]]) -> None:
@@ -145,6 +149,6 @@ def test_every_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with pytest.raises(PairingError) as caught:
         pair(base, tuned).read_delta(ParamName("a"))
     assert str(caught.value) == (
-        f"a: 3 of 3 values of the tuned in {tmp_path / 'tuned.safetensors'} are not finite. So are values of 1 more "
-        "tensors: c. Repair the file, or leave the tensor out: exclude 'a'."
+        f"a: 3 of 3 tuned values in {tmp_path / 'tuned.safetensors'} are not finite. Other tensors with such values "
+        "(1): c. Repair the file, or leave the tensor out: exclude 'a'."
     )

@@ -56,20 +56,20 @@ def test_shards_are_one_checkpoint(save: Save) -> None:
 def test_a_shard_that_is_missing_is_named(save: Save) -> None:
     index = shards(save, "m", one={"a": torch.zeros(2)}, two={"b": torch.ones(2)})
     (index.parent / "m-two.safetensors").unlink()
-    assert error_of(index) == f"{index} names shards that are not beside it: m-two.safetensors. Fetch them."
+    assert error_of(index) == f"{index} lists missing shards: m-two.safetensors. Download them to its folder."
 
 
 def test_a_key_in_two_shards_is_named(save: Save) -> None:
     index = shards(save, "m", one={"a": torch.zeros(2)}, two={"model.denoiser.b": torch.ones(2), "c": torch.ones(2)})
     save("m-one.safetensors", {"a": torch.zeros(2), "denoiser.b": torch.zeros(2)})
-    assert error_of(index) == f"{index}: denoiser.b stands in more than one shard. Remove one of them."
+    assert error_of(index) == f"{index}: denoiser.b is in more than one shard. Remove one of them."
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "\xff"])
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(text, encoding="latin-1")
-    assert error_of(index) == f"{index} is no index of shards: it has no readable `weight_map`."
+    assert error_of(index) == f"{index} is not an index of shards: it has no readable `weight_map`."
 
 
 def test_a_folder_stands_for_the_one_checkpoint_in_it(save: Save) -> None:
@@ -87,7 +87,7 @@ def test_a_folder_with_several_or_none(save: Save, tmp_path: Path) -> None:
     text = f"{several} holds several checkpoints: a.safetensors, b.safetensors. Name one."
     assert error_of(several) == text
     (tmp_path / "none").mkdir()
-    assert error_of(tmp_path / "none") == f"{tmp_path / 'none'} holds no .safetensors and no .ckpt file."
+    assert error_of(tmp_path / "none") == f"{tmp_path / 'none'} holds no .safetensors or .ckpt file."
 
 
 def test_a_path_that_is_not_there_names_its_neighbours(save: Save, tmp_path: Path) -> None:
@@ -187,4 +187,4 @@ def test_a_prefix_with_nothing_under_it(save: Save) -> None:
     path = save("a.ckpt", {name: torch.ones(1) for name in "abcd"})
     with open_checkpoint(path) as found, pytest.raises(CheckpointError) as caught:
         found.component("unet.")
-    assert str(caught.value) == f"{path} has no tensor under 'unet.'. Its first keys: a, b, c and 1 more."
+    assert str(caught.value) == f"{path} has no tensors under 'unet.'. Its first keys: a, b, c and 1 more."

@@ -35,56 +35,59 @@ def error_of(path: Path, content: bytes) -> str:
 
 @pytest.mark.parametrize("length", [0, 7, 8, 40])
 def test_a_file_that_ends_in_its_header(tmp_path: Path, length: int) -> None:
-    text = f" is no safetensors file, or is cut off: its header does not fit into {length} bytes."
+    text = f" is not a safetensors file, or is truncated: its header does not fit into {length} bytes."
     assert error_of(tmp_path / "a.safetensors", GOOD[:length]) == text
 
 
 @pytest.mark.parametrize("content", [GOOD[:-1], GOOD[:HEADER_END]])
 def test_a_file_that_is_cut_off(tmp_path: Path, content: bytes) -> None:
     assert error_of(tmp_path / "a.safetensors", content) == (
-        f": the header promises {len(GOOD):,} bytes, the file has {len(content):,}. "
-        "It is damaged or was not copied whole: fetch it again."
+        f": the header describes {len(GOOD):,} bytes, but the file has {len(content):,}. "
+        "The file is damaged or incomplete: download it again."
     )
 
 
 def test_a_file_that_is_too_long(tmp_path: Path) -> None:
     text = error_of(tmp_path / "a.safetensors", GOOD + b"\0")
-    assert text.startswith(f": the header promises {len(GOOD):,} bytes, the file has {len(GOOD) + 1:,}.")
+    assert text.startswith(f": the header describes {len(GOOD):,} bytes, but the file has {len(GOOD) + 1:,}.")
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"PK\x03\x04" + bytes(60), " is no safetensors file, or is cut off: its header does not fit into 64 bytes."),
-        (with_header(b"{]"), " is no safetensors file: its header is not JSON."),
-        (with_header(b"\xff\xfe"), " is no safetensors file: its header is not JSON."),
-        (with_header([1]), " is no safetensors file: its header is not a JSON object."),
-        (with_header({"__metadata__": "x"}), ": the header's __metadata__ is not understood: 'x'."),
-        (with_header({"a": 3}), ": the header entry of a is not understood: 3."),
-        (with_header({"a": {}}), ": the header entry of a is not understood: {}."),
+        (
+            b"PK\x03\x04" + bytes(60),
+            " is not a safetensors file, or is truncated: its header does not fit into 64 bytes.",
+        ),
+        (with_header(b"{]"), " is not a safetensors file: its header is not JSON."),
+        (with_header(b"\xff\xfe"), " is not a safetensors file: its header is not JSON."),
+        (with_header([1]), " is not a safetensors file: its header is not a JSON object."),
+        (with_header({"__metadata__": "x"}), ": the header's __metadata__ is malformed: 'x'."),
+        (with_header({"a": 3}), ": the header entry of a is malformed: 3."),
+        (with_header({"a": {}}), ": the header entry of a is malformed: {}."),
         (
             with_header(entry(dtype="Q4")),
-            ": the header entry of a is not understood: {'dtype': 'Q4', 'shape': [2], 'data_offsets': [0, 8]}.",
+            ": the header entry of a is malformed: {'dtype': 'Q4', 'shape': [2], 'data_offsets': [0, 8]}.",
         ),
         (
             with_header(entry(shape=["2"])),
-            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': ['2'], 'data_offsets': [0, 8]}.",
+            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': ['2'], 'data_offsets': [0, 8]}.",
         ),
         (
             with_header(entry(shape=[-1, -2])),
-            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': [-1, -2], 'data_offsets': [0, 8]}.",
+            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [-1, -2], 'data_offsets': [0, 8]}.",
         ),
         (
             with_header(entry(data_offsets=[0, "8"])),
-            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, '8']}.",
+            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, '8']}.",
         ),
         (
             with_header(entry(data_offsets=[-8, 0])),
-            ": the header entry of a is not understood: {'dtype': 'F32', 'shape': [2], 'data_offsets': [-8, 0]}.",
+            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [2], 'data_offsets': [-8, 0]}.",
         ),
         (
             with_header(entry(data_offsets=[0, 12]), bytes(12)),
-            ": a is (2,) fp32, 8 bytes, but the header gives it 12.",
+            ": a is (2,) fp32 and needs 8 bytes, but the header gives it 12.",
         ),
     ],
 )

@@ -83,7 +83,7 @@ def test_metadata_may_come_at_the_end(tmp_path: Path) -> None:
 
 def test_metadata_that_outgrows_its_room_is_a_defect_of_the_caller(tmp_path: Path) -> None:
     writer = SafetensorsWriter(tmp_path / "a.safetensors", {}, metadata_room=8)
-    with pytest.raises(AssertionError, match=r"the header of .* needs 29 bytes, 16 were kept"), writer:
+    with pytest.raises(AssertionError, match=r"the header of .* needs 29 bytes, 16 were reserved"), writer:
         writer.metadata = {"k": "0" * 4}
     assert not any(tmp_path.iterdir())
 

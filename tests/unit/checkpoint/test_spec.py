@@ -51,4 +51,4 @@ def test_the_documented_name_of_fp32() -> None:
 def test_another_name_is_refused() -> None:
     with pytest.raises(CheckpointError) as caught:
         dtype_of("half")
-    assert str(caught.value) == "dtype 'half' is not known. Take one of float, bf16, fp16, fp32, fp64."
+    assert str(caught.value) == "unknown dtype 'half'. Choose one of float, bf16, fp16, fp32, fp64."

@@ -86,7 +86,7 @@ def test_no_protocol_of_pickle_runs_code(tmp_path: Path, protocol: int) -> None:
     proof = tmp_path / "proof"
     evil = pickle.dumps({"state_dict": Runs(f"touch {proof}")}, protocol=protocol)
     text = error_of(tmp_path / "a.ckpt", rewritten(saved(STATE), lambda n, d: evil if n.endswith("data.pkl") else d))
-    assert text == " holds no tensors: neither at the top nor in model_state_dict or state_dict."
+    assert text == " holds no tensors, neither at the top level nor in model_state_dict or state_dict."
     assert not proof.exists()
 
 
@@ -156,13 +156,13 @@ def test_objects_of_libraries_that_are_there_stay_inert(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [100, 700, -1])
 def test_a_file_that_is_cut_off(tmp_path: Path, length: int) -> None:
     text = error_of(tmp_path / "a.ckpt", saved(STATE)[:length])
-    assert text == " is cut off: the end of its zip archive is missing. Fetch it again."
+    assert text == " is truncated: its zip archive has no end. Download it again."
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"not a checkpoint", pickle.dumps({"a": 1})])
 def test_garbage(tmp_path: Path, content: bytes) -> None:
     assert error_of(tmp_path / "a.ckpt", content) == (
-        " is no file of torch.save in its present format (a zip archive). If it is an older pickle, "
+        " is not a file in the current torch.save format (a zip archive). If it is an older pickle, "
         "load it with torch.load(..., weights_only=True) and save it again."
     )
 
@@ -177,27 +177,25 @@ def test_another_zip_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("readme.txt", "x")
     text = error_of(tmp_path / "a.ckpt", buffer.getvalue())
-    assert text == " is a zip archive, but not one of torch.save: it has no data.pkl."
+    assert text == " is a zip archive, but torch.save did not write it: it has no data.pkl."
 
 
 def test_compressed_tensors(tmp_path: Path) -> None:
     content = rewritten(saved(STATE), lambda _, data: data, zipfile.ZIP_DEFLATED)
     text = error_of(tmp_path / "a.ckpt", content)
-    assert text == ": its tensors are compressed, which torch.save never does. Save it again."
+    assert text == ": the tensors are compressed, which torch.save never does. Save the file again."
 
 
 def test_bytes_that_are_missing(tmp_path: Path) -> None:
     content = rewritten(saved(STATE), lambda name, data: None if name.endswith("/data/1") else data)
-    assert error_of(tmp_path / "a.ckpt", content) == (
-        ": the bytes of b are missing. The file is damaged: fetch it again."
-    )
+    assert error_of(tmp_path / "a.ckpt", content) == (": b has no data. The file is damaged: download it again.")
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 20])
 def test_bytes_that_are_too_few(tmp_path: Path, size: int) -> None:
     content = rewritten(saved(STATE), lambda name, data: data[:size] if name.endswith("/data/0") else data)
     assert error_of(tmp_path / "a.ckpt", content) == (
-        f": a is (2, 3) fp32, which its {size} bytes are too few for. The file is damaged: fetch it again."
+        f": a is (2, 3) fp32, but has only {size} bytes. The file is damaged: download it again."
     )
 
 
@@ -211,7 +209,7 @@ def test_a_file_that_holds_no_dictionary(tmp_path: Path, value: object) -> None:
 @pytest.mark.parametrize("value", [{}, {"epoch": 3}, {"state_dict": {}}, {"model": STATE}])
 def test_a_file_without_tensors(tmp_path: Path, value: object) -> None:
     text = error_of(tmp_path / "a.ckpt", saved(value))
-    assert text == " holds no tensors: neither at the top nor in model_state_dict or state_dict."
+    assert text == " holds no tensors, neither at the top level nor in model_state_dict or state_dict."
 
 
 def test_a_pickle_that_is_cut_off_anywhere(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def write(path: Path, **options: object) -> None:
 
 
 def data_offsets(path: Path) -> dict[str, int]:
-    """Where the bytes of each record start, from the local headers."""
+    """Where  each record start, from the local headers."""
     content = path.read_bytes()
     offsets: dict[str, int] = {}
     with zipfile.ZipFile(path) as archive:

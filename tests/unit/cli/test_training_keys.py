@@ -40,7 +40,7 @@ def test_keys_of_the_file_pass(key: str) -> None:
     [
         ("learning_rte", "--learning_rte is not a flag of train. Did you mean --learning_rate?"),
         ("rank_patern.ff", "--rank_patern is not a flag of train. Did you mean --rank_pattern?"),
-        ("resume_from_checkpoint", "--resume_from_checkpoint: the key is 'resume': auto, never, or a file."),
+        ("resume_from_checkpoint", "--resume_from_checkpoint: use 'resume': auto, never, or a file."),
     ],
 )
 def test_other_keys_are_refused_with_the_nearest(key: str, message: str) -> None:

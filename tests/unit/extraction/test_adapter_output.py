@@ -96,7 +96,7 @@ def test_an_output_without_a_path_is_kept_in_memory_and_is_what_the_file_holds(
 def test_where_nothing_can_be_stored_no_file_is_left(plan_of: Callable[[int], Plan], tmp_path: Path) -> None:
     plan = plan_of(1)
     before = set(tmp_path.iterdir())
-    text = r"^\S+tuned\.safetensors changes nothing of \S+base\.safetensors .*: 0 lora, 0 dense, 13 unchanged, 0 excl"
+    text = r"^\S+tuned\.safetensors has no change from \S+base\.safetensors .*: 0 lora, 0 dense, 13 unchanged, 0 excl"
     with pytest.raises(CheckpointError, match=text):
         written(plan, tmp_path, (1, 4))
     assert set(tmp_path.iterdir()) == before

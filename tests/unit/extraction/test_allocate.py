@@ -125,14 +125,14 @@ def test_a_size_without_room_says_what_is_needed(allocator: RankAllocator) -> No
         allocator.within([allocator.fixed_bytes])
     assert str(caught.value) == (
         f"max_size {megabytes(allocator.fixed_bytes)}: biases, norms and the header alone take "
-        f"{megabytes(allocator.fixed_bytes)}. Give more, or leave tensors out: exclude, dense=False."
+        f"{megabytes(allocator.fixed_bytes)}. Allow more, or leave tensors out: exclude, dense=False."
     )
 
 
 def test_an_error_that_no_ranks_reach(plan: Plan, survey: Survey) -> None:
     lost = Survey(survey.spectra, survey.others.__class__(delta_sq=10.0, error_sq=10.0))
     allocator = RankAllocator(plan, lost, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=False)
-    with pytest.raises(InputError, match=r"^no ranks reach an error this small: a squared error of 10 stays, 5 is"):
+    with pytest.raises(InputError, match=r"^no ranks reach an error this small: the lowest squared error is 10, 5 was"):
         allocator.error(5.0)
 
 

@@ -235,7 +235,7 @@ def test_seeds_are_of_the_name_and_fit_a_generator() -> None:
 def test_values_that_are_not_finite_stop_the_extraction(extract: Extract, side: int, value: float) -> None:
     states = [small_state(1), small_state(2)]
     states[side]["norm.bias"][3] = value
-    with pytest.raises(PairingError, match=r"^norm\.bias: 1 of 6 values of the (base|tuned) in .* are not finite\."):
+    with pytest.raises(PairingError, match=r"^norm\.bias: 1 of 6 (base|tuned) values in .* are not finite\."):
         extract(*states)
 
 
@@ -282,7 +282,7 @@ def test_a_change_that_does_not_fit_the_stored_dtype_names_the_tensor(extract: E
     with pytest.raises(InputError) as caught:
         extract({name: torch.zeros(shape)}, {name: torch.full(shape, 1e6)}, dtype=torch.float16, rank=2)
     assert str(caught.value) == (
-        f"{name}: values up to 1e+06 do not fit into float16. Store them in bf16: save_precision bf16."
+        f"{name}: values up to 1e+06 exceed the range of float16. Store them in bf16: save_precision bf16."
     )
 
 

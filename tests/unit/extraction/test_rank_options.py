@@ -53,7 +53,7 @@ def test_of_several_ranks_each_has_half_of_it_for_convs_or_what_is_given(
     assert found == FixedRanks(ranks=wanted, is_named=True)
 
 
-SHARE = "give a share above 0 and up to"
+SHARE = "must be above 0 and at most"
 
 
 @pytest.mark.parametrize(
@@ -64,30 +64,30 @@ SHARE = "give a share above 0 and up to"
             {"max_size": ("1MB",), "min_psnr": 40.0, "keep_energy": 0.9},
             "max_size and min_psnr both choose the ranks. Give one of them.",
         ),
-        ({"ranks": (4, 8, 4)}, "r4 r8 r4: each rank or size is given once."),
-        ({"max_size": ("1MB", "1 MB")}, "1MB 1MB: each rank or size is given once."),
-        ({"max_size": ("huge",)}, "max_size huge: give a size such as 200MB or 1.5GB."),
-        ({"max_error": 0.0}, f"max_error is 0: {SHARE} 1 (0.05 is 5 %)."),
-        ({"keep_energy": 1.5}, f"keep_energy is 1.5: {SHARE} 1 (0.05 is 5 %)."),
-        ({"max_module_error": -0.1}, f"max_module_error is -0.1: {SHARE} 1 (0.05 is 5 %)."),
-        ({"max_error": float("nan")}, f"max_error is nan: {SHARE} 1 (0.05 is 5 %)."),
+        ({"ranks": (4, 8, 4)}, "r4 r8 r4: give each rank or size only once."),
+        ({"max_size": ("1MB", "1 MB")}, "1MB 1MB: give each rank or size only once."),
+        ({"max_size": ("huge",)}, "max_size must be a file size such as 200MB or 1.5GB, got huge."),
+        ({"max_error": 0.0}, f"max_error {SHARE} 1 (0.05 is 5 %), got 0."),
+        ({"keep_energy": 1.5}, f"keep_energy {SHARE} 1 (0.05 is 5 %), got 1.5."),
+        ({"max_module_error": -0.1}, f"max_module_error {SHARE} 1 (0.05 is 5 %), got -0.1."),
+        ({"max_error": float("nan")}, f"max_error {SHARE} 1 (0.05 is 5 %), got nan."),
         ({"min_psnr": float("nan"), "has_images": True}, "min_psnr must be above 0 dB and finite, got nan."),
         ({"min_psnr": -1.0, "has_images": True}, "min_psnr must be above 0 dB and finite, got -1."),
         (
             {"max_output_error": 11.0, "is_calibrated": True},
-            f"max_output_error is 11: {SHARE} 10 (0.05 is 5 %).",
+            f"max_output_error {SHARE} 10 (0.05 is 5 %), got 11.",
         ),
         (
             {"max_output_error": 0.1},
-            "max_output_error is about the denoiser's output: add calibration_images FOLDER.",
+            "max_output_error needs the denoiser's output: add calibration_images FOLDER.",
         ),
         (
             {"max_error": 0.1, "is_calibrated": True},
-            "max_error is about the weights, calibration about the output: give max_output_error.",
+            "max_error limits the weight error, but calibration measures the output: use max_output_error.",
         ),
         (
             {"min_psnr": 40.0, "is_calibrated": True},
-            "min_psnr is about images: add calibration_images FOLDER, or calibration and images.",
+            "min_psnr needs images: add calibration_images FOLDER, or calibration and images.",
         ),
     ],
 )
@@ -124,7 +124,9 @@ def test_a_size_may_have_decimals_and_spaces(text: str, nbytes: int) -> None:
     "text", ["", "MB", "0MB", "0.0", "0.4", "-1MB", "1e6", ".5GB", "1,5GB", "1TB", "1 M B", "1MBs", "5iB"]
 )
 def test_what_is_no_size_is_said(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{re.escape(f'max_size {text}: give a size such as 200MB or 1.5GB.')}$"):
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(f'max_size must be a file size such as 200MB or 1.5GB, got {text}.')}$"
+    ):
         parse_nbytes(text)
 
 

@@ -105,7 +105,7 @@ def test_an_error_near_what_rounding_leaves_is_kept(plan: Plan, weights_of: Weig
         choice = allocator.error(above * best.error_sq)
         assert choice.error_sq <= above * best.error_sq * (1 + 1e-9)
         assert choice.nbytes <= best.nbytes
-    with pytest.raises(InputError, match=r"or more digits of each \(save_precision\)\.$"):
+    with pytest.raises(InputError, match=r"or more precision \(save_precision\)\.$"):
         allocator.error(0.5 * best.error_sq)
 
 

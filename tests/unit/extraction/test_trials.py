@@ -121,8 +121,11 @@ def test_a_psnr_starts_from_that_of_the_base() -> None:
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        (psnr_floor(150.0), r"^min_psnr 150: the best file, with every delta dense, gives 140\.00 dB"),
-        (error_limit(1e-6), r"^max_output_error 1e-06: the best file, with every delta dense, leaves 2e-06"),
+        (psnr_floor(150.0), r"^min_psnr 150 is out of reach: the best file, with every delta dense, gives 140\.00 dB"),
+        (
+            error_limit(1e-6),
+            r"^max_output_error 1e-06 is out of reach: the best file, with every delta dense, has an error of 2e-06",
+        ),
     ],
 )
 def test_what_the_best_file_does_not_reach_is_an_error(rule: RankRule, text: str) -> None:

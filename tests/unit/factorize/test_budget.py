@@ -206,7 +206,7 @@ def test_an_error_rank_is_the_smallest(spectra: list[Spectrum], error: float) ->
     "values", [{"squares": [-1.0]}, {"squares": [float("nan")]}, {"rest": -1}, {"rest": float("inf")}]
 )
 def test_errors_that_cannot_be_are_refused(values: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"^a spectrum holds values that are negative or not finite\.$"):
+    with pytest.raises(InputError, match=r"^a spectrum has values that are negative or not finite\.$"):
         spectrum(**({"squares": [1.0]} | values))  # pyright: ignore
 
 

@@ -159,7 +159,7 @@ def test_full_rank_factors_do_not_share_memory_with_the_delta() -> None:
 @pytest.mark.parametrize("rank", [2, 9999])
 def test_values_that_leave_the_range_are_refused(rank: int) -> None:
     matrix = matrix_with(8, 12, SPECTRA["power 1"]) * 1e12
-    with pytest.raises(InputError, match=r"^values up to [0-9e+.]+ do not fit into float16\. Store them in bf16: "):
+    with pytest.raises(InputError, match=r"^values up to [0-9e+.]+ exceed the range of float16\. Store them in bf16: "):
         factorize(matrix, rank, torch.float16, seed=0)
     assert relative_error(matrix, factorize(matrix, 9999, torch.bfloat16, seed=0)) < 4e-3
 
@@ -169,5 +169,5 @@ def test_rounding_names_the_largest_value() -> None:
     with pytest.raises(InputError) as caught:
         rounded(torch.tensor([1.0, -1e5]), torch.float16)
     assert str(caught.value) == (
-        "values up to 100000 do not fit into float16. Store them in bf16: save_precision bf16."
+        "values up to 100000 exceed the range of float16. Store them in bf16: save_precision bf16."
     )

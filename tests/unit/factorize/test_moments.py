@@ -90,7 +90,7 @@ def test_half_precision_rows_are_summed_in_fp32() -> None:
 def test_rows_that_are_not_finite_are_told(form: str, value: float) -> None:
     accumulator = MomentAccumulator(20, **FORMS[form])
     accumulator.add(torch.full((1, 20), value))
-    with pytest.raises(InputError, match=r"^a second moment holds values that are not finite\.$"):
+    with pytest.raises(InputError, match=r"^a second moment has values that are not finite\.$"):
         accumulator.result()
 
 
@@ -214,13 +214,13 @@ def test_rounding_below_zero_is_raised() -> None:
 def test_a_ridge_that_is_not_above_zero_is_refused(ridge: float) -> None:
     with pytest.raises(InputError) as caught:
         Moment(diagonal=torch.ones(3)).root(ridge)
-    assert str(caught.value) == f"the ridge of a second moment is {ridge:g}: it must be above 0."
+    assert str(caught.value) == f"the ridge of a second moment must be above 0, got {ridge:g}."
 
 
 @pytest.mark.parametrize("parts", [(), ("dense", "diagonal"), ("factor",), ("dense", "factor")])
 def test_a_moment_has_one_form(parts: tuple[str, ...]) -> None:
     values: dict[str, Any] = {name: torch.ones(3) if name == "diagonal" else torch.ones(3, 3) for name in parts}
-    with pytest.raises(InputError, match="either dense, or a diagonal with or without a low-rank factor"):
+    with pytest.raises(InputError, match="must be dense, or a diagonal with or without a low-rank factor"):
         Moment(**values)
 
 

@@ -27,11 +27,11 @@ def test_full_rank_is_the_bound(shape: tuple[int, int]) -> None:
 def test_a_rank_below_one_is_refused(rank: int) -> None:
     with pytest.raises(InputError) as caught:
         FixedRank(linear=rank)
-    text = "a rank is at least 1. To leave layers out: exclude PATTERN."
-    assert str(caught.value) == f"rank is {rank}: {text}"
+    text = "To leave layers out: exclude PATTERN."
+    assert str(caught.value) == f"rank must be at least 1, got {rank}. {text}"
     with pytest.raises(InputError) as caught:
         FixedRank(conv=rank)
-    assert str(caught.value) == f"conv_rank is {rank}: {text}"
+    assert str(caught.value) == f"conv_rank must be at least 1, got {rank}. {text}"
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,5 @@ def test_a_conv_rank_is_half_of_the_rank_unless_it_is_given(linear: int, conv: i
 
 
 def test_a_rank_below_one_is_named_before_its_half() -> None:
-    with pytest.raises(InputError, match=r"^rank is 0: "):
+    with pytest.raises(InputError, match=r"^rank must be at least 1, got 0"):
         FixedRank.of(0)

@@ -140,8 +140,8 @@ def test_a_file_that_is_no_backbone(tuned_file: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_backbone(str(tuned_file), CONFIG)
     assert str(caught.value).startswith(
-        f"{tuned_file} is no backbone: it has no tensors under model.diffusion_model. and first_stage_model., as a "
-        "single-file SDXL checkpoint has, and no folders unet/ and vae/. Its first keys: "
+        f"{tuned_file} is not a backbone: it has no tensors under model.diffusion_model. and first_stage_model., "
+        "unlike a single-file SDXL checkpoint, and no folders unet/ and vae/. Its first keys: "
     )
 
 
@@ -150,7 +150,7 @@ def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path)
     with pytest.raises(CheckpointError) as caught:
         open_backbone(signature, LBMConfig(), folder=tmp_path)
     assert str(caught.value) == (
-        f"backbone {signature}: {tmp_path / signature} does not exist, and a hub id looks like 'owner/name'. Give a "
+        f"backbone {signature}: {tmp_path / signature} does not exist, and a hub id has the form 'owner/name'. Give a "
         "hub id, a diffusers folder or a single-file SDXL checkpoint with backbone_signature."
     )
 
@@ -161,7 +161,7 @@ def test_a_folder_without_weights(backbone_folder: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError) as caught:
         open_backbone(str(tmp_path / "copy"), LBMConfig())
     assert str(caught.value) == (
-        f"{tmp_path}/copy/vae holds no {WEIGHTS}.safetensors, no shards of it, and no .fp16 variant: config.json."
+        f"{tmp_path}/copy/vae holds no {WEIGHTS}.safetensors, no shards and no .fp16 variant of it: config.json."
     )
 
 

@@ -79,18 +79,18 @@ def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> 
     with pytest.raises(CheckpointError) as caught:
         plan_base(unet, vae, config_of(), where="backbone x")
     assert str(caught.value) == (
-        "backbone x: 4 tensors are not explained by the rule that makes a base: "
-        "denoiser.mid_block.attentions.0.proj_in.weight is (64, 64, 1, 1) where LBM has (64, 64), "
-        f"denoiser.{TO_K} is (32, 96) where LBM has (64, 64), "
+        "backbone x: 4 tensors do not fit the rule that makes a base: "
+        "denoiser.mid_block.attentions.0.proj_in.weight is (64, 64, 1, 1), but (64, 64) in LBM, "
+        f"denoiser.{TO_K} is (32, 96), but (64, 64) in LBM, "
         "vae.vae_model.quant_conv.bias is missing, "
         "denoiser.controlnet.weight (1,) has no place in LBM. "
-        "Is this the backbone that the configuration is for?"
+        "Does the configuration belong to this backbone?"
     )
 
 
 def test_the_vae_is_never_resized(unet: Specs, vae: Specs) -> None:
     vae["decoder.conv_in.weight"] = TensorSpec(torch.float32, (64, 16, 3, 3))
-    with pytest.raises(CheckpointError, match=r"decoder.conv_in.weight is \(64, 16, 3, 3\) where LBM has"):
+    with pytest.raises(CheckpointError, match=r"decoder.conv_in.weight is \(64, 16, 3, 3\), but"):
         plan_base(unet, vae, config_of(), where="backbone")
 
 

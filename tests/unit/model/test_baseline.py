@@ -106,8 +106,8 @@ def test_one_layer_started_anew_is_named_and_accepted(tmp_path: Path) -> None:
     report = compared(tmp_path, base, tuned_tensors(TINY))
     assert report.can_be_base
     assert report.verdict.endswith(
-        "(median). Training started some layers anew, or a part of the base is another: "
-        "1 matrix without any likeness to it: mid_block.resnets.0.conv1.weight."
+        "(median). Training reinitialised some layers, or part of the base is another model: "
+        "1 matrix unrelated to it: mid_block.resnets.0.conv1.weight."
     )
 
 
@@ -162,8 +162,8 @@ def test_an_exact_base_in_the_place_of_tuned_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairingError) as caught:
         checked(tuned, base)
     assert str(caught.value) == (
-        f"{base} says that it is an exact base, and {tuned} does not: the two are swapped. "
-        f"Give base_model_path {base} tuned_model_path {tuned}."
+        f"{base} is marked as an exact base and {tuned} is not: the two are swapped. "
+        f"Use base_model_path {base} tuned_model_path {tuned}."
     )
 
 
@@ -171,9 +171,7 @@ def test_two_exact_bases_give_a_warning(tmp_path: Path) -> None:
     one, other = saved(tmp_path / "a.safetensors", mark=True), saved(tmp_path / "b.safetensors", mark=True)
     with pytest.warns(LbmLoraWarning) as caught:
         checked(one, other)
-    assert str(caught[0].message) == (
-        f"{other} says that it is an exact base, as {one} does. Is it the tuned checkpoint?"
-    )
+    assert str(caught[0].message) == (f"{other} is marked as an exact base, as is {one}. Is it the tuned checkpoint?")
 
 
 @pytest.mark.parametrize(
@@ -196,16 +194,16 @@ def test_tensors_without_a_partner(tmp_path: Path) -> None:
     report = compared(tmp_path, base, tuned)
     assert report.unmatched == ("conv_in.weight", "conv_out.bias")
     assert report.matched == "494/496"
-    assert report.verdict == "This is not the base: 2 tensors without a partner: conv_in.weight, conv_out.bias."
+    assert report.verdict == "This is not the base: 2 tensors without a match: conv_in.weight, conv_out.bias."
 
 
 def test_nothing_in_common(tmp_path: Path) -> None:
-    with pytest.raises(PairingError, match="have no tensor of equal name and shape in common"):
+    with pytest.raises(PairingError, match="have no tensors of equal name and shape"):
         compared(tmp_path, {"a": torch.zeros(1)}, {"b": torch.zeros(1)})
 
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    with pytest.raises(PairingError, match=r"holds values that are not finite, in 1 tensor: a\."):
+    with pytest.raises(PairingError, match=r"has values that are not finite, in 1 tensor: a\."):
         compared(tmp_path, {"a": torch.zeros(2)}, {"a": torch.tensor([0.0, math.nan])})
 
 

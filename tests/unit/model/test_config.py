@@ -49,12 +49,12 @@ def test_uniform_timesteps_allow_any_number_of_steps() -> None:
             {"bridge_noise_simga": 0.1},
             "c.yaml: unknown key 'bridge_noise_simga'. Did you mean 'bridge_noise_sigma'?",
         ),
-        ({"bridge_noise_sigma": -1}, "c.yaml: bridge_noise_sigma: Input should be greater than or equal to 0, not -1."),
-        ({"prob": [0.5, 0.5]}, "c.yaml: custom_timesteps needs selected_timesteps and prob, equally long."),
-        ({"prob": [0.5, 0.5, 0.5, 0.5]}, "c.yaml: prob must add up to 1, not 2."),
+        ({"bridge_noise_sigma": -1}, "c.yaml: bridge_noise_sigma: Input should be greater than or equal to 0, got -1."),
+        ({"prob": [0.5, 0.5]}, "c.yaml: custom_timesteps needs selected_timesteps and prob of equal length."),
+        ({"prob": [0.5, 0.5, 0.5, 0.5]}, "c.yaml: prob must add up to 1, got 2."),
         (
             {"selected_timesteps": [0, 500, 750, 1000]},
-            "c.yaml: selected_timesteps must lie in (0, 1000], not [0.0, 500.0, 750.0, 1000.0].",
+            "c.yaml: selected_timesteps must be in (0, 1000], got [0.0, 500.0, 750.0, 1000.0].",
         ),
         ({"unet": {"in_channels": 8}}, "c.yaml: unet_input_channels is 4, but unet.in_channels is 8."),
         ({"vae": {"latent_channels": 16}}, "c.yaml: vae_num_channels is 4, but vae.latent_channels is 16."),
@@ -75,8 +75,8 @@ def test_an_unknown_key_unlike_any_lists_the_valid_ones() -> None:
     ("text", "message"),
     [
         ("- 1\n- 2\n", "holds a list, not a mapping of keys."),
-        ("a: [", "is no plain YAML: "),
-        ("a: !!python/object:os.system {}\n", "is no plain YAML: could not determine a constructor"),
+        ("a: [", "is not plain YAML: "),
+        ("a: !!python/object:os.system {}\n", "is not plain YAML: could not determine a constructor"),
     ],
 )
 def test_files_that_are_no_yaml_mapping(tmp_path: Path, text: str, message: str) -> None:

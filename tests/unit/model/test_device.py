@@ -12,7 +12,7 @@ from lbm_lora.progress import LbmLoraWarning
 def test_a_device_that_is_not_there_is_one_warning_and_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.warns(LbmLoraWarning, match=rf"^device {name}: this machine has no such device\. The CPU is used\.$"):
+    with pytest.warns(LbmLoraWarning, match=rf"^device {name} is not available on this machine\. Using the CPU\.$"):
         assert resolve_device(name) == torch.device("cpu")
 
 
@@ -22,7 +22,7 @@ def test_what_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cuda:0") == torch.device("cuda:0")
-    with pytest.warns(LbmLoraWarning, match="has no such device"):
+    with pytest.warns(LbmLoraWarning, match="is not available on this machine"):
         assert resolve_device("cuda:1") == torch.device("cpu")
 
 
@@ -32,7 +32,7 @@ def test_auto_without_cuda_is_the_cpu_without_a_word(monkeypatch: pytest.MonkeyP
 
 
 def test_mps_is_refused_where_fp64_is_needed() -> None:
-    with pytest.raises(ConfigError, match=r"^device mps: the sums need fp64, which mps has not\. Use cpu\.$"):
+    with pytest.raises(ConfigError, match=r"^device mps: the sums need fp64, which mps does not support\. Use cpu\.$"):
         resolve_device("mps", fp64="the sums need")
 
 
@@ -40,4 +40,4 @@ def test_mps_is_refused_where_fp64_is_needed() -> None:
 def test_an_unknown_name(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_device(name)
-    assert str(caught.value) == f"device '{name}' is not known. Take one of auto, cpu, cuda, cuda:N, mps."
+    assert str(caught.value) == f"device must be one of auto, cpu, cuda, cuda:N, mps, got '{name}'."

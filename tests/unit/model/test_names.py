@@ -75,11 +75,11 @@ def test_everything_that_is_wrong_is_in_one_error() -> None:
     with pytest.raises(CheckpointError) as caught:
         check_shapes(specs, expected, where="model.safetensors")
     assert str(caught.value) == (
-        "model.safetensors is not the LBM that its configuration describes. "
+        "model.safetensors does not match its configuration. "
         "2 missing: denoiser.conv_out.bias, vae.vae_model.quant_conv.bias. "
         "1 unexpected: denoiser.more. "
         "1 of another shape: denoiser.conv_in.weight: (16, 8, 3, 3) in the file, (16, 4, 3, 3) in the configuration. "
-        "Is this the right file, and the right config.yaml beside it?"
+        "Is this the right file, and is the config.yaml next to it the right one?"
     )
 
 

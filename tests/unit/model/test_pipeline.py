@@ -94,7 +94,7 @@ def test_a_checkpoint_in_each_of_its_words(base: Path) -> None:
         assert (pipe.unet.dtype, pipe.vae.dtype) == (dtype, torch.float32 if dtype == torch.float16 else dtype)
         assert dict(pipe.config)["trained_steps"] == [1, 2, 4]
         assert set(pipe.components) == {"unet", "vae", "scheduler"}
-    with pytest.raises(CheckpointError, match="dtype 'half' is not known"):
+    with pytest.raises(CheckpointError, match="unknown dtype 'half'"):
         LBMPipeline.from_checkpoint(base, torch_dtype="half")
 
 
@@ -169,7 +169,7 @@ def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: di
         pipe.load_lora_weights(loras["a"], adapter_name="default_1")
     with pytest.raises(ConfigError, match=r"^lora_scale has 2 values for 1 LoRAs"):
         pipe.set_adapters(["default_1"], [1.0, 2.0])
-    with pytest.raises(ConfigError, match=r"^lora_scale must be a number, not nan"), pipe.lora_scale(math.nan):
+    with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan"), pipe.lora_scale(math.nan):
         pass
 
 
@@ -209,7 +209,7 @@ def test_a_lora_that_does_not_fit_leaves_all_as_it_was(pipe: LBMPipeline, loras:
     pipe.load_lora_weights(loras["a"])
     tuned = made(pipe)
     foreign = LoraModule(ModuleName("norm"), torch.ones(1, 3), torch.ones(3, 1), 1.0)
-    with pytest.raises(AdapterError, match="none of its 1 parameters is in the model"):
+    with pytest.raises(AdapterError, match="none of its 1 parameters are in the model"):
         pipe.load_lora_weights(Adapter({foreign.name: foreign}, {}))
     assert pipe.get_active_adapters() == ["default_0"]
     assert torch.equal(made(pipe), tuned)

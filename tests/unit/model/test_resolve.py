@@ -60,7 +60,7 @@ def test_a_flag_that_is_not_used_is_said(weights: Path, tmp_path: Path) -> None:
     other = write_lbm_yaml(tmp_path / "elsewhere", TINY)
     with pytest.warns(LbmLoraWarning) as caught:
         assert resolved(weights, other) == OWN
-    text = f"{weights} carries its own configuration: config_path {other} is not used."
+    text = f"{weights} contains its own configuration: config_path {other} is ignored."
     assert [str(one.message) for one in caught] == [text]
 
 
@@ -110,8 +110,8 @@ def test_nothing_found_says_where_it_was_looked_for(weights: Path, tmp_path: Pat
         resolved(weights)
     assert str(caught.value) == (
         f"{weights}: the configuration of its networks is missing, and its shapes are not those of the real LBM. "
-        f"No section `unet` and `vae` in the file itself, {tmp_path}/config.yaml, config_path (not given). Add it "
-        "(a diffusers config) to a config.yaml beside the file, or give such a file with config_path."
+        f"No section `unet` and `vae` found in the file itself, {tmp_path}/config.yaml, config_path (not given). "
+        "Add it (a diffusers config) to a config.yaml next to the file, or give such a file with config_path."
     )
 
 

@@ -161,7 +161,7 @@ def test_a_shifted_scheduler_is_said(backbone_folder: Path, tmp_path: Path) -> N
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("1.0", "3.0"))
     assert written(folder, tmp_path / "base.ckpt").notes == (
-        "The backbone's scheduler has shift 3.0; LBM's bridge uses 1, and so does this package.",
+        "The backbone's scheduler has shift 3.0, but LBM's bridge and this package use 1.",
     )
 
 
@@ -176,14 +176,14 @@ def test_values_that_are_not_finite_stop_and_leave_nothing(tmp_path: Path) -> No
         written(folder, tmp_path / "out" / "base.ckpt", dtype=torch.float16)
     assert str(caught.value) == (
         f"backbone {folder}: 2 tensors are not finite in fp16: denoiser.conv_in.bias, denoiser.conv_out.bias. "
-        "Fetch the files again, or choose another torch_dtype."
+        "Download the files again, or choose another torch_dtype."
     )
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_configuration_for_other_widths_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
     config = parse_config({"unet": lbm_unet_config(MINI)}, where="config.yaml")
-    with pytest.raises(CheckpointError, match="tensors are not explained by the rule that makes a base"):
+    with pytest.raises(CheckpointError, match="tensors do not fit the rule that makes a base"):
         written(backbone_folder, tmp_path / "base.ckpt", config)
 
 
@@ -199,7 +199,7 @@ def test_names_of_the_twins() -> None:
     assert twin_paths(Path("a/b.pth")) == (Path("a/b.safetensors"), Path("a/b.pth"))
     with pytest.raises(OutputError) as caught:
         twin_paths(Path("a/b"))
-    assert str(caught.value) == "save_path a/b: a base ends in .ckpt or .safetensors (both are written)."
+    assert str(caught.value) == "save_path must end in .ckpt or .safetensors (both are written), got a/b."
 
 
 def test_the_backbone_is_never_overwritten(backbone_folder: Path) -> None:

@@ -188,7 +188,7 @@ def test_lessons_of_several_shapes(base: Path) -> None:
 
 def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
     true, given = lora(base, 0), lora(base, 1)
-    with pytest.raises(QualityError, match="learning rate of 1e\\+30"):
+    with pytest.raises(QualityError, match="the learning rate 1e\\+30"):
         distill(
             Student(model_of(base), given, torch.float32),
             lessons(base, true, range(2)),

@@ -50,14 +50,14 @@ def test_an_image_in_both_is_found_under_any_name(tmp_path: Path) -> None:
     shared = folder_of(tmp_path / "learnt", 3)[1]
     (tmp_path / "held").mkdir()
     (tmp_path / "held/other.png").symlink_to(shared)
-    text = f"^{re.escape(str(shared.resolve()))} is in images and in held_images: measure on images not learnt from\\.$"
+    text = f"^{re.escape(str(shared.resolve()))} is in images and in held_images. Held-out images must not be .*\\.$"
     with pytest.raises(ConfigError, match=text):
         split_images(str(tmp_path / "learnt"), str(tmp_path / "held"))
 
 
 def test_one_image_cannot_be_split(tmp_path: Path) -> None:
     (path,) = folder_of(tmp_path / "images", 1)
-    text = f"^images is one image, {re.escape(str(path))}. Give two or more, or held_images to measure on\\.$"
+    text = f"^images is only one image, {re.escape(str(path))}. Give two or more, or add held_images\\.$"
     with pytest.raises(ConfigError, match=text):
         split_images(str(path), None)
 

@@ -68,7 +68,7 @@ def test_a_failed_command_is_not_shown(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(DataError) as raised:
         local("hf://datasets/a/b/t.tar", cache_dir=tmp_path)
     assert str(raised.value) == (
-        "the shard hf://datasets/a/b/t.tar cannot be fetched: its command (curl, gsutil, or that of a pipe) ended "
+        "the shard hf://datasets/a/b/t.tar cannot be fetched: its command (curl, gsutil, or a pipe) ended "
         "with exit code 22."
     )
 

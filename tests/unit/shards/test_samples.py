@@ -56,5 +56,5 @@ def test_too_many_or_all(total: int, limit: float) -> None:
 def test_it_says_how_many_and_which() -> None:
     assert complaint("a.tar", TWO, 10, 0.05) == (
         "a.tar: 2 of 10 samples cannot be used (20.0 %): a.tar/001 (no source.jpg), a.tar/002 (cannot be decoded), "
-        "and max_corrupt is 5 %."
+        "but max_corrupt is 5 %."
     )

@@ -53,7 +53,7 @@ def test_long_names_folders_and_meta_members(tmp_path: Path) -> None:
 def test_a_member_twice_is_a_problem(write_shard: Callable[..., Path]) -> None:
     shard = write_shard("a.tar", {"000": {"source.jpg": b"1", "SOURCE.jpg": b"2"}, "001": {"source.jpg": b"3"}})
     first, second = read_shard(shard, "a")
-    assert first.problem == "two files of one name"
+    assert first.problem == "two files with one name"
     assert second.problem == ""
 
 
@@ -69,7 +69,7 @@ def test_a_shard_that_was_cut_names_the_sample_and_the_rest(write_shard: Callabl
     ]
     end = 3 * member + 700
     assert rest.key == "a.tar"
-    assert rest.problem == f"the shard ends or is damaged at byte {end}; what follows is lost"
+    assert rest.problem == f"the shard ends or is damaged at byte {end}; the rest is lost"
 
 
 def test_a_cut_between_two_samples_is_noticed(write_shard: Callable[..., Path]) -> None:
@@ -77,7 +77,7 @@ def test_a_cut_between_two_samples_is_noticed(write_shard: Callable[..., Path]) 
     shard.write_bytes(shard.read_bytes()[: 2 * 1536])
     found = list(read_shard(shard, "a.tar"))
     assert [item.key for item in found] == ["a.tar/000", "a.tar/001", "a.tar"]
-    assert found[-1].problem == "the shard ends or is damaged at byte 3072; what follows is lost"
+    assert found[-1].problem == "the shard ends or is damaged at byte 3072; the rest is lost"
 
 
 def test_damage_in_the_middle_is_noticed(write_shard: Callable[..., Path]) -> None:

@@ -32,5 +32,5 @@ def adapter(*names: str) -> Adapter:
 
 def test_modules_of_an_adapter_come_in_the_networks_order() -> None:
     assert modules_in(LAYOUT, adapter("attn2", "attn1", "conv_in")) == ["conv_in", "attn1", "attn2"]
-    with pytest.raises(AdapterError, match=r"1 of its modules are no Linear and no plain Conv2d .*: grouped"):
+    with pytest.raises(AdapterError, match=r"1 of its modules are neither Linear nor plain Conv2d .*: grouped"):
         modules_in(LAYOUT, adapter("attn1", "grouped"))

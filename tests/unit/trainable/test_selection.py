@@ -99,7 +99,7 @@ def test_a_rank_pattern_without_a_match_is_an_error(settings: Settings) -> None:
 
 def test_orthogonal_needs_an_even_rank_after_the_cap(settings: Settings) -> None:
     layout = layout_of(nn.Sequential(nn.Linear(5, 8)))
-    with pytest.raises(ConfigError, match=r"needs even ranks, and 0 of shape \(8, 5\) can only have 5"):
+    with pytest.raises(ConfigError, match=r"needs even ranks, but 0 of shape \(8, 5\) can only have 5"):
         plan_new(layout, settings(lora_rank=8, init_lora="orthogonal"))
 
 
@@ -118,7 +118,7 @@ def test_patterns_choose_among_the_norms_too(settings: Settings) -> None:
 
 
 def test_train_biases_without_any_bias_is_an_error(settings: Settings) -> None:
-    with pytest.raises(ConfigError, match="no module that learns has a bias"):
+    with pytest.raises(ConfigError, match="no trainable module has a bias"):
         plan_new(LAYOUT, settings(lora_rank=4, train_biases=True, trainable_lora_modules=("attn1",)))
 
 
@@ -142,7 +142,7 @@ def test_biases_beside_a_continued_lora(settings: Settings) -> None:
 
 def test_a_continued_lora_must_fit(settings: Settings) -> None:
     chosen = settings(lora_weights_path="l.safetensors")
-    with pytest.raises(AdapterError, match=r"1 of its modules are no Linear and no plain Conv2d .*: grouped"):
+    with pytest.raises(AdapterError, match=r"1 of its modules are neither Linear nor plain Conv2d .*: grouped"):
         plan_continued(LAYOUT, chosen, adapter("attn1", "grouped"))
-    with pytest.raises(ConfigError, match="no module that learns"):
+    with pytest.raises(ConfigError, match="has no trainable modules"):
         plan_continued(LAYOUT, chosen, adapter())

@@ -103,8 +103,8 @@ def test_copies_do_not_follow_the_parameters() -> None:
     [
         (None, "does not exist. The folder "),
         (b"nonsense", r"is not the state of a training run \(\w+\)"),
-        ({"format": 99}, "is not a state of this version's format"),
-        ([1, 2], "is not a state of this version's format"),
+        ({"format": 99}, "has another version's format"),
+        ([1, 2], "has another version's format"),
     ],
 )
 def test_files_that_are_no_states(content: Any, message: str, tmp_path: Path) -> None:
@@ -121,6 +121,6 @@ def test_another_run_is_refused_with_both_values() -> None:
     parameters = learning(0)
     state = state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1))
     check_identity(state, {"seed": 0, "base": "abc"}, Path("resume.pt"))
-    with pytest.raises(ConfigError, match=r"resume\.pt is the state of another run: base is 'abc' there and 'x' now"):
+    with pytest.raises(ConfigError, match=r"resume\.pt is the state of another run: base was 'abc' and is now 'x'"):
         check_identity(state, {"seed": 0, "base": "x"}, Path("resume.pt"))
     assert changed_keys(state, {"max_steps": 5, "learning_rate": 1e-3}) == ["learning_rate: 0.0001 -> 0.001"]

@@ -64,9 +64,9 @@ def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch
         run(replace(config, save_to=lbm.tuned))
     with pytest.raises(ConfigError, match=r"^count must be between 1 and 5, the number of images, got 6\.$"):
         run(replace(config, count=6))
-    with pytest.raises(ConfigError, match="the sums need fp64, which mps has not"):
+    with pytest.raises(ConfigError, match="the sums need fp64, which mps does not support"):
         run(replace(config, device="mps"))
-    with pytest.raises(ConfigError, match="0 probes measure no sensitivities"):
+    with pytest.raises(ConfigError, match="probes must be 1 or more, got 0"):
         run(replace(config, probes=0))
     with pytest.raises(ImageError, match="does not exist"):
         run(replace(config, images="nowhere"))

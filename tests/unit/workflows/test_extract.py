@@ -155,9 +155,9 @@ def test_a_vae_that_differs_is_named(lbm: Lbm, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"rank": 0}, InputError, "rank is 0: a rank is at least 1"),
+        ({"rank": 0}, InputError, "rank must be at least 1, got 0"),
         ({"save_to": Path("l.bin")}, OutputError, "save_to l.bin: a LoRA is a .safetensors file"),
-        ({"min_diff": -1.0}, ConfigError, "min_diff is -1"),
+        ({"min_diff": -1.0}, ConfigError, "min_diff must be 0 or more, got -1"),
         ({"include": ("attn3",)}, PatternError, "pattern 'attn3' matches none of"),
         ({"include": ("attn1",), "target_coverage": "attention"}, ConfigError, "both choose layers"),
     ],
@@ -188,7 +188,7 @@ def test_a_value_that_is_not_finite_stops_the_run(lbm: Lbm, tmp_path: Path) -> N
     tensors["denoiser.conv_in.weight"].view(-1)[3] = float("nan")
     save_file(tensors, tmp_path / "tuned.safetensors")
     broken = config(lbm, tmp_path / "out" / "l.safetensors", tuned_model_path=tmp_path / "tuned.safetensors")
-    with pytest.raises(PairingError, match=r"conv_in\.weight: 1 of 576 values of the tuned"):
+    with pytest.raises(PairingError, match=r"conv_in\.weight: 1 of 576 tuned values"):
         run(broken)
     assert not list((tmp_path / "out").glob("*"))
     result = run(dataclasses.replace(broken, exclude=("conv_in.weight",)))
@@ -210,5 +210,5 @@ def test_a_base_in_the_place_of_tuned_is_named(lbm: Lbm, tmp_path: Path) -> None
         swapped = config(lbm, tmp_path / "l.safetensors", base_model_path=lbm.tuned, tuned_model_path=path)
         with pytest.raises(PairingError) as caught:
             run(swapped)
-        assert str(caught.value).startswith(f"{path} says that it is an exact base, and {lbm.tuned} does not: ")
+        assert str(caught.value).startswith(f"{path} is marked as an exact base and {lbm.tuned} is not: ")
         assert not (tmp_path / "l.safetensors").exists()

@@ -134,7 +134,7 @@ def test_refused(config: RefineConfig, changes: dict[str, object], error: type[E
 def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, images: Path) -> None:
     with pytest.raises(OutputError, match="is an input"):
         run(dataclasses.replace(config, save_to=lora))
-    with pytest.raises(ConfigError, match="is one image"):
+    with pytest.raises(ConfigError, match="is only one image"):
         run(dataclasses.replace(config, images=str(images / "0.png")))
     with pytest.raises(ConfigError, match=r"0\.png is in images and in held_images"):
         run(dataclasses.replace(config, held_images=str(images / "0.png")))

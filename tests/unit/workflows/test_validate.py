@@ -86,7 +86,7 @@ def test_alpha_as_asked_for(config: ValidateConfig, tmp_path: Path) -> None:
     tensors = load_file(path)
     alphas = {key: torch.tensor(9999.0).bfloat16() for key in tensors if key.endswith(".alpha")}
     save_file(tensors | alphas, path)
-    with pytest.warns(UserWarning, match=r"all of which have the highest rank|does not say which base"):
+    with pytest.warns(UserWarning, match=r"all of them at the highest rank|does not say which base"):
         auto = run(dataclasses.replace(config, lora_path=path)).report.weights.relative_error
     with pytest.warns(UserWarning, match="does not say which base"):
         file = run(dataclasses.replace(config, lora_path=path, lora_alpha_is="file")).report.weights.relative_error

@@ -1,4 +1,4 @@
-"""The data of a training: pairs of images from folders or WebDataset shards, as batches of one size."""
+"""Training data: pairs of images from folders or WebDataset shards, in batches of one size."""
 
 from lbm_lora.training.data.batches import BucketBatches, loader_of
 from lbm_lora.training.data.dataset import PairDataset

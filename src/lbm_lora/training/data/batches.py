@@ -1,9 +1,9 @@
-"""Which samples form a batch, in which order: a function of (seed, epoch) alone.
+"""Batches and their order: a function of (seed, epoch) alone.
 
 All samples of a batch have one size. A *global* batch is what all processes see in one step: `batch_size * world`
-samples of one size, cut into one contiguous part for each rank. So two processes with a batch of 4 see in every step
-the samples that one process with a batch of 8 sees, and all of them make equally many steps, whatever the number of
-shards.
+samples of one size, split into one contiguous part per rank. Two processes with a batch of 4 therefore see the same
+samples in every step as one process with a batch of 8, and all processes take the same number of steps, whatever the
+number of shards.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The samples of one step over all ranks; those behind the first `fresh` only fill it up."""
+    """Samples of one step over all ranks; those after the first `fresh` only fill it up."""
 
     size: Size
     indices: Indices
@@ -33,23 +33,23 @@ class GlobalBatch:
 
 
 class BucketBatches:
-    """The batches of one rank.
+    """Batches of one rank.
 
-    Samples of one shape go together, and each global batch draws its size, where there are several.
+    Samples of one shape are batched together, and each global batch draws its size if there are several.
 
-    In training (`cover=False`) samples that do not fill a global batch are left out of the epoch, others in every
-    epoch; a shape with fewer samples than a global batch gets one batch in which they repeat. In validation
-    (`cover=True`) every sample comes once, and the last global batch of a shape is only filled up to a multiple of the
-    ranks, with samples marked as `repeated`.
+    In training (`cover=False`) samples that do not fill a global batch are skipped, different ones in every epoch; a
+    shape with fewer samples than a global batch gets one batch in which they repeat. In validation (`cover=True`) every
+    sample appears once, and the last global batch of a shape is filled up to a multiple of the ranks, with samples
+    marked as `repeated`.
 
     Args:
-        dataset: whose samples are drawn.
-        batch_size: samples of a batch of one rank.
-        seed: of the order.
-        rank: of this process, from 0.
+        dataset: data set to draw from.
+        batch_size: samples per batch and rank.
+        seed: seed of the order.
+        rank: rank of this process, from 0.
         world: number of processes.
-        shuffle: draw the order anew in every epoch; else it is the data set's.
-        cover: every sample exactly once, instead of full batches only.
+        shuffle: shuffle in every epoch, instead of keeping the data set's order.
+        cover: use every sample exactly once, instead of only full batches.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class BucketBatches:
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch, the same number in each."""
+        """Number of batches per epoch, the same in each."""
         return len(self._plan(0))
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[list[Draw]]:
-        """The batches of one epoch, from the batch `start` on."""
+        """Yield the batches of one epoch, from batch `start` on."""
         for batch in self._plan(number)[start:]:
             share = len(batch.indices) // self._world
             first = self._rank * share
@@ -88,25 +88,25 @@ class BucketBatches:
             ]
 
     def through(self, epochs: int, *, epoch: int = 0, batch: int = 0) -> Iterator[list[Draw]]:
-        """The batches of one epoch after the other, from a position on: a run goes on in the middle of an epoch."""
+        """Yield the batches of consecutive epochs from a position on, so that a run can resume within an epoch."""
         for number in range(epoch, epochs):
             yield from self.epoch(number, start=batch if number == epoch else 0)
 
     def notes(self) -> list[str]:
-        """What the user should know: samples that an epoch leaves out, and shapes whose samples repeat."""
+        """Return notes for the user: samples that an epoch skips, and shapes whose samples repeat."""
         plan = self._plan(0)
         seen = sum(batch.fresh for batch in plan)
         lines: list[str] = []
         if seen < len(self._dataset):
-            left_out = f"each epoch leaves out {len(self._dataset) - seen} of {len(self._dataset)} samples"
-            others = ", others each time" if self._shuffle else ""
-            lines.append(f"{left_out}, which do not fill a batch of one shape{others}.")
+            left_out = f"each epoch skips {len(self._dataset) - seen} of {len(self._dataset)} samples"
+            others = ", different ones each time" if self._shuffle else ""
+            lines.append(f"{left_out} that do not fill a batch of one shape{others}.")
         for batch in plan:
             if batch.fresh < len(batch.indices) and not self._cover:
                 width, height = self._dataset.draw(int(batch.indices[0])).size
                 lines.append(
-                    f"the shape of {width}x{height} has {batch.fresh} of the {len(batch.indices)} samples of a batch: "
-                    "they repeat in it."
+                    f"shape {width}x{height} has only {batch.fresh} of the {len(batch.indices)} samples of a batch: "
+                    "they repeat."
                 )
         return lines
 
@@ -120,7 +120,7 @@ class BucketBatches:
         return self._planned[1]
 
     def _cut(self, shape: int, epoch: int) -> Iterator[GlobalBatch]:
-        """The global batches of the samples of one shape."""
+        """Yield the global batches of the samples of one shape."""
         members = np.flatnonzero(self._dataset.shapes == shape)
         if self._shuffle:
             members = members[_permutation(len(members), "samples", self._seed, epoch, shape)]
@@ -144,14 +144,14 @@ def _permutation(count: int, what: str, *numbers: int) -> Indices:
 def loader_of(
     dataset: PairDataset, batches: Iterable[list[Draw]], *, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """A torch DataLoader over lists of draws. What it gives does not depend on `num_workers`.
+    """Return a torch DataLoader over lists of draws. Its batches do not depend on `num_workers`.
 
     Args:
         batches: each list is a batch, of one size and one epoch.
-        num_workers: processes that read ahead; they live as long as the loader.
-        pin_memory: put the batches into page-locked memory, for a CUDA device.
+        num_workers: worker processes that read ahead; they live as long as the loader.
+        pin_memory: put batches into page-locked memory, for a CUDA device.
     """
-    made: DataLoader[Any] = DataLoader(  # torch's own type is that of the samples
+    made: DataLoader[Any] = DataLoader(  # torch types it by its samples
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
@@ -159,7 +159,7 @@ def loader_of(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         worker_init_fn=leave_to_parent,
-        # torch draws a seed for the workers: not from the global generator, whose state a resumed run restores
+        # torch draws a seed for the workers; it must not come from the global generator, whose state resuming restores
         generator=torch.Generator().manual_seed(0),
     )
     return made

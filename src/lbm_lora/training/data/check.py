@@ -1,4 +1,4 @@
-"""Read a data set through, every pixel of it, by the same code as training does."""
+"""Read every pixel of a data set, with the same code as training."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from lbm_lora.training.data.dataset import PairDataset
 
 @dataclass(frozen=True, kw_only=True)
 class SizeCount:
-    """How many samples have a size."""
+    """Number of samples of one size."""
 
     width: int
     height: int
@@ -22,21 +22,21 @@ class SizeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What was found in one data set."""
+    """Findings for one data set."""
 
     where: str
     pairs: int
-    """Usable ones."""
+    """Usable pairs."""
     nbytes: int
-    """Bytes of the files of all pairs whose headers can be read."""
+    """Bytes of all pairs with readable headers."""
     skipped: tuple[Skipped, ...]
     """Samples that cannot be used."""
     sizes: tuple[SizeCount, ...]
     """Sizes of the source images, the most frequent first."""
     buckets: tuple[SizeCount, ...]
-    """Sizes that training brings them to, at the most probable budget, the most frequent first."""
+    """Sizes that training resizes them to at the most probable budget, the most frequent first."""
     steps: int
-    """Optimizer steps of an epoch, without accumulation."""
+    """Optimizer steps per epoch, without accumulation."""
     notes: tuple[str, ...]
     """Remarks on how samples fill batches."""
     masks: int
@@ -56,13 +56,13 @@ def read_through(
     """Decode every pair and report.
 
     Args:
-        dataset: with a `max_corrupt` of 1, or it stops there.
-        batch_size: of all processes together.
+        dataset: data set with a `max_corrupt` of 1; with less, reading stops at that share.
+        batch_size: batch size over all processes.
         cover: see `BucketBatches`.
-        num_workers: processes that read.
+        num_workers: worker processes.
 
     Raises:
-        DataError: not one pair can be read.
+        DataError: no pair can be read.
     """
     progress.start(len(dataset), f"reading {dataset.where}")
     draws = [dataset.draw(index) for index in range(len(dataset))]

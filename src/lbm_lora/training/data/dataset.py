@@ -1,4 +1,4 @@
-"""The pairs of one split as a torch dataset: a draw in, a sample out."""
+"""The pairs of one split as a torch dataset that maps a draw to a sample."""
 
 from collections.abc import Iterable, Iterator
 from copy import copy
@@ -28,7 +28,7 @@ Latent = Float[Tensor, "channels h w"]
 
 @runtime_checkable
 class Latents(Protocol):
-    """What holds the latents of pairs; `latents.LatentCache` is one."""
+    """Store of the pairs' latents, such as `latents.LatentCache`."""
 
     @property
     def folder(self) -> Path: ...
@@ -36,16 +36,16 @@ class Latents(Protocol):
 
 
 class PairDataset(Dataset[Sample]):
-    """Pairs by index.
+    """Data set of pairs by index.
 
-    A sample whose bytes turn out to be damaged is replaced by the next one of the same shape, in every process alike.
-    The sample that comes says so in `skipped`; whoever reads samples hands that to `count`, which keeps the sum.
+    A damaged sample is replaced by the next one of the same shape, identically in every process. The replacement
+    records this in `skipped`; the caller passes that to `count`, which keeps the total.
 
     Args:
         index: where the pairs are.
-        preparation: how they are brought to size.
-        where: the data set, for errors.
-        max_corrupt: share of the data set that may be corrupt.
+        preparation: how they are resized.
+        where: name of the data set, for error messages.
+        max_corrupt: largest share of the data set that may be corrupt.
 
     Raises:
         DataError: there are no pairs, or more than `max_corrupt` of them are corrupt.
@@ -61,7 +61,7 @@ class PairDataset(Dataset[Sample]):
         self._skipped = {item.key: item for item in index.skipped}
         self._total = len(index) + len(index.skipped)
         self.shapes = _shapes(index, preparation)
-        """For each sample a number that stands for the aspect ratio it is brought to."""
+        """Identifier of the aspect ratio that each sample is resized to."""
         self.count(())
 
     def __len__(self) -> int:
@@ -69,43 +69,43 @@ class PairDataset(Dataset[Sample]):
 
     @property
     def sizes(self) -> list[Size]:
-        """(width, height) of every source image, as its file has it, upright."""
+        """Return (width, height) of every source image as stored, upright."""
         return [self.index.size(index) for index in range(len(self))]
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """The corrupt samples known so far."""
+        """Corrupt samples found so far."""
         return tuple(self._skipped.values())
 
     def drawn_size(self, index: int, at: float) -> Size:
-        """The (width, height) that a sample is brought to where the number in [0, 1) was drawn for its budget."""
+        """Return the (width, height) that a sample is resized to if `at`, in [0, 1), was drawn for its budget."""
         return self.preparation.bucket(self.index.size(index), self.preparation.drawn_size(at))
 
     def draw(self, index: int) -> Draw:
-        """The draw of a sample for epoch 0 at the most probable budget."""
+        """Return the draw of a sample for epoch 0 at the most probable budget."""
         return Draw(index, 0, self.preparation.bucket(self.index.size(index), self.preparation.main_size))
 
     def count(self, skipped: Iterable[Skipped]) -> None:
-        """Keep account of what samples and batches say in `skipped`.
+        """Count the corrupt samples that samples and batches report in `skipped`.
 
         Raises:
-            DataError: more than `max_corrupt` of the data set is corrupt by now.
+            DataError: more than `max_corrupt` of the data set is corrupt.
         """
         self._skipped |= {item.key: item for item in skipped}
         check_corrupt(self.where, self.skipped, self._total, self.max_corrupt)
 
     def with_latents(self, latents: Latents, *, images: bool) -> "PairDataset":
-        """The same pairs with their latents, all of which are there.
+        """Return the same pairs with their latents, which must all be cached.
 
         Args:
-            images: whether samples hold the images too, for a pixel loss.
+            images: whether samples also hold the images, for a pixel loss.
         """
         made = copy(self)
         made._latents, made._with_images = latents, images
         return made
 
     def __getitem__(self, draw: Draw | int) -> Sample:
-        """The sample of a draw; of a plain index, that of `draw`.
+        """Return the sample of a draw; for an index, the sample of its `draw`.
 
         Raises:
             DataError: no sample can be read, or its latents are not cached.
@@ -120,10 +120,10 @@ class PairDataset(Dataset[Sample]):
                 skipped.append(Skipped(self.index.keys[index], str(error)))
             else:
                 return replace(sample, skipped=tuple(skipped))
-        raise DataError(f"{self.where}: no sample can be read: {skipped[0].key} ({skipped[0].reason}) and all others.")
+        raise DataError(f"{self.where}: no sample can be read; the first is {skipped[0].key} ({skipped[0].reason}).")
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """The index itself, then those that may take its place: the next ones of its shape, then any."""
+        """Yield the index, then its possible replacements: the next ones of its shape, then any."""
         yield index
         following = np.roll(np.arange(len(self)), -index)[1:]
         alike = self.shapes[following] == self.shapes[index]
@@ -139,7 +139,7 @@ class PairDataset(Dataset[Sample]):
             target = self._image(pair.target, pair, draw, "target")
         if self._latents and latents is None:
             size = f"{draw.size[0]}x{draw.size[1]}"
-            raise DataError(f"{self.where}: {self._latents.folder} has no latents of {pair.key} at {size}.")
+            raise DataError(f"{self.where}: {self._latents.folder} has no latents for {pair.key} at {size}.")
         return Sample(
             index=draw.index,
             key=pair.key,
@@ -158,7 +158,7 @@ class PairDataset(Dataset[Sample]):
             raise ImageError(f"{role}: {error}") from None
 
     def _mask(self, data: bytes, pair: Pair, draw: Draw) -> Float[Tensor, "1 height width"]:
-        # a mask keeps the values of its file: between valid and invalid there is nothing
+        # a mask keeps its stored values: nothing may be interpolated between valid and invalid
         mask = self._fitted(decode_mask(data, pair.key), pair, draw, Image.Resampling.NEAREST)
         return mask_to_tensor(mask)[None]
 
@@ -166,7 +166,7 @@ class PairDataset(Dataset[Sample]):
         self, image: Image.Image, pair: Pair, draw: Draw, resample: Image.Resampling = Image.Resampling.LANCZOS
     ) -> Image.Image:
         if not same_shape(image.size, pair.size):
-            raise ImageError(f"it is {image.width}x{image.height}, and was found as {pair.size[0]}x{pair.size[1]}")
+            raise ImageError(f"it is {image.width}x{image.height}, but was {pair.size[0]}x{pair.size[1]} before")
         return self.preparation.prepared(draw, image, resample)
 
 

@@ -1,7 +1,7 @@
-"""The index of a data set: its usable pairs in a fixed order, and those that were left out.
+"""Index of a data set: its usable pairs in a fixed order, and the skipped ones.
 
-Files and shards are listed once, before anything is computed. A pair that is incomplete, unreadable or of two shapes
-is left out, by name and with the reason.
+Files and shards are listed once, before anything is computed. A pair that is incomplete, unreadable or of two shapes is
+skipped, and recorded with its name and the reason.
 """
 
 from array import array
@@ -18,17 +18,17 @@ from lbm_lora.shards.samples import Found, Part, Skipped, complaint
 from lbm_lora.training.data.pairs import Keys, Pair, Record, record_of
 
 _ABSENT = (-1, 0, 0)
-"""The row of a part that a pair does not have."""
+"""Row of a part that a pair does not have."""
 
 
 class PairIndex:
-    """The usable pairs of a data set in a fixed order, and those that were left out.
+    """Usable pairs of a data set in a fixed order, and the skipped ones.
 
-    Numbers are held in arrays: a million pairs take about 150 MB, and worker processes share them.
+    Numbers are stored in arrays: a million pairs take about 150 MB, and worker processes share them.
 
     Args:
-        records: read once.
-        skipped: read when all records are.
+        records: usable pairs, iterated once.
+        skipped: skipped pairs, read after all records.
     """
 
     def __init__(self, records: Iterable[Record], skipped: Sequence[Skipped] = ()) -> None:
@@ -56,26 +56,26 @@ class PairIndex:
 
     @property
     def masks(self) -> int:
-        """Pairs with a mask."""
+        """Number of pairs with a mask."""
         return int((self._parts[:, 2, 0] >= 0).sum())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files, or of their places in shards."""
+        """Bytes of all files, or of their members in shards."""
         return int(self._parts[:, :, 2].sum())
 
     def record(self, index: int) -> Record:
-        """Where the bytes of one pair lie."""
+        """Return where the bytes of one pair are."""
         source, target, mask = (self._part(row) for row in self._parts[index].tolist())
         assert source is not None, "every pair has one"
         assert target is not None, "every pair has one"
         return Record(key=self.keys[index], source=source, target=target, mask=mask, size=self.size(index))
 
     def read(self, index: int) -> Pair:
-        """The bytes of one pair.
+        """Read the bytes of one pair.
 
         Raises:
-            ImageError: a file is gone or has become shorter.
+            ImageError: a file no longer exists, or is shorter than before.
         """
         record = self.record(index)
         return Pair(
@@ -92,7 +92,7 @@ class PairIndex:
 
 
 def make_index(found: Iterable[Found], keys: Keys, progress: Progress = SILENT) -> PairIndex:
-    """The index of everything that was found; reads the header of each image."""
+    """Build the index of everything that was found; reads the header of each image."""
     skipped: list[Skipped] = []
 
     def usable() -> Iterator[Record]:
@@ -108,15 +108,15 @@ def make_index(found: Iterable[Found], keys: Keys, progress: Progress = SILENT) 
 
 
 def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> None:
-    """Refuse a data set of which too much cannot be used.
+    """Refuse a data set with too many unusable samples.
 
     Args:
-        where: the data set, for errors.
-        total: samples that were found, usable or not.
-        max_corrupt: share of them that may be corrupt.
+        where: name of the data set, for error messages.
+        total: number of samples found, usable or not.
+        max_corrupt: largest share of them that may be corrupt.
 
     Raises:
-        DataError: more is, or nothing is left.
+        DataError: more are corrupt, or no pair is left.
     """
     if not total:
         raise DataError(f"{where} holds no pairs.")
@@ -126,5 +126,5 @@ def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrup
 
 
 def _numbers(part: Part | None, files: dict[Path, int]) -> tuple[int, int, int]:
-    """A part as (number of its file, offset, bytes); a new file gets the next number."""
+    """Return a part as (number of its file, offset, bytes); a new file gets the next number."""
     return (files.setdefault(part.path, len(files)), part.offset, part.nbytes) if part else _ABSENT

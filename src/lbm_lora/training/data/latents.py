@@ -1,8 +1,8 @@
-"""Latents that are computed once and kept on the disk.
+"""Cache of latents on disk, computed once.
 
-A file holds the two latents of one pair at one size. Its name is a hash of all that they depend on: the bytes of both
-images, the size, and the VAE. So a changed image has other latents, runs and data sets share the cache, and nothing in
-it is ever out of date.
+A file holds the two latents of one pair at one size. Its name is a hash of everything that they depend on: the bytes of
+both images, the size, and the VAE. A changed image therefore gets new latents, runs and data sets share the cache, and
+no entry is ever out of date.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +29,11 @@ Encode = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch 
 
 
 class LatentCache:
-    """Latents by content. `fill_latents` fills it, and `PairDataset.with_latents` reads it.
+    """Cache of latents by content. `fill_latents` fills it, and `PairDataset.with_latents` reads it.
 
     Args:
-        cache_dir: the files lie in `latents/` in it.
-        vae: what tells the encoder apart from others: the fingerprint of its weights, and how it is used.
+        cache_dir: folder whose subfolder `latents/` holds the files.
+        vae: identity of the encoder: the fingerprint of its weights, and how it is used.
     """
 
     def __init__(self, cache_dir: Path, vae: str) -> None:
@@ -41,7 +41,7 @@ class LatentCache:
         self._vae = vae
 
     def path(self, pair: Pair, size: Size) -> Path:
-        """Where the latents of a pair are, or would be."""
+        """Return the path of a pair's latents, whether or not it exists."""
         digest = xxhash.xxh3_128(f"{self._vae}\n{size[0]}x{size[1]} {len(pair.source)}\n".encode())
         digest.update(pair.source)
         digest.update(pair.target)
@@ -49,7 +49,7 @@ class LatentCache:
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def load(self, pair: Pair, size: Size) -> tuple[Latent, Latent] | None:
-        """The latents of source and target, None where they are not there.
+        """Return the latents of source and target; None if they are not cached.
 
         Raises:
             DataError: the file is damaged.
@@ -61,10 +61,10 @@ class LatentCache:
         except FileNotFoundError:
             return None
         except (SafetensorError, KeyError, OSError) as error:
-            raise DataError(f"{path} holds no latents: {error}. Delete it, and they are computed again.") from None
+            raise DataError(f"{path} is damaged: {error}. Delete it to compute its latents again.") from None
 
     def save(self, path: Path, source: Latent, target: Latent) -> None:
-        """Keep the latents of a pair under the name that `path` gives."""
+        """Save the latents of a pair under the name from `path`."""
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary)
@@ -81,17 +81,17 @@ def fill_latents(
     world: int = 1,
     progress: Progress = SILENT,
 ) -> int:
-    """Compute the latents that are not in the cache yet, of each pair at every size that it may be brought to.
+    """Compute the latents missing from the cache, for each pair at every size that it may be resized to.
 
     Args:
-        dataset: without a cache of its own.
-        encode: images in [-1, 1] -> latents, each of its own image alone.
-        batch_size: images of one size that are encoded together.
-        num_workers: processes that read images.
-        rank, world: this process computes every `world`-th sample. All must be done before the cache is read.
+        dataset: a data set without cached latents.
+        encode: maps images in [-1, 1] to latents, each image independently.
+        batch_size: images of one size to encode together.
+        num_workers: worker processes that read images.
+        rank, world: this process computes every `world`-th sample. All must finish before the cache is read.
 
     Returns:
-        How many pairs were encoded.
+        The number of encoded pairs.
 
     Raises:
         DataError: more than `max_corrupt` of the data set is corrupt.
@@ -105,10 +105,10 @@ def fill_latents(
     for draws, batch in zip(groups, loader_of(dataset, groups, num_workers=num_workers), strict=True):
         dataset.count(batch.skipped)
         if batch.source is None or batch.target is None:
-            raise AssertionError("this data set reads latents, not images")
+            raise AssertionError("the data set must read images, not latents")
         latents = zip(batch.indices, encode(batch.source), encode(batch.target), strict=True)
         for draw, (index, source, target) in zip(draws, latents, strict=True):
-            # the index is not the draw's where it stands in for a corrupt sample
+            # the index differs from the draw's if the sample replaces a corrupt one
             path = cache.path(dataset.index.read(index), draw.size)
             if not path.exists():
                 cache.save(path, source, target)
@@ -129,11 +129,11 @@ def _is_cached(dataset: PairDataset, cache: LatentCache, index: int, size: Size)
     try:
         return cache.path(dataset.index.read(index), size).exists()
     except ImageError:
-        return False  # it cannot be read: then the latents of the sample that takes its place are needed
+        return False  # it cannot be read, so its replacement's latents are needed
 
 
 def _groups(draws: list[Draw], batch_size: int) -> Iterator[list[Draw]]:
-    """Neighbours of one size, at most `batch_size` of them together."""
+    """Group neighbours of one size, at most `batch_size` in each group."""
     for _, members in groupby(draws, key=_size_of):
         alike = list(members)
         for first in range(0, len(alike), batch_size):

@@ -1,8 +1,8 @@
-"""From the keys of a training file to the pairs of one split, in WebDataset shards or in a plain folder.
+"""Open the pairs of one split from the keys of a training file: WebDataset shards or a plain folder.
 
-A folder has one of two layouts, in itself or in folders below it. By name: `NAME.source.png`, `NAME.target.png` and
-`NAME.mask.png`, side by side. By folder: `source/NAME.png`, `target/NAME.png` and `mask/NAME.png`. The words are those
-of the keys (`source.jpg` -> `source`), the extension may be any that can be read, and other files are left alone.
+A folder, or folders below it, has one of two layouts. By name: `NAME.source.png`, `NAME.target.png` and `NAME.mask.png`
+next to each other. By folder: `source/NAME.png`, `target/NAME.png` and `mask/NAME.png`. The words come from the keys
+(`source.jpg` -> `source`), any readable extension works, and other files are ignored.
 """
 
 from collections.abc import Iterator
@@ -28,19 +28,19 @@ SHARD_NAMES = (".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tgz")
 
 
 def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Progress = SILENT) -> PairDataset:
-    """The pairs of one split: fetched where they are remote, listed, and their headers read.
+    """Open the pairs of one split: download remote ones, list them, and read their headers.
 
-    Training pairs are augmented as the settings say. Validation pairs are stretched to the most probable size and
-    nothing else, so that they are the same in every run.
+    Training pairs are augmented according to the settings. Validation pairs are only stretched to the most probable
+    size, so that they are the same in every run.
 
     Args:
-        settings: what a training file says about its data.
-        seed: of the sizes and augmentations.
+        settings: data settings of a training file.
+        seed: seed for sizes and augmentations.
 
     Raises:
-        ConfigError: the split has no data, or data that must be copied has no `cache_dir`.
+        ConfigError: the split has no data, or data must be copied but there is no `cache_dir`.
         DataError: the data cannot be read, holds no pairs, or more than `max_corrupt` of them are corrupt.
-        MissingExtraError: shards, and a package that reads them is not installed.
+        MissingExtraError: the data is in shards and a package that reads them is not installed.
     """
     where, index = _indexed(settings, split, progress)
     if index.skipped:
@@ -49,10 +49,10 @@ def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Prog
 
 
 def find_pairs(folder: Path, keys: Keys) -> list[Found]:
-    """What lies under each name, complete or not, sorted by name.
+    """Return the parts found for each name, complete or not, sorted by name.
 
     Raises:
-        DataError: there is no such folder, or nothing in it has a name of either layout.
+        DataError: the folder does not exist, or no name in it fits either layout.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give a folder of pairs, or WebDataset shards.")
@@ -68,14 +68,14 @@ def find_pairs(folder: Path, keys: Keys) -> list[Found]:
             raise DataError(f"{folder} holds shards, such as {shards.name}, and no pairs. Give them as train_shards.")
         source, target = (f"{role}." if role else "" for role in roles[:2])
         raise DataError(
-            f"{folder} holds no pairs: neither NAME.{source}png beside NAME.{target}png, nor folders "
-            f"{roles[0] or 'source'}/ and {roles[1] or 'target'}/ with images of equal names."
+            f"{folder} holds no pairs: neither NAME.{source}png next to NAME.{target}png, nor folders "
+            f"{roles[0] or 'source'}/ and {roles[1] or 'target'}/ with images of the same names."
         )
     return [Found(key, parts[key]) for key in sorted(parts)]
 
 
 def _preparation(settings: DataSettings, split: Split, seed: int) -> Preparation:
-    """How the pairs are brought to size."""
+    """Return how the pairs are resized."""
     count = len(settings.image_size)
     training = Preparation(
         image_size=settings.image_size,
@@ -91,7 +91,7 @@ def _preparation(settings: DataSettings, split: Split, seed: int) -> Preparation
 
 
 def _indexed(settings: DataSettings, split: Split, progress: Progress) -> tuple[str, PairIndex]:
-    """How a split is called in errors, and its index."""
+    """Return the name of a split for error messages, and its index."""
     shards = settings.train_shards if split == "train" else settings.validation_shards
     folder = settings.train_folder if split == "train" else settings.validation_folder
     keys = Keys(source=settings.source_key, target=settings.target_key, mask=settings.mask_key)
@@ -100,7 +100,7 @@ def _indexed(settings: DataSettings, split: Split, progress: Progress) -> tuple[
         progress.start(len(found), f"reading {folder.name}")
         return str(folder), make_index(found, keys, progress)
     if shards is None:
-        raise ConfigError(f"there are no {split} pairs. Give {split}_shards or {split}_folder.")
+        raise ConfigError(f"there are no {split} pairs. Set {split}_shards or {split}_folder.")
     where = shards[0] if len(shards) == 1 else f"{shards[0]} and {len(shards) - 1} more"
     return where, make_index(_in_shards(settings, shards, progress), keys)
 

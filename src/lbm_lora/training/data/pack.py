@@ -25,23 +25,23 @@ def write_shards(
     max_count: int,
     progress: Progress = SILENT,
 ) -> list[Path]:
-    """Copy the files of pairs, byte for byte, into shards `NAME-000000.tar`, ... of a new folder.
+    """Copy the files of pairs, byte for byte, into shards `NAME-000000.tar`, ... in a new folder.
 
-    The same pairs give the same bytes: members have neither owner nor time. The folder appears when all is written.
+    The same pairs give the same bytes: members have neither owner nor time. The folder appears once all is written.
 
     Args:
-        pairs: whose parts are files of their own.
-        keys: whose words the members are called by; each keeps the extension of its file.
-        folder: that is made; it may be there, empty.
-        max_bytes: of the files of one shard; a shard holds at least one pair.
-        max_count: pairs of one shard.
+        pairs: pairs whose parts are separate files.
+        keys: keys whose words name the members; each member keeps the extension of its file.
+        folder: the folder to create; it may exist if it is empty.
+        max_bytes: most bytes of files per shard; a shard holds at least one pair.
+        max_count: most pairs per shard.
 
     Returns:
         The shards.
 
     Raises:
-        DataError: two pairs would have the same name in the shards, in which a name has no dots.
-        ImageError: a file is gone.
+        DataError: two pairs would have the same name in the shards, where names have no dots.
+        ImageError: a file no longer exists.
         OutputError: the folder is not empty, or cannot be written.
     """
     names = _names(pairs.keys)
@@ -55,7 +55,7 @@ def write_shards(
 
 
 def pattern_of(shards: Sequence[Path]) -> str:
-    """The shards in one text with braces, as a training file takes them."""
+    """Return the shards as one pattern with braces, for a training file."""
     first, last = shards[0].stem, shards[-1].stem
     if len(shards) == 1:
         return shards[0].as_posix()
@@ -64,7 +64,7 @@ def pattern_of(shards: Sequence[Path]) -> str:
 
 
 def _write_shard(file: BinaryIO, members: Sequence[tuple[str, Record]], keys: Keys, progress: Progress) -> None:
-    """One tar file."""
+    """Write one tar file."""
     with shard_writer(file) as tar:
         for name, record in members:
             parts = ((keys.source, record.source), (keys.target, record.target), (keys.mask, record.mask))
@@ -73,22 +73,22 @@ def _write_shard(file: BinaryIO, members: Sequence[tuple[str, Record]], keys: Ke
 
 
 def _word(key: str, part: Part) -> str:
-    """What a part is called behind its sample's name: the word of the key with the extension of the file."""
+    """Return the suffix of a part after its sample's name: the word of the key with the extension of the file."""
     word = key.lower().rpartition(".")[0]
     return f"{word}{part.path.suffix.lower()}".removeprefix(".")
 
 
 def _names(keys: Sequence[str]) -> list[str]:
-    """Names without dots: in a shard the first dot ends the name."""
+    """Return names without dots: in a shard the first dot ends the name."""
     names = [key.replace(".", "_") for key in keys]
     if len(set(names)) < len(names):
         twice = sorted(key for key, name in zip(keys, names, strict=True) if names.count(name) > 1)
-        raise DataError(f"names in shards have no dots, and without them these are the same: {listing(twice)}.")
+        raise DataError(f"names in shards cannot have dots, and without dots these are the same: {listing(twice)}.")
     return names
 
 
 def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]]:
-    """The pairs of each shard."""
+    """Yield the pairs of each shard."""
     members: list[int] = []
     held = 0
     for index in range(len(pairs)):
@@ -104,12 +104,12 @@ def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]
 
 @contextmanager
 def _new_folder(folder: Path) -> Generator[Path]:
-    """A temporary folder beside `folder`, which takes its place on a clean exit and is removed on any other."""
+    """Yield a temporary folder next to `folder`: renamed to `folder` on a clean exit, deleted on any other."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is there already. Name a new folder, or an empty one.")
+        raise OutputError(f"{folder} already exists. Give a new or an empty folder.")
     temporary = folder.with_name(f".{folder.name}.part")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():

@@ -1,6 +1,6 @@
-"""What makes a sample a pair: which part is which, whether they belong together, and where their bytes lie.
+"""Identify pairs: which part is which, whether they belong together, and where their bytes are.
 
-Only the header of every image is read, which gives its size.
+Only the header of each image is read, for its size.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ _HEAD = 1 << 16  # bytes; enough for the header of almost every image
 class Keys:
     """Which parts of a sample are the source, the target and the mask.
 
-    The extension is not decisive: `source.jpg` also stands for a `source.png` where there is no `source.jpg`.
+    The extension may differ: `source.jpg` also matches a `source.png` if there is no `source.jpg`.
     """
 
     source: str = "source.jpg"
     target: str = "target.jpg"
     mask: str | None = None
     mask_optional: bool = False
-    """A sample without the mask is used all the same."""
+    """Whether a sample without a mask is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,23 +35,23 @@ class Record:
     target: Part
     mask: Part | None
     size: Size
-    """Of the source image, upright, in pixels."""
+    """Size of the source image, upright, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The bytes of one pair, as its files have them."""
+    """The bytes of one pair, as stored in its files."""
 
     key: str
     source: bytes
     target: bytes
     mask: bytes | None
     size: Size
-    """Of the source image, upright, in pixels."""
+    """Size of the source image, upright, in pixels."""
 
 
 def record_of(found: Found, keys: Keys) -> Record | Skipped:
-    """The pair under one key, or why there is none."""
+    """Return the pair of one key, or why there is none."""
     if found.problem:
         return Skipped(found.key, found.problem)
     try:
@@ -68,18 +68,18 @@ def record_of(found: Found, keys: Keys) -> Record | Skipped:
 
 
 def same_shape(one: Size, other: Size) -> bool:
-    """Whether aspect ratios are equal, but for the rounding of a side to whole pixels (and 1 %)."""
+    """Return whether aspect ratios are equal, within the rounding of a side to whole pixels (and 1 %)."""
     short = min(*one, *other)
     return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
 
 
 def _header_size(part: Part, role: str) -> Size:
-    """(width, height) of an image, upright, from its first bytes.
+    """Read (width, height) of an image, upright, from its first bytes.
 
     Raises:
-        ImageError: it is not an image that can be read.
+        ImageError: it is not a readable image.
     """
-    for limit in (_HEAD, part.nbytes):  # profiles and previews may come first, and some formats end with their size
+    for limit in (_HEAD, part.nbytes):  # profiles and previews may come first; some formats end with the size
         try:
             return encoded_size(part.read(limit))
         except ImageError as error:

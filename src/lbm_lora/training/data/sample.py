@@ -1,7 +1,7 @@
-"""One pair as tensors: what is drawn for it, how its images are brought to size, and batches.
+"""One pair as tensors: its random draws, how its images are resized, and batches.
 
-Everything that is drawn is a function of (seed, epoch, sample), so that it depends neither on the order of reading nor
-on the process that reads. Images are fp32 in [-1, 1], masks fp32 in [0, 1], as elsewhere.
+Every random draw is a function of (seed, epoch, sample), so that it depends neither on the reading order nor on the
+process. Images are fp32 in [-1, 1], masks fp32 in [0, 1], as elsewhere.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,37 +20,37 @@ from lbm_lora.imaging.encoded import Size
 from lbm_lora.shards.samples import Skipped
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, pixels."""
+"""Left, top, right, bottom, in pixels."""
 
 
 def uniform(what: str, *numbers: int) -> float:
-    """A number in [0, 1) that is drawn for one purpose and some numbers, such as seed, epoch and sample."""
+    """Draw a number in [0, 1) for one purpose, determined by numbers such as seed, epoch and sample."""
     return (xxhash.xxh3_64_intdigest(f"{what} {' '.join(map(str, numbers))}".encode()) >> 11) / 2**53
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sample of an epoch: all that its pixels depend on, so that a worker needs no state."""
+    """One sample of an epoch: everything that its pixels depend on, so that a worker needs no state."""
 
     index: int
     epoch: int
     size: Size
-    """(width, height) that the images are brought to."""
+    """(width, height) that the images are resized to."""
     repeated: bool = False
-    """It only fills up a batch and comes elsewhere in the epoch: no metric should count it."""
+    """Whether it only fills up a batch and appears elsewhere in the epoch, so that metrics should not count it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How the images of a split are brought to size.
+    """How the images of a split are resized.
 
     Attributes:
         image_size: square roots of the pixel budgets.
-        probabilities: of each budget; they add up to 1.
-        seed: of all that is drawn.
-        aspect_buckets: take the bucket nearest in aspect ratio; False: a square.
+        probabilities: probability of each budget; they add up to 1.
+        seed: seed of all draws.
+        aspect_buckets: use the bucket nearest in aspect ratio; False: a square.
         flip: mirror half of the samples.
-        random_crop: cut the image to the bucket's aspect ratio, instead of stretching it.
+        random_crop: crop the image to the bucket's aspect ratio, instead of stretching it.
     """
 
     image_size: tuple[int, ...]
@@ -62,26 +62,26 @@ class Preparation:
 
     @property
     def main_size(self) -> int:
-        """The most probable budget, the largest of them where several are."""
+        """Return the most probable budget; the largest if several are."""
         return max(zip(self.probabilities, self.image_size, strict=True))[1]
 
     def drawn_size(self, at: float) -> int:
-        """The budget that a number in [0, 1) stands for, with the probabilities."""
+        """Return the budget that a number in [0, 1) selects under the probabilities."""
         uppers = accumulate(self.probabilities)
         chosen = (size for size, upper in zip(self.image_size, uppers, strict=True) if at < upper)
         return next(chosen, self.main_size)
 
     def bucket(self, image: Size, image_size: int) -> Size:
-        """The (width, height) that an image is brought to at a budget."""
+        """Return the (width, height) that an image is resized to at a budget."""
         return _bucket(*(image if self.aspect_buckets else (1, 1)), image_size)
 
     def buckets(self, image: Size) -> tuple[Size, ...]:
-        """Each (width, height) that an image may be brought to."""
+        """Return each (width, height) that an image may be resized to."""
         used = [size for size, share in zip(self.image_size, self.probabilities, strict=True) if share > 0]
         return tuple(dict.fromkeys(self.bucket(image, size) for size in used))
 
     def prepared(self, draw: Draw, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-        """An image in the draw's size. All images of one sample are cut and mirrored alike."""
+        """Return an image in the draw's size. All images of one sample are cropped and mirrored identically."""
         box = self._window(draw, image.size)
         if image.size != draw.size or box != (0, 0, *image.size):
             image = image.resize(draw.size, resample, box)
@@ -89,7 +89,7 @@ class Preparation:
         return ImageOps.mirror(image) if mirrored else image
 
     def _window(self, draw: Draw, image: Size) -> Box:
-        """The part of an image that is shown: all of it, or the largest window of the draw's aspect ratio."""
+        """Return the part of an image that is used: all of it, or the largest window of the draw's aspect ratio."""
         width, height = image
         if not self.random_crop:
             return 0, 0, width, height
@@ -105,17 +105,17 @@ _bucket = lru_cache(maxsize=None)(nearest_bucket)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One pair of images of one size.
+    """One pair of images of equal size.
 
     Attributes:
-        index: of the sample in the data set, the same in every run over the same data.
+        index: index of the sample in the data set, the same in every run over the same data.
         key: its name: the path without role and extension, or `shard.tar/key`.
-        epoch: that it was drawn for.
-        source, target: None where cached latents stand in for the images.
-        mask: 1 where a pixel is valid; None where the data set has no masks.
-        latents: source and target, where they are cached.
+        epoch: epoch that it was drawn for.
+        source, target: the images; None if cached latents replace them.
+        mask: 1 where a pixel is valid; None if the data set has no masks.
+        latents: source and target latents, if cached.
         repeated: see `Draw`.
-        skipped: corrupt samples that this one was read in place of.
+        skipped: corrupt samples that this one replaces.
     """
 
     index: int
@@ -147,11 +147,11 @@ class Batch:
         return len(self.indices)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The batch on a device."""
+        """Return the batch on a device."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from where it moves to a CUDA device while the host goes on."""
+        """Return the batch in page-locked memory, from which it moves to a CUDA device asynchronously."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, move: Callable[[Tensor], Tensor]) -> "Batch":
@@ -165,7 +165,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """The batch of samples of one size and one epoch."""
+    """Stack samples of one size and one epoch into a batch."""
     pairs = [sample.latents for sample in samples if sample.latents is not None]
     return Batch(
         indices=tuple(sample.index for sample in samples),
@@ -183,6 +183,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """A data set has a field for all of its samples or for none."""
+    """Stack a field, which all samples of a data set have, or none."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None

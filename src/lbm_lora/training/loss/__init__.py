@@ -1,1 +1,1 @@
-"""The loss of a training: the objective with its draws, the two terms, and the loss of a batch."""
+"""The training loss: the objective and its random draws, the two terms, and the loss of a batch."""

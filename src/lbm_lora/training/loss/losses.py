@@ -1,8 +1,8 @@
-"""The two terms of the loss, per sample: on the prediction in latent space, and on the decoded image.
+"""The two terms of the loss per sample: on the prediction in latent space, and on the decoded image.
 
-A term is the mean over the elements of its sample that the mask leaves, and a batch's loss is the mean over its
-samples. So a sample weighs the same whatever the size of its mask (LBM itself divides by all elements), and
-processes with equally many samples each get, on average, the gradient of one process that has them all.
+A term is the mean over the unmasked elements of its sample, and a batch's loss is the mean over its samples. A sample
+therefore has the same weight whatever the size of its mask (LBM itself divides by all elements), and processes with
+equally many samples average to the gradient of one process that has them all.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,35 +16,35 @@ from lbm_lora.training.loss.objective import Objective
 
 Images = Float[Tensor, "batch 3 height width"]
 Mask = Float[Tensor, "batch planes mask_height mask_width"]
-"""White, 1, counts in the loss and black, 0, does not; its first plane is read."""
+"""White (1) counts in the loss, black (0) does not; only the first plane is read."""
 Window = tuple[slice, slice]
-"""Rows and columns of a crop, pixels."""
+"""Rows and columns of a crop, in pixels."""
 Lpips = Callable[[Tensor, Tensor], Tensor]
-"""(images [batch, 3, height, width] in [-1, 1], images) -> one distance per sample, with any number of axes of 1."""
+"""Map from two batches of images [batch, 3, height, width] in [-1, 1] to one distance per sample, with any number of
+axes of length 1."""
 
 _WHITE = 0.5
-"""From here on a pixel of a mask counts."""
+"""Value from which a mask pixel counts."""
 
 
 def latent_loss(
     objective: Objective, prediction: bridge.Latent, velocity: bridge.Latent, mask: Mask | None = None
 ) -> Float[Tensor, " batch"]:
-    """The distance of the network's prediction from what it should be, source - target (`bridge.velocity`).
+    """Return the distance of the network's prediction from its target, source - target (`bridge.velocity`).
 
-    It is equation 4 of arXiv 2503.07535 in the noise-free form that LBM's checkpoints are trained with: the
-    prediction itself is compared, not the target latent that follows from it by equation 6, so no timestep weighs
-    more than another.
+    This is equation 4 of arXiv 2503.07535 in the noise-free form with which LBM's checkpoints are trained: it compares
+    the prediction itself, not the target latent that follows from it by equation 6, so all timesteps have equal weight.
 
     Args:
-        prediction: of the network, any float dtype.
+        prediction: prediction of the network, any float dtype.
         velocity: source - target latents.
-        mask: of the pixels. A latent pixel counts where all pixels under it do; a sample without any has loss 0.
+        mask: pixel mask. A latent pixel counts if all pixels under it do; a sample without any has loss 0.
 
     Returns:
         One fp32 value per sample.
 
     Raises:
-        ValueError: the sides of the mask are no multiples of the latent's.
+        ValueError: the sides of the mask are not multiples of the latent's.
     """
     error = _errors(objective.latent_loss_type, prediction, velocity)
     return _mean(error, None if mask is None else latent_mask(mask, *error.shape[-2:]))
@@ -58,16 +58,15 @@ def pixel_loss(
     generators: Sequence[torch.Generator],
     lpips: Lpips | None = None,
 ) -> Float[Tensor, " batch"]:
-    """The distance of the decoded prediction, clamped to [-1, 1], from the target image (equation 7).
+    """Return the distance of the decoded prediction, clamped to [-1, 1], from the target image (equation 7).
 
-    It is measured on a random crop of each sample, of at most `pixel_loss_max_size` on a side. What is already as
-    small is not cropped; so the decoder's work can be saved too, by cropping latents and images beforehand
-    (`crop_windows`, `crop`).
+    It is measured on a random crop of each sample, of at most `pixel_loss_max_size` on a side. Smaller images are not
+    cropped, so latents and images may be cropped beforehand to reduce the decoder's work (`crop_windows`, `crop`).
 
     Args:
-        decoded: about in [-1, 1].
-        target_image: in [-1, 1].
-        mask: of the same pixels. LPIPS sees grey in both images where it is black.
+        decoded: decoded images, roughly in [-1, 1].
+        target_image: target images in [-1, 1].
+        mask: mask of the same pixels. LPIPS sees grey in both images where it is black.
         generators: CPU generators of the crops, one per sample.
         lpips: the network, for the type lpips.
 
@@ -75,7 +74,7 @@ def pixel_loss(
         One fp32 value per sample.
 
     Raises:
-        ValueError: the type is lpips and there is no network.
+        ValueError: the type is lpips but no network is given.
     """
     height, width = decoded.shape[-2:]
     windows = crop_windows(height, width, objective.pixel_loss_max_size, generators)
@@ -94,14 +93,14 @@ def pixel_loss(
 def crop_windows(
     height: int, width: int, size: int, generators: Sequence[torch.Generator], *, step: int = 1
 ) -> list[Window]:
-    """A random window per sample, `size` pixels on a side or the side itself where it is not longer.
+    """Draw a random window per sample, `size` pixels on a side or the full side if it is shorter.
 
     Args:
-        height: of the images, pixels.
-        width: of the images, pixels.
-        size: of the window, pixels; rounded down to a multiple of `step` where it crops.
+        height: height of the images, in pixels.
+        width: width of the images, in pixels.
+        size: side of the window, in pixels; rounded down to a multiple of `step` if it crops.
         generators: CPU generators, one per sample.
-        step: windows start and end at its multiples; `pixels_per_latent` where latents are cropped too.
+        step: windows start and end at its multiples; use `pixels_per_latent` if latents are cropped too.
     """
     return [(_side(height, size, step, generator), _side(width, size, step, generator)) for generator in generators]
 
@@ -109,10 +108,10 @@ def crop_windows(
 def crop(
     images: Float[Tensor, "batch channels height width"], windows: Sequence[Window], *, step: int = 1
 ) -> Float[Tensor, "batch channels rows columns"]:
-    """The windows of a batch, all of one size.
+    """Cut the windows of a batch, all of one size.
 
     Args:
-        images: images or masks, or latents with `step` pixels to one of theirs.
+        images: images or masks, or latents with `step` pixels per element.
         windows: one per sample, in pixels.
         step: pixels per element of `images`.
     """
@@ -125,10 +124,10 @@ def crop(
 
 
 def latent_mask(mask: Mask, rows: int, columns: int) -> Bool[Tensor, "batch 1 rows columns"]:
-    """The latent pixels that count: those under which no pixel of the mask is black, as in LBM's training.
+    """Return the latent pixels that count: those without a black mask pixel, as in LBM's training.
 
     Raises:
-        ValueError: the sides of the mask are no multiples of `rows` and `columns`.
+        ValueError: the sides of the mask are not multiples of `rows` and `columns`.
     """
     height, width = mask.shape[-2:]
     if height % rows or width % columns:
@@ -151,7 +150,7 @@ def _errors(kind: str, made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _mean(errors: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean of each sample, over its valid elements."""
+    """Return the mean of each sample over its valid elements."""
     if valid is None:
         return errors.flatten(1).mean(1)
     total = errors.where(valid, 0.0).flatten(1).sum(1)

@@ -1,12 +1,10 @@
-"""What a run minimises, and what chance decides in it: timesteps and bridge noise, of each sample alone.
+"""The objective of a run, and its random draws: timesteps and bridge noise, independently for each sample.
 
-The objective has the keys of the training file where they are given, else those of the base's own configuration.
-Equations: Chadebec et al., arXiv 2503.07535v2. The loss is L = L_LBM + weight * L_pixel (equation 7), its two terms are
-in `losses`.
+The objective uses the keys given in the training file, else those of the base's own configuration. Equations: Chadebec
+et al., arXiv 2503.07535v2. The loss is L = L_LBM + weight * L_pixel (equation 7); its two terms are in `losses`.
 
-Every draw of a sample comes from a generator that only the run's seed, the epoch and the sample decide. So it depends
-neither on the batch that the sample is in, nor on the process or the device that computes it, nor on what was drawn
-before.
+Every draw of a sample comes from a generator seeded by the run's seed, the epoch and the sample. It therefore does not
+depend on the batch, on the process or device, or on earlier draws.
 """
 
 from collections.abc import Sequence
@@ -28,13 +26,13 @@ from lbm_lora.training.settings.training_file import check_shares
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a run minimises, with nothing left open.
+    """What a run minimises, with every value resolved.
 
     Attributes:
-        pixel_loss_max_size: longest side of the crop that the pixel loss compares, pixels.
-        selected_timesteps: the timesteps of custom_timesteps, each in (0, 1000]; empty for the other samplings.
+        pixel_loss_max_size: longest side of the crop for the pixel loss, in pixels.
+        selected_timesteps: timesteps of custom_timesteps, each in (0, 1000]; empty for the other samplings.
         prob: their probabilities, which add up to 1.
-        logit_mean, logit_std: of the normal distribution of log_normal.
+        logit_mean, logit_std: parameters of the normal distribution of log_normal.
     """
 
     latent_loss_type: Literal["l2", "l1"]
@@ -51,14 +49,14 @@ class Objective:
 
 
 def objective_of(config: ObjectiveSettings, lbm: LBMConfig) -> Objective:
-    """The objective of a run on a base.
+    """Return the objective of a run on a base.
 
     Args:
-        config: the run's, `TrainConfig` for example.
-        lbm: the base's own.
+        config: settings of the run, such as `TrainConfig`.
+        lbm: the base's own configuration.
 
     Raises:
-        ConfigError: the run's keys about timesteps do not go together with the base's.
+        ConfigError: the run's timestep keys are incompatible with the base's.
     """
     sampling = config.timestep_sampling or lbm.timestep_sampling
     _check_sampling(config, sampling)
@@ -79,25 +77,25 @@ def objective_of(config: ObjectiveSettings, lbm: LBMConfig) -> Objective:
 
 
 def sample_generators(seed: int, epoch: int, sample_ids: Sequence[int], stream: str) -> list[torch.Generator]:
-    """One CPU generator per sample.
+    """Return one CPU generator per sample.
 
     Args:
-        seed: of the run.
-        epoch: counts from 0.
-        sample_ids: of a batch's samples, `Sample.index`.
-        stream: what is drawn, `noise` for example: draws of different names have nothing to do with each other.
+        seed: seed of the run.
+        epoch: epoch, from 0.
+        sample_ids: `Sample.index` of the batch's samples.
+        stream: name of the draw, such as `noise`: draws with different names are independent.
     """
-    # 32 bits: the CPU generator ignores what a seed has above them
+    # 32 bits: the CPU generator ignores the higher bits of a seed
     seeds = [xxhash.xxh32_intdigest(f"{stream}/{seed}/{epoch}/{sample}".encode()) for sample in sample_ids]
     return [torch.Generator().manual_seed(value) for value in seeds]
 
 
 def draw_timesteps(objective: Objective, generators: Sequence[torch.Generator]) -> Float[Tensor, " batch"]:
-    """One timestep per sample, fp32 on the CPU, in (0, 1000]; 1000 is the source.
+    """Draw one timestep per sample, fp32 on the CPU, in (0, 1000]; 1000 is the source.
 
-    uniform: the whole numbers 1 to 1000. log_normal: 1000 - floor(1000 u), where the logistic function takes a
-    normal value to u, which is the paper's t (Esser et al., arXiv 2403.03206, equation 19). custom_timesteps:
-    the selected ones by their probabilities (arXiv 2503.07535, section 3.4).
+    uniform: the integers 1 to 1000. log_normal: 1000 - floor(1000 u), where u is the logistic function of a normal
+    value, which is the paper's t (Esser et al., arXiv 2403.03206, equation 19). custom_timesteps: the selected
+    timesteps with their probabilities (arXiv 2503.07535, section 3.4).
 
     Args:
         generators: CPU generators, one per sample.
@@ -113,10 +111,10 @@ def bridge_state(
     timesteps: Float[Tensor, " batch"],
     generators: Sequence[torch.Generator],
 ) -> tuple[bridge.Latent, Float[Tensor, " batch"]]:
-    """The points of the bridge that a step trains on, and their sigmas (arXiv 2503.07535, equation 1).
+    """Return the points of the bridge that a step trains on, and their sigmas (arXiv 2503.07535, equation 1).
 
     Args:
-        source: latents; the result has their dtype and device.
+        source: source latents; the result has their dtype and device.
         target: latents of the same shape.
         timesteps: one per sample, in (0, 1000].
         generators: CPU generators of the noise, one per sample.
@@ -127,19 +125,19 @@ def bridge_state(
 
 
 def _check_sampling(config: ObjectiveSettings, sampling: str) -> None:
-    """Keys of one sampling, where the base's own is another."""
+    """Refuse keys of one sampling if the base uses another."""
     used = {"selected_timesteps": "custom_timesteps", "prob": "custom_timesteps"}
     used |= {"logit_mean": "log_normal", "logit_std": "log_normal"}
     for key, where in used.items():
         if getattr(config, key) is not None and sampling != where:
             raise ConfigError(
-                f"{key} is only used with timestep_sampling {where}, and the base's own is {sampling}. "
+                f"{key} needs timestep_sampling {where}, but the base's own is {sampling}. "
                 f"Add timestep_sampling: {where}, or remove {key}."
             )
 
 
 def _selected(config: ObjectiveSettings, lbm: LBMConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Timesteps and their probabilities. New timesteps without probabilities are all alike."""
+    """Return timesteps and their probabilities. New timesteps without probabilities are equally likely."""
     timesteps = config.selected_timesteps or lbm.selected_timesteps
     if not timesteps:
         raise ConfigError("timestep_sampling custom_timesteps needs selected_timesteps: the base's own has none.")

@@ -1,6 +1,6 @@
-"""The loss of one batch: encode, draw timesteps and noise, predict, compare.
+"""Compute the loss of one batch: encode, draw timesteps and noise, predict, compare.
 
-What is drawn depends on (seed, epoch, sample) alone, so a batch has the same loss wherever it is computed.
+Random draws depend only on (seed, epoch, sample), so a batch has the same loss wherever it is computed.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ Losses = Float[Tensor, " batch"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BridgeStep:
-    """A model with what it is trained for.
+    """A model with its objective.
 
     Attributes:
-        model: with or without a LoRA that learns in it; its VAE is frozen.
-        seed: of the run.
-        lpips: the network of the pixel loss, where that is LPIPS.
+        model: the model, with or without a trainable LoRA; its VAE is frozen.
+        seed: seed of the run.
+        lpips: network of the pixel loss, if that is LPIPS.
         mixed: compute in bf16 where autocast does; see `autocast`.
     """
 
@@ -39,17 +39,17 @@ class BridgeStep:
     mixed: bool = False
 
     def autocast(self) -> torch.autocast:
-        """The precision of the computation, for whoever computes with the model. Encoding and decoding leave it."""
-        # without a cache: a LoRA's weights are used once in a pass, and the cache would keep copies of all of them
+        """Return the context that sets the precision of computations with the model, except encoding and decoding."""
+        # without a cache: a LoRA's weights are used once per pass, and the cache would keep copies of all of them
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.mixed, cache_enabled=False)
 
     def losses(self, batch: Batch) -> Losses:
-        """The loss of each sample, fp32, with gradients; a batch's loss is their mean."""
+        """Return the loss of each sample, fp32, with gradients; a batch's loss is their mean."""
         draw = self._generators(batch.indices, batch.epoch, "timestep")
         return self.losses_at(batch, draw_timesteps(self.objective, draw), stream="noise")
 
     def losses_at(self, batch: Batch, timesteps: Float[Tensor, " batch"], *, stream: str) -> Losses:
-        """The same at given timesteps.
+        """Return the loss of each sample at given timesteps.
 
         Args:
             stream: name of the noise; equal names, epochs and samples have equal noise.
@@ -69,27 +69,27 @@ class BridgeStep:
         return total
 
     def latents(self, batch: Batch) -> tuple[Latents, Latents]:
-        """Source and target latents in fp32, those of the cache where the batch has them."""
+        """Return source and target latents in fp32, from the cache if the batch has them."""
         if batch.latents is not None:
             source, target = batch.latents
             return source.to(self.model.device, torch.float32), target.to(self.model.device, torch.float32)
         if batch.source is None or batch.target is None:
-            raise AssertionError("a batch has images or latents")
+            raise AssertionError("a batch must have images or latents")
         return self.encode(batch.source), self.encode(batch.target)
 
     def encode(self, images: Images) -> Latents:
-        """Latents of images in [-1, 1], in fp32: the mean of the posterior.
+        """Encode images in [-1, 1] to latents in fp32: the mean of the posterior.
 
-        One image after the other: its latent depends on nothing else in the batch, and is the one of the cache.
+        Images are encoded one at a time, so that a latent does not depend on the batch and equals the cached one.
         """
         precise = replace(self.model, dtype=torch.float32)
         with torch.autocast(self.model.device.type, enabled=False):
             return torch.cat([precise.encode(image) for image in images.split(1)])
 
     def _pixel_loss(self, made: Latents, batch: Batch, mask: Tensor | None) -> Losses:
-        """Decode a random window of the predicted target only, as large as the loss looks at."""
+        """Compute the pixel loss on a random window of the predicted target, decoding only that window."""
         if batch.target is None:
-            raise AssertionError("a pixel loss needs the images")
+            raise AssertionError("a pixel loss needs images")
         step, size = self.model.pixels_per_latent, self.objective.pixel_loss_max_size
         height, width = batch.target.shape[-2:]
         draw = self._generators(batch.indices, batch.epoch, "crop")
@@ -105,7 +105,7 @@ class BridgeStep:
 
 
 class BatchLoss(nn.Module):
-    """The mean loss of a batch as a module: the forward pass that a strategy of several processes wraps."""
+    """Mean loss of a batch as a module: the forward pass that a multi-process strategy wraps."""
 
     def __init__(self, step: BridgeStep) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class BatchLoss(nn.Module):
 
 
 def decode(model: LBMModel, latents: Latents) -> Images:
-    """Images of latents with gradients, in fp32 and not clamped. `LBMModel.decode` is for inference."""
+    """Decode latents to images with gradients, in fp32 and not clamped. `LBMModel.decode` is for inference."""
     scale, shift = model.vae.config["scaling_factor"], model.vae.config.get("shift_factor") or 0.0
     with torch.autocast(model.device.type, enabled=False):
         images: Tensor = model.vae.decode((latents.float() / scale + shift).to(model.vae_dtype), return_dict=False)[0]

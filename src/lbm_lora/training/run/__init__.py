@@ -1,1 +1,1 @@
-"""A training run: what is made ready for it, its loop, and what it leaves in its folder."""
+"""A training run: preparation, loop, and output folder."""

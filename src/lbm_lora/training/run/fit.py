@@ -1,4 +1,4 @@
-"""One training run, from a configuration to a folder."""
+"""Run one training, from a configuration to a folder."""
 
 import time
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from lbm_lora.training.run.run_log import check_logger
 from lbm_lora.training.settings.train_config import TrainConfig
 
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
-"""Classes of the denoiser whose parameters are gathered together where the strategy is fsdp."""
+"""Classes of the denoiser whose parameters fsdp gathers together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """What a run has come to.
+    """Outcome of a run.
 
     Attributes:
-        standing: where it stands.
-        total: optimizer steps of the run from its very start to its end.
-        learning: numbers that learn.
-        rank: of this process; the first one, 0, writes the files.
+        standing: its position and metrics.
+        total: optimizer steps of the complete run, including earlier parts.
+        learning: number of trainable parameters.
+        rank: rank of this process; rank 0 writes the files.
     """
 
     folder: RunFolder
@@ -42,14 +42,14 @@ class FitResult:
 
 
 def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> FitResult:
-    """Train.
+    """Train as configured.
 
     Args:
-        base_path: of the base: `base_model_path`, or where it was made.
+        base_path: path of the base: `base_model_path`, or where it was created.
 
     Raises:
-        InputError: of the kind that fits, before the model is built.
-        QualityError: the loss is not finite any more.
+        InputError: a subclass that fits the cause, before the model is built.
+        QualityError: the loss is no longer finite.
     """
     _check(config)
     began = time.monotonic()
@@ -63,13 +63,13 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
             if fabric.is_global_zero:
                 run.folder.remove_parts()
                 write_text(run.folder.config, config.to_yaml())
-            progress.note(f"{learning:,} parameters learn, {run.total - run.done:,} steps to go.")
+            progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
             fabric.launch()
             loop = TrainingLoop(run, fabric, progress, stop)
             loop.train()
             standing = loop.standing
         else:
-            progress.note("the run is at its end already. To go on: raise max_steps or max_epochs.")
+            progress.note("the run is already complete. To continue it, raise max_steps or max_epochs.")
     return FitResult(
         folder=run.folder,
         standing=standing,
@@ -81,19 +81,19 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
 
 
 def _check(config: TrainConfig) -> None:
-    """What can be found before anything is read."""
+    """Check everything that can be checked before anything is read."""
     config.check_files()
     check_logger(config)
     if config.base_dtype == "fp16":
-        raise ConfigError("base_dtype fp16: training computes in bf16 or fp32. Set base_dtype to bf16 or float.")
+        raise ConfigError("base_dtype must be bf16 or float, got fp16: training computes in bf16 or fp32.")
     if config.precision == "32" and config.base_dtype != "float" and config.mode == "lora":
         raise ConfigError(
-            "precision 32 computes in fp32, and base_dtype bf16 holds no more than bf16. Set base_dtype to float, or "
+            "precision 32 computes in fp32, but base_dtype bf16 stores only bf16. Set base_dtype to float, or "
             "precision to bf16-mixed."
         )
 
 
 def _parallelized(batch_loss: BatchLoss, mesh: Any) -> BatchLoss:
-    """The denoiser in parts; everything else in every process."""
+    """Shard the denoiser; replicate everything else in every process."""
     shard(batch_loss.denoiser, _BLOCKS, mesh)
     return batch_loss.to(mesh.device_type)

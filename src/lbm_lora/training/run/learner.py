@@ -1,6 +1,6 @@
-"""What learns, on its device: forward and backward passes, the optimizer, its schedule, and the average of the weights.
+"""Train on a device: forward and backward passes, the optimizer, its schedule, and the average of the weights.
 
-The optimizer is any class of torch by name. LoRA+ and the schedule are ours, the average is torch's.
+The optimizer can be any torch class, by name. LoRA+ and the schedule are our own code, the average is torch's.
 """
 
 from collections.abc import Generator, Mapping
@@ -28,14 +28,14 @@ from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimize
 
 
 class Learner:
-    """What of a run's model learns, with its optimizer.
+    """Trainable part of a run's model, with its optimizer.
 
     Args:
         fabric: its processes are started; the model is put on its device.
 
     Attributes:
-        loss: the run's loss with the model on its device, for computing beside the training.
-        gradient_norm: of the last step, before clipping.
+        loss: the run's loss with the model on its device, for computations outside training.
+        gradient_norm: gradient norm of the last step, before clipping.
     """
 
     def __init__(self, run: PreparedRun, fabric: Fabric) -> None:
@@ -55,16 +55,16 @@ class Learner:
             restore(state, self._learning, self._optimizer, self._average.values if self._average else None)
 
     def add_gradients(self, batch: Batch, *, step: int, index: int) -> Tensor:
-        """One of the forward and backward passes of a step; returns the mean loss of the batch, without gradients.
+        """Run one forward and backward pass of a step; return the mean loss of the batch, without gradients.
 
         Args:
-            step: of the optimizer, counted from 0.
-            index: of the pass within the step, from 0 to `accumulate` - 1.
+            step: optimizer step, from 0.
+            index: index of the pass within the step, from 0 to `accumulate` - 1.
         """
         fabric, accumulate = self._fabric, self._config.accumulate
         if self._config.lora_dropout:
             torch.manual_seed(self._dropout_seed(step * accumulate + index))
-        # sharded gradients are parted at once: those of all parameters might not fit on one device
+        # sharded gradients are reduced at once: those of all parameters might not fit on one device
         waits = index < accumulate - 1 and not is_sharded(fabric)
         with fabric.no_backward_sync(self._batch_loss, enabled=waits):
             loss = self._batch_loss(batch.to(fabric.device, non_blocking=True))
@@ -72,10 +72,10 @@ class Learner:
         return loss.detach()
 
     def take_step(self, step: int) -> None:
-        """Clip the gradients, take the step that they ask for, and go on in the schedule and the average.
+        """Clip the gradients, take an optimizer step, and advance the schedule and the average.
 
         Args:
-            step: counted from 0.
+            step: optimizer step, from 0.
         """
         learning = list(self._learning.values())
         self.gradient_norm = nn.utils.clip_grad_norm_(learning, self._config.gradient_clip or inf)
@@ -87,7 +87,7 @@ class Learner:
 
     @contextmanager
     def evaluation(self) -> Generator[None]:
-        """The model as it is saved, with the average in place of the last weights, and in evaluation mode."""
+        """Switch the model to evaluation mode, with the averaged weights that would be saved, until the block ends."""
         held = {name: value.detach().clone() for name, value in self._learning.items()} if self._average else {}
         self._denoiser.eval()
         try:
@@ -100,11 +100,11 @@ class Learner:
             self._denoiser.train()
 
     def result(self) -> Values:
-        """Copies of the values to save, the average where there is one; gathering them takes every process."""
+        """Return copies of the values to save, averaged if there is an average; every process must call this."""
         return copied(self._average.values if self._average else self._learning)
 
     def state(self) -> dict[str, Any]:
-        """The entries `values`, `optimizer` and `average` of a `TrainState`; gathering them takes every process."""
+        """Return the fields `values`, `optimizer` and `average` of a `TrainState`; every process must call this."""
         return {
             "values": copied(self._learning),
             "optimizer": optimizer_state(self._optimizer, self._learning),
@@ -122,10 +122,10 @@ class Learner:
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
-    """The optimizer over parameters by name (`<module>.lora_up`, ...).
+    """Return the optimizer for parameters by name (`<module>.lora_up`, ...).
 
-    With `lora_plus_ratio` the up factors have that many times the learning rate (LoRA+, arXiv 2402.12354). Where the
-    class can, it updates all parameters in one call: a LoRA has very many small ones.
+    With `lora_plus_ratio` the up factors have that many times the learning rate (LoRA+, arXiv 2402.12354). If the class
+    supports it, it updates all parameters in one call: a LoRA has very many small ones.
     """
     kind = optimizers()[settings.optimizer]
     up = [parameter for name, parameter in parameters.items() if name.endswith(UP)]
@@ -142,14 +142,14 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSe
 
 
 def rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:
-    """What the learning rate is multiplied by in a step, in [0, 1].
+    """Return the factor on the learning rate in a step, in [0, 1].
 
-    A linear warm-up, whose first step has 1/warmup_steps; then constant, or falling to 0 behind the last step, by a
-    line or half a cosine.
+    A linear warm-up that starts at 1/warmup_steps; then constant, or decaying to 0 just after the last step, linearly
+    or along half a cosine.
 
     Args:
-        step: from 0.
-        total: steps of the run from its very start to its end.
+        step: optimizer step, from 0.
+        total: steps of the complete run, including earlier parts.
     """
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
@@ -160,12 +160,12 @@ def rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:
 
 
 class Average:
-    """An exponential moving average of parameters, in fp32.
+    """Exponential moving average of parameters, in fp32.
 
-    The decay of step k is at most (1 + k) / (10 + k), so that the first weights do not weigh for long.
+    The decay at step k is at most (1 + k) / (10 + k), so that the first weights do not dominate for long.
 
     Attributes:
-        values: by name.
+        values: averages by name.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -173,7 +173,7 @@ class Average:
         self._decay = decay
 
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Take in the parameters after a step, which is counted from 0."""
+        """Update the average with the parameters after a step, from 0."""
         now = [parameters[name].detach() for name in self.values]
         average = get_ema_multi_avg_fn(min(self._decay, (1 + step) / (10 + step)))
         average(list(self.values.values()), now, step)

@@ -1,4 +1,4 @@
-"""The training loop: the gradients of a step, the step, and what is due behind it: log, validate, save, stop."""
+"""The training loop: the gradients of a step, the step, then whatever is due: log, validate, save, stop."""
 
 import math
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from lbm_lora.training.run.validation import Scores, Validator
 
 @dataclass
 class Standing:
-    """Where a run stands.
+    """Position and metrics of a run.
 
     Attributes:
-        step: optimizer steps that are done, those of earlier parts included.
+        step: completed optimizer steps, including earlier parts of the run.
         epoch, batch: the next batch of the data.
-        best, best_step: the best metric so far, in which larger is better, and the step it was measured after.
-        validated: the last step after which there was a validation; -1 for none.
-        loss: mean of the last logged steps; NaN before them.
-        scores: of the last validation.
-        stopped_by: name of the signal that ended the run before its end, else empty.
+        best, best_step: the best metric so far (larger is better), and the step after which it was measured.
+        validated: the last step after which a validation ran; -1 for none.
+        loss: mean over the last logged steps; NaN before the first log line.
+        scores: scores of the last validation.
+        stopped_by: name of the signal that stopped the run early, else empty.
     """
 
     step: int = 0
@@ -45,7 +45,7 @@ class Standing:
 
 
 def standing_of(state: TrainState | None) -> Standing:
-    """Where a run stands at its start, or where an earlier part of it has left it."""
+    """Return the position at the start of a run, or where an earlier part ended."""
     if state is None:
         return Standing()
     return Standing(
@@ -59,7 +59,7 @@ def standing_of(state: TrainState | None) -> Standing:
 
 
 class TrainingLoop:
-    """Takes a prepared run to its end, or until a signal comes.
+    """Run a prepared training to its end, or until a signal arrives.
 
     Args:
         fabric: its processes are started.
@@ -79,12 +79,12 @@ class TrainingLoop:
         self._saved = run.done
 
     def train(self) -> None:
-        """Train.
+        """Train to the end, or until a signal arrives.
 
         Raises:
-            ConfigError: the processes do not go on after the same step.
+            ConfigError: the processes would not resume after the same step.
             DataError: too many pairs are corrupt.
-            QualityError: the loss is not finite any more.
+            QualityError: the loss is no longer finite.
         """
         run, config, standing = self._run, self._run.config, self.standing
         draws = run.batches.through(config.max_epochs, epoch=standing.epoch, batch=standing.batch)
@@ -110,7 +110,7 @@ class TrainingLoop:
             self._log.close()
 
     def _pairs(self) -> PairDataset:
-        """The training pairs, with their latents where these are cached: each process computes its share of them."""
+        """Return the training pairs, with cached latents if requested: each process computes its share of them."""
         run, fabric = self._run, self._fabric
         if run.latents is None:
             return run.train
@@ -130,12 +130,12 @@ class TrainingLoop:
         step, first = self.standing.step, self._fabric.broadcast(self.standing.step)
         if first != step:
             raise ConfigError(
-                f"process {self._fabric.global_rank} goes on after step {step:,}, the first one after step {first:,}: "
-                f"{self._run.folder.path} must be one folder for all machines."
+                f"process {self._fabric.global_rank} resumes after step {step:,}, but process 0 after step {first:,}: "
+                f"{self._run.folder.path} must be the same folder on all machines."
             )
 
     def _accumulate(self, batches: Iterator[Batch]) -> bool:
-        """Compute the gradients of one step; False where a signal came before they were complete."""
+        """Compute the gradients of one step; return False if a signal arrived before they were complete."""
         for index in range(self._run.config.accumulate):
             if self._must_stop():
                 return False
@@ -154,7 +154,7 @@ class TrainingLoop:
         self._pace.advance()
 
     def _report_if_due(self) -> None:
-        """One line and one row of the log; a loss that is not finite ends the run."""
+        """Write a log line and a log row if due; a loss that is not finite ends the run."""
         config, standing, total = self._run.config, self.standing, self._run.total
         if standing.step < total and standing.step % config.log_interval:
             return
@@ -169,14 +169,14 @@ class TrainingLoop:
         if not math.isfinite(standing.loss):
             raise QualityError(
                 f"the loss is {standing.loss} at step {standing.step}: training has diverged. Lower learning_rate or "
-                "gradient_clip; the last good save is in the folder."
+                "gradient_clip; the last good save is in the run's folder."
             )
         self._progress.note(step_line(standing.step, total, standing.loss, self._pace))
         if self._log is not None:
             self._log.metrics({f"train/{name}": value for name, value in values.items()}, standing.step)
 
     def _validate_if_due(self) -> None:
-        """Every so many steps, at the first and at the last one; after a stop in the middle of it, once more."""
+        """Validate at the set interval and at the first and last step; repeat a validation that was interrupted."""
         run, standing, fabric = self._run, self.standing, self._fabric
         interval = run.config.validation_interval or run.config.save_interval
         is_due = standing.step % interval == 0 or standing.step >= run.total
@@ -193,7 +193,7 @@ class TrainingLoop:
     def _take_scores(self, scores: Scores, images: Image.Image) -> None:
         run, standing = self._run, self.standing
         standing.scores = scores
-        self._progress.note(f"step {standing.step:,}: validation of {scores.samples} pairs: {scores}")
+        self._progress.note(f"step {standing.step:,}: validation on {scores.samples} pairs: {scores}")
         quality = scores.quality(run.config.best_metric)
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
@@ -210,7 +210,7 @@ class TrainingLoop:
             self._save()
 
     def _save(self) -> None:
-        """Write the result of this step, and the state to go on from; gathering takes every process."""
+        """Write the result of this step and the state to resume from; every process must call this."""
         run, standing = self._run, self.standing
         if standing.step == self._saved:
             return
@@ -238,5 +238,5 @@ class TrainingLoop:
         )
 
     def _must_stop(self) -> bool:
-        """Whether any process was asked to stop; all of them get the same answer."""
+        """Return whether any process was asked to stop; all of them get the same answer."""
         return self._fabric.strategy.reduce_boolean_decision(bool(self._stop.asked), all=False)

@@ -1,4 +1,4 @@
-"""Everything of a run before its first step, cheap things first: state, data, base, and only then the model."""
+"""Prepare a run before its first step, cheap things first: state, data, base, and only then the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,29 +31,29 @@ _SAME = (
     "alpha_pattern", "trainable_lora_modules", "train_biases", "train_norms", "use_rslora", "init_lora", "optimizer",
     "seed", "accumulate", "image_size", "image_size_prob", "aspect_buckets", "shuffle",
 )  # fmt: skip
-"""Keys that must not change when a run goes on: what learns, and the order of the data."""
+"""Keys that must not change when a run resumes: what is trained, and the order of the data."""
 _FREE = ("save_ckpt_path", "resume", "device", "devices", "num_nodes", "batch_size", "num_workers")
-"""Keys whose change needs no word."""
+"""Keys whose changes are not reported."""
 
 Write = Callable[[Values, int, Path], None]
-"""(values of what learns, step, path): write the result of a step."""
+"""Function of (trainable values, step, path) that writes the result of a step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedRun:
-    """A run that can start.
+    """A run that is ready to start.
 
     Attributes:
-        total: optimizer steps of the run from its very start to its end.
-        state: what it goes on from.
-        identity: what must be the same when it goes on; see `TrainState`.
+        total: optimizer steps of the complete run, including earlier parts.
+        state: state to resume from.
+        identity: values that must match when it resumes; see `TrainState`.
         loss: the loss; its model is on the CPU.
-        trainee: what of the model learns.
+        trainee: the trainable part of the model.
         write: writes the file of a step.
-        train: the training pairs, which count what is corrupt.
+        train: the training pairs, which count corrupt samples.
         batches: this process's share of them.
-        latents: the cache of their latents, where there is one.
-        validator: None where there are no validation pairs.
+        latents: the cache of their latents, if there is one.
+        validator: None if there are no validation pairs.
     """
 
     config: TrainConfig
@@ -79,7 +79,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     """Read and check everything, then build the model.
 
     Raises:
-        InputError: of the kind that fits.
+        InputError: a subclass that fits the cause.
     """
     folder = RunFolder(config.save_ckpt_path)
     state = _find_state(config, folder)
@@ -116,7 +116,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
 
 
 def total_steps(batches: BucketBatches, config: TrainConfig) -> int:
-    """Optimizer steps of a run; the forward passes that do not fill the last one are left out."""
+    """Return the optimizer steps of a run; forward passes that do not fill the last step are dropped."""
     steps = batches.steps * config.max_epochs // config.accumulate
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
@@ -131,7 +131,7 @@ def _find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
 
 
 def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> Lpips | None:
-    """The network where a loss or a metric needs it, or where its weights are at hand."""
+    """Return the LPIPS network if a loss or a metric needs it, or if its weights are available."""
     in_loss = objective.pixel_loss_weight > 0 and objective.pixel_loss_type == "lpips"
     if not in_loss and config.best_metric != "lpips" and config.lpips_weights is None:
         return None
@@ -139,7 +139,7 @@ def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> L
 
 
 def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[PairDataset, BucketBatches]:
-    """The training pairs, and this process's batches of them."""
+    """Return the training pairs, and this process's batches of them."""
     train = open_data(config, "train", seed=config.seed, progress=progress)
     batches = BucketBatches(
         train,
@@ -152,7 +152,7 @@ def _pairs(config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[Pai
     total, most = total_steps(batches, config), config.max_steps
     if not total:
         raise ConfigError(
-            f"{config.max_epochs} epochs of {batches.steps} batches do not fill one step of accumulate "
+            f"{config.max_epochs} epochs of {batches.steps} batches do not fill one step with accumulate "
             f"{config.accumulate}. Lower accumulate, or raise max_epochs."
         )
     for line in batches.notes():
@@ -170,20 +170,20 @@ def _validator(config: TrainConfig, lpips: Lpips | None, progress: Progress) -> 
 
 
 def _identity(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:
-    """What must be the same when the run goes on."""
+    """Return the values that must match when the run resumes."""
     values = config.model_dump(mode="json")
     given = config.lora_weights_path
     return {key: values[key] for key in _SAME} | {
         "base_model_path (by content)": base,
         "lora_weights_path (by content)": None if given is None else xxhash.xxh3_128_hexdigest(given.read_bytes()),
-        "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # runs before it had none
+        "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # earlier runs lack it
         "number of training pairs": pairs,
         "samples of a forward pass over all processes": config.batch_size * world,
     }
 
 
 def _say_changes(state: TrainState, config: TrainConfig, progress: Progress) -> None:
-    progress.note(f"the run goes on after step {state.step:,}.")
+    progress.note(f"resuming after step {state.step:,}.")
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in (*_SAME, *_FREE)}
     changed = changed_keys(state, values)
     if changed:
@@ -191,7 +191,7 @@ def _say_changes(state: TrainState, config: TrainConfig, progress: Progress) -> 
 
 
 def _load(config: TrainConfig, base: Checkpoint) -> LBMModel:
-    """The model on the CPU, where its weights are views of the file."""
+    """Load the model on the CPU, where its weights are views of the file."""
     dtype = torch.float32 if config.mode == "full" else dtype_of(config.base_dtype)
     model = load_model(base.path, config_path=config.config_path, dtype=dtype)
     if config.gradient_checkpointing:
@@ -203,6 +203,6 @@ def _load(config: TrainConfig, base: Checkpoint) -> LBMModel:
 def _latents(config: TrainConfig, base: Checkpoint, model: LBMModel) -> LatentCache | None:
     if not config.cache_latents:
         return None
-    assert config.cache_dir is not None, "the settings are checked to have it"
+    assert config.cache_dir is not None, "the settings check ensures it"
     vae = fingerprint(base.component(VAE_PREFIX)).digest
     return LatentCache(config.cache_dir, f"{vae} posterior mean {model.vae_dtype}")

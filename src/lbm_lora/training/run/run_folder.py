@@ -1,9 +1,9 @@
-"""The folder of a run: which file is what.
+"""Files in the folder of a run.
 
 step-000500.safetensors   the LoRA after 500 steps (mode full: a tuned checkpoint)
 last.safetensors          the newest of them
 best.safetensors          the best by the chosen metric
-resume.pt                 what learns, optimizer and position: a stopped run goes on from it
+resume.pt                 trainable values, optimizer and position: a stopped run resumes from it
 config.yaml               the configuration with all defaults
 pictures/step-000500.png  source, predictions and target of validation pairs
 logs/                     TensorBoard, CSV or W&B
@@ -25,7 +25,7 @@ _PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.\d+\.p
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in the folder of a run."""
+    """Paths of files in the folder of a run."""
 
     path: Path
 
@@ -56,30 +56,34 @@ class RunFolder:
         return self.path / "pictures" / f"step-{step:06d}.png"
 
     def step_files(self) -> list[Path]:
-        """The saves that are there, in the order of their steps."""
+        """Return the existing saves, in the order of their steps."""
         if not self.path.is_dir():
             return []
         found = [(match, path) for path in self.path.iterdir() if (match := _STEP.fullmatch(path.name))]
         return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
     def results(self) -> list[Path]:
-        """Everything that a run has left."""
+        """Return all output files of a run."""
         return [*self.step_files(), *(path for path in (self.last, self.best, self.state) if path.exists())]
 
     def refuse_results(self) -> None:
-        """Raises:
-        ConfigError: the folder holds a run already.
+        """Check that the folder has no run in it.
+
+        Raises:
+            ConfigError: the folder already holds a run.
         """
         found = self.results()
         if found:
             raise ConfigError(
-                f"resume is never, and {self.path} holds a run: {listing((p.name for p in found), limit=3)}. "
-                "Choose another save_ckpt_path, or move it away."
+                f"resume is never, but {self.path} already holds a run: {listing((p.name for p in found), limit=3)}. "
+                "Choose another save_ckpt_path, or move the run away."
             )
 
     def refuse_inputs(self, *inputs: Path | None) -> None:
-        """Raises:
-        ConfigError: one of the inputs is a file that the run would write.
+        """Check that the run would not overwrite its inputs.
+
+        Raises:
+            ConfigError: one of the inputs is a file that the run writes.
         """
         for source in inputs:
             for made in self.results():
@@ -87,13 +91,13 @@ class RunFolder:
                     raise ConfigError(f"{source} is a file that this run writes. Choose another save_ckpt_path.")
 
     def remove_parts(self) -> None:
-        """Remove files that a killed run was writing."""
+        """Remove partial files that a killed run left."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if _PART.fullmatch(path.name):
                 path.unlink()
 
     def save_step(self, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
-        """Write the file of a step, make it the last one, and remove those beyond the newest `keep`."""
+        """Write the file of a step, make it the last one, and remove all but the newest `keep`."""
         path = self.step_file(step)
         write(path)
         link(path, self.last)
@@ -103,7 +107,7 @@ class RunFolder:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for a file, atomically; a copy where the disk has no links."""
+    """Give a file a second name atomically, or copy it if the disk has no hard links."""
     with atomic_path(target) as temporary:
         temporary.unlink()
         try:

@@ -1,4 +1,4 @@
-"""The numbers of a run: their means and times, and where they go: TensorBoard, W&B, CSV, or nowhere."""
+"""Log the metrics of a run, with means and times, to TensorBoard, W&B, CSV, or nowhere."""
 
 import time
 from collections.abc import Generator, Mapping
@@ -22,9 +22,9 @@ _GRID = "validation/pictures"
 
 
 class Meter:
-    """The mean loss of the last forward passes, and the time that one takes.
+    """Mean loss of the last forward passes, and the time per pass.
 
-    Losses are summed on their device: nothing waits for them until they are read.
+    Losses are summed on their device, without synchronisation until they are read.
     """
 
     def __init__(self) -> None:
@@ -33,49 +33,49 @@ class Meter:
         self._since = 0.0
 
     def start(self) -> None:
-        """Forget everything, and let time run from now on."""
+        """Reset, and start the clock."""
         self._sum, self._passes, self._since = None, 0, time.monotonic()
 
     def add(self, loss: Tensor) -> None:
-        """One forward pass is done."""
+        """Record one forward pass."""
         self._sum = loss if self._sum is None else self._sum + loss
         self._passes += 1
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Time that does not count."""
+        """Exclude the time of a block."""
         before = time.monotonic()
         yield
         self._since += time.monotonic() - before
 
     def read(self) -> tuple[Tensor, float]:
-        """(mean loss, seconds of a forward pass with all that belongs to it) since the last reading; starts anew."""
+        """Return (mean loss, seconds per forward pass including all other work) since the last reading, and reset."""
         if self._sum is None:
-            raise AssertionError("nothing was measured")
+            raise AssertionError("no forward pass was recorded")
         loss, seconds = self._sum / self._passes, (time.monotonic() - self._since) / self._passes
         self.start()
         return loss, seconds
 
 
 class RunLog:
-    """The logger of a run, in the first process.
+    """Logger of a run, in the first process.
 
     Args:
-        settings: which logger.
-        folder: of the run.
-        step: from which the run goes on; what TensorBoard has of later steps is dropped.
+        settings: settings that choose the logger.
+        folder: folder of the run.
+        step: step from which the run resumes; TensorBoard drops entries of later steps.
     """
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
         self._logger = _open(settings, folder, step)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by name, after a step."""
+        """Log metrics by name, after a step."""
         if self._logger is not None:
             self._logger.log_metrics(dict(values), step)
 
     def grid(self, images: Image.Image, path: Path, step: int) -> None:
-        """The grid of a validation, which is also in a file."""
+        """Log the image grid of a validation, which is also in a file."""
         logger: Any = self._logger
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(_GRID, np.asarray(images), step, dataformats="HWC")
@@ -83,7 +83,7 @@ class RunLog:
             logger.log_image(_GRID, [str(path)], step)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush what is still in memory."""
         if self._logger is not None:
             self._logger.finalize("success")
 
@@ -99,8 +99,10 @@ def step_line(step: int, total: int, loss: float, pace: Pace) -> str:
 
 
 def check_logger(settings: RunSettings) -> None:
-    """Raises:
-    MissingExtraError: the package of the chosen logger is not installed.
+    """Check that the chosen logger is installed.
+
+    Raises:
+        MissingExtraError: its package is not installed.
     """
     package = _PACKAGES.get(settings.logger)
     if package is not None and find_spec(package) is None:
@@ -117,7 +119,7 @@ def _open(settings: RunSettings, folder: RunFolder, step: int) -> Logger | None:
     if settings.logger == "csv":
         return CSVLogger(root, name=name, flush_logs_every_n_steps=1)
     if settings.logger == "wandb":
-        from lightning.pytorch.loggers import WandbLogger  # Fabric has none of its own, and takes this one
+        from lightning.pytorch.loggers import WandbLogger  # Fabric has no W&B logger, but accepts this one
 
         return WandbLogger(project=settings.wandb_project, name=folder.path.name, save_dir=root)
     return None

@@ -1,4 +1,4 @@
-"""What of a model learns, by the configuration, and how its result is written: a LoRA, or a tuned checkpoint."""
+"""Make a model trainable as configured, and write its result: a LoRA, or a tuned checkpoint."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,19 +21,19 @@ from lbm_lora.trainable.selection import plan_continued, plan_new
 from lbm_lora.training.settings.train_config import TrainConfig
 
 _FOLDERS = {"save_ckpt_path", "cache_dir", "train_folder", "validation_folder", "resume"}
-"""Keys that say where something lies, and nothing about what was trained."""
+"""Keys that locate files and say nothing about what was trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class FullModel:
-    """A denoiser of which everything learns: the counterpart of `LiveAdapter` for mode full."""
+    """A fully trainable denoiser: the counterpart of `LiveAdapter` for mode full."""
 
     denoiser: nn.Module = field(repr=False)
     initial: Mapping[ModuleName, InitialFactors] = field(default_factory=dict[ModuleName, InitialFactors])
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter by its param name, in the network's order."""
+        """Return every parameter by its param name, in the network's order."""
         return dict(self.denoiser.named_parameters())
 
 
@@ -41,7 +41,7 @@ Trainee = LiveAdapter | FullModel
 
 
 def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adapter | None:
-    """The adapter that training continues, checked against the base.
+    """Read the adapter that training continues, checked against the base.
 
     Args:
         found: the base's fingerprint.
@@ -54,7 +54,7 @@ def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adap
         return None
     adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is)
     check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
-    # no option to go on: a LoRA that is trained on another base than its own belongs to neither
+    # no override: a LoRA trained on another base than its own would fit neither
     check_base(adapter, base, allow_other_base=None, found=found)
     return adapter
 
@@ -65,14 +65,14 @@ def make_trainee(
     given: Adapter | None,
     initial: Mapping[ModuleName, InitialFactors] | None = None,
 ) -> Trainee:
-    """Let a fresh model's denoiser learn, as the configuration says.
+    """Make a new model's denoiser trainable as configured.
 
     Args:
         given: the adapter that training continues.
-        initial: of the run that goes on.
+        initial: initial factors of the resumed run.
 
     Raises:
-        InputError: of the kind that fits, see `plan_new` and `plan_continued`.
+        InputError: a subclass that fits the cause; see `plan_new` and `plan_continued`.
     """
     denoiser: nn.Module = model.denoiser
     if config.mode == "full":
@@ -91,7 +91,7 @@ def make_trainee(
 
 
 def train_everything(denoiser: nn.Module) -> FullModel:
-    """Let all parameters learn, in fp32, apart from the file that they were read from."""
+    """Make all parameters trainable in fp32, as copies independent of their file."""
     for parameter in denoiser.parameters():
         parameter.data = parameter.data.float().clone()
         parameter.requires_grad_(True)
@@ -100,11 +100,11 @@ def train_everything(denoiser: nn.Module) -> FullModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResultWriter:
-    """Writes what a run has learnt.
+    """Writer of a run's result.
 
     Attributes:
         base: the open file of the base.
-        fingerprint: of its denoiser.
+        fingerprint: fingerprint of its denoiser.
     """
 
     model: LBMModel
@@ -114,7 +114,7 @@ class ResultWriter:
     fingerprint: Fingerprint
 
     def __call__(self, values: Mapping[str, Tensor], step: int, path: Path) -> None:
-        """Write the values of what learns after a step, atomically."""
+        """Write the trainable values after a step, atomically."""
         if isinstance(self.trainee, FullModel):
             write_tuned(path, self.base, self.model.config, values, training_facts(self.config, step))
         else:
@@ -123,7 +123,7 @@ class ResultWriter:
 
 
 def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, step: int) -> AdapterMetadata:
-    """What a trained adapter says of itself: its base, its ranks, and the configuration, files without folders."""
+    """Return a trained adapter's metadata: its base, its ranks, and the configuration with file names only."""
     ranks = [lora.rank for lora in live.plan.loras if not lora.is_conv] or [0]
     conv_ranks = [lora.rank for lora in live.plan.loras if lora.is_conv] or [0]
     counts = {
@@ -144,7 +144,7 @@ def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, 
 
 
 def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
-    """The configuration as a file carries it, without folders, and the optimizer steps that were taken."""
+    """Return the configuration as recorded in a file, without folders, and the number of optimizer steps."""
     values = config.model_dump(mode="json", exclude=_FOLDERS)
     return {"step": step, **{key: _without_folders(value) for key, value in values.items()}}
 
@@ -152,13 +152,13 @@ def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
 def write_tuned(
     path: Path, checkpoint: Checkpoint, config: LBMConfig, values: Mapping[str, Tensor], facts: Mapping[str, object]
 ) -> None:
-    """Write a checkpoint whose denoiser has the given values; all else is the base's, byte for byte.
+    """Write a checkpoint whose denoiser has the given values; everything else is the base's, byte for byte.
 
-    Tensors keep the base's dtype, and the file its configuration, so that it is read like the base.
+    Tensors keep the base's dtype, and the file keeps its configuration, so that it is read like the base.
 
     Args:
-        values: param name -> value, for every parameter that was trained.
-        facts: about the training, for the header.
+        values: param name -> value, for every trained parameter.
+        facts: facts about the training, for the header.
     """
     metadata = {"format": "pt", **config_to_metadata(config), "lbm_lora_training": _json(facts)}
     with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
@@ -174,7 +174,7 @@ def _tuned_tensors(checkpoint: Checkpoint, values: Mapping[str, Tensor]) -> Iter
 
 
 def _without_folders(value: object) -> object:
-    """Paths and addresses without what is in front of the last slash, since a file says nothing of folders."""
+    """Strip paths and addresses to the part after the last slash, since files do not record folders."""
     if isinstance(value, str) and "/" in value:
         return value.rstrip("/").rpartition("/")[2]
     if isinstance(value, list):

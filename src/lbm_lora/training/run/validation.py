@@ -1,7 +1,7 @@
-"""Validation at fixed seeds: the loss at each timestep, how near the images come, and a grid to look at.
+"""Validation with fixed seeds: the loss at each timestep, image metrics, and a grid of images.
 
-The same pairs with the same noise every time, so that numbers of different steps, runs and machines compare. Several
-processes share the pairs out among them.
+It always uses the same pairs and noise, so that values of different steps, runs and machines are comparable. Several
+processes divide the pairs among themselves.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,20 +26,20 @@ from lbm_lora.training.loss.objective import sample_generators
 from lbm_lora.training.loss.step import BridgeStep
 
 ROWS = 8
-"""Pairs that the grid shows."""
-_GRID_TIMESTEPS = (250.0, 500.0, 750.0, 1000.0)  # where all timesteps are trained
+"""Number of pairs in the grid."""
+_GRID_TIMESTEPS = (250.0, 500.0, 750.0, 1000.0)  # if all timesteps are trained
 
 ImageTensor = Float[Tensor, "3 height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """How near predictions are to their targets, means over the pairs.
+    """Image metrics of predictions against their targets, averaged over the pairs.
 
     Attributes:
-        psnr: dB, within the mask where the data have one.
-        ssim: likewise.
-        lpips: of entire images; None without its weights.
+        psnr: PSNR in dB, within the mask if the data has one.
+        ssim: SSIM, within the mask if the data has one.
+        lpips: LPIPS of the full images; None without its weights.
     """
 
     psnr: float
@@ -49,11 +49,13 @@ class ImageScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Attributes:
-    samples: pairs that were measured.
-    losses: timestep -> loss.
-    loss: their mean, weighted by the probabilities that training draws them with.
-    images: steps -> scores of the images after that many denoiser calls.
+    """Scores of a validation.
+
+    Attributes:
+        samples: number of measured pairs.
+        losses: timestep -> loss.
+        loss: their mean, weighted by the probabilities of the timesteps in training.
+        images: steps -> scores of the images after that many denoiser calls.
     """
 
     samples: int
@@ -62,7 +64,7 @@ class Scores:
     images: dict[int, ImageScores]
 
     def metrics(self) -> dict[str, float]:
-        """The numbers by the names that loggers show."""
+        """Return the values by the names that loggers show."""
         found = {"validation/loss": self.loss}
         found |= {f"validation/loss_at_{timestep:g}": loss for timestep, loss in self.losses.items()}
         for steps, scores in self.images.items():
@@ -71,7 +73,7 @@ class Scores:
         return found
 
     def quality(self, metric: str) -> float:
-        """A metric in which larger is better; of images those after the first number of steps."""
+        """Return a metric such that larger is better; image metrics are those after the first number of steps."""
         if metric == "loss":
             return -self.loss
         value = getattr(next(iter(self.images.values())), metric)
@@ -85,7 +87,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one pair gives; `tiles` are its row in the grid."""
+    """Measurements of one pair; `tiles` are its row in the grid."""
 
     index: int
     losses: dict[float, float]
@@ -94,13 +96,13 @@ class Measured:
 
 
 class Validator:
-    """Measures the same pairs every time.
+    """Validator that measures the same pairs every time.
 
     Args:
-        dataset: of the validation pairs.
-        count: at most so many of them, evenly spread.
-        num_steps: denoiser calls of the images.
-        lpips: None leaves that score out.
+        dataset: the validation pairs.
+        count: most pairs to use, evenly spread.
+        num_steps: numbers of denoiser calls for the images.
+        lpips: LPIPS network; None omits that score.
     """
 
     def __init__(self, dataset: PairDataset, *, count: int, num_steps: Sequence[int], lpips: Lpips | None) -> None:
@@ -112,13 +114,13 @@ class Validator:
     def run(
         self, step: BridgeStep, *, rank: int = 0, world: int = 1, stop: Callable[[], bool] = lambda: False
     ) -> tuple[Scores, Image.Image] | None:
-        """The scores and the grid of images, the same in every process; None where it was stopped.
+        """Return the scores and the image grid, the same in every process; None if stopped.
 
         Args:
-            step: with the model as it is to be measured, in evaluation mode.
-            stop: asked after each pair; all processes must answer alike.
+            step: loss with the model to measure, in evaluation mode.
+            stop: called after each pair; must return the same in all processes.
         """
-        # every process calls the model equally often, which sharded models need
+        # every process calls the model equally often, as sharded models require
         filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
         mine: list[Measured] = []
         for one in measure(step, self._dataset, filled[rank::world], self._num_steps, self._lpips):
@@ -138,7 +140,7 @@ class Validator:
 
 
 def chosen_indices(dataset: PairDataset, count: int) -> list[int]:
-    """At most `count` pairs, evenly spread over the data set."""
+    """Return at most `count` indices, evenly spread over the data set."""
     count = min(count, len(dataset))
     return [place * len(dataset) // count for place in range(count)]
 
@@ -153,7 +155,7 @@ def measure(
 
 
 def summary(step: BridgeStep, measured: Sequence[Measured]) -> Scores:
-    """The means over pairs."""
+    """Return the means over pairs."""
     prob = step.objective.prob or (1 / len(_GRID_TIMESTEPS),) * len(_GRID_TIMESTEPS)
     losses = {timestep: fmean(one.losses[timestep] for one in measured) for timestep in measured[0].losses}
     return Scores(
@@ -165,7 +167,7 @@ def summary(step: BridgeStep, measured: Sequence[Measured]) -> Scores:
 
 
 def grid(measured: Sequence[Measured]) -> Image.Image:
-    """source | prediction after each number of steps | target, a row for each of the first pairs."""
+    """Draw a row of source, prediction after each number of steps, and target for each of the first pairs."""
     labels = ["source", *(f"{steps} step{'s' * (steps > 1)}" for steps in measured[0].images), "target"]
     return comparison_grid(labels, [one.tiles for one in measured[:ROWS]])
 
@@ -180,7 +182,7 @@ def _measure(
     lpips: Lpips | None,
 ) -> Measured:
     if batch.source is None or batch.target is None:
-        raise AssertionError("validation pairs are images")
+        raise AssertionError("validation pairs must be images")
     encoded = replace(batch, latents=step.latents(batch))  # encoded once for all timesteps and images
     losses = {
         timestep: float(step.losses_at(encoded, torch.tensor([timestep]), stream=f"validation {timestep:g}"))
@@ -189,7 +191,7 @@ def _measure(
     latent, _ = step.latents(encoded)
     target, mask = batch.target[0], None if batch.mask is None else batch.mask[0, 0]
     if mask is not None and not mask.any():
-        mask = None  # nothing is marked: the entire image counts
+        mask = None  # an empty mask: the full image counts
     scores: dict[int, ImageScores] = {}
     made: list[ImageTensor] = []
     for steps in num_steps:

@@ -1,1 +1,1 @@
-"""The keys of a training file, by sections; `train_config` puts them together."""
+"""Keys of a training file, by section; `train_config` combines them."""

@@ -1,4 +1,4 @@
-"""Keys of a training file about the pairs: where they are, and how they become batches."""
+"""Keys of a training file for the data: where the pairs are, and how they are batched."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,10 @@ from lbm_lora.training.settings.training_file import Section, Share, Text, check
 
 
 class DataSettings(Section):
-    """Where the pairs are, and how they become batches."""
+    """Where the pairs are, and how they are batched."""
 
     train_shards: tuple[Text, ...] | None = None
-    """Train on these WebDataset shards: paths, URLs, patterns with {000..009}."""
+    """Train on these WebDataset shards: paths or URLs; {000..009} is expanded."""
     validation_shards: tuple[Text, ...] | None = None
     """Validate on these shards. Default: no validation."""
     train_folder: Path | None = None
@@ -28,21 +28,21 @@ class DataSettings(Section):
     """Ending of a sample's mask, such as mask.png: only its white pixels count in the loss. Default: no masks, every
     pixel counts."""
     image_size: tuple[Annotated[int, Field(ge=SMALLEST_SIZE)], ...] = (512,)
-    """Train at these sizes: square roots of pixel budgets. Each sample of an epoch gets one of them."""
+    """Train at these sizes: square roots of pixel budgets. Each sample gets one of them per epoch."""
     image_size_prob: tuple[Share, ...] | None = None
-    """Probability of each size; together 1. Default: all alike."""
+    """Probability of each size; together 1. Default: uniform."""
     aspect_buckets: bool = True
-    """Stretch a pair to the nearest of LBM's aspect ratios. false: to a square."""
+    """Stretch pairs to the nearest of LBM's aspect ratios. false: to a square."""
     flip: bool = False
-    """Mirror half of the pairs, source and target together."""
+    """Mirror half of the pairs at random, source and target together."""
     random_crop: bool = False
-    """Crop pairs whose aspect ratio is not the bucket's, source and target alike, instead of stretching them."""
+    """Crop source and target identically to the bucket's aspect ratio, instead of stretching them."""
     cache_latents: bool = False
     """Encode every pair once and keep its latents in `cache_dir`. Not with flip and random_crop."""
     cache_dir: Path | None = None
-    """Folder for latents, and for shards that come from URLs."""
+    """Folder for cached latents and downloaded shards."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """Read pairs with this many extra processes. 0: in the training process itself."""
+    """Read pairs in this many worker processes. 0: in the training process itself."""
     shuffle: bool = True
     """Read the pairs in a new random order in every epoch."""
     allow_pipe: bool = False
@@ -64,7 +64,7 @@ class DataSettings(Section):
             check_shares("image_size_prob", self.image_size_prob, "image_size", len(self.image_size))
         keys = [key for key in (self.source_key, self.target_key, self.mask_key) if key is not None]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"source_key, target_key and mask_key must differ, not be {', '.join(keys)}")
+            raise ValueError(f"source_key, target_key and mask_key must differ, got {', '.join(keys)}")
         if self.cache_latents:
             changing = [key for key in ("flip", "random_crop") if getattr(self, key)]
             if changing:
@@ -72,12 +72,12 @@ class DataSettings(Section):
                     f"cache_latents cannot be used with {changing[0]}, which changes the pairs every epoch"
                 )
             if self.cache_dir is None:
-                raise ValueError("cache_latents needs cache_dir, the folder that the latents are kept in")
+                raise ValueError("cache_latents needs cache_dir, the folder for the latents")
         return self
 
     def _check_places(self) -> None:
         if self.train_shards is None and self.train_folder is None:
-            raise ValueError("there is nothing to train on. Give train_shards or train_folder")
+            raise ValueError("no training data is given. Set train_shards or train_folder")
         for split in ("train", "validation"):
             if getattr(self, f"{split}_shards") is not None and getattr(self, f"{split}_folder") is not None:
                 raise ValueError(f"{split}_shards and {split}_folder cannot both be given. Remove one of them")

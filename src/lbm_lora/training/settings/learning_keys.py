@@ -1,4 +1,4 @@
-"""Keys of a training file about learning: the loss, and how it is minimised."""
+"""Keys of a training file for the loss and the optimizer."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -22,7 +22,7 @@ _REFUSED = {
 
 
 class ObjectiveSettings(Section):
-    """The loss. None means: as the base's own configuration says."""
+    """The loss. None: the value in the base's own configuration."""
 
     latent_loss_type: Literal["l2", "l1"] | None = None
     """Loss on latents. Default: as the base's configuration says."""
@@ -31,21 +31,20 @@ class ObjectiveSettings(Section):
     pixel_loss_type: Literal["l2", "l1", "lpips"] | None = None
     """Loss on decoded pixels. Default: as the base's configuration says."""
     pixel_loss_weight: Weight = 0.0
-    """Weight of the loss on pixels. LBM itself trains with 10, which takes a pass through the decoder, and the weights
-    of LPIPS."""
+    """Weight of the loss on pixels. LBM trains with 10, which takes a decoder pass and the LPIPS weights."""
     pixel_loss_max_size: Annotated[int, Field(ge=64)] = 512
-    """Longest side of the random crop that the pixel loss compares, in pixels."""
+    """Longest side of the random crop for the pixel loss, in pixels."""
     lpips_weights: Path | None = None
-    """File with the weights of the LPIPS network. Default: those of torchvision, which are downloaded."""
+    """File with the weights of the LPIPS network. Default: download torchvision's."""
     lpips_net: Literal["vgg", "alex"] = "vgg"
     """Network of the LPIPS loss."""
     timestep_sampling: Literal["uniform", "log_normal", "custom_timesteps"] | None = None
-    """How the timestep of a sample is drawn; log_normal: the logistic function of a normal value. Default: as the
-    base's configuration says."""
+    """Distribution of the timesteps; log_normal: the logistic function of a normal value. Default: from the base's
+    configuration."""
     selected_timesteps: tuple[Timestep, ...] | None = None
-    """Timesteps of custom_timesteps: above 0, up to 1000, the source. Default: as the base's configuration says."""
+    """Timesteps for custom_timesteps: above 0, up to 1000, the source. Default: from the base's configuration."""
     prob: tuple[Share, ...] | None = None
-    """Probability of each selected timestep; together 1. Default: as the base's configuration says."""
+    """Probability of each selected timestep; together 1. Default: from the base's configuration."""
     logit_mean: float | None = None
     """Mean of the normal value of log_normal. Default: as the base's configuration says."""
     logit_std: Positive | None = None
@@ -56,7 +55,7 @@ class ObjectiveSettings(Section):
     @model_validator(mode="after")
     def _check_objective(self) -> "ObjectiveSettings":
         if self.latent_loss_weight == 0 and self.pixel_loss_weight == 0:
-            raise ValueError("latent_loss_weight and pixel_loss_weight are both 0: there is no loss")
+            raise ValueError("latent_loss_weight and pixel_loss_weight are both 0. At least one must be above 0")
         if self.selected_timesteps == ():
             raise ValueError("selected_timesteps is empty. Give at least one, or remove the key")
         if self.selected_timesteps is not None and self.prob is not None:
@@ -68,13 +67,11 @@ class ObjectiveSettings(Section):
     def _check_used(self, sampling: str, keys: tuple[str, ...]) -> None:
         given = [key for key in keys if getattr(self, key) is not None]
         if given and self.timestep_sampling not in (None, sampling):
-            raise ValueError(
-                f"{given[0]} is only used with timestep_sampling {sampling}, and it is {self.timestep_sampling}"
-            )
+            raise ValueError(f"{given[0]} needs timestep_sampling {sampling}, but it is {self.timestep_sampling}")
 
 
 def optimizers() -> "dict[str, Callable[..., Optimizer]]":
-    """The optimizer classes of torch that can be used here, by name."""
+    """Return the supported optimizer classes of torch, by name."""
     import torch
     from torch.optim import Optimizer
 
@@ -87,37 +84,36 @@ def optimizers() -> "dict[str, Callable[..., Optimizer]]":
 
 
 class OptimizerSettings(Section):
-    """Optimizer, schedule, batch and length."""
+    """Optimizer, schedule, batch size and length of training."""
 
     learning_rate: Positive = 1e-4
     """Learning rate, above 0, after the warm-up."""
     optimizer: Text = "AdamW"
     """A class of torch.optim."""
     optimizer_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Other arguments of the optimizer, as in {weight_decay: 0.01}."""
+    """Other arguments of the optimizer, such as {weight_decay: 0.01}."""
     lora_plus_ratio: Positive | None = None
-    """Learning rate of the up factors, divided by that of the down factors: above 0 (LoRA+, arXiv 2402.12354). Default:
-    1."""
+    """Ratio of the up factors' learning rate to the down factors': above 0 (LoRA+, arXiv 2402.12354). Default: 1."""
     learning_rate_scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to 0 at the last step (linear, cosine)."""
+    """Schedule after the warm-up: constant, or decay to 0 at the last step (linear, cosine)."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Raise the learning rate from 0 over this many optimizer steps."""
     gradient_clip: Positive | None = 1.0
     """Scale gradients down to this norm, above 0, over all trainable parameters. null: no clipping."""
     gradient_checkpointing: bool = True
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Save an exponential moving average of the weights with this decay, between 0 and 1. Default: the last weights."""
     batch_size: Count = 8
-    """Samples per forward pass on one device."""
+    """Samples per forward pass and device."""
     accumulate: Count = 1
-    """Forward passes per optimizer step."""
+    """Forward passes per optimizer step (gradient accumulation)."""
     max_epochs: Count = 100
     """Stop after this many passes through the data."""
     max_steps: Count | None = None
-    """Stop after this many optimizer steps, if `max_epochs` does not stop before."""
+    """Stop after this many optimizer steps, unless `max_epochs` stops earlier."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of everything that is drawn: order, augmentations, timesteps, noise, new weights."""
+    """Seed for all random draws: order, augmentations, timesteps, noise, new weights."""
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> "OptimizerSettings":
@@ -125,15 +121,14 @@ class OptimizerSettings(Section):
         self._check_kwargs()
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
-                f"warmup_steps is {self.warmup_steps} and max_steps {self.max_steps}: the learning rate would never "
-                "be reached"
+                f"warmup_steps is {self.warmup_steps} and max_steps {self.max_steps}: the warm-up would never end"
             )
         return self
 
     def _check_kwargs(self) -> None:
-        """Check their names, and their values by building the optimizer on one parameter."""
+        """Check the names of the arguments, and their values by building the optimizer on one parameter."""
         if "lr" in self.optimizer_kwargs:
-            raise ValueError("optimizer_kwargs.lr cannot be given: it is learning_rate")
+            raise ValueError("optimizer_kwargs.lr is not allowed. Use learning_rate")
         build = optimizers()[self.optimizer]
         known = [name for name in signature(build).parameters if name not in ("params", "lr")]
         for key in self.optimizer_kwargs:
@@ -146,12 +141,12 @@ class OptimizerSettings(Section):
         try:
             build([torch.nn.Parameter(torch.zeros(1, 1))], lr=self.learning_rate, **self.optimizer_kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.optimizer} refuses optimizer_kwargs {self.optimizer_kwargs}: {error}") from None
+            raise ValueError(f"{self.optimizer} rejects optimizer_kwargs {self.optimizer_kwargs}: {error}") from None
 
 
 def _check_name(name: str) -> None:
     if name in _REFUSED:
-        raise ValueError(f"optimizer {name} cannot train here: {_REFUSED[name]}")
+        raise ValueError(f"optimizer {name} is not supported: {_REFUSED[name]}")
     known = optimizers()
     if name not in known:
         raise ValueError(f"optimizer '{name}' is not a class of torch.optim. {nearest(name, known)}")

@@ -1,4 +1,4 @@
-"""Keys of a training file about the model: the base, and what of it learns."""
+"""Keys of a training file for the model: the base, and what to train."""
 
 import re
 from pathlib import Path
@@ -24,67 +24,67 @@ _LORA = (
 
 
 class ModelSettings(Section):
-    """The base, and what of it learns: a new LoRA, one from a file, or everything."""
+    """The base, and what to train: a new LoRA, one from a file, or every parameter."""
 
     base_model_path: Path | None = None
-    """The LBM checkpoint to train on. If it does not exist and `backbone_signature` is given, the exact base is made
+    """LBM checkpoint to train on. If it does not exist and `backbone_signature` is given, the exact base is created
     there."""
     backbone_signature: Text | None = None
-    """Backbone to make the base from: a hub id, a folder or a file."""
+    """Backbone to create the base from: a hub id, a folder or a file."""
     config_path: Path | None = None
-    """LBM's config.yaml, for a base that has none in it or next to it."""
+    """LBM's config.yaml, for a base that has none next to it or inside it."""
     mode: Literal["lora", "full"] = "lora"
     """lora trains a LoRA. full trains every parameter of the denoiser and writes a checkpoint."""
     lora_weights_path: Path | None = None
     """Continue this LoRA, with its own modules, ranks and alphas. Default: a new one, of `lora_rank`."""
     lora_alpha_is: AlphaIs = "auto"
-    """What alpha in the file of `lora_weights_path` means: the rank, a scaling of 1 (rank), or what it says (file).
-    auto: the rank in files of the earlier implementation, else what it says."""
+    """Meaning of alpha in the file of `lora_weights_path`: rank ignores it (scaling 1), file uses it. auto: rank for
+    files of the earlier implementation, else file."""
     lora_rank: Count | None = None
     """Rank of a new LoRA's linear layers."""
     lora_conv_rank: Count | None = None
-    """Rank of its conv layers. Default: `lora_rank`."""
+    """Rank of a new LoRA's conv layers. Default: `lora_rank`."""
     lora_alpha: Positive | None = None
-    """Alpha of its linear layers, above 0. Default: their rank, which makes the scaling 1."""
+    """Alpha of a new LoRA's linear layers, above 0. Default: their rank, which gives scaling 1."""
     lora_conv_alpha: Positive | None = None
-    """Alpha of its conv layers, above 0. Default: their rank."""
+    """Alpha of a new LoRA's conv layers, above 0. Default: their rank."""
     lora_target_modules: tuple[Text, ...] | None = None
     """A new LoRA holds the modules that match these patterns. Default: every linear and conv layer."""
     rank_pattern: dict[Text, Count] = Field(default_factory=dict)
-    """Pattern: rank, instead of `lora_rank` and `lora_conv_rank`. If several match, the last one counts."""
+    """Pattern: rank, instead of `lora_rank` and `lora_conv_rank`. If several match, the last one applies."""
     alpha_pattern: dict[Text, Positive] = Field(default_factory=dict)
-    """Pattern: alpha, likewise."""
+    """Pattern: alpha, instead of `lora_alpha` and `lora_conv_alpha`. If several match, the last one applies."""
     trainable_lora_modules: tuple[Text, ...] | None = None
-    """Train only modules of the LoRA that match these patterns; the others stay as they are. Default: all of them."""
+    """Train only modules of the LoRA that match these patterns; the others are frozen. Default: all."""
     train_biases: bool = False
     """Also train the biases of the denoiser."""
     train_norms: bool = False
-    """Also train weights and biases of its normalisation layers."""
+    """Also train weights and biases of the denoiser's normalisation layers."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
     init_lora: Text = "default"
-    """How a new LoRA starts: default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv layers always take
-    default."""
+    """Initialisation of a new LoRA: default, gaussian, pissa, pissa_niter_N, olora or orthogonal. Conv layers always
+    use default."""
     lora_dropout: Annotated[Share, Field(lt=1)] = 0.0
-    """Set this share of a LoRA's inputs to 0 in a training step, below 1."""
+    """Dropout probability for the inputs of the LoRA modules, below 1."""
 
     @model_validator(mode="after")
     def _check_model(self) -> "ModelSettings":
         if self.base_model_path is None and self.backbone_signature is None:
-            raise ValueError("there is no base. Give base_model_path, or backbone_signature to make it from")
+            raise ValueError("no base is given. Set base_model_path, or backbone_signature to create it from")
         self._check_source()
         self._check_patterns()
         if not _INITS.fullmatch(self.init_lora):
             raise ValueError(
-                f"init_lora '{self.init_lora}' is not known. Take one of default, gaussian, pissa, pissa_niter_N, "
+                f"unknown init_lora '{self.init_lora}'. Choose one of default, gaussian, pissa, pissa_niter_N, "
                 "olora, orthogonal"
             )
         if self.init_lora == "orthogonal" and self.lora_rank is not None and self.lora_rank % 2:
-            raise ValueError(f"init_lora orthogonal needs even ranks, and lora_rank is {self.lora_rank}")
+            raise ValueError(f"init_lora orthogonal needs even ranks, but lora_rank is {self.lora_rank}")
         return self
 
     def _check_source(self) -> None:
-        """One of the three ways: a new LoRA, a LoRA of a file, everything."""
+        """Check that exactly one source is given: a new LoRA, a LoRA from a file, or full training."""
         if self.mode == "full":
             given = self._given(_LORA)
             if given:
@@ -93,19 +93,19 @@ class ModelSettings(Section):
             given = self._given(_NEW_LORA)
             if given:
                 raise ValueError(
-                    f"lora_weights_path and {given} cannot both be given: modules, ranks and alphas are those of "
-                    f"the file. Remove {given}, or lora_weights_path to train a new LoRA"
+                    f"lora_weights_path and {given} cannot both be given: the file defines modules, ranks and alphas. "
+                    f"Remove {given}, or lora_weights_path to train a new LoRA"
                 )
         elif self.lora_rank is None:
             raise ValueError(
-                "there is no LoRA to train. Give lora_rank for a new one, lora_weights_path to continue one, or "
+                "there is no LoRA to train. Set lora_rank for a new one, lora_weights_path to continue one, or "
                 "mode: full"
             )
         elif self._given(("lora_alpha_is",)):
-            raise ValueError("lora_alpha_is is about the file of lora_weights_path, which is not given. Remove it")
+            raise ValueError("lora_alpha_is needs lora_weights_path, which is not given. Remove it")
 
     def _given(self, keys: tuple[str, ...]) -> str | None:
-        """The first of some keys that is not at its default."""
+        """Return the first of the keys that is not at its default."""
         fields = ModelSettings.model_fields
         changed = [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
         return changed[0] if changed else None
@@ -114,7 +114,7 @@ class ModelSettings(Section):
         for key in ("lora_target_modules", "trainable_lora_modules"):
             patterns: tuple[str, ...] | None = getattr(self, key)
             if patterns == ():
-                raise ValueError(f"{key} is empty, which selects nothing. null, or no such key, takes all modules")
+                raise ValueError(f"{key} is empty, which selects nothing. Set it to null for all modules")
         chosen = (self.lora_target_modules or ()) + (self.trainable_lora_modules or ())
         for pattern in (*chosen, *self.rank_pattern, *self.alpha_pattern):
             try:
@@ -124,5 +124,5 @@ class ModelSettings(Section):
 
 
 def only_lora(key: str) -> str:
-    """What to say of a key of a LoRA where everything is trained."""
-    return f"mode full trains every parameter, and {key} is only used with mode lora. Remove it"
+    """Return the message for a LoRA key in full training."""
+    return f"mode full trains every parameter, but {key} needs mode lora. Remove it"

@@ -1,8 +1,8 @@
-"""The configuration of a training run: one YAML file of flat keys, and overrides of it.
+"""Configuration of a training run: one YAML file of flat keys, plus overrides.
 
-Both documented generations of the file are read: with `lora_rank`, `lora_alpha` and `lora_target_modules` (a new
-LoRA), and with `lora_weights_path` (one that training continues). Everything that can be said about the keys alone is
-checked here, before a model or an image is read. Relative paths start from the current folder.
+Both documented generations of the file are read: with `lora_rank`, `lora_alpha` and `lora_target_modules` (a new LoRA),
+and with `lora_weights_path` (a LoRA to continue). Everything that depends only on the keys is checked here, before a
+model or an image is read. Relative paths start from the current folder.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,12 +21,12 @@ from lbm_lora.training.settings.training_file import Count, Section, Text, overr
 
 
 def _precision(value: object) -> object:
-    """YAML reads 32 as a number."""
+    """Turn the number that YAML reads for 32 into text."""
     return "32" if value == 32 else value
 
 
 def _resume(value: object) -> object:
-    """One message instead of one for each side of the union."""
+    """Check `resume` with one message instead of one for each side of the union."""
     if isinstance(value, str | Path) and str(value):
         return value
     raise ValueError("Input should be 'auto', 'never' or a file")
@@ -36,58 +36,58 @@ Resume = Annotated[Literal["auto", "never"] | Path, Field(union_mode="left_to_ri
 
 
 class RunSettings(Section):
-    """Devices, what is written, and how often."""
+    """Devices, outputs, and how often they are written."""
 
     device: Text = "auto"
-    """Train on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    """Train on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
     devices: Count = 1
-    """Processes on one machine, each on a device of its own."""
+    """Processes per machine, each on its own device."""
     num_nodes: Count = 1
     """Number of machines."""
     strategy: Text = "auto"
-    """How Lightning runs several processes: auto, ddp, fsdp, ..."""
+    """Strategy of Lightning for several processes: auto, ddp, fsdp, ..."""
     precision: Annotated[Literal["bf16-mixed", "32"], BeforeValidator(_precision)] = "bf16-mixed"
-    """Precision of the computation. Trainable weights are fp32 in both."""
+    """Precision of the computation. Trainable weights are always fp32."""
     base_dtype: Literal["float", "fp16", "bf16"] = "bf16"
     """Precision of the frozen weights."""
     save_ckpt_path: Path = Path("./checkpoints_lora")
-    """Folder for the LoRA, the state to resume from, the log and the images of validations."""
+    """Folder for the LoRA, the state to resume from, the logs and the validation images."""
     save_interval: Count = 1000
-    """Save every so many optimizer steps."""
+    """Optimizer steps between saves."""
     keep_last: Count | None = None
-    """Keep this many saves, besides the last and the best. Default: all of them."""
+    """Number of saves to keep, besides the last and the best. Default: all."""
     log_interval: Count = 100
-    """Log a line every so many optimizer steps."""
+    """Optimizer steps between log lines."""
     validation_interval: Count | None = None
-    """Validate every so many optimizer steps. Default: `save_interval`."""
+    """Optimizer steps between validations. Default: `save_interval`."""
     validation_samples: Count = 16
-    """Pairs that a validation measures."""
+    """Pairs per validation."""
     num_steps: tuple[Count, ...] = (1, 2, 4)
-    """Calls of the denoiser per image of a validation."""
+    """Denoiser calls per validation image."""
     best_metric: Literal["loss", "psnr", "ssim", "lpips"] = "loss"
-    """Which measure decides which save is the best one. All but loss need validation pairs."""
+    """Metric that selects the best save. All but loss need validation pairs."""
     wandb_project: Text | None = None
     """Project of Weights & Biases to log to. In a file, it stands for `logger: wandb`."""
     logger: Literal["tensorboard", "wandb", "csv", "none"] = "tensorboard"
     """Where curves are logged, besides the plain log."""
     resume: Resume = "auto"
-    """auto: continue if `save_ckpt_path` holds a state. never: start anew. FILE: continue from this state."""
+    """auto: resume if `save_ckpt_path` holds a state. never: start from scratch. FILE: resume from this state."""
 
     @model_validator(mode="after")
     def _check_run(self) -> "RunSettings":
         if self.wandb_project is not None and self.logger != "wandb":
-            raise ValueError(f"wandb_project is only used with logger wandb, and it is {self.logger}")
+            raise ValueError(f"wandb_project needs logger wandb, but it is {self.logger}")
         if self.logger == "wandb" and self.wandb_project is None:
             raise ValueError("logger wandb needs wandb_project")
         if self.devices > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device} is one device, and devices is {self.devices}")
+            raise ValueError(f"device {self.device} is a single device, but devices is {self.devices}")
         if not self.num_steps:
             raise ValueError("num_steps is empty. Give at least one, as in [1, 2, 4]")
         return self
 
 
 class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettings, DataSettings):
-    """Every key of a training file with its default; the bases are its sections."""
+    """Every key of a training file, with its default; the base classes are its sections."""
 
     @model_validator(mode="after")
     def _check_sections(self) -> "TrainConfig":
@@ -100,21 +100,21 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
         return self
 
     def to_yaml(self) -> str:
-        """The configuration with all defaults; reading it gives the same again."""
+        """Return the configuration as YAML with all defaults; reading it gives the same configuration."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def check_files(self) -> None:
-        """Check that the files and folders that a run reads are there.
+        """Check that the files and folders that a run reads exist.
 
         Raises:
-            ConfigError: one is missing; its key and path are named.
+            ConfigError: one is missing; names its key and path.
         """
-        is_made = self.backbone_signature is not None  # then the base is made where it is missing
+        is_made = self.backbone_signature is not None  # then a missing base is created
         keys = ["lora_weights_path", "config_path", "lpips_weights", "train_folder", "validation_folder"]
         for key in [*keys, "resume", *([] if is_made else ["base_model_path"])]:
             path: Path | str | None = getattr(self, key)
             if isinstance(path, Path) and not path.exists():
-                raise ConfigError(f"{key}: {not_there(path)} Relative paths count from the current folder.")
+                raise ConfigError(f"{key}: {not_there(path)} Relative paths start from the current folder.")
 
 
 def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> TrainConfig:
@@ -122,12 +122,12 @@ def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> 
 
     Args:
         path: a YAML file of `TrainConfig`'s keys.
-        overrides: (key, YAML text) pairs that replace values of the file; the last one of a key wins.
-            `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`; `-` and `_` are the same.
+        overrides: (key, YAML text) pairs that replace values of the file; for each key the last one applies.
+            `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`; `-` and `_` are equivalent.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown (the nearest valid one is named), a value has the
-            wrong type or is out of its range, or values do not go together.
+        ConfigError: the file cannot be read, a key is unknown (names the nearest valid one), a value has the wrong
+            type or is out of range, or values are incompatible.
     """
     values: dict[str, Any] = read_values(path)
     changed = override(values, overrides)

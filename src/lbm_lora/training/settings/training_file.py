@@ -1,7 +1,7 @@
-"""A training file: the base class of its sections, and the way from YAML to a configuration.
+"""Base class of a training file's sections, and parsing from YAML to a configuration.
 
-Values are checked as strict JSON: `true` is not a number, `4.0` and `"4"` are not counts, and a text is not split into
-a list.
+Values are checked as strict JSON: `true` is not a number, `4.0` and `"4"` are not counts, and text is not split into a
+list.
 """
 
 import json
@@ -28,28 +28,28 @@ Positive = Annotated[float, Field(gt=0)]
 COMMAND_LINE = "command line"
 
 ELSEWHERE = {
-    "conditioning_images_keys": "conditioning images cannot be trained with",
-    "conditioning_masks_keys": "conditioning masks cannot be trained with",
-    "resume_from_checkpoint": "the key is 'resume': auto, never, or a file",
-    "learning_rate_scheduler_kwargs": "the keys are 'learning_rate_scheduler' and 'warmup_steps'",
+    "conditioning_images_keys": "training with conditioning images is not supported",
+    "conditioning_masks_keys": "training with conditioning masks is not supported",
+    "resume_from_checkpoint": "use 'resume': auto, never, or a file",
+    "learning_rate_scheduler_kwargs": "use 'learning_rate_scheduler' and 'warmup_steps'",
 }
-"""Keys of LBM's own training files that mean something which is said otherwise here, or not at all."""
+"""Keys of LBM's own training files that have another name here, or are not supported."""
 
 
 class Section(BaseModel):
-    """Base of the sections: frozen, without unknown keys, infinities or NaN."""
+    """Base class of the sections: frozen, without unknown keys, infinities or NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which 1e-4 is a number, as in YAML 1.2, and a key that comes twice an error."""
+    """Loader of plain YAML in which 1e-4 is a number, as in YAML 1.2, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' comes twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' is repeated", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -61,7 +61,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The top mapping of a YAML file.
+    """Read the top-level mapping of a YAML file.
 
     Raises:
         ConfigError: the file cannot be read, or is not a mapping of plain YAML.
@@ -81,7 +81,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> set[str]:
-    """Set values from (dotted key, YAML text) pairs in place; the keys that were set.
+    """Set values from (dotted key, YAML text) pairs in place, and return the keys that were set.
 
     Raises:
         ConfigError: a text is not plain YAML, or a dotted key points into something that is not a mapping.
@@ -102,14 +102,14 @@ def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> se
 
 
 def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Collection[str] = ()) -> M:
-    """The configuration that values stand for.
+    """Parse values into a configuration.
 
     Args:
-        where: the file, for errors.
+        where: the file, for error messages.
         changed: keys whose value comes from the command line.
 
     Raises:
-        ConfigError: an unknown key, an impossible value, or values that do not go together.
+        ConfigError: a key is unknown, a value is invalid, or values are incompatible.
     """
     for key in values:
         if key not in model.model_fields:
@@ -124,26 +124,26 @@ def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Col
 
 
 def nearest(word: str, known: Collection[str], *, what: str = "Known") -> str:
-    """A hint for an unknown word, whatever its case: the nearest known one, or else all of them."""
+    """Return a hint for an unknown word: the nearest known one, ignoring case, or else all of them."""
     lower = {name.lower(): name for name in known}
     near = get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     return f"Did you mean '{lower[near[0]]}'?" if near else f"{what}: {', '.join(known)}"
 
 
 def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> None:
-    """Probabilities: one for each of `count` values, together 1.
+    """Check that there is one probability for each of `count` values, and that they add up to 1.
 
     Args:
-        key: of the probabilities, for errors.
+        key: key of the probabilities, for error messages.
         of: key of the values that they belong to.
 
     Raises:
-        ValueError: there are more or fewer, or they do not add up to 1.
+        ValueError: their number differs, or they do not add up to 1.
     """
     if len(shares) != count:
-        raise ValueError(f"{key} has {len(shares)} values and {of} has {count}. Give one for each")
+        raise ValueError(f"{key} has {len(shares)} values, but {of} has {count}. Give one for each")
     if abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"{key} must add up to 1, not {sum(shares):g}")
+        raise ValueError(f"{key} must add up to 1, got {sum(shares):g}")
 
 
 def _load(text: str, where: str) -> Any:
@@ -160,7 +160,7 @@ def _unknown(key: str, valid: Collection[str]) -> str:
 
 
 def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
-    """One line about the first thing that pydantic found."""
+    """Return one line about the first problem that pydantic found."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return _sentence(f"{where}: {message}")
@@ -174,7 +174,7 @@ def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
         expected = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
         near = get_close_matches(error["input"], expected, n=1, cutoff=0.5)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{where}: {key}: {message}, not {error['input']!r}.{hint}"
+    return f"{where}: {key}: {message}, got {error['input']!r}.{hint}"
 
 
 def _sentence(text: str) -> str:

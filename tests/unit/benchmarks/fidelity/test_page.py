@@ -56,9 +56,9 @@ def test_methods_stand_beside_plain_of_the_same_size() -> None:
     assert "| 4.20 MB (rank 4) | 40.0 (38.0) | 70.0 (68.0) | +30.0 | 0 |" in page
     assert "| 4.20 MB (rank 4) | 39.0 (37.0) | 69.0 (67.0) | +30.0 | 0 |" in page
     assert "| rank 4 | -40.0 | 3.20 / 4.20 | 40.0 / 3.9 |" in page
-    assert "plain's file of the lowest rank holds 1.00 MB" in page
+    assert "plain's file of the lowest rank contains 1.00 MB" in page
     assert "| 1.80 MB, fp16 | -40.0 | -20.0 | -50.0 | -30.0 |" in page
-    assert "statistics not included (full is the calibrated one, each file of it also run): plain 7 s, full 7 s" in page
+    assert "without statistics (full is the calibrated set, including a run of each file): plain 7 s, full 7 s" in page
     assert "Measuring statistics: full 31 s, photos 2 s." in page
     assert "\n\n\n" not in page
 

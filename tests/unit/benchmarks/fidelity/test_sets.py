@@ -97,7 +97,7 @@ def test_images_are_spread_over_the_list() -> None:
 
 
 def test_images_that_are_measured_are_not_calibrated_on(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds images that are measured on"):
+    with pytest.raises(SystemExit, match="contains held-out images"):
         main(["--work", str(tmp_path), "--calibration_images", str(bundled.PAIRS / "*.source.png")])
 
 

@@ -91,10 +91,10 @@ def test_the_sections_say_what_was_measured() -> None:
     page = report(results(**EVERYTHING))
     assert "8.0 s to read the files and subtract; 5.0 s for the products" in page
     assert "1.00 TFLOP in bf16; 3.0 s for the last product" in page
-    assert "Together 16.0 s, 1.60 x the bare pass" in page
-    assert "In 2 runs in turns the copy took 10.0 to 11.0 s after imports, fuse 25.0 to 26.0 s." in page
+    assert "In total 16.0 s, 1.60 x the bare pass" in page
+    assert "In 2 alternating runs the copy took 10.0 to 11.0 s after imports, fuse 25.0 to 26.0 s." in page
     assert "| LoRA live (rank 32/16) | 2.50 s | 1.250 | 0.20 s |" in page
-    assert "(1,234,567 numbers)" in page
+    assert "(1,234,567 parameters)" in page
     assert "12.0 s per optimizer step over 3 steps" in page
     assert "| machine, extract, svd," in page
     assert "The pair: seed 0; dtype bf16.\n" in page

@@ -40,15 +40,15 @@ STEP_TIME: dict[str, Any] = {
 def test_what_was_measured_is_on_the_page() -> None:
     text = report({"scratch": SCRATCH, "step_time": STEP_TIME})
     assert "| LoRA | 23.25 | 10.00 | 50 % |" in text
-    assert "1,200 steps of 16 pairs out of 3,000 renders, in 30 minutes (1.50 s a step)" in text
+    assert "1,200 steps of 16 pairs out of 3,000 renders, in 30 minutes (1.50 s per step)" in text
     assert "-0.25 dB (0.03) whole, +0.00 dB (0.03) inside." in text
     assert "`python -m benchmarks.training`, 2026-01-02, A CPU, 2 of 4 cores." in text
     assert "| lbm-lora train | 0.500 s | 0.900 (0.800 to 1.100) | 0.600 s | 1.000 (1.000 to 1.000) |" in text
 
 
 def test_only_what_was_measured_is_on_the_page() -> None:
-    assert "loop by hand" not in report({"scratch": SCRATCH})
-    assert "from nothing" not in report({"step_time": STEP_TIME})
+    assert "hand-written loop" not in report({"scratch": SCRATCH})
+    assert "from scratch" not in report({"step_time": STEP_TIME})
 
 
 def test_the_page_keeps_what_is_around_its_markers(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_page_keeps_what_is_around_its_markers(tmp_path: Path) -> None:
     (tmp_path / "scratch.json").write_text(json.dumps(SCRATCH))
     write_page(tmp_path, page)
     text = page.read_text()
-    assert text.startswith(f"before\n{BEGIN}A LoRA from nothing")
+    assert text.startswith(f"before\n{BEGIN}A LoRA trained from scratch")
     assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
 
@@ -66,7 +66,7 @@ def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
     page = tmp_path / "training.md"
     page.write_text("text")
     (tmp_path / "scratch.json").write_text(json.dumps(SCRATCH))
-    with pytest.raises(SystemExit, match=r"training\.md has not both markers"):
+    with pytest.raises(SystemExit, match=r"training\.md lacks a marker"):
         write_page(tmp_path, page)
     assert page.read_text() == "text"
 

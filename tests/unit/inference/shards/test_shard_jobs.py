@@ -37,7 +37,7 @@ def test_what_headers_say_is_counted(tmp_path: Path, write_shard: Callable[..., 
     shard.write_bytes(shard.read_bytes()[:1024])
     (job,) = plan(tmp_path, shard)
     assert job.samples == 2  # the lost end counts as one
-    assert job.skipped == (Skipped("a.tar", "the shard ends or is damaged at byte 1024; what follows is lost"),)
+    assert job.skipped == (Skipped("a.tar", "the shard ends or is damaged at byte 1024; the rest is lost"),)
 
 
 def test_too_much_is_refused(tmp_path: Path, write_shard: Callable[..., Path]) -> None:

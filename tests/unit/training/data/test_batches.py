@@ -153,11 +153,11 @@ def test_one_shape_gets_all_budgets_over_the_epochs(fake_dataset: Callable[..., 
 def test_notes_say_what_is_left_out_and_what_repeats(fake_dataset: Callable[..., PairDataset]) -> None:
     batches = BucketBatches(fake_dataset([SQUARE] * 10 + [WIDE] * 3), 2, seed=0, world=2)
     assert batches.notes() == [
-        "each epoch leaves out 2 of 13 samples, which do not fill a batch of one shape, others each time.",
-        "the shape of 96x40 has 3 of the 4 samples of a batch: they repeat in it.",
+        "each epoch skips 2 of 13 samples that do not fill a batch of one shape, different ones each time.",
+        "shape 96x40 has only 3 of the 4 samples of a batch: they repeat.",
     ]
     assert BucketBatches(fake_dataset([SQUARE] * 9), 4, seed=0, shuffle=False).notes() == [
-        "each epoch leaves out 1 of 9 samples, which do not fill a batch of one shape."
+        "each epoch skips 1 of 9 samples that do not fill a batch of one shape."
     ]
     assert BucketBatches(fake_dataset([SQUARE] * 8), 4, seed=0).notes() == []
     assert BucketBatches(fake_dataset([SQUARE] * 3), 2, seed=0, cover=True).notes() == []

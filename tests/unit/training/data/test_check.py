@@ -30,7 +30,7 @@ def test_a_sound_data_set(write_pairs: Callable[..., Path]) -> None:
         sizes=(SizeCount(width=64, height=64, samples=5),),
         buckets=(SizeCount(width=64, height=64, samples=5),),
         steps=2,
-        notes=("each epoch leaves out 1 of 5 samples, which do not fill a batch of one shape, others each time.",),
+        notes=("each epoch skips 1 of 5 samples that do not fill a batch of one shape, different ones each time.",),
         masks=5,
         mask_share=0.5,
     )
@@ -63,7 +63,7 @@ def test_sizes_and_buckets(write_pairs: Callable[..., Path], png: Callable[..., 
     assert found.buckets == (SizeCount(width=80, height=48, samples=2), SizeCount(width=64, height=64, samples=1))
     assert found.masks == 0
     assert found.mask_share is None
-    assert found.notes == ("the shape of 64x64 has 1 of the 2 samples of a batch: they repeat in it.",)
+    assert found.notes == ("shape 64x64 has only 1 of the 2 samples of a batch: they repeat.",)
 
 
 def test_nothing_readable_is_an_error(write_pairs: Callable[..., Path]) -> None:

@@ -116,7 +116,8 @@ def test_nothing_readable_is_an_error(write_pairs: Callable[..., Path]) -> None:
     for path in folder.iterdir():
         cut(path)
     with pytest.raises(
-        DataError, match=r"pairs: no sample can be read: 001 \(.*001\.source\.png ends at byte \d+, within a"
+        DataError,
+        match=r"pairs: no sample can be read; the first is 001 \(.*001\.source\.png ends at byte \d+, within a",
     ):
         dataset[1]
 
@@ -133,7 +134,7 @@ def test_an_image_that_is_not_what_its_header_said(write_pairs: Callable[..., Pa
     dataset = opened(folder, max_corrupt=0.5)
     path = folder / "000.source.png"
     path.write_bytes(png(0, (64, 32)).ljust(path.stat().st_size, b"\0"))
-    assert dataset[0].skipped == (Skipped("000", "source: it is 64x32, and was found as 64x64"),)
+    assert dataset[0].skipped == (Skipped("000", "source: it is 64x32, but was 64x64 before"),)
 
 
 def test_the_account_stops_at_the_limit(write_pairs: Callable[..., Path]) -> None:
@@ -146,7 +147,7 @@ def test_the_account_stops_at_the_limit(write_pairs: Callable[..., Path]) -> Non
     dataset.count([Skipped("001", "cut")])
     assert [item.key for item in dataset.skipped] == ["007", "001"]
     with pytest.raises(
-        DataError, match=r"3 of 20 samples cannot be used \(15\.0 %\): .*002 \(cut\), and max_corrupt is 10 %"
+        DataError, match=r"3 of 20 samples cannot be used \(15\.0 %\): .*002 \(cut\), but max_corrupt is 10 %"
     ):
         dataset.count([Skipped("002", "cut")])
 

@@ -116,7 +116,7 @@ def test_the_limit_of_corrupt_samples() -> None:
         check_corrupt("here", skipped, 99, 0.05)
     assert str(raised.value) == (
         "here: 5 of 99 samples cannot be used (5.1 %): 000 (it is broken), 001 (it is broken), 002 (it is broken) and "
-        "2 more, and max_corrupt is 5 %. `lbm-lora data check` lists them all."
+        "2 more, but max_corrupt is 5 %. `lbm-lora data check` lists them all."
     )
     with pytest.raises(DataError, match=r"5 of 5 samples"):
         check_corrupt("here", skipped, 5, 1.0)

@@ -74,7 +74,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = cache.path(PAIR, (64, 64))
     cache.save(path, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"\.safetensors holds no latents: .* Delete it, and they are computed again"):
+    with pytest.raises(DataError, match=r"\.safetensors is damaged: .* Delete it to compute its latents again"):
         cache.load(PAIR, (64, 64))
 
 
@@ -190,5 +190,5 @@ def test_progress_is_told(write_pairs: Callable[..., Path], tmp_path: Path) -> N
 
 def test_an_empty_cache_is_an_error(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
     dataset = opened(write_pairs()).with_latents(LatentCache(tmp_path / "cache", "vae"), images=False)
-    with pytest.raises(DataError, match=r"pairs: .*latents has no latents of 001 at 64x64\."):
+    with pytest.raises(DataError, match=r"pairs: .*latents has no latents for 001 at 64x64\."):
         dataset[1]

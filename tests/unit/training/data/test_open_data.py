@@ -119,7 +119,7 @@ def test_shards_without_samples(write_shard: Callable[..., Path]) -> None:
 
 
 def test_a_split_without_data(shards: str) -> None:
-    with pytest.raises(ConfigError, match=r"no validation pairs\. Give validation_shards or validation_folder"):
+    with pytest.raises(ConfigError, match=r"no validation pairs\. Set validation_shards or validation_folder"):
         open_data(DataSettings(train_shards=(shards,)), "validation", seed=0)
 
 
@@ -199,8 +199,8 @@ def test_nothing_of_either_layout_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         find_pairs(tmp_path, ALL)
     assert str(raised.value) == (
-        f"{tmp_path} holds no pairs: neither NAME.source.png beside NAME.target.png, nor folders source/ and target/ "
-        "with images of equal names."
+        f"{tmp_path} holds no pairs: neither NAME.source.png next to NAME.target.png, nor folders source/ and target/ "
+        "with images of the same names."
     )
 
 

@@ -86,7 +86,7 @@ def test_names_that_become_the_same_are_refused(write_pairs: Callable[..., Path]
     for name in ("a.b", "a_b"):
         for role in ("source", "target"):
             (folder / f"{name}.{role}.png").write_bytes((folder / f"000.{role}.png").read_bytes())
-    with pytest.raises(DataError, match=r"names in shards have no dots, .* are the same: a\.b, a_b\."):
+    with pytest.raises(DataError, match=r"names in shards cannot have dots, and .* are the same: a\.b, a_b\."):
         packed(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -97,7 +97,7 @@ def test_a_folder_with_something_in_it_is_left_alone(write_pairs: Callable[..., 
     packed(folder, tmp_path / "out")  # an empty one is fine
     before = sorted(path.name for path in tmp_path.rglob("*"))
     for taken in (tmp_path / "out", tmp_path / "out" / "pairs-000000.tar", folder):
-        with pytest.raises(OutputError, match=r"is there already\. Name a new folder, or an empty one\."):
+        with pytest.raises(OutputError, match=r"already exists\. Give a new or an empty folder\."):
             packed(folder, taken)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 

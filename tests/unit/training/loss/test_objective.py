@@ -80,13 +80,13 @@ def test_log_normal() -> None:
         (
             {"selected_timesteps": (500.0,)},
             UNIFORM,
-            "selected_timesteps is only used with timestep_sampling custom_timesteps, and the base's own is uniform. "
+            "selected_timesteps needs timestep_sampling custom_timesteps, but the base's own is uniform. "
             "Add timestep_sampling: custom_timesteps, or remove selected_timesteps.",
         ),
         (
             {"logit_std": 1.0},
             DEPTH,
-            "logit_std is only used with timestep_sampling log_normal, and the base's own is custom_timesteps. "
+            "logit_std needs timestep_sampling log_normal, but the base's own is custom_timesteps. "
             "Add timestep_sampling: log_normal, or remove logit_std.",
         ),
         (
@@ -94,7 +94,7 @@ def test_log_normal() -> None:
             UNIFORM,
             "timestep_sampling custom_timesteps needs selected_timesteps: the base's own has none.",
         ),
-        ({"prob": (0.5, 0.5)}, DEPTH, "prob has 2 values and selected_timesteps has 4. Give one for each."),
+        ({"prob": (0.5, 0.5)}, DEPTH, "prob has 2 values, but selected_timesteps has 4. Give one for each."),
     ],
 )
 def test_keys_that_do_not_go_with_the_base(run: dict[str, Any], base: LBMConfig, message: str) -> None:

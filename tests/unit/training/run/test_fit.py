@@ -15,10 +15,10 @@ Config = Callable[..., TrainConfig]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"base_dtype": "fp16"}, "base_dtype fp16: training computes in bf16 or fp32"),
-        ({"base_dtype": "bf16"}, "precision 32 computes in fp32, and base_dtype bf16"),
+        ({"base_dtype": "fp16"}, "base_dtype must be bf16 or float, got fp16"),
+        ({"base_dtype": "bf16"}, "precision 32 computes in fp32, but base_dtype bf16"),
         ({"strategy": "no_such"}, "strategy no_such on 1 x 1 cpu: .*no_such"),
-        ({"accumulate": 1000}, "do not fill one step of accumulate 1000"),
+        ({"accumulate": 1000}, "do not fill one step with accumulate 1000"),
     ],
 )
 def test_impossible_settings(config: Config, values: dict[str, Any], message: str) -> None:

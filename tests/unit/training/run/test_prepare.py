@@ -71,13 +71,13 @@ def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config
     resumed = prepared(config(learning_rate=1e-3), notes)
     assert resumed.done == 2
     assert notes.lines == [
-        "the run goes on after step 2.",
+        "resuming after step 2.",
         "changed since its last save: learning_rate: 0.01 -> 0.001.",
     ]
-    with pytest.raises(ConfigError, match=r"state of another run: lora_rank is 2 there and 3 now"):
+    with pytest.raises(ConfigError, match=r"state of another run: lora_rank was 2 and is now 3"):
         prepared(config(lora_rank=3))
     save_state(replace(state, identity={}), RunFolder(chosen.save_ckpt_path).state)
-    with pytest.raises(ConfigError, match=r"state of another run: mode is None there"):
+    with pytest.raises(ConfigError, match=r"state of another run: mode was None"):
         prepared(chosen)
 
 

@@ -31,7 +31,7 @@ def test_means_and_times_between_two_readings(monkeypatch: pytest.MonkeyPatch) -
     clock[0] += 5
     meter.add(torch.tensor(7.0))
     assert meter.read() == (torch.tensor(7.0), 5.0)
-    with pytest.raises(AssertionError, match="nothing was measured"):
+    with pytest.raises(AssertionError, match="no forward pass was recorded"):
         meter.read()
 
 

@@ -11,7 +11,7 @@ Said = Callable[..., str]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train_folder": None}, "there is nothing to train on. Give train_shards or train_folder."),
+        ({"train_folder": None}, "no training data is given. Set train_shards or train_folder."),
         ({"train_shards": ["a.tar"]}, "train_shards and train_folder cannot both be given. Remove one of them."),
         (
             {"validation_shards": ["a.tar"], "validation_folder": "held-out"},
@@ -25,12 +25,12 @@ Said = Callable[..., str]
         ({"image_size": []}, "image_size is empty. Give at least one, as in [512]."),
         (
             {"image_size_prob": [0.5, 0.5]},
-            "image_size_prob has 2 values and image_size has 1. Give one for each.",
+            "image_size_prob has 2 values, but image_size has 1. Give one for each.",
         ),
-        ({"image_size": [64, 128], "image_size_prob": [0.5, 0.25]}, "image_size_prob must add up to 1, not 0.75."),
+        ({"image_size": [64, 128], "image_size_prob": [0.5, 0.25]}, "image_size_prob must add up to 1, got 0.75."),
         (
             {"mask_key": "source.jpg"},
-            "source_key, target_key and mask_key must differ, not be source.jpg, target.jpg, source.jpg.",
+            "source_key, target_key and mask_key must differ, got source.jpg, target.jpg, source.jpg.",
         ),
         (
             {"cache_latents": True, "cache_dir": "c", "flip": True},
@@ -40,7 +40,7 @@ Said = Callable[..., str]
             {"cache_latents": True, "cache_dir": "c", "random_crop": True},
             "cache_latents cannot be used with random_crop, which changes the pairs every epoch.",
         ),
-        ({"cache_latents": True}, "cache_latents needs cache_dir, the folder that the latents are kept in."),
+        ({"cache_latents": True}, "cache_latents needs cache_dir, the folder for the latents."),
     ],
 )
 def test_pairs_that_cannot_be(said: Said, values: dict[str, Any], message: str) -> None:

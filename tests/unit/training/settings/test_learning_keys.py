@@ -14,7 +14,7 @@ Said = Callable[..., str]
         ({"optimizer": "adamw"}, "optimizer 'adamw' is not a class of torch.optim. Did you mean 'AdamW'?"),
         (
             {"optimizer": "LBFGS"},
-            "optimizer LBFGS cannot train here: it evaluates the loss several times in a step.",
+            "optimizer LBFGS is not supported: it evaluates the loss several times in a step.",
         ),
         (
             {"optimizer_kwargs": {"weight_decy": 0}},
@@ -22,32 +22,32 @@ Said = Callable[..., str]
         ),
         (
             {"optimizer_kwargs": {"lr": 1.0}},
-            "optimizer_kwargs.lr cannot be given: it is learning_rate.",
+            "optimizer_kwargs.lr is not allowed. Use learning_rate.",
         ),
         (
             {"optimizer_kwargs": {"eps": -1}},
-            "AdamW refuses optimizer_kwargs {'eps': -1}: Invalid epsilon value: -1.",
+            "AdamW rejects optimizer_kwargs {'eps': -1}: Invalid epsilon value: -1.",
         ),
         (
             {"warmup_steps": 10, "max_steps": 10},
-            "warmup_steps is 10 and max_steps 10: the learning rate would never be reached.",
+            "warmup_steps is 10 and max_steps 10: the warm-up would never end.",
         ),
         (
             {"latent_loss_weight": 0},
-            "latent_loss_weight and pixel_loss_weight are both 0: there is no loss.",
+            "latent_loss_weight and pixel_loss_weight are both 0. At least one must be above 0.",
         ),
         (
             {"selected_timesteps": [500.0], "prob": [0.5, 0.5]},
-            "prob has 2 values and selected_timesteps has 1. Give one for each.",
+            "prob has 2 values, but selected_timesteps has 1. Give one for each.",
         ),
         ({"selected_timesteps": []}, "selected_timesteps is empty. Give at least one, or remove the key."),
         (
             {"timestep_sampling": "uniform", "prob": [1.0]},
-            "prob is only used with timestep_sampling custom_timesteps, and it is uniform.",
+            "prob needs timestep_sampling custom_timesteps, but it is uniform.",
         ),
         (
             {"timestep_sampling": "uniform", "logit_std": 1.0},
-            "logit_std is only used with timestep_sampling log_normal, and it is uniform.",
+            "logit_std needs timestep_sampling log_normal, but it is uniform.",
         ),
     ],
 )

@@ -13,46 +13,45 @@ Said = Callable[..., str]
     [
         (
             {"base_model_path": None},
-            "there is no base. Give base_model_path, or backbone_signature to make it from.",
+            "no base is given. Set base_model_path, or backbone_signature to create it from.",
         ),
         (
             {"lora_rank": None},
-            "there is no LoRA to train. Give lora_rank for a new one, lora_weights_path to continue one, or "
-            "mode: full.",
+            "there is no LoRA to train. Set lora_rank for a new one, lora_weights_path to continue one, or mode: full.",
         ),
         (
             {"lora_weights_path": "lora.safetensors"},
-            "lora_weights_path and lora_rank cannot both be given: modules, ranks and alphas are those of the file. "
+            "lora_weights_path and lora_rank cannot both be given: the file defines modules, ranks and alphas. "
             "Remove lora_rank, or lora_weights_path to train a new LoRA.",
         ),
         (
             {"lora_weights_path": "lora.safetensors", "lora_rank": None, "lora_target_modules": ["attn1"]},
-            "lora_weights_path and lora_target_modules cannot both be given: modules, ranks and alphas are those of "
-            "the file. Remove lora_target_modules, or lora_weights_path to train a new LoRA.",
+            "lora_weights_path and lora_target_modules cannot both be given: the file defines modules, ranks and "
+            "alphas. Remove lora_target_modules, or lora_weights_path to train a new LoRA.",
         ),
         (
             {"mode": "full"},
-            "mode full trains every parameter, and lora_rank is only used with mode lora. Remove it.",
+            "mode full trains every parameter, but lora_rank needs mode lora. Remove it.",
         ),
         (
             {"mode": "full", "lora_rank": None, "trainable_lora_modules": ["attn1"]},
-            "mode full trains every parameter, and trainable_lora_modules is only used with mode lora. Remove it.",
+            "mode full trains every parameter, but trainable_lora_modules needs mode lora. Remove it.",
         ),
         (
             {"mode": "full", "lora_rank": None, "lora_plus_ratio": 16.0},
-            "mode full trains every parameter, and lora_plus_ratio is only used with mode lora. Remove it.",
+            "mode full trains every parameter, but lora_plus_ratio needs mode lora. Remove it.",
         ),
         (
             {"mode": "full", "lora_rank": None, "lora_alpha_is": "rank"},
-            "mode full trains every parameter, and lora_alpha_is is only used with mode lora. Remove it.",
+            "mode full trains every parameter, but lora_alpha_is needs mode lora. Remove it.",
         ),
         (
             {"lora_alpha_is": "file"},
-            "lora_alpha_is is about the file of lora_weights_path, which is not given. Remove it.",
+            "lora_alpha_is needs lora_weights_path, which is not given. Remove it.",
         ),
         (
             {"trainable_lora_modules": []},
-            "trainable_lora_modules is empty, which selects nothing. null, or no such key, takes all modules.",
+            "trainable_lora_modules is empty, which selects nothing. Set it to null for all modules.",
         ),
         (
             {"rank_pattern": {"re:(": 4}},
@@ -61,9 +60,9 @@ Said = Callable[..., str]
         ),
         (
             {"init_lora": "pisa"},
-            "init_lora 'pisa' is not known. Take one of default, gaussian, pissa, pissa_niter_N, olora, orthogonal.",
+            "unknown init_lora 'pisa'. Choose one of default, gaussian, pissa, pissa_niter_N, olora, orthogonal.",
         ),
-        ({"init_lora": "orthogonal", "lora_rank": 3}, "init_lora orthogonal needs even ranks, and lora_rank is 3."),
+        ({"init_lora": "orthogonal", "lora_rank": 3}, "init_lora orthogonal needs even ranks, but lora_rank is 3."),
     ],
 )
 def test_models_that_cannot_be(said: Said, values: dict[str, Any], message: str) -> None:

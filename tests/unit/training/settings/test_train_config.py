@@ -203,10 +203,10 @@ def test_any_values_are_written_and_read(
     [
         (
             {"wandb_project": "relight", "logger": "csv"},
-            "wandb_project is only used with logger wandb, and it is csv.",
+            "wandb_project needs logger wandb, but it is csv.",
         ),
         ({"logger": "wandb"}, "logger wandb needs wandb_project."),
-        ({"device": "cuda:1", "devices": 2}, "device cuda:1 is one device, and devices is 2."),
+        ({"device": "cuda:1", "devices": 2}, "device cuda:1 is a single device, but devices is 2."),
         ({"num_steps": []}, "num_steps is empty. Give at least one, as in [1, 2, 4]."),
         (
             {"best_metric": "psnr"},
@@ -233,7 +233,7 @@ def test_files_that_a_run_reads_are_looked_for(tmp_path: Path, key: str) -> None
         config.check_files()
     text = str(caught.value)
     assert text.startswith(f"{key}: {tmp_path / key} does not exist. ")
-    assert text.endswith(" Relative paths count from the current folder.")
+    assert text.endswith(" Relative paths start from the current folder.")
 
 
 def test_a_base_that_is_made_need_not_be_there(tmp_path: Path) -> None:
