@@ -1,4 +1,4 @@
-"""Measure how well base + LoRA gives back the tuned model: `lbm-lora validate` with the documented default paths."""
+"""Measure how well base + LoRA reproduces the tuned model: `lbm-lora validate` with the documented default paths."""
 
 import sys
 

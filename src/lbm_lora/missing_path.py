@@ -1,4 +1,4 @@
-"""What to say of a path that is not there: the nearest name in its folder, or what the folder holds."""
+"""Report a missing path: the nearest name in its folder, or the contents of the folder."""
 
 import os
 from collections import Counter
@@ -9,20 +9,20 @@ from pathlib import Path
 
 from lbm_lora.errors import listing, plural
 
-_MOST_LOOKED_AT = 10_000  # entries of a folder: a data set's may have millions
+_MOST_LOOKED_AT = 10_000  # entries of a folder: data sets may have millions
 _MOST_KINDS = 3
 
 
 def not_there(path: Path, suffixes: Collection[str] = ()) -> str:
-    """`x/model.ckpt does not exist. Did you mean x/model.safetensors?`: an error's first sentence or two.
+    """`x/model.ckpt does not exist. Did you mean x/model.safetensors?`: the first sentences of an error.
 
     Args:
-        suffixes: of the files that would do, lower case with the dot; by default every name is a candidate.
+        suffixes: suffixes of usable files, lower case with the dot; by default every name is a candidate.
     """
     text = f"{path} does not exist."
     missing = path
     while not missing.parent.is_dir() and missing != missing.parent:
-        missing = missing.parent  # the first part of the path that is not there
+        missing = missing.parent  # the first missing part of the path
     folder = missing.parent
     if missing != path:
         near = _nearest(missing.name, [entry for entry in _entries(folder) if entry.is_dir()])

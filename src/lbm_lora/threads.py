@@ -1,4 +1,4 @@
-"""How many threads a program of ours computes with: one for a small model, every core for a large one.
+"""Choose the number of threads of a program: one for a small model, every core for a large one.
 
 torch takes every core by default, and its threads spin while they wait for each other. In a small model each product is
 so short that the waiting is most of the work, and on a machine with other load it takes many times as long.
@@ -30,11 +30,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass
 class _Choice:
-    """What the running program has chosen.
+    """Choice of the running program.
 
     Attributes:
-        most: threads of a large model, and of work on many tensors.
-        is_fixed: the user has given that number, for models of every size.
+        most: threads for a large model, and for work on many tensors.
+        is_fixed: whether the user has given that number, for models of every size.
         say: takes one line for the user; each line once.
         said: the last line.
     """
@@ -58,10 +58,10 @@ def sleep_while_waiting() -> None:
 
 @contextmanager
 def chosen_threads(asked: int | None, say: Callable[[str], None]) -> Generator[None]:
-    """A program, in which models set torch's number of threads. Afterwards it is as before.
+    """Let models set torch's number of threads within the block, and restore it afterwards.
 
     Args:
-        asked: the user's number, at least 1. None: OMP_NUM_THREADS where it is set, else by the model.
+        asked: the user's number, at least 1. None: OMP_NUM_THREADS if it is set, else by the model's size.
         say: takes one line that the user should read.
 
     Raises:
@@ -69,7 +69,7 @@ def chosen_threads(asked: int | None, say: Callable[[str], None]) -> Generator[N
     """
     if asked is not None and asked < 1:
         raise ConfigError(Option("threads"), f" must be at least 1, got {asked}.")
-    import torch  # not before it is needed: the command line imports this module to answer --help
+    import torch  # imported late: the command line imports this module to answer --help
 
     before, variable = torch.get_num_threads(), os.environ.get(_VARIABLE)
     is_fixed = asked is not None or variable is not None
@@ -91,7 +91,7 @@ def fit_threads(parameters: int) -> None:
     """Set torch's number of threads for a model, within `chosen_threads`; elsewhere do nothing.
 
     Args:
-        parameters: of the model, all networks together.
+        parameters: number of parameters of the model, all networks together.
     """
     choice = _choice.get()
     if choice is None or choice.is_fixed:
@@ -105,7 +105,7 @@ def fit_threads(parameters: int) -> None:
 
 
 def share_cores(processes: int) -> None:
-    """Part the threads of a program among its processes on this machine, unless the user has given their number."""
+    """Divide the threads of a program among its processes on this machine, unless the user has given their number."""
     choice = _choice.get()
     if choice is not None and not choice.is_fixed:
         choice.most = max(1, choice.most // processes)
@@ -113,20 +113,20 @@ def share_cores(processes: int) -> None:
 
 
 def worker_count() -> int:
-    """Threads for work on many tensors, each of which one thread computes: the size of a model does not matter."""
+    """Return the threads for work on many tensors, each computed by one thread: the size of a model does not matter."""
     choice = _choice.get()
     return torch_threads() if choice is None else choice.most
 
 
 def torch_threads() -> int:
-    """torch's own number of threads."""
+    """Return torch's own number of threads."""
     import torch
 
     return torch.get_num_threads()
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, at least 1: its affinity, and the CPU quota of its container, rounded up."""
+    """Return the cores that this process may use, at least 1: its affinity and its container CPU quota, rounded up."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(affinity, _quota())))
 
@@ -136,7 +136,7 @@ def _quota() -> float:
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = " ".join((_CGROUP / file).read_text(encoding="ascii") for file in files).split()
-            if quota.isdecimal() and int(quota) > 0:  # `max` and -1 stand for no limit
+            if quota.isdecimal() and int(quota) > 0:  # `max` and -1 mean no limit
                 return int(quota) / int(period)
         except (OSError, ValueError):
             continue

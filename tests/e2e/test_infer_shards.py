@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     assert len(done) == (moment in ("after 3", "within 4"))
     said = run([*infer, "--output_path", str(folder)])
     assert f"of {3 - len(done)} shards into" in said
-    assert re.search(rf"; {len(done)} shards? already there\.", said)
+    assert re.search(rf"; {len(done)} shards? already existed\.", said)
     assert contents(folder) == unbroken
 
 
@@ -126,7 +126,7 @@ def test_sigterm_drops_the_shard_in_work_and_exits_with_0(
     folder = tmp_path / "out"
     said = run(["-c", signalled(infer, folder, "within 3", "SIGTERM")])
     assert said.startswith("Stopped by SIGTERM. Translated 2 images of 1 shard into")
-    assert said.endswith("The same command goes on from there.\n")
+    assert said.endswith("Run the same command to resume.\n")
     assert sorted(contents(folder)) == ["000.tar", "000.tar.json", "infer.json"]
     run([*infer, "--output_path", str(folder)])
     assert contents(folder) == unbroken
@@ -148,7 +148,7 @@ def test_several_processes_are_one(infer: list[str], unbroken: dict[str, bytes],
     assert contents(folder) == unbroken
     said = run(words)
     assert said.count("Translated 0 images of 0 shards into") == 1
-    assert "3 shards already there" in said
+    assert "3 shards already existed" in said
     (folder / "001.tar").unlink()
     assert "Translated 2 images of 1 shard into" in run(words)
     assert contents(folder) == unbroken

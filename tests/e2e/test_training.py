@@ -208,7 +208,7 @@ def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Pat
         os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    assert re.match(r"Stopped by SIGTERM after step \d+ of 100,000, and saved\. The same command goes on", out)
+    assert re.match(r"Stopped by SIGTERM after step \d+ of 100,000, and saved\. Run the same command to resume", out)
     assert (tmp_path / "run/last.safetensors").exists()
     assert (tmp_path / "run/resume.pt").exists()
 

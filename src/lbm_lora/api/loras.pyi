@@ -66,18 +66,18 @@ def extract(
         keep_energy: Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %).
         max_module_error: Give each layer the rank that keeps its relative error at or below this: above 0, up to 1
             (0.3: 30 %).
-        check: Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct the predicted
-            error by the result.
+        check: Run a calibrated LoRA at the check points in the statistics, in fp32, and correct the predicted error
+            with the result.
         include: Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX.
             Default: all.
         exclude: Leave out tensors that match one of these patterns. Wins over include.
-        target_coverage: Extract these layers: all of them (full), attn1 and attn2 alone (attention), or also
+        target_coverage: Extract these layers: all of them (full), only attn1 and attn2 (attention), or also
             feed-forward and projections (extended).
-        dense: Keep the changes of biases and norms, as dense deltas.
+        dense: Keep the changes of biases and norms as dense deltas.
         save_precision: Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times
             finer in the same bytes. int8 fits twice the ranks into a file, which only lbm-lora can read.
         min_diff: Leave out tensors whose largest change is below this. The ledger lists them.
-        device: Decompose matrices on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+        device: Decompose matrices on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         config_path: LBM's config.yaml for create_base_model. Default: the one next to the tuned checkpoint.
 
     Returns:
@@ -135,18 +135,18 @@ def extract_several(
         keep_energy: Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %).
         max_module_error: Give each layer the rank that keeps its relative error at or below this: above 0, up to 1
             (0.3: 30 %).
-        check: Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct the predicted
-            error by the result.
+        check: Run a calibrated LoRA at the check points in the statistics, in fp32, and correct the predicted error
+            with the result.
         include: Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX.
             Default: all.
         exclude: Leave out tensors that match one of these patterns. Wins over include.
-        target_coverage: Extract these layers: all of them (full), attn1 and attn2 alone (attention), or also
+        target_coverage: Extract these layers: all of them (full), only attn1 and attn2 (attention), or also
             feed-forward and projections (extended).
-        dense: Keep the changes of biases and norms, as dense deltas.
+        dense: Keep the changes of biases and norms as dense deltas.
         save_precision: Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times
             finer in the same bytes. int8 fits twice the ranks into a file, which only lbm-lora can read.
         min_diff: Leave out tensors whose largest change is below this. The ledger lists them.
-        device: Decompose matrices on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+        device: Decompose matrices on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         config_path: LBM's config.yaml for create_base_model. Default: the one next to the tuned checkpoint.
 
     Returns:
@@ -186,17 +186,16 @@ def compress(
         size: Largest size of the LoRA file (50MB, 800KB). Default: a fiftieth of the tuned checkpoint's size.
         output: Write everything to this folder. Default: NAME_lora in the current folder.
         base_model_path: The base. Default: the exact_base.safetensors in the output folder or next to the tuned
-            checkpoint. Where there is none, it is made.
+            checkpoint. If there is none, it is made.
         backbone_signature: Make the base from this backbone: hub id, folder or file. Default: that of config.yaml,
             else SDXL on the hub.
-        device: Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+        device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         name: Name of the LoRA: NAME_lora.safetensors. Default: the checkpoint's name, or the folder's of a
             model.safetensors.
-        calibration: Use these statistics of an earlier run (calibration.safetensors in its folder), to make another
-            size without measuring again. images are then for the comparison alone.
-        count: Calibrate on this many images at most, evenly spread over those that are given.
-        save_precision: Precision of the LoRA file. int8 holds twice the ranks, for lbm-lora alone: other programs
-            do not read it.
+        calibration: Reuse these statistics of an earlier run (calibration.safetensors in its folder) to make
+            another size without measuring again. images are then used only for the comparison.
+        count: Calibrate on at most this many images, evenly spread over the given ones.
+        save_precision: Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it.
         seed: Seed for the bridge noise.
         torch_dtype: Precision of the networks in the comparison. Below float, their rounding hides small
             differences.

@@ -47,7 +47,7 @@ def validate(
             trained for (1 2 4).
         size: Run images at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
-        device: Run images on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps.
+        device: Run images on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps.
         exclude: Leave these tensors out of the comparison: part of a name, a glob, or re:REGEX.
         lpips_weights: Also measure LPIPS on images, with this file of VGG16, AlexNet or SqueezeNet (torchvision's
             names).
@@ -55,11 +55,11 @@ def validate(
             file, torchvision downloads the weights.
         seed: Seed for the bridge noise.
         torch_dtype: Run images in this precision.
-        lora_alpha_is: What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file).
-            auto: the rank in files of the earlier implementation, else what it says.
+        lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
+            files of the earlier implementation, else file.
         config_path: Read LBM's config.yaml from here, for checkpoints that have none in them or next to them.
-        allow_other_base: Go on if the LoRA was made from another base.
-        allow_unmatched: Go on if keys of the LoRA match nothing.
+        allow_other_base: Continue even if the LoRA was made from another base.
+        allow_unmatched: Continue even if keys of the LoRA match nothing.
 
     Returns:
         What was measured: `weights`, and with `images` also `outputs`.
@@ -103,20 +103,20 @@ def refine(
             written.
         progress: a listener.
         steps: Optimizer steps.
-        batch_size: Points of the bridge per step. They go through the network together: take 1 or 2 for the
+        batch_size: Points of the bridge per step. They pass through the network together: use 1 or 2 for the
             full-size model.
         size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
-        device: Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+        device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         learning_rate: Learning rate, relative to the root mean square of each tensor's values times the error of
             the given LoRA.
-        mirror: Learn from mirrored images too.
-        timesteps: Learn only at these of the trained timesteps. Default: all of them, drawn by their probability.
+        mirror: Also train on mirrored images.
+        timesteps: Train only at these of the trained timesteps. Default: all of them, drawn by their probability.
         seed: Seed for the bridge noise and the order of the images.
         save_precision: Store the LoRA in this precision. Default: that of the given LoRA.
         torch_dtype: Run the networks in this precision. bf16 cannot see errors below about 1 %.
-        lora_alpha_is: What alpha in the LoRA file means: the rank, a scaling of 1 (rank), or what it says (file).
-            auto: the rank in files of the earlier implementation, else what it says.
+        lora_alpha_is: Meaning of alpha in the LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
+            files of the earlier implementation, else file.
         config_path: Read LBM's config.yaml from here, for checkpoints that have none in them or next to them.
 
     Returns:

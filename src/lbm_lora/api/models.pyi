@@ -72,15 +72,15 @@ def calibrate(
         count: Use only this many images, evenly spread over the sorted list. Default: all of them.
         size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
-        device: Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+        device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         timesteps: Measure only at these of the trained timesteps. Default: all of them, weighted by their
             probability.
         probes: Measure this many random directions of the output per image and timestep. More are slower and more
             accurate. Default: 4 for fewer than 16 images, else 1.
         seed: Seed for the bridge noise, the probes and the sketches.
-        dense_up_to: Keep the complete second moment of layer sides up to this width, and a sketch of wider ones.
+        dense_up_to: Keep the complete second moment for layer sides up to this width, and a sketch for wider ones.
             Higher: more memory and a larger file.
-        sketch_rank: Columns of a sketch. 0 keeps the diagonal alone.
+        sketch_rank: Columns of a sketch. 0: keep only the diagonal.
         torch_dtype: Run the networks in this precision. Sums are always fp32.
         config_path: Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it.
 
@@ -134,10 +134,10 @@ def fuse(
         save_to: write the result tensor by tensor, as .safetensors or .ckpt. None: it is made in memory.
         progress: a listener.
         lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
-        lora_alpha_is: What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file).
-            auto: the rank in files of the earlier implementation, else what it says.
-        allow_other_base: Go on if a LoRA was made from another base.
-        allow_unmatched: Go on if keys of a LoRA match nothing in the checkpoint.
+        lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
+            files of the earlier implementation, else file.
+        allow_other_base: Continue even if a LoRA was made from another base.
+        allow_unmatched: Continue even if keys of a LoRA match nothing in the checkpoint.
 
     Returns:
         Every tensor of the checkpoint by its key; with `save_to` they are views of the file.
@@ -186,27 +186,29 @@ def infer(
         tuned: the fully fine-tuned checkpoint, for the last column of `compare`.
         progress: a listener.
         lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
-        lora_alpha_is: What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file).
-            auto: the rank in files of the earlier implementation, else what it says.
+        lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
+            files of the earlier implementation, else file.
         num_inference_steps: Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4.
-        seed: Seed for the noise between steps. One seed gives one image, whatever else is translated with it.
+        seed: Seed for the noise between steps. An image's result depends on the seed alone, not on other images in
+            the run.
         size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
         mode: Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step
             (live).
-        device: Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested).
+        device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested).
         torch_dtype: Run the networks in this precision.
         sample_posterior: Sample the VAE's posterior, as LBM's own inference does, instead of taking its mean.
         vae_tiling: Decode in overlapping tiles, which takes less memory. auto: if a side has more than 1024 pixels.
         attention_only: Apply only the part of the LoRAs whose keys contain attn1.to or attn2.to.
-        allow_other_base: Go on if a LoRA was made from another base.
-        allow_unmatched: Go on if keys of a LoRA match nothing in the model.
+        allow_other_base: Continue even if a LoRA was made from another base.
+        allow_unmatched: Continue even if keys of a LoRA match nothing in the model.
         config_path: Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it.
         compare: Also write NAME_compare: source, base, with LoRA and tuned side by side.
         save_input: Also write NAME_input: the source as it was read, next to its result. Other files of that name
             are kept.
-        skip_existing: Skip images whose output exists, whatever made it: with other settings, use another folder.
-        fail_fast: Stop at the first image that fails. Default: go on, and list the failed images at the end.
+        skip_existing: Skip images whose output already exists, even from other settings. With new settings, use
+            another folder.
+        fail_fast: Stop at the first image that fails. Default: continue, and list the failed images at the end.
 
     Returns:
         The files that were written, and what of each LoRA was applied.

@@ -232,14 +232,14 @@ def pack_data(
             format.
         to: folder for the shards; a new or an empty one.
         progress: a listener.
-        name: Call the shards NAME-000000.tar, NAME-000001.tar and so on.
+        name: Name of the shards: NAME-000000.tar, NAME-000001.tar and so on.
         shard_mb: Put at most this many megabytes into a shard.
         shard_count: Put at most this many pairs into a shard.
         max_corrupt: Write nothing if a larger share of the pairs than this is unreadable or incomplete.
         source_key: Ending of source images. Its word, `source`, is also the name of their folder; any image
             extension matches.
         target_key: Ending of target images, likewise.
-        mask_key: Ending of masks, likewise. Masks are packed where there are some.
+        mask_key: Ending of masks, likewise. Masks are packed if there are any.
 
     Returns:
         The shards, and the pairs that were left out.

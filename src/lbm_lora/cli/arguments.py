@@ -1,4 +1,4 @@
-"""Words of a command line -> values of a config's fields. What is wrong is said in one line, with the way out.
+"""Parse the words of a command line into values of a config's fields. An error is one line, with the remedy.
 
 `-` and `_` in a flag are the same. `--flag value` and `--flag=value`; a switch is `--flag` or `--no_flag`; a flag that
 takes several values takes all words up to the next flag. A word that starts with `--` is a flag, any other, such as a
@@ -19,7 +19,7 @@ Given = tuple[str, list[str]]
 
 
 def grouped(words: Sequence[str]) -> list[Given]:
-    """Each flag with the words behind it."""
+    """Return each flag with the words after it."""
     groups: list[Given] = [("", [])]
     for word in words:
         if word.startswith("--") or word == "-h":
@@ -35,13 +35,13 @@ def is_asked_for_help(words: Sequence[str]) -> bool:
 
 
 def values_of(flags: Sequence[Flag], words: Sequence[str], *, command: str) -> dict[str, Any]:
-    """Name -> value of every flag that is given.
+    """Return the name and value of every given flag.
 
     Args:
         command: for messages.
 
     Raises:
-        ConfigError: a flag is unknown, lacks its value or has too many, a value cannot be, a word belongs to no flag,
+        ConfigError: a flag is unknown, or has no value or too many, a value is invalid, a word that belongs to no flag,
             or a required flag is missing.
     """
     named = {flag.name: flag for flag in flags if not flag.is_positional}
@@ -68,7 +68,7 @@ def values_of(flags: Sequence[Flag], words: Sequence[str], *, command: str) -> d
 
 
 def _found(written: str, named: dict[str, Flag], command: str) -> tuple[Flag, bool, list[str]]:
-    """The flag that was written, whether it is switched on, and the value behind its `=`."""
+    """Return the flag that was written, whether it is switched on, and the value after its `=`."""
     name, equals, value = written.removeprefix("--").partition("=")
     name = name.replace("-", "_")
     given = [value] if equals else []
@@ -83,7 +83,7 @@ def _found(written: str, named: dict[str, Flag], command: str) -> tuple[Flag, bo
 
 
 def unknown_flag(name: str, flags: Iterable[Flag], command: str) -> str:
-    """What to say of a flag that a command does not have: the nearest one that it has."""
+    """Return the error for a flag that a command does not have, with the nearest one."""
     names = [one for flag in flags for one in ([flag.name, f"no_{flag.name}"] if flag.is_switch else [flag.name])]
     begun = [one for one in names if name and one.startswith(name)]
     near = begun or get_close_matches(name, names, n=1, cutoff=0.6)

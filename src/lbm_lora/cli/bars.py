@@ -1,8 +1,8 @@
-"""Progress on stderr: a bar on a terminal, now and then a plain line where stderr is a file, a pipe or the log of a CI.
+"""Progress on stderr: a bar on a terminal, occasional plain lines if stderr is a file, a pipe or the log of a CI.
 
     extracting           ━━━━━━╸━━━━━━━━  1,411/2,000  0:22  0:09 left
 
-Elapsed time and time left are those of the phase, from the mean over all of it (`lbm_lora.progress.Pace`).
+Elapsed time and time left are for the phase, from its overall mean speed (`lbm_lora.progress.Pace`).
 """
 
 import time
@@ -28,14 +28,14 @@ _LINE_MOST = 480.0  # but so often that no CI takes the command for dead
 class Bars:
     """A listener in the sense of `lbm_lora.progress.Progress`.
 
-    On an interactive console a bar stands while a phase runs and goes away with it. Elsewhere a phase says how far it
+    On an interactive console a bar is shown while a phase runs. Elsewhere a phase reports how far it
     is after two seconds, after twelve, and then at growing intervals. In both, a phase of more than two seconds leaves
-    one line: what, how many, how long.
+    one line: its name, its parts and its duration.
 
     Args:
         console: of rich, on stderr.
         say: writes one line that the user should read.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Bars:
         self._live: _Bar | None = None
 
     def start(self, total: int, what: str) -> None:
-        """A phase begins; the one before it ends."""
+        """Begin a phase, which ends the previous one."""
         self.stop()
         self._what, self._pace = what, Pace(total, clock=self._clock)
         self._next_line = QUIET_SECONDS
@@ -59,7 +59,7 @@ class Bars:
             self._live.start()
 
     def advance(self, n: int = 1) -> None:
-        """`n` parts of the running phase are done; with the last one the phase ends."""
+        """Count `n` parts of the running phase as done; the last one ends the phase."""
         if not self._what:
             return
         self._pace.advance(n)
@@ -73,14 +73,14 @@ class Bars:
             self._console.print(f"{self._what}: {how_far(self._pace)}", markup=False, highlight=False, soft_wrap=True)
 
     def note(self, message: str) -> None:
-        """One line, above the bar where one stands."""
+        """Write one line, above the bar if there is one."""
         self._say(message)
 
     def stop(self, *, finished: bool = True) -> None:
         """End the running phase, if any.
 
         Args:
-            finished: whether it came to its end; a phase that an error ended leaves no line.
+            finished: whether it completed; a phase that ended by an error leaves no line.
         """
         if self._live is not None:
             self._live.stop()
@@ -111,7 +111,7 @@ class _Bar(Progress):
         self._id = self.add_task(what, total=pace.total or None)
 
     def follow(self) -> None:
-        """Draw what the pace says now."""
+        """Redraw the bar with the current pace."""
         self.update(self._id, completed=self._pace.done)
 
     def make_tasks_table(self, tasks: Iterable[Task]) -> Table:

@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """One verb.
+    """A verb of the command line.
 
     Attributes:
-        module: in `lbm_lora.workflows` and `lbm_lora.configs`.
+        module: name of its module in `lbm_lora.workflows` and `lbm_lora.configs`.
         config: name of its config class.
-        what: it does, for `lbm-lora --help`.
-        group: heading that it stands under there.
+        what: its effect, for `lbm-lora --help`.
+        group: its heading there.
         examples: command lines for its help; tests parse them.
     """
 
@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
     "compress": Command(
         "compress",
         "CompressConfig",
-        "make a small LoRA of a model in one go, and measure it",
+        "make a small LoRA of a model in one step, and measure it",
         START,
         (
             "lbm-lora compress relighting --size 50MB --images photos",
@@ -69,7 +69,7 @@ COMMANDS: dict[str, Command] = {
     "validate": Command(
         "validate",
         "ValidateConfig",
-        "measure how well a LoRA gives back the tuned checkpoint",
+        "measure how well a LoRA reproduces the tuned checkpoint",
         EVERYDAY,
         (
             f"lbm-lora validate {_PAIR} --lora_path lora.safetensors",
@@ -130,7 +130,7 @@ COMMANDS: dict[str, Command] = {
     "refine": Command(
         "refine",
         "RefineConfig",
-        "let a LoRA learn the tuned model's own outputs on images",
+        "train a LoRA on the tuned model's own outputs on images",
         MORE,
         (
             f"lbm-lora refine {_PAIR} --lora_path lora.safetensors --images photos --save_to refined.safetensors "
@@ -157,12 +157,12 @@ COMMANDS: dict[str, Command] = {
     "data check": Command(
         "data_check",
         "CheckConfig",
-        "read a data set through and report",
+        "read a complete data set and report",
         MORE,
         ("lbm-lora data check pairs", "lbm-lora data check 'shards/pairs-{000000..000009}.tar' --image_size 512 1024"),
     ),
 }
-"""What a user types -> the workflow behind it."""
+"""Words that a user types -> the workflow behind them."""
 
 INFER_SHARDS = Command(
     "infer_shards",
@@ -174,11 +174,11 @@ INFER_SHARDS = Command(
         "'in/{000..009}.tar' --output_path out --devices 2",
     ),
 )
-"""What `infer --source_shards` stands for."""
+"""Command behind `infer --source_shards`."""
 
 
 def command_for(name: str, words: Sequence[str]) -> Command:
-    """The command behind a name; images and shards have flags of their own."""
+    """Return the command behind a name; images and shards have different flags."""
     flags = {word.partition("=")[0].replace("-", "_") for word in words}
     return INFER_SHARDS if name == "infer" and "__source_shards" in flags else COMMANDS[name]
 

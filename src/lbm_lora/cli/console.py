@@ -1,11 +1,11 @@
-"""How the command line speaks: results on stdout; progress, notes, warnings and errors on stderr, a line each.
+"""Output of the command line: results on stdout; progress, notes, warnings and errors on stderr, a line each.
 
     with session() as console:
         result = run(config, console.progress)
         console.print_result(text, result, as_json=False)
     return console.exit_code
 
-Everything that leaves the block by an exception becomes its line and its exit code (`lbm_lora.errors`).
+An exception that leaves the block becomes a line and an exit code (`lbm_lora.errors`).
 """
 
 import errno
@@ -36,7 +36,7 @@ from lbm_lora.progress import LbmLoraWarning
 _UNEXPECTED = LbmLoraError.exit_code
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
-# what the machine refuses is no defect of ours: a full or read-only disk, a folder of somebody else
+# failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -44,7 +44,7 @@ class Console:
     """The two streams of one command.
 
     Attributes:
-        exit_code: what the command ends with, as far as it is known.
+        exit_code: exit code of the command so far.
         progress: the listener for a workflow.
     """
 
@@ -54,25 +54,25 @@ class Console:
         self.progress = Bars(self._terminal, lambda message: self.say("note", message))
 
     def print_result(self, text: str, result: object, *, as_json: bool = False) -> None:
-        """The result of the command on stdout: `text`, or `result` as JSON (see `jsonable`)."""
+        """Print the result of the command on stdout: `text`, or `result` as JSON (see `jsonable`)."""
         self.progress.stop()
         shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else text
         _write(sys.stdout, shown + "\n")
 
     def fail(self, failure: QualityError) -> None:
-        """The work is done, and its result is below a limit that was asked for."""
+        """Record that the work is done and its result misses a requested limit."""
         self.progress.stop()
         self.say("error", spelled(failure.args, as_flag))
         self.exit_code = QualityError.exit_code
 
     def say(self, kind: str, message: str) -> None:
-        """One line on stderr, `kind: message`, above a bar where one stands."""
+        """Write one line on stderr, `kind: message`, above a bar if there is one."""
         self._terminal.print(line(kind, message), highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def session(*, debug: bool = False) -> Generator[Console, None, None]:
-    """Run a command: what it raises becomes a line on stderr and `exit_code`, and does not leave the block.
+    """Run a command: an exception becomes a line on stderr and `exit_code`, and does not leave the block.
 
     Args:
         debug: show the traceback of expected errors as well.
@@ -100,7 +100,7 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
 
 
 def described(error: Exception) -> tuple[str, int]:
-    """The line and the exit code of an exception."""
+    """Return the line and the exit code of an exception."""
     if isinstance(error, LbmLoraError) and error.exit_code != _UNEXPECTED:
         return spelled(error.args, as_flag), error.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSED:
@@ -148,7 +148,7 @@ def warnings_as_lines(say: Callable[[str], None]) -> Generator[None, None, None]
 
 
 def jsonable(value: object) -> object:
-    """A result as values that JSON has.
+    """Return a result as JSON values.
 
     Dataclasses become objects of their fields and properties, under the names that pydantic's have in JSON; paths and
     everything unknown become their text; numbers that are not finite the strings `inf`, `-inf` and `nan`.
@@ -173,7 +173,7 @@ def jsonable(value: object) -> object:
 
 
 def _members(value: object) -> list[str]:
-    """Public fields and properties of a dataclass, in the order of their definition."""
+    """Return public fields and properties of a dataclass, in the order of their definition."""
     derived = [name for name, member in vars(type(value)).items() if isinstance(member, (property, cached_property))]
     names = [field.name for field in fields(value)]  # pyright: ignore[reportArgumentType]
     return [name for name in [*names, *derived] if not name.startswith("_")]
@@ -186,12 +186,12 @@ def _json_name(value: object, name: str) -> str:
 
 
 def _is_screen() -> bool:
-    """Whether stderr is a terminal that somebody looks at: FORCE_COLOR makes none of a pipe, and a CI may have one."""
+    """Return whether somebody watches stderr: FORCE_COLOR makes no terminal of a pipe, and a CI may have a terminal."""
     return sys.stderr.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
 
 
 def _write(stream: TextIO | TextIOBase, text: str) -> None:
-    """Write at once, in whatever encoding the stream has: a sign that it lacks is spelt out."""
+    """Write at once, in the stream's encoding: characters that it lacks are escaped."""
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()

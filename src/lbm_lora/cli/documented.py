@@ -1,7 +1,7 @@
 """The documented command lines of the scripts in `lora/`, handed over to `lbm-lora`.
 
 The scripts' flags are the commands' own. What this module adds are the documented default paths, relative to the
-folder that a script is started in, the copy of the source beside an output, and the places of the exact base: step 0
+folder that a script is started in, the copy of the source next to an output, and the paths of the exact base: step 0
 writes one (another without --save_path), step 1 reads a third.
 """
 
@@ -42,7 +42,7 @@ SCRIPTS: dict[str, tuple[str, dict[str, str | None]]] = {
     ),
     "train_lora": ("train", {"path_config": "lora/lora_relight_config.yaml"}),
 }
-"""Script -> command and its documented defaults; None stands for a flag without a value."""
+"""Script -> command and its documented defaults; None marks a flag without a value."""
 
 
 def run_script(script: str, argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _name_of(argument: str) -> str:
 
 
 def _base_place(argument: str) -> str:
-    """Another documented place of the base, where this one is empty and that one is not."""
+    """Return another documented path of the base if nothing exists at this one."""
     flag, equals, value = argument.rpartition("=")
     if value not in BASE_PLACES or Path(value).exists():
         return argument

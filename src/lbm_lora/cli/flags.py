@@ -21,14 +21,14 @@ class Flag:
     """One option of a command line.
 
     Attributes:
-        name: the field's.
+        name: name of the field.
         kind: type of one value: str, Path, int, float or bool.
-        word: what stands for the value in the help; empty for a switch.
-        about: what it does, one paragraph.
-        default: of the field; `MISSING` where a value must be given.
-        choices: the allowed values, where they are words.
+        word: placeholder for the value in the help; empty for a switch.
+        about: its effect, in one paragraph.
+        default: default of the field; `MISSING` if a value must be given.
+        choices: the allowed values, if they are words.
         takes_several: whether it takes one or more values.
-        marks: of its annotation.
+        marks: marks in its annotation.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Flag:
 
     @property
     def is_positional(self) -> bool:
-        """Whether it is given without its name."""
+        """Whether it is given as a word without its name."""
         return Mark.POSITIONAL in self.marks
 
     @property
@@ -58,12 +58,12 @@ class Flag:
 
     @property
     def shown(self) -> str:
-        """As a message names it: `--rank`, FOLDER."""
+        """Name in messages: `--rank`, FOLDER."""
         return self.word if self.is_positional else f"--{self.name}"
 
     @property
     def usage(self) -> str:
-        """With its value: `--rank N`, `--lora_path FILE ...`, `FOLDER`."""
+        """Name with its value: `--rank N`, `--lora_path FILE ...`, `FOLDER`."""
         several = " ..." if self.takes_several else ""
         if self.is_positional:
             return self.word + several
@@ -72,7 +72,7 @@ class Flag:
 
 @cache
 def flags_of(config: type) -> tuple[Flag, ...]:
-    """The flags of a config, in the order of its fields; hidden ones left out."""
+    """Return the flags of a config, in the order of its fields, without hidden ones."""
     hints = get_type_hints(config, include_extras=True)
     about = docstrings(config)
     flags = (

@@ -1,4 +1,4 @@
-"""The texts of --help, made from the fields of the configs and their docstrings; 80 columns wide in a pipe."""
+"""The texts of --help, generated from the fields of the configs and their docstrings; 80 columns wide in a pipe."""
 
 import json
 import sys
@@ -23,10 +23,10 @@ _INDENT = 6
 
 
 def print_help(text: Text) -> None:
-    """Print a help text on stdout, in colours where that is a terminal.
+    """Print a help text on stdout, in colour on a terminal.
 
     Raises:
-        BrokenPipeError: nobody reads on; rich itself would end the process.
+        BrokenPipeError: the reader is gone; rich itself would end the process.
     """
     console = Console(highlight=False)
     with console.capture() as shown:
@@ -36,12 +36,12 @@ def print_help(text: Text) -> None:
 
 
 def columns() -> int:
-    """How wide a help text may be: the terminal's width up to a limit; 80 columns in a pipe."""
+    """Return the width of a help text: the terminal's width up to a limit; 80 columns in a pipe."""
     return min(Console().width, WIDEST)
 
 
 def overview(commands: Mapping[str, Command]) -> Text:
-    """The text of `lbm-lora --help`."""
+    """Return the text of `lbm-lora --help`."""
     width = max(map(len, commands))
     text = Text(f"lbm-lora {__version__}: LoRA for Latent Bridge Matching\n\n")
     text.append("usage: lbm-lora COMMAND [--flag value ...]\n")
@@ -54,7 +54,7 @@ def overview(commands: Mapping[str, Command]) -> Text:
 
 
 def family_help(word: str, commands: Mapping[str, Command]) -> Text:
-    """The text of `lbm-lora data --help`."""
+    """Return the text of `lbm-lora data --help`."""
     width = max(map(len, commands))
     text = Text(f"usage: lbm-lora {word} {'|'.join(name.removeprefix(f'{word} ') for name in commands)} ...\n\n")
     for name, command in commands.items():
@@ -63,11 +63,11 @@ def family_help(word: str, commands: Mapping[str, Command]) -> Text:
 
 
 def command_help(name: str, command: Command, sections: Sections, width: int) -> Text:
-    """The text of `lbm-lora COMMAND --help`.
+    """Return the text of `lbm-lora COMMAND --help`.
 
     Args:
-        name: of the command, as a user types it.
-        width: columns.
+        name: name of the command, as a user types it.
+        width: width in columns.
     """
     flags = [flag for section in sections.values() for flag in section]
     needed = [flag.usage if flag.is_required else f"[{flag.usage}]" for flag in flags if _is_in_usage(flag)]
@@ -86,7 +86,7 @@ def command_help(name: str, command: Command, sections: Sections, width: int) ->
 
 
 def sections_of(flags: Iterable[Flag], output: Iterable[Flag]) -> dict[str, list[Flag]]:
-    """The flags of a command under headings: required, common, advanced, output."""
+    """Return the flags of a command by heading: required, common, advanced, output."""
     flags = list(flags)
     options = [flag for flag in flags if not flag.is_required]
     advanced = [flag for flag in options if Mark.ADVANCED in flag.marks]
@@ -99,7 +99,7 @@ def sections_of(flags: Iterable[Flag], output: Iterable[Flag]) -> dict[str, list
 
 
 def about(flag: Flag) -> str:
-    """What a flag does, its range and its default."""
+    """Return the effect of a flag, its range and its default."""
     notes = [range_of(flag).strip()] if flag.bounds is not None else []
     if flag.is_switch and flag.default is True:
         notes.append("default: on")
@@ -110,7 +110,7 @@ def about(flag: Flag) -> str:
 
 
 def spelt(value: object) -> str:
-    """A default as a user would write it."""
+    """Return a default as a user would write it."""
     if isinstance(value, tuple):
         return " ".join(map(spelt, value))
     if isinstance(value, dict):

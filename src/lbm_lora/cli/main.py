@@ -1,7 +1,8 @@
 """`lbm-lora COMMAND ...`: the flags of each command are the fields of its workflow's frozen config.
 
-Results go to stdout, progress, notes and other lines to stderr. Exit codes: 0 done, 1 below the asked quality, 2 bad
-usage or input, 3 an error of ours. Help and errors of usage load neither torch nor any other library of the work.
+Results go to stdout, progress, notes and other lines to stderr. Exit codes: 0 done, 1 quality limit
+missed or some images failed, 2 bad usage or input, 3 a defect. Help and usage errors load no heavy library such as
+torch.
 """
 
 import os
@@ -28,12 +29,12 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How the command line answers."""
+    """Options for the output of a command."""
 
     json: bool = False
     """Print the result as JSON on stdout."""
     verbose: bool = False
-    """Say more: every layer, not only the sums."""
+    """Report every layer, not only totals."""
     debug: bool = False
     """Show the traceback of an error."""
     threads: Count | None = None
@@ -42,7 +43,7 @@ class Output:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the return value is the exit code."""
+    """Run one command and return the exit code."""
     sleep_while_waiting()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
-    """The config of a command and the output settings.
+    """Return the config of a command and the output settings.
 
     Raises:
         ConfigError: the words cannot be read as flags of the command; see `lbm_lora.cli.arguments`.
@@ -84,10 +85,10 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
 
 
 def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text":
-    """The text of `lbm-lora COMMAND --help`.
+    """Return the text of `lbm-lora COMMAND --help`.
 
     Args:
-        width: columns. Default: those of the terminal.
+        width: width in columns. Default: that of the terminal.
     """
     from lbm_lora.cli.help import columns, command_help, sections_of
 
@@ -109,7 +110,7 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
         console.progress.start(0, "loading libraries")
         result = command.workflow().run(config, console.progress)
         if getattr(result, "rank", 0):
-            return console.exit_code  # of several processes the first one speaks
+            return console.exit_code  # only the first of several processes reports
         from lbm_lora.cli.present import present
 
         console.print_result(present(command.module, result, verbose=output.verbose), result, as_json=output.json)
@@ -119,13 +120,13 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
 
 
 def _name_of(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The command, of one word or of two, and its arguments."""
+    """Split words into the command, of one or two words, and its arguments."""
     two = " ".join(words[:2])
     return (two, list(words[2:])) if two in COMMANDS else (" ".join(words[:1]), list(words[1:]))
 
 
 def _no_command(word: str, rest: Sequence[str]) -> int:
-    """Help on all commands, or on those that begin with a word; else the nearest command."""
+    """Print help on all commands or on those that begin with a word, or name the nearest command."""
     from lbm_lora.cli.help import family_help, overview
 
     if word in ("", "-h", "--help"):
@@ -153,7 +154,7 @@ def _show(text: "Text") -> int:
 
 
 def _refuse(error: ConfigError) -> int:
-    """Say an error of usage in one line."""
+    """Report a usage error in one line."""
     from rich.console import Console
 
     from lbm_lora.cli.spelling import as_flag, line

@@ -7,13 +7,13 @@ import yaml
 from lbm_lora.errors import ConfigError
 
 OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "threads", "help")
-"""Flags that are no keys of the file."""
+"""Flags that are not keys of the file."""
 
 
 def split_overrides(
     arguments: Sequence[str], lists: Collection[str] = ()
 ) -> tuple[list[str], tuple[tuple[str, str], ...]]:
-    """The command's own arguments, and (dotted key, YAML text) pairs of all others.
+    """Split arguments into the command's own, and (dotted key, YAML text) pairs of all others.
 
     `--key value`, `--key=value`; several words are a list (`--num_steps 1 2 4`), none stands for true.
 

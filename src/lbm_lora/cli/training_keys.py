@@ -44,11 +44,11 @@ _NAMED = {
     "validation_shards": "SHARDS",
     "wandb_project": "NAME",
 }
-"""Words for values where the type says too little."""
+"""Placeholders for values whose type says too little."""
 
 
 def training_sections() -> dict[str, list[Flag]]:
-    """Heading -> the keys of that section of a training file."""
+    """Return the keys of each section of a training file, by heading."""
     return {heading: [_key(name, section) for name in section.model_fields] for heading, section in SECTIONS.items()}
 
 
@@ -61,10 +61,10 @@ def check_keys(overrides: Iterable[tuple[str, str]], own: Sequence[Flag]) -> Non
     """Check that overrides are keys of a training file.
 
     Args:
-        own: the flags of `train` that are no keys.
+        own: the flags of `train` that are not keys.
 
     Raises:
-        ConfigError: one is not; the nearest is named.
+        ConfigError: one is not a key; the message names the nearest.
     """
     keys = [key for section in training_sections().values() for key in section]
     for dotted, _ in overrides:

@@ -1,1 +1,1 @@
-"""What can be asked for: one frozen config per verb. Imports no torch, so that `--help` is quick."""
+"""The options of each verb: one frozen config per verb. Imports no torch, so that `--help` is quick."""

@@ -9,7 +9,7 @@ from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there."""
+    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those."""
 
     tuned_model_path: Checkpoint
     """The fine-tuned checkpoint to measure."""
@@ -22,7 +22,7 @@ class CalibrateConfig:
     size: Size | None = None
     """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
     device: Annotated[str, Named("DEVICE")] = "auto"
-    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    """Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     timesteps: Annotated[tuple[float, ...], Named("T"), Bounds(0, 1000), ADVANCED] = ()
     """Measure only at these of the trained timesteps. Default: all of them, weighted by their probability."""
     probes: Annotated[Count | None, ADVANCED] = None
@@ -31,10 +31,10 @@ class CalibrateConfig:
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the bridge noise, the probes and the sketches."""
     dense_up_to: Annotated[Seed, ADVANCED] = DENSE_UP_TO
-    """Keep the complete second moment of layer sides up to this width, and a sketch of wider ones. Higher: more memory
-    and a larger file."""
+    """Keep the complete second moment for layer sides up to this width, and a sketch for wider ones. Higher: more
+    memory and a larger file."""
     sketch_rank: Annotated[Seed, ADVANCED] = SKETCH_RANK
-    """Columns of a sketch. 0 keeps the diagonal alone."""
+    """Columns of a sketch. 0: keep only the diagonal."""
     torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "bf16"
     """Run the networks in this precision. Sums are always fp32."""
     config_path: Annotated[File | None, ADVANCED] = None

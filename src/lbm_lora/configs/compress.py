@@ -9,7 +9,7 @@ from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Checkpoint, Count, File
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig:
-    """Make a small LoRA of a fine-tuned model in one go: base, calibration, extraction, and a comparison in images."""
+    """Make a small LoRA of a fine-tuned model in one step: base, calibration, extraction, and comparison in images."""
 
     tuned: Annotated[Path, Named("TUNED"), POSITIONAL]
     """The fine-tuned checkpoint, or the folder that holds it with its config.yaml."""
@@ -17,26 +17,26 @@ class CompressConfig:
     """Largest size of the LoRA file (50MB, 800KB). Default: a fiftieth of the tuned checkpoint's size."""
     images: Images = ()
     """Source images of the kind that the model is used on: images, folders or quoted globs. Every fourth one is held
-    out to measure on, 8 at most. Default: the four photos that come with the package."""
+    out for measuring, 8 at most. Default: the four photos bundled with the package."""
     output: Folder | None = None
     """Write everything to this folder. Default: NAME_lora in the current folder."""
     base_model_path: Checkpoint | None = None
-    """The base. Default: the exact_base.safetensors in the output folder or next to the tuned checkpoint. Where there
+    """The base. Default: the exact_base.safetensors in the output folder or next to the tuned checkpoint. If there
     is none, it is made."""
     backbone_signature: Annotated[str | None, Named("BACKBONE")] = None
     """Make the base from this backbone: hub id, folder or file. Default: that of config.yaml, else SDXL on the hub."""
     device: Annotated[str, Named("DEVICE")] = "auto"
-    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    """Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     name: Annotated[str | None, Named("NAME"), ADVANCED] = None
     """Name of the LoRA: NAME_lora.safetensors. Default: the checkpoint's name, or the folder's of a
     model.safetensors."""
     calibration: Annotated[File | None, ADVANCED] = None
-    """Use these statistics of an earlier run (calibration.safetensors in its folder), to make another size without
-    measuring again. --images are then for the comparison alone."""
+    """Reuse these statistics of an earlier run (calibration.safetensors in its folder) to make another size without
+    measuring again. --images are then used only for the comparison."""
     count: Annotated[Count, ADVANCED] = 16
-    """Calibrate on this many images at most, evenly spread over those that are given."""
+    """Calibrate on at most this many images, evenly spread over the given ones."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"], ADVANCED] = "fp16"
-    """Precision of the LoRA file. int8 holds twice the ranks, for lbm-lora alone: other programs do not read it."""
+    """Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it."""
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the bridge noise."""
     torch_dtype: Annotated[Literal["float", "fp16", "bf16"], ADVANCED] = "float"

@@ -16,7 +16,7 @@ class PackConfig:
     to: Folder
     """Write the shards to this folder, which must be new or empty."""
     name: Annotated[str, Named("NAME")] = "pairs"
-    """Call the shards NAME-000000.tar, NAME-000001.tar and so on."""
+    """Name of the shards: NAME-000000.tar, NAME-000001.tar and so on."""
     shard_mb: Annotated[Count, Named("MB")] = 500
     """Put at most this many megabytes into a shard."""
     shard_count: Count = 10_000
@@ -28,4 +28,4 @@ class PackConfig:
     target_key: Annotated[str, Named("KEY"), ADVANCED] = "target.jpg"
     """Ending of target images, likewise."""
     mask_key: Annotated[str, Named("KEY"), ADVANCED] = "mask.png"
-    """Ending of masks, likewise. Masks are packed where there are some."""
+    """Ending of masks, likewise. Masks are packed if there are any."""

@@ -23,29 +23,29 @@ class ExtractConfig(RankOptions):
     calibration: File | None = None
     """Minimise the error of the output instead of the weights, with these statistics from `lbm-lora calibrate`."""
     calibration_images: Images | None = None
-    """Make those statistics first, from these source images, and keep them next to the LoRA: an image, a folder or a
+    """Calibrate first on these source images, and keep the statistics next to the LoRA: an image, a folder or a
     quoted glob."""
     images: Images | None = None
     """Run a calibrated LoRA on these images and report their PSNR to the tuned model's one-step images."""
     check: Annotated[bool, ADVANCED] = True
-    """Run a calibrated LoRA on the states that the statistics hold, in fp32, and correct the predicted error by the
+    """Run a calibrated LoRA at the check points in the statistics, in fp32, and correct the predicted error with the
     result."""
     include: Annotated[tuple[Pattern, ...], ADVANCED] = ()
     """Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX. Default: all."""
     exclude: Annotated[tuple[Pattern, ...], ADVANCED] = ()
     """Leave out tensors that match one of these patterns. Wins over --include."""
     target_coverage: Annotated[Literal["full", "attention", "extended"], ADVANCED] = "full"
-    """Extract these layers: all of them (full), attn1 and attn2 alone (attention), or also feed-forward and projections
+    """Extract these layers: all of them (full), only attn1 and attn2 (attention), or also feed-forward and projections
     (extended)."""
     dense: Annotated[bool, ADVANCED] = True
-    """Keep the changes of biases and norms, as dense deltas."""
+    """Keep the changes of biases and norms as dense deltas."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
     """Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times finer in the same
     bytes. int8 fits twice the ranks into a file, which only lbm-lora can read."""
     min_diff: Annotated[float, Bounds(0), ADVANCED] = 0.0
     """Leave out tensors whose largest change is below this. The ledger lists them."""
     device: Annotated[str, Named("DEVICE")] = "auto"
-    """Decompose matrices on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    """Decompose matrices on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     create_base_model: Annotated[bool, ADVANCED] = False
     """If --base_model_path does not exist, make the base there first, from --backbone_signature."""
     backbone_signature: Annotated[str | None, Named("BACKBONE"), ADVANCED] = None

@@ -20,9 +20,9 @@ class FuseConfig:
     lora_scale: Annotated[tuple[float, ...], Named("SCALE")] = (1.0,)
     """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
-    """What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file). auto: the rank in files
-    of the earlier implementation, else what it says."""
+    """Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the earlier
+    implementation, else file."""
     allow_other_base: Annotated[bool, ADVANCED] = False
-    """Go on if a LoRA was made from another base."""
+    """Continue even if a LoRA was made from another base."""
     allow_unmatched: Annotated[bool, ADVANCED] = False
-    """Go on if keys of a LoRA match nothing in the checkpoint."""
+    """Continue even if keys of a LoRA match nothing in the checkpoint."""

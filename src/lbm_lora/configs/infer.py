@@ -17,7 +17,7 @@ class InferConfig(ModelOptions):
     output_path: Annotated[str, Named("PATH")]
     """Write to this file, or to this folder; several images need a folder. The extension chooses the format."""
     mask: Annotated[str | None, Named("MASK")] = None
-    """Mask, or a folder with one for each image, of the same name: white takes the result, black keeps the source."""
+    """Mask, or a folder with a mask of the same name for each image: white takes the result, black keeps the source."""
     compare: bool = False
     """Also write NAME_compare: source, base, with LoRA and tuned side by side."""
     save_input: bool = False
@@ -25,6 +25,6 @@ class InferConfig(ModelOptions):
     tuned_model_path: Checkpoint | None = None
     """Add a column of this fine-tuned checkpoint to --compare."""
     skip_existing: bool = False
-    """Skip images whose output exists, whatever made it: with other settings, use another folder."""
+    """Skip images whose output already exists, even from other settings. With new settings, use another folder."""
     fail_fast: bool = False
-    """Stop at the first image that fails. Default: go on, and list the failed images at the end."""
+    """Stop at the first image that fails. Default: continue, and list the failed images at the end."""

@@ -9,19 +9,19 @@ from lbm_lora.configs.model_options import ModelOptions
 
 @dataclass(frozen=True, kw_only=True)
 class InferShardsConfig(ModelOptions):
-    """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs. A run that was stopped
-    continues with the shards that are not done."""
+    """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs. An interrupted run
+    resumes with the remaining shards."""
 
     source_shards: Annotated[tuple[str, ...], Named("SHARDS")]
-    """WebDataset shards: paths, URLs, patterns with {000..009}. Each gives a shard of its name."""
+    """WebDataset shards: paths, URLs, patterns with {000..009}. Each gives a shard of the same name."""
     output_path: Annotated[str, Named("FOLDER")]
     """Write the results to this folder."""
     output_format: Literal["png", "jpg", "webp"] = "png"
-    """Format of the results, which are called NAME.output.png and so on."""
+    """Format of the results, named NAME.output.png and so on."""
     max_corrupt: Share = 0.05
     """Stop if a larger share of the samples than this is unreadable or incomplete."""
     devices: Count = 1
-    """Processes on one machine, each on a device of its own."""
+    """Processes on one machine, each with its own device."""
     source_key: Annotated[str, Named("KEY"), ADVANCED] = "source.jpg"
     """Ending of a sample's source image. Any image extension matches."""
     mask_key: Annotated[str | None, Named("KEY"), ADVANCED] = None

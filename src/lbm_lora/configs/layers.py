@@ -7,7 +7,7 @@ from lbm_lora.configs.marks import Checkpoint, Count, Pattern
 
 @dataclass(frozen=True, kw_only=True)
 class LayersConfig:
-    """List the layers that a LoRA can hold; with patterns, what they select, and how large a LoRA of it would be."""
+    """List the layers that a LoRA can hold, or those that patterns select, and the size of a LoRA of them."""
 
     model_path: Checkpoint
     """A checkpoint, base or tuned."""

@@ -1,10 +1,10 @@
-"""What a front end shows of an option: marks in its annotation, as in `Annotated[int, Bounds(1), ADVANCED]`.
+"""How a front end shows an option: marks in its annotation, as in `Annotated[int, Bounds(1), ADVANCED]`.
 
 ADVANCED      listed after the options that most runs need
 POSITIONAL    a word of the command line without a flag
 HIDDEN        filled by the front end, not by its user
-Named("DIR")  the word that stands for the value in a help text
-Bounds(0, 1)  the numbers that are allowed
+Named("DIR")  placeholder for the value in a help text
+Bounds(0, 1)  the allowed numbers
 """
 
 import math
@@ -27,14 +27,14 @@ ADVANCED, POSITIONAL, HIDDEN = Mark.ADVANCED, Mark.POSITIONAL, Mark.HIDDEN
 
 @dataclass(frozen=True)
 class Named:
-    """The word that stands for a value in a help text: FOLDER."""
+    """Placeholder for a value in a help text, such as FOLDER."""
 
     word: str
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least and the greatest number that an option takes."""
+    """Smallest and largest number that an option takes."""
 
     least: float
     most: float = math.inf

@@ -11,7 +11,7 @@ from lbm_lora.errors import ConfigError, Option
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What translates, and how."""
+    """Options of the model with its LoRAs, and of the translation."""
 
     base_model_path: Checkpoint | None = None
     """Checkpoint that the LoRAs were made for, or any LBM checkpoint. If it does not exist and --backbone_signature is
@@ -21,18 +21,18 @@ class ModelOptions:
     lora_scale: Annotated[tuple[float, ...], Named("SCALE")] = (1.0,)
     """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
-    """What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file). auto: the rank in files
-    of the earlier implementation, else what it says."""
+    """Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the earlier
+    implementation, else file."""
     num_inference_steps: Count = 1
     """Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4."""
     seed: Seed = 0
-    """Seed for the noise between steps. One seed gives one image, whatever else is translated with it."""
+    """Seed for the noise between steps. An image's result depends on the seed alone, not on other images in the run."""
     size: Size | None = None
     """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
     mode: Annotated[Literal["fused", "live"], ADVANCED] = "fused"
     """Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step (live)."""
     device: Annotated[str, Named("DEVICE")] = "auto"
-    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
+    """Run on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
     torch_dtype: Literal["float", "fp16", "bf16"] = "bf16"
     """Run the networks in this precision."""
     sample_posterior: Annotated[bool, ADVANCED] = False
@@ -42,9 +42,9 @@ class ModelOptions:
     attention_only: Annotated[bool, ADVANCED] = False
     """Apply only the part of the LoRAs whose keys contain attn1.to or attn2.to."""
     allow_other_base: Annotated[bool, ADVANCED] = False
-    """Go on if a LoRA was made from another base."""
+    """Continue even if a LoRA was made from another base."""
     allow_unmatched: Annotated[bool, ADVANCED] = False
-    """Go on if keys of a LoRA match nothing in the model."""
+    """Continue even if keys of a LoRA match nothing in the model."""
     config_path: Annotated[File | None, ADVANCED] = None
     """Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it."""
     backbone_signature: Annotated[str | None, Named("BACKBONE"), ADVANCED] = None
@@ -66,5 +66,5 @@ class ModelOptions:
 
     @property
     def input_files(self) -> list[Path]:
-        """The files of model and LoRAs, which must not be overwritten."""
+        """Files of the model and the LoRAs, which must not be overwritten."""
         return [path for path in (self.base_model_path, self.config_path, *self.lora_path) if path is not None]

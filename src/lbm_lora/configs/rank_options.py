@@ -8,7 +8,7 @@ from lbm_lora.configs.marks import ADVANCED, Count, Named
 
 @dataclass(frozen=True, kw_only=True)
 class RankOptions:
-    """How ranks are chosen; of the options after `conv_rank` one at the most."""
+    """Options for choosing ranks; at most one of those after `conv_rank` may be given."""
 
     rank: Count = 32
     """Rank of linear layers. 9999: as high as each matrix allows."""

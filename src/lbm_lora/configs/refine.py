@@ -9,35 +9,35 @@ from lbm_lora.configs.values import AlphaIs
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig:
-    """Let a LoRA learn the tuned model's own outputs on images, at the ranks that it has; the better one is kept."""
+    """Train a LoRA on the tuned model's own outputs on images, keeping its ranks; the better one is kept."""
 
     base_model_path: Checkpoint
     """Checkpoint that the LoRA was made for."""
     tuned_model_path: Checkpoint
-    """The fine-tuned checkpoint whose outputs the LoRA learns."""
+    """The fine-tuned checkpoint whose outputs the LoRA is trained on."""
     lora_path: File
     """The LoRA to refine. The best start is a calibrated extraction."""
     images: Images
-    """Source images of the kind that the model is used on, the more the better: a folder or a quoted glob
+    """Source images of the kind that the model is used on; more are better: a folder or a quoted glob
     ('pairs/*.source.png')."""
     save_to: File
     """Write the refined LoRA here: a .safetensors file."""
     held_images: Images | None = None
-    """Measure on these images. Default: on one in 8 of --images, up to 16, which are then not learnt from."""
+    """Measure on these held-out images. Default: one in 8 of --images, up to 16, which are then not trained on."""
     steps: Count = 200
     """Optimizer steps."""
     batch_size: Count = 16
-    """Points of the bridge per step. They go through the network together: take 1 or 2 for the full-size model."""
+    """Points of the bridge per step. They pass through the network together: use 1 or 2 for the full-size model."""
     size: Size | None = None
     """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
     device: Annotated[str, Named("DEVICE")] = "auto"
-    """Run on this device: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N."""
+    """Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     learning_rate: Annotated[float, ADVANCED] = 0.04
     """Learning rate, relative to the root mean square of each tensor's values times the error of the given LoRA."""
     mirror: Annotated[bool, ADVANCED] = True
-    """Learn from mirrored images too."""
+    """Also train on mirrored images."""
     timesteps: Annotated[tuple[float, ...], Named("T"), Bounds(0, 1000), ADVANCED] = ()
-    """Learn only at these of the trained timesteps. Default: all of them, drawn by their probability."""
+    """Train only at these of the trained timesteps. Default: all of them, drawn by their probability."""
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the bridge noise and the order of the images."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
@@ -45,7 +45,7 @@ class RefineConfig:
     torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "float"
     """Run the networks in this precision. bf16 cannot see errors below about 1 %."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
-    """What alpha in the LoRA file means: the rank, a scaling of 1 (rank), or what it says (file). auto: the rank in
-    files of the earlier implementation, else what it says."""
+    """Meaning of alpha in the LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the
+    earlier implementation, else file."""
     config_path: Annotated[File | None, ADVANCED] = None
     """Read LBM's config.yaml from here, for checkpoints that have none in them or next to them."""

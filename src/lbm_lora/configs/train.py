@@ -1,4 +1,4 @@
-"""The options of the verb `train`. What it does stands in the training file: `training/settings`."""
+"""The options of the verb `train`. The settings are in the training file: `training/settings`."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,7 +8,7 @@ from lbm_lora.configs.marks import HIDDEN, File
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRunConfig:
-    """Train as a YAML file says. Every key of the file can also be given here, and wins over the file: --learning_rate
+    """Train as a YAML file says. Every key of the file can also be given here and takes precedence: --learning_rate
     1e-4. A key that takes a mapping is set key by key: --rank_pattern.ff.net 8."""
 
     path_config: File

@@ -32,9 +32,9 @@ class ValidateConfig:
     """Run --images at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's
     own."""
     device: Annotated[str, Named("DEVICE")] = "auto"
-    """Run --images on this device: auto (CUDA if there is one, else the CPU), cpu, cuda, cuda:N or mps."""
+    """Run --images on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps."""
     other_lora_path: Annotated[tuple[File, ...], ADVANCED] = ()
-    """Measure these LoRAs on --images too. The report then plots the error of all against their sizes."""
+    """Also measure these LoRAs on --images. The report then plots the error of each against its size."""
     layer_names: Annotated[File | None, ADVANCED] = None
     """Write the list of layer names here. Default: lora_layer_names.txt in the report folder."""
     exclude: Annotated[tuple[Pattern, ...], ADVANCED] = ()
@@ -49,11 +49,11 @@ class ValidateConfig:
     torch_dtype: Annotated[Literal["float", "fp16", "bf16"], ADVANCED] = "float"
     """Run --images in this precision."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
-    """What alpha in a LoRA file means: the rank, a scaling of 1 (rank), or what it says (file). auto: the rank in files
-    of the earlier implementation, else what it says."""
+    """Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the earlier
+    implementation, else file."""
     config_path: Annotated[File | None, ADVANCED] = None
     """Read LBM's config.yaml from here, for checkpoints that have none in them or next to them."""
     allow_other_base: Annotated[bool, ADVANCED] = False
-    """Go on if the LoRA was made from another base."""
+    """Continue even if the LoRA was made from another base."""
     allow_unmatched: Annotated[bool, ADVANCED] = False
-    """Go on if keys of the LoRA match nothing."""
+    """Continue even if keys of the LoRA match nothing."""

@@ -57,7 +57,7 @@ def test_options_take_the_place_of_the_keys_of_a_file(keys: dict[str, Any], tmp_
         lbm_lora.train(tmp_path / "train.yaml")
     with pytest.raises(ConfigError, match=r"train\.yaml: max_steps: .* got -1\."):
         lbm_lora.train(tmp_path / "train.yaml", lora_rank=1, max_steps=-1)
-    with pytest.raises(ConfigError, match=r"^train: lora_rank: Input should be a valid integer, not 'x'\."):
+    with pytest.raises(ConfigError, match=r"^train: lora_rank: Input should be a valid integer, got 'x'\."):
         lbm_lora.train({**values, "image_size": [64], "lora_rank": "x"})
     wrong: Any = {"lora_rnk": 2}
     with pytest.raises(TypeError, match=r"^train\(\) got an unexpected keyword argument 'lora_rnk'\. Did you mean"):

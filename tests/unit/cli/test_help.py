@@ -30,7 +30,7 @@ def test_a_family_lists_its_commands() -> None:
     assert family_help("data", family).plain == (
         "usage: lbm-lora data pack|check ...\n\n"
         "  data pack   make WebDataset shards of a folder of pairs\n"
-        "  data check  read a data set through and report\n\n"
+        "  data check  read a complete data set and report\n\n"
         "lbm-lora data COMMAND --help explains one of them."
     )
 

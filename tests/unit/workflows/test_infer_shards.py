@@ -256,7 +256,7 @@ def test_the_command_line(files: Files, shards: str, tmp_path: Path, capsys: pyt
     words += ["--output_path", str(tmp_path / "out"), "--torch_dtype", "float"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert out == f"Translated 4 images of 2 shards into {tmp_path}/out on cpu in fp32; 0 shards already there.\n"
+    assert out == f"Translated 4 images of 2 shards into {tmp_path}/out on cpu in fp32; 0 shards already existed.\n"
     assert main([*words, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["present"], answer["skipped"], answer["images"]) == (2, [], 0)

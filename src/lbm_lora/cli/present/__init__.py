@@ -28,5 +28,5 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
 
 
 def present(workflow: str, result: Any, *, verbose: bool = False) -> str:
-    """What a user reads of a workflow's result; with `verbose`, every layer too."""
+    """Return the text of a workflow's result; with `verbose`, every layer too."""
     return PRESENTERS[workflow](result, verbose)

@@ -1,4 +1,4 @@
-"""The results of what makes, changes or lists checkpoints: base, fuse, layers."""
+"""Results of the commands that make, change or list checkpoints: base, fuse, layers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _UNFOLDED = 10_000  # columns: names of layers are there to be copied
 
 
 def base(result: "BaseResult", verbose: bool) -> str:
-    """The ledger of the base, and how close it is to the tuned checkpoint where one was given."""
+    """Return the ledger of the base, and its distance from the tuned checkpoint if one was given."""
     items = result.base.ledger if verbose else ()
     rows = [f"  {item.action:<8} {item.key} {item.from_shape} -> {item.to_shape}: {item.reason}" for item in items]
     return paragraphs(
@@ -35,13 +35,13 @@ def base(result: "BaseResult", verbose: bool) -> str:
 
 
 def fuse(result: "FuseResult", _: bool) -> str:
-    """How many tensors changed, and the file."""
+    """Return the number of changed tensors, and the file."""
     changed = f"{result.changed:,} of {plural(result.tensors, 'tensor')} changed"
     return f"Fused: {changed}, the others copied byte for byte.\n{written(result.output)}"
 
 
 def layers(result: "LayersResult", _: bool) -> str:
-    """Each layer, and what a LoRA of all of them takes."""
+    """Return each layer, and the size of a LoRA of all of them."""
     rows = [(layer.name, layer.kind, dimensions(layer.shape), f"{layer.rank:,}") for layer in result.layers]
     columns = [words("layer"), words("kind"), numbers("shape"), numbers("rank")]
     total = (
@@ -50,8 +50,8 @@ def layers(result: "LayersResult", _: bool) -> str:
     )
     memory = (
         f"Training it takes about {result.training_bytes / 1e9:,.2f} GB (the model in bf16 "
-        f"{result.model_bytes / 1e9:,.2f} GB, the rest for what learns and AdamW), and activations on top: they grow "
-        "with image size and batch_size."
+        f"{result.model_bytes / 1e9:,.2f} GB, the rest for the trainable parameters and AdamW), plus activations, "
+        "which grow with image size and batch_size."
     )
     return paragraphs("\n".join(table(columns, rows, width=_UNFOLDED)), f"{total}\n{memory}")
 
@@ -70,7 +70,7 @@ def _counts(items: "Sequence[BaseItem]") -> tuple[str, str, str]:
 
 
 def _reasons(items: "Sequence[BaseItem]") -> str:
-    """The most frequent reasons, with their numbers where there are several."""
+    """Return the most frequent reasons, with their counts if there are several."""
     reasons = Counter(item.reason for item in items).most_common()
     spelt = [f"{count:,} {reason}" if len(reasons) > 1 else reason for reason, count in reasons[:_MOST_REASONS]]
     more = [f"and {len(reasons) - _MOST_REASONS} more reasons"] if len(reasons) > _MOST_REASONS else []

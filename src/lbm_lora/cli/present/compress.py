@@ -1,4 +1,4 @@
-"""The result of compress: what was made, how good it is, where it lies, and how to use it."""
+"""Result of compress: the LoRA, its fidelity, its path and how to use it."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def compress(result: "CompressResult", _: bool) -> str:
-    """Five lines for one who has never used a LoRA of an LBM."""
+    """Return five lines for a reader who has never used a LoRA of an LBM."""
     base, lora = result.base.as_posix(), result.adapter.as_posix()
     return "\n".join(
         [

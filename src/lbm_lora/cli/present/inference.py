@@ -1,4 +1,4 @@
-"""The results of infer, over images and over shards, and of demo, which ends with it."""
+"""Results of infer, for images and for shards, and of demo, which ends with it."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def infer(result: "InferResult", _: bool) -> str:
-    """Each image that was written, and each that could not be, with its reason."""
+    """Return each written image, and each failed one with its reason."""
     lines = [
         f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
         f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
@@ -23,7 +23,7 @@ def infer(result: "InferResult", _: bool) -> str:
     ]
     head = f"Translated {plural(len(result.outputs), 'image')} on {result.device} in {result.dtype}"
     if result.present:
-        head += f"; {plural(result.present, 'image')} already there"
+        head += f"; {plural(result.present, 'image')} already existed"
     failed = [printable(f"  {image.reason}") for image in result.failed]
     return paragraphs(
         "\n".join([f"{head}:", *lines]) if lines else f"{head}.",
@@ -32,13 +32,13 @@ def infer(result: "InferResult", _: bool) -> str:
 
 
 def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
-    """What became of the shards."""
+    """Return the counts of written, existing and unusable shards and images."""
     head = (
         f"Translated {plural(result.images, 'image')} of {plural(result.written, 'shard')} into {result.folder} on "
-        f"{result.device} in {result.dtype}; {plural(result.present, 'shard')} already there."
+        f"{result.device} in {result.dtype}; {plural(result.present, 'shard')} already existed."
     )
     if result.stopped_by:
-        head = f"Stopped by {result.stopped_by}. {head} The same command goes on from there."
+        head = f"Stopped by {result.stopped_by}. {head} Run the same command to resume."
     if not result.skipped:
         return head
     count = f"{plural(len(result.skipped), 'sample')} cannot be used."
@@ -46,7 +46,7 @@ def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
 
 
 def demo(result: "DemoResult", verbose: bool) -> str:
-    """What compress made, and the image that was relit with it."""
+    """Return the result of compress, and the image that was relit with it."""
     (relit,) = result.infer.outputs
     return (
         f"{compress.compress(result.compress, verbose)}\nRelit    {relit.output}, and {relit.comparison} side by side."

@@ -11,16 +11,16 @@ from lbm_lora.report.wording import megabytes, printable
 if TYPE_CHECKING:
     from lbm_lora.shards.samples import Skipped
 
-_FEW = 8  # samples that are listed without --verbose
+_FEW = 8  # samples listed without --verbose
 
 
 def layer_lines(report: WeightReport, verbose: bool) -> str:
-    """The documented lines of --verbose, one for each layer; empty without it."""
+    """Return the documented lines of --verbose, one per layer; empty without it."""
     return "\n".join(map(_layer_line, report.rows)) if verbose else ""
 
 
 def skipped_lines(skipped: "Sequence[Skipped]", verbose: bool, *, indent: int = 2) -> list[str]:
-    """The samples that cannot be used, each with its reason: the first of them, or all with --verbose."""
+    """Return the unusable samples with their reasons: the first of them, or all with --verbose."""
     shown = skipped if verbose else skipped[:_FEW]
     lines = [printable(f"left out: {item.key}: {item.reason}") for item in shown]
     if len(shown) < len(skipped):
@@ -29,12 +29,12 @@ def skipped_lines(skipped: "Sequence[Skipped]", verbose: bool, *, indent: int = 
 
 
 def written(*paths: Path) -> str:
-    """The files that the command has written, with their bytes."""
+    """Return the written files, with their sizes."""
     return "\n".join(f"wrote {path} ({megabytes(path.stat().st_size)})" for path in paths)
 
 
 def paragraphs(*parts: str) -> str:
-    """The parts that are not empty, with an empty line between them."""
+    """Join the parts that are not empty, with an empty line between them."""
     return "\n\n".join(part for part in parts if part)
 
 

@@ -1,4 +1,4 @@
-"""The results of what makes, measures and improves LoRAs: extract, validate, calibrate, refine."""
+"""Results of the commands that make, measure and improve LoRAs: extract, validate, calibrate, refine."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def extract(result: "ExtractResult", verbose: bool) -> str:
-    """The errors of the weights, what was predicted and measured, and the files; of several LoRAs a table."""
+    """Return weight errors, predicted and measured errors, and files; a table for several LoRAs."""
     every = [result, *result.further]
     if len(every) > 1:
         return paragraphs(
@@ -38,7 +38,7 @@ def extract(result: "ExtractResult", verbose: bool) -> str:
 
 
 def validate(result: "ValidateResult", verbose: bool) -> str:
-    """The complete report."""
+    """Return the complete report."""
     return paragraphs(
         layer_lines(result.report.weights, verbose),
         full_text(result.report),
@@ -47,7 +47,7 @@ def validate(result: "ValidateResult", verbose: bool) -> str:
 
 
 def calibrate(result: "CalibrateResult", _: bool) -> str:
-    """What was measured on what."""
+    """Return the measurements, and the images they were made on."""
     timesteps = ", ".join(f"{timestep:g}" for timestep in result.timesteps)
     measured = (
         f"Measured {plural(result.layers, 'layer')} on {plural(result.images, 'image')} at timesteps {timesteps}, "
@@ -57,12 +57,12 @@ def calibrate(result: "CalibrateResult", _: bool) -> str:
 
 
 def refine(result: "RefineResult", _: bool) -> str:
-    """The errors of the denoiser's output before and after."""
+    """Return the errors of the denoiser's output before and after."""
     before, after = result.before, result.after
     kept = (
         f"{result.gain:.1f} dB better, of step {result.step:,} of {result.steps:,}"
         if result.step
-        else "no step was better: the given LoRA is kept"
+        else "no step was better, so the given LoRA is kept"
     )
     measured = (
         f"Error of the denoiser's output on {plural(result.held, 'other image')}: typical {before.typical:.3%} -> "
@@ -72,7 +72,7 @@ def refine(result: "RefineResult", _: bool) -> str:
 
 
 def _ranks(result: "ExtractResult") -> str:
-    """What was asked for, or the highest that was chosen."""
+    """Return the requested ranks, or the highest chosen ones."""
     if _is_chosen(result):
         return f"Ranks chosen for all layers together: up to {result.linear_rank}, of convs up to {result.conv_rank}."
     return f"Rank {_rank(result.linear_rank)}, conv rank {_rank(result.conv_rank)}, each as far as its matrix allows."
@@ -107,7 +107,7 @@ def _rank(rank: int) -> str:
 
 
 def _predictions(result: "ExtractResult") -> str:
-    """What was expected of the file, and what smaller and larger files would give."""
+    """Return the expected errors of the file, and those of smaller and larger files."""
     if result.predicted is None:
         return ""
     what = "error of the denoiser's output" if result.predicted.of == "output" else "error of the weights"
@@ -119,7 +119,7 @@ def _predictions(result: "ExtractResult") -> str:
 
 
 def _tried_images(result: "ExtractResult") -> str:
-    """What the images came to that the LoRA was run on."""
+    """Return the PSNR of the images that the LoRA was run on."""
     found = result.images
     if found is None:
         return ""

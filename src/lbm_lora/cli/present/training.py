@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def train(result: "TrainResult", _: bool) -> str:
-    """How far the run came, its last validation, and its files."""
+    """Return the progress of the run, its last validation, and its files."""
     files = [path for path in (result.last, result.best) if path is not None]
     if result.stopped_by:
         head = (
             f"Stopped by {result.stopped_by} after step {result.step:,} of {result.total:,}, and saved. "
-            "The same command goes on from there."
+            "Run the same command to resume."
         )
     else:
-        loss = "" if math.isnan(result.loss) else f", last loss {result.loss:.5f}"  # nan: there was nothing left to do
+        loss = "" if math.isnan(result.loss) else f", last loss {result.loss:.5f}"  # nan: no step was left
         head = (
             f"Trained {result.step:,} of {result.total:,} steps, {result.learning:,} parameters{loss}, "
             f"{result.seconds:,.0f} s."
@@ -44,7 +44,7 @@ def _scores(scores: "Scores | None") -> str:
 
 
 def data_pack(result: "PackResult", verbose: bool) -> str:
-    """What is in the shards, how a training file names them, and the command that reads them through."""
+    """Return the contents of the shards, their key for a training file, and the command that checks them."""
     head = (
         f"Packed {plural(result.pairs, 'pair')}, {result.masks:,} with a mask, into "
         f"{plural(len(result.shards), 'shard')}."
@@ -70,7 +70,7 @@ def data_pack(result: "PackResult", verbose: bool) -> str:
 
 
 def data_check(result: "CheckResult", verbose: bool) -> str:
-    """What was found in each split of the data."""
+    """Return the findings in each split of the data."""
     return paragraphs(*(_checked(split.split, split.found, verbose) for split in result.splits))
 
 

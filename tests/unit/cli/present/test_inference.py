@@ -54,10 +54,10 @@ def test_images_that_failed_or_were_there(translated: InferResult) -> None:
     failed = (FailedImage(source=Path("in/a\x1b.jpg"), reason="in/a\x1b.jpg cannot be decoded."),)
     head, _, rest = IMAGES.partition(":")
     assert present("infer", replace(translated, failed=failed, present=3)) == (
-        f"{head}; 3 images already there:{rest}\n\n1 image failed:\n  in/a\\x1b.jpg cannot be decoded."
+        f"{head}; 3 images already existed:{rest}\n\n1 image failed:\n  in/a\\x1b.jpg cannot be decoded."
     )
     assert present("infer", replace(translated, outputs=(), present=2)) == (
-        "Translated 0 images on cpu in bf16; 2 images already there."
+        "Translated 0 images on cpu in bf16; 2 images already existed."
     )
 
 
@@ -77,15 +77,15 @@ def shards(*skipped: Skipped, stopped_by: str = "") -> InferShardsResult:
 
 
 def test_shards() -> None:
-    head = "Translated 4 images of 1 shard into out on cuda:0 in fp16; 2 shards already there."
+    head = "Translated 4 images of 1 shard into out on cuda:0 in fp16; 2 shards already existed."
     assert present("infer_shards", shards()) == head
     assert present("infer_shards", shards(stopped_by="SIGTERM")) == (
-        f"Stopped by SIGTERM. {head} The same command goes on from there."
+        f"Stopped by SIGTERM. {head} Run the same command to resume."
     )
 
 
 def test_samples_that_cannot_be_used() -> None:
-    head = "Translated 4 images of 1 shard into out on cuda:0 in fp16; 2 shards already there."
+    head = "Translated 4 images of 1 shard into out on cuda:0 in fp16; 2 shards already existed."
     skipped = [Skipped(f"a.tar/{index}", "cannot be decoded\x1b") for index in range(10)]
     lines = [rf"  left out: a.tar/{index}: cannot be decoded\x1b" for index in range(10)]
     assert present("infer_shards", shards(skipped[0])) == "\n".join([head, "", "1 sample cannot be used.", lines[0]])

@@ -143,7 +143,7 @@ def test_a_calibration(file: File) -> None:
 
 @pytest.mark.parametrize(
     ("step", "kept"),
-    [(150, "2.3 dB better, of step 150 of 200"), (0, "no step was better: the given LoRA is kept")],
+    [(150, "2.3 dB better, of step 150 of 200"), (0, "no step was better, so the given LoRA is kept")],
 )
 def test_a_refinement(file: File, step: int, kept: str) -> None:
     result = RefineResult(

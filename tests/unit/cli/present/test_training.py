@@ -72,7 +72,7 @@ def test_a_run_that_was_at_its_end_has_no_loss_to_say(trained: TrainResult) -> N
 def test_a_stopped_run(trained: TrainResult) -> None:
     stopped = replace(trained, step=7, stopped_by="SIGTERM", last=None)
     assert present("train", stopped) == (
-        "Stopped by SIGTERM after step 7 of 20, and saved. The same command goes on from there."
+        "Stopped by SIGTERM after step 7 of 20, and saved. Run the same command to resume."
     )
 
 
