@@ -1,8 +1,8 @@
-"""Fill in the README's numbers and its picture, from the bundled mini model and its held-out pairs.
+"""Fill in the numbers of the README and of docs/mini-model.md, and their picture, from the bundled mini model.
 
-    python tools/readme_numbers.py            rewrites README.md between its markers, and docs/images/relight.png
+    python tools/readme_numbers.py     rewrites both pages between their markers, and docs/images/relight.png
 
-About a minute on two cores. Needs the package with its extra [infer].
+About a minute on one core.
 """
 
 import json
@@ -87,14 +87,17 @@ def rank_rows(base: Path, folder: Path) -> tuple[list[str], Path]:
         name = "full" if rank == max(RANKS) else str(rank)
         decibels = [float(value) for value in (scores.mean_psnr, scores.worst_psnr)]
         shown = " | ".join("identical" if math.isinf(value) else f"{value:.1f}" for value in decibels)
-        rows.append(f"| {name} | {extracted.nbytes / 1e6:.2f} MB | {error:.2f} % | {shown} |")
+        rows.append(f"| {name} | {name} | {extracted.nbytes / 1e6:.2f} MB | {error:.2f} % | {shown} |")
     return rows, folder / f"lora_{SHOWN_RANK}.safetensors"
 
 
 def held_out_table() -> str:
     """What training measured on all held-out pairs, as `tools/train_tuned.py` wrote it."""
     results = json.loads((bundled.ROOT / "mini/results.json").read_text(encoding="utf-8"))["tuned"]
-    words = {"check": "scenes that were first looked at when all was done", "held_out": "scenes that were watched"}
+    words = {
+        "check": "scenes that were looked at only once training was done",
+        "held_out": "scenes that were watched during training",
+    }
     rows = []
     for split, meaning in words.items():
         scores = results[f"{split}_psnr"]
@@ -103,14 +106,25 @@ def held_out_table() -> str:
         rows.append(f"| {scores['pairs']} pairs of {meaning} | {shown} | {values[2] - values[0]:+.2f} |")
     return "\n".join(
         [
-            "Does it relight? Objects and lights that no training saw, one step, mean PSNR inside the object (dB).",
-            "From pair to pair the gain varies by 4 dB, since some sources have nearly the right light already:",
+            "Objects and lights that no training saw, one step, mean PSNR inside the object (dB). From pair to pair",
+            "the gain varies by 4 dB, since some sources have nearly the right light already.",
             "",
             "| held-out | source | base | tuned | tuned over source |",
             "| --- | --- | --- | --- | --- |",
             *rows,
         ]
     )
+
+
+def fill_in(page: Path, text: str) -> None:
+    """Put a text between the markers of a page."""
+    begin, end = f"<!-- numbers:begin (python tools/{Path(__file__).name}) -->\n", "<!-- numbers:end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{page} lacks the markers {begin.strip()} and {end}")
+    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+    print(text)
 
 
 def main() -> None:
@@ -127,25 +141,19 @@ def main() -> None:
         of_lora = outputs(model, found)
         of_tuned = outputs(LBMPipeline.from_checkpoint(TUNED, torch_dtype=torch.float32), found)
     sources = [to_tensor([pair.source])[0] for pair in found]
-    text = "\n".join(
+    ranks = "\n".join(
         [
-            f"On the bundled mini model and {len(found)} of its held-out pairs (objects and lights that no training",
-            "saw), fp32, one step. The same rank for linear and conv layers. The widest matrices have 64 rows, so",
-            "rank 32 is nearly full, and plain SVD has little to save on a model this narrow:",
-            "",
-            "| rank | file | error of the weights | PSNR to the tuned model's picture, mean (dB) | worst |",
-            "| --- | --- | --- | --- | --- |",
+            "| rank | conv rank | file | error of the weights | PSNR to the tuned model's image, mean (dB) | worst |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            held_out_table(),
+            f"Plain SVD, `lbm-lora extract --rank N --conv_rank N`, on {len(found)} of its held-out pairs (objects and",
+            "lights that no training saw), fp32, one step. Without `--conv_rank`, convs get half the rank. The widest",
+            "matrices have 64 rows: rank 32 is nearly full, and plain SVD has little to save on a model this narrow.",
         ]
     )
-    readme = ROOT / "README.md"
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(
-        "<!-- numbers:begin (python tools/readme_numbers.py) -->\n"
-    )
-    _, end, after = rest.partition("<!-- numbers:end -->")
-    readme.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+    fill_in(ROOT / "README.md", ranks)
+    fill_in(ROOT / "docs/mini-model.md", held_out_table())
     picture = ROOT / "docs/images/relight.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     rows_of_pictures = [
@@ -156,7 +164,6 @@ def main() -> None:
     ]
     labels = ["source", "base", f"base + LoRA\nrank {SHOWN_RANK}", "tuned", "target"]
     comparison_grid(labels, rows_of_pictures).save(picture, optimize=True)
-    print(text)
 
 
 if __name__ == "__main__":
