@@ -2,6 +2,7 @@
 #   make demo         installs the package and runs its main job on the bundled model
 #   make test         installs what development needs, lints, type-checks, runs the tests
 # Both install the versions in constraints.txt. For maintainers:
+#   make docs         builds the site into site/, and fails at a broken link
 #   make test-lowest  runs the tests on the lower bounds of pyproject.toml, in .venv-lowest (6 GB of disk)
 #   make constraints  writes the versions of .venv to constraints.txt
 #   make bench        makes a full-size pair of checkpoints (30 GB of disk) and measures; ARGS="--scale 0.2" is quicker
@@ -12,7 +13,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types unit test-lowest constraints bench clean
+.PHONY: demo test lint types unit docs test-lowest constraints bench clean
 
 demo: .venv/.installed
 	$(BIN)/lbm-lora demo
@@ -30,6 +31,9 @@ types: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/pytest -n 2 --dist loadfile
 
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
 # annotations are not checked here: older versions of jaxtyping cannot check a dataclass that names itself
 test-lowest: $(LOWEST)/.test
 	$(LOWEST)/bin/pytest -n 2 --dist loadfile -o addopts="-ra --import-mode=importlib --strict-markers" -m "not slow"
@@ -45,6 +49,10 @@ test-lowest: $(LOWEST)/.test
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@ .venv/.installed
 
+.venv/.docs: $(SOURCES) | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --constraint constraints.txt
+	touch $@ .venv/.installed
+
 $(LOWEST)/bin/python:
 	$(LOWEST_PYTHON) -m venv $(LOWEST)
 
@@ -58,10 +66,10 @@ constraints: .venv/.dev
 	$(BIN)/python -m pip list --format=freeze --exclude-editable \
 	  | grep -vE '^(pip|setuptools|lbm-lora|torch|torchvision|triton|nvidia-.*|cuda-.*)==' >> constraints.tmp
 	mv constraints.tmp constraints.txt
-	touch .venv/.dev .venv/.infer
+	touch .venv/.dev .venv/.docs .venv/.installed
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv $(LOWEST) demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(LOWEST) demo site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

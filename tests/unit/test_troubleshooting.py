@@ -1,4 +1,4 @@
-"""The texts that the troubleshooting page is searched by are texts of ours, and the page on memory has measured rows."""
+"""The texts that the troubleshooting page is searched by are texts of ours."""
 
 import ast
 import re
