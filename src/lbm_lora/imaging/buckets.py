@@ -1,4 +1,4 @@
-"""The sizes that LBM works in.
+"""Sizes that LBM works in.
 
 Eleven (width, height) buckets of about one megapixel, those of the inference of gojasper/LBM. An image is
 stretched to the bucket nearest to it in width / height, and the result is stretched back. A model made for
@@ -24,11 +24,11 @@ BUCKETS: tuple[tuple[int, int], ...] = ((1024, 1024), *_TALL, *((height, width) 
 
 
 def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int = 8) -> tuple[int, int]:
-    """The (width, height) that an image is stretched to.
+    """Return the (width, height) that an image is stretched to.
 
     Args:
-        width: of the image, pixels.
-        height: of the image, pixels.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
         size: square root of the pixel budget; at 1024 the buckets are LBM's own.
         step: sides are multiples of it; the down-scaling factor of the VAE.
 
@@ -53,8 +53,8 @@ def warn_of_size(size: int | None, made_for: int) -> None:
     if size is not None and not made_for <= 4 * size <= 8 * made_for:
         warn(
             Option("size"),
-            f" {size} is far from the {made_for} that the model is made for, and its images may fall apart. Leave it "
-            f"out, or stay between {max(SMALLEST_SIZE, made_for // 4)} and {2 * made_for}.",
+            f" {size} is far from the {made_for} that the model is made for, and images may degrade. Omit it, "
+            f"or stay between {max(SMALLEST_SIZE, made_for // 4)} and {2 * made_for}.",
         )
 
 

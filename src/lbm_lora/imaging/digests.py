@@ -1,4 +1,4 @@
-"""Images known by their pixels: which of them a measurement used, and whether all of them can be read."""
+"""Identify images by their pixels: those that a measurement used, and those that cannot be read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lbm_lora.errors import ImageError, listing
 from lbm_lora.imaging.image_file import read_image
 
 PACKED_MOST = 512
-"""Images whose digests a header holds, at most: 6.7 kB."""
+"""Most image digests in a header: 6.7 kB."""
 
 _DIGITS = 12
 _NAMED = 50
@@ -18,7 +18,7 @@ _NAMED = 50
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDigests:
-    """What tells images apart, whatever their files are called and however they are compressed.
+    """Digests that identify images by their pixels, whatever their file names and compression.
 
     Attributes:
         together: 32 hexadecimal digits over the pixels and sizes of all, in their order.
@@ -56,17 +56,17 @@ def digests_of(paths: Sequence[Path]) -> ImageDigests:
     if broken:
         names = listing((path.name for path, _ in broken), limit=_NAMED)
         raise ImageError(
-            f"{len(broken)} of {len(paths)} images cannot be read: {names}. Mend or remove them. "
+            f"{len(broken)} of {len(paths)} images cannot be read: {names}. Repair or remove them. "
             f"The first: {broken[0][1]}"
         )
     return ImageDigests(together=together.hexdigest(), each=tuple(each))
 
 
 def packed(digests: Iterable[str]) -> str:
-    """Digests of images as one text, the first `PACKED_MOST` of them."""
+    """Pack the first `PACKED_MOST` digests into one text."""
     return " ".join(list(digests)[:PACKED_MOST])
 
 
 def unpacked(text: object) -> frozenset[str]:
-    """Inverse of `packed`; nothing where a header holds something else."""
+    """Unpack the text of `packed`; empty if a header holds something else."""
     return frozenset(text.split()) if isinstance(text, str) else frozenset()

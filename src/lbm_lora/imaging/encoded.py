@@ -18,7 +18,7 @@ _TURNED = frozenset({5, 6, 7, 8})
 
 
 def encoded_size(data: bytes) -> Size:
-    """(width, height) of an image, upright, from its header.
+    """Return (width, height) of an image, upright, from its header.
 
     Raises:
         ImageError: the bytes begin no image that can be read.
@@ -30,7 +30,7 @@ def encoded_size(data: bytes) -> Size:
             width, height = opened.size
             return (height, width) if exif.get(ExifTags.Base.Orientation) in _TURNED else (width, height)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"no image in a format that can be read ({READABLE})") from None
+        raise ImageError(f"not an image in a supported format ({READABLE})") from None
     except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None
 
@@ -56,7 +56,7 @@ def decode_mask(data: bytes, name: str) -> Image.Image:
     """
     mask = as_mask(*_open_upright(data), Path(name))
     if int(np.asarray(mask).max()) <= 1:
-        raise ImageError("the mask is black: no pixel of the pair would count")
+        raise ImageError("the mask is black, so no pixel of the pair would count")
     return mask
 
 
@@ -75,6 +75,6 @@ def _open_upright(data: bytes) -> tuple[Image.Image, str | None]:
         with open_image(io.BytesIO(data)) as opened:
             return upright(opened)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"no image in a format that can be read ({READABLE})") from None
+        raise ImageError(f"not an image in a supported format ({READABLE})") from None
     except BROKEN as error:
         raise ImageError(f"cannot be decoded: {error}") from None

@@ -1,4 +1,4 @@
-"""One image that shows several side by side, each with its label: source | base | with LoRA | tuned."""
+"""Show several images side by side in one, each with its label: source | base | with LoRA | tuned."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lbm_lora.errors import ImageError
 
 _SMALLEST_TILE = 256
-"""Tiles are enlarged to at least this (longer side, pixels), so that their labels can be read beside them."""
+"""Tiles are enlarged to at least this (longer side, pixels), so that their labels are readable next to them."""
 
 _LARGEST_TILE = 768
 """Tiles are reduced to at most this: the image is for looking, the results have their own files."""
@@ -16,7 +16,7 @@ _GAP = 8
 
 
 def tile(image: Image.Image) -> Image.Image:
-    """An image in the size that it has in a comparison.
+    """Return an image in its size for a comparison.
 
     Small ones are enlarged by a whole factor and by repeating pixels, so that nothing the model made is
     smoothed away; large ones are reduced.
@@ -31,7 +31,7 @@ def tile(image: Image.Image) -> Image.Image:
 
 
 def comparison_grid(labels: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """An image with one column for each label and one row for each list of images.
+    """Return an image with one column for each label and one row for each list of images.
 
     Args:
         labels: heads of the columns; may have several lines.

@@ -1,4 +1,4 @@
-"""Reading and writing image files.
+"""Read and write image files.
 
 Every image becomes 8-bit sRGB, upright, whatever the file holds: EXIF orientation, colour profiles,
 palettes, transparency, 16 bits a channel. What has no unambiguous 8-bit meaning is refused, and what is lost is
@@ -26,16 +26,16 @@ from lbm_lora.missing_path import not_there
 from lbm_lora.progress import warn
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-"""What the decoders of Pillow raise on damaged files."""
+"""Errors of Pillow's decoders on damaged files."""
 
 _SOFTWARE = 0x0131  # the EXIF tag
 _COPY = "lbm-lora: copy of an input"
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
-"""All that may be opened, by Pillow's names; MPO, of cameras, is JPEG's. HEIF needs the package pillow-heif."""
+"""Formats that may be opened, by Pillow's names; MPO, of cameras, is JPEG's. HEIF needs the package pillow-heif."""
 
 READABLE = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIF with pillow-heif"
-"""`FORMATS` for people."""
+"""`FORMATS` for messages."""
 
 _WHITE_IS_ZERO = 0
 _PHOTOMETRIC = 262  # a tag of TIFF: how numbers become brightness
@@ -74,7 +74,7 @@ def writable_extensions() -> frozenset[str]:
 
 
 def open_image(file: Path | io.BytesIO) -> Image.Image:
-    """The one way to open an image: its header is read, its pixels are not.
+    """Open an image and read its header, not its pixels. All images are opened here.
 
     Raises:
         UnidentifiedImageError: it is in none of the formats of `FORMATS`, whatever its name is.
@@ -83,18 +83,18 @@ def open_image(file: Path | io.BytesIO) -> Image.Image:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image of a file as upright 8-bit sRGB, mode `RGB`.
+    """Read the image of a file as upright 8-bit sRGB, mode `RGB`.
 
     Transparent parts become white, an animation its first frame, 16 bits a channel 8; each is a warning.
 
     Raises:
-        ImageError: there is no such file, it is damaged or no image, or its pixels have no fixed range.
+        ImageError: the file is missing, damaged or not an image, or its pixels have no fixed range.
     """
     return as_srgb(*open_upright(path), path)
 
 
 def as_srgb(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """A decoded image as 8-bit sRGB, mode `RGB`; see `read_image`.
+    """Convert a decoded image to 8-bit sRGB, mode `RGB`; see `read_image`.
 
     Args:
         image: upright, in its own mode.
@@ -130,7 +130,7 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
     except FileNotFoundError:
         raise ImageError(not_there(path, readable_extensions())) from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{path} is no image in a format that can be read ({READABLE}).") from None
+        raise ImageError(f"{path} is not an image in a supported format ({READABLE}).") from None
     except BROKEN as error:
         raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
 
@@ -147,7 +147,7 @@ def upright(opened: Image.Image) -> tuple[Image.Image, str | None]:
     is_negative = opened.mode == "I;16" and _tiff_tag(opened, _PHOTOMETRIC) == _WHITE_IS_ZERO
     image = ImageOps.exif_transpose(opened)
     if ";16" in mode:
-        warn("images with 16 bits a channel are read with 8, as models of 8-bit images take them.")
+        warn("images with 16 bits per channel are reduced to 8, as the model works on 8-bit images.")
     if mode.startswith("I;12"):
         image = Image.fromarray(np.round(np.asarray(image) * (65535 / 4095)).astype(np.uint16))
     if is_negative:
@@ -176,19 +176,19 @@ def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray
     # Pillow decodes 16-bit PNG files into 32-bit integers in some versions; their white stays 65535.
     if image.mode == "F" or (image.mode == "I" and kind != "PNG"):
         raise ImageError(
-            f"{path} has {values.dtype.name} pixels, whose white is not defined. Save it with 8 or 16 bits a channel."
+            f"{path} has {values.dtype.name} pixels, whose white is not defined. Save it with 8 or 16 bits per channel."
         )
     return np.round(values.astype(np.float64) / 257.0).astype(np.uint8)
 
 
 def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) -> None:
-    """Write an image in the format of the path's extension; the file is whole or not there.
+    """Write an image in the format of the path's extension; the file is complete or absent.
 
     JPEG, WebP and AVIF are written at high quality, JPEG without colour subsampling.
 
     Args:
         image: mode `RGB`.
-        path: where it goes.
+        path: path of the output.
         inputs: files that must not be overwritten.
 
     Raises:
@@ -212,7 +212,7 @@ def _write(image: Image.Image, path: Path, **options: object) -> None:
 def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> bool:
     """Write a copy of an input as `write_image` does, with a mark in its EXIF data.
 
-    A file that is there without the mark, or is an input itself, is kept, with a warning where it is the former.
+    An existing file without the mark is kept, with a warning; so is an input itself, without one.
 
     Returns:
         Whether it was written.
@@ -221,7 +221,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
         if any(taken.exists() and taken.samefile(path) for taken in inputs):
             return False
         if not _is_copy(path):
-            warn(f"{path} is there and is no copy of an input: it is kept, and none is written.")
+            warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
             return False
     mark = Image.Exif()
     mark[_SOFTWARE] = _COPY
@@ -238,7 +238,7 @@ def _is_copy(path: Path) -> bool:
 
 
 def encode_image(image: Image.Image, extension: str) -> bytes:
-    """The bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
+    """Return the bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
     file = io.BytesIO()
     kind = Image.registered_extensions()[extension]
     image.save(file, format=kind, **_WRITERS[kind])
@@ -248,21 +248,21 @@ def encode_image(image: Image.Image, extension: str) -> bytes:
 def _writer_of(path: Path) -> str:
     extension = path.suffix.lower()
     if extension not in writable_extensions():
-        raise OutputError(f"{path}: '{extension}' is no image format that can be written. Use .png, .jpg or .webp.")
+        raise OutputError(f"{path}: '{extension}' is not a supported output format. Use .png, .jpg or .webp.")
     return Image.registered_extensions()[extension]
 
 
 def _flattened(image: Image.Image, path: Path) -> Image.Image:
-    """The image on white, with a warning where it is not opaque."""
+    """Return the image on white, with a warning if it is not opaque."""
     layered = image.convert("RGBA")
     if layered.getchannel("A").getextrema() == (255, 255):
         return layered.convert("RGB")
-    warn(f"{path} is partly transparent: it is put on white.")
+    warn(f"{path} is partly transparent; a white background is used.")
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
 
 def _in_srgb(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    """The image converted from its colour profile to sRGB; unchanged where the profile cannot be used."""
+    """Return the image converted from its colour profile to sRGB, or unchanged if the profile cannot be used."""
     direct = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -38,7 +38,7 @@ def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.I
     """
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
-        raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks what to take.")
+        raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks the pixels to take.")
     if not _same_shape(mask.size, size):
         raise ImageError(
             f"{path} is {mask.width}x{mask.height}, but its image {size[0]}x{size[1]}: the shapes differ. "

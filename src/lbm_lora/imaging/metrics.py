@@ -1,4 +1,4 @@
-"""How near two images are: PSNR and SSIM of float values in [-1, 1], whole or inside a mask.
+"""Similarity of two images: PSNR and SSIM of float values in [-1, 1], complete or inside a mask.
 
 Computed in fp64 on the CPU, so that the number does not depend on the device.
 """

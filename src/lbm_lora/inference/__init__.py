@@ -1,1 +1,1 @@
-"""From an image to its translation, and how near the outputs of several models are to each other."""
+"""Translate images with a model and its LoRAs."""

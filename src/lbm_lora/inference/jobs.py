@@ -1,4 +1,4 @@
-"""Many images: what each is read from and written to, and translating them one after the other."""
+"""Translate many images one after the other: the paths of each, and the failures."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,20 +16,20 @@ from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import Progress, warn
 
 LARGE = 2.0
-"""An image is large for a model where its sides are more than so many times those that the model works on."""
+"""Factor above the model's working sides from which an image counts as large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The paths of one image."""
+    """Paths of one image."""
 
     source: Path
     mask: Path | None
     output: Path
     comparison: Path | None
-    """The side-by-side image, where one is asked for."""
+    """Path of the side-by-side image, if requested."""
     copy: Path | None
-    """The copy of the source, where one is asked for."""
+    """Path of the copy of the source, if requested."""
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -39,22 +39,22 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """A result in the source's size."""
+    """Result, in the source's size."""
 
     image: Image.Image
     model_size: tuple[int, int]
     """(width, height) that the model worked on."""
     seconds: float
-    """Reading, networks and stretching."""
+    """Seconds for reading, networks and stretching."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """A batch.
+    """Images to translate.
 
     Attributes:
-        jobs: what is to do.
-        present: images that are left out, since their outputs are there.
+        jobs: images to translate.
+        present: images that are skipped because their outputs already exist.
     """
 
     jobs: tuple[Job, ...]
@@ -63,21 +63,21 @@ class JobPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedImage:
-    """A source without a result, and why."""
+    """Source without a result, and the reason."""
 
     source: Path
     reason: str
 
 
 class Failures:
-    """What fails in a batch: it is noted down, and the batch goes on without it.
+    """Failures in a batch: each is recorded, and the batch continues without it.
 
     Args:
         total: images in the batch.
-        is_fatal: the first failure ends the batch; that of a single image always does.
+        is_fatal: whether the first failure ends the batch; the failure of a single image always does.
 
     Attributes:
-        images: what has failed.
+        images: failed images.
         written: results so far.
     """
 
@@ -88,7 +88,7 @@ class Failures:
         self._is_fatal = is_fatal or total == 1
 
     def add(self, job: Job, error: ImageError) -> None:
-        """Note one down.
+        """Record a failure.
 
         Raises:
             ImageError: it is fatal; says how many images were written before.
@@ -98,12 +98,12 @@ class Failures:
         self.images.append(FailedImage(source=job.source, reason=str(error)))
 
     def left(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs that have not failed."""
+        """Return the jobs that have not failed."""
         failed = {image.source for image in self.images}
         return [job for job in jobs if job.source not in failed]
 
     def so_far(self) -> str:
-        """A sentence for an error that ends the batch; empty for a single image."""
+        """Return a sentence for an error that ends the batch; empty for a single image."""
         return f" Before that, {self.written} of {self._total} images were written." if self._total > 1 else ""
 
 
@@ -117,20 +117,20 @@ def plan_jobs(
     copy: bool = False,
     skip_existing: bool = False,
 ) -> JobPlan:
-    """Every path that will be read and written, checked against each other.
+    """Return every path that will be read and written, checked against each other.
 
     Args:
         source_image: images, folders or globs, one or several.
         output_path: file, or folder.
-        mask: one for all, or a folder with one of each image's name.
-        compare: whether a side-by-side image goes beside every output, as `NAME_compare`.
+        mask: one for all, or a folder with a mask of each image's name.
+        compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
         inputs: further files that must not be overwritten.
-        copy: whether a copy of the source goes beside every output, as `NAME_input`; see `write_copy`.
-        skip_existing: leave out what has its output, and with `compare` its side-by-side image, already: by name alone.
+        copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
+        skip_existing: skip images whose output, and with `compare` side-by-side image, already exists, judged by name.
 
     Raises:
-        ImageError: a source or a mask is not there.
-        OutputError: an output cannot be written as asked, is an input, or is the output of another source too.
+        ImageError: a source or a mask does not exist.
+        OutputError: an output cannot be written as requested, is an input, or is also the output of another source.
     """
     sources = expand_sources(source_image)
     masks = find_masks(mask, sources) if mask else (None,) * len(sources)
@@ -161,10 +161,10 @@ def translations(
     progress: Progress,
     what: str,
 ) -> Iterator[tuple[Job, Translation]]:
-    """The result of every job in turn, none kept; what has failed, now or before, is left out.
+    """Yield the result of every job in turn, keeping none; images that fail, now or before, are skipped.
 
     Args:
-        what: describes the phase.
+        what: description of the phase.
 
     Raises:
         ImageError: a failure that is fatal.
@@ -198,7 +198,7 @@ def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> T
 
 
 def _warn_of_scale(job: Job, made: Translation, pipe: LBMPipeline) -> bool:
-    """Warn of an image that the model sees much reduced; whether it was."""
+    """Warn of an image that is much reduced for the model, and return whether it was."""
     (width, height), (model_width, model_height) = made.image.size, made.model_size
     scale = (width * height / (model_width * model_height)) ** 0.5
     if scale <= LARGE:

@@ -1,4 +1,4 @@
-"""A base with LoRAs in it, as the options of a command say: for images and for shards alike."""
+"""Load a base with LoRAs from a command's options, for images and for shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ _TILED: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
 
 
 def translate_settings(options: ModelOptions) -> TranslateSettings:
-    """How every image is translated."""
+    """Return the settings for translating every image."""
     return TranslateSettings(
         steps=options.num_inference_steps,
         seed=options.seed,
@@ -28,7 +28,7 @@ def translate_settings(options: ModelOptions) -> TranslateSettings:
 def read_adapters(
     options: ModelOptions, checkpoint: Checkpoint, progress: Progress, loras: Sequence[Path | Adapter] | None = None
 ) -> tuple[list[ScaledAdapter], tuple[AppliedAdapter, ...]]:
-    """The LoRAs, or others in their place, checked against the base; see `fitting_adapters`."""
+    """Return the LoRAs, or given replacements, checked against the base; see `fitting_adapters`."""
     return fitting_adapters(
         checkpoint.component(),
         options.lora_path if loras is None else loras,
@@ -42,7 +42,7 @@ def read_adapters(
 
 
 def put_in(options: ModelOptions, pipe: LBMPipeline, adapters: Sequence[ScaledAdapter]) -> None:
-    """Put the adapters into the unet, for good: the weights from before are not kept."""
+    """Put the adapters into the unet permanently: the original weights are not kept."""
     if options.mode == "fused":
         fuse_module(pipe.unet, adapters)
     else:

@@ -1,4 +1,4 @@
-"""Translate one image with a pipeline, as the options of a command say."""
+"""Translate one image with a pipeline, by the options of a command."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from lbm_lora.model.pipeline import LBMPipeline
 
 @dataclass(frozen=True, kw_only=True)
 class TranslateSettings:
-    """How images are translated.
+    """Settings for translating images.
 
     Attributes:
         steps: denoiser calls; a number that leaves the trained timesteps is logged as a warning.
-        seed: for the noise between steps, and for the posterior where it is sampled.
+        seed: seed for the noise between steps, and for the posterior if it is sampled.
         size: square root of the pixel budget; by default the model's own.
         sample_posterior: sample the VAE's posterior as LBM's own inference does, instead of taking its mean.
-        tiled: decode in tiles; by default where the image is larger than the model's tile.
+        tiled: decode in tiles; by default if the image is larger than the model's tile.
     """
 
     steps: int = 1
@@ -36,9 +36,9 @@ def translate_image(
     """Translate one image; the result has its size. The pipeline's own progress bar is switched off.
 
     Args:
-        pipe: with or without a LoRA in it.
-        image: mode `RGB`, any size.
-        mask: mode `L`, the image's size: where it is black, the source is kept.
+        pipe: pipeline, with or without LoRAs.
+        image: image in mode `RGB`, of any size.
+        mask: mask in mode `L`, of the image's size: where it is black, the source is kept.
 
     Raises:
         ConfigError: `steps` is below 1, or `size` below 64.

@@ -34,32 +34,32 @@ BUCKETS = ((1024, 1024), *_TALL, *((height, width) for width, height in _TALL))
 """(width, height) of the sizes that LBM works in, for a budget of 1024 x 1024 pixels."""
 
 TILE = 128
-"""Latents with a side above this are decoded in tiles of this size: 1024 pixels, the size SDXL was trained at."""
+"""Latents with a longer side are decoded in tiles of this size: 1024 pixels, the training size of SDXL."""
 OVERLAP = 32
-"""The least overlap of two neighbours, in latent pixels."""
+"""Smallest overlap of two neighbours, in latent pixels."""
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(latent [batch, channels, height, width], timestep [batch]) -> prediction, the shape of the latent."""
+"""Function of (latent [batch, channels, height, width], timestep [batch]) that returns a prediction of that shape."""
 AfterStep = Callable[[int, Tensor, Tensor], "Tensor | None"]
-"""(index, timestep, latent) -> the latent to go on with; None ends the walk."""
+"""(index, timestep, latent) -> the latent to continue with; None ends the walk."""
 Generators = torch.Generator | Sequence[torch.Generator]
 Image = PIL.Image.Image | Tensor
 """One image: PIL in mode `RGB`, or [3, height, width] with values in [0, 1]."""
 
 
 class LatentBridgePipeline(DiffusionPipeline):
-    """Translates images along the latent bridge.
+    """Pipeline that translates images along the latent bridge.
 
     Args:
         unet: predicts source - target; there is no text.
-        vae: of the latents.
+        vae: encodes images to latents, and decodes them.
         scheduler: Euler steps of a flow with a shift of 1, as SDXL's scheduler configuration gives it.
         bridge_noise_sigma: scale of the noise that is added again between steps.
-        trained_steps: the numbers of steps that stay on the trained timesteps; None where all were trained.
+        trained_steps: the numbers of steps that stay on the trained timesteps; None if all were trained.
         base_fingerprint: content hash of the checkpoint that the weights came from. Not used here.
 
     Attributes:
-        tiled: decode in overlapping tiles; None: where a side of the image is above 1024 pixels.
+        tiled: decode in overlapping tiles; None: if a side of the image is above 1024 pixels.
     """
 
     model_cpu_offload_seq = "vae->unet->vae"
@@ -114,7 +114,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         self.tiled = False
 
     def check_steps(self, steps: int) -> None:
-        """Log a warning of a number of steps that leaves the trained timesteps.
+        """Log a warning if a number of steps leaves the trained timesteps.
 
         Raises:
             ValueError: `steps` is below 1.
@@ -126,10 +126,10 @@ class LatentBridgePipeline(DiffusionPipeline):
             logger.warning(f"{steps} steps leave the timesteps that the model was trained on. Trained: {trained}.")
 
     def check_finite(self, values: Tensor, what: str) -> None:
-        """Refuse NaN and infinite values, which would turn black without a word.
+        """Refuse NaN and infinite values, which would silently turn black.
 
         Raises:
-            ValueError: there are some.
+            ValueError: values are not finite.
         """
         broken = int((~torch.isfinite(values)).sum())
         if broken:
@@ -169,12 +169,12 @@ class LatentBridgePipeline(DiffusionPipeline):
             output_type: `pil`, `np` [batch, height, width, 3] or `pt` [batch, 3, height, width] in [0, 1], or `latent`.
             return_dict: return diffusers' `ImagePipelineOutput`, whose `images` they are; else a tuple of them.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
-                the tensors to go on with. One that sets `pipeline._interrupt` ends the call with what is there.
+                the tensors to continue with. Setting `pipeline._interrupt` ends the call with the finished images.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets: `latents`.
 
         Raises:
-            ValueError: an argument that cannot be, or a result that is not finite.
-            TypeError: an image or mask of a type that is not known.
+            ValueError: an argument is invalid, or a result is not finite.
+            TypeError: an image or mask has an unknown type.
         """
         images = list(images_of(image))
         masks = list(masks_of(mask, images))
@@ -255,12 +255,12 @@ class LatentBridgePipeline(DiffusionPipeline):
             yield values[0].clamp(-1, 1).cpu()
 
     def _upcast_vae(self) -> None:
-        """SDXL's VAE overflows in fp16: where its configuration says so, it runs in fp32."""
+        """Run the VAE in fp32 if its configuration says so: SDXL's overflows in fp16."""
         if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", True):
             self.vae.to(dtype=torch.float32)
 
     def to_json_string(self) -> str:
-        """The text of model_index.json: the class is that of the file beside it."""
+        """The text of model_index.json: the class is the one in the file next to it."""
         index = json.loads(super().to_json_string()) | {"_class_name": ["pipeline", LatentBridgePipeline.__name__]}
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
@@ -406,13 +406,13 @@ def decode_tiled(
 ) -> Tensor:
     """Decode [batch, channels, height, width] latents tile by tile; the image is gathered on the CPU in fp32.
 
-    All tiles have the full size and lie evenly, the last ones at the edges: a thin rest strip would be decoded with
-    norm statistics of its own. Where tiles overlap, they are blended linearly.
+    All tiles have the full size and are evenly spaced, the last ones at the edges: a thin strip would be decoded with
+    its own norm statistics. Overlaps are blended linearly.
 
     Args:
-        decode: latents of at most `tile` a side -> images `factor` times as large.
+        decode: maps latents of at most `tile` per side to images `factor` times as large.
         factor: image pixels per latent pixel.
-        tile, overlap: in latent pixels; `overlap` is below `tile`.
+        tile, overlap: sizes in latent pixels; `overlap` is below `tile`.
     """
     height, width = latents.shape[-2:]
     image, weight = torch.zeros(0), torch.zeros(1, 1, height * factor, width * factor)
@@ -430,7 +430,7 @@ def decode_tiled(
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: evenly spread, the fewest that overlap by at least `overlap`."""
+    """Return where tiles start along a side: evenly spaced, the fewest that overlap by at least `overlap`."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -438,11 +438,11 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def images_of(image: Any) -> Iterator[Image]:
-    """The images of whatever a caller gives, in order.
+    """Yield the images that a caller gives, in order.
 
     Raises:
-        ValueError: an array without three channels, or with floats outside [0, 1].
-        TypeError: something that is no image.
+        ValueError: an array does not have three channels, or has floats outside [0, 1].
+        TypeError: a value is not an image.
     """
     if isinstance(image, list | tuple):
         for one in image:
@@ -470,10 +470,10 @@ def images_of(image: Any) -> Iterator[Image]:
 
 
 def masks_of(mask: Any, images: Sequence[Image]) -> Iterator[PIL.Image.Image | None]:
-    """A mask for each image, mode `L` and of its size; None where there is none.
+    """Yield a mask for each image, in mode `L` and of its size, or None.
 
     Raises:
-        ValueError: another number of masks than of images, or a mask of another shape than its image.
+        ValueError: the numbers of masks and images differ, or a mask's shape differs from its image's.
     """
     masks = list(_greys(mask))
     if len(masks) not in (1, len(images)):
@@ -526,7 +526,7 @@ def _values(image: Image, bucket: tuple[int, int]) -> Tensor:
 def _as_output(
     targets: Sequence[Tensor], images: Sequence[Image], masks: Sequence[PIL.Image.Image | None], kind: str
 ) -> Any:
-    """What was made of the images, in their sizes, pasted on them where there is a mask."""
+    """Return the results in the sizes of the images, pasted onto them inside the masks."""
     if kind == "latent":
         return torch.stack(list(targets))
     made = zip(targets, images, masks, strict=False)  # an interrupted call has made fewer
@@ -578,7 +578,7 @@ def _batches(buckets: Sequence[tuple[int, int]], batch_size: int) -> Iterator[li
 
 
 def _ramp(length: int, overlap: int) -> Tensor:
-    """Weights along a side: rising over the overlap, 1 inside, falling again; never 0."""
+    """Return weights along a side: rising over the overlap, 1 inside, then falling; never 0."""
     distance = torch.arange(1, length + 1, dtype=torch.float32)
     rising = torch.minimum(distance, distance.flip(0)) / (overlap + 1)
     return rising.clamp(max=1.0)

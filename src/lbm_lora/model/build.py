@@ -38,11 +38,11 @@ Latents = Float[Tensor, "batch channels rows columns"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LBMModel:
-    """The networks of an LBM and what they need to translate an image.
+    """Networks of an LBM, with all that they need to translate an image.
 
     Attributes:
-        dtype: of the denoiser and of all latents.
-        vae_dtype: of the VAE. It is fp32 where `dtype` is fp16 and the VAE's config says `force_upcast`:
+        dtype: dtype of the denoiser and of all latents.
+        vae_dtype: dtype of the VAE. It is fp32 if `dtype` is fp16 and the VAE's config says `force_upcast`:
             SDXL's VAE overflows in fp16 and gives NaN.
     """
 
@@ -69,7 +69,7 @@ class LBMModel:
         Encoding is never tiled, as in LBM.
 
         Raises:
-            ImageError: a side is no multiple of `pixels_per_latent`.
+            ImageError: a side is not a multiple of `pixels_per_latent`.
         """
         height, width = images.shape[-2:]
         if height % self.pixels_per_latent or width % self.pixels_per_latent:

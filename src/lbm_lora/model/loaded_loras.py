@@ -1,4 +1,4 @@
-"""The LoRAs that are loaded into a live network, each under a name, and how they act.
+"""LoRAs loaded into a live network, each under a name, and the way they act.
 
 What is loaded is a value. Each change of it takes everything out of the network, bit for bit, and puts the new state
 in; so scales, sets of LoRAs and the way they are computed can change at any time, and nothing adds up.
@@ -17,14 +17,14 @@ from lbm_lora.errors import ConfigError, listing
 
 @dataclass(frozen=True)
 class LoraState:
-    """Which LoRAs are loaded, and how they act.
+    """State of the loaded LoRAs.
 
     Attributes:
-        loaded: by name.
-        scales: `lora_scale` by name, of those that are active.
-        factor: of all scales.
-        is_enabled: off: the network computes as if none was loaded.
-        is_fused: they are added to the weights instead of computed next to them.
+        loaded: LoRAs by name.
+        scales: `lora_scale` by name, for the active LoRAs.
+        factor: factor on all scales.
+        is_enabled: if off, the network computes as if none was loaded.
+        is_fused: whether they are added to the weights instead of computed next to them.
     """
 
     loaded: Mapping[str, Adapter] = field(default_factory=dict)
@@ -41,19 +41,19 @@ class LoraState:
         return [ScaledAdapter(self.loaded[name], scale * self.factor) for name, scale in self.scales.items()]
 
     def with_loaded(self, name: str, adapter: Adapter) -> "LoraState":
-        """A further LoRA, which alone is active.
+        """Return the state with another LoRA, which alone is active.
 
         Raises:
             ConfigError: the name is taken.
         """
         if name in self.loaded:
             raise ConfigError(
-                f"a LoRA named '{name}' is loaded already. Give another adapter_name, or delete it first."
+                f"a LoRA named '{name}' is already loaded. Give another adapter_name, or delete it first."
             )
         return replace(self, loaded={**self.loaded, name: adapter}, scales={name: 1.0})
 
     def without(self, names: Iterable[str]) -> "LoraState":
-        """Some LoRAs unloaded.
+        """Return the state without some LoRAs.
 
         Raises:
             ConfigError: none has such a name.
@@ -63,7 +63,7 @@ class LoraState:
         return replace(self, loaded=kept, scales={name: s for name, s in self.scales.items() if name in kept})
 
     def with_scales(self, names: Sequence[str], scales: Sequence[float]) -> "LoraState":
-        """The named LoRAs alone are active, with one scale for each, or one for all.
+        """Return the state with only the named LoRAs active, with one scale for each, or one for all.
 
         Raises:
             ConfigError: an unknown name, another number of scales than of names, or a scale that is not finite.
@@ -98,7 +98,7 @@ class LoadedLoras:
         self._inside: Injection | Fused | None = None
 
     def put(self, state: LoraState) -> None:
-        """Make the network compute with a state; where that fails, all is as it was.
+        """Make the network compute with a state; if that fails, nothing changes.
 
         Raises:
             AdapterError: a LoRA does not fit the network.

@@ -19,19 +19,19 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class BaseResult:
-    """The files and ledger of the base, and the comparison with the tuned checkpoint where one was given."""
+    """Files and ledger of the base, and its comparison with the tuned checkpoint if one was given."""
 
     base: BaseFiles
     baseline: BaselineReport | None
     ledger_file: Path
-    """The ledger as JSON: what became of every tensor, with its shapes and the reason."""
+    """The ledger as JSON: the outcome of every tensor, with its shapes and the reason."""
 
 
 def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     """Make the base.
 
     Raises:
-        InputError: of the kind that fits, before anything is written; see `lbm_lora.errors`.
+        InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
     """
     tuned = _tuned_path(config)
     lbm = read_config(config.config_path) if config.config_path else LBMConfig()
@@ -57,14 +57,14 @@ def ensure_base(
     is_made: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
-    """A base at `path`: the one that is there, else one that is made there first where a backbone is given.
+    """Return the base at `path`, or make it there if it does not exist and a backbone is given.
 
     Args:
-        is_made: make it without a backbone, too: from the configuration's, or the default one.
+        is_made: make it also without a given backbone, from the configuration's or the default one.
     """
     if path.exists() or (backbone_signature is None and not is_made):
         return path
-    progress.note(f"{path} does not exist: the base is made there.")
+    progress.note(f"{path} does not exist, so the base is made there.")
     made = run(BaseConfig(save_path=path, config_path=config_path, backbone_signature=backbone_signature), progress)
     return made.base.ckpt if path.suffix != ".safetensors" else made.base.safetensors
 
@@ -75,7 +75,7 @@ def _tuned_path(config: BaseConfig) -> Path | None:
     if config.config_path is None:
         raise ConfigError(
             Option("test_baseline"),
-            " looks for model.safetensors beside ",
+            " looks for model.safetensors next to ",
             Option("config_path"),
             ". Give one of the two paths.",
         )

@@ -1,4 +1,4 @@
-"""Measure what an error in each layer costs in a tuned model's output: the verb `calibrate`."""
+"""Measure the effect of errors in each layer on a tuned model's output: the verb `calibrate`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateResult:
-    """The file that was written, and what is in it."""
+    """Written file, and its contents."""
 
     statistics: Path
     nbytes: int
     layers: int
     moments: int
-    """Of inputs and outputs; layers that get one tensor share the moment of it."""
+    """Moments of inputs and outputs; layers with the same input share one."""
     images: int
     timesteps: tuple[float, ...]
     probes: int
 
 
 def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult:
-    """Measure. A run that was stopped goes on where its sums were last saved, beside the output.
+    """Measure. An interrupted run resumes from its last saved sums, next to the output.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     images = chosen_images(config, expand_sources(config.images))
     check_output(config, images)
@@ -50,10 +50,10 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
 def collected(
     config: CalibrateConfig, tuned: Checkpoint, images: Sequence[Path], partial: PartialFile | None, progress: Progress
 ) -> Statistics:
-    """The statistics of an open checkpoint.
+    """Measure the statistics of an open checkpoint.
 
     Args:
-        partial: where the sums are saved from time to time.
+        partial: file to which the sums are saved periodically.
     """
     device = resolve_device(config.device, fp64="the sums need")
     settings, dtype = _settings(config), dtype_of(config.torch_dtype)
@@ -76,7 +76,7 @@ def _settings(config: CalibrateConfig) -> CalibrationSettings:
 
 
 def chosen_images(config: CalibrateConfig, found: Sequence[Path]) -> tuple[Path, ...]:
-    """The images to use, of those that were found."""
+    """Return the images to use among those found."""
     if config.count is None:
         return tuple(found)
     if not 1 <= config.count <= len(found):

@@ -1,4 +1,4 @@
-"""Make a small LoRA of a fine-tuned model in one go, and measure it in images: the verb `compress`."""
+"""Make a small LoRA of a fine-tuned model in one step, and measure it in images: the verb `compress`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,30 +22,30 @@ from lbm_lora.workflows import base, calibrate, extract, validate
 
 _HELD_OUT_EVERY = 4
 _MOST_HELD_OUT = 8
-_FRACTION = 50  # of the tuned checkpoint's bytes: the size of a LoRA, where none is asked for
+_FRACTION = 50  # of the tuned checkpoint's bytes: the default size of a LoRA
 _BASE_NAMES = ("exact_base.safetensors", "exact_base.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressResult:
-    """The LoRA, how close it comes to the tuned model, and where everything lies."""
+    """The LoRA, its fidelity to the tuned model, and the paths of all files."""
 
     adapter: Path
     nbytes: int
     base: Path
     tuned_nbytes: int
-    """Of all tensors of the tuned checkpoint."""
+    """Bytes of all tensors of the tuned checkpoint."""
     report: Report
     images: int
-    """That were measured on."""
+    """Images that were measured on."""
     seen_images: int
-    """Those of them that the LoRA was calibrated on."""
+    """Images among them that the LoRA was calibrated on."""
     page: Path
     """The report as one HTML page."""
     comparison: Path
-    """The images side by side."""
+    """The side-by-side images."""
     statistics: Path
-    """What the calibration measured."""
+    """File of the calibration statistics."""
 
     @property
     def with_lora(self) -> VariantSummary:
@@ -54,7 +54,7 @@ class CompressResult:
 
     @property
     def without(self) -> VariantSummary:
-        """The same of the base alone."""
+        """The same for the base alone."""
         return self._summary("base")
 
     def _summary(self, variant: str) -> VariantSummary:
@@ -66,7 +66,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     """Find or make the base, calibrate, extract, and compare.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
@@ -118,13 +118,13 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
 
 
 def split_images(images: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """The images to calibrate on, and those to measure on: every fourth, 8 at most. Fewer than four serve for both."""
+    """Return calibration images and held-out ones: every fourth, 8 at most. Fewer than four images serve for both."""
     held_out = tuple(images[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY][:_MOST_HELD_OUT])
     return tuple(image for image in images if image not in held_out), held_out or tuple(images)
 
 
 def _name(config: CompressConfig) -> str:
-    """What the files are named after: by default the checkpoint, or its folder where that says more."""
+    """Return the name for the files: by default that of the checkpoint, or of its folder if that is more specific."""
     if config.name is not None:
         if Path(config.name).name != config.name:
             raise ConfigError(Option("name"), f" {config.name} must be a file name, not a path.")
@@ -137,7 +137,7 @@ def _name(config: CompressConfig) -> str:
 
 
 def _base(config: CompressConfig, folder: Path, progress: Progress) -> Path:
-    """A base that the tuned checkpoint can have been tuned from: the one that is there, else one that is made."""
+    """Return a base that the tuned checkpoint may have been tuned from: an existing one, else a new one."""
     found = config.base_model_path or _found_base(config.tuned, folder)
     if found is None:
         made = base.run(

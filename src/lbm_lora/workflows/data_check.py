@@ -1,4 +1,4 @@
-"""Read a data set through: the verb `data check`."""
+"""Read a complete data set: the verb `data check`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lbm_lora.training.settings.training_file import COMMAND_LINE, parse
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSplit:
-    """One split of the data."""
+    """Findings in one split of the data."""
 
     split: Split
     found: Checked
@@ -24,7 +24,7 @@ class CheckedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """What was found."""
+    """Findings in all splits of the data."""
 
     splits: tuple[CheckedSplit, ...]
     failures: tuple[QualityError, ...]
@@ -32,11 +32,11 @@ class CheckResult:
 
 
 def run(config: CheckConfig, progress: Progress = SILENT) -> CheckResult:
-    """Read through.
+    """Read a data set completely.
 
     Raises:
-        ConfigError: a setting that cannot be.
-        DataError: the data cannot be read, or hold nothing that could be used.
+        ConfigError: a setting is invalid.
+        DataError: the data cannot be read, or have no usable samples.
     """
     settings, batch_size = _settings(config)
     names: list[Split] = ["train", "validation"] if settings.has_validation else ["train"]
@@ -56,7 +56,7 @@ def run(config: CheckConfig, progress: Progress = SILENT) -> CheckResult:
 
 
 def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
-    """The settings of the data, and the batch size."""
+    """Return the settings of the data, and the batch size."""
     if config.path_config is not None:
         training = read_train_config(config.path_config)
         return training, training.batch_size
@@ -66,7 +66,7 @@ def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
 
 
 def _place(data: Sequence[str]) -> dict[str, object]:
-    """The key of a training file that says where the data lie, and its value."""
+    """Return the key of a training file for the location of the data, and its value."""
     folder = Path(data[0]).expanduser()
     if len(data) > 1 or not folder.is_dir():
         return {"train_shards": tuple(data)}

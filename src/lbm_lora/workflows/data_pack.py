@@ -15,19 +15,19 @@ from lbm_lora.training.data.pairs import Keys
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult:
-    """The shards that were written."""
+    """Written shards."""
 
     shards: tuple[Path, ...]
     pattern: str
-    """All of them in one text, as `train_shards` takes it."""
+    """All shards as one text, for `train_shards`."""
     pairs: int
     masks: int
     """Pairs with a mask."""
     nbytes: int
     skipped: tuple[Skipped, ...]
-    """Pairs that are left out."""
+    """Pairs that were left out."""
     source_key: str
-    """As training and `data check` need it, like the next two."""
+    """Key for training and `data check`, like the next two."""
     target_key: str
     mask_key: str | None
     """None: there are no masks."""

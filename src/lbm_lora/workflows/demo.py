@@ -1,4 +1,4 @@
-"""The main job on the bundled mini model: the verb `demo`."""
+"""Run the main job on the bundled mini model: the verb `demo`."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows import compress, infer
 
 IMAGE = "milk-06-lobby-to-dawn"
-"""The pair that is relit: one that compress holds out."""
+"""Pair to relight: one that compress holds out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """The results of the two commands."""
+    """Results of the two commands."""
 
     compress: compress.CompressResult
     infer: infer.InferResult

@@ -36,32 +36,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult:
-    """The files that were written, and how well they keep the change; with --ranks those of the first rank."""
+    """Written files, with their errors; with --ranks those of the first rank."""
 
     adapter: Path
     sidecar: Path
     nbytes: int
     linear_rank: int
-    """As given, else the highest that was chosen."""
+    """Given rank of linear layers, else the highest chosen one."""
     conv_rank: int
-    """Likewise, of conv layers."""
+    """Given rank of conv layers, else the highest chosen one."""
     report: WeightReport
     notes: tuple[str, ...]
     predicted: Prediction | None = None
-    """What is expected of the LoRA, and what was measured; None where ranks were given and nothing was calibrated."""
+    """Expected and measured error of the LoRA; None if ranks were given and nothing was calibrated."""
     images: TrialImages | None = None
-    """Its images against the tuned model's, where --images or --min_psnr asked for them."""
+    """Its images against the tuned model's, with --images or --min_psnr."""
     sizes: tuple[Prediction, ...] = ()
-    """What other sizes would give, where ranks were chosen for all layers together."""
+    """Predictions for other sizes, if ranks were chosen for all layers together."""
     further: tuple["ExtractResult", ...] = ()
-    """The LoRAs of the other ranks or sizes."""
+    """LoRAs of the other ranks or sizes."""
 
 
 def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
-    """Extract the LoRA: in one pass over both files where the ranks are given, in two where they are chosen.
+    """Extract the LoRA: in one pass over both files if ranks are given, in two if they are chosen.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     rule, settings = check(config)
     paths = output_paths(config, rule)
@@ -99,14 +99,14 @@ def extracted(
     images: Sequence[Path],
     progress: Progress,
 ) -> list[ExtractedAdapter]:
-    """The LoRAs of two open checkpoints.
+    """Extract the LoRAs of two open checkpoints.
 
     Args:
         config: its paths name things for messages and metadata; nothing is read from them.
         rule, settings: from `check`.
-        paths: of the files, one for each of `rule.names`; None for a LoRA that is kept in memory.
-        statistics: gives those that weigh errors by the output, where the config has any.
-        images: that calibrated LoRAs are run on.
+        paths: one file for each of `rule.names`; None for a LoRA that is kept in memory.
+        statistics: returns the statistics that weight errors by the output, if the config has any.
+        images: images that calibrated LoRAs are run on.
     """
     plan = plan_extraction(
         base.component(),
@@ -136,23 +136,23 @@ def extracted(
 
 
 def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
-    """The rule of the ranks, and how deltas are stored; what cannot be is refused before a checkpoint is opened."""
+    """Return the rank rule and the storage of deltas; invalid options fail before a checkpoint is opened."""
     has_images = config.images is not None or config.calibration_images is not None
     rule = rank_rule(config, is_calibrated=config.statistics is not None, has_images=has_images)
     if config.include and COVERAGES[config.target_coverage]:
         raise give_one("include", "target_coverage", "choose layers")
     if config.calibration is not None and config.calibration_images is not None:
-        raise give_one("calibration", "calibration_images", "weigh the errors")
+        raise give_one("calibration", "calibration_images", "weight the errors")
     if config.images is not None and config.statistics is None:
         raise ConfigError(Option("images"), " needs ", Option("calibration"), "; for other LoRAs: lbm-lora validate.")
-    # the errors of calibrated LoRAs come to lie below what bf16 rounds away
+    # the errors of calibrated LoRAs can be below the rounding of bf16
     dtype = precision(config.save_precision or ("fp16" if config.statistics is not None else "bf16"))
     device = resolve_device(config.device, fp64="the decomposition sums in")
     return rule, DeltaSettings(dtype=dtype, min_diff=config.min_diff, device=device)
 
 
 def output_paths(config: ExtractConfig, rule: RankRule) -> list[Path]:
-    """The outputs, none of them an input."""
+    """Return the outputs, none of them an input."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     stem = config.save_to.stem
@@ -164,7 +164,7 @@ def output_paths(config: ExtractConfig, rule: RankRule) -> list[Path]:
 
 
 def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
-    """The images of a text or a list, each of them read once; none of None."""
+    """Return the images of a text or a list, each read once; no images for None."""
     if images is None:
         return ()
     from lbm_lora.imaging.paths import readable_sources
@@ -173,7 +173,7 @@ def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
 
 
 def _base(config: ExtractConfig, progress: Progress) -> Path:
-    """The base, which is made first where that is asked for."""
+    """Return the base, which is made first if requested."""
     if not config.create_base_model:
         return config.base_model_path
     # only this needs the network classes: extraction itself works without them
@@ -189,7 +189,7 @@ def _base(config: ExtractConfig, progress: Progress) -> Path:
 
 
 def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
-    """Those given, or those of images, which are measured first."""
+    """Return the given statistics, or measure those of images first."""
     from lbm_lora.calibration import load_statistics
     from lbm_lora.workflows import calibrate
 
@@ -207,7 +207,7 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
 
 
 def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "Statistics | None") -> dict[str, object]:
-    """What the file says of the run; file names without folders."""
+    """Return the settings that the file records; file names without folders."""
     return {
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
@@ -223,7 +223,7 @@ def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "S
 
 
 def _calibration_images(statistics: "Statistics | None") -> dict[str, object]:
-    """Digests of the images that the LoRA was calibrated on, by which `validate` knows them."""
+    """Return digests of the calibration images, by which `validate` recognises them."""
     if statistics is None or not statistics.image_digests:
         return {}
     from lbm_lora.imaging.digests import packed
@@ -232,7 +232,7 @@ def _calibration_images(statistics: "Statistics | None") -> dict[str, object]:
 
 
 def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: tuple[str, str]) -> ExtractResult:
-    """The result of a LoRA that was written; its sidecar is put beside it."""
+    """Return the result of a written LoRA, and write its sidecar next to it."""
     ledger = found.ledger
     sidecar = write_sidecar(path, found.output, ledger, base=config.base_model_path.name, min_diff=config.min_diff)
     return ExtractResult(
@@ -256,7 +256,7 @@ def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: 
 
 
 def _how_to_measure(config: ExtractConfig, lora: Path) -> str:
-    """The line that measures what a LoRA was made for."""
+    """Return the command line that measures a LoRA's outputs."""
     return (
         f"{OF_WEIGHTS_ALONE} To measure that: lbm-lora validate --base_model_path {config.base_model_path} "
         f"--tuned_model_path {config.tuned_model_path} --lora_path {lora} --images FOLDER"

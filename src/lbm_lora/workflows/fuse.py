@@ -1,4 +1,4 @@
-"""Put adapters into a checkpoint for good: the verb `fuse`."""
+"""Add adapters to a checkpoint's weights: the verb `fuse`."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class FuseResult:
-    """The checkpoint that was written."""
+    """Written checkpoint."""
 
     output: Path
     nbytes: int
     changed: int
-    """Tensors with at least one delta in them."""
+    """Tensors with at least one delta."""
     tensors: int
-    """All tensors of the file."""
+    """All tensors in the file."""
     adapters: tuple[AppliedAdapter, ...]
 
 
 def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
-    """Fuse.
+    """Add the LoRAs to the checkpoint and write it.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     check_output(config)
     with open_checkpoint(config.base_model_path) as checkpoint:
@@ -64,13 +64,13 @@ def check_output(config: FuseConfig) -> None:
 def read_adapters(
     config: FuseConfig, checkpoint: Checkpoint, loras: Sequence[Path | Adapter], progress: Progress
 ) -> tuple[list[ScaledAdapter], tuple[AppliedAdapter, ...]]:
-    """The LoRAs, checked against the checkpoint; see `fitting_adapters`.
+    """Return the LoRAs, checked against the checkpoint; see `fitting_adapters`.
 
     Raises:
         ConfigError: there are none.
     """
     if not loras:
-        raise ConfigError(Option("lora_path"), " names no file: there is nothing to fuse. Give at least one LoRA.")
+        raise ConfigError(Option("lora_path"), " names no file, so there is nothing to fuse. Give at least one LoRA.")
     return fitting_adapters(
         checkpoint.component(),
         loras,
@@ -85,7 +85,7 @@ def read_adapters(
 def fused_entries(
     checkpoint: Checkpoint, adapters: Sequence[ScaledAdapter], progress: Progress
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor by its key, with the adapters in it, one after the other."""
+    """Yield every tensor by its key, with the adapters added."""
     progress.start(len(checkpoint.specs), "fusing")
     for entry in fused_tensors(checkpoint, checkpoint.component().prefix, adapters):
         yield entry
@@ -101,9 +101,9 @@ def write(config: FuseConfig, checkpoint: Checkpoint, adapters: Sequence[ScaledA
 
 
 def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsWriter | TorchWriter:
-    """A writer for the container that the suffix names; the checkpoint's own configuration goes along.
+    """Open a writer for the container that the suffix names, with the checkpoint's configuration.
 
-    What it says of where it started from does not: with a LoRA in it, it is no exact base any more.
+    Its mark of origin is dropped: with a LoRA added, it is no longer an exact base.
     """
     values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":

@@ -29,39 +29,39 @@ Columns = dict[str, Tiles]
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatedImage:
-    """One image that was written."""
+    """One written image."""
 
     source: Path
     output: Path
     comparison: Path | None
-    """The side-by-side image of --compare."""
+    """Path of the side-by-side image of --compare."""
     source_copy: Path | None
-    """The copy of the source of --save_input, where it was written."""
+    """Path of the copy of the source with --save_input, if it was written."""
     width: int
-    """Of source and output, pixels."""
+    """Size of source and output, in pixels."""
     height: int
     model_width: int
-    """Of what the model worked on, pixels."""
+    """Size that the model worked at, in pixels."""
     model_height: int
     seconds: float
-    """Reading, networks and stretching; without the writing."""
+    """Seconds for reading, networks and stretching, without writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferResult:
-    """The images that were written, those that could not be, and what of each LoRA was applied."""
+    """Written images, failed images, and how much of each LoRA was applied."""
 
     outputs: tuple[TranslatedImage, ...]
     failed: tuple[FailedImage, ...]
     present: int
-    """Images that were left out, since their outputs were there: --skip_existing."""
+    """Images skipped because their outputs existed: --skip_existing."""
     adapters: tuple[AppliedAdapter, ...]
     device: str
     dtype: str
 
     @property
     def failures(self) -> tuple[QualityError, ...]:
-        """What keeps the batch from being complete, in a sentence."""
+        """A sentence on why the batch is incomplete."""
         if not self.failed:
             return ()
         total = len(self.outputs) + len(self.failed) + self.present
@@ -72,10 +72,10 @@ class InferResult:
 def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     """Translate every source and write the results. All paths, LoRAs and options are checked first.
 
-    An image that cannot be read or translated is left out and listed in the result, unless it is the only one.
+    An image that cannot be read or translated is skipped and listed in the result, unless it is the only one.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     batch = plan(config, config.source_image, config.mask)
     if not batch.jobs:
@@ -102,8 +102,8 @@ def translated(
     """Translate every job with a checkpoint and LoRAs, and write the results.
 
     Args:
-        batch: from `plan`, with a job at least.
-        tuned: for the last column of the side-by-side images.
+        batch: batch from `plan`, with at least one job.
+        tuned: checkpoint for the last column of the side-by-side images.
     """
     with open_checkpoint(base) as checkpoint:
         adapters, applied = read_adapters(config, checkpoint, progress, loras)
@@ -116,7 +116,7 @@ def translated(
     outputs, tiles = _write_all(config, batch.jobs, pipe, failures, progress)
     columns["with LoRA" if adapters else "base"] = tiles
     device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
-    del pipe  # so that the tuned one does not stand beside it in memory
+    del pipe  # so that the tuned model is not in memory at the same time
     return InferResult(
         outputs=_with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, progress),
         failed=tuple(failures.images),
@@ -128,7 +128,7 @@ def translated(
 
 
 def plan(config: InferConfig, images: str | Sequence[str], mask: str | None) -> JobPlan:
-    """What is read and written, checked before a model is loaded."""
+    """Return the paths to read and write, checked before a model is loaded."""
     if config.tuned_model_path is not None and not config.compare:
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
@@ -160,7 +160,7 @@ def _columns_without(
     failures: Failures,
     progress: Progress,
 ) -> Columns:
-    """The columns of --compare before the LoRAs are in: the sources, and what the base makes of them."""
+    """Return the columns of --compare without LoRAs: the sources, and the base's results."""
     columns: Columns = {}
     if config.compare:
         columns["source"] = _source_tiles(jobs, failures)
@@ -227,7 +227,7 @@ def _with_comparisons(
     failures: Failures,
     progress: Progress,
 ) -> tuple[TranslatedImage, ...]:
-    """The outputs, with their side-by-side images written, after the tuned model's column where one is asked for."""
+    """Return the outputs and write their side-by-side images, with the tuned model's column if requested."""
     if tuned is not None:
         model = _load(config, tuned, "tuned", progress)
         columns["tuned"] = _tiles(config, jobs, model, failures, progress, "translating with the tuned model")

@@ -34,33 +34,33 @@ _PACKAGES = ("lightning", *SHARD_PACKAGES)
 
 @dataclass(frozen=True, kw_only=True)
 class InferShardsResult:
-    """What became of the shards, in all processes together."""
+    """Counts of shards and images, over all processes."""
 
     folder: Path
-    """Folder of the results: one shard for each, of the same name."""
+    """Folder of the results: one shard per source shard, of the same name."""
     written: int
-    """Shards that this run has written."""
+    """Shards written by this run."""
     present: int
-    """Shards that an earlier run had written."""
+    """Shards written by earlier runs."""
     images: int
-    """Images that this run has written."""
+    """Images written by this run."""
     skipped: tuple[Skipped, ...]
-    """Samples of all shards written so far that cannot be used."""
+    """Unusable samples in all shards written so far."""
     stopped_by: str
-    """The signal that ended the run before its end, else empty."""
+    """The signal that stopped the run early, else empty."""
     adapters: tuple[AppliedAdapter, ...]
     device: str
     dtype: str
     rank: int
-    """Of this process among several; the first one, 0, speaks for all."""
+    """Rank of this process; the first one, 0, reports for all."""
 
 
 def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsResult:
-    """Translate every shard that is not done yet. All of them are looked at, and all options checked, first.
+    """Translate every remaining shard. All shards are inspected, and all options checked, first.
 
     Raises:
         MissingExtraError: a package of the train extra is not installed.
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     _check(config)
     need_packages("translating shards", _PACKAGES, "train")
@@ -142,7 +142,7 @@ def _check(config: InferShardsConfig) -> None:
 
 
 def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig) -> dict[str, Any]:
-    """Everything that an image depends on, as JSON has it; files by their content, so that they may move."""
+    """Return everything that an image depends on, for JSON; files by their content, so that they may move."""
     return {
         "base_model_path (by content)": fingerprint(checkpoint.component()).digest,
         "VAE (by content)": fingerprint(checkpoint.component(VAE_PREFIX)).digest,
@@ -166,7 +166,7 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
 
 
 def _remove_parts(jobs: "list[ShardJob]") -> None:
-    """Remove what a killed run was writing. The other processes do not write before this one joins them."""
+    """Remove the unfinished files of a killed run. Other processes do not write before this one joins them."""
     for job in jobs:
         if job.record is None:
             for part in job.output.parent.glob(f".{job.name}.*part"):

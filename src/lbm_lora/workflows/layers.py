@@ -1,4 +1,4 @@
-"""List the layers of a checkpoint, or what patterns select of them: the verb `layers`."""
+"""List the layers of a checkpoint, or those that patterns select: the verb `layers`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Layer:
     """linear, conv 1x1, conv 3x3, ..."""
     shape: tuple[int, ...]
     rank: int
-    """That a LoRA would be stored with."""
+    """Rank that a LoRA would be stored with."""
     parameters: int
     lora_parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayersResult:
-    """The selected layers and their sums."""
+    """Selected layers and their totals."""
 
     prefix: str
     layers: tuple[Layer, ...]
@@ -36,22 +36,22 @@ class LayersResult:
     parameters: int
     lora_parameters: int
     model_bytes: int
-    """Of all tensors of the checkpoint in bf16."""
+    """Bytes of all tensors of the checkpoint in bf16."""
 
     @property
     def file_bytes(self) -> int:
-        """Of a LoRA in bf16, as extraction writes it; training writes fp32, twice as much."""
+        """Bytes of a LoRA in bf16, as extraction writes it; training writes fp32, twice as much."""
         return 2 * self.lora_parameters
 
     @property
     def training_bytes(self) -> int:
-        """Memory that training such a LoRA takes beside activations: the model in bf16, and for each number that
-        learns itself, its gradient and Adam's two averages in fp32."""
+        """Memory for training such a LoRA without activations: the model in bf16, and for each trainable
+        parameter its value, its gradient and Adam's two averages in fp32."""
         return self.model_bytes + 4 * 4 * self.lora_parameters
 
 
 def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
-    """List.
+    """List the layers of a checkpoint.
 
     Raises:
         InputError: the checkpoint cannot be read, or a pattern matches nothing.
@@ -66,7 +66,7 @@ run_layers = run
 
 
 def listed(config: LayersConfig, checkpoint: Checkpoint) -> LayersResult:
-    """The layers of an open checkpoint."""
+    """Return the layers of an open checkpoint."""
     ranks = FixedRank.of(config.rank, config.conv_rank)
     component = checkpoint.component()
     modules = dict(_weights(component))
@@ -83,9 +83,9 @@ def listed(config: LayersConfig, checkpoint: Checkpoint) -> LayersResult:
 
 
 def layer_lines(component: Component, adapter: Adapter) -> list[str]:
-    """A line for each layer with a weight matrix, sorted, with the component's prefix.
+    """Return a line for each layer with a weight matrix, sorted, with the component's prefix.
 
-    It is the name alone where the adapter has a lora module for it, which training can take; else a comment.
+    A line is the name alone if the adapter has a lora module for it, which training can use; else a comment.
     """
     return [_line(component.prefix, name, adapter) for name in sorted(name for name, _ in _weights(component))]
 

@@ -1,4 +1,4 @@
-"""Let the factors of a LoRA learn the tuned model's own outputs: the verb `refine`."""
+"""Train the factors of a LoRA on the tuned model's own outputs: the verb `refine`."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -28,30 +28,30 @@ _PACKAGES = ("peft",)
 
 @dataclass(frozen=True, kw_only=True)
 class RefineResult:
-    """The file that was written, and the errors of the denoiser's output before and after."""
+    """Written file, and the errors of the denoiser's output before and after."""
 
     adapter: Path
     nbytes: int
     before: "OutputErrors"
     after: "OutputErrors"
     gain: float
-    """dB that the typical error became smaller."""
+    """Decrease of the typical error in dB."""
     step: int
-    """After which the kept LoRA was measured; 0: none was better than the given one, which was written."""
+    """Step of the kept LoRA; 0: none was better than the given one, which was written."""
     steps: int
     images: int
-    """Images that were learnt from."""
+    """Images that were trained on."""
     held: int
     """Images that were measured on."""
 
 
 def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
-    """Refine. A run that was stopped goes on where it was last measured; its state is beside the output.
+    """Refine a LoRA. An interrupted run resumes from its last measurement; its state is next to the output.
 
     Raises:
         MissingExtraError: a package of the train extra is not installed.
-        InputError: of the kind that fits, before a model is loaded.
-        QualityError: the loss is not finite any more.
+        InputError: invalid input of any kind, before a model is loaded.
+        QualityError: the loss is no longer finite.
     """
     check(config)
     from lbm_lora.refinement.images import split_images
@@ -98,8 +98,8 @@ def refined(
 
     Args:
         config: its paths name things for messages and metadata; nothing is read from them.
-        keep: is given the best adapter whenever there is a new one.
-        state: where the run is saved, to be resumed, until its end; None: it is not.
+        keep: receives each new best adapter.
+        state: file to which the run is saved until its end, to be resumed; None: not saved.
     """
     from lbm_lora.imaging.digests import digests_of
 
@@ -114,12 +114,12 @@ def refined(
 
 
 def state_of(config: RefineConfig) -> Path:
-    """Where a run is saved: beside the output."""
+    """Return the file to which a run is saved, next to the output."""
     return config.save_to.with_name(f"{config.save_to.stem}.refine.pt")
 
 
 def check(config: RefineConfig) -> None:
-    """Refuse what cannot be, before anything is opened.
+    """Refuse invalid options before anything is opened.
 
     Raises:
         MissingExtraError: a package of the train extra is not installed.
@@ -130,9 +130,7 @@ def check(config: RefineConfig) -> None:
         if getattr(config, name) < 1:
             raise ConfigError(Option(name), f" is {getattr(config, name)}: give 1 or more.")
     if not 0 < config.learning_rate <= 1:
-        raise ConfigError(
-            Option("learning_rate"), f" is {config.learning_rate:g}: it is relative, give a share up to 1."
-        )
+        raise ConfigError(Option("learning_rate"), f" is {config.learning_rate:g} is relative: give a value up to 1.")
 
 
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
@@ -145,10 +143,10 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
 def _identity(
     config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: str
 ) -> dict[str, Any]:
-    """What must be the same for a stopped run to go on; the LoRA is checked against base and tuned model.
+    """Return the values that must match for a run to resume; the LoRA is checked against base and tuned model.
 
     Args:
-        images: digest of all of them.
+        images: digest of all images.
     """
     component = base.component()
     check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
@@ -163,7 +161,7 @@ def _identity(
 
 
 def _digest(adapter: Adapter) -> str:
-    """The fingerprint of its file; empty where it has none: such a run is not resumed."""
+    """Return the fingerprint of its file; empty without a file: such a run is not resumed."""
     if adapter.path is None:
         return ""
     with open_checkpoint(adapter.path) as file:
@@ -183,7 +181,7 @@ def _distill(
     state: Path | None,
     progress: Progress,
 ) -> "DistillResult":
-    """Ask the tuned model, let go of it, and teach the base with the LoRA."""
+    """Get the tuned model's answers, release it, and train the LoRA on the base."""
     from lbm_lora.refinement.distill import DistillSettings, distill
     from lbm_lora.refinement.images import answered_images
     from lbm_lora.refinement.student import Student
@@ -236,7 +234,7 @@ def _stored_dtype(adapter: Adapter) -> torch.dtype:
 def _metadata(
     config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
 ) -> AdapterMetadata:
-    """That of the given LoRA, with its errors in the weights, which are others now, replaced by those of outputs."""
+    """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors."""
     from lbm_lora.imaging.digests import packed
 
     facts = {

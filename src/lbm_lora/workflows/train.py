@@ -1,4 +1,4 @@
-"""Train a LoRA, new or continued, or the whole denoiser, as a training file says: the verb `train`."""
+"""Train a LoRA, new or continued, or the full denoiser, by a training file: the verb `train`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,39 +18,39 @@ _PACKAGES = ("lightning", "peft")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What the run has come to, and its files."""
+    """Outcome of the run, and its files."""
 
     folder: Path
     last: Path | None
-    """The newest LoRA (mode full: checkpoint); None where the run was stopped before its first step."""
+    """The newest LoRA (mode full: checkpoint); None if the run was stopped before its first step."""
     best: Path | None
     """The best by the chosen metric; None without validation pairs."""
     step: int
-    """Optimizer steps that are done, those before a stop included."""
+    """Completed optimizer steps, including those before a stop."""
     total: int
     learning: int
-    """Numbers that learn."""
+    """Number of trainable parameters."""
     loss: float
-    """Mean of the last logged steps."""
+    """Mean loss of the last logged steps."""
     scores: "Scores | None"
-    """Of the last validation."""
+    """Scores of the last validation."""
     best_step: int | None
-    """The step that `best` is of."""
+    """Step of `best`."""
     stopped_by: str
-    """The signal that ended the run before its end, else empty."""
+    """The signal that stopped the run early, else empty."""
     seconds: float
     rank: int
-    """Of this process among several; the first one, 0, speaks for all."""
+    """Rank of this process; the first one, 0, reports for all."""
 
 
 def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
-    """Train.
+    """Train as the training file says.
 
     Raises:
         ConfigError: the training file, or an override; before anything else is read.
         MissingExtraError: a package of the train extra is not installed.
-        InputError: of the kind that fits; see `lbm_lora.errors`.
-        QualityError: the loss is not finite any more.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
+        QualityError: the loss is no longer finite.
     """
     return trained(read_train_config(config.path_config, config.overrides), progress)
 
@@ -64,7 +64,7 @@ def trained(settings: TrainConfig, progress: Progress) -> TrainResult:
 
 
 def _base(settings: TrainConfig, progress: Progress) -> Path:
-    """The base that is there, or that is made of the backbone."""
+    """Return the existing base, or make it from the backbone."""
     path = settings.base_model_path or settings.save_ckpt_path / "base.safetensors"
     from lbm_lora.workflows.base import ensure_base
 

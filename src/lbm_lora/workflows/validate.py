@@ -1,4 +1,4 @@
-"""Measure how well an adapter gives back the tuned checkpoint: the verb `validate`."""
+"""Measure how well an adapter reproduces the tuned checkpoint: the verb `validate`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,33 +32,35 @@ if TYPE_CHECKING:
     from lbm_lora.fidelity.comparison import Comparison, ComparisonResult
 
 LORA = "base + LoRA"
-"""The variant that the limits are about."""
+"""Variant that the limits apply to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateResult:
-    """What was measured, the files it was written to, and the limits that it misses."""
+    """Measurements, the files of the report, and the missed limits."""
 
     report: Report
     files: tuple[Path, ...]
     layer_names: Path
     seen_images: tuple[str, ...]
-    """Those of --images that the LoRA was calibrated or refined on, as far as its file says so."""
+    """Images among --images that the LoRA was calibrated or refined on, by the records in its file."""
     failures: tuple[QualityError, ...]
 
     def raise_for_quality(self) -> None:
-        """Raises:
-        QualityError: a given limit was missed.
+        """Raise an error if a given limit was missed.
+
+        Raises:
+            QualityError: a given limit was missed.
         """
         if self.failures:
             raise QualityError(*[part for one in self.failures for part in (" ", *one.args)][1:])
 
 
 def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
-    """Validate, and write the reports.
+    """Validate a LoRA and write the reports.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     names = check(config)
     adapter = load_adapter(config.lora_path, config.lora_alpha_is)
@@ -75,7 +77,7 @@ run_validate = run
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured, and what the files beside the report are made of."""
+    """Measurements, and the contents of the files next to the report."""
 
     report: Report
     image: bytes | None
@@ -85,7 +87,7 @@ class Measured:
     layers: Sequence[str]
     """A line for each layer that a LoRA can hold."""
     seen_images: tuple[str, ...]
-    """Names of the images that the LoRA was calibrated or refined on."""
+    """Names of images that the LoRA was calibrated or refined on."""
     failures: tuple[QualityError, ...]
 
 
@@ -102,8 +104,8 @@ def measured(
 
     Args:
         config: its paths name things for messages and the report; nothing is read from them.
-        others: variant -> further adapter; see `check`.
-        plan: of the comparison of images; see `planned`.
+        others: variant -> other adapter; see `check`.
+        plan: plan of the comparison of images; see `planned`.
     """
     weights, lines = _weights(config, base, tuned, adapter, list(others.values()), progress)
     outputs = None if plan is None else _outputs(plan, base, tuned, {LORA: adapter, **others}, progress)
@@ -135,7 +137,7 @@ def written(config: ValidateConfig, found: Measured) -> ValidateResult:
 
 
 def check(config: ValidateConfig) -> dict[str, Path]:
-    """The further LoRAs by variant; what cannot be is refused before a file is opened."""
+    """Return the other LoRAs by variant; invalid options fail before a file is opened."""
     given = {
         "fail_below_psnr": config.fail_below_psnr is not None,
         "other_lora_path": bool(config.other_lora_path),
@@ -144,12 +146,12 @@ def check(config: ValidateConfig) -> dict[str, Path]:
     }
     alone = next((name for name, there in given.items() if there), None)
     if alone is not None and config.images is None:
-        raise ConfigError(Option(alone), " is about images. Add ", Option("images"), ", or leave it out.")
+        raise ConfigError(Option(alone), " needs images. Add ", Option("images"), ", or omit it.")
     return _other_names(config)
 
 
 def _other_names(config: ValidateConfig) -> dict[str, Path]:
-    """Variant -> file of the further LoRAs: their stems."""
+    """Return the files of the other LoRAs by variant, which is their stem."""
     names = {path.stem: path for path in config.other_lora_path}
     if len(names) < len(config.other_lora_path) or names.keys() & {"source", "base", LORA, "tuned"}:
         raise ConfigError(
@@ -168,7 +170,7 @@ def _weights(
     others: Sequence[Adapter],
     progress: Progress,
 ) -> tuple[WeightReport, list[str]]:
-    """The weight report, and a line for every layer that a LoRA can hold."""
+    """Return the weight report, and a line for every layer that a LoRA can hold."""
     check_pair(base, tuned)
     component = tuned.component()
     left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
@@ -178,7 +180,7 @@ def _weights(
     progress.start(len(pairing.pairs), "comparing weights")
     builder = FingerprintBuilder()
     ledger = compare_weights(pairing, adapter, base=builder, on_tensor=progress.advance)
-    found = None if left_out else builder.build()  # of a part nothing can be said
+    found = None if left_out else builder.build()  # nothing can be concluded from a part
     for each in (adapter, *others):
         check_base(each, pairing.base, allow_other_base=config.allow_other_base, found=found)
     base_label, tuned_label = file_labels(base.path, tuned.path)
@@ -194,7 +196,7 @@ def _weights(
 
 
 def _provenance(config: ValidateConfig) -> Provenance:
-    """What was compared, how, and with which libraries."""
+    """Return what was compared, how, and with which libraries."""
     paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, "LoRA": config.lora_path}
     paths |= {f"LoRA {number}": path for number, path in enumerate(config.other_lora_path, 2)}
     settings = {
@@ -210,7 +212,7 @@ def _provenance(config: ValidateConfig) -> Provenance:
 
 
 def _layer_names(config: ValidateConfig, lines: Sequence[str]) -> str:
-    """The documented file: two comment lines, a blank one, the names."""
+    """Return the documented file: two comment lines, a blank one, the names."""
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
@@ -219,7 +221,7 @@ def _layer_names(config: ValidateConfig, lines: Sequence[str]) -> str:
 
 
 def planned(config: ValidateConfig, images: str | tuple[str, ...] | None) -> "Comparison | None":
-    """The comparison of images, checked before the weights are read; None without any."""
+    """Return the comparison of images, checked before the weights are read; None without images."""
     if images is None:
         return None
     # only this needs the network classes: weights are compared without them
@@ -249,7 +251,7 @@ def _outputs(
 
 
 def _warn_of_seen(plan: "Comparison", adapter: Adapter, outputs: "ComparisonResult") -> tuple[str, ...]:
-    """Say where scores are of images that the LoRA was made with; their names."""
+    """Warn of images that the LoRA was made with, and return their names."""
     from lbm_lora.fidelity.seen import remark_on_seen, seen_of
 
     seen = seen_of(adapter, plan.digests)
@@ -260,7 +262,7 @@ def _warn_of_seen(plan: "Comparison", adapter: Adapter, outputs: "ComparisonResu
 
 
 def _failures(config: ValidateConfig, report: Report) -> tuple[QualityError, ...]:
-    """What misses a given limit, one sentence each."""
+    """Return one sentence for each missed limit."""
     failures: list[QualityError] = []
     error = report.weights.relative_error
     if config.fail_above is not None and not error <= config.fail_above:

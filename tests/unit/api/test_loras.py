@@ -114,7 +114,7 @@ def test_what_cannot_be_asked_for_is_said_in_pythons_words(pair: tuple[Path, Pat
         lbm_lora.extract(*pair, **wrong)
     with pytest.raises(ConfigError, match=r"^ranks asks for 2 LoRAs, extract gives one\. Call extract_several\.$"):
         lbm_lora.extract(*pair, ranks=[1, 2])
-    with pytest.raises(ConfigError, match=r"^calibration and calibration_images both weigh the errors"):
+    with pytest.raises(ConfigError, match=r"^calibration and calibration_images both weight the errors"):
         lbm_lora.extract(*pair, calibration="s.safetensors", calibration_images="x")
     with pytest.raises(CheckpointError, match=r"^tuned state dict has no change from base state dict that can be"):
         lbm_lora.extract(small_state(1), small_state(1))

@@ -77,7 +77,7 @@ def test_further_loras_are_measured_and_the_report_is_written_where_it_is_asked_
 
 
 def test_options_of_images_need_images(lbm: Lbm, lora: MeasuredAdapter) -> None:
-    with pytest.raises(ConfigError, match=r"^other_lora_path is about images\. Add images, or leave it out\.$"):
+    with pytest.raises(ConfigError, match=r"^other_lora_path needs images\. Add images, or omit it\.$"):
         lbm_lora.validate(lbm.base, lbm.tuned, lora, other_lora_path=lora)
 
 

@@ -62,7 +62,7 @@ def test_a_fused_state_dict_is_the_fused_file(
 
 
 def test_what_fuse_refuses(lbm: Lbm, lora: MeasuredAdapter) -> None:
-    with pytest.raises(ConfigError, match="there is nothing to fuse"):
+    with pytest.raises(ConfigError, match="so there is nothing to fuse"):
         lbm_lora.fuse(lbm.base, [])
     with pytest.raises(OutputError, match="would be overwritten"):
         lbm_lora.fuse(lbm.base, lora, save_to=lbm.base)

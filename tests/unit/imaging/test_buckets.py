@@ -78,6 +78,6 @@ def test_sizes_far_from_the_models_are_said_with_both_numbers(size: int) -> None
     with pytest.warns(LbmLoraWarning) as said:
         warn_of_size(size, 1024)
     assert str(said[0].message) == (
-        f"size {size} is far from the 1024 that the model is made for, and its images may fall apart. Leave it out, or "
+        f"size {size} is far from the 1024 that the model is made for, and images may degrade. Omit it, or "
         "stay between 256 and 2048."
     )

@@ -35,12 +35,10 @@ def test_digests_are_of_pixels_sizes_and_order(images: tuple[Path, ...], tmp_pat
 
 def test_all_that_cannot_be_read_are_named_at_once(images: tuple[Path, ...], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"broken\.png is no image in a format that can be read \(PNG.*\)\.$"):
+    with pytest.raises(ImageError, match=r"broken\.png is not an image in a supported format \(PNG.*\)\.$"):
         digests_of([images[0], tmp_path / "broken.png"])
     (tmp_path / "cut.png").write_bytes(images[1].read_bytes()[:100])
-    said = (
-        r"^2 of 5 images cannot be read: broken\.png, cut\.png\. Mend or remove them\. The first: .*broken\.png is no"
-    )
+    said = r"^2 of 5 images cannot be read: broken\.png, cut\.png\. Repair or remove them\. The first: .*broken\.png is"
     with pytest.raises(ImageError, match=said):
         digests_of([images[0], tmp_path / "broken.png", images[1], tmp_path / "cut.png", images[2]])
 

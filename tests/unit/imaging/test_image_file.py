@@ -112,7 +112,7 @@ def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path, extension: str) -> Non
 
 def test_sixteen_bit_colours_keep_their_range_and_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_of_16_bits([[(0, 257, 65535), (128 * 257, 200 * 257, 65535)]]))
-    with pytest.warns(LbmLoraWarning, match=r"^images with 16 bits a channel are read with 8"):
+    with pytest.warns(LbmLoraWarning, match=r"^images with 16 bits per channel are reduced to 8"):
         read = read_image(tmp_path / "a.png")
     assert values(read)[0].tolist() == [[0, 1, 255], [128, 200, 255]]
 
@@ -184,7 +184,7 @@ def test_bad_files_are_named(tmp_path: Path, photo: Image.Image) -> None:
     with pytest.raises(ImageError, match=r"none\.png does not exist\. The folder .*\.$"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(ImageError, match=r"text\.png is no image in a format that can be read"):
+    with pytest.raises(ImageError, match=r"text\.png is not an image in a supported format"):
         read_image(tmp_path / "text.png")
     Image.effect_noise((64, 64), 80).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
@@ -199,14 +199,14 @@ def test_postscript_is_never_run_whatever_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
     for name in ("a.png", "a.eps", "a.jpg"):
         (tmp_path / name).write_bytes(EPS)
-        with pytest.raises(ImageError, match=rf"{name} is no image in a format that can be read"):
+        with pytest.raises(ImageError, match=rf"{name} is not an image in a supported format"):
             read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("TGA", "a.tga"), ("PPM", "a.png"), ("ICO", "a.jpg"), ("PCX", "a.bmp")])
 def test_formats_beyond_the_list_are_not_opened(tmp_path: Path, photo: Image.Image, kind: str, name: str) -> None:
     photo.save(tmp_path / name, format=kind)
-    with pytest.raises(ImageError, match="is no image in a format that can be read"):
+    with pytest.raises(ImageError, match="is not an image in a supported format"):
         read_image(tmp_path / name)
 
 
@@ -258,7 +258,7 @@ def test_folders_of_an_output_are_made(tmp_path: Path, photo: Image.Image) -> No
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.pdf", "a.pgm", "a.safetensors"])
 def test_formats_that_hold_no_rgb_image_are_refused(tmp_path: Path, photo: Image.Image, name: str) -> None:
-    with pytest.raises(OutputError, match=r"is no image format that can be written\. Use \.png, \.jpg or"):
+    with pytest.raises(OutputError, match=r"is not a supported output format\. Use \.png, \.jpg or"):
         write_image(photo, tmp_path / name)
 
 

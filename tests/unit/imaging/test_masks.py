@@ -51,7 +51,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("brightest", [0, 1])
 def test_a_black_mask_is_refused(tmp_path: Path, brightest: int) -> None:
     Image.new("L", (8, 8), brightest).save(tmp_path / "m.png")
-    message = rf"m\.png is black: its brightest value is {brightest} of 255\. White marks what to take\."
+    message = rf"m\.png is black: its brightest value is {brightest} of 255\. White marks the pixels to take\."
     with pytest.raises(ImageError, match=message):
         read_mask(tmp_path / "m.png", (8, 8))
 

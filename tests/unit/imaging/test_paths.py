@@ -91,7 +91,7 @@ def test_several_sources_to_a_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"x\.tiffany: '\.tiffany' is no image format that can be written"):
+    with pytest.raises(OutputError, match=r"x\.tiffany: '\.tiffany' is not a supported output format"):
         plan_outputs([Path("a.png")], str(tmp_path / "x.tiffany"))
 
 

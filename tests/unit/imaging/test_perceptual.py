@@ -182,7 +182,7 @@ class Harmful:
 
 def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(pickle.dumps({"features.0.weight": Harmful(tmp_path / "made")}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"w\.pth is no file of tensors that torch\.save wrote"):
+    with pytest.raises(CheckpointError, match=r"w\.pth is not a file of tensors written by torch\.save"):
         load_lpips("vgg", tmp_path / "w.pth")
     assert not (tmp_path / "made").exists()
 

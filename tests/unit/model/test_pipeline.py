@@ -165,7 +165,7 @@ def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: di
     assert pipe.get_active_adapters() == []
     with pytest.raises(ConfigError, match=r"^no LoRA named 'default_0' is loaded\. Did you mean 'default_1'\?$"):
         pipe.set_adapters("default_0")
-    with pytest.raises(ConfigError, match=r"^a LoRA named 'default_1' is loaded already\."):
+    with pytest.raises(ConfigError, match=r"^a LoRA named 'default_1' is already loaded\."):
         pipe.load_lora_weights(loras["a"], adapter_name="default_1")
     with pytest.raises(ConfigError, match=r"^lora_scale has 2 values for 1 LoRAs"):
         pipe.set_adapters(["default_1"], [1.0, 2.0])

@@ -72,5 +72,5 @@ def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch
         run(replace(config, images="nowhere"))
     for name in ("0.png", "2.png"):
         (Path(str(config.images)) / name).write_bytes(b"damaged")
-    with pytest.raises(ImageError, match=r"^2 of 2 images cannot be read: 0\.png, 2\.png\. Mend or remove them\."):
+    with pytest.raises(ImageError, match=r"^2 of 2 images cannot be read: 0\.png, 2\.png\. Repair or remove them\."):
         run(config)

@@ -260,7 +260,7 @@ def test_what_cannot_be_reached_is_said_and_nothing_is_written(config: ExtractCo
         ({"max_output_error": 0.1, "calibration": None}, r"^max_output_error needs the denoiser's output: add"),
         ({"max_error": 0.1}, r"^max_error limits the weight error, but calibration measures"),
         ({"min_psnr": 40.0, "max_size": ("1MB",), "images": "x"}, r"^max_size and min_psnr both choose the ranks"),
-        ({"calibration_images": "x"}, r"^calibration and calibration_images both weigh the errors"),
+        ({"calibration_images": "x"}, r"^calibration and calibration_images both weight the errors"),
         ({"max_size": ("huge",)}, r"^max_size must be a file size such as 200MB or 1\.5GB, got huge\.$"),
         ({"max_size": ("1MB", "1 MB")}, r"^1MB 1MB: give each rank or size only once\.$"),
         ({"keep_energy": 1.5}, r"^keep_energy must be above 0 and at most 1 "),

@@ -288,7 +288,7 @@ def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_pat
     theirs.write_bytes((photos / "b.jpg").read_bytes())
     before = theirs.read_bytes()
     with pytest.warns(
-        LbmLoraWarning, match=r"out_input\.jpg is there and is no copy of an input: it is kept, and none"
+        LbmLoraWarning, match=r"out_input\.jpg exists and is not a copy of an input: it is kept, and none"
     ):
         result = run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
     assert theirs.read_bytes() == before

@@ -122,12 +122,12 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
 
 
 OTHER: dict[str, dict[str, Any]] = {
-    "seed is 0 there and 1 now": {"seed": 1},
-    "lora_scale is [1.0] there and [0.5] now": {"lora_scale": (0.5,)},
+    "seed was 0 and is now 1": {"seed": 1},
+    "lora_scale was [1.0] and is now [0.5]": {"lora_scale": (0.5,)},
     "lora_path (by content) is": {"lora_path": ()},
-    "num_inference_steps is 1 there and 2 now": {"num_inference_steps": 2},
-    "output_format is 'png' there and 'jpg' now": {"output_format": "jpg"},
-    "torch_dtype is 'float' there and 'bf16' now": {"torch_dtype": "bf16"},
+    "num_inference_steps was 1 and is now 2": {"num_inference_steps": 2},
+    "output_format was 'png' and is now 'jpg'": {"output_format": "jpg"},
+    "torch_dtype was 'float' and is now 'bf16'": {"torch_dtype": "bf16"},
 }
 
 

@@ -199,7 +199,7 @@ def test_images_are_looked_for_before_the_checkpoints_are_read(config: ValidateC
     [("fail_below_psnr", 30.0), ("other_lora_path", (Path("l"),)), ("lpips_weights", Path("w")), ("lpips_net", "vgg")],
 )
 def test_what_is_about_images_needs_images(config: ValidateConfig, flag: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"^{flag} is about images. Add images, or leave it out.$"):
+    with pytest.raises(ConfigError, match=f"^{flag} needs images. Add images, or omit it.$"):
         run(dataclasses.replace(config, **{flag: value}))
 
 

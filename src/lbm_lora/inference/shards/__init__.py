@@ -1,1 +1,1 @@
-"""Images of WebDataset shards, translated into shards of the same names by one or several processes."""
+"""Translate images of WebDataset shards into shards of the same names, by one or several processes."""

@@ -1,4 +1,4 @@
-"""Shards that are left to do, shared out among the processes: each takes every n-th one."""
+"""Distribute the remaining shards among the processes: each takes every n-th one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from lbm_lora.shards.samples import Skipped
 from lbm_lora.signals import StopRequest
 
 _PATIENCE = timedelta(days=30)
-"""How long a process that is done waits for the others."""
+"""Time that a finished process waits for the others."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What has been done, by one process or by all.
+    """Work done by one process or by all.
 
     Attributes:
-        records: name -> record of every shard that was written.
-        stopped_by: the signal that came, else empty.
-        error: what ended a process before its end, else empty.
+        records: name -> record of every written shard.
+        stopped_by: the received signal, else empty.
+        error: the error that ended a process early, else empty.
     """
 
     records: Mapping[str, ShardRecord]
@@ -47,13 +47,13 @@ def predict(
     max_corrupt: float,
     progress: Progress,
 ) -> Predicted:
-    """Translate the shards that have no output yet, and wait for the other processes, which are started here.
+    """Translate the shards without an output, and wait for the other processes, which are started here.
 
-    SIGTERM and Ctrl-C drop the shard in work. An error in one process lets the others finish theirs: all get it then.
+    SIGTERM and Ctrl-C drop the current shard. After an error in one process the others finish; then all raise it.
 
     Args:
         jobs: of all processes.
-        load: puts the model on a device; called where there is something to do.
+        load: puts the model on a device; called only if there is work.
         max_corrupt: share of all samples that may be corrupt.
 
     Returns:
@@ -62,7 +62,7 @@ def predict(
     Raises:
         ConfigError: the processes do not see the same outputs.
         DataError: too much is corrupt, or another process has ended.
-        InputError: of the kind that fits.
+        InputError: any other invalid input, by kind.
     """
     fabric.launch()
     # a group of its own: the others' limit of time is made for steps, not for shards
@@ -96,13 +96,13 @@ def predict(
 
 
 def _share(fabric: Fabric, jobs: Sequence[ShardJob], group: Any) -> list[ShardJob]:
-    """This process's part of what is left to do. All processes must see the same."""
+    """Return this process's part of the remaining shards. All processes must see the same ones."""
     left = [job for job in jobs if job.record is None]
     seen = _gathered([job.name for job in left], group)
     if any(names != seen[0] for names in seen):
         raise ConfigError(
-            f"process {fabric.global_rank}: the processes do not find the same shards to be done. The folder of the "
-            "results must be one for all machines."
+            f"process {fabric.global_rank}: the processes disagree on the finished shards. All machines must share the "
+            "folder of the results."
         )
     return left[fabric.global_rank :: fabric.world_size]
 
@@ -110,7 +110,7 @@ def _share(fabric: Fabric, jobs: Sequence[ShardJob], group: Any) -> list[ShardJo
 def _counter(
     jobs: Sequence[ShardJob], max_corrupt: float, stop: StopRequest, progress: Progress
 ) -> Callable[[Skipped | None], None]:
-    """Counts the samples of this process, and drops the shard in work after a signal or where too much is corrupt."""
+    """Counts the samples of this process, and drops the current shard after a signal or if too much is corrupt."""
     known: list[Skipped] = []
 
     def take(skipped: Skipped | None) -> None:
@@ -125,7 +125,7 @@ def _counter(
 
 
 def _gathered(value: Value, group: Any) -> list[Value]:
-    """The values of all processes, in their order; each of them must call this."""
+    """Return the values of all processes, in their order; each of them must call this."""
     if group is None:
         return [value]
     values: list[Any] = [None] * distributed.get_world_size(group)

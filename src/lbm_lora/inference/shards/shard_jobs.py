@@ -1,4 +1,4 @@
-"""Which shards are read and which are written, settled by the headers of all shards before anything is computed."""
+"""Plan which shards are read and written, from the headers of all shards, before anything is computed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ _COMPRESSED = (".gz", ".bz2", ".xz")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardKeys:
-    """Which members of a sample are read; see `Found.pick`."""
+    """Members of a sample that are read; see `Found.pick`."""
 
     source: str = "source.jpg"
     mask: str | None = None
 
     def parts(self, found: Found) -> tuple[Part, Part | None]:
-        """The source and the mask of a sample.
+        """Return the source and the mask of a sample.
 
         Raises:
-            ImageError: one of them is not there, or the sample is damaged.
+            ImageError: one of them is missing, or the sample is damaged.
         """
         if found.problem:
             raise ImageError(found.problem)
@@ -38,15 +38,15 @@ class ShardKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """One shard.
+    """Shard to translate, with its output.
 
     Attributes:
-        name: of the output; in front of the keys of its samples where they are named.
+        name: name of the output; it precedes the keys of its samples in messages.
         source: a local, uncompressed file.
-        digest: of the shard's list of members: names, places and sizes.
-        samples: usable or not.
-        skipped: samples that cannot be used, as far as headers say so.
-        record: of the output, where it is there already.
+        digest: digest of the shard's list of members: names, positions and sizes.
+        samples: all samples, usable or not.
+        skipped: unusable samples, as far as headers show them.
+        record: record of the output, if it already exists.
     """
 
     name: str
@@ -67,25 +67,25 @@ def plan_shards(
     inputs: Iterable[Path],
     progress: Progress = SILENT,
 ) -> list[ShardJob]:
-    """Every shard in order, fetched where it is remote, and its output in `folder`.
+    """Return every shard in order, fetched if it is remote, with its output in `folder`.
 
     Args:
         patterns: paths and URLs; `{000..009}` is expanded.
         inputs: further files that must not be overwritten.
 
     Raises:
-        ConfigError: an output was made from another shard, or nobody knows from which; a copy needs `cache_dir`.
-        DataError: a shard is not there, or is not a tar file.
-        OutputError: two outputs of one name, or an output that is an input.
+        ConfigError: an output was made from another or an unknown shard; a copy needs `cache_dir`.
+        DataError: a shard does not exist or is not a tar file.
+        OutputError: two outputs have one name, or an output is an input.
     """
     if folder.is_file():
-        raise OutputError(f"{folder} is to take shards, so it must be a folder.")
+        raise OutputError(f"{folder} receives shards, so it must be a folder.")
     shards = expand_shards(patterns)
     names = [_output_name(shard) for shard in shards]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         both = " and ".join(shard for shard, name in zip(shards, names, strict=True) if name == twice)
-        raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into folders of their own.")
+        raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into separate folders.")
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
     guard_outputs([folder / name for name in names], [*paths, *inputs])
     progress.start(len(paths), "reading shards")
@@ -97,10 +97,10 @@ def plan_shards(
 
 
 def check_corrupt(jobs: Sequence[ShardJob], skipped: Iterable[Skipped], max_corrupt: float) -> None:
-    """Refuse shards of which too much cannot be used.
+    """Refuse shards with too many unusable samples.
 
     Args:
-        skipped: what is known beyond the headers.
+        skipped: unusable samples found beyond the headers.
 
     Raises:
         DataError: more than `max_corrupt` of all samples.
@@ -140,9 +140,9 @@ def _job(path: Path, output: Path, keys: ShardKeys) -> ShardJob:
 
 
 def _output_name(shard: str) -> str:
-    """The file name of a shard, without the extension of a compressed one."""
+    """Return the file name of a shard, without the extension of its compression."""
     if shard.startswith("pipe:"):
-        raise ConfigError(f"the shard '{shard}' has no file name that its results could have. Give a path or a URL.")
+        raise ConfigError(f"the shard '{shard}' has no file name to name its results by. Give a path or a URL.")
     name = Path(urlparse(shard).path if "://" in shard else shard).name
     suffix = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
     return name.removesuffix(suffix)

@@ -1,8 +1,8 @@
-"""What says how the shards of a folder were made, so that a run goes on only with more of the same.
+"""Records of how the shards of a folder were made, so that a run resumes only with the same settings.
 
 infer.json     the settings that every image in the folder depends on
 NAME.tar       results
-NAME.tar.json  of which shard they are, and which of its samples could not be used; written before NAME.tar appears
+NAME.tar.json  the source shard of the results, and its unusable samples; written before NAME.tar appears
 """
 
 import json
@@ -20,11 +20,11 @@ SETTINGS = "infer.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """What is known of an output shard.
+    """Record of an output shard.
 
     Attributes:
-        source: digest of the shard that it was made from.
-        images: images in it.
+        source: digest of the source shard.
+        images: number of its images.
         skipped: samples that could not be used.
     """
 
@@ -40,7 +40,7 @@ def write_record(record: ShardRecord, output: Path) -> None:
 
 
 def read_record(output: Path) -> ShardRecord:
-    """The record of an output shard that is there.
+    """Read the record of an existing output shard.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
@@ -51,8 +51,8 @@ def read_record(output: Path) -> ShardRecord:
         return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped)
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{output} is there, and no {_path(output).name} says how it was made. Translate into another folder, or "
-            "remove it."
+            f"{output} exists, but no {_path(output).name} records how it was made. Translate into another folder, "
+            "or remove it."
         ) from None
 
 
@@ -60,8 +60,8 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) 
     """Refuse a folder whose shards were made with other settings.
 
     Args:
-        settings: as JSON has them.
-        started: whether some of its shards are there already.
+        settings: values that JSON can hold.
+        started: whether some of its shards already exist.
 
     Raises:
         ConfigError: names what differs, with both values; or the record cannot be read.
@@ -70,13 +70,13 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) 
     if not path.exists():
         if started:
             raise ConfigError(
-                f"{folder} holds results, and no {SETTINGS} says how they were made. Take another folder."
+                f"{folder} holds results, but no {SETTINGS} records how they were made. Use another folder."
             )
         return
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         differing = [
-            f"{name} is {held.get(name)!r} there and {value!r} now"
+            f"{name} was {held.get(name)!r} and is now {value!r}"
             for name, value in settings.items()
             if held.get(name) != value
         ]
@@ -84,13 +84,13 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) 
         raise ConfigError(f"{path} cannot be read as the settings of a run. Translate into another folder.") from None
     if differing:
         raise ConfigError(
-            f"{path} is of a run with other settings: {listing(differing)}. Translate into another folder, or with "
+            f"{path} is from a run with other settings: {listing(differing)}. Translate into another folder, or use "
             "the same settings."
         )
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a folder; those that are there are checked to be the same."""
+    """Write the settings of a folder, or check that the existing ones are the same."""
     if not (folder / SETTINGS).exists():
         write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""One shard: its images in, a shard of results out."""
+"""Translate one shard of images into a shard of results."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from lbm_lora.shards.samples import Found, Skipped
 from lbm_lora.shards.tar import read_shard, shard_writer
 
 Translate = Callable[[Image.Image, Image.Image | None], Image.Image]
-"""(source, mask where there are masks) -> result, of the source's size."""
+"""Function of (source, mask if any) that returns the result, in the source's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Which members are read, and which are written.
+    """Members to read and to write.
 
     Attributes:
-        format: of the results: png, jpg or webp.
+        format: format of the results: png, jpg or webp.
     """
 
     keys: ShardKeys
@@ -31,18 +31,18 @@ class ShardTask:
 
 
 class Dropped(Exception):
-    """A shard was given up; nothing of it is left."""
+    """The shard was dropped; nothing of it was written."""
 
 
 def translate_shard(
     translate: Translate, job: ShardJob, task: ShardTask, *, take: Callable[[Skipped | None], None]
 ) -> ShardRecord:
-    """Translate every image of a shard into members `KEY.output.png` of its output, which appears when all are done.
+    """Translate every image of a shard into members `KEY.output.png` of its output, which appears once all are done.
 
     The same shard and settings give the same bytes.
 
     Args:
-        take: called for every sample; with the sample where it cannot be used. What it raises drops the shard.
+        take: called for every sample, with the sample if it is unusable. An exception from it drops the shard.
 
     Raises:
         ImageError: a result is not finite.
@@ -66,7 +66,7 @@ def translate_shard(
 
 
 def _results(translate: Translate, job: ShardJob, task: ShardTask) -> Iterator[tuple[str, bytes | Skipped]]:
-    """For every sample its name in the shard, and the result or why there is none."""
+    """Yield every sample's name in the shard with its result, or the reason for having none."""
     for found in read_shard(job.source, job.name):
         key = found.key.removeprefix(f"{job.name}/")
         read = _read(found, task.keys)
@@ -77,7 +77,7 @@ def _results(translate: Translate, job: ShardJob, task: ShardTask) -> Iterator[t
 
 
 def _read(found: Found, keys: ShardKeys) -> tuple[Image.Image, Image.Image | None] | Skipped:
-    """Source and mask of a sample."""
+    """Return source and mask of a sample."""
     try:
         source_part, mask_part = keys.parts(found)
         source = decode_image(source_part.read(), found.key)

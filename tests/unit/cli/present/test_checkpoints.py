@@ -125,6 +125,6 @@ def test_layers() -> None:
         f"  {name}  linear    1280x1280    32\n"
         "\n"
         "2 of 792 layers, 1,649,920 parameters; a LoRA of them: 88,256 parameters, 0.18 MB in bf16\n"
-        "Training it takes about 5.14 GB (the model in bf16 5.13 GB, the rest for what learns and AdamW), and "
-        "activations on top: they grow with image size and batch_size."
+        "Training it takes about 5.14 GB (the model in bf16 5.13 GB, the rest for the trainable parameters "
+        "and AdamW), plus activations, which grow with image size and batch_size."
     )

@@ -29,7 +29,7 @@ def test_an_output_of_unknown_origin_is_refused(tmp_path: Path, text: str | None
     if text is not None:
         (tmp_path / "a.tar.json").write_text(text)
     with pytest.raises(
-        ConfigError, match=r"a\.tar is there, and no a\.tar\.json says how it was made\. Translate into"
+        ConfigError, match=r"a\.tar exists, but no a\.tar\.json records how it was made\. Translate into"
     ):
         read_record(tmp_path / "a.tar")
 
@@ -46,12 +46,12 @@ def test_the_same_settings_pass_and_are_kept(tmp_path: Path) -> None:
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
     write_settings(tmp_path, {"seed": 0, "mode": "fused", "size": None})
-    with pytest.raises(ConfigError, match=r"seed is 0 there and 1 now, size is None there and 64 now\. Translate into"):
+    with pytest.raises(ConfigError, match=r"seed was 0 and is now 1, size was None and is now 64\. Translate into"):
         check_settings(tmp_path, {"seed": 1, "mode": "fused", "size": 64}, started=False)
 
 
 def test_results_without_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds results, and no infer\.json says how they were made"):
+    with pytest.raises(ConfigError, match=r"holds results, but no infer\.json records how they were made"):
         check_settings(tmp_path, {"seed": 0}, started=True)
 
 

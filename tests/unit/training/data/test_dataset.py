@@ -126,7 +126,7 @@ def test_damaged_masks_count_too(write_pairs: Callable[..., Path]) -> None:
     folder = write_pairs(count=2, mask=True)
     Image.new("L", (64, 64), 0).save(folder / "000.mask.png")
     dataset = opened(folder, mask_key="mask.png", max_corrupt=0.5)
-    assert dataset[0].skipped == (Skipped("000", "the mask is black: no pixel of the pair would count"),)
+    assert dataset[0].skipped == (Skipped("000", "the mask is black, so no pixel of the pair would count"),)
 
 
 def test_an_image_that_is_not_what_its_header_said(write_pairs: Callable[..., Path], png: Callable[..., bytes]) -> None:

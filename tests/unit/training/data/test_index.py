@@ -74,11 +74,11 @@ def test_what_cannot_be_used_is_named_with_its_reason(find: Callable[..., Found]
     assert index.skipped == (
         Skipped("alone", "no target.jpg, only json, source.png"),
         Skipped("two", "target.png and target.webp: which one is target.jpg?"),
-        Skipped("text", f"target: no image in a format that can be read ({READABLE})"),
+        Skipped("text", f"target: not an image in a supported format ({READABLE})"),
         Skipped("shape", "source 64x64, target 64x48: the shapes differ"),
         Skipped("nomask", "no mask.png, only source.png, target.png"),
         Skipped("badmask", "source 64x64, mask 48x64: the shapes differ"),
-        Skipped("empty", f"source: no image in a format that can be read ({READABLE})"),
+        Skipped("empty", f"source: not an image in a supported format ({READABLE})"),
         Skipped("shard.tar", "the shard ends"),
     )
 
@@ -89,7 +89,7 @@ def test_optional_masks(find: Callable[..., Found], png: Callable[..., bytes]) -
     index = make_index([find("a", **pair), find("b", **pair, mask_png=png(2)), find("c", **pair, mask_png=b"x")], keys)
     assert index.keys == ("a", "b")
     assert [index.read(0).mask, index.read(1).mask] == [None, png(2)]
-    assert index.skipped[0].reason.startswith("mask: no image")
+    assert index.skipped[0].reason.startswith("mask: not an image")
 
 
 def test_a_header_behind_a_large_preview(find: Callable[..., Found], png: Callable[..., bytes]) -> None:
