@@ -1,4 +1,4 @@
-"""Adapters with what was measured on them. A part of one, or one of another dtype, is a plain adapter again."""
+"""Adapters with their measurements. A part of one, or one of another dtype, is a plain adapter again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class MeasuredAdapter(Adapter):
-    """What `extract` gives.
+    """Adapter that `extract` returns.
 
     Attributes:
-        report: how well it keeps the change of the fine-tune, in weights.
-        predicted: what is expected of it, and what was measured; None where ranks were given and nothing calibrated.
-        trial: its images against the tuned model's, where `images` or `min_psnr` asked for them.
-        sizes: what other sizes would give, where ranks were chosen for all layers together.
+        report: its fidelity to the change of the fine-tune, in weights.
+        predicted: its expected and measured error; None if ranks were given and nothing was calibrated.
+        trial: its images against the tuned model's, with `images` or `min_psnr`.
+        sizes: predictions for other sizes, if ranks were chosen for all layers together.
     """
 
     report: WeightReport
@@ -31,7 +31,7 @@ class MeasuredAdapter(Adapter):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class RefinedAdapter(Adapter):
-    """What `refine` gives.
+    """Adapter that `refine` returns.
 
     Attributes:
         outcome: the errors of the denoiser's output before and after, and the step that was kept.
@@ -41,5 +41,5 @@ class RefinedAdapter(Adapter):
 
 
 def contents(adapter: Adapter) -> Mapping[str, Any]:
-    """The fields of an adapter, for one with more of them."""
+    """Return the fields of an adapter, for a subclass with more."""
     return {one.name: getattr(adapter, one.name) for one in fields(Adapter)}

@@ -62,7 +62,7 @@ def extract(
         The LoRA, with its `report`.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     (found,) = _extracted("extract", base, tuned, save_to, calibration, calibration_images, images, progress, options)
     return found
@@ -89,7 +89,7 @@ def extract_several(
         The LoRAs in the order of their ranks or sizes.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     return _extracted(
         "extract_several", base, tuned, save_to, calibration, calibration_images, images, progress, options
@@ -107,9 +107,9 @@ def _extracted(
     progress: Progress,
     options: Mapping[str, Any],
 ) -> list[MeasuredAdapter]:
-    """The path of the workflow, between values."""
+    """Extract between values, by the path of the workflow."""
     if calibration is not None and calibration_images is not None:
-        raise give_one("calibration", "calibration_images", "weigh the errors")
+        raise give_one("calibration", "calibration_images", "weight the errors")
     tried = calibration_images if images is None and options.get("min_psnr") is not None else images
     with ExitStack() as stack:
         opened = opened_pair(stack, base, tuned)
@@ -144,7 +144,7 @@ def _extracted(
 
 
 def _label(calibration: "Path | str | Statistics | None", calibration_images: Images | None) -> Path | None:
-    """What messages and metadata call the statistics."""
+    """Return the name of the statistics in messages and metadata."""
     if isinstance(calibration, str | Path):
         return Path(calibration)
     return None if calibration is None and calibration_images is None else Path("statistics")
@@ -200,7 +200,7 @@ def _measured(
 def compress(
     tuned: Path | str, *, images: Images | None = None, progress: Progress = SILENT, **options: Any
 ) -> "CompressResult":
-    """Make a small LoRA of a fine-tuned model in one go: base, calibration, extraction, and a comparison in images.
+    """Make a small LoRA of a fine-tuned model in one step: base, calibration, extraction, and comparison in images.
 
     All of it is written to the folder `output`: the LoRA, the base, the statistics and the report.
 
@@ -214,7 +214,7 @@ def compress(
         The LoRA, how close it comes to the tuned model, and where everything lies.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     from lbm_lora.workflows.compress import run
 

@@ -84,7 +84,7 @@ def extract(
         The LoRA, with its `report`.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     ...
 
@@ -153,7 +153,7 @@ def extract_several(
         The LoRAs in the order of their ranks or sizes.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     ...
 
@@ -174,7 +174,7 @@ def compress(
     torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'float',
     progress: Progress = ...,
 ) -> CompressResult:
-    """Make a small LoRA of a fine-tuned model in one go: base, calibration, extraction, and a comparison in images.
+    """Make a small LoRA of a fine-tuned model in one step: base, calibration, extraction, and comparison in images.
 
     All of it is written to the folder `output`: the LoRA, the base, the statistics and the report.
 
@@ -204,6 +204,6 @@ def compress(
         The LoRA, how close it comes to the tuned model, and where everything lies.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     ...

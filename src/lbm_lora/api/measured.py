@@ -1,4 +1,4 @@
-"""LoRAs measured against their tuned model, and refined by what it gives back: validate, refine."""
+"""Measure LoRAs against their tuned model, and refine them on its outputs: validate, refine."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -57,7 +57,7 @@ def validate(
         What was measured: `weights`, and with `images` also `outputs`.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     others = listed(other_lora_path)
     with ExitStack() as stack:
@@ -95,11 +95,11 @@ def refine(
     progress: Progress = SILENT,
     **options: Any,
 ) -> RefinedAdapter:
-    """Let a LoRA learn the tuned model's own outputs on images, at the ranks that it has; the better one is kept.
+    """Train a LoRA on the tuned model's own outputs on images, keeping its ranks; the better one is kept.
 
     Args:
         base: the checkpoint that the LoRA was made for: a path, an open checkpoint or a state dict.
-        tuned: the fine-tuned checkpoint whose outputs it is to give back, likewise.
+        tuned: the fine-tuned checkpoint whose outputs it is trained on, likewise.
         lora: the LoRA to refine, a path or an adapter; the best start is a calibrated extraction.
         images: two or more sources of the kind that the model is used on, the more the better.
         held_images: other images to measure on. None: one in 8 of the images, up to 16, which are not learnt from.

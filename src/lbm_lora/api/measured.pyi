@@ -65,7 +65,7 @@ def validate(
         What was measured: `weights`, and with `images` also `outputs`.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     ...
 
@@ -91,11 +91,11 @@ def refine(
     config_path: Path | str | None = None,
     progress: Progress = ...,
 ) -> RefinedAdapter:
-    """Let a LoRA learn the tuned model's own outputs on images, at the ranks that it has; the better one is kept.
+    """Train a LoRA on the tuned model's own outputs on images, keeping its ranks; the better one is kept.
 
     Args:
         base: the checkpoint that the LoRA was made for: a path, an open checkpoint or a state dict.
-        tuned: the fine-tuned checkpoint whose outputs it is to give back, likewise.
+        tuned: the fine-tuned checkpoint whose outputs it is trained on, likewise.
         lora: the LoRA to refine, a path or an adapter; the best start is a calibrated extraction.
         images: two or more sources of the kind that the model is used on, the more the better.
         held_images: other images to measure on. None: one in 8 of the images, up to 16, which are not learnt from.

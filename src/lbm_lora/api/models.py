@@ -49,7 +49,7 @@ def make_base(save_path: Path | str, *, progress: Progress = SILENT, **options: 
         The files and the ledger of the base, and the comparison with `tuned_model_path` where it is given.
 
     Raises:
-        InputError: of the kind that fits, before anything is written; see `lbm_lora.errors`.
+        InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
     """
     from lbm_lora.workflows.base import run
 
@@ -65,7 +65,7 @@ def calibrate(
     progress: Progress = SILENT,
     **options: Any,
 ) -> "Statistics":
-    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there.
+    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those.
 
     Args:
         tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.
@@ -78,7 +78,7 @@ def calibrate(
         The statistics, for `extract(..., calibration=...)`.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     from lbm_lora.calibration import PartialFile, save_statistics
     from lbm_lora.imaging.paths import expand_sources
@@ -107,7 +107,7 @@ def calibrate(
 
 @_LAYERS.documented
 def layers(model: CheckpointLike, patterns: str | Sequence[str] = (), **options: Any) -> layers_workflow.LayersResult:
-    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes.
+    """List the layers that a LoRA can hold, or those that patterns select, and the size of a LoRA of them.
 
     Args:
         model: a checkpoint, base or tuned: a path, an open one or a state dict.
@@ -146,7 +146,7 @@ def fuse(
         Every tensor of the checkpoint by its key; with `save_to` they are views of the file.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     loras = listed(lora)
     with open_checkpoint(base, label="base state dict") as opened:
@@ -183,7 +183,7 @@ def infer(
 
     Args:
         base: the checkpoint that the LoRAs were made for, or any LBM: a path, an open checkpoint or a state dict.
-        images: what to translate. Images of PIL are called image-1.png and so on.
+        images: images to translate. PIL images are named image-1.png and so on.
         output_path: file to write, or a folder; several images need a folder. The format follows the extension.
         lora: LoRAs, all applied together: paths or adapters. None: the checkpoint as it is.
         mask: a mask, or a folder with one of each image's name: white takes the result, black keeps the source.
@@ -194,7 +194,7 @@ def infer(
         The files that were written, and what of each LoRA was applied.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     from lbm_lora.workflows import infer as infer_workflow
 
@@ -218,5 +218,5 @@ def infer(
 
 
 def _paths(loras: Sequence[LoraLike]) -> list[Any]:
-    """LoRAs with their paths as such."""
+    """Return LoRAs with their paths as `Path`."""
     return [Path(one) if isinstance(one, str) else one for one in loras]

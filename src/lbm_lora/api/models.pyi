@@ -40,7 +40,7 @@ def make_base(
         The files and the ledger of the base, and the comparison with `tuned_model_path` where it is given.
 
     Raises:
-        InputError: of the kind that fits, before anything is written; see `lbm_lora.errors`.
+        InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
     """
     ...
 
@@ -61,7 +61,7 @@ def calibrate(
     config_path: Path | str | None = None,
     progress: Progress = ...,
 ) -> Statistics:
-    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes there.
+    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those.
 
     Args:
         tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.
@@ -88,7 +88,7 @@ def calibrate(
         The statistics, for `extract(..., calibration=...)`.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     ...
 
@@ -99,7 +99,7 @@ def layers(
     rank: int = 32,
     conv_rank: int | None = None,
 ) -> layers_workflow.LayersResult:
-    """List the layers that a LoRA can hold; with patterns, what they select, and what a LoRA of it takes.
+    """List the layers that a LoRA can hold, or those that patterns select, and the size of a LoRA of them.
 
     Args:
         model: a checkpoint, base or tuned: a path, an open one or a state dict.
@@ -143,7 +143,7 @@ def fuse(
         Every tensor of the checkpoint by its key; with `save_to` they are views of the file.
 
     Raises:
-        InputError: of the kind that fits; nothing is written then. See `lbm_lora.errors`.
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     ...
 
@@ -179,7 +179,7 @@ def infer(
 
     Args:
         base: the checkpoint that the LoRAs were made for, or any LBM: a path, an open checkpoint or a state dict.
-        images: what to translate. Images of PIL are called image-1.png and so on.
+        images: images to translate. PIL images are named image-1.png and so on.
         output_path: file to write, or a folder; several images need a folder. The format follows the extension.
         lora: LoRAs, all applied together: paths or adapters. None: the checkpoint as it is.
         mask: a mask, or a folder with one of each image's name: white takes the result, black keeps the source.
@@ -214,6 +214,6 @@ def infer(
         The files that were written, and what of each LoRA was applied.
 
     Raises:
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     ...

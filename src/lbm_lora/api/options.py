@@ -1,4 +1,4 @@
-"""The options of a function: the fields of its verb's config, whose names, defaults and texts are said there alone."""
+"""The options of a function: the fields of its verb's config, whose names, defaults and texts are defined there."""
 
 import ast
 import inspect
@@ -27,12 +27,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class OptionField:
-    """A field of a config, as a keyword argument takes it.
+    """Field of a config, as a keyword argument.
 
     Attributes:
         hint: its type, and what a Python caller has in its place: text for a path, a list or one value for a tuple,
             a dtype of torch.
-        default: `Parameter.empty` where it must be given.
+        default: the default; `Parameter.empty` if it must be given.
         doc: its help text, options by their Python names.
     """
 
@@ -47,7 +47,7 @@ class Options(Generic[C]):
 
     Args:
         config: a frozen dataclass or a pydantic model.
-        hidden: fields that are no options of the function: it fills them in itself, or they make no sense in Python.
+        hidden: fields that are not options of the function: it fills them in itself, or they make no sense in Python.
     """
 
     def __init__(self, config: type[C], hidden: Sequence[str] = ()) -> None:

@@ -25,7 +25,7 @@ _CHECK = Options(CheckConfig, hidden=("data", "path_config"))
 def train(
     config: Path | str | Mapping[str, Any] | None = None, *, progress: Progress = SILENT, **options: Any
 ) -> "TrainResult":
-    """Train a LoRA, new or continued, or the whole denoiser. The run's files are in `save_ckpt_path`.
+    """Train a LoRA, new or continued, or the full denoiser. The run's files are in `save_ckpt_path`.
 
     Args:
         config: a training file, or its keys and values. None: the options alone.
@@ -37,7 +37,7 @@ def train(
     Raises:
         ConfigError: the training file, or an option; before anything else is read.
         MissingExtraError: a package of the train extra is not installed.
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
         QualityError: the loss is not finite any more.
     """
     from lbm_lora.workflows.train import trained
@@ -76,7 +76,7 @@ def pack_data(folder: Path | str, to: Path | str, *, progress: Progress = SILENT
 def check_data(
     data: Path | str | Sequence[Path | str], *, progress: Progress = SILENT, **options: Any
 ) -> "CheckResult":
-    """Read a data set through, every pixel of it, and report.
+    """Read a complete data set, every pixel of it, and report.
 
     Args:
         data: a folder of pairs, or shards: paths, URLs, patterns with {000..009}. A .yaml file is a training file: its
@@ -84,7 +84,7 @@ def check_data(
         progress: a listener.
 
     Returns:
-        What was found; `failures` are the splits with too many corrupt samples.
+        The findings; `failures` are the splits with too many corrupt samples.
 
     Raises:
         ConfigError: a setting that cannot be.

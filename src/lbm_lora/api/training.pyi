@@ -97,7 +97,7 @@ def train(
     resume: Literal['auto', 'never'] | Path | str = 'auto',
     progress: Progress = ...,
 ) -> TrainResult:
-    """Train a LoRA, new or continued, or the whole denoiser. The run's files are in `save_ckpt_path`.
+    """Train a LoRA, new or continued, or the full denoiser. The run's files are in `save_ckpt_path`.
 
     Args:
         config: a training file, or its keys and values. None: the options alone.
@@ -207,7 +207,7 @@ def train(
     Raises:
         ConfigError: the training file, or an option; before anything else is read.
         MissingExtraError: a package of the train extra is not installed.
-        InputError: of the kind that fits; see `lbm_lora.errors`.
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
         QualityError: the loss is not finite any more.
     """
     ...
@@ -265,7 +265,7 @@ def check_data(
     allow_pipe: bool = False,
     progress: Progress = ...,
 ) -> CheckResult:
-    """Read a data set through, every pixel of it, and report.
+    """Read a complete data set, every pixel of it, and report.
 
     Args:
         data: a folder of pairs, or shards: paths, URLs, patterns with {000..009}. A .yaml file is a training file: its
@@ -282,7 +282,7 @@ def check_data(
         allow_pipe: Allow `pipe:` shards, which run a shell command.
 
     Returns:
-        What was found; `failures` are the splits with too many corrupt samples.
+        The findings; `failures` are the splits with too many corrupt samples.
 
     Raises:
         ConfigError: a setting that cannot be.

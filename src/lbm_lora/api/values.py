@@ -1,4 +1,4 @@
-"""What callers hand over in place of files: checkpoints, LoRAs and images."""
+"""Values that callers pass in place of files: checkpoints, LoRAs and images."""
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,12 +34,12 @@ def adapter_of(lora: LoraLike, alpha_is: AlphaIs = "auto") -> Adapter:
 
 
 def listed(loras: LoraLike | Sequence[LoraLike]) -> list[LoraLike]:
-    """One LoRA or several, as a list."""
+    """Return one LoRA or several as a list."""
     return [loras] if isinstance(loras, LoraLike) else list(loras)
 
 
 def path_of(lora: LoraLike, label: str) -> Path:
-    """What messages and reports call a LoRA: its path, or where it has none a label."""
+    """Return the name of a LoRA in messages and reports: its path, or a label if it has none."""
     path = Path(lora) if isinstance(lora, str | Path) else lora.path
     return path or Path(label)
 
@@ -54,7 +54,7 @@ def opened_pair(stack: ExitStack, base: CheckpointLike, tuned: CheckpointLike) -
 
 @contextmanager
 def image_files(images: Images) -> Generator[str | tuple[str, ...]]:
-    """Images as the workflows take them: the text of an image, folder or glob, or several.
+    """Return images in the form that workflows take: the text of an image, folder or glob, or several.
 
     Images of PIL are PNG files in a temporary folder meanwhile, `image-1.png` and so on.
 

@@ -53,13 +53,13 @@ def _row(pairing: Pairing, adapter: Adapter, pair: ParamPair, workspace: Workspa
     found = measure_delta(delta.numel(), sums)
     if name in adapter.dense:
         measured = with_error(found, delta, adapter.dense[name].float())
-        return LedgerRow(name, Status.DENSE, "stored whole", shape, None, measured)
+        return LedgerRow(name, Status.DENSE, "stored dense", shape, None, measured)
     module = adapter.module_at(name)
     if module is not None:
         kind = "conv" if len(shape) == 4 else "linear"
         return LedgerRow(name, Status.LORA, kind, shape, module.rank, with_error(found, delta, module.factors()))
     if found.delta_abs == 0:
         return LedgerRow(name, Status.UNCHANGED, "equal in base and tuned", shape, None, found)
-    if not pair.tuned.is_floating:  # the change of a counter is no weight's
+    if not pair.tuned.is_floating:  # a counter is not a weight
         return LedgerRow(name, Status.EXCLUDED, "not a floating point tensor", shape, None, Measure())
     return LedgerRow(name, Status.EXCLUDED, "not in the adapter", shape, None, found)

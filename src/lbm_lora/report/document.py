@@ -102,6 +102,6 @@ def _complaint(error: ValidationError) -> str:
         schema = printable(str(first["input"]))
         return f"this report has the schema {schema}, this program reads {SCHEMA}. Make the report again."
     if first["loc"] in ((), ("schema",)):
-        return f"this is no report: a JSON object with the schema {SCHEMA} is wanted."
+        return f"this is not a report: a JSON object with the schema {SCHEMA} is wanted."
     where = printable(".".join(map(str, first["loc"])))
     return f"this report does not hold what {SCHEMA} says: {where}: {first['msg']}. Make it again."

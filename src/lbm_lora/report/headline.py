@@ -1,4 +1,4 @@
-"""What leads the page where images were measured: how near the LoRA's images come to the reference's."""
+"""Headline of the page if images were measured: the distance of the LoRA's images from the reference's."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from lbm_lora.report.outputs import LoraFile, OutputComparison, VariantSummary
 from lbm_lora.report.values import Band
 
 IMAGE_BANDS: tuple[tuple[Band, float, str], ...] = (
-    ("excellent", 40.0, "no difference that an eye finds, even when it flicks between the two"),
-    ("good", 30.0, "small differences, seen when flicking between the two"),
-    ("poor", 20.0, "differences that are seen side by side"),
+    ("excellent", 40.0, "no visible difference, even when flicking between the two"),
+    ("good", 30.0, "small differences, visible when flicking between the two"),
+    ("poor", 20.0, "differences visible side by side"),
     ("noise", -math.inf, "another image"),
 )
-"""Rules of thumb for the PSNR of an image to the reference's: name, lower bound in dB, what is seen."""
+"""Rules of thumb for the PSNR of an image to the reference's: name, lower bound in dB, visible effect."""
 
 _LEAST, _MOST = 10.0, 60.0  # dB, the ends of the scale
 
@@ -22,10 +22,10 @@ class ImageHeadline:
     """The verdict in images, at the fewest steps.
 
     Attributes:
-        lora: the scores of the LoRA: of the variant after the base.
-        base: those of the base alone; None where nothing else was measured.
-        file: the LoRA's file, where it is known.
-        band, meaning: of the worst image, so that a good mean hides nothing.
+        lora: scores of the LoRA, the variant after the base.
+        base: scores of the base alone; None if nothing else was measured.
+        file: the LoRA's file, if known.
+        band, meaning: those of the worst image, so that a good mean hides nothing.
     """
 
     lora: VariantSummary

@@ -1,6 +1,6 @@
-"""A report as one HTML page that needs nothing else: no network, no second file, no server.
+"""Write a report as one self-contained HTML page: no network, no second file, no server.
 
-Plotly's script stands in the page once, images are data URIs, and a content security policy forbids the page to
+Plotly's script is in the page once, images are data URIs, and a content security policy forbids the page to
 load anything. Names and notes come from files of others: the template escapes all of them.
 """
 

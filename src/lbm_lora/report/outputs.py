@@ -1,4 +1,4 @@
-"""The outputs part of a report: how near what base and base + LoRA make of images comes to the tuned model's."""
+"""The outputs part of a report: images of base and base + LoRA against the tuned model's."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lbm_lora.report.values import STRICT, Float
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DenoiserScore:
-    """How near the denoiser's output at one timestep is to the reference's, for the same point of the bridge.
+    """Error of the denoiser's output at one timestep against the reference's, for the same point of the bridge.
 
     Attributes:
         timestep: in (0, 1000]; 1000 is the source.
@@ -24,7 +24,7 @@ class DenoiserScore:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ImageScore:
-    """How near the decoded image of one number of steps is to the reference's.
+    """Similarity of the decoded image at one number of steps to the reference's.
 
     Attributes:
         steps: denoiser calls.

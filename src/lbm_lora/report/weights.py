@@ -1,4 +1,4 @@
-"""The weights part of a report: what a ledger of measured deltas comes to, by tensor, by block and in all."""
+"""The weights part of a report: a ledger of measured deltas summed up by tensor, by block and in total."""
 
 import math
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class BlockResult:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WeightReport:
-    """How well an adapter keeps the change of a fine-tune, in weights.
+    """Fidelity of an adapter to the change of a fine-tune, in weights.
 
     Attributes:
         base, tuned, adapter: names for the reader, without folders.

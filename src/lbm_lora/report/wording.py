@@ -1,4 +1,4 @@
-"""How values are said: one spelling of numbers, shapes, names and verdicts, for the text, the page and the terminal."""
+"""Format values: one spelling of numbers, shapes, names and verdicts, for the text, the page and the terminal."""
 
 import math
 
@@ -6,7 +6,7 @@ from lbm_lora.errors import plural as plural  # messages of all layers count thi
 from lbm_lora.report.values import BANDS, band_of
 
 NOTHING = "-"
-"""Stands for a value that is not there."""
+"""Placeholder for a missing value."""
 
 
 def percent(share: float) -> str:
@@ -80,26 +80,26 @@ def verdict(relative_error: float) -> str:
 
 
 OF_WEIGHTS_ALONE = (
-    "The LoRA was made for the denoiser's output and spends its bytes where that depends on them: the error of the "
+    "The LoRA was made for the denoiser's output and spends its bytes where that depends on them. The error of the "
     "weights is not its measure."
 )
 OF_ALL_WEIGHTS_ALIKE = "The error of the weights counts every change alike, whether the image depends on it or not."
 
 
 def weights_verdict(relative_error: float, *, made_for_output: bool) -> str:
-    """The documented band of an error; of a LoRA that was made for the output, that the band is not about it."""
+    """Return the documented band of an error, or that it does not apply to a LoRA made for the output."""
     return "not the measure of this LoRA" if made_for_output else verdict(relative_error)
 
 
 def levels(psnr: float) -> str:
-    """What a PSNR is in an 8-bit image: `0.36 of 255 levels` of mean squared difference, as its root."""
+    """Return the meaning of a PSNR in an 8-bit image: `0.36 of 255 levels` of mean squared difference, as its root."""
     return "equal" if psnr == math.inf else f"{255 * 10 ** (-psnr / 20):.2g} of 255 levels"
 
 
 def error_meaning(relative_error: float) -> str:
-    """What a total relative error says about the change that the fine-tune made, in one sentence."""
+    """Explain a total relative error in one sentence."""
     if relative_error == 0:
-        return "The adapter gives back the fine-tune's change exactly."
+        return "The adapter reproduces the fine-tune's change exactly."
     if math.isinf(relative_error):
         return "The adapter holds values that are not finite, or a change where the fine-tune made none."
     if relative_error >= 1:
@@ -110,9 +110,9 @@ def error_meaning(relative_error: float) -> str:
 
 
 def noise_meaning(relative_error: float, noise_floor: float) -> str:
-    """What the noise floor says beside the error, in one sentence."""
+    """Explain the noise floor next to the error in one sentence."""
     if noise_floor == 0:
-        return "The tuned checkpoint is not stored in half precision: no part of the change is rounding."
+        return "The tuned checkpoint is not stored in half precision, so no part of the change is rounding."
     text = "So much of the change is rounding of the tuned checkpoint's half precision, which no method can tell apart"
     if math.isfinite(relative_error) and relative_error < noise_floor:
         return f"{text}; the error is below it."

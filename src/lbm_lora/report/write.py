@@ -11,7 +11,7 @@ from lbm_lora.report.images import ImageSet
 from lbm_lora.report.text import full_text
 
 LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")
-"""The libraries that results depend on."""
+"""Libraries that results depend on."""
 
 
 def write_report(
@@ -22,7 +22,7 @@ def write_report(
     shown: Sequence[ImageSet] = (),
     provenance: Provenance | None = None,
 ) -> tuple[Path, ...]:
-    """Write report.txt, report.json and report.html, and comparison.png where an image is given.
+    """Write report.txt, report.json and report.html, and comparison.png if an image is given.
 
     Args:
         image: bytes of a PNG file that shows images side by side.
@@ -53,7 +53,7 @@ def write_report(
 
 
 def installed_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """The versions of those libraries that are installed, read without importing any."""
+    """Return the installed versions of those libraries, read without importing any."""
     found: dict[str, str] = {}
     for library in libraries:
         try:

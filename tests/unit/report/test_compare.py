@@ -55,7 +55,7 @@ def test_the_ledger_of_the_file_is_the_ledger_of_its_extraction(
     assert reasons["head.0.weight"] == "not in the adapter"
     assert reasons["bn1.num_batches_tracked"] == "not a floating point tensor"
     assert reasons["norm.bias"] == "equal in base and tuned"
-    assert (reasons["stem.weight"], reasons["bn1.bias"]) == ("conv", "stored whole")
+    assert (reasons["stem.weight"], reasons["bn1.bias"]) == ("conv", "stored dense")
 
 
 def test_numbers_by_hand(pairing: Callable[..., Pairing]) -> None:

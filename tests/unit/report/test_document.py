@@ -171,13 +171,13 @@ def test_wrong_values_are_refused_with_their_place(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("not json", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
-        ("{}", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
+        ("not json", "this is not a report: a JSON object with the schema lbm-lora/report/2 is wanted."),
+        ("{}", "this is not a report: a JSON object with the schema lbm-lora/report/2 is wanted."),
         (
             '{"schema": "lbm-lora/report/2"',
-            "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted.",
+            "this is not a report: a JSON object with the schema lbm-lora/report/2 is wanted.",
         ),
-        ("[1]", "this is no report: a JSON object with the schema lbm-lora/report/2 is wanted."),
+        ("[1]", "this is not a report: a JSON object with the schema lbm-lora/report/2 is wanted."),
         (
             '{"schema": "lbm-lora/report/9"}',
             "this report has the schema lbm-lora/report/9, this program reads lbm-lora/report/2. Make the report "

@@ -66,7 +66,7 @@ def test_bytes_of_files() -> None:
 @pytest.mark.parametrize(
     ("error", "verdict", "meaning"),
     [
-        (0.0, "EXCELLENT (below 5 %)", "The adapter gives back the fine-tune's change exactly."),
+        (0.0, "EXCELLENT (below 5 %)", "The adapter reproduces the fine-tune's change exactly."),
         (0.003, "EXCELLENT (below 5 %)", "It keeps more than 99.99 % of the energy"),
         (0.05, "GOOD (5 to 50 %, minor artifacts)", "It keeps 99.75 % of the energy"),
         (0.6, "POOR (50 to 100 %, noticeable degradation)", "It keeps 64.0 % of the energy"),

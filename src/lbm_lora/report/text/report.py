@@ -47,7 +47,7 @@ def full_text(report: Report, *, worst: int = 10) -> str:
 
 
 def short_text(report: Report) -> str:
-    """The same in about a dozen lines."""
+    """Return a summary of about a dozen lines."""
     weights = report.weights
     counts = " + ".join(f"{count:,} {status}" for status, count in weights.counts.items())
     lines = [
@@ -112,7 +112,7 @@ def _error(weights: WeightReport) -> str:
 
 
 def _measure(weights: WeightReport, *, has_images: bool) -> list[str]:
-    """What the error of the weights says of images."""
+    """Explain what the weight error means for images."""
     if has_images:
         return paragraph(f"The images above are the measure. {OF_ALL_WEIGHTS_ALIKE}")
     if weights.made_for_output:

@@ -1,8 +1,8 @@
 """Tables, lists of facts and paragraphs as lines of plain text, laid out by rich.
 
 The width is fixed and there are no colours: a terminal, a file and a pipe get the same text. Every control character
-is spelt out on the way in (`printable`), since names come from files of others. What is too long for its column goes
-on in the next line.
+is escaped (`printable`), since names come from files of others. Text that is too long for its column continues
+on the next line.
 """
 
 import io

@@ -192,7 +192,7 @@ def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., 
 def test_an_adapter_without_lora_modules(build: Callable[..., WeightReport], row: Callable[..., LedgerRow]) -> None:
     report = Report(weights=build(row("b.bias", Status.DENSE, (4,), error=0.0)))
     assert "  success rate                    0.0 %\n" in full_text(report)
-    assert "The adapter gives back the fine-tune's change exactly.\n" in full_text(report)
+    assert "The adapter reproduces the fine-tune's change exactly.\n" in full_text(report)
     assert "Worst" not in full_text(report)
     assert "ranks" not in short_text(report)
 
