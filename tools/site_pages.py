@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 HOME = PurePosixPath("README.md")
 """Its place in the site is the home page, which says the same."""
-PAGES = {**COMMANDS, "infer --source_shards": INFER_SHARDS}
+SHARDS = "infer --source_shards"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)((?:#[^)\s]*)?)(?=\))")
-WIDEST = 88  # columns of an example on one line
+WIDEST = 74  # columns of an example on one line
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -44,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the commands, and the files outside docs/ that pages link to."""
     files.append(File.generated(config, "commands/index.md", content=commands_index()))
-    for name, command in PAGES.items():
+    for name, command in _in_order():
         files.append(File.generated(config, f"commands/{slug(name)}.md", content=command_page(name, command)))
     for path in linked_outside(sorted(DOCS.rglob("*.md"))):
         place = {"content": (ROOT / path).read_bytes()} if path.suffix != ".md" else {"content": _page(path)}
@@ -158,13 +158,22 @@ def command_page(name: str, command: Command) -> str:
     lines += ['```text title="Usage"', broken(usage), "```", "", f'```bash title="Examples"\n{examples}\n```', ""]
     for heading, section in sections.items():
         if section:
-            lines += [f"## {_heading(heading)}", "", *table(section), ""]
+            lines += [
+                f"## {_heading(heading)}",
+                "",
+                '<div class="flags" markdown>',
+                "",
+                *table(section),
+                "",
+                "</div>",
+                "",
+            ]
     return "\n".join(lines)
 
 
 def table(flags: Sequence[Flag]) -> list[str]:
     """The table of some flags."""
-    rows = (f"| {_name(flag)} | {_value(flag)} | {_default(flag)} | {_cell(prose(flag.about))} |" for flag in flags)
+    rows = (f"| {_name(flag)} | {_value(flag)} | {_default(flag)} | {prose(flag.about)} |" for flag in flags)
     return ["| flag | value | default | meaning |", "| --- | --- | --- | --- |", *rows]
 
 
@@ -186,7 +195,13 @@ def broken(line: str) -> str:
 
 
 def _in_order() -> Iterator[tuple[str, Command]]:
-    return ((name, one) for group in GROUPS for name, one in PAGES.items() if one.group == group)
+    """Every page, by group; the second one of `infer` behind the first."""
+    for group in GROUPS:
+        for name, command in COMMANDS.items():
+            if command.group == group:
+                yield name, command
+                if name == "infer":
+                    yield SHARDS, INFER_SHARDS
 
 
 def _is_in_usage(flag: Flag) -> bool:
@@ -206,8 +221,8 @@ def _name(flag: Flag) -> str:
 def _value(flag: Flag) -> str:
     if flag.is_switch:
         return ""
-    word = ", ".join(f"`{one}`" for one in flag.choices) or f"`{flag.word}`"
-    return _cell(f"{word}{' ...' if flag.takes_several else ''}{range_of(flag)}")
+    words = ", ".join(f"`{one}`" for one in flag.choices or flag.word.split("|"))
+    return f"{words}{' ...' if flag.takes_several else ''}{range_of(flag)}"
 
 
 def _default(flag: Flag) -> str:
@@ -215,11 +230,7 @@ def _default(flag: Flag) -> str:
         return "on" if flag.default is True else "off"
     if flag.default is MISSING:
         return "required"
-    return "" if flag.default in (None, (), {}) else _cell(f"`{spelt(flag.default)}`")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "&#124;") if "`" not in text else text.replace("|", r"\|")
+    return "" if flag.default in (None, (), {}) else f"`{spelt(flag.default)}`"
 
 
 def _marked(text: str) -> str:
