@@ -1,5 +1,6 @@
 """The command lines of README and docs are accepted as they stand, and the README's paths exist."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from textwrap import dedent
 
 import pytest
 
+import lbm_lora
 from lbm_lora.cli.commands import COMMANDS, INFER_SHARDS
 from lbm_lora.cli.documented import SCRIPTS, completed
 from lbm_lora.cli.main import parse
@@ -59,6 +61,27 @@ def test_script_lines_parse(words: list[str]) -> None:
     command, defaults = SCRIPTS[script.stem]
     config, _ = parse(command, completed(words[2:], defaults))
     assert type(config).__name__ == COMMANDS[command].config
+
+
+def test_python_uses_names_that_exist() -> None:
+    blocks = [
+        dedent(block)
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    ]
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block))]
+    used = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lbm_lora"
+    }
+    used |= {
+        alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module == "lbm_lora"
+        for alias in node.names
+    }
+    assert {"LBMPipeline", "extract", "validate"} <= used <= set(lbm_lora.__all__)
 
 
 def test_make_targets_exist() -> None:
