@@ -34,6 +34,10 @@ from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 
 _UNEXPECTED = LbmLoraError.exit_code
+_OUT_OF_MEMORY = (
+    "Out of memory. If the command has them, these need less: --torch_dtype bf16, a smaller --size, --vae_tiling on, "
+    "--device cpu."
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 # failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else
@@ -106,6 +110,8 @@ def described(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _REFUSED:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}.", InputError.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a device
+        return f"{_OUT_OF_MEMORY} {error}".rstrip(), InputError.exit_code
     return f"{type(error).__name__}: {error} (a defect of lbm-lora: please report the lines above)", _UNEXPECTED
 
 

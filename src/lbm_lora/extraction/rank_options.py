@@ -101,8 +101,11 @@ def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
         )
 
 
-def parse_nbytes(text: str) -> int:
+def parse_nbytes(text: str, option: str = "max_size") -> int:
     """Parse `200MB`, `1.5 gb`, `800k` or `200MiB` into bytes; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024.
+
+    Args:
+        option: for error messages.
 
     Raises:
         ConfigError: the text is not a size, or is a small number without a unit.
@@ -114,9 +117,9 @@ def parse_nbytes(text: str) -> int:
         nbytes = round(float(number) * (1024 if binary else 1000) ** _POWERS[(unit or "").upper()])
         if 0 < nbytes < _FEWEST_BYTES and not unit and not byte:
             raise ConfigError(
-                Option("max_size"),
+                Option(option),
                 f" {text}: {number} of what? Give a unit: {number}MB or {number}KB.",
             )
     if nbytes < 1:
-        raise ConfigError(Option("max_size"), f" must be a file size such as 200MB or 1.5GB, got {text}.")
+        raise ConfigError(Option(option), f" must be a file size such as 200MB or 1.5GB, got {text}.")
     return nbytes

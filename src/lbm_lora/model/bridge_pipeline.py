@@ -11,11 +11,13 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -37,6 +39,7 @@ TILE = 128
 """Latents with a longer side are decoded in tiles of this size: 1024 pixels, the training size of SDXL."""
 OVERLAP = 32
 """Smallest overlap of two neighbours, in latent pixels."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """Function of (latent [batch, channels, height, width], timestep [batch]) that returns a prediction of that shape."""
@@ -438,15 +441,18 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def images_of(image: Any) -> Iterator[Image]:
-    """Yield the images that a caller gives, in order.
+    """Yield the images that a caller gives, in order; paths are opened.
 
     Raises:
+        OSError: a path is not that of an image file.
         ValueError: an array does not have three channels, or has floats outside [0, 1].
         TypeError: a value is not an image.
     """
     if isinstance(image, list | tuple):
         for one in image:
             yield from images_of(one)
+    elif isinstance(image, str | PathLike):
+        yield _opened(cast("str | PathLike[str]", image)).convert("RGB")
     elif isinstance(image, PIL.Image.Image):
         yield image.convert("RGB")
     elif isinstance(image, np.ndarray | Tensor):
@@ -465,7 +471,7 @@ def images_of(image: Any) -> Iterator[Image]:
             yield from values.reshape(-1, *values.shape[-3:]).float().cpu()
     else:
         raise TypeError(
-            f"image must be a PIL image, numpy array or tensor, or a list of them, got {type(image).__name__}."
+            f"image must be a path, PIL image, numpy array or tensor, or a list of them, got {type(image).__name__}."
         )
 
 
@@ -495,6 +501,8 @@ def _greys(mask: Any) -> Iterator[PIL.Image.Image | None]:
     if isinstance(mask, list | tuple):
         for one in mask:
             yield from _greys(one)
+    elif isinstance(mask, str | PathLike):
+        yield _opened(cast("str | PathLike[str]", mask)).convert("L")
     elif mask is None or isinstance(mask, PIL.Image.Image):
         yield None if mask is None else mask.convert("L")
     elif isinstance(mask, np.ndarray | Tensor):
@@ -506,8 +514,14 @@ def _greys(mask: Any) -> Iterator[PIL.Image.Image | None]:
             yield PIL.Image.fromarray(one.numpy())
     else:
         raise TypeError(
-            f"mask must be a PIL image, numpy array or tensor, or a list of them, got {type(mask).__name__}."
+            f"mask must be a path, PIL image, numpy array or tensor, or a list of them, got {type(mask).__name__}."
         )
+
+
+def _opened(path: str | PathLike[str]) -> PIL.Image.Image:
+    """Read an image file, upright. Only formats that Pillow decodes itself: others may run programs."""
+    with PIL.Image.open(Path(path).expanduser(), formats=_FORMATS) as image:
+        return PIL.ImageOps.exif_transpose(image)
 
 
 def _size_of(image: Image) -> tuple[int, int]:

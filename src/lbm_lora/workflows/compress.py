@@ -12,8 +12,9 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, PairingError
+from lbm_lora.extraction.rank_options import parse_nbytes
 from lbm_lora.imaging.paths import readable_sources
-from lbm_lora.model.baseline import BaselineReport, compare_base
+from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import Report
@@ -68,11 +69,13 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
+    if config.size is not None:
+        parse_nbytes(config.size, "size")
+    name = _name(config)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
-    name = _name(config)
     folder = config.output or Path(f"{name}_lora")
     base_file = _base(config, folder, progress)
     statistics = config.calibration or _calibrated(config, seen, folder, progress)
@@ -155,6 +158,7 @@ def _base(config: CompressConfig, folder: Path, progress: Progress) -> Path:
     progress.note(f"Base: {found}")
     with open_checkpoint(found) as one, open_checkpoint(config.tuned) as other:
         _check_base(found, compare_base(one.component(), other.component(), progress=progress))
+        check_pair(one, other)
     return found
 
 

@@ -172,6 +172,16 @@ def test_what_the_machine_refuses_is_no_defect(error: OSError, line: str, code: 
     assert described(error) == (line, code)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_too_little_memory_is_no_defect_and_says_what_needs_less(error: Exception) -> None:
+    line, code = described(error)
+    assert code == 2
+    assert line.startswith("Out of memory. If the command has them, these need less: --torch_dtype bf16")
+    assert line.endswith(str(error))
+
+
 def test_a_missing_file_that_nobody_expected_is_a_defect() -> None:
     assert described(FileNotFoundError(errno.ENOENT, "No such file", "/x"))[1] == 3
 

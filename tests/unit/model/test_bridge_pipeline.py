@@ -483,13 +483,30 @@ def test_arguments_that_cannot_be(pipe: LatentBridgePipeline, options: dict[str,
 
 def test_what_is_no_image_is_named() -> None:
     with pytest.raises(
-        TypeError, match=r"^image must be a PIL image, numpy array or tensor, or a list of them, got str\.$"
+        TypeError, match=r"^image must be a path, PIL image, numpy array or tensor, or a list of them, got int\.$"
     ):
-        list(images_of("photo.png"))
+        list(images_of(3))
     with pytest.raises(
-        TypeError, match=r"^mask must be a PIL image, numpy array or tensor, or a list of them, got str\.$"
+        TypeError, match=r"^mask must be a path, PIL image, numpy array or tensor, or a list of them, got int\.$"
     ):
-        list(masks_of("mask.png", []))
+        list(masks_of(3, []))
+
+
+def test_paths_are_opened_upright_and_only_as_what_pillow_decodes_itself(tmp_path: Path) -> None:
+    upright = noise(48, 32)
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 270 degrees
+    turned.save(tmp_path / "a.png", exif=exif)
+    (opened,) = images_of(tmp_path / "a.png")
+    assert isinstance(opened, Image.Image)
+    assert opened.tobytes() == upright.tobytes()
+    (mask,) = masks_of(str(tmp_path / "a.png"), [upright])
+    assert mask is not None
+    assert (mask.mode, mask.size) == ("L", upright.size)
+    (tmp_path / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    with pytest.raises(OSError, match="cannot identify image file"):
+        list(images_of([tmp_path / "b.png"]))
 
 
 def test_steps_that_were_not_trained_are_a_warning(pipe: LatentBridgePipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,3 +87,17 @@ def test_every_fourth_image_is_held_out(count: int, held_out: list[int]) -> None
     seen, measured_on = split_images(images)
     assert measured_on == tuple(images[index] for index in held_out)
     assert seen == (tuple(images) if count < 4 else tuple(image for image in images if image not in measured_on))
+
+
+def test_a_size_without_its_unit_is_asked_back_at_once(lbm: Lbm, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^size 200: 200 of what\? Give a unit: 200MB or 200KB\.$"):
+        run(config(lbm, output=tmp_path / "out", size="200"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_in_the_place_of_the_tuned_model_is_found_before_anything_is_measured(
+    lbm: Lbm, made: CompressResult, tmp_path: Path
+) -> None:
+    with pytest.raises(PairingError, match="is marked as an exact base and .* is not: the two are swapped"):
+        run(config(lbm, tuned=made.base, base_model_path=lbm.tuned, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
