@@ -31,7 +31,7 @@ def test_test_baseline_takes_the_tuned_model_beside_the_config(lbm: Lbm, tmp_pat
 
 
 def test_test_baseline_without_a_config_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^test_baseline looks for model\.safetensors beside config_path"):
+    with pytest.raises(ConfigError, match=r"^test_baseline looks for model\.safetensors next to config_path"):
         run(BaseConfig(save_path=tmp_path / "base.ckpt", test_baseline=True))
 
 
