@@ -55,9 +55,9 @@ def _entries(folder: Path) -> list[Path]:
 
 def _nearest(name: str, entries: Collection[Path]) -> str:
     """The entry whose name is nearest, else the one of the same stem (`model.safetensors` for `model.ckpt`)."""
-    by_lower = {entry.name.lower(): entry.name for entry in reversed(list(entries))}
-    close = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
-    if close:
-        return by_lower[close[0]]
-    stem = Path(name).stem.lower()
-    return next((entry.name for entry in entries if entry.stem.lower() == stem), "")
+    # stems, since a long extension in common makes any two names alike
+    by_stem = {entry.stem.lower(): entry.name for entry in reversed(list(entries))}
+    wanted = Path(name.lower())
+    by_stem |= {entry.stem.lower(): entry.name for entry in entries if entry.suffix.lower() == wanted.suffix}
+    close = get_close_matches(wanted.stem, by_stem, n=1, cutoff=0.7)
+    return by_stem[close[0]] if close else ""

@@ -1,6 +1,7 @@
 """The texts of --help, generated from the fields of the configs and their docstrings; 80 columns wide in a pipe."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
@@ -10,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from lbm_lora import __version__
-from lbm_lora.cli.arguments import alternatives, range_of
+from lbm_lora.cli.arguments import alternatives
 from lbm_lora.cli.commands import GROUPS, Command
 from lbm_lora.cli.flags import Flag
-from lbm_lora.configs.marks import Mark
+from lbm_lora.configs.marks import Bounds, Mark
 
 Sections = Mapping[str, Sequence[Flag]]
 """Heading -> the flags below it."""
@@ -100,13 +101,18 @@ def sections_of(flags: Iterable[Flag], output: Iterable[Flag]) -> dict[str, list
 
 def about(flag: Flag) -> str:
     """Return the effect of a flag, its range and its default."""
-    notes = [range_of(flag).strip()] if flag.bounds is not None else []
+    notes = [_range(flag.bounds)] if flag.bounds is not None else []
     if flag.is_switch and flag.default is True:
         notes.append("default: on")
     elif not flag.is_switch and flag.default not in (None, (), MISSING, {}):
         notes.append(f"default: {spelt(flag.default)}")
     note = "; ".join(notes)
     return f"{flag.about} {note[:1].upper()}{note[1:]}." if note else flag.about
+
+
+def _range(bounds: Bounds) -> str:
+    """`at least 1`, or `0 to 1`."""
+    return f"{bounds.least:g} to {bounds.most:g}" if math.isfinite(bounds.most) else f"at least {bounds.least:g}"
 
 
 def spelt(value: object) -> str:

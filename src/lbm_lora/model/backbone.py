@@ -119,8 +119,8 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
             ".bin",
         ):
             raise CheckpointError(
-                f"backbone {signature}: {local} does not exist, and a hub id has the form 'owner/name'. Give a hub id, "
-                "a diffusers folder or a single-file SDXL checkpoint with ",
+                f"The backbone {signature} (from the command line or config.yaml) is not at {local}, and is not a hub "
+                "id of the form owner/name. Give a hub id, a diffusers folder or a single-file SDXL checkpoint with ",
                 Option("backbone_signature"),
                 ".",
             )

@@ -80,8 +80,8 @@ def verdict(relative_error: float) -> str:
 
 
 OF_WEIGHTS_ALONE = (
-    "The LoRA was made for the denoiser's output and spends its bytes where that depends on them. The error of the "
-    "weights is not its measure."
+    "This LoRA was made for the denoiser's output: it spends its bytes where the output depends on them, so the error "
+    "of the weights says little about it."
 )
 OF_ALL_WEIGHTS_ALIKE = "The error of the weights counts every change alike, whether the image depends on it or not."
 

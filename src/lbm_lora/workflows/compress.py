@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
-from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.calibration import load_statistics
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
-from lbm_lora.errors import ConfigError, Option, PairingError
+from lbm_lora.errors import CheckpointError, ConfigError, Option, PairingError
 from lbm_lora.extraction.rank_options import parse_nbytes
+from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
 from lbm_lora.model.resolve import config_beside
@@ -180,18 +182,31 @@ def _check_base(path: Path, baseline: BaselineReport) -> None:
 
 
 def _calibrated(config: CompressConfig, images: Sequence[Path], folder: Path, progress: Progress) -> Path:
-    made = calibrate.run(
-        CalibrateConfig(
-            tuned_model_path=config.tuned,
-            images=_texts(images),
-            save_to=folder / "calibration.safetensors",
-            count=min(config.count, len(images)),
-            seed=config.seed,
-            device=config.device,
-        ),
-        progress,
+    """Measure, or take the statistics in the folder if they were measured on the same model and images."""
+    settings = CalibrateConfig(
+        tuned_model_path=config.tuned,
+        images=_texts(images),
+        save_to=folder / "calibration.safetensors",
+        count=min(config.count, len(images)),
+        seed=config.seed,
+        device=config.device,
     )
-    return made.statistics
+    if settings.save_to.is_file() and _is_measured(settings, images):
+        progress.note(f"{settings.save_to} was measured on these images: it is used again.")
+        return settings.save_to
+    return calibrate.run(settings, progress).statistics
+
+
+def _is_measured(settings: CalibrateConfig, images: Sequence[Path]) -> bool:
+    """Return whether the file of statistics is what calibrating would give."""
+    try:
+        origin = load_statistics(settings.save_to).origin
+    except CheckpointError:
+        return False  # an older format, or cut off: measured anew
+    with open_checkpoint(settings.tuned_model_path) as tuned:
+        same_model = origin.tuned == fingerprint(tuned.component()).digest
+    chosen = calibrate.chosen_images(settings, images)
+    return same_model and origin.images == digests_of(chosen).together and origin.seed == settings.seed
 
 
 def _texts(images: Sequence[Path]) -> tuple[str, ...]:

@@ -258,6 +258,6 @@ def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: 
 def _how_to_measure(config: ExtractConfig, lora: Path) -> str:
     """Return the command line that measures a LoRA's outputs."""
     return (
-        f"{OF_WEIGHTS_ALONE} To measure that: lbm-lora validate --base_model_path {config.base_model_path} "
+        f"{OF_WEIGHTS_ALONE} To measure its output: lbm-lora validate --base_model_path {config.base_model_path} "
         f"--tuned_model_path {config.tuned_model_path} --lora_path {lora} --images FOLDER"
     )

@@ -114,7 +114,7 @@ def translated(
     columns = _columns_without(config, batch.jobs, pipe, adapters, failures, progress)
     put_in(config, pipe, adapters)
     outputs, tiles = _write_all(config, batch.jobs, pipe, failures, progress)
-    columns["with LoRA" if adapters else "base"] = tiles
+    columns[_label(adapters)] = tiles
     device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
     del pipe  # so that the tuned model is not in memory at the same time
     return InferResult(
@@ -167,6 +167,13 @@ def _columns_without(
         if adapters:
             columns["base"] = _tiles(config, jobs, pipe, failures, progress, "translating with the base")
     return columns
+
+
+def _label(adapters: Sequence[ScaledAdapter]) -> str:
+    """Return the heading of the column with the LoRAs: `with LoRA`, or `LoRA x 0.5` if one is scaled."""
+    if all(adapter.lora_scale == 1 for adapter in adapters):
+        return "with LoRA" if adapters else "base"
+    return " + ".join(f"LoRA x {adapter.lora_scale:g}" for adapter in adapters)
 
 
 def _source_tiles(jobs: Sequence[Job], failures: Failures) -> Tiles:

@@ -150,8 +150,9 @@ def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path)
     with pytest.raises(CheckpointError) as caught:
         open_backbone(signature, LBMConfig(), folder=tmp_path)
     assert str(caught.value) == (
-        f"backbone {signature}: {tmp_path / signature} does not exist, and a hub id has the form 'owner/name'. Give a "
-        "hub id, a diffusers folder or a single-file SDXL checkpoint with backbone_signature."
+        f"The backbone {signature} (from the command line or config.yaml) is not at {tmp_path / signature}, and is not "
+        "a hub id of the form owner/name. Give a hub id, a diffusers folder or a single-file SDXL checkpoint with "
+        "backbone_signature."
     )
 
 

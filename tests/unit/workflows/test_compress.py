@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.bundled import PHOTOS
 from lbm_lora.cli.present import present
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.errors import ConfigError, PairingError
@@ -48,23 +47,19 @@ def test_five_lines_say_it(made: CompressResult) -> None:
     assert str(made.page) in lines[2]
 
 
-def test_a_base_in_the_folder_and_statistics_are_used_again(lbm: Lbm, made: CompressResult) -> None:
+def test_a_base_in_the_folder_and_statistics_of_the_same_images_are_used_again(
+    lbm: Lbm, made: CompressResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbm_lora.workflows.calibrate.run", lambda *_: pytest.fail("measured again"))
     before = made.base.stat().st_mtime_ns
-    again = run(
-        config(
-            lbm,
-            output=made.adapter.parent,
-            size="250KB",
-            name="smaller",
-            calibration=made.statistics,
-            images=(str(PHOTOS / "rocket.jpg"),),
-        )
-    )
-    assert again.base == made.base
+    again = run(config(lbm, output=made.adapter.parent, size="250KB", name="smaller"))
+    assert (again.base, again.statistics) == (made.base, made.statistics)
     assert made.base.stat().st_mtime_ns == before
     assert again.adapter.name == "smaller_lora.safetensors"
     assert again.nbytes <= 250_000
     assert made.adapter.is_file()
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        run(config(lbm, output=made.adapter.parent, seed=1))
 
 
 def test_a_base_that_it_was_not_tuned_from_is_refused(lbm: Lbm, tmp_path: Path) -> None:
@@ -98,6 +93,6 @@ def test_a_size_without_its_unit_is_asked_back_at_once(lbm: Lbm, tmp_path: Path)
 def test_a_base_in_the_place_of_the_tuned_model_is_found_before_anything_is_measured(
     lbm: Lbm, made: CompressResult, tmp_path: Path
 ) -> None:
-    with pytest.raises(PairingError, match="is marked as an exact base and .* is not: the two are swapped"):
+    with pytest.raises(PairingError, match=r"is marked as an exact base and .* is not: the two are swapped"):
         run(config(lbm, tuned=made.base, base_model_path=lbm.tuned, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbm_lora.adapter import Status
 from lbm_lora.errors import plural
 from lbm_lora.report.wording import decibel, megabytes
 
@@ -13,22 +14,30 @@ if TYPE_CHECKING:
 
 def compress(result: "CompressResult", _: bool) -> str:
     """Return five lines for a reader who has never used a LoRA of an LBM."""
-    base, lora = result.base.as_posix(), result.adapter.as_posix()
+    base, lora = _quoted(result.base), _quoted(result.adapter)
+    part = round(result.tuned_nbytes / result.nbytes)
     return "\n".join(
         [
-            f"Made     {result.adapter} ({megabytes(result.nbytes)}, 1/{round(result.tuned_nbytes / result.nbytes)} of "
-            "the tuned checkpoint), from all "
-            f"{plural(result.report.weights.tensors, 'tensor')} of the denoiser.",
+            f"Made     {result.adapter}, {megabytes(result.nbytes)}: 1/{part} of the tuned checkpoint. "
+            f"{_contents(result)}",
             f"Quality  {_quality(result)}",
             f"See      {result.page} and {result.comparison}",
-            f"Use      lbm-lora infer --base_model_path {_quoted(result.base)} --lora_path {_quoted(result.adapter)} "
-            "--source_image photo.jpg --output_path out.png",
-            f'Python   pipe = lbm_lora.LBMPipeline.from_checkpoint("{base}"); pipe.load_lora_weights("{lora}"); '
-            "pipe(photo)",
-            f"ComfyUI  lbm-lora fuse --base_model_path {_quoted(result.base)} --lora_path {_quoted(result.adapter)} "
-            "--save_to fused.safetensors makes a checkpoint that loaders of LBM read.",
+            f"Use      lbm-lora infer --base_model_path {base} --lora_path {lora} --source_image photo.jpg "
+            "--output_path out.png",
+            f'Python   import lbm_lora; pipe = lbm_lora.LBMPipeline.from_checkpoint("{result.base.as_posix()}"); '
+            f'pipe.load_lora_weights("{result.adapter.as_posix()}"); pipe("photo.jpg").images[0].save("out.png")',
+            "ComfyUI  Load the fused checkpoint with any LBM loader: lbm-lora fuse --base_model_path "
+            f"{base} --lora_path {lora} --save_to fused.safetensors",
         ]
     )
+
+
+def _contents(result: "CompressResult") -> str:
+    weights = result.report.weights
+    held = sum(weights.counts.get(status, 0) for status in (Status.LORA, Status.DENSE))
+    left_out = weights.counts.get(Status.EXCLUDED, 0)
+    text = f"It changes {held:,} of the denoiser's {weights.tensors:,} tensors"
+    return f"{text}; {left_out:,} that matter least were left out to save bytes." if left_out else f"{text}."
 
 
 def _quality(result: "CompressResult") -> str:
@@ -37,8 +46,8 @@ def _quality(result: "CompressResult") -> str:
     seen = plural(result.seen_images, "of them", "of them") if result.seen_images < result.images else "all"
     on = f"{images}, {seen} calibrated on" if result.seen_images else f"{images} that it was not calibrated on"
     return (
-        f"PSNR {decibel(made.mean_psnr)} dB to the tuned model's images ({decibel(made.worst_psnr)} dB at worst), on "
-        f"{on}; the base alone has {decibel(alone.mean_psnr)} dB."
+        f"PSNR {decibel(made.mean_psnr)} dB to the tuned model's images ({decibel(made.worst_psnr)} dB for the worst "
+        f"of them), on {on}; the base alone has {decibel(alone.mean_psnr)} dB."
     )
 
 

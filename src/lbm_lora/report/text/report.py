@@ -116,7 +116,7 @@ def _measure(weights: WeightReport, *, has_images: bool) -> list[str]:
     if has_images:
         return paragraph(f"The images above are the measure. {OF_ALL_WEIGHTS_ALIKE}")
     if weights.made_for_output:
-        return paragraph(f"{OF_WEIGHTS_ALONE} To measure that: lbm-lora validate with --images FOLDER.")
+        return paragraph(f"{OF_WEIGHTS_ALONE} To measure its output: lbm-lora validate with --images FOLDER.")
     return []
 
 

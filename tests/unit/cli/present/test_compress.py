@@ -9,6 +9,8 @@ import pytest
 
 from lbm_lora.cli.present import present
 
+COUNTS = {"lora": 700, "dense": 400, "unchanged": 6, "excluded": 570}
+
 
 def result(**changes: object) -> Any:
     summary = {"mean_psnr": 60.5, "worst_psnr": 52.25}
@@ -17,7 +19,9 @@ def result(**changes: object) -> Any:
         "base": Path("out dir/exact_base.safetensors"),
         "nbytes": 50_000_000,
         "tuned_nbytes": 5_020_000_000,
-        "report": SimpleNamespace(weights=SimpleNamespace(tensors=1676)),
+        "report": SimpleNamespace(
+            weights=SimpleNamespace(tensors=1676, counts={"lora": 700, "dense": 400, "unchanged": 6, "excluded": 570})
+        ),
         "images": 3,
         "seen_images": 0,
         "page": Path("out dir/report/report.html"),
@@ -31,12 +35,12 @@ def result(**changes: object) -> Any:
 def test_what_was_made_how_good_it_is_where_it_lies_and_how_to_use_it() -> None:
     made, quality, see, use, python, comfy = present("compress", result()).splitlines()
     assert made == (
-        f"Made     {Path('out dir/relight_lora.safetensors')} (50.00 MB, 1/100 of the tuned checkpoint), from all "
-        "1,676 tensors of the denoiser."
+        f"Made     {Path('out dir/relight_lora.safetensors')}, 50.00 MB: 1/100 of the tuned checkpoint. It changes "
+        "1,100 of the denoiser's 1,676 tensors; 570 that matter least were left out to save bytes."
     )
     assert quality == (
-        "Quality  PSNR 60.50 dB to the tuned model's images (52.25 dB at worst), on 3 images that it was not "
-        "calibrated on; the base alone has 18.00 dB."
+        "Quality  PSNR 60.50 dB to the tuned model's images (52.25 dB for the worst of them), on 3 images that it was "
+        "not calibrated on; the base alone has 18.00 dB."
     )
     assert see.startswith("See ")
     assert "--base_model_path 'out dir/exact_base.safetensors' --lora_path 'out dir/relight_lora.safetensors'" in use
