@@ -152,6 +152,7 @@ def test_a_calibrated_adapter_in_memory_is_that_of_the_files(
     assert list(empty.iterdir()) == []
 
 
+@pytest.mark.slow  # the workflow is tested in the default run
 def test_compress_makes_everything_from_the_tuned_model_and_images(
     lbm: Lbm, images: list[Image.Image], tmp_path: Path
 ) -> None:

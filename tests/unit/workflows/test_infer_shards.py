@@ -176,7 +176,7 @@ def test_every_option_that_changes_images_is_recorded(
 def test_another_base_is_other_settings(files: Files, infer: Callable[..., InferShardsConfig], tmp_path: Path) -> None:
     run(infer(lora_path=()))
     other = write_base(tmp_path / "other", TINY, dtype=torch.float32, seed=1)
-    with pytest.raises(ConfigError, match=r"base_model_path \(by content\) is"):
+    with pytest.raises(ConfigError, match=r"base_model_path \(by content\) was"):
         run(infer(lora_path=(), base_model_path=other))
 
 
