@@ -10,7 +10,7 @@ from lbm_lora.apply.checks import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.checkpoint import Component
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, Option, listing
+from lbm_lora.errors import AdapterError, ConfigError, Option, listing, plural
 from lbm_lora.naming import ATTENTION, ParamName
 from lbm_lora.progress import SILENT, Progress
 
@@ -117,6 +117,6 @@ def scales_for(count: int, scales: Sequence[float]) -> tuple[float, ...]:
     if len(scales) != count:
         raise ConfigError(
             Option("lora_scale"),
-            f" has {len(scales)} values for {count} LoRAs. Give one for all, or one per LoRA.",
+            f" has {plural(len(scales), 'value')} for {plural(count, 'LoRA')}. Give one for all, or one per LoRA.",
         )
     return tuple(scales)

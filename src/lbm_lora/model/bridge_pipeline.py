@@ -11,6 +11,7 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils import logging
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -48,6 +50,9 @@ AfterStep = Callable[[int, Tensor, Tensor], "Tensor | None"]
 Generators = torch.Generator | Sequence[torch.Generator]
 Image = PIL.Image.Image | Tensor
 """One image: PIL in mode `RGB`, or [3, height, width] with values in [0, 1]."""
+_One = str | PathLike[str] | PIL.Image.Image | NDArray[Any] | Tensor
+Given = _One | Sequence[_One]
+"""What a caller may give as image or mask: a path, PIL, numpy or torch, or a list of them."""
 
 
 class LatentBridgePipeline(DiffusionPipeline):
@@ -141,8 +146,8 @@ class LatentBridgePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: Any,
-        mask: Any = None,
+        image: Given,
+        mask: Given | None = None,
         num_inference_steps: int = 1,
         *,
         seed: int | None = None,
@@ -152,9 +157,9 @@ class LatentBridgePipeline(DiffusionPipeline):
         batch_size: int = 1,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Any:
+    ) -> ImagePipelineOutput | Any:
         """Translate images; every result has the size of its image.
 
         Args:
@@ -162,8 +167,8 @@ class LatentBridgePipeline(DiffusionPipeline):
                 any sizes. Floats lie in [0, 1].
             mask: likewise without channels; one for all images, or one for each. Where it is black, the image is kept.
             num_inference_steps: calls of the network for each image, at least 1.
-            seed: for the noise between steps, and for the posterior where it is sampled; 0 by default. Each image is
-                translated as if it were alone.
+            seed: for the noise between steps, and for the posterior where it is sampled; 0 or more, 0 by default. Each
+                image is translated as if it were alone.
             generator: in place of a seed: one for each image, or one that gives each image a seed in turn.
             size: square root of the pixel budget that is worked on; by default the model's own.
             sample_posterior: sample the VAE's posterior instead of taking its mean.
@@ -172,23 +177,29 @@ class LatentBridgePipeline(DiffusionPipeline):
             output_type: `pil`, `np` [batch, height, width, 3] or `pt` [batch, 3, height, width] in [0, 1], or `latent`.
             return_dict: return diffusers' `ImagePipelineOutput`, whose `images` they are; else a tuple of them.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after each step of each batch; returns
-                the tensors to continue with. Setting `pipeline._interrupt` ends the call with the finished images.
+                the tensors to continue with, or None. Setting `pipeline._interrupt` ends the call with the finished
+                images.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets: `latents`.
 
         Raises:
             ValueError: an argument is invalid, or a result is not finite.
-            TypeError: an image or mask has an unknown type.
+            TypeError: an argument has another type.
         """
+        self._check(num_inference_steps, batch_size, output_type, callback_on_step_end_tensor_inputs)
+        if size is not None:
+            _check_whole("size", size)
+        draws_of = self._generators(seed, generator)
         images = list(images_of(image))
+        if not images:
+            raise ValueError("image is an empty list. Give at least one image.")
         masks = list(masks_of(mask, images))
         sizes = [_size_of(one) for one in images]
         buckets = [self.bucket(*one, size) for one in sizes]
-        self._check(num_inference_steps, batch_size, output_type, callback_on_step_end_tensor_inputs)
         if output_type != "pil" and len(set(buckets if output_type == "latent" else sizes)) > 1:
             raise ValueError(
                 f"images of several sizes make no single array: output_type='{output_type}' needs one size."
             )
-        draws = self._generators(len(images), seed, generator)
+        draws = draws_of(len(images))
         self._interrupt = False
         self._upcast_vae()
         device = self._execution_device
@@ -196,7 +207,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         def after_step(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
             if callback_on_step_end is not None:
                 given = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                latents = callback_on_step_end(self, index, timestep, given).get("latents", latents)
+                latents = (callback_on_step_end(self, index, timestep, given) or {}).get("latents", latents)
             bar.update()
             return None if self._interrupt else latents
 
@@ -225,7 +236,9 @@ class LatentBridgePipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
     def _check(self, steps: int, batch_size: int, output_type: str, tensor_inputs: Sequence[str]) -> None:
+        _check_whole("num_inference_steps", steps)
         self.check_steps(steps)
+        _check_whole("batch_size", batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -235,16 +248,23 @@ class LatentBridgePipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end_tensor_inputs can name latents only, got {unknown}.")
 
     def _generators(
-        self, count: int, seed: int | None, generator: Generators | None
-    ) -> list[tuple[torch.Generator, torch.Generator]]:
-        """The generators of each image's posterior and bridge noise."""
-        if generator is not None:
-            if seed is not None:
-                raise ValueError("seed and generator both decide the noise. Give one of them.")
-            return [(one, one) for one in one_per_sample(generator, count)]
-        seed = seed or 0
-        # With one seed for both, the posterior's noise would come again between the first two steps.
-        return [(_generator(seed ^ _POSTERIOR), _generator(seed)) for _ in range(count)]
+        self, seed: int | None, generator: Generators | None
+    ) -> Callable[[int], list[tuple[torch.Generator, torch.Generator]]]:
+        """Number of images -> the generators of each one's posterior and bridge noise."""
+        if generator is None:
+            number = 0 if seed is None else seed
+            _check_whole("seed", number)
+            if not 0 <= number < 2**64:
+                raise ValueError(f"seed must be between 0 and {2**64 - 1}, got {number}.")
+            # With one seed for both, the posterior's noise would come again between the first two steps.
+            return lambda count: [(_generator(number ^ _POSTERIOR), _generator(number)) for _ in range(count)]
+        if seed is not None:
+            raise ValueError("seed and generator both decide the noise. Give one of them.")
+        if not all(isinstance(one, torch.Generator) for one in _listed(generator)):
+            raise TypeError(
+                f"generator must be a torch.Generator, or a list of them, got {generator!r}. A number is a seed=."
+            )
+        return lambda count: [(one, one) for one in one_per_sample(generator, count)]
 
     def _denoise(self, latents: Tensor, timestep: Tensor) -> Tensor:
         # Without text, attn2 attends to the image as attn1 does.
@@ -271,6 +291,15 @@ class LatentBridgePipeline(DiffusionPipeline):
         """Write model_index.json, and this file as pipeline.py."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         (Path(save_directory) / "pipeline.py").write_text(_SOURCE, encoding="utf-8")
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+
+
+def _listed(value: object) -> list[object]:
+    return list(cast(Sequence[object], value)) if isinstance(value, list | tuple) else [value]
 
 
 def pixels_per_latent(vae: AutoencoderKL) -> int:
@@ -479,11 +508,15 @@ def masks_of(mask: Any, images: Sequence[Image]) -> Iterator[PIL.Image.Image | N
     """Yield a mask for each image, in mode `L` and of its size, or None.
 
     Raises:
-        ValueError: the numbers of masks and images differ, or a mask's shape differs from its image's.
+        ValueError: the numbers of masks and images differ, a mask's shape differs from its image's, or it is black.
     """
     masks = list(_greys(mask))
     if len(masks) not in (1, len(images)):
         raise ValueError(f"{len(masks)} masks for {len(images)} images: give one for all, or one for each.")
+    for one in masks:
+        brightest = 255 if one is None else int(cast(Any, one.getextrema())[1])
+        if brightest < 1:
+            raise ValueError("a mask is black everywhere, so nothing would change. White marks the pixels to take.")
     for image, one in zip(images, masks if len(masks) == len(images) else masks * len(images), strict=True):
         width, height = _size_of(image)
         if one is not None and abs(one.width * height / (one.height * width) - 1) > 0.01 + 1 / min(

@@ -1,6 +1,6 @@
 """`LBMPipeline`: the diffusers pipeline of an LBM checkpoint, with LoRAs loaded, mixed, scaled and unloaded live."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -17,13 +18,23 @@ from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Fingerprint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import ConfigError, ImageError, Option
-from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
+from lbm_lora.errors import ConfigError, ImageError, Option, plural
+from lbm_lora.model.bridge_pipeline import Generators, Given, LatentBridgePipeline
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
 from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import warn
+
+_ELSEWHERE = {
+    "prompt": "LBM takes no prompt: the image alone decides.",
+    "negative_prompt": "LBM takes no prompt: the image alone decides.",
+    "guidance_scale": "LBM takes no prompt, so nothing is guided. `with pipe.lora_scale(0.5):` weakens a LoRA.",
+    "strength": "LBM takes no strength. `with pipe.lora_scale(0.5):` weakens a LoRA.",
+    "mask_image": "Give the mask as mask=.",
+    "cross_attention_kwargs": "Scale LoRAs by set_adapters, or `with pipe.lora_scale(0.5):`.",
+}
+"""Arguments of other pipelines -> what to do here."""
 
 
 class LBMPipeline(LatentBridgePipeline):
@@ -134,9 +145,40 @@ class LBMPipeline(LatentBridgePipeline):
         finally:
             self._loras.put(state)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        image: Given,
+        mask: Given | None = None,
+        num_inference_steps: int = 1,
+        *,
+        seed: int | None = None,
+        generator: Generators | None = None,
+        size: int | None = None,
+        sample_posterior: bool = False,
+        batch_size: int = 1,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **unknown: Any,
+    ) -> ImagePipelineOutput | Any:
+        for name in unknown:
+            raise TypeError(f"LBMPipeline has no argument '{name}'. {_ELSEWHERE.get(name, '')}".rstrip())
         self._loras.refresh_for_compiled()
-        return super().__call__(*args, **kwargs)
+        return super().__call__(
+            image,
+            mask,
+            num_inference_steps,
+            seed=seed,
+            generator=generator,
+            size=size,
+            sample_posterior=sample_posterior,
+            batch_size=batch_size,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
 
     __call__.__doc__ = LatentBridgePipeline.__call__.__doc__
 
@@ -175,14 +217,25 @@ class LBMPipeline(LatentBridgePipeline):
         self._check_base(adapter, allow_other_base)
         self._loras.put(state.with_loaded(name, adapter.filtered(set(fit.matched).__contains__)))
 
-    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] = 1.0) -> None:
-        """Make the named LoRAs active, and no others, each with its scale, or with one for all.
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float | None] | None = None
+    ) -> None:
+        """Make the named LoRAs active, and no others, each with its scale, or with one for all; None is 1.
 
         Raises:
             ConfigError: an unknown name, or scales that do not fit.
+            TypeError: a scale is not a number: it holds for all layers of the LoRA.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        scales = [adapter_weights] if isinstance(adapter_weights, int | float) else list(adapter_weights)
+        given = adapter_weights if isinstance(adapter_weights, Sequence) else [adapter_weights]
+        scales = [1.0 if scale is None else scale for scale in given]
+        for scale in scales:
+            _check_number("adapter_weights", scale)
+        names = _names(adapter_names)
+        if len(scales) not in (1, len(names)):
+            raise ConfigError(
+                f"adapter_weights has {plural(len(scales), 'value')} for {plural(len(names), 'LoRA')}. "
+                "Give one for all, or one for each."
+            )
         self._loras.put(self._loras.state.with_scales(names, scales))
 
     def get_active_adapters(self) -> list[str]:
@@ -200,8 +253,7 @@ class LBMPipeline(LatentBridgePipeline):
         Raises:
             ConfigError: an unknown name.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        self._loras.put(self._loras.state.without(names))
+        self._loras.put(self._loras.state.without(_names(adapter_names)))
 
     def unload_lora_weights(self) -> None:
         """Unload every LoRA: each weight is what it was, bit for bit."""
@@ -215,7 +267,7 @@ class LBMPipeline(LatentBridgePipeline):
         """Compute with the active LoRAs again."""
         self._loras.put(replace(self._loras.state, is_enabled=True))
 
-    def fuse_lora(self, lora_scale: float = 1.0, adapter_names: Sequence[str] | None = None) -> None:
+    def fuse_lora(self, lora_scale: float = 1.0, adapter_names: str | Sequence[str] | None = None) -> None:
         """Add the active LoRAs to the weights, so that steps cost nothing extra. The old weights are kept.
 
         Args:
@@ -225,9 +277,11 @@ class LBMPipeline(LatentBridgePipeline):
         Raises:
             ConfigError: an unknown name, or a factor that is not finite.
         """
+        _check_number("lora_scale", lora_scale)
         state = self._loras.state
         if adapter_names is not None:
-            state = state.with_scales(adapter_names, [state.scales.get(name, 1.0) for name in adapter_names])
+            names = _names(adapter_names)
+            state = state.with_scales(names, [state.scales.get(name, 1.0) for name in names])
         self._loras.put(replace(state, factor=lora_scale, is_fused=True))
 
     def unfuse_lora(self) -> None:
@@ -240,7 +294,9 @@ class LBMPipeline(LatentBridgePipeline):
 
         Raises:
             ConfigError: the scale is not finite.
+            TypeError: it is not a number.
         """
+        _check_number("scale", scale)
         before = self._loras.state.factor
         self._loras.put(replace(self._loras.state, factor=before * scale))
         try:
@@ -265,7 +321,7 @@ class LBMPipeline(LatentBridgePipeline):
         Raises:
             ConfigError: `steps` is below 1.
         """
-        check_step_count(steps, self.config["trained_steps"])
+        check_step_count(steps, self.config["trained_steps"], what="num_inference_steps")
 
     def check_finite(self, values: Tensor, what: str) -> None:
         """Refuse NaN and infinite values; see `check_finite`.
@@ -294,6 +350,15 @@ class LBMPipeline(LatentBridgePipeline):
                 self._base_found = self._base_found or fingerprint(checkpoint.component())
             return self._base_found.digest
         return self.config["base_fingerprint"]
+
+
+def _names(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, or several, got {value!r}: a scale holds for all layers of a LoRA.")
 
 
 def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:

@@ -80,17 +80,18 @@ def check_steps(config: LBMConfig, steps: int) -> None:
     check_step_count(steps, step_counts(config))
 
 
-def check_step_count(steps: int, good: Sequence[int] | None) -> None:
+def check_step_count(steps: int, good: Sequence[int] | None, *, what: str = "steps") -> None:
     """Warn of a number of steps that is none of those that stay on the trained timesteps.
 
     Args:
         good: see `step_counts`; None: any number.
+        what: the argument's name in the error.
 
     Raises:
         ConfigError: `steps` is below 1.
     """
     if steps < 1:
-        raise ConfigError(f"steps must be 1 or more, got {steps}.")
+        raise ConfigError(f"{what} must be 1 or more, got {steps}.")
     if good is not None and steps not in good:
         names = ", ".join(str(count) for count in good) or "none"
         warn(f"{steps} steps call the denoiser at untrained timesteps. Trained numbers of steps: {names}.")

@@ -5,6 +5,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -221,7 +222,7 @@ def test_seams_are_blended_linearly() -> None:
     torch.testing.assert_close(row[12:16], torch.tensor([0.2, 0.4, 0.6, 0.8]))
 
 
-def test_one_step_by_hand(pipe: LatentBridgePipeline) -> None:
+def test_one_step_by_hand(pipe: Any) -> None:
     photo = noise(128, 128)
     with torch.no_grad():
         source = pipe.vae.encode(to_tensor([photo])).latent_dist.mean * 0.13025
@@ -288,7 +289,7 @@ def test_a_batch_is_one_pass_of_the_networks(pipe: LatentBridgePipeline) -> None
 def test_the_seed_decides_all_noise_and_leaves_the_global_state_alone(pipe: LatentBridgePipeline) -> None:
     before = torch.random.get_rng_state()
 
-    def made(steps: int = 1, **options: Any) -> Tensor:
+    def made(steps: int = 1, **options: Any) -> Any:
         return pipe(noise(64, 64), size=64, num_inference_steps=steps, output_type="latent", **options).images
 
     assert torch.equal(made(2), made(2, seed=0))
@@ -303,7 +304,7 @@ def test_the_seed_decides_all_noise_and_leaves_the_global_state_alone(pipe: Late
 def test_generators_take_the_place_of_a_seed(pipe: LatentBridgePipeline) -> None:
     photos = [noise(64, 64), noise(64, 64)]
 
-    def made(**options: Any) -> Tensor:
+    def made(**options: Any) -> Any:
         return pipe(photos, size=64, num_inference_steps=2, output_type="latent", **options).images
 
     assert torch.equal(made(generator=[seeded(4), seeded(4)]), made(seed=4))
@@ -315,9 +316,9 @@ def test_generators_take_the_place_of_a_seed(pipe: LatentBridgePipeline) -> None
         made(generator=[seeded(4)])
 
 
-def test_posterior_and_bridge_do_not_share_their_noise(pipe: LatentBridgePipeline) -> None:
+def test_posterior_and_bridge_do_not_share_their_noise(pipe: Any) -> None:
     """Drawn from one seed, the posterior's noise would come again between the first two steps."""
-    (posterior, between), *_ = pipe._generators(1, 3, None)
+    (posterior, between), *_ = pipe._generators(3, None)(1)
     like = torch.zeros(1, 4, 16, 16)
     drawn = [standard_normal(like, [generator]).flatten() for generator in (posterior, between)]
     assert abs(float(torch.corrcoef(torch.stack(drawn))[0, 1])) < 0.1
@@ -334,7 +335,7 @@ def test_every_kind_of_image_gives_one_result(pipe: LatentBridgePipeline) -> Non
         assert np.abs(pixels(pipe(given, size=64).images[0]) - wanted).max() <= 1
 
 
-def test_every_kind_of_output_is_one_result_in_the_size_of_the_image(pipe: LatentBridgePipeline) -> None:
+def test_every_kind_of_output_is_one_result_in_the_size_of_the_image(pipe: Any) -> None:
     photo = noise(90, 64)
     pil = pipe(photo, size=64).images[0]
     array, tensor = (pipe(photo, size=64, output_type=kind).images for kind in ("np", "pt"))
@@ -347,7 +348,7 @@ def test_every_kind_of_output_is_one_result_in_the_size_of_the_image(pipe: Laten
         pipe([photo, noise(64, 64)], output_type="np")
 
 
-def test_a_mask_keeps_the_image_where_it_is_black(pipe: LatentBridgePipeline) -> None:
+def test_a_mask_keeps_the_image_where_it_is_black(pipe: Any) -> None:
     photo, mask = noise(83, 50), Image.new("L", (83, 50), 0)
     mask.paste(255, (40, 0, 83, 50))
     whole = pixels(pipe(photo, size=64).images[0])
@@ -367,7 +368,7 @@ def test_a_mask_keeps_the_image_where_it_is_black(pipe: LatentBridgePipeline) ->
     assert np.abs(array[:, :40] * 255 - pixels(photo)[:, :40]).max() < 1e-3
 
 
-def test_a_callback_sees_each_step_and_can_change_it(pipe: LatentBridgePipeline) -> None:
+def test_a_callback_sees_each_step_and_can_change_it(pipe: Any) -> None:
     seen: list[tuple[int, float]] = []
 
     def callback(given_pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -457,6 +458,12 @@ def test_models_are_offloaded_one_after_the_other(pipe: LatentBridgePipeline) ->
     [
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0."),
         ({"size": 63}, "size must be at least 64, got 63."),
+        ({"image": []}, "image is an empty list. Give at least one image."),
+        ({"seed": -1}, f"seed must be between 0 and {2**64 - 1}, got -1."),
+        (
+            {"mask": np.zeros((64, 64))},
+            "a mask is black everywhere, so nothing would change. White marks the pixels to take.",
+        ),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0."),
         ({"output_type": "png"}, "output_type must be pil, np, pt or latent, got 'png'."),
         (
@@ -464,7 +471,7 @@ def test_models_are_offloaded_one_after_the_other(pipe: LatentBridgePipeline) ->
             "callback_on_step_end_tensor_inputs can name latents only, got ['noise'].",
         ),
         ({"mask": [Image.new("L", (64, 64))] * 2}, "2 masks for 1 images: give one for all, or one for each."),
-        ({"mask": Image.new("L", (64, 32))}, "a mask of 64x32 for an image of 64x64: the shapes differ."),
+        ({"mask": Image.new("L", (64, 32), 255)}, "a mask of 64x32 for an image of 64x64: the shapes differ."),
         (
             {"image": np.zeros((64, 64))},
             "an image is an array [height, width, 3] or a tensor [3, height, width], got (64, 64).",
@@ -515,3 +522,30 @@ def test_steps_that_were_not_trained_are_a_warning(pipe: LatentBridgePipeline, m
     pipe.check_steps(2)
     pipe.check_steps(3)
     assert said == ["3 steps leave the timesteps that the model was trained on. Trained: [1, 2, 4]."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 2.0}, "num_inference_steps must be a whole number, got 2.0."),
+        ({"batch_size": True}, "batch_size must be a whole number, got True."),
+        ({"size": (512, 512)}, "size must be a whole number, got (512, 512)."),
+        ({"seed": "1"}, "seed must be a whole number, got '1'."),
+        ({"generator": 42}, "generator must be a torch.Generator, or a list of them, got 42. A number is a seed=."),
+    ],
+)
+def test_arguments_of_another_type(pipe: LatentBridgePipeline, options: dict[str, Any], message: str) -> None:
+    spec = spec_from_file_location("unchecked", bridge_pipeline.__file__)  # without the type checks of the test run
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pipe = module.LatentBridgePipeline(pipe.unet, pipe.vae, pipe.scheduler)
+    with pytest.raises(TypeError) as caught:
+        pipe(**cast(dict[str, Any], {"image": noise(64, 64)}) | options)
+    assert str(caught.value) == message
+
+
+def test_a_callback_may_return_nothing(pipe: LatentBridgePipeline) -> None:
+    given = pipe(noise(64, 64), size=64, callback_on_step_end=lambda *_: None).images[0]
+    assert np.array_equal(pixels(given), pixels(pipe(noise(64, 64), size=64).images[0]))

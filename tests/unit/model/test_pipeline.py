@@ -1,19 +1,21 @@
 """LBMPipeline: an LBM checkpoint as a pipeline, LoRAs in it and out of it again, and the folder that it writes."""
 
+import inspect
 import json
 import math
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import AdapterError, CheckpointError, ConfigError, ImageError, WrongBaseError
+from lbm_lora.model import pipeline
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
@@ -84,7 +86,7 @@ def hooks(pipe: LBMPipeline) -> int:
     return sum(len(module._forward_hooks) for module in pipe.unet.modules())
 
 
-def made(pipe: LBMPipeline, **options: Any) -> Tensor:
+def made(pipe: LBMPipeline, **options: Any) -> Any:
     return pipe(PHOTO, size=64, output_type="latent", **options).images
 
 
@@ -167,7 +169,7 @@ def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: di
         pipe.set_adapters("default_0")
     with pytest.raises(ConfigError, match=r"^a LoRA named 'default_1' is already loaded\."):
         pipe.load_lora_weights(loras["a"], adapter_name="default_1")
-    with pytest.raises(ConfigError, match=r"^lora_scale has 2 values for 1 LoRAs"):
+    with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA"):
         pipe.set_adapters(["default_1"], [1.0, 2.0])
     with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan"), pipe.lora_scale(math.nan):
         pass
@@ -336,3 +338,70 @@ def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dt
         text = str(caught.value)
         assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
         assert ("torch_dtype" in text) == (dtype == torch.float16)
+
+
+def test_the_signature_of_a_call_is_that_of_the_plain_pipeline() -> None:
+    own, plain = (list(inspect.signature(kind.__call__).parameters.values()) for kind in LBMPipeline.__mro__[:2])
+    assert own[:-1] == plain
+    assert own[-1].kind == inspect.Parameter.VAR_KEYWORD
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("prompt", " LBM takes no prompt: the image alone decides."),
+        ("mask_image", " Give the mask as mask=."),
+        ("cross_attention_kwargs", " Scale LoRAs by set_adapters, or `with pipe.lora_scale(0.5):`."),
+        ("sed", ""),
+    ],
+)
+def test_arguments_of_other_pipelines(pipe: LBMPipeline, name: str, advice: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        cast(Any, pipe)(PHOTO, **{name: 1})
+    assert str(caught.value) == f"LBMPipeline has no argument '{name}'.{advice}"
+
+
+def test_a_pipeline_of_a_pipeline(pipe: LBMPipeline) -> None:
+    twin = cast(LBMPipeline, LBMPipeline.from_pipe(pipe))
+    twin.set_progress_bar_config(disable=True)
+    assert torch.equal(made(twin), made(pipe))
+
+
+def test_one_name_stands_for_a_list_of_one(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    pipe.load_lora_weights(loras["a"], adapter_name="relight")
+    pipe.load_lora_weights(loras["b"], adapter_name="b")
+    pipe.fuse_lora(adapter_names="relight")
+    assert pipe.get_active_adapters() == ["relight"]
+
+
+def unchecked(path: str | None) -> Any:
+    """A module of the package without the type checks of the test run, as its users have it."""
+    spec = spec_from_file_location("unchecked", str(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> None:
+    parts = shared.components
+    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.warns(LbmLoraWarning, match="does not know the file of its base"):
+        pipe.load_lora_weights(loras["a"], adapter_name="a")
+    full = made(pipe)
+    pipe.set_adapters(["a"], [0.5])
+    assert not torch.equal(made(pipe), full)
+    pipe.set_adapters(["a"], [None])
+    assert torch.equal(made(pipe), full)
+    for weights in ({"unet": 0.5}, "0.5", ["0.5"]):
+        with pytest.raises(TypeError, match=r"^adapter_weights must be a number, or several, got .*a scale holds for"):
+            pipe.set_adapters(["a"], weights)
+    with pytest.raises(TypeError, match=r"^scale must be a number"), pipe.lora_scale("0.5"):
+        pass
+    with pytest.raises(TypeError, match=r"^lora_scale must be a number"):
+        pipe.fuse_lora("0.5")
+    with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA\. Give one for all"):
+        pipe.set_adapters(["a"], [1, 2])
+    pipe.unload_lora_weights()

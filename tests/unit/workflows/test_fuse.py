@@ -149,7 +149,7 @@ def test_outputs_that_cannot_be(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
         run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=tmp_path / "f.bin"))
     with pytest.raises(OutputError, match="would be overwritten"):
         run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), save_to=lora))
-    with pytest.raises(ConfigError, match="lora_scale has 2 values for 1 LoRAs"):
+    with pytest.raises(ConfigError, match=r"lora_scale has 2 values for 1 LoRA\b"):
         run(
             FuseConfig(
                 base_model_path=lbm.base, lora_path=(lora,), lora_scale=(1.0, 2.0), save_to=tmp_path / "f.safetensors"
