@@ -63,8 +63,8 @@ class LbmLoraError(Exception):
         return spelled(self.args)
 
 
-class InputError(LbmLoraError):
-    """Bad usage or bad input."""
+class InputError(LbmLoraError, ValueError):
+    """Bad usage or bad input. It is a ValueError too, so that callers may catch it as Python has it."""
 
     exit_code: ClassVar[int] = 2
 

@@ -33,8 +33,8 @@ METADATA_ROOM = 8192  # bytes for values that are known only after the last tens
 _ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
 
 
-def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
-    """Read an adapter file with native keys. Its tensors stay in the file until they are used.
+def load_adapter(source: Path | str | Mapping[str, Tensor], alpha_is: AlphaIs = "auto") -> Adapter:
+    """Read an adapter file with native keys, or a state dict of its tensors. A file's stay there until they are used.
 
     A file recognised as one of the earlier implementation only by its alphas gives a warning.
 
@@ -42,8 +42,8 @@ def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
         CheckpointError: the file cannot be read.
         AdapterError: its keys are not adapter keys, or do not belong together.
     """
-    path = Path(path)
-    with open_checkpoint(path) as file:
+    with open_checkpoint(source, label="the state dict") as file:
+        path = file.path
         kind = kind_of(file.specs, file.metadata)
         tensors = {key: file.read(key) for key in file.specs}
         metadata = AdapterMetadata.from_header(file.metadata)
@@ -55,7 +55,8 @@ def load_adapter(path: Path | str, alpha_is: AlphaIs = "auto") -> Adapter:
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
         modules = {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
-    return Adapter(modules, dense, metadata, prefix, path, torch.int8 if is_eight_bit(tensors) else None)
+    read_from = None if isinstance(source, Mapping) else path
+    return Adapter(modules, dense, metadata, prefix, read_from, torch.int8 if is_eight_bit(tensors) else None)
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:

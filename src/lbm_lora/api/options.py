@@ -18,8 +18,8 @@ from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_or
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from lbm_lora.checkpoint import dtype_name
-from lbm_lora.errors import ConfigError, Option
+from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
+from lbm_lora.errors import ConfigError, InputError, Option
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -94,6 +94,9 @@ class Options(Generic[C]):
             return TypeAdapter(self._config).validate_python({**self.plain(options), **values})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
+            refusal = first.get("ctx", {}).get("error")
+            if isinstance(refusal, InputError):  # the config's own
+                raise refusal from None
             what = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
             raise ConfigError(Option(str(first["loc"][0])), f" {what}, got {first['input']!r}.") from None
 
@@ -183,6 +186,8 @@ def _widened(hint: Any) -> Any:
 def _plain(value: Any, hint: Any) -> Any:
     """A value as the config's type checks take it."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, str) and any("bf16" in get_args(one) for one in choices):
+        value = {"fp32": torch.float32, **TORCH_NAMES}.get(value.removeprefix("torch."), value)
     if isinstance(value, torch.dtype):
         return "float" if value == torch.float32 else dtype_name(value)
     if isinstance(value, PathLike) and Path not in choices:

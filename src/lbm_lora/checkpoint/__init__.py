@@ -5,7 +5,7 @@ from lbm_lora.checkpoint.kinds import NATIVE, STATISTICS_KEY, FileKind, kind_of
 from lbm_lora.checkpoint.pairing import Pairing, ParamPair, pair
 from lbm_lora.checkpoint.reader import Checkpoint, CheckpointLike, Component, open_checkpoint
 from lbm_lora.checkpoint.safetensors_writer import SafetensorsWriter, entry_bytes
-from lbm_lora.checkpoint.spec import TensorSpec, dtype_name, dtype_of
+from lbm_lora.checkpoint.spec import TORCH_NAMES, TensorSpec, dtype_name, dtype_of
 from lbm_lora.checkpoint.torch_writer import TorchWriter
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "differing",
     "dtype_name",
     "dtype_of",
+    "TORCH_NAMES",
     "entry_bytes",
     "fingerprint",
     "kind_of",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lbm_lora.errors import CheckpointError
+from lbm_lora.errors import CheckpointError, ConfigError
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -70,13 +70,17 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
 
 
+TORCH_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _SHORT}
+"""dtypes by the names that torch has for them: `bfloat16`."""
+
+
 def dtype_of(name: str) -> torch.dtype:
-    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`.
+    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`, or for torch's own name of one: `float32`.
 
     Raises:
-        CheckpointError: any other name.
+        ConfigError: any other name.
     """
-    known = {"float": torch.float32, **{short: dtype for dtype, short in _SHORT.items()}}
-    if name not in known:
-        raise CheckpointError(f"unknown dtype '{name}'. Choose one of {', '.join(known)}.")
-    return known[name]
+    known = {"float": torch.float32, **{short: dtype for dtype, short in _SHORT.items()}, **TORCH_NAMES}
+    if name.removeprefix("torch.") not in known:
+        raise ConfigError(f"unknown dtype '{name}'. Choose one of {', '.join(known)}.")
+    return known[name.removeprefix("torch.")]

@@ -1,11 +1,11 @@
 """`LBMPipeline`: the diffusers pipeline of an LBM checkpoint, with LoRAs loaded, mixed, scaled and unloaded live."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -184,9 +184,10 @@ class LBMPipeline(LatentBridgePipeline):
 
     def load_lora_weights(
         self,
-        lora: Path | str | Adapter,
+        lora: Path | str | Adapter | Mapping[str, Tensor],
         adapter_name: str | None = None,
         *,
+        weight_name: str | None = None,
         alpha_is: AlphaIs = "auto",
         allow_other_base: bool = False,
         allow_unmatched: bool = False,
@@ -194,8 +195,9 @@ class LBMPipeline(LatentBridgePipeline):
         """Load a LoRA. It becomes the one that is active, with a scale of 1; `set_adapters` activates several.
 
         Args:
-            lora: a file, or an adapter in memory.
+            lora: a file, an adapter in memory, or a state dict: the tensors of a file by name.
             adapter_name: to call it by; by default `default_0`, `default_1` and so on.
+            weight_name: the file, where `lora` is a folder.
             alpha_is: what alpha in the file means; see `load_adapter`.
             allow_other_base: accept a LoRA that was made from another base, with a warning.
             allow_unmatched: leave names aside that are not in the unet.
@@ -205,7 +207,17 @@ class LBMPipeline(LatentBridgePipeline):
             AdapterError: it is no adapter, or does not fit the unet.
             WrongBaseError: it was made from another base.
             ConfigError: the name is taken.
+            TypeError: `lora` is something else.
         """
+        given = cast(object, lora)
+        if weight_name is not None and isinstance(lora, str | Path):
+            lora = Path(lora) / weight_name
+        elif weight_name is not None or not isinstance(given, str | Path | Adapter | Mapping):
+            what = type(lora).__name__ + (" and a weight_name" if weight_name is not None else "")
+            raise TypeError(
+                "load_lora_weights takes the path of a file, an Adapter, a state dict, or a folder and the weight_name "
+                f"of a file in it; got {what}."
+            )
         state = self._loras.state
         name = adapter_name or next(
             n for i in range(len(state.loaded) + 1) if (n := f"default_{i}") not in state.loaded

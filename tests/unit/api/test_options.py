@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 import lbm_lora
 from lbm_lora.api.options import Options, docs_of
+from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError
 
@@ -94,6 +95,10 @@ def test_types_are_wider_than_the_configs() -> None:
         ({"places": ["a", Path("b")]}, {"places": (Path("a"), Path("b"))}),
         ({"dtype": torch.float32, "images": Path("x")}, {"dtype": "float", "images": "x"}),
         ({"dtype": torch.bfloat16}, {"dtype": "bf16"}),
+        ({"dtype": "bfloat16"}, {"dtype": "bf16"}),
+        ({"dtype": "torch.float32"}, {"dtype": "float"}),
+        ({"dtype": "fp32"}, {"dtype": "float"}),
+        ({"images": "float32"}, {"images": "float32"}),
         ({"images": None, "rank": 4}, {"images": None, "rank": 4}),
     ],
 )
@@ -123,6 +128,13 @@ def test_what_is_no_option_or_no_value_of_it_is_refused(
     with pytest.raises(error) as caught:
         Options(Config, hidden=("where",)).bind("work", options, where=Path("o"))
     assert str(caught.value) == text
+
+
+def test_a_refusal_of_the_config_itself_keeps_its_words() -> None:
+    """The error is a ValueError, which pydantic takes for its own."""
+    with pytest.raises(ConfigError) as caught:
+        Options(CheckConfig).bind("check_data", {})
+    assert str(caught.value).startswith("Name the data to check: a folder, shards,")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lbm_lora.checkpoint import TensorSpec, dtype_name, dtype_of
 from lbm_lora.checkpoint.spec import SAFETENSORS_DTYPES
-from lbm_lora.errors import CheckpointError
+from lbm_lora.errors import CheckpointError, ConfigError
 
 
 @given(st.sampled_from(list(SAFETENSORS_DTYPES.values())), st.lists(st.integers(0, 4), max_size=4))
@@ -49,6 +49,12 @@ def test_the_documented_name_of_fp32() -> None:
 
 
 def test_another_name_is_refused() -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ConfigError) as caught:
         dtype_of("half")
-    assert str(caught.value) == "unknown dtype 'half'. Choose one of float, bf16, fp16, fp32, fp64."
+    names = "float, bf16, fp16, fp32, fp64, bfloat16, float16, float32, float64"
+    assert str(caught.value) == f"unknown dtype 'half'. Choose one of {names}."
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_names_of_torch(dtype: torch.dtype) -> None:
+    assert dtype_of(str(dtype)) is dtype_of(str(dtype).removeprefix("torch.")) is dtype

@@ -270,7 +270,7 @@ def test_a_result_does_not_depend_on_its_neighbours(pipe: LatentBridgePipeline, 
         assert np.array_equal(pixels(image), pixels(alone))
 
 
-def test_a_batch_is_one_pass_of_the_networks(pipe: LatentBridgePipeline) -> None:
+def test_a_batch_is_one_pass_of_the_networks(pipe: Any) -> None:
     photos, shapes = [noise(64, 64, seed) for seed in range(3)], list[int]()
 
     def callback(_pipe: Any, _step: int, _timestep: Tensor, given: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import warnings
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
-from lbm_lora.errors import AdapterError, CheckpointError, ConfigError, ImageError, WrongBaseError
+from lbm_lora.errors import AdapterError, ConfigError, ImageError, WrongBaseError
 from lbm_lora.model import pipeline
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
@@ -91,12 +94,12 @@ def made(pipe: LBMPipeline, **options: Any) -> Any:
 
 
 def test_a_checkpoint_in_each_of_its_words(base: Path) -> None:
-    for word, dtype in (("float", torch.float32), ("bf16", torch.bfloat16), (torch.float16, torch.float16)):
+    for word, dtype in (("float", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
         pipe = LBMPipeline.from_checkpoint(str(base), torch_dtype=word, device="cpu")
         assert (pipe.unet.dtype, pipe.vae.dtype) == (dtype, torch.float32 if dtype == torch.float16 else dtype)
         assert dict(pipe.config)["trained_steps"] == [1, 2, 4]
         assert set(pipe.components) == {"unet", "vae", "scheduler"}
-    with pytest.raises(CheckpointError, match="unknown dtype 'half'"):
+    with pytest.raises(ConfigError, match="unknown dtype 'half'"):
         LBMPipeline.from_checkpoint(base, torch_dtype="half")
 
 
@@ -405,3 +408,29 @@ def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> 
     with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA\. Give one for all"):
         pipe.set_adapters(["a"], [1, 2])
     pipe.unload_lora_weights()
+
+
+def test_a_lora_is_a_file_a_file_in_a_folder_or_a_state_dict(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    results: list[Tensor] = []
+    ways: list[tuple[Any, str | None]] = [
+        (loras["a"], None),
+        (str(loras["a"].parent), "a.safetensors"),
+        (load_file(loras["a"]), None),
+    ]
+    for lora, weight_name in ways:
+        pipe.unload_lora_weights()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LbmLoraWarning)  # a state dict does not say what its base is
+            pipe.load_lora_weights(lora, weight_name=weight_name)
+        results.append(made(pipe))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_what_is_no_lora_is_named(shared: LBMPipeline) -> None:
+    parts = shared.components
+    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    with pytest.raises(TypeError, match=r"^load_lora_weights takes the path of a file, an Adapter, .*; got int\.$"):
+        pipe.load_lora_weights(3)
+    with pytest.raises(TypeError, match=r"got dict and a weight_name\.$"):
+        pipe.load_lora_weights({}, weight_name="a.safetensors")
