@@ -47,6 +47,10 @@ class Progress(Protocol):
 class Silent:
     """The listener that ignores everything."""
 
+    def __repr__(self) -> str:
+        """As signatures show it."""
+        return "SILENT"
+
     def start(self, total: int, what: str) -> None:
         """Ignored."""
 

@@ -136,3 +136,7 @@ def test_without_a_total_nothing_is_known_of_the_time_left() -> None:
 )
 def test_a_clock(seconds: float, text: str) -> None:
     assert as_clock(seconds) == text
+
+
+def test_signatures_show_the_silent_listener_by_its_name() -> None:
+    assert repr(SILENT) == "SILENT"

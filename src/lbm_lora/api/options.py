@@ -192,6 +192,8 @@ def _plain(value: Any, hint: Any) -> Any:
         return "float" if value == torch.float32 else dtype_name(value)
     if isinstance(value, PathLike) and Path not in choices:
         value = str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and set(choices) == {str, Sequence[str]}:
+        value = str(value)  # a size in bytes
     takes_several = any(get_origin(one) is Sequence for one in choices)
     is_one = isinstance(value, str | PathLike) or not isinstance(value, Sequence)
     return (value,) if takes_several and is_one and value is not None else value

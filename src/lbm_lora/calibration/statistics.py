@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.schedule import Schedule
@@ -109,6 +109,10 @@ class Statistics(Mapping[ModuleName, Weights]):
     origin: Origin
     check_points: tuple[Point, ...] = ()
     image_digests: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """`<Statistics: 794 layers, 64 images>`."""
+        return f"<Statistics: {plural(len(self.layers), 'layer')}, {plural(self.origin.count, 'image')}>"
 
     def __getitem__(self, name: ModuleName) -> Weights:
         """Return the weights of one layer.

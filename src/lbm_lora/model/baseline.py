@@ -75,6 +75,10 @@ class BaselineReport:
     unmatched: tuple[ParamName, ...]
     noise_floor: float
 
+    def __repr__(self) -> str:
+        """`<BaselineReport: 1,676 tensors, 0 unmatched>`."""
+        return f"<BaselineReport: {plural(len(self.tensors), 'tensor')}, {len(self.unmatched)} unmatched>"
+
     @property
     def matched(self) -> str:
         """Matched keys as m/total, the documented "Matched denoiser keys"."""

@@ -1,5 +1,7 @@
 """`LBMPipeline`: the diffusers pipeline of an LBM checkpoint, with LoRAs loaded, mixed, scaled and unloaded live."""
 
+import logging
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +23,7 @@ from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, ImageError, Option, plural
 from lbm_lora.model.bridge_pipeline import Generators, Given, LatentBridgePipeline
 from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.model.device import resolve_device
 from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
 from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.naming import ParamName
@@ -137,13 +140,26 @@ class LBMPipeline(LatentBridgePipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> "LBMPipeline":
-        """Move or cast the networks; see diffusers. LoRAs that are loaded go along."""
+        """Move or cast the networks; see diffusers. LoRAs that are loaded go along.
+
+        A device that this machine lacks gives a warning, and the CPU.
+        """
         state = self._loras.state
         self._loras.take_out()
+        said = logging.getLogger("diffusers.models.modeling_utils")
+        said.addFilter(_says_something)
         try:
-            return super().to(*args, **kwargs)
+            return super().to(*map(_reachable, args), **{key: _reachable(value) for key, value in kwargs.items()})
         finally:
+            said.removeFilter(_says_something)
             self._loras.put(state)
+
+    def __repr__(self) -> str:
+        """That of diffusers, and the active LoRAs with their scales."""
+        state = self._loras.state
+        active = ", ".join(f"{name} {scale * state.factor:g}" for name, scale in state.scales.items())
+        off = "" if state.is_enabled else " (disabled)"
+        return f"{super().__repr__()}\nLoRAs: {active or 'none'}{off}"
 
     def __call__(
         self,
@@ -362,6 +378,17 @@ class LBMPipeline(LatentBridgePipeline):
                 self._base_found = self._base_found or fingerprint(checkpoint.component())
             return self._base_found.digest
         return self.config["base_fingerprint"]
+
+
+def _reachable(value: object) -> object:
+    """An argument of `to`: a device that this machine lacks becomes the CPU."""
+    is_device = isinstance(value, torch.device) or (isinstance(value, str) and re.match("cuda|mps", value))
+    return resolve_device(str(value)) if is_device and str(value) != "meta" else value
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Whether it is not diffusers' warning that the modules of an empty list are not kept in fp32."""
+    return "kept in float32: []" not in record.getMessage()
 
 
 def _names(names: str | Sequence[str]) -> list[str]:

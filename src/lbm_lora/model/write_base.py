@@ -11,7 +11,7 @@ import torch
 
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtype_name
-from lbm_lora.errors import CheckpointError, Option, OutputError, listing
+from lbm_lora.errors import CheckpointError, Option, OutputError, listing, plural
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
@@ -44,6 +44,11 @@ class BaseFiles:
     config: LBMConfig
     dtype: torch.dtype
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """`<BaseFiles base.safetensors, base.ckpt: 1,676 tensors, bf16>`."""
+        made = sum(count for action, count in self.counts.items() if action != "dropped")
+        return f"<BaseFiles {self.safetensors}, {self.ckpt}: {plural(made, 'tensor')}, {dtype_name(self.dtype)}>"
 
     @property
     def counts(self) -> dict[str, int]:

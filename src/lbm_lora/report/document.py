@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from lbm_lora.errors import InputError
+from lbm_lora.errors import InputError, plural
 from lbm_lora.report.outputs import OutputComparison
 from lbm_lora.report.values import STRICT, Band, Float
 from lbm_lora.report.weights import WeightReport
@@ -30,6 +30,11 @@ class Report:
     weights: WeightReport
     outputs: OutputComparison | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """`<Report: 1,676 tensors, relative error 54.8 %, 4 images>`."""
+        images = f", {plural(len(self.outputs.images), 'image')}" if self.outputs else ""
+        return f"<Report: {self.weights.summary}{images}>"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

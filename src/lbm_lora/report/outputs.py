@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lbm_lora.errors import plural
 from lbm_lora.report.values import STRICT, Float
 
 
@@ -156,6 +157,11 @@ class OutputComparison:
     summary: tuple[VariantSummary, ...]
     denoiser: tuple[DenoiserSummary, ...]
     loras: tuple[LoraFile, ...] = ()
+
+    def __repr__(self) -> str:
+        """`<OutputComparison: 4 images, 1 and 4 steps>`."""
+        steps = " and ".join(map(str, self.steps))
+        return f"<OutputComparison: {plural(len(self.images), 'image')}, {steps} steps>"
 
 
 def summarize(images: Sequence[ImageComparison]) -> tuple[VariantSummary, ...]:

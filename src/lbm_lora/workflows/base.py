@@ -28,7 +28,7 @@ class BaseResult:
 
 
 def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
-    """Make the base.
+    """Make the exact base of a backbone: a `.safetensors` file, its `.ckpt` twin and a ledger.
 
     Raises:
         InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.

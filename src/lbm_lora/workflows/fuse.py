@@ -33,7 +33,7 @@ class FuseResult:
 
 
 def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
-    """Add the LoRAs to the checkpoint and write it.
+    """Add LoRAs to the weights of a checkpoint, and write it to `save_to`.
 
     Raises:
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.

@@ -51,7 +51,7 @@ class LayersResult:
 
 
 def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
-    """List the layers of a checkpoint.
+    """List the layers of a checkpoint that have a weight matrix, or those that patterns select.
 
     Raises:
         InputError: the checkpoint cannot be read, or a pattern matches nothing.

@@ -36,6 +36,7 @@ class Config(Base):
     dtype: Literal["float", "bf16"] | None = None
     """Precision."""
     images: str | None = None
+    sizes: tuple[str, ...] = ()
 
 
 class Model(BaseModel):
@@ -66,7 +67,7 @@ def test_texts_are_those_below_the_fields_with_flags_as_names() -> None:
 def test_a_function_gets_the_signature_and_the_texts_of_its_options() -> None:
     documented = Options(Config, hidden=("where",)).documented(work)
     parameters = inspect.signature(documented).parameters
-    assert list(parameters) == ["first", "save_to", "rank", "places", "dtype", "images", "progress"]
+    assert list(parameters) == ["first", "save_to", "rank", "places", "dtype", "images", "sizes", "progress"]
     assert parameters["rank"].default == 32
     assert parameters["rank"].kind is Parameter.KEYWORD_ONLY
     doc = inspect.getdoc(documented)
@@ -99,6 +100,7 @@ def test_types_are_wider_than_the_configs() -> None:
         ({"dtype": "torch.float32"}, {"dtype": "float"}),
         ({"dtype": "fp32"}, {"dtype": "float"}),
         ({"images": "float32"}, {"images": "float32"}),
+        ({"sizes": 2_000_000}, {"sizes": ("2000000",)}),
         ({"images": None, "rank": 4}, {"images": None, "rank": 4}),
     ],
 )
@@ -115,7 +117,7 @@ def test_values_become_what_the_config_holds(options: dict[str, Any], wanted: di
         (
             {"where": "x"},
             TypeError,
-            "work() got an unexpected keyword argument 'where'. Options: rank, places, dtype, images.",
+            "work() got an unexpected keyword argument 'where'. Options: rank, places, dtype, images, sizes.",
         ),
         ({"dtype": "bf17"}, ConfigError, "dtype must be 'float' or 'bf16', got 'bf17'."),
         ({"dtype": torch.float16}, ConfigError, "dtype must be 'float' or 'bf16', got 'fp16'."),

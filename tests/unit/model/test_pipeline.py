@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import math
 import warnings
 from importlib.util import module_from_spec, spec_from_file_location
@@ -434,3 +435,30 @@ def test_what_is_no_lora_is_named(shared: LBMPipeline) -> None:
         pipe.load_lora_weights(3)
     with pytest.raises(TypeError, match=r"got dict and a weight_name\.$"):
         pipe.load_lora_weights({}, weight_name="a.safetensors")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a device that is not there")
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda", 1)])
+def test_a_device_that_is_not_there_is_the_cpu(pipe: LBMPipeline, device: Any) -> None:
+    with pytest.warns(LbmLoraWarning, match=r"device cuda(:1)? is not available on this machine\. Using the CPU"):
+        assert pipe.to(device) is pipe
+    assert pipe.device == torch.device("cpu")
+
+
+def test_a_cast_gives_no_warning_about_nothing(pipe: LBMPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    said = logging.getLogger("diffusers.models.modeling_utils")
+    said.addHandler(caplog.handler)
+    pipe.to(torch.float32)
+    said.warning("modules that should be kept in float32: []")
+    said.removeHandler(caplog.handler)
+    assert {id(record) for record in caplog.records} == {id(caplog.records[-1])}  # its own, and no other
+
+
+def test_the_text_of_a_pipeline_ends_with_its_loras(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    assert repr(pipe).endswith("LoRAs: none")
+    pipe.load_lora_weights(loras["a"], adapter_name="a")
+    pipe.load_lora_weights(loras["b"], adapter_name="b")
+    pipe.set_adapters(["a", "b"], [0.5, None])
+    assert repr(pipe).endswith("LoRAs: a 0.5, b 1")
+    pipe.disable_lora()
+    assert repr(pipe).endswith("LoRAs: a 0.5, b 1 (disabled)")

@@ -227,3 +227,9 @@ def test_progress_counts_every_tensor(backbone_folder: Path, tmp_path: Path) -> 
     with open_backbone(str(backbone_folder), CONFIG) as opened:
         write_base(opened, CONFIG, tmp_path / "base.ckpt", progress=listener)
     assert listener.done == listener.total == 745
+
+
+def test_the_text_of_the_files_is_short(result: BaseFiles) -> None:
+    with safe_open(result.safetensors, "pt") as file:
+        count = len(file.keys())
+    assert repr(result) == f"<BaseFiles {result.safetensors}, {result.ckpt}: {count} tensors, bf16>"

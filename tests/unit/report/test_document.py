@@ -193,3 +193,13 @@ def test_what_is_no_report(text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_report(text)
     assert str(caught.value) == message
+
+
+def test_the_text_of_a_report_is_short(report: Report) -> None:
+    error = f"relative error {100 * report.weights.relative_error:.1f} %"
+    tensors = f"{report.weights.tensors} tensors"
+    assert report.outputs is not None
+    images = len(report.outputs.images)
+    assert str(report) == f"<Report: {tensors}, {error}, {images} images>"
+    assert repr(report.weights) == f"<WeightReport: {tensors}, {error}>"
+    assert repr(report.outputs).startswith(f"<OutputComparison: {images} images, ")
