@@ -1,10 +1,12 @@
 """Check that an adapter fits a model: its names, its shapes, and the base that it was made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.checkpoint import Component, Fingerprint, differing, fingerprint
+from lbm_lora.checkpoint import Component, Fingerprint, FingerprintBuilder, differing, dtype_name, fingerprint
 from lbm_lora.errors import AdapterError, Option, WrongBaseError, listing
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import warn
@@ -84,5 +86,21 @@ def _difference(adapter: Adapter, base: Component, found: Fingerprint) -> str:
     names = differing(adapter.metadata.base_tensors, found)
     return (
         f"{adapter.label} was made from another base than {base.path}: {len(names)} of {len(base)} tensors differ: "
-        f"{listing(names, limit=3)}."
+        f"{listing(names, limit=3)}.{_other_precision(adapter, base, found) if len(names) == len(base) else ''}"
     )
+
+
+def _other_precision(adapter: Adapter, base: Component, found: Fingerprint) -> str:
+    """Say it if a cast alone makes the difference, as the smallest matrix shows: vectors may be equal by chance."""
+    for name in sorted(base.specs, key=lambda one: base.specs[one].numel):
+        if len(base.specs[name].shape) > 1:
+            tensor = base.read(name)
+            for dtype in (torch.bfloat16, torch.float16, torch.float32):
+                digests = FingerprintBuilder()
+                digests.add(name, tensor.to(dtype))
+                cast = replace(found, tensors={**found.tensors, **digests.build().tensors})
+                if name not in differing(adapter.metadata.base_tensors, cast):
+                    made, here = dtype_name(dtype), dtype_name(tensor.dtype)
+                    return f" It was made from the same base in {made}; this one is {here}."
+            break
+    return ""

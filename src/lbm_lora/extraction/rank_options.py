@@ -39,12 +39,17 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
         has_images: whether there are images to run a LoRA on.
 
     Raises:
-        ConfigError: several rules are selected, a rank or size is repeated, a value is invalid, or a rule lacks data.
+        ConfigError: several rules are selected, or one and another rank than the default, which it would ignore; a rank
+            or size is repeated, a value is invalid, or a rule lacks data.
     """
     asked = [name for name in ("ranks", "max_size", *_LIMITS) if getattr(options, name) not in (None, ())]
     if len(asked) > 1:
         raise give_one(asked[0], asked[1], "choose the ranks")
     option = asked[0] if asked else ""
+    if option and options.rank != RankOptions.rank:
+        raise give_one("rank", option, "choose the ranks")
+    if option and option != "ranks" and options.conv_rank is not None:
+        raise give_one("conv_rank", option, "choose the ranks")
     if option in _LIMITS:
         _check_needs(option, is_calibrated=is_calibrated, has_images=has_images)
         return _limit(option, getattr(options, option))

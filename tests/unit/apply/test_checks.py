@@ -131,3 +131,19 @@ def test_an_adapter_without_a_fingerprint_gives_a_warning(save: Save) -> None:
         assert [str(warning.message) for warning in caught] == [
             "lora.safetensors does not say which base it was made from, so the base cannot be checked."
         ]
+
+
+@pytest.mark.parametrize(("dtype", "word"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])
+def test_the_same_base_in_another_precision_is_named(save: Save, dtype: torch.dtype, word: str) -> None:
+    tensors = {
+        name: value.normal_(generator=torch.Generator().manual_seed(1)) for name, value in base_tensors().items()
+    }
+    own = fingerprint(open_checkpoint({name: value.to(dtype) for name, value in tensors.items()}).component())
+    adapter = Adapter(MODULES, {}, AdapterMetadata("1", own.digest, own.packed()), path=PATH)
+    base = open_checkpoint(save("base.safetensors", tensors)).component()
+    with pytest.raises(WrongBaseError, match=rf"It was made from the same base in {word}; this one is fp32\. Give the"):
+        check_base(adapter, base)
+    other = {name: value + 1 for name, value in tensors.items()}
+    with pytest.raises(WrongBaseError) as caught:
+        check_base(adapter, open_checkpoint(save("other.safetensors", other)).component())
+    assert "same base" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Which rule the options of ranks ask for, what is said of those that cannot be, and sizes in words."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -135,3 +136,17 @@ def test_a_small_number_without_a_unit_is_asked_back(number: str) -> None:
     text = f"max_size {number}: {number} of what? Give a unit: {number}MB or {number}KB."
     with pytest.raises(ConfigError, match=f"^{re.escape(text)}$"):
         rule_of(max_size=(number,))
+
+
+@pytest.mark.parametrize(
+    ("options", "one", "other"),
+    [
+        ({"rank": 16, "max_size": ("200MB",)}, "rank", "max_size"),
+        ({"rank": 16, "ranks": (4, 8)}, "rank", "ranks"),
+        ({"conv_rank": 8, "max_error": 0.3}, "conv_rank", "max_error"),
+    ],
+)
+def test_a_rank_that_another_rule_would_ignore_is_refused(options: dict[str, Any], one: str, other: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rule_of(**options)
+    assert str(caught.value) == f"{one} and {other} both choose the ranks. Give one of them."
