@@ -124,7 +124,7 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
 OTHER: dict[str, dict[str, Any]] = {
     "seed was 0 and is now 1": {"seed": 1},
     "lora_scale was [1.0] and is now [0.5]": {"lora_scale": (0.5,)},
-    "lora_path (by content) is": {"lora_path": ()},
+    "lora_path (by content) was": {"lora_path": ()},
     "num_inference_steps was 1 and is now 2": {"num_inference_steps": 2},
     "output_format was 'png' and is now 'jpg'": {"output_format": "jpg"},
     "torch_dtype was 'float' and is now 'bf16'": {"torch_dtype": "bf16"},
