@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def scores(model: LBMPipeline | None, folder: Path) -> Scores:
             Image.open(path.with_name(path.name.replace(".source.", f".{role}.")))
             for role in ("source", "target", "mask")
         )
-        images = to_tensor([source]) if model is None else to_tensor(model(source).images)
+        images = to_tensor([source]) if model is None else to_tensor(cast("list[Image.Image]", model(source).images))
         wanted = to_tensor([target])[0]
         found.append((psnr(images[0], wanted), psnr(images[0], wanted, mask_to_tensor(mask))))
     return dict(zip(("whole", "inside"), np.array(found).T, strict=True))
