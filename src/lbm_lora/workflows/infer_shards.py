@@ -20,7 +20,7 @@ from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
-from lbm_lora.model.schedule import check_steps
+from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
@@ -90,7 +90,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         with open_checkpoint(base) as checkpoint:
             lbm = resolve_config(checkpoint, config_path=config.config_path)
             refuse_conditioning(lbm, where=checkpoint.path)
-            check_steps(lbm, config.num_inference_steps)
+            check_step_count(config.num_inference_steps, step_counts(lbm), what="num_inference_steps")
             adapters, applied = read_adapters(config, checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=any(job.record is not None for job in jobs))

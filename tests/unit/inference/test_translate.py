@@ -80,7 +80,7 @@ def test_nan_is_no_black_image(pipe: LBMPipeline, photo: Image.Image, monkeypatc
 def test_steps_and_size_are_checked(pipe: LBMPipeline, photo: Image.Image) -> None:
     with pytest.warns(LbmLoraWarning, match=r"^3 steps call the denoiser at untrained timesteps"):
         translate_image(pipe, photo, replace(SMALL, steps=3))
-    with pytest.raises(ConfigError, match=r"^steps must be 1 or more, got 0\.$"):
+    with pytest.raises(ConfigError, match=r"^num_inference_steps must be 1 or more, got 0\.$"):
         translate_image(pipe, photo, TranslateSettings(steps=0))
     with pytest.raises(ConfigError, match=r"^size 63 is too small for the buckets\. Use 64 or more\.$"):
         translate_image(pipe, photo, TranslateSettings(size=63))

@@ -230,7 +230,7 @@ def test_options_that_cannot_be(files: Files, photos: Path, tmp_path: Path) -> N
         run(dataclasses.replace(config, tuned_model_path=files.tuned))
     with pytest.raises(ConfigError, match=r"^base_model_path is missing\. Give a base or any LBM checkpoint"):
         run(dataclasses.replace(config, base_model_path=None))
-    with pytest.raises(ConfigError, match=r"^steps must be 1 or more, got 0"):
+    with pytest.raises(ConfigError, match=r"^num_inference_steps must be 1 or more, got 0"):
         run(dataclasses.replace(config, num_inference_steps=0))
     assert not (tmp_path / "o.png").exists()
 

@@ -223,7 +223,7 @@ def test_an_error_in_the_work_leaves_what_is_done(
         ({"devices": 0}, "^devices and num_nodes must be 1 or more"),
         ({"devices": 2, "device": "cuda:1"}, "^device cuda:1 is a single device, but devices is 2"),
         ({"max_corrupt": 2.0}, r"^max_corrupt must be between 0 and 1, got 2\.$"),
-        ({"num_inference_steps": 0}, "^steps must be 1 or more, got 0"),
+        ({"num_inference_steps": 0}, "^num_inference_steps must be 1 or more, got 0"),
         ({"base_model_path": None}, "^base_model_path is missing"),
     ],
 )
