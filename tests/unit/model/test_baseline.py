@@ -60,6 +60,7 @@ def test_a_rounded_checkpoint_moves_by_its_noise_floor(tmp_path: Path, generator
 def test_a_base_compared_with_itself(tmp_path: Path) -> None:
     report = compared(tmp_path, base_tensors(TINY), base_tensors(TINY))
     assert report.unchanged == 1
+    assert repr(report) == "<BaselineReport: 496 tensors, 0 unmatched>"
     assert report.unchanged_tensors == len(report.tensors) == 496
     assert report.average_difference == report.maximum_difference == report.noise_floor == 0
     assert report.band == "EXCELLENT"
