@@ -59,5 +59,5 @@ def _nearest(name: str, entries: Collection[Path]) -> str:
     by_stem = {entry.stem.lower(): entry.name for entry in reversed(list(entries))}
     wanted = Path(name.lower())
     by_stem |= {entry.stem.lower(): entry.name for entry in entries if entry.suffix.lower() == wanted.suffix}
-    close = get_close_matches(wanted.stem, by_stem, n=1, cutoff=0.7)
+    close = get_close_matches(wanted.stem, by_stem, n=1, cutoff=0.6)
     return by_stem[close[0]] if close else ""
