@@ -19,7 +19,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, WrongBaseError
-from lbm_lora.model import pipeline
+from lbm_lora.model import lora_pipeline
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
@@ -390,7 +390,7 @@ def unchecked(path: str | None) -> Any:
 
 def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> None:
     parts = shared.components
-    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    pipe: Any = unchecked(lora_pipeline.__file__).LoraPipeline(parts["unet"], parts["vae"], parts["scheduler"])
     pipe.set_progress_bar_config(disable=True)
     with pytest.warns(LbmLoraWarning, match="does not know the file of its base"):
         pipe.load_lora_weights(loras["a"], adapter_name="a")
@@ -430,7 +430,7 @@ def test_a_lora_is_a_file_a_file_in_a_folder_or_a_state_dict(pipe: LBMPipeline, 
 
 def test_what_is_no_lora_is_named(shared: LBMPipeline) -> None:
     parts = shared.components
-    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    pipe: Any = unchecked(lora_pipeline.__file__).LoraPipeline(parts["unet"], parts["vae"], parts["scheduler"])
     with pytest.raises(TypeError, match=r"^load_lora_weights takes the path of a file, an Adapter, .*; got int\.$"):
         pipe.load_lora_weights(3)
     with pytest.raises(TypeError, match=r"got dict and a weight_name\.$"):

@@ -1,0 +1,206 @@
+"""A latent bridge pipeline with LoRAs: loaded by name, mixed, scaled, fused and unloaded, all of it live.
+
+The methods have the names of diffusers and PEFT.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Self, cast
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.apply import check_base, check_fit
+from lbm_lora.checkpoint import CheckpointLike, Fingerprint, fingerprint, open_checkpoint
+from lbm_lora.configs.values import AlphaIs
+from lbm_lora.errors import ConfigError, plural
+from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
+from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import warn
+
+
+class LoraPipeline(LatentBridgePipeline):
+    """The LoRA methods of `LBMPipeline`."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        bridge_noise_sigma: float = 0.005,
+        trained_steps: list[int] | None = None,
+        base_fingerprint: str | None = None,
+    ) -> None:
+        super().__init__(unet, vae, scheduler, bridge_noise_sigma, trained_steps, base_fingerprint)
+        self._loras = LoadedLoras(lambda: self.unet)
+        self._base: CheckpointLike | None = None
+        self._base_found: Fingerprint | None = None
+
+    def load_lora_weights(
+        self,
+        lora: Path | str | Adapter | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        *,
+        weight_name: str | None = None,
+        alpha_is: AlphaIs = "auto",
+        allow_other_base: bool = False,
+        allow_unmatched: bool = False,
+    ) -> None:
+        """Load a LoRA. It becomes the one that is active, with a scale of 1; `set_adapters` activates several.
+
+        Args:
+            lora: a file, an adapter in memory, or a state dict: the tensors of a file by name.
+            adapter_name: to call it by; by default `default_0`, `default_1` and so on.
+            weight_name: the file, where `lora` is a folder.
+            alpha_is: what alpha in the file means; see `load_adapter`.
+            allow_other_base: accept a LoRA that was made from another base, with a warning.
+            allow_unmatched: leave names aside that are not in the unet.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+            AdapterError: it is no adapter, or does not fit the unet.
+            WrongBaseError: it was made from another base.
+            ConfigError: the name is taken.
+            TypeError: `lora` is something else.
+        """
+        given = cast(object, lora)
+        if weight_name is not None and isinstance(lora, str | Path):
+            lora = Path(lora) / weight_name
+        elif weight_name is not None or not isinstance(given, str | Path | Adapter | Mapping):
+            what = type(lora).__name__ + (" and a weight_name" if weight_name is not None else "")
+            raise TypeError(
+                "load_lora_weights takes the path of a file, an Adapter, a state dict, or a folder and the weight_name "
+                f"of a file in it; got {what}."
+            )
+        state = self._loras.state
+        name = adapter_name or next(
+            n for i in range(len(state.loaded) + 1) if (n := f"default_{i}") not in state.loaded
+        )
+        adapter = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
+        network = getattr(self.unet, "_orig_mod", self.unet)
+        shapes = {ParamName(key): tuple(value.shape) for key, value in network.state_dict().items()}
+        fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
+        self._check_base(adapter, allow_other_base)
+        self._loras.put(state.with_loaded(name, adapter.filtered(set(fit.matched).__contains__)))
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float | None] | None = None
+    ) -> None:
+        """Make the named LoRAs active, and no others, each with its scale, or with one for all; None is 1.
+
+        Raises:
+            ConfigError: an unknown name, or scales that do not fit.
+            TypeError: a scale is not a number: it holds for all layers of the LoRA.
+        """
+        given = adapter_weights if isinstance(adapter_weights, Sequence) else [adapter_weights]
+        scales = [1.0 if scale is None else scale for scale in given]
+        for scale in scales:
+            _check_number("adapter_weights", scale)
+        names = _names(adapter_names)
+        if len(scales) not in (1, len(names)):
+            raise ConfigError(
+                f"adapter_weights has {plural(len(scales), 'value')} for {plural(len(names), 'LoRA')}. "
+                "Give one for all, or one for each."
+            )
+        self._loras.put(self._loras.state.with_scales(names, scales))
+
+    def get_active_adapters(self) -> list[str]:
+        """Names of the LoRAs that are active."""
+        return list(self._loras.state.scales)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of all LoRAs that are loaded, by component."""
+        loaded = list(self._loras.state.loaded)
+        return {"unet": loaded} if loaded else {}
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Unload some LoRAs.
+
+        Raises:
+            ConfigError: an unknown name.
+        """
+        self._loras.put(self._loras.state.without(_names(adapter_names)))
+
+    def unload_lora_weights(self) -> None:
+        """Unload every LoRA: each weight is what it was, bit for bit."""
+        self._loras.put(LoraState())
+
+    def disable_lora(self) -> None:
+        """Compute without the LoRAs until `enable_lora`; they stay loaded."""
+        self._loras.put(replace(self._loras.state, is_enabled=False))
+
+    def enable_lora(self) -> None:
+        """Compute with the active LoRAs again."""
+        self._loras.put(replace(self._loras.state, is_enabled=True))
+
+    def fuse_lora(self, lora_scale: float = 1.0, adapter_names: str | Sequence[str] | None = None) -> None:
+        """Add the active LoRAs to the weights, so that steps cost nothing extra. The old weights are kept.
+
+        Args:
+            lora_scale: a factor of all scales.
+            adapter_names: LoRAs to make active first, with their present scales; by default those that are.
+
+        Raises:
+            ConfigError: an unknown name, or a factor that is not finite.
+        """
+        _check_number("lora_scale", lora_scale)
+        state = self._loras.state
+        if adapter_names is not None:
+            names = _names(adapter_names)
+            state = state.with_scales(names, [state.scales.get(name, 1.0) for name in names])
+        self._loras.put(replace(state, factor=lora_scale, is_fused=True))
+
+    def unfuse_lora(self) -> None:
+        """Take the LoRAs out of the weights, bit for bit, and compute them next to them again."""
+        self._loras.put(replace(self._loras.state, factor=1.0, is_fused=False))
+
+    @contextmanager
+    def lora_scale(self, scale: float) -> Generator[Self, None, None]:
+        """Multiply the scale of every LoRA within a `with` block; 0 is the base, bit for bit.
+
+        Raises:
+            ConfigError: the scale is not finite.
+            TypeError: it is not a number.
+        """
+        _check_number("scale", scale)
+        before = self._loras.state.factor
+        self._loras.put(replace(self._loras.state, factor=before * scale))
+        try:
+            yield self
+        finally:
+            self._loras.put(replace(self._loras.state, factor=before))
+
+    def _check_base(self, adapter: Adapter, allow_other_base: bool) -> None:
+        if adapter.metadata.base_fingerprint and adapter.metadata.base_fingerprint == self.config["base_fingerprint"]:
+            return
+        if self._base is None:
+            warn(f"{adapter.path}: this pipeline does not know the file of its base, so they cannot be compared.")
+            return
+        with open_checkpoint(self._base) as checkpoint:
+            component = checkpoint.component()
+            if adapter.metadata.base_fingerprint:
+                self._base_found = self._base_found or fingerprint(component)
+            check_base(adapter, component, allow_other_base=allow_other_base, found=self._base_found)
+
+    def _base_digest(self) -> str | None:
+        """The fingerprint of the checkpoint that the weights came from."""
+        if self.config["base_fingerprint"] is None and self._base is not None:
+            with open_checkpoint(self._base) as checkpoint:
+                self._base_found = self._base_found or fingerprint(checkpoint.component())
+            return self._base_found.digest
+        return self.config["base_fingerprint"]
+
+
+def _names(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, or several, got {value!r}: a scale holds for all layers of a LoRA.")
