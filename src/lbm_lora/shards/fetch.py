@@ -26,6 +26,8 @@ from lbm_lora.progress import SILENT, Progress
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 """Map from the first bytes of a file to its decompressor."""
+_SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
+"""What WebDataset fetches without being told a command. `pipe` is one, and needs permission."""
 
 
 def local_shards(
@@ -34,7 +36,7 @@ def local_shards(
     """Return a local, uncompressed file for each shard, in order.
 
     Args:
-        shards: paths and URLs (http, https, ftp, hf, gs, and `pipe:` commands), without patterns.
+        shards: paths and URLs (http, https, ftps, sftp, hf, gs, ais, and `pipe:` commands), without patterns.
         cache_dir: folder for copies.
         allow_pipe: run the shell commands of `pipe:` shards.
 
@@ -69,15 +71,22 @@ def _path_of(shard: str) -> Path | None:
 
 def _check(shards: Sequence[str], paths: Sequence[Path | None], cache_dir: Path | None, allow_pipe: bool) -> None:
     for shard, path in zip(shards, paths, strict=True):
-        if path is None and shard.startswith("pipe:") and not allow_pipe:
+        scheme = urlparse(shard).scheme  # in lower case: PIPE: is pipe: too
+        if path is None and scheme == "pipe" and not allow_pipe:
             raise ConfigError(f"the shard '{shard}' runs a shell command. Allow it with allow_pipe: true.")
+        if path is None and scheme not in (*_SCHEMES, "pipe"):
+            raise ConfigError(
+                f"the shard '{shard}' has a URL of the scheme {scheme}. Use a path, or one of {', '.join(_SCHEMES)}."
+            )
         if path is None and cache_dir is None:
             raise ConfigError(f"the shard {shard} is not a local file. Set cache_dir, the folder to copy it into.")
 
 
 def _fetched(url: str, cache_dir: Path | None) -> Path:
     assert cache_dir is not None, "`_check` ran before"
-    copy = _place(cache_dir, url, "pipe.tar" if url.startswith("pipe:") else Path(urlparse(url).path).name)
+    scheme = urlparse(url).scheme
+    copy = _place(cache_dir, url, "pipe.tar" if scheme == "pipe" else Path(urlparse(url).path).name)
+    url = f"{scheme}{url[len(scheme) :]}"  # WebDataset knows schemes in lower case alone
     with _to_make(copy) as temporary:
         if temporary is not None:
             try:

@@ -44,6 +44,22 @@ def test_a_pipe_needs_permission(shard: Path, tmp_path: Path) -> None:
     assert not made.exists()
 
 
+@pytest.mark.parametrize("scheme", ["PIPE", "Pipe", "pIPE"])
+def test_a_pipe_needs_permission_however_it_is_spelt(scheme: str, shard: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    with pytest.raises(ConfigError, match=r"runs a shell command\. Allow it with allow_pipe"):
+        local(f"{scheme}:touch {made}", cache_dir=tmp_path / "cache")
+    assert not made.exists()
+    (copy,) = local(f"{scheme}:cat {shard}", cache_dir=tmp_path / "cache", allow_pipe=True)
+    assert copy.read_bytes() == shard.read_bytes()
+
+
+@pytest.mark.parametrize("url", ["scp://host/a.tar", "htgs://host/a.tar", "s9://b/t.tar"])
+def test_a_scheme_that_nobody_allowed_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has a URL of the scheme \w+\. Use a path, or one of http, https, "):
+        local(url, cache_dir=tmp_path / "cache", allow_pipe=True)
+
+
 def test_what_a_pipe_gives_is_kept(shard: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     url = f"pipe:echo x >> {log}; cat {shard}"
@@ -116,11 +132,6 @@ def test_a_failed_download_is_said_and_leaves_nothing(
     with pytest.raises(DataError, match=rf"the shard http://host/t\.tar cannot be fetched: {error}\."):
         local("http://host/t.tar", cache_dir=tmp_path / "cache")
     assert leftovers(tmp_path) == []
-
-
-def test_a_scheme_that_nobody_knows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the shard s9://b/t\.tar cannot be fetched: .*no gopen handler"):
-        local("s9://b/t.tar", cache_dir=tmp_path)
 
 
 def test_a_copy_needs_a_cache(shard: Path) -> None:
