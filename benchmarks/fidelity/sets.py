@@ -24,7 +24,7 @@ _BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of all matrices' header entries: sizes b
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a set is made; by default with the file sizes of the plain set."""
+    """Recipe for a set of files; the default sizes are those of the plain set."""
 
     statistics: str = ""  # name of the statistics to extract with; none: weight error
     small: bool = False  # sizes below that of rank 1

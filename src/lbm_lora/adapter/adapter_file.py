@@ -60,7 +60,7 @@ def load_adapter(source: Path | str | Mapping[str, Tensor], alpha_is: AlphaIs = 
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
-    """What to do with a file that is no native LoRA."""
+    """Return the error for a file that is not a native LoRA, with what to do."""
     if kind.role == "foreign":
         return AdapterError(
             f"{path} is {kind.name}. This format is not read yet; what is read are LoRAs that lbm-lora or the earlier "

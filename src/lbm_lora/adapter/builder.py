@@ -29,6 +29,6 @@ class AdapterBuilder:
         self._dense[name] = delta
 
     def adapter(self) -> Adapter:
-        """What has come so far."""
+        """The adapter built from the parts added so far."""
         eight_bit = torch.int8 if self._dtype == torch.int8 else None
         return Adapter(dict(self._modules), dict(self._dense), self.metadata, self._prefix, dtype=eight_bit)

@@ -20,7 +20,7 @@ class AppliedAdapter:
     """How much of one LoRA was applied."""
 
     path: Path
-    """Of its file; `LoRA 1` for the first of them where it has none."""
+    """Name of its file; `LoRA 1` and so on if it has none."""
     lora_scale: float
     modules: int
     """Lora modules that fit the base."""

@@ -70,7 +70,7 @@ def completed(arguments: list[str], defaults: Mapping[str, str | None]) -> list[
 
 
 def _name_of(argument: str) -> str:
-    """`--base-model-path=x` -> `base_model_path`; nothing for what is no flag."""
+    """`--base-model-path=x` -> `base_model_path`; an empty text for any other word."""
     return argument.partition("=")[0][2:].replace("-", "_") if argument.startswith("--") else ""
 
 

@@ -59,7 +59,7 @@ class LatentBridgePipeline(DiffusionPipeline):
     """Pipeline that translates images along the latent bridge.
 
     Args:
-        unet: predicts source - target; there is no text.
+        unet: predicts source - target from the image alone, without text.
         vae: encodes images to latents, and decodes them.
         scheduler: Euler steps of a flow with a shift of 1, as SDXL's scheduler configuration gives it.
         bridge_noise_sigma: scale of the noise that is added again between steps.

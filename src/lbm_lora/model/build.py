@@ -86,7 +86,7 @@ class LBMModel:
         return decode_latents(self.vae, latents.to(self.device), tiled=tiled)
 
     def denoise(self, latents: Latents, timestep: Float[Tensor, " batch"]) -> Latents:
-        """The network's prediction of source - target. There is no text: attn2 attends to the image, as attn1 does."""
+        """The network's prediction of source - target. It takes no text: attn2 attends to the image, as attn1 does."""
         output = self.denoiser(
             latents.to(self.device, self.dtype), timestep.to(self.device), encoder_hidden_states=None
         )

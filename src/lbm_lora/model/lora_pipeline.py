@@ -64,7 +64,7 @@ class LoraPipeline(LatentBridgePipeline):
 
         Raises:
             CheckpointError: the file cannot be read.
-            AdapterError: it is no adapter, or does not fit the unet.
+            AdapterError: the file is not a LoRA, or does not fit the unet.
             WrongBaseError: it was made from another base.
             ConfigError: the name is taken.
             TypeError: `lora` is something else.

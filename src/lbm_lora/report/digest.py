@@ -65,7 +65,7 @@ class RankSummary:
 
 
 def kind_of(row: TensorResult) -> Kind:
-    """Of a tensor's delta: its shape decides, and the status of a matrix that is dense."""
+    """Return the kind of a tensor's delta, from its shape and, for a matrix, whether it is dense."""
     if row.status == Status.DENSE or not row.name.endswith("weight"):
         return "dense"
     return {2: "linear", 4: "conv"}.get(len(row.shape), "dense")  # pyright: ignore[reportReturnType]

@@ -91,7 +91,7 @@ def parse_report(text: str) -> Report:
     """Inverse of `report_json`, but for the provenance.
 
     Raises:
-        InputError: the text is no report of this schema.
+        InputError: the text is not a report in this schema.
     """
     try:
         found = _DOCUMENT.validate_json(text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lbm_lora.errors import ImageError
 
 IMAGES_NBYTES = 12 * 2**20
-"""Of the images in one page, together; sets beyond it are named and left out."""
+"""Limit for all images in one page; sets beyond it are named and left out."""
 
 SMALL = 256
 """Images whose longer side is below this, in pixels, are enlarged by repeating pixels: nothing is smoothed away."""

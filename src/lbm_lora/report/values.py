@@ -18,7 +18,7 @@ Band = Literal["excellent", "good", "poor", "noise"]
 
 
 def _read(value: object, info: Any) -> object:
-    """Of JSON, a word for a number as this number; `info` is pydantic's `ValidationInfo`."""
+    """Read a JSON word for a non-finite number as that number; `info` is pydantic's `ValidationInfo`."""
     if info.mode == "json" and isinstance(value, str) and value in get_args(NonFinite):
         return float(value)
     return value
