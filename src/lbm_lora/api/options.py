@@ -1,6 +1,5 @@
 """The options of a function: the fields of its verb's config, whose names, defaults and texts are defined there."""
 
-import ast
 import inspect
 import re
 import textwrap
@@ -10,7 +9,6 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from inspect import Parameter
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -19,7 +17,11 @@ import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
+from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.errors import ConfigError, InputError, Option
+
+_FLAG = re.compile(r"--(?=[a-z])")
+"""What makes a flag (`--max_size`) of a name (`max_size`)."""
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,9 +58,9 @@ class Options(Generic[C]):
     @cached_property
     def fields(self) -> dict[str, OptionField]:
         """The options by name, in the config's order."""
-        docs = docs_of(self._config)
+        docs = docstrings(self._config)
         return {
-            name: OptionField(name, _widened(hint), default, docs.get(name, ""))
+            name: OptionField(name, _widened(hint), default, _FLAG.sub("", docs.get(name, "")))
             for name, hint, default in _declared(self._config)
             if name not in self._hidden
         }
@@ -127,31 +129,6 @@ class Options(Generic[C]):
             textwrap.fill(f"{one.name}: {one.doc}", 108, subsequent_indent="    ", break_on_hyphens=False)
             for one in self.fields.values()
         )
-
-
-def docs_of(config: type) -> dict[str, str]:
-    """The text below each field of a class and its bases; empty where there is no source.
-
-    Flags (`--max_size`) become names (`max_size`).
-    """
-    found: dict[str, str] = {}
-    for owner in reversed(config.__mro__):
-        if owner not in (object, BaseModel):
-            found |= dict(_docs_in(owner))
-    return found
-
-
-def _docs_in(owner: type) -> Iterator[tuple[str, str]]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    except OSError:
-        return
-    body = cast(ast.ClassDef, tree).body
-    for field, text in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            value = text.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield field.target.id, re.sub(r"--(?=[a-z])", "", " ".join(value.value.split()))
 
 
 def _declared(config: type) -> Iterator[tuple[str, Any, Any]]:

@@ -1,16 +1,12 @@
 """The flags of a command: the fields of its config, with their docstrings as help."""
 
-import ast
-import inspect
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.configs.marks import Bounds, Mark, Named
 
 _WORDS = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER", bool: ""}
@@ -80,31 +76,6 @@ def flags_of(config: type) -> tuple[Flag, ...]:
         for field in fields(config)  # pyright: ignore[reportArgumentType]
     )
     return tuple(flag for flag in flags if Mark.HIDDEN not in flag.marks)
-
-
-@cache
-def docstrings(config: type) -> Mapping[str, str]:
-    """Field -> the docstring below it, as one paragraph; those of base classes too, as far as they are ours."""
-    found: dict[str, str] = {}
-    root = config.__module__.partition(".")[0]
-    for kind in reversed(config.__mro__):
-        if kind.__module__.partition(".")[0] == root:
-            found |= _own_docstrings(kind)
-    return found
-
-
-def _own_docstrings(kind: type) -> dict[str, str]:
-    found: dict[str, str] = {}
-    try:
-        (tree,) = ast.parse(dedent(inspect.getsource(kind))).body
-    except OSError:  # installed without sources: flags without words about them
-        return found
-    body = tree.body if isinstance(tree, ast.ClassDef) else []
-    for one, after in pairwise(body):
-        text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(text, str):
-            found[one.target.id] = " ".join(text.split())
-    return found
 
 
 def _flag(name: str, hint: Any, about: str, default: Any) -> Flag:

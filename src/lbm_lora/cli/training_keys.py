@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from lbm_lora.cli.arguments import unknown_flag
-from lbm_lora.cli.flags import Flag, docstrings, taken_apart
+from lbm_lora.cli.flags import Flag, taken_apart
+from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.configs.marks import Bounds
 from lbm_lora.errors import ConfigError
 from lbm_lora.training.settings.data_keys import DataSettings

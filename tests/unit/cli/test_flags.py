@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 
 from lbm_lora.cli.commands import COMMANDS, command_for
-from lbm_lora.cli.flags import Flag, docstrings, flags_of
+from lbm_lora.cli.flags import Flag, flags_of
 from lbm_lora.cli.help import spelt
 from lbm_lora.cli.main import Output, main
 from lbm_lora.cli.training_keys import training_sections
@@ -87,7 +87,3 @@ def test_a_flag_is_made_of_a_field_its_type_its_marks_and_its_docstring() -> Non
     assert shares.bounds == Bounds(0, 1)
     assert (kind.choices, kind.usage) == (("one", "other"), "--kind one|other")
     assert (check.is_switch, check.usage) == (True, "--check")
-
-
-def test_docstrings_are_those_of_a_class_and_its_bases() -> None:
-    assert docstrings(Child) == {"count": "How many, at most.", "where": "Where.", "shares": "Which."}
