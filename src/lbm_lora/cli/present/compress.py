@@ -45,9 +45,10 @@ def _quality(result: "CompressResult") -> str:
     images = plural(result.images, "image")
     seen = plural(result.seen_images, "of them", "of them") if result.seen_images < result.images else "all"
     on = f"{images}, {seen} calibrated on" if result.seen_images else f"{images} that it was not calibrated on"
+    worst = f" ({decibel(made.worst_psnr)} dB for the worst of them)" if result.images > 1 else ""
     return (
-        f"PSNR {decibel(made.mean_psnr)} dB to the tuned model's images ({decibel(made.worst_psnr)} dB for the worst "
-        f"of them), on {on}; the base alone has {decibel(alone.mean_psnr)} dB."
+        f"PSNR {decibel(made.mean_psnr)} dB to the tuned model's images{worst}, on {on}; the base alone has "
+        f"{decibel(alone.mean_psnr)} dB."
     )
 
 

@@ -53,3 +53,7 @@ def test_what_was_made_how_good_it_is_where_it_lies_and_how_to_use_it() -> None:
 )
 def test_images_that_were_calibrated_on_are_called_so(seen: int, text: str) -> None:
     assert f"on {text}" in present("compress", result(seen_images=seen))
+
+
+def test_one_image_has_no_worst() -> None:
+    assert "PSNR 60.50 dB to the tuned model's images, on 1 image that" in present("compress", result(images=1))
