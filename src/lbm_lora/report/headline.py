@@ -7,8 +7,8 @@ from lbm_lora.report.outputs import LoraFile, OutputComparison, VariantSummary
 from lbm_lora.report.values import Band
 
 IMAGE_BANDS: tuple[tuple[Band, float, str], ...] = (
-    ("excellent", 40.0, "no visible difference, even when flicking between the two"),
-    ("good", 30.0, "small differences, visible when flicking between the two"),
+    ("excellent", 40.0, "no visible difference, even when flipping between the two"),
+    ("good", 30.0, "small differences, visible when flipping between the two"),
     ("poor", 20.0, "differences visible side by side"),
     ("noise", -math.inf, "another image"),
 )
