@@ -24,6 +24,7 @@ class Flag:
         default: default of the field; `MISSING` if a value must be given.
         choices: the allowed values, if they are words.
         takes_several: whether it takes one or more values.
+        bounds: least and greatest number that is allowed, if any.
         marks: marks in its annotation.
     """
 

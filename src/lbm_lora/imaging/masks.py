@@ -113,6 +113,9 @@ def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
         return candidates[0]
     if not candidates:
         name = image_name(source)
-        raise ImageError(f"{folder} has no mask for {source.name}: no image in it is called '{name}' or '{name}.mask'.")
+        raise ImageError(
+            f"{folder} has no mask for {source.name}: no image in it is called '{name}' or '{name}.mask'. Add one, or "
+            "omit the image."
+        )
     names = " and ".join(path.name for path in candidates)
     raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")

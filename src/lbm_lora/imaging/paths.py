@@ -117,7 +117,7 @@ def _expanded(text: str) -> tuple[Path, ...]:
     if path.is_dir():
         found = _images_of(path.iterdir())
         if not found:
-            raise ImageError(f"no image to read ({READABLE}). {held_by(path)}")
+            raise ImageError(f"{path} has no image to read ({READABLE}). {held_by(path)} Give a folder with images.")
         return found
     if not glob.has_magic(text):
         raise ImageError(

@@ -12,7 +12,7 @@ class TranslateSettings:
     """Settings for translating images.
 
     Attributes:
-        steps: denoiser calls; a number that leaves the trained timesteps is logged as a warning.
+        steps: denoiser calls; a number that leaves the trained timesteps gives a warning.
         seed: seed for the noise between steps, and for the posterior if it is sampled.
         size: square root of the pixel budget; by default the model's own.
         sample_posterior: sample the VAE's posterior as LBM's own inference does, instead of taking its mean.
@@ -29,7 +29,7 @@ class TranslateSettings:
 def translate_image(
     pipe: LBMPipeline,
     image: Image.Image,
-    settings: TranslateSettings | None = None,
+    settings: TranslateSettings,
     *,
     mask: Image.Image | None = None,
 ) -> Image.Image:
@@ -44,7 +44,6 @@ def translate_image(
         ConfigError: `steps` is below 1, or `size` below 64.
         ImageError: the result holds NaN or infinite values.
     """
-    settings = settings or TranslateSettings()
     pipe.set_progress_bar_config(disable=True)
     pipe.tiled = settings.tiled
     return pipe(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult:
-    """Written files, with their errors; with --ranks those of the first rank."""
+    """Written files, with their errors; of several LoRAs, those of the first."""
 
     adapter: Path
     sidecar: Path

@@ -130,7 +130,9 @@ def check(config: RefineConfig) -> None:
         if getattr(config, name) < 1:
             raise ConfigError(Option(name), f" is {getattr(config, name)}: give 1 or more.")
     if not 0 < config.learning_rate <= 1:
-        raise ConfigError(Option("learning_rate"), f" is {config.learning_rate:g} is relative: give a value up to 1.")
+        raise ConfigError(
+            Option("learning_rate"), f" is {config.learning_rate:g}, but it is relative: give a value above 0, up to 1."
+        )
 
 
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:

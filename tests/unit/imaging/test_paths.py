@@ -55,7 +55,10 @@ def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("bb.png", r"bb\.png does not exist\. Did you mean .*/b\.png\? Give an image, "),
         ("*.bmp", r"'.*\*\.bmp' matches no image\. The folder .* holds .* files.*\. Give an image, a folder"),
         ("gone/*.png", r"'.*' matches no image\. .*gone does not exist\. .* Give an image, a folder"),
-        ("empty", r"^no image to read \(PNG, .*\)\. The folder .*empty is empty\.$"),
+        (
+            "empty",
+            r"empty has no image to read \(PNG, .*\)\. The folder .*empty is empty\. Give a folder with images\.$",
+        ),
     ],
 )
 def test_nothing_found_is_said(folder: Path, name: str, message: str) -> None:
