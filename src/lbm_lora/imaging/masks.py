@@ -68,11 +68,6 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(_only(path, _named_like(source, images), source) for source in sources)
 
 
-def paste_back(source: Image.Image, result: Image.Image, mask: Image.Image) -> Image.Image:
-    """The result where the mask is white, the source where it is black, mixed between. All of one size."""
-    return Image.composite(result, source, mask)
-
-
 def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
     """A decoded image as mode `L`: its alpha channel where that says something, else its brightness.
 

@@ -1,4 +1,4 @@
-"""Masks: what they are in a file, how they fit an image, and pasting back."""
+"""Masks: what they are in a file, and how they fit an image."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.masks import find_masks, paste_back, read_mask
+from lbm_lora.imaging.masks import find_masks, read_mask
 
 SOFT = np.array([[0, 0, 64, 128, 192, 255, 255, 255]] * 4, dtype=np.uint8)
 
@@ -78,12 +78,3 @@ def test_the_mask_of_a_pair_is_found_among_its_files(tmp_path: Path) -> None:
     (tmp_path / "b.source.webp").unlink()
     with pytest.raises(ImageError, match=r"has no mask for b\.source\.png"):
         find_masks(str(tmp_path), [tmp_path / "b.source.png"])
-
-
-def test_pasting_back() -> None:
-    source = Image.new("RGB", (8, 4), (10, 20, 30))
-    result = Image.new("RGB", (8, 4), (210, 120, 130))
-    row = np.asarray(paste_back(source, result, Image.fromarray(SOFT)))[2].astype(int)
-    assert row[0].tolist() == [10, 20, 30]
-    assert row[-1].tolist() == [210, 120, 130]
-    assert np.abs(row[3] - [110, 70, 80]).max() <= 1

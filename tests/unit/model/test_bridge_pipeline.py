@@ -348,6 +348,16 @@ def test_every_kind_of_output_is_one_result_in_the_size_of_the_image(pipe: Any) 
         pipe([photo, noise(64, 64)], output_type="np")
 
 
+def test_a_soft_mask_mixes_image_and_result() -> None:
+    soft = np.array([[0, 0, 64, 128, 192, 255, 255, 255]] * 4, dtype=np.uint8)
+    source = Image.new("RGB", (8, 4), (10, 20, 30))
+    result = Image.new("RGB", (8, 4), (210, 120, 130))
+    row = pixels(bridge_pipeline._pasted(result, source, Image.fromarray(soft)))[2]
+    assert row[0].tolist() == [10, 20, 30]
+    assert row[-1].tolist() == [210, 120, 130]
+    assert np.abs(row[3] - [110, 70, 80]).max() <= 1
+
+
 def test_a_mask_keeps_the_image_where_it_is_black(pipe: Any) -> None:
     photo, mask = noise(83, 50), Image.new("L", (83, 50), 0)
     mask.paste(255, (40, 0, 83, 50))
