@@ -76,7 +76,8 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
         from lbm_lora.cli.overrides import split_overrides
         from lbm_lora.cli.training_keys import check_keys, list_keys
 
-        words, keys = split_overrides(words, list_keys())
+        own_flags = {name for flag in (*flags, *output) for name in (flag.name, f"no_{flag.name}")}
+        words, keys = split_overrides(words, own_flags, list_keys())
         check_keys(keys, [*flags, *output])
         overrides = {"overrides": keys}
     values = values_of([*flags, *output], words, command=name)

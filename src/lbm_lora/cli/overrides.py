@@ -4,20 +4,19 @@ from collections.abc import Collection, Sequence
 
 import yaml
 
+from lbm_lora.cli.arguments import grouped
 from lbm_lora.errors import ConfigError
-
-OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "threads", "help")
-"""Flags that are not keys of the file."""
 
 
 def split_overrides(
-    arguments: Sequence[str], lists: Collection[str] = ()
+    arguments: Sequence[str], own_flags: Collection[str], lists: Collection[str] = ()
 ) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """Split arguments into the command's own, and (dotted key, YAML text) pairs of all others.
 
     `--key value`, `--key=value`; several words are a list (`--num_steps 1 2 4`), none stands for true.
 
     Args:
+        own_flags: names of flags that are not keys of the file.
         lists: keys that take a list, also of one word.
 
     Raises:
@@ -25,26 +24,15 @@ def split_overrides(
     """
     own: list[str] = []
     overrides: list[tuple[str, str]] = []
-    for flag, words in _groups(arguments):
+    for flag, words in grouped(arguments):
+        if not flag:
+            raise ConfigError(f"'{words[0]}' belongs to no flag. A training file is given by --path_config.")
         key, equals, value = flag.removeprefix("--").partition("=")
-        if not flag.startswith("--") or key.replace("-", "_") in OWN:
+        if not flag.startswith("--") or key.replace("-", "_") in own_flags:
             own += [flag, *words]
         else:
             overrides.append((key, _yaml([value, *words] if equals else words, key.replace("-", "_") in lists)))
     return own, tuple(overrides)
-
-
-def _groups(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each flag with the words behind it. `-h` is a flag, a negative number is a word."""
-    groups: list[tuple[str, list[str]]] = []
-    for argument in arguments:
-        if argument.startswith("--") or argument == "-h":
-            groups.append((argument, []))
-        elif groups:
-            groups[-1][1].append(argument)
-        else:
-            raise ConfigError(f"'{argument}' belongs to no flag. A training file is given by --path_config.")
-    return groups
 
 
 def _yaml(words: Sequence[str], is_list: bool) -> str:

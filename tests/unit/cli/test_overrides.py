@@ -5,9 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbm_lora.cli.overrides import OWN, split_overrides
+from lbm_lora.cli.overrides import split_overrides
 from lbm_lora.errors import ConfigError
 
+OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "threads")
 PATTERNS = st.text("abz:.,^[]{}", min_size=1, max_size=6).map("m_{}_".format)
 WORDS = st.lists(st.integers() | PATTERNS, min_size=2, max_size=5)
 
@@ -29,8 +30,8 @@ WORDS = st.lists(st.integers() | PATTERNS, min_size=2, max_size=5)
 def test_other_flags_are_keys_of_the_file(
     own: list[str], words: list[str], overrides: tuple[tuple[str, str], ...]
 ) -> None:
-    assert split_overrides([*own, *words]) == (own, overrides)
-    assert split_overrides([*words, *own]) == (own, overrides)
+    assert split_overrides([*own, *words], OWN) == (own, overrides)
+    assert split_overrides([*words, *own], OWN) == (own, overrides)
 
 
 @pytest.mark.parametrize(
@@ -38,25 +39,25 @@ def test_other_flags_are_keys_of_the_file(
     [(["4"], "[4]\n"), (["4", "2"], "[4, 2]\n"), (["[4]"], "[4]"), (["null"], "null")],
 )
 def test_a_key_that_takes_a_list_takes_one_word_as_well(words: list[str], text: str) -> None:
-    assert split_overrides(["--num-steps", *words], {"num_steps"}) == ([], (("num-steps", text),))
+    assert split_overrides(["--num-steps", *words], OWN, {"num_steps"}) == ([], (("num-steps", text),))
 
 
 def test_a_stray_word_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"'config.yaml' belongs to no flag"):
-        split_overrides(["config.yaml"])
+        split_overrides(["config.yaml"], OWN)
 
 
 @given(words=WORDS)
 def test_several_words_are_the_list_of_them(words: list[int | str]) -> None:
-    _, ((key, text),) = split_overrides(["--some.key", *map(str, words)])
+    _, ((key, text),) = split_overrides(["--some.key", *map(str, words)], OWN)
     assert key == "some.key"
     assert yaml.safe_load(text) == words
-    assert split_overrides([f"--some.key={words[0]}", *map(str, words[1:])]) == ([], ((key, text),))
+    assert split_overrides([f"--some.key={words[0]}", *map(str, words[1:])], OWN) == ([], ((key, text),))
 
 
 @pytest.mark.parametrize("word", ["{a", "[1, 2", "a: b: c", "'x"])
 def test_a_word_that_is_no_yaml_is_a_text(word: str) -> None:
-    _, ((_, text),) = split_overrides(["--key", word, "1"])
+    _, ((_, text),) = split_overrides(["--key", word, "1"], OWN)
     assert yaml.safe_load(text) == [word, 1]
 
 
@@ -64,4 +65,4 @@ def test_a_word_that_is_no_yaml_is_a_text(word: str) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_flags_of_the_command_are_no_keys(name: str, spelled: type[str]) -> None:
     arguments = ["--seed", "1", f"--{spelled(name)}"]
-    assert split_overrides(arguments) == (arguments[2:], (("seed", "1"),))
+    assert split_overrides(arguments, OWN) == (arguments[2:], (("seed", "1"),))
