@@ -18,6 +18,7 @@ VERBS = (
 
 REASONS = {
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
+    "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "configs/compress.py": "tests/unit/workflows/test_compress.py: the options and what they do",
     "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
     "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; surveys in test_prediction.py",

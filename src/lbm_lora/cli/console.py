@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property
@@ -30,6 +30,7 @@ from rich.console import Console as Terminal
 
 from lbm_lora.cli.bars import Bars
 from lbm_lora.cli.spelling import as_flag, line
+from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 
@@ -39,7 +40,6 @@ _OUT_OF_MEMORY = (
     "--device cpu."
 )
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-_BROKEN_PIPE = 141  # 128 + SIGPIPE
 # failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -91,8 +91,8 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
             console.say("error", "interrupted.")
             console.exit_code = _INTERRUPTED
         except BrokenPipeError:
-            _leave_stdout()  # the reader, such as `head`, has seen enough
-            console.exit_code = _BROKEN_PIPE
+            leave_stdout()  # the reader, such as `head`, has seen enough
+            console.exit_code = BROKEN_PIPE
         except Exception as error:
             console.progress.stop(finished=False)
             message, console.exit_code = described(error)
@@ -201,9 +201,3 @@ def _write(stream: TextIO | TextIOBase, text: str) -> None:
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
-
-
-def _leave_stdout() -> None:
-    """Nobody reads stdout: the flush at the interpreter's end must not fail once more."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

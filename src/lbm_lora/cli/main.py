@@ -5,10 +5,8 @@ missed or some images failed, 2 bad usage or input, 3 a defect. Help and usage e
 torch.
 """
 
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -17,14 +15,13 @@ from lbm_lora import __version__
 from lbm_lora.cli.arguments import is_asked_for_help, values_of
 from lbm_lora.cli.commands import COMMANDS, command_for, family_of
 from lbm_lora.cli.flags import flags_of
+from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
 from lbm_lora.configs.marks import Count
 from lbm_lora.errors import ConfigError, spelled
 from lbm_lora.threads import chosen_threads, sleep_while_waiting
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +145,8 @@ def _show(text: "Text") -> int:
     try:
         print_help(text)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        leave_stdout()
+        return BROKEN_PIPE
     return 0
 
 
