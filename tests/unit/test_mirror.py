@@ -17,6 +17,7 @@ VERBS = (
 )  # fmt: skip
 
 REASONS = {
+    "adapter/formats/codec.py": "tests/unit/adapter/formats/test_comfyui.py: a codec at work",
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
     "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "configs/compress.py": "tests/unit/workflows/test_compress.py: the options and what they do",

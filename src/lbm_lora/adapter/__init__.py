@@ -12,6 +12,7 @@ from lbm_lora.adapter.adapter_file import (
 )
 from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
+from lbm_lora.adapter.lora_scale import LoraScale
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
 from lbm_lora.adapter.module import Adapter, LoraModule
 
@@ -25,6 +26,7 @@ __all__ = [
     "Ledger",
     "LedgerRow",
     "LoraModule",
+    "LoraScale",
     "Status",
     "extraction_facts",
     "load_adapter",

@@ -9,11 +9,13 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from lbm_lora.adapter.formats import Codec, Source, codec_of
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
 from lbm_lora.checkpoint import (
     NATIVE,
+    Component,
     FileKind,
     SafetensorsWriter,
     TensorSpec,
@@ -33,14 +35,19 @@ METADATA_ROOM = 8192  # bytes for values that are known only after the last tens
 _ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
 
 
-def load_adapter(source: Path | str | Mapping[str, Tensor], alpha_is: AlphaIs = "auto") -> Adapter:
-    """Read an adapter file with native keys, or a state dict of its tensors. A file's stay there until they are used.
+def load_adapter(
+    source: Path | str | Mapping[str, Tensor], alpha_is: AlphaIs = "auto", *, base: Component | None = None
+) -> Adapter:
+    """Read an adapter file of any format, or a state dict of its tensors. A file's stay there until they are used.
 
     A file recognised as one of the earlier implementation only by its alphas gives a warning.
 
+    Args:
+        base: the component that it is meant for; needed only by files with values that replace the base's.
+
     Raises:
         CheckpointError: the file cannot be read.
-        AdapterError: its keys are not adapter keys, or do not belong together.
+        AdapterError: its keys are not adapter keys, or do not belong together, or need the base.
     """
     with open_checkpoint(source, label="the state dict") as file:
         path = file.path
@@ -49,14 +56,24 @@ def load_adapter(source: Path | str | Mapping[str, Tensor], alpha_is: AlphaIs = 
         metadata = AdapterMetadata.from_header(file.metadata)
     if not tensors:
         raise AdapterError(f"{path} holds no tensors. Was it written by an interrupted run?")
+    read_from = None if isinstance(source, Mapping) else path
+    codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
+    if codec is not None:
+        return _of_foreign(codec, Source(tensors, file.metadata, path, base), metadata, read_from)
     if kind is not None and kind != NATIVE:
         raise _wrong_kind(path, kind)
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
         modules = {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
-    read_from = None if isinstance(source, Mapping) else path
     return Adapter(modules, dense, metadata, prefix, read_from, torch.int8 if is_eight_bit(tensors) else None)
+
+
+def _of_foreign(codec: Codec, source: Source, metadata: AdapterMetadata, path: Path | None) -> Adapter:
+    parts = codec.decode(source)
+    for note in parts.notes:
+        warn(f"{source.path}: {note}")
+    return Adapter(parts.modules, parts.dense, metadata, parts.prefix, path, file_format=codec.name)
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:

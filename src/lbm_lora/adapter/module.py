@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.checkpoint import dtype_name
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import Factors, dense_dtype, rounded, stored_factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
@@ -74,6 +74,7 @@ class Adapter:
         path: the file that it was read from, for messages; None for one that was made in memory.
         dtype: dtype when saved: int8 if the factors are exact in 8 bits and should be stored so (in memory they are
             fp32, and dense deltas fp16); None is the dtype of the tensors.
+        file_format: format of the file that it was read from.
     """
 
     modules: Mapping[ModuleName, LoraModule]
@@ -82,6 +83,7 @@ class Adapter:
     prefix: str = ""
     path: Path | None = None
     dtype: torch.dtype | None = None
+    file_format: FormatName = "native"
 
     def __post_init__(self) -> None:
         both = [name for name in self.dense if self.module_at(name) is not None]
@@ -177,7 +179,7 @@ class Adapter:
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None
     ) -> "Adapter":
         """Return an adapter with other contents. It is a plain one: a subclass's measurements no longer apply."""
-        return Adapter(modules, dense, self.metadata, self.prefix, self.path, dtype)
+        return Adapter(modules, dense, self.metadata, self.prefix, self.path, dtype, self.file_format)
 
     def _dtypes(self) -> str:
         factors = {tensor.dtype for module in self.modules.values() for tensor in (module.up, module.down)}

@@ -14,3 +14,13 @@ SKETCH_RANK = 256
 
 SMALLEST_SIZE = 64
 """Square root of a pixel budget: below it the narrow sides of the long buckets get less than four latent pixels."""
+
+FormatName = Literal["native", "comfyui", "kohya", "kohya-diffusers", "diffusers", "peft", "lycoris"]
+"""Format of a LoRA that can be written. `kohya` has SDXL's single-file names, `kohya-diffusers` those of diffusers."""
+
+BiasesAs = Literal["keep", "lora_bias", "replace", "drop"]
+"""What becomes of bias deltas: `keep` them where the format can hold deltas, write them as the bias of `lora_B`,
+`replace` the base's biases, or `drop` them."""
+
+NormsAs = Literal["keep", "replace", "drop"]
+"""What becomes of norm deltas: `keep` them where the format can hold deltas, `replace` the base's norms, or `drop`."""

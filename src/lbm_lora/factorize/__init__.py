@@ -31,6 +31,7 @@ from lbm_lora.factorize.matrix import (
 from lbm_lora.factorize.measure import Measure, measure_delta, with_error
 from lbm_lora.factorize.moments import Moment, MomentAccumulator
 from lbm_lora.factorize.noise import noise_edge, rank_above, rounding_edge
+from lbm_lora.factorize.products import concatenated, product_svd
 from lbm_lora.factorize.rank import FULL_RANK, FixedRank
 from lbm_lora.factorize.roots import Root
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
@@ -62,6 +63,7 @@ __all__ = [
     "Whitening",
     "allocate",
     "allocate_error",
+    "concatenated",
     "curve",
     "dense_dtype",
     "down_shape",
@@ -78,6 +80,7 @@ __all__ = [
     "measure_delta",
     "noise_edge",
     "output_error",
+    "product_svd",
     "quantize",
     "rank_above",
     "rank_bound",

@@ -1,0 +1,100 @@
+"""What a foreign format is to the rest: how its keys are recognised, read and written.
+
+Foreign words live in the modules beside this one, one per family of formats. In between everything is an `Adapter`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.checkpoint import Component
+from lbm_lora.configs.values import BiasesAs, FormatName, NormsAs
+from lbm_lora.naming import ModuleName, ParamName
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or state dict, of a foreign format.
+
+    Attributes:
+        tensors: by the file's own keys; views of the file.
+        header: the strings of its header.
+        path: the file, for messages and for the files beside it (`adapter_config.json`).
+        base: the component that it is meant for, where it is at hand: values that replace the base's become deltas.
+    """
+
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, str]
+    path: Path
+    base: Component | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Contents of a foreign file in our terms, complete: a codec reads every key or raises.
+
+    Attributes:
+        modules: low-rank deltas, with the file's scaling as alpha.
+        dense: dense deltas: biases, norms, matrices.
+        prefix: prefix of the component in an LBM checkpoint.
+        notes: what the user should know, one sentence each, such as what was rebuilt or left out.
+    """
+
+    modules: Mapping[ModuleName, LoraModule]
+    dense: Mapping[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What to do with deltas that a format cannot hold.
+
+    Attributes:
+        biases, norms: see `BiasesAs` and `NormsAs`.
+        base: the component that the adapter is for; `replace` needs its values.
+    """
+
+    biases: BiasesAs = "keep"
+    norms: NormsAs = "keep"
+    base: Component | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An adapter in a foreign format.
+
+    Attributes:
+        tensors: by the format's keys.
+        header: strings for the `.safetensors` header, on top of the adapter's own metadata.
+        config: contents of the `adapter_config.json` beside the file, for a format that has one.
+        dropped: param names left out, as the wishes say.
+        notes: what the user should know, one sentence each.
+    """
+
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, str] = field(default_factory=dict[str, str])
+    config: Mapping[str, object] | None = None
+    dropped: tuple[ParamName, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A foreign format.
+
+    Attributes:
+        name: as a user writes it.
+        matches: whether keys and header are of this format.
+        decode: read all of a file. Raises AdapterError for what cannot be read.
+        encode: write an adapter. Raises AdapterError for what the format cannot hold and the wishes do not settle,
+            counted and named, with the options that settle it.
+    """
+
+    name: FormatName
+    matches: Callable[[Collection[str], Mapping[str, str]], bool]
+    decode: Callable[[Source], Parts]
+    encode: Callable[[Adapter, Wishes], Encoded]

@@ -1,0 +1,77 @@
+"""The user's run-time scale of a LoRA: one number, or several by layer."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from lbm_lora.errors import ConfigError, Option
+from lbm_lora.naming import DENOISER_PREFIX, ParamName, select
+
+_FORM = "Give a number, or numbers by layer such as 0.8,down_blocks=0.5,attn1=0."
+
+
+@dataclass(frozen=True)
+class LoraScale:
+    """A scale, and exceptions by pattern: `0.8,down_blocks=0.5,attn1=0`.
+
+    Attributes:
+        default: scale of parameters that no pattern matches; finite, may be negative.
+        parts: (pattern, scale), see `lbm_lora.naming`; where several patterns match a parameter, the last one counts.
+    """
+
+    default: float = 1.0
+    parts: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def parse(cls, value: "str | float | LoraScale") -> "LoraScale":
+        """Return the scale that a user wrote.
+
+        Raises:
+            ConfigError: it has not the form `NUMBER` or `NUMBER,PATTERN=NUMBER,...`, or a number is not finite.
+        """
+        if isinstance(value, LoraScale):
+            return value
+        if not isinstance(value, str):
+            return cls(_number(str(value), str(value)))
+        default, parts = 1.0, list[tuple[str, float]]()
+        for index, word in enumerate(value.split(",")):
+            pattern, sign, number = word.strip().rpartition("=")
+            if sign and pattern:
+                parts.append((pattern, _number(number, value)))
+            elif index == 0 and not sign:
+                default = _number(word, value)
+            else:
+                raise ConfigError(Option("lora_scale"), f" '{value}': '{word.strip()}' has no pattern. {_FORM}")
+        return cls(default, tuple(parts))
+
+    @property
+    def is_uniform(self) -> bool:
+        return not self.parts
+
+    def by_param(self, names: Collection[ParamName]) -> dict[ParamName, float]:
+        """Return the scale of each parameter.
+
+        Raises:
+            PatternError: a pattern is malformed or matches no name.
+        """
+        scales = dict.fromkeys(names, self.default)
+        for pattern, scale in self.parts:
+            for name in select(names, [pattern], prefix=DENOISER_PREFIX, params=True):
+                scales[ParamName(name)] = scale
+        return scales
+
+    @cached_property
+    def text(self) -> str:
+        """As a user writes it."""
+        return ",".join([f"{self.default:g}", *(f"{pattern}={scale:g}" for pattern, scale in self.parts)])
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ConfigError(Option("lora_scale"), f" '{whole}': '{text}' is not a number. {_FORM}") from None
+    if not math.isfinite(number):
+        raise ConfigError(Option("lora_scale"), f" must be finite, got {whole}.")
+    return number

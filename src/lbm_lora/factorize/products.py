@@ -1,0 +1,34 @@
+"""The SVD of a sum of low-rank products, from their factors alone.
+
+With all `up` side by side and all `down` on top of each other the sum is one product of two thin matrices. QR of both
+leaves a small square matrix, whose SVD is that of the sum: memory and time depend on the ranks, and the
+matrix itself is never built unless the ranks reach its short side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from lbm_lora.factorize.factors import Factors
+from lbm_lora.factorize.svd import TruncatedSVD, exact_svd
+
+
+def concatenated(terms: Sequence[Factors]) -> Factors:
+    """Return factors whose product is the sum of the terms': the ranks add up.
+
+    Args:
+        terms: one or more, of one shape.
+    """
+    ups, downs = [term.up.float() for term in terms], [term.down.float() for term in terms]
+    return Factors(torch.cat(ups, dim=1), torch.cat(downs))
+
+
+def product_svd(factors: Factors) -> TruncatedSVD:
+    """Return the complete SVD of up @ down: min(rank, out, columns) values, in fp32 and to its precision."""
+    up, down = factors.up.float(), factors.down.float()
+    if factors.rank >= min(up.shape[0], down.shape[1]):
+        return exact_svd(up @ down, min(up.shape[0], down.shape[1]))
+    left_frame, left = torch.linalg.qr(up)
+    right_frame, right = torch.linalg.qr(down.mT)
+    small = exact_svd(left @ right.mT, factors.rank)
+    return TruncatedSVD(left_frame @ small.left, small.values, small.right @ right_frame.mT, exact=True)

@@ -1,0 +1,39 @@
+"""The SVD of a sum of products, against that of the matrix."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbm_lora.factorize import Factors, concatenated, exact_svd, product_svd
+
+SIDES = st.integers(1, 24)
+
+
+def terms_of(rows: int, columns: int, ranks: list[int]) -> list[Factors]:
+    generator = torch.Generator().manual_seed(rows * 31 + columns)
+    return [
+        Factors(torch.randn(rows, r, generator=generator), torch.randn(r, columns, generator=generator)) for r in ranks
+    ]
+
+
+@given(rows=SIDES, columns=SIDES, ranks=st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_it_is_the_svd_of_the_sum(rows: int, columns: int, ranks: list[int]) -> None:
+    terms = terms_of(rows, columns, ranks)
+    matrix = sum((term.product() for term in terms), start=torch.zeros(rows, columns))
+    found = product_svd(concatenated(terms))
+    count = min(sum(ranks), rows, columns)
+    assert found.left.shape == (rows, count)
+    assert found.right.shape == (count, columns)
+    torch.testing.assert_close(found.left * found.values @ found.right, matrix, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.values, exact_svd(matrix, count).values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_its_first_ranks_are_the_best_approximation(rank: int) -> None:
+    factors = concatenated(terms_of(40, 30, [4, 4]))
+    matrix = factors.product()
+    found = product_svd(factors).first(rank)
+    best = exact_svd(matrix, rank)
+    error = torch.linalg.norm(matrix - found.left * found.values @ found.right)
+    assert error <= 1.0001 * torch.linalg.norm(matrix - best.left * best.values @ best.right)
