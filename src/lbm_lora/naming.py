@@ -5,8 +5,9 @@ its last part. Both are relative to the component: they do not include the check
 Only this module splits param names.
 
 Patterns: a plain word matches any part of the name; `*`, `?` or `[` makes it a glob over the full name; `re:` starts
-a regular expression that may match anywhere. Where parameters are chosen, a pattern may match the param name or its
-module name: `mid_block.*.proj_in` selects both the weight and the bias of those modules.
+a regular expression that may match anywhere, and is refused where it takes longer than a second. Where parameters are
+chosen, a pattern may match the param name or its module name: `mid_block.*.proj_in` selects both the weight and the
+bias of those modules.
 """
 
 import fnmatch
@@ -14,6 +15,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import NewType
+
+import regex
 
 from lbm_lora.errors import PatternError
 
@@ -24,6 +27,9 @@ DENOISER_PREFIX = "denoiser."
 """Prefix of the component that an LBM LoRA changes."""
 ATTENTION = ("attn1.to_", "attn2.to_")
 """Patterns of the attention layers: queries, keys, values and outputs."""
+
+
+_SECONDS = 1  # for a pattern on one name
 
 
 def module_of(name: ParamName) -> ModuleName:
@@ -56,14 +62,25 @@ def matcher(pattern: str) -> Callable[[str], bool]:
         raise PatternError("an empty pattern selects nothing. Give part of a name, a glob, or re:REGEX.")
     if pattern.startswith("re:"):
         try:
-            compiled = re.compile(pattern[3:])
-        except re.error as error:
+            compiled = regex.compile(pattern[3:])
+        except (regex.error, RecursionError, OverflowError) as error:
             raise PatternError(f"pattern '{pattern}': the regular expression does not compile: {error}.") from None
-        return lambda name: compiled.search(name) is not None
+        return lambda name: _found(compiled, name)
     if any(sign in pattern for sign in "*?["):
         glob = re.compile(fnmatch.translate(pattern))
         return lambda name: glob.match(name) is not None
     return lambda name: pattern in name
+
+
+def _found(compiled: "regex.Pattern[str]", name: str) -> bool:
+    """Search a name, for a limited time: an expression may try exponentially many ways to match."""
+    try:
+        return compiled.search(name, timeout=_SECONDS) is not None
+    except TimeoutError:
+        raise PatternError(
+            f"pattern 're:{compiled.pattern}' takes more than {_SECONDS} s for one name. Nested repetitions such as "
+            "(a+)+ do that: write it simpler."
+        ) from None
 
 
 def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "", params: bool = False) -> set[str]:

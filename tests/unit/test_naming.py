@@ -121,8 +121,7 @@ def test_a_malformed_regular_expression_is_refused() -> None:
     with pytest.raises(PatternError) as caught:
         select(MODULES, ["re:proj_(in"])
     assert str(caught.value) == (
-        "pattern 're:proj_(in': the regular expression does not compile: "
-        "missing ), unterminated subpattern at position 5."
+        "pattern 're:proj_(in': the regular expression does not compile: missing ) at position 8."
     )
 
 
@@ -143,3 +142,8 @@ def test_no_match_names_the_nearest(pattern: str, nearest: str) -> None:
     with pytest.raises(PatternError) as caught:
         select(MODULES, ["conv_in", pattern])
     assert str(caught.value) == f"pattern '{pattern}' matches none of 6 names.{nearest} `lbm-lora layers` lists them."
+
+
+def test_an_expression_that_backtracks_is_refused_in_time() -> None:
+    with pytest.raises(PatternError, match=r"takes more than 1 s for one name\. Nested repetitions"):
+        matcher("re:(a|aa)+$")("a" * 60 + "b")

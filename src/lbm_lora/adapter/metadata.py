@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+from lbm_lora.plain_text import TextError, parse_json
+
 FORMAT = "1"
 SETTINGS_KEY = "lbm_lora_settings"
 REFINEMENT_KEY = "lbm_lora_refinement"
@@ -97,5 +99,9 @@ def _json(value: object) -> str:
 
 
 def parsed(facts: Mapping[str, str], key: str) -> dict[str, object]:
-    """Return a JSON fact as a dictionary; empty if absent."""
-    return cast(dict[str, object], json.loads(facts.get(key, "{}")))
+    """Return a JSON fact as a dictionary; empty if it is absent or, as another program may write it, not one."""
+    try:
+        found = parse_json(facts.get(key, "{}"))
+    except TextError:
+        return {}
+    return cast(dict[str, object], found) if isinstance(found, dict) else {}

@@ -24,6 +24,7 @@ from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import Point
 from lbm_lora.imaging.digests import packed
 from lbm_lora.naming import ModuleName
+from lbm_lora.plain_text import parse_json
 
 FORMAT = "1"
 
@@ -59,7 +60,7 @@ def load_statistics(path: Path | str) -> Statistics:
             what = f"is {kind.name}, not a file of calibration statistics"
         raise CheckpointError(f"{path} {what}. `lbm-lora calibrate` writes format {FORMAT}.")
     try:
-        facts = cast(dict[str, Any], json.loads(file.metadata[_FACTS_KEY]))
+        facts = cast(dict[str, Any], parse_json(file.metadata[_FACTS_KEY]))
         rows = cast(dict[str, tuple[list[int], str, float]], facts["layers"])
         layers = {ModuleName(n): CalledLayer(shape=tuple(s), inputs=ModuleName(i)) for n, (s, i, _) in rows.items()}
         schedule = tuple((timestep, probability) for timestep, probability in facts["origin"].pop("schedule"))

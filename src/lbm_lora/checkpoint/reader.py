@@ -7,7 +7,6 @@
 Names and shapes are read first; bytes on demand, in the order of the file.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from copy import copy
 from pathlib import Path
@@ -25,6 +24,7 @@ from lbm_lora.checkpoint.torch_file import TorchFile
 from lbm_lora.errors import CheckpointError, Option, listing
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
+from lbm_lora.plain_text import parse_json, read_text
 
 _INDEX = ".safetensors.index.json"
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -183,10 +183,16 @@ def _files_of(path: Path) -> list[Path]:
         return _files_of(_one_of_folder(path))
     if path.name.endswith(_INDEX):
         try:
-            weight_map = cast(dict[str, str], json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-            shards = [path.parent / name for name in dict.fromkeys(weight_map.values())]
+            weight_map = cast(dict[str, str], parse_json(read_text(path))["weight_map"])
+            names = list(dict.fromkeys(weight_map.values()))
+            outside = [name for name in names if Path(name).name != name]
         except (ValueError, KeyError, AttributeError, TypeError):
             raise CheckpointError(f"{path} is not an index of shards: it has no readable `weight_map`.") from None
+        if outside:
+            raise CheckpointError(
+                f"{path} names shards outside its folder: {listing(outside, limit=3)}. Only files beside it are read."
+            )
+        shards = [path.parent / name for name in names]
         missing = [shard.name for shard in shards if not shard.exists()]
         if missing:
             raise CheckpointError(f"{path} lists missing shards: {listing(missing)}. Download them to its folder.")

@@ -2,7 +2,8 @@
 
 A file of `torch.save` is a zip archive: `data.pkl` describes the tensors, `data/<key>` holds their bytes. The
 unpickler used here knows only tensors and plain containers; every other class becomes an inert stand-in, so a file can
-neither run code nor fail because a class of its trainer is not installed. Tensor bytes stay in the file, behind a
+neither run code nor fail because a class of its trainer is not installed. Its instructions are read once before they
+are followed, so that it cannot ask for memory that its size does not justify. Tensor bytes stay in the file, behind a
 memory map, until a tensor is requested.
 """
 
@@ -10,6 +11,7 @@ import collections
 import io
 import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +27,10 @@ from lbm_lora.errors import CheckpointError
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field (zip, section 4.3.7)
 _CONTAINERS = ("model_state_dict", "state_dict")
+_MAX_PICKLE_BYTES = 64 * 2**20  # the pickle of a complete LBM takes 0.3 MB
+_MAX_VALUES = 100_000  # values of the plain entries, shared ones counted each time
+_MAX_DEPTH = 50
+_MEMO_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -42,10 +48,10 @@ _STORAGE_DTYPES = {
 
 @dataclass(frozen=True)
 class _Storage:
-    """A storage, as named in the pickle."""
+    """A storage, as named in the pickle. Its dtype is None where it is none that a network has."""
 
     key: str
-    dtype: torch.dtype
+    dtype: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class _LazyTensor:
     """A tensor, as described in the pickle."""
 
     storage: _Storage
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -125,7 +131,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         _, dtype, key, *_ = cast(tuple[Any, ...], pid)
-        return _Storage(key=str(key), dtype=dtype if isinstance(dtype, torch.dtype) else torch.uint8)
+        return _Storage(key=str(key), dtype=dtype if isinstance(dtype, torch.dtype) else None)
 
 
 class TorchFile:
@@ -146,30 +152,50 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive, path.open("rb") as file:
                 root = _root(path, archive)
-                tree = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
+                _check_byte_order(path, archive, f"{root}byteorder")
                 self._places = _places(archive, file, f"{root}data/")
+                tree = _Unpickler(io.BytesIO(_checked_pickle(path, archive, f"{root}data.pkl"))).load()
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except RecursionError:
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: it nests too deeply.") from None
         except (CheckpointError, OSError):
             raise
         except Exception as error:  # a damaged pickle or archive may raise nearly anything (documentation of pickle)
-            raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}.") from None
+            said = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {said}.") from None
         tensors, self.extra = _split(path, tree)
         self._tensors = tensors
-        self.specs: Mapping[str, TensorSpec] = {k: TensorSpec(t.dtype, t.shape) for k, t in tensors.items()}
+        self.specs: Mapping[str, TensorSpec] = {name: self._spec(name, lazy) for name, lazy in tensors.items()}
+
+    def _spec(self, name: str, lazy: _LazyTensor) -> TensorSpec:
+        """Return a tensor's dtype and shape, checked against the bytes that the file holds for it."""
+        if lazy.storage.key not in self._places:
+            raise CheckpointError(f"{self.path}: {name} has no data. The file is damaged: download it again.")
+        numbers = (lazy.offset, *lazy.shape, *lazy.stride)
+        are_sizes = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+        if lazy.dtype is None or lazy.dtype.is_complex or not are_sizes:
+            raise CheckpointError(
+                f"{self.path}: {name} has the dtype {lazy.dtype or 'of another program'} and the shape "
+                f"{str(lazy.shape)[:100]}, which no weight has."
+            )
+        spec, nbytes = TensorSpec(lazy.dtype, lazy.shape), self._places[lazy.storage.key][1]
+        if spec.nbytes > nbytes:
+            raise CheckpointError(
+                f"{self.path}: {name} is {spec}, but has only {nbytes:,} bytes. The file is damaged: download it again."
+            )
+        return spec
 
     def read(self, name: str) -> torch.Tensor:
         """Return the tensor `name` in its storage dtype, as a view of the file."""
-        lazy = self._tensors[name]
-        if lazy.storage.key not in self._places:
-            raise CheckpointError(f"{self.path}: {name} has no data. The file is damaged: download it again.")
+        lazy, dtype = self._tensors[name], self.specs[name].dtype
         offset, nbytes = self._places[lazy.storage.key]
         try:
             flat = torch.empty(0, dtype=torch.uint8)
             if nbytes:
                 flat = torch.frombuffer(self._map, dtype=torch.uint8, count=nbytes, offset=offset)
-            if offset % lazy.dtype.itemsize:
+            if offset % dtype.itemsize:
                 flat = flat.clone()
-            return flat.view(lazy.dtype).as_strided(lazy.shape, lazy.stride, lazy.offset)
+            return flat.view(dtype).as_strided(lazy.shape, lazy.stride, lazy.offset)
         except (RuntimeError, TypeError, ValueError):
             raise CheckpointError(
                 f"{self.path}: {name} is {self.specs[name]}, but has only {nbytes:,} bytes. "
@@ -183,6 +209,26 @@ def _root(path: Path, archive: zipfile.ZipFile) -> str:
         if name.endswith("/data.pkl"):
             return name.removesuffix("data.pkl")
     raise CheckpointError(f"{path} is a zip archive, but torch.save did not write it: it has no data.pkl.")
+
+
+def _checked_pickle(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return the pickle, whose size is bounded and whose memo has no more places than instructions."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > _MAX_PICKLE_BYTES:
+        raise CheckpointError(
+            f"{path}: {name} is compressed or larger than {_MAX_PICKLE_BYTES // 2**20} MiB, which torch.save does not "
+            "write for a network. Save only the tensors."
+        )
+    data = archive.read(info)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name in _MEMO_PUTS and int(argument or 0) > count:
+            raise CheckpointError(f"{path}: its pickle asks for memory that it does not use. The file is not safe.")
+    return data
+
+
+def _check_byte_order(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    if name in archive.namelist() and archive.read(name)[:16].strip() == b"big":
+        raise CheckpointError(f"{path} was written on a big-endian machine. Save it again on a little-endian one.")
 
 
 def _places(archive: zipfile.ZipFile, file: IO[bytes], folder: str) -> dict[str, tuple[int, int]]:
@@ -213,13 +259,27 @@ def _split(path: Path, tree: object) -> tuple[dict[str, _LazyTensor], dict[str, 
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors, neither at the top level nor in {' or '.join(_CONTAINERS)}.")
     rest = {str(k): v for k, v in entries.items() if k != container and not isinstance(v, _LazyTensor)}
-    return tensors, {key: value for key, value in rest.items() if _is_plain(value)}
+    return tensors, {
+        key: value for key, value in rest.items() if _plain_values(value, _MAX_VALUES, _MAX_DEPTH) is not None
+    }
 
 
-def _is_plain(value: object) -> bool:
-    """Return whether a value consists only of numbers, strings and containers."""
+def _plain_values(value: object, most: int, depth: int) -> int | None:
+    """Return the number of values in a value of numbers, strings and containers; None for anything else.
+
+    None too for more than `most`, or nested deeper than `depth`: a list may contain itself, or one part many times.
+    """
     if isinstance(value, dict):
-        return all(_is_plain(item) for item in cast(dict[object, object], value).values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in cast(list[object], value))
-    return value is None or isinstance(value, (bool, int, float, str))
+        parts = list(cast(dict[object, object], value).values())
+    elif isinstance(value, (list, tuple)):
+        parts = list(cast(list[object], value))
+    else:
+        is_plain = value is None or isinstance(value, (bool, int, float, str))
+        return 1 if is_plain and most > 0 else None
+    count = 1
+    for part in parts:
+        found = _plain_values(part, most - count, depth - 1) if depth else None
+        if found is None:
+            return None
+        count += found
+    return count

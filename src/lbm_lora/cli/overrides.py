@@ -6,6 +6,7 @@ import yaml
 
 from lbm_lora.cli.arguments import grouped
 from lbm_lora.errors import ConfigError
+from lbm_lora.plain_text import TextError, parse_yaml
 
 
 def split_overrides(
@@ -45,6 +46,6 @@ def _yaml(words: Sequence[str], is_list: bool) -> str:
 
 def _scalar(word: str) -> object:
     try:
-        return yaml.safe_load(word)
-    except yaml.YAMLError:
+        return parse_yaml(word)
+    except TextError:
         return word

@@ -5,7 +5,6 @@ checkpoint. All of them are presented the same way: with diffusers' tensor names
 configurations as far as they are known. Only the UNet, the VAE and the scheduler are read.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.hub import WEIGHTS, fetch_backbone
 from lbm_lora.model.names import empty_unet, empty_vae, shapes_of
+from lbm_lora.plain_text import TextError, parse_json, read_text
 
 # diffusers' own names of a VAE's attention before its release 0.17.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -207,11 +207,11 @@ def _new_vae_name(key: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. A diffusers folder must contain it.") from None
-    except ValueError:
-        raise ConfigError(f"{path} is not JSON.") from None
+    except TextError as error:
+        raise ConfigError(f"{path} {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not an object.")
     return cast(dict[str, Any], values)

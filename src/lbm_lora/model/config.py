@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.missing_path import not_there
 from lbm_lora.model.constants import SDXL_SIGNATURE
+from lbm_lora.plain_text import TextError, parse_yaml, read_text
 
 # Keys of LBM's own training files and of the configuration that it pickles. They do not describe the model.
 _LEFT_ALONE = frozenset({
@@ -134,13 +134,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or is not a YAML mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(path))
     except FileNotFoundError:
         raise ConfigError(not_there(path, (".yaml", ".yml"))) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not plain YAML: {' '.join(str(error).split())}.") from None
+    except TextError as error:
+        raise ConfigError(f"{path} {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
     return cast(dict[str, Any], values)

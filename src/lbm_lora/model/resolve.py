@@ -14,6 +14,7 @@ from lbm_lora.errors import ConfigError, Option
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
+from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.progress import warn
 
 METADATA_KEY = "lbm_config"
@@ -106,11 +107,14 @@ def own_values(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """
     text = checkpoint.metadata.get(METADATA_KEY)
     if text is not None:
+        where = f"{checkpoint.path} (metadata {METADATA_KEY})"
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            where = f"{checkpoint.path} (metadata {METADATA_KEY})"
-            raise ConfigError(f"{where}: the configuration is not JSON. The file was edited or is damaged.") from None
+            values = parse_json(text)
+        except TextError as error:
+            raise ConfigError(f"{where}: the configuration {error}. The file was edited or is damaged.") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: the configuration is a {type(values).__name__}, not a mapping of keys.")
+        return cast(dict[str, Any], values)
     whole, held = checkpoint.extra.get(METADATA_KEY), checkpoint.extra.get("config")
     if isinstance(whole, dict):
         return cast(dict[str, Any], whole)

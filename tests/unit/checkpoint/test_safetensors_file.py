@@ -59,8 +59,39 @@ def test_a_file_that_is_too_long(tmp_path: Path) -> None:
             b"PK\x03\x04" + bytes(60),
             " is not a safetensors file, or is truncated: its header does not fit into 64 bytes.",
         ),
-        (with_header(b"{]"), " is not a safetensors file: its header is not JSON."),
-        (with_header(b"\xff\xfe"), " is not a safetensors file: its header is not JSON."),
+        (
+            with_header(b"{]"),
+            " is not a safetensors file: its header is not JSON: Expecting property name enclosed in double quotes: "
+            "line 1 column 2 (char 1).",
+        ),
+        (
+            with_header(b'{"a": 1, "a": 1}'),
+            " is not a safetensors file: its header repeats the key 'a'.",
+        ),
+        (
+            with_header(b"[" * 100_000),
+            " is not a safetensors file: its header nests too deeply.",
+        ),
+        (
+            with_header({**entry(data_offsets=[0, 8]), "b": entry(data_offsets=[4, 12])["a"]}, bytes(12)),
+            ": b begins at byte 4 of the data, where 8 is due: the tensors overlap. The file is damaged, or made to "
+            "deceive.",
+        ),
+        (
+            with_header({**entry(data_offsets=[0, 8]), "b": entry(data_offsets=[12, 20])["a"]}, bytes(20)),
+            ": b begins at byte 12 of the data, where 8 is due: the tensors leave a hole. The file is damaged, or made "
+            "to deceive.",
+        ),
+        (
+            with_header(entry(data_offsets=[8, 16]), bytes(16)),
+            ": a begins at byte 8 of the data, where 0 is due: the tensors leave a hole. The file is damaged, or made "
+            "to deceive.",
+        ),
+        (
+            with_header(entry(shape=[0, 2**63], data_offsets=[0, 0])),
+            ": the header entry of a is malformed: {'dtype': 'F32', 'shape': [0, 9223372036854775808], "
+            "'data_offsets': [0, 0]}.",
+        ),
         (with_header([1]), " is not a safetensors file: its header is not a JSON object."),
         (with_header({"__metadata__": "x"}), ": the header's __metadata__ is malformed: 'x'."),
         (with_header({"a": 3}), ": the header entry of a is malformed: 3."),

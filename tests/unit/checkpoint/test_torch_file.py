@@ -199,6 +199,48 @@ def test_bytes_that_are_too_few(tmp_path: Path, size: int) -> None:
     )
 
 
+def with_pickle(code: bytes, compression: int = 0) -> bytes:
+    return rewritten(saved(STATE), lambda name, data: code if name.endswith("data.pkl") else data, compression)
+
+
+def test_a_pickle_that_asks_for_memory(tmp_path: Path) -> None:
+    text = error_of(tmp_path / "a.ckpt", with_pickle(b"\x80\x02}r\xff\xff\xff\x7f."))
+    assert text == ": its pickle asks for memory that it does not use. The file is not safe."
+
+
+def test_a_pickle_that_unpacks_to_more_than_a_network_needs(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(65 * 2**20))
+    text = error_of(tmp_path / "a.ckpt", buffer.getvalue())
+    assert text.startswith(": archive/data.pkl is compressed or larger than 64 MiB")
+
+
+@pytest.mark.parametrize("made", ["itself", "twins", "deep"])
+def test_plain_entries_without_end_are_left_out(tmp_path: Path, made: str) -> None:
+    value: list[Any] = [1]
+    if made == "itself":
+        value.append(value)
+    for _ in range({"itself": 0, "twins": 60, "deep": 400}[made]):
+        value = [value, value] if made == "twins" else [value]
+    (tmp_path / "a.ckpt").write_bytes(saved({"state_dict": STATE, "epoch": 3, "x": value}))
+    assert open_checkpoint(tmp_path / "a.ckpt").extra == {"epoch": 3}
+
+
+def test_a_tensor_that_claims_more_than_its_bytes(tmp_path: Path) -> None:
+    text = error_of(tmp_path / "a.ckpt", saved({"a": torch.ones(1).expand(2**40)}))
+    assert text == ": a is (1099511627776,) fp32, but has only 4 bytes. The file is damaged: download it again."
+
+
+def test_complex_numbers_and_big_endian_machines(tmp_path: Path) -> None:
+    text = error_of(tmp_path / "a.ckpt", saved({"a": torch.ones(2, dtype=torch.complex64)}))
+    assert text == ": a has the dtype of another program and the shape (2,), which no weight has."
+    swapped = rewritten(saved(STATE), lambda name, data: b"big" if name.endswith("byteorder") else data)
+    assert error_of(tmp_path / "a.ckpt", swapped) == (
+        " was written on a big-endian machine. Save it again on a little-endian one."
+    )
+
+
 @pytest.mark.parametrize("value", [[1], 3, "text", None, STATE["a"]])
 def test_a_file_that_holds_no_dictionary(tmp_path: Path, value: object) -> None:
     text = error_of(tmp_path / "a.ckpt", saved(value))

@@ -13,6 +13,7 @@ from typing import Any
 
 from lbm_lora.atomic import write_text
 from lbm_lora.errors import ConfigError, listing
+from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.shards.samples import Skipped
 
 SETTINGS = "infer.json"
@@ -46,7 +47,7 @@ def read_record(output: Path) -> ShardRecord:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        held = json.loads(_path(output).read_text(encoding="utf-8"))
+        held = parse_json(read_text(_path(output)))
         skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
         return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped)
     except (OSError, ValueError, KeyError, TypeError):
@@ -74,7 +75,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) 
             )
         return
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = parse_json(read_text(path))
         differing = [
             f"{name} was {held.get(name)!r} and is now {value!r}"
             for name, value in settings.items()

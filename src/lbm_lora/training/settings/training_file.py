@@ -6,7 +6,7 @@ list.
 
 import json
 import re
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.missing_path import not_there
+from lbm_lora.plain_text import TextError, parse_yaml, read_text
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -43,14 +44,7 @@ class Section(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of plain YAML in which 1e-4 is a number, as in YAML 1.2, and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' is repeated", node.start_mark)
-        return super().construct_mapping(node, deep)
+    """Loader of plain YAML in which 1e-4 is a number, as in YAML 1.2."""
 
 
 _Loader.add_implicit_resolver(
@@ -67,13 +61,13 @@ def read_values(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, or is not a mapping of plain YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigError(not_there(path, (".yaml", ".yml"))) from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not plain YAML: {error}.") from None
+    except TextError as error:
+        raise ConfigError(f"{path} {error}.") from None
     values = _load(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
@@ -148,9 +142,9 @@ def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> No
 
 def _load(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not plain YAML: {' '.join(str(error).split())}.") from None
+        return parse_yaml(text, _Loader)
+    except TextError as error:
+        raise ConfigError(f"{where} {error}.") from None
 
 
 def _unknown(key: str, valid: Collection[str]) -> str:

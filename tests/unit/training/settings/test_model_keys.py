@@ -55,8 +55,7 @@ Said = Callable[..., str]
         ),
         (
             {"rank_pattern": {"re:(": 4}},
-            "pattern 're:(': the regular expression does not compile: missing ), unterminated subpattern at "
-            "position 0.",
+            "pattern 're:(': the regular expression does not compile: missing ) at position 1.",
         ),
         (
             {"init_lora": "pisa"},

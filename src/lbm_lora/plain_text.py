@@ -1,0 +1,118 @@
+"""Read JSON and YAML that someone else wrote, within limits.
+
+A text may nest so deeply, or repeat itself by reference so often, that reading it eats the stack, the memory or the
+day. Both formats are read here, within `LIMITS`; what exceeds them is refused in one line.
+"""
+
+import json
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest sizes of a text.
+
+    Attributes:
+        nbytes: of a YAML or JSON file; a safetensors header has its own limit.
+        values: values of a YAML file, those behind references counted each time.
+    """
+
+    nbytes: int = 16 * 2**20
+    values: int = 100_000
+
+
+LIMITS = Limits()
+
+
+class TextError(ValueError):
+    """A text is not in the format, or exceeds the limits. Its message completes `FILE `: `is not JSON: ...`."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        TextError: it is not JSON, repeats a key, holds NaN or Infinity, or nests too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_pairs, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise TextError("nests too deeply") from None
+    except TextError:
+        raise
+    except ValueError as error:
+        raise TextError(f"is not JSON: {' '.join(str(error).split())[:200]}") from None
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the value of a YAML text, without tags that build Python objects.
+
+    Raises:
+        TextError: it is not YAML, repeats a key, refers to itself, or exceeds a limit.
+    """
+    try:
+        reader = loader(text)
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        if _values_of(node, {}) > LIMITS.values:
+            raise TextError(f"has more than {LIMITS.values:,} values once its references are followed")
+        return reader.construct_document(node)
+    except RecursionError:
+        raise TextError("nests too deeply, or refers to itself") from None
+    except TextError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-45 is a ValueError
+        raise TextError(f"is not plain YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        TextError: it is too large, or not UTF-8.
+    """
+    if path.stat().st_size > LIMITS.nbytes:
+        raise TextError(f"is larger than {LIMITS.nbytes // 2**20} MiB")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TextError("is not a text in UTF-8") from None
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise TextError(f"repeats the key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return found
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise TextError(f"holds {word}, which is not JSON")
+
+
+def _values_of(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values of a node as if every reference were written out; checks that no key is repeated."""
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise TextError("refers to itself")
+        return known[id(node)]
+    known[id(node)] = -1
+    if isinstance(node, yaml.MappingNode):
+        keys: list[Hashable] = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise TextError(f"repeats the key {next(key for key in keys if keys.count(key) > 1)!r}")
+        count = 1 + sum(_values_of(part, known) for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        count = 1 + sum(_values_of(part, known) for part in node.value)
+    else:
+        count = 1
+    known[id(node)] = min(count, LIMITS.values + 1)
+    return known[id(node)]

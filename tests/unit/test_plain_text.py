@@ -1,0 +1,83 @@
+"""JSON and YAML of others: what is read, and what is refused in one line, at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbm_lora.plain_text import LIMITS, TextError, parse_json, parse_yaml, read_text
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def bomb(levels: int) -> str:
+    """A billion laughs: each list holds the one before nine times."""
+    lines = ["a0: &a0 [lol]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@given(VALUES)
+def test_plain_yaml_is_read_as_the_library_reads_it(value: object) -> None:
+    assert parse_yaml(yaml.safe_dump(value)) == value
+
+
+def test_references_are_read() -> None:
+    assert parse_yaml("a: &x [1, 2]\nb: *x") == {"a": [1, 2], "b": [1, 2]}
+    assert parse_yaml("") is None
+    assert parse_yaml("a: &x {k: 1}\nb:\n  <<: *x\n  j: 2") == {"a": {"k": 1}, "b": {"k": 1, "j": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(12), "has more than 100,000 values once its references are followed"),
+        ("a: &x [*x]", "refers to itself"),
+        ("[" * 5000 + "]" * 5000, "nests too deeply, or refers to itself"),
+        ("a: 1\nb: 2\na: 3", "repeats the key 'a'"),
+        ("a: [1", "is not plain YAML: while parsing a flow sequence"),
+        ("a: !!python/object/apply:os.system [id]", "is not plain YAML: could not determine a constructor"),
+        ("a: 2024-13-45", "is not plain YAML: month must be in 1..12"),
+        ("a\0b", "is not plain YAML: unacceptable character"),
+        ("- a\n--- \n- b", "is not plain YAML: expected a single document"),
+    ],
+)
+def test_yaml_that_is_refused(text: str, said: str) -> None:
+    with pytest.raises(TextError) as caught:
+        parse_yaml(text)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 200_000 + "]" * 200_000, "nests too deeply"),
+        ('{"a": ' * 200_000, "nests too deeply"),
+        ('{"a": 1, "a": 2}', "repeats the key 'a'"),
+        ('{"a": NaN}', "holds NaN, which is not JSON"),
+        ("[-Infinity]", "holds -Infinity, which is not JSON"),
+        ("{]", "is not JSON: "),
+        ("9" * 5000, "is not JSON: "),
+        (b"\xff\xfe", "is not JSON: "),
+    ],
+)
+def test_json_that_is_refused(text: str | bytes, said: str) -> None:
+    with pytest.raises(TextError) as caught:
+        parse_json(text)
+    assert str(caught.value).startswith(said)
+
+
+def test_files_that_are_no_text_or_too_large(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xff")
+    with pytest.raises(TextError, match="is not a text in UTF-8"):
+        read_text(tmp_path / "a")
+    with (tmp_path / "b").open("wb") as file:
+        file.truncate(LIMITS.nbytes + 1)
+    with pytest.raises(TextError, match="is larger than 16 MiB"):
+        read_text(tmp_path / "b")
