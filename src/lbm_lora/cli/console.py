@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from rich.console import Console as Terminal
 
 from lbm_lora.cli.bars import Bars
-from lbm_lora.cli.spelling import as_flag, line
+from lbm_lora.cli.spelling import as_flag, line, printable
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
@@ -40,8 +40,11 @@ _OUT_OF_MEMORY = (
     "--device cpu."
 )
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-# failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else, a limit
+_REFUSED = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EMFILE,
+    errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ETXTBSY, errno.EBUSY,
+})  # fmt: skip
 
 
 class Console:
@@ -60,7 +63,7 @@ class Console:
     def print_result(self, text: str, result: object, *, as_json: bool = False) -> None:
         """Print the result of the command on stdout: `text`, or `result` as JSON (see `jsonable`)."""
         self.progress.stop()
-        shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else text
+        shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else printable(text)
         _write(sys.stdout, shown + "\n")
 
     def fail(self, failure: QualityError) -> None:

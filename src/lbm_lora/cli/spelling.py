@@ -13,9 +13,13 @@ def as_flag(option: Option) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, and with its control characters spelt out: names from files may hold anything."""
-    flat = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+    """Text without line breaks, and printable."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text with its control characters spelt out, line breaks excepted: names from files may hold anything."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def line(kind: str, message: str) -> Text:

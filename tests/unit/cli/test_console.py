@@ -164,6 +164,8 @@ def test_anything_else_is_a_defect_with_a_traceback(capsys: pytest.CaptureFixtur
     ("error", "line", "code"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device.", 2),
+        (OSError(errno.EFBIG, "File too large", "/x/y"), "/x/y: File too large.", 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/x"), "/x: File name too long.", 2),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.", 2),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied.", 2),
     ],

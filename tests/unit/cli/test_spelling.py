@@ -1,6 +1,6 @@
 """How options and lines of a message are spelt."""
 
-from lbm_lora.cli.spelling import as_flag, line, one_line
+from lbm_lora.cli.spelling import as_flag, line, one_line, printable
 from lbm_lora.errors import Option
 
 
@@ -11,6 +11,10 @@ def test_options_are_flags() -> None:
 
 def test_one_line_spells_control_characters() -> None:
     assert one_line("a\n\t b\x1b[31m\u202e é") == r"a b\x1b[31m\u202e é"
+
+
+def test_a_text_keeps_its_lines_and_no_other_control() -> None:
+    assert printable("a  \x1b]0;title\x07 \r\n  b") == "a  \\x1b]0;title\\x07 \\r\n  b"
 
 
 def test_a_line_has_the_colour_of_its_kind_on_its_first_word() -> None:
