@@ -1,14 +1,16 @@
 """Map diffusers' names of SDXL's tensors to those of a single-file checkpoint (Stability AI's generative-models).
 
-The table is built forward, from the names of a network: nothing is guessed from a foreign name. With n
-layers per block, layer j of down block b is input block 1 + b * (n + 1) + j, and layer j of up block b is output
-block b * (n + 1) + j. The VAE numbers its up blocks from the output side, and stores the projections of its attention
-as 1x1 convolutions.
+Tables are built forward, from the names of a network: nothing is guessed from a foreign name. The UNet's is
+`adapter/formats/names.py`, since the LoRAs of other programs need it too. The VAE numbers its up blocks from the output
+side, and stores the projections of its attention as 1x1 convolutions.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from lbm_lora.adapter.formats.names import unet_modules
+from lbm_lora.naming import ParamName, leaf_of, module_of
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
@@ -20,26 +22,7 @@ ADD_EMBEDDING = {
 }
 """Names of SDXL's text and time embedding, which a base drops."""
 
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_UNET_ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_UNET_PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _VAE_PLACE = re.compile(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)")
 _VAE_MID = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
@@ -49,11 +32,18 @@ def unet_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]
 
     Args:
         names: diffusers' tensor names.
-        config: the diffusers configuration: `layers_per_block` and `up_block_types` are read.
+        config: the diffusers configuration: `layers_per_block`, the block types and
+            `transformer_layers_per_block` are read.
     """
-    layers: int = config.get("layers_per_block", 2)
-    up_types: list[str] = list(config.get("up_block_types", ()))
-    return {name: UNET_PREFIX + _unet_key(name, layers, up_types) for name in names}
+    depths: int | list[Any] = config.get("transformer_layers_per_block", 1)
+    modules = unet_modules(
+        ["CrossAttn" in kind for kind in config["down_block_types"]],
+        ["CrossAttn" in kind for kind in config["up_block_types"]],
+        config.get("layers_per_block", 2),
+        max(_numbers(depths)),
+    )
+    params = [ParamName(name) for name in names]
+    return {name: f"{UNET_PREFIX}{modules[module_of(name)]}.{leaf_of(name)}" for name in params}
 
 
 def vae_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
@@ -66,27 +56,9 @@ def vae_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
     return {name: VAE_PREFIX + _vae_key(name, len(config["block_out_channels"])) for name in names}
 
 
-def _unet_key(name: str, layers: int, up_types: list[str]) -> str:
-    for start, key in _UNET_ENDS.items():
-        if name.startswith(start + "."):
-            return f"{key}.{_resnet(name[len(start) + 1 :]) if 'resnets' in start else name[len(start) + 1 :]}"
-    place = _UNET_PLACE.fullmatch(name)
-    if place is None:
-        raise AssertionError(f"{name}: a UNet tensor that the table does not cover")
-    side, block, kind, layer, rest = place[1], int(place[2]), place[3], int(place[4]), place[5]
-    if kind == "downsamplers":
-        return f"input_blocks.{(block + 1) * (layers + 1)}.0.{rest.replace('conv.', 'op.', 1)}"
-    if kind == "upsamplers":
-        position = 2 if "CrossAttn" in up_types[block] else 1
-        return f"output_blocks.{block * (layers + 1) + layers}.{position}.{rest}"
-    index = block * (layers + 1) + layer + (1 if side == "down" else 0)
-    blocks = "input_blocks" if side == "down" else "output_blocks"
-    return f"{blocks}.{index}.0.{_resnet(rest)}" if kind == "resnets" else f"{blocks}.{index}.1.{rest}"
-
-
-def _resnet(rest: str) -> str:
-    module, _, leaf = rest.rpartition(".")
-    return f"{_RESNET[module]}.{leaf}"
+def _numbers(depths: int | list[Any]) -> list[int]:
+    """Return the numbers in a setting that may have one per model, per block, or per layer of each block."""
+    return [depths] if isinstance(depths, int) else [number for depth in depths for number in _numbers(depth)]
 
 
 def _vae_key(name: str, levels: int) -> str:
