@@ -11,6 +11,7 @@ from lbm_lora.adapter.adapter_file import (
     stored_bytes,
 )
 from lbm_lora.adapter.builder import AdapterBuilder
+from lbm_lora.adapter.formats import Saved, Wishes
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.lora_scale import LoraScale
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
@@ -27,7 +28,9 @@ __all__ = [
     "LedgerRow",
     "LoraModule",
     "LoraScale",
+    "Saved",
     "Status",
+    "Wishes",
     "extraction_facts",
     "load_adapter",
     "module_bytes",

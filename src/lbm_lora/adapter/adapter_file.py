@@ -9,7 +9,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.formats import Codec, Source, codec_of
+from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
+from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
@@ -24,7 +25,7 @@ from lbm_lora.checkpoint import (
     kind_of,
     open_checkpoint,
 )
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import dense_dtype, rank_bound
 from lbm_lora.naming import ModuleName, ParamName
@@ -59,7 +60,7 @@ def load_adapter(
     read_from = None if isinstance(source, Mapping) else path
     codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
     if codec is not None:
-        return _of_foreign(codec, Source(tensors, file.metadata, path, base), metadata, read_from)
+        return read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
     if kind is not None and kind != NATIVE:
         raise _wrong_kind(path, kind)
     prefix = prefix_of(tensors)
@@ -67,13 +68,6 @@ def load_adapter(
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
         modules = {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
     return Adapter(modules, dense, metadata, prefix, read_from, torch.int8 if is_eight_bit(tensors) else None)
-
-
-def _of_foreign(codec: Codec, source: Source, metadata: AdapterMetadata, path: Path | None) -> Adapter:
-    parts = codec.decode(source)
-    for note in parts.notes:
-        warn(f"{source.path}: {note}")
-    return Adapter(parts.modules, parts.dense, metadata, parts.prefix, path, file_format=codec.name)
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
@@ -108,17 +102,36 @@ def _holds_asked_ranks(path: Path, metadata: AdapterMetadata, modules: Sequence[
     return True
 
 
-def save_adapter(adapter: Adapter, path: Path | str) -> None:
+def save_adapter(
+    adapter: Adapter, path: Path | str, *, format: FormatName = "native", wishes: Wishes | None = None
+) -> Saved:
     """Write a complete adapter atomically, in its `dtype`, else in the dtype of its tensors.
 
+    Args:
+        path: a file; for `peft` a folder.
+        format: the format of the file.
+        wishes: what becomes of deltas that the format cannot hold; by default nothing may be lost. What they drop
+            is dropped in every format.
+
     Raises:
-        AdapterError: its tensors have several dtypes.
+        AdapterError: its tensors have several dtypes, or the format cannot hold a part of it.
+        OutputError: the path cannot be written.
     """
+    wishes, path = wishes or Wishes(), Path(path)
+    adapter, dropped = without_unwanted(adapter, wishes)
+    if format == "native":
+        _write_native(adapter, path)
+        return Saved(path, dropped)
+    saved = write_foreign(adapter, path, codec_named(format), wishes)
+    return replace(saved, dropped=(*dropped, *saved.dropped))
+
+
+def _write_native(adapter: Adapter, path: Path) -> None:
     shapes = {name: module.shape for name, module in adapter.modules.items()}
     ranks = {name: module.rank for name, module in adapter.modules.items()}
     dense = {name: tuple(delta.shape) for name, delta in adapter.dense.items()}
     dtype = adapter.dtype or _dtype_of_tensors(adapter)
-    with AdapterWriter(Path(path), adapter.prefix, dtype, shapes, ranks, dense, adapter.metadata) as writer:
+    with AdapterWriter(path, adapter.prefix, dtype, shapes, ranks, dense, adapter.metadata) as writer:
         for module in adapter.modules.values():
             writer.add_module(module)
         for name, delta in adapter.dense.items():

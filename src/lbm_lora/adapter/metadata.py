@@ -12,6 +12,8 @@ from typing import cast
 from lbm_lora.plain_text import TextError, parse_json
 
 FORMAT = "1"
+EXPORT_KEY = "lbm_lora_export"
+"""In place of `lbm_lora_format` in a file of another program's format: that format, and the version here."""
 SETTINGS_KEY = "lbm_lora_settings"
 REFINEMENT_KEY = "lbm_lora_refinement"
 _EARLIER_METHOD = "all_layers_analysis"
@@ -48,10 +50,15 @@ class AdapterMetadata:
         """Whether it was extracted or refined for the denoiser's output: the error of its weights says little then."""
         return parsed(self.facts, SETTINGS_KEY).get("method") == "calibrated" or REFINEMENT_KEY in self.facts
 
-    def to_header(self) -> dict[str, str]:
-        """Return the strings for the header."""
+    def to_header(self, exported_as: str = "") -> dict[str, str]:
+        """Return the strings for the header.
+
+        Args:
+            exported_as: the format of the file, if it is not the native one: no reader may take it for a native file.
+        """
         ours = {
-            "lbm_lora_format": self.format,
+            "lbm_lora_format": "" if exported_as else self.format,
+            EXPORT_KEY: f"{exported_as} {self.format}".strip() if exported_as else "",
             "lbm_lora_base_fingerprint": self.base_fingerprint,
             "lbm_lora_base_tensors": self.base_tensors,
             "lbm_lora_tuned_fingerprint": self.tuned_fingerprint,
@@ -60,10 +67,11 @@ class AdapterMetadata:
 
     @classmethod
     def from_header(cls, header: Mapping[str, str]) -> "AdapterMetadata":
-        """Invert `to_header`."""
+        """Invert `to_header`, of a native file or an exported one."""
         facts = dict(header)
+        exported = facts.pop(EXPORT_KEY, "").partition(" ")[2]
         return cls(
-            format=facts.pop("lbm_lora_format", ""),
+            format=facts.pop("lbm_lora_format", exported),
             base_fingerprint=facts.pop("lbm_lora_base_fingerprint", ""),
             base_tensors=facts.pop("lbm_lora_base_tensors", ""),
             tuned_fingerprint=facts.pop("lbm_lora_tuned_fingerprint", ""),

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.metadata import AdapterMetadata
-from lbm_lora.checkpoint import dtype_name
-from lbm_lora.configs.values import AlphaIs, FormatName
+from lbm_lora.checkpoint import Component, dtype_name
+from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import Factors, dense_dtype, rounded, stored_factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
+from lbm_lora.progress import warn
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,33 @@ class Adapter:
 
         return load_adapter(path, alpha_is)
 
-    def save(self, path: Path | str) -> Path:
-        """Write the adapter as a `.safetensors` file, atomically; see `save_adapter`.
+    def save(
+        self,
+        path: Path | str,
+        format: FormatName = "native",
+        *,
+        biases: BiasesAs = "keep",
+        norms: NormsAs = "keep",
+        base: Component | None = None,
+    ) -> Path:
+        """Write the adapter as a file, atomically; see `save_adapter`.
+
+        Args:
+            path: a `.safetensors` file; for `peft` a folder.
+            format: the format of the file, for the program that will read it.
+            biases, norms: what becomes of these deltas if the format cannot hold them.
+            base: the component that the adapter is for; `replace` needs its values.
 
         Returns:
             The path.
         """
         from lbm_lora.adapter.adapter_file import save_adapter  # it takes this class
+        from lbm_lora.adapter.formats import Wishes
 
-        save_adapter(self, path)
-        return Path(path)
+        saved = save_adapter(self, path, format=format, wishes=Wishes(biases, norms, base))
+        for note in saved.notes:
+            warn(f"{saved.path}: {note}")
+        return saved.path
 
     def __len__(self) -> int:
         return len(self.modules) + len(self.dense)

@@ -90,7 +90,7 @@ def refined(
     adapter: Adapter,
     images: "ImageSplit",
     *,
-    keep: Callable[[Adapter], None],
+    keep: Callable[[Adapter], object],
     state: Path | None,
     progress: Progress,
 ) -> "DistillResult":
@@ -179,7 +179,7 @@ def _distill(
     images: "ImageSplit",
     learnt_images: Sequence[str],
     identity: Mapping[str, Any],
-    keep: Callable[[Adapter], None],
+    keep: Callable[[Adapter], object],
     state: Path | None,
     progress: Progress,
 ) -> "DistillResult":

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping
 
 from lbm_lora.adapter.formats import comfyui
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes
+from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Saved, Source, Wishes
+from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.configs.values import FormatName
 
 CODECS: tuple[Codec, ...] = (comfyui.CODEC,)
@@ -11,8 +12,13 @@ CODECS: tuple[Codec, ...] = (comfyui.CODEC,)
 
 
 def codec_of(keys: Collection[str], header: Mapping[str, str]) -> Codec | None:
-    """Return the codec of a file with these keys and this header; None if no foreign format matches."""
-    return next((codec for codec in CODECS if codec.matches(keys, header)), None)
+    """Return the codec of a file with these keys and this header; None if no foreign format matches.
+
+    A file that we wrote says in its header which format it has.
+    """
+    ours = header.get(EXPORT_KEY, "").partition(" ")[0]
+    matching = [codec for codec in CODECS if codec.matches(keys, header)]
+    return next((codec for codec in matching if codec.name == ours), matching[0] if matching else None)
 
 
 def codec_named(name: FormatName) -> Codec:
@@ -20,4 +26,4 @@ def codec_named(name: FormatName) -> Codec:
     return next(codec for codec in CODECS if codec.name == name)
 
 
-__all__ = ["CODECS", "Codec", "Encoded", "Parts", "Source", "Wishes", "codec_named", "codec_of"]
+__all__ = ["CODECS", "Codec", "Encoded", "Parts", "Saved", "Source", "Wishes", "codec_named", "codec_of"]

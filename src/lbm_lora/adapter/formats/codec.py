@@ -22,7 +22,8 @@ class Source:
     Attributes:
         tensors: by the file's own keys; views of the file.
         header: the strings of its header.
-        path: the file, for messages and for the files beside it (`adapter_config.json`).
+        path: the file, or the folder that holds it, as given: for messages and for the files beside it
+            (`adapter_config.json`).
         base: the component that it is meant for, where it is at hand: values that replace the base's become deltas.
     """
 
@@ -78,6 +79,21 @@ class Encoded:
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str] = field(default_factory=dict[str, str])
     config: Mapping[str, object] | None = None
+    dropped: tuple[ParamName, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Outcome of writing an adapter.
+
+    Attributes:
+        path: the file, or the folder of a format with a config beside it.
+        dropped: param names left out, as the wishes say.
+        notes: what the user should know, one sentence each.
+    """
+
+    path: Path
     dropped: tuple[ParamName, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ All names stay distinct, in each of the spellings.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName, module_of
 
 SDXL_LEVELS = (False, True, True)
 """Whether the blocks of each level have attention, from the widest images down; up blocks in reverse order."""
@@ -95,6 +95,11 @@ def _attention(name: str, sgm: str, depth: int) -> Iterator[tuple[str, str]]:
     layers = [f"transformer_blocks.{index}.{part}" for index in range(depth) for part in _LAYER]
     for part in ("norm", "proj_in", *layers, "proj_out"):
         yield f"{name}.{part}", f"{sgm}.{part}"
+
+
+def is_norm(name: ParamName) -> bool:
+    """Return whether a parameter belongs to a norm: `norm1`, `norm`, `conv_norm_out`, `group_norm`."""
+    return "norm" in module_of(name).rpartition(".")[2]
 
 
 def flat(name: str) -> str:
