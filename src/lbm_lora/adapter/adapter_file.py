@@ -57,12 +57,12 @@ def load_adapter(
         metadata = AdapterMetadata.from_header(file.metadata)
     if not tensors:
         raise AdapterError(f"{path} holds no tensors. Was it written by an interrupted run?")
+    if kind is not None and kind.role != "lora":
+        raise _wrong_kind(path, kind)
     read_from = None if isinstance(source, Mapping) else path
     codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
     if codec is not None:
         return read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
-    if kind is not None and kind != NATIVE:
-        raise _wrong_kind(path, kind)
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
@@ -71,11 +71,11 @@ def load_adapter(
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:
-    """Return the error for a file that is not a native LoRA, with what to do."""
+    """Return the error for a file that cannot be read as a LoRA, with what to do."""
     if kind.role == "foreign":
         return AdapterError(
-            f"{path} is {kind.name}. This format is not read yet; what is read are LoRAs that lbm-lora or the earlier "
-            "LBM LoRA System wrote. Extract or train one with lbm-lora."
+            f"{path} is {kind.name}. This format is not read. Fuse the file into its model with the program that made "
+            "it, then extract a LoRA from the result."
         )
     if kind.role == "statistics":
         return AdapterError(f"{path} is {kind.name}, not a LoRA. Give it with ", Option("calibration"), ".")

@@ -1,7 +1,7 @@
 """What a file of tensors is, by its keys: the kinds that are taken for each other, and who writes them.
 
-The names are those that the writers use (sd-scripts, LyCORIS, PEFT, diffusers, ComfyUI, FastVideo, LBM, SDXL). Only the
-native LoRA can be read as one; the others are known so that they can be named.
+The names are those that the writers use (sd-scripts, LyCORIS, PEFT, diffusers, ComfyUI, FastVideo, LBM, SDXL). What can
+be read as a LoRA has the role `lora`; `foreign` ones are known so that they can be named.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,7 +14,15 @@ STATISTICS_KEY = "lbm_lora_statistics"
 """The entry in the header of a file of `lbm-lora calibrate`."""
 _ADAPTER_KEY = "lbm_lora_format"
 
-_LYCORIS = {".hada_w": "LoHa", ".lokr_w": "LoKr", ".lora_mid": "LoCon with Tucker factors", ".oft_": "OFT"}
+_LYCORIS = {".hada_w": "LoHa", ".lokr_w": "LoKr", ".lora_mid.": "LoCon with Tucker factors"}
+_UNREAD = {
+    ".oft_": "an OFT or BOFT file, which turns weights by a rotation",
+    ".on_input": "an IA3 file, which scales inputs or outputs",
+    ".ia3_l": "an IA3 file, which scales inputs or outputs",
+    ".vera_lambda_": "a VeRA file, whose factors are random numbers that it does not hold",
+    "unet:0:": "a LoRA in the format of cloneofsimo's lora, which names no layers",
+}
+"""Part of a key -> an algorithm or format whose deltas need the base, or that cannot be assigned to layers."""
 _FACTORS = (".lora_up.", ".lora_down.", ".lora_unit", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.down.")
 _VAE = ("vae.", "first_stage_model.", "encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _DORA = (".dora_scale", ".lora_magnitude_vector")
@@ -24,7 +32,7 @@ _DORA = (".dora_scale", ".lora_magnitude_vector")
 class FileKind:
     """Attributes:
     name: with its article, for a sentence: `a PEFT adapter`.
-    role: what it can be used as. `foreign` is a LoRA that is not read.
+    role: the use that it has. `foreign` is a LoRA that cannot be read.
     """
 
     name: str
@@ -46,25 +54,28 @@ def kind_of(keys: Collection[str], metadata: Mapping[str, str]) -> FileKind | No
 
 def _foreign(keys: Collection[str]) -> FileKind | None:
     """A LoRA of another program."""
+    unread = next((name for part, name in _UNREAD.items() if _has(keys, (part,))), "")
+    if _starts(keys, "lycoris_", "lora_unet_") and _has(keys, (".a1.weight",)):
+        unread = "a GLoRA file, which scales and shifts weights"
+    if unread:
+        return FileKind(unread, "foreign")
     algorithm = next((name for part, name in _LYCORIS.items() if _has(keys, (part,))), "")
     if algorithm or _starts(keys, "lycoris_"):
-        return FileKind(f"a LyCORIS file{f' ({algorithm})' if algorithm else ''}", "foreign")
+        return FileKind(f"a LyCORIS file{f' ({algorithm})' if algorithm else ''}", "lora")
     if _starts(keys, "lora_unet_", "lora_te"):
-        return FileKind("a LoRA in the format of kohya's sd-scripts", "foreign")
-    if _starts(keys, "unet:0:"):
-        return FileKind("a LoRA in the format of cloneofsimo's lora", "foreign")
+        return FileKind("a LoRA in the format of kohya's sd-scripts", "lora")
     if not _has(keys, _FACTORS):
         return None
     if _starts(keys, "diffusion_model."):
-        return FileKind("a LoRA in ComfyUI's format", "foreign")
+        return FileKind("a LoRA in ComfyUI's format", "lora")
     if _starts(keys, "base_model.model."):
-        return FileKind("a PEFT adapter", "foreign")
+        return FileKind("a PEFT adapter", "lora")
     if _starts(keys, "unet.", "text_encoder", "transformer."):
-        return FileKind("a LoRA in the format of diffusers", "foreign")
+        return FileKind("a LoRA in the format of diffusers", "lora")
     if _has(keys, _DORA):
-        return FileKind("a DoRA, whose magnitudes are no part of a LoRA", "foreign")
+        return FileKind("a DoRA", "lora")
     if _has(keys, (".lora_A.", ".lora.down.")):
-        return FileKind("a LoRA with the keys of PEFT or FastVideo", "foreign")
+        return FileKind("a LoRA with the keys of PEFT or FastVideo", "lora")
     return None
 
 

@@ -375,8 +375,8 @@ def test_keys_that_are_not_known_are_named(tmp_path: Path) -> None:
 
 
 NOT_READ = (
-    "This format is not read yet; what is read are LoRAs that lbm-lora or the earlier LBM LoRA System wrote. "
-    "Extract or train one with lbm-lora."
+    "This format is not read. Fuse the file into its model with the program that made it, then extract a LoRA from "
+    "the result."
 )
 EXTRACT = "`lbm-lora extract` makes a LoRA of a tuned checkpoint."
 
@@ -386,8 +386,12 @@ EXTRACT = "`lbm-lora extract` makes a LoRA of a tuned checkpoint."
     [
         ("denoiser.conv_in.weight", {}, f"is an LBM checkpoint, not a LoRA. {EXTRACT}"),
         ("vae.vae_model.decoder.a", {}, f"is a VAE alone, not a LoRA. {EXTRACT}"),
-        ("lora_unet_mid_block.lora_up.weight", {}, f"is a LoRA in the format of kohya's sd-scripts. {NOT_READ}"),
-        ("unet.mid_block.a.lora_A.weight", {}, f"is a LoRA in the format of diffusers. {NOT_READ}"),
+        (
+            "unet:0:up",
+            {},
+            f"is a LoRA in the format of cloneofsimo's lora, which names no layers. {NOT_READ}",
+        ),
+        ("lycoris_conv_in.oft_blocks", {}, f"is an OFT or BOFT file, which turns weights by a rotation. {NOT_READ}"),
         (
             "inputs.a.triangle",
             {"lbm_lora_statistics": "1"},
