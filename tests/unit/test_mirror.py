@@ -22,12 +22,13 @@ REASONS = {
     "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "configs/compress.py": "tests/unit/workflows/test_compress.py: the options and what they do",
     "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
-    "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; surveys in test_prediction.py",
+    "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; surveys in ranks/test_prediction.py",
     "fidelity/answers.py": "tests/unit/fidelity/test_scores.py: questions and answers, which scores are made of",
     "inference/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",
     "model/loaded_loras.py": "tests/unit/model/test_pipeline.py: LoRAs that are loaded, mixed, scaled and unloaded",
     "model/lora_pipeline.py": "tests/unit/model/test_pipeline.py: LoRAs of a pipeline",
+    "ranks/spectrum.py": "tests/unit/extraction/test_rounding.py: what rounding costs, against what files have",
     "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
     "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
     **{
@@ -36,7 +37,7 @@ REASONS = {
     },
     "configs/demo.py": "tests/unit/cli/flags.txt: the options with their defaults",
     "configs/marks.py": "tests/unit/cli/test_flags.py: what a flag has of its marks",
-    "configs/rank_options.py": "tests/unit/extraction/test_rank_options.py: the rule that options ask for",
+    "configs/rank_options.py": "tests/unit/ranks/test_rank_options.py: the rule that options ask for",
     "configs/values.py": "tests/unit/calibration/test_collect.py: the values at work",
     "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.extraction import Prediction, TrialImages
+from lbm_lora.ranks import Prediction, TrialImages
 from lbm_lora.report import WeightReport
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ import torch
 from lbm_lora.calibration.statistics import Statistics
 from lbm_lora.checkpoint import Component, fingerprint
 from lbm_lora.errors import CheckpointError, Option
-from lbm_lora.extraction import OutputNorm, Plan, Trial
+from lbm_lora.extraction import Plan
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import Progress
+from lbm_lora.ranks import OutputNorm, Trial
 
 
 def output_norm(

@@ -20,7 +20,7 @@ from lbm_lora.factorize import (
     up_shape,
     with_error,
 )
-from lbm_lora.naming import module_of
+from lbm_lora.naming import ParamName, module_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,10 @@ class Outcome:
     row: LedgerRow
     module: LoraModule | None = None
     dense: Tensor | None = None
+
+    def stored(self) -> tuple[ParamName, Tensor | None]:
+        """Return the param name, and its delta as stored; None if it is left out."""
+        return self.row.name, self.dense if self.module is None else self.module.delta()
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,38 @@
 """Execute a plan: in one pass if ranks are given, else by a survey, a choice of ranks, and a second pass."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from lbm_lora.adapter import Adapter, Ledger
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes, store_adapters
-from lbm_lora.extraction.allocate import Choice, RankAllocator
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.passes import DirectPass, SurveyedPass
 from lbm_lora.extraction.plan import Action, Plan
-from lbm_lora.extraction.prediction import Prediction, Predictor
-from lbm_lora.extraction.rules import FixedRanks, RankRule
-from lbm_lora.extraction.survey import SurveyPass, WeightsOf, unweighted
-from lbm_lora.extraction.trials import Chooser, ChosenRanks, Trial
+from lbm_lora.extraction.survey import Survey, SurveyPass
+from lbm_lora.factorize import Measure
 from lbm_lora.naming import module_of
 from lbm_lora.progress import SILENT, Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputNorm:
-    """Norm of a network's output, used in place of the weight norm.
-
-    Attributes:
-        name: name of the file that it comes from, without folder.
-        weights_of: returns the cost of an error in a module.
-        energy: mean squared norm of the output; divides squared errors to make them relative.
-        open_trial: opens, after the survey, the network in which choices are run before they are written.
-    """
-
-    name: str
-    weights_of: WeightsOf
-    energy: float
-    open_trial: Callable[[], Trial | None] = lambda: None
+from lbm_lora.ranks import (
+    Choice,
+    Chooser,
+    ChosenRanks,
+    FixedRanks,
+    OutputNorm,
+    Prediction,
+    Predictor,
+    RankAllocator,
+    RankRule,
+    StoredDelta,
+    Trial,
+    WeightsOf,
+    unweighted,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +153,7 @@ class RankSelection:
 
     def choose(self, rule: RankRule, trial: Trial | None = None) -> list[ChosenRanks]:
         """Return a choice for each adapter of the rule; see `Chooser.choose`."""
-        return Chooser(self.allocator, self.predictor, self.carried_out).choose(rule, trial)
+        return Chooser(self.allocator, self.predictor, self.deltas_of).choose(rule, trial)
 
     @contextmanager
     def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
@@ -164,6 +161,12 @@ class RankSelection:
         with open_checkpoint(self.vectors) as vectors:
             ranks = [choice.ranks for choice in choices]
             yield SurveyedPass(self.plan, self.settings, self.weights_of, ranks, vectors)
+
+    @contextmanager
+    def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
+        """Open the deltas of a choice, as the second pass would store them."""
+        with self.carried_out([choice]) as second:
+            yield (outcome.stored() for (outcome,) in second)
 
     def output(self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object]) -> AdapterOutput:
         """Return the output of a choice.
@@ -209,7 +212,7 @@ def surveyed(
         run_settings: settings recorded in each file's metadata about the run and its rule.
         beside: an output path; the vectors are stored next to it and removed at the end.
     """
-    capped = rule.capped(plan, settings.dtype)
+    capped = capped_plan(plan, rule, settings.dtype)
     weights_of = norm.weights_of if norm else unweighted
     vectors = beside.with_name(f".{beside.stem}.vectors.safetensors")
     try:
@@ -217,7 +220,7 @@ def surveyed(
         progress.start(len(survey_pass), "surveying")
         survey = survey_pass.run(progress.advance)
         longest = max(run_settings, key=lambda one: len(str(one)))
-        allocator = RankAllocator(
+        allocator = rank_allocator(
             capped, survey, settings.dtype, overhead=header_bytes(longest, plan), is_weighted=norm is not None
         )
         predictor = Predictor(
@@ -235,3 +238,27 @@ def surveyed(
         )
     finally:
         vectors.unlink(missing_ok=True)
+
+
+def capped_plan(plan: Plan, rule: RankRule, dtype: torch.dtype) -> Plan:
+    """Return the plan with the highest rank that the rule may need for each delta."""
+    return plan.with_caps(rule.caps({item.name: item.shape for item in plan.of(Action.DECOMPOSE)}, dtype))
+
+
+def rank_allocator(
+    plan: Plan, survey: Survey, dtype: torch.dtype, *, overhead: int, is_weighted: bool
+) -> RankAllocator:
+    """Return the allocator of a survey.
+
+    Args:
+        overhead: bytes of the file besides its tensors' data and header entries.
+        is_weighted: whether the survey uses an output norm, in which the other tensors were not measured.
+    """
+    return RankAllocator(
+        survey.spectra,
+        dtype,
+        prefix=plan.pairing.tuned.prefix,
+        dense=plan.dense(),
+        overhead=overhead,
+        others=Measure() if is_weighted else survey.others,
+    )

@@ -11,10 +11,11 @@ from lbm_lora.checkpoint import Checkpoint, Fingerprint
 from lbm_lora.errors import InputError
 from lbm_lora.extraction.deltas import Delta, DeltaReader, DeltaSettings, Outcome, left_out, low_rank
 from lbm_lora.extraction.plan import Plan, PlanItem
-from lbm_lora.extraction.survey import WeightsOf, seed_of, stored_vectors
+from lbm_lora.extraction.survey import seed_of, stored_vectors
 from lbm_lora.factorize import Factors, Whitening, factorize_ranks, to_matrix, weighted_factors
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
+from lbm_lora.ranks import WeightsOf
 
 Ranks = Mapping[ParamName, int | None]
 """Rank of each decomposed delta; 0 is nothing, None is the dense delta."""

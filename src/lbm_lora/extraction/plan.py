@@ -1,6 +1,6 @@
 """Plan what to do with each tensor, from names and shapes alone, before any data is read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -47,6 +47,11 @@ class Plan:
     def with_ranks(self, ranks: FixedRank) -> "Plan":
         """Return the same plan with other ranks."""
         items = (item if item.rank is None else replace(item, rank=ranks.rank_of(item.shape)) for item in self.items)
+        return replace(self, items=tuple(items))
+
+    def with_caps(self, caps: Mapping[ParamName, int]) -> "Plan":
+        """Return the same plan with the highest rank that each delta may get: every rank costs time."""
+        items = (replace(item, rank=caps[item.name]) if item.name in caps else item for item in self.items)
         return replace(self, items=tuple(items))
 
     def of(self, action: Action) -> list[PlanItem]:

@@ -5,65 +5,33 @@ spectra, from which the ranks of all adapters are chosen. The second pass (`Surv
 chosen ranks, rounds them, and measures them against the deltas.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import xxhash
-from torch import Tensor
 
-from lbm_lora.blocks import energy
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec
 from lbm_lora.errors import InputError
 from lbm_lora.extraction.deltas import DeltaReader, DeltaSettings, Outcome
 from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.factorize import (
     Measure,
-    Moment,
     WeightedSVD,
     Weights,
-    Whitening,
     dense_dtype,
-    grid_noise,
     matrix_shape,
     rank_above,
     rounding_edge,
     to_matrix,
     weighted_svd,
 )
-from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
-
-WeightsOf = Callable[[ModuleName], Weights]
+from lbm_lora.ranks import DeltaSpectrum, WeightsOf, dense_error, rounding_error
 
 _LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # suffixes of a delta's vectors in the scratch file
-
-
-def unweighted(_: ModuleName) -> Weights:
-    """Return weights with which all errors in a matrix cost the same."""
-    return Weights()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeltaSpectrum:
-    """Spectrum of one delta, as found by a survey.
-
-    Attributes:
-        squares: (k,), fp64: how much each rank reduces the squared error, in the weighted norm.
-        rest: the squared error left at rank k.
-        rounding: (k,), fp64: the squared error that rounding each rank to the stored dtype is expected to add.
-        dense: the squared error from rounding the dense delta; infinite if the delta leaves the range of the dtype.
-        worth: ranks above the rounding noise of a 16-bit checkpoint; k if unknown.
-    """
-
-    item: PlanItem
-    squares: Tensor
-    rest: float
-    rounding: Tensor
-    dense: float
-    worth: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +87,7 @@ class SurveyPass:
                 if isinstance(made, Outcome):
                     others += made.row.measure
                 else:
-                    name = made.spectrum.item.name
+                    name = made.spectrum.name
                     self._file.write(name + _LEFT, made.svd.left)
                     self._file.write(name + _VALUES, made.svd.values)
                     self._file.write(name + _RIGHT, made.svd.right)
@@ -142,11 +110,12 @@ class SurveyPass:
         if weights == Weights():  # in another norm, values are not comparable with the noise
             worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))
         spectrum = DeltaSpectrum(
-            item=item,
+            name=item.name,
+            shape=item.shape,
             squares=svd.values.double().square(),
             rest=svd.rest,
-            rounding=_rounding(svd, weights, self._settings.dtype),
-            dense=_dense_error(matrix, whitening, dense_dtype(self._settings.dtype)),
+            rounding=rounding_error(svd, weights, self._settings.dtype),
+            dense=dense_error(matrix, whitening, dense_dtype(self._settings.dtype)),
             worth=worth,
         )
         return _Decomposed(spectrum, svd)
@@ -161,40 +130,3 @@ def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:
 def seed_of(name: ParamName) -> int:
     """Return the seed of a tensor's random start: it depends only on the name, not on order or other tensors."""
     return xxhash.xxh3_64_intdigest(name.encode()) >> 1
-
-
-def _dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
-    """Return the squared error of rounding a matrix to the stored dtype."""
-    lost = matrix.to(dtype).float().sub_(matrix)
-    return energy(whitening(lost)) if torch.isfinite(lost).all() else math.inf
-
-
-def _rounding(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:
-    """Return the squared error that rounding both factors adds, rank by rank.
-
-    The rounding errors of a factor's elements are independent, so only the diagonals of the moments count. The part
-    that refitting `up` recovers is ignored.
-    """
-    outputs, inputs = (
-        _variances(weights.outputs, svd.left.shape[0]),
-        _variances(weights.inputs, svd.right.shape[1]),
-    )
-    if dtype == torch.int8:
-        across = outputs.sum() * grid_noise(svd.left, dim=0)
-        along = inputs.sum() * grid_noise(svd.right, dim=1)
-    else:
-        share = _ROUNDING.get(dtype, 0.0)
-        across = share * (outputs @ svd.left.double().square())
-        along = share * (svd.right.double().square() @ inputs)
-    return svd.values.double().square() * (weights.scale * across + along)
-
-
-def _variances(moment: Moment | None, count: int) -> Tensor:
-    """Return the diagonal of a moment, for each row or column of the matrix."""
-    if moment is None:
-        return torch.ones(count, dtype=torch.float64)
-    return moment.variances().repeat_interleave(moment.repeat)
-
-
-_ROUNDING = {torch.bfloat16: 2.0**-14 * 0.541 / 12, torch.float16: 2.0**-20 * 0.541 / 12}
-"""Mean squared relative error of rounding log-uniform values: ulp^2 / 12 over the value squared."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lbm_lora.checkpoint import CheckpointLike, Component
-from lbm_lora.extraction import Outcome, TrialImages
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.fidelity.points import Point, image_latent
@@ -16,12 +15,13 @@ from lbm_lora.model import bridge
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
+from lbm_lora.ranks import StoredDelta, TrialImages
 
 
 class LoraTrial:
     """Network in fp32 that starts as the tuned model, then takes base + deltas for comparison with it.
 
-    It implements `Trial` of `lbm_lora.extraction`. Images are decoded with the tuned model's VAE on both sides.
+    It implements `Trial` of `lbm_lora.ranks`. Images are decoded with the tuned model's VAE on both sides.
 
     Args:
         tuned: the tuned checkpoint.
@@ -56,13 +56,12 @@ class LoraTrial:
         """Whether there are points to measure an error at."""
         return bool(self._points)
 
-    def take(self, outcomes: Iterable[Outcome] = ()) -> None:
-        """Set the network to the base plus the stored outcomes."""
+    def take(self, deltas: Iterable[StoredDelta] = ()) -> None:
+        """Set the network to the base plus these deltas."""
         parameters = dict(self._model.denoiser.named_parameters())
-        for outcome in outcomes:
-            stored = outcome.module.delta() if outcome.module is not None else outcome.dense
-            if outcome.row.name in parameters:
-                self._put(parameters.pop(outcome.row.name), outcome.row.name, stored)
+        for name, delta in deltas:
+            if name in parameters:
+                self._put(parameters.pop(name), name, delta)
         for name, parameter in parameters.items():
             self._put(parameter, ParamName(name), None)
 

@@ -13,12 +13,12 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, PairingError
-from lbm_lora.extraction.rank_options import parse_nbytes
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
 from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.workflows import base, calibrate, extract, validate

@@ -15,18 +15,15 @@ from lbm_lora.extraction import (
     COVERAGES,
     DeltaSettings,
     ExtractedAdapter,
-    Prediction,
-    RankRule,
-    TrialImages,
     extract_adapters,
     plan_extraction,
-    rank_rule,
     write_sidecar,
 )
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import Prediction, RankRule, TrialImages, rank_rule
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
 

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from lbm_lora.calibration import Statistics, load_statistics, output_norm, save_statistics
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import CheckpointError
-from lbm_lora.extraction import OutputNorm, Plan, plan_extraction
+from lbm_lora.extraction import Plan, plan_extraction
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import SILENT
+from lbm_lora.ranks import OutputNorm
 
 
 @pytest.fixture

@@ -9,18 +9,10 @@ from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import InputError
-from lbm_lora.extraction import (
-    DeltaSettings,
-    Plan,
-    RankAllocator,
-    Survey,
-    SurveyedPass,
-    SurveyPass,
-    WeightsOf,
-    plan_extraction,
-)
+from lbm_lora.extraction import DeltaSettings, Plan, Survey, SurveyedPass, SurveyPass, plan_extraction, rank_allocator
 from lbm_lora.factorize import FixedRank, Moment, Weights, to_matrix
 from lbm_lora.naming import ParamName, module_of
+from lbm_lora.ranks import RankAllocator, WeightsOf
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -54,7 +46,7 @@ def take_survey(plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, fold
 
 
 def allocator_of(plan: Plan, survey: Survey, settings: DeltaSettings) -> RankAllocator:
-    return RankAllocator(plan, survey, settings.dtype, overhead=100, is_weighted=True)
+    return rank_allocator(plan, survey, settings.dtype, overhead=100, is_weighted=True)
 
 
 def left(
@@ -78,9 +70,9 @@ def test_what_a_delta_stored_whole_leaves_is_known(
     plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, tmp_path: Path
 ) -> None:
     survey = take_survey(plan, weights_of, settings, tmp_path)
-    errors = left(plan, weights_of, settings, tmp_path, {found.item.name: None for found in survey.spectra})
+    errors = left(plan, weights_of, settings, tmp_path, {found.name: None for found in survey.spectra})
     for found in survey.spectra:
-        assert found.dense == pytest.approx(errors[found.item.name], rel=1e-4)
+        assert found.dense == pytest.approx(errors[found.name], rel=1e-4)
         assert found.dense > 0
 
 

@@ -18,12 +18,11 @@ from lbm_lora.extraction import (
     Survey,
     SurveyedPass,
     SurveyPass,
-    WeightsOf,
     plan_extraction,
-    unweighted,
 )
 from lbm_lora.factorize import FixedRank, Moment, Weights, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.ranks import WeightsOf, unweighted
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -76,9 +75,9 @@ def weights(plan: Plan) -> dict[ModuleName, Weights]:
 
 def test_the_spectra_are_those_of_the_deltas(plan: Plan, tmp_path: Path) -> None:
     found = surveyed(plan, tmp_path)
-    assert [one.item.name for one in found.spectra] == [item.name for item in plan.of(Action.DECOMPOSE)]
+    assert [one.name for one in found.spectra] == [item.name for item in plan.of(Action.DECOMPOSE)]
     for one in found.spectra:
-        matrix = to_matrix(plan.pairing.read_delta(one.item.name)[0])
+        matrix = to_matrix(plan.pairing.read_delta(one.name)[0])
         torch.testing.assert_close(one.squares, torch.linalg.svdvals(matrix).double().square(), rtol=1e-4, atol=1e-9)
         assert one.rest == 0
         assert not one.rounding.any()
@@ -106,12 +105,12 @@ def test_what_a_rank_is_said_to_leave_it_leaves(plan: Plan, tmp_path: Path) -> N
     of = weights(plan)
     found = surveyed(plan, tmp_path, of.__getitem__)
     for rank in (1, 2, 4):
-        choices = {one.item.name: min(rank, len(one.squares)) for one in found.spectra}
+        choices = {one.name: min(rank, len(one.squares)) for one in found.spectra}
         adapter, _ = emitted(plan, tmp_path, choices, of.__getitem__)
         for one in found.spectra:
-            module = adapter.module_at(one.item.name)
+            module = adapter.module_at(one.name)
             assert module is not None
-            error = to_matrix(plan.pairing.read_delta(one.item.name)[0] - module.delta())
+            error = to_matrix(plan.pairing.read_delta(one.name)[0] - module.delta())
             whitening = of[module.name].whitening()
             left = float(whitening(error).double().square().sum())
             said = one.rest + float(one.squares[module.rank :].sum())
@@ -137,7 +136,7 @@ def test_weights_change_what_is_kept(plan: Plan, tmp_path: Path) -> None:
 
 def test_nothing_and_the_dense_delta_are_choices(plan: Plan, tmp_path: Path) -> None:
     found = surveyed(plan, tmp_path)
-    first, second, *others = [one.item.name for one in found.spectra]
+    first, second, *others = [one.name for one in found.spectra]
     choices: dict[ParamName, int | None] = {first: 0, second: None, **dict.fromkeys(others, 1)}
     adapter, ledger = emitted(plan, tmp_path, choices)
     rows = {row.name: row for row in ledger}
@@ -156,8 +155,8 @@ def test_unchanged_and_small_deltas_take_no_rank(save: Save, tmp_path: Path) -> 
     plan = plan_extraction(first, second, FULL)
     settings = DeltaSettings(dtype=torch.float32, min_diff=0.01)
     found = surveyed(plan, tmp_path, settings=settings)
-    assert {one.item.name for one in found.spectra} == {"stem.weight", "point.weight"}
-    choices: dict[ParamName, int | None] = {one.item.name: 1 for one in found.spectra}
+    assert {one.name for one in found.spectra} == {"stem.weight", "point.weight"}
+    choices: dict[ParamName, int | None] = {one.name: 1 for one in found.spectra}
     _, ledger = emitted(plan, tmp_path, choices, settings=settings)
     assert {row.name: row.status for row in ledger if row.name.startswith("head") and row.name.endswith("weight")} == {
         "head.0.weight": Status.UNCHANGED,
@@ -172,13 +171,13 @@ def test_rounding_is_foreseen(plan: Plan, tmp_path: Path, dtype: torch.dtype) ->
     said = left = 0.0
     for settings in (FP32, DeltaSettings(dtype=dtype)):
         found = surveyed(plan, tmp_path, of.__getitem__, settings)
-        choices: dict[ParamName, int | None] = {one.item.name: min(2, len(one.squares)) for one in found.spectra}
+        choices: dict[ParamName, int | None] = {one.name: min(2, len(one.squares)) for one in found.spectra}
         adapter, _ = emitted(plan, tmp_path, choices, of.__getitem__, settings)
         sign = -1 if settings is FP32 else 1
         for one in found.spectra:
-            module = adapter.module_at(one.item.name)
+            module = adapter.module_at(one.name)
             assert module is not None
-            error = to_matrix(plan.pairing.read_delta(one.item.name)[0] - module.delta())
+            error = to_matrix(plan.pairing.read_delta(one.name)[0] - module.delta())
             left += sign * float(of[module.name].whitening()(error).double().square().sum())
             said += float(one.rounding[:2].sum())
     assert 0.3 < left / said < 1.5

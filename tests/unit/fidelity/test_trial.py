@@ -12,7 +12,7 @@ from torch import Tensor
 from two_levels import translate
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extraction import DeltaSettings, DirectPass, Plan, TrialImages, plan_extraction
+from lbm_lora.extraction import DeltaSettings, DirectPass, Plan, plan_extraction
 from lbm_lora.factorize import FixedRank
 from lbm_lora.fidelity.points import Point
 from lbm_lora.fidelity.trial import LoraTrial
@@ -20,6 +20,7 @@ from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName
+from lbm_lora.ranks import TrialImages
 from standins import Lbm
 
 FP32 = DeltaSettings(dtype=torch.float32)
@@ -96,7 +97,7 @@ def test_every_delta_makes_the_tuned_model_and_fewer_do_not(lbm: Lbm, plan: Plan
     tried = trial(lbm, plan, Listener())
     found: list[float] = []
     for ranks in (FixedRank(linear=9999, conv=9999), FixedRank(linear=1, conv=1)):
-        tried.take(outcome for (outcome,) in DirectPass([plan.with_ranks(ranks)], FP32))
+        tried.take(outcome.stored() for (outcome,) in DirectPass([plan.with_ranks(ranks)], FP32))
         found.append(tried.error() or 0.0)
     tried.take()
     whole, little, nothing = *found, tried.error() or 0.0
@@ -107,8 +108,8 @@ def test_weights_are_exactly_base_plus_delta_of_the_last_take(lbm: Lbm, plan: Pl
     tried = trial(lbm, plan, Listener(), points=())
     ranks = [FixedRank(linear=9999, conv=9999), FixedRank(linear=2, conv=1)]
     first, last = ([outcome for (outcome,) in DirectPass([plan.with_ranks(rank)], FP32)] for rank in ranks)
-    tried.take(first)
-    tried.take(last)
+    tried.take(one.stored() for one in first)
+    tried.take(one.stored() for one in last)
     stored = {one.row.name: one.module.delta() if one.module is not None else one.dense for one in last}
     base = plan.pairing.base
     for name, parameter in tried._model.denoiser.named_parameters():  # pyright: ignore[reportPrivateUsage]
@@ -122,7 +123,7 @@ def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
         everything = base.component(), tuned.component(), FixedRank(linear=9999, conv=9999)
         plan = plan_extraction(*everything, exclude=("conv_out",))
         tried = trial(lbm, plan, Listener())
-        tried.take(outcome for (outcome,) in DirectPass([plan], FP32))
+        tried.take(outcome.stored() for (outcome,) in DirectPass([plan], FP32))
         model = load_model(lbm.tuned, dtype=torch.float32)
         wanted = outputs(model)
         for leaf in ("weight", "bias"):
@@ -154,5 +155,5 @@ def test_files_are_not_written_to(lbm: Lbm, plan: Plan) -> None:
     """Weights in the dtype of a file are views of it."""
     before = lbm.tuned.read_bytes(), lbm.base.read_bytes()
     tried = trial(lbm, plan, Listener())
-    tried.take(outcome for (outcome,) in DirectPass([plan], FP32))
+    tried.take(outcome.stored() for (outcome,) in DirectPass([plan], FP32))
     assert (lbm.tuned.read_bytes(), lbm.base.read_bytes()) == before

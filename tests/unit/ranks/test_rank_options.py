@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import ConfigError
-from lbm_lora.extraction import FixedRanks, RankRule, rank_rule
-from lbm_lora.extraction.rank_options import parse_nbytes
-from lbm_lora.extraction.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
 from lbm_lora.factorize import FULL_RANK, FixedRank
+from lbm_lora.ranks import FixedRanks, RankRule, rank_rule
+from lbm_lora.ranks.rank_options import parse_nbytes
+from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
 
 
 def rule_of(*, is_calibrated: bool = False, has_images: bool = False, **options: object) -> RankRule:

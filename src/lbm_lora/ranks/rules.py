@@ -1,26 +1,29 @@
 """Rules for choosing the ranks of an adapter: a closed union of small values, each of which knows its needs.
 
 A rule names the option that selects it (`option`), the adapters that it gives (`names`), the facts recorded in their
-metadata (`facts`), the highest ranks that a survey must find for it (`capped`), and the choices that a survey alone can
-make (`choices`). If only running a LoRA can check a rule's limit, `lbm_lora.extraction.trials` searches for it.
+metadata (`facts`), the highest ranks that a survey must find for it (`caps`), and the choices that a survey alone can
+make (`choices`). If only running a LoRA can check a rule's limit, `lbm_lora.ranks.trials` searches for it.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from lbm_lora.adapter import rank_bytes
-from lbm_lora.extraction.allocate import Choice, RankAllocator
-from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.factorize import FixedRank, rank_bound
+from lbm_lora.naming import ParamName
+from lbm_lora.ranks.allocate import Choice, RankAllocator
 
 _SMALL_SIDE = 192  # up to this size all ranks of a matrix are found anyway
 _LEAST_CAP = 64
 _ABOVE_UNIFORM = 4  # the most that one layer may get, in multiples of the uniform rank
 _SHARE = 0.25  # of its bound that a rank may reach under an error limit: above it the dense delta is nearly as small
+
+Shapes = Mapping[ParamName, tuple[int, ...]]
+"""Shapes of the weights to decompose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +43,10 @@ class FixedRanks:
         rank = self.ranks[index]
         return {"rank_policy": "fixed", "rank": rank.linear, "conv_rank": rank.conv}
 
-    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
+    def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
         linear, conv = (max(getattr(rank, kind) for rank in self.ranks) for kind in ("linear", "conv"))
-        return plan.with_ranks(FixedRank(linear=linear, conv=conv))
+        highest = FixedRank(linear=linear, conv=conv)
+        return {name: highest.rank_of(shape) for name, shape in shapes.items()}
 
     def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.fixed(rank) for rank in self.ranks]
@@ -68,10 +72,10 @@ class SizeLimits:
     def facts(self, index: int) -> dict[str, object]:
         return {"rank_policy": self.option, self.option: self.words[index]}
 
-    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
-        per_rank = sum(rank_bytes(item.shape, dtype) for item in plan.of(Action.DECOMPOSE))
+    def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
+        per_rank = sum(rank_bytes(shape, dtype) for shape in shapes.values())
         cap = _ABOVE_UNIFORM * max(self.nbytes) / per_rank
-        return _with_caps(plan, lambda item: _below(rank_bound(item.shape), cap))
+        return {name: _below(rank_bound(shape), cap) for name, shape in shapes.items()}
 
     def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
         return allocator.within(self.nbytes)
@@ -91,8 +95,9 @@ class _Limit:
     def facts(self, index: int) -> dict[str, object]:
         return {"rank_policy": self.option, self.option: self.value}
 
-    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
-        return _with_caps(plan, lambda item: _below(rank_bound(item.shape), _SHARE * rank_bound(item.shape)))
+    def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
+        bounds = {name: rank_bound(shape) for name, shape in shapes.items()}
+        return {name: _below(bound, _SHARE * bound) for name, bound in bounds.items()}
 
 
 class ErrorLimit(_Limit):
@@ -109,8 +114,8 @@ class PsnrFloor(_Limit):
 class ModuleErrorLimit(_Limit):
     """Smallest rank with this relative error for each layer."""
 
-    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
-        return _with_caps(plan, lambda item: rank_bound(item.shape))
+    def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
+        return {name: rank_bound(shape) for name, shape in shapes.items()}
 
     def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.module_error(self.value)]
@@ -119,8 +124,8 @@ class ModuleErrorLimit(_Limit):
 class EnergyShare(_Limit):
     """Smallest rank that keeps this share of its energy for each layer."""
 
-    def capped(self, plan: Plan, dtype: torch.dtype) -> Plan:
-        return _with_caps(plan, lambda item: rank_bound(item.shape))
+    def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
+        return {name: rank_bound(shape) for name, shape in shapes.items()}
 
     def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.energy(self.value)]
@@ -131,9 +136,3 @@ RankRule = FixedRanks | SizeLimits | ErrorLimit | PsnrFloor | ModuleErrorLimit |
 
 def _below(bound: int, cap: float) -> int:
     return bound if bound <= _SMALL_SIDE else min(bound, max(_LEAST_CAP, math.ceil(cap)))
-
-
-def _with_caps(plan: Plan, highest: Callable[[PlanItem], int]) -> Plan:
-    """Return the plan with the highest rank that each delta may get: every rank of a decomposition costs time."""
-    items = (item if item.rank is None else replace(item, rank=highest(item)) for item in plan.items)
-    return replace(plan, items=tuple(items))

@@ -6,13 +6,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from torch import Tensor
+
 from lbm_lora.errors import InputError, Option
-from lbm_lora.extraction.allocate import Choice, RankAllocator
-from lbm_lora.extraction.deltas import Outcome
-from lbm_lora.extraction.passes import Pass
-from lbm_lora.extraction.prediction import Predictor
-from lbm_lora.extraction.rules import ErrorLimit, PsnrFloor, RankRule
-from lbm_lora.extraction.search import smallest
+from lbm_lora.naming import ParamName
+from lbm_lora.ranks.allocate import Choice, RankAllocator
+from lbm_lora.ranks.prediction import Predictor
+from lbm_lora.ranks.rules import ErrorLimit, PsnrFloor, RankRule
+from lbm_lora.ranks.search import smallest
+from lbm_lora.ranks.spectrum import WeightsOf
+
+StoredDelta = tuple[ParamName, Tensor | None]
+"""A parameter and its delta as stored, in its shape; None if the file has nothing for it."""
 
 _TOGETHER = -6.0  # dB: first guess of the result minus the prediction, before any run: layers' errors add up
 
@@ -55,8 +60,8 @@ class Trial(Protocol):
         """Whether `error` has points to measure at."""
         ...
 
-    def take(self, outcomes: Iterable[Outcome] = ()) -> None:
-        """Set the network to the base plus the stored outcomes."""
+    def take(self, deltas: Iterable[StoredDelta] = ()) -> None:
+        """Set the network to the base plus these deltas."""
         ...
 
     def error(self) -> float | None:
@@ -66,6 +71,23 @@ class Trial(Protocol):
     def images(self) -> TrialImages | None:
         """Return the PSNR of its images; None if there are none."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputNorm:
+    """Norm of a network's output, used in place of the weight norm.
+
+    Attributes:
+        name: name of the file that it comes from, without folder.
+        weights_of: returns the cost of an error in a module.
+        energy: mean squared norm of the output; divides squared errors to make them relative.
+        open_trial: opens, after the survey, the network in which choices are run before they are written.
+    """
+
+    name: str
+    weights_of: WeightsOf
+    energy: float
+    open_trial: Callable[[], Trial | None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +103,12 @@ class Chooser:
     """Choose ranks by a rule, from a survey and an optional trial.
 
     Attributes:
-        pass_of: opens the pass that yields the outcomes of choices.
+        deltas_of: opens the deltas of a choice, as they would be stored.
     """
 
     allocator: RankAllocator
     predictor: Predictor
-    pass_of: Callable[[list[Choice]], AbstractContextManager[Pass]]
+    deltas_of: Callable[[Choice], AbstractContextManager[Iterable[StoredDelta]]]
 
     def choose(self, rule: RankRule, trial: Trial | None) -> list[ChosenRanks]:
         """Return a choice for each adapter of the rule. With a trial each choice is run, and limits are searched for.
@@ -162,5 +184,5 @@ class Chooser:
         return ChosenRanks(choice=choice, images=replace(seen[choice.nbytes], predicted_psnr=found.predicted))
 
     def _take(self, trial: Trial, choice: Choice) -> None:
-        with self.pass_of([choice]) as outcomes:
-            trial.take(outcome for (outcome,) in outcomes)
+        with self.deltas_of(choice) as deltas:
+            trial.take(deltas)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lbm_lora.extraction.search import Proposal, smallest
+from lbm_lora.ranks.search import Proposal, smallest
 
 Propose = Callable[[float], Proposal[int] | None]
 

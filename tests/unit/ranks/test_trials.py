@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from lbm_lora.errors import InputError
-from lbm_lora.extraction import Choice, RankAllocator, RankRule, TrialImages
-from lbm_lora.extraction.rules import ErrorLimit, PsnrFloor, SizeLimits
-from lbm_lora.extraction.search import Proposal
-from lbm_lora.extraction.trials import Chooser
+from lbm_lora.ranks import Choice, RankAllocator, RankRule, TrialImages
+from lbm_lora.ranks.rules import ErrorLimit, PsnrFloor, SizeLimits
+from lbm_lora.ranks.search import Proposal
+from lbm_lora.ranks.trials import Chooser
 
 BEST = 12_000
 
@@ -43,8 +43,8 @@ class Survey(RankAllocator):
         self.learned[choice.nbytes] = measured
 
     @contextmanager
-    def pass_of(self, choices: Sequence[Choice]) -> Generator[Any]:
-        yield [(choice,) for choice in choices]
+    def deltas_of(self, choice: Choice) -> Generator[Any]:
+        yield [choice]
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Network:
     has_points: bool = True
     taken: list[int] = field(default_factory=list)
 
-    def take(self, outcomes: Iterable[Choice] = ()) -> None:
-        self.taken.append(sum(one.nbytes for one in outcomes))
+    def take(self, deltas: Iterable[Choice] = ()) -> None:
+        self.taken.append(sum(one.nbytes for one in deltas))
 
     def error(self) -> float:
         return 10 ** ((6 - self.taken[-1] / 100) / 20)
@@ -80,7 +80,7 @@ def psnr_floor(value: float) -> PsnrFloor:
 
 def run(survey: Survey, rule: RankRule, network: Network | None) -> list[Any]:
     chooser = object.__new__(Chooser)  # whose types are checked when it is made
-    for name, value in {"allocator": survey, "predictor": survey, "pass_of": survey.pass_of}.items():
+    for name, value in {"allocator": survey, "predictor": survey, "deltas_of": survey.deltas_of}.items():
         object.__setattr__(chooser, name, value)
     return chooser.choose(rule, cast(Any, network))
 

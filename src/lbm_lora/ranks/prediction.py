@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lbm_lora.errors import InputError
-from lbm_lora.extraction.allocate import Choice, RankAllocator
-from lbm_lora.extraction.search import Proposal
+from lbm_lora.ranks.allocate import Choice, RankAllocator
+from lbm_lora.ranks.search import Proposal
 
 _LEAST = 1e-9  # relative errors below this count as zero
 _TABLE = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # sizes in the table, relative to the file's

@@ -5,7 +5,8 @@ import re
 
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import ConfigError, Option, give_one
-from lbm_lora.extraction.rules import (
+from lbm_lora.factorize import FixedRank
+from lbm_lora.ranks.rules import (
     EnergyShare,
     ErrorLimit,
     FixedRanks,
@@ -14,7 +15,6 @@ from lbm_lora.extraction.rules import (
     RankRule,
     SizeLimits,
 )
-from lbm_lora.factorize import FixedRank
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(I?))?(B?)\s*", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3}

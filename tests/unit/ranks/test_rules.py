@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extraction import DeltaSettings, FixedRanks, Plan, RankAllocator, RankRule, SurveyPass, plan_extraction
-from lbm_lora.extraction.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
-from lbm_lora.extraction.survey import unweighted
+from lbm_lora.extraction import DeltaSettings, Plan, SurveyPass, capped_plan, plan_extraction, rank_allocator
 from lbm_lora.factorize import FixedRank, rank_bound
+from lbm_lora.ranks import FixedRanks, RankAllocator, RankRule, unweighted
+from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -46,7 +46,7 @@ def allocator(save: Save, tmp_path: Path) -> RankAllocator:
     base, tuned = (open_checkpoint(save(f"{seed}.safetensors", small_state(seed))).component() for seed in (1, 2))
     small, settings = plan_extraction(base, tuned, FixedRank(linear=9999, conv=9999)), DeltaSettings(dtype=BF16)
     survey = SurveyPass(small, settings, unweighted, tmp_path / "vectors.safetensors").run()
-    return RankAllocator(small, survey, BF16, overhead=100, is_weighted=False)
+    return rank_allocator(small, survey, BF16, overhead=100, is_weighted=False)
 
 
 def ranks(plan: Plan) -> dict[str, int | None]:
@@ -84,7 +84,7 @@ def test_a_rule_names_its_adapters_and_says_what_was_asked_for(
 
 
 def test_fixed_ranks_are_surveyed_up_to_the_highest_of_each_kind(plan: Plan) -> None:
-    capped = FixedRanks(ranks=TWO).capped(plan, BF16)
+    capped = capped_plan(plan, FixedRanks(ranks=TWO), BF16)
     assert ranks(capped) == {name: 8 if name == "conv.weight" else bound and 64 for name, bound in BOUNDS.items()}
 
 
@@ -92,26 +92,26 @@ def test_fixed_ranks_are_surveyed_up_to_the_highest_of_each_kind(plan: Plan) -> 
 def test_a_limit_of_all_layers_together_stops_at_a_quarter_of_a_large_matrix(
     plan: Plan, kind: type[ErrorLimit | PsnrFloor]
 ) -> None:
-    capped = kind(option="o", value=0.5).capped(plan, BF16)
+    capped = capped_plan(plan, kind(option="o", value=0.5), BF16)
     assert ranks(capped) == BOUNDS | {"large.weight": 100, "middle.weight": 64}
 
 
 @pytest.mark.parametrize("kind", [ModuleErrorLimit, EnergyShare])
 def test_a_limit_of_each_layer_may_need_every_rank(plan: Plan, kind: type[ModuleErrorLimit | EnergyShare]) -> None:
-    assert ranks(kind(option="o", value=0.5).capped(plan, BF16)) == BOUNDS
+    assert ranks(capped_plan(plan, kind(option="o", value=0.5), BF16)) == BOUNDS
 
 
 def test_the_largest_size_says_how_far_a_layer_may_go(plan: Plan) -> None:
     thirty = 30 * PER_RANK
-    capped = sizes(PER_RANK, thirty).capped(plan, BF16)
+    capped = capped_plan(plan, sizes(PER_RANK, thirty), BF16)
     assert ranks(capped) == BOUNDS | {"large.weight": 120, "middle.weight": 120}
-    assert ranks(sizes(thirty).capped(plan, torch.float32)) == BOUNDS | {"large.weight": 64, "middle.weight": 64}
+    assert ranks(capped_plan(plan, sizes(thirty), torch.float32)) == BOUNDS | {"large.weight": 64, "middle.weight": 64}
 
 
 @settings(max_examples=20)  # each checks a whole plan
 @given(nbytes=st.integers(1, 200 * PER_RANK))
 def test_a_cap_by_size_is_four_times_the_uniform_rank_within_its_bounds(plan: Plan, nbytes: int) -> None:
-    for item in sizes(nbytes).capped(plan, BF16).items:
+    for item in capped_plan(plan, sizes(nbytes), BF16).items:
         if item.rank is not None:
             bound = rank_bound(item.shape)
             assert min(bound, 64) <= item.rank <= bound

@@ -11,19 +11,11 @@ from lbm_lora.adapter import save_adapter
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import InputError
-from lbm_lora.extraction import (
-    DeltaSettings,
-    Plan,
-    RankAllocator,
-    Survey,
-    SurveyedPass,
-    SurveyPass,
-    plan_extraction,
-    unweighted,
-)
-from lbm_lora.extraction.allocate import megabytes
+from lbm_lora.extraction import DeltaSettings, Plan, Survey, SurveyedPass, SurveyPass, plan_extraction, rank_allocator
 from lbm_lora.factorize import FixedRank, rank_bound
 from lbm_lora.naming import ParamName
+from lbm_lora.ranks import RankAllocator, unweighted
+from lbm_lora.ranks.allocate import megabytes
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -44,7 +36,7 @@ def survey(plan: Plan, tmp_path: Path) -> Survey:
 
 @pytest.fixture
 def allocator(plan: Plan, survey: Survey) -> RankAllocator:
-    return RankAllocator(plan, survey, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=False)
+    return rank_allocator(plan, survey, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=False)
 
 
 def adapter_of(plan: Plan, folder: Path, ranks: Mapping[ParamName, int | None]) -> Adapter:
@@ -112,12 +104,12 @@ def test_each_module_for_itself(survey: Survey, allocator: RankAllocator, value:
     by_error, by_energy = allocator.module_error(value), allocator.energy(1 - value**2)
     assert by_error.ranks == by_energy.ranks
     for one in survey.spectra:
-        rank = by_error.ranks[one.item.name]
+        rank = by_error.ranks[one.name]
         assert rank is not None
         total = float(one.squares.sum())
         assert float(one.squares[rank:].sum()) <= value**2 * total
         assert rank == 0 or float(one.squares[rank - 1 :].sum()) > value**2 * total
-        assert rank <= rank_bound(one.item.shape)
+        assert rank <= rank_bound(one.shape)
 
 
 def test_a_size_without_room_says_what_is_needed(allocator: RankAllocator) -> None:
@@ -131,13 +123,13 @@ def test_a_size_without_room_says_what_is_needed(allocator: RankAllocator) -> No
 
 def test_an_error_that_no_ranks_reach(plan: Plan, survey: Survey) -> None:
     lost = Survey(survey.spectra, survey.others.__class__(delta_sq=10.0, error_sq=10.0))
-    allocator = RankAllocator(plan, lost, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=False)
+    allocator = rank_allocator(plan, lost, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=False)
     with pytest.raises(InputError, match=r"^no ranks reach an error this small: the lowest squared error is 10, 5 was"):
         allocator.error(5.0)
 
 
 def test_in_an_outputs_norm_the_other_tensors_count_nothing(plan: Plan, survey: Survey) -> None:
-    allocator = RankAllocator(plan, survey, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=True)
+    allocator = rank_allocator(plan, survey, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=True)
     whole = sum(float(one.squares.sum()) + one.rest for one in survey.spectra)
     assert allocator.energy_sq == pytest.approx(whole)
     assert allocator.fixed(FixedRank(linear=9999, conv=9999)).error_sq == pytest.approx(0, abs=1e-9)

@@ -1,7 +1,7 @@
 """Allocate a file's bytes to all deltas, from the spectra of a survey."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,10 @@ from jaxtyping import Float64
 
 from lbm_lora.adapter import module_bytes, rank_bytes, stored_bytes
 from lbm_lora.errors import InputError, Option
-from lbm_lora.extraction.plan import Plan
-from lbm_lora.extraction.survey import DeltaSpectrum, Survey
-from lbm_lora.factorize import FixedRank, Spectrum, curve, energy_rank, error_rank
+from lbm_lora.factorize import FixedRank, Measure, Spectrum, curve, energy_rank, error_rank
 from lbm_lora.factorize import allocate_error as cheapest_with
 from lbm_lora.naming import ParamName, module_of
+from lbm_lora.ranks.spectrum import DeltaSpectrum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class Choice:
     Attributes:
         ranks: rank of each decomposed delta; 0 is nothing, None is the dense delta.
         nbytes: bytes of the file.
-        error_sq: squared error in the survey's norm, including rounding to the stored dtype.
+        error_sq: squared error in the norm of the spectra, including rounding to the stored dtype.
     """
 
     ranks: dict[ParamName, int | None]
@@ -33,31 +32,36 @@ class Choice:
 
 
 class RankAllocator:
-    """Choose the ranks of an adapter from one survey, under any rule.
+    """Choose the ranks of an adapter from the spectra of its deltas, under any rule.
 
     Args:
-        plan: plan of the survey.
-        survey: result of the survey.
+        spectra: spectra of all deltas that may get a rank.
         dtype: dtype of the stored tensors.
+        prefix: prefix of the component.
+        dense: shapes of the deltas that are stored dense in any case.
         overhead: bytes of the file besides its tensors' data and header entries.
-        is_weighted: whether the survey uses an output norm, in which the other tensors were not measured.
+        others: measures of all other tensors; zero if the spectra use an output norm, in which they were not measured.
     """
 
-    def __init__(self, plan: Plan, survey: Survey, dtype: torch.dtype, *, overhead: int, is_weighted: bool) -> None:
-        self._deltas = survey.spectra
-        self._prefix = plan.pairing.tuned.prefix
-        self._dtype = dtype
-        self._spectra = [self._spectrum(delta) for delta in survey.spectra]
-        self._exact = [self._exact_spectrum(delta) for delta in survey.spectra]
-        dense = sum(stored_bytes(self._prefix, name, shape, dtype) for name, shape in plan.dense().items())
-        self.fixed_bytes = overhead + dense
-        self._rest_sq = 0.0 if is_weighted else survey.others.error_sq
-        self._least_sq = self._rest_sq + sum(_least(delta) for delta in survey.spectra)
-        self._others_sq = 0.0 if is_weighted else survey.others.delta_sq
+    def __init__(
+        self,
+        spectra: Sequence[DeltaSpectrum],
+        dtype: torch.dtype,
+        *,
+        prefix: str,
+        dense: Mapping[ParamName, tuple[int, ...]],
+        overhead: int,
+        others: Measure,
+    ) -> None:
+        self._deltas, self._prefix, self._dtype, self._others = spectra, prefix, dtype, others
+        self._spectra = [self._spectrum(delta) for delta in spectra]
+        self._exact = [self._exact_spectrum(delta) for delta in spectra]
+        self.fixed_bytes = overhead + sum(stored_bytes(prefix, name, shape, dtype) for name, shape in dense.items())
+        self._least_sq = others.error_sq + sum(_least(delta) for delta in spectra)
 
     def fixed(self, ranks: FixedRank) -> Choice:
         """Return the choice of one rank for linear weights and one for convs."""
-        chosen = [min(ranks.rank_of(delta.item.shape), len(delta.squares)) for delta in self._deltas]
+        chosen = [min(ranks.rank_of(delta.shape), len(delta.squares)) for delta in self._deltas]
         return self._choice(chosen)
 
     def within(self, nbytes: Sequence[int]) -> list[Choice]:
@@ -99,25 +103,25 @@ class RankAllocator:
         return self._choice(found.ranks)
 
     def module_error(self, relative_error: float) -> Choice:
-        """Return the smallest rank with this relative error for each delta, in the survey's norm."""
+        """Return the smallest rank with this relative error for each delta, in the norm of the spectra."""
         return self._choice([error_rank(spectrum, relative_error) for spectrum in self._exact])
 
     def energy(self, share: float) -> Choice:
-        """Return the smallest rank that keeps this share of the energy of each delta, in the survey's norm."""
+        """Return the smallest rank that keeps this share of the energy of each delta, in the norm of the spectra."""
         return self._choice([energy_rank(spectrum, share) for spectrum in self._exact])
 
     @property
     def energy_sq(self) -> float:
         """Return the squared error of a file without any delta."""
-        return sum(float(delta.squares.sum()) + delta.rest for delta in self._deltas) + self._others_sq
+        return sum(float(delta.squares.sum()) + delta.rest for delta in self._deltas) + self._others.delta_sq
 
     def _choice(self, ranks: Sequence[int | None]) -> Choice:
         """Return the choice for these ranks, with its size and error."""
-        nbytes, error_sq = self.fixed_bytes, self._rest_sq
+        nbytes, error_sq = self.fixed_bytes, self._others.error_sq
         for delta, spectrum, rank in zip(self._deltas, self._exact, ranks, strict=True):
             nbytes += spectrum.size(rank)
             error_sq += _error_sq(delta, rank)
-        names = [delta.item.name for delta in self._deltas]
+        names = [delta.name for delta in self._deltas]
         return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
 
     def _exact_spectrum(self, delta: DeltaSpectrum) -> Spectrum:
@@ -135,13 +139,12 @@ class RankAllocator:
         return self._of(delta, np.maximum.accumulate(gains[::-1])[::-1], last)
 
     def _of(self, delta: DeltaSpectrum, squares: Float64[np.ndarray, " k"], rest: float) -> Spectrum:
-        item = delta.item
-        dense = stored_bytes(self._prefix, item.name, item.shape, self._dtype)
+        dense = stored_bytes(self._prefix, delta.name, delta.shape, self._dtype)
         return Spectrum(
             squares=squares,
             rest=rest,
-            rank_bytes=rank_bytes(item.shape, self._dtype),
-            fixed_bytes=module_bytes(self._prefix, module_of(item.name), item.shape, 0, self._dtype),
+            rank_bytes=rank_bytes(delta.shape, self._dtype),
+            fixed_bytes=module_bytes(self._prefix, module_of(delta.name), delta.shape, 0, self._dtype),
             dense_bytes=dense if delta.dense < math.inf else None,
         )
 

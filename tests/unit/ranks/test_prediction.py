@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.extraction import DeltaSettings, FixedRanks, Plan, RankRule, RankSelection, plan_extraction, surveyed
-from lbm_lora.extraction.rules import EnergyShare, ErrorLimit, PsnrFloor, SizeLimits
+from lbm_lora.extraction import DeltaSettings, Plan, RankSelection, plan_extraction, surveyed
 from lbm_lora.factorize import FixedRank, rank_bound
 from lbm_lora.progress import SILENT
+from lbm_lora.ranks import FixedRanks, RankRule
+from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, PsnrFloor, SizeLimits
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,40 @@
+"""Choose the ranks of an adapter (layer L2): from the spectra of its deltas, by one rule, with or without a trial.
+
+Extraction finds the spectra in two checkpoints, `combine` in the factors of LoRAs; the choice is the same.
+
+- `rank_options`: options of a command to the one of the `rules` that they select
+- `spectrum`: what each rank of one delta is worth
+- `allocate`: ranks for all layers together
+- `prediction`: the expected error of a choice of ranks
+- `trials`: choices that are run before they are written; `search` finds the smallest that meets a limit
+"""
+
+from lbm_lora.ranks.allocate import Choice, RankAllocator, megabytes
+from lbm_lora.ranks.prediction import Prediction, Predictor
+from lbm_lora.ranks.rank_options import parse_nbytes, rank_rule
+from lbm_lora.ranks.rules import FixedRanks, RankRule
+from lbm_lora.ranks.spectrum import DeltaSpectrum, WeightsOf, dense_error, rounding_error, unweighted
+from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, StoredDelta, Trial, TrialImages
+
+__all__ = [
+    "Choice",
+    "Chooser",
+    "ChosenRanks",
+    "DeltaSpectrum",
+    "FixedRanks",
+    "OutputNorm",
+    "Prediction",
+    "Predictor",
+    "RankAllocator",
+    "RankRule",
+    "StoredDelta",
+    "Trial",
+    "TrialImages",
+    "WeightsOf",
+    "dense_error",
+    "megabytes",
+    "parse_nbytes",
+    "rank_rule",
+    "rounding_error",
+    "unweighted",
+]
