@@ -22,7 +22,7 @@ REASONS = {
     "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "configs/compress.py": "tests/unit/workflows/test_compress.py: the options and what they do",
     "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
-    "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; surveys in ranks/test_prediction.py",
+    "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; ranks/test_prediction.py",
     "fidelity/answers.py": "tests/unit/fidelity/test_scores.py: questions and answers, which scores are made of",
     "inference/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",

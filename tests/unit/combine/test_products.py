@@ -1,0 +1,81 @@
+"""Deltas of scaled LoRAs: the factors are those of the sum of their dense deltas."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter, LoraModule, LoraScale
+from lbm_lora.combine import Products, Summand, difference, product_norm
+from lbm_lora.errors import AdapterError, PatternError
+from lbm_lora.factorize import Factors
+from lbm_lora.naming import ModuleName, ParamName
+
+Rand = Callable[..., Tensor]
+LINEAR, CONV, BIAS = ParamName("a.weight"), ParamName("b.weight"), ParamName("a.bias")
+
+
+def lora(rand: Rand, rank: int = 2) -> Adapter:
+    a = LoraModule(ModuleName("a"), rand(rank, 12), rand(10, rank), alpha=0.5 * rank)
+    b = LoraModule(ModuleName("b"), rand(rank, 4, 3, 3), rand(6, rank, 1, 1), alpha=float(rank))
+    return Adapter({a.name: a, b.name: b}, {BIAS: rand(10)})
+
+
+def expected(summands: list[tuple[Adapter, float]], name: ParamName) -> Tensor:
+    parts = [scale * delta for one, scale in summands if (delta := one.delta(name)) is not None]
+    return sum(parts[1:], start=parts[0])
+
+
+@pytest.mark.parametrize("name", [LINEAR, CONV, BIAS])
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_the_delta_is_the_scaled_sum(rand: Rand, name: ParamName, rank: int) -> None:
+    one, two = lora(rand, rank), lora(rand)
+    products = Products((Summand.of(one, 0.5), Summand.of(two, -2.0)))
+    found = products.dense(name)
+    assert found is not None
+    torch.testing.assert_close(found, expected([(one, 0.5), (two, -2.0)], name))
+
+
+def test_ranks_add_up_to_the_short_side(rand: Rand) -> None:
+    products = Products((Summand.of(lora(rand, 3)), Summand.of(lora(rand, 5))))
+    factors = [products.factors(name) for name in (LINEAR, CONV)]
+    assert [one.rank if one else 0 for one in factors] == [8, 6]
+    assert [products.bound(name) for name in (LINEAR, CONV)] == [8, 6]
+
+
+def test_a_matrix_that_is_dense_in_one_file_and_factors_in_another(rand: Rand) -> None:
+    one = lora(rand)
+    other = Adapter({}, {LINEAR: rand(10, 12)})
+    products = Products((Summand.of(one), Summand.of(other, 0.5)))
+    assert products.matrices() == [LINEAR, CONV]
+    assert products.dense_names() == [BIAS]
+    assert products.bound(LINEAR) == 10
+    found = products.dense(LINEAR)
+    assert found is not None
+    torch.testing.assert_close(found, expected([(one, 1.0), (other, 0.5)], LINEAR))
+
+
+def test_a_scale_of_0_removes_a_delta_and_patterns_choose(rand: Rand) -> None:
+    one = lora(rand)
+    products = Products((Summand.of(one, LoraScale.parse("1,b=0")),))
+    assert products.factors(CONV) is None
+    assert products.dense(CONV) is None
+    assert products.factors(LINEAR) is not None
+    with pytest.raises(PatternError, match="'nowhere'"):
+        Summand.of(one, LoraScale.parse("1,nowhere=0"))
+
+
+def test_shapes_that_differ_name_both_files(rand: Rand) -> None:
+    with pytest.raises(AdapterError, match=r"^a\.bias: the LoRA has shape \(10,\), the LoRA has \(9,\)"):
+        Products((Summand.of(lora(rand)), Summand.of(Adapter({}, {BIAS: rand(9)}))))
+
+
+def test_norms_without_the_product(rand: Rand) -> None:
+    low, full = Factors(rand(20, 3), rand(3, 30)), Factors(rand(4, 8), rand(8, 30))
+    for factors in (low, full):
+        assert product_norm(factors) == pytest.approx(float(torch.linalg.norm(factors.up @ factors.down)), rel=1e-5)
+    assert difference(low, low) < 1e-5 * product_norm(low)
+    assert difference(None, low) == pytest.approx(product_norm(low))
+    assert difference(low, None) == pytest.approx(product_norm(low))
+    assert difference(None, None) == 0
