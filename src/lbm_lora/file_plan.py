@@ -1,0 +1,152 @@
+"""What a command reads and will write, settled before it starts, so that it replaces no file that is not its own.
+
+    plan = FilePlan()
+    plan.reads(config.base_model_path, *config.lora_path)
+    plan.writes(config.save_to)
+    plan.check(overwrite=config.overwrite)
+
+A file is known by its device and inode, so links, other spellings of a path, a folder and an index of shards hide
+nothing. A file that exists is replaced only if it is ours: every kind of file that lbm-lora writes carries a mark
+(see `is_ours`). `overwrite` lifts that for outputs, never for inputs.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import cast
+
+from lbm_lora.errors import Option, OutputError
+from lbm_lora.plain_text import parse_json, read_text
+
+MARK = "made by lbm-lora"
+"""The mark of a text, an image or an archive of ours; JSON has `MARK_KEY: MARK`."""
+MARK_KEY = "made_by"
+
+_MARKS = (MARK.encode(), b'"lbm_lora_')  # the second: entries in the header of an adapter or statistics
+_SEARCHED = 2**16  # bytes at either end of a file
+_CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
+_MOST = 10_000  # files of a folder that are looked at
+
+
+@dataclass
+class FilePlan:
+    """Files that a command reads and writes.
+
+    Attributes:
+        inputs: file identity -> the path as given.
+        outputs: each path to be written, and what it is for, such as `the report`.
+    """
+
+    inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
+    outputs: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
+
+    def reads(self, *paths: Path) -> None:
+        """Note files, folders with all their files, or indexes with their shards. What does not exist is left out.
+
+        The twin of a checkpoint in the other container and the configuration beside it count as read.
+        """
+        for path in paths:
+            for one in _behind(Path(path)):
+                found = _status(one)
+                if found is not None and S_ISREG(found.st_mode):
+                    self.inputs.setdefault((found.st_dev, found.st_ino), one)
+
+    def writes(self, path: Path, what: str = "") -> None:
+        """Note a file that the command will write.
+
+        Args:
+            what: what it is, where the user did not name the path: `the report`.
+        """
+        self.outputs.append((Path(path), what))
+
+    def check(self, *, overwrite: bool = False) -> None:
+        """Check all of it.
+
+        Args:
+            overwrite: whether files that are not ours may be replaced.
+
+        Raises:
+            OutputError: an output is an input, a folder, another output, or a file that lbm-lora did not write.
+        """
+        seen: dict[Path, str] = {}
+        for path, what in self.outputs:
+            name = f"{what} {path}" if what else str(path)
+            real = _real(path)
+            if real in seen:
+                raise OutputError(f"{name} would be written twice: it is {seen[real] or 'another output'} too.")
+            seen[real] = what
+            found = _status(path)
+            if found is None:
+                continue
+            if S_ISDIR(found.st_mode):
+                raise OutputError(f"{name} is a folder. Give the path of a file.")
+            given = self.inputs.get((found.st_dev, found.st_ino))
+            if given is not None:
+                raise OutputError(f"{name} {_is_input(path, given)} Choose another path.")
+            if not overwrite and not is_ours(path):
+                raise OutputError(
+                    f"{name} exists, and lbm-lora did not write it. Choose another path, or use ",
+                    Option("overwrite"),
+                    " to replace it.",
+                )
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file: its mark is near the file's beginning or end.
+
+    A file of no bytes is anybody's, and holds nothing to lose.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            ends = file.read(_SEARCHED)
+            file.seek(max(0, size - _SEARCHED))
+            ends += file.read(_SEARCHED)
+    except OSError:
+        return False
+    return not size or any(mark in ends for mark in _MARKS)
+
+
+def _is_input(path: Path, given: Path) -> str:
+    if _real(path) == _real(given) and path.suffix == given.suffix:
+        return "is an input of this command and would be overwritten."
+    return f"is {given}, an input of this command, and would be overwritten."
+
+
+def _behind(path: Path) -> Iterator[Path]:
+    """The files that a path stands for, and those that are read along with it."""
+    found = _status(path)
+    if found is not None and S_ISDIR(found.st_mode):
+        for count, one in enumerate(path.rglob("*")):
+            if count == _MOST:
+                return
+            yield one
+        return
+    yield path
+    if path.suffix in _CONTAINERS:
+        yield from (path.with_suffix(suffix) for suffix in _CONTAINERS)
+        yield path.with_name("config.yaml")
+    if path.name.endswith(".index.json"):
+        try:
+            names = cast(dict[str, str], parse_json(read_text(path))["weight_map"]).values()
+            yield from (path.parent / name for name in set(names))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # whoever reads the index says what is wrong with it
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system says about a path; None where it says nothing, or takes no such name."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links
+        return path.absolute()

@@ -1,0 +1,133 @@
+"""What a command reads and writes, by whatever road: nothing that is not ours is replaced."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lbm_lora.errors import OutputError
+from lbm_lora.file_plan import MARK, FilePlan, is_ours
+
+
+def refused(plan: FilePlan, *, overwrite: bool = False) -> str:
+    with pytest.raises(OutputError) as caught:
+        plan.check(overwrite=overwrite)
+    return str(caught.value)
+
+
+def file(path: Path, text: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def by_path(one: Path) -> Path:
+    return one
+
+
+def by_spelling(one: Path) -> Path:
+    return one.parent / ".." / one.parent.name / one.name
+
+
+def by_symlink(one: Path) -> Path:
+    one.with_name("link").symlink_to(one)
+    return one.with_name("link")
+
+
+def by_hard_link(one: Path) -> Path:
+    os.link(one, one.with_name("hard"))
+    return one.with_name("hard")
+
+
+def by_linked_folder(one: Path) -> Path:
+    folder = one.parent.with_name("other")
+    folder.symlink_to(one.parent)
+    return folder / one.name
+
+
+@pytest.mark.parametrize("road", [by_path, by_spelling, by_symlink, by_hard_link, by_linked_folder])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_is_never_an_output(tmp_path: Path, road: Callable[[Path], Path], overwrite: bool) -> None:
+    source = file(tmp_path / "in" / "base.safetensors", f"{MARK}: even a file of ours")
+    plan = FilePlan()
+    plan.reads(source)
+    plan.writes(road(source))
+    assert "an input of this command" in refused(plan, overwrite=overwrite)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("", "unet/model.safetensors"),
+        ("unet", "unet/model.safetensors"),
+        ("model.safetensors.index.json", "model-2.safetensors"),
+        ("base.safetensors", "base.ckpt"),
+        ("base.ckpt", "base.safetensors"),
+        ("base.safetensors", "config.yaml"),
+    ],
+)
+def test_files_behind_an_input_are_inputs(tmp_path: Path, given: str, written: str) -> None:
+    for name in ("unet/model.safetensors", "model-2.safetensors", "base.ckpt", "base.safetensors", "config.yaml"):
+        file(tmp_path / name)
+    file(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    plan = FilePlan()
+    plan.reads(tmp_path / given)
+    plan.writes(tmp_path / written, "the report")
+    assert refused(plan, overwrite=True).startswith(f"the report {tmp_path / written} is")
+
+
+def test_two_outputs_of_one_path(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(tmp_path / "a.png", "the image")
+    plan.writes(tmp_path / "x" / ".." / "a.png")
+    assert refused(plan).endswith("a.png would be written twice: it is the image too.")
+
+
+def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(file(tmp_path / "config.yaml", "my: notes on lbm-lora"))
+    assert refused(plan) == (
+        f"{tmp_path / 'config.yaml'} exists, and lbm-lora did not write it. Choose another path, or use overwrite to "
+        "replace it."
+    )
+    plan.check(overwrite=True)
+
+
+def test_our_own_files_and_empty_ones_are_replaced(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(file(tmp_path / "report.html", f"<meta name=generator content='{MARK}'>"))
+    plan.writes(file(tmp_path / "empty", ""))
+    save_file({"a": torch.ones(2)}, tmp_path / "lora.safetensors", {"lbm_lora_format": "1"})
+    plan.writes(tmp_path / "lora.safetensors")
+    plan.writes(tmp_path / "new.safetensors")
+    plan.check()
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(tmp_path)
+    assert refused(plan, overwrite=True) == f"{tmp_path} is a folder. Give the path of a file."
+
+
+@pytest.mark.parametrize("place", [0, 2**17])
+def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None:
+    content = bytearray(2**17 + len(MARK))
+    content[place : place + len(MARK)] = MARK.encode()
+    (tmp_path / "a").write_bytes(content)
+    assert is_ours(tmp_path / "a")
+    (tmp_path / "b").write_bytes(bytes(2**18))
+    assert not is_ours(tmp_path / "b")
+    assert not is_ours(tmp_path / "none")
+
+
+def test_paths_that_no_system_takes(tmp_path: Path) -> None:
+    plan = FilePlan()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    plan.reads(tmp_path / "a\0b", tmp_path / "loop", tmp_path / ("x" * 300))
+    assert not plan.inputs
+    plan.writes(tmp_path / "loop")
+    plan.check()
