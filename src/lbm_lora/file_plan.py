@@ -21,10 +21,11 @@ from lbm_lora.errors import Option, OutputError
 from lbm_lora.plain_text import parse_json, read_text
 
 MARK = "made by lbm-lora"
-"""The mark of a text, an image or an archive of ours; JSON has `MARK_KEY: MARK`."""
-MARK_KEY = "made_by"
+"""The mark in a text, an image or an archive of ours."""
+MARK_KEY = "lbm_lora_file"
+"""Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
 
-_MARKS = (MARK.encode(), b'"lbm_lora_')  # the second: entries in the header of an adapter or statistics
+_MARKS = (MARK.encode(), b'"lbm_lora_', b'"lbm-lora/report/')
 _SEARCHED = 2**16  # bytes at either end of a file
 _CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
 _MOST = 10_000  # files of a folder that are looked at

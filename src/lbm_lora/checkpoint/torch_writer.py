@@ -23,6 +23,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.checkpoint.spec import TensorSpec, dtype_name
 from lbm_lora.errors import CheckpointError
+from lbm_lora.file_plan import MARK
 
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30
@@ -153,3 +154,4 @@ class TorchWriter:
         if self._waiting:
             raise AssertionError(f"{len(self._waiting)} announced tensors of {self._path} were not written")
         self._record("version", b"3\n")
+        self._record(MARK, b"")  # torch reads the records that it knows

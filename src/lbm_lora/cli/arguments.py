@@ -143,8 +143,8 @@ def range_of(flag: Flag) -> str:
     """` from 1`, ` from 0 to 1`, or nothing."""
     if flag.bounds is None:
         return ""
-    most = flag.bounds.most
-    return f" from {flag.bounds.least:g}" + (f" to {most:g}" if math.isfinite(most) else "")
+    least, most = (str(one) if isinstance(one, int) else f"{one:g}" for one in (flag.bounds.least, flag.bounds.most))
+    return f" from {least}" + (f" to {most}" if math.isfinite(flag.bounds.most) else "")
 
 
 def alternatives(words: Sequence[str]) -> str:

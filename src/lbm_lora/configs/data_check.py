@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Bounds, Count, File, Folder, Named, Share, Size
+from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Batch, File, Folder, Named, Share, Size, Workers
 from lbm_lora.errors import ConfigError, Option
 
 
@@ -21,7 +21,7 @@ class CheckConfig:
     """Check the data of this training file, with its keys and sizes, instead of DATA."""
     image_size: tuple[Size, ...] = (512,)
     """Square roots of the pixel budgets that training will use."""
-    batch_size: Count = 8
+    batch_size: Batch = 8
     """Samples per training step, all processes together. Sets the number of steps in the report."""
     max_corrupt: Share = 0.05
     """Fail if a larger share of the samples than this is unreadable or incomplete."""
@@ -31,7 +31,7 @@ class CheckConfig:
     """Ending of a sample's target image."""
     mask_key: Annotated[str | None, Named("KEY"), ADVANCED] = None
     """Ending of a sample's mask, such as mask.png. Every sample must then have one. Default: no masks."""
-    num_workers: Annotated[int, Bounds(0), ADVANCED] = 0
+    num_workers: Annotated[Workers, ADVANCED] = 0
     """Read with this many extra processes. 0 reads in the command's own process."""
     cache_dir: Annotated[Folder | None, ADVANCED] = None
     """Copy shards from URLs into this folder."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Count, Folder, Named, Share
+from lbm_lora.configs.marks import ADVANCED, Count, Devices, Folder, Named, Share
 from lbm_lora.configs.model_options import ModelOptions
 
 
@@ -20,7 +20,7 @@ class InferShardsConfig(ModelOptions):
     """Format of the results, named NAME.output.png and so on."""
     max_corrupt: Share = 0.05
     """Stop if a larger share of the samples than this is unreadable or incomplete."""
-    devices: Count = 1
+    devices: Devices = 1
     """Processes on one machine, each with its own device."""
     source_key: Annotated[str, Named("KEY"), ADVANCED] = "source.jpg"
     """Ending of a sample's source image. Any image extension matches."""

@@ -47,8 +47,11 @@ Checkpoint = Annotated[Path, Named("CHECKPOINT")]
 Images = Annotated[str | tuple[str, ...], Named("IMAGES")]
 """Images, folders of images, or globs: one, or several."""
 Pattern = Annotated[str, Named("PATTERN")]
-Size = Annotated[int, Named("PIXELS"), Bounds(64)]
+Size = Annotated[int, Named("PIXELS"), Bounds(64, 16384)]
 """Square root of a pixel budget."""
-Seed = Annotated[int, Bounds(0)]
+Seed = Annotated[int, Bounds(0, 2**63 - 1)]
 Count = Annotated[int, Bounds(1)]
+Batch = Annotated[int, Bounds(1, 4096)]
+Devices = Annotated[int, Bounds(1, 64)]
+Workers = Annotated[int, Bounds(0, 256)]
 Share = Annotated[float, Named("SHARE"), Bounds(0, 1)]

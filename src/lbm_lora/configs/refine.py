@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
+from lbm_lora.configs.marks import ADVANCED, Batch, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
 from lbm_lora.configs.values import AlphaIs
 
 
@@ -26,7 +26,7 @@ class RefineConfig:
     """Measure on these held-out images. Default: one in 8 of --images, up to 16, which are then not trained on."""
     steps: Count = 200
     """Optimizer steps."""
-    batch_size: Count = 16
+    batch_size: Batch = 16
     """Points of the bridge per step. They pass through the network together: use 1 or 2 for the full-size model."""
     size: Size | None = None
     """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""

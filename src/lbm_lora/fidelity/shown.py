@@ -1,6 +1,5 @@
 """The images that a comparison shows: one by one for the page, and side by side as one file."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from lbm_lora.imaging.grids import comparison_grid
+from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.report import ImageSet
 
@@ -67,6 +67,4 @@ def side_by_side(shown: Sequence[ShownImage]) -> bytes:
 
 
 def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return encode_image(image, ".png", optimize=True)

@@ -22,6 +22,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from lbm_lora.atomic import atomic_path, guard_output
 from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.file_plan import MARK
 from lbm_lora.missing_path import not_there
 from lbm_lora.progress import warn
 
@@ -198,13 +199,13 @@ def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) 
     _write(image, path)
 
 
-def _write(image: Image.Image, path: Path, **options: object) -> None:
+def _write(image: Image.Image, path: Path, mark: str = MARK) -> None:
     kind = _writer_of(path)
     if kind == "GIF":
         warn(f"{path}: a GIF holds 256 colours; the image is reduced to them.")
     try:
         with atomic_path(path) as temporary:
-            image.save(temporary, format=kind, **_WRITERS[kind], **options)
+            image.save(temporary, format=kind, exif=_software(mark), **_WRITERS[kind])
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another path or format.") from None
 
@@ -223,10 +224,15 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
         if not _is_copy(path):
             warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
             return False
-    mark = Image.Exif()
-    mark[_SOFTWARE] = _COPY
-    _write(image, path, exif=mark)
+    _write(image, path, _COPY)
     return True
+
+
+def _software(mark: str) -> Image.Exif:
+    """EXIF data that name what wrote an image. GIF and BMP hold none."""
+    exif = Image.Exif()
+    exif[_SOFTWARE] = mark
+    return exif
 
 
 def _is_copy(path: Path) -> bool:
@@ -237,11 +243,11 @@ def _is_copy(path: Path) -> bool:
         return False
 
 
-def encode_image(image: Image.Image, extension: str) -> bytes:
+def encode_image(image: Image.Image, extension: str, *, optimize: bool = False) -> bytes:
     """Return the bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
     file = io.BytesIO()
     kind = Image.registered_extensions()[extension]
-    image.save(file, format=kind, **_WRITERS[kind])
+    image.save(file, format=kind, exif=_software(MARK), **{"optimize": optimize, **_WRITERS[kind]})
     return file.getvalue()
 
 

@@ -12,6 +12,7 @@ import torch
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtype_name
 from lbm_lora.errors import CheckpointError, Option, OutputError, listing, plural
+from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
@@ -131,6 +132,7 @@ def write_base(
     entries = _entries(whole, dtype, source_config)
     metadata = {
         "format": "pt",
+        MARK_KEY: "base",
         **config_to_metadata(whole),
         **{k: str(entries[k]) for k in _METADATA_ENTRIES},
     }

@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
+from lbm_lora.file_plan import MARK
 from lbm_lora.report.document import Provenance, Report, report_json
 from lbm_lora.report.html import render_html
 from lbm_lora.report.images import ImageSet
@@ -38,7 +39,7 @@ def write_report(
     folder = Path(folder)
     page = render_html(report, images=shown, provenance=provenance)
     texts = {
-        folder / "report.txt": full_text(report) + "\n",
+        folder / "report.txt": f"{full_text(report)}\n\n({MARK})\n",
         folder / "report.json": report_json(report, provenance=provenance),
         folder / "report.html": page,
     }

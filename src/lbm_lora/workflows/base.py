@@ -10,6 +10,7 @@ from lbm_lora.atomic import guard_output, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
+from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
@@ -98,7 +99,8 @@ def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generat
 
 def _write_ledger(base: BaseFiles) -> Path:
     path = base.safetensors.with_name(f"{base.safetensors.stem}_ledger.json")
-    write_text(path, json.dumps([asdict(item) for item in base.ledger], indent=1) + "\n")
+    rows = [asdict(item) for item in base.ledger]
+    write_text(path, json.dumps({MARK_KEY: "ledger of a base", "tensors": rows}, indent=1) + "\n")
     return path
 
 

@@ -13,6 +13,7 @@ from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
@@ -108,6 +109,7 @@ def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsW
     values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":
         metadata = {key: value for key, value in checkpoint.metadata.items() if key != ORIGIN_KEY}
+        metadata |= {MARK_KEY: "fused checkpoint"}
         if values:
             metadata.setdefault(METADATA_KEY, json.dumps(values))
         return SafetensorsWriter(path, checkpoint.specs, metadata=metadata)

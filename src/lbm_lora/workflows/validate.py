@@ -11,6 +11,7 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.file_plan import MARK
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
@@ -216,7 +217,7 @@ def _layer_names(config: ValidateConfig, lines: Sequence[str]) -> str:
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
-    use = "# Copy names, or parts of them, into trainable_lora_modules of a training configuration.\n"
+    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration ({MARK}).\n"
     return head + use + "\n" + "\n".join(lines) + "\n"
 
 

@@ -50,6 +50,7 @@ def test_every_record_is_stored_and_aligned(tmp_path: Path) -> None:
         "archive/byteorder",
         *(f"archive/data/{index}" for index in range(len(TENSORS))),
         "archive/version",
+        "archive/made by lbm-lora",
     ]
     offsets = data_offsets(tmp_path / "a.ckpt")
     assert {offset % 64 for offset in offsets.values()} == {0}

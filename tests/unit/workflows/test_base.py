@@ -15,7 +15,7 @@ from standins import Lbm
 def test_the_backbone_of_the_config_is_found_beside_it(lbm: Lbm, tmp_path: Path) -> None:
     outcome = run(BaseConfig(config_path=lbm.tuned.parent / "config.yaml", save_path=tmp_path / "base.ckpt"))
     assert outcome.baseline is None
-    ledger = json.loads(outcome.ledger_file.read_text(encoding="utf-8"))
+    ledger = json.loads(outcome.ledger_file.read_text(encoding="utf-8"))["tensors"]
     assert outcome.ledger_file == tmp_path / "base_ledger.json"
     assert len(ledger) == len(outcome.base.ledger)
     assert {entry["action"] for entry in ledger} == {"copied", "cropped", "added", "dropped"}

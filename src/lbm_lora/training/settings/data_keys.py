@@ -27,7 +27,7 @@ class DataSettings(Section):
     mask_key: Text | None = None
     """Ending of a sample's mask, such as mask.png: only its white pixels count in the loss. Default: no masks, every
     pixel counts."""
-    image_size: tuple[Annotated[int, Field(ge=SMALLEST_SIZE)], ...] = (512,)
+    image_size: tuple[Annotated[int, Field(ge=SMALLEST_SIZE, le=16384)], ...] = (512,)
     """Train at these sizes: square roots of pixel budgets. Each sample gets one of them per epoch."""
     image_size_prob: tuple[Share, ...] | None = None
     """Probability of each size; together 1. Default: uniform."""
@@ -41,7 +41,7 @@ class DataSettings(Section):
     """Encode every pair once and keep its latents in `cache_dir`. Not with flip and random_crop."""
     cache_dir: Path | None = None
     """Folder for cached latents and downloaded shards."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Read pairs in this many worker processes. 0: in the training process itself."""
     shuffle: bool = True
     """Read the pairs in a new random order in every epoch."""

@@ -104,7 +104,7 @@ class OptimizerSettings(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Save an exponential moving average of the weights with this decay, between 0 and 1. Default: the last weights."""
-    batch_size: Count = 8
+    batch_size: Annotated[Count, Field(le=4096)] = 8
     """Samples per forward pass and device."""
     accumulate: Count = 1
     """Forward passes per optimizer step (gradient accumulation)."""
@@ -112,7 +112,7 @@ class OptimizerSettings(Section):
     """Stop after this many passes through the data."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps, unless `max_epochs` stops earlier."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed for all random draws: order, augmentations, timesteps, noise, new weights."""
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ class RunSettings(Section):
 
     device: Text = "auto"
     """Train on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
-    devices: Count = 1
+    devices: Annotated[Count, Field(le=64)] = 1
     """Processes per machine, each on its own device."""
     num_nodes: Count = 1
     """Number of machines."""
