@@ -129,7 +129,7 @@ def test_metadata_of_the_safetensors(result: BaseFiles) -> None:
     with safe_open(result.safetensors, "pt") as file:
         metadata = file.metadata()
     assert metadata.keys() == {
-        "format", "lbm_config", "backbone_signature", "architecture", "torch_dtype", "initialization",
+        "format", "lbm_lora_file", "lbm_config", "backbone_signature", "architecture", "torch_dtype", "initialization",
     }  # fmt: skip
 
 
