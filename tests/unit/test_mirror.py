@@ -18,6 +18,8 @@ VERBS = (
 
 REASONS = {
     "adapter/formats/codec.py": "tests/unit/adapter/formats/test_comfyui.py: a codec at work",
+    "adapter/formats/peft_keys.py": "tests/unit/adapter/formats/test_diffusers.py: keys of every age; see test_peft.py",
+    "adapter/formats/peft_layers.py": "tests/unit/adapter/formats/test_peft.py: what has a place, and what has not",
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
     "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "configs/compress.py": "tests/unit/workflows/test_compress.py: the options and what they do",

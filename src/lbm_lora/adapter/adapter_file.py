@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
 from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
+from lbm_lora.adapter.lora_folder import lora_in
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
@@ -41,6 +42,8 @@ def load_adapter(
 ) -> Adapter:
     """Read an adapter file of any format, or a state dict of its tensors. A file's stay there until they are used.
 
+    In a folder it is the native LoRA, else the file that PEFT or diffusers looks for there, else its only one.
+
     A file recognised as one of the earlier implementation only by its alphas gives a warning.
 
     Args:
@@ -50,6 +53,8 @@ def load_adapter(
         CheckpointError: the file cannot be read.
         AdapterError: its keys are not adapter keys, or do not belong together, or need the base.
     """
+    if not isinstance(source, Mapping) and Path(source).is_dir():
+        source = lora_in(Path(source))
     with open_checkpoint(source, label="the state dict") as file:
         path = file.path
         kind = kind_of(file.specs, file.metadata)

@@ -34,7 +34,8 @@ def read_foreign(codec: Codec, source: Source, path: Path | None) -> Adapter:
     parts = _of_one_dtype(codec.decode(source))
     for note in parts.notes:
         warn(f"{source.path}: {note}")
-    metadata = AdapterMetadata.from_header(source.header)
+    header = {key: value for key, value in source.header.items() if key not in parts.own_header}
+    metadata = AdapterMetadata.from_header(header)
     return Adapter(parts.modules, parts.dense, metadata, parts.prefix, path, file_format=codec.name)
 
 

@@ -42,12 +42,14 @@ class Parts:
         dense: dense deltas: biases, norms, matrices.
         prefix: prefix of the component in an LBM checkpoint.
         notes: what the user should know, one sentence each, such as what was rebuilt or left out.
+        own_header: names of header entries that are the format's, and no metadata of the adapter.
     """
 
     modules: Mapping[ModuleName, LoraModule]
     dense: Mapping[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
     prefix: str = ""
     notes: tuple[str, ...] = ()
+    own_header: Collection[str] = ()
 
 
 @dataclass(frozen=True)

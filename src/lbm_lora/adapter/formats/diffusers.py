@@ -1,0 +1,95 @@
+"""LoRAs of diffusers: `unet.` and PEFT's keys; read also without the prefix, and as they were before PEFT.
+
+    unet.<module>.lora_A.weight, .lora_B.weight   written with alpha = rank, and one rank (see `one_rank`)
+    unet.<module>.lora_B.bias                     on request; diffusers cannot fuse these
+
+The header's `lora_adapter_metadata` says the same to newer versions; when read, its ranks and alphas count. Layers of a
+text encoder, which an LBM has not, are left out with a note.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes
+from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
+from lbm_lora.adapter.formats.one_rank import KEY, Before, as_before
+from lbm_lora.adapter.formats.peft_keys import decode_layers, is_factor
+from lbm_lora.adapter.formats.peft_layers import dense_kinds, layers_of, no_place, notes_of, up_biases
+from lbm_lora.adapter.module import Adapter
+from lbm_lora.errors import AdapterError, plural
+from lbm_lora.naming import DENOISER_PREFIX, bias_of
+
+PREFIX = "unet."
+CONFIG_KEY = "lora_adapter_metadata"
+_TEXT = "text_encoder"
+_TRANSFORMER = "transformer."
+
+
+def _matches(keys: Collection[str], header: Mapping[str, str]) -> bool:
+    return any(map(is_factor, keys))
+
+
+def _decode(source: Source) -> Parts:
+    if any(key.startswith(_TRANSFORMER) for key in source.tensors):
+        raise AdapterError(f"{source.path} is a LoRA for a diffusion transformer. An LBM's denoiser is a UNet.")
+    kept = {key: tensor for key, tensor in source.tensors.items() if not key.startswith(_TEXT)}
+    left_out = len(source.tensors) - len(kept)
+    if not kept:
+        raise AdapterError(f"{source.path} is a LoRA for text encoders alone, which an LBM does not have.")
+    prefix = next((p for p in (PREFIX, DENOISER_PREFIX) if all(key.startswith(p) for key in kept)), "")
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in kept.items()}
+    config = _config(source.header, source.path)
+    modules, dense = decode_layers(tensors, config, source.base, source.path)
+    note = f"{plural(left_out, 'tensor')} of text encoders left out: an LBM has none."
+    component = DENOISER_PREFIX if source.base is None else source.base.prefix
+    before = Before.of_header(source.header)
+    if before is not None:
+        modules, matrices = as_before(modules, before)
+        dense, component = dense | matrices, before.prefix
+    return Parts(modules, dense, component, (note,) if left_out else (), (CONFIG_KEY, KEY, "format"))
+
+
+def _config(header: Mapping[str, str], where: Path) -> LoraConfig | None:
+    """Return the header's config of the UNet, whose fields have its prefix where a pipeline wrote the file."""
+    if CONFIG_KEY not in header:
+        return None
+    try:
+        fields = cast(object, json.loads(header[CONFIG_KEY]))
+    except ValueError:
+        raise AdapterError(f"{where}: {CONFIG_KEY} in the header is not JSON.") from None
+    if isinstance(fields, dict) and any(key.startswith(PREFIX) for key in fields):
+        fields = {key.removeprefix(PREFIX): value for key, value in fields.items() if key.startswith(PREFIX)}
+    return config_of(fields, where)
+
+
+def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
+    kinds = dense_kinds(adapter.dense)
+    layers = layers_of(adapter, kinds)
+    is_kept = wishes.biases == "lora_bias"
+    stray = [name for name in kinds.biases if not is_kept or name not in set(map(bias_of, layers.modules))]
+    missing = {"biases": stray, "norms": kinds.norms, "parameters that are neither": kinds.others}
+    remedies = [("biases", "drop" if is_kept else "lora_bias or drop")] if stray else []
+    error = no_place(adapter, "diffusers", missing, [*remedies, *([("norms", "drop")] if kinds.norms else [])])
+    if error is not None:
+        raise error
+    biases = up_biases(layers, kinds.biases) if kinds.biases else {}
+    tensors: dict[str, Tensor] = {}
+    for name, module in layers.modules.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": module.down, f"{PREFIX}{name}.lora_B.weight": module.up}
+        tensors |= {f"{PREFIX}{name}.lora_B.bias": biases[name]} if biases else {}
+    fields = config_fields(layers.ranks) | ({"lora_bias": True} if biases else {})
+    config = json.dumps({PREFIX + key: value for key, value in fields.items()}, sort_keys=True)
+    notes = [
+        *notes_of(adapter, layers),
+        *(["diffusers before 0.40 needs weight_name= or use_safetensors=True."] if layers.padding is None else []),
+        *(["diffusers runs a LoRA with biases, but its fuse_lora() refuses it."] if biases else []),
+    ]
+    header = {"format": "pt", CONFIG_KEY: config, KEY: layers.before.encoded()}
+    return Encoded(tensors, header, notes=tuple(notes))
+
+
+CODEC = Codec("diffusers", _matches, _decode, _encode)

@@ -1,0 +1,130 @@
+"""PEFT's `LoraConfig`: ranks and scalings of a LoRA's layers, as `adapter_config.json` and diffusers' header hold them.
+
+Fields that only concern training, or that say which layers are chosen, are ignored: the keys of the file say that too.
+A field that changes what the factors mean, or that we do not know, is refused by name unless it is off.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from lbm_lora.errors import AdapterError, listing
+from lbm_lora.naming import ModuleName
+
+_USED = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "peft_type", "use_dora", "lora_bias", "bias",
+    "modules_to_save", "init_lora_weights",
+}  # fmt: skip
+_IGNORED = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_core",
+    "loftq_config", "eva_config", "qalora_group_size", "ensure_weight_tying", "runtime_config",
+}  # fmt: skip
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
+"""Initial values that leave the base as it is; others, such as `pissa`, take the factors out of the base first."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Attributes:
+    rank, alpha: of the layers that no pattern names.
+    rank_pattern, alpha_pattern: regular expression of layers -> value; the first that matches counts.
+    use_rslora: whether the scaling is alpha / sqrt(rank), in place of alpha / rank.
+    use_dora: whether every layer has magnitudes.
+    """
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, float]
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def alpha_of(self, name: ModuleName, rank: int, where: Path) -> float:
+        """Return the alpha whose quotient by the rank is the layer's scaling.
+
+        Args:
+            rank: the rank of its factors.
+
+        Raises:
+            AdapterError: the config says another rank, and so another scaling.
+        """
+        said = _matched(self.rank_pattern, name, self.rank)
+        if said != rank:
+            raise AdapterError(
+                f"{where}: {name} has rank {rank}, but the LoRA's config says {said:g}. They belong to different LoRAs."
+            )
+        alpha = _matched(self.alpha_pattern, name, self.alpha)
+        return alpha * math.sqrt(rank) if self.use_rslora else alpha
+
+
+def _matched(pattern: Mapping[str, float], name: str, default: float) -> float:
+    """Return the value of the first pattern that matches the name, or the end of it, as PEFT does."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def config_of(values: object, where: Path) -> LoraConfig:
+    """Return the config that a JSON object holds.
+
+    Raises:
+        AdapterError: it is no LoRA's, lacks a rank or alpha, or asks for what is not read.
+    """
+    fields = cast(dict[str, object], values) if isinstance(values, dict) else {}
+    _check_supported(fields, where)
+    patterns = [_pattern(fields.get(name), name, where) for name in ("rank_pattern", "alpha_pattern")]
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
+        raise AdapterError(f"{where}: the LoRA's config has r {rank!r} and lora_alpha {alpha!r}; both must be numbers.")
+    rank_pattern, alpha_pattern = patterns
+    return LoraConfig(
+        rank, float(alpha), rank_pattern, alpha_pattern, bool(fields.get("use_rslora")), bool(fields.get("use_dora"))
+    )
+
+
+def _check_supported(fields: Mapping[str, object], where: Path) -> None:
+    kind = fields.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(f"{where}: the adapter is of PEFT's type {kind}. Only LORA is read.")
+    start = fields.get("init_lora_weights")
+    if isinstance(start, str) and not start.lower().startswith(_PLAIN_STARTS):
+        raise AdapterError(
+            f"{where}: init_lora_weights is {start}: the factors belong to a base from which their start was taken "
+            "out. PEFT's path_initial_model_for_weight_conversion saves it as a LoRA of the plain base."
+        )
+    others = {name: value for name, value in fields.items() if value and name not in _USED | _IGNORED}
+    if others:
+        asked = listing(f"{name} {json.dumps(value)}" for name, value in others.items())
+        raise AdapterError(f"{where}: the config asks for what is not read: {asked}. LoRA, rsLoRA and DoRA are.")
+
+
+def _pattern(value: object, name: str, where: Path) -> dict[str, float]:
+    pattern = cast(dict[str, object], value) if isinstance(value, dict) else {}
+    for key, number in pattern.items():
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise AdapterError(f"{where}: {name} of the LoRA's config has the pattern {key}: {error}.") from None
+        if not isinstance(number, int | float):
+            raise AdapterError(f"{where}: {name} of the LoRA's config has {key} {number!r}, which is not a number.")
+    return cast(dict[str, float], pattern)
+
+
+def config_fields(ranks: Mapping[ModuleName, int]) -> dict[str, object]:
+    """Return the config of factors without a scaling: alpha is the rank, on every layer.
+
+    Layers of another rank than most are named by patterns anchored with `^`, since PEFT matches the end of a name.
+    """
+    counts = list(ranks.values())
+    common = max(sorted(set(counts)), key=counts.count, default=1)
+    pattern = {f"^{name}": rank for name, rank in ranks.items() if rank != common}
+    return {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+        "target_modules": sorted(ranks),
+    }

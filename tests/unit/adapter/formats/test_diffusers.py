@@ -1,0 +1,247 @@
+"""LoRAs of diffusers: written, recognised, read back bit for bit; older keys, alphas, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import AdapterError
+from lbm_lora.naming import ModuleName, ParamName
+
+seeded = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+TO_Q, CONV = ModuleName("mid_block.attentions.0.attn1.to_q"), ModuleName("conv_out")
+
+
+def lora(dtype: torch.dtype = torch.float32, alpha: float = 2.0, biases: bool = False, norms: bool = False) -> Adapter:
+    """A linear of rank 2 and a conv of rank 1, with the deltas that are asked for."""
+    torch.manual_seed(0)
+    modules = {
+        TO_Q: LoraModule(TO_Q, torch.randn(2, 3).to(dtype), torch.randn(5, 2).to(dtype), alpha),
+        CONV: LoraModule(CONV, torch.randn(1, 3, 3, 3).to(dtype), torch.randn(4, 1, 1, 1).to(dtype), 1.0),
+    }
+    dense = {ParamName("conv_out.bias"): torch.randn(4).to(dtype)} if biases else {}
+    dense |= {ParamName("mid.norm1.weight"): torch.randn(3).to(dtype)} if norms else {}
+    return Adapter(modules, dense, AdapterMetadata(FORMAT, "d" * 32), "denoiser.")
+
+
+def read(tensors: dict[str, Tensor], header: dict[str, Any] | None = None, *, path: Path, **options: Any) -> Adapter:
+    own = {key: tensor.clone() for key, tensor in tensors.items()}
+    save_file(own, path / "x.safetensors", header and {"lora_adapter_metadata": json.dumps(header)})
+    return load_adapter(path / "x.safetensors", **options)
+
+
+def assert_same(found: Adapter, given: Adapter) -> None:
+    assert (found.prefix, found.metadata) == (given.prefix, given.metadata)
+    assert found.modules.keys() == given.modules.keys()
+    for name, module in given.modules.items():
+        assert found.modules[name].alpha == module.alpha
+        for one, other in ((found.modules[name].up, module.up), (found.modules[name].down, module.down)):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+    assert found.dense.keys() == given.dense.keys()
+    assert all(found.dense[name].dtype == delta.dtype for name, delta in given.dense.items())
+    assert all(torch.equal(found.dense[name], delta) for name, delta in given.dense.items())
+
+
+def test_keys_one_rank_and_a_header_that_says_the_same(tmp_path: Path) -> None:
+    saved = save_adapter(lora(), tmp_path / "x.safetensors", format="diffusers")
+    tensors = load_file(saved.path)
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {
+        f"unet.{CONV}.lora_A.weight": (2, 3, 3, 3),
+        f"unet.{CONV}.lora_B.weight": (4, 2, 1, 1),
+        f"unet.{TO_Q}.lora_A.weight": (2, 3),
+        f"unet.{TO_Q}.lora_B.weight": (5, 2),
+    }
+    with safe_open(saved.path, "pt") as file:
+        header = file.metadata()
+    assert json.loads(header["lora_adapter_metadata"]) == {
+        "unet.alpha_pattern": {},
+        "unet.lora_alpha": 2,
+        "unet.r": 2,
+        "unet.rank_pattern": {},
+        "unet.target_modules": [CONV, TO_Q],
+    }
+    assert header["lbm_lora_export"] == "diffusers 1"
+    assert saved.notes == ("Zeros fill every module up to rank 2: 0.0 MB more.",)
+
+
+@seeded
+@given(
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.sampled_from([2.0, 1.0, 16.0, 3.0, 0.7]),
+    st.booleans(),
+)
+def test_the_way_there_and_back_keeps_every_bit(tmp_path: Path, dtype: torch.dtype, alpha: float, biases: bool) -> None:
+    given_lora = lora(dtype, alpha, biases)
+    saved = save_adapter(given_lora, tmp_path / "x.safetensors", format="diffusers", wishes=Wishes("lora_bias"))
+    found = load_adapter(saved.path)
+    if any("last bits" in note for note in saved.notes):
+        assert dtype == torch.float32
+        torch.testing.assert_close(found.modules[TO_Q].delta(), given_lora.modules[TO_Q].delta())
+    else:
+        assert_same(found, given_lora)
+
+
+def test_a_scaling_of_bf16_factors_is_not_rounded(tmp_path: Path) -> None:
+    saved = save_adapter(lora(torch.bfloat16, 3.0), tmp_path / "x.safetensors", format="diffusers")
+    assert load_file(saved.path)[f"unet.{TO_Q}.lora_B.weight"].dtype == torch.float32
+    assert "lora_B of 1 module is in fp32: it holds their scaling, unrounded." in saved.notes
+
+
+def test_biases_are_those_of_lora_b(tmp_path: Path) -> None:
+    saved = save_adapter(lora(biases=True), tmp_path / "x", format="diffusers", wishes=Wishes("lora_bias"))
+    tensors = load_file(saved.path)
+    assert torch.equal(tensors["unet.conv_out.lora_B.bias"], lora(biases=True).dense[ParamName("conv_out.bias")])
+    assert not tensors[f"unet.{TO_Q}.lora_B.bias"].any()
+    assert saved.notes[-1] == "diffusers runs a LoRA with biases, but its fuse_lora() refuses it."
+
+
+def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> None:
+    with pytest.raises(AdapterError) as error:
+        save_adapter(lora(biases=True, norms=True), "x.safetensors", format="diffusers")
+    assert str(error.value) == (
+        "the LoRA: diffusers has no place for 2 deltas: 1 of biases (conv_out.bias) and 1 of norms (mid.norm1.weight). "
+        "Choose biases lora_bias or drop or norms drop."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wishes", "message"),
+    [
+        ("conv_in.bias", (4,), Wishes("lora_bias"), "1 of biases (conv_in.bias). Choose biases drop."),
+        ("conv_out.bias", (4,), Wishes("replace"), "Choose biases lora_bias or drop."),
+        ("mid.norm1.bias", (4,), Wishes(norms="replace"), "1 of norms (mid.norm1.bias). Choose norms drop."),
+        ("table", (4,), Wishes("lora_bias"), "1 of parameters that are neither (table)."),
+    ],
+)
+def test_what_has_no_place_stays_an_error(name: str, shape: tuple[int, ...], wishes: Wishes, message: str) -> None:
+    adapter = Adapter(lora().modules, {ParamName(name): torch.ones(shape)})
+    with pytest.raises(AdapterError) as error:
+        save_adapter(adapter, "x.safetensors", format="diffusers", wishes=wishes)
+    assert str(error.value).endswith(message)
+
+
+def test_a_dense_matrix_is_written_as_factors_and_read_back_as_one(tmp_path: Path) -> None:
+    adapter = Adapter(lora().modules, {ParamName("conv_in.weight"): torch.randn(2, 3, 3, 3)}, prefix="denoiser.")
+    saved = save_adapter(adapter, tmp_path / "x.safetensors", format="diffusers")
+    assert load_file(saved.path)["unet.conv_in.lora_A.weight"].shape == (2, 3, 3, 3)
+    assert_same(load_adapter(saved.path), adapter)
+
+
+DOWN, UP = torch.randn(2, 3), torch.randn(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "name"),
+    [
+        ("unet.a.to_q.lora_A.weight", "unet.a.to_q.lora_B.weight", "a.to_q"),
+        ("a.to_q.lora_A.weight", "a.to_q.lora_B.weight", "a.to_q"),
+        ("denoiser.a.to_q.lora_A.weight", "denoiser.a.to_q.lora_B.weight", "a.to_q"),
+        ("unet.a.to_q.lora.down.weight", "unet.a.to_q.lora.up.weight", "a.to_q"),
+        ("unet.a.lora_linear_layer.down.weight", "unet.a.lora_linear_layer.up.weight", "a"),
+        ("unet.attn1.processor.to_q_lora.down.weight", "unet.attn1.processor.to_q_lora.up.weight", "attn1.to_q"),
+        ("attn1.processor.to_out_lora.down.weight", "attn1.processor.to_out_lora.up.weight", "attn1.to_out.0"),
+    ],
+)
+def test_keys_of_every_age_are_read(tmp_path: Path, down: str, up: str, name: str) -> None:
+    found = read({down: DOWN, up: UP}, path=tmp_path)
+    assert (found.file_format, found.prefix) == ("diffusers", "denoiser.")
+    torch.testing.assert_close(found.modules[ModuleName(name)].delta(), UP @ DOWN)
+
+
+FILE = {"unet.a.lora_A.weight": DOWN, "unet.a.lora_B.weight": UP}
+
+
+@pytest.mark.parametrize(
+    ("header", "scaling"),
+    [
+        ({"unet.r": 2, "unet.lora_alpha": 3, "text_encoder.r": 8}, 1.5),
+        ({"r": 2, "lora_alpha": 3, "use_rslora": True}, 3 / 2**0.5),
+        ({"r": 9, "lora_alpha": 3, "rank_pattern": {"^a": 2}, "alpha_pattern": {"a": 5}}, 2.5),
+    ],
+)
+def test_the_headers_alphas_count(tmp_path: Path, header: dict[str, Any], scaling: float) -> None:
+    found = read(FILE, header, path=tmp_path)
+    torch.testing.assert_close(found.modules[ModuleName("a")].delta(), scaling * UP @ DOWN)
+    assert "lora_adapter_metadata" not in found.metadata.facts
+
+
+def test_an_alpha_next_to_the_factors_counts_and_must_not_contradict_the_header(tmp_path: Path) -> None:
+    tensors = FILE | {"unet.a.alpha": torch.tensor(3.0)}
+    assert read(tensors, path=tmp_path).modules[ModuleName("a")].alpha == 3
+    assert read(tensors, {"r": 2, "lora_alpha": 3}, path=tmp_path).modules[ModuleName("a")].alpha == 3
+    with pytest.raises(AdapterError, match=r"a has alpha 3, but the LoRA's config says 2"):
+        read(tensors, {"r": 2, "lora_alpha": 2}, path=tmp_path)
+
+
+def test_the_scaling_multiplies_the_bias_of_lora_b_and_dense_deltas_are_read(tmp_path: Path) -> None:
+    tensors = FILE | {"unet.a.lora_B.bias": torch.ones(5), "unet.b.diff": torch.ones(2), "unet.b.diff_b": torch.ones(3)}
+    found = read(tensors, {"r": 2, "lora_alpha": 3}, path=tmp_path)
+    assert torch.equal(found.dense[ParamName("a.bias")], torch.full((5,), 1.5))
+    assert found.dense.keys() == {"a.bias", "b.weight", "b.bias"}
+    assert not read(FILE | {"unet.a.lora_B.bias": torch.zeros(5)}, path=tmp_path).dense
+
+
+def test_a_dora_is_read_with_its_base_alone(tmp_path: Path) -> None:
+    weight, magnitude = torch.randn(5, 3), torch.rand(5)
+    tensors = FILE | {"unet.a.lora_magnitude_vector.weight": magnitude}
+    with pytest.raises(AdapterError, match="a has DoRA magnitudes"):
+        read(tensors, path=tmp_path)
+    save_file({"a.weight": weight}, tmp_path / "base.safetensors")
+    found = read(tensors, path=tmp_path, base=open_checkpoint(tmp_path / "base.safetensors").component())
+    assert not found.modules
+    direction = weight + UP @ DOWN
+    expected = magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(weight + found.dense[ParamName("a.weight")], expected)
+
+
+def test_text_encoders_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    tensors = FILE | {"text_encoder.b.lora_A.weight": DOWN, "text_encoder_2.b.lora_linear_layer.up.weight": UP}
+    with pytest.warns(UserWarning, match=r"2 tensors of text encoders left out: an LBM has none\."):
+        assert read(tensors, path=tmp_path).modules.keys() == {"a"}
+    with pytest.raises(AdapterError, match="a LoRA for text encoders alone"):
+        read({"text_encoder.b.lora_A.weight": DOWN}, path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"unet.a.lora_A.weight": DOWN}, r"a has no lora_B\. The file is incomplete"),
+        (FILE | {"unet.a.lora_B.weight": UP[:, :1]}, "do not fit together"),
+        (
+            FILE | {"unet.b.weight": UP},
+            r"holds 1 key besides factors: b\.weight\. .* with base_model_path",
+        ),
+        ({"transformer.a.lora_A.weight": DOWN, "transformer.a.lora_B.weight": UP}, "a diffusion transformer"),
+        ({"a.lora_A.x.weight": DOWN, "a.lora_B.y.weight": UP}, "holds 2 adapters: x, y"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        read(tensors, path=tmp_path)
+
+
+def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    save_file(FILE, tmp_path / "x.safetensors", {"lora_adapter_metadata": "{"})
+    with pytest.raises(AdapterError, match="lora_adapter_metadata in the header is not JSON"):
+        load_adapter(tmp_path / "x.safetensors")
+
+
+def test_use_dora_without_magnitudes_is_incomplete(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="a has no lora_magnitude_vector, but use_dora is on"):
+        read(FILE, {"r": 2, "lora_alpha": 2, "use_dora": True}, path=tmp_path)

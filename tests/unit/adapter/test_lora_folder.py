@@ -1,0 +1,71 @@
+"""Which file of a folder is its LoRA."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter
+from lbm_lora.adapter.lora_folder import NAMES, lora_in
+from lbm_lora.errors import AdapterError, CheckpointError
+from lbm_lora.naming import ModuleName
+
+LORA = Adapter(
+    {ModuleName("a"): LoraModule(ModuleName("a"), torch.ones(2, 3), torch.ones(4, 2), 2.0)},
+    {},
+    AdapterMetadata(FORMAT),
+    "denoiser.",
+)
+OTHER = {"layer.weight": torch.ones(2)}
+
+
+def write(folder: Path, name: str) -> None:
+    if name == "native.safetensors" or name == "native_2.safetensors":
+        LORA.save(folder / name)
+    elif name == "pytorch_lora_weights.safetensors":
+        LORA.save(folder / name, "diffusers")
+    elif name == "adapter_model.safetensors":
+        LORA.save(folder, "peft")
+    elif name.endswith(".bin"):
+        torch.save({"base_model.model.a.lora_A.weight": torch.ones(2, 3)}, folder / name)
+    else:
+        save_file(OTHER, folder / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["adapter_model.safetensors"], "adapter_model.safetensors"),
+        (["adapter_model.safetensors", "adapter_model.bin"], "adapter_model.safetensors"),
+        (["adapter_model.bin"], "adapter_model.bin"),
+        (["pytorch_lora_weights.safetensors", "model.safetensors"], "pytorch_lora_weights.safetensors"),
+        (["pytorch_lora_weights.safetensors", "native.safetensors"], "native.safetensors"),
+        (["native.safetensors"], ""),
+        (["model.safetensors", "model_2.safetensors"], ""),
+    ],
+)
+def test_a_native_lora_comes_first_then_known_names(tmp_path: Path, names: list[str], found: str) -> None:
+    for name in names:
+        write(tmp_path, name)
+    assert lora_in(tmp_path) == tmp_path / found
+
+
+def test_several_native_loras_are_refused(tmp_path: Path) -> None:
+    for name in ("native.safetensors", "native_2.safetensors"):
+        write(tmp_path, name)
+    with pytest.raises(AdapterError, match=r"holds several LoRAs: native\.safetensors, native_2\.safetensors\. Name"):
+        lora_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*NAMES[:2], "native.safetensors"])
+def test_a_folder_is_read_as_its_lora(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name)
+    found = load_adapter(tmp_path).modules[ModuleName("a")]
+    assert torch.equal(found.delta(), LORA.modules[ModuleName("a")].delta())
+
+
+def test_a_folder_without_a_lora_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path} holds no .safetensors or .ckpt file.")):
+        load_adapter(tmp_path)
