@@ -67,12 +67,17 @@ def load_adapter(
     read_from = None if isinstance(source, Mapping) else path
     codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
     if codec is not None:
-        return read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
+        adapter = read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
+        return replace(adapter, modules=_of_scaling_1(adapter.modules)) if alpha_is == "rank" else adapter
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
-        modules = {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
+        modules = _of_scaling_1(modules)
     return Adapter(modules, dense, metadata, prefix, read_from, torch.int8 if is_eight_bit(tensors) else None)
+
+
+def _of_scaling_1(modules: Mapping[ModuleName, LoraModule]) -> dict[ModuleName, LoraModule]:
+    return {name: replace(module, alpha=float(module.rank)) for name, module in modules.items()}
 
 
 def _wrong_kind(path: Path, kind: FileKind) -> AdapterError:

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Mapping
 
-from lbm_lora.adapter.formats import comfyui, diffusers, peft
+from lbm_lora.adapter.formats import comfyui, diffusers, kohya, peft
 from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Saved, Source, Wishes
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.configs.values import FormatName
 
-CODECS: tuple[Codec, ...] = (comfyui.CODEC, peft.CODEC, diffusers.CODEC)
+CODECS: tuple[Codec, ...] = (
+    kohya.LYCORIS, kohya.DIFFUSERS_NAMES, kohya.KOHYA, comfyui.CODEC, peft.CODEC, diffusers.CODEC,
+)  # fmt: skip
 """In the order in which they are asked: the first that matches reads a file."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.checkpoint import Component
 from lbm_lora.configs.values import BiasesAs, FormatName, NormsAs
+from lbm_lora.errors import AdapterError, Option
 from lbm_lora.naming import ModuleName, ParamName
 
 
@@ -116,3 +117,14 @@ class Codec:
     matches: Callable[[Collection[str], Mapping[str, str]], bool]
     decode: Callable[[Source], Parts]
     encode: Callable[[Adapter, Wishes], Encoded]
+
+
+def only_deltas(wishes: Wishes, format: str) -> None:
+    """Check that the wishes ask for nothing but deltas, for a format that has nothing else.
+
+    Raises:
+        AdapterError: biases or norms should be written in another way.
+    """
+    for name, value in (("biases", wishes.biases), ("norms", wishes.norms)):
+        if value not in ("keep", "drop"):
+            raise AdapterError(f"the format {format} holds deltas only, not ", Option(name), f" {value}. Use drop.")

@@ -102,6 +102,12 @@ def is_norm(name: ParamName) -> bool:
     return "norm" in module_of(name).rpartition(".")[2]
 
 
+def kernel_of(name: ModuleName) -> tuple[int, ...]:
+    """Return the kernel of a module's weight: (3, 3), (1, 1), or () for a matrix."""
+    last = name.rpartition(".")[2]
+    return (1, 1) if last == "conv_shortcut" else (3, 3) if last.startswith("conv") else ()
+
+
 def flat(name: str) -> str:
     """Return a name with `_` for `.`, as kohya's and LyCORIS' keys have it."""
     return name.replace(".", "_")

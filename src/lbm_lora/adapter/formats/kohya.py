@@ -1,0 +1,177 @@
+"""Formats of kohya's sd-scripts and of LyCORIS, whose keys have `_` for the dots of a module's name.
+
+    kohya            lora_unet_<sgm name>.lora_up.weight, .lora_down.weight, .alpha
+    kohya-diffusers  lora_unet_<diffusers' name>....
+    lycoris          lycoris_<diffusers' name>....; norms as .w_norm, .b_norm; dense weights as .diff, .diff_b
+
+Names are looked up in the table of modules (or among the base's, where it is at hand). Any file may mix these names;
+reading takes every ending that LyCORIS and ComfyUI know (see `reading`).
+
+What is written, and why:
+
+- alpha, always, as fp32: bf16 is exact for integers up to 256 only. An alpha of 0 is refused, since sd-scripts and
+  LyCORIS read it as the rank.
+- A dense delta of a matrix or convolution, in the kohya formats: as factors, with an identity as one of them: exact.
+- Biases and norms, in the kohya formats: refused unless they are dropped. Only ComfyUI would read them; sd-scripts
+  ignores them, and diffusers refuses a file with one `.diff_b`. `comfyui` holds them.
+- Biases in lycoris: only those of modules with a dense weight. LyCORIS ignores a `.diff_b` next to factors or alone,
+  without a word, so they are refused unless they are dropped.
+- Norms in lycoris: it finds a norm by its `.w_norm`, so a norm with a changed bias only gets one of zeros. When it is
+  read back, a `.w_norm` of zeros next to a `.b_norm` is left out again.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, only_deltas
+from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, SGM, flat, is_norm
+from lbm_lora.adapter.formats.reading import read
+from lbm_lora.adapter.formats.rebuild import exact_factors
+from lbm_lora.adapter.module import Adapter
+from lbm_lora.adapter.native import ALPHA, DIFF, DIFF_BIAS, DOWN, UP
+from lbm_lora.configs.values import FormatName
+from lbm_lora.errors import AdapterError, Option, listing, plural
+from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
+
+UNET, LYCORIS_PREFIX = "lora_unet_", "lycoris_"
+_PREFIXES = (UNET, LYCORIS_PREFIX)
+W_NORM, B_NORM = ".w_norm", ".b_norm"
+
+
+def _is_kohya(keys: Collection[str], header: Mapping[str, str]) -> bool:
+    return any(key.startswith((UNET, "lora_te")) for key in keys)
+
+
+def _is_kohya_with_names_of_diffusers(keys: Collection[str], header: Mapping[str, str]) -> bool:
+    stems = {key.partition(".")[0].removeprefix(UNET) for key in keys if key.startswith(UNET)}
+    return any(stem in BY_FLAT for stem in stems) and not any(stem in BY_FLAT_SGM for stem in stems)
+
+
+def _is_lycoris(keys: Collection[str], header: Mapping[str, str]) -> bool:
+    return any(key.startswith(LYCORIS_PREFIX) for key in keys)
+
+
+def _decode(source: Source) -> Parts:
+    of_base = {} if source.base is None else {flat(module_of(name)): module_of(name) for name in source.base}
+
+    def named(stem: str) -> ModuleName | None:
+        prefix = next((prefix for prefix in _PREFIXES if stem.startswith(prefix)), None)
+        name = stem.removeprefix(prefix or "")
+        return None if prefix is None else of_base.get(name) or BY_FLAT_SGM.get(name) or BY_FLAT.get(name)
+
+    parts = read(source, named)
+    added = [
+        name
+        for name, delta in parts.dense.items()
+        if is_norm(name) and leaf_of(name) == "weight" and bias_of(module_of(name)) in parts.dense and not delta.any()
+    ]
+    return replace(parts, dense={name: delta for name, delta in parts.dense.items() if name not in added})
+
+
+def _encode_kohya(adapter: Adapter, wishes: Wishes, format: FormatName, stem: Callable[[ModuleName], str]) -> Encoded:
+    only_deltas(wishes, format)
+    _check_names(adapter, format)
+    vectors = [name for name, delta in adapter.dense.items() if leaf_of(name) != "weight" or delta.dim() < 2]
+    biases = [name for name in vectors if leaf_of(name) == "bias" and not is_norm(name)]
+    norms = [name for name in vectors if is_norm(name)]
+    _check_held(adapter, format, biases, norms, [name for name in vectors if name not in {*biases, *norms}])
+    tensors = _factors(adapter, stem)
+    for name, delta in adapter.dense.items():
+        up, down = exact_factors(delta)
+        tensors |= _keys(stem(module_of(name)), up, down, float(down.shape[0]))
+    return Encoded(tensors)
+
+
+def _encode_lycoris(adapter: Adapter, wishes: Wishes) -> Encoded:
+    only_deltas(wishes, "lycoris")
+    _check_names(adapter, "lycoris")
+    dense = adapter.dense
+    others = [name for name in dense if leaf_of(name) not in ("weight", "bias")]
+    biases = [
+        name
+        for name in dense
+        if leaf_of(name) == "bias" and not is_norm(name) and weight_of(module_of(name)) not in dense
+    ]
+    _check_held(adapter, "lycoris", biases, [], others)
+    tensors = _factors(adapter, _lycoris_stem)
+    for name, delta in dense.items():
+        weight, bias = (W_NORM, B_NORM) if is_norm(name) else (DIFF, DIFF_BIAS)
+        stem = _lycoris_stem(module_of(name))
+        tensors[stem + (weight if leaf_of(name) == "weight" else bias)] = delta
+        if is_norm(name) and weight_of(module_of(name)) not in dense:
+            tensors[stem + weight] = torch.zeros_like(delta)
+    return Encoded(tensors)
+
+
+def _factors(adapter: Adapter, stem: Callable[[ModuleName], str]) -> dict[str, Tensor]:
+    return {
+        key: tensor
+        for name, module in adapter.modules.items()
+        for key, tensor in _keys(stem(name), module.up, module.down, module.alpha).items()
+    }
+
+
+def _keys(stem: str, up: Tensor, down: Tensor, alpha: float) -> dict[str, Tensor]:
+    return {stem + UP: up, stem + DOWN: down, stem + ALPHA: torch.tensor(alpha, dtype=torch.float32)}
+
+
+def _sgm_stem(name: ModuleName) -> str:
+    return UNET + flat(SGM[name])
+
+
+def _diffusers_stem(name: ModuleName) -> str:
+    return UNET + flat(name)
+
+
+def _lycoris_stem(name: ModuleName) -> str:
+    return LYCORIS_PREFIX + flat(name)
+
+
+def _check_names(adapter: Adapter, format: FormatName) -> None:
+    strange = [name for name in {*adapter.modules, *map(module_of, adapter.dense)} if name not in SGM]
+    if strange:
+        raise AdapterError(
+            f"{adapter.label}: the format {format} has keys for the modules of SDXL's UNet only, and not for "
+            f"{listing(sorted(strange), limit=3)}. Write the LoRA as comfyui or native."
+        )
+    silent = [name for name, module in adapter.modules.items() if module.alpha == 0]
+    if silent:
+        raise AdapterError(
+            f"{adapter.label}: {plural(len(silent), 'module')} with alpha 0, which readers of {format} take for the "
+            f"rank: {listing(silent, limit=3)}. Remove them."
+        )
+
+
+def _check_held(
+    adapter: Adapter,
+    format: FormatName,
+    biases: Collection[ParamName],
+    norms: Collection[ParamName],
+    others: Collection[ParamName],
+) -> None:
+    """Refuse deltas that the format cannot hold, counted and named, with the options that drop them."""
+    if not (biases or norms or others):
+        return
+    kinds = [(biases, "delta of a bias", "deltas of biases"), (norms, "delta of a norm", "deltas of norms")]
+    kinds.append((others, "delta of another parameter", "deltas of other parameters"))
+    counts = " and ".join(plural(len(names), one, several) for names, one, several in kinds if names)
+    shown = listing([*biases, *norms, *others], limit=3)
+    what = f"{adapter.label}: the format {format} cannot hold {counts}: {shown}. "
+    options = [Option(name) for name, names in (("biases", biases), ("norms", norms)) if names]
+    if others:
+        raise AdapterError(what, "Write it as native.")
+    last = (" drop and ", options[1]) if len(options) > 1 else ()
+    raise AdapterError(what, "comfyui holds them. To leave them out: ", options[0], *last, " drop.")
+
+
+LYCORIS = Codec("lycoris", _is_lycoris, _decode, _encode_lycoris)
+DIFFUSERS_NAMES = Codec(
+    "kohya-diffusers",
+    _is_kohya_with_names_of_diffusers,
+    _decode,
+    lambda adapter, wishes: _encode_kohya(adapter, wishes, "kohya-diffusers", _diffusers_stem),
+)
+KOHYA = Codec("kohya", _is_kohya, _decode, lambda adapter, wishes: _encode_kohya(adapter, wishes, "kohya", _sgm_stem))

@@ -1,0 +1,220 @@
+"""Read a foreign file completely: every key becomes part of a lora module or a dense delta, or is an error.
+
+What is rebuilt, all of it exactly:
+
+- Tucker factors (`lora_mid`) are merged into `down`. LoHa and LoKr become factors, or dense deltas where those are
+  smaller.
+- 1x1 convolutions become matrices where the denoiser has a matrix (`proj_in`, `proj_out` of SD 1.5's files), and
+  kernels that a file flattens (LoHa, LoKr) are those of the module.
+- An early implementation of LoRA for LBM stored `lora_up` and `lora_down` of convolutions in each other's place: its
+  "up" has the kernel. A file with such a module has all its convolutions turned around.
+- DoRA and values that replace the base's (`.set_weight`, `.set_param`) become dense deltas, if the base is at hand.
+
+A missing alpha is the rank.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter.formats.codec import Parts, Source
+from lbm_lora.adapter.formats.dora import dora_delta
+from lbm_lora.adapter.formats.grouping import Grouped, grouped
+from lbm_lora.adapter.formats.names import kernel_of
+from lbm_lora.adapter.formats.rebuild import is_smaller_dense, loha, lokr, with_mid
+from lbm_lora.adapter.metadata import EXPORT_KEY
+from lbm_lora.adapter.module import LoraModule
+from lbm_lora.checkpoint import Component
+from lbm_lora.errors import AdapterError, Option, listing, plural
+from lbm_lora.factorize import Factors
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, weight_of
+
+_EPSILON = torch.finfo(torch.float32).eps  # added to the norm by LyCORIS
+
+
+def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
+    """Return the contents of a file.
+
+    Args:
+        named: the module that the front of a key names; None if there is no such module.
+
+    Raises:
+        AdapterError: a key is unknown, factors do not belong together, or the base is needed and not at hand.
+    """
+    found = grouped(source.tensors, named, source.path)
+    if len(found.left_out) == len(source.tensors):
+        raise AdapterError(
+            f"{source.path} holds a LoRA of text encoders alone: {listing(found.left_out, limit=3)}. "
+            "An LBM has none, so there is nothing in it for one."
+        )
+    reader = _Reader(source, _is_turned_around(found))
+    modules: dict[ModuleName, LoraModule] = {}
+    dense = dict(found.deltas)
+    rebuilt: dict[str, int] = {}
+    for name, parts in found.factors.items():
+        module, kind = reader.module(name, parts)
+        if kind:
+            rebuilt[kind] = rebuilt.get(kind, 0) + 1
+        if isinstance(module, LoraModule):
+            modules[name] = module
+        else:
+            _add(dense, weight_of(name), module, source)
+    for name, value in found.values.items():
+        _add(dense, name, reader.replaced(name, value), source)
+    for name in dense.keys() & {weight_of(name) for name in modules}:
+        raise AdapterError(f"{source.path}: {name} has both factors and a dense delta. Remove one of them.")
+    notes = _notes(rebuilt, dense)
+    if found.left_out:
+        notes.append(
+            f"{plural(len(found.left_out), 'key')} left out, of parts that an LBM lacks (text encoders, embeddings of "
+            f"text and size): {listing(found.left_out, limit=3)}."
+        )
+    return Parts(modules, dense, DENOISER_PREFIX, tuple(notes))
+
+
+def _notes(rebuilt: Mapping[str, int], dense: Mapping[ParamName, Tensor]) -> list[str]:
+    """Return what was rebuilt."""
+    exact = [f"{plural(count, 'module')} of {kind}" for kind, count in rebuilt.items() if kind != "DoRA"]
+    notes = [f"{' and '.join(exact)}: rebuilt exactly, as factors or as dense deltas."] if exact else []
+    if "DoRA" in rebuilt:
+        size = sum(delta.nbytes for delta in dense.values()) / 1e9
+        notes.append(
+            f"{plural(rebuilt['DoRA'], 'module')} of DoRA: dense deltas ({size:.2g} GB in all), exact for this base "
+            "and at scale 1. `lbm-lora resize` makes factors of them."
+        )
+    return notes
+
+
+def _add(dense: dict[ParamName, Tensor], name: ParamName, delta: Tensor, source: Source) -> None:
+    if name in dense:
+        raise AdapterError(f"{source.path}: {name} has two deltas. Remove one of them.")
+    dense[name] = delta
+
+
+def _is_turned_around(found: Grouped) -> bool:
+    return any(
+        parts["up"].dim() == 4 and parts["up"].shape[2:].numel() > 1 and parts["down"].shape[2:].numel() == 1
+        for parts in found.factors.values()
+        if "up" in parts and "down" in parts
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    source: Source
+    is_turned_around: bool
+
+    def module(self, name: ModuleName, parts: Mapping[str, Tensor]) -> tuple[LoraModule | Tensor, str]:
+        """Return a module's delta, and the kind that it was rebuilt from."""
+        if any(role.startswith("hada_") for role in parts):
+            delta, kind = self._product(name, parts, loha, ("hada_w1_b", "hada_w2_b")), "LoHa"
+        elif any(role.startswith("lokr_") for role in parts):
+            delta, kind = self._product(name, parts, lokr, ("lokr_w2_b", "lokr_w1_b")), "LoKr"
+        else:
+            delta, kind = self._lora(name, parts), "Tucker factors" if "mid" in parts else ""
+        if "dora_scale" in parts:
+            return self._dora(name, delta, parts["dora_scale"]), "DoRA"
+        return delta, kind
+
+    def replaced(self, name: ParamName, value: Tensor) -> Tensor:
+        """Return the delta to a value that replaces the base's."""
+        return value.float() - self._base(name, "a value that replaces the base's").float()
+
+    def _lora(self, name: ModuleName, parts: Mapping[str, Tensor]) -> LoraModule:
+        missing = [role for role in ("up", "down") if role not in parts]
+        if missing:
+            raise AdapterError(f"{self.source.path}: {name} has no {missing[0]} factor. The file is incomplete.")
+        up, down = parts["up"], parts["down"]
+        if self.is_turned_around and up.dim() == 4:
+            up, down = down, up
+        inner = down.shape[0]
+        alpha = self._alpha(parts, inner)
+        fits = up.dim() in (2, 4) and down.dim() in (2, 4) and up[0, 0].numel() == 1 if up.numel() else False
+        if "mid" in parts:
+            fits = fits and parts["mid"].shape[:2] == (up.shape[1], inner) and down[0, 0].numel() == 1
+            alpha *= up.shape[1] / inner
+        else:
+            fits = fits and up.shape[1] == inner
+        if not fits or not down.numel():
+            raise AdapterError(
+                f"{self.source.path}: {name}: up {tuple(up.shape)} and down {tuple(down.shape)} do not fit together: "
+                "the second size of up and the first of down must be the rank."
+            )
+        if "mid" in parts:
+            down = with_mid(parts["mid"], down)
+        shape = self._shape(name, (up.shape[0], *down.shape[1:]))
+        up = up.reshape(*up.shape[:2], *(1 for _ in shape[2:]))
+        return LoraModule(name, down.reshape(down.shape[0], *shape[1:]), up, alpha)
+
+    def _product(
+        self,
+        name: ModuleName,
+        parts: Mapping[str, Tensor],
+        rebuild: Callable[[Mapping[str, Tensor]], Factors],
+        ranked: tuple[str, str],
+    ) -> LoraModule | Tensor:
+        """Return the delta of LoHa or LoKr. Alpha counts by the rank of its parts; without factors there is none."""
+        try:
+            factors = rebuild(parts)
+        except (KeyError, RuntimeError):
+            shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
+            raise AdapterError(f"{self.source.path}: {name}: {shapes} are incomplete or do not fit together.") from None
+        rank = next((parts[role].shape[0] for role in ranked if role in parts), 0)
+        scaling = self._alpha(parts, rank) / rank if rank else 1.0
+        shape = self._unflattened(name, factors)
+        if is_smaller_dense(factors):
+            return (scaling * factors.product()).reshape(shape)
+        up = factors.up.reshape(*factors.up.shape, *(1 for _ in shape[2:]))
+        return LoraModule(name, factors.down.reshape(factors.rank, *shape[1:]), up, scaling * factors.rank)
+
+    def _dora(self, name: ModuleName, delta: LoraModule | Tensor, magnitude: Tensor) -> Tensor:
+        base = self._base(weight_of(name), "a DoRA, which scales the base's own weight")
+        low_rank = delta.delta() if isinstance(delta, LoraModule) else delta
+        outputs, inputs = base.shape[:2]
+        allowed = [(outputs, *(1 for _ in base.shape[1:])), (1, inputs, *(1 for _ in base.shape[2:]))]
+        if low_rank.shape != base.shape or tuple(magnitude.shape) not in allowed:
+            raise AdapterError(
+                f"{self.source.path}: {name}: the delta {tuple(low_rank.shape)} and dora_scale "
+                f"{tuple(magnitude.shape)} do not fit the base's weight {tuple(base.shape)}."
+            )
+        return dora_delta(base, low_rank, magnitude, epsilon=_EPSILON)
+
+    def _base(self, name: ParamName, what: str) -> Tensor:
+        base = self.source.base
+        if base is None:
+            raise AdapterError(
+                f"{self.source.path}: {name} is {what}: its delta depends on the base. Convert the file first, "
+                "with the base: ",
+                Option("base_model_path"),
+                ".",
+            )
+        if name not in base:
+            raise AdapterError(f"{self.source.path}: {name} is not in the base {base.path}.")
+        return base.read(name)
+
+    def _alpha(self, parts: Mapping[str, Tensor], rank: int) -> float:
+        return float(parts["alpha"].float().reshape(-1)[0]) if "alpha" in parts else float(rank)
+
+    def _shape(self, name: ModuleName, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a weight in the denoiser, which may be that of a file without its 1x1 kernel."""
+        base = _shape_in(self.source.base, name)
+        if base is not None and math.prod(base) == math.prod(shape):
+            return base
+        is_ours = EXPORT_KEY in self.source.header
+        return shape[:2] if not is_ours and shape[2:] == (1, 1) and kernel_of(name) == () else shape
+
+    def _unflattened(self, name: ModuleName, factors: Factors) -> tuple[int, ...]:
+        """Return the shape of the weight that flattened factors belong to."""
+        flat = (factors.up.shape[0], factors.down.shape[1])
+        base = _shape_in(self.source.base, name)
+        if base is not None and math.prod(base) == math.prod(flat):
+            return base
+        kernel = kernel_of(name)
+        return (flat[0], flat[1] // math.prod(kernel), *kernel)
+
+
+def _shape_in(base: Component | None, name: ModuleName) -> tuple[int, ...] | None:
+    return base.specs[weight_of(name)].shape if base is not None and weight_of(name) in base else None

@@ -1,0 +1,76 @@
+"""Factors of LyCORIS' parametrisations against the matrices that its formulas give."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lbm_lora.adapter.formats.rebuild import exact_factors, is_smaller_dense, loha, lokr, with_mid
+from lbm_lora.factorize import Factors
+
+SIZES = st.integers(1, 4)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@given(SIZES, SIZES, SIZES, SIZES, SIZES)
+def test_mid_is_merged_into_down(out: int, inputs: int, rank: int, inner: int, kernel: int) -> None:
+    up, mid, down = normal(out, rank, 1, 1), normal(rank, inner, kernel, kernel), normal(inner, inputs, 1, 1)
+    expected = torch.einsum("om,mnkl,ni->oikl", up[..., 0, 0], mid, down[..., 0, 0])
+    found = torch.einsum("om,mikl->oikl", up[..., 0, 0], with_mid(mid, down))
+    torch.testing.assert_close(found, expected)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.booleans())
+def test_loha(out: int, inputs: int, rank: int, kernel: int, tucker: bool) -> None:
+    if tucker:
+        parts = {f"hada_w{n}_a": normal(rank, out) + n for n in (1, 2)}
+        parts |= {f"hada_w{n}_b": normal(rank, inputs) * n for n in (1, 2)}
+        parts |= {f"hada_t{n}": normal(rank, rank, kernel, kernel) - n for n in (1, 2)}
+        one, two = (
+            torch.einsum("ijkl,ip,jr->prkl", parts[f"hada_t{n}"], parts[f"hada_w{n}_a"], parts[f"hada_w{n}_b"])
+            for n in (1, 2)
+        )
+    else:
+        parts = {f"hada_w{n}_a": normal(out, rank) + n for n in (1, 2)}
+        parts |= {f"hada_w{n}_b": normal(rank, inputs) * n for n in (1, 2)}
+        one, two = (parts[f"hada_w{n}_a"] @ parts[f"hada_w{n}_b"] for n in (1, 2))
+    found = loha(parts)
+    assert found.rank == rank * rank
+    torch.testing.assert_close(found.product(), (one * two).flatten(1), rtol=1e-4, atol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES, SIZES, st.sampled_from([1, 3]), st.sampled_from(["full", "one", "both", "tucker"]))
+def test_lokr(a: int, b: int, c: int, d: int, kernel: int, kind: str) -> None:
+    first, second = {"lokr_w1": normal(a, b)}, {"lokr_w2": normal(c, d, kernel, kernel)}
+    one, two = first["lokr_w1"], second["lokr_w2"]
+    if kind == "both":
+        first = {"lokr_w1_a": normal(a, 2), "lokr_w1_b": normal(2, b)}
+        one = first["lokr_w1_a"] @ first["lokr_w1_b"]
+    if kind in ("one", "both"):
+        second = {"lokr_w2_a": normal(c, 2), "lokr_w2_b": normal(2, d * kernel * kernel)}
+        two = (second["lokr_w2_a"] @ second["lokr_w2_b"]).reshape(c, d, kernel, kernel)
+    if kind == "tucker":
+        second = {"lokr_t2": normal(2, 2, kernel, kernel), "lokr_w2_a": normal(2, c), "lokr_w2_b": normal(2, d)}
+        two = torch.einsum("ijkl,ip,jr->prkl", second["lokr_t2"], second["lokr_w2_a"], second["lokr_w2_b"])
+    expected = torch.kron(one[:, :, None, None], two.contiguous())
+    torch.testing.assert_close(lokr(first | second).product(), expected.flatten(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (3, 2, 3, 3), (9, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dense_delta_is_exact_as_factors(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    delta = normal(*shape).to(dtype)
+    up, down = exact_factors(delta)
+    assert (up.dtype, down.dtype) == (dtype, dtype)
+    assert up.shape == (shape[0], down.shape[0], *(1 for _ in shape[2:]))
+    assert down.shape[1:] == shape[1:]
+    assert torch.equal((up.flatten(1) @ down.flatten(1)).reshape(shape), delta)
+
+
+def test_the_smaller_form_is_known() -> None:
+    assert is_smaller_dense(Factors(torch.ones(4, 3), torch.ones(3, 4)))
+    assert not is_smaller_dense(Factors(torch.ones(4, 2), torch.ones(2, 4)))
