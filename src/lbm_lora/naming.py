@@ -106,6 +106,28 @@ def select(names: Iterable[str], patterns: Sequence[str], *, prefix: str = "", p
     return chosen
 
 
+def left_out(
+    names: Sequence[ParamName], *, include: Sequence[str], exclude: Sequence[str], prefix: str
+) -> dict[ParamName, str]:
+    """Return the params that patterns leave out, with the reason.
+
+    Args:
+        include: patterns; if given, every other param is left out.
+        exclude: patterns; they take precedence over `include`.
+
+    Raises:
+        PatternError: a pattern matches nothing.
+    """
+    reasons: dict[ParamName, str] = {}
+    if include:
+        kept = select(names, include, prefix=prefix, params=True)
+        reasons |= {name: "not in --include" for name in names if name not in kept}
+    if exclude:
+        dropped = select(names, exclude, prefix=prefix, params=True)
+        reasons |= {name: "in --exclude" for name in names if name in dropped}
+    return reasons
+
+
 def _forms(name: str, prefix: str, params: bool) -> list[str]:
     """Return the strings that a pattern may match for one name."""
     module = module_of(ParamName(name)) if params else ""

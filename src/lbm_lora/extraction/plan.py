@@ -7,7 +7,7 @@ from enum import StrEnum
 from lbm_lora.checkpoint import Component, Pairing, TensorSpec, pair
 from lbm_lora.errors import Option, PairingError
 from lbm_lora.factorize import FixedRank, has_matrix_view
-from lbm_lora.naming import ATTENTION, ModuleName, ParamName, leaf_of, module_of, select
+from lbm_lora.naming import ATTENTION, ModuleName, ParamName, leaf_of, left_out, module_of
 
 
 class Action(StrEnum):
@@ -98,13 +98,7 @@ def plan_extraction(
         PairingError: names or shapes of the remaining tensors differ, or no tensor remains.
     """
     names = list(dict.fromkeys([*tuned, *base]))
-    reasons: dict[ParamName, str] = {}
-    if include:
-        kept = select(names, include, prefix=tuned.prefix, params=True)
-        reasons |= {name: "not in --include" for name in names if name not in kept}
-    if exclude:
-        left_out = select(names, exclude, prefix=tuned.prefix, params=True)
-        reasons |= {name: "in --exclude" for name in names if name in left_out}
+    reasons = left_out(names, include=include, exclude=exclude, prefix=tuned.prefix)
     if len(reasons) == len(names):
         raise PairingError(
             Option("include"),

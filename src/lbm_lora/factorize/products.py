@@ -11,6 +11,7 @@ import torch
 
 from lbm_lora.factorize.factors import Factors
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd
+from lbm_lora.factorize.weighted import WeightedSVD, Whitening
 
 
 def concatenated(terms: Sequence[Factors]) -> Factors:
@@ -32,3 +33,13 @@ def product_svd(factors: Factors) -> TruncatedSVD:
     right_frame, right = torch.linalg.qr(down.mT)
     small = exact_svd(left @ right.mT, factors.rank)
     return TruncatedSVD(left_frame @ small.left, small.values, small.right @ right_frame.mT, exact=True)
+
+
+def weighted_product_svd(factors: Factors, whitening: Whitening) -> WeightedSVD:
+    """Return the complete SVD of the whitened up @ down, mapped back; see `weighted_svd`.
+
+    Both sides are whitened as factors: L_G^T up and down L_C are as thin as up and down.
+    """
+    white = Factors(whitening.columns(factors.up.float()), whitening.rows(factors.down.float()))
+    svd = product_svd(white)
+    return WeightedSVD(whitening.undo_columns(svd.left), svd.values, whitening.undo_rows(svd.right), rest=0.0)

@@ -45,12 +45,15 @@ class Whitening:
 
     def __call__(self, matrix: Float[Tensor, "out columns"]) -> Float[Tensor, "out columns"]:
         """Return L_G^T matrix L_C."""
-        rows = self.rows(matrix)
-        return (rows if self.outputs is None else self.outputs.times(rows.mT).mT) * self.factor
+        return self.columns(self.rows(matrix))
 
     def rows(self, matrix: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
         """Return matrix L_C."""
         return matrix if self.inputs is None else self.inputs.times(matrix)
+
+    def columns(self, matrix: Float[Tensor, "out rank"]) -> Float[Tensor, "out rank"]:
+        """Return L_G^T matrix."""
+        return (matrix if self.outputs is None else self.outputs.times(matrix.mT).mT) * self.factor
 
     def undo_rows(self, right: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
         """Return right L_C^-1."""

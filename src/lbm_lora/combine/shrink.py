@@ -1,0 +1,241 @@
+"""Fewer ranks for products: the spectrum of each from its factors, a choice by a rule, and the rounded factors.
+
+Nothing is kept between the two passes but the spectra: a product is decomposed again where it is stored, which takes
+less than writing its vectors. Memory depends on the ranks; a matrix is built only where that takes no more than
+its factors.
+"""
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter import LedgerRow, LoraModule, Status, module_bytes, stored_bytes
+from lbm_lora.combine.products import Products, difference, product_norm
+from lbm_lora.errors import InputError
+from lbm_lora.factorize import (
+    Factors,
+    Measure,
+    Whitening,
+    dense_dtype,
+    down_shape,
+    has_matrix_view,
+    rank_above,
+    rounded,
+    up_shape,
+    weighted_factors,
+    weighted_product_svd,
+)
+from lbm_lora.naming import ParamName, leaf_of, module_of
+from lbm_lora.parallel import ordered_map
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import Choice, DeltaSpectrum, StoredDelta, WeightsOf, dense_error, rounding_error, unweighted
+
+KEPT = "kept as it is"
+"""Reason of a delta whose ranks are all wanted."""
+
+_ROUNDING = 1e-6  # of the largest singular value: below it, a product's values are the rounding of its factors in fp32
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What one parameter became: its ledger row, and its lora module or dense delta if it is stored."""
+
+    row: LedgerRow
+    module: LoraModule | None = None
+    dense: Tensor | None = None
+
+    def delta(self) -> StoredDelta:
+        """Return the param name and its delta as stored."""
+        return self.row.name, self.dense if self.module is None else self.module.delta()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrinking:
+    """Products, and how they are stored.
+
+    Attributes:
+        products: deltas of one or several LoRAs.
+        dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16.
+        prefix: prefix of the component.
+        weights_of: returns the cost of an error in a module.
+        left_out: params that are not stored, with the reason.
+    """
+
+    products: Products
+    dtype: torch.dtype
+    prefix: str
+    weights_of: WeightsOf = unweighted
+    left_out: Mapping[ParamName, str]
+
+    def matrices(self) -> list[ParamName]:
+        """The params that get a rank, also those that every LoRA has dense."""
+        shapes = self.products.shapes.items()
+        return [name for name, shape in shapes if name not in self.left_out and _is_matrix(name, shape)]
+
+    def dense(self) -> dict[ParamName, tuple[int, ...]]:
+        """Shapes of the params that stay dense: biases, norms."""
+        shapes = self.products.shapes.items()
+        return {name: shape for name, shape in shapes if name not in self.left_out and not _is_matrix(name, shape)}
+
+    def survey(self, progress: Progress = SILENT) -> tuple[list[DeltaSpectrum], Measure]:
+        """Decompose every matrix once.
+
+        Returns:
+            The spectra of the matrices, in the weighted norm, and the measure of all other deltas.
+        """
+        names, others = self.matrices(), [*self.dense(), *self.left_out]
+        progress.start(len(names) + len(others), "finding ranks")
+        spectra: list[DeltaSpectrum] = []
+        for spectrum in ordered_map(self._spectrum, names):
+            spectra.append(spectrum)
+            progress.advance()
+        measure = Measure()
+        for stored in ordered_map(partial(self.stored, rank=None), others):
+            measure += stored.row.measure
+            progress.advance()
+        return spectra, measure
+
+    def outcomes(self, choices: Sequence[Choice]) -> Iterator[tuple[Stored, ...]]:
+        """Yield what each param becomes under each choice, in the order of the LoRAs."""
+        ranks = [choice.ranks for choice in choices]
+        work = lambda name: self._several(name, [one.get(name) for one in ranks])  # noqa: E731
+        return ordered_map(work, self.products.shapes)
+
+    @contextmanager
+    def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
+        """Open the deltas of a choice as they would be stored, for a trial."""
+        yield (stored.delta() for (stored,) in self.outcomes([choice]))
+
+    def stored(self, name: ParamName, rank: int | None) -> Stored:
+        """Return what one param becomes.
+
+        Args:
+            rank: 0 is nothing, None the dense delta.
+
+        Raises:
+            InputError: a value leaves the range of the stored dtype.
+        """
+        return self._several(name, [rank])[0]
+
+    def _several(self, name: ParamName, ranks: Sequence[int | None]) -> tuple[Stored, ...]:
+        try:
+            if name in self.left_out or not _is_matrix(name, self.products.shapes[name]):
+                return (self._whole(name),) * len(ranks)
+            return self._matrices(name, ranks)
+        except InputError as error:
+            raise InputError(f"{name}: ", *error.args) from None
+
+    def _whole(self, name: ParamName) -> Stored:
+        """A delta that is left out, or stays dense whatever the ranks are."""
+        if name in self.left_out:
+            size = _norm(self.products, name)
+            return Stored(self._row(name, Status.EXCLUDED, self.left_out[name], size, size))
+        return self._dense(name, "no matrix")
+
+    def _dense(self, name: ParamName, reason: str) -> Stored:
+        delta = self.products.dense(name)
+        if delta is None or not delta.any():
+            return Stored(self._row(name, Status.UNCHANGED, "the delta is zero", 0.0, 0.0))
+        kept = rounded(delta, dense_dtype(self.dtype))
+        size, lost = (float(torch.linalg.vector_norm(one)) for one in (delta, delta - kept.float()))
+        return Stored(self._row(name, Status.DENSE, reason, size, lost), dense=kept)
+
+    def _matrices(self, name: ParamName, ranks: Sequence[int | None]) -> tuple[Stored, ...]:
+        """A matrix at several ranks, decomposed once."""
+        factors = self.products.factors(name)
+        if factors is None:
+            return (Stored(self._row(name, Status.UNCHANGED, "the delta is zero", 0.0, 0.0)),) * len(ranks)
+        size = product_norm(factors)
+        highest = self.products.bound(name) if self._is_single(name) else None
+        whitening = self.weights_of(module_of(name)).whitening()
+        svd = None
+        made: list[Stored] = []
+        for rank in ranks:
+            if rank == 0:
+                made.append(Stored(self._row(name, Status.EXCLUDED, "not worth its bytes", size, size)))
+            elif highest is not None and rank is not None and rank >= highest:
+                made.append(self._as_it_is(name, factors, size))
+            elif rank is None:
+                made.append(self._dense(name, "stored dense: smaller than its factors"))
+            else:
+                svd = svd or weighted_product_svd(factors, whitening)
+                kept = weighted_factors(svd.first(rank), self.dtype, whitening)
+                made.append(self._module(name, self._module_of(name, kept), factors, size, "fewer ranks"))
+        return tuple(made)
+
+    def _module(self, name: ParamName, module: LoraModule, factors: Factors, size: float, reason: str) -> Stored:
+        row = self._row(name, Status.LORA, reason, size, difference(factors, module.factors()), module.rank)
+        return Stored(row, module=module)
+
+    def _module_of(self, name: ParamName, factors: Factors) -> LoraModule:
+        shape, rank = self.products.shapes[name], factors.rank
+        down = factors.down.contiguous().reshape(down_shape(shape, rank))
+        up = factors.up.contiguous().reshape(up_shape(shape, rank))
+        return LoraModule(module_of(name), down, up, float(rank))
+
+    def is_given_dense(self, name: ParamName) -> bool:
+        """Whether a matrix is that of one LoRA at scale 1, which has it dense."""
+        return self._is_single(name) and self.products.summands[0].adapter.module_at(name) is None
+
+    def _is_single(self, name: ParamName) -> bool:
+        """Whether a delta is that of one LoRA at scale 1."""
+        return len(self.products.summands) == 1 and self.products.summands[0].scales.get(name) == 1.0
+
+    def _as_it_is(self, name: ParamName, factors: Factors, size: float) -> Stored:
+        """The delta of a single LoRA, neither decomposed nor, in the same dtype, rounded again."""
+        module = self.products.summands[0].adapter.module_at(name)
+        if module is None:
+            return self._dense(name, KEPT)
+        return self._module(name, module.cast(self.dtype), factors, size, KEPT)
+
+    def _spectrum(self, name: ParamName) -> DeltaSpectrum:
+        shape, factors = self.products.shapes[name], self.products.factors(name)
+        if factors is None:
+            nothing = torch.zeros(0, dtype=torch.float64)
+            return DeltaSpectrum(
+                name=name, shape=shape, squares=nothing, rest=0.0, rounding=nothing, dense=math.inf, worth=0
+            )
+        weights = self.weights_of(module_of(name))
+        whitening = weights.whitening()
+        svd = weighted_product_svd(factors, whitening)
+        return DeltaSpectrum(
+            name=name,
+            shape=shape,
+            squares=svd.values.double().square(),
+            rest=0.0,
+            rounding=rounding_error(svd, weights, self.dtype),
+            dense=self._dense_error(name, factors, whitening),
+            worth=rank_above(svd.values, _ROUNDING * float(svd.values[0])),
+        )
+
+    def _dense_error(self, name: ParamName, factors: Factors, whitening: Whitening) -> float:
+        """The squared error of the dense delta; infinite where the factors are smaller."""
+        shape = self.products.shapes[name]
+        highest = module_bytes(self.prefix, module_of(name), shape, self.products.bound(name), self.dtype)
+        if stored_bytes(self.prefix, name, shape, self.dtype) > highest:
+            return math.inf
+        return dense_error(factors.product(), whitening, dense_dtype(self.dtype))
+
+    def _row(
+        self, name: ParamName, status: Status, reason: str, size: float, lost: float, rank: int | None = None
+    ) -> LedgerRow:
+        shape = self.products.shapes[name]
+        measure = Measure(numel=torch.Size(shape).numel(), delta_sq=size**2, error_sq=lost**2)
+        return LedgerRow(name=name, status=status, reason=reason, shape=shape, rank=rank, measure=measure)
+
+
+def _is_matrix(name: ParamName, shape: tuple[int, ...]) -> bool:
+    return leaf_of(name) == "weight" and has_matrix_view(shape)
+
+
+def _norm(products: Products, name: ParamName) -> float:
+    if has_matrix_view(products.shapes[name]):
+        factors = products.factors(name)
+        return 0.0 if factors is None else product_norm(factors)
+    delta = products.dense(name)
+    return 0.0 if delta is None else float(torch.linalg.vector_norm(delta))
