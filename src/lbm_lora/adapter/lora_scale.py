@@ -64,7 +64,18 @@ class LoraScale:
     @cached_property
     def text(self) -> str:
         """As a user writes it."""
-        return ",".join([f"{self.default:g}", *(f"{pattern}={scale:g}" for pattern, scale in self.parts)])
+        return ",".join([_spelled(self.default), *(f"{pattern}={_spelled(scale)}" for pattern, scale in self.parts)])
+
+    @property
+    def plain(self) -> float | str:
+        """A number if it is uniform, else its text: for records and results."""
+        return self.default if self.is_uniform else self.text
+
+
+def _spelled(number: float) -> str:
+    """The shortest text that gives the same number."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _number(text: str, whole: str) -> float:

@@ -74,7 +74,8 @@ def validate(
             report=None if report is None else Path(report),
         )
         names = validate_workflow.check(config)
-        adapter, *further = [adapter_of(one, config.lora_alpha_is) for one in (lora, *others)]
+        component = opened[0].component()
+        adapter, *further = [adapter_of(one, config.lora_alpha_is, component) for one in (lora, *others)]
         plan = validate_workflow.planned(config, sources)
         variants = dict(zip(names, further, strict=True))
         found = validate_workflow.measured(config, *opened, adapter, variants, plan, progress)
@@ -138,7 +139,7 @@ def refine(
         outcome = refine_workflow.refined(
             config,
             *opened,
-            adapter_of(lora, config.lora_alpha_is),
+            adapter_of(lora, config.lora_alpha_is, opened[0].component()),
             split,
             keep=lambda made: best.append(made) if save_to is None else save_adapter(made, config.save_to),
             state=None if save_to is None else refine_workflow.state_of(config),

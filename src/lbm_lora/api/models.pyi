@@ -120,8 +120,9 @@ def fuse(
     lora: LoraLike | Sequence[LoraLike],
     *,
     save_to: Path | str | None = None,
-    lora_scale: float | Sequence[float] = (1.0,),
+    lora_scale: float | str | Sequence[float | str] = (1.0,),
     lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
+    crop: bool = False,
     allow_other_base: bool = False,
     allow_unmatched: bool = False,
     progress: Progress = ...,
@@ -134,8 +135,12 @@ def fuse(
         save_to: write the result tensor by tensor, as .safetensors or .ckpt. None: it is made in memory.
         progress: a listener.
         lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
+            By layer: 0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where
+            attn1 does (the last match counts). A pattern is part of a name, a glob, or re:REGEX.
         lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
             files of the earlier implementation, else file.
+        crop: Crop the attn2 keys and values of a LoRA made for SDXL to their first columns, as the exact base does.
+            Default: leave them out, because an LBM's attn2 sees the image, not text.
         allow_other_base: Continue even if a LoRA was made from another base.
         allow_unmatched: Continue even if keys of a LoRA match nothing in the checkpoint.
 
@@ -155,8 +160,9 @@ def infer(
     *,
     mask: Images | None = None,
     tuned: CheckpointLike | None = None,
-    lora_scale: float | Sequence[float] = (1.0,),
+    lora_scale: float | str | Sequence[float | str] = (1.0,),
     lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
+    crop: bool = False,
     num_inference_steps: int = 1,
     seed: int = 0,
     size: int | None = None,
@@ -186,8 +192,12 @@ def infer(
         tuned: the fully fine-tuned checkpoint, for the last column of `compare`.
         progress: a listener.
         lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
+            By layer: 0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where
+            attn1 does (the last match counts). A pattern is part of a name, a glob, or re:REGEX.
         lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
             files of the earlier implementation, else file.
+        crop: Crop the attn2 keys and values of a LoRA made for SDXL to their first columns, as the exact base does.
+            Default: leave them out, because an LBM's attn2 sees the image, not text.
         num_inference_steps: Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4.
         seed: Seed for the noise between steps. An image's result depends on the seed alone, not on other images in
             the run.

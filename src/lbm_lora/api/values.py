@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
 
 from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ImageError
 
@@ -28,9 +28,9 @@ Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
 """An image, a folder, a glob, an image of PIL, or a list of those."""
 
 
-def adapter_of(lora: LoraLike, alpha_is: AlphaIs = "auto") -> Adapter:
-    """An adapter as it is, or that of a file; see `load_adapter`."""
-    return lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
+def adapter_of(lora: LoraLike, alpha_is: AlphaIs, base: Component) -> Adapter:
+    """An adapter as it is, or that of a file for a base; see `load_adapter`."""
+    return lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is, base=base)
 
 
 def listed(loras: LoraLike | Sequence[LoraLike]) -> list[LoraLike]:

@@ -3,15 +3,17 @@
 Tensors are streamed one at a time; those that no adapter changes are copied byte for byte.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter
+from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.blocks import Workspace, tiles
 from lbm_lora.checkpoint import Checkpoint
+from lbm_lora.errors import PatternError
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
@@ -19,10 +21,30 @@ from lbm_lora.parallel import ordered_map
 
 @dataclass(frozen=True)
 class ScaledAdapter:
-    """An adapter with the user's `lora_scale`, which also scales its dense deltas."""
+    """An adapter with the user's `lora_scale`, which also scales its dense deltas.
+
+    Attributes:
+        lora_scale: one number; numbers by layer, as a `LoraScale` or its text (`0.8,down_blocks=0.5,attn1=0`); or a
+            number for each param name of the adapter.
+    """
 
     adapter: Adapter
-    lora_scale: float = 1.0
+    lora_scale: float | str | LoraScale | Mapping[ParamName, float] = 1.0
+
+    @cached_property
+    def scales(self) -> Mapping[ParamName, float]:
+        """The scale of each parameter that the adapter changes.
+
+        Raises:
+            ConfigError: the text is not a scale.
+            PatternError: a pattern matches nothing in the adapter.
+        """
+        if isinstance(self.lora_scale, Mapping):
+            return self.lora_scale
+        try:
+            return LoraScale.parse(self.lora_scale).by_param(self.adapter.params)
+        except PatternError as error:
+            raise PatternError(f"{self.adapter.label}: ", *error.args) from None
 
 
 @torch.no_grad()
@@ -32,9 +54,9 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
     A `lora_scale` of 0 changes nothing, bit for bit.
     """
     terms = [
-        (scaled.lora_scale, term)
+        (lora_scale, term)
         for scaled in adapters
-        if scaled.lora_scale and (term := _term(scaled.adapter, name, weight.device)) is not None
+        if (lora_scale := scaled.scales.get(name)) and (term := _term(scaled.adapter, name, weight.device)) is not None
     ]
     if not terms:
         return weight

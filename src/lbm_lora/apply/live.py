@@ -6,10 +6,14 @@ includes the deltas, and `unfuse` restores the original tensor; it never subtrac
 The originals are not copied: weights that are views of a file stay views and take no memory.
 
 Dense deltas have no module to hook: both ways fuse them.
+
+What was put in may be taken out in any order. The parameters are then, bit for bit, what they would be if the rest
+alone had been put in.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +24,51 @@ from lbm_lora.adapter import LoraModule
 from lbm_lora.apply.checks import check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused
 from lbm_lora.errors import AdapterError
-from lbm_lora.naming import ParamName
+from lbm_lora.naming import ParamName, weight_of
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Fused:
-    """The model's original tensors. Keep this to remove the adapters again."""
+    """The tensors that a model had before adapters were fused into it. Keep this to remove the adapters again.
+
+    Attributes:
+        saved: the tensors, by name; empty once the adapters are removed.
+        above: what was fused into the model since, and is still in it.
+    """
 
     model: nn.Module
+    adapters: Sequence[ScaledAdapter]
     saved: dict[ParamName, Tensor]
+    above: list["Fused"] = field(default_factory=list["Fused"], repr=False)
 
     @torch.no_grad()
     def unfuse(self) -> None:
-        """Restore the saved values, bit for bit."""
+        """Restore the saved values, bit for bit, with what was fused since on top."""
         for name, value in reversed(self.saved.items()):  # a tied parameter was saved once for each of its names
             parameter = _tensor(self.model, name)
             parameter.data = value.to(parameter.device)  # the model may have been moved since
+        touched = {id(_tensor(self.model, name)) for name in self.saved}
+        for later in self.above:
+            later.put_back(touched)
+        self.saved, self.adapters, self.above = {}, (), []
+        for other in _fused_into(self.model):
+            if self in other.above:
+                other.above.remove(self)
+
+    def put_back(self, touched: set[int]) -> None:
+        """Fuse the adapters again into those parameters whose tensors have changed under them, given by their id."""
+        for name in self.saved:
+            parameter = _tensor(self.model, name)
+            if id(parameter) in touched:
+                self.saved[name], parameter.data = parameter.data, fused(parameter, name, self.adapters)
+
+
+_FUSED: WeakKeyDictionary[nn.Module, WeakSet[Fused]] = WeakKeyDictionary()
+"""What is fused into each model, as long as somebody keeps it: only that can be removed again."""
+
+
+def _fused_into(model: nn.Module) -> WeakSet[Fused]:
+    return _FUSED.setdefault(model, WeakSet())
 
 
 @dataclass(frozen=True)
@@ -58,6 +91,7 @@ def fuse_module(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Fused:
 
     Raises:
         AdapterError: an adapter does not fit the model, which is left unchanged.
+        ConfigError, PatternError: a scale is not one, or has a pattern that matches nothing in its adapter.
     """
     _check(model, adapters)
     return _fuse(model, adapters, {name for scaled in adapters for name in scaled.adapter.params})
@@ -70,15 +104,16 @@ def inject(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Injection:
     Raises:
         AdapterError: an adapter does not fit the model, or a lora module belongs to a module that is neither Linear
             nor a plain Conv2d. The model is left unchanged.
+        ConfigError, PatternError: a scale is not one, or has a pattern that matches nothing in its adapter.
     """
     _check(model, adapters)
     hooks: list[RemovableHandle] = []
     try:
         for scaled in adapters:
             for module in scaled.adapter.modules.values():
-                if scaled.lora_scale:
-                    hooks.append(_hook(model.get_submodule(module.name), module, scaled.lora_scale))
-        dense = [replace(scaled, adapter=replace(scaled.adapter, modules={})) for scaled in adapters]
+                if lora_scale := scaled.scales[weight_of(module.name)]:
+                    hooks.append(_hook(model.get_submodule(module.name), module, lora_scale))
+        dense = [ScaledAdapter(replace(scaled.adapter, modules={}), scaled.scales) for scaled in adapters]
         return Injection(_fuse(model, dense, {name for scaled in dense for name in scaled.adapter.dense}), hooks)
     except BaseException:
         for hook in hooks:
@@ -92,6 +127,7 @@ def _check(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> None:
     for scaled in adapters:
         if scaled.adapter.params:
             check_fit(scaled.adapter, shapes)
+        _ = scaled.scales  # a pattern without a match is refused before anything changes
 
 
 def _tensor(model: nn.Module, name: ParamName) -> Tensor:
@@ -109,7 +145,11 @@ def _fuse(model: nn.Module, adapters: Sequence[ScaledAdapter], names: set[ParamN
         value = fused(parameter, name, adapters)
         if value is not parameter:
             saved[name], parameter.data = parameter.data, value
-    return Fused(model, saved)
+    made = Fused(model, adapters, saved)
+    for other in _fused_into(model):
+        other.above.append(made)
+    _fused_into(model).add(made)
+    return made
 
 
 @dataclass

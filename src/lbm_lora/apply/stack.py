@@ -1,16 +1,16 @@
 """Read the LoRAs of a command and check them against their base."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter, LoraScale, load_adapter
 from lbm_lora.apply.checks import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
+from lbm_lora.apply.sdxl import adapted_to_lbm
 from lbm_lora.checkpoint import Component
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, Option, listing, plural
+from lbm_lora.errors import AdapterError, ConfigError, Option, plural
 from lbm_lora.naming import ATTENTION, ParamName
 from lbm_lora.progress import SILENT, Progress
 
@@ -21,21 +21,25 @@ class AppliedAdapter:
 
     path: Path
     """Name of its file; `LoRA 1` and so on if it has none."""
-    lora_scale: float
+    lora_scale: float | str
+    """A number, or the text of numbers by layer."""
     modules: int
     """Lora modules that fit the base."""
     dense: int
     """Dense deltas (biases, norms) that fit the base."""
     unmatched: tuple[str, ...]
     """Param names of the file that the base does not have."""
+    left_out: tuple[str, ...] = ()
+    """Param names of a LoRA made for SDXL that mean nothing in an LBM."""
 
 
 def fitting_adapters(
     base: Component,
     loras: Sequence[Path | Adapter],
-    lora_scale: Sequence[float],
+    lora_scale: Sequence[float | str],
     *,
     alpha_is: AlphaIs = "auto",
+    crop: bool = False,
     attention_only: bool = False,
     allow_other_base: bool = False,
     allow_unmatched: bool = False,
@@ -46,15 +50,17 @@ def fitting_adapters(
     Args:
         base: the component that they are applied to.
         loras: adapter files, or adapters.
-        lora_scale: one scale for all, or one per LoRA.
+        lora_scale: one scale for all, or one per LoRA; see `LoraScale`.
         alpha_is: meaning of alpha in the files; see `load_adapter`.
+        crop: for LoRAs made for SDXL; see `adapted_to_lbm`.
         attention_only: keep only names that contain attn1.to or attn2.to.
         allow_other_base: accept an adapter that was made from another base.
         allow_unmatched: skip names of an adapter that are not in the base.
         progress: receives the documented line about each adapter.
 
     Raises:
-        ConfigError: a scale is not finite, or the number of scales does not match the number of files.
+        ConfigError: a scale is not one, or the number of scales does not match the number of files.
+        PatternError: a pattern of a scale matches nothing in its LoRA.
         AdapterError: a file is not an adapter, or does not fit the base.
         WrongBaseError: an adapter was made from another base.
     """
@@ -62,19 +68,22 @@ def fitting_adapters(
     scaled: list[ScaledAdapter] = []
     applied: list[AppliedAdapter] = []
     for lora, scale in zip(loras, scales_for(len(loras), lora_scale), strict=True):
-        whole = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
-        adapter = _attention_of(whole) if attention_only else whole
+        read = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is, base=base)
+        adapted = adapted_to_lbm(read, shapes, crop=crop)
+        adapter = _attention_of(adapted.adapter) if attention_only else adapted.adapter
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
         check_base(adapter, base, allow_other_base=allow_other_base)
         kept = adapter.filtered(set(fit.matched).__contains__)
-        scaled.append(ScaledAdapter(kept, scale))
+        scaled.append(ScaledAdapter(kept, scale.plain))
+        _ = scaled[-1].scales  # a pattern without a match is refused before a model is loaded
         applied.append(
             AppliedAdapter(
-                path=whole.path or Path(f"LoRA {len(applied) + 1}"),
-                lora_scale=scale,
+                path=read.path or Path(f"LoRA {len(applied) + 1}"),
+                lora_scale=scale.plain,
                 modules=len(kept.modules),
                 dense=len(kept.dense),
                 unmatched=tuple(fit.unmatched),
+                left_out=adapted.left_out,
             )
         )
         _say(adapter, applied[-1], "attention" if attention_only else "all", progress)
@@ -104,19 +113,18 @@ def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progre
         progress.note(f"Dense deltas (biases, norms) applied: {applied.dense} of {len(adapter.dense)}")
 
 
-def scales_for(count: int, scales: Sequence[float]) -> tuple[float, ...]:
+def scales_for(count: int, scales: Sequence[float | str | LoraScale]) -> tuple[LoraScale, ...]:
     """Return one `lora_scale` for each of `count` LoRAs: the given ones, or the single one for all.
 
     Raises:
-        ConfigError: a scale is not finite, or the number of scales fits neither case.
+        ConfigError: a scale is not one, or the number of scales fits neither case.
     """
-    if not all(math.isfinite(scale) for scale in scales):
-        raise ConfigError(Option("lora_scale"), f" must be finite, got {listing(map(str, scales))}.")
-    if len(scales) == 1:
-        return tuple(scales) * count
-    if len(scales) != count:
+    parsed = tuple(map(LoraScale.parse, scales))
+    if len(parsed) == 1:
+        return parsed * count
+    if len(parsed) != count:
         raise ConfigError(
             Option("lora_scale"),
-            f" has {plural(len(scales), 'value')} for {plural(count, 'LoRA')}. Give one for all, or one per LoRA.",
+            f" has {plural(len(parsed), 'value')} for {plural(count, 'LoRA')}. Give one for all, or one per LoRA.",
         )
-    return tuple(scales)
+    return parsed

@@ -116,6 +116,8 @@ def _one(flag: Flag, word: str) -> Any:
         raise ConfigError(f"{flag.shown} needs a value, got an empty text.")
     if flag.choices and word not in flag.choices:
         raise ConfigError(_bad_choice(flag, word))
+    if flag.takes_text and "=" in word:
+        return word
     if flag.kind is int or flag.kind is float:
         return _number(flag, word, flag.kind)
     return Path(word) if flag.kind is Path else word

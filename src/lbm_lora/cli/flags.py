@@ -22,6 +22,7 @@ class Flag:
         word: placeholder for the value in the help; empty for a switch.
         about: its effect, in one paragraph.
         default: default of the field; `MISSING` if a value must be given.
+        takes_text: whether a number may also be a text with a `=`.
         choices: the allowed values, if they are words.
         takes_several: whether it takes one or more values.
         bounds: least and greatest number that is allowed, if any.
@@ -33,6 +34,7 @@ class Flag:
     word: str
     about: str
     default: Any
+    takes_text: bool = False
     choices: tuple[str, ...] = ()
     takes_several: bool = False
     bounds: Bounds | None = None
@@ -82,7 +84,8 @@ def flags_of(config: type) -> tuple[Flag, ...]:
 def _flag(name: str, hint: Any, about: str, default: Any) -> Flag:
     kind, extras, several = taken_apart(hint)
     choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
-    kind = str if choices else kind
+    takes_text = kind == float | str
+    kind = str if choices else float if takes_text else kind
     words = [one.word for one in extras if isinstance(one, Named)]
     bounds = [one for one in extras if isinstance(one, Bounds)]
     return Flag(
@@ -91,6 +94,7 @@ def _flag(name: str, hint: Any, about: str, default: Any) -> Flag:
         word=words[0] if words else "|".join(choices) or _WORDS[kind],
         about=about,
         default=default,
+        takes_text=takes_text,
         choices=choices,
         takes_several=several,
         bounds=bounds[0] if bounds else None,
@@ -99,12 +103,15 @@ def _flag(name: str, hint: Any, about: str, default: Any) -> Flag:
 
 
 def taken_apart(hint: Any) -> tuple[Any, list[Any], bool]:
-    """A type without its marks, without None and outside of its tuple; the marks; whether there was a tuple."""
+    """A type without its marks, without None and outside of its tuple; the marks; whether there was a tuple.
+
+    A number or text stays a union.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, extras, several = taken_apart(parts[0])
         return kind, [*parts[1:], *extras], several
-    if origin in (UnionType, Union):
+    if origin in (UnionType, Union) and parts != (float, str):
         *one, kept = (part for part in parts if part is not NoneType)
         if one and get_origin(kept) is not tuple:
             raise TypeError(f"{hint}: one value or several (T | tuple[T, ...]) is the only union that a flag takes")

@@ -54,4 +54,6 @@ Count = Annotated[int, Bounds(1)]
 Batch = Annotated[int, Bounds(1, 4096)]
 Devices = Annotated[int, Bounds(1, 64)]
 Workers = Annotated[int, Bounds(0, 256)]
+Scale = Annotated[float | str, Named("SCALE")]
+"""Scale of a LoRA: a number, or the text of numbers by layer, which holds a `=`."""
 Share = Annotated[float, Named("SHARE"), Bounds(0, 1)]

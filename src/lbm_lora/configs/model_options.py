@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Named, Seed, Size
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Named, Scale, Seed, Size
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, Option
 
@@ -18,11 +18,16 @@ class ModelOptions:
     given, the exact base is made there."""
     lora_path: tuple[File, ...] = ()
     """LoRA files, all applied together. Default: the checkpoint as it is."""
-    lora_scale: Annotated[tuple[float, ...], Named("SCALE")] = (1.0,)
-    """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative."""
+    lora_scale: tuple[Scale, ...] = (1.0,)
+    """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative. By layer:
+    0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where attn1 does (the last match
+    counts). A pattern is part of a name, a glob, or re:REGEX."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
     """Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the earlier
     implementation, else file."""
+    crop: Annotated[bool, ADVANCED] = False
+    """Crop the attn2 keys and values of a LoRA made for SDXL to their first columns, as the exact base does. Default:
+    leave them out, because an LBM's attn2 sees the image, not text."""
     num_inference_steps: Count = 1
     """Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4."""
     seed: Seed = 0

@@ -34,6 +34,7 @@ def read_adapters(
         options.lora_path if loras is None else loras,
         options.lora_scale,
         alpha_is=options.lora_alpha_is,
+        crop=options.crop,
         attention_only=options.attention_only,
         allow_other_base=options.allow_other_base,
         allow_unmatched=options.allow_unmatched,

@@ -4,15 +4,17 @@ What is loaded is a value. Each change of it takes everything out of the network
 in; so scales, sets of LoRAs and the way they are computed can change at any time, and nothing adds up.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
-from torch import nn
+from torch import Tensor, nn
 
-from lbm_lora.adapter import Adapter
+from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.apply import Fused, Injection, ScaledAdapter, fuse_module, inject, scales_for
 from lbm_lora.errors import ConfigError, listing
+from lbm_lora.naming import ParamName
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class LoraState:
     Attributes:
         loaded: LoRAs by name.
         scales: `lora_scale` by name, for the active LoRAs.
-        factor: factor on all scales.
+        factors: factors on all scales.
         is_enabled: if off, the network computes as if none was loaded.
         is_fused: whether they are added to the weights instead of computed next to them.
     """
 
     loaded: Mapping[str, Adapter] = field(default_factory=dict)
-    scales: Mapping[str, float] = field(default_factory=dict)
-    factor: float = 1.0
+    scales: Mapping[str, LoraScale] = field(default_factory=dict[str, LoraScale])
+    factors: tuple[LoraScale, ...] = ()
     is_enabled: bool = True
     is_fused: bool = False
 
@@ -38,7 +40,20 @@ class LoraState:
         """What the network is to compute with."""
         if not self.is_enabled:
             return []
-        return [ScaledAdapter(self.loaded[name], scale * self.factor) for name, scale in self.scales.items()]
+        return [ScaledAdapter(self.loaded[name], self._by_param(name)) for name in self.scales]
+
+    def _by_param(self, name: str) -> dict[ParamName, float]:
+        """The scale of each parameter of a LoRA, times the factors."""
+        adapter = self.loaded[name]
+        scales, *factors = [ScaledAdapter(adapter, scale).scales for scale in (self.scales[name], *self.factors)]
+        return {param: scale * math.prod(each[param] for each in factors) for param, scale in scales.items()}
+
+    def described(self, name: str) -> str:
+        """The name and the scale of an active LoRA: `relight 0.5`, `relight 1,attn1=0 x 0.5`."""
+        every = (self.scales[name], *self.factors)
+        if all(scale.is_uniform for scale in every):
+            return f"{name} {math.prod(scale.default for scale in every):g}"
+        return f"{name} {' x '.join(scale.text for scale in every)}"
 
     def with_loaded(self, name: str, adapter: Adapter) -> "LoraState":
         """Return the state with another LoRA, which alone is active.
@@ -50,7 +65,7 @@ class LoraState:
             raise ConfigError(
                 f"a LoRA named '{name}' is already loaded. Give another adapter_name, or delete it first."
             )
-        return replace(self, loaded={**self.loaded, name: adapter}, scales={name: 1.0})
+        return replace(self, loaded={**self.loaded, name: adapter}, scales={name: LoraScale()})
 
     def without(self, names: Iterable[str]) -> "LoraState":
         """Return the state without some LoRAs.
@@ -62,11 +77,11 @@ class LoraState:
         kept = {name: adapter for name, adapter in self.loaded.items() if name not in gone}
         return replace(self, loaded=kept, scales={name: s for name, s in self.scales.items() if name in kept})
 
-    def with_scales(self, names: Sequence[str], scales: Sequence[float]) -> "LoraState":
+    def with_scales(self, names: Sequence[str], scales: Sequence[float | str | LoraScale]) -> "LoraState":
         """Return the state with only the named LoRAs active, with one scale for each, or one for all.
 
         Raises:
-            ConfigError: an unknown name, another number of scales than of names, or a scale that is not finite.
+            ConfigError: an unknown name, another number of scales than of names, or what is not a scale.
         """
         self.known(names)
         return replace(self, scales=dict(zip(names, scales_for(len(names), scales), strict=True)))
@@ -102,9 +117,9 @@ class LoadedLoras:
 
         Raises:
             AdapterError: a LoRA does not fit the network.
-            ConfigError: a scale that is not finite, or a network whose weights are offloaded one by one.
+            ConfigError: a network whose weights are offloaded one by one.
+            PatternError: a pattern of a scale matches nothing in its LoRA.
         """
-        scales_for(len(state.scales), (state.factor,))  # refuses what is not finite
         before = self.state
         self.take_out()
         try:
@@ -119,6 +134,14 @@ class LoadedLoras:
             _refuse_offloaded(self._network())
             self._inside.eject() if isinstance(self._inside, Injection) else self._inside.unfuse()
             self._inside = None
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """The network's weights by name, as they are without LoRAs."""
+        network = self._network()
+        _refuse_offloaded(network)
+        weights: dict[str, Tensor] = dict(getattr(network, "_orig_mod", network).state_dict())
+        inside = self._inside.fused if isinstance(self._inside, Injection) else self._inside
+        return weights if inside is None else {**weights, **inside.saved}
 
     def refresh_for_compiled(self) -> None:
         """Fuse what is computed by hooks where the network has been compiled since: compiled code skips them."""

@@ -14,15 +14,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.apply import check_base, check_fit
+from lbm_lora.adapter import Adapter, LoraScale, load_adapter
+from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import CheckpointLike, Fingerprint, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, plural
+from lbm_lora.model.block_scales import BlockScales, scale_of_blocks
 from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
 from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
-from lbm_lora.naming import ParamName
 from lbm_lora.progress import warn
+
+Scale = float | str | LoraScale | BlockScales
+"""A LoRA's scale: one number, numbers by layer, or numbers by block as diffusers has them."""
 
 
 class LoraPipeline(LatentBridgePipeline):
@@ -51,6 +54,7 @@ class LoraPipeline(LatentBridgePipeline):
         alpha_is: AlphaIs = "auto",
         allow_other_base: bool = False,
         allow_unmatched: bool = False,
+        crop: bool = False,
     ) -> None:
         """Load a LoRA. It becomes the one that is active, with a scale of 1; `set_adapters` activates several.
 
@@ -61,6 +65,8 @@ class LoraPipeline(LatentBridgePipeline):
             alpha_is: what alpha in the file means; see `load_adapter`.
             allow_other_base: accept a LoRA that was made from another base, with a warning.
             allow_unmatched: leave names aside that are not in the unet.
+            crop: for a LoRA made for SDXL: apply the first columns of its attn2 keys and values, which are otherwise
+                left out.
 
         Raises:
             CheckpointError: the file cannot be read.
@@ -82,26 +88,35 @@ class LoraPipeline(LatentBridgePipeline):
         name = adapter_name or next(
             n for i in range(len(state.loaded) + 1) if (n := f"default_{i}") not in state.loaded
         )
-        adapter = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is)
-        network = getattr(self.unet, "_orig_mod", self.unet)
-        shapes = {ParamName(key): tuple(value.shape) for key, value in network.state_dict().items()}
+        base = open_checkpoint(self._loras.base_weights(), label="the pipeline's unet").component("")
+        shapes = {key: spec.shape for key, spec in base.specs.items()}
+        read = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is, base=base)
+        adapter = adapted_to_lbm(read, shapes, crop=crop).adapter
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
         self._check_base(adapter, allow_other_base)
         self._loras.put(state.with_loaded(name, adapter.filtered(set(fit.matched).__contains__)))
 
     def set_adapters(
-        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float | None] | None = None
+        self, adapter_names: str | Sequence[str], adapter_weights: Scale | Sequence[Scale | None] | None = None
     ) -> None:
-        """Make the named LoRAs active, and no others, each with its scale, or with one for all; None is 1.
+        """Make the named LoRAs active, and no others.
+
+        Args:
+            adapter_names: one name, or several.
+            adapter_weights: a scale for each, or one for all: a number; numbers by layer as a text,
+                `1,down_blocks=0.5,attn1=0`; or numbers by block as diffusers has them,
+                `{"down": 0.5, "up": {"block_0": [0.5, 1, 0]}}`. None is 1.
 
         Raises:
             ConfigError: an unknown name, or scales that do not fit.
-            TypeError: a scale is not a number: it holds for all layers of the LoRA.
+            PatternError: a pattern matches nothing in its LoRA.
+            TypeError: a scale is something else.
         """
-        given = adapter_weights if isinstance(adapter_weights, Sequence) else [adapter_weights]
-        scales = [1.0 if scale is None else scale for scale in given]
-        for scale in scales:
-            _check_number("adapter_weights", scale)
+        if isinstance(adapter_weights, str) or not isinstance(adapter_weights, Sequence):
+            given: Sequence[Scale | None] = [adapter_weights]
+        else:
+            given = adapter_weights
+        scales = [LoraScale() if scale is None else _scale("adapter_weights", scale) for scale in given]
         names = _names(adapter_names)
         if len(scales) not in (1, len(names)):
             raise ConfigError(
@@ -139,42 +154,48 @@ class LoraPipeline(LatentBridgePipeline):
         """Compute with the active LoRAs again."""
         self._loras.put(replace(self._loras.state, is_enabled=True))
 
-    def fuse_lora(self, lora_scale: float = 1.0, adapter_names: str | Sequence[str] | None = None) -> None:
+    def fuse_lora(self, lora_scale: Scale = 1.0, adapter_names: str | Sequence[str] | None = None) -> None:
         """Add the active LoRAs to the weights, so that steps cost nothing extra. The old weights are kept.
 
         Args:
-            lora_scale: a factor of all scales.
+            lora_scale: a factor of all scales: a number, or numbers by layer; see `set_adapters`.
             adapter_names: LoRAs to make active first, with their present scales; by default those that are.
 
         Raises:
-            ConfigError: an unknown name, or a factor that is not finite.
+            ConfigError: an unknown name, or a factor that is not a scale.
+            PatternError: a pattern matches nothing in an active LoRA.
+            TypeError: the factor is something else.
         """
-        _check_number("lora_scale", lora_scale)
+        factor = _scale("lora_scale", lora_scale)
         state = self._loras.state
         if adapter_names is not None:
             names = _names(adapter_names)
-            state = state.with_scales(names, [state.scales.get(name, 1.0) for name in names])
-        self._loras.put(replace(state, factor=lora_scale, is_fused=True))
+            state = state.with_scales(names, [state.scales.get(name, LoraScale()) for name in names])
+        self._loras.put(replace(state, factors=(factor,), is_fused=True))
 
     def unfuse_lora(self) -> None:
         """Take the LoRAs out of the weights, bit for bit, and compute them next to them again."""
-        self._loras.put(replace(self._loras.state, factor=1.0, is_fused=False))
+        self._loras.put(replace(self._loras.state, factors=(), is_fused=False))
 
     @contextmanager
-    def lora_scale(self, scale: float) -> Generator[Self, None, None]:
+    def lora_scale(self, scale: Scale) -> Generator[Self, None, None]:
         """Multiply the scale of every LoRA within a `with` block; 0 is the base, bit for bit.
 
+        Args:
+            scale: a number, or numbers by layer; see `set_adapters`.
+
         Raises:
-            ConfigError: the scale is not finite.
-            TypeError: it is not a number.
+            ConfigError: it is not a scale.
+            PatternError: a pattern matches nothing in an active LoRA.
+            TypeError: it is something else.
         """
-        _check_number("scale", scale)
-        before = self._loras.state.factor
-        self._loras.put(replace(self._loras.state, factor=before * scale))
+        factor = _scale("scale", scale)
+        before = self._loras.state.factors
+        self._loras.put(replace(self._loras.state, factors=(*before, factor)))
         try:
             yield self
         finally:
-            self._loras.put(replace(self._loras.state, factor=before))
+            self._loras.put(replace(self._loras.state, factors=before))
 
     def _check_base(self, adapter: Adapter, allow_other_base: bool) -> None:
         if adapter.metadata.base_fingerprint and adapter.metadata.base_fingerprint == self.config["base_fingerprint"]:
@@ -201,6 +222,9 @@ def _names(names: str | Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, or several, got {value!r}: a scale holds for all layers of a LoRA.")
+def _scale(name: str, value: object) -> LoraScale:
+    if isinstance(value, LoraScale | int | float | str):
+        return LoraScale.parse(value)
+    if isinstance(value, Mapping):
+        return scale_of_blocks(cast(BlockScales, value))
+    raise TypeError(f"{name} must be a number, or numbers by layer such as '1,attn1=0', got {value!r}.")

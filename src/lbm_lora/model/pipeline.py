@@ -134,7 +134,7 @@ class LBMPipeline(LoraPipeline):
     def __repr__(self) -> str:
         """That of diffusers, and the active LoRAs with their scales."""
         state = self._loras.state
-        active = ", ".join(f"{name} {scale * state.factor:g}" for name, scale in state.scales.items())
+        active = ", ".join(map(state.described, state.scales))
         off = "" if state.is_enabled else " (disabled)"
         return f"{super().__repr__()}\nLoRAs: {active or 'none'}{off}"
 

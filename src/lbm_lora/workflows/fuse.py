@@ -43,7 +43,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
     with open_checkpoint(config.base_model_path) as checkpoint:
         adapters, applied = read_adapters(config, checkpoint, config.lora_path, progress)
         write(config, checkpoint, adapters, progress)
-        changed = {name for scaled in adapters if scaled.lora_scale for name in scaled.adapter.params}
+        changed = {name for scaled in adapters for name, scale in scaled.scales.items() if scale}
         return FuseResult(
             output=config.save_to,
             nbytes=config.save_to.stat().st_size,
@@ -77,6 +77,7 @@ def read_adapters(
         loras,
         config.lora_scale,
         alpha_is=config.lora_alpha_is,
+        crop=config.crop,
         allow_other_base=config.allow_other_base,
         allow_unmatched=config.allow_unmatched,
         progress=progress,

@@ -114,7 +114,7 @@ def translated(
     columns = _columns_without(config, batch.jobs, pipe, adapters, failures, progress)
     put_in(config, pipe, adapters)
     outputs, tiles = _write_all(config, batch.jobs, pipe, failures, progress)
-    columns[_label(adapters)] = tiles
+    columns[_label(applied)] = tiles
     device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
     del pipe  # so that the tuned model is not in memory at the same time
     return InferResult(
@@ -169,11 +169,12 @@ def _columns_without(
     return columns
 
 
-def _label(adapters: Sequence[ScaledAdapter]) -> str:
+def _label(applied: Sequence[AppliedAdapter]) -> str:
     """Return the heading of the column with the LoRAs: `with LoRA`, or `LoRA x 0.5` if one is scaled."""
-    if all(adapter.lora_scale == 1 for adapter in adapters):
-        return "with LoRA" if adapters else "base"
-    return " + ".join(f"LoRA x {adapter.lora_scale:g}" for adapter in adapters)
+    scales = [lora.lora_scale for lora in applied]
+    if all(scale == 1 for scale in scales):
+        return "with LoRA" if scales else "base"
+    return " + ".join(f"LoRA x {scale}" if isinstance(scale, str) else f"LoRA x {scale:g}" for scale in scales)
 
 
 def _source_tiles(jobs: Sequence[Job], failures: Failures) -> Tiles:

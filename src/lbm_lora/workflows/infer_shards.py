@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
+from lbm_lora.adapter import LoraScale
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
@@ -148,8 +149,9 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
         "VAE (by content)": fingerprint(checkpoint.component(VAE_PREFIX)).digest,
         "configuration (by content)": xxhash.xxh3_128_hexdigest(lbm.model_dump_json().encode()),
         "lora_path (by content)": [xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in config.lora_path],
-        "lora_scale": list(config.lora_scale),
+        "lora_scale": [LoraScale.parse(scale).plain for scale in config.lora_scale],
         "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # runs before it had none
+        "crop": config.crop or None,  # likewise
         "num_inference_steps": config.num_inference_steps,
         "seed": config.seed,
         "size": config.size,

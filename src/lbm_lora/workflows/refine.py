@@ -10,7 +10,7 @@ import torch
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
 from lbm_lora.adapter.metadata import REFINEMENT_KEY
-from lbm_lora.apply import check_base, check_fit
+from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
@@ -58,8 +58,8 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
 
     images = split_images(config.images, config.held_images)
     check_output(config, images.all)
-    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=base.component())
         distilled = refined(
             config,
             base,
@@ -103,6 +103,7 @@ def refined(
     """
     from lbm_lora.imaging.digests import digests_of
 
+    adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
     digests = digests_of(images.all)
     identity = _identity(config, base, tuned, adapter, digests.together)
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.apply import check_base, check_fit
+from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
@@ -64,10 +64,11 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     names = check(config)
-    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
-    others = {name: load_adapter(path, config.lora_alpha_is) for name, path in names.items()}
     plan = planned(config, config.images)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        component = base.component()
+        adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=component)
+        others = {name: load_adapter(path, config.lora_alpha_is, base=component) for name, path in names.items()}
         found = measured(config, base, tuned, adapter, others, plan, progress)
     return written(config, found)
 
@@ -108,6 +109,9 @@ def measured(
         others: variant -> other adapter; see `check`.
         plan: plan of the comparison of images; see `planned`.
     """
+    shapes = {name: spec.shape for name, spec in base.component().specs.items()}
+    adapter = adapted_to_lbm(adapter, shapes).adapter
+    others = {name: adapted_to_lbm(other, shapes).adapter for name, other in others.items()}
     weights, lines = _weights(config, base, tuned, adapter, list(others.values()), progress)
     outputs = None if plan is None else _outputs(plan, base, tuned, {LORA: adapter, **others}, progress)
     seen = () if plan is None or outputs is None else _warn_of_seen(plan, adapter, outputs)

@@ -34,6 +34,17 @@ def test_its_text_is_what_a_user_writes() -> None:
     assert LoraScale.parse(scale.text) == scale
 
 
+def test_its_text_loses_no_digit() -> None:
+    scale = LoraScale.parse("0.123456789,attn1=1e-9")
+    assert scale.text == "0.123456789,attn1=1e-09"
+    assert LoraScale.parse(scale.text) == scale
+
+
+def test_a_uniform_scale_is_recorded_as_a_number() -> None:
+    assert LoraScale.parse("0.5").plain == 0.5
+    assert LoraScale.parse("0.5,attn1=1").plain == "0.5,attn1=1"
+
+
 @pytest.mark.parametrize("text", ["x", "1,attn1", "attn1=", "1,=2", "", "nan", "1,attn1=inf", "1,2"])
 def test_what_is_not_a_scale_is_said(text: str) -> None:
     with pytest.raises(ConfigError, match="lora_scale"):

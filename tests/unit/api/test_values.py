@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.api.values import adapter_of, image_files, listed, path_of
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ImageError
 
 
@@ -40,6 +42,7 @@ def test_one_lora_is_a_list_of_one_and_an_adapter_is_taken_as_it_is() -> None:
     assert listed(adapter) == [adapter]
     assert listed("x.safetensors") == ["x.safetensors"]
     assert listed([adapter, "y.safetensors"]) == [adapter, "y.safetensors"]
-    assert adapter_of(adapter) is adapter
+    base = open_checkpoint({"weight": torch.ones(1)}).component()
+    assert adapter_of(adapter, "auto", base) is adapter
     assert path_of(adapter, "LoRA") == path_of("x.safetensors", "LoRA") == Path("x.safetensors")
     assert path_of(Adapter({}, {}), "LoRA 2") == Path("LoRA 2")

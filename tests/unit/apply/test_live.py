@@ -1,5 +1,8 @@
 """Adapters in a live model: fuse and unfuse, inject and eject, each an exact inverse of the other."""
 
+import gc
+import itertools
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.adapter import Adapter, LoraModule, LoraScale
 from lbm_lora.apply import Fused, Injection, ScaledAdapter, fuse_module, inject
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, PatternError
 from lbm_lora.naming import ModuleName, ParamName, weight_of
 from smallnet import SmallNet, extract_files, small_net, small_state
 
@@ -61,6 +64,120 @@ def test_many_cycles_lose_no_bit(adapter: Adapter, put_in: PutIn, dtype: torch.d
         assert bits(net) == before
     assert hooks(net) == 0
     assert torch.equal(net(torch.ones(1, 3, 8, 8, dtype=dtype)), outputs)
+
+
+ORDERS = list(itertools.permutations(range(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_adapters_taken_out_in_any_order_leave_what_the_rest_alone_would_give(
+    adapter: Adapter, dtype: torch.dtype
+) -> None:
+    """At each moment the bits are those of a network into which the adapters that are still in it were put alone."""
+    ways: list[tuple[PutIn, ScaledAdapter]] = [
+        (fuse_module, ScaledAdapter(adapter, 0.3)),
+        (inject, ScaledAdapter(adapter, -1.7)),
+        (fuse_module, ScaledAdapter(adapter, "0.9,head=0.1")),
+    ]
+    for order in ORDERS:
+        net, left = small_net(1).to(dtype), list(range(3))
+        states = [put_in(net, [scaled]) for put_in, scaled in ways]
+        for one in order:
+            take_out(states[one])
+            left.remove(one)
+            alone = small_net(1).to(dtype)
+            kept = [ways[other][0](alone, [ways[other][1]]) for other in left]
+            assert bits(net) == bits(alone), (order, one)
+            assert hooks(net) == hooks(alone)
+            assert len(kept) == len(left)
+        assert bits(net) == bits(small_net(1).to(dtype))
+
+
+def test_what_nobody_can_take_out_any_more_stays(adapter: Adapter) -> None:
+    """A command fuses for good, and keeps nothing: what is taken out below leaves it in place."""
+    net, alone = small_net(1), small_net(1)
+    first = fuse_module(net, [ScaledAdapter(adapter, 0.5)])
+    fuse_module(net, [ScaledAdapter(adapter, 2.0)])
+    first.unfuse()
+    fuse_module(alone, [ScaledAdapter(adapter, 2.0)])
+    assert bits(net) == bits(alone)
+
+
+@pytest.mark.parametrize("put_in", BOTH)
+def test_tied_parameters_come_out_in_any_order(rand: Rand, put_in: PutIn) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    net["b"].weight = net["a"].weight
+    before = bits(net)
+    adapters = [Adapter({}, {ParamName(f"{name}.weight"): rand(4, 4) for name in names}) for names in ("ab", "b", "ba")]
+    for order in ORDERS:
+        states = [put_in(net, [ScaledAdapter(adapter)]) for adapter in adapters]
+        for one in order[:2]:
+            take_out(states[one])
+        last = bits(net)
+        take_out(states[order[2]])
+        assert bits(net) == before
+        take_out(put_in(net, [ScaledAdapter(adapters[order[2]])]))
+        state = put_in(net, [ScaledAdapter(adapters[order[2]])])
+        assert bits(net) == last
+        take_out(state)
+
+
+def test_a_hundred_cycles_in_random_order_keep_no_tensor(adapter: Adapter) -> None:
+    net, draw = small_net(1), random.Random(0)
+    before = bits(net)
+    inside: list[Fused | Injection] = []
+
+    def cycle() -> None:
+        while len(inside) < 2:
+            inside.append(draw.choice(BOTH)(net, [ScaledAdapter(adapter, draw.uniform(-2, 2))]))
+        for _ in range(2):
+            take_out(inside.pop(draw.randrange(len(inside))))
+
+    cycle()
+    tensors = living()
+    for _ in range(100):
+        cycle()
+        assert bits(net) == before
+    assert hooks(net) == 0
+    assert living() == tensors
+
+
+def living() -> int:
+    """Bytes of all tensors that something holds."""
+    gc.collect()
+    found = {o.untyped_storage().data_ptr(): o.nbytes for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter)}
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("put_in", BOTH)
+def test_a_scale_by_layer_is_the_adapter_scaled_by_layer(adapter: Adapter, images: Tensor, put_in: PutIn) -> None:
+    """Factors and dense deltas alike: the same as several adapters, each with its part and its number."""
+    net, alone = small_net(1), small_net(1)
+    put_in(net, [ScaledAdapter(adapter, "0.5,head=-1,norm=0")])
+    head = adapter.filtered(lambda name: name.startswith("head"))
+    rest = adapter.filtered(lambda name: not name.startswith(("head", "norm")))
+    put_in(alone, [ScaledAdapter(head, -1.0), ScaledAdapter(rest, 0.5)])
+    assert bits(net) == bits(alone)
+    assert hooks(net) == hooks(alone)
+    assert torch.equal(net(images), alone(images))
+
+
+@pytest.mark.parametrize("put_in", BOTH)
+def test_a_uniform_scale_gives_the_bits_of_a_number(adapter: Adapter, images: Tensor, put_in: PutIn) -> None:
+    nets = [small_net(1) for _ in range(4)]
+    for net, scale in zip(nets, (0.3, "0.3", LoraScale(0.3), dict.fromkeys(adapter.params, 0.3)), strict=True):
+        put_in(net, [ScaledAdapter(adapter, scale)])
+    assert all(bits(net) == bits(nets[0]) and torch.equal(net(images), nets[0](images)) for net in nets)
+
+
+@pytest.mark.parametrize("put_in", BOTH)
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_changes(adapter: Adapter, put_in: PutIn) -> None:
+    net = small_net(1)
+    with pytest.raises(PatternError) as caught:
+        put_in(net, [ScaledAdapter(adapter), ScaledAdapter(adapter, "1,haed=0")])
+    assert str(caught.value).startswith(f"the LoRA: pattern 'haed' matches none of {len(adapter)} names. Nearest: head")
+    assert bits(net) == bits(small_net(1))
+    assert hooks(net) == 0
 
 
 @pytest.mark.parametrize("lora_scale", [1.0, 0.4, -0.7])

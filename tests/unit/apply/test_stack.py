@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
-from lbm_lora.apply import fitting_adapters
+from lbm_lora.apply import fitting_adapters, stack
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, WrongBaseError
+from lbm_lora.errors import AdapterError, ConfigError, PatternError, WrongBaseError
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 
@@ -114,6 +114,59 @@ def test_factors_are_checked(base: Component, make: Make) -> None:
     assert [entry.lora_scale for entry in scaled] == [0.25, 0.25]
     with pytest.raises(ConfigError, match=r"^lora_scale has 3 values for 2 LoRAs\."):
         fitting_adapters(base, [path, path], [1.0, 2.0, 3.0])
+
+
+def test_scales_by_layer(base: Component, make: Make) -> None:
+    paths = [make("a.safetensors", *NAMES, bias=True), make("b.safetensors", NAMES[2])]
+    scaled, applied = fitting_adapters(base, paths, ["0.5,attn2=0", 2])
+    assert dict(scaled[0].scales) == {
+        "b.attn1.to_q.weight": 0.5,
+        "b.attn2.to_out.0.weight": 0.0,
+        "b.conv_in.weight": 0.5,
+        "b.attn2.to_out.0.bias": 0.0,
+    }
+    assert [entry.lora_scale for entry in applied] == ["0.5,attn2=0", 2.0]
+    with pytest.raises(PatternError, match=r"b\.safetensors: pattern 'attn2' matches none of 1 names"):
+        fitting_adapters(base, paths, ["0.5,attn2=0"])
+    with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan\.$"):
+        fitting_adapters(base, paths, [float("nan")])
+
+
+def test_a_lora_of_sdxl_is_applied_without_what_sees_the_text(tmp_path: Path) -> None:
+    shapes = {"b.attn2.to_k": (4, 6), "b.attn2.to_q": (4, 4), "b.attn1.to_k": (4, 4)}
+    weights = {f"denoiser.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "base.safetensors")
+    base = open_checkpoint(tmp_path / "base.safetensors").component()
+    modules = {
+        ModuleName(name): LoraModule(
+            ModuleName(name), torch.ones(2, 16 if "attn2.to_k" in name else 4), torch.ones(4, 2), 2.0
+        )
+        for name in shapes
+    }
+    save_adapter(Adapter(modules, {}, prefix="denoiser."), tmp_path / "sdxl.safetensors")
+    unknown = "does not say which base it was made from"
+    with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="was made for SDXL"):
+        (scaled,), (applied,) = fitting_adapters(base, [tmp_path / "sdxl.safetensors"], [1.0])
+    assert set(scaled.adapter.modules) == {"b.attn2.to_q", "b.attn1.to_k"}
+    assert (applied.modules, applied.left_out, applied.unmatched) == (2, ("b.attn2.to_k.weight",), ())
+    with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="Cropped"):
+        (scaled,), (applied,) = fitting_adapters(base, [tmp_path / "sdxl.safetensors"], [1.0], crop=True)
+    assert scaled.adapter.modules[ModuleName("b.attn2.to_k")].down.shape == (2, 6)
+    assert (applied.modules, applied.left_out) == (3, ())
+
+
+def test_values_that_replace_the_bases_are_read_with_the_base(
+    base: Component, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Component | None] = []
+
+    def reading(source: Path, alpha_is: AlphaIs, *, base: Component | None = None) -> Adapter:
+        given.append(base)
+        return load_adapter(source, alpha_is, base=base)
+
+    monkeypatch.setattr(stack, "load_adapter", reading)
+    fitting_adapters(base, [make("a.safetensors", *NAMES)], [1.0])
+    assert given == [base]
 
 
 def test_adapters_stand_for_themselves_beside_paths(base: Component, make: Make) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lbm_lora.cli.arguments import alternatives, grouped, is_asked_for_help, range_of, values_of
 from lbm_lora.cli.flags import flags_of
-from lbm_lora.configs.marks import POSITIONAL, Count, Images, Named, Share
+from lbm_lora.configs.marks import POSITIONAL, Count, Images, Named, Scale, Share
 from lbm_lora.errors import ConfigError
 
 
@@ -18,6 +18,7 @@ class Config:
     rank: Count = 32
     ranks: tuple[int, ...] = ()
     scale: tuple[float, ...] = (1.0,)
+    by_layer: tuple[Scale, ...] = (1.0,)
     share: Share | None = None
     images: Images | None = None
     mode: Literal["fused", "live"] = "fused"
@@ -47,6 +48,8 @@ def read(line: str, config: type = Config) -> dict[str, Any]:
         ("--ranks=8 4", {"ranks": (8, 4)}),
         ("--scale -0.5 1e-3", {"scale": (-0.5, 0.001)}),
         ("--scale=-0.5", {"scale": (-0.5,)}),
+        ("--by_layer 0.8 -0.5,attn1=0", {"by_layer": (0.8, "-0.5,attn1=0")}),
+        ("--by_layer=attn1=0", {"by_layer": ("attn1=0",)}),
         ("--share 0.25", {"share": 0.25}),
         ("--mode live --mode-name a=b", {"mode": "live", "mode_name": "a=b"}),
         ("--mode-name=--rank", {"mode_name": "--rank"}),
@@ -77,6 +80,7 @@ def test_values(line: str, values: dict[str, Any]) -> None:
         ("--rank 8.0", "--rank must be a whole number from 1, got '8.0'."),
         ("--ranks 8 x", "--ranks must be a whole number, got 'x'."),
         ("--scale nan", "--scale must be a number, got 'nan'."),
+        ("--by_layer x", "--by_layer must be a number, got 'x'."),
         ("--scale inf", "--scale must be a number, got 'inf'."),
         ("--share 2", "--share must be a number from 0 to 1, got '2'."),
         ("--mode liv", "--mode must be fused or live, got 'liv'. Did you mean live?"),

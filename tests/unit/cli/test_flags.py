@@ -12,6 +12,7 @@ from lbm_lora.cli.flags import Flag, flags_of
 from lbm_lora.cli.help import spelt
 from lbm_lora.cli.main import Output, main
 from lbm_lora.cli.training_keys import training_sections
+from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.marks import ADVANCED, HIDDEN, POSITIONAL, Bounds, Count, Mark, Named
 
 LINES = (*COMMANDS, "infer --source_shards")
@@ -87,3 +88,9 @@ def test_a_flag_is_made_of_a_field_its_type_its_marks_and_its_docstring() -> Non
     assert shares.bounds == Bounds(0, 1)
     assert (kind.choices, kind.usage) == (("one", "other"), "--kind one|other")
     assert (check.is_switch, check.usage) == (True, "--check")
+    assert not any(flag.takes_text for flag in flags_of(Child))
+
+
+def test_a_number_or_a_text_is_a_number_that_takes_text() -> None:
+    flag = next(flag for flag in flags_of(FuseConfig) if flag.name == "lora_scale")
+    assert (flag.kind, flag.takes_text, flag.usage) == (float, True, "--lora_scale SCALE ...")

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import math
+import random
 import warnings
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
-from lbm_lora.checkpoint import fingerprint, open_checkpoint
-from lbm_lora.errors import AdapterError, ConfigError, ImageError, WrongBaseError
+from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, LoraScale, load_adapter, save_adapter
+from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
+from lbm_lora.configs.values import AlphaIs
+from lbm_lora.errors import AdapterError, ConfigError, ImageError, PatternError, WrongBaseError
 from lbm_lora.model import lora_pipeline
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
@@ -147,6 +149,123 @@ def test_fusing_gives_what_hooks_give_and_is_undone_exactly(pipe: LBMPipeline, l
     assert torch.equal(made(pipe), live)
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_scales_by_layer(pipe: LBMPipeline, loras: dict[str, Path], is_fused: bool) -> None:
+    """Each way to say it; a factor by layer multiplies a scale by layer."""
+    before = bits(pipe)
+    adapter = load_adapter(loras["a"])
+    pipe.load_lora_weights(adapter.filtered(lambda name: name != "conv_in.weight"), adapter_name="attention and biases")
+    pipe.load_lora_weights(adapter.filtered(lambda name: name == "conv_in.weight"), adapter_name="conv_in")
+    pipe.load_lora_weights(loras["a"], adapter_name="a")
+    if is_fused:
+        pipe.fuse_lora()
+    pipe.set_adapters(["attention and biases", "conv_in"], [1.0, 0.25])
+    wanted = made(pipe)
+    pipe.set_adapters("a", "1,conv_in.weight=0.25")
+    torch.testing.assert_close(made(pipe), wanted, rtol=1e-4, atol=1e-4)
+    pipe.set_adapters("a", "2,conv_in.weight=-1")
+    with pipe.lora_scale("0.5,conv_in.weight=-0.25"):
+        torch.testing.assert_close(made(pipe), wanted, rtol=1e-4, atol=1e-4)
+    pipe.set_adapters("a")
+    pipe.fuse_lora("1,conv_in.weight=0.25")
+    torch.testing.assert_close(made(pipe), wanted, rtol=1e-4, atol=1e-4)
+    pipe.unfuse_lora()
+    full, block = made(pipe), {"down": {"block_1": 0.0}}
+    pipe.set_adapters("a", block)
+    assert not torch.allclose(made(pipe), full, atol=1e-3)
+    pipe.set_adapters("a", "down_blocks.1.=0")
+    blocked = made(pipe)
+    pipe.set_adapters(["a"], [block])
+    assert torch.equal(made(pipe), blocked)
+    with pytest.raises(PatternError, match=r"a\.safetensors: pattern 'mid_block\.' matches none of 4 names"):
+        pipe.set_adapters("a", {"mid": 0.5})
+    assert torch.equal(made(pipe), blocked)
+    pipe.unload_lora_weights()
+    assert bits(pipe) == before
+
+
+def test_any_order_of_changes_ends_at_the_base(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
+    """Each state computes what it computed before, whatever came in between; at the end each bit is the base's."""
+    before, draw = bits(pipe), random.Random(0)
+    seen: dict[str, dict[str, bytes]] = {}
+
+    def load(name: str) -> None:
+        if name not in pipe.get_list_adapters().get("unet", []):
+            pipe.load_lora_weights(loras[name], adapter_name=name)
+
+    def delete(name: str) -> None:
+        if name in pipe.get_list_adapters().get("unet", []):
+            pipe.delete_adapters(name)
+
+    def rescale() -> None:
+        loaded = pipe.get_list_adapters().get("unet", [])
+        pipe.set_adapters(loaded, [draw.choice([1.0, -0.5, "0.5,conv_in=2"]) for _ in loaded] or 1.0)
+
+    changes = [
+        *(lambda: load("a"), lambda: load("b"), lambda: delete("a"), lambda: delete("b"), rescale, rescale),
+        *(
+            pipe.fuse_lora,
+            pipe.unfuse_lora,
+            pipe.disable_lora,
+            pipe.enable_lora,
+            lambda: pipe.fuse_lora("1,conv_in=0.5"),
+        ),
+    ]
+    for _ in range(60):
+        draw.choice(changes)()
+        state = pipe._loras.state
+        acting = sorted((str(scaled.adapter.path), sorted(scaled.scales.items())) for scaled in state.acting)
+        # the order of the LoRAs is that of their sum in fp32, so only one LoRA is compared
+        if len(acting) < 2:
+            now = bits(pipe)
+            assert seen.setdefault(repr((acting, state.is_fused and acting)), now) == now
+    assert len(seen) > 5
+    pipe.unload_lora_weights()
+    assert bits(pipe) == before
+    assert hooks(pipe) == 0
+
+
+def test_a_lora_of_sdxl_is_taken_with_what_makes_sense(pipe: LBMPipeline, base: Path) -> None:
+    with open_checkpoint(base) as checkpoint:
+        specs = checkpoint.component().specs
+    query = next(name for name in specs if name.endswith("attn2.to_q.weight"))
+    key = ParamName(query.replace("to_q", "to_k"))
+    (width, columns), draw = specs[key].shape, torch.Generator().manual_seed(0)
+    modules = {
+        name: LoraModule(name, torch.randn(2, width_in, generator=draw), torch.randn(width, 2, generator=draw), 2.0)
+        for name, width_in in (
+            (ModuleName(query.removesuffix(".weight")), specs[query].shape[1]),
+            (ModuleName(key.removesuffix(".weight")), columns + 40),
+        )
+    }
+    sdxl, unknown = Adapter(modules, {}), "does not say which base it was made from"
+    with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="Left out: 1 delta"):
+        pipe.load_lora_weights(sdxl, "without")
+    assert hooks(pipe) == 1
+    with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="Cropped"):
+        pipe.load_lora_weights(sdxl, "cropped", crop=True)
+    assert hooks(pipe) == 2
+
+
+def test_files_are_read_with_the_weights_of_the_base(
+    pipe: LBMPipeline, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while another LoRA is in the weights: values that replace the base's are relative to the base alone."""
+    before, found = bits(pipe), list[dict[str, bytes]]()
+
+    def reading(source: Path, alpha_is: AlphaIs, *, base: Component) -> Adapter:
+        found.append({name: base.read(name).reshape(-1).view(torch.uint8).numpy().tobytes() for name in base})
+        return load_adapter(source, alpha_is, base=base)
+
+    monkeypatch.setattr(lora_pipeline, "load_adapter", reading)
+    pipe.load_lora_weights(loras["a"], "a")
+    pipe.load_lora_weights(loras["b"], "b")
+    pipe.fuse_lora()
+    assert bits(pipe) != before
+    pipe.load_lora_weights(loras["a"], "c")
+    assert found == [before] * 3
+
+
 def test_dense_deltas_are_scaled_too(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
     bias = pipe.unet.get_parameter("conv_out.bias").clone()
     pipe.load_lora_weights(loras["a"])
@@ -191,8 +310,6 @@ def test_loras_can_be_switched_off_and_on(pipe: LBMPipeline, loras: dict[str, Pa
 
 
 def test_an_adapter_in_memory_is_loaded_as_its_file_is(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    from lbm_lora.adapter import load_adapter
-
     pipe.load_lora_weights(loras["a"], "file")
     tuned = made(pipe)
     pipe.load_lora_weights(load_adapter(loras["a"]), "memory")
@@ -399,13 +516,20 @@ def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> 
     assert not torch.equal(made(pipe), full)
     pipe.set_adapters(["a"], [None])
     assert torch.equal(made(pipe), full)
-    for weights in ({"unet": 0.5}, "0.5", ["0.5"]):
-        with pytest.raises(TypeError, match=r"^adapter_weights must be a number, or several, got .*a scale holds for"):
-            pipe.set_adapters(["a"], weights)
-    with pytest.raises(TypeError, match=r"^scale must be a number"), pipe.lora_scale("0.5"):
+    pipe.set_adapters(["a"], [0.5])
+    half = made(pipe)
+    for weights in ({"unet": 0.5}, "0.5", ["0.5"], LoraScale(0.5)):
+        pipe.set_adapters(["a"])
+        pipe.set_adapters(["a"], weights)
+        assert torch.equal(made(pipe), half)
+    with pytest.raises(TypeError, match=r"^adapter_weights must be a number, or numbers by layer such as '1,attn1=0'"):
+        pipe.set_adapters(["a"], [object()])
+    with pytest.raises(TypeError, match=r"^scale must be a number"), pipe.lora_scale(None):
         pass
     with pytest.raises(TypeError, match=r"^lora_scale must be a number"):
-        pipe.fuse_lora("0.5")
+        pipe.fuse_lora([0.5])
+    with pytest.raises(ConfigError, match=r"^lora_scale 'half': 'half' is not a number"):
+        pipe.fuse_lora("half")
     with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA\. Give one for all"):
         pipe.set_adapters(["a"], [1, 2])
     pipe.unload_lora_weights()
@@ -462,3 +586,8 @@ def test_the_text_of_a_pipeline_ends_with_its_loras(pipe: LBMPipeline, loras: di
     assert repr(pipe).endswith("LoRAs: a 0.5, b 1")
     pipe.disable_lora()
     assert repr(pipe).endswith("LoRAs: a 0.5, b 1 (disabled)")
+    pipe.enable_lora()
+    with pipe.lora_scale(0.5):
+        assert repr(pipe).endswith("LoRAs: a 0.25, b 0.5")
+        pipe.set_adapters("a", "1,attn1=0")
+        assert repr(pipe).endswith("LoRAs: a 1,attn1=0 x 0.5")

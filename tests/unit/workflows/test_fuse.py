@@ -10,7 +10,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.fuse import FuseConfig
-from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.errors import ConfigError, OutputError, PatternError, WrongBaseError
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.build import load_model
 from lbm_lora.progress import LbmLoraWarning
@@ -59,6 +59,25 @@ def test_scales_multiply_factors_and_dense_deltas_alike(lbm: Lbm, lora: Path, tm
         )
         if scale == 0:
             assert torch.equal(fused[key], weight)
+
+
+def test_scales_by_layer(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    path, base, tuned = tmp_path / "f.safetensors", load_file(lbm.base), load_file(lbm.tuned)
+    scale = "1,mid_block=0,denoiser.conv_in=0"
+    result = run(FuseConfig(base_model_path=lbm.base, lora_path=(lora,), lora_scale=(scale,), save_to=path))
+    fused = load_file(path)
+    off = {key for key in tuned if key.startswith(("denoiser.mid_block", "denoiser.conv_in."))}
+    assert len(off) > 40
+    for key, tensor in fused.items():
+        assert torch.equal(tensor, base[key] if key in off else tuned[key]), key
+    assert result.changed == len([key for key in tuned if key.startswith("denoiser.")]) - len(off)
+    assert result.adapters[0].lora_scale == scale
+    config = FuseConfig(base_model_path=lbm.base, lora_path=(lora,), lora_scale=("1,atn1=0",), save_to=path)
+    with pytest.raises(PatternError) as caught:
+        run(config)
+    text = str(caught.value)
+    assert text.startswith(f"{lora}: pattern 'atn1' matches none of ")
+    assert " names. Nearest: attn1" in text
 
 
 def test_two_loras_add_up(lbm: Lbm, lora: Path, tmp_path: Path) -> None:

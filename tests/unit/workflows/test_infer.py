@@ -97,12 +97,13 @@ def test_base_plus_lora_is_the_tuned_model(files: Files, photos: Path, tmp_path:
         "live": {"lora_path": (files.lora,), "mode": "live"},
         "zero": {"lora_path": (files.lora,), "lora_scale": (0.0,)},
         "halves": {"lora_path": (files.lora, files.lora), "lora_scale": (0.25, 0.75)},
+        "by layer": {"lora_path": (files.lora, files.lora), "lora_scale": ("1,mid=0.25,up=0", "0,mid=0.75,up=1")},
         "tuned": {"base_model_path": files.tuned},
     }.items():
         result = run(infer(files, photos / "a.png", tmp_path / f"{name}.png", num_inference_steps=2, **changes))
         assert result.outputs[0].output == tmp_path / f"{name}.png"
         images[name] = pixels(tmp_path / f"{name}.png")
-    for name in ("fused", "live", "halves"):
+    for name in ("fused", "live", "halves", "by layer"):
         assert np.abs(images[name] - images["tuned"]).max() <= 1
     assert np.array_equal(images["zero"], images["base"])
     assert np.abs(images["base"] - images["tuned"]).mean() > 3

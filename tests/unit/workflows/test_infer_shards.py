@@ -124,6 +124,8 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
 OTHER: dict[str, dict[str, Any]] = {
     "seed was 0 and is now 1": {"seed": 1},
     "lora_scale was [1.0] and is now [0.5]": {"lora_scale": (0.5,)},
+    "lora_scale was [1.0] and is now ['1,attn1=0']": {"lora_scale": ("1,attn1=0",)},
+    "crop was None and is now True": {"crop": True},
     "lora_path (by content) was": {"lora_path": ()},
     "num_inference_steps was 1 and is now 2": {"num_inference_steps": 2},
     "output_format was 'png' and is now 'jpg'": {"output_format": "jpg"},

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
-from lbm_lora.apply import check_base, check_fit
+from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
@@ -52,8 +52,10 @@ def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adap
     """
     if config.lora_weights_path is None:
         return None
-    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is)
-    check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
+    adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)
+    shapes = {name: spec.shape for name, spec in base.specs.items()}
+    adapter = adapted_to_lbm(adapter, shapes).adapter
+    check_fit(adapter, shapes)
     # no override: a LoRA trained on another base than its own would fit neither
     check_base(adapter, base, allow_other_base=None, found=found)
     return adapter
