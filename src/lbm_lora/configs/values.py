@@ -24,3 +24,6 @@ BiasesAs = Literal["keep", "lora_bias", "replace", "drop"]
 
 NormsAs = Literal["keep", "replace", "drop"]
 """What becomes of norm deltas: `keep` them where the format can hold deltas, `replace` the base's norms, or `drop`."""
+
+MergeMethod = Literal["sum", "ties", "dare", "knots", "core"]
+"""How LoRAs become one: their sum, or with less interference (see `combine/methods.py`)."""
