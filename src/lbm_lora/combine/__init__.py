@@ -1,5 +1,6 @@
 """Adapters to one adapter (layer L3)."""
 
+from lbm_lora.combine.merge import TOLERANCE, added_ranks, lossless_ranks, store_merged
 from lbm_lora.combine.merge_base import MergedBase, merged_base
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, difference, product_norm
@@ -7,13 +8,17 @@ from lbm_lora.combine.shrink import Shrinking, Stored
 
 __all__ = [
     "DENSITY",
+    "TOLERANCE",
     "MergedBase",
     "Products",
     "Shrinking",
     "Stored",
     "Summand",
+    "added_ranks",
     "combine_by",
     "difference",
+    "lossless_ranks",
     "merged_base",
     "product_norm",
+    "store_merged",
 ]

@@ -1,0 +1,137 @@
+"""Merged LoRAs: the algebra of the sum, and what is stored of it."""
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.adapter import Adapter, AdapterBuilder, AdapterMetadata, Ledger, LoraModule, LoraScale
+from lbm_lora.combine import Products, Summand, added_ranks, combine_by, lossless_ranks, store_merged
+from lbm_lora.errors import AdapterError
+from lbm_lora.naming import ModuleName, ParamName
+
+Rand = Callable[..., Tensor]
+LINEAR, CONV, SMALL, BIAS = (ParamName(f"{name}") for name in ("a.weight", "b.weight", "c.weight", "a.bias"))
+
+
+def lora(rand: Rand, rank: int = 3, dtype: torch.dtype = torch.float32) -> Adapter:
+    shapes = {"a": ((rank, 60), (50, rank)), "b": ((rank, 5, 3, 3), (40, rank, 1, 1)), "c": ((rank, 30), (4, rank))}
+    modules = {
+        ModuleName(name): LoraModule(ModuleName(name), rand(*down).to(dtype), rand(*up).to(dtype), 0.7 * rank)
+        for name, (down, up) in shapes.items()
+    }
+    return Adapter(modules, {BIAS: rand(50).to(dtype)}, prefix="denoiser.")
+
+
+def merged(
+    summands: list[Summand], *, is_exact: bool = False, dtype: torch.dtype = torch.float32
+) -> tuple[Adapter, Ledger]:
+    products = Products(tuple(summands))
+    store = AdapterBuilder("denoiser.", dtype, AdapterMetadata())
+    choose = added_ranks if is_exact else lossless_ranks
+    ledger = store_merged(products, choose(products, dtype, prefix="denoiser."), store, dtype, is_exact=is_exact)
+    return store.adapter(), ledger
+
+
+def total(loras: list[tuple[Adapter, float]], name: ParamName) -> Tensor:
+    deltas = [scale * delta.double() for one, scale in loras if (delta := one.delta(name)) is not None]
+    return sum(deltas[1:], start=deltas[0])
+
+
+def error(found: Adapter, loras: list[tuple[Adapter, float]], name: ParamName) -> float:
+    expected, delta = total(loras, name), found.delta(name)
+    assert delta is not None
+    return float(torch.linalg.norm(delta.double() - expected) / torch.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_the_fused_sum(rand: Rand, is_exact: bool, dtype: torch.dtype) -> None:
+    loras = [(lora(rand, 3, dtype), 1.0), (lora(rand, 5, dtype), -0.37), (lora(rand, 1), 2.0)]
+    found, ledger = merged([Summand.of(*one) for one in loras], is_exact=is_exact)
+    assert found.module_at(LINEAR)
+    assert SMALL in found.dense  # nine ranks of a matrix with four rows
+    assert [error(found, loras, name) for name in (LINEAR, CONV, SMALL, BIAS)] == pytest.approx([0] * 4, abs=1e-6)
+    assert ledger.total().relative_error <= 1e-6
+    assert ledger.counts() == {"lora": 2, "dense": 2, "unchanged": 0, "excluded": 0}
+
+
+def test_exact_keeps_the_factors(rand: Rand) -> None:
+    one, two = lora(rand), lora(rand)
+    found, _ = merged([Summand.of(one), Summand.of(two, 0.5)], is_exact=True)
+    module = found.modules[ModuleName("a")]
+    assert torch.equal(module.down, torch.cat([one.modules[module.name].down, two.modules[module.name].down]))
+    assert (module.rank, module.scaling) == (6, 1.0)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_order_does_not_matter(rand: Rand, order: tuple[int, ...]) -> None:
+    loras = [(lora(rand, rank), scale) for rank, scale in ((1, 1.0), (2, 0.5), (3, -1.0))]
+    found, _ = merged([Summand.of(*loras[index]) for index in order])
+    assert max(error(found, loras, name) for name in (LINEAR, CONV, SMALL, BIAS)) < 1e-6
+
+
+def test_a_scale_of_0_removes_a_lora_and_by_layer_a_layer(rand: Rand) -> None:
+    one, two = lora(rand), lora(rand)
+    found, _ = merged([Summand.of(one), Summand.of(two, 0.0)])
+    assert max(error(found, [(one, 1.0)], name) for name in (LINEAR, CONV, SMALL, BIAS)) < 1e-6
+    assert found.modules[ModuleName("a")].rank == 3
+    found, ledger = merged([Summand.of(one, LoraScale.parse("0.5,a=0"))])
+    assert LINEAR not in found.params
+    assert BIAS not in found.params
+    assert ledger.counts()["unchanged"] == 2
+    assert error(found, [(one, 0.5)], CONV) < 1e-6
+
+
+def test_shared_directions_take_their_rank_once(rand: Rand) -> None:
+    one = lora(rand, 3)
+    found, _ = merged([Summand.of(one), Summand.of(one, 0.3)])
+    assert {module.rank for module in found.modules.values()} == {3}
+    assert max(error(found, [(one, 1.3)], name) for name in (LINEAR, CONV, BIAS)) < 1e-6
+
+
+def test_loras_that_cancel_are_said(rand: Rand) -> None:
+    one = lora(rand, 3, torch.bfloat16)
+    for scales in ((1.0, -1.0), (0.0, 0.0)):
+        with pytest.raises(AdapterError, match="nothing is left of the LoRAs"):
+            merged([Summand.of(one, scale) for scale in scales])
+
+
+def test_what_only_one_has_is_kept(rand: Rand) -> None:
+    one, two = lora(rand), lora(rand)
+    part = two.filtered(lambda name: name == LINEAR)
+    found, _ = merged([Summand.of(one), Summand.of(part, 2.0)])
+    assert error(found, [(one, 1.0), (part, 2.0)], LINEAR) < 1e-6
+    assert error(found, [(one, 1.0)], CONV) < 1e-6
+    assert error(found, [(one, 1.0)], BIAS) < 1e-6
+
+
+def test_dense_in_one_file_and_factors_in_the_other(rand: Rand) -> None:
+    one, dense = lora(rand), Adapter({}, {LINEAR: rand(50, 60)})
+    found, ledger = merged([Summand.of(one), Summand.of(dense, 0.5)])
+    assert LINEAR in found.dense
+    assert error(found, [(one, 1.0), (dense, 0.5)], LINEAR) < 1e-6
+    assert ledger.total().relative_error < 1e-6
+
+
+def test_the_measured_error_is_that_of_the_stored_factors(rand: Rand) -> None:
+    loras = [(lora(rand), 1.0), (lora(rand), 0.5)]
+    found, ledger = merged([Summand.of(*one) for one in loras], dtype=torch.bfloat16)
+    for row in ledger:
+        assert row.measure.relative_error == pytest.approx(error(found, loras, row.name), rel=1e-3)
+        assert 1e-4 < row.measure.relative_error < 1e-2
+
+
+def test_other_methods_are_stored_too(rand: Rand) -> None:
+    one, two = lora(rand), lora(rand)
+    products = Products((Summand.of(one), Summand.of(two)), combine_by("ties"))
+    store = AdapterBuilder("", torch.float32, AdapterMetadata())
+    ledger = store_merged(products, lossless_ranks(products, torch.float32, prefix=""), store, torch.float32)
+    assert ledger.total().relative_error < 1e-6
+    delta = store.adapter().delta(LINEAR)
+    expected = products.dense(LINEAR)
+    assert delta is not None
+    assert expected is not None
+    torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-4)
