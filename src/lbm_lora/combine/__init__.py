@@ -1,6 +1,6 @@
 """Adapters to one adapter (layer L3)."""
 
-from lbm_lora.combine.merge import TOLERANCE, added_ranks, lossless_ranks, store_merged
+from lbm_lora.combine.merge import TOLERANCE, Ranks, added_ranks, chosen_ranks, lossless_ranks, store_merged
 from lbm_lora.combine.merge_base import MergedBase, merged_base
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, difference, product_norm
@@ -11,10 +11,12 @@ __all__ = [
     "TOLERANCE",
     "MergedBase",
     "Products",
+    "Ranks",
     "Shrinking",
     "Stored",
     "Summand",
     "added_ranks",
+    "chosen_ranks",
     "combine_by",
     "difference",
     "lossless_ranks",

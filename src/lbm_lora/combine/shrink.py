@@ -26,6 +26,7 @@ from lbm_lora.factorize import (
     has_matrix_view,
     rank_above,
     rounded,
+    stored_factors,
     up_shape,
     weighted_factors,
     weighted_product_svd,
@@ -64,6 +65,7 @@ class Shrinking:
         prefix: prefix of the component.
         weights_of: returns the cost of an error in a module.
         left_out: params that are not stored, with the reason.
+        keeps_factors: store the factors of a product as they are, without a decomposition, at their own rank.
     """
 
     products: Products
@@ -71,6 +73,7 @@ class Shrinking:
     prefix: str
     weights_of: WeightsOf = unweighted
     left_out: Mapping[ParamName, str]
+    keeps_factors: bool = False
 
     def matrices(self) -> list[ParamName]:
         """The params that get a rank, also those that every LoRA has dense."""
@@ -162,6 +165,9 @@ class Shrinking:
                 made.append(self._as_it_is(name, factors, size))
             elif rank is None:
                 made.append(self._dense(name, "stored dense: smaller than its factors"))
+            elif self.keeps_factors:
+                kept = stored_factors(factors.up, factors.down, self.dtype)
+                made.append(self._module(name, self._module_of(name, kept), factors, size, KEPT))
             else:
                 svd = svd or weighted_product_svd(factors, whitening)
                 kept = weighted_factors(svd.first(rank), self.dtype, whitening)

@@ -8,9 +8,23 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterBuilder, AdapterMetadata, Ledger, LoraModule, LoraScale
-from lbm_lora.combine import Products, Summand, added_ranks, combine_by, lossless_ranks, store_merged
+from lbm_lora.combine import (
+    Products,
+    Ranks,
+    Shrinking,
+    Summand,
+    added_ranks,
+    chosen_ranks,
+    combine_by,
+    lossless_ranks,
+    store_merged,
+)
+from lbm_lora.combine.products import Combine, add
+from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import AdapterError
+from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.ranks import rank_rule
 
 Rand = Callable[..., Tensor]
 LINEAR, CONV, SMALL, BIAS = (ParamName(f"{name}") for name in ("a.weight", "b.weight", "c.weight", "a.bias"))
@@ -25,14 +39,24 @@ def lora(rand: Rand, rank: int = 3, dtype: torch.dtype = torch.float32) -> Adapt
     return Adapter(modules, {BIAS: rand(50).to(dtype)}, prefix="denoiser.")
 
 
+def shrinking_of(
+    summands: list[Summand], *, is_exact: bool = False, dtype: torch.dtype = torch.float32, combine: Combine = add
+) -> Shrinking:
+    products = Products(tuple(summands), combine)
+    return Shrinking(products=products, dtype=dtype, prefix="denoiser.", left_out={}, keeps_factors=is_exact)
+
+
+def stored(shrinking: Shrinking, ranks: Ranks) -> tuple[Adapter, Ledger]:
+    store = AdapterBuilder("denoiser.", shrinking.dtype, AdapterMetadata())
+    ledger = store_merged(shrinking, ranks, store)
+    return store.adapter(), ledger
+
+
 def merged(
     summands: list[Summand], *, is_exact: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[Adapter, Ledger]:
-    products = Products(tuple(summands))
-    store = AdapterBuilder("denoiser.", dtype, AdapterMetadata())
-    choose = added_ranks if is_exact else lossless_ranks
-    ledger = store_merged(products, choose(products, dtype, prefix="denoiser."), store, dtype, is_exact=is_exact)
-    return store.adapter(), ledger
+    shrinking = shrinking_of(summands, is_exact=is_exact, dtype=dtype)
+    return stored(shrinking, added_ranks(shrinking) if is_exact else lossless_ranks(shrinking))
 
 
 def total(loras: list[tuple[Adapter, float]], name: ParamName) -> Tensor:
@@ -81,7 +105,7 @@ def test_a_scale_of_0_removes_a_lora_and_by_layer_a_layer(rand: Rand) -> None:
     found, ledger = merged([Summand.of(one, LoraScale.parse("0.5,a=0"))])
     assert LINEAR not in found.params
     assert BIAS not in found.params
-    assert ledger.counts()["unchanged"] == 2
+    assert ledger.counts() == {"lora": 1, "dense": 1, "unchanged": 2, "excluded": 0}
     assert error(found, [(one, 0.5)], CONV) < 1e-6
 
 
@@ -125,13 +149,31 @@ def test_the_measured_error_is_that_of_the_stored_factors(rand: Rand) -> None:
 
 
 def test_other_methods_are_stored_too(rand: Rand) -> None:
-    one, two = lora(rand), lora(rand)
-    products = Products((Summand.of(one), Summand.of(two)), combine_by("ties"))
-    store = AdapterBuilder("", torch.float32, AdapterMetadata())
-    ledger = store_merged(products, lossless_ranks(products, torch.float32, prefix=""), store, torch.float32)
+    shrinking = shrinking_of([Summand.of(lora(rand)), Summand.of(lora(rand))], combine=combine_by("ties"))
+    found, ledger = stored(shrinking, lossless_ranks(shrinking))
     assert ledger.total().relative_error < 1e-6
-    delta = store.adapter().delta(LINEAR)
-    expected = products.dense(LINEAR)
+    delta, expected = found.delta(LINEAR), shrinking.products.dense(LINEAR)
     assert delta is not None
     assert expected is not None
     torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_rank_is_a_cap_and_its_error_the_least(rand: Rand) -> None:
+    loras = [(lora(rand, 3), 1.0), (lora(rand, 4), 0.5)]
+    shrinking = shrinking_of([Summand.of(*one) for one in loras])
+    found, ledger = stored(shrinking, lossless_ranks(shrinking, FixedRank(linear=5, conv=9)))
+    assert [module.rank for module in found.modules.values()] == [5, 7]
+    values = torch.linalg.svdvals(total(loras, LINEAR))
+    expected = float(values[5:].square().sum().sqrt() / values.square().sum().sqrt())
+    assert error(found, loras, LINEAR) == pytest.approx(expected, rel=1e-5)
+    (row,) = [one for one in ledger if one.name == LINEAR]
+    assert row.measure.relative_error == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_rule_chooses_for_all_layers_together(rand: Rand) -> None:
+    loras = [(lora(rand, 3), 1.0), (lora(rand, 4), 0.5)]
+    shrinking = shrinking_of([Summand.of(*one) for one in loras], dtype=torch.float16)
+    rule = rank_rule(RankOptions(max_error=0.3), is_calibrated=False, has_images=False)
+    found, ledger = stored(shrinking, chosen_ranks(shrinking, rule, AdapterMetadata()))
+    assert 0.2 < ledger.total().relative_error <= 0.3
+    assert len(found.modules) > 0
