@@ -61,6 +61,10 @@ class LoraScale:
                 scales[ParamName(name)] = scale
         return scales
 
+    def times(self, factor: float) -> "LoraScale":
+        """Return the scale multiplied by a number, everywhere."""
+        return LoraScale(factor * self.default, tuple((pattern, factor * scale) for pattern, scale in self.parts))
+
     @cached_property
     def text(self) -> str:
         """As a user writes it."""

@@ -137,6 +137,17 @@ COMMANDS: dict[str, Command] = {
             "--steps 400",
         ),
     ),
+    "merge": Command(
+        "merge",
+        "MergeConfig",
+        "merge LoRAs into one",
+        MORE,
+        (
+            "lbm-lora merge --lora_path a.safetensors b.safetensors --lora_scale 1 0.5 --save_to merged.safetensors",
+            "lbm-lora merge --lora_path extracted.safetensors further.safetensors --save_to one.safetensors --max_size "
+            "100MB",
+        ),
+    ),
     "layers": Command(
         "layers",
         "LayersConfig",

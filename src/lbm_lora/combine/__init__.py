@@ -2,6 +2,8 @@
 
 from lbm_lora.combine.merge import TOLERANCE, Ranks, added_ranks, chosen_ranks, lossless_ranks, store_merged
 from lbm_lora.combine.merge_base import MergedBase, merged_base
+from lbm_lora.combine.merge_options import merge_rule
+from lbm_lora.combine.merged_adapter import MergedAdapter, merge_adapters
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, difference, product_norm
 from lbm_lora.combine.shrink import Shrinking, Stored
@@ -9,6 +11,7 @@ from lbm_lora.combine.shrink import Shrinking, Stored
 __all__ = [
     "DENSITY",
     "TOLERANCE",
+    "MergedAdapter",
     "MergedBase",
     "Products",
     "Ranks",
@@ -20,6 +23,8 @@ __all__ = [
     "combine_by",
     "difference",
     "lossless_ranks",
+    "merge_adapters",
+    "merge_rule",
     "merged_base",
     "product_norm",
     "store_merged",

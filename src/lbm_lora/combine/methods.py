@@ -27,7 +27,7 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.combine.products import Combine, add, product_norm
+from lbm_lora.combine.products import SUM, Combine, add_vectors, product_norm
 from lbm_lora.configs.values import MergeMethod
 from lbm_lora.factorize import Factors, TruncatedSVD, concatenated, exact_svd, product_svd
 from lbm_lora.naming import ParamName
@@ -39,27 +39,36 @@ _RANK_CUT = 1e-6  # of the largest singular value: what is below is rounding of 
 
 
 def combine_by(method: MergeMethod, *, density: float = DENSITY, seed: int = 0) -> Combine:
-    """Return how the terms of a matrix, or of a vector as one row, become one product.
+    """Return how the terms of a parameter become one delta.
+
+    Vectors, which have no core, are combined entry by entry: by TIES for ties and knots, by DARE, or added up.
 
     Args:
         density: share of entries kept of each term, above 0 and up to 1; for ties, dare and knots.
         seed: seed of the entries that dare drops.
     """
     if method == "sum":
-        return add
+        return SUM
 
-    def combine(name: ParamName, terms: Sequence[Factors]) -> Factors:
+    def matrices(name: ParamName, terms: Sequence[Factors]) -> Factors:
         ordered = sorted(terms, key=product_norm, reverse=True)
         if method == "knots":
             return knots(ordered, density)
         if method == "core":
             return orthogonalized(ordered)
         if method == "dare":
-            generator = torch.Generator().manual_seed(_seed_of(name, seed))
-            return in_core(ordered, lambda cores: dare(cores, density, generator))
+            return in_core(ordered, lambda cores: dare(cores, density, _draw(name, seed)))
         return in_core(ordered, lambda cores: ties(cores, density))
 
-    return combine
+    def vectors(name: ParamName, terms: Sequence[Tensor]) -> Tensor:
+        if method == "core":
+            return add_vectors(name, terms)
+        if method == "dare":
+            ordered = sorted(terms, key=lambda term: float(torch.linalg.vector_norm(term)), reverse=True)
+            return dare(ordered, density, _draw(name, seed))
+        return ties(terms, density)
+
+    return Combine(matrices, vectors)
 
 
 def ties(terms: Sequence[Tensor], density: float) -> Tensor:
@@ -188,5 +197,5 @@ def _largest(term: Tensor, density: float) -> Tensor:
     return torch.where(term.abs() >= least, term, torch.zeros_like(term))
 
 
-def _seed_of(name: ParamName, seed: int) -> int:
-    return xxhash.xxh3_64_intdigest(f"{seed} {name}".encode()) >> 1
+def _draw(name: ParamName, seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed} {name}".encode()) >> 1)

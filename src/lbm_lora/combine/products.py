@@ -5,7 +5,7 @@ where a file has it dense.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import Factors, concatenated, has_matrix_view, rank_bound, to_matrix
-from lbm_lora.naming import ParamName
+from lbm_lora.naming import ParamName, weight_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,15 @@ class Summand:
         """
         return cls(adapter, LoraScale.parse(lora_scale).by_param(adapter.params))
 
+    def scaled(self) -> Adapter:
+        """Return the LoRA with its scales in it: at a scale of 1 it acts as this one does."""
+        modules = {
+            name: replace(module, alpha=self.scales[weight_of(name)] * module.alpha)
+            for name, module in self.adapter.modules.items()
+        }
+        dense = {name: self.scales[name] * delta.float() for name, delta in self.adapter.dense.items()}
+        return replace(self.adapter, modules=modules, dense=dense)
+
     def term(self, name: ParamName) -> Factors | Tensor | None:
         """Return the scaled delta of a parameter in fp32: factors, or dense in its shape; None without one."""
         scale = self.scales.get(name, 0.0)
@@ -48,14 +57,31 @@ class Summand:
         return Factors(scale * factors.up, factors.down)
 
 
-Combine = Callable[[ParamName, Sequence[Factors]], Factors]
-"""How the terms of a matrix become one product: several factors of one shape in, factors out."""
+@dataclass(frozen=True)
+class Combine:
+    """How the terms of one parameter become one delta.
+
+    Attributes:
+        matrices: several factors of one shape in, factors out.
+        vectors: several dense deltas of one shape in, one out.
+    """
+
+    matrices: Callable[[ParamName, Sequence[Factors]], Factors]
+    vectors: Callable[[ParamName, Sequence[Tensor]], Tensor]
 
 
 def add(_: ParamName, terms: Sequence[Factors]) -> Factors:
     """Return the sum: the ranks add up, until the matrix itself has the fewer values."""
     total = concatenated(terms)
     return total if total.rank < min(total.up.shape[0], total.down.shape[1]) else dense_factors(total.product())
+
+
+def add_vectors(_: ParamName, terms: Sequence[Tensor]) -> Tensor:
+    """Return the sum."""
+    return torch.stack(list(terms)).sum(0)
+
+
+SUM = Combine(add, add_vectors)
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class Products:
     """
 
     summands: tuple[Summand, ...]
-    combine: Combine = add
+    combine: Combine = SUM
     shapes: Mapping[ParamName, tuple[int, ...]] = field(init=False)
     """Shape of every parameter that a LoRA changes, in the order of the files."""
 
@@ -93,7 +119,7 @@ class Products:
     def factors(self, name: ParamName) -> Factors | None:
         """Return the combined delta of a weight with a matrix view, as fp32 factors; None where it is zero."""
         terms = [term if isinstance(term, Factors) else dense_factors(to_matrix(term)) for term in self.terms(name)]
-        return self.combine(name, terms) if terms else None
+        return self.combine.matrices(name, terms) if terms else None
 
     def dense(self, name: ParamName) -> Tensor | None:
         """Return the combined delta of a parameter in fp32, in its shape; None where it is zero."""
@@ -101,8 +127,8 @@ class Products:
         if has_matrix_view(shape):
             factors = self.factors(name)
             return None if factors is None else factors.product().reshape(shape)
-        terms = [term.reshape(1, -1) for term in self.terms(name) if isinstance(term, Tensor)]
-        return self.combine(name, list(map(dense_factors, terms))).product().reshape(shape) if terms else None
+        terms = [term for term in self.terms(name) if isinstance(term, Tensor)]
+        return self.combine.vectors(name, terms) if terms else None
 
     def bound(self, name: ParamName) -> int:
         """Return the highest rank that the combined delta of a matrix can have, before anything is computed."""

@@ -19,7 +19,7 @@ from lbm_lora.combine import (
     lossless_ranks,
     store_merged,
 )
-from lbm_lora.combine.products import Combine, add
+from lbm_lora.combine.products import SUM, Combine
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import FixedRank
@@ -40,7 +40,7 @@ def lora(rand: Rand, rank: int = 3, dtype: torch.dtype = torch.float32) -> Adapt
 
 
 def shrinking_of(
-    summands: list[Summand], *, is_exact: bool = False, dtype: torch.dtype = torch.float32, combine: Combine = add
+    summands: list[Summand], *, is_exact: bool = False, dtype: torch.dtype = torch.float32, combine: Combine = SUM
 ) -> Shrinking:
     products = Products(tuple(summands), combine)
     return Shrinking(products=products, dtype=dtype, prefix="denoiser.", left_out={}, keeps_factors=is_exact)

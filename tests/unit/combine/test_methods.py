@@ -37,7 +37,7 @@ def test_the_core_holds_each_term_without_loss(rand: Rand) -> None:
 @pytest.mark.parametrize("method", OTHERS)
 def test_one_term_with_all_its_entries_is_itself(rand: Rand, method: MergeMethod) -> None:
     term = pair(rand)[0]
-    found = combine_by(method, density=1.0)(NAME, [term])
+    found = combine_by(method, density=1.0).matrices(NAME, [term])
     torch.testing.assert_close(found.product(), term.product(), rtol=1e-4, atol=1e-4)
 
 
@@ -46,14 +46,14 @@ def test_neither_the_order_nor_the_split_of_the_factors_matters(rand: Rand, meth
     one, two = pair(rand)
     mix = rand(5, 5) + 3 * torch.eye(5)
     split = Factors(two.up @ mix, torch.linalg.solve(mix, two.down))
-    combine = combine_by(method, density=0.7, seed=3)
+    combine = combine_by(method, density=0.7, seed=3).matrices
     first = combine(NAME, [one, two]).product()
     torch.testing.assert_close(combine(NAME, [split, one]).product(), first, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["sum", *OTHERS])
 def test_the_rank_is_that_of_the_factors(rand: Rand, method: MergeMethod) -> None:
-    found = combine_by(method)(NAME, pair(rand))
+    found = combine_by(method).matrices(NAME, pair(rand))
     assert found.rank == 8
     assert product_norm(found) > 0
 
@@ -74,10 +74,10 @@ def test_dare_keeps_the_sum_in_the_mean() -> None:
 
 def test_dare_is_seeded_by_the_name_and_the_seed(rand: Rand) -> None:
     terms = pair(rand)
-    first = combine_by("dare", seed=1)(NAME, terms).product()
-    assert torch.equal(combine_by("dare", seed=1)(NAME, terms).product(), first)
-    assert not torch.allclose(combine_by("dare", seed=2)(NAME, terms).product(), first)
-    assert not torch.allclose(combine_by("dare", seed=1)(ParamName("b.weight"), terms).product(), first)
+    first = combine_by("dare", seed=1).matrices(NAME, terms).product()
+    assert torch.equal(combine_by("dare", seed=1).matrices(NAME, terms).product(), first)
+    assert not torch.allclose(combine_by("dare", seed=2).matrices(NAME, terms).product(), first)
+    assert not torch.allclose(combine_by("dare", seed=1).matrices(ParamName("b.weight"), terms).product(), first)
 
 
 def test_knots_without_trimming_and_conflict_is_a_mean_of_equal_terms(rand: Rand) -> None:
@@ -110,3 +110,26 @@ def test_common_directions_share_no_singular_vector_after_core(rand: Rand) -> No
 def test_ranks_above_the_short_side_are_shared_out(rand: Rand) -> None:
     terms = [Factors(rand(6, 5), rand(5, 50)), Factors(rand(6, 6), rand(6, 50))]
     assert orthogonalized(terms).rank == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("sum", [6.0, 2.0, -3.0]),
+        ("core", [6.0, 2.0, -3.0]),
+        ("ties", [3.0, 3.0, -5.0]),
+        ("knots", [3.0, 3.0, -5.0]),
+        ("dare", [6.0, 2.0, -3.0]),
+    ],
+)
+def test_vectors_are_combined_entry_by_entry(method: MergeMethod, expected: list[float]) -> None:
+    terms = [torch.tensor([4.0, -1.0, 2.0]), torch.tensor([2.0, 3.0, -5.0])]
+    found = combine_by(method, density=1.0).vectors(NAME, terms)
+    assert found.tolist() == expected
+
+
+def test_dare_drops_entries_of_vectors(rand: Rand) -> None:
+    terms = [rand(1000), rand(1000)]
+    found = combine_by("dare", density=0.5).vectors(NAME, terms)
+    assert 0.2 < float((found == 0).float().mean()) < 0.3
+    assert torch.equal(combine_by("dare", density=0.5).vectors(NAME, terms[::-1]), found)

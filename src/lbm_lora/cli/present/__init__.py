@@ -6,7 +6,7 @@ A result says what it is by its workflow, so that no other workflow's libraries 
 from collections.abc import Callable
 from typing import Any
 
-from lbm_lora.cli.present import checkpoints, compress, inference, loras, training
+from lbm_lora.cli.present import checkpoints, compress, inference, loras, merge, training
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": checkpoints.base,
@@ -21,6 +21,7 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "data_check": training.data_check,
     "calibrate": loras.calibrate,
     "refine": loras.refine,
+    "merge": merge.merge,
     "layers": checkpoints.layers,
     "demo": inference.demo,
 }
