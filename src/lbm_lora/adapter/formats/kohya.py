@@ -82,7 +82,8 @@ def _encode_kohya(adapter: Adapter, wishes: Wishes, format: FormatName, stem: Ca
     for name, delta in adapter.dense.items():
         up, down = exact_factors(delta)
         tensors |= _keys(stem(module_of(name)), up, down, float(down.shape[0]))
-    return Encoded(tensors)
+    count = plural(len(adapter.dense), "dense matrix", "dense matrices")
+    return Encoded(tensors, notes=(f"{count} written as factors of full rank, exactly.",) if adapter.dense else ())
 
 
 def _encode_lycoris(adapter: Adapter, wishes: Wishes) -> Encoded:

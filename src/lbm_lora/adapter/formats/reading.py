@@ -10,7 +10,8 @@ What is rebuilt, all of it exactly:
   "up" has the kernel. A file with such a module has all its convolutions turned around.
 - DoRA and values that replace the base's (`.set_weight`, `.set_param`) become dense deltas, if the base is at hand.
 
-A missing alpha is the rank.
+A missing alpha is the rank. LoHa and LoKr are scaled once by alpha / rank, as LyCORIS does while it trains and ComfyUI
+does always; `merge_to` of LyCORIS 4.1.3 scales them twice.
 """
 
 import math
@@ -186,8 +187,8 @@ class _Reader:
         base = self.source.base
         if base is None:
             raise AdapterError(
-                f"{self.source.path}: {name} is {what}: its delta depends on the base. Convert the file first, "
-                "with the base: ",
+                f"{self.source.path}: {name} is {what}: its delta depends on the base. Convert the file first: "
+                "`lbm-lora convert` with ",
                 Option("base_model_path"),
                 ".",
             )

@@ -49,7 +49,7 @@ def assert_equal(first: Adapter, second: Adapter) -> None:
         assert torch.equal(tensor, other[key])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, "comfyui"])
 @given(
     modules=st.dictionaries(
         st.sampled_from(LAYERS), st.tuples(SHAPES, st.integers(1, 5), ALPHAS), min_size=1, max_size=3
@@ -63,7 +63,7 @@ def test_an_adapter_is_written_and_read_back_to_the_bit(
     norms: set[ParamName],
     dtype: torch.dtype,
 ) -> None:
-    dense = {name: torch.ones(3).to(dtype) for name in norms} if format == "lycoris" else {}
+    dense = {name: torch.ones(3).to(dtype) for name in norms} if format in ("lycoris", "comfyui") else {}
     adapter = Adapter({n: lora(n, *values, dtype) for n, values in modules.items()}, dense, METADATA, "denoiser.")
     encoded = codec_named(format).encode(adapter, Wishes())
     header = METADATA.to_header(format) | dict(encoded.header)
@@ -122,6 +122,7 @@ def test_keys_of_kohya(tmp_path: Path, format: FormatName, wishes: Wishes, keys:
     path = tmp_path / "x.safetensors"
     saved = save_adapter(EVERYTHING, path, format=format, wishes=wishes)
     assert saved.dropped == (bias_of(TO_OUT), bias_of(CONV), bias_of(NORM))
+    assert saved.notes == ("1 dense matrix written as factors of full rank, exactly.",)
     tensors = load_file(path)
     endings = (".alpha", ".lora_down.weight", ".lora_up.weight")
     assert sorted(tensors) == [key + ending for key in keys for ending in endings]
