@@ -95,19 +95,13 @@ def _cropped(adapter: Adapter, columns: Mapping[ParamName, int]) -> Adapter:
 
 def _say(adapter: Adapter, wider: tuple[ParamName, ...], foreign: tuple[ParamName, ...], *, crop: bool) -> None:
     parts: list[str | Option] = [f"{adapter.label} was made for SDXL."]
+    deltas = f"{plural(len(wider), 'delta')} of attn2.to_k and attn2.to_v"
     if wider and crop:
-        parts.append(f" Cropped to their first columns: {_named(wider)}.")
+        parts.append(f" Cropped to their first columns: {deltas}.")
     elif wider:
-        parts += [
-            f" Left out: {_named(wider)}, because an LBM's attn2 sees the image, not text (to apply their first "
-            "columns: ",
-            Option("crop"),
-            ").",
-        ]
+        reason = "because an LBM's attn2 sees the image, not text"
+        parts += [f" Left out: {deltas}, {reason}. To apply their first columns: ", Option("crop"), "."]
     if foreign:
-        parts.append(f" Left out: {_named(foreign)}, which an LBM does not have.")
+        count = plural(len(foreign), "delta")
+        parts.append(f" Left out: {count} of parts that an LBM lacks: {listing(foreign, limit=3)}.")
     warn(*parts)
-
-
-def _named(names: tuple[ParamName, ...]) -> str:
-    return f"{plural(len(names), 'delta')} ({listing(names, limit=3)})"

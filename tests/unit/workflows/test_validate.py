@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lbm_lora.adapter import load_adapter
+from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.checkpoint import Component
 from lbm_lora.cli.main import parse
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
-from lbm_lora.workflows import extract
+from lbm_lora.naming import ParamName, module_of
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.workflows import extract, validate
 from lbm_lora.workflows.validate import run
 from standins import TINY, Lbm, write_base, write_tuned
 
@@ -59,6 +63,32 @@ def test_numbers_against_numpy(config: ValidateConfig, lbm: Lbm) -> None:
     assert row.relative_error == pytest.approx(np.linalg.norm(error) / np.linalg.norm(delta), rel=1e-5)
     assert row.mean_error == pytest.approx(np.abs(error).mean(), rel=1e-5)
     assert row.relative_mean_error == pytest.approx(np.abs(error).mean() / np.abs(delta).mean(), rel=1e-5)
+
+
+def test_a_lora_of_sdxl_is_measured_by_what_makes_sense(
+    config: ValidateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text's keys and values count as missing. It is read with the base, which some foreign files need."""
+    bases: list[Path] = []
+
+    def reading(source: Path, alpha_is: AlphaIs, *, base: Component) -> Adapter:
+        bases.append(base.path)
+        return load_adapter(source, alpha_is, base=base)
+
+    monkeypatch.setattr(validate, "load_adapter", reading)
+    given = load_adapter(config.lora_path)
+    names = [name for name in given.modules if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    wide = {name: dataclasses.replace(given.modules[name], down=widened(given.modules[name].down)) for name in names}
+    save_adapter(dataclasses.replace(given, modules={**given.modules, **wide}), tmp_path / "sdxl.safetensors")
+    with pytest.warns(LbmLoraWarning, match=f"Left out: {len(names)} deltas of attn2"):
+        rows = run(dataclasses.replace(config, lora_path=tmp_path / "sdxl.safetensors")).report.weights.rows
+    assert bases == [config.base_model_path]
+    for row in rows:
+        assert (row.relative_error == pytest.approx(1)) == (module_of(ParamName(row.name)) in names)
+
+
+def widened(down: torch.Tensor) -> torch.Tensor:
+    return torch.cat([down, torch.ones_like(down)], dim=1)
 
 
 def test_the_files(config: ValidateConfig) -> None:

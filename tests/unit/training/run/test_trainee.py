@@ -5,14 +5,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import load_adapter, save_adapter
-from lbm_lora.checkpoint import fingerprint, open_checkpoint, pair
+from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
+from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint, pair
+from lbm_lora.configs.values import AlphaIs
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.naming import ParamName
+from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.trainable.inject import LiveAdapter
+from lbm_lora.training.run import trainee as trainee_module
 from lbm_lora.training.run.trainee import FullModel, ResultWriter, make_trainee, read_given, training_facts, write_tuned
 from lbm_lora.training.settings.train_config import TrainConfig
 
@@ -51,6 +55,34 @@ def test_what_alpha_of_a_continued_lora_means(base_fp32: Path, model: LBMModel, 
             given = read_given(chosen.model_copy(update={"lora_alpha_is": alpha_is}), base, found)
             assert given is not None
             assert {module.scaling for module in given.modules.values()} == {scaling}
+
+
+def test_a_lora_of_sdxl_is_continued_with_what_makes_sense(
+    base_fp32: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read with the base, which files with values that replace the base's need."""
+    path, given_bases = tmp_path / "sdxl.safetensors", list[Component]()
+    chosen = config(lora_weights_path=path, lora_rank=None, lora_target_modules=None)
+
+    def reading(source: Path, alpha_is: AlphaIs, *, base: Component) -> Adapter:
+        given_bases.append(base)
+        return load_adapter(source, alpha_is, base=base)
+
+    monkeypatch.setattr(trainee_module, "load_adapter", reading)
+    with open_checkpoint(base_fp32) as checkpoint:
+        base = checkpoint.component()
+        query = next(name for name in base if name.endswith("attn2.to_q.weight"))
+        modules: dict[ModuleName, LoraModule] = {}
+        for param, more in ((query, 0), (ParamName(query.replace("to_q", "to_v")), 50)):
+            name, (out, columns) = module_of(param), base.specs[param].shape
+            modules[name] = LoraModule(name, torch.ones(2, columns + more), torch.ones(out, 2), 2.0)
+        save_adapter(Adapter(modules, {}, prefix="denoiser."), path)
+        unknown = "does not say which base it was made from"
+        with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="was made for SDXL"):
+            given = read_given(chosen, base, fingerprint(base))
+    assert given is not None
+    assert given.params == [query]
+    assert given_bases == [base]
 
 
 def test_a_lora_names_its_base_and_the_configuration(base_fp32: Path, model: LBMModel, tmp_path: Path) -> None:
