@@ -3,8 +3,8 @@
     unet.<module>.lora_A.weight, .lora_B.weight   written with alpha = rank, and one rank (see `one_rank`)
     unet.<module>.lora_B.bias                     on request; diffusers cannot fuse these
 
-The header's `lora_adapter_metadata` says the same to newer versions; when read, its ranks and alphas count. Layers of a
-text encoder, which an LBM has not, are left out with a note.
+The header's `lora_adapter_metadata` says the same to newer versions; when read, its ranks and alphas count. Parts that
+an LBM lacks, such as text encoders, are left out with a note.
 """
 
 import json
@@ -15,17 +15,17 @@ from typing import cast
 from torch import Tensor
 
 from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes
+from lbm_lora.adapter.formats.grouping import is_of_another_part
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
 from lbm_lora.adapter.formats.one_rank import KEY, Before, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_factor
-from lbm_lora.adapter.formats.peft_layers import dense_kinds, layers_of, no_place, notes_of, up_biases
+from lbm_lora.adapter.formats.peft_layers import check_held, dense_kinds, layers_of, notes_of, up_biases
 from lbm_lora.adapter.module import Adapter
-from lbm_lora.errors import AdapterError, plural
+from lbm_lora.errors import AdapterError, listing, plural
 from lbm_lora.naming import DENOISER_PREFIX, bias_of
 
 PREFIX = "unet."
 CONFIG_KEY = "lora_adapter_metadata"
-_TEXT = "text_encoder"
 _TRANSFORMER = "transformer."
 
 
@@ -36,21 +36,28 @@ def _matches(keys: Collection[str], header: Mapping[str, str]) -> bool:
 def _decode(source: Source) -> Parts:
     if any(key.startswith(_TRANSFORMER) for key in source.tensors):
         raise AdapterError(f"{source.path} is a LoRA for a diffusion transformer. An LBM's denoiser is a UNet.")
-    kept = {key: tensor for key, tensor in source.tensors.items() if not key.startswith(_TEXT)}
-    left_out = len(source.tensors) - len(kept)
+    left_out = [key for key in source.tensors if is_of_another_part(key)]
+    kept = {key: tensor for key, tensor in source.tensors.items() if not is_of_another_part(key)}
     if not kept:
-        raise AdapterError(f"{source.path} is a LoRA for text encoders alone, which an LBM does not have.")
+        raise AdapterError(
+            f"{source.path} holds a LoRA of text encoders alone: {listing(left_out, limit=3)}. An LBM has none, so "
+            "there is nothing in it for one."
+        )
     prefix = next((p for p in (PREFIX, DENOISER_PREFIX) if all(key.startswith(p) for key in kept)), "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in kept.items()}
     config = _config(source.header, source.path)
-    modules, dense = decode_layers(tensors, config, source.base, source.path)
-    note = f"{plural(left_out, 'tensor')} of text encoders left out: an LBM has none."
+    modules, dense, notes = decode_layers(tensors, config, source.base, source.path)
+    if left_out:
+        notes.append(
+            f"{plural(len(left_out), 'key')} left out, of parts that an LBM lacks (text encoders, embeddings of text "
+            f"and size): {listing(left_out, limit=3)}."
+        )
     component = DENOISER_PREFIX if source.base is None else source.base.prefix
     before = Before.of_header(source.header)
     if before is not None:
         modules, matrices = as_before(modules, before)
         dense, component = dense | matrices, before.prefix
-    return Parts(modules, dense, component, (note,) if left_out else (), (CONFIG_KEY, KEY, "format"))
+    return Parts(modules, dense, component, tuple(notes), (CONFIG_KEY, KEY, "format"))
 
 
 def _config(header: Mapping[str, str], where: Path) -> LoraConfig | None:
@@ -71,11 +78,8 @@ def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
     layers = layers_of(adapter, kinds)
     is_kept = wishes.biases == "lora_bias"
     stray = [name for name in kinds.biases if not is_kept or name not in set(map(bias_of, layers.modules))]
-    missing = {"biases": stray, "norms": kinds.norms, "parameters that are neither": kinds.others}
-    remedies = [("biases", "drop" if is_kept else "lora_bias or drop")] if stray else []
-    error = no_place(adapter, "diffusers", missing, [*remedies, *([("norms", "drop")] if kinds.norms else [])])
-    if error is not None:
-        raise error
+    remedies = {"biases": "drop" if is_kept else "lora_bias or drop", "norms": "drop"}
+    check_held(adapter, "diffusers", remedies, biases=stray, norms=kinds.norms, others=kinds.others)
     biases = up_biases(layers, kinds.biases) if kinds.biases else {}
     tensors: dict[str, Tensor] = {}
     for name, module in layers.modules.items():

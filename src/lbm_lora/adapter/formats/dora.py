@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.checkpoint import Component
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, Option
 from lbm_lora.naming import ModuleName, weight_of
 
 
@@ -41,8 +41,10 @@ def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...]
     """
     if base is None:
         raise AdapterError(
-            f"{where}: {name} has DoRA magnitudes. What they do depends on the base's weight, so a DoRA is read "
-            "only together with its base."
+            f"{where}: {name} has DoRA magnitudes: its delta depends on the base. Convert the file first, with the "
+            "base: ",
+            Option("base_model_path"),
+            ".",
         )
     spec = base.specs.get(weight_of(name))
     if spec is None or spec.shape != shape:

@@ -69,7 +69,7 @@ def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | N
     unnamed: list[str] = []
     twice: list[str] = []
     for key, tensor in tensors.items():
-        if _is_of_another_part(key):
+        if is_of_another_part(key):
             found.left_out.append(key)
             continue
         ending = next((end for end in _ENDINGS if key.endswith(end)), None)
@@ -88,7 +88,8 @@ def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | N
     return found
 
 
-def _is_of_another_part(key: str) -> bool:
+def is_of_another_part(key: str) -> bool:
+    """Return whether a key is of a part that an LBM lacks: a text encoder, SDXL's text and size embedding."""
     return key.startswith(_TEXT_ENCODERS) or any(part in key for part in _EMBEDDINGS)
 
 

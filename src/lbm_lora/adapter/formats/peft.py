@@ -22,7 +22,7 @@ from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
 from lbm_lora.adapter.formats.one_rank import KEY, Before, OneRank, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_in_memory
-from lbm_lora.adapter.formats.peft_layers import DenseKinds, dense_kinds, layers_of, no_place, notes_of, up_biases
+from lbm_lora.adapter.formats.peft_layers import DenseKinds, check_held, dense_kinds, layers_of, notes_of, up_biases
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import TORCH_NAMES, Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
@@ -43,14 +43,14 @@ def _decode(source: Source) -> Parts:
     prefix = next((p for p in _COMPONENTS if all(key.startswith(p) for key in named)), "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in named.items()}
     config = _config_beside(source.path)
-    modules, dense = decode_layers(tensors, config, source.base, source.path)
+    modules, dense, notes = decode_layers(tensors, config, source.base, source.path)
     component = DENOISER_PREFIX if source.base is None else source.base.prefix
     if before is not None:
         modules, matrices = as_before(modules, before)
         dense, component = _as_stored(dense, source.base, before) | matrices, before.prefix
-    is_guess = config is None and before is None
-    note = f"There is no {CONFIG} next to it: the scaling of every module is read as 1."
-    return Parts(modules, dense, component, (note,) if is_guess else (), (KEY, "format"))
+    if config is None and before is None:
+        notes.append(f"There is no {CONFIG} next to it: the scaling of every module is read as 1.")
+    return Parts(modules, dense, component, tuple(notes), (KEY, "format"))
 
 
 def _config_beside(path: Path) -> LoraConfig | None:
@@ -122,11 +122,8 @@ def _check_places(adapter: Adapter, kinds: DenseKinds, layers: OneRank, wishes: 
     biases = [] if wishes.biases == "replace" else [name for name in kinds.biases if name not in with_bias]
     norms = [] if wishes.norms == "replace" else list(kinds.norms)
     ways = "replace or drop" if wishes.biases == "lora_bias" else "lora_bias, replace or drop"
-    remedies = [*([("biases", ways)] if biases else []), *([("norms", "replace or drop")] if norms else [])]
-    missing = {"biases": biases, "norms": norms, "parameters that are neither": kinds.others}
-    error = no_place(adapter, "PEFT", missing, remedies)
-    if error is not None:
-        raise error
+    remedies = {"biases": ways, "norms": "replace or drop"}
+    check_held(adapter, "peft", remedies, biases=biases, norms=norms, others=kinds.others)
 
 
 def _base_of(adapter: Adapter, replaced: Mapping[ParamName, Tensor], wishes: Wishes) -> Component:

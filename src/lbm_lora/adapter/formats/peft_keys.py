@@ -63,8 +63,8 @@ def is_in_memory(key: str) -> bool:
 
 def decode_layers(
     tensors: Mapping[str, Tensor], config: LoraConfig | None, base: Component | None, where: Path
-) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """Return modules and dense deltas of tensors whose keys have no prefix. Dense deltas of zeros are left out.
+) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor], list[str]]:
+    """Return modules, dense deltas and notes of tensors whose keys have no prefix. Deltas of zeros are left out.
 
     Args:
         config: of the layers; without one their alpha is in the file, or their rank.
@@ -86,7 +86,10 @@ def decode_layers(
             raise AdapterError(f"{where}: {name} has no lora_magnitude_vector, but use_dora is on. It is incomplete.")
     for name, delta in _deltas(keys.values, base, where).items():
         dense[name] = dense[name].float() + delta if name in dense else delta
-    return modules, dense
+    doras = [dense[weight_of(name)] for name, part in keys.parts.items() if "magnitude" in part]
+    size = sum(delta.nbytes for delta in doras) / 1e9
+    made = f"{plural(len(doras), 'module')} of DoRA: dense deltas ({size:.2g} GB in all)"
+    return modules, dense, [f"{made}, exact for this base and at scale 1."] if doras else []
 
 
 def _sorted_out(tensors: Mapping[str, Tensor], where: Path) -> _Keys:
@@ -170,7 +173,7 @@ def _deltas(values: Mapping[ParamName, Tensor], base: Component | None, where: P
     if base is None:
         raise AdapterError(
             f"{where} holds {plural(len(values), 'key')} besides factors: {listing(values, limit=3)}. If their values "
-            "replace the base's, name the base with ",
+            "replace the base's, convert the file first, with the base: ",
             Option("base_model_path"),
             ".",
         )

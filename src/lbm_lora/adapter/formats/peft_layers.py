@@ -1,6 +1,6 @@
 """An adapter as layers of PEFT and of diffusers: what their keys can hold, and what to say about the rest."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.formats.one_rank import OneRank, to_one_rank
 from lbm_lora.adapter.module import Adapter
+from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.factorize import has_matrix_view
 from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of
@@ -60,26 +61,34 @@ def up_biases(layers: OneRank, biases: Mapping[ParamName, Tensor]) -> dict[Modul
     }
 
 
-def no_place(
-    adapter: Adapter, format: str, missing: Mapping[str, Iterable[ParamName]], remedies: Sequence[tuple[str, str]]
-) -> AdapterError | None:
-    """Return the error for deltas that a format cannot hold; None if there are none.
+def check_held(
+    adapter: Adapter,
+    format: FormatName,
+    remedies: Mapping[str, str],
+    *,
+    biases: Collection[ParamName],
+    norms: Collection[ParamName],
+    others: Collection[ParamName],
+) -> None:
+    """Refuse deltas that the format cannot hold, counted and named, with the options that settle them.
 
     Args:
-        missing: what they are, in the plural -> their names.
-        remedies: option and value, each of which settles a part.
+        remedies: for `biases` and `norms`: the option's values that would help.
     """
-    found = {kind: list(names) for kind, names in missing.items()}
-    counted = [f"{len(names):,} of {kind} ({listing(names, limit=3)})" for kind, names in found.items() if names]
-    if not counted:
-        return None
-    parts: list[str | Option] = [
-        f"{adapter.label}: {format} has no place for {plural(sum(map(len, found.values())), 'delta')}: "
-        f"{' and '.join(counted)}."
-    ]
-    for number, (option, value) in enumerate(remedies):
-        parts += [" Choose " if not number else " or ", Option(option), f" {value}"]
-    return AdapterError(*parts, "." if remedies else "")
+    if not (biases or norms or others):
+        return
+    kinds = [(biases, "delta of a bias", "deltas of biases"), (norms, "delta of a norm", "deltas of norms")]
+    kinds.append((others, "delta of another parameter", "deltas of other parameters"))
+    counts = " and ".join(plural(len(names), one, several) for names, one, several in kinds if names)
+    shown = listing([*biases, *norms, *others], limit=3)
+    what = f"{adapter.label}: the format {format} cannot hold {counts}: {shown}. "
+    if others:
+        raise AdapterError(what, "Write it as native.")
+    parts: list[str | Option] = []
+    for name, names in (("biases", biases), ("norms", norms)):
+        if names:
+            parts += [" and " if parts else "Say what becomes of them: ", Option(name), f" {remedies[name]}"]
+    raise AdapterError(what, *parts, ".")
 
 
 def notes_of(adapter: Adapter, layers: OneRank) -> tuple[str, ...]:

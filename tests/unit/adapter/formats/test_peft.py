@@ -170,13 +170,15 @@ def test_ways_to_write_biases_and_norms(
         (
             Wishes(),
             VECTORS,
-            "the LoRA: PEFT has no place for 3 deltas: 2 of biases (conv_out.bias, conv_in.bias) and 1 of norms "
-            "(norm1.weight). Choose biases lora_bias, replace or drop or norms replace or drop.",
+            "the LoRA: the format peft cannot hold 2 deltas of biases and 1 delta of a norm: conv_out.bias, "
+            "conv_in.bias, norm1.weight. Say what becomes of them: biases lora_bias, replace or "
+            "drop and norms replace or drop.",
         ),
         (
             Wishes("lora_bias"),
             {"conv_in.bias": 4},
-            "the LoRA: PEFT has no place for 1 delta: 1 of biases (conv_in.bias). Choose biases replace or drop.",
+            "the LoRA: the format peft cannot hold 1 delta of a bias: conv_in.bias. Say what becomes of them: biases "
+            "replace or drop.",
         ),
         (
             Wishes(norms="replace"),
@@ -249,7 +251,7 @@ def test_the_state_of_a_model_in_memory_is_read() -> None:
         "conv_out.bias": [1.0],
         "norm1.weight": [2.0],
     }
-    with pytest.raises(AdapterError, match=r"holds 3 keys besides factors: .* name the base with base_model_path"):
+    with pytest.raises(AdapterError, match=r"holds 3 keys besides factors: .* with the base: base_model_path"):
         load_adapter(state)
     with pytest.raises(AdapterError, match=r"1 value replace none of state dict, by name and shape: other\.weight"):
         load_adapter({**FACTORS, "base_model.model.other.weight": torch.ones(1)}, base=base())
@@ -272,6 +274,7 @@ def test_a_bias_of_lora_b_and_a_value_of_the_same_bias_add_up(tmp_path: Path) ->
     assert torch.equal(found.dense[ParamName("conv_out.bias")], torch.full((4,), 1.5 * 2 + 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*1 module of DoRA")
 def test_a_dora_conv_has_its_magnitudes_on_the_second_axis(tmp_path: Path) -> None:
     torch.manual_seed(0)
     down, up, magnitude = torch.randn(2, 3, 3, 3), torch.randn(4, 2, 1, 1), torch.rand(1, 4, 1, 1)
