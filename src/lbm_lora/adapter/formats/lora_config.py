@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -64,7 +65,13 @@ class LoraConfig:
 
 def _matched(pattern: Mapping[str, float], name: str, default: float) -> float:
     """Return the value of the first pattern that matches the name, or the end of it, as PEFT does."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((value for key, value in pattern.items() if _compiled(key).match(name)), default)
+
+
+@cache
+def _compiled(key: str) -> re.Pattern[str]:
+    """Return a pattern's expression; there may be one for every layer, more than `re` remembers."""
+    return re.compile(rf"(.*\.)?({key})$")
 
 
 def config_of(values: object, where: Path) -> LoraConfig:
@@ -105,7 +112,7 @@ def _pattern(value: object, name: str, where: Path) -> dict[str, float]:
     pattern = cast(dict[str, object], value) if isinstance(value, dict) else {}
     for key, number in pattern.items():
         try:
-            re.compile(key)
+            _compiled(key)
         except re.error as error:
             raise AdapterError(f"{where}: {name} of the LoRA's config has the pattern {key}: {error}.") from None
         if not isinstance(number, int | float):
