@@ -14,6 +14,7 @@ from lbm_lora.api.measured import validate as validate
 from lbm_lora.api.models import calibrate as calibrate
 from lbm_lora.api.models import fuse as fuse
 from lbm_lora.api.models import infer as infer
+from lbm_lora.api.models import inspect as inspect
 from lbm_lora.api.models import layers as layers
 from lbm_lora.api.models import make_base as make_base
 from lbm_lora.api.training import check_data as check_data
@@ -28,6 +29,7 @@ from lbm_lora.configs.base import BaseConfig as BaseConfig
 from lbm_lora.configs.extract import ExtractConfig as ExtractConfig
 from lbm_lora.configs.fuse import FuseConfig as FuseConfig
 from lbm_lora.configs.infer import InferConfig as InferConfig
+from lbm_lora.configs.inspect import InspectConfig as InspectConfig
 from lbm_lora.configs.layers import LayersConfig as LayersConfig
 from lbm_lora.configs.validate import ValidateConfig as ValidateConfig
 from lbm_lora.errors import AdapterError as AdapterError
@@ -54,6 +56,7 @@ from lbm_lora.workflows.base import run_base as run_base
 from lbm_lora.workflows.extract import run_extract as run_extract
 from lbm_lora.workflows.fuse import run_fuse as run_fuse
 from lbm_lora.workflows.infer import run_infer as run_infer
+from lbm_lora.workflows.inspect import run_inspect as run_inspect
 from lbm_lora.workflows.layers import run_layers as run_layers
 from lbm_lora.workflows.validate import run_validate as run_validate
 

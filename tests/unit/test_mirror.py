@@ -12,8 +12,8 @@ MODULES = {
 }
 
 VERBS = (
-    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "layers", "refine",
-    "train", "validate",
+    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers",
+    "refine", "train", "validate",
 )  # fmt: skip
 
 REASONS = {
@@ -32,6 +32,8 @@ REASONS = {
     "model/lora_pipeline.py": "tests/unit/model/test_pipeline.py: LoRAs of a pipeline",
     "ranks/spectrum.py": "tests/unit/extraction/test_rounding.py: what rounding costs, against what files have",
     "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
+    "report/inspection/blocks.py": "tests/unit/report/inspection/test_adapters.py: sums over blocks",
+    "report/inspection/values.py": "tests/unit/workflows/test_inspect.py: the values and their short forms",
     "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
     **{
         f"configs/{verb}.py": f"tests/unit/workflows/test_{verb}.py: runs with these options; all in cli/flags.txt"

@@ -1,7 +1,8 @@
-"""Checkpoints made, measured, listed, fused and run: make_base, calibrate, layers, fuse, infer."""
+"""Checkpoints made, measured, listed, inspected, fused and run: make_base, calibrate, layers, inspect, fuse, infer."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,12 @@ from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.infer import InferConfig
+from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.report.inspection import Inspection, write_page
 from lbm_lora.workflows import fuse as fuse_workflow
+from lbm_lora.workflows import inspect as inspect_workflow
 from lbm_lora.workflows import layers as layers_workflow
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 _BASE = Options(BaseConfig, hidden=("save_path", "device"))
 _CALIBRATE = Options(CalibrateConfig, hidden=("tuned_model_path", "images", "save_to"))
 _LAYERS = Options(LayersConfig, hidden=("model_path", "patterns"))
+_INSPECT = Options(InspectConfig, hidden=("files", "base_model_path", "report"))
 _FUSE = Options(FuseConfig, hidden=("base_model_path", "lora_path", "save_to"))
 _INFER = Options(
     InferConfig,
@@ -123,6 +128,40 @@ def layers(model: CheckpointLike, patterns: str | Sequence[str] = (), **options:
         chosen = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         config = _LAYERS.bind("layers", options, model_path=opened.path, patterns=chosen)
         return layers_workflow.listed(config, opened)
+
+
+@_INSPECT.documented
+def inspect(
+    file: CheckpointLike,
+    other: CheckpointLike | None = None,
+    *,
+    base: CheckpointLike | None = None,
+    report: Path | str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Inspection:
+    """Say what a file is, LoRA or checkpoint, or how two files differ.
+
+    Args:
+        file: the file: a path, an open one or a state dict.
+        other: a second file to compare it with.
+        base: also check whether the LoRA was made from this checkpoint, and fits it.
+        report: folder for inspect.html. None: nothing is written.
+        progress: a listener.
+
+    Returns:
+        The facts of `file` and of `other`, and their `difference` or `fit`.
+
+    Raises:
+        InputError: a file cannot be read; see `lbm_lora.errors`.
+    """
+    with ExitStack() as stack:
+        given = [one for one in (file, other) if one is not None]
+        opened = [stack.enter_context(open_checkpoint(one)) for one in given]
+        against = None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
+        config = _INSPECT.bind("inspect", options, files=tuple(one.path for one in opened))
+        found = inspect_workflow.inspected(opened, against, config.lora_alpha_is, progress)
+    return found if report is None else replace(found, written=(write_page(found, Path(report)),))
 
 
 @_FUSE.documented

@@ -6,6 +6,7 @@ from lbm_lora.api.values import LoraLike
 from lbm_lora.calibration import Statistics
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.progress import Progress
+from lbm_lora.report.inspection import Inspection
 from lbm_lora.workflows import layers as layers_workflow
 from lbm_lora.workflows.base import BaseResult
 from lbm_lora.workflows.infer import InferResult
@@ -112,6 +113,34 @@ def layers(
 
     Raises:
         InputError: the checkpoint cannot be read, or a pattern matches nothing.
+    """
+    ...
+
+def inspect(
+    file: CheckpointLike,
+    other: CheckpointLike | None = None,
+    *,
+    base: CheckpointLike | None = None,
+    report: Path | str | None = None,
+    lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
+    progress: Progress = ...,
+) -> Inspection:
+    """Say what a file is, LoRA or checkpoint, or how two files differ.
+
+    Args:
+        file: the file: a path, an open one or a state dict.
+        other: a second file to compare it with.
+        base: also check whether the LoRA was made from this checkpoint, and fits it.
+        report: folder for inspect.html. None: nothing is written.
+        progress: a listener.
+        lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
+            files of the earlier implementation, else file.
+
+    Returns:
+        The facts of `file` and of `other`, and their `difference` or `fit`.
+
+    Raises:
+        InputError: a file cannot be read; see `lbm_lora.errors`.
     """
     ...
 

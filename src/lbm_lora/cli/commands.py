@@ -158,6 +158,17 @@ COMMANDS: dict[str, Command] = {
             "lbm-lora layers --model_path base.safetensors --patterns attn1 'mid_block.*' --rank 8",
         ),
     ),
+    "inspect": Command(
+        "inspect",
+        "InspectConfig",
+        "say what a file is, or how two differ",
+        EVERYDAY,
+        (
+            "lbm-lora inspect lora.safetensors",
+            "lbm-lora inspect lora.safetensors --base_model_path base.safetensors --report lora_report",
+            "lbm-lora inspect one.safetensors other.safetensors --json",
+        ),
+    ),
     "data pack": Command(
         "data_pack",
         "PackConfig",

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Literal
@@ -108,10 +108,16 @@ def rank_summary(report: WeightReport) -> RankSummary | None:
 
 def network_order(rows: Sequence[TensorResult]) -> list[TensorResult]:
     """Rows in the order that a UNet's input flows through its blocks; the file's order for any other network."""
-    places = [_PLACES.get(row.name.partition(".")[0], -1) for row in rows]
+    by_name = {row.name: row for row in rows}
+    return [by_name[name] for name in names_in_order(by_name)]
+
+
+def names_in_order(names: Collection[str]) -> list[str]:
+    """Names of parameters in the order of `network_order`."""
+    places = [_PLACES.get(name.partition(".")[0], -1) for name in names]
     if -1 in places:
-        return list(rows)
-    return [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])]
+        return list(names)
+    return [name for _, name in sorted(zip(places, names, strict=True), key=lambda pair: pair[0])]
 
 
 def block_order(rows: Sequence[TensorResult]) -> list[str]:

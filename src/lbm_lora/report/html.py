@@ -7,7 +7,7 @@ load anything. Names and notes come from files of others: the template escapes a
 import math
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lbm_lora.factorize import rank_bound
 from lbm_lora.report import wording
@@ -28,6 +28,9 @@ from lbm_lora.report.outputs import has_masks, worst_first
 from lbm_lora.report.values import BANDS, band_of
 from lbm_lora.report.weights import TensorResult, WeightReport
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 SHOWN_ROWS = 20
 """Lines of a table that are seen at once; the rest is folded."""
 
@@ -47,58 +50,73 @@ def render_html(report: Report, *, images: Sequence[ImageSet] = (), provenance: 
     Raises:
         ImageError: the bytes of an image are not a PNG, JPEG or WebP file.
     """
-    # both are slow to import, and only this page needs them
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+    from plotly.offline import get_plotlyjs  # slow to import, and only this page needs it
 
-    environment = Environment(
+    weights, outputs = report.weights, report.outputs
+    shown, left_out = embedded(images)
+    extremes = [("best", weights.best), ("worst", weights.worst)]
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            weights=weights,
+            outputs=outputs,
+            headline=image_headline(outputs) if outputs else None,
+            image_bands=IMAGE_BANDS,
+            decibel_place=decibel_place,
+            comparisons=worst_first(outputs) if outputs else (),
+            masked=outputs is not None and has_masks(outputs),
+            bands=BANDS,
+            gauge=gauge_position(weights.relative_error),
+            verdict=next(meaning for name, _, meaning in BANDS if name == weights.band),
+            error_meaning=wording.error_meaning(weights.relative_error),
+            noise_meaning=wording.noise_meaning(weights.relative_error, weights.noise_floor),
+            ledger=ledger_entries(weights),
+            ranks=rank_summary(weights),
+            extremes=[(label, name, error_named(weights, name)) for label, name in extremes if name],
+            blocks=_blocks(weights),
+            band_of=band_of,
+            infinity=math.inf,
+            rows=[_cells(row) for row in network_order(weights.rows)],
+            worst=[_cells(row) for row in worst_modules(weights, SHOWN_ROWS)],
+            shown_rows=SHOWN_ROWS,
+            shown_sets=SHOWN_SETS,
+            figures=weight_figures(weights) | (output_figures(outputs) if outputs else {}),
+            sets=shown,
+            sets_left_out=left_out,
+            provenance=provenance or Provenance(),
+            style=Markup(asset("report.css")),
+            script=Markup(asset("report.js")),
+            plotly=Markup(get_plotlyjs()),
+        )
+    )
+
+
+def environment() -> "Environment":
+    """The templates of this package, with the filters that they use: everything from a file is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # slow to import, and only pages need it
+    from markupsafe import Markup
+
+    made = Environment(
         loader=PackageLoader("lbm_lora.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    filters = cast(dict[str, Any], environment.filters)
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    filters = cast(dict[str, Any], made.filters)
     filters |= {name: getattr(wording, name) for name in _FILTERS}
     filters["breakable"] = lambda name: Markup(".<wbr>").join(wording.printable(name).split("."))
     filters["setting"] = _setting
-    weights, outputs = report.weights, report.outputs
-    shown, left_out = embedded(images)
-    extremes = [("best", weights.best), ("worst", weights.worst)]
-    return environment.get_template("report.html").render(
-        report=report,
-        weights=weights,
-        outputs=outputs,
-        headline=image_headline(outputs) if outputs else None,
-        image_bands=IMAGE_BANDS,
-        decibel_place=decibel_place,
-        comparisons=worst_first(outputs) if outputs else (),
-        masked=outputs is not None and has_masks(outputs),
-        bands=BANDS,
-        gauge=gauge_position(weights.relative_error),
-        verdict=next(meaning for name, _, meaning in BANDS if name == weights.band),
-        error_meaning=wording.error_meaning(weights.relative_error),
-        noise_meaning=wording.noise_meaning(weights.relative_error, weights.noise_floor),
-        ledger=ledger_entries(weights),
-        ranks=rank_summary(weights),
-        extremes=[(label, name, error_named(weights, name)) for label, name in extremes if name],
-        blocks=_blocks(weights),
-        band_of=band_of,
-        infinity=math.inf,
-        rows=[_cells(row) for row in network_order(weights.rows)],
-        worst=[_cells(row) for row in worst_modules(weights, SHOWN_ROWS)],
-        shown_rows=SHOWN_ROWS,
-        shown_sets=SHOWN_SETS,
-        figures=weight_figures(weights) | (output_figures(outputs) if outputs else {}),
-        sets=shown,
-        sets_left_out=left_out,
-        provenance=provenance or Provenance(),
-        style=Markup(_asset("report.css")),
-        script=Markup(_asset("report.js")),
-        plotly=Markup(get_plotlyjs()),
-    )
+    return made
+
+
+def asset(name: str) -> str:
+    """The text of a style or a script next to the templates."""
+    return (files("lbm_lora.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def gauge_position(error: float) -> float:
@@ -142,7 +160,3 @@ def _setting(value: bool | float | str | None) -> str:
     if value is None:
         return "default"
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
-def _asset(name: str) -> str:
-    return (files("lbm_lora.report") / "templates" / name).read_text(encoding="utf-8")

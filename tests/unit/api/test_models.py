@@ -1,6 +1,9 @@
-"""`make_base`, `layers`, `fuse`, `infer`: values in and out, as the commands have them. `calibrate`: test_loras.py."""
+"""`make_base`, `layers`, `inspect`, `fuse`, `infer`: values in and out, as the commands have them.
 
-from collections.abc import Mapping
+`calibrate`: test_loras.py.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import lbm_lora
 from lbm_lora import ConfigError, FuseConfig, InferConfig, LayersConfig, MeasuredAdapter, OutputError
 from standins import Lbm
 
+Save = Callable[[str, Mapping[str, Tensor]], Path]
 States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
@@ -29,6 +33,22 @@ def test_a_base_is_made(lbm: Lbm, tmp_path: Path) -> None:
     assert made.base.safetensors == tmp_path / "base.safetensors"
     assert {tensor.dtype for tensor in load_file(made.base.safetensors).values()} >= {torch.float32}
     assert made.baseline is None
+
+
+def test_state_dicts_are_inspected_as_their_files_are(save: Save, empty: Path) -> None:
+    first = {"denoiser.conv_in.weight": torch.ones(4, 4, 3, 3), "denoiser.conv_in.bias": torch.zeros(4)}
+    second = first | {"denoiser.conv_in.bias": torch.ones(4)}
+    files = (save("a.safetensors", first), save("b.safetensors", second))
+    wanted = lbm_lora.run_inspect(lbm_lora.InspectConfig(files=files))
+    found = lbm_lora.inspect(first, second, report="page")
+    assert found.difference is not None
+    assert wanted.difference is not None
+    assert set(found.difference.rows) == set(wanted.difference.rows)
+    assert found.file.checkpoint is not None
+    assert wanted.file.checkpoint is not None
+    assert found.file.checkpoint.fingerprint == wanted.file.checkpoint.fingerprint
+    assert repr(found).startswith("<Inspection state dict: an LBM checkpoint, 2 tensors, ")
+    assert (empty / "page/inspect.html").is_file()
 
 
 def test_layers_of_a_state_dict_are_those_of_its_file(lbm: Lbm, states: States) -> None:

@@ -146,6 +146,7 @@ def test_a_refusal_of_the_config_itself_keeps_its_words() -> None:
             {"create_base_model", "backbone_signature", *("base_model_path", "tuned_model_path")},
         ),
         ("layers", "LayersConfig", {"model_path"}),
+        ("inspect", "InspectConfig", {"files", "base_model_path"}),
         ("fuse", "FuseConfig", {"base_model_path", "lora_path"}),
         (
             "validate",

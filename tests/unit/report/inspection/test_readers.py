@@ -1,0 +1,62 @@
+"""Who reads which format: the table of docs/files.md. What the programs do is measured in tests/interop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+
+from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.configs.values import FormatName
+from lbm_lora.report.inspection.readers import readers_of
+
+Build = Callable[..., Adapter]
+Spectrum = Callable[..., LoraModule]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "read_by"),
+    [
+        ("native", set()),
+        ("comfyui", {"ComfyUI"}),
+        ("kohya", {"diffusers"}),
+        ("kohya-diffusers", {"ComfyUI", "diffusers", "LyCORIS"}),
+        ("diffusers", {"diffusers"}),
+        ("peft", {"PEFT"}),
+        ("lycoris", {"LyCORIS"}),
+    ],
+)
+def test_factors_alone(file_format: FormatName, read_by: set[str], build: Build, spectrum: Spectrum) -> None:
+    adapter = replace(build(spectrum("conv_in", [1.0])), file_format=file_format)
+    assert {reader.name for reader in readers_of(adapter) if reader.reads == "all"} == {"lbm-lora", *read_by}
+
+
+def test_what_diffusers_does_to_dense_deltas(build: Build, spectrum: Spectrum) -> None:
+    adapter = build(spectrum("conv_in", [1.0]), dense={"conv_in.bias": torch.ones(3)})
+    found = {
+        name: next(r for r in readers_of(replace(adapter, file_format=name)) if r.name == "diffusers")
+        for name in ("diffusers", "kohya")
+    }
+    assert (found["diffusers"].reads, found["diffusers"].note) == ("part", "it ignores 1 dense delta")
+    assert (found["kohya"].reads, found["kohya"].note) == ("nothing", "its SDXL converter stops at 1 dense delta")
+
+
+def test_mixed_ranks_need_a_recent_diffusers(build: Build, spectrum: Spectrum) -> None:
+    adapter = replace(build(spectrum("a", [1.0]), spectrum("b", [1.0, 0.5])), file_format="diffusers")
+    diffusers = next(reader for reader in readers_of(adapter) if reader.name == "diffusers")
+    assert diffusers.note.startswith("from 0.40")
+
+
+@pytest.mark.parametrize("file_format", get_args(FormatName))
+def test_a_program_that_does_not_read_all_has_a_format_to_convert_to(
+    file_format: FormatName, build: Build, spectrum: Spectrum
+) -> None:
+    adapter = replace(build(spectrum("conv_in", [1.0])), file_format=file_format)
+    for reader in readers_of(adapter):
+        assert reader.convert_to in get_args(FormatName) if reader.reads != "all" else not reader.convert_to
+
+
+def test_nobody_else_reads_eight_bits(build: Build, spectrum: Spectrum) -> None:
+    adapter = build(spectrum("conv_in", [1.0])).cast(torch.int8)
+    assert [reader.name for reader in readers_of(adapter) if reader.reads == "all"] == ["lbm-lora"]
