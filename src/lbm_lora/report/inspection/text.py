@@ -48,7 +48,7 @@ def _one(inspection: Inspection, spelling: Spelling) -> list[str]:
     lines = [*_title(file), *_facts(file_facts_of(file, spelling)), *fit]
     found = file.adapter or file.checkpoint
     if found is not None and found.blocks:
-        lines += ["", *_blocks(found.blocks, HEIGHT - len(lines) - 1, has_ranks=file.adapter is not None)]
+        lines += ["", *block_table(found.blocks, HEIGHT - len(lines) - 1, has_ranks=file.adapter is not None)]
     return [*lines, *_header(file, HEIGHT - len(lines))]
 
 
@@ -76,7 +76,7 @@ def _facts(facts: Facts) -> list[str]:
     return table([Column(width=_LABEL, overflow="fold"), words()], facts, width=WIDTH)
 
 
-def _blocks(blocks: Sequence[BlockFacts], room: int, *, has_ranks: bool) -> list[str]:
+def block_table(blocks: Sequence[BlockFacts], room: int, *, has_ranks: bool) -> list[str]:
     """Each block with its bytes and norm; the largest ones where there is not room for all."""
     shown = _first(blocks, room, lambda block: block.norm)
     heads = [_names("block"), *map(numbers, ("tensors", "bytes", "norm", "of norm²"))]
@@ -84,20 +84,24 @@ def _blocks(blocks: Sequence[BlockFacts], room: int, *, has_ranks: bool) -> list
         [
             shortened(printable(block.block), 20),
             f"{block.tensors:,}",
-            megabytes(block.nbytes),
-            f"{block.norm:.4g}",
+            _nbytes(block.nbytes),
+            f"{block.norm:.3g}",
             share(block.share),
             *([_count(block.ranks), _count(block.ranks_90), _count(block.ranks_99)] if has_ranks else []),
         ]
         for block in shown
     ]
-    heads += [numbers("ranks"), numbers("90 % in"), numbers("99 % in")] if has_ranks else []
+    heads += [numbers("ranks"), numbers("90 %"), numbers("99 %")] if has_ranks else []
     return [*table(heads, cells, width=WIDTH), *_more(len(blocks) - len(shown), "block")]
 
 
 def _names(head: str) -> Column:
     """A column of names, which are short enough to need no folding."""
     return Column(head, no_wrap=True)
+
+
+def _nbytes(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e9 else megabytes(nbytes)
 
 
 def _count(number: int) -> str:

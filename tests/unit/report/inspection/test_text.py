@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.configs.inspect import InspectConfig
-from lbm_lora.report.inspection.text import HEIGHT, WIDTH, screen
+from lbm_lora.report.inspection.text import HEIGHT, WIDTH, block_table, screen
+from lbm_lora.report.inspection.values import BlockFacts
 from lbm_lora.workflows.inspect import run
 
 Rand = Callable[..., Tensor]
@@ -65,6 +66,22 @@ def test_the_header_takes_the_room_that_is_left(tmp_path: Path, rand: Rand) -> N
     assert len(lines) == HEIGHT
     listed = sum(line.startswith("  key") for line in lines)
     assert lines[-1] == f"  and {60 - listed} lines more (--json lists all)"
+
+
+def test_numbers_of_the_largest_files_are_not_cut() -> None:
+    block = BlockFacts(
+        block="time_embedding",
+        tensors=656,
+        nbytes=2_295_170_000,
+        norm=1.9164e5,
+        share=0.00001,
+        ranks=100_208,
+        ranks_90=88_932,
+        ranks_99=100_208,
+    )
+    lines = block_table([block], 10, has_ranks=True)
+    assert " ".join(lines[1].split()) == "time_embedding 656 2.30 GB 1.92e+05 < 0.01 % 100,208 88,932 100,208"
+    assert all(len(line) <= WIDTH for line in lines)
 
 
 def test_the_same_file_twice(tmp_path: Path, rand: Rand) -> None:
