@@ -14,7 +14,8 @@ class InspectConfig:
     files: Annotated[tuple[File, ...], POSITIONAL]
     """One file to inspect, or two to compare: LoRAs, checkpoints, or a LoRA and a checkpoint that it may fit."""
     base_model_path: Checkpoint | None = None
-    """Also check whether the LoRA was made from this checkpoint, and fits it."""
+    """Also check whether the LoRA was made from this checkpoint, and fits it. A file with values that replace those of
+    the base can be read only with it."""
     report: Folder | None = None
     """Write inspect.html to this folder: the same facts, and the blocks as heat maps."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"

@@ -58,8 +58,8 @@ def inspected(
     Args:
         base: checkpoint that a LoRA among them may have been made from.
     """
-    loras = [read_as_lora(file, alpha_is) for file in files]
     component = None if base is None else base.component()
+    loras = [read_as_lora(file, alpha_is, component) for file in files]
     base_print = None if component is None else fingerprint(component)
     known = dict(KNOWN)
     if base is not None and base_print is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.checkpoint import Checkpoint, FileKind, kind_of
+from lbm_lora.checkpoint import Checkpoint, Component, FileKind, kind_of
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError
 from lbm_lora.report.inspection.checkpoints import dtypes_of
@@ -13,13 +13,19 @@ _TENSOR_DIGESTS = "lbm_lora_base_tensors"
 _FIRST_KEYS = 3
 
 
-def read_as_lora(checkpoint: Checkpoint, alpha_is: AlphaIs) -> Adapter | AdapterError | None:
-    """Return the LoRA in a file, or why it cannot be read; None for a file that is not meant as one."""
+def read_as_lora(
+    checkpoint: Checkpoint, alpha_is: AlphaIs, base: Component | None = None
+) -> Adapter | AdapterError | None:
+    """Return the LoRA in a file, or why it cannot be read; None for a file that is not meant as one.
+
+    Args:
+        base: the component that it is meant for; see `load_adapter`.
+    """
     kind = kind_of(checkpoint.specs, checkpoint.metadata)
     if kind is not None and kind.role not in ("lora", "foreign"):
         return None
     try:
-        return load_adapter(checkpoint.state_dict() if checkpoint.in_memory else checkpoint.path, alpha_is)
+        return load_adapter(checkpoint.state_dict() if checkpoint.in_memory else checkpoint.path, alpha_is, base=base)
     except AdapterError as error:
         return None if kind is None else error
 
