@@ -37,9 +37,8 @@ def _diffusers(adapter: Adapter) -> Reader:
     if adapter.dense:
         return Reader(name="diffusers", reads="part", note=f"it ignores {_dense(adapter)}", convert_to="peft")
     ranks = {module.rank for module in adapter.modules.values()}
-    mixed = len(ranks) > 1
-    note = "from 0.40; earlier versions scale modules of mixed ranks wrongly" if mixed else ""
-    return Reader(name="diffusers", reads="all", note=note, convert_to="diffusers" if mixed else "")
+    # reading takes padding away, so the ranks in the file may be equal
+    return _read("diffusers", "before 0.40 only if padded to one rank" if len(ranks) > 1 else "")
 
 
 def _peft(adapter: Adapter) -> Reader:
