@@ -12,10 +12,11 @@ from benchmarks.measure import JobFailedError
 from benchmarks.perf import themes
 from benchmarks.perf.bench import Bench, Options
 from benchmarks.perf.page import write_report
+from benchmarks.perf.pair import pair_facts
 from benchmarks.results import FOLDER, command_of, write_result
 
 _EXTRACTION = (themes.machine, themes.extract, themes.svd, themes.error, themes.full_rank, themes.several)
-_COMMANDS = (themes.base, themes.fuse, themes.validate, themes.load)
+_COMMANDS = (themes.base, themes.fuse, themes.validate, themes.load, themes.merge)
 _NETWORKS = (themes.calibrated, themes.train, themes.refine, themes.infer)
 THEMES = {theme.__name__: theme for theme in (*_EXTRACTION, *_COMMANDS, *_NETWORKS)}
 """Map from name for `--only` to its theme, in the order of a run."""
@@ -71,7 +72,7 @@ def _measure(bench: Bench, theme: str, folder: Path) -> bool:
         seconds=round(seconds, 1),
         command=command_of("benchmarks", options),
         settings={"scale": options.scale, "repeats": options.repeats, "device": options.device},
-        pair=bench.pair.facts,
+        pair=pair_facts(options.scale, options.seed),
         cores=options.cores,
         device=options.device,
         **numbers,

@@ -18,7 +18,10 @@ COLUMNS = 40
 
 Value = Callable[[Results], float]
 
-_ORDER = ("extract", "full_rank", "several", "base", "fuse", "validate", "load", "calibrated", "train", "refine")
+_ORDER = (
+    *("extract", "full_rank", "several", "base", "fuse", "validate", "load", "merge"),
+    *("calibrated", "train", "refine"),
+)
 
 
 def write_report(results: Path, page: Path) -> Path:
@@ -144,6 +147,7 @@ TARGETS: tuple[Target, ...] = (
     Target(f"validate (weights): {_TENSOR_WISE}", 1.5, "x", slower_by("validate", TENSORS)),
     Target(f"validate (weights): {_BLOCK_WISE}", 1.5, "x", slower_by("validate", BLOCKS)),
     Target("validate (weights): peak anonymous memory", 1, "GB", _memory("validate")),
+    Target("merge of two LoRAs of rank 32/16: peak anonymous memory", 1, "GB", _memory("merge")),
     Target("file to ready model, after imports", 2, "s", _at("load.load_s")),
     Target("file to ready model: memory over the file's size, all of it read", 1.05, "x", _GROWTH),
     Target("infer, fused: whole forward over the raw call", 1.03, "x", fused_over_raw, ".3f"),

@@ -163,6 +163,12 @@ def _write(path: Path, shapes: Shapes, dtype: torch.dtype, make: Callable[..., T
             writer.write(name, tensor)
 
 
+def pair_facts(scale: float, seed: int) -> dict[str, object]:
+    """Return the settings of the pair of a scale, which need not exist."""
+    config = lbm_config(scale)
+    return _facts(config, checkpoint_shapes(config), scale, seed)
+
+
 def _facts(config: LBMConfig, shapes: Shapes, scale: float, seed: int) -> dict[str, object]:
     unet = config.unet_config
     denoiser = {name: shape for name, shape in shapes.items() if name.startswith(DENOISER_PREFIX)}

@@ -10,11 +10,12 @@ import yaml
 
 from benchmarks.perf import jobs
 from benchmarks.perf.bench import CONV_RANK, LARGE, RANK, Bench, Job
+from benchmarks.perf.loras import make_lora
 from benchmarks.perf.page import BLOCKS, COLUMNS, rate_name
 from benchmarks.perf.pair import lbm_config, make_backbone
 from lbm_lora.bundled import PAIRS, PHOTOS
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.factorize import FULL_RANK, has_matrix_view, matrix_shape
+from lbm_lora.factorize import FULL_RANK, FixedRank, has_matrix_view, matrix_shape
 from lbm_lora.factorize.krylov import SMALLEST_BLOCK, multiplies_bf16
 from lbm_lora.naming import DENOISER_PREFIX
 
@@ -128,6 +129,25 @@ def validate(bench: Bench) -> dict[str, Any]:
     lora = bench.lora
     job = bench.on_pair("validate", inputs=(lora,), lora_path=lora, report=bench.path("report"))
     return {"runs": bench.side_by_side({**bench.bare_passes(), "validate": job})}
+
+
+def merge(bench: Bench) -> dict[str, Any]:
+    """Measure merging two LoRAs with random factors: losslessly, to a rank, and by the method that computes most."""
+    ranks, scale = FixedRank(linear=RANK, conv=CONV_RANK), bench.options.scale
+    inputs = (bench.path("merge_1.safetensors"), bench.path("merge_2.safetensors"))
+    for seed, path in enumerate(inputs, 1):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_lora(path, scale=scale, seed=seed, ranks=ranks)
+    output = bench.path("merged.safetensors")
+    flags = {"lora_path": inputs, "save_to": output, "lora_scale": (1, 0.5)}
+    variants: dict[str, dict[str, object]] = {"merge": {}, "to rank 32": {"rank": RANK}, "knots": {"method": "knots"}}
+    jobs = {
+        label: bench.command("merge", inputs=inputs, outputs=(output,), **flags, **more)
+        for label, more in variants.items()
+    }
+    runs = bench.side_by_side(jobs, repeats=1)
+    bench.drop(*inputs, output)
+    return {"runs": runs}
 
 
 def load(bench: Bench) -> dict[str, Any]:

@@ -12,7 +12,7 @@ MODULES = {
 }
 
 VERBS = (
-    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers",
+    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers", "merge",
     "refine", "train", "validate",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from lbm_lora.cli.main import COMMANDS
 
 FUNCTIONS = {
     *("make_base", "extract", "extract_several", "calibrate", "refine", "validate", "fuse", "infer", "layers"),
-    *("train", "pack_data", "check_data", "compress", "inspect"),
+    *("train", "pack_data", "check_data", "compress", "inspect", "merge"),
 }
 
 
@@ -74,11 +74,11 @@ def test_the_check_can_fail() -> None:
     assert loaded("import torch") == {"torch"}
 
 
-@pytest.mark.parametrize("layer", ["checkpoint", "factorize", "adapter", "extraction", "apply", "report"])
+@pytest.mark.parametrize("layer", ["checkpoint", "factorize", "adapter", "extraction", "combine", "apply", "report"])
 def test_the_core_loads_nothing_heavier_than_torch(layer: str) -> None:
     assert loaded(f"import lbm_lora.{layer}") <= {"torch"}
 
 
-@pytest.mark.parametrize("command", ["extract", "validate", "fuse", "layers", "inspect"])
+@pytest.mark.parametrize("command", ["extract", "validate", "fuse", "layers", "inspect", "merge"])
 def test_commands_of_the_core_need_no_network_classes(command: str) -> None:
     assert loaded(f"import lbm_lora.workflows.{command}, lbm_lora.cli.present") <= {"torch"}

@@ -43,3 +43,17 @@ class RefinedAdapter(Adapter):
 def contents(adapter: Adapter) -> Mapping[str, Any]:
     """Return the fields of an adapter, for a subclass with more."""
     return {one.name: getattr(adapter, one.name) for one in fields(Adapter)}
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class CombinedAdapter(Adapter):
+    """Adapter that `merge` returns.
+
+    Attributes:
+        relative_error: of all deltas as stored, relative to the merged deltas before their ranks were limited and
+            rounded.
+        scales: the scale of each LoRA, as text: those given, or those fitted to images.
+    """
+
+    relative_error: float
+    scales: tuple[str, ...]

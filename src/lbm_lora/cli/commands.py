@@ -144,7 +144,7 @@ COMMANDS: dict[str, Command] = {
         MORE,
         (
             "lbm-lora merge --lora_path a.safetensors b.safetensors --lora_scale 1 0.5 --save_to merged.safetensors",
-            "lbm-lora merge --lora_path extracted.safetensors further.safetensors --save_to one.safetensors --max_size "
+            "lbm-lora merge --lora_path relight.safetensors more.safetensors --save_to one.safetensors --max_size "
             "100MB",
         ),
     ),

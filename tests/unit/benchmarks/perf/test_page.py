@@ -49,6 +49,7 @@ EVERYTHING = {
     "base": {"runs": {"copy": process(10), "base": process(15)}},
     "fuse": {"runs": {"copy": process(10), "fuse": process(25)}},
     "validate": {"runs": {"bare pass": process(8), "bare pass by tensor": process(10), "validate": process(9)}},
+    "merge": {"runs": {"merge": process(3)}},
     "load": {"runs": {"load": process(3)}, "load_s": 0.5, "resident_growth": 51, "file_bytes": 50},
     "calibrated": {
         "runs": {"calibrate": process(60), "extract --calibration": process(300)},
