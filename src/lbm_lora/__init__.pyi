@@ -2,7 +2,6 @@
 
 from lbm_lora.adapter import Adapter as Adapter
 from lbm_lora.adapter import LoraModule as LoraModule
-from lbm_lora.adapter import load_adapter as load_adapter
 from lbm_lora.adapter import save_adapter as save_adapter
 from lbm_lora.api.adapters import CombinedAdapter as CombinedAdapter
 from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
@@ -26,7 +25,6 @@ from lbm_lora.apply import ScaledAdapter as ScaledAdapter
 from lbm_lora.apply import fuse_module as fuse_module
 from lbm_lora.apply import inject as inject
 from lbm_lora.checkpoint import Checkpoint as Checkpoint
-from lbm_lora.checkpoint import open_checkpoint as open_checkpoint
 from lbm_lora.configs.base import BaseConfig as BaseConfig
 from lbm_lora.configs.extract import ExtractConfig as ExtractConfig
 from lbm_lora.configs.fuse import FuseConfig as FuseConfig
@@ -49,6 +47,8 @@ from lbm_lora.errors import PairingError as PairingError
 from lbm_lora.errors import PatternError as PatternError
 from lbm_lora.errors import QualityError as QualityError
 from lbm_lora.errors import WrongBaseError as WrongBaseError
+from lbm_lora.hub.load import load_adapter as load_adapter
+from lbm_lora.hub.load import open_checkpoint as open_checkpoint
 from lbm_lora.model.build import LBMModel as LBMModel
 from lbm_lora.model.build import load_model as load_model
 from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline

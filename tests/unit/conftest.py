@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 settings.register_profile(
     "unit",
@@ -25,6 +29,16 @@ settings.load_profile("unit")
 # the tensors are tiny: a second thread costs more than it gives, and much more on a busy machine
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> "Generator[HubServer]":
+    """A stand-in for the Hugging Face hub, which the client uses while a test runs."""
+    from hub_client import hub_of  # few tests need the client
+    from hub_server import HubServer
+
+    with HubServer() as server, hub_of(server, tmp_path / "hub"):
+        yield server
 
 
 @pytest.fixture

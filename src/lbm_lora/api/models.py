@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lbm_lora.api.options import Options
 from lbm_lora.api.values import Images, LoraLike, image_files, listed
-from lbm_lora.checkpoint import CheckpointLike, open_checkpoint
+from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.layers import LayersConfig
+from lbm_lora.hub import open_checkpoint
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import Inspection, write_page
 from lbm_lora.workflows import fuse as fuse_workflow
@@ -193,12 +194,12 @@ def fuse(
             "fuse",
             options,
             base_model_path=opened.path,
-            lora_path=tuple(Path(one) for one in loras if isinstance(one, str | Path)),
+            lora_path=tuple(one for one in loras if isinstance(one, Path)),
             save_to=Path(save_to or "fused.safetensors"),
         )
         if save_to is not None:
             fuse_workflow.check_output(config)
-        adapters, _ = fuse_workflow.read_adapters(config, opened, _paths(loras), progress)
+        adapters, _ = fuse_workflow.read_adapters(config, opened, loras, progress)
         if save_to is None:
             return dict(fuse_workflow.fused_entries(opened, adapters, progress))
         fuse_workflow.write(config, opened, adapters, progress)
@@ -247,15 +248,10 @@ def infer(
             "infer",
             options,
             base_model_path=opened.path,
-            lora_path=tuple(Path(one) for one in loras if isinstance(one, str | Path)),
+            lora_path=tuple(one for one in loras if isinstance(one, Path)),
             tuned_model_path=None if compared is None else compared.path,
             source_image=str(sources),
             output_path=str(output_path),
         )
         jobs = infer_workflow.plan(config, sources, masks if masks is None or isinstance(masks, str) else masks[0])
-        return infer_workflow.translated(config, jobs, opened, _paths(loras), compared, progress)
-
-
-def _paths(loras: Sequence[LoraLike]) -> list[Any]:
-    """Return LoRAs with their paths as `Path`."""
-    return [Path(one) if isinstance(one, str) else one for one in loras]
+        return infer_workflow.translated(config, jobs, opened, loras, compared, progress)

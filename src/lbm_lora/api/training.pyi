@@ -121,13 +121,13 @@ def train(
         shuffle: Read the pairs in a new random order in every epoch.
         allow_pipe: Allow `pipe:` shards, which run a shell command.
         max_corrupt: Do not start if a larger share of the samples than this is unreadable or incomplete.
-        base_model_path: LBM checkpoint to train on. If it does not exist and `backbone_signature` is given, the
-            exact base is created there.
+        base_model_path: LBM checkpoint to train on, or user/repo on the hub. If it does not exist and
+            `backbone_signature` is given, the exact base is created there.
         backbone_signature: Backbone to create the base from: a hub id, a folder or a file.
         config_path: LBM's config.yaml, for a base that has none next to it or inside it.
         mode: lora trains a LoRA. full trains every parameter of the denoiser and writes a checkpoint.
-        lora_weights_path: Continue this LoRA, with its own modules, ranks and alphas. Default: a new one, of
-            `lora_rank`.
+        lora_weights_path: Continue this LoRA, a file or user/repo on the hub, with its own modules, ranks and
+            alphas. Default: a new one, of `lora_rank`.
         lora_alpha_is: Meaning of alpha in the file of `lora_weights_path`: rank ignores it (scaling 1), file uses
             it. auto: rank for files of the earlier implementation, else file.
         lora_rank: Rank of a new LoRA's linear layers.

@@ -6,13 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
 
-from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component, open_checkpoint
+from lbm_lora.adapter import Adapter
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ImageError
+from lbm_lora.hub import load_adapter, local_lora, open_checkpoint
 
 LoraLike = Path | str | Adapter
-"""A LoRA: the path of its file, or an adapter."""
+"""A LoRA: the path of its file, its name on the hub, or an adapter."""
 
 
 @runtime_checkable
@@ -33,9 +34,10 @@ def adapter_of(lora: LoraLike, alpha_is: AlphaIs, base: Component) -> Adapter:
     return lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is, base=base)
 
 
-def listed(loras: LoraLike | Sequence[LoraLike]) -> list[LoraLike]:
-    """Return one LoRA or several as a list."""
-    return [loras] if isinstance(loras, LoraLike) else list(loras)
+def listed(loras: LoraLike | Sequence[LoraLike]) -> list[Path | Adapter]:
+    """Return one LoRA or several as a list of local files and adapters."""
+    several = [loras] if isinstance(loras, LoraLike) else loras
+    return [one if isinstance(one, Adapter) else local_lora(one) for one in several]
 
 
 def path_of(lora: LoraLike, label: str) -> Path:

@@ -12,7 +12,7 @@ class CalibrateConfig:
     """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those."""
 
     tuned_model_path: Checkpoint
-    """The fine-tuned checkpoint to measure."""
+    """The fine-tuned checkpoint to measure; may be user/repo on the hub."""
     images: Images
     """Source images of the kind that the model is used on: images, folders or quoted globs ('pairs/*.source.png')."""
     save_to: File

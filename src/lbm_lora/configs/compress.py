@@ -4,15 +4,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Checkpoint, Count, File, Folder, Images, Named, Seed
+from lbm_lora.configs.marks import (
+    ADVANCED,
+    HUB_CHECKPOINT,
+    POSITIONAL,
+    Checkpoint,
+    Count,
+    File,
+    Folder,
+    Images,
+    Named,
+    Seed,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig:
     """Make a small LoRA of a fine-tuned model in one step: base, calibration, extraction, and comparison in images."""
 
-    tuned: Annotated[Path, Named("TUNED"), POSITIONAL]
-    """The fine-tuned checkpoint, or the folder that holds it with its config.yaml."""
+    tuned: Annotated[Path, Named("TUNED"), HUB_CHECKPOINT, POSITIONAL]
+    """The fine-tuned checkpoint, or what holds it with its config.yaml: a folder, or user/repo on the hub."""
     size: Annotated[str | None, Named("SIZE")] = None
     """Largest size of the LoRA file (50MB, 800KB). Default: a fiftieth of the tuned checkpoint's size."""
     images: Images = ()

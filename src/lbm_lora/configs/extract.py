@@ -15,7 +15,8 @@ class ExtractConfig(RankOptions):
     --max_module_error, else with --rank and --conv_rank."""
 
     base_model_path: Checkpoint
-    """Checkpoint that the tuned one started from: .safetensors, shards with an index, .ckpt, or a folder."""
+    """Checkpoint that the tuned one started from: .safetensors, shards with an index, .ckpt, a folder, or user/repo on
+    the hub."""
     tuned_model_path: Checkpoint
     """The fine-tuned checkpoint."""
     save_to: File

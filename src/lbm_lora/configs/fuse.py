@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Scale
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Lora, Scale
 from lbm_lora.configs.values import AlphaIs
 
 
@@ -12,9 +12,9 @@ class FuseConfig:
     """Add LoRAs to a checkpoint's weights and write the result, tensor by tensor."""
 
     base_model_path: Checkpoint
-    """Checkpoint that the LoRAs were made for."""
-    lora_path: tuple[File, ...]
-    """LoRA files. All of them are added."""
+    """Checkpoint that the LoRAs were made for; may be user/repo on the hub."""
+    lora_path: tuple[Lora, ...]
+    """LoRAs, files or user/repo on the hub. All of them are added."""
     save_to: File
     """Write the checkpoint here: .safetensors or .ckpt."""
     lora_scale: tuple[Scale, ...] = (1.0,)

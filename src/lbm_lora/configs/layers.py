@@ -10,7 +10,7 @@ class LayersConfig:
     """List the layers that a LoRA can hold, or those that patterns select, and the size of a LoRA of them."""
 
     model_path: Checkpoint
-    """A checkpoint, base or tuned."""
+    """A checkpoint, base or tuned; may be user/repo on the hub."""
     patterns: tuple[Pattern, ...] = ()
     """List only layers that match one of these: part of a name, a glob, or re:REGEX. Default: every layer."""
     rank: Count = 32

@@ -5,6 +5,7 @@ POSITIONAL    a word of the command line without a flag
 HIDDEN        filled by the front end, not by its user
 Named("DIR")  placeholder for the value in a help text
 Bounds(0, 1)  the allowed numbers
+HUB_LORA      a path that may also name a LoRA on the Hugging Face hub; HUB_CHECKPOINT likewise
 """
 
 import math
@@ -20,9 +21,12 @@ class Mark(Enum):
     ADVANCED = "advanced"
     POSITIONAL = "positional"
     HIDDEN = "hidden"
+    HUB_LORA = "hub lora"
+    HUB_CHECKPOINT = "hub checkpoint"
 
 
 ADVANCED, POSITIONAL, HIDDEN = Mark.ADVANCED, Mark.POSITIONAL, Mark.HIDDEN
+HUB_LORA, HUB_CHECKPOINT = Mark.HUB_LORA, Mark.HUB_CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,10 @@ class Bounds:
 
 File = Annotated[Path, Named("FILE")]
 Folder = Annotated[Path, Named("FOLDER")]
-Checkpoint = Annotated[Path, Named("CHECKPOINT")]
-"""A checkpoint: a file, an index of shards, or a folder that holds one."""
+Checkpoint = Annotated[Path, Named("CHECKPOINT"), HUB_CHECKPOINT]
+"""A checkpoint: a file, an index of shards, a folder that holds one, or user/repo on the hub."""
+Lora = Annotated[Path, Named("LORA"), HUB_LORA]
+"""A LoRA: a file, or user/repo on the hub."""
 Images = Annotated[str | tuple[str, ...], Named("IMAGES")]
 """Images, folders of images, or globs: one, or several."""
 Pattern = Annotated[str, Named("PATTERN")]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Named, Scale, Seed, Size
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Lora, Named, Scale, Seed, Size
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, Option
 
@@ -14,10 +14,10 @@ class ModelOptions:
     """Options of the model with its LoRAs, and of the translation."""
 
     base_model_path: Checkpoint | None = None
-    """Checkpoint that the LoRAs were made for, or any LBM checkpoint. If it does not exist and --backbone_signature is
-    given, the exact base is made there."""
-    lora_path: tuple[File, ...] = ()
-    """LoRA files, all applied together. Default: the checkpoint as it is."""
+    """Checkpoint that the LoRAs were made for, or any LBM checkpoint; may be user/repo on the hub. If it does not
+    exist and --backbone_signature is given, the exact base is made there."""
+    lora_path: tuple[Lora, ...] = ()
+    """LoRAs, all applied together: files, or user/repo on the hub. Default: the checkpoint as it is."""
     lora_scale: tuple[Scale, ...] = (1.0,)
     """Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative. By layer:
     0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where attn1 does (the last match

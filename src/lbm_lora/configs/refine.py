@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Batch, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
+from lbm_lora.configs.marks import ADVANCED, Batch, Bounds, Checkpoint, Count, File, Images, Lora, Named, Seed, Size
 from lbm_lora.configs.values import AlphaIs
 
 
@@ -15,8 +15,8 @@ class RefineConfig:
     """Checkpoint that the LoRA was made for."""
     tuned_model_path: Checkpoint
     """The fine-tuned checkpoint whose outputs the LoRA is trained on."""
-    lora_path: File
-    """The LoRA to refine. The best start is a calibrated extraction."""
+    lora_path: Lora
+    """The LoRA to refine: a file, or user/repo on the hub. The best start is a calibrated extraction."""
     images: Images
     """Source images of the kind that the model is used on; more are better: a folder or a quoted glob
     ('pairs/*.source.png')."""

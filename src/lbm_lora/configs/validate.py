@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Folder, Images, Named, Pattern, Seed, Size
+from lbm_lora.configs.marks import (
+    ADVANCED,
+    Bounds,
+    Checkpoint,
+    Count,
+    File,
+    Folder,
+    Images,
+    Lora,
+    Named,
+    Pattern,
+    Seed,
+    Size,
+)
 from lbm_lora.configs.values import AlphaIs
 
 
@@ -12,16 +25,16 @@ class ValidateConfig:
     """Compare base + LoRA with the tuned checkpoint, in weights and, with --images, in images."""
 
     base_model_path: Checkpoint
-    """Checkpoint that the LoRA was made for."""
+    """Checkpoint that the LoRA was made for; may be user/repo on the hub."""
     tuned_model_path: Checkpoint
     """The fine-tuned checkpoint."""
-    lora_path: File
-    """The LoRA file."""
+    lora_path: Lora
+    """The LoRA: a file, or user/repo on the hub."""
     images: Images | None = None
     """Also compare the outputs of base, base + LoRA and tuned on these: an image, a folder or a quoted glob."""
     report: Folder | None = None
     """Write report.txt, report.json, report.html and lora_layer_names.txt to this folder. Default: LORA_report, next to
-    the LoRA."""
+    the LoRA; in the current folder for a LoRA on the hub."""
     fail_above: Annotated[float | None, Named("SHARE"), Bounds(0)] = None
     """Exit with 1 if the total relative error of the weights is above this (0.05: 5 %)."""
     fail_below_psnr: Annotated[float | None, Named("DB")] = None
@@ -33,7 +46,7 @@ class ValidateConfig:
     own."""
     device: Annotated[str, Named("DEVICE")] = "auto"
     """Run --images on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps."""
-    other_lora_path: Annotated[tuple[File, ...], ADVANCED] = ()
+    other_lora_path: Annotated[tuple[Lora, ...], ADVANCED] = ()
     """Also measure these LoRAs on --images. The report then plots the error of each against its size."""
     layer_names: Annotated[File | None, ADVANCED] = None
     """Write the list of layer names here. Default: lora_layer_names.txt in the report folder."""

@@ -1,11 +1,10 @@
 """Read the backbone that an LBM starts from, as named tensors, one at a time.
 
-A backbone is a hub id, a diffusers folder (`unet/`, `vae/`, `scheduler/`), or a single-file SDXL
+A backbone is a name on the hub, a diffusers folder (`unet/`, `vae/`, `scheduler/`), or a single-file SDXL
 checkpoint. All of them are presented the same way: with diffusers' tensor names, and the networks'
 configurations as far as they are known. Only the UNet, the VAE and the scheduler are read.
 """
 
-import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import CheckpointError, ConfigError, Option, listing
+from lbm_lora.hub import hub_name
 from lbm_lora.model import sgm
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
@@ -26,7 +26,6 @@ from lbm_lora.plain_text import TextError, parse_json, read_text
 
 # diffusers' own names of a VAE's attention before its release 0.17.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
     """Open a backbone.
 
     Args:
-        signature: a hub id, a folder, or a file.
+        signature: a hub id (or a file in that repository, or either at a revision), a folder, or a file.
         config: LBM's configuration; its sections `unet` and `vae`, if any, describe the networks of a
             single file of another size than SDXL.
         folder: folder that a relative path starts from.
@@ -112,19 +111,15 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
     """
     local = folder / Path(signature).expanduser()
     if not local.exists():
-        if not _HUB_ID.fullmatch(signature) or Path(signature).suffix in (
-            ".safetensors",
-            ".ckpt",
-            ".pt",
-            ".bin",
-        ):
+        on_hub = hub_name(signature)
+        if on_hub is None:
             raise CheckpointError(
                 f"The backbone {signature} (from the command line or config.yaml) is not at {local}, and is not a hub "
                 "id of the form owner/name. Give a hub id, a diffusers folder or a single-file SDXL checkpoint with ",
                 Option("backbone_signature"),
                 ".",
             )
-        name, local = signature, fetch_backbone(signature)
+        name, local = signature, fetch_backbone(on_hub)
     else:
         name = local.resolve().name
     if (local / "unet").is_dir():

@@ -14,8 +14,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike
 from lbm_lora.errors import ConfigError, ImageError
+from lbm_lora.hub import open_checkpoint
 from lbm_lora.model.bridge_pipeline import (
     Generators,
     decode_latents,

@@ -14,11 +14,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, LoraScale, load_adapter
+from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import CheckpointLike, Fingerprint, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, plural
+from lbm_lora.hub import load_adapter
 from lbm_lora.model.block_scales import BlockScales, scale_of_blocks
 from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
 from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
@@ -59,9 +60,9 @@ class LoraPipeline(LatentBridgePipeline):
         """Load a LoRA. It becomes the one that is active, with a scale of 1; `set_adapters` activates several.
 
         Args:
-            lora: a file, an adapter in memory, or a state dict: the tensors of a file by name.
+            lora: a file, `user/repo` on the hub, an adapter in memory, or a state dict: the tensors of a file by name.
             adapter_name: to call it by; by default `default_0`, `default_1` and so on.
-            weight_name: the file, where `lora` is a folder.
+            weight_name: the file, where `lora` is a folder or a repository.
             alpha_is: what alpha in the file means; see `load_adapter`.
             allow_other_base: accept a LoRA that was made from another base, with a warning.
             allow_unmatched: leave names aside that are not in the unet.
@@ -69,6 +70,7 @@ class LoraPipeline(LatentBridgePipeline):
                 left out.
 
         Raises:
+            HubError: it cannot be fetched from the hub.
             CheckpointError: the file cannot be read.
             AdapterError: the file is not a LoRA, or does not fit the unet.
             WrongBaseError: it was made from another base.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, dtype_of, open_checkpoint
 from lbm_lora.errors import ConfigError, ImageError, Option
+from lbm_lora.hub import local_checkpoint
 from lbm_lora.model.bridge_pipeline import Generators, Given, LatentBridgePipeline
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.device import resolve_device
@@ -52,16 +53,18 @@ class LBMPipeline(LoraPipeline):
         """The pipeline of an LBM checkpoint: the exact base, or a tuned one.
 
         Args:
-            checkpoint: a path, an open checkpoint, or a state dict; see `open_checkpoint`.
+            checkpoint: a path, `user/repo` on the hub, an open checkpoint, or a state dict; see `open_checkpoint`.
             config_path: a config.yaml for a checkpoint that has none of its own.
             device: `cuda` where there is no CUDA gives a warning, and the CPU.
             torch_dtype: of the unet: a dtype, or `float`, `fp16` or `bf16`. The VAE stays fp32 where it would overflow.
 
         Raises:
             CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
+            HubError: it cannot be fetched from the hub.
             ConfigError: the configuration is missing or wrong, or asks for conditioning images.
         """
         dtype = dtype_of(torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
+        checkpoint = local_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
         pipe = cls.from_model(load_model(checkpoint, config_path=config_path, device=device, dtype=dtype))
         # an open checkpoint may be closed by its owner: keep a view of our own
         pipe._base = open_checkpoint(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint

@@ -11,6 +11,7 @@ from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.file_plan import MARK_KEY
+from lbm_lora.hub import localized
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
@@ -34,6 +35,7 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     Raises:
         InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
     """
+    config = localized(config, progress)
     tuned = _tuned_path(config)
     lbm = read_config(config.config_path) if config.config_path else LBMConfig()
     _guard(config, tuned)

@@ -9,6 +9,7 @@ from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, c
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import load_model
@@ -36,6 +37,7 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
+    config = localized(config, progress)
     images = chosen_images(config, expand_sources(config.images))
     check_output(config, images)
     partial = PartialFile(config.save_to)

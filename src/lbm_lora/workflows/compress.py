@@ -13,6 +13,7 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, PairingError
+from lbm_lora.hub import hub_name, localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
@@ -74,6 +75,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     if config.size is not None:
         parse_nbytes(config.size, "size")
     name = _name(config)
+    config = localized(config, progress)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
@@ -129,11 +131,15 @@ def split_images(images: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
 
 
 def _name(config: CompressConfig) -> str:
-    """Return the name for the files: by default that of the checkpoint, or of its folder if that is more specific."""
+    """Return the name for the files: by default that of the checkpoint, or of its folder or repository if that is more
+    specific."""
     if config.name is not None:
         if Path(config.name).name != config.name:
             raise ConfigError(Option("name"), f" {config.name} must be a file name, not a path.")
         return config.name
+    on_hub = hub_name(config.tuned)
+    if on_hub is not None:
+        return on_hub.repo.partition("/")[2] if on_hub.stem == "model" else on_hub.stem
     tuned = config.tuned.resolve()
     if tuned.is_dir():
         return tuned.name

@@ -19,6 +19,7 @@ from lbm_lora.extraction import (
     plan_extraction,
     write_sidecar,
 )
+from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
@@ -60,6 +61,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     Raises:
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
+    config = localized(config, progress)
     rule, settings = check(config)
     paths = output_paths(config, rule)
     images = readable(config.images or (config.calibration_images if config.min_psnr is not None else None))

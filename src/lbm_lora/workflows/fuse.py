@@ -14,6 +14,7 @@ from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.file_plan import MARK_KEY
+from lbm_lora.hub import localized
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
@@ -39,6 +40,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
     Raises:
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
+    config = localized(config, progress)
     check_output(config)
     with open_checkpoint(config.base_model_path) as checkpoint:
         adapters, applied = read_adapters(config, checkpoint, config.lora_path, progress)

@@ -11,6 +11,7 @@ from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
+from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.imaging.image_file import read_image, write_copy, write_image
@@ -77,6 +78,7 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
+    config = localized(config, progress)
     batch = plan(config, config.source_image, config.mask)
     if not batch.jobs:
         device, dtype = str(resolve_device(config.device)), dtype_name(dtype_of(config.torch_dtype))

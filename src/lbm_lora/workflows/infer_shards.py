@@ -12,6 +12,7 @@ from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import translate_image
@@ -63,6 +64,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         MissingExtraError: a package of the train extra is not installed.
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
+    config = localized(config, progress)
     _check(config)
     need_packages("translating shards", _PACKAGES, "train")
     from lbm_lora.inference.shards.predict import predict

@@ -7,6 +7,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Checkpoint, Component, TensorSpec, open_checkpoint
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape
+from lbm_lora.hub import localized
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, select, weight_of
 from lbm_lora.progress import SILENT, Progress
 
@@ -56,8 +57,7 @@ def run(config: LayersConfig, progress: Progress = SILENT) -> LayersResult:
     Raises:
         InputError: the checkpoint cannot be read, or a pattern matches nothing.
     """
-    _ = progress
-    with open_checkpoint(config.model_path) as checkpoint:
+    with open_checkpoint(localized(config, progress).model_path) as checkpoint:
         return listed(config, checkpoint)
 
 

@@ -15,6 +15,7 @@ from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
+from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         InputError: invalid input of any kind, before a model is loaded.
         QualityError: the loss is no longer finite.
     """
+    config = localized(config, progress)
     check(config)
     from lbm_lora.refinement.images import split_images
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import need_packages
+from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 
@@ -60,6 +61,7 @@ def trained(settings: TrainConfig, progress: Progress) -> TrainResult:
     need_packages("training", _PACKAGES, "train")
     from lbm_lora.training.run.fit import fit
 
+    settings = localized(settings, progress)
     return _result(fit(settings, _base(settings, progress), progress))
 
 

@@ -1,7 +1,7 @@
 """Measure how well an adapter reproduces the tuned checkpoint: the verb `validate`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_c
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.file_plan import MARK
+from lbm_lora.hub import hub_name, localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
@@ -63,6 +64,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
+    config = localized(_with_report(config), progress)
     names = check(config)
     plan = planned(config, config.images)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
@@ -124,6 +126,12 @@ def measured(
         seen_images=seen,
         failures=_failures(config, report),
     )
+
+
+def _with_report(config: ValidateConfig) -> ValidateConfig:
+    """Return the config with a folder for the reports of a LoRA on the hub: not next to it, in the hub's cache."""
+    name = hub_name(config.lora_path)
+    return config if name is None or config.report else replace(config, report=Path(f"{name.stem}_report"))
 
 
 def written(config: ValidateConfig, found: Measured) -> ValidateResult:

@@ -40,8 +40,8 @@ def test_a_mode_that_png_does_not_hold_is_named() -> None:
 def test_one_lora_is_a_list_of_one_and_an_adapter_is_taken_as_it_is() -> None:
     adapter = Adapter({}, {}, path=Path("x.safetensors"))
     assert listed(adapter) == [adapter]
-    assert listed("x.safetensors") == ["x.safetensors"]
-    assert listed([adapter, "y.safetensors"]) == [adapter, "y.safetensors"]
+    assert listed("x.safetensors") == [Path("x.safetensors")]
+    assert listed([adapter, "y.safetensors"]) == [adapter, Path("y.safetensors")]
     base = open_checkpoint({"weight": torch.ones(1)}).component()
     assert adapter_of(adapter, "auto", base) is adapter
     assert path_of(adapter, "LoRA") == path_of("x.safetensors", "LoRA") == Path("x.safetensors")

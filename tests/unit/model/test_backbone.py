@@ -145,7 +145,7 @@ def test_a_file_that_is_no_backbone(tuned_file: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("signature", ["../nowhere", "nowhere", "models/sdxl.safetensors", "/a/b", "a/b/c"])
+@pytest.mark.parametrize("signature", ["../nowhere", "nowhere", "models/sdxl.safetensors", "/a/b", "a/b@c@d"])
 def test_a_path_that_does_not_exist_is_no_hub_id(signature: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_backbone(signature, LBMConfig(), folder=tmp_path)

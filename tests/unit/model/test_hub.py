@@ -1,16 +1,16 @@
-"""What is asked of the hub, and what is said when it does not answer."""
+"""What is fetched of a backbone on the hub, and what is said when it cannot be."""
 
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
 
+from hub_server import HubServer
 from lbm_lora.bundled import BACKBONE
 from lbm_lora.errors import HubError
-from lbm_lora.model import hub
+from lbm_lora.hub import HubName
 from lbm_lora.model.backbone import open_backbone
 from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.hub import fetch_backbone
 from standins import TINY, write_backbone
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -29,64 +29,45 @@ SHARDS = [
 ]
 
 
-class FakeHub:
-    """A repository: `snapshot_download` makes the files that the patterns allow, empty."""
-
-    def __init__(self, folder: Path, files: list[str]) -> None:
-        self.folder, self.files, self.fetched = folder, files, []
-
-    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
-        assert repo_id == SDXL
-        for name in filter_repo_objects(self.files, allow_patterns=allow_patterns):
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).touch()
-            self.fetched.append(name)
-        return str(self.folder)
-
-
 @pytest.mark.parametrize(
     ("offered", "fetched"),
-    [(FULL + HALF, FULL), (SHARDS + FULL[1:] + HALF, SHARDS + FULL[1:]), (FULL, FULL)],
-    ids=["both precisions", "shards", "full only"],
+    [(FULL + HALF, FULL), (SHARDS + FULL[1:] + HALF, SHARDS + FULL[1:]), (FULL, FULL), (HALF, HALF)],
+    ids=["both precisions", "shards", "full only", "fp16 only"],
 )
-def test_only_full_precision_weights_and_configurations_are_fetched(
-    offered: list[str], fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_one_precision_of_the_weights_and_configurations_are_fetched(
+    hub: HubServer, offered: list[str], fetched: list[str]
 ) -> None:
-    fake = FakeHub(tmp_path, CONFIGS + OTHERS + offered)
-    monkeypatch.setattr(hub, "snapshot_download", fake.snapshot_download)
-    assert hub.fetch_backbone(SDXL) == tmp_path
-    assert sorted(fake.fetched) == sorted(CONFIGS + fetched)
+    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + offered})
+    folder = fetch_backbone(HubName(SDXL))
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert found == {name: name.encode() for name in CONFIGS + fetched}
 
 
-def test_fp16_weights_are_fetched_where_there_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeHub(tmp_path, CONFIGS + OTHERS + HALF)
-    monkeypatch.setattr(hub, "snapshot_download", fake.snapshot_download)
-    assert hub.fetch_backbone(SDXL) == tmp_path
-    assert set(fake.fetched) == {*CONFIGS, *HALF}
+def test_a_single_file_of_a_repository(hub: HubServer) -> None:
+    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + FULL}, branch="v2")
+    path = fetch_backbone(HubName(SDXL, "sd_xl_base_1.0.safetensors", "v2"))
+    assert path.read_bytes() == b"sd_xl_base_1.0.safetensors"
 
 
-def test_a_repository_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "snapshot_download", FakeHub(tmp_path, CONFIGS + OTHERS).snapshot_download)
-    with pytest.raises(HubError, match=r"hub: it has no unet/ and vae/ weights in safetensors\. Give"):
-        hub.fetch_backbone(SDXL)
+def test_a_repository_without_weights(hub: HubServer) -> None:
+    hub.put(SDXL, dict.fromkeys(CONFIGS + OTHERS, b""))
+    with pytest.raises(HubError, match=r"hub has no unet/ and vae/ weights in safetensors\. Give backbone_sig"):
+        fetch_backbone(HubName(SDXL))
 
 
-def test_an_unreachable_hub_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(repo_id: str, *, allow_patterns: list[str]) -> str:
-        raise LocalEntryNotFoundError("no connection\nto the hub.")
-
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+def test_a_repository_that_cannot_be_fetched_names_the_alternatives(hub: HubServer) -> None:
     with pytest.raises(HubError) as caught:
         open_backbone(SDXL, LBMConfig())
     assert str(caught.value) == (
-        f"the backbone {SDXL} cannot be fetched from the Hugging Face hub: no connection to the hub. Give "
+        f"{SDXL} is not a local path, and cannot be fetched from the Hugging Face hub: there is no such repository, or "
+        "it is private. Check the name; for a private one, run `hf auth login`, or set HF_TOKEN. Give "
         "backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
         f"(.safetensors), or the bundled mini model: {BACKBONE}"
     )
 
 
-def test_a_hub_id_gives_a_backbone_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_backbone(tmp_path / "snapshots" / "0123abcd", TINY)
-    monkeypatch.setattr(hub, "snapshot_download", lambda repo_id, allow_patterns: str(folder))
+def test_a_hub_id_gives_a_backbone_of_that_name(hub: HubServer, tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "backbone", TINY)
+    hub.put(SDXL, {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")})
     with open_backbone(SDXL, LBMConfig()) as backbone:
         assert backbone.name == SDXL
