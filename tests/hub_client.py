@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
+from warnings import catch_warnings, filterwarnings
 
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http, disable_progress_bars, enable_progress_bars
@@ -35,6 +36,8 @@ def hub_of(server: HubServer, folder: Path, token: str | None = TOKEN) -> Genera
         stack.enter_context(patch.dict("os.environ", {"HF_TOKEN": token or ""}))
         for module in (_http, file_download):
             stack.enter_context(patch.object(module, "time", _IMPATIENT))
+        stack.enter_context(catch_warnings())
+        filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # the client's own use of its HTTP library
         disable_progress_bars()
         stack.callback(enable_progress_bars)
         yield server

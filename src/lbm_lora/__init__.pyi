@@ -7,6 +7,7 @@ from lbm_lora.api.adapters import CombinedAdapter as CombinedAdapter
 from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
 from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
 from lbm_lora.api.combined import merge as merge
+from lbm_lora.api.hub import push as push
 from lbm_lora.api.loras import compress as compress
 from lbm_lora.api.loras import extract as extract
 from lbm_lora.api.loras import extract_several as extract_several

@@ -12,7 +12,7 @@ MODULES = {
 }
 
 VERBS = (
-    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers", "merge",
+    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers", "merge", "push",
     "refine", "train", "validate",
 )  # fmt: skip
 
@@ -26,6 +26,7 @@ REASONS = {
     "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
     "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; ranks/test_prediction.py",
     "fidelity/answers.py": "tests/unit/fidelity/test_scores.py: questions and answers, which scores are made of",
+    "hub/publish.py": "tests/unit/workflows/test_push.py: commits, and what is refused",
     "hub/load.py": "tests/unit/hub/test_resolve.py: values by name",
     "inference/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",

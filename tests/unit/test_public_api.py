@@ -12,7 +12,7 @@ from lbm_lora.cli.main import COMMANDS
 
 FUNCTIONS = {
     *("make_base", "extract", "extract_several", "calibrate", "refine", "validate", "fuse", "infer", "layers"),
-    *("train", "pack_data", "check_data", "compress", "inspect", "merge"),
+    *("train", "pack_data", "check_data", "compress", "inspect", "merge", "push"),
 }
 
 

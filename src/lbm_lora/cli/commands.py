@@ -169,6 +169,16 @@ COMMANDS: dict[str, Command] = {
             "lbm-lora inspect one.safetensors other.safetensors --json",
         ),
     ),
+    "push": Command(
+        "push",
+        "PushConfig",
+        "publish a LoRA on the Hugging Face hub, with a model card",
+        MORE,
+        (
+            "lbm-lora push lora.safetensors --to user/repo --images relit",
+            "lbm-lora push lora.safetensors --to user/repo --private --save_to look",
+        ),
+    ),
     "data pack": Command(
         "data_pack",
         "PackConfig",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Scale, Seed
+from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Lora, Named, Scale, Seed
 from lbm_lora.configs.values import AlphaIs, MergeMethod
 
 
@@ -13,7 +13,7 @@ class MergeConfig:
     lost but the rounding of --save_precision. A LoRA that was made on a tuned model merges with the extraction of that
     model to one LoRA for the base."""
 
-    lora_path: tuple[File, ...]
+    lora_path: tuple[Lora, ...]
     """LoRA files, in any order."""
     save_to: File
     """Write the LoRA here: a .safetensors file."""

@@ -4,18 +4,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from lbm_lora.errors import HubError, LbmLoraError, Option
+from lbm_lora.errors import HubError, LbmLoraError
 
 _LOGIN = "run `hf auth login`, or set HF_TOKEN"
 
 
 @contextmanager
-def hub_errors(doing: str, *remedy: str | Option, repo: str) -> Generator[None]:
+def hub_errors(doing: str, *, repo: str) -> Generator[None]:
     """Turn every error of the hub's client within a `with` block into one of ours.
 
     Args:
         doing: what failed, as in `user/repo cannot be fetched from the Hugging Face hub`.
-        remedy: parts of the sentence that follows the reason.
 
     Raises:
         HubError: the client raised anything.
@@ -25,7 +24,7 @@ def hub_errors(doing: str, *remedy: str | Option, repo: str) -> Generator[None]:
     except LbmLoraError:
         raise
     except Exception as error:  # the client raises the errors of several HTTP libraries, and plain ones
-        raise HubError(f"{doing}: {reason(error, repo)}", *([" ", *remedy] if remedy else [])) from error
+        raise HubError(f"{doing}: {reason(error, repo)}") from error
 
 
 def reason(error: BaseException, repo: str) -> str:
@@ -42,17 +41,15 @@ def reason(error: BaseException, repo: str) -> str:
     if isinstance(error, hub.RepositoryNotFoundError):
         return f"there is no such repository, or it is private. Check the name; for a private one, {_LOGIN}."
     if status == 401 or isinstance(error, hub.LocalTokenNotFoundError):
-        return (
-            f"the hub does not accept the token. Make a new one on {constants.ENDPOINT}/settings/tokens, and {_LOGIN}."
-        )
+        return f"the token is missing, or not valid. Make one on {constants.ENDPOINT}/settings/tokens, and {_LOGIN}."
     if status == 403:
         return f"the token does not permit it ({said}). Use one that may write to {repo.partition('/')[0]}: {_LOGIN}."
     if _is_offline(error):
-        return "it is not in the cache, and HF_HUB_OFFLINE forbids the network. Unset it, or give a local path."
+        return "it is not in the cache, and HF_HUB_OFFLINE forbids the network. Unset it."
     if status is not None:
         return f"the hub answered {status}: {said}."
     if _is_connection(error):
-        return f"there is no connection to {constants.ENDPOINT}, or it broke ({said}). Try again, or give a local path."
+        return f"there is no connection to {constants.ENDPOINT}, or it broke ({said}). Try again."
     return f"{said}."
 
 

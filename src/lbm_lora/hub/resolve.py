@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel
 
-from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.adapter.foreign_file import PEFT_CONFIG
+from lbm_lora.adapter.lora_folder import NAMES
 from lbm_lora.configs.marks import HUB_CHECKPOINT, HUB_LORA, Mark
 from lbm_lora.errors import HubError, listing
 from lbm_lora.hub.names import HubName, hub_name
@@ -20,8 +21,8 @@ from lbm_lora.progress import SILENT, Progress
 
 C = TypeVar("C")
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-"""The file that diffusers looks for in a repository of a LoRA."""
+_OURS = "lbm_lora_format"
+"""In the header of a native LoRA; an export for another program has none."""
 
 _INDEX = ".safetensors.index.json"
 
@@ -58,7 +59,8 @@ def localized(config: C, progress: Progress = SILENT) -> C:
 def local_lora(path: Path | str, progress: Progress = SILENT) -> Path:
     """Return the local file of a LoRA: the path itself, or that of a repository on the hub.
 
-    Of a repository it is our own LoRA, else `pytorch_lora_weights.safetensors`, else the only `.safetensors` file.
+    Of a repository, or a folder in one, it is the only `.safetensors` file, else the only native LoRA, since an export
+    may hold less; else the file that PEFT or diffusers looks for.
 
     Raises:
         HubError: see `localized`; or the repository has several LoRAs, or none.
@@ -67,10 +69,9 @@ def local_lora(path: Path | str, progress: Progress = SILENT) -> Path:
     if name is None:
         return Path(path)
     repository = open_repository(name)
-    if name.file and name.file not in repository.files:
-        raise repository.missing(name.file)
-    file = name.file or _lora_of(repository)
-    return repository.fetch([file], progress) / file
+    file = name.file if name.file in repository.files else _lora_of(repository, PurePosixPath(name.file))
+    config = str(PurePosixPath(file).with_name(PEFT_CONFIG))
+    return repository.fetch([file, *([config] if config in repository.files else [])], progress) / file
 
 
 def local_checkpoint(path: Path | str, progress: Progress = SILENT) -> Path:
@@ -111,23 +112,29 @@ def _makes_base(config: object) -> bool:
     return getattr(config, "backbone_signature", None) is not None or getattr(config, "create_base_model", False)
 
 
-def _lora_of(repository: Repository) -> str:
-    files = [file for file in repository.files if _is_weights(file)]
+def _lora_of(repository: Repository, folder: PurePosixPath) -> str:
+    """Return the one LoRA of a folder, by the rule of `load_adapter`."""
+    there = _files_in(repository, folder)
+    files = [file for file in there if _is_weights(file)]
     if len(files) == 1:
         return files[0]
-    ours = [file for file in files if AdapterMetadata.from_header(repository.header(file)).format]
-    if len(ours) == 1:
-        return ours[0]
-    if DIFFUSERS_FILE in files and not ours:
-        return DIFFUSERS_FILE
+    ours = [file for file in files if _OURS in repository.header(file)]
+    known = [str(folder / name) for name in NAMES if str(folder / name) in there]
+    if len(ours) == 1 or (known and not ours):
+        return (ours or known)[0]
     raise _not_one(repository, "LoRAs", ours or files, ".safetensors file")
+
+
+def _files_in(repository: Repository, folder: PurePosixPath) -> list[str]:
+    found = [file for file in repository.files if PurePosixPath(file).parent == folder]
+    if not found and folder.name:
+        raise repository.missing(str(folder))
+    return found
 
 
 def _checkpoint_of(repository: Repository, folder: PurePosixPath) -> str:
     """Return the one checkpoint of a folder, by the rule of `open_checkpoint`."""
-    there = [file for file in repository.files if PurePosixPath(file).parent == folder]
-    if not there:
-        raise repository.missing(str(folder))
+    there = _files_in(repository, folder)
     for suffix in (_INDEX, ".safetensors", ".ckpt"):
         found = [file for file in there if file.endswith(suffix)]
         if len(found) == 1:

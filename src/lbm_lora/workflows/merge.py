@@ -13,6 +13,7 @@ from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.combine import MergedAdapter, MergedBase, Summand, merge_adapters, merge_rule, merged_base
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError, listing, plural
+from lbm_lora.hub import localized
 from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
@@ -72,6 +73,7 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     start = time.perf_counter()
+    config = localized(config, progress)
     rule = merge_rule(config)
     check_output(config)
     images = readable(config.images)

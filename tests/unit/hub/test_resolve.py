@@ -31,6 +31,7 @@ TWIN = tensors(2, format="pt")
         ({"only.safetensors": TWIN, "README.md": b""}, "only.safetensors"),
         ({"pytorch_lora_weights.safetensors": TWIN, "ours.safetensors": OURS}, "ours.safetensors"),
         ({"pytorch_lora_weights.safetensors": TWIN, "other.safetensors": TWIN}, "pytorch_lora_weights.safetensors"),
+        ({"pytorch_lora_weights.safetensors": TWIN, "adapter_model.safetensors": TWIN}, "adapter_model.safetensors"),
     ],
 )
 def test_a_repository_gives_our_lora_else_that_of_diffusers_else_the_only_one(
@@ -40,6 +41,15 @@ def test_a_repository_gives_our_lora_else_that_of_diffusers_else_the_only_one(
     path = local_lora("user/repo")
     assert (path.name, path.read_bytes()) == (taken, files[taken])
     assert sorted(one.name for one in path.parent.iterdir()) == [taken]  # nothing else is fetched
+
+
+def test_a_folder_of_a_repository_and_the_configuration_of_peft(hub: HubServer) -> None:
+    files = {"peft/adapter_model.safetensors": TWIN, "peft/adapter_config.json": b"{}", "a.safetensors": OURS}
+    hub.put("user/repo", files)
+    path = local_lora("user/repo/peft")
+    assert path.name == "adapter_model.safetensors"
+    assert path.with_name("adapter_config.json").read_bytes() == b"{}"
+    assert local_lora("user/repo").name == "a.safetensors"
 
 
 def test_several_of_ours_are_listed(hub: HubServer) -> None:

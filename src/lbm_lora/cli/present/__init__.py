@@ -6,7 +6,7 @@ A result says what it is by its workflow, so that no other workflow's libraries 
 from collections.abc import Callable
 from typing import Any
 
-from lbm_lora.cli.present import checkpoints, compress, inference, inspection, loras, merge, training
+from lbm_lora.cli.present import checkpoints, compress, hub, inference, inspection, loras, merge, training
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": checkpoints.base,
@@ -24,6 +24,7 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "merge": merge.merge,
     "layers": checkpoints.layers,
     "inspect": inspection.inspect,
+    "push": hub.push,
     "demo": inference.demo,
 }
 """Module of a workflow -> the function of its result, and of whether every layer is wanted, that gives the text."""

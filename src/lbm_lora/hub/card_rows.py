@@ -1,0 +1,84 @@
+"""Rows of a model card's tables: what a LoRA holds, and what was measured of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.adapter.metadata import REFINEMENT_KEY, SETTINGS_KEY, parsed
+from lbm_lora.checkpoint import dtype_name
+from lbm_lora.errors import plural
+
+Row = tuple[str, str]
+"""What, and its value."""
+
+_ERRORS = {
+    "relative_error": "relative error of the weights",
+    "noise_floor": "noise floor of the weights (rounding of the checkpoints)",
+    "error_before": "error of the denoiser's output before refinement",
+    "error_after": "error of the denoiser's output",
+    "worst_error_after": "worst error of the denoiser's output",
+}
+"""Errors in the header of a LoRA -> what they are on a card; others are shown under their own names."""
+
+
+def content_rows(adapter: Adapter, nbytes: int) -> list[Row]:
+    """Return what a LoRA holds, and how it was made.
+
+    Args:
+        nbytes: bytes of its native file.
+    """
+    ranks = [module.rank for module in adapter.modules.values()]
+    norms = sum(map(is_norm, adapter.dense))
+    rows = [
+        ("layers", f"{len(ranks)}, ranks {min(ranks)} to {max(ranks)}" if ranks else "none"),
+        ("biases and norms", f"{plural(len(adapter.dense) - norms, 'bias', 'biases')}, {plural(norms, 'norm tensor')}"),
+        ("file", f"{nbytes / 1e6:.1f} MB, {dtype_name(adapter.dtype or _dtype(adapter))}"),
+    ]
+    method = parsed(adapter.metadata.facts, SETTINGS_KEY).get("method")
+    made = "refined" if REFINEMENT_KEY in adapter.metadata.facts else f"extracted ({method})" if method else ""
+    rows += [("made", f"{made} from a fine-tuned checkpoint")] if made else []
+    if adapter.metadata.base_fingerprint:
+        rows.append(("fingerprint of the base", adapter.metadata.base_fingerprint))
+    return rows
+
+
+def measured_errors(adapter: Adapter) -> dict[str, float]:
+    """Return the errors that the header of a LoRA records, by name."""
+    facts = adapter.metadata.facts
+    found = {**parsed(facts, "lbm_lora_errors"), **parsed(facts, REFINEMENT_KEY)}
+    known = {name: found[name] for name in (*_ERRORS, *found) if name in found and ("error" in name or name in _ERRORS)}
+    return {name: float(value) for name, value in known.items() if isinstance(value, int | float)}
+
+
+def error_rows(errors: Mapping[str, float]) -> list[Row]:
+    """Return errors as rows, in per cent."""
+    return [(_ERRORS.get(name, name.replace("_", " ")), f"{100 * value:.3g} %") for name, value in errors.items()]
+
+
+def report_rows(folder: Path) -> list[Row]:
+    """Return the PSNR of base + LoRA in a report folder of `lbm-lora validate`; none if there is no report."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return []
+    try:
+        outputs: Any = json.loads(path.read_text(encoding="utf-8"))["outputs"]
+        entries = [entry for entry in (outputs or {}).get("summary", ()) if entry["variant"] == "base + LoRA"]
+        return [
+            (
+                f"images at {plural(entry['steps'], 'step')}, to the tuned model's",
+                f"PSNR {float(entry['mean_psnr']):.1f} dB in the mean, {float(entry['worst_psnr']):.1f} dB at worst",
+            )
+            for entry in entries
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # another program's report.json
+
+
+def _dtype(adapter: Adapter) -> torch.dtype:
+    tensors = [*(module.up for module in adapter.modules.values()), *adapter.dense.values()]
+    return tensors[0].dtype if tensors else torch.float32

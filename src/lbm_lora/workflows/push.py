@@ -1,0 +1,201 @@
+"""Publish a LoRA on the Hugging Face hub: the verb `push`."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lbm_lora.adapter import Adapter, Saved, Wishes, load_adapter, save_adapter
+from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.atomic import atomic_path, write_text
+from lbm_lora.configs.push import PushConfig
+from lbm_lora.errors import ConfigError, InputError, Option, plural
+from lbm_lora.hub import HubName, localized
+from lbm_lora.hub.card import CardFacts, card_text, check_card
+from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
+from lbm_lora.hub.publish import CARD, Commit, destination, publish
+from lbm_lora.imaging.paths import expand_sources, readable_sources
+from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
+from lbm_lora.model.names import empty_unet, shapes_of
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress, warn
+
+TWIN = "pytorch_lora_weights.safetensors"
+"""File of a repository that diffusers looks for."""
+
+_WISHES = Wishes(biases="lora_bias", norms="drop")
+_MOST_IMAGES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedFile:
+    """File of the repository."""
+
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushResult:
+    """Published repository, or the folder that was written instead."""
+
+    repo: str
+    url: str
+    """Page of the repository; empty if nothing was uploaded."""
+    commit: str
+    """Hash of the commit; empty if nothing was uploaded."""
+    folder: Path | None
+    files: tuple[PushedFile, ...]
+    dropped: tuple[ParamName, ...]
+    """Parameters that the file for diffusers leaves out."""
+
+
+def run(config: PushConfig, progress: Progress = SILENT) -> PushResult:
+    """Publish a LoRA, its twin for diffusers and a model card, in one commit.
+
+    Raises:
+        InputError: invalid input of any kind; see `lbm_lora.errors`. Nothing is uploaded then.
+        HubError: the hub refuses the token or the commit, or cannot be reached.
+    """
+    destination(config.to)
+    config = localized(config, progress)
+    return pushed(config, load_adapter(config.lora_path), config.images, progress)
+
+
+run_push = run
+"""Its name on the public page."""
+
+
+def pushed(
+    config: PushConfig, adapter: Adapter, images: str | Sequence[str] | None, progress: Progress = SILENT
+) -> PushResult:
+    """Publish an adapter.
+
+    Args:
+        config: its `lora_path` names the LoRA; nothing is read from it.
+        images: pictures for the card.
+    """
+    name = destination(config.to)
+    base_model = config.base_model or _default_base(adapter)
+    pictures = _pictures(images)
+    with TemporaryDirectory(prefix="lbm-lora-") as temporary:
+        folder = Path(temporary)
+        lora = _native(config, adapter, folder)
+        twin = _twin(adapter, folder)
+        errors = measured_errors(adapter)
+        text = card_text(
+            CardFacts(
+                repo=name.repo,
+                base_model=base_model,
+                is_backbone=base_model == SDXL_SIGNATURE,
+                license=config.license,
+                lora=lora.name,
+                twin=None if twin is None else TWIN,
+                contents=content_rows(adapter, lora.stat().st_size),
+                measured=[*error_rows(errors), *report_rows(_folder_of(images))],
+                lost="" if twin is None else _lost(adapter, twin.dropped),
+                remarks=() if twin is None else twin.notes,
+                images=[*pictures],
+                relative_error=errors.get("relative_error"),
+            )
+        )
+        check_card(text)
+        write_text(folder / CARD, text)
+        files = {CARD: folder / CARD, lora.name: lora, **({} if twin is None else {TWIN: twin.path}), **pictures}
+        commit = _delivered(config, name, files, f"Upload {lora.name}", progress)
+        return PushResult(
+            repo=name.repo,
+            url="" if commit is None else commit.url,
+            commit="" if commit is None else commit.id,
+            folder=config.save_to,
+            files=tuple(PushedFile(path=path, nbytes=file.stat().st_size) for path, file in files.items()),
+            dropped=() if twin is None else twin.dropped,
+        )
+
+
+def _delivered(
+    config: PushConfig, name: HubName, files: Mapping[str, Path], message: str, progress: Progress
+) -> Commit | None:
+    """Publish the files, or write them to the folder of `save_to`."""
+    if config.save_to is None:
+        return publish(name, files, private=config.private, message=config.message or message, progress=progress)
+    for path, file in files.items():
+        with atomic_path(config.save_to / path) as temporary:
+            shutil.copyfile(file, temporary)
+    return None
+
+
+def _default_base(adapter: Adapter) -> str:
+    """Return the backbone of LBM, if the adapter is for networks of its widths.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    shapes = shapes_of(empty_unet(LBM_UNET))
+    if all(shapes.get(name) == adapter.shape_of(name) for name in adapter.params):
+        return SDXL_SIGNATURE
+    raise ConfigError(
+        f"{adapter.label} is not for networks of SDXL's widths. Name the model on the hub that it is for: ",
+        Option("base_model"),
+        " user/repo.",
+    )
+
+
+def _pictures(images: str | Sequence[str] | None) -> dict[str, Path]:
+    """Return path in the repository -> picture, each readable.
+
+    Raises:
+        ConfigError: there are too many, or two of one name.
+    """
+    if images is None:
+        return {}
+    found = expand_sources(images)
+    if len(found) > _MOST_IMAGES:
+        raise ConfigError(
+            Option("images"), f" gives {len(found)} pictures, and a card shows {_MOST_IMAGES} at most. Choose some."
+        )
+    pictures = {f"images/{path.name}": path for path in readable_sources(images)}
+    if len(pictures) < len(found):
+        raise ConfigError(Option("images"), " gives several pictures of one name. Rename one.")
+    return pictures
+
+
+def _folder_of(images: str | Sequence[str] | None) -> Path:
+    """Return the folder that may hold a report: the one that the images are in."""
+    first = Path(images) if isinstance(images, str) else Path(images[0]) if images else Path("no images")
+    return first if first.is_dir() else first.parent
+
+
+def _native(config: PushConfig, adapter: Adapter, folder: Path) -> Path:
+    """Return the native file: the given one, byte for byte, or one that is written."""
+    stem = config.lora_path.stem
+    is_given = adapter.path is not None and adapter.path.is_file() and adapter.file_format == "native"
+    path = folder / f"{'lora' if f'{stem}.safetensors' == TWIN else stem}.safetensors"
+    if is_given and adapter.metadata.format and adapter.path is not None:
+        shutil.copyfile(adapter.path, path)
+    else:
+        save_adapter(adapter, path)
+    return path
+
+
+def _twin(adapter: Adapter, folder: Path) -> Saved | None:
+    """Write the twin for diffusers; None, with a warning, if that format cannot hold the adapter."""
+    try:
+        return save_adapter(adapter, folder / TWIN, format="diffusers", wishes=_WISHES)
+    except InputError as error:
+        warn("the repository has no file for diffusers: ", *error.args)
+        return None
+
+
+def _lost(adapter: Adapter, dropped: Sequence[ParamName]) -> str:
+    """Return a sentence on what the twin leaves out."""
+    if not dropped:
+        return "It holds everything."
+    norms = sum(map(is_norm, dropped))
+    parts = [plural(norms, "norm tensor")] if norms else []
+    parts += [plural(len(dropped) - norms, "other tensor")] if len(dropped) > norms else []
+    return (
+        f"It leaves out {' and '.join(parts)} of {len(adapter.params):,} that the LoRA changes, which diffusers cannot "
+        "hold, so its images differ from those of lbm-lora."
+    )
