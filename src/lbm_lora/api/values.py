@@ -29,7 +29,7 @@ Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
 """An image, a folder, a glob, an image of PIL, or a list of those."""
 
 
-def adapter_of(lora: LoraLike, alpha_is: AlphaIs, base: Component) -> Adapter:
+def adapter_of(lora: LoraLike, alpha_is: AlphaIs, base: Component | None = None) -> Adapter:
     """An adapter as it is, or that of a file for a base; see `load_adapter`."""
     return lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is, base=base)
 
