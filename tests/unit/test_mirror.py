@@ -22,6 +22,7 @@ REASONS = {
     "adapter/formats/peft_layers.py": "tests/unit/adapter/formats/test_peft.py: what has a place, and what has not",
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
     "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
+    "combine/merged_adapter.py": "tests/unit/workflows/test_merge.py: merged files and what they record",
     "configs/compress.py": "tests/unit/workflows/test_compress.py: the options and what they do",
     "extraction/deltas.py": "tests/unit/extraction/test_passes.py: what each tensor becomes in a pass",
     "extraction/extraction.py": "tests/unit/workflows/test_extract.py: extractions; ranks/test_prediction.py",

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbm_lora.adapter import load_adapter
+from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.api.adapters import CombinedAdapter, contents
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, adapter_of, image_files, listed, opened_pair, path_of
+from lbm_lora.api.values import Images, LoraLike, image_files, listed, opened_pair, path_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.combine import merge_rule
 from lbm_lora.configs.merge import MergeConfig
@@ -80,7 +80,8 @@ def merge(
         rule = merge_rule(config)
         if save_to is not None:
             merge_workflow.check_output(config)
-        scaled = merge_workflow.scaled(config, [adapter_of(one, config.lora_alpha_is) for one in given])
+        read = [one if isinstance(one, Adapter) else load_adapter(one, config.lora_alpha_is) for one in given]
+        scaled = merge_workflow.scaled(config, read)
         origin = merge_workflow.base_of(config, scaled)
         if models is not None:
             scaled, origin, _ = merge_workflow.fitted(config, scaled, origin, *models, readable(sources), progress)
