@@ -6,11 +6,14 @@ from lbm_lora.adapter import save_adapter as save_adapter
 from lbm_lora.api.adapters import CombinedAdapter as CombinedAdapter
 from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
 from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
+from lbm_lora.api.adapters import ResizedAdapter as ResizedAdapter
 from lbm_lora.api.combined import merge as merge
 from lbm_lora.api.hub import push as push
 from lbm_lora.api.loras import compress as compress
 from lbm_lora.api.loras import extract as extract
 from lbm_lora.api.loras import extract_several as extract_several
+from lbm_lora.api.loras import resize as resize
+from lbm_lora.api.loras import resize_several as resize_several
 from lbm_lora.api.measured import refine as refine
 from lbm_lora.api.measured import validate as validate
 from lbm_lora.api.models import calibrate as calibrate
@@ -33,6 +36,7 @@ from lbm_lora.configs.infer import InferConfig as InferConfig
 from lbm_lora.configs.inspect import InspectConfig as InspectConfig
 from lbm_lora.configs.layers import LayersConfig as LayersConfig
 from lbm_lora.configs.merge import MergeConfig as MergeConfig
+from lbm_lora.configs.resize import ResizeConfig as ResizeConfig
 from lbm_lora.configs.validate import ValidateConfig as ValidateConfig
 from lbm_lora.errors import AdapterError as AdapterError
 from lbm_lora.errors import CheckpointError as CheckpointError
@@ -63,6 +67,7 @@ from lbm_lora.workflows.infer import run_infer as run_infer
 from lbm_lora.workflows.inspect import run_inspect as run_inspect
 from lbm_lora.workflows.layers import run_layers as run_layers
 from lbm_lora.workflows.merge import run_merge as run_merge
+from lbm_lora.workflows.resize import run_resize as run_resize
 from lbm_lora.workflows.validate import run_validate as run_validate
 
 __all__: list[str]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbm_lora.errors import PatternError
-from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, matcher, module_of, select, weight_of
+from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, left_out, matcher, module_of, select, weight_of
 
 MODULES = [
     "conv_in",
@@ -147,3 +147,10 @@ def test_no_match_names_the_nearest(pattern: str, nearest: str) -> None:
 def test_an_expression_that_backtracks_is_refused_in_time() -> None:
     with pytest.raises(PatternError, match=r"takes more than 1 s for one name\. Nested repetitions"):
         matcher("re:(a|aa)+$")("a" * 60 + "b")
+
+
+def test_what_is_left_out_has_a_reason_and_exclude_wins() -> None:
+    names = [ParamName(name) for name in ("a.weight", "a.bias", "b.weight")]
+    found = left_out(names, include=["a"], exclude=["denoiser.a.bias"], prefix="denoiser.")
+    assert found == {"a.bias": "in --exclude", "b.weight": "not in --include"}
+    assert left_out(names, include=[], exclude=[], prefix="") == {}

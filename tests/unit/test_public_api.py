@@ -12,7 +12,7 @@ from lbm_lora.cli.main import COMMANDS
 
 FUNCTIONS = {
     *("make_base", "extract", "extract_several", "calibrate", "refine", "validate", "fuse", "infer", "layers"),
-    *("train", "pack_data", "check_data", "compress", "inspect", "merge", "push"),
+    *("train", "pack_data", "check_data", "compress", "inspect", "merge", "push", "resize", "resize_several"),
 }
 
 
@@ -20,7 +20,7 @@ def test_each_command_has_its_function() -> None:
     """All of them but `demo`, which is the others in turn."""
     several = {"base": "make_base", "data pack": "pack_data", "data check": "check_data"}
     commands = {several.get(command, command) for command in COMMANDS} - {"demo"}
-    assert commands == FUNCTIONS - {"extract_several"}
+    assert commands == FUNCTIONS - {"extract_several", "resize_several"}
     assert set(lbm_lora.__all__) >= FUNCTIONS
 
 

@@ -15,6 +15,8 @@ FORMAT = "1"
 EXPORT_KEY = "lbm_lora_export"
 """In place of `lbm_lora_format` in a file of another program's format: that format, and the version here."""
 SETTINGS_KEY = "lbm_lora_settings"
+COUNTS_KEY = "lbm_lora_counts"
+ERRORS_KEY = "lbm_lora_errors"
 REFINEMENT_KEY = "lbm_lora_refinement"
 _EARLIER_METHOD = "all_layers_analysis"
 
@@ -94,15 +96,16 @@ def extraction_facts(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(rank),
-        "ss_network_args": _json({"conv_dim": conv_rank, "conv_alpha": conv_rank}),
+        "ss_network_args": compact({"conv_dim": conv_rank, "conv_alpha": conv_rank}),
         "lbm_lora_architecture": "latent-bridge-matching",
-        "lbm_lora_counts": _json(counts),
-        "lbm_lora_errors": _json({key: float(f"{value:.6g}") for key, value in errors.items()}),
-        SETTINGS_KEY: _json(settings),
+        COUNTS_KEY: compact(counts),
+        ERRORS_KEY: compact({key: float(f"{value:.6g}") for key, value in errors.items()}),
+        SETTINGS_KEY: compact(settings),
     }
 
 
-def _json(value: object) -> str:
+def compact(value: object) -> str:
+    """Return JSON as facts hold it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

@@ -40,6 +40,27 @@ class RefinedAdapter(Adapter):
     outcome: "DistillResult"
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ResizedAdapter(Adapter):
+    """Adapter that `resize` returns.
+
+    Attributes:
+        resize_error: relative error of the weights against the LoRA that was resized, as stored.
+        left_out: parameters of that LoRA that are not in this one: by a pattern, or not worth their bytes.
+        predicted: expected error against it; measured if it was run at check points.
+        trial: its images against those of the LoRA that was resized, with `images`.
+        sizes: predictions for other sizes.
+        notes: what a user should know, one sentence each.
+    """
+
+    resize_error: float
+    left_out: tuple[str, ...]
+    predicted: Prediction
+    trial: TrialImages | None = None
+    sizes: tuple[Prediction, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def contents(adapter: Adapter) -> Mapping[str, Any]:
     """Return the fields of an adapter, for a subclass with more."""
     return {one.name: getattr(adapter, one.name) for one in fields(Adapter)}

@@ -1,17 +1,18 @@
-"""Prepare statistics for an extraction: the output norm, and a network to try LoRAs in."""
+"""Prepare statistics for the choice of ranks: the output norm, and a network to try LoRAs in."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 
+from lbm_lora.adapter import Adapter
 from lbm_lora.calibration.statistics import Statistics
-from lbm_lora.checkpoint import Component, fingerprint
+from lbm_lora.checkpoint import fingerprint
 from lbm_lora.errors import CheckpointError, Option
 from lbm_lora.extraction import Plan
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.naming import ModuleName
-from lbm_lora.progress import Progress
+from lbm_lora.progress import Progress, warn
 from lbm_lora.ranks import OutputNorm, Trial
 
 
@@ -36,7 +37,14 @@ def output_norm(
     Raises:
         CheckpointError: the statistics are of another model, or lack a module.
     """
-    _check(statistics, path, plan.pairing.tuned, list(plan.shapes()))
+    tuned = plan.pairing.tuned
+    if statistics.origin.tuned != fingerprint(tuned).digest:
+        raise CheckpointError(
+            f"{path} was measured on another model than {tuned.path}. Create it for this one: lbm-lora calibrate ",
+            Option("tuned_model_path"),
+            f" {tuned.path} ...",
+        )
+    check_measured(statistics, path, list(plan.shapes()))
     points = statistics.check_points if is_checked else ()
 
     def open_trial() -> Trial | None:
@@ -60,21 +68,41 @@ def output_norm(
     )
 
 
-def _check(statistics: Statistics, path: Path, tuned: Component, modules: Collection[ModuleName]) -> None:
-    """Check that statistics belong to a tuned model.
+def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[ModuleName], *, path: Path) -> OutputNorm:
+    """Return the norm that weights errors of a LoRA by their cost in the output of the model that it makes.
 
     Args:
         modules: modules that must have been measured.
+        path: path of the statistics file, or its name in messages.
+
+    A LoRA that does not record its tuned model gives a warning, since it cannot be checked.
 
     Raises:
-        CheckpointError: they are of another model, or lack a module.
+        CheckpointError: the statistics are of another model than the LoRA's, or lack a module.
     """
-    if statistics.origin.tuned != fingerprint(tuned).digest:
-        raise CheckpointError(
-            f"{path} was measured on another model than {tuned.path}. Create it for this one: lbm-lora calibrate ",
-            Option("tuned_model_path"),
-            f" {tuned.path} ...",
+    tuned = adapter.metadata.tuned_fingerprint
+    if not tuned:
+        warn(
+            f"{adapter.label} does not say which tuned model it stands for, so it cannot be checked whether {path} was "
+            "measured on that one, or on the base with this LoRA fused."
         )
+    elif statistics.origin.tuned != tuned:
+        raise CheckpointError(
+            f"{path} was measured on another model than the one that {adapter.label} was extracted from. Create it for "
+            "that one: lbm-lora calibrate ",
+            Option("tuned_model_path"),
+            " TUNED ...",
+        )
+    check_measured(statistics, path, modules)
+    return OutputNorm(name=path.name, weights_of=statistics.__getitem__, energy=statistics.output_energy)
+
+
+def check_measured(statistics: Statistics, path: Path, modules: Collection[ModuleName]) -> None:
+    """Check that statistics cover modules.
+
+    Raises:
+        CheckpointError: they lack a module.
+    """
     missing = [module for module in modules if module not in statistics]
     if missing:
         raise CheckpointError(

@@ -99,6 +99,17 @@ COMMANDS: dict[str, Command] = {
             "1 0.5 --save_to fused.ckpt",
         ),
     ),
+    "resize": Command(
+        "resize",
+        "ResizeConfig",
+        "give a LoRA other ranks, or make it fit a file size",
+        EVERYDAY,
+        (
+            "lbm-lora resize --lora_path lora.safetensors --rank 16 --save_to small.safetensors",
+            "lbm-lora resize --lora_path lora.safetensors --max_size 50MB 20MB 8MB --calibration "
+            "statistics.safetensors --save_to small.safetensors",
+        ),
+    ),
     "train": Command(
         "train",
         "TrainRunConfig",

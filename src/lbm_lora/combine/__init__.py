@@ -6,6 +6,7 @@ from lbm_lora.combine.merge_options import merge_rule
 from lbm_lora.combine.merged_adapter import MergedAdapter, merge_adapters
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, difference, product_norm
+from lbm_lora.combine.resize import Resized, resize_adapter
 from lbm_lora.combine.shrink import Shrinking, Stored
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MergedBase",
     "Products",
     "Ranks",
+    "Resized",
     "Shrinking",
     "Stored",
     "Summand",
@@ -27,5 +29,6 @@ __all__ = [
     "merge_rule",
     "merged_base",
     "product_norm",
+    "resize_adapter",
     "store_merged",
 ]

@@ -197,7 +197,10 @@ class Shrinking:
         module = self.products.summands[0].adapter.module_at(name)
         if module is None:
             return self._dense(name, KEPT)
-        return self._module(name, module.cast(self.dtype), factors, size, KEPT)
+        kept = module.cast(self.dtype)
+        if kept.up.dtype == module.up.dtype and kept.down.dtype == module.down.dtype and self.dtype != torch.int8:
+            return Stored(self._row(name, Status.LORA, KEPT, size, 0.0, kept.rank), module=kept)
+        return self._module(name, kept, factors, size, KEPT)
 
     def _spectrum(self, name: ParamName) -> DeltaSpectrum:
         shape, factors = self.products.shapes[name], self.products.factors(name)

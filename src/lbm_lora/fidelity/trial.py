@@ -24,11 +24,12 @@ class LoraTrial:
     It implements `Trial` of `lbm_lora.ranks`. Images are decoded with the tuned model's VAE on both sides.
 
     Args:
-        tuned: the tuned checkpoint.
+        tuned: the tuned checkpoint; the base itself if `wanted` makes it the model to compare with.
         base: the component that deltas are relative to.
         points: points at which the denoiser's outputs are compared.
         images: sources whose one-step results are compared.
         progress: counts the runs of the network.
+        wanted: deltas on the base that take the place of the tuned model: those of a LoRA to be resized.
     """
 
     def __init__(
@@ -41,11 +42,14 @@ class LoraTrial:
         config_path: Path | None,
         device: torch.device,
         progress: Progress,
+        wanted: Iterable[StoredDelta] | None = None,
     ) -> None:
         self._base, self._points, self._progress = base, points, progress
-        progress.start(0, "loading the tuned model")
+        progress.start(0, "loading the tuned model" if wanted is None else "loading the base")
         self._model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32)
-        progress.start(len(points) + len(images), "running the tuned model")
+        if wanted is not None:
+            self.take(wanted)
+        progress.start(len(points) + len(images), "running the tuned model" if wanted is None else "running the LoRA")
         self._wanted = [self._output(point) for point in points]
         self._names = [path.name for path in images]
         self._latents = [image_latent(self._model, path).cpu() for path in images]

@@ -152,11 +152,19 @@ def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
 
 def output_paths(config: ExtractConfig, rule: RankRule) -> list[Path]:
     """Return the outputs, none of them an input."""
-    if config.save_to.suffix != ".safetensors":
-        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
-    stem = config.save_to.stem
-    paths = [config.save_to.with_stem(f"{stem}_{name}" if name else stem) for name in rule.names]
     inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]
+    return lora_paths(config.save_to, rule, inputs)
+
+
+def lora_paths(save_to: Path, rule: RankRule, inputs: Sequence[Path]) -> list[Path]:
+    """Return a path for each LoRA of a rule: `save_to`, or with the rule's names, `LORA_20MB.safetensors`.
+
+    Raises:
+        OutputError: one is not a .safetensors file, or is an input.
+    """
+    if save_to.suffix != ".safetensors":
+        raise OutputError(Option("save_to"), f" {save_to}: a LoRA is a .safetensors file.")
+    paths = [save_to.with_stem(f"{save_to.stem}_{name}" if name else save_to.stem) for name in rule.names]
     for path in paths:
         guard_output(path, inputs)
     return paths

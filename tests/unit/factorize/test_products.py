@@ -1,11 +1,23 @@
 """The SVD of a sum of products, against that of the matrix."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from lbm_lora.factorize import Factors, concatenated, exact_svd, product_svd
+from lbm_lora.factorize import (
+    Factors,
+    Moment,
+    Weights,
+    concatenated,
+    exact_svd,
+    product_svd,
+    weighted_product_svd,
+    weighted_svd,
+)
 
 SIDES = st.integers(1, 24)
 
@@ -37,3 +49,18 @@ def test_its_first_ranks_are_the_best_approximation(rank: int) -> None:
     best = exact_svd(matrix, rank)
     error = torch.linalg.norm(matrix - found.left * found.values @ found.right)
     assert error <= 1.0001 * torch.linalg.norm(matrix - best.left * best.values @ best.right)
+
+
+def test_in_a_weighted_norm_the_product_has_the_svd_of_its_matrix(rand: Callable[..., Tensor]) -> None:
+    def moment(size: int, repeat: int = 1) -> Moment:
+        rows = rand(2 * size, size)
+        return Moment(dense=rows.mT @ rows, repeat=repeat)
+
+    factors = Factors(rand(30, 5), rand(5, 8 * 9))
+    whitening = Weights(inputs=moment(8, repeat=9), outputs=moment(30), scale=2.0).whitening()
+    found, wanted = weighted_product_svd(factors, whitening), weighted_svd(factors.product(), 5, whitening, seed=0)
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-4, atol=1e-4)
+    for rank in (2, 5):
+        one, other = ((svd.left * svd.values) @ svd.right for svd in (found.first(rank), wanted.first(rank)))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert found.rest == 0

@@ -22,6 +22,7 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "calibrate": loras.calibrate,
     "refine": loras.refine,
     "merge": merge.merge,
+    "resize": loras.resize,
     "layers": checkpoints.layers,
     "inspect": inspection.inspect,
     "push": hub.push,

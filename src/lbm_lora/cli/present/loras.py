@@ -1,4 +1,4 @@
-"""Results of the commands that make, measure and improve LoRAs: extract, validate, calibrate, refine."""
+"""Results of the commands that make, measure and improve LoRAs: extract, validate, calibrate, refine, resize."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,12 +7,13 @@ from lbm_lora.cli.present.lines import layer_lines, paragraphs, written
 from lbm_lora.factorize import FULL_RANK
 from lbm_lora.report import Report, full_text, short_text
 from lbm_lora.report.text.tables import numbers, table, words
-from lbm_lora.report.wording import megabytes, percent, plural
+from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.calibrate import CalibrateResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.refine import RefineResult
+    from lbm_lora.workflows.resize import ResizeResult
     from lbm_lora.workflows.validate import ValidateResult
 
 
@@ -71,6 +72,43 @@ def refine(result: "RefineResult", _: bool) -> str:
     return paragraphs(f"Learnt from {plural(result.images, 'image')}.", measured, written(result.adapter))
 
 
+def resize(result: "ResizeResult", verbose: bool) -> str:
+    """Return ranks, bytes and errors before and after, as a table; predicted and measured errors, and files."""
+    every = [result, *result.further]
+    head = f"{plural(len(every), 'LoRA')} of {result.source}, with the error against it"
+    return paragraphs(
+        *(f"{one.adapter.name}\n{_resized_layers(one)}" for one in every if verbose),
+        "\n".join([f"{head}:", *_resizes(every)]),
+        "\n".join(f"{one.adapter.name}: {note}" if result.further else note for one in every for note in one.notes),
+        *(() if result.further else (_predictions(result), _tried_images(result, "those of the LoRA before"))),
+        written(*(one.adapter for one in every)),
+    )
+
+
+def _resizes(every: "Sequence[ResizeResult]") -> list[str]:
+    first = every[0]
+    has_output = first.predicted.of == "output"
+    heads = ["rank", "conv rank", "bytes", "error of weights", *(["of output"] if has_output else [])]
+    heads += ["PSNR", "worst"] if first.images is not None else []
+    before = [f"{first.linear_rank_before:,}", f"{first.conv_rank_before:,}", megabytes(first.nbytes_before)]
+    rows = [[*before, *([NOTHING] * (len(heads) - len(before))), first.source]]
+    for one in every:
+        row = [f"{one.linear_rank:,}", f"{one.conv_rank:,}", megabytes(one.nbytes), percent(one.resize_error)]
+        row += [percent(one.predicted.error)] if has_output else []
+        row += [decibel(value) for value in (one.images.mean_psnr, one.images.worst_psnr)] if one.images else []
+        rows.append([*row, one.adapter.name])
+    return table([*map(numbers, heads), words("file")], rows)
+
+
+def _resized_layers(result: "ResizeResult") -> str:
+    columns = [words("layer"), words("kept as"), numbers("rank before"), numbers("rank"), numbers("error")]
+    rows = [
+        (one.name, one.status, str(one.rank_before or NOTHING), str(one.rank or NOTHING), percent(one.relative_error))
+        for one in result.layers
+    ]
+    return "\n".join(table(columns, rows))
+
+
 def _ranks(result: "ExtractResult") -> str:
     """Return the requested ranks, or the highest chosen ones."""
     if _is_chosen(result):
@@ -106,7 +144,7 @@ def _rank(rank: int) -> str:
     return "full" if rank >= FULL_RANK else f"{rank:,}"
 
 
-def _predictions(result: "ExtractResult") -> str:
+def _predictions(result: "ExtractResult | ResizeResult") -> str:
     """Return the expected errors of the file, and those of smaller and larger files."""
     if result.predicted is None:
         return ""
@@ -118,13 +156,13 @@ def _predictions(result: "ExtractResult") -> str:
     )
 
 
-def _tried_images(result: "ExtractResult") -> str:
+def _tried_images(result: "ExtractResult | ResizeResult", reference: str = "the tuned model's") -> str:
     """Return the PSNR of the images that the LoRA was run on."""
     found = result.images
     if found is None:
         return ""
     predicted = "" if found.predicted_psnr is None else f", predicted {found.predicted_psnr:.1f} dB"
     return (
-        f"One-step images against the tuned model's, {found.count:,} of them: PSNR {found.mean_psnr:.1f} dB in the "
+        f"One-step images against {reference}, {found.count:,} of them: PSNR {found.mean_psnr:.1f} dB in the "
         f"mean, {found.worst_psnr:.1f} dB at worst ({found.worst_image}{predicted})."
     )

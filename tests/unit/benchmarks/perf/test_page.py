@@ -48,6 +48,7 @@ EVERYTHING = {
     "several": {"runs": {"one": process(10), "several": process(11)}},
     "base": {"runs": {"copy": process(10), "base": process(15)}},
     "fuse": {"runs": {"copy": process(10), "fuse": process(25)}},
+    "resize": {"runs": {"copy": process(1), "resize": process(20)}},
     "validate": {"runs": {"bare pass": process(8), "bare pass by tensor": process(10), "validate": process(9)}},
     "merge": {"runs": {"merge": process(3)}},
     "load": {"runs": {"load": process(3)}, "load_s": 0.5, "resident_growth": 51, "file_bytes": 50},

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lbm_lora.adapter import Status
 from lbm_lora.cli.present import present
 from lbm_lora.errors import QualityError
 from lbm_lora.fidelity.output_errors import OutputErrors
@@ -14,6 +15,7 @@ from lbm_lora.report import Report, WeightReport, full_text
 from lbm_lora.workflows.calibrate import CalibrateResult
 from lbm_lora.workflows.extract import ExtractResult
 from lbm_lora.workflows.refine import RefineResult
+from lbm_lora.workflows.resize import ResizedLayer, ResizeResult
 from lbm_lora.workflows.validate import ValidateResult
 
 File = Callable[[str, int], Path]
@@ -163,3 +165,73 @@ def test_a_refinement(file: File, step: int, kept: str) -> None:
         f"{kept}.\n\n"
         "wrote refined.safetensors (1.0 kB)"
     )
+
+
+@pytest.fixture
+def resized(file: File) -> ResizeResult:
+    layers = (
+        ResizedLayer(
+            name="a.weight", status=Status.LORA, reason="fewer ranks", rank_before=32, rank=16, relative_error=0.05
+        ),
+        ResizedLayer(
+            name="a.bias",
+            status=Status.EXCLUDED,
+            reason="in --exclude",
+            rank_before=None,
+            rank=None,
+            relative_error=1.0,
+        ),
+    )
+    return ResizeResult(
+        source="lora.safetensors",
+        adapter=file("small.safetensors", 20_000),
+        nbytes=20_000,
+        nbytes_before=45_000,
+        linear_rank=16,
+        conv_rank=8,
+        linear_rank_before=32,
+        conv_rank_before=16,
+        resize_error=0.052,
+        layers=layers,
+        left_out=("a.bias",),
+        notes=("Left out 1 delta: in --exclude.",),
+        predicted=Prediction(nbytes=20_000, error=0.05, of="weights", foreseen=0.05),
+        sizes=(Prediction(nbytes=10_000, error=0.1, of="weights", foreseen=0.1),),
+    )
+
+
+def test_a_resize_shows_the_lora_before_and_after(resized: ResizeResult) -> None:
+    assert present("resize", resized) == (
+        "1 LoRA of lora.safetensors, with the error against it:\n"
+        "  rank  conv rank    bytes  error of weights  file\n"
+        "    32         16  45.0 kB                 -  lora.safetensors\n"
+        "    16          8  20.0 kB            5.20 %  small.safetensors\n\n"
+        "Left out 1 delta: in --exclude.\n\n"
+        "Predicted relative error of the weights: 5.000%. Smaller and larger files would give:\n"
+        "  10.0 kB  10.000%\n\n"
+        "wrote small.safetensors (20.0 kB)"
+    )
+    assert present("resize", resized, verbose=True).startswith(
+        "small.safetensors\n"
+        "  layer     kept as   rank before  rank    error\n"
+        "  a.weight  lora               32    16   5.00 %\n"
+        "  a.bias    excluded            -     -  100.0 %\n\n"
+    )
+
+
+def test_several_sizes_of_a_calibrated_resize_are_one_table(resized: ResizeResult, file: File) -> None:
+    of_output = Prediction(nbytes=20_000, error=0.01, of="output", foreseen=0.02, measured=0.01)
+    first = replace(resized, predicted=of_output, images=TrialImages(psnrs=(("a.png", 50.0), ("b.png", 40.0))))
+    second = replace(first, adapter=file("tiny.safetensors", 8_000), nbytes=8_000, linear_rank=4, conv_rank=2, notes=())
+    assert present("resize", replace(first, further=(second,))) == (
+        "2 LoRAs of lora.safetensors, with the error against it:\n"
+        "  rank  conv rank    bytes  error of weights  of output   PSNR  worst  file\n"
+        "    32         16  45.0 kB                 -          -      -      -  lora.safetensors\n"
+        "    16          8  20.0 kB            5.20 %     1.00 %  45.00  40.00  small.safetensors\n"
+        "     4          2   8.0 kB            5.20 %     1.00 %  45.00  40.00  tiny.safetensors\n\n"
+        "small.safetensors: Left out 1 delta: in --exclude.\n\n"
+        "wrote small.safetensors (20.0 kB)\nwrote tiny.safetensors (8.0 kB)"
+    )
+    text = present("resize", first)
+    assert "Predicted relative error of the denoiser's output: 1.000%." in text
+    assert "One-step images against those of the LoRA before, 2 of them: PSNR 45.0 dB in the mean, 40.0 dB" in text

@@ -1,0 +1,228 @@
+"""A LoRA at other ranks, from its factors alone: ranks chosen by a rule, one file or several in two passes."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lbm_lora.adapter import (
+    FORMAT,
+    METADATA_ROOM,
+    Adapter,
+    AdapterBuilder,
+    AdapterMetadata,
+    AdapterWriter,
+    Ledger,
+    LedgerRow,
+    Status,
+    extraction_facts,
+)
+from lbm_lora.adapter.metadata import COUNTS_KEY, ERRORS_KEY, REFINEMENT_KEY, SETTINGS_KEY, compact, parsed
+from lbm_lora.combine.products import Products, Summand
+from lbm_lora.combine.shrink import KEPT, Shrinking
+from lbm_lora.errors import AdapterError
+from lbm_lora.factorize import Measure
+from lbm_lora.naming import ParamName, module_of
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import (
+    Chooser,
+    ChosenRanks,
+    OutputNorm,
+    Prediction,
+    Predictor,
+    RankAllocator,
+    RankRule,
+    Trial,
+    unweighted,
+)
+
+_OF_SOURCE = ("base", "tuned", "method", "calibration_images", "target_coverage", "min_diff")
+"""Settings of an extraction that also hold for its result at other ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resized:
+    """One resized adapter.
+
+    Attributes:
+        path: its file; None if it is kept in memory.
+        ledger: a row for each parameter of the LoRA that was resized, with the error against it as stored.
+        adapter: the adapter if it was kept in memory; None if it was written.
+        chosen: its ranks with their trial.
+        predicted: its expected and measured error.
+        sizes: predictions for other sizes.
+        rank, conv_rank: highest stored rank of linear and of conv layers; 0 without any.
+        kept: lora modules that have no more ranks than were wanted, and are kept as they are.
+    """
+
+    path: Path | None
+    ledger: Ledger
+    adapter: Adapter | None
+    chosen: ChosenRanks
+    predicted: Prediction
+    sizes: tuple[Prediction, ...]
+    rank: int
+    conv_rank: int
+    kept: int
+
+
+def resize_adapter(
+    adapter: Adapter,
+    rule: RankRule,
+    paths: Sequence[Path | None],
+    *,
+    dtype: torch.dtype,
+    left_out: Mapping[ParamName, str],
+    settings: Mapping[str, object],
+    norm: OutputNorm | None = None,
+    open_trial: Callable[[], Trial | None] = lambda: None,
+    progress: Progress = SILENT,
+) -> list[Resized]:
+    """Resize a LoRA by a rule, each file complete or absent.
+
+    Args:
+        paths: one file for each of `rule.names`; None for an adapter that is kept in memory.
+        dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16.
+        left_out: params that are not stored, with the reason.
+        settings: settings recorded in the files' metadata, besides the rule.
+        norm: output norm, if errors are weighted by it.
+        open_trial: opens the network in which choices are run before they are written.
+
+    Raises:
+        AdapterError: nothing is left of the LoRA.
+        InputError: no ranks meet the rule, or a value leaves the range of `dtype`.
+    """
+    shrinking = Shrinking(
+        products=Products((Summand.of(adapter),)),
+        dtype=dtype,
+        prefix=adapter.prefix,
+        weights_of=norm.weights_of if norm else unweighted,
+        left_out=left_out,
+    )
+    headers = [_metadata(adapter, {**settings, **rule.facts(index)}) for index in range(len(paths))]
+    spectra, others = shrinking.survey(progress)
+    allocator = RankAllocator(
+        spectra,
+        dtype,
+        prefix=adapter.prefix,
+        dense=shrinking.dense(),
+        overhead=max(len(json.dumps(header.to_header())) for header in headers) + METADATA_ROOM,
+        others=Measure() if norm else others,
+    )
+    predictor = Predictor(
+        allocator, reference_sq=norm.energy if norm else allocator.energy_sq, of="output" if norm else "weights"
+    )
+    found = Chooser(allocator, predictor, shrinking.deltas_of).choose(rule, open_trial())
+    outputs = [
+        _Output(path, header, one, predictor.prediction(one.choice), predictor.table(one.choice.nbytes))
+        for path, header, one in zip(paths, headers, found, strict=True)
+    ]
+    return _stored(adapter, shrinking, outputs, progress)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One adapter to store."""
+
+    path: Path | None
+    header: AdapterMetadata
+    chosen: ChosenRanks
+    predicted: Prediction
+    sizes: tuple[Prediction, ...]
+
+    def open(self, shrinking: Shrinking) -> AdapterWriter | AdapterBuilder:
+        if self.path is None:
+            return AdapterBuilder(shrinking.prefix, shrinking.dtype, self.header)
+        shapes, ranks = shrinking.products.shapes, self.chosen.choice.ranks
+        # a matrix that the LoRA has dense may stay so at any rank
+        given = {name: shapes[name] for name in ranks if shrinking.is_given_dense(name)}
+        return AdapterWriter(
+            self.path,
+            shrinking.prefix,
+            shrinking.dtype,
+            {module_of(name): shapes[name] for name, rank in ranks.items() if rank},
+            {module_of(name): rank for name, rank in ranks.items() if rank},
+            {**shrinking.dense(), **given, **{name: shapes[name] for name, rank in ranks.items() if rank is None}},
+            self.header,
+        )
+
+
+def _stored(adapter: Adapter, shrinking: Shrinking, outputs: Sequence[_Output], progress: Progress) -> list[Resized]:
+    """Stream every delta to its outputs, then the metadata."""
+    rows: list[list[LedgerRow]] = [[] for _ in outputs]
+    with ExitStack() as stack:
+        stores = [output.open(shrinking) for output in outputs]
+        for store in stores:
+            if isinstance(store, AdapterWriter):
+                stack.enter_context(store)
+        progress.start(len(adapter), "resizing")
+        for several in shrinking.outcomes([output.chosen.choice for output in outputs]):
+            for store, one, kept in zip(stores, several, rows, strict=True):
+                if one.module is not None:
+                    store.add_module(one.module)
+                if one.dense is not None:
+                    store.add_dense(one.row.name, one.dense)
+                kept.append(one.row)
+            progress.advance()
+        results = [
+            _result(output, Ledger(tuple(kept)), store)
+            for output, kept, store in zip(outputs, rows, stores, strict=True)
+        ]
+        for result, store in zip(results, stores, strict=True):
+            if not result.ledger.of(Status.LORA, Status.DENSE):
+                raise AdapterError(f"nothing is left of {adapter.label}. Allow higher ranks or a larger file.")
+            store.metadata = _measured(adapter, store.metadata, result)
+    return [
+        replace(result, adapter=store.adapter() if isinstance(store, AdapterBuilder) else None)
+        for result, store in zip(results, stores, strict=True)
+    ]
+
+
+def _result(output: _Output, ledger: Ledger, store: AdapterWriter | AdapterBuilder) -> Resized:
+    highest = {2: 0, 4: 0}
+    for row in ledger.of(Status.LORA):
+        highest[len(row.shape)] = max(highest[len(row.shape)], row.rank or 0)
+    return Resized(
+        path=output.path,
+        ledger=ledger,
+        adapter=None,
+        chosen=output.chosen,
+        predicted=output.predicted,
+        sizes=output.sizes,
+        rank=highest[2],
+        conv_rank=highest[4],
+        kept=sum(row.reason == KEPT for row in ledger),
+    )
+
+
+def _metadata(adapter: Adapter, settings: Mapping[str, object]) -> AdapterMetadata:
+    """Return the LoRA's metadata with the settings of the resize; what it says about errors no longer holds."""
+    facts = {key: value for key, value in adapter.metadata.facts.items() if key != ERRORS_KEY}
+    before = parsed(facts, SETTINGS_KEY)
+    known = {key: before[key] for key in _OF_SOURCE if key in before}
+    facts[SETTINGS_KEY] = compact({**known, **settings})
+    if REFINEMENT_KEY in facts:
+        refinement = parsed(facts, REFINEMENT_KEY)
+        facts[REFINEMENT_KEY] = compact({key: refinement[key] for key in refinement if "error" not in key})
+    return replace(adapter.metadata, format=FORMAT, facts=facts)
+
+
+def _measured(adapter: Adapter, header: AdapterMetadata, result: Resized) -> AdapterMetadata:
+    """Return the metadata with the ranks, counts and errors of what was stored."""
+    earlier = parsed(adapter.metadata.facts, COUNTS_KEY)
+    counts = result.ledger.counts()
+    for status in (Status.UNCHANGED, Status.EXCLUDED):  # params that the resized LoRA does not hold
+        count = earlier.get(status)
+        counts[status] += count if isinstance(count, int) else 0
+    errors = {"resize_error": result.ledger.total().relative_error}
+    errors[f"predicted_{result.predicted.of}_error"] = result.predicted.error
+    if result.chosen.images is not None:
+        errors["measured_worst_psnr"] = result.chosen.images.worst_psnr
+    settings = parsed(header.facts, SETTINGS_KEY)
+    made = extraction_facts(
+        rank=result.rank, conv_rank=result.conv_rank, counts=counts, errors=errors, settings=settings
+    )
+    return replace(header, facts={**header.facts, **made})

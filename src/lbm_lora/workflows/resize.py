@@ -1,0 +1,318 @@
+"""Give a LoRA other ranks: the verb `resize`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lbm_lora.adapter import Adapter, Status, load_adapter, precision
+from lbm_lora.adapter.metadata import SETTINGS_KEY, parsed
+from lbm_lora.apply import check_base, check_fit
+from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from lbm_lora.combine import Resized, resize_adapter
+from lbm_lora.configs.resize import ResizeConfig
+from lbm_lora.errors import AdapterError, ConfigError, Option
+from lbm_lora.model.device import resolve_device
+from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import FixedRanks, OutputNorm, Prediction, RankRule, Trial, TrialImages, rank_rule
+from lbm_lora.report.wording import plural
+from lbm_lora.workflows.extract import lora_paths, readable
+
+if TYPE_CHECKING:
+    from lbm_lora.calibration import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizedLayer:
+    """One parameter of the LoRA, before and after."""
+
+    name: str
+    status: Status
+    reason: str
+    rank_before: int | None
+    """Rank in the LoRA that was resized; None for a dense delta."""
+    rank: int | None
+    relative_error: float
+    """Error of the weights against the LoRA that was resized, as stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeResult:
+    """A resized LoRA and its error; of several, the first."""
+
+    source: str
+    """The LoRA that was resized: its file's name."""
+    adapter: Path
+    nbytes: int
+    nbytes_before: int
+    linear_rank: int
+    """Highest rank of linear layers."""
+    conv_rank: int
+    """Highest rank of conv layers."""
+    linear_rank_before: int
+    conv_rank_before: int
+    resize_error: float
+    """Relative error of the weights against the LoRA that was resized, as stored, with all that was left out."""
+    layers: tuple[ResizedLayer, ...]
+    left_out: tuple[str, ...]
+    """Parameters of the LoRA that are not in this one: by a pattern, or not worth their bytes."""
+    notes: tuple[str, ...]
+    predicted: Prediction
+    """Expected error against the LoRA that was resized; measured if it was run at check points."""
+    images: TrialImages | None = None
+    """Its images against those of the LoRA that was resized."""
+    sizes: tuple[Prediction, ...] = ()
+    """Predictions for other sizes."""
+    further: tuple["ResizeResult", ...] = ()
+    """LoRAs of the other ranks or sizes."""
+
+
+def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
+    """Resize a LoRA in two passes over its factors.
+
+    Raises:
+        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
+    """
+    rule = check(config)
+    paths = output_paths(config, rule)
+    images = readable(config.images)
+    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
+    with ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
+        found = resized(
+            config, rule, adapter, paths, statistics=lambda: _statistics(config), base=base, images=images,
+            progress=progress,
+        )  # fmt: skip
+    first, *further = [written(adapter, config, rule, path, one) for path, one in zip(paths, found, strict=True)]
+    return replace(first, further=tuple(further))
+
+
+run_resize = run
+"""Its name on the public page."""
+
+
+def check(config: ResizeConfig) -> RankRule:
+    """Return the rank rule; invalid options fail before a file is opened."""
+    is_calibrated, has_images = config.calibration is not None, config.images is not None
+    if config.min_psnr is not None and not has_images:
+        raise ConfigError(Option("min_psnr"), " needs images: add ", Option("images"), " FOLDER.")
+    if config.max_output_error is not None and not is_calibrated:
+        raise ConfigError(
+            Option("max_output_error"), " needs the denoiser's output: add ", Option("calibration"), " STATISTICS."
+        )
+    if has_images and config.base_model_path is None:
+        raise ConfigError(Option("images"), " needs a base to run LoRAs on: add ", Option("base_model_path"), " BASE.")
+    if config.base_model_path is not None and not has_images and not is_calibrated:
+        raise ConfigError(
+            Option("base_model_path"), " is only for LoRAs that are run: add ", Option("images"), " FOLDER or ",
+            Option("calibration"), " STATISTICS, or leave it out.",
+        )  # fmt: skip
+    return rank_rule(config, is_calibrated=is_calibrated, has_images=has_images)
+
+
+def output_paths(config: ResizeConfig, rule: RankRule) -> list[Path]:
+    """Return the outputs, none of them an input."""
+    inputs = (config.lora_path, config.base_model_path, config.calibration)
+    return lora_paths(config.save_to, rule, [path for path in inputs if path is not None])
+
+
+def resized(
+    config: ResizeConfig,
+    rule: RankRule,
+    adapter: Adapter,
+    paths: Sequence[Path | None],
+    *,
+    statistics: "Callable[[], Statistics]",
+    base: Checkpoint | None,
+    images: Sequence[Path],
+    progress: Progress,
+) -> list[Resized]:
+    """Resize an adapter.
+
+    Args:
+        config: its paths name things for messages and metadata; nothing is read from them.
+        rule: from `check`.
+        paths: one file for each of `rule.names`; None for a LoRA that is kept in memory.
+        statistics: returns the statistics that weight errors by the output, if the config has any.
+        base: the base, to run LoRAs on.
+        images: images to run them on.
+    """
+    dropped = _left_out(config, adapter)
+    dtype = precision(config.save_precision) if config.save_precision else _dtype(adapter)
+    if base is not None:
+        component = base.component()
+        check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()}, allow_unmatched=True)
+        check_base(adapter, component, allow_other_base=config.allow_other_base)
+    norm, measured = None, None
+    if config.calibration is not None:
+        from lbm_lora.calibration import lora_norm  # only this needs the network classes
+
+        measured = statistics()
+        norm = lora_norm(measured, adapter, _weighted(adapter, dropped), path=config.calibration)
+    return resize_adapter(
+        adapter,
+        rule,
+        paths,
+        dtype=dtype,
+        left_out=dropped,
+        settings=_settings(config, adapter, dtype, norm, measured),
+        norm=norm,
+        open_trial=lambda: _trial(config, adapter, base, measured, images, progress),
+        progress=progress,
+    )
+
+
+def written(adapter: Adapter, config: ResizeConfig, rule: RankRule, path: Path, found: Resized) -> ResizeResult:
+    """Return the result of a written LoRA."""
+    ranks = {name: module.rank for name, module in adapter.modules.items()}
+    layers = tuple(
+        ResizedLayer(
+            name=row.name,
+            status=row.status,
+            reason=row.reason,
+            rank_before=ranks.get(module_of(row.name)) if leaf_of(row.name) == "weight" else None,
+            rank=row.rank,
+            relative_error=row.measure.relative_error,
+        )
+        for row in found.ledger
+    )
+    return ResizeResult(
+        source=adapter.path.name if adapter.path else adapter.label,
+        adapter=path,
+        nbytes=path.stat().st_size,
+        nbytes_before=adapter.path.stat().st_size if adapter.path else adapter.nbytes,
+        linear_rank=found.rank,
+        conv_rank=found.conv_rank,
+        linear_rank_before=_highest(adapter, 2),
+        conv_rank_before=_highest(adapter, 4),
+        resize_error=found.ledger.total().relative_error,
+        layers=layers,
+        left_out=names_left_out(found),
+        notes=notes(adapter, rule, found),
+        predicted=found.predicted,
+        images=found.chosen.images,
+        sizes=found.sizes,
+    )
+
+
+def notes(adapter: Adapter, rule: RankRule, found: Resized) -> tuple[str, ...]:
+    """Return what a user should know of a resized LoRA, one sentence each."""
+    said: list[str] = []
+    reasons = found.ledger.excluded_reasons()
+    for reason, count in reasons.items():
+        said.append(f"Left out {plural(count, 'delta')}: {reason}.")
+    if found.kept and isinstance(rule, FixedRanks):
+        said.append(
+            f"{plural(found.kept, 'layer')} of {len(adapter.modules):,} had no more ranks than requested and "
+            f"{'is' if found.kept == 1 else 'are'} kept as {'it is' if found.kept == 1 else 'they are'}."
+        )
+    return tuple(said)
+
+
+def names_left_out(found: Resized) -> tuple[str, ...]:
+    """Return the parameters that are not in the file."""
+    return tuple(row.name for row in found.ledger.of(Status.EXCLUDED))
+
+
+def _left_out(config: ResizeConfig, adapter: Adapter) -> dict[ParamName, str]:
+    """Return the params that are not kept, with the reason.
+
+    Raises:
+        PatternError: a pattern matches nothing.
+        AdapterError: nothing remains.
+    """
+    dropped = left_out(adapter.params, include=config.include, exclude=config.exclude, prefix=adapter.prefix)
+    if not config.dense:
+        others = [name for name in adapter.dense if leaf_of(name) != "weight" or adapter.dense[name].dim() < 2]
+        dropped |= {name: "dense deltas are switched off" for name in others if name not in dropped}
+    if len(dropped) == len(adapter):
+        raise AdapterError(
+            Option("include"), " and ", Option("exclude"),
+            f" leave out all {len(adapter)} deltas of {adapter.label}. Change one of them.",
+        )  # fmt: skip
+    return dropped
+
+
+def _weighted(adapter: Adapter, dropped: dict[ParamName, str]) -> list[ModuleName]:
+    """Return the modules of the weights that get ranks."""
+    weights = [name for name in adapter.params if len(adapter.shape_of(name) or ()) in (2, 4)]
+    return [module_of(name) for name in weights if name not in dropped and leaf_of(name) == "weight"]
+
+
+def _dtype(adapter: Adapter) -> torch.dtype:
+    """Return the dtype of a file of the adapter: the widest of its factors and dense deltas."""
+    if adapter.dtype is not None:
+        return adapter.dtype
+    factors = [tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)]
+    found = factors or [delta.dtype for delta in adapter.dense.values()]
+    widest = found[0]
+    for dtype in found[1:]:
+        widest = torch.promote_types(widest, dtype)
+    return widest
+
+
+def _highest(adapter: Adapter, dims: int) -> int:
+    return max((module.rank for module in adapter.modules.values() if len(module.shape) == dims), default=0)
+
+
+def _statistics(config: ResizeConfig) -> "Statistics":
+    from lbm_lora.calibration import load_statistics
+
+    assert config.calibration is not None
+    return load_statistics(config.calibration)
+
+
+def _trial(
+    config: ResizeConfig,
+    adapter: Adapter,
+    base: Checkpoint | None,
+    statistics: "Statistics | None",
+    images: Sequence[Path],
+    progress: Progress,
+) -> Trial | None:
+    """Open the network in which LoRAs are compared with the one that is resized."""
+    points = statistics.check_points if statistics is not None else ()
+    if base is None or not (points or images):
+        return None
+    from lbm_lora.fidelity.trial import LoraTrial
+
+    return LoraTrial(
+        base,
+        base.component(),
+        points=points,
+        images=images,
+        config_path=config.config_path,
+        device=resolve_device(config.device),
+        progress=progress,
+        wanted=((name, adapter.delta(name)) for name in adapter.params),
+    )
+
+
+def _settings(
+    config: ResizeConfig,
+    adapter: Adapter,
+    dtype: torch.dtype,
+    norm: OutputNorm | None,
+    statistics: "Statistics | None",
+) -> dict[str, object]:
+    """Return the settings that the file records; file names without folders."""
+    found: dict[str, object] = {
+        "resized_from": adapter.path.name if adapter.path else adapter.label,
+        "dtype": dtype_name(dtype),
+        "include": config.include,
+        "exclude": config.exclude,
+        "dense": config.dense,
+        "calibration": norm.name if norm else None,
+    }
+    if norm is not None:
+        found["method"] = "calibrated"
+    if statistics is not None and statistics.image_digests:
+        from lbm_lora.imaging.digests import packed, unpacked
+
+        earlier = unpacked(parsed(adapter.metadata.facts, SETTINGS_KEY).get("calibration_images"))
+        found["calibration_images"] = packed(dict.fromkeys([*statistics.image_digests, *sorted(earlier)]))
+    return found
