@@ -16,7 +16,7 @@ from benchmarks.perf.pair import pair_facts
 from benchmarks.results import FOLDER, command_of, write_result
 
 _EXTRACTION = (themes.machine, themes.extract, themes.svd, themes.error, themes.full_rank, themes.several)
-_COMMANDS = (themes.base, themes.fuse, themes.validate, themes.load, themes.merge)
+_COMMANDS = (themes.base, themes.fuse, themes.validate, themes.load, themes.merge, themes.resize)
 _NETWORKS = (themes.calibrated, themes.train, themes.refine, themes.infer)
 THEMES = {theme.__name__: theme for theme in (*_EXTRACTION, *_COMMANDS, *_NETWORKS)}
 """Map from name for `--only` to its theme, in the order of a run."""

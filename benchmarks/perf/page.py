@@ -19,7 +19,7 @@ COLUMNS = 40
 Value = Callable[[Results], float]
 
 _ORDER = (
-    *("extract", "full_rank", "several", "base", "fuse", "validate", "load", "merge"),
+    *("extract", "full_rank", "several", "base", "fuse", "validate", "load", "merge", "resize"),
     *("calibrated", "train", "refine"),
 )
 
@@ -143,6 +143,7 @@ TARGETS: tuple[Target, ...] = (
     Target("base: time over copying the bytes of both twins", 2, "x", slower_by("base", "copy")),
     Target("base: peak anonymous memory", 1, "GB", _memory("base")),
     Target("fuse: time over copying the file", 2, "x", slower_by("fuse", "copy")),
+    Target("resize 64/32 to 16/8: peak anonymous memory", 1, "GB", _memory("resize")),
     Target("fuse: peak anonymous memory", 1, "GB", _memory("fuse")),
     Target(f"validate (weights): {_TENSOR_WISE}", 1.5, "x", slower_by("validate", TENSORS)),
     Target(f"validate (weights): {_BLOCK_WISE}", 1.5, "x", slower_by("validate", BLOCKS)),

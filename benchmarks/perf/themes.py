@@ -124,6 +124,24 @@ def fuse(bench: Bench) -> dict[str, Any]:
     return {"runs": runs}
 
 
+def resize(bench: Bench) -> dict[str, Any]:
+    """Compare resizing a LoRA of rank 64/32 to 16/8, and to a size, with copying its file."""
+    lora = bench.path("rank_64.safetensors")
+    lora.parent.mkdir(parents=True, exist_ok=True)
+    ranks = FixedRank(linear=64, conv=32)
+    make_lora(lora, scale=bench.options.scale, seed=bench.options.seed, ranks=ranks)
+    output, copy = bench.path("resized.safetensors"), bench.path("copy.bin")
+    size = f"{lora.stat().st_size // 4}B"
+    flags = {"lora_path": lora, "save_to": output}
+    to_rank = bench.command("resize", inputs=(lora,), outputs=(output,), **flags, rank=16)
+    to_size = bench.command("resize", inputs=(lora,), outputs=(output,), **flags, max_size=size)
+    settings = {"source": str(lora), "targets": [str(copy)]}
+    copied = Job(function=jobs.copy, settings=settings, inputs=(lora,), outputs=(copy,))
+    runs = bench.side_by_side({"copy": copied, "resize": to_rank, "resize to a size": to_size})
+    bench.drop(lora, output, copy)
+    return {"runs": runs, "size": size}
+
+
 def validate(bench: Bench) -> dict[str, Any]:
     """Compare validate (weights) with the bare pass."""
     lora = bench.lora
