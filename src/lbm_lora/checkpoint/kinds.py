@@ -24,6 +24,8 @@ _UNREAD = {
 }
 """Part of a key -> an algorithm or format whose deltas need the base, or that cannot be assigned to layers."""
 _FACTORS = (".lora_up.", ".lora_down.", ".lora_unit", ".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.down.")
+_DENSE = (".diff", ".diff_b", ".diff_param", ".dense", ".dense_b", ".dense_param")
+"""Endings of dense deltas: a LoRA need not have factors."""
 _VAE = ("vae.", "first_stage_model.", "encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _DORA = (".dora_scale", ".lora_magnitude_vector")
 
@@ -49,7 +51,8 @@ def kind_of(keys: Collection[str], metadata: Mapping[str, str]) -> FileKind | No
         return _STATISTICS
     if _ADAPTER_KEY in metadata:
         return NATIVE
-    return _foreign(keys) or (NATIVE if _has(keys, _FACTORS) else _network(keys))
+    is_lora = _has(keys, _FACTORS) or any(key.endswith(_DENSE) for key in keys)
+    return _foreign(keys) or (NATIVE if is_lora else _network(keys))
 
 
 def _foreign(keys: Collection[str]) -> FileKind | None:

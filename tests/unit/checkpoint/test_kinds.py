@@ -22,6 +22,7 @@ def foreign(name: str) -> FileKind:
         ([f"denoiser.{M}.lora_up.weight", f"denoiser.{M}.lora_down.weight"], NATIVE),
         ([f"denoiser.{M}.lora_up.int8", f"denoiser.{M}.lora_unit"], NATIVE),
         ([f"{M}.lora_up.weight"], NATIVE),
+        (["denoiser.conv_in.diff", "denoiser.conv_in.diff_b"], NATIVE),
         ([f"lora_unet_{FLAT}.lora_up.weight"], lora("a LoRA in the format of kohya's sd-scripts")),
         (["lora_te1_text_model_x.alpha"], lora("a LoRA in the format of kohya's sd-scripts")),
         ([f"lora_unet_{FLAT}.hada_w1_a"], lora("a LyCORIS file (LoHa)")),

@@ -20,6 +20,8 @@ What is written, and why:
   read back, a `.w_norm` of zeros next to a `.b_norm` is left out again.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -39,6 +41,7 @@ from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, 
 UNET, LYCORIS_PREFIX = "lora_unet_", "lycoris_"
 _PREFIXES = (UNET, LYCORIS_PREFIX)
 W_NORM, B_NORM = ".w_norm", ".b_norm"
+_OF_ATTENTION = re.compile(r"_attn[12]_to_\w+\.alpha$")
 
 
 def _is_kohya(keys: Collection[str], header: Mapping[str, str]) -> bool:
@@ -83,7 +86,22 @@ def _encode_kohya(adapter: Adapter, wishes: Wishes, format: FormatName, stem: Ca
         up, down = exact_factors(delta)
         tensors |= _keys(stem(module_of(name)), up, down, float(down.shape[0]))
     count = plural(len(adapter.dense), "dense matrix", "dense matrices")
-    return Encoded(tensors, notes=(f"{count} written as factors of full rank, exactly.",) if adapter.dense else ())
+    exact = (f"{count} written as factors of full rank, exactly.",) if adapter.dense else ()
+    return Encoded(tensors, notes=(*exact, *_ignored_alphas(tensors)))
+
+
+def _ignored_alphas(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return a note on alphas that diffusers (0.42) ignores: those of attentions that are not the most frequent."""
+    alphas = {key: float(tensor) for key, tensor in tensors.items() if key.endswith(ALPHA)}
+    counts = Counter(alphas.values())
+    common = max(counts, key=lambda alpha: counts[alpha], default=0.0)
+    ignored = [key for key, alpha in alphas.items() if alpha != common and _OF_ATTENTION.search(key)]
+    if not ignored:
+        return ()
+    attentions = plural(len(ignored), "attention layer")
+    return (
+        f"diffusers reads alpha {common:g} for {attentions} with another one. For diffusers: the format diffusers.",
+    )
 
 
 def _encode_lycoris(adapter: Adapter, wishes: Wishes) -> Encoded:

@@ -122,7 +122,7 @@ def test_keys_of_kohya(tmp_path: Path, format: FormatName, wishes: Wishes, keys:
     path = tmp_path / "x.safetensors"
     saved = save_adapter(EVERYTHING, path, format=format, wishes=wishes)
     assert saved.dropped == (bias_of(TO_OUT), bias_of(CONV), bias_of(NORM))
-    assert saved.notes == ("1 dense matrix written as factors of full rank, exactly.",)
+    assert saved.notes[:1] == ("1 dense matrix written as factors of full rank, exactly.",)
     tensors = load_file(path)
     endings = (".alpha", ".lora_down.weight", ".lora_up.weight")
     assert sorted(tensors) == [key + ending for key in keys for ending in endings]
@@ -242,3 +242,15 @@ def test_our_own_files_say_which_format_they_have(tmp_path: Path) -> None:
     mixed = load_file(path) | {"lora_unet_conv_in.alpha": torch.tensor(1.0)}
     assert not codec_named("kohya-diffusers").matches(mixed.keys(), {})
     assert load_adapter(path).file_format == "kohya"
+
+
+def test_alphas_of_attentions_that_diffusers_ignores_are_noted() -> None:
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1."
+    alphas = {f"{layer}to_q": 2.0, f"{layer}to_k": 2.0, f"{layer}to_out.0": 3.0, "conv_in": 1.0}
+    modules = {
+        ModuleName(name): lora(ModuleName(name), [4, 4], 2, alpha, torch.float32) for name, alpha in alphas.items()
+    }
+    (note,) = codec_named("kohya").encode(Adapter(modules, {}), Wishes()).notes
+    assert note.startswith("diffusers reads alpha 2 for 1 attention layer with another one.")
+    same = {name: module for name, module in modules.items() if module.alpha != 3}
+    assert codec_named("kohya").encode(Adapter(same, {}), Wishes()).notes == ()
