@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 
 import torch
 
-MODULES = ("combined", "loras", "measured", "models", "training", "hub")
+MODULES = ("combined", "loras", "measured", "models", "training", "hub", "formats")
 API = Path(__file__).parents[1] / "src/lbm_lora/api"
 _HEAD = '"""Made by tools/write_api_stubs.py of the functions and their configs; not to be edited."""'
 # names in the types of options -> the modules that they are of

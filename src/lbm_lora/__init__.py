@@ -11,9 +11,9 @@
     image = pipe(photo).images[0]
 
 Each command is a function of Python values: `compress`, `make_base`, `extract`, `calibrate`, `refine`, `resize`,
-`validate`, `fuse`, `merge`, `convert`, `infer`, `train`, `pack_data`, `check_data`, `layers`, `inspect`, `push`. Its options
-are those of the command, and nothing is written unless a path is given for it. `run_extract(ExtractConfig(...))` and
-its like are the commands themselves, from files to files.
+`validate`, `fuse`, `merge`, `convert`, `infer`, `train`, `pack_data`, `check_data`, `layers`, `inspect`, `push`. Its
+options are those of the command, and nothing is written unless a path is given for it.
+`run_extract(ExtractConfig(...))` and its like are the commands themselves, from files to files.
 
 The names of this page stand in `__init__.pyi`, the stub that type checkers read, and nowhere else. Importing the
 package loads no torch; the first use of a name does.

@@ -8,6 +8,7 @@ from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
 from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
 from lbm_lora.api.adapters import ResizedAdapter as ResizedAdapter
 from lbm_lora.api.combined import merge as merge
+from lbm_lora.api.formats import convert as convert
 from lbm_lora.api.hub import push as push
 from lbm_lora.api.loras import compress as compress
 from lbm_lora.api.loras import extract as extract
@@ -30,6 +31,7 @@ from lbm_lora.apply import fuse_module as fuse_module
 from lbm_lora.apply import inject as inject
 from lbm_lora.checkpoint import Checkpoint as Checkpoint
 from lbm_lora.configs.base import BaseConfig as BaseConfig
+from lbm_lora.configs.convert import ConvertConfig as ConvertConfig
 from lbm_lora.configs.extract import ExtractConfig as ExtractConfig
 from lbm_lora.configs.fuse import FuseConfig as FuseConfig
 from lbm_lora.configs.infer import InferConfig as InferConfig
@@ -61,6 +63,7 @@ from lbm_lora.progress import SILENT as SILENT
 from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
 from lbm_lora.progress import Progress as Progress
 from lbm_lora.workflows.base import run_base as run_base
+from lbm_lora.workflows.convert import run_convert as run_convert
 from lbm_lora.workflows.extract import run_extract as run_extract
 from lbm_lora.workflows.fuse import run_fuse as run_fuse
 from lbm_lora.workflows.infer import run_infer as run_infer

@@ -13,7 +13,7 @@ MODULES = {
 
 VERBS = (
     "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers",
-    "merge", "push", "refine", "train", "validate", "resize",
+    "merge", "push", "refine", "train", "validate", "resize", "convert",
 )  # fmt: skip
 
 REASONS = {

@@ -12,7 +12,18 @@ from lbm_lora.cli.main import COMMANDS
 
 FUNCTIONS = {
     *("make_base", "extract", "extract_several", "calibrate", "refine", "validate", "fuse", "infer", "layers"),
-    *("train", "pack_data", "check_data", "compress", "inspect", "merge", "push", "resize", "resize_several"),
+    *(
+        "train",
+        "pack_data",
+        "check_data",
+        "compress",
+        "inspect",
+        "merge",
+        "push",
+        "resize",
+        "resize_several",
+        "convert",
+    ),
 }
 
 
@@ -79,6 +90,6 @@ def test_the_core_loads_nothing_heavier_than_torch(layer: str) -> None:
     assert loaded(f"import lbm_lora.{layer}") <= {"torch"}
 
 
-@pytest.mark.parametrize("command", ["extract", "validate", "fuse", "layers", "inspect", "merge"])
+@pytest.mark.parametrize("command", ["extract", "validate", "fuse", "layers", "inspect", "merge", "convert"])
 def test_commands_of_the_core_need_no_network_classes(command: str) -> None:
     assert loaded(f"import lbm_lora.workflows.{command}, lbm_lora.cli.present") <= {"torch"}

@@ -33,6 +33,7 @@ _EXTRACT = Options(
     hidden=(
         *("base_model_path", "tuned_model_path", "save_to", "calibration", "calibration_images", "images"),
         *("create_base_model", "backbone_signature"),  # make_base makes a base
+        "also",  # an adapter saves itself in any format
     ),
 )
 _COMPRESS = Options(CompressConfig, hidden=("tuned", "images"))

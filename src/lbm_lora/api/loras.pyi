@@ -308,6 +308,7 @@ def compress(
     calibration: Path | str | None = None,
     count: int = 16,
     save_precision: Literal['float', 'fp16', 'bf16', 'int8'] | torch.dtype = 'fp16',
+    also: Literal['comfyui', 'kohya', 'kohya-diffusers', 'diffusers', 'peft', 'lycoris'] | Sequence[Literal['comfyui', 'kohya', 'kohya-diffusers', 'diffusers', 'peft', 'lycoris']] = (),
     seed: int = 0,
     torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'float',
     progress: Progress = ...,
@@ -334,6 +335,8 @@ def compress(
             another size without measuring again. images are then used only for the comparison.
         count: Calibrate on at most this many images, evenly spread over the given ones.
         save_precision: Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it.
+        also: Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on.
+            What a format cannot hold is left out there, with a warning.
         seed: Seed for the bridge noise.
         torch_dtype: Precision of the networks in the comparison. Below float, their rounding hides small
             differences.

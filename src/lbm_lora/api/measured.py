@@ -26,7 +26,7 @@ _VALIDATE = Options(
 )
 _REFINE = Options(
     RefineConfig,
-    hidden=("base_model_path", "tuned_model_path", "lora_path", "images", "held_images", "save_to"),
+    hidden=("base_model_path", "tuned_model_path", "lora_path", "images", "held_images", "save_to", "also"),
 )
 
 

@@ -110,6 +110,18 @@ COMMANDS: dict[str, Command] = {
             "statistics.safetensors --save_to small.safetensors",
         ),
     ),
+    "convert": Command(
+        "convert",
+        "ConvertConfig",
+        "write a LoRA for ComfyUI, sd-scripts, diffusers, PEFT or LyCORIS",
+        EVERYDAY,
+        (
+            "lbm-lora convert --lora_path lora.safetensors --to comfyui --save_to lora_comfyui.safetensors",
+            "lbm-lora convert --lora_path lora.safetensors --to diffusers --biases lora_bias --norms drop --save_to "
+            "pytorch_lora_weights.safetensors",
+            "lbm-lora convert --lora_path from_peft --to native --save_to lora.safetensors",
+        ),
+    ),
     "train": Command(
         "train",
         "TrainRunConfig",

@@ -16,6 +16,7 @@ from lbm_lora.configs.marks import (
     Named,
     Seed,
 )
+from lbm_lora.configs.values import ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class CompressConfig:
     """Calibrate on at most this many images, evenly spread over the given ones."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"], ADVANCED] = "fp16"
     """Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it."""
+    also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
+    """Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on. What a format
+    cannot hold is left out there, with a warning."""
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the bridge noise."""
     torch_dtype: Annotated[Literal["float", "fp16", "bf16"], ADVANCED] = "float"

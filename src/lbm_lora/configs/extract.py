@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, File, Images, Named, Pattern
 from lbm_lora.configs.rank_options import RankOptions
+from lbm_lora.configs.values import ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,9 @@ class ExtractConfig(RankOptions):
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
     """Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times finer in the same
     bytes. int8 fits twice the ranks into a file, which only lbm-lora can read."""
+    also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
+    """Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on. What a format
+    cannot hold is left out there, with a warning."""
     min_diff: Annotated[float, Bounds(0), ADVANCED] = 0.0
     """Leave out tensors whose largest change is below this. The ledger lists them."""
     device: Annotated[str, Named("DEVICE")] = "auto"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Checkpoint, File, Folder
+from lbm_lora.configs.marks import ADVANCED, HUB_LORA, POSITIONAL, Checkpoint, File, Folder
 from lbm_lora.configs.values import AlphaIs
 
 
@@ -11,7 +11,7 @@ from lbm_lora.configs.values import AlphaIs
 class InspectConfig:
     """Say in one screen what a file is, LoRA or checkpoint, or how two files differ."""
 
-    files: Annotated[tuple[File, ...], POSITIONAL]
+    files: Annotated[tuple[Annotated[File, HUB_LORA], ...], POSITIONAL]
     """One file to inspect, or two to compare: LoRAs, checkpoints, or a LoRA and a checkpoint that it may fit."""
     base_model_path: Checkpoint | None = None
     """Also check whether the LoRA was made from this checkpoint, and fits it. A file with values that replace those of

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Batch, Bounds, Checkpoint, Count, File, Images, Lora, Named, Seed, Size
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.configs.values import AlphaIs, ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,9 @@ class RefineConfig:
     """Seed for the bridge noise and the order of the images."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
     """Store the LoRA in this precision. Default: that of the given LoRA."""
+    also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
+    """Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on. What a format
+    cannot hold is left out there, with a warning."""
     torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "float"
     """Run the networks in this precision. bf16 cannot see errors below about 1 %."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"

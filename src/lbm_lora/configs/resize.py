@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Images, Named, Pattern
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Images, Lora, Named, Pattern
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.configs.values import AlphaIs
 
@@ -23,7 +23,7 @@ class ResizeConfig(RankOptions):
     min_psnr: Annotated[float | None, Named("DB")] = None
     """Write the smallest file with which each of --images reaches this PSNR (dB) to the one-step image of the LoRA as
     it was. Needs --images and --base_model_path."""
-    lora_path: File
+    lora_path: Lora
     """LoRA to resize."""
     save_to: File
     """Write the LoRA here: a .safetensors file."""

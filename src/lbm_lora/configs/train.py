@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from lbm_lora.configs.marks import HIDDEN, File
+from lbm_lora.configs.marks import ADVANCED, HIDDEN, File
+from lbm_lora.configs.values import ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,5 +14,8 @@ class TrainRunConfig:
 
     path_config: File
     """The training file. lora/lora_relight_config.yaml in the repository is an example."""
+    also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
+    """Also write the last and the best LoRA in these formats, beside the native files: last.comfyui.safetensors, and so
+    on. What a format cannot hold is left out there, with a warning."""
     overrides: Annotated[tuple[tuple[str, str], ...], HIDDEN] = ()
     """(key, YAML text) pairs that take the place of the file's values."""

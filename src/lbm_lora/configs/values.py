@@ -18,6 +18,9 @@ SMALLEST_SIZE = 64
 FormatName = Literal["native", "comfyui", "kohya", "kohya-diffusers", "diffusers", "peft", "lycoris"]
 """Format of a LoRA that can be written. `kohya` has SDXL's single-file names, `kohya-diffusers` those of diffusers."""
 
+ForeignFormat = Literal["comfyui", "kohya", "kohya-diffusers", "diffusers", "peft", "lycoris"]
+"""Format of another program."""
+
 BiasesAs = Literal["keep", "lora_bias", "replace", "drop"]
 """What becomes of bias deltas: `keep` them where the format can hold deltas, write them as the bias of `lora_B`,
 `replace` the base's biases, or `drop` them."""

@@ -23,6 +23,7 @@ from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
 from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.workflows import base, calibrate, extract, validate
+from lbm_lora.workflows.twins import Twin
 
 _HELD_OUT_EVERY = 4
 _MOST_HELD_OUT = 8
@@ -50,6 +51,8 @@ class CompressResult:
     """The side-by-side images."""
     statistics: Path
     """File of the calibration statistics."""
+    twins: tuple[Twin, ...] = ()
+    """The LoRA in other formats."""
 
     @property
     def with_lora(self) -> VariantSummary:
@@ -91,6 +94,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
             calibration=statistics,
             max_size=(config.size or f"{nbytes / _FRACTION / 1e6:.3g}MB",),
             save_precision=config.save_precision,
+            also=config.also,
             device=config.device,
         ),
         progress,
@@ -121,6 +125,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
         page=by_suffix[".html"],
         comparison=by_suffix[".png"],
         statistics=statistics,
+        twins=extracted.twins,
     )
 
 

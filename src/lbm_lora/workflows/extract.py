@@ -27,6 +27,7 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import Prediction, RankRule, TrialImages, rank_rule
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
+from lbm_lora.workflows.twins import Twin, check_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -53,6 +54,8 @@ class ExtractResult:
     """Predictions for other sizes, if ranks were chosen for all layers together."""
     further: tuple["ExtractResult", ...] = ()
     """LoRAs of the other ranks or sizes."""
+    twins: tuple[Twin, ...] = ()
+    """The LoRA in other formats."""
 
 
 def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
@@ -78,7 +81,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             progress=progress,
         )
     labels = file_labels(base.path, tuned.path)
-    first, *further = [written(config, path, one, labels) for path, one in zip(paths, found, strict=True)]
+    first, *further = [written(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
     return replace(first, further=tuple(further))
 
 
@@ -153,7 +156,9 @@ def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
 def output_paths(config: ExtractConfig, rule: RankRule) -> list[Path]:
     """Return the outputs, none of them an input."""
     inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]
-    return lora_paths(config.save_to, rule, inputs)
+    paths = lora_paths(config.save_to, rule, inputs)
+    check_twins(paths, config.also, inputs)
+    return paths
 
 
 def lora_paths(save_to: Path, rule: RankRule, inputs: Sequence[Path]) -> list[Path]:
@@ -238,8 +243,10 @@ def _calibration_images(statistics: "Statistics | None") -> dict[str, object]:
     return {"calibration_images": packed(statistics.image_digests)}
 
 
-def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: tuple[str, str]) -> ExtractResult:
-    """Return the result of a written LoRA, and write its sidecar next to it."""
+def written(
+    config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: tuple[str, str], progress: Progress = SILENT
+) -> ExtractResult:
+    """Return the result of a written LoRA, and write its sidecar and its twins next to it."""
     ledger = found.ledger
     sidecar = write_sidecar(path, found.output, ledger, base=config.base_model_path.name, min_diff=config.min_diff)
     return ExtractResult(
@@ -259,6 +266,7 @@ def written(config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: 
         predicted=found.predicted,
         images=found.chosen.images if found.chosen else None,
         sizes=found.sizes,
+        twins=write_twins(path, config.also, progress),
     )
 
 

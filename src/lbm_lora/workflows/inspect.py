@@ -9,6 +9,7 @@ from lbm_lora.checkpoint import Checkpoint, Fingerprint, fingerprint, kind_of, o
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError
+from lbm_lora.hub import localized
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.constants import has_lbm_unet, has_sdxl_vae
 from lbm_lora.model.resolve import config_beside, own_values
@@ -40,6 +41,7 @@ def run(config: InspectConfig, progress: Progress = SILENT) -> Inspection:
     if not 1 <= len(config.files) <= 2:
         raise ConfigError(f"inspect takes one file or two, got {len(config.files)}.")
     with ExitStack() as stack:
+        config = localized(config, progress)
         opened = [stack.enter_context(open_checkpoint(path)) for path in config.files]
         base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
         found = inspected(opened, base, config.lora_alpha_is, progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
-from lbm_lora.adapter.metadata import REFINEMENT_KEY
+from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
@@ -17,6 +17,7 @@ from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows.twins import Twin, check_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.fidelity.output_errors import OutputErrors
@@ -44,6 +45,8 @@ class RefineResult:
     """Images that were trained on."""
     held: int
     """Images that were measured on."""
+    twins: tuple[Twin, ...] = ()
+    """The LoRA in other formats."""
 
 
 def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
@@ -82,6 +85,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         steps=config.steps,
         images=len(images.learnt),
         held=len(images.held),
+        twins=write_twins(config.save_to, config.also, progress),
     )
 
 
@@ -142,7 +146,9 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     """Refuse an output that cannot be written, or that is an input."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
-    guard_output(config.save_to, [config.base_model_path, config.tuned_model_path, config.lora_path, *images])
+    inputs = [config.base_model_path, config.tuned_model_path, config.lora_path, *images]
+    guard_output(config.save_to, inputs)
+    check_twins([config.save_to], config.also, inputs)
 
 
 def _identity(
@@ -160,7 +166,7 @@ def _identity(
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
-    del settings["images"], settings["held_images"]
+    del settings["images"], settings["held_images"], settings["also"]
     inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": images}
     return json.loads(json.dumps({**settings, **inputs}))
 
@@ -257,7 +263,7 @@ def _metadata(
         "worst_error_before": _short(distilled.before.worst),
         "worst_error_after": _short(distilled.after.worst),
     }
-    kept = {key: value for key, value in given.metadata.facts.items() if key != "lbm_lora_errors"}
+    kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
     kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return replace(given.metadata, facts=kept)
 

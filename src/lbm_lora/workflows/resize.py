@@ -15,6 +15,7 @@ from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lbm_lora.combine import Resized, resize_adapter
 from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import AdapterError, ConfigError, Option
+from lbm_lora.hub import localized
 from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
 from lbm_lora.progress import SILENT, Progress
@@ -77,6 +78,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     Raises:
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
+    config = localized(config, progress)
     rule = check(config)
     paths = output_paths(config, rule)
     images = readable(config.images)

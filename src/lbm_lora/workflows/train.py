@@ -1,14 +1,18 @@
 """Train a LoRA, new or continued, or the full denoiser, by a training file: the verb `train`."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.configs.train import TrainRunConfig
-from lbm_lora.errors import need_packages
+from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.workflows.twins import Twin, check_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.training.run.fit import FitResult
@@ -42,6 +46,8 @@ class TrainResult:
     seconds: float
     rank: int
     """Rank of this process; the first one, 0, reports for all."""
+    twins: tuple[Twin, ...] = ()
+    """The last and the best LoRA in other formats, once the run is complete."""
 
 
 def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
@@ -53,7 +59,26 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
         QualityError: the loss is no longer finite.
     """
-    return trained(read_train_config(config.path_config, config.overrides), progress)
+    settings = read_train_config(config.path_config, config.overrides)
+    _check_twins(settings, config.also)
+    result = trained(settings, progress)
+    loras = [] if result.stopped_by or result.rank else [path for path in (result.last, result.best) if path]
+    twins = [twin for lora in loras for twin in write_twins(lora, config.also, progress)]
+    return replace(result, twins=tuple(twins))
+
+
+def _check_twins(settings: TrainConfig, also: Sequence[ForeignFormat]) -> None:
+    """Refuse twins of a run before it starts.
+
+    Raises:
+        ConfigError: the run trains the full denoiser.
+        OutputError: a twin would overwrite an input.
+    """
+    if also and settings.mode == "full":
+        raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
+    folder = RunFolder(settings.save_ckpt_path)
+    inputs = [path for path in (settings.base_model_path, settings.lora_weights_path) if path is not None]
+    check_twins([folder.last, folder.best], also, inputs)
 
 
 def trained(settings: TrainConfig, progress: Progress) -> TrainResult:

@@ -6,7 +6,7 @@ A result says what it is by its workflow, so that no other workflow's libraries 
 from collections.abc import Callable
 from typing import Any
 
-from lbm_lora.cli.present import checkpoints, compress, hub, inference, inspection, loras, merge, training
+from lbm_lora.cli.present import checkpoints, compress, formats, hub, inference, inspection, loras, merge, training
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": checkpoints.base,
@@ -16,6 +16,7 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "fuse": checkpoints.fuse,
+    "convert": formats.convert,
     "train": training.train,
     "data_pack": training.data_pack,
     "data_check": training.data_check,

@@ -28,6 +28,7 @@ def compress(result: "CompressResult", _: bool) -> str:
             f'pipe.load_lora_weights("{result.adapter.as_posix()}"); pipe("photo.jpg").images[0].save("out.png")',
             "ComfyUI  Load the fused checkpoint with any LBM loader: lbm-lora fuse --base_model_path "
             f"{base} --lora_path {lora} --save_to fused.safetensors",
+            *([f"Also     {', '.join(str(twin.path) for twin in result.twins)}"] if result.twins else []),
         ]
     )
 

@@ -10,6 +10,7 @@ from lbm_lora.report.wording import megabytes, printable
 
 if TYPE_CHECKING:
     from lbm_lora.shards.samples import Skipped
+    from lbm_lora.workflows.twins import Twin
 
 _FEW = 8  # samples listed without --verbose
 
@@ -31,6 +32,11 @@ def skipped_lines(skipped: "Sequence[Skipped]", verbose: bool, *, indent: int = 
 def written(*paths: Path) -> str:
     """Return the written files, with their sizes."""
     return "\n".join(f"wrote {path} ({megabytes(path.stat().st_size)})" for path in paths)
+
+
+def twin_files(twins: "Sequence[Twin]") -> list[Path]:
+    """Return the files of a LoRA in other formats."""
+    return [path for twin in twins for path in twin.files]
 
 
 def paragraphs(*parts: str) -> str:

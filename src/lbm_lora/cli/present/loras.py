@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import layer_lines, paragraphs, written
+from lbm_lora.cli.present.lines import layer_lines, paragraphs, twin_files, written
 from lbm_lora.factorize import FULL_RANK
 from lbm_lora.report import Report, full_text, short_text
 from lbm_lora.report.text.tables import numbers, table, words
@@ -25,7 +25,7 @@ def extract(result: "ExtractResult", verbose: bool) -> str:
             *(f"{one.adapter.name}\n{layer_lines(one.report, verbose)}" for one in every if verbose),
             _comparison(every),
             "\n".join(result.notes),
-            written(*(path for one in every for path in (one.adapter, one.sidecar))),
+            written(*(path for one in every for path in (one.adapter, one.sidecar, *twin_files(one.twins)))),
         )
     return paragraphs(
         layer_lines(result.report, verbose),
@@ -34,7 +34,7 @@ def extract(result: "ExtractResult", verbose: bool) -> str:
         "\n".join(result.notes),
         _predictions(result),
         _tried_images(result),
-        written(result.adapter, result.sidecar),
+        written(result.adapter, result.sidecar, *twin_files(result.twins)),
     )
 
 
@@ -69,7 +69,9 @@ def refine(result: "RefineResult", _: bool) -> str:
         f"Error of the denoiser's output on {plural(result.held, 'other image')}: typical {before.typical:.3%} -> "
         f"{after.typical:.3%}, worst {before.worst:.3%} -> {after.worst:.3%}; {kept}."
     )
-    return paragraphs(f"Learnt from {plural(result.images, 'image')}.", measured, written(result.adapter))
+    return paragraphs(
+        f"Learnt from {plural(result.images, 'image')}.", measured, written(result.adapter, *twin_files(result.twins))
+    )
 
 
 def resize(result: "ResizeResult", verbose: bool) -> str:

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import paragraphs, skipped_lines, written
+from lbm_lora.cli.present.lines import paragraphs, skipped_lines, twin_files, written
 from lbm_lora.report.wording import megabytes, plural
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def train(result: "TrainResult", _: bool) -> str:
             f"{result.seconds:,.0f} s."
         )
     best = f"{result.best} is of step {result.best_step:,}." if result.best and result.best_step is not None else ""
-    return paragraphs(head, _scores(result.scores), written(*files), best)
+    return paragraphs(head, _scores(result.scores), written(*files, *twin_files(result.twins)), best)
 
 
 def _scores(scores: "Scores | None") -> str:

@@ -26,6 +26,7 @@ def result(**changes: object) -> Any:
         "seen_images": 0,
         "page": Path("out dir/report/report.html"),
         "comparison": Path("out dir/report/comparison.png"),
+        "twins": (),
         "with_lora": SimpleNamespace(**summary),
         "without": SimpleNamespace(mean_psnr=18.0, worst_psnr=16.0),
     }
@@ -57,3 +58,8 @@ def test_images_that_were_calibrated_on_are_called_so(seen: int, text: str) -> N
 
 def test_one_image_has_no_worst() -> None:
     assert "PSNR 60.50 dB to the tuned model's images, on 1 image that" in present("compress", result(images=1))
+
+
+def test_twins_are_named() -> None:
+    twins = (SimpleNamespace(path=Path("x.comfyui.safetensors")), SimpleNamespace(path=Path("x.peft")))
+    assert present("compress", result(twins=twins)).endswith("\nAlso     x.comfyui.safetensors, x.peft")

@@ -1,0 +1,99 @@
+"""Twins of a LoRA in formats of other programs, beside its native file: the option `also`.
+
+A twin holds all that its format can. Biases and norms that it cannot hold are left out, with a warning that counts
+them. What prevents a twin altogether is a warning too: the native file is complete by then.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora.adapter import Wishes, load_adapter, save_adapter
+from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.atomic import guard_output
+from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.errors import InputError, plural
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress, warn
+from lbm_lora.workflows.convert import check_form, files_of
+
+WISHES: Mapping[ForeignFormat, Wishes] = {
+    "comfyui": Wishes(),
+    "kohya": Wishes(biases="drop", norms="drop"),
+    "kohya-diffusers": Wishes(biases="drop", norms="drop"),
+    "diffusers": Wishes(biases="lora_bias", norms="drop"),
+    "peft": Wishes(biases="lora_bias", norms="drop"),
+    "lycoris": Wishes(biases="drop"),
+}
+"""What becomes of biases and norms in each format, without the base at hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """Written twin."""
+
+    format: ForeignFormat
+    path: Path
+    """The file; for peft the folder."""
+    files: tuple[Path, ...]
+    nbytes: int
+    """Of all files."""
+    dropped: tuple[ParamName, ...]
+    """Parameters left out, since the format cannot hold them."""
+    notes: tuple[str, ...]
+    """What a user of the file should know, one sentence each."""
+
+
+def twin_path(lora: Path, to: ForeignFormat) -> Path:
+    """Return the path of a twin: `x.comfyui.safetensors` for `x.safetensors`, the folder `x.peft`."""
+    return lora.with_name(f"{lora.stem}.{to}{'' if to == 'peft' else lora.suffix}")
+
+
+def check_twins(loras: Iterable[Path], also: Sequence[ForeignFormat], inputs: Iterable[Path]) -> None:
+    """Refuse twins that cannot be written, before any work.
+
+    Raises:
+        OutputError: a twin would overwrite an input, or a file where it needs a folder.
+    """
+    inputs = list(inputs)
+    for lora in loras:
+        for to in also:
+            path = twin_path(lora, to)
+            check_form(path, to)
+            for file in files_of(path, to):
+                guard_output(file, inputs)
+
+
+def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = SILENT) -> tuple[Twin, ...]:
+    """Write the twins of a native file; see the module's docstring for what they leave out."""
+    if not also:
+        return ()
+    adapter, formats = load_adapter(lora, "file"), dict.fromkeys(also)
+    progress.start(len(formats), "writing other formats")
+    twins: list[Twin] = []
+    for to in formats:
+        path = twin_path(lora, to)
+        try:
+            saved = save_adapter(adapter, path, format=to, wishes=WISHES[to])
+        except InputError as error:
+            warn(f"{path} was not written: ", *error.args)
+        else:
+            _tell(path, to, saved.dropped)
+            files = files_of(path, to)
+            nbytes = sum(file.stat().st_size for file in files)
+            twin = Twin(format=to, path=path, files=files, nbytes=nbytes, dropped=saved.dropped, notes=saved.notes)
+            twins.append(twin)
+            for note in saved.notes:
+                progress.note(f"{path}: {note}")
+        progress.advance()
+    return tuple(twins)
+
+
+def _tell(path: Path, to: ForeignFormat, dropped: Sequence[ParamName]) -> None:
+    """Warn of what a twin leaves out, in one line."""
+    norms = sum(map(is_norm, dropped))
+    biases = len(dropped) - norms
+    counts = [plural(biases, "bias", "biases")] if biases else []
+    counts += [plural(norms, "norm parameter")] if norms else []
+    if counts:
+        warn(f"{path} leaves out {' and '.join(counts)}, which the format {to} cannot hold as changes.")

@@ -1,0 +1,108 @@
+"""Twins of a LoRA in other formats: what they hold, and that they stop neither a run nor overwrite an input."""
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from lbm_lora.adapter import Adapter, LoraModule, load_adapter
+from lbm_lora.adapter.formats.names import SGM, is_norm
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.train import TrainRunConfig
+from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.workflows import extract, train
+from lbm_lora.workflows.twins import WISHES, check_twins, twin_path, write_twins
+from standins import Lbm
+
+FORMATS: tuple[ForeignFormat, ...] = get_args(ForeignFormat)
+HELD = {"comfyui": (1, 2), "lycoris": (0, 2), "diffusers": (1, 0), "peft": (1, 0)}
+"""Format -> biases and norm parameters that a twin keeps."""
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """One module with its bias, and a norm."""
+    name = ModuleName("conv_in")
+    norm = {ParamName(f"mid_block.resnets.0.norm1.{leaf}"): torch.ones(8) for leaf in ("weight", "bias")}
+    module = LoraModule(name, torch.ones(2, 4, 3, 3), torch.ones(8, 2, 1, 1), 3.0)
+    adapter = Adapter({name: module}, {ParamName("conv_in.bias"): torch.ones(8), **norm}, prefix="denoiser.")
+    assert set(adapter.modules) <= set(SGM)
+    return adapter.save(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
+def test_a_twin_holds_what_its_format_can(lora: Path, to: ForeignFormat) -> None:
+    (twin,) = write_twins(lora, [to])
+    assert twin.path == twin_path(lora, to)
+    assert twin.nbytes == sum(path.stat().st_size for path in twin.files)
+    found, given = load_adapter(twin.path), load_adapter(lora)
+    norms = sum(map(is_norm, found.dense))
+    assert (len(found.dense) - norms, norms) == HELD.get(to, (0, 0))
+    assert set(found.dense) | set(twin.dropped) == set(given.dense)
+    for name in found.params:
+        one, other = found.delta(name), given.delta(name)
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_what_a_twin_leaves_out_is_one_warning_that_counts(lora: Path) -> None:
+    with pytest.warns(LbmLoraWarning) as warned:
+        write_twins(lora, ["kohya"])
+    path = lora.with_name("x.kohya.safetensors")
+    assert [str(one.message) for one in warned] == [
+        f"{path} leaves out 1 bias and 2 norm parameters, which the format kohya cannot hold as changes."
+    ]
+
+
+def test_a_twin_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    name = ModuleName("not.of.a.unet")
+    module = LoraModule(name, torch.ones(2, 4), torch.ones(8, 2), 3.0)
+    path = Adapter({name: module}, {}).save(tmp_path / "x.safetensors")
+    with pytest.warns(LbmLoraWarning, match=r"x\.kohya\.safetensors was not written: .*not\.of\.a\.unet"):
+        assert write_twins(path, ["kohya"]) == ()
+
+
+def test_every_format_says_what_becomes_of_biases_and_norms() -> None:
+    assert tuple(WISHES) == FORMATS
+
+
+def test_a_twin_is_no_input_and_a_folder_no_file(lora: Path) -> None:
+    twin = lora.with_name("x.comfyui.safetensors")
+    twin.write_bytes(b"")
+    with pytest.raises(OutputError, match="is an input of this command"):
+        check_twins([lora], ["comfyui"], [twin])
+    lora.with_name("x.peft").write_bytes(b"")
+    with pytest.raises(OutputError, match="an adapter of PEFT is a folder"):
+        check_twins([lora], ["peft"], [])
+
+
+def test_extract_writes_a_twin_of_each_lora(lbm: Lbm, tmp_path: Path) -> None:
+    config = ExtractConfig(
+        base_model_path=lbm.base,
+        tuned_model_path=lbm.tuned,
+        save_to=tmp_path / "l.safetensors",
+        ranks=(1, 2),
+        include=("conv_in",),
+        also=("comfyui", "comfyui"),
+    )
+    result = extract.run(config)
+    for one in (result, *result.further):
+        (twin,) = one.twins
+        assert twin.path == one.adapter.with_name(f"{one.adapter.stem}.comfyui.safetensors")
+        assert set(load_adapter(twin.path).params) == set(load_adapter(one.adapter).params)
+    with pytest.raises(OutputError, match="is an input of this command"):
+        extract.run(dataclasses.replace(config, base_model_path=result.twins[0].path))
+
+
+def test_a_full_fine_tune_has_no_twins(lbm: Lbm, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(f"{{mode: full, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 1}}")
+    with pytest.raises(ConfigError, match="also is for LoRAs, but mode full trains a checkpoint"):
+        train.run(TrainRunConfig(path_config=path, also=("comfyui",)))
