@@ -4,6 +4,7 @@
 # Both install the versions in constraints.txt. For maintainers:
 #   make docs         builds the site into site/, and fails at a broken link
 #   make test-lowest  runs the tests on the lower bounds of pyproject.toml, in .venv-lowest (6 GB of disk)
+#   make interop      runs the interop tests with several versions of diffusers, PEFT and LyCORIS, in .venv-interop
 #   make constraints  writes the versions of .venv to constraints.txt
 #   make bench        makes a full-size pair of checkpoints (30 GB of disk) and measures; ARGS="--scale 0.2" is quicker
 
@@ -13,7 +14,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types unit docs test-lowest constraints bench clean
+.PHONY: demo test lint types unit docs test-lowest interop constraints bench clean
 
 demo: .venv/.installed
 	$(BIN)/lbm-lora demo
@@ -37,6 +38,9 @@ docs: .venv/.docs
 # annotations are not checked here: older versions of jaxtyping cannot check a dataclass that names itself
 test-lowest: $(LOWEST)/.test
 	$(LOWEST)/bin/pytest -n 2 --dist loadfile -o addopts="-ra --import-mode=importlib --strict-markers" -m "not slow"
+
+interop: .venv/.dev
+	$(BIN)/python tools/interop.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -72,4 +76,4 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv $(LOWEST) demo site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-interop $(LOWEST) demo site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
