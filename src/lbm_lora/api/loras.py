@@ -286,7 +286,8 @@ def _resized(
                 Option(rule.option), f" asks for {len(rule.names)} LoRAs, resize gives one. Call resize_several."
             )
         paths = [None] * len(rule.names) if save_to is None else resize_workflow.output_paths(config, rule)
-        adapter = adapter_of(lora, config.lora_alpha_is)
+        component = None if opened is None else opened.component()
+        adapter = adapter_of(lora, config.lora_alpha_is, base=component)
         found = resize_workflow.resized(
             config,
             rule,

@@ -82,9 +82,10 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     rule = check(config)
     paths = output_paths(config, rule)
     images = readable(config.images)
-    adapter = load_adapter(config.lora_path, config.lora_alpha_is)
     with ExitStack() as stack:
         base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
+        component = None if base is None else base.component()
+        adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=component)
         found = resized(
             config, rule, adapter, paths, statistics=lambda: _statistics(config), base=base, images=images,
             progress=progress,

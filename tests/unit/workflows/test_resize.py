@@ -155,6 +155,7 @@ def test_statistics_weigh_errors_and_a_base_measures_them(
     assert made["calibration_images"] == " ".join(load_statistics(statistics).image_digests)
 
 
+@pytest.mark.slow
 def test_a_psnr_to_the_images_of_the_lora_as_it_was(config: ResizeConfig, lbm: Lbm, image: Path) -> None:
     asked = dataclasses.replace(config, min_psnr=30.0, base_model_path=lbm.base, images=str(image), rank=32)
     result = run(asked)
