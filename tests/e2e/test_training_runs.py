@@ -46,7 +46,7 @@ def test_a_run_leaves_its_files(config: Config, pairs: Path) -> None:
     assert same(folder / "last.safetensors", folder / "step-000004.safetensors")
     facts = load_adapter(folder / "last.safetensors").metadata.facts
     assert json.loads(facts["lbm_lora_training"])["step"] == 4
-    assert (made.standing.step, made.total, made.standing.stopped_by, made.rank) == (4, 4, "", 0)
+    assert (made.standing.step, made.total, made.standing.stopped_by, made.process) == (4, 4, "", 0)
     assert made.standing.scores is not None
     best = json.loads(load_adapter(folder / "best.safetensors").metadata.facts["lbm_lora_training"])
     assert made.standing.best_step == best["step"]

@@ -107,7 +107,7 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
         command = command_for(name, words)
         console.progress.start(0, "loading libraries")
         result = command.workflow().run(config, console.progress)
-        if getattr(result, "rank", 0):
+        if getattr(result, "process", 0):
             return console.exit_code  # only the first of several processes reports
         from lbm_lora.cli.present import present
 

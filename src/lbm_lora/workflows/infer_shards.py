@@ -53,8 +53,8 @@ class InferShardsResult:
     adapters: tuple[AppliedAdapter, ...]
     device: str
     dtype: str
-    rank: int
-    """Rank of this process; the first one, 0, reports for all."""
+    process: int
+    """Number of this process; process 0 reports for all."""
 
 
 def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsResult:
@@ -129,7 +129,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         adapters=applied,
         device=str(fabric.device),
         dtype=dtype_name(dtype_of(config.torch_dtype)),
-        rank=fabric.global_rank,
+        process=fabric.global_rank,
     )
 
 

@@ -44,8 +44,8 @@ class TrainResult:
     stopped_by: str
     """The signal that stopped the run early, else empty."""
     seconds: float
-    rank: int
-    """Rank of this process; the first one, 0, reports for all."""
+    process: int
+    """Number of this process; process 0 reports for all."""
     twins: tuple[Twin, ...] = ()
     """The last and the best LoRA in other formats, once the run is complete."""
 
@@ -62,7 +62,7 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
     settings = read_train_config(config.path_config, config.overrides)
     _check_twins(settings, config.also)
     result = trained(settings, progress)
-    loras = [] if result.stopped_by or result.rank else [path for path in (result.last, result.best) if path]
+    loras = [] if result.stopped_by or result.process else [path for path in (result.last, result.best) if path]
     twins = [twin for lora in loras for twin in write_twins(lora, config.also, progress)]
     return replace(result, twins=tuple(twins))
 
@@ -117,5 +117,5 @@ def _result(fitted: "FitResult") -> TrainResult:
         best_step=standing.best_step,
         stopped_by=standing.stopped_by,
         seconds=fitted.seconds,
-        rank=fitted.rank,
+        process=fitted.process,
     )

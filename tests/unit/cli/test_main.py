@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lbm_lora import __version__
 from lbm_lora.cli.commands import COMMANDS
 from lbm_lora.cli.main import main, parse
 from lbm_lora.factorize.rank import FixedRank
+from lbm_lora.workflows import layers
 from standins import TINY, write_base, write_tuned
 
 DOCUMENTED = {
@@ -162,6 +164,19 @@ def test_json_and_the_quality_gate(capsys: pytest.CaptureFixture[str], tmp_path:
     captured = capsys.readouterr()
     assert json.loads(captured.out)["failures"]
     assert "above --fail_above" in captured.err
+
+
+def test_a_result_that_has_a_rank_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Ranked(layers.LayersResult):
+        rank: int = 8
+
+    found = Ranked(prefix="", layers=(), total=3, parameters=0, lora_parameters=0, model_bytes=0)
+    monkeypatch.setattr(layers, "run", lambda *_: found)
+    assert main(["layers", "--model_path", "m"]) == 0
+    assert "of 3 layers" in capsys.readouterr().out
 
 
 def test_help_and_usage_errors_load_nothing_heavy() -> None:

@@ -31,7 +31,7 @@ class FitResult:
         standing: its position and metrics.
         total: optimizer steps of the complete run, including earlier parts.
         learning: number of trainable parameters.
-        rank: rank of this process; rank 0 writes the files.
+        process: number of this process; process 0 writes the files.
     """
 
     folder: RunFolder
@@ -39,7 +39,7 @@ class FitResult:
     total: int
     learning: int
     seconds: float
-    rank: int
+    process: int
 
 
 def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> FitResult:
@@ -77,7 +77,7 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
         total=run.total,
         learning=learning,
         seconds=time.monotonic() - began,
-        rank=fabric.global_rank,
+        process=fabric.global_rank,
     )
 
 

@@ -72,7 +72,7 @@ def shards(*skipped: Skipped, stopped_by: str = "") -> InferShardsResult:
         adapters=(),
         device="cuda:0",
         dtype="fp16",
-        rank=0,
+        process=0,
     )
 
 

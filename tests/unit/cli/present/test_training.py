@@ -38,7 +38,7 @@ def trained(folder: Path, file: File) -> TrainResult:
         best_step=None,
         stopped_by="",
         seconds=3.0,
-        rank=0,
+        process=0,
     )
 
 
