@@ -16,6 +16,7 @@ from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.lora_scale import LoraScale
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
 from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.adapter.outcome import Outcome, store_outcomes
 
 __all__ = [
     "FORMAT",
@@ -28,6 +29,7 @@ __all__ = [
     "LedgerRow",
     "LoraModule",
     "LoraScale",
+    "Outcome",
     "Saved",
     "Status",
     "Wishes",
@@ -37,5 +39,6 @@ __all__ = [
     "precision",
     "rank_bytes",
     "save_adapter",
+    "store_outcomes",
     "stored_bytes",
 ]

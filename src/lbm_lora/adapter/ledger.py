@@ -55,6 +55,13 @@ class Ledger:
         """Return the sums over all rows, including those left out of the file."""
         return sum((row.measure for row in self.rows), start=Measure())
 
+    def highest_ranks(self) -> tuple[int, int]:
+        """Return the highest rank of the stored linear layers, and of the conv layers; 0 without any."""
+        ranks = {2: 0, 4: 0}
+        for row in self.of(Status.LORA):
+            ranks[len(row.shape)] = max(ranks[len(row.shape)], row.rank or 0)
+        return ranks[2], ranks[4]
+
     def of(self, *statuses: Status) -> list[LedgerRow]:
         return [row for row in self.rows if row.status in statuses]
 

@@ -7,7 +7,7 @@ from lbm_lora.combine.merged_adapter import MergedAdapter, merge_adapters
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, difference, product_norm
 from lbm_lora.combine.resize import Resized, resize_adapter
-from lbm_lora.combine.shrink import Shrinking, Stored
+from lbm_lora.combine.shrink import Shrinking
 
 __all__ = [
     "DENSITY",
@@ -18,7 +18,6 @@ __all__ = [
     "Ranks",
     "Resized",
     "Shrinking",
-    "Stored",
     "Summand",
     "added_ranks",
     "chosen_ranks",

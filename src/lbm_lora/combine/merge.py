@@ -3,30 +3,30 @@
 Never the factors separately: s A1 B1 + t A2 B2 is not (s A1 + t A2) (s B1 + t B2), which adds cross terms.
 """
 
-import json
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from lbm_lora.adapter import (
-    METADATA_ROOM,
     AdapterBuilder,
     AdapterMetadata,
     AdapterWriter,
     Ledger,
-    LedgerRow,
     Status,
     module_bytes,
+    store_outcomes,
     stored_bytes,
 )
+from lbm_lora.combine.chooser import chooser_of
+from lbm_lora.combine.products import product_norm
 from lbm_lora.combine.shrink import Shrinking
 from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import Factors, FixedRank, Measure, product_svd, rank_bound
+from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import Choice, Chooser, OutputNorm, Predictor, RankAllocator, RankRule
+from lbm_lora.ranks import Choice, OutputNorm, RankRule
 
 TOLERANCE = 3e-7
 """Share of the norms of a delta's terms that is lost with the singular values of their rounding in fp32."""
@@ -78,18 +78,7 @@ def chosen_ranks(
     Raises:
         InputError: no ranks meet the rule.
     """
-    spectra, others = shrinking.survey(progress)
-    allocator = RankAllocator(
-        spectra,
-        shrinking.dtype,
-        prefix=shrinking.prefix,
-        dense=shrinking.dense(),
-        overhead=len(json.dumps(header.to_header())) + METADATA_ROOM,
-        others=Measure() if norm else others,
-    )
-    reference_sq = norm.energy if norm else allocator.energy_sq
-    predictor = Predictor(allocator, reference_sq=reference_sq, of="output" if norm else "weights")
-    (found,) = Chooser(allocator, predictor, shrinking.deltas_of).choose(rule, None)
+    (found,) = chooser_of(shrinking, [header], norm, progress).choose(rule, None)
     return found.choice.ranks
 
 
@@ -106,15 +95,8 @@ def store_merged(
         InputError: a value leaves the range of the stored dtype.
     """
     progress.start(len(shrinking.products.shapes), "merging")
-    rows: list[LedgerRow] = []
-    for (stored,) in shrinking.outcomes([Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)]):
-        if stored.module is not None:
-            store.add_module(stored.module)
-        if stored.dense is not None:
-            store.add_dense(stored.row.name, stored.dense)
-        rows.append(stored.row)
-        progress.advance()
-    ledger = Ledger(tuple(rows))
+    choice = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
+    (ledger,) = store_outcomes(shrinking.outcomes([choice]), [store], progress)
     if not ledger.of(Status.LORA, Status.DENSE):
         raise AdapterError("nothing is left of the LoRAs: at these scales they cancel out, or all scales are 0.")
     return ledger
@@ -131,9 +113,7 @@ def _numerical_rank(shrinking: Shrinking, name: ParamName) -> int:
 
 
 def _norm(term: Factors | Tensor) -> float:
-    if isinstance(term, Tensor):
-        return float(torch.linalg.vector_norm(term))
-    return float(((term.up.mT @ term.up) * (term.down @ term.down.mT)).sum().clamp(min=0).sqrt())
+    return float(torch.linalg.vector_norm(term)) if isinstance(term, Tensor) else product_norm(term)
 
 
 def _cheaper(shrinking: Shrinking, name: ParamName, rank: int) -> int | None:

@@ -166,6 +166,6 @@ def _settings(
 
 
 def _facts(ledger: Ledger, settings: Mapping[str, object]) -> dict[str, str]:
-    linear, conv = (max((row.rank or 0 for row in ledger if len(row.shape) == dims), default=0) for dims in (2, 4))
+    linear, conv = ledger.highest_ranks()
     errors = {"merge_error": ledger.total().relative_error}
     return extraction_facts(rank=linear, conv_rank=conv, counts=ledger.counts(), errors=errors, settings=settings)

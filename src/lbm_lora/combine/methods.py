@@ -27,15 +27,13 @@ import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
-from lbm_lora.combine.products import SUM, Combine, add_vectors, product_norm
+from lbm_lora.combine.products import ROUNDING, SUM, Combine, add_vectors, product_norm
 from lbm_lora.configs.values import MergeMethod
 from lbm_lora.factorize import Factors, TruncatedSVD, concatenated, exact_svd, product_svd
 from lbm_lora.naming import ParamName
 
 DENSITY = 0.5
 """Share of the entries that ties, dare and knots keep of each term, where none is given."""
-
-_RANK_CUT = 1e-6  # of the largest singular value: what is below is rounding of fp32 factors
 
 
 def combine_by(method: MergeMethod, *, density: float = DENSITY, seed: int = 0) -> Combine:
@@ -167,7 +165,7 @@ def _even(term: Factors) -> Factors:
 
 
 def _significant(svd: TruncatedSVD) -> TruncatedSVD:
-    above = svd.values > _RANK_CUT * svd.values[:1]
+    above = svd.values > ROUNDING * svd.values[:1]
     return svd.first(max(int(above.sum()), 1))
 
 
@@ -178,7 +176,7 @@ def _basis(columns: Float[Tensor, "n k"]) -> Float[Tensor, "n p"]:
 
 def _rank(core: Tensor) -> int:
     values = torch.linalg.svdvals(core)
-    return max(int((values > _RANK_CUT * values[:1]).sum()), 1)
+    return max(int((values > ROUNDING * values[:1]).sum()), 1)
 
 
 def _orthonormal(vectors: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

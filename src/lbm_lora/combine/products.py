@@ -12,8 +12,11 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraScale
 from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import Factors, concatenated, has_matrix_view, rank_bound, to_matrix
+from lbm_lora.factorize import Factors, concatenated, exact_factors, has_matrix_view, rank_bound, to_matrix
 from lbm_lora.naming import ParamName, weight_of
+
+ROUNDING = 1e-6
+"""Share of a product's largest singular value below which values are the rounding of its factors in fp32."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Combine:
 def add(_: ParamName, terms: Sequence[Factors]) -> Factors:
     """Return the sum: the ranks add up, until the matrix itself has the fewer values."""
     total = concatenated(terms)
-    return total if total.rank < min(total.up.shape[0], total.down.shape[1]) else dense_factors(total.product())
+    return total if total.rank < min(total.up.shape[0], total.down.shape[1]) else exact_factors(total.product())
 
 
 def add_vectors(_: ParamName, terms: Sequence[Tensor]) -> Tensor:
@@ -107,18 +110,13 @@ class Products:
         """The parameters that at least one LoRA has as factors."""
         return [name for name in self.shapes if any(one.adapter.module_at(name) for one in self.summands)]
 
-    def dense_names(self) -> list[ParamName]:
-        """The parameters that every LoRA that changes them has dense."""
-        factored = set(self.matrices())
-        return [name for name in self.shapes if name not in factored]
-
     def terms(self, name: ParamName) -> list[Factors | Tensor]:
         """The scaled delta of each LoRA that changes a parameter."""
         return [term for one in self.summands if (term := one.term(name)) is not None]
 
     def factors(self, name: ParamName) -> Factors | None:
         """Return the combined delta of a weight with a matrix view, as fp32 factors; None where it is zero."""
-        terms = [term if isinstance(term, Factors) else dense_factors(to_matrix(term)) for term in self.terms(name)]
+        terms = [term if isinstance(term, Factors) else exact_factors(to_matrix(term)) for term in self.terms(name)]
         return self.combine.matrices(name, terms) if terms else None
 
     def dense(self, name: ParamName) -> Tensor | None:
@@ -130,6 +128,14 @@ class Products:
         terms = [term for term in self.terms(name) if isinstance(term, Tensor)]
         return self.combine.vectors(name, terms) if terms else None
 
+    def norm(self, name: ParamName) -> float:
+        """Return the Frobenius norm of the combined delta of a parameter."""
+        if has_matrix_view(self.shapes[name]):
+            factors = self.factors(name)
+            return 0.0 if factors is None else product_norm(factors)
+        delta = self.dense(name)
+        return 0.0 if delta is None else float(torch.linalg.vector_norm(delta))
+
     def bound(self, name: ParamName) -> int:
         """Return the highest rank that the combined delta of a matrix can have, before anything is computed."""
         shape, ranks = self.shapes[name], 0
@@ -137,13 +143,6 @@ class Products:
             module = one.adapter.module_at(name)
             ranks += module.rank if module else rank_bound(shape) if name in one.adapter.dense else 0
         return min(ranks, rank_bound(shape))
-
-
-def dense_factors(matrix: Tensor) -> Factors:
-    """Return a matrix as factors, one of which is the identity on its short side."""
-    rows, columns = matrix.shape
-    identity = torch.eye(min(rows, columns))
-    return Factors(identity, matrix) if rows <= columns else Factors(matrix, identity)
 
 
 def product_norm(factors: Factors) -> float:

@@ -1,6 +1,5 @@
 """A LoRA at other ranks, from its factors alone: ranks chosen by a rule, one file or several in two passes."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,34 +9,23 @@ import torch
 
 from lbm_lora.adapter import (
     FORMAT,
-    METADATA_ROOM,
     Adapter,
     AdapterBuilder,
     AdapterMetadata,
     AdapterWriter,
     Ledger,
-    LedgerRow,
     Status,
     extraction_facts,
+    store_outcomes,
 )
 from lbm_lora.adapter.metadata import COUNTS_KEY, ERRORS_KEY, REFINEMENT_KEY, SETTINGS_KEY, compact, parsed
+from lbm_lora.combine.chooser import chooser_of
 from lbm_lora.combine.products import Products, Summand
 from lbm_lora.combine.shrink import KEPT, Shrinking
 from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import Measure
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import (
-    Chooser,
-    ChosenRanks,
-    OutputNorm,
-    Prediction,
-    Predictor,
-    RankAllocator,
-    RankRule,
-    Trial,
-    unweighted,
-)
+from lbm_lora.ranks import ChosenRanks, OutputNorm, Prediction, RankRule, Trial, unweighted
 
 _OF_SOURCE = ("base", "tuned", "method", "calibration_images", "target_coverage", "min_diff")
 """Settings of an extraction that also hold for its result at other ranks."""
@@ -103,19 +91,8 @@ def resize_adapter(
         left_out=left_out,
     )
     headers = [_metadata(adapter, {**settings, **rule.facts(index)}) for index in range(len(paths))]
-    spectra, others = shrinking.survey(progress)
-    allocator = RankAllocator(
-        spectra,
-        dtype,
-        prefix=adapter.prefix,
-        dense=shrinking.dense(),
-        overhead=max(len(json.dumps(header.to_header())) for header in headers) + METADATA_ROOM,
-        others=Measure() if norm else others,
-    )
-    predictor = Predictor(
-        allocator, reference_sq=norm.energy if norm else allocator.energy_sq, of="output" if norm else "weights"
-    )
-    found = Chooser(allocator, predictor, shrinking.deltas_of).choose(rule, open_trial())
+    chooser = chooser_of(shrinking, headers, norm, progress)
+    found, predictor = chooser.choose(rule, open_trial()), chooser.predictor
     outputs = [
         _Output(path, header, one, predictor.prediction(one.choice), predictor.table(one.choice.nbytes))
         for path, header, one in zip(paths, headers, found, strict=True)
@@ -152,25 +129,15 @@ class _Output:
 
 def _stored(adapter: Adapter, shrinking: Shrinking, outputs: Sequence[_Output], progress: Progress) -> list[Resized]:
     """Stream every delta to its outputs, then the metadata."""
-    rows: list[list[LedgerRow]] = [[] for _ in outputs]
     with ExitStack() as stack:
         stores = [output.open(shrinking) for output in outputs]
         for store in stores:
             if isinstance(store, AdapterWriter):
                 stack.enter_context(store)
         progress.start(len(adapter), "resizing")
-        for several in shrinking.outcomes([output.chosen.choice for output in outputs]):
-            for store, one, kept in zip(stores, several, rows, strict=True):
-                if one.module is not None:
-                    store.add_module(one.module)
-                if one.dense is not None:
-                    store.add_dense(one.row.name, one.dense)
-                kept.append(one.row)
-            progress.advance()
-        results = [
-            _result(output, Ledger(tuple(kept)), store)
-            for output, kept, store in zip(outputs, rows, stores, strict=True)
-        ]
+        outcomes = shrinking.outcomes([output.chosen.choice for output in outputs])
+        ledgers = store_outcomes(outcomes, stores, progress)
+        results = [_result(output, ledger) for output, ledger in zip(outputs, ledgers, strict=True)]
         for result, store in zip(results, stores, strict=True):
             if not result.ledger.of(Status.LORA, Status.DENSE):
                 raise AdapterError(f"nothing is left of {adapter.label}. Allow higher ranks or a larger file.")
@@ -181,10 +148,8 @@ def _stored(adapter: Adapter, shrinking: Shrinking, outputs: Sequence[_Output], 
     ]
 
 
-def _result(output: _Output, ledger: Ledger, store: AdapterWriter | AdapterBuilder) -> Resized:
-    highest = {2: 0, 4: 0}
-    for row in ledger.of(Status.LORA):
-        highest[len(row.shape)] = max(highest[len(row.shape)], row.rank or 0)
+def _result(output: _Output, ledger: Ledger) -> Resized:
+    linear, conv = ledger.highest_ranks()
     return Resized(
         path=output.path,
         ledger=ledger,
@@ -192,8 +157,8 @@ def _result(output: _Output, ledger: Ledger, store: AdapterWriter | AdapterBuild
         chosen=output.chosen,
         predicted=output.predicted,
         sizes=output.sizes,
-        rank=highest[2],
-        conv_rank=highest[4],
+        rank=linear,
+        conv_rank=conv,
         kept=sum(row.reason == KEPT for row in ledger),
     )
 

@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from lbm_lora.adapter import LedgerRow, LoraModule, Status, module_bytes, stored_bytes
-from lbm_lora.combine.products import Products, difference, product_norm
+from lbm_lora.adapter import (
+    LedgerRow,
+    LoraModule,
+    Outcome,
+    Status,
+    module_bytes,
+    stored_bytes,
+)
+from lbm_lora.combine.products import ROUNDING, Products, difference, product_norm
 from lbm_lora.errors import InputError
 from lbm_lora.factorize import (
     Factors,
@@ -34,25 +40,18 @@ from lbm_lora.factorize import (
 from lbm_lora.naming import ParamName, leaf_of, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import Choice, DeltaSpectrum, StoredDelta, WeightsOf, dense_error, rounding_error, unweighted
+from lbm_lora.ranks import (
+    Choice,
+    DeltaSpectrum,
+    StoredDelta,
+    WeightsOf,
+    dense_error,
+    rounding_error,
+    unweighted,
+)
 
 KEPT = "kept as it is"
 """Reason of a delta whose ranks are all wanted."""
-
-_ROUNDING = 1e-6  # of the largest singular value: below it, a product's values are the rounding of its factors in fp32
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What one parameter became: its ledger row, and its lora module or dense delta if it is stored."""
-
-    row: LedgerRow
-    module: LoraModule | None = None
-    dense: Tensor | None = None
-
-    def delta(self) -> StoredDelta:
-        """Return the param name and its delta as stored."""
-        return self.row.name, self.dense if self.module is None else self.module.delta()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +97,22 @@ class Shrinking:
             spectra.append(spectrum)
             progress.advance()
         measure = Measure()
-        for stored in ordered_map(partial(self.stored, rank=None), others):
-            measure += stored.row.measure
+        for outcome in ordered_map(partial(self.outcome, rank=None), others):
+            measure += outcome.row.measure
             progress.advance()
         return spectra, measure
 
-    def outcomes(self, choices: Sequence[Choice]) -> Iterator[tuple[Stored, ...]]:
+    def outcomes(self, choices: Sequence[Choice]) -> Iterator[tuple[Outcome, ...]]:
         """Yield what each param becomes under each choice, in the order of the LoRAs."""
         ranks = [choice.ranks for choice in choices]
-        work = lambda name: self._several(name, [one.get(name) for one in ranks])  # noqa: E731
-        return ordered_map(work, self.products.shapes)
+        return ordered_map(lambda name: self._several(name, [one.get(name) for one in ranks]), self.products.shapes)
 
     @contextmanager
     def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
         """Open the deltas of a choice as they would be stored, for a trial."""
-        yield (stored.delta() for (stored,) in self.outcomes([choice]))
+        yield (outcome.stored() for (outcome,) in self.outcomes([choice]))
 
-    def stored(self, name: ParamName, rank: int | None) -> Stored:
+    def outcome(self, name: ParamName, rank: int | None) -> Outcome:
         """Return what one param becomes.
 
         Args:
@@ -125,42 +123,42 @@ class Shrinking:
         """
         return self._several(name, [rank])[0]
 
-    def _several(self, name: ParamName, ranks: Sequence[int | None]) -> tuple[Stored, ...]:
+    def _several(self, name: ParamName, ranks: Sequence[int | None]) -> tuple[Outcome, ...]:
         try:
             if name in self.left_out or not _is_matrix(name, self.products.shapes[name]):
-                return (self._whole(name),) * len(ranks)
+                return (self._without_rank(name),) * len(ranks)
             return self._matrices(name, ranks)
         except InputError as error:
             raise InputError(f"{name}: ", *error.args) from None
 
-    def _whole(self, name: ParamName) -> Stored:
+    def _without_rank(self, name: ParamName) -> Outcome:
         """A delta that is left out, or stays dense whatever the ranks are."""
         if name in self.left_out:
-            size = _norm(self.products, name)
-            return Stored(self._row(name, Status.EXCLUDED, self.left_out[name], size, size))
-        return self._dense(name, "no matrix")
+            size = self.products.norm(name)
+            return Outcome(self._row(name, Status.EXCLUDED, self.left_out[name], size, size))
+        return self._dense(name, f"{len(self.products.shapes[name])}-dimensional")
 
-    def _dense(self, name: ParamName, reason: str) -> Stored:
+    def _dense(self, name: ParamName, reason: str) -> Outcome:
         delta = self.products.dense(name)
         if delta is None or not delta.any():
-            return Stored(self._row(name, Status.UNCHANGED, "the delta is zero", 0.0, 0.0))
+            return Outcome(self._row(name, Status.UNCHANGED, "the delta is zero", 0.0, 0.0))
         kept = rounded(delta, dense_dtype(self.dtype))
         size, lost = (float(torch.linalg.vector_norm(one)) for one in (delta, delta - kept.float()))
-        return Stored(self._row(name, Status.DENSE, reason, size, lost), dense=kept)
+        return Outcome(self._row(name, Status.DENSE, reason, size, lost), dense=kept)
 
-    def _matrices(self, name: ParamName, ranks: Sequence[int | None]) -> tuple[Stored, ...]:
+    def _matrices(self, name: ParamName, ranks: Sequence[int | None]) -> tuple[Outcome, ...]:
         """A matrix at several ranks, decomposed once."""
         factors = self.products.factors(name)
         if factors is None:
-            return (Stored(self._row(name, Status.UNCHANGED, "the delta is zero", 0.0, 0.0)),) * len(ranks)
+            return (Outcome(self._row(name, Status.UNCHANGED, "the delta is zero", 0.0, 0.0)),) * len(ranks)
         size = product_norm(factors)
         highest = self.products.bound(name) if self._is_single(name) else None
         whitening = self.weights_of(module_of(name)).whitening()
         svd = None
-        made: list[Stored] = []
+        made: list[Outcome] = []
         for rank in ranks:
             if rank == 0:
-                made.append(Stored(self._row(name, Status.EXCLUDED, "not worth its bytes", size, size)))
+                made.append(Outcome(self._row(name, Status.EXCLUDED, "not worth its bytes", size, size)))
             elif highest is not None and rank is not None and rank >= highest:
                 made.append(self._as_it_is(name, factors, size))
             elif rank is None:
@@ -174,9 +172,9 @@ class Shrinking:
                 made.append(self._module(name, self._module_of(name, kept), factors, size, "fewer ranks"))
         return tuple(made)
 
-    def _module(self, name: ParamName, module: LoraModule, factors: Factors, size: float, reason: str) -> Stored:
+    def _module(self, name: ParamName, module: LoraModule, factors: Factors, size: float, reason: str) -> Outcome:
         row = self._row(name, Status.LORA, reason, size, difference(factors, module.factors()), module.rank)
-        return Stored(row, module=module)
+        return Outcome(row, module=module)
 
     def _module_of(self, name: ParamName, factors: Factors) -> LoraModule:
         shape, rank = self.products.shapes[name], factors.rank
@@ -192,14 +190,14 @@ class Shrinking:
         """Whether a delta is that of one LoRA at scale 1."""
         return len(self.products.summands) == 1 and self.products.summands[0].scales.get(name) == 1.0
 
-    def _as_it_is(self, name: ParamName, factors: Factors, size: float) -> Stored:
+    def _as_it_is(self, name: ParamName, factors: Factors, size: float) -> Outcome:
         """The delta of a single LoRA, neither decomposed nor, in the same dtype, rounded again."""
         module = self.products.summands[0].adapter.module_at(name)
         if module is None:
             return self._dense(name, KEPT)
         kept = module.cast(self.dtype)
         if kept.up.dtype == module.up.dtype and kept.down.dtype == module.down.dtype and self.dtype != torch.int8:
-            return Stored(self._row(name, Status.LORA, KEPT, size, 0.0, kept.rank), module=kept)
+            return Outcome(self._row(name, Status.LORA, KEPT, size, 0.0, kept.rank), module=kept)
         return self._module(name, kept, factors, size, KEPT)
 
     def _spectrum(self, name: ParamName) -> DeltaSpectrum:
@@ -219,7 +217,7 @@ class Shrinking:
             rest=0.0,
             rounding=rounding_error(svd, weights, self.dtype),
             dense=self._dense_error(name, factors, whitening),
-            worth=rank_above(svd.values, _ROUNDING * float(svd.values[0])),
+            worth=rank_above(svd.values, ROUNDING * float(svd.values[0])),
         )
 
     def _dense_error(self, name: ParamName, factors: Factors, whitening: Whitening) -> float:
@@ -240,11 +238,3 @@ class Shrinking:
 
 def _is_matrix(name: ParamName, shape: tuple[int, ...]) -> bool:
     return leaf_of(name) == "weight" and has_matrix_view(shape)
-
-
-def _norm(products: Products, name: ParamName) -> float:
-    if has_matrix_view(products.shapes[name]):
-        factors = products.factors(name)
-        return 0.0 if factors is None else product_norm(factors)
-    delta = products.dense(name)
-    return 0.0 if delta is None else float(torch.linalg.vector_norm(delta))

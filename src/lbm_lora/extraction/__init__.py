@@ -9,7 +9,7 @@
 """
 
 from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, store_adapters, write_sidecar
-from lbm_lora.extraction.deltas import DeltaSettings, Outcome
+from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.extraction import (
     ExtractedAdapter,
     RankSelection,
@@ -29,7 +29,6 @@ __all__ = [
     "DeltaSettings",
     "DirectPass",
     "ExtractedAdapter",
-    "Outcome",
     "Pass",
     "Plan",
     "PlanItem",

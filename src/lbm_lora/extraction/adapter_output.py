@@ -20,6 +20,7 @@ from lbm_lora.adapter import (
     LedgerRow,
     Status,
     extraction_facts,
+    store_outcomes,
 )
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Fingerprint
@@ -78,19 +79,10 @@ def store_adapters(
     Raises:
         CheckpointError: there is nothing to store.
     """
-    rows: list[list[LedgerRow]] = [[] for _ in outputs]
     progress.start(len(extraction), "extracting")
     with ExitStack() as stack:
         stores = [_store(output, plan, dtype, stack) for output in outputs]
-        for outcomes in extraction:
-            for store, outcome, kept in zip(stores, outcomes, rows, strict=True):
-                if outcome.module is not None:
-                    store.add_module(outcome.module)
-                if outcome.dense is not None:
-                    store.add_dense(outcome.row.name, outcome.dense)
-                kept.append(outcome.row)
-            progress.advance()
-        ledgers = [Ledger(tuple(kept)) for kept in rows]
+        ledgers = store_outcomes(extraction, stores, progress)
         if not ledgers[0].of(Status.LORA, Status.DENSE):
             counts = ", ".join(f"{count} {status}" for status, count in ledgers[0].counts().items())
             raise CheckpointError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import LedgerRow, LoraModule, Status
+from lbm_lora.adapter import LedgerRow, LoraModule, Outcome, Status
 from lbm_lora.blocks import DeltaSums, Workspace, absolutes, energy, storage_noise
 from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder, Pairing
 from lbm_lora.errors import ConfigError, InputError, Option
@@ -20,7 +20,7 @@ from lbm_lora.factorize import (
     up_shape,
     with_error,
 )
-from lbm_lora.naming import ParamName, module_of
+from lbm_lora.naming import module_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +45,6 @@ class DeltaSettings:
             raise ConfigError(
                 Option("min_diff"), f" must be 0 or more, got {self.min_diff:g}: it is compared with absolute values."
             )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one tensor became: its ledger row, and its lora module or dense delta if it is stored."""
-
-    row: LedgerRow
-    module: LoraModule | None = None
-    dense: Tensor | None = None
-
-    def stored(self) -> tuple[ParamName, Tensor | None]:
-        """Return the param name, and its delta as stored; None if it is left out."""
-        return self.row.name, self.dense if self.module is None else self.module.delta()
 
 
 @dataclass(frozen=True)

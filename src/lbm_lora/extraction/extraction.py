@@ -31,6 +31,7 @@ from lbm_lora.ranks import (
     StoredDelta,
     Trial,
     WeightsOf,
+    predictor_of,
     unweighted,
 )
 
@@ -223,18 +224,13 @@ def surveyed(
         allocator = rank_allocator(
             capped, survey, settings.dtype, overhead=header_bytes(longest, plan), is_weighted=norm is not None
         )
-        predictor = Predictor(
-            allocator,
-            reference_sq=norm.energy if norm else allocator.energy_sq,
-            of="output" if norm else "weights",
-        )
         yield RankSelection(
             plan=capped,
             settings=settings,
             weights_of=weights_of,
             vectors=vectors,
             allocator=allocator,
-            predictor=predictor,
+            predictor=predictor_of(allocator, norm),
         )
     finally:
         vectors.unlink(missing_ok=True)

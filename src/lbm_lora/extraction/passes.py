@@ -7,9 +7,10 @@ matrix cost the same. `SurveyedPass` is the second of two passes: it truncates a
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from lbm_lora.adapter import Outcome
 from lbm_lora.checkpoint import Checkpoint, Fingerprint
 from lbm_lora.errors import InputError
-from lbm_lora.extraction.deltas import Delta, DeltaReader, DeltaSettings, Outcome, left_out, low_rank
+from lbm_lora.extraction.deltas import Delta, DeltaReader, DeltaSettings, left_out, low_rank
 from lbm_lora.extraction.plan import Plan, PlanItem
 from lbm_lora.extraction.survey import seed_of, stored_vectors
 from lbm_lora.factorize import Factors, Whitening, factorize_ranks, to_matrix, weighted_factors

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 import xxhash
 
+from lbm_lora.adapter import Outcome
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec
 from lbm_lora.errors import InputError
-from lbm_lora.extraction.deltas import DeltaReader, DeltaSettings, Outcome
+from lbm_lora.extraction.deltas import DeltaReader, DeltaSettings
 from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.factorize import (
     Measure,

@@ -31,7 +31,7 @@ from lbm_lora.factorize.matrix import (
 from lbm_lora.factorize.measure import Measure, measure_delta, with_error
 from lbm_lora.factorize.moments import Moment, MomentAccumulator
 from lbm_lora.factorize.noise import noise_edge, rank_above, rounding_edge
-from lbm_lora.factorize.products import concatenated, product_svd, weighted_product_svd
+from lbm_lora.factorize.products import concatenated, exact_factors, product_svd, weighted_product_svd
 from lbm_lora.factorize.rank import FULL_RANK, FixedRank
 from lbm_lora.factorize.roots import Root
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
@@ -69,6 +69,7 @@ __all__ = [
     "down_shape",
     "energy_rank",
     "error_rank",
+    "exact_factors",
     "exact_svd",
     "factorize",
     "factorize_ranks",

@@ -8,6 +8,8 @@ matrix itself is never built unless the ranks reach its short side.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lbm_lora.factorize.factors import Factors
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd
@@ -22,6 +24,14 @@ def concatenated(terms: Sequence[Factors]) -> Factors:
     """
     ups, downs = [term.up.float() for term in terms], [term.down.float() for term in terms]
     return Factors(torch.cat(ups, dim=1), torch.cat(downs))
+
+
+def exact_factors(matrix: Float[Tensor, "out columns"]) -> Factors:
+    """Return a matrix as fp32 factors, one of which is the identity on its short side."""
+    values = matrix.float()
+    rows, columns = values.shape
+    identity = torch.eye(min(rows, columns))
+    return Factors(identity, values) if rows <= columns else Factors(values, identity)
 
 
 def product_svd(factors: Factors) -> TruncatedSVD:

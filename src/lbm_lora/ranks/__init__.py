@@ -14,7 +14,7 @@ from lbm_lora.ranks.prediction import Prediction, Predictor
 from lbm_lora.ranks.rank_options import parse_nbytes, rank_rule
 from lbm_lora.ranks.rules import FixedRanks, RankRule
 from lbm_lora.ranks.spectrum import DeltaSpectrum, WeightsOf, dense_error, rounding_error, unweighted
-from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, StoredDelta, Trial, TrialImages
+from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, StoredDelta, Trial, TrialImages, predictor_of
 
 __all__ = [
     "Choice",
@@ -34,6 +34,7 @@ __all__ = [
     "dense_error",
     "megabytes",
     "parse_nbytes",
+    "predictor_of",
     "rank_rule",
     "rounding_error",
     "unweighted",

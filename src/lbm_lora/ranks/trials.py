@@ -90,6 +90,12 @@ class OutputNorm:
     open_trial: Callable[[], Trial | None] = lambda: None
 
 
+def predictor_of(allocator: RankAllocator, norm: OutputNorm | None) -> Predictor:
+    """Return a predictor of the error of the weights, or with a norm that of the output."""
+    reference_sq = norm.energy if norm else allocator.energy_sq
+    return Predictor(allocator, reference_sq=reference_sq, of="output" if norm else "weights")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChosenRanks:
     """A choice, and the images of its trial if they were compared."""

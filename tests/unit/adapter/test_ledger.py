@@ -42,3 +42,13 @@ def test_the_total_has_what_is_left_out_in_it() -> None:
 
 def test_rows_of_a_status() -> None:
     assert [found.name for found in LEDGER.of(Status.LORA, Status.DENSE)] == ["a", "c"]
+
+
+def test_the_highest_ranks_are_those_of_stored_linear_and_conv_layers() -> None:
+    shapes = {"a": ((4, 6), 3), "b": ((4, 6), 5), "c": ((4, 6, 3, 3), 2)}
+    rows = [
+        LedgerRow(ParamName(name), Status.LORA, "", shape, rank, Measure()) for name, (shape, rank) in shapes.items()
+    ]
+    assert Ledger(tuple(rows)).highest_ranks() == (5, 2)
+    assert LEDGER.of(Status.EXCLUDED)
+    assert Ledger(tuple(LEDGER.of(Status.EXCLUDED))).highest_ranks() == (0, 0)

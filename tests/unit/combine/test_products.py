@@ -49,7 +49,6 @@ def test_a_matrix_that_is_dense_in_one_file_and_factors_in_another(rand: Rand) -
     other = Adapter({}, {LINEAR: rand(10, 12)})
     products = Products((Summand.of(one), Summand.of(other, 0.5)))
     assert products.matrices() == [LINEAR, CONV]
-    assert products.dense_names() == [BIAS]
     assert products.bound(LINEAR) == 10
     found = products.dense(LINEAR)
     assert found is not None

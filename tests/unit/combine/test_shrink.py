@@ -70,7 +70,7 @@ def weight(name: str) -> ParamName:
 def test_every_rank_is_exact_and_as_good_as_the_svd_of_the_product(adapter: Adapter, name: str) -> None:
     matrix = to_matrix(adapter.modules[ModuleName(name)].delta())
     for rank in range(1, RANKS[name]):
-        found = shrinking(adapter).stored(weight(name), rank)
+        found = shrinking(adapter).outcome(weight(name), rank)
         assert found.module is not None
         assert found.module.rank == found.row.rank == rank
         assert (found.module.shape, found.module.scaling) == (SHAPES[name], 1.0)
@@ -82,7 +82,7 @@ def test_every_rank_is_exact_and_as_good_as_the_svd_of_the_product(adapter: Adap
 
 @pytest.mark.parametrize("rank", [14, 15, 500])
 def test_no_rank_is_added_and_what_has_no_more_is_kept_to_the_bit(adapter: Adapter, rank: int) -> None:
-    found, given = shrinking(adapter).stored(weight("conv"), rank), adapter.modules[ModuleName("conv")]
+    found, given = shrinking(adapter).outcome(weight("conv"), rank), adapter.modules[ModuleName("conv")]
     assert found.module is not None
     assert found.row.reason == KEPT
     assert torch.equal(found.module.up, given.up)
@@ -92,14 +92,14 @@ def test_no_rank_is_added_and_what_has_no_more_is_kept_to_the_bit(adapter: Adapt
 
 
 def test_a_scaled_lora_is_not_kept_as_it_is(adapter: Adapter) -> None:
-    found = shrinking(adapter, scale=0.5).stored(weight("conv"), 14)
+    found = shrinking(adapter, scale=0.5).outcome(weight("conv"), 14)
     assert found.module is not None
     assert torch.allclose(found.module.delta(), 0.5 * adapter.modules[ModuleName("conv")].delta(), atol=1e-5)
 
 
 def test_a_matrix_that_the_file_has_dense_gets_ranks_too(adapter: Adapter) -> None:
     delta = adapter.dense[weight("whole")]
-    few, all_of_them = (shrinking(adapter).stored(weight("whole"), rank) for rank in (2, 6))
+    few, all_of_them = (shrinking(adapter).outcome(weight("whole"), rank) for rank in (2, 6))
     assert few.module is not None
     assert float((delta - few.module.delta()).norm()) <= bound_of(delta, 2)
     assert all_of_them.dense is not None
@@ -161,11 +161,11 @@ def test_in_an_outputs_norm_the_factors_are_the_best_there(adapter: Adapter, wei
     assert torch.allclose(spectrum.squares.sqrt(), values[: len(spectrum.squares)], rtol=1e-3, atol=1e-4 * values[0])
     plain = shrinking(adapter)
     for rank in (2, 5):
-        found = shrinking(adapter, weights_of=weights_of).stored(weight(name), rank)
+        found = shrinking(adapter, weights_of=weights_of).outcome(weight(name), rank)
         assert found.module is not None
         error = float(whitening(matrix - to_matrix(found.module.delta())).double().norm())
         assert error <= 1.001 * float(values[rank:].norm()) + 1e-5 * float(values.norm())
-        other = plain.stored(weight(name), rank).module
+        other = plain.outcome(weight(name), rank).module
         assert other is not None
         assert error < 0.97 * float(whitening(matrix - to_matrix(other.delta())).double().norm())
 
@@ -185,4 +185,4 @@ def test_no_matrix_is_built_where_ranks_are_low(
         found = shrinking(adapter, weights_of=weigh)
         found.survey()
         for name in low:
-            assert found.stored(name, 3).module is not None
+            assert found.outcome(name, 3).module is not None

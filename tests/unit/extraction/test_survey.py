@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, Ledger, Status
+from lbm_lora.adapter import Adapter, Ledger, Outcome, Status
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction import (
     Action,
     DeltaSettings,
     DirectPass,
-    Outcome,
     Plan,
     Survey,
     SurveyedPass,

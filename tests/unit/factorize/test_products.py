@@ -13,6 +13,7 @@ from lbm_lora.factorize import (
     Moment,
     Weights,
     concatenated,
+    exact_factors,
     exact_svd,
     product_svd,
     weighted_product_svd,
@@ -64,3 +65,11 @@ def test_in_a_weighted_norm_the_product_has_the_svd_of_its_matrix(rand: Callable
         one, other = ((svd.left * svd.values) @ svd.right for svd in (found.first(rank), wanted.first(rank)))
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert found.rest == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4)])
+def test_a_matrix_is_exact_as_factors(rand: Callable[..., Tensor], shape: tuple[int, int]) -> None:
+    matrix = rand(*shape)
+    factors = exact_factors(matrix.bfloat16())
+    assert (factors.rank, factors.up.dtype) == (min(shape), torch.float32)
+    assert torch.equal(factors.product(), matrix.bfloat16().float())

@@ -1,0 +1,42 @@
+"""What each tensor became, added to files or adapters in memory."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lbm_lora.adapter.adapter_file import AdapterWriter
+from lbm_lora.adapter.builder import AdapterBuilder
+from lbm_lora.adapter.ledger import Ledger, LedgerRow
+from lbm_lora.adapter.module import LoraModule
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one tensor became: its ledger row, and its lora module or dense delta if it is stored."""
+
+    row: LedgerRow
+    module: LoraModule | None = None
+    dense: Tensor | None = None
+
+    def stored(self) -> tuple[ParamName, Tensor | None]:
+        """Return the param name, and its delta as stored; None if it is left out."""
+        return self.row.name, self.dense if self.module is None else self.module.delta()
+
+
+def store_outcomes(
+    outcomes: Iterable[Sequence[Outcome]], stores: Sequence[AdapterWriter | AdapterBuilder], progress: Progress = SILENT
+) -> list[Ledger]:
+    """Add the outcomes of every tensor, one for each store, and return the ledger of each store."""
+    rows: list[list[LedgerRow]] = [[] for _ in stores]
+    for several in outcomes:
+        for store, outcome, kept in zip(stores, several, rows, strict=True):
+            if outcome.module is not None:
+                store.add_module(outcome.module)
+            if outcome.dense is not None:
+                store.add_dense(outcome.row.name, outcome.dense)
+            kept.append(outcome.row)
+        progress.advance()
+    return [Ledger(tuple(kept)) for kept in rows]
