@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import REFINEMENT_KEY, SETTINGS_KEY, parsed
 from lbm_lora.checkpoint import dtype_name
 from lbm_lora.errors import plural
@@ -33,10 +33,9 @@ def content_rows(adapter: Adapter, nbytes: int) -> list[Row]:
         nbytes: bytes of its native file.
     """
     ranks = [module.rank for module in adapter.modules.values()]
-    norms = sum(map(is_norm, adapter.dense))
     rows = [
         ("layers", f"{len(ranks)}, ranks {min(ranks)} to {max(ranks)}" if ranks else "none"),
-        ("biases and norms", f"{plural(len(adapter.dense) - norms, 'bias', 'biases')}, {plural(norms, 'norm tensor')}"),
+        ("biases and norms", counted(adapter.dense) or "none"),
         ("file", f"{nbytes / 1e6:.1f} MB, {dtype_name(adapter.dtype or _dtype(adapter))}"),
     ]
     method = parsed(adapter.metadata.facts, SETTINGS_KEY).get("method")

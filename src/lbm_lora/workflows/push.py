@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lbm_lora.adapter import Adapter, Saved, Wishes, load_adapter, save_adapter
-from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
+from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import atomic_path, write_text
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, plural
@@ -20,11 +20,11 @@ from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
+from lbm_lora.workflows.twins import WISHES
 
 TWIN = "pytorch_lora_weights.safetensors"
 """File of a repository that diffusers looks for."""
 
-_WISHES = Wishes(biases="lora_bias", norms="drop")
 _MOST_IMAGES = 12
 
 
@@ -182,7 +182,7 @@ def _native(config: PushConfig, adapter: Adapter, folder: Path) -> Path:
 def _twin(adapter: Adapter, folder: Path) -> Saved | None:
     """Write the twin for diffusers; None, with a warning, if that format cannot hold the adapter."""
     try:
-        return save_adapter(adapter, folder / TWIN, format="diffusers", wishes=_WISHES)
+        return save_adapter(adapter, folder / TWIN, format="diffusers", wishes=WISHES["diffusers"])
     except InputError as error:
         warn("the repository has no file for diffusers: ", *error.args)
         return None
@@ -192,10 +192,7 @@ def _lost(adapter: Adapter, dropped: Sequence[ParamName]) -> str:
     """Return a sentence on what the twin leaves out."""
     if not dropped:
         return "It holds everything."
-    norms = sum(map(is_norm, dropped))
-    parts = [plural(norms, "norm tensor")] if norms else []
-    parts += [plural(len(dropped) - norms, "other tensor")] if len(dropped) > norms else []
     return (
-        f"It leaves out {' and '.join(parts)} of {len(adapter.params):,} that the LoRA changes, which diffusers cannot "
-        "hold, so its images differ from those of lbm-lora."
+        f"It leaves out {counted(dropped)} of the {plural(len(adapter.params), 'parameter')} that the LoRA changes: "
+        "diffusers cannot hold them, so its images differ from those of lbm-lora."
     )

@@ -1,7 +1,7 @@
-"""Twins of a LoRA in formats of other programs, beside its native file: the option `also`.
+"""Twins of a LoRA in formats of other programs, next to its native file: the option `also`.
 
 A twin holds all that its format can. Biases and norms that it cannot hold are left out, with a warning that counts
-them. What prevents a twin altogether is a warning too: the native file is complete by then.
+them. A twin that cannot be written at all is also a warning: by then the native file is complete.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.adapter import Wishes, load_adapter, save_adapter
-from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import guard_output
 from lbm_lora.configs.values import ForeignFormat
-from lbm_lora.errors import InputError, plural
+from lbm_lora.errors import InputError
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.workflows.convert import check_form, files_of
@@ -78,7 +78,8 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
         except InputError as error:
             warn(f"{path} was not written: ", *error.args)
         else:
-            _tell(path, to, saved.dropped)
+            if saved.dropped:
+                warn(f"{path} leaves out {counted(saved.dropped)}, which the format {to} cannot hold as changes.")
             files = files_of(path, to)
             nbytes = sum(file.stat().st_size for file in files)
             twin = Twin(format=to, path=path, files=files, nbytes=nbytes, dropped=saved.dropped, notes=saved.notes)
@@ -87,13 +88,3 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
                 progress.note(f"{path}: {note}")
         progress.advance()
     return tuple(twins)
-
-
-def _tell(path: Path, to: ForeignFormat, dropped: Sequence[ParamName]) -> None:
-    """Warn of what a twin leaves out, in one line."""
-    norms = sum(map(is_norm, dropped))
-    biases = len(dropped) - norms
-    counts = [plural(biases, "bias", "biases")] if biases else []
-    counts += [plural(norms, "norm parameter")] if norms else []
-    if counts:
-        warn(f"{path} leaves out {' and '.join(counts)}, which the format {to} cannot hold as changes.")

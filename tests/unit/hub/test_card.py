@@ -18,7 +18,7 @@ FACTS = CardFacts(
     twin="pytorch_lora_weights.safetensors",
     contents=[("layers", "792"), ("file", "a|b <script> `x`")],
     measured=[("relative error", "5 %")],
-    lost="It leaves out 512 norm tensors.",
+    lost="It leaves out 512 norm parameters.",
     remarks=["diffusers cannot fuse it."],
     images=["images/lemon.png"],
     relative_error=0.05,
@@ -57,7 +57,7 @@ def test_how_to_use_it() -> None:
     )
     assert "--base_model_path base.safetensors --lora_path user/relight " in text
     assert '"user/relight", weight_name="pytorch_lora_weights.safetensors", prefix="unet"' in text
-    assert "It leaves out 512 norm tensors. diffusers cannot fuse it.\n" in text
+    assert "It leaves out 512 norm parameters. diffusers cannot fuse it.\n" in text
     other = card_text(replace(FACTS, base_model="user/lbm", is_backbone=False))
     assert "--base_model_path user/lbm --lora_path user/relight " in other
     assert "lbm-lora base" not in other

@@ -27,7 +27,7 @@ def test_contents() -> None:
     rows = dict(content_rows(adapter(lbm_lora_settings={"method": "calibrated"}), 1_500_000))
     assert rows == {
         "layers": "2, ranks 2 to 4",
-        "biases and norms": "1 bias, 1 norm tensor",
+        "biases and norms": "1 bias and 1 norm parameter",
         "file": "1.5 MB, fp32",
         "made": "extracted (calibrated) from a fine-tuned checkpoint",
         "fingerprint of the base": "abc",

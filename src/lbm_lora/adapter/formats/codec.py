@@ -1,6 +1,6 @@
 """What a foreign format is to the rest: how its keys are recognised, read and written.
 
-Foreign words live in the modules beside this one, one per family of formats. In between everything is an `Adapter`.
+Foreign words live in the modules next to this one, one per family of formats. In between everything is an `Adapter`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.checkpoint import Component
 from lbm_lora.configs.values import BiasesAs, FormatName, NormsAs
-from lbm_lora.errors import AdapterError, Option
+from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.naming import ModuleName, ParamName
 
 
@@ -23,7 +23,7 @@ class Source:
     Attributes:
         tensors: by the file's own keys; views of the file.
         header: the strings of its header.
-        path: the file, or the folder that holds it, as given: for messages and for the files beside it
+        path: the file, or the folder that holds it, as given: for messages and for the files next to it
             (`adapter_config.json`).
         base: the component that it is meant for, where it is at hand: values that replace the base's become deltas.
     """
@@ -74,7 +74,7 @@ class Encoded:
     Attributes:
         tensors: by the format's keys.
         header: strings for the `.safetensors` header, on top of the adapter's own metadata.
-        config: contents of the `adapter_config.json` beside the file, for a format that has one.
+        config: contents of the `adapter_config.json` next to the file, for a format that has one.
         dropped: param names left out, as the wishes say.
         notes: what the user should know, one sentence each.
     """
@@ -91,7 +91,7 @@ class Saved:
     """Outcome of writing an adapter.
 
     Attributes:
-        path: the file, or the folder of a format with a config beside it.
+        path: the file, or the folder of a format with a config next to it.
         dropped: param names left out, as the wishes say.
         notes: what the user should know, one sentence each.
     """
@@ -128,3 +128,38 @@ def only_deltas(wishes: Wishes, format: str) -> None:
     for name, value in (("biases", wishes.biases), ("norms", wishes.norms)):
         if value not in ("keep", "drop"):
             raise AdapterError(f"the format {format} holds deltas only, not ", Option(name), f" {value}. Use drop.")
+
+
+def check_held(
+    adapter: Adapter,
+    format: FormatName,
+    remedies: Mapping[str, str],
+    *,
+    biases: Collection[ParamName],
+    norms: Collection[ParamName],
+    others: Collection[ParamName],
+    lead: str = "Say what becomes of them: ",
+) -> None:
+    """Refuse deltas that the format cannot hold, counted and named, with the options that settle them.
+
+    Args:
+        remedies: for `biases` and `norms`: the option's values that would help.
+        lead: what the options are for.
+
+    Raises:
+        AdapterError: there are such deltas.
+    """
+    if not (biases or norms or others):
+        return
+    kinds = [(biases, "delta of a bias", "deltas of biases"), (norms, "delta of a norm", "deltas of norms")]
+    kinds.append((others, "delta of another parameter", "deltas of other parameters"))
+    counts = " and ".join(plural(len(names), one, several) for names, one, several in kinds if names)
+    shown = listing([*biases, *norms, *others], limit=3)
+    what = f"{adapter.label}: the format {format} cannot hold {counts}: {shown}. "
+    if others:
+        raise AdapterError(what, "Write it as native.")
+    parts: list[str | Option] = []
+    for name, names in (("biases", biases), ("norms", norms)):
+        if names:
+            parts += [" and " if parts else lead, Option(name), f" {remedies[name]}"]
+    raise AdapterError(what, *parts, ".")

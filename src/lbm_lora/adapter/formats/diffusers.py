@@ -14,12 +14,12 @@ from typing import cast
 
 from torch import Tensor
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes
+from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
 from lbm_lora.adapter.formats.grouping import is_of_another_part
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
 from lbm_lora.adapter.formats.one_rank import KEY, Before, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_factor
-from lbm_lora.adapter.formats.peft_layers import check_held, dense_kinds, layers_of, notes_of, up_biases
+from lbm_lora.adapter.formats.peft_layers import dense_kinds, layers_of, notes_of, up_biases
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.errors import AdapterError, listing, plural
 from lbm_lora.naming import DENOISER_PREFIX, bias_of

@@ -28,14 +28,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, only_deltas
+from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held, only_deltas
 from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, SGM, flat, is_norm
 from lbm_lora.adapter.formats.reading import read
-from lbm_lora.adapter.formats.rebuild import exact_factors
+from lbm_lora.adapter.formats.rebuild import up_and_down
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.adapter.native import ALPHA, DIFF, DIFF_BIAS, DOWN, UP
 from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import AdapterError, Option, listing, plural
+from lbm_lora.errors import AdapterError, listing, plural
 from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
 
 UNET, LYCORIS_PREFIX = "lora_unet_", "lycoris_"
@@ -83,7 +83,7 @@ def _encode_kohya(adapter: Adapter, wishes: Wishes, format: FormatName, stem: Ca
     _check_held(adapter, format, biases, norms, [name for name in vectors if name not in {*biases, *norms}])
     tensors = _factors(adapter, stem)
     for name, delta in adapter.dense.items():
-        up, down = exact_factors(delta)
+        up, down = up_and_down(delta)
         tensors |= _keys(stem(module_of(name)), up, down, float(down.shape[0]))
     count = plural(len(adapter.dense), "dense matrix", "dense matrices")
     exact = (f"{count} written as factors of full rank, exactly.",) if adapter.dense else ()
@@ -171,19 +171,9 @@ def _check_held(
     norms: Collection[ParamName],
     others: Collection[ParamName],
 ) -> None:
-    """Refuse deltas that the format cannot hold, counted and named, with the options that drop them."""
-    if not (biases or norms or others):
-        return
-    kinds = [(biases, "delta of a bias", "deltas of biases"), (norms, "delta of a norm", "deltas of norms")]
-    kinds.append((others, "delta of another parameter", "deltas of other parameters"))
-    counts = " and ".join(plural(len(names), one, several) for names, one, several in kinds if names)
-    shown = listing([*biases, *norms, *others], limit=3)
-    what = f"{adapter.label}: the format {format} cannot hold {counts}: {shown}. "
-    options = [Option(name) for name, names in (("biases", biases), ("norms", norms)) if names]
-    if others:
-        raise AdapterError(what, "Write it as native.")
-    last = (" drop and ", options[1]) if len(options) > 1 else ()
-    raise AdapterError(what, "comfyui holds them. To leave them out: ", options[0], *last, " drop.")
+    lead = "comfyui holds them. To leave them out: "
+    remedies = {"biases": "drop", "norms": "drop"}
+    check_held(adapter, format, remedies, biases=biases, norms=norms, others=others, lead=lead)
 
 
 LYCORIS = Codec("lycoris", _is_lycoris, _decode, _encode_lycoris)

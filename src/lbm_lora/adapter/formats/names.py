@@ -9,8 +9,9 @@ The table holds more than one model: every attention has the deepest transformer
 All names stay distinct, in each of the spellings.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from lbm_lora.errors import plural
 from lbm_lora.naming import ModuleName, ParamName, module_of
 
 SDXL_LEVELS = (False, True, True)
@@ -100,6 +101,14 @@ def _attention(name: str, sgm: str, depth: int) -> Iterator[tuple[str, str]]:
 def is_norm(name: ParamName) -> bool:
     """Return whether a parameter belongs to a norm: `norm1`, `norm`, `conv_norm_out`, `group_norm`."""
     return "norm" in module_of(name).rpartition(".")[2]
+
+
+def counted(names: Collection[ParamName]) -> str:
+    """Return how many biases and norm parameters these are: `10 biases and 512 norm parameters`."""
+    norms = sum(map(is_norm, names))
+    biases = len(names) - norms
+    counts = [plural(biases, "bias", "biases")] if biases else []
+    return " and ".join([*counts, *([plural(norms, "norm parameter")] if norms else [])])
 
 
 def kernel_of(name: ModuleName) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes
+from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
 from lbm_lora.adapter.formats.one_rank import KEY, Before, OneRank, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_in_memory
-from lbm_lora.adapter.formats.peft_layers import DenseKinds, check_held, dense_kinds, layers_of, notes_of, up_biases
+from lbm_lora.adapter.formats.peft_layers import DenseKinds, dense_kinds, layers_of, notes_of, up_biases
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import TORCH_NAMES, Component
 from lbm_lora.errors import AdapterError, Option, listing, plural

@@ -1,6 +1,6 @@
 """An adapter as layers of PEFT and of diffusers: what their keys can hold, and what to say about the rest."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,8 +8,7 @@ from torch import Tensor
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.formats.one_rank import OneRank, to_one_rank
 from lbm_lora.adapter.module import Adapter
-from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import AdapterError, Option, listing, plural
+from lbm_lora.errors import plural
 from lbm_lora.factorize import has_matrix_view
 from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of
 
@@ -59,36 +58,6 @@ def up_biases(layers: OneRank, biases: Mapping[ParamName, Tensor]) -> dict[Modul
         name: biases.get(bias_of(name), module.up.new_zeros(module.up.shape[0]))
         for name, module in layers.modules.items()
     }
-
-
-def check_held(
-    adapter: Adapter,
-    format: FormatName,
-    remedies: Mapping[str, str],
-    *,
-    biases: Collection[ParamName],
-    norms: Collection[ParamName],
-    others: Collection[ParamName],
-) -> None:
-    """Refuse deltas that the format cannot hold, counted and named, with the options that settle them.
-
-    Args:
-        remedies: for `biases` and `norms`: the option's values that would help.
-    """
-    if not (biases or norms or others):
-        return
-    kinds = [(biases, "delta of a bias", "deltas of biases"), (norms, "delta of a norm", "deltas of norms")]
-    kinds.append((others, "delta of another parameter", "deltas of other parameters"))
-    counts = " and ".join(plural(len(names), one, several) for names, one, several in kinds if names)
-    shown = listing([*biases, *norms, *others], limit=3)
-    what = f"{adapter.label}: the format {format} cannot hold {counts}: {shown}. "
-    if others:
-        raise AdapterError(what, "Write it as native.")
-    parts: list[str | Option] = []
-    for name, names in (("biases", biases), ("norms", norms)):
-        if names:
-            parts += [" and " if parts else "Say what becomes of them: ", Option(name), f" {remedies[name]}"]
-    raise AdapterError(what, *parts, ".")
 
 
 def notes_of(adapter: Adapter, layers: OneRank) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lbm_lora.factorize import Factors
+from lbm_lora.factorize import Factors, exact_factors
 
 
 def with_mid(mid: Tensor, down: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def loha(parts: Mapping[str, Tensor]) -> Factors:
 def lokr(parts: Mapping[str, Tensor]) -> Factors:
     """Return factors of the Kronecker product of w1 and w2, without alpha."""
     one, two = (
-        _exact(parts[f"lokr_{name}"])
+        exact_factors(parts[f"lokr_{name}"].flatten(1))
         if f"lokr_{name}" in parts
         else _tucker_or_product(parts, f"lokr_{name}_a", f"lokr_{name}_b", f"lokr_t{name[1]}")
         for name in ("w1", "w2")
@@ -55,17 +55,9 @@ def _tucker_or_product(parts: Mapping[str, Tensor], left: str, right: str, core:
     return Factors(first.T.contiguous(), torch.einsum("ij...,jq->iq...", parts[core].float(), second).flatten(1))
 
 
-def _exact(weight: Tensor) -> Factors:
-    """Return a matrix as factors, with the identity on its short side."""
-    matrix = weight.float().flatten(1)
-    rows, columns = matrix.shape
-    identity = torch.eye(min(rows, columns))
-    return Factors(identity, matrix) if rows <= columns else Factors(matrix, identity)
-
-
-def exact_factors(delta: Tensor) -> tuple[Tensor, Tensor]:
+def up_and_down(delta: Tensor) -> tuple[Tensor, Tensor]:
     """Return (up, down) of a dense delta of a weight in its dtype and exactly, with an identity as one of them."""
-    factors = _exact(delta)
+    factors = exact_factors(delta.flatten(1))
     up, down = factors.up.to(delta.dtype), factors.down.to(delta.dtype)
     kernel = delta.shape[2:]
     return up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(-1, *delta.shape[1:])

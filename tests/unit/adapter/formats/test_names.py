@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, flat, unet_modules
+from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, counted, flat, unet_modules
 from lbm_lora.bundled import TUNED
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.model import sgm
@@ -51,3 +51,10 @@ def test_another_number_of_layers_and_an_upsampler_without_attention() -> None:
     assert table[ModuleName("down_blocks.1.resnets.0.conv1")] == "input_blocks.3.0.in_layers.2"
     assert table[ModuleName("up_blocks.0.upsamplers.0.conv")] == "output_blocks.1.1.conv"
     assert len(set(table.values())) == len(table)
+
+
+def test_biases_and_norms_are_counted() -> None:
+    names = [ParamName(name) for name in ("conv_in.bias", "a.norm1.weight", "a.norm1.bias")]
+    assert counted(names) == "1 bias and 2 norm parameters"
+    assert counted(names[:1]) == "1 bias"
+    assert counted(names[1:2]) == "1 norm parameter"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lbm_lora.adapter.formats.rebuild import exact_factors, is_smaller_dense, loha, lokr, with_mid
+from lbm_lora.adapter.formats.rebuild import is_smaller_dense, loha, lokr, up_and_down, with_mid
 from lbm_lora.factorize import Factors
 
 SIZES = st.integers(1, 4)
@@ -64,7 +64,7 @@ def test_lokr(a: int, b: int, c: int, d: int, kernel: int, kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_dense_delta_is_exact_as_factors(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     delta = normal(*shape).to(dtype)
-    up, down = exact_factors(delta)
+    up, down = up_and_down(delta)
     assert (up.dtype, down.dtype) == (dtype, dtype)
     assert up.shape == (shape[0], down.shape[0], *(1 for _ in shape[2:]))
     assert down.shape[1:] == shape[1:]

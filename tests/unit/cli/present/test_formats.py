@@ -35,7 +35,7 @@ def result(file: File) -> ConvertResult:
 
 def test_a_conversion(result: ConvertResult) -> None:
     assert present("convert", result) == (
-        "Converted from native to comfyui: 792 modules, 372 biases, 512 norm parameters.\n\n"
+        "Converted from native to comfyui: 792 lora modules, 372 biases, 512 norm parameters.\n\n"
         "Read by ComfyUI: LoraLoaderModelOnly, on a model that holds an LBM.\n\n"
         "wrote x.safetensors (0.12 MB)"
     )
