@@ -17,10 +17,10 @@ from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.digest import names_in_order
+from lbm_lora.report.inspection.adapter_values import AdapterFacts, DeltaFacts, Origin, Truncation
 from lbm_lora.report.inspection.blocks import block_facts, norm_of
 from lbm_lora.report.inspection.network import coverage_of, kind_of_param, layer_of
 from lbm_lora.report.inspection.readers import readers_of
-from lbm_lora.report.inspection.values import AdapterFacts, DeltaFacts, Origin, Truncation
 from lbm_lora.report.weights import block_of
 
 TRUNCATED_TO = (0.01, 0.05, 0.1, 0.2)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from lbm_lora.report.inspection.values import BlockFacts, DeltaFacts, TensorFacts
+from lbm_lora.report.inspection.adapter_values import BlockFacts, DeltaFacts
+from lbm_lora.report.inspection.values import TensorFacts
 
 
 def norm_of(norms: Iterable[float]) -> float:

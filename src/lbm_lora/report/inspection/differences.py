@@ -3,65 +3,39 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.blocks import flat_blocks, squares
 from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, differing
-from lbm_lora.factorize import Factors
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.digest import names_in_order
-from lbm_lora.report.inspection.checkpoints import wide
 from lbm_lora.report.inspection.network import layer_of
-from lbm_lora.report.inspection.values import BlockDifference, Difference, Fit, Match, TensorDifference
+from lbm_lora.report.inspection.relations import BlockDifference, Difference, Fit, Match, TensorDifference
+from lbm_lora.report.inspection.sums import Sums, alone, energy, inner, of_factors, of_tensors, total
 from lbm_lora.report.weights import block_of
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over the values of one parameter, or several: of first^2, second^2, (first - second)^2, first * second."""
-
-    first: float = 0.0
-    second: float = 0.0
-    between: float = 0.0
-    product: float = 0.0
-    largest: float = math.nan
-
-    @property
-    def relative(self) -> float:
-        if not self.first:
-            return self.between if not self.between or math.isnan(self.between) else math.inf
-        return math.sqrt(self.between / self.first)
-
-    @property
-    def cosine(self) -> float:
-        both = math.sqrt(self.first * self.second)
-        if both:
-            return max(-1.0, min(1.0, self.product / both)) if math.isfinite(both) else math.nan
-        return 1.0 if self.first == self.second else 0.0
 
 
 def adapter_difference(first: Adapter, second: Adapter, progress: Progress = SILENT) -> Difference:
     """Compare the deltas of two LoRAs, each with its scaling."""
     names = _union(first.params, second.params)
 
-    def compared(name: ParamName) -> tuple[Match, _Sums]:
+    def compared(name: ParamName) -> tuple[Match, Sums]:
         shapes = first.shape_of(name), second.shape_of(name)
         if None in shapes or shapes[0] != shapes[1]:
-            return _unlike(shapes), _alone(_energy_of(first, name), _energy_of(second, name))
+            return _unlike(shapes), alone(_energy_of(first, name), _energy_of(second, name))
         if _same_delta(first, second, name):
-            energy = _energy_of(first, name)
-            return "same", _Sums(energy, energy, 0.0, energy)
+            both = _energy_of(first, name)
+            return "same", Sums(both, both, 0.0, both)
         one, other = first.module_at(name), second.module_at(name)
         if one is not None and other is not None:
-            return "different", _factored(one.factors(), other.factors())
-        sums = _plain(_delta(first, name), _delta(second, name))
+            return "different", of_factors(one.factors(), other.factors())
+        sums = of_tensors(_delta(first, name), _delta(second, name))
         return "different", replace(sums, largest=math.nan)
 
     return _difference("deltas", names, compared, progress)
@@ -80,15 +54,15 @@ def checkpoint_difference(first: Checkpoint, second: Checkpoint, progress: Progr
     )
     names = [*_union(*denoiser), *_union(*others)]
 
-    def compared(name: ParamName) -> tuple[Match, _Sums]:
+    def compared(name: ParamName) -> tuple[Match, Sums]:
         one, other = (
             None if name not in place else checkpoint.read(place[name])
             for place, checkpoint in zip(places, (first, second), strict=True)
         )
         if one is None or other is None or one.shape != other.shape:
             shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in (one, other))
-            return _unlike((shapes[0], shapes[1])), _alone(_energy(one), _energy(other))
-        sums = _plain(one, other)
+            return _unlike((shapes[0], shapes[1])), alone(energy(one), energy(other))
+        sums = of_tensors(one, other)
         return "same" if _same_bits(one, other) else "different", sums
 
     return _difference("tensors", names, compared, progress)
@@ -119,12 +93,12 @@ def fit_of(adapter: Adapter, component: Component, found: Fingerprint) -> Fit:
 def _difference(
     what: Literal["deltas", "tensors"],
     names: Sequence[ParamName],
-    compared: Callable[[ParamName], tuple[Match, _Sums]],
+    compared: Callable[[ParamName], tuple[Match, Sums]],
     progress: Progress,
 ) -> Difference:
     progress.start(len(names), "comparing")
     rows: list[TensorDifference] = []
-    sums: dict[str, list[_Sums]] = {}
+    sums: dict[str, list[Sums]] = {}
     for name, (match, found) in ordered_map(lambda name: (name, compared(name)), names):
         block = block_of(name)
         sums.setdefault(block, []).append(found)
@@ -141,34 +115,24 @@ def _difference(
             )
         )
         progress.advance()
-    total = _total(one for members in sums.values() for one in members)
+    overall = total(one for members in sums.values() for one in members)
     same = Counter(row.block for row in rows if row.match == "same")
     return Difference(
         what=what,
         counts=dict(Counter(row.match for row in rows).most_common()),
-        relative=total.relative,
-        cosine=total.cosine,
+        relative=overall.relative,
+        cosine=overall.cosine,
         blocks=tuple(
             BlockDifference(
                 block=block,
                 tensors=len(members),
                 same=same[block],
-                relative=(joint := _total(members)).relative,
+                relative=(joint := total(members)).relative,
                 cosine=joint.cosine,
             )
             for block, members in sums.items()
         ),
         rows=tuple(rows),
-    )
-
-
-def _total(parts: Iterable[_Sums]) -> _Sums:
-    several = list(parts)
-    return _Sums(
-        math.fsum(one.first for one in several),
-        math.fsum(one.second for one in several),
-        math.fsum(one.between for one in several),
-        math.fsum(one.product for one in several),
     )
 
 
@@ -184,11 +148,6 @@ def _unlike(shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]) -> Ma
     if None not in shapes:
         return "other shape"
     return "only second" if shapes[0] is None else "only first"
-
-
-def _alone(first: float, second: float) -> _Sums:
-    """The sums of a parameter whose counterpart counts as 0."""
-    return _Sums(first, second, first + second, 0.0)
 
 
 def _same_delta(first: Adapter, second: Adapter, name: ParamName) -> bool:
@@ -210,44 +169,10 @@ def _energy_of(adapter: Adapter, name: ParamName) -> float:
     if adapter.shape_of(name) is None:
         return 0.0
     module = adapter.module_at(name)
-    return _energy(adapter.dense[name]) if module is None else _inner(factors := module.factors(), factors)
-
-
-def _factored(first: Factors, second: Factors) -> _Sums:
-    """The sums of two products, never built: in fp64, the difference keeps 8 digits of the products' norms."""
-    norms, product = (_inner(first, first), _inner(second, second)), _inner(first, second)
-    between = norms[0] + norms[1] - 2 * product
-    return _Sums(*norms, between if math.isnan(between) else max(0.0, between), product)
-
-
-def _inner(one: Factors, other: Factors) -> float:
-    """The inner product of two products, from up^T up' and down down'^T, which are as small as the ranks."""
-    ups = one.up.mT.double() @ other.up.double()
-    found = (ups * (one.down.double() @ other.down.mT.double())).sum().item()
-    return found if math.isfinite(found) else math.nan
+    return energy(adapter.dense[name]) if module is None else inner(factors := module.factors(), factors)
 
 
 def _delta(adapter: Adapter, name: ParamName) -> Tensor:
     delta = adapter.delta(name)
     assert delta is not None
     return delta
-
-
-def _energy(tensor: Tensor | None) -> float:
-    if tensor is None:
-        return 0.0
-    return math.fsum(squares(wide(block)) for (block,) in flat_blocks(tensor.contiguous()))
-
-
-def _plain(one: Tensor, other: Tensor) -> _Sums:
-    """The sums of two tensors of equal shape, block by block in fp32."""
-    first = second = between = product = largest = 0.0
-    for left, right in flat_blocks(one.contiguous(), other.contiguous()):
-        a, b = wide(left), wide(right)
-        gap = a - b
-        first += squares(a)
-        second += squares(b)
-        between += squares(gap)
-        product += torch.dot(a.double(), b.double()).item()
-        largest = max(largest, gap.abs().max().item()) if gap.numel() else largest
-    return _Sums(first, second, between, product, largest)

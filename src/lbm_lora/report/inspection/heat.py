@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lbm_lora.report.inspection.adapter_values import DeltaFacts
 from lbm_lora.report.inspection.blocks import norm_of
-from lbm_lora.report.inspection.values import DeltaFacts, TensorDifference, TensorFacts
+from lbm_lora.report.inspection.relations import TensorDifference
+from lbm_lora.report.inspection.values import TensorFacts
 from lbm_lora.report.wording import megabytes, plural
 
 Row = TypeVar("Row", bound=DeltaFacts | TensorFacts | TensorDifference)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from lbm_lora.adapter.formats.names import SGM
 from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
-from lbm_lora.report.inspection.values import Coverage
+from lbm_lora.report.inspection.adapter_values import Coverage
 
 _DEPTHS = {"down_blocks.1": 2, "down_blocks.2": 10, "mid_block": 10, "up_blocks.0": 10, "up_blocks.1": 2}
 """Layers of the transformers of each block with attention (SDXL's configuration, which LBM shares)."""

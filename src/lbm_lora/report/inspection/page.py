@@ -5,14 +5,10 @@ from pathlib import Path
 from lbm_lora.atomic import write_text
 from lbm_lora.report.html import asset, environment
 from lbm_lora.report.inspection.heat import HeatMap, difference_map, norm_map, spectrum_map
-from lbm_lora.report.inspection.values import FileFacts, Inspection
-from lbm_lora.report.inspection.wording import (
-    difference_lines,
-    file_facts_of,
-    file_line,
-    fit_lines,
-    header_lines,
-)
+from lbm_lora.report.inspection.relation_wording import difference_lines, fit_lines
+from lbm_lora.report.inspection.relations import Inspection
+from lbm_lora.report.inspection.values import FileFacts
+from lbm_lora.report.inspection.wording import file_facts_of, file_line, header_lines
 
 PAGE = "inspect.html"
 

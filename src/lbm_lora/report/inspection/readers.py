@@ -9,7 +9,7 @@ import torch
 from lbm_lora.adapter import Adapter
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import plural
-from lbm_lora.report.inspection.values import Reader
+from lbm_lora.report.inspection.adapter_values import Reader
 
 _COMFYUI: tuple[FormatName, ...] = ("comfyui", "kohya-diffusers")
 _DIFFUSERS: tuple[FormatName, ...] = ("diffusers", "kohya", "kohya-diffusers")

@@ -7,15 +7,11 @@ from typing import TypeVar
 from rich.table import Column
 
 from lbm_lora.errors import Spelling
-from lbm_lora.report.inspection.values import BlockDifference, BlockFacts, Difference, FileFacts, Inspection
-from lbm_lora.report.inspection.wording import (
-    Facts,
-    difference_lines,
-    file_facts_of,
-    file_line,
-    fit_lines,
-    header_lines,
-)
+from lbm_lora.report.inspection.adapter_values import BlockFacts
+from lbm_lora.report.inspection.relation_wording import difference_lines, fit_lines
+from lbm_lora.report.inspection.relations import BlockDifference, Difference, Inspection
+from lbm_lora.report.inspection.values import FileFacts
+from lbm_lora.report.inspection.wording import Facts, file_facts_of, file_line, header_lines
 from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import megabytes, percent, plural, printable, share, shortened
 

@@ -6,17 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from lbm_lora.errors import Spelling, listing, plural, spelled
+from lbm_lora.report.inspection.adapter_values import AdapterFacts, Coverage, Origin
 from lbm_lora.report.inspection.checkpoints import ITERATIONS
-from lbm_lora.report.inspection.values import (
-    AdapterFacts,
-    CheckpointFacts,
-    Coverage,
-    Difference,
-    FileFacts,
-    Fit,
-    Origin,
-)
-from lbm_lora.report.wording import megabytes, percent, printable, shortened
+from lbm_lora.report.inspection.values import CheckpointFacts, FileFacts
+from lbm_lora.report.wording import megabytes, printable, shortened
 
 Facts = list[tuple[str, str]]
 
@@ -70,9 +63,9 @@ def adapter_lines(facts: FileFacts, adapter: AdapterFacts) -> Facts:
         ("alpha", _scalings(adapter)),
         ("bytes", _nbytes(facts, adapter)),
         ("norm", f"{adapter.norm:.4g} over all deltas" if math.isfinite(adapter.norm) else ""),
-        ("not finite", _some(adapter.broken, "delta")),
+        ("not finite", some(adapter.broken, "delta")),
         ("not touched", _untouched(adapter.coverage)),
-        ("not LBM's", _some(adapter.coverage.unexpected, "name") if adapter.coverage else ""),
+        ("not LBM's", some(adapter.coverage.unexpected, "name") if adapter.coverage else ""),
         ("energy", _energy(adapter)),
         ("truncated", truncation_line(adapter)),
         *reader_lines(adapter),
@@ -108,9 +101,9 @@ def checkpoint_lines(facts: FileFacts, checkpoint: CheckpointFacts) -> Facts:
         *_components(checkpoint),
         ("config", checkpoint.config),
         ("iterations", "" if checkpoint.iterations is None else f"{checkpoint.iterations:,}"),
-        ("not finite", _some(checkpoint.broken, "tensor")),
+        ("not finite", some(checkpoint.broken, "tensor")),
         ("missing", _untouched(checkpoint.coverage)),
-        ("not LBM's", _some(checkpoint.coverage.unexpected, "name") if checkpoint.coverage else ""),
+        ("not LBM's", some(checkpoint.coverage.unexpected, "name") if checkpoint.coverage else ""),
     ]
     return [(label, text) for label, text in lines if text]
 
@@ -127,33 +120,6 @@ def _components(checkpoint: CheckpointFacts) -> Facts:
         for one in checkpoint.components[:_COMPONENTS]
         if one.name != ITERATIONS
     ]
-
-
-def difference_lines(difference: Difference) -> Facts:
-    """How two files differ, in total."""
-    return [
-        ("result", "the same bits everywhere" if difference.is_same else _counted(difference)),
-        ("difference", f"{percent(difference.relative)} of the first file's norm"),
-        ("cosine", f"{difference.cosine:.6f}"),
-    ]
-
-
-def fit_lines(fit: Fit) -> Facts:
-    """Whether a LoRA fits a checkpoint."""
-    bases = {
-        "base": "this is the checkpoint that the LoRA was made from",
-        "tuned": "this is the tuned checkpoint that the LoRA was extracted from, not its base",
-        "other": f"the LoRA was made from another base; different here: {_some(fit.differing, 'tensor')}",
-        "unknown": "the LoRA does not say which base it was made from",
-    }
-    lines = [
-        ("fits", "yes" if fit.fits else "no"),
-        ("names", f"{fit.matched:,} match by name and shape"),
-        ("unmatched", _some(fit.unmatched, "name")),
-        ("shapes", _some(fit.mismatched, "parameter") + " of another shape" if fit.mismatched else ""),
-        ("base", bases[fit.base]),
-    ]
-    return [(label, text) for label, text in lines if text]
 
 
 def header_lines(header: Mapping[str, str], *, left_out: Collection[str] = ()) -> Facts:
@@ -251,13 +217,7 @@ def _untouched(coverage: Coverage | None) -> str:
     )
 
 
-def _counted(difference: Difference) -> str:
-    words = {"same": "with the same bits", "different": "different", "other shape": "of another shape"}
-    words |= {"only first": "only in the first", "only second": "only in the second"}
-    return ", ".join(f"{count:,} {words[match]}" for match, count in difference.counts.items())
-
-
-def _some(names: Sequence[str], noun: str) -> str:
+def some(names: Sequence[str], noun: str) -> str:
     return f"{plural(len(names), noun)}: {_names(names)}" if names else ""
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.configs.inspect import InspectConfig
+from lbm_lora.report.inspection.adapter_values import BlockFacts
 from lbm_lora.report.inspection.text import HEIGHT, WIDTH, block_table, screen
-from lbm_lora.report.inspection.values import BlockFacts
 from lbm_lora.workflows.inspect import run
 
 Rand = Callable[..., Tensor]

@@ -10,8 +10,10 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.report.inspection.adapters import adapter_facts
 from lbm_lora.report.inspection.files import file_facts
-from lbm_lora.report.inspection.values import FileFacts, Fit
-from lbm_lora.report.inspection.wording import file_facts_of, file_line, fit_lines, header_lines
+from lbm_lora.report.inspection.relation_wording import fit_lines
+from lbm_lora.report.inspection.relations import Fit
+from lbm_lora.report.inspection.values import FileFacts
+from lbm_lora.report.inspection.wording import file_facts_of, file_line, header_lines
 
 Build = Callable[..., Adapter]
 Spectrum = Callable[..., LoraModule]
