@@ -49,8 +49,8 @@ def merge(
             dict.
         tuned: the fine-tuned checkpoint to come close to, likewise.
         progress: a listener.
-        lora_scale: Scale of each LoRA, or one for all: a LoRA at 0.5 acts in the result as at 0.5; may be negative.
-            By layer: 0.8,down_blocks=0.5,attn1=0.
+        lora_scale: Scale of each LoRA, or one for all: a LoRA merged at 0.5 acts as it does alone at 0.5; may be
+            negative. By layer: 0.8,down_blocks=0.5,attn1=0.
         rank: Highest rank of linear layers. Default: as high as the LoRAs need together.
         conv_rank: Highest rank of conv layers. Default: half of rank.
         max_size: Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB,
@@ -59,8 +59,8 @@ def merge(
         max_output_error: Write the smallest file whose relative error of the denoiser's output is at most this:
             above 0, up to 10 (0.05: 5 %). Needs calibration.
         exact: Put the factors side by side, in fp32, without a decomposition: the ranks add up.
-        method: Add the LoRAs up (sum), or let them interfere less: ties keeps the largest entries and the sign of
-            most, dare drops entries at random, knots is ties in the LoRAs' common directions, core makes their
+        method: Add the LoRAs up (sum), or let them interfere less: ties keeps the largest entries and the majority
+            sign, dare drops entries at random, knots is ties in the LoRAs' common directions, core makes their
             directions orthogonal.
         density: Share of the entries that ties, dare and knots keep of each LoRA. Default: 0.5.
         seed: Seed for the entries that dare drops.

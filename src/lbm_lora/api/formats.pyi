@@ -30,13 +30,15 @@ def convert(
         save_to: where to write: a .safetensors file; for peft a folder.
         base: the base, for values that replace its own, and for DoRA: a path, an open checkpoint or a state dict.
         progress: a listener.
-        biases: What becomes of changed biases: keep them or fail, lora_bias (the bias of PEFT's lora_B), replace
-            those of the base, or drop them.
-        norms: What becomes of changed norms: keep them or fail, replace those of the base, or drop them.
-        save_precision: Store the LoRA in this precision. Default: as it is. Factors in int8, which only the native
-            format has, become float in others.
-        rank: Approximate matrices of a higher rank at this one, and report the error: for LoHa, LoKr and dense
-            matrices, whose exact form is large. Default: exact.
+        biases: What to do with changed biases: keep them, or fail if the format cannot hold them; store them as the
+            bias of PEFT's lora_B (lora_bias); store the tuned values in place of the base's (replace); or drop
+            them.
+        norms: What to do with changed norms: keep them, or fail if the format cannot hold them; store the tuned
+            values in place of the base's (replace); or drop them.
+        save_precision: Store the LoRA in this precision. Default: that of the file. Only the native format holds
+            int8; the others store such factors as float.
+        rank: Approximate matrices of a higher rank at this rank, and report the error. For LoHa, LoKr and dense
+            matrices, which are large in their exact form. Default: exact.
         lora_alpha_is: Meaning of alpha in the LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
             files of the earlier implementation, else file.
 

@@ -25,13 +25,12 @@ def push(
         to: repository to publish it in, `user/repo` or `user/repo@branch`; made if it does not exist.
         images: pictures for the card, 12 at most.
         progress: a listener.
-        private: Make the repository a private one. An existing public one is refused.
-        base_model: Model on the hub that the LoRA is for. Default: SDXL, which the exact base is made from, if the
+        private: Make the repository private. An existing public one is refused.
+        base_model: Model on the hub that the LoRA is for. Default: SDXL, from which the exact base is made, if the
             LoRA has its widths.
-        license: License, in the hub's spelling. Default: that of LBM's published weights, which a LoRA of them
-            inherits.
+        license: License, as the hub spells it. A LoRA of LBM's published weights inherits theirs: cc-by-nc-4.0.
         message: Message of the commit. Default: Upload NAME.
-        save_to: Only write the repository's files to this folder, to look at them. Nothing is uploaded.
+        save_to: Write the repository's files to this folder to look at them, and upload nothing.
 
     Returns:
         The page, the commit and the files of the repository.

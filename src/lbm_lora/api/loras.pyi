@@ -335,7 +335,7 @@ def compress(
             another size without measuring again. images are then used only for the comparison.
         count: Calibrate on at most this many images, evenly spread over the given ones.
         save_precision: Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it.
-        also: Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on.
+        also: Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on.
             What a format cannot hold is left out there, with a warning.
         seed: Seed for the bridge noise.
         torch_dtype: Precision of the networks in the comparison. Below float, their rounding hides small

@@ -184,7 +184,7 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command(
         "inspect",
         "InspectConfig",
-        "say what a file is, or how two differ",
+        "show what a file is, or how two differ",
         EVERYDAY,
         (
             "lbm-lora inspect lora.safetensors",

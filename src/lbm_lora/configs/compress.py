@@ -50,7 +50,7 @@ class CompressConfig:
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"], ADVANCED] = "fp16"
     """Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
-    """Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on. What a format
+    """Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a format
     cannot hold is left out there, with a warning."""
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the bridge noise."""

@@ -15,23 +15,26 @@ class ConvertConfig:
     lora_path: Lora
     """The LoRA, of any of these formats; an adapter of PEFT is a folder."""
     to: Annotated[FormatName, Named("FORMAT")]
-    """Write this format: native is that of lbm-lora; comfyui has the keys of ComfyUI's loader; kohya has the names of
-    SDXL's single file, and kohya-diffusers those of diffusers; diffusers, peft and lycoris are for these libraries."""
+    """Format to write: native, lbm-lora's own; comfyui, with the keys of ComfyUI's loader; kohya, with SDXL's
+    single-file names; kohya-diffusers, with diffusers' names; or diffusers, peft or lycoris, for these
+    libraries."""
     save_to: File
-    """Write the LoRA here: a .safetensors file; for peft a folder."""
+    """Write the LoRA here: a .safetensors file, or a folder for peft."""
     biases: BiasesAs = "keep"
-    """What becomes of changed biases: keep them or fail, lora_bias (the bias of PEFT's lora_B), replace those of the
-    base, or drop them."""
+    """What to do with changed biases: keep them, or fail if the format cannot hold them; store them as the bias of
+    PEFT's lora_B (lora_bias); store the tuned values in place of the base's (replace); or drop them."""
     norms: NormsAs = "keep"
-    """What becomes of changed norms: keep them or fail, replace those of the base, or drop them."""
+    """What to do with changed norms: keep them, or fail if the format cannot hold them; store the tuned values in
+    place of the base's (replace); or drop them."""
     base_model_path: Checkpoint | None = None
-    """The base, for replace, and for files that hold replaced values or magnitudes of DoRA."""
+    """Base of the LoRA. Needed for replace, and to read files with DoRA magnitudes or with values that replace the
+    base's."""
     save_precision: Literal["float", "fp16", "bf16", "int8"] | None = None
-    """Store the LoRA in this precision. Default: as it is. Factors in int8, which only the native format
-    has, become float in others."""
+    """Store the LoRA in this precision. Default: that of the file. Only the native format holds int8; the others
+    store such factors as float."""
     rank: Annotated[Count | None, Named("N")] = None
-    """Approximate matrices of a higher rank at this one, and report the error: for LoHa, LoKr and dense matrices, whose
-    exact form is large. Default: exact."""
+    """Approximate matrices of a higher rank at this rank, and report the error. For LoHa, LoKr and dense matrices,
+    which are large in their exact form. Default: exact."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"
     """Meaning of alpha in the LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the
     earlier implementation, else file."""

@@ -45,7 +45,7 @@ class ExtractConfig(RankOptions):
     """Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times finer in the same
     bytes. int8 fits twice the ranks into a file, which only lbm-lora can read."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
-    """Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on. What a format
+    """Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a format
     cannot hold is left out there, with a warning."""
     min_diff: Annotated[float, Bounds(0), ADVANCED] = 0.0
     """Leave out tensors whose largest change is below this. The ledger lists them."""

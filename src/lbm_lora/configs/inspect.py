@@ -9,13 +9,13 @@ from lbm_lora.configs.values import AlphaIs
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """Say in one screen what a file is, LoRA or checkpoint, or how two files differ."""
+    """Show on one screen what a file is, LoRA or checkpoint, or how two files differ."""
 
     files: Annotated[tuple[Annotated[File, HUB_LORA], ...], POSITIONAL]
     """One file to inspect, or two to compare: LoRAs, checkpoints, or a LoRA and a checkpoint that it may fit."""
     base_model_path: Checkpoint | None = None
-    """Also check whether the LoRA was made from this checkpoint, and fits it. A file with values that replace those of
-    the base can be read only with it."""
+    """Also check whether the LoRA was made from this checkpoint, and fits it. Needed to read a LoRA with values
+    that replace the base's."""
     report: Folder | None = None
     """Write inspect.html to this folder: the same facts, and the blocks as heat maps."""
     lora_alpha_is: Annotated[AlphaIs, ADVANCED] = "auto"

@@ -9,17 +9,17 @@ from lbm_lora.configs.values import AlphaIs, MergeMethod
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Merge LoRAs into one that does what all of them do together, from their files alone. Without a limit nothing is
-    lost but the rounding of --save_precision. A LoRA that was made on a tuned model merges with the extraction of that
-    model to one LoRA for the base."""
+    """Merge LoRAs into one that does what all of them do together, from their files alone. Without a limit nothing
+    is lost but the rounding of --save_precision. A LoRA made on a tuned model and the extraction of that model
+    merge into one LoRA for the base."""
 
     lora_path: tuple[Lora, ...]
     """LoRA files, in any order."""
     save_to: File
     """Write the LoRA here: a .safetensors file."""
     lora_scale: tuple[Scale, ...] = (1.0,)
-    """Scale of each LoRA, or one for all: a LoRA at 0.5 acts in the result as at 0.5; may be negative. By layer:
-    0.8,down_blocks=0.5,attn1=0."""
+    """Scale of each LoRA, or one for all: a LoRA merged at 0.5 acts as it does alone at 0.5; may be negative. By
+    layer: 0.8,down_blocks=0.5,attn1=0."""
     rank: Count | None = None
     """Highest rank of linear layers. Default: as high as the LoRAs need together."""
     conv_rank: Count | None = None
@@ -34,22 +34,23 @@ class MergeConfig:
     exact: bool = False
     """Put the factors side by side, in fp32, without a decomposition: the ranks add up."""
     method: MergeMethod = "sum"
-    """Add the LoRAs up (sum), or let them interfere less: ties keeps the largest entries and the sign of most, dare
-    drops entries at random, knots is ties in the LoRAs' common directions, core makes their directions orthogonal."""
+    """Add the LoRAs up (sum), or let them interfere less: ties keeps the largest entries and the majority sign,
+    dare drops entries at random, knots is ties in the LoRAs' common directions, core makes their directions
+    orthogonal."""
     density: Annotated[float | None, Named("SHARE"), Bounds(0, 1), ADVANCED] = None
     """Share of the entries that ties, dare and knots keep of each LoRA. Default: 0.5."""
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the entries that dare drops."""
     calibration: File | None = None
-    """Lose the least of the model's output instead of the weights, with these statistics from `lbm-lora calibrate`.
-    Needs --rank, --max_size or --max_output_error."""
+    """Minimise the error of the model's output instead of the weights, with these statistics from `lbm-lora
+    calibrate`. Needs --rank, --max_size or --max_output_error."""
     images: Images | None = None
-    """First fit the scales on these images: those with which base + LoRAs comes closest to the tuned model's output.
-    Needs --base_model_path and --tuned_model_path."""
+    """First fit the scales on these images, so that base + LoRAs comes closest to the tuned model's output. Needs
+    --base_model_path and --tuned_model_path."""
     base_model_path: Checkpoint | None = None
-    """Checkpoint that the LoRAs were made for, to fit the scales."""
+    """Checkpoint that the LoRAs were made for. Only for fitting the scales."""
     tuned_model_path: Checkpoint | None = None
-    """The fine-tuned checkpoint to come close to, to fit the scales."""
+    """Fine-tuned checkpoint to come close to. Only for fitting the scales."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
     """Store the LoRA in this precision. Default: that of the LoRAs; float where they differ, and for --exact."""
     allow_other_base: Annotated[bool, ADVANCED] = False

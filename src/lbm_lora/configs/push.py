@@ -9,24 +9,25 @@ from lbm_lora.configs.marks import ADVANCED, HUB_LORA, POSITIONAL, Folder, Image
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
-    """Publish a LoRA on the Hugging Face hub, in one commit: its file, the same for diffusers, and a model card.
+    """Publish a LoRA on the Hugging Face hub, in one commit: its file, its twin for diffusers, and a model card.
     Log in first: `hf auth login`, or HF_TOKEN."""
 
     lora_path: Annotated[Path, Named("LORA"), HUB_LORA, POSITIONAL]
     """The LoRA, of any format."""
     to: Annotated[str, Named("USER/REPO")]
-    """Repository to publish it in, made if it does not exist; USER/REPO@BRANCH for another branch than main."""
+    """Repository to publish it in, created if it does not exist. USER/REPO@BRANCH commits to another branch than
+    main."""
     private: bool = False
-    """Make the repository a private one. An existing public one is refused."""
+    """Make the repository private. An existing public one is refused."""
     images: Images | None = None
     """Show these pictures on the card: images, folders or quoted globs, 12 at most. A report folder of `lbm-lora
     validate` also gives its measurements."""
     base_model: Annotated[str | None, Named("USER/REPO")] = None
-    """Model on the hub that the LoRA is for. Default: SDXL, which the exact base is made from, if the LoRA has its
+    """Model on the hub that the LoRA is for. Default: SDXL, from which the exact base is made, if the LoRA has its
     widths."""
     license: Annotated[str, Named("LICENSE")] = "cc-by-nc-4.0"
-    """License, in the hub's spelling. Default: that of LBM's published weights, which a LoRA of them inherits."""
+    """License, as the hub spells it. A LoRA of LBM's published weights inherits theirs: cc-by-nc-4.0."""
     message: Annotated[str | None, Named("TEXT"), ADVANCED] = None
     """Message of the commit. Default: Upload NAME."""
     save_to: Folder | None = None
-    """Only write the repository's files to this folder, to look at them. Nothing is uploaded."""
+    """Write the repository's files to this folder to look at them, and upload nothing."""

@@ -43,7 +43,7 @@ class RefineConfig:
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
     """Store the LoRA in this precision. Default: that of the given LoRA."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
-    """Also write the LoRA in these formats, beside the native file: NAME.comfyui.safetensors, and so on. What a format
+    """Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a format
     cannot hold is left out there, with a warning."""
     torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "float"
     """Run the networks in this precision. bf16 cannot see errors below about 1 %."""

@@ -15,11 +15,11 @@ class ResizeConfig(RankOptions):
     else with --rank and --conv_rank. Layers that have no more ranks are kept as they are."""
 
     max_error: Annotated[float | None, Named("SHARE")] = None
-    """Write the smallest file whose total relative error of the weights, against the LoRA as it was, is at most this:
-    above 0, up to 1 (0.05: 5 %). Not with calibration."""
+    """Write the smallest file whose total relative error of the weights, against the LoRA as it was, is at most
+    this: above 0, up to 1 (0.05: 5 %). Not with --calibration."""
     max_output_error: Annotated[float | None, Named("SHARE")] = None
     """Write the smallest file whose relative error of the denoiser's output, against the LoRA as it was, is at most
-    this: above 0, up to 10 (0.05: 5 %). Needs calibration."""
+    this: above 0, up to 10 (0.05: 5 %). Needs --calibration."""
     min_psnr: Annotated[float | None, Named("DB")] = None
     """Write the smallest file with which each of --images reaches this PSNR (dB) to the one-step image of the LoRA as
     it was. Needs --images and --base_model_path."""
@@ -28,8 +28,8 @@ class ResizeConfig(RankOptions):
     save_to: File
     """Write the LoRA here: a .safetensors file."""
     calibration: File | None = None
-    """Minimise the error of the output instead of the weights, with these statistics from `lbm-lora calibrate`: of the
-    tuned model that the LoRA was extracted from, or for a trained LoRA of the base with it fused."""
+    """Minimise the error of the output instead of the weights, with these statistics from `lbm-lora calibrate`.
+    Measure the tuned model that the LoRA was extracted from; for a trained LoRA, its base with the LoRA fused."""
     base_model_path: Checkpoint | None = None
     """Base of the LoRA, to run resized LoRAs on: on --images, and with --calibration at its check points, which
     corrects the predicted error."""

@@ -15,7 +15,7 @@ class TrainRunConfig:
     path_config: File
     """The training file. lora/lora_relight_config.yaml in the repository is an example."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
-    """Also write the last and the best LoRA in these formats, beside the native files: last.comfyui.safetensors, and so
-    on. What a format cannot hold is left out there, with a warning."""
+    """Also write the last and the best LoRA in these formats, next to the native files: last.comfyui.safetensors,
+    and so on. What a format cannot hold is left out there, with a warning."""
     overrides: Annotated[tuple[tuple[str, str], ...], HIDDEN] = ()
     """(key, YAML text) pairs that take the place of the file's values."""

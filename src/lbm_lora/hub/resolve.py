@@ -78,7 +78,7 @@ def local_checkpoint(path: Path | str, progress: Progress = SILENT) -> Path:
     """Return the local file or folder of a checkpoint: the path itself, or that of a repository on the hub.
 
     Of a repository, or a folder in one, it is the file that `open_checkpoint` takes of a folder: an index with its
-    shards, else the only `.safetensors`, else the only `.ckpt`. The `.yaml` files beside it are fetched too.
+    shards, else the only `.safetensors`, else the only `.ckpt`. The `.yaml` files next to it are fetched too.
 
     Raises:
         HubError: see `localized`; or there are several checkpoints, or none.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.combine import product_norm
 from lbm_lora.combine.methods import combine_by, core_of, dare, knots, orthogonalized, ties
+from lbm_lora.combine.products import product_norm
 from lbm_lora.configs.values import MergeMethod
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ParamName

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, LoraScale
-from lbm_lora.combine import Products, Summand, difference, product_norm
+from lbm_lora.combine import Products, Summand
+from lbm_lora.combine.products import difference, product_norm
 from lbm_lora.errors import AdapterError, PatternError
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ModuleName, ParamName

@@ -12,7 +12,7 @@ All names stay distinct, in each of the spellings.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lbm_lora.errors import plural
-from lbm_lora.naming import ModuleName, ParamName, module_of
+from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of
 
 SDXL_LEVELS = (False, True, True)
 """Whether the blocks of each level have attention, from the widest images down; up blocks in reverse order."""
@@ -104,11 +104,15 @@ def is_norm(name: ParamName) -> bool:
 
 
 def counted(names: Collection[ParamName]) -> str:
-    """Return how many biases and norm parameters these are: `10 biases and 512 norm parameters`."""
+    """Return what parameters with dense deltas are: `10 biases and 512 norm parameters`; empty without any."""
     norms = sum(map(is_norm, names))
-    biases = len(names) - norms
-    counts = [plural(biases, "bias", "biases")] if biases else []
-    return " and ".join([*counts, *([plural(norms, "norm parameter")] if norms else [])])
+    biases = sum(leaf_of(name) == "bias" and not is_norm(name) for name in names)
+    kinds = [
+        (biases, plural(biases, "bias", "biases")),
+        (norms, plural(norms, "norm parameter")),
+        (others := len(names) - biases - norms, plural(others, "other parameter")),
+    ]
+    return " and ".join(text for count, text in kinds if count)
 
 
 def kernel_of(name: ModuleName) -> tuple[int, ...]:

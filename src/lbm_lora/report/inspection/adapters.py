@@ -78,7 +78,7 @@ def _measured(adapter: Adapter, name: ParamName) -> _Measured:
     if module is None:
         return _Measured(_dense_facts(name, adapter.dense[name]))
     values = singular_values(module)
-    whole = None if values is None else _spectrum(values, 1)
+    spectrum = None if values is None else _spectrum(values, 1)
     return _Measured(
         DeltaFacts(
             name=name,
@@ -90,8 +90,8 @@ def _measured(adapter: Adapter, name: ParamName) -> _Measured:
             alpha=module.alpha,
             nbytes=_factor_nbytes(adapter, module),
             norm=math.nan if values is None else math.sqrt(energy(values)),
-            rank_90=None if whole is None else energy_rank(whole, 0.9),
-            rank_99=None if whole is None else energy_rank(whole, 0.99),
+            rank_90=None if spectrum is None else energy_rank(spectrum, 0.9),
+            rank_99=None if spectrum is None else energy_rank(spectrum, 0.99),
         ),
         module,
         values,

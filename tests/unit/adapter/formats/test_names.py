@@ -53,8 +53,10 @@ def test_another_number_of_layers_and_an_upsampler_without_attention() -> None:
     assert len(set(table.values())) == len(table)
 
 
-def test_biases_and_norms_are_counted() -> None:
+def test_dense_deltas_are_counted_by_kind() -> None:
     names = [ParamName(name) for name in ("conv_in.bias", "a.norm1.weight", "a.norm1.bias")]
     assert counted(names) == "1 bias and 2 norm parameters"
     assert counted(names[:1]) == "1 bias"
     assert counted(names[1:2]) == "1 norm parameter"
+    assert counted([ParamName("conv_in.weight")]) == "1 other parameter"
+    assert counted([]) == ""
