@@ -2,16 +2,28 @@
 
 Every output is written under a temporary name in its target folder, synced to disk and renamed: whatever happens
 in between, a reader sees the old file or the new one, never a partial one.
+
+The writer holds a lock (flock) on what it writes for as long as it lives, also across containers. So whoever finds a
+temporary name taken knows whether its writer is alive, and takes the next name, or was killed: then it is removed.
 """
 
 import os
+import secrets
+import shutil
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 
 from lbm_lora.errors import OutputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
+_WRITERS = 100  # living writers of one output
 
 
 @contextmanager
@@ -19,27 +31,136 @@ def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path next to `path`: renamed to `path` on a clean exit, deleted on any other.
 
     Raises:
-        OutputError: the folder cannot be created or written to, or `path` is a folder.
+        OutputError: the folder cannot be created or written to, or `path` is a folder or a device.
     """
     path = Path(path)
+    _make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent} cannot be created: {error.strerror}. Choose another output path.") from None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.touch()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}. Choose another output path.") from None
+        temporary, lock = _taken(path, is_folder=False)
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder. Give the path of a file.")
+        if path.exists() and not S_ISREG(path.stat().st_mode):
+            raise OutputError(f"{path} is not a regular file. Choose another output path.")
         yield temporary
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Generator[Path]:
+    """Yield a temporary folder next to `folder`: renamed to `folder` on a clean exit, deleted on any other.
+
+    Raises:
+        OutputError: `folder` exists and is not empty, or cannot be created.
+    """
+    _make_folder(folder.parent)
+    try:
+        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder} already exists. Give a new or an empty folder.")
+        temporary, lock = _taken(folder, is_folder=True)
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from None
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputError(f"{folder} cannot be created: {reason}. Choose another output path.") from None
+
+
+def _cannot_write(path: Path, error: Exception) -> OutputError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return OutputError(f"{path} cannot be written: {reason}. Choose another output path.")
+
+
+def _taken(path: Path, *, is_folder: bool) -> tuple[Path, int]:
+    """Create the temporary file or folder of an output, locked; returns its path and the lock's descriptor."""
+    for number in range(_WRITERS) if fcntl else ():
+        temporary = path.with_name(f".{path.name}.{number}.part")
+        while os.path.lexists(temporary) and remove_leftover(temporary):
+            pass
+        try:
+            descriptor = _created(temporary, is_folder)
+        except FileExistsError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody takes it for a leftover
+            os.close(descriptor)
+            continue
+        except OSError:  # a disk without locks: nobody can take it for one
+            return temporary, descriptor
+        if _is_at(descriptor, temporary):
+            return temporary, descriptor
+        os.close(descriptor)  # somebody did before it was locked
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    return temporary, _created(temporary, is_folder)
+
+
+def _created(temporary: Path, is_folder: bool) -> int:
+    if is_folder:
+        temporary.mkdir()
+        return os.open(temporary, os.O_RDONLY)
+    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def remove_leftover(temporary: Path) -> bool:
+    """Remove a temporary file or folder whose writer is dead; returns whether it did.
+
+    The lock of a living writer protects it.
+    """
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if not _lock(descriptor) or not _is_at(descriptor, temporary):
+            return False
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        return not os.path.lexists(temporary)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file if nobody has; False too where the disk has no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether a path still names an open file: its writer may have renamed it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """A file is the old one or the new one, never a part, and nothing is left beside it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.atomic import atomic_path, guard_output, write_text
+from lbm_lora.atomic import atomic_folder, atomic_path, guard_output, remove_leftover, write_text
 from lbm_lora.errors import OutputError
 
 
@@ -76,8 +77,59 @@ def test_a_killed_process_leaves_the_old_file_whole(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     assert target.read_bytes() == b"old"
-    write_text(target, "new")  # what the killed process left is not in the way
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.bin.0.part", "a.bin"]
+    write_text(target, "new")  # what the killed process left is not in the way, and does not stay
     assert target.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Two containers may have one process id and one folder: the names come from locks, not from ids."""
+    target = tmp_path / "a.bin"
+    with atomic_path(target) as one:
+        one.write_bytes(b"one")
+        with atomic_path(target) as other:
+            other.write_bytes(b"other")
+            assert one != other
+            assert not remove_leftover(one)
+        assert target.read_bytes() == b"other"
+    assert target.read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_what_a_killed_writer_linked_is_not_emptied(tmp_path: Path) -> None:
+    """A leftover may be another name of a file that matters."""
+    (tmp_path / "kept.bin").write_bytes(b"kept")
+    (tmp_path / ".a.bin.0.part").hardlink_to(tmp_path / "kept.bin")
+    write_text(tmp_path / "a.bin", "new")
+    assert (tmp_path / "kept.bin").read_bytes() == b"kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "kept.bin"]
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "null").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("null", "fifo"):
+        with pytest.raises(OutputError, match=r"is not a regular file\. Choose another output path\.$"):
+            write_text(tmp_path / name, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "null"]
+
+
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").write_text("a")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    with (
+        pytest.raises(OutputError, match=r"out already exists\. Give a new or an empty folder\.$"),
+        atomic_folder(tmp_path / "out"),
+    ):
+        pass
+    (tmp_path / ".two.0.part").mkdir()
+    with atomic_folder(tmp_path / "two") as temporary:
+        assert not any(temporary.iterdir())
+    (tmp_path / "two").rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_text_is_written_as_utf8(tmp_path: Path) -> None:
@@ -101,10 +153,10 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     target = tmp_path / "a.bin"
     with pytest.raises(OutputError) as caught, atomic_path(target):
         pass

@@ -1,13 +1,11 @@
 """Write pairs into WebDataset shards."""
 
-import shutil
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lbm_lora.atomic import atomic_path
-from lbm_lora.errors import DataError, OutputError, listing
+from lbm_lora.atomic import atomic_folder, atomic_path
+from lbm_lora.errors import DataError, listing
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Part
 from lbm_lora.shards.tar import shard_writer
@@ -46,7 +44,7 @@ def write_shards(
     """
     names = _names(pairs.keys)
     made: list[Path] = []
-    with _new_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for number, members in enumerate(_cut(pairs, max_bytes, max_count)):
             made.append(folder / f"{name}-{number:06d}.tar")
             with atomic_path(temporary / made[-1].name) as path, path.open("wb") as file:
@@ -100,20 +98,3 @@ def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]
         members.append(index)
         held += nbytes
     yield members
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Generator[Path]:
-    """Yield a temporary folder next to `folder`: renamed to `folder` on a clean exit, deleted on any other."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} already exists. Give a new or an empty folder.")
-    temporary = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import atomic_path
+from lbm_lora.atomic import atomic_path, remove_leftover
 from lbm_lora.errors import ConfigError, listing
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
-_PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.\d+\.part")
+_PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.[0-9a-f]+\.part")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class RunFolder:
         """Remove partial files that a killed run left."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if _PART.fullmatch(path.name):
-                path.unlink()
+                remove_leftover(path)
 
     def save_step(self, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
         """Write the file of a step, make it the last one, and remove all but the newest `keep`."""

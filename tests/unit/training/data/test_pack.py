@@ -112,11 +112,11 @@ def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Pa
 
 
 def test_what_a_killed_run_left_is_replaced(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / ".out.part").mkdir()
-    (tmp_path / ".out.part" / "pairs-000009.tar").write_bytes(b"half")
+    (tmp_path / ".out.0.part").mkdir()
+    (tmp_path / ".out.0.part" / "pairs-000009.tar").write_bytes(b"half")
     (shard,) = packed(write_pairs(), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [shard]
-    assert not (tmp_path / ".out.part").exists()
+    assert not (tmp_path / ".out.0.part").exists()
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])
