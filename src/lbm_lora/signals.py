@@ -1,7 +1,12 @@
-"""Graceful shutdown: SIGTERM or Ctrl-C asks a run to save and stop; a second signal ends it at once."""
+"""Graceful shutdown: SIGTERM or Ctrl-C asks a run to save and stop; a second signal ends it at once.
+
+A command without such a run ends at once, by an exception, so that nothing half-written stays behind.
+"""
 
 import signal
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -44,3 +49,25 @@ def leave_to_parent(_worker: int) -> None:
     """Make a data-loading process ignore both signals: they may reach the process group, and its parent ends it."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception."""
+
+
+@contextmanager
+def terminated_as_exception() -> Generator[None]:
+    """Raise `Terminated` where the main thread is when SIGTERM comes, as Python does for Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is half-written is being removed
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

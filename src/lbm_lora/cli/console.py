@@ -33,17 +33,18 @@ from lbm_lora.cli.spelling import as_flag, line, printable
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.signals import Terminated, terminated_as_exception
 
 _UNEXPECTED = LbmLoraError.exit_code
 _OUT_OF_MEMORY = (
     "Out of memory. If the command has them, these need less: --torch_dtype bf16, a smaller --size, --vae_tiling on, "
     "--device cpu."
 )
-_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as a shell reports it
 # failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else, a limit
 _REFUSED = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EMFILE,
-    errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ETXTBSY, errno.EBUSY,
+    errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ETXTBSY, errno.EBUSY, errno.ENXIO,
 })  # fmt: skip
 
 
@@ -85,14 +86,15 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
         debug: show the traceback of expected errors as well.
     """
     console = Console()
-    with warnings_as_lines(lambda message: console.say("warning", message)):
+    with warnings_as_lines(lambda message: console.say("warning", message)), terminated_as_exception():
         try:
             yield console
             console.progress.stop()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            is_terminated = isinstance(interrupt, Terminated)
             console.progress.stop(finished=False)
-            console.say("error", "interrupted.")
-            console.exit_code = _INTERRUPTED
+            console.say("error", "terminated." if is_terminated else "interrupted.")
+            console.exit_code = _TERMINATED if is_terminated else _INTERRUPTED
         except BrokenPipeError:
             leave_stdout()  # the reader, such as `head`, has seen enough
             console.exit_code = BROKEN_PIPE
