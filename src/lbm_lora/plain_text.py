@@ -5,12 +5,15 @@ day. Both formats are read here, within `LIMITS`; what exceeds them is refused i
 """
 
 import json
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+from lbm_lora.regular_file import check_regular
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,12 @@ class Limits:
 
     Attributes:
         nbytes: of a YAML or JSON file; a safetensors header has its own limit.
+        digits: of a whole number in JSON.
         values: values of a YAML file, those behind references counted each time.
     """
 
     nbytes: int = 16 * 2**20
+    digits: int = 40
     values: int = 100_000
 
 
@@ -40,7 +45,9 @@ def parse_json(text: str | bytes) -> Any:
         TextError: it is not JSON, repeats a key, holds NaN or Infinity, or nests too deeply.
     """
     try:
-        return json.loads(text, object_pairs_hook=_pairs, parse_constant=_refuse_constant)
+        return json.loads(
+            text, object_pairs_hook=_pairs, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite
+        )
     except RecursionError:
         raise TextError("nests too deeply") from None
     except TextError:
@@ -75,15 +82,27 @@ def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is not a regular file.
         TextError: it is too large, or not UTF-8.
     """
-    if path.stat().st_size > LIMITS.nbytes:
+    if check_regular(path) > LIMITS.nbytes:
         raise TextError(f"is larger than {LIMITS.nbytes // 2**20} MiB")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise TextError("is not a text in UTF-8") from None
+
+
+def _whole(text: str) -> int:
+    if len(text) > LIMITS.digits:
+        raise TextError(f"holds a whole number of {len(text):,} digits; the limit is {LIMITS.digits}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise TextError(f"holds {text[:20]}, which leaves the range of numbers")
+    return number
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

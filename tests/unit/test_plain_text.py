@@ -1,5 +1,6 @@
 """JSON and YAML of others: what is read, and what is refused in one line, at once."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,8 @@ def test_yaml_that_is_refused(text: str, said: str) -> None:
         ('{"a": NaN}', "holds NaN, which is not JSON"),
         ("[-Infinity]", "holds -Infinity, which is not JSON"),
         ("{]", "is not JSON: "),
-        ("9" * 5000, "is not JSON: "),
+        ("9" * 5000, "holds a whole number of 5,000 digits; the limit is 40"),
+        ("[1e999]", "holds 1e999, which leaves the range of numbers"),
         (b"\xff\xfe", "is not JSON: "),
     ],
 )
@@ -71,6 +73,17 @@ def test_json_that_is_refused(text: str | bytes, said: str) -> None:
     with pytest.raises(TextError) as caught:
         parse_json(text)
     assert str(caught.value).startswith(said)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """A FIFO would wait for ever, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero"):
+        with pytest.raises(OSError, match="Not a regular file"):
+            read_text(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        read_text(tmp_path)
 
 
 def test_files_that_are_no_text_or_too_large(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
         excluded: names that need not match; they are left out of the pairs.
 
     Raises:
-        PairingError: names exist on one side only, or shapes differ. Lists every such name.
+        PairingError: names exist on one side only, shapes differ, or one side holds integers. Lists every such name.
     """
     for here, there, side in ((base, tuned, "base"), (tuned, base, "tuned")):
         alone = [name for name in here if name not in there and name not in excluded]
@@ -90,10 +90,14 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
                 f" '{alone[0]}' and so on.",
             )
     names = [name for name in tuned if name not in excluded]
-    unequal = [name for name in names if base.specs[name].shape != tuned.specs[name].shape]
+    unequal = [name for name in names if not _are_alike(base.specs[name], tuned.specs[name])]
     if unequal:
         raise _unequal(base, tuned, unequal)
     return Pairing(base, tuned, tuple(ParamPair(name, base.specs[name], tuned.specs[name]) for name in names))
+
+
+def _are_alike(one: TensorSpec, other: TensorSpec) -> bool:
+    return one.shape == other.shape and one.dtype.is_floating_point == other.dtype.is_floating_point
 
 
 def _kinds(base: Component, tuned: Component) -> str:
@@ -109,7 +113,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _unequal(base: Component, tuned: Component, names: list[ParamName]) -> PairingError:
-    """Return the error that shows the first pair of unequal shapes and names the others."""
+    """Return the error that shows the first pair of unequal shapes or kinds of numbers, and names the others."""
     first = names[0]
     rest = f" Shapes also differ for {listing(names[1:])}." if len(names) > 1 else ""
     return PairingError(

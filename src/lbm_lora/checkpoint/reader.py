@@ -21,10 +21,11 @@ from lbm_lora.checkpoint.safetensors_file import SafetensorsFile
 from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.checkpoint.state_dict import StateDict
 from lbm_lora.checkpoint.torch_file import TorchFile
-from lbm_lora.errors import CheckpointError, Option, listing
+from lbm_lora.errors import CheckpointError, LbmLoraError, Option, listing
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
-from lbm_lora.plain_text import parse_json, read_text
+from lbm_lora.plain_text import TextError, parse_json, read_text
+from lbm_lora.regular_file import check_regular
 
 _INDEX = ".safetensors.index.json"
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -172,22 +173,24 @@ def open_checkpoint(checkpoint: CheckpointLike, *, label: str = "state dict") ->
     if not path.exists():
         raise CheckpointError(not_there(path, (".safetensors", *_TORCH_SUFFIXES)))
     try:
-        return Checkpoint(path, {file: _open_file(file) for file in _files_of(path)})
+        listed = _one_of_folder(path) if path.is_dir() else path
+        files = {file: _open_file(file) for file in _files_of(listed)}
+        if listed.name.endswith(_INDEX):
+            _check_places(listed, _weight_map(listed), files)
+        return Checkpoint(path, files)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        if isinstance(error, LbmLoraError):
+            raise
+        raise CheckpointError(f"{path} names a file that no system has: {error}.") from None
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Return the files behind a path: the file itself, the shards of an index, or the checkpoint in a folder."""
-    if path.is_dir():
-        return _files_of(_one_of_folder(path))
+    """Return the files behind a path: the file itself, or the shards of an index."""
     if path.name.endswith(_INDEX):
-        try:
-            weight_map = cast(dict[str, str], parse_json(read_text(path))["weight_map"])
-            names = list(dict.fromkeys(weight_map.values()))
-            outside = [name for name in names if Path(name).name != name]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise CheckpointError(f"{path} is not an index of shards: it has no readable `weight_map`.") from None
+        names = list(dict.fromkeys(_weight_map(path).values()))
+        outside = [name for name in names if Path(name).name != name]
         if outside:
             raise CheckpointError(
                 f"{path} names shards outside its folder: {listing(outside, limit=3)}. Only files beside it are read."
@@ -198,6 +201,31 @@ def _files_of(path: Path) -> list[Path]:
             raise CheckpointError(f"{path} lists missing shards: {listing(missing)}. Download them to its folder.")
         return shards
     return [path]
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Return the shard of each key, as an index says.
+
+    Raises:
+        CheckpointError: it is not an index of shards.
+    """
+    try:
+        weight_map = cast(dict[str, str], parse_json(read_text(path))["weight_map"])
+        if weight_map and all(isinstance(name, str) for name in weight_map.values()):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return weight_map
+    except (TextError, KeyError, AttributeError, TypeError):
+        pass
+    raise CheckpointError(f"{path} is not an index of shards: it has no readable `weight_map`.")
+
+
+def _check_places(path: Path, weight_map: Mapping[str, str], files: Mapping[Path, _File]) -> None:
+    """Check that each shard holds the keys that the index says it has."""
+    held = {file.name: file_specs.specs for file, file_specs in files.items()}
+    wrong = [f"{key} is not in {name}" for key, name in weight_map.items() if key not in held[name]]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not belong to its shards: {listing(wrong, limit=3)}. Download the index and its shards again."
+        )
 
 
 def _one_of_folder(folder: Path) -> Path:
@@ -212,6 +240,7 @@ def _one_of_folder(folder: Path) -> Path:
 
 
 def _open_file(path: Path) -> _File:
+    check_regular(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix in _TORCH_SUFFIXES:

@@ -25,6 +25,7 @@ from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.file_plan import MARK
 from lbm_lora.missing_path import not_there
 from lbm_lora.progress import warn
+from lbm_lora.regular_file import check_regular
 
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 """Errors of Pillow's decoders on damaged files."""
@@ -78,8 +79,11 @@ def open_image(file: Path | io.BytesIO) -> Image.Image:
     """Open an image and read its header, not its pixels. All images are opened here.
 
     Raises:
+        OSError: it is missing, or not a regular file.
         UnidentifiedImageError: it is in none of the formats of `FORMATS`, whatever its name is.
     """
+    if isinstance(file, Path):
+        check_regular(file)
     return Image.open(file, formats=known_formats())
 
 

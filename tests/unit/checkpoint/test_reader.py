@@ -1,11 +1,13 @@
 """One way to tensors by name, whatever the container and however many files."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.checkpoint import open_checkpoint
@@ -188,3 +190,25 @@ def test_a_prefix_with_nothing_under_it(save: Save) -> None:
     with open_checkpoint(path) as found, pytest.raises(CheckpointError) as caught:
         found.component("unet.")
     assert str(caught.value) == f"{path} has no tensors under 'unet.'. Its first keys: a, b, c and 1 more."
+
+
+def test_an_index_that_names_the_wrong_shard_is_refused(tmp_path: Path) -> None:
+    for name, key in (("one", "a"), ("two", "b")):
+        save_file({key: torch.ones(2)}, tmp_path / f"{name}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    assert set(open_checkpoint(index).specs) == {"a", "b"}
+    index.write_text(json.dumps({"weight_map": {"a": "two.safetensors", "b": "one.safetensors"}}))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(index)
+    assert str(caught.value) == (
+        f"{index} does not belong to its shards: a is not in two.safetensors, b is not in one.safetensors. "
+        "Download the index and its shards again."
+    )
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_fifo_does_not_hang(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"x.{suffix}")
+    with pytest.raises(CheckpointError, match=r"cannot be read: Not a regular file\.$"):
+        open_checkpoint(tmp_path / f"x.{suffix}")

@@ -23,6 +23,7 @@ from lbm_lora.adapter.formats.peft_layers import dense_kinds, layers_of, notes_o
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.errors import AdapterError, listing, plural
 from lbm_lora.naming import DENOISER_PREFIX, bias_of
+from lbm_lora.plain_text import TextError, parse_json
 
 PREFIX = "unet."
 CONFIG_KEY = "lora_adapter_metadata"
@@ -65,9 +66,9 @@ def _config(header: Mapping[str, str], where: Path) -> LoraConfig | None:
     if CONFIG_KEY not in header:
         return None
     try:
-        fields = cast(object, json.loads(header[CONFIG_KEY]))
-    except ValueError:
-        raise AdapterError(f"{where}: {CONFIG_KEY} in the header is not JSON.") from None
+        fields = cast(object, parse_json(header[CONFIG_KEY]))
+    except TextError as error:
+        raise AdapterError(f"{where}: {CONFIG_KEY} in the header {error}.") from None
     if isinstance(fields, dict) and any(key.startswith(PREFIX) for key in fields):
         fields = {key.removeprefix(PREFIX): value for key, value in fields.items() if key.startswith(PREFIX)}
     return config_of(fields, where)

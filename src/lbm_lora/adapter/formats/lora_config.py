@@ -6,12 +6,13 @@ A field that changes what the factors mean, or that we do not know, is refused b
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import cast
+
+import regex
 
 from lbm_lora.errors import AdapterError, listing
 from lbm_lora.naming import ModuleName
@@ -25,6 +26,7 @@ _IGNORED = {
     "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_core",
     "loftq_config", "eva_config", "qalora_group_size", "ensure_weight_tying", "runtime_config",
 }  # fmt: skip
+_SECONDS = 1  # for a pattern on one name
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
 """Initial values that leave the base as it is; others, such as `pissa`, take the factors out of the base first."""
 
@@ -65,13 +67,22 @@ class LoraConfig:
 
 def _matched(pattern: Mapping[str, float], name: str, default: float) -> float:
     """Return the value of the first pattern that matches the name, or the end of it, as PEFT does."""
-    return next((value for key, value in pattern.items() if _compiled(key).match(name)), default)
+    return next((value for key, value in pattern.items() if _matches(key, name)), default)
+
+
+def _matches(key: str, name: str) -> bool:
+    try:
+        return _compiled(key).match(name, timeout=_SECONDS) is not None
+    except TimeoutError:
+        raise AdapterError(
+            f"the pattern {key[:100]} of the LoRA's config takes more than {_SECONDS} s for one name. Write it simpler."
+        ) from None
 
 
 @cache
-def _compiled(key: str) -> re.Pattern[str]:
+def _compiled(key: str) -> "regex.Pattern[str]":
     """Return a pattern's expression; there may be one for every layer, more than `re` remembers."""
-    return re.compile(rf"(.*\.)?({key})$")
+    return regex.compile(rf"(.*\.)?({key})$")
 
 
 def config_of(values: object, where: Path) -> LoraConfig:
@@ -113,7 +124,7 @@ def _pattern(value: object, name: str, where: Path) -> dict[str, float]:
     for key, number in pattern.items():
         try:
             _compiled(key)
-        except re.error as error:
+        except (regex.error, RecursionError, OverflowError) as error:
             raise AdapterError(f"{where}: {name} of the LoRA's config has the pattern {key}: {error}.") from None
         if not isinstance(number, int | float):
             raise AdapterError(f"{where}: {name} of the LoRA's config has {key} {number!r}, which is not a number.")

@@ -19,6 +19,7 @@ from torch import Tensor
 from lbm_lora.adapter.module import LoraModule
 from lbm_lora.factorize import down_shape, factorize, rank_bound, to_matrix, up_shape
 from lbm_lora.naming import ModuleName, ParamName, weight_of
+from lbm_lora.plain_text import parse_json
 
 KEY = "lbm_lora_before_padding"
 """Header entry: `Before` as JSON."""
@@ -51,7 +52,7 @@ class Before:
     def of_header(cls, header: Mapping[str, str]) -> "Before | None":
         """Invert `encoded`; None for a file of another program, or an entry that is not ours."""
         try:
-            before = cls(**json.loads(header.get(KEY, "")))
+            before = cls(**parse_json(header.get(KEY, "")))
         except (ValueError, TypeError):
             return None
         lists: list[object] = [before.ranks, before.alphas, before.matrices]

@@ -9,7 +9,7 @@ Norms alone are replaced by `modules_to_save`, so that disabling the adapter bri
 they are where all biases are replaced; then it can merge, but disabling does not return to the base.
 """
 
-import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import TORCH_NAMES, Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.naming import DENOISER_PREFIX, ParamName, bias_of, leaf_of, module_of
+from lbm_lora.plain_text import TextError, parse_json, read_text
 
 PREFIX = "base_model.model."
 CONFIG = "adapter_config.json"
@@ -55,12 +56,14 @@ def _decode(source: Source) -> Parts:
 
 def _config_beside(path: Path) -> LoraConfig | None:
     file = (path if path.is_dir() else path.parent) / CONFIG
-    if not path.exists() or not file.is_file():  # a state dict has no folder
+    if not path.exists() or not os.path.lexists(file):  # a state dict has no folder
         return None
     try:
-        return config_of(cast(object, json.loads(file.read_text(encoding="utf-8"))), file)
-    except ValueError:
-        raise AdapterError(f"{file} is not JSON.") from None
+        return config_of(cast(object, parse_json(read_text(file))), file)
+    except OSError as error:
+        raise AdapterError(f"{file} cannot be read: {error.strerror}.") from None
+    except TextError as error:
+        raise AdapterError(f"{file} {error}.") from None
 
 
 def _as_stored(dense: Mapping[ParamName, Tensor], base: Component | None, before: Before) -> dict[ParamName, Tensor]:

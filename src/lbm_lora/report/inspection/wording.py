@@ -1,11 +1,11 @@
 """The facts of an inspection as pairs of a label and a text: what the screen and the page both say."""
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from lbm_lora.errors import Spelling, listing, plural, spelled
+from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.report.inspection.adapter_values import AdapterFacts, Coverage, Origin
 from lbm_lora.report.inspection.checkpoints import ITERATIONS
 from lbm_lora.report.inspection.values import CheckpointFacts, FileFacts
@@ -132,8 +132,8 @@ def _unpacked(value: str) -> str:
     if not value.startswith("{"):
         return value
     try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
+        found = parse_json(value)
+    except TextError:
         return value
     if not isinstance(found, dict):
         return value

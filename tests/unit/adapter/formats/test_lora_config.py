@@ -2,11 +2,11 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 
 from lbm_lora.adapter.formats.lora_config import config_fields, config_of
 from lbm_lora.errors import AdapterError
@@ -84,8 +84,8 @@ def test_the_config_of_factors_reads_back_with_a_scaling_of_one() -> None:
 def test_a_pattern_for_every_layer_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """`re` itself remembers 512: with more, each layer would compile each pattern anew, for minutes."""
     compiled: list[str] = []
-    compile_ = re.compile
-    monkeypatch.setattr(re, "compile", lambda pattern: compiled.append(pattern) or compile_(pattern))
+    compile_ = regex.compile
+    monkeypatch.setattr(regex, "compile", lambda pattern: compiled.append(pattern) or compile_(pattern))
     ranks = {ModuleName(f"layer.{place}.once"): 1 + place % 2 for place in range(1500)}
     config = config_of(config_fields(ranks), WHERE)
     assert [config.alpha_of(name, ranks[name], WHERE) for name in list(ranks)[-2:]] == [1, 2]

@@ -1,0 +1,20 @@
+"""Only regular files are read: a FIFO would wait for ever, and a device may never end."""
+
+import errno
+import os
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+
+
+def check_regular(path: Path) -> int:
+    """Return the size of a regular file, in bytes; links are followed.
+
+    Raises:
+        OSError: it is missing, a folder, or something else, such as a FIFO or a device.
+    """
+    status = path.stat()
+    if S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not S_ISREG(status.st_mode):
+        raise OSError(errno.ENXIO, "Not a regular file", str(path))
+    return status.st_size
