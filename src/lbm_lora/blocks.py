@@ -125,6 +125,14 @@ def _block_noise(values: Tensor, dtype: torch.dtype, scratch: Tensor) -> float:
     return total * 4.0 ** -_FRACTION_BITS[dtype] / 12
 
 
+def is_finite(values: Tensor) -> bool:
+    """Return whether a tensor of any dtype and size holds neither NaN nor infinite values, in one pass."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    wide = values if values.dtype.itemsize > 1 else values.float()
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(wide))  # a NaN is both extremes
+
+
 def energy(values: Tensor) -> float:
     """Return the sum of squares of a tensor of any size."""
     return sum(squares(block) for (block,) in flat_blocks(values.contiguous()))

@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from lbm_lora.adapter.finite import check_finite
 from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
 from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
 from lbm_lora.adapter.lora_folder import lora_in
@@ -51,7 +52,8 @@ def load_adapter(
 
     Raises:
         CheckpointError: the file cannot be read.
-        AdapterError: its keys are not adapter keys, or do not belong together, or need the base.
+        AdapterError: its keys are not adapter keys, or do not belong together, or need the base; or a value is not
+            finite.
     """
     if not isinstance(source, Mapping) and Path(source).is_dir():
         source = lora_in(Path(source))
@@ -68,12 +70,13 @@ def load_adapter(
     codec = None if metadata.format and kind == NATIVE else codec_of(tensors, file.metadata)
     if codec is not None:
         adapter = read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
-        return replace(adapter, modules=_of_scaling_1(adapter.modules)) if alpha_is == "rank" else adapter
+        return check_finite(replace(adapter, modules=_of_scaling_1(adapter.modules)) if alpha_is == "rank" else adapter)
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
         modules = _of_scaling_1(modules)
-    return Adapter(modules, dense, metadata, prefix, read_from, torch.int8 if is_eight_bit(tensors) else None)
+    dtype = torch.int8 if is_eight_bit(tensors) else None
+    return check_finite(Adapter(modules, dense, metadata, prefix, read_from, dtype))
 
 
 def _of_scaling_1(modules: Mapping[ModuleName, LoraModule]) -> dict[ModuleName, LoraModule]:

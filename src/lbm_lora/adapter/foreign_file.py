@@ -44,9 +44,12 @@ def _of_one_dtype(parts: Parts) -> Parts:
     dtypes = {tensor.dtype for tensor in (*factors, *parts.dense.values())}
     if len(dtypes) < 2:
         return parts
-    common = dtypes.pop()
+    common = torch.bool  # the narrowest of all
     for dtype in dtypes:
-        common = torch.promote_types(common, dtype)
+        # fp16 holds every fp8 number; torch promotes none
+        common = torch.promote_types(
+            common, torch.float16 if dtype.is_floating_point and dtype.itemsize == 1 else dtype
+        )
     modules = {
         name: replace(module, up=module.up.to(common), down=module.down.to(common))
         for name, module in parts.modules.items()

@@ -8,6 +8,9 @@ from functools import cached_property
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.naming import DENOISER_PREFIX, ParamName, select
 
+MOST = 1e30
+"""Largest absolute value of a scale; products with it stay within fp32."""
+
 _FORM = "Give a number, or numbers by layer such as 0.8,down_blocks=0.5,attn1=0."
 
 
@@ -16,7 +19,7 @@ class LoraScale:
     """A scale, and exceptions by pattern: `0.8,down_blocks=0.5,attn1=0`.
 
     Attributes:
-        default: scale of parameters that no pattern matches; finite, may be negative.
+        default: scale of parameters that no pattern matches; may be negative.
         parts: (pattern, scale), see `lbm_lora.naming`; where several patterns match a parameter, the last one counts.
     """
 
@@ -28,7 +31,7 @@ class LoraScale:
         """Return the scale that a user wrote.
 
         Raises:
-            ConfigError: it has not the form `NUMBER` or `NUMBER,PATTERN=NUMBER,...`, or a number is not finite.
+            ConfigError: it has not the form `NUMBER` or `NUMBER,PATTERN=NUMBER,...`, or a number is beyond `MOST`.
         """
         if isinstance(value, LoraScale):
             return value
@@ -89,4 +92,6 @@ def _number(text: str, whole: str) -> float:
         raise ConfigError(Option("lora_scale"), f" '{whole}': '{text}' is not a number. {_FORM}") from None
     if not math.isfinite(number):
         raise ConfigError(Option("lora_scale"), f" must be finite, got {whole}.")
+    if abs(number) > MOST:
+        raise ConfigError(Option("lora_scale"), f" must be between -{MOST:g} and {MOST:g}, got {whole}.")
     return number

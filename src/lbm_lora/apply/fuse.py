@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraScale
-from lbm_lora.blocks import Workspace, tiles
-from lbm_lora.checkpoint import Checkpoint
-from lbm_lora.errors import PatternError
+from lbm_lora.blocks import Workspace, is_finite, tiles
+from lbm_lora.checkpoint import Checkpoint, dtype_name
+from lbm_lora.errors import AdapterError, CheckpointError, Option, PatternError, listing
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
@@ -52,6 +52,9 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
     """Return one parameter with its deltas added; the tensor itself if no adapter changes it.
 
     A `lora_scale` of 0 changes nothing, bit for bit.
+
+    Raises:
+        AdapterError: a value of the result is not finite in the weight's dtype, or the weight is a matrix of integers.
     """
     terms = [
         (lora_scale, term)
@@ -60,6 +63,8 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
     ]
     if not terms:
         return weight
+    if weight.ndim > 1 and not weight.is_floating_point():
+        raise AdapterError(f"{name}: the base holds {dtype_name(weight.dtype)}, to which no delta can be added.")
     matrix = weight.reshape(weight.shape[0], -1) if weight.ndim > 1 else weight.reshape(1, -1)
     result = torch.empty(matrix.shape, dtype=weight.dtype, device=weight.device)
     workspace = Workspace(weight.device)
@@ -72,7 +77,21 @@ def fused(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) ->
             else:
                 block.add_(term.reshape(matrix.shape)[rows, columns], alpha=lora_scale)
         result[rows, columns] = block
+        if not is_finite(result[rows, columns]):
+            raise _not_finite(weight, name, adapters)
     return result.reshape(weight.shape)
+
+
+def _not_finite(weight: Tensor, name: ParamName, adapters: Sequence[ScaledAdapter]) -> AdapterError:
+    """Return the error that says where values that are not finite come from."""
+    if not is_finite(weight):
+        return AdapterError(f"{name}: the base holds NaN or infinite values. Repair it, or download it again.")
+    used = listing(f"{scaled.adapter.label} at {scaled.scales[name]:g}" for scaled in adapters if name in scaled.scales)
+    return AdapterError(
+        f"{name}: base + delta leaves the range of {dtype_name(weight.dtype)}: {used}. Choose a smaller ",
+        Option("lora_scale"),
+        ", or a base of a wider dtype.",
+    )
 
 
 def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | Tensor | None:
@@ -91,10 +110,17 @@ def _term(adapter: Adapter, name: ParamName, device: torch.device) -> Factors | 
 def fused_tensors(
     checkpoint: Checkpoint, prefix: str, adapters: Sequence[ScaledAdapter]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a checkpoint in the order of its data, with adapters fused into those under `prefix`."""
+    """Yield every tensor of a checkpoint in the order of its data, with adapters fused into those under `prefix`.
+
+    Raises:
+        CheckpointError: a tensor of the checkpoint holds NaN or infinite values.
+        AdapterError: see `fused`.
+    """
 
     def fuse_one(key: str) -> tuple[str, Tensor]:
         tensor = checkpoint.read(key)
+        if not is_finite(tensor):
+            raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values. Repair the file first.")
         if not key.startswith(prefix):
             return key, tensor
         return key, fused(tensor, ParamName(key.removeprefix(prefix)), adapters)

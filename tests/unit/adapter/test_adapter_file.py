@@ -445,3 +445,22 @@ def test_a_writer_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     ):
         raise KeyboardInterrupt
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("key", ["a.lora_up.weight", "a.lora_down.weight", "a.alpha", "b.diff"])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, key: str, number: float) -> None:
+    tensors = {
+        "a.lora_up.weight": torch.ones(3, 2),
+        "a.lora_down.weight": torch.ones(2, 3),
+        "a.alpha": torch.tensor(2.0),
+        "b.diff": torch.ones(3),
+    }
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path)
+    assert len(load_adapter(path)) == 2
+    tensors[key].view(-1)[-1] = number
+    save_file(tensors, path)
+    name = "a" if key.startswith("a") else r"b\.weight"
+    with pytest.raises(AdapterError, match=rf"1 of 2 deltas hold NaN or infinite values: {name}\. The file is damaged"):
+        load_adapter(path)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fused, fused_tensors
 from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.naming import ModuleName, ParamName
 from smallnet import extract_files, small_state
 
@@ -119,3 +120,28 @@ def test_tensors_that_want_gradients_are_fused_without(adapter: Adapter, save: S
     checkpoint = open_checkpoint(save("base.safetensors", {"a.bias": torch.ones(4)}))
     ((_, tensor),) = fused_tensors(checkpoint, "", [ScaledAdapter(wanting)])
     assert not tensor.requires_grad
+
+
+def test_a_result_that_leaves_the_range_is_refused_with_its_cause(tmp_path: Path) -> None:
+    name = ParamName("a.weight")
+    adapter = Adapter({}, {name: torch.full((2, 2), 60_000.0)})
+    halves = torch.full((2, 2), 60_000.0, dtype=torch.float16)
+    with pytest.raises(
+        AdapterError, match=r"^a\.weight: base \+ delta leaves the range of fp16: the LoRA at 1\. Choose"
+    ):
+        fused(halves, name, [ScaledAdapter(adapter, 1.0)])
+    assert fused(halves, name, [ScaledAdapter(adapter, 0.05)]).isfinite().all()
+    halves[1, 1] = float("nan")
+    with pytest.raises(AdapterError, match=r"^a\.weight: the base holds NaN or infinite values\. Repair it"):
+        fused(halves, name, [ScaledAdapter(adapter, 1.0)])
+    with pytest.raises(AdapterError, match=r"^a\.weight: the base holds int64, to which no delta can be added\.$"):
+        fused(torch.ones(2, 2, dtype=torch.int64), name, [ScaledAdapter(adapter, 1.0)])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_checkpoint_that_is_not_finite_is_not_copied(number: float) -> None:
+    """Also where no LoRA changes it."""
+    tensors = {"denoiser.a.weight": torch.ones(2, 2), "vae.b": torch.tensor([1.0, number])}
+    checkpoint = open_checkpoint(tensors)
+    with pytest.raises(CheckpointError, match=r": vae\.b holds NaN or infinite values\. Repair the file first\.$"):
+        list(fused_tensors(checkpoint, "denoiser.", []))

@@ -129,6 +129,8 @@ class _Reader:
         if missing:
             raise AdapterError(f"{self.source.path}: {name} has no {missing[0]} factor. The file is incomplete.")
         up, down = parts["up"], parts["down"]
+        if up.dim() not in (2, 4) or down.dim() not in (2, 4):
+            raise self._misfit(name, up, down)
         if self.is_turned_around and up.dim() == 4:
             up, down = down, up
         inner = down.shape[0]
@@ -140,15 +142,18 @@ class _Reader:
         else:
             fits = fits and up.shape[1] == inner
         if not fits or not down.numel():
-            raise AdapterError(
-                f"{self.source.path}: {name}: up {tuple(up.shape)} and down {tuple(down.shape)} do not fit together: "
-                "the second size of up and the first of down must be the rank."
-            )
+            raise self._misfit(name, up, down)
         if "mid" in parts:
             down = with_mid(parts["mid"], down)
         shape = self._shape(name, (up.shape[0], *down.shape[1:]))
         up = up.reshape(*up.shape[:2], *(1 for _ in shape[2:]))
         return LoraModule(name, down.reshape(down.shape[0], *shape[1:]), up, alpha)
+
+    def _misfit(self, name: ModuleName, up: Tensor, down: Tensor) -> AdapterError:
+        return AdapterError(
+            f"{self.source.path}: {name}: up {tuple(up.shape)} and down {tuple(down.shape)} do not fit together: "
+            "the second size of up and the first of down must be the rank."
+        )
 
     def _product(
         self,
