@@ -6,7 +6,7 @@ Names are diffusers' own, read from networks on the meta device, which have shap
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -22,6 +22,11 @@ Shapes = dict[str, tuple[int, ...]]
 """Map from tensor name to shape, in diffusers' order."""
 
 Network = TypeVar("Network", bound=torch.nn.Module)
+
+MOST = {"layers_per_block": 64, "transformer_layers_per_block": 256, "block_out_channels": 2**16}
+"""Largest numbers in the configuration of a network."""
+MOST_OF_OTHERS = 2**20
+_MOST_PARTS = 64
 
 _IGNORED_PREFIXES = ("lpips_loss.", "conditioner.")
 
@@ -105,8 +110,32 @@ def _empty(kind: type[Network], config: Mapping[str, Any], section: str) -> Netw
             near = get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"{section}: {kind.__name__} has no setting '{key}'.{hint}")
+        _check_value(section, key, settings[key])
     try:
         with torch.device("meta"):
             return kind(**settings)
-    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
-        raise ConfigError(f"{section}: {kind.__name__} cannot be built: {' '.join(str(error).split())}") from None
+    except Exception as error:  # diffusers computes with values that it does not check
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{section}: {kind.__name__} cannot be built: {said}") from None
+
+
+def _check_value(section: str, key: str, value: object) -> None:
+    """Check a setting against the bounds, so that no text can ask for a network that takes all memory, or for ever.
+
+    Raises:
+        ConfigError: a number exceeds its bound, a list or text is too long, or a size of images is not a whole number.
+    """
+    most = MOST.get(key, MOST_OF_OTHERS)
+    parts: list[object] = list(cast(list[object], value)) if isinstance(value, (list, tuple)) else [value]
+    parts = [one for part in parts for one in (cast(list[object], part) if isinstance(part, (list, tuple)) else [part])]
+    numbers = [part for part in parts if isinstance(part, (int, float))]
+    if len(parts) > _MOST_PARTS or not all(abs(number) <= most for number in numbers):
+        raise ConfigError(f"{section}: {key} must be at most {most:,}, and a list at most {_MOST_PARTS} long.")
+    if (
+        key.endswith("_factor")
+        and value is not None
+        and (isinstance(value, bool) or not isinstance(value, (int, float)))
+    ):
+        raise ConfigError(f"{section}: {key} must be a number, got {str(value)[:60]!r}.")
+    if key == "sample_size" and value is not None and (type(value) is not int or value < 1):
+        raise ConfigError(f"{section}: {key} must be a whole number above 0, got {str(value)[:60]!r}.")

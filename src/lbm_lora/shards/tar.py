@@ -4,6 +4,7 @@ Only the tar's headers are read here. The bytes of a sample are later read from 
 order, so that shuffling covers all shards and an interrupted epoch resumes exactly where it stopped.
 """
 
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,13 @@ from webdataset.writer import TarWriter
 from lbm_lora.errors import DataError, listing
 from lbm_lora.shards.samples import Found, Part
 
+MOST_SHARDS = 1_000_000
+MOST_CHARACTERS = 4_000
+"""Limits of a pattern of shards."""
+
+_GROUP = re.compile(r"\{([^{}]*)\}")
+_COUNTED = re.compile("\0([0-9]+)\0")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _META = re.compile(r"__[^/]*__($|/)")
 """Members reserved by WebDataset."""
 
@@ -34,18 +42,45 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
     """Expand patterns such as `{000..009}` and `{a,b}` to shards, in order.
 
     Raises:
-        DataError: a pattern is malformed, or one shard is named twice.
+        DataError: a pattern is malformed or names more than `MOST_SHARDS`, or one shard is named twice.
     """
     shards: list[str] = []
     for pattern in patterns:
+        if len(pattern) > MOST_CHARACTERS or _expansions(pattern) > MOST_SHARDS:
+            raise DataError(
+                f"shards '{pattern[:100]}' are more than {MOST_SHARDS:,}, or their pattern is longer than "
+                f"{MOST_CHARACTERS:,} characters. Use fewer, larger shards."
+            )
         try:
             shards += expand_urls(pattern)
+        except RecursionError:
+            raise DataError(f"shards '{pattern[:100]}' cannot be expanded: the braces nest too deeply.") from None
         except (ValueError, AssertionError) as error:
             raise DataError(f"shards '{pattern}' cannot be expanded: {error}.") from None
     twice = sorted({shard for shard in shards if shards.count(shard) > 1}) if len(set(shards)) < len(shards) else []
     if twice:
         raise DataError(f"shards are named twice: {listing(twice)}. Their samples would count double.")
     return shards
+
+
+def _expansions(pattern: str) -> int:
+    """Return how many names a pattern with braces stands for, without expanding it; 0 for unbalanced braces."""
+    counts: list[int] = []  # of the groups so far; a group in the text is the place of its count: \0PLACE\0
+    text = pattern.replace("\0", "")
+
+    def product(part: str) -> int:
+        return math.prod(counts[int(place)] for place in _COUNTED.findall(part))
+
+    while group := _GROUP.search(text):
+        inner = group[1]
+        numbers = _RANGE.fullmatch(inner)
+        if numbers:
+            first, last, step = int(numbers[1]), int(numbers[2]), abs(int(numbers[3] or 1)) or 1
+            counts.append(abs(last - first) // step + 1)
+        else:
+            counts.append(sum(map(product, inner.split(","))))
+        text = f"{text[: group.start()]}\0{len(counts) - 1}\0{text[group.end() :]}"
+    return 0 if "{" in text or "}" in text else product(text)
 
 
 def read_shard(path: Path, name: str) -> Iterator[Found]:

@@ -117,3 +117,16 @@ def test_a_shard_twice_is_refused() -> None:
 def test_a_malformed_pattern_is_said() -> None:
     with pytest.raises(DataError, match=r"shards 't-\{0\.\.2\.tar' cannot be expanded"):
         expand_shards(["t-{0..2.tar"])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{0..999999999}.tar", "{0..9999}{0..9999}.tar", "{a,{0..999999}}{b,c}.tar", "{a,b}" * 30, "x" * 5000]
+)
+def test_a_pattern_of_too_many_shards_is_refused_before_it_is_expanded(pattern: str) -> None:
+    with pytest.raises(DataError, match=r"are more than 1,000,000, or their pattern is longer than 4,000 characters"):
+        expand_shards([pattern])
+
+
+def test_many_shards_are_counted_as_they_are_expanded() -> None:
+    assert len(expand_shards(["{0..99}{a,b}{x,{0..7..2}}.tar"])) == 100 * 2 * 5
+    assert len(expand_shards(["{-3..3}.tar", "a.tar"])) == 8
