@@ -8,6 +8,7 @@ from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
 from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
 from lbm_lora.api.adapters import ResizedAdapter as ResizedAdapter
 from lbm_lora.api.combined import merge as merge
+from lbm_lora.api.doctor import doctor as doctor
 from lbm_lora.api.formats import convert as convert
 from lbm_lora.api.hub import push as push
 from lbm_lora.api.loras import compress as compress

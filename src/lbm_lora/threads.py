@@ -118,6 +118,12 @@ def worker_count() -> int:
     return torch_threads() if choice is None else choice.most
 
 
+def thread_choice() -> tuple[int, bool]:
+    """Return the threads for a large model, and whether that is the user's own number, for models of every size."""
+    choice = _choice.get()
+    return (torch_threads(), True) if choice is None else (choice.most, choice.is_fixed)
+
+
 def torch_threads() -> int:
     """Return torch's own number of threads."""
     import torch

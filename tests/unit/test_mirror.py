@@ -12,8 +12,8 @@ MODULES = {
 }
 
 VERBS = (
-    "base", "calibrate", "data_check", "data_pack", "extract", "fuse", "infer", "infer_shards", "inspect", "layers",
-    "merge", "push", "refine", "train", "validate", "resize", "convert",
+    "base", "calibrate", "data_check", "data_pack", "doctor", "extract", "fuse", "infer", "infer_shards", "inspect",
+    "layers", "merge", "push", "refine", "train", "validate", "resize", "convert",
 )  # fmt: skip
 
 REASONS = {

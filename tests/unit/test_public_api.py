@@ -20,6 +20,7 @@ FUNCTIONS = {
         "inspect",
         "merge",
         "push",
+        "doctor",
         "resize",
         "resize_several",
         "convert",

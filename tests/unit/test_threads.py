@@ -18,6 +18,7 @@ from lbm_lora.threads import (
     fit_threads,
     share_cores,
     sleep_while_waiting,
+    thread_choice,
     usable_cores,
     worker_count,
 )
@@ -168,3 +169,12 @@ def test_the_command_line_says_how_to_wait_before_torch_is_loaded() -> None:
     )
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_the_choice_says_whether_it_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert thread_choice() == (torch.get_num_threads(), True)
+    with chosen_threads(3, print):
+        assert thread_choice() == (3, True)
+    with chosen_threads(None, print):
+        assert not thread_choice()[1]

@@ -192,6 +192,16 @@ COMMANDS: dict[str, Command] = {
             "lbm-lora inspect one.safetensors other.safetensors --json",
         ),
     ),
+    "doctor": Command(
+        "doctor",
+        "DoctorConfig",
+        "check this installation, or what a command would need",
+        START,
+        (
+            "lbm-lora doctor",
+            f"lbm-lora doctor -- extract {_PAIR} --save_to lora.safetensors",
+        ),
+    ),
     "push": Command(
         "push",
         "PushConfig",

@@ -117,7 +117,8 @@ def described(error: Exception) -> tuple[str, int]:
         return f"{where}{error.strerror}.", InputError.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a device
         return f"{_OUT_OF_MEMORY} {error}".rstrip(), InputError.exit_code
-    return f"{type(error).__name__}: {error} (a defect of lbm-lora: please report the lines above)", _UNEXPECTED
+    report = "please report the lines above, with what `lbm-lora doctor` says"
+    return f"{type(error).__name__}: {error} (a defect of lbm-lora: {report})", _UNEXPECTED
 
 
 @contextmanager

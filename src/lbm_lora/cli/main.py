@@ -15,6 +15,7 @@ from lbm_lora import __version__
 from lbm_lora.cli.arguments import is_asked_for_help, values_of
 from lbm_lora.cli.commands import COMMANDS, command_for, family_of
 from lbm_lora.cli.flags import flags_of
+from lbm_lora.cli.nested import split_line
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
 from lbm_lora.configs.marks import Count
 from lbm_lora.errors import ConfigError, spelled
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             return _no_command(name, rest)
-        if is_asked_for_help(rest):
+        if is_asked_for_help(split_line(rest)[0] if name == "doctor" else rest):
             return _show(help_of(name, rest))
         config, output = parse(name, rest)
     except ConfigError as error:
@@ -69,6 +70,7 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
     config = command_for(name, words).config_class()
     flags, output = flags_of(config), flags_of(Output)
     overrides: dict[str, Any] = {}
+    line: list[str] = []
     if name == "train":
         from lbm_lora.cli.overrides import split_overrides
         from lbm_lora.cli.training_keys import check_keys, list_keys
@@ -77,9 +79,25 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
         words, keys = split_overrides(words, own_flags, list_keys())
         check_keys(keys, [*flags, *output])
         overrides = {"overrides": keys}
+    if name == "doctor":
+        words, line = split_line(words)
     values = values_of([*flags, *output], words, command=name)
+    if line:
+        overrides = {"command": tuple(line), "parsed": _parsed(line)}
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
     return config(**values, **overrides), Output(**own)
+
+
+def _parsed(line: Sequence[str]) -> Any:
+    """Return the config of the command line that `doctor` checks."""
+    name, rest = _name_of(line)
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+        hint = f"Did you mean '{near[0]}'?" if near else f"It begins with one of {', '.join(COMMANDS)}."
+        raise ConfigError(f"'{name}' is not a command of lbm-lora. {hint}")
+    if is_asked_for_help(rest):
+        raise ConfigError(f"The help of {name} is `lbm-lora {name} --help`; doctor takes the flags of a run.")
+    return parse(name, rest)[0]
 
 
 def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text":

@@ -156,7 +156,8 @@ def test_anything_else_is_a_defect_with_a_traceback(capsys: pytest.CaptureFixtur
     err = capsys.readouterr().err
     assert console.exit_code == 3
     assert "in test_anything_else_is_a_defect_with_a_traceback" in err
-    last = f"error: {type(error).__name__}: {error} (a defect of lbm-lora: please report the lines above)\n"
+    report = "please report the lines above, with what `lbm-lora doctor` says"
+    last = f"error: {type(error).__name__}: {error} (a defect of lbm-lora: {report})\n"
     assert err.endswith(last)
 
 

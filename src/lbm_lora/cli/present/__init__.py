@@ -6,7 +6,18 @@ A result says what it is by its workflow, so that no other workflow's libraries 
 from collections.abc import Callable
 from typing import Any
 
-from lbm_lora.cli.present import checkpoints, compress, formats, hub, inference, inspection, loras, merge, training
+from lbm_lora.cli.present import (
+    checkpoints,
+    compress,
+    doctor,
+    formats,
+    hub,
+    inference,
+    inspection,
+    loras,
+    merge,
+    training,
+)
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": checkpoints.base,
@@ -26,6 +37,7 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "resize": loras.resize,
     "layers": checkpoints.layers,
     "inspect": inspection.inspect,
+    "doctor": doctor.doctor,
     "push": hub.push,
     "demo": inference.demo,
 }

@@ -1,0 +1,141 @@
+"""What commands would write, and whether there is room: sizes are compared with those of real files."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lbm_lora import bundled
+from lbm_lora.configs.base import BaseConfig
+from lbm_lora.configs.calibrate import CalibrateConfig
+from lbm_lora.configs.data_pack import PackConfig
+from lbm_lora.configs.extract import ExtractConfig
+from lbm_lora.configs.fuse import FuseConfig
+from lbm_lora.configs.infer import InferConfig
+from lbm_lora.configs.validate import ValidateConfig
+from lbm_lora.errors import PairingError
+from lbm_lora.machine import resources
+from lbm_lora.workflows import extract
+from lbm_lora.workflows.needs import outputs as module
+from lbm_lora.workflows.needs.inputs import Inputs, inputs_of
+from lbm_lora.workflows.needs.outputs import Output, output_checks, outputs_of
+
+MODEL = bundled.TUNED / "model.safetensors"
+UNET = bundled.BACKBONE / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def planned(command: str, config: object) -> list[Output]:
+    return outputs_of(command, config, inputs_of(config))
+
+
+def shown(config: object, outputs: list[Output]) -> list[tuple[str, str, str]]:
+    checks = output_checks(config, outputs, inputs_of(config))
+    return [(one.level, str(one.found), str(one.remedy)) for one in checks]
+
+
+def test_the_size_of_a_lora_is_that_of_the_file_that_is_written(tmp_path: Path) -> None:
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    shapes = {"conv_in.weight": (64, 4, 3, 3), "proj.weight": (512, 256), "proj.bias": (512,)}
+    save_file({f"denoiser.{name}": torch.zeros(shape) for name, shape in shapes.items()}, base)
+    save_file({f"denoiser.{name}": torch.rand(shape) for name, shape in shapes.items()}, tuned)
+    config = ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=tmp_path / "lora.safetensors", rank=64)
+    adapter, sidecar = planned("extract", config)
+    extract.run(config)
+    assert adapter.nbytes == pytest.approx(adapter.path.stat().st_size, rel=0.05)
+    assert sidecar.path.is_file()
+
+
+def test_several_loras_have_the_names_and_sizes_that_were_requested(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    config = ExtractConfig(base_model_path=MODEL, tuned_model_path=MODEL, save_to=path, max_size=("2MB", "900KB"))
+    sized = [(one.path.name, one.nbytes) for one in planned("extract", replace(config, also=("peft",)))]
+    assert sized[0] == ("lora_2MB.safetensors", 2_000_000)
+    assert sized[2:4] == [("lora_2MB.peft", 2_000_000), ("lora_900KB.safetensors", 900_000)]
+    assert planned("extract", replace(config, max_size=(), max_error=0.3))[0].nbytes is None
+
+
+def test_checkpoints_that_do_not_pair_are_refused(tmp_path: Path) -> None:
+    config = ExtractConfig(base_model_path=UNET, tuned_model_path=MODEL, save_to=tmp_path / "lora.safetensors")
+    with pytest.raises(PairingError):
+        planned("extract", config)
+
+
+def test_a_base_has_two_twins_of_full_size_or_of_the_tuned_checkpoints() -> None:
+    config = BaseConfig(save_path=Path("base.ckpt"))
+    assert [one.nbytes for one in planned("base", config)] == [5_020_000_000] * 2
+    tuned = planned("base", replace(config, tuned_model_path=MODEL))
+    assert tuned[0].nbytes == pytest.approx(MODEL.stat().st_size, rel=0.03)
+
+
+def test_statistics_grow_with_the_widths_up_to_which_moments_are_dense() -> None:
+    config = CalibrateConfig(tuned_model_path=MODEL, images=str(bundled.PHOTOS), save_to=Path("s.safetensors"))
+    (dense,), (narrow,) = (
+        planned("calibrate", config),
+        planned("calibrate", replace(config, dense_up_to=0, sketch_rank=0)),
+    )
+    assert dense.nbytes is not None
+    assert narrow.nbytes is not None
+    assert dense.nbytes == pytest.approx(49_400_000, rel=0.02)  # measured
+    assert narrow.nbytes * 20 < dense.nbytes
+
+
+def test_images_are_planned_one_by_one(tmp_path: Path) -> None:
+    config = InferConfig(base_model_path=MODEL, source_image=str(bundled.PHOTOS), output_path=str(tmp_path / "out"))
+    outputs = planned("infer", config)
+    assert [one.path.parent.name for one in outputs] == ["out"] * 4
+    assert all(one.nbytes and one.nbytes % 3 == 0 for one in outputs)
+
+
+def test_folders_are_outputs_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x" * 10)
+    assert planned("data_pack", PackConfig(folder=tmp_path, to=Path("shards"))) == [
+        Output(path=Path("shards"), nbytes=10, is_folder=True)
+    ]
+    validate = ValidateConfig(base_model_path=MODEL, tuned_model_path=MODEL, lora_path=MODEL)
+    assert planned("validate", validate) == []
+    assert planned("validate", replace(validate, report=Path("r")))[0].is_folder
+
+
+def test_an_output_that_is_an_input_is_a_problem_and_one_that_exists_a_note(tmp_path: Path) -> None:
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(MODEL)
+    config = FuseConfig(base_model_path=MODEL, lora_path=(), save_to=link)
+    note, problem, _ = shown(config, planned("fuse", config))
+    assert note[0] == "note"
+    assert note[1].endswith("exists")
+    assert problem[0] == "problem"
+    assert "an input of this command" in problem[2]
+
+
+def test_too_little_room_is_a_problem_with_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Usage(0, 0, 3_000_000_000))
+    outputs = [Output(path=tmp_path / name, nbytes=2_000_000_000) for name in ("a", "b")]
+    *_, disk = shown(None, [*outputs, Output(path=tmp_path / "c", nbytes=None)])
+    assert disk[:2] == (
+        "problem",
+        f"needs about 4.0 GB, and 1 output of unknown size; 3.0 GB free at {tmp_path}",
+    )
+    *_, fits = shown(None, outputs[:1])
+    assert fits[0] == "ok"
+
+
+def test_a_place_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    folder = Output(path=tmp_path / "file", nbytes=None, is_folder=True)
+    assert shown(None, [folder])[0] == ("problem", f"{tmp_path / 'file'} is a file", "Give the path of a folder.")
+    monkeypatch.setattr(module, "is_writable", lambda folder: False)
+    level, found, _ = shown(None, [Output(path=tmp_path / "x" / "y.png", nbytes=1)])[0]
+    assert (level, found) == ("problem", f"{tmp_path / 'x' / 'y.png'}: {tmp_path} cannot be written")
+
+
+def test_a_command_that_writes_nothing_has_no_outputs() -> None:
+    assert outputs_of("layers", None, Inputs()) == []
