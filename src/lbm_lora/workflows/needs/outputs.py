@@ -35,7 +35,6 @@ Delta = tuple[ParamName, tuple[int, ...], bool]
 """Name and shape of a delta, and whether it is a lora module."""
 
 _SIDECAR = 1_000
-_SHARED = (".to_k.weight", ".to_v.weight")  # their inputs are those of to_q, stored once
 _FRACTION = 50  # default size of `compress`: this part of the tuned checkpoint
 
 
@@ -98,14 +97,13 @@ def lora_nbytes(component: Component, ranks: FixedRank, dtype: str, parts: Itera
 
 
 def statistics_nbytes(tuned: Checkpoint, dense_up_to: int, sketch_rank: int) -> int:
-    """Return about the bytes of statistics: the moments of both sides of each matrix, in fp32."""
-    matrices = {
-        name: matrix_shape(spec.shape)
-        for name, spec in tuned.component().specs.items()
-        if leaf_of(name) == "weight" and has_matrix_view(spec.shape)
-    }
-    sides = [rows for rows, _ in matrices.values()]
-    sides += [columns for name, (_, columns) in matrices.items() if not name.endswith(_SHARED)]
+    """Return at most the bytes of statistics: the moments of both sides of each matrix, in fp32.
+
+    Layers with the same input share its moment in the file, which names do not tell.
+    """
+    component = tuned.component()
+    shapes = [spec.shape for name, spec in component.specs.items() if leaf_of(name) == "weight"]
+    sides = [side for shape in shapes if has_matrix_view(shape) for side in matrix_shape(shape)]
     return sum(4 * _moment(side, dense_up_to, sketch_rank) for side in sides)
 
 

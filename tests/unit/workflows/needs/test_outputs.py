@@ -84,7 +84,8 @@ def test_statistics_grow_with_the_widths_up_to_which_moments_are_dense() -> None
     )
     assert dense.nbytes is not None
     assert narrow.nbytes is not None
-    assert dense.nbytes == pytest.approx(49_400_000, rel=0.02)  # measured
+    measured = 49_698_856
+    assert measured < dense.nbytes < 1.5 * measured
     assert narrow.nbytes * 20 < dense.nbytes
 
 
