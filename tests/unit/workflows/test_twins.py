@@ -109,13 +109,13 @@ def test_a_full_fine_tune_has_no_twins(lbm: Lbm, tmp_path: Path) -> None:
         train.run(TrainRunConfig(path_config=path, also=("comfyui",)))
 
 
-@pytest.mark.parametrize(("changes", "count"), [({}, 2), ({"stopped_by": "SIGTERM"}, 0), ({"rank": 1}, 0)])
+@pytest.mark.parametrize(("changes", "count"), [({}, 2), ({"stopped_by": "SIGTERM"}, 0), ({"process": 1}, 0)])
 def test_the_last_and_the_best_lora_of_a_complete_training_have_twins(
     lbm: Lbm, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], count: int
 ) -> None:
     best = shutil.copy(lora, tmp_path / "best.safetensors")
     facts: dict[str, Any] = {"step": 1, "total": 1, "learning": 1, "loss": 0.0, "scores": None, "best_step": 1}
-    facts |= {"folder": tmp_path, "last": lora, "best": best, "stopped_by": "", "seconds": 1.0, "rank": 0} | changes
+    facts |= {"folder": tmp_path, "last": lora, "best": best, "stopped_by": "", "seconds": 1.0, "process": 0} | changes
     monkeypatch.setattr(train, "trained", lambda settings, progress: train.TrainResult(**facts))
     path = tmp_path / "t.yaml"
     path.write_text(f"{{lora_rank: 2, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 1}}")
