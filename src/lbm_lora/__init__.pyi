@@ -8,14 +8,14 @@ from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
 from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
 from lbm_lora.api.adapters import ResizedAdapter as ResizedAdapter
 from lbm_lora.api.combined import merge as merge
+from lbm_lora.api.combined import resize as resize
+from lbm_lora.api.combined import resize_several as resize_several
 from lbm_lora.api.doctor import doctor as doctor
 from lbm_lora.api.formats import convert as convert
 from lbm_lora.api.hub import push as push
 from lbm_lora.api.loras import compress as compress
 from lbm_lora.api.loras import extract as extract
 from lbm_lora.api.loras import extract_several as extract_several
-from lbm_lora.api.loras import resize as resize
-from lbm_lora.api.loras import resize_several as resize_several
 from lbm_lora.api.measured import refine as refine
 from lbm_lora.api.measured import validate as validate
 from lbm_lora.api.models import calibrate as calibrate

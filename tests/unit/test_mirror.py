@@ -53,6 +53,7 @@ REASONS = {
     "configs/marks.py": "tests/unit/cli/test_flags.py: what a flag has of its marks",
     "configs/rank_options.py": "tests/unit/ranks/test_rank_options.py: the rule that options ask for",
     "configs/values.py": "tests/unit/calibration/test_collect.py: the values at work",
+    "workflows/resize_result.py": "tests/unit/workflows/test_resize.py: results of runs",
     "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",
 }
 """Module without a mirror -> the file that tests it instead, and how."""

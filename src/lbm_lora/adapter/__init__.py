@@ -15,7 +15,7 @@ from lbm_lora.adapter.formats import Saved, Wishes
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.lora_scale import LoraScale
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
-from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.adapter.module import Adapter, LoraModule, common_dtype
 from lbm_lora.adapter.outcome import Outcome, store_outcomes
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Saved",
     "Status",
     "Wishes",
+    "common_dtype",
     "extraction_facts",
     "load_adapter",
     "module_bytes",

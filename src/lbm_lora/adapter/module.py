@@ -1,6 +1,6 @@
 """The LoRA as an immutable value: lora modules, dense deltas and metadata."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -207,3 +207,19 @@ class Adapter:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def common_dtype(adapters: Sequence[Adapter]) -> torch.dtype:
+    """Return the one dtype of the factors of all adapters in their files; fp32 where there are several.
+
+    An adapter without factors counts with its dense deltas.
+    """
+    dtypes = {dtype for adapter in adapters for dtype in _file_dtypes(adapter)}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def _file_dtypes(adapter: Adapter) -> set[torch.dtype]:
+    if adapter.dtype is not None:
+        return {adapter.dtype}
+    factors = {tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)}
+    return factors or {delta.dtype for delta in adapter.dense.values()}

@@ -1,28 +1,23 @@
-"""LoRAs from two checkpoints, or from a tuned one alone: extract, extract_several, compress. LoRAs at other ranks:
-resize, resize_several."""
+"""LoRAs from two checkpoints, or from a tuned one alone: extract, extract_several, compress."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.api.adapters import MeasuredAdapter, ResizedAdapter, contents
+from lbm_lora.adapter import load_adapter
+from lbm_lora.api.adapters import MeasuredAdapter, contents
 from lbm_lora.api.models import calibrate
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, adapter_of, image_files, opened_pair, path_of
-from lbm_lora.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
-from lbm_lora.combine import Resized
+from lbm_lora.api.values import Images, image_files, label_of, opened_pair, statistics_of
+from lbm_lora.checkpoint import Checkpoint, CheckpointLike
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
-from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import ExtractedAdapter
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import RankRule
 from lbm_lora.report import file_labels, weight_report
 from lbm_lora.workflows import extract as extract_workflow
-from lbm_lora.workflows import resize as resize_workflow
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -37,7 +32,6 @@ _EXTRACT = Options(
     ),
 )
 _COMPRESS = Options(CompressConfig, hidden=("tuned", "images"))
-_RESIZE = Options(ResizeConfig, hidden=("lora_path", "save_to", "calibration", "base_model_path", "images"))
 
 
 @_EXTRACT.documented
@@ -152,9 +146,7 @@ def _extracted(
 
 def _label(calibration: "Path | str | Statistics | None", calibration_images: Images | None) -> Path | None:
     """Return the name of the statistics in messages and metadata."""
-    if isinstance(calibration, str | Path):
-        return Path(calibration)
-    return None if calibration is None and calibration_images is None else Path("statistics")
+    return Path("statistics") if calibration_images is not None else label_of(calibration)
 
 
 def _statistics(
@@ -171,7 +163,7 @@ def _statistics(
             return calibrate(
                 tuned, calibration_images, device=config.device, config_path=config.config_path, progress=progress
             )
-        return _loaded(calibration)
+        return statistics_of(calibration)
 
     return statistics
 
@@ -197,128 +189,6 @@ def _measured(
         predicted=found.predicted,
         trial=found.chosen.images if found.chosen else None,
         sizes=found.sizes,
-    )
-
-
-@_RESIZE.documented
-def resize(
-    lora: LoraLike,
-    *,
-    save_to: Path | str | None = None,
-    base: CheckpointLike | None = None,
-    calibration: "Path | str | Statistics | None" = None,
-    images: Images | None = None,
-    progress: Progress = SILENT,
-    **options: Any,
-) -> ResizedAdapter:
-    """Give a LoRA other ranks, from its factors alone: the best approximation of what it was.
-
-    Args:
-        lora: the LoRA: a path, or an adapter. It is not changed.
-        save_to: also write the LoRA, a .safetensors file: the bytes of `lbm-lora resize`. None: nothing is written.
-        base: its base, to run resized LoRAs on `images` and at the check points of the calibration.
-        calibration: statistics of the tuned model, from `calibrate` or its file: least error of the model's output
-            instead of the weights.
-        images: images to run resized LoRAs on: their PSNR to the one-step images of the LoRA as it was.
-        progress: a listener.
-
-    Returns:
-        The LoRA, with its error against the given one.
-
-    Raises:
-        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
-    """
-    (found,) = _resized("resize", lora, save_to, base, calibration, images, progress, options)
-    return found
-
-
-@_RESIZE.documented
-def resize_several(
-    lora: LoraLike,
-    *,
-    save_to: Path | str | None = None,
-    base: CheckpointLike | None = None,
-    calibration: "Path | str | Statistics | None" = None,
-    images: Images | None = None,
-    progress: Progress = SILENT,
-    **options: Any,
-) -> list[ResizedAdapter]:
-    """Resize a LoRA several times at once: for each of `ranks`, or of the sizes in `max_size`.
-
-    Args:
-        lora, save_to, base, calibration, images, progress: see `resize`.
-
-    Returns:
-        The LoRAs in the order of their ranks or sizes.
-
-    Raises:
-        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
-    """
-    return _resized("resize_several", lora, save_to, base, calibration, images, progress, options)
-
-
-def _resized(
-    function: str,
-    lora: LoraLike,
-    save_to: Path | str | None,
-    base: CheckpointLike | None,
-    calibration: "Path | str | Statistics | None",
-    images: Images | None,
-    progress: Progress,
-    options: Mapping[str, Any],
-) -> list[ResizedAdapter]:
-    """Resize between values, by the path of the workflow."""
-    with ExitStack() as stack:
-        opened = None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
-        sources = None if images is None else stack.enter_context(image_files(images))
-        config = _RESIZE.bind(
-            function,
-            options,
-            lora_path=path_of(lora, "LoRA"),
-            save_to=Path(save_to or "LoRA.safetensors"),
-            base_model_path=None if opened is None else opened.path,
-            calibration=_label(calibration, None),
-            images=None if sources is None else str(sources),
-        )
-        rule = resize_workflow.check(config)
-        if function == "resize" and len(rule.names) > 1:
-            raise ConfigError(
-                Option(rule.option), f" asks for {len(rule.names)} LoRAs, resize gives one. Call resize_several."
-            )
-        paths = [None] * len(rule.names) if save_to is None else resize_workflow.output_paths(config, rule)
-        component = None if opened is None else opened.component()
-        adapter = adapter_of(lora, config.lora_alpha_is, base=component)
-        found = resize_workflow.resized(
-            config,
-            rule,
-            adapter,
-            paths,
-            statistics=lambda: _loaded(calibration),
-            base=opened,
-            images=extract_workflow.readable(sources),
-            progress=progress,
-        )
-    return [_with_error(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
-
-
-def _loaded(calibration: "Path | str | Statistics | None") -> "Statistics":
-    from lbm_lora.calibration import load_statistics  # only this needs the network classes
-
-    assert calibration is not None
-    return load_statistics(Path(calibration)) if isinstance(calibration, str | Path) else calibration
-
-
-def _with_error(adapter: Adapter, rule: RankRule, path: Path | None, found: Resized) -> ResizedAdapter:
-    made = found.adapter if path is None else load_adapter(path)
-    assert made is not None
-    return ResizedAdapter(
-        **contents(made),
-        resize_error=found.ledger.total().relative_error,
-        left_out=resize_workflow.names_left_out(found),
-        predicted=found.predicted,
-        trial=found.chosen.images,
-        sizes=found.sizes,
-        notes=resize_workflow.notes(adapter, rule, found),
     )
 
 

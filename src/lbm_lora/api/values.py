@@ -1,16 +1,19 @@
-"""Values that callers pass in place of files: checkpoints, LoRAs and images."""
+"""Values that callers pass in place of files: checkpoints, LoRAs, images and statistics."""
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ImageError
 from lbm_lora.hub import load_adapter, local_lora, open_checkpoint
+
+if TYPE_CHECKING:
+    from lbm_lora.calibration import Statistics
 
 LoraLike = Path | str | Adapter
 """A LoRA: the path of its file, its name on the hub, or an adapter."""
@@ -81,3 +84,18 @@ def _file(image: Path | str | ImageLike, path: Path) -> str:
     except OSError as error:
         raise ImageError(f"{path.stem}: {error}. Give it in mode RGB: image.convert('RGB').") from None
     return str(path)
+
+
+def label_of(calibration: "Path | str | Statistics | None") -> Path | None:
+    """Return the name of statistics in messages and metadata."""
+    if calibration is None:
+        return None
+    return Path(calibration) if isinstance(calibration, str | Path) else Path("statistics")
+
+
+def statistics_of(calibration: "Path | str | Statistics | None") -> "Statistics":
+    """Return statistics as they are, or those of a file."""
+    from lbm_lora.calibration import load_statistics  # only this needs the network classes
+
+    assert calibration is not None
+    return load_statistics(Path(calibration)) if isinstance(calibration, str | Path) else calibration

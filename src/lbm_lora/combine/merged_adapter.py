@@ -16,6 +16,7 @@ from lbm_lora.adapter import (
     AdapterWriter,
     Ledger,
     LoraScale,
+    common_dtype,
     extraction_facts,
     precision,
 )
@@ -101,15 +102,7 @@ def _stored_dtype(config: MergeConfig, adapters: Sequence[Adapter]) -> torch.dty
     """Return the dtype asked for, else that of all LoRAs, else fp32; fp32 for exact factors."""
     if config.save_precision is not None:
         return precision(config.save_precision)
-    dtypes = {dtype for adapter in adapters for dtype in _dtypes(adapter)}
-    return dtypes.pop() if len(dtypes) == 1 and not config.exact else torch.float32
-
-
-def _dtypes(adapter: Adapter) -> set[torch.dtype]:
-    if adapter.dtype is not None:
-        return {adapter.dtype}
-    factors = {tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)}
-    return factors or {delta.dtype for delta in adapter.dense.values()}
+    return torch.float32 if config.exact else common_dtype(adapters)
 
 
 def _ranks(

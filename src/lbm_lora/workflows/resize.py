@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from lbm_lora.adapter import Adapter, Status, load_adapter, precision
+from lbm_lora.adapter import Adapter, common_dtype, load_adapter, precision
 from lbm_lora.adapter.metadata import SETTINGS_KEY, parsed
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
@@ -19,57 +19,12 @@ from lbm_lora.hub import localized
 from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import FixedRanks, OutputNorm, Prediction, RankRule, Trial, TrialImages, rank_rule
-from lbm_lora.report.wording import plural
+from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
 from lbm_lora.workflows.extract import lora_paths, readable
+from lbm_lora.workflows.resize_result import ResizeResult, written
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResizedLayer:
-    """One parameter of the LoRA, before and after."""
-
-    name: str
-    status: Status
-    reason: str
-    rank_before: int | None
-    """Rank in the LoRA that was resized; None for a dense delta."""
-    rank: int | None
-    relative_error: float
-    """Error of the weights against the LoRA that was resized, as stored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResizeResult:
-    """A resized LoRA and its error; of several, the first."""
-
-    source: str
-    """The LoRA that was resized: its file's name."""
-    adapter: Path
-    nbytes: int
-    nbytes_before: int
-    linear_rank: int
-    """Highest rank of linear layers."""
-    conv_rank: int
-    """Highest rank of conv layers."""
-    linear_rank_before: int
-    conv_rank_before: int
-    resize_error: float
-    """Relative error of the weights against the LoRA that was resized, as stored, with all that was left out."""
-    layers: tuple[ResizedLayer, ...]
-    left_out: tuple[str, ...]
-    """Parameters of the LoRA that are not in this one: by a pattern, or not worth their bytes."""
-    notes: tuple[str, ...]
-    predicted: Prediction
-    """Expected error against the LoRA that was resized; measured if it was run at check points."""
-    images: TrialImages | None = None
-    """Its images against those of the LoRA that was resized."""
-    sizes: tuple[Prediction, ...] = ()
-    """Predictions for other sizes."""
-    further: tuple["ResizeResult", ...] = ()
-    """LoRAs of the other ranks or sizes."""
 
 
 def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
@@ -90,7 +45,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
             config, rule, adapter, paths, statistics=lambda: _statistics(config), base=base, images=images,
             progress=progress,
         )  # fmt: skip
-    first, *further = [written(adapter, config, rule, path, one) for path, one in zip(paths, found, strict=True)]
+    first, *further = [written(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
     return replace(first, further=tuple(further))
 
 
@@ -145,7 +100,7 @@ def resized(
         images: images to run them on.
     """
     dropped = _left_out(config, adapter)
-    dtype = precision(config.save_precision) if config.save_precision else _dtype(adapter)
+    dtype = precision(config.save_precision) if config.save_precision else common_dtype([adapter])
     if base is not None:
         component = base.component()
         check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()}, allow_unmatched=True)
@@ -167,58 +122,6 @@ def resized(
         open_trial=lambda: _trial(config, adapter, base, measured, images, progress),
         progress=progress,
     )
-
-
-def written(adapter: Adapter, config: ResizeConfig, rule: RankRule, path: Path, found: Resized) -> ResizeResult:
-    """Return the result of a written LoRA."""
-    ranks = {name: module.rank for name, module in adapter.modules.items()}
-    layers = tuple(
-        ResizedLayer(
-            name=row.name,
-            status=row.status,
-            reason=row.reason,
-            rank_before=ranks.get(module_of(row.name)) if leaf_of(row.name) == "weight" else None,
-            rank=row.rank,
-            relative_error=row.measure.relative_error,
-        )
-        for row in found.ledger
-    )
-    return ResizeResult(
-        source=adapter.path.name if adapter.path else adapter.label,
-        adapter=path,
-        nbytes=path.stat().st_size,
-        nbytes_before=adapter.path.stat().st_size if adapter.path else adapter.nbytes,
-        linear_rank=found.rank,
-        conv_rank=found.conv_rank,
-        linear_rank_before=_highest(adapter, 2),
-        conv_rank_before=_highest(adapter, 4),
-        resize_error=found.ledger.total().relative_error,
-        layers=layers,
-        left_out=names_left_out(found),
-        notes=notes(adapter, rule, found),
-        predicted=found.predicted,
-        images=found.chosen.images,
-        sizes=found.sizes,
-    )
-
-
-def notes(adapter: Adapter, rule: RankRule, found: Resized) -> tuple[str, ...]:
-    """Return what a user should know of a resized LoRA, one sentence each."""
-    said: list[str] = []
-    reasons = found.ledger.excluded_reasons()
-    for reason, count in reasons.items():
-        said.append(f"Left out {plural(count, 'delta')}: {reason}.")
-    if found.kept and isinstance(rule, FixedRanks):
-        said.append(
-            f"{plural(found.kept, 'layer')} of {len(adapter.modules):,} had no more ranks than requested and "
-            f"{'is' if found.kept == 1 else 'are'} kept as {'it is' if found.kept == 1 else 'they are'}."
-        )
-    return tuple(said)
-
-
-def names_left_out(found: Resized) -> tuple[str, ...]:
-    """Return the parameters that are not in the file."""
-    return tuple(row.name for row in found.ledger.of(Status.EXCLUDED))
 
 
 def _left_out(config: ResizeConfig, adapter: Adapter) -> dict[ParamName, str]:
@@ -244,22 +147,6 @@ def _weighted(adapter: Adapter, dropped: dict[ParamName, str]) -> list[ModuleNam
     """Return the modules of the weights that get ranks."""
     weights = [name for name in adapter.params if len(adapter.shape_of(name) or ()) in (2, 4)]
     return [module_of(name) for name in weights if name not in dropped and leaf_of(name) == "weight"]
-
-
-def _dtype(adapter: Adapter) -> torch.dtype:
-    """Return the dtype of a file of the adapter: the widest of its factors and dense deltas."""
-    if adapter.dtype is not None:
-        return adapter.dtype
-    factors = [tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)]
-    found = factors or [delta.dtype for delta in adapter.dense.values()]
-    widest = found[0]
-    for dtype in found[1:]:
-        widest = torch.promote_types(widest, dtype)
-    return widest
-
-
-def _highest(adapter: Adapter, dims: int) -> int:
-    return max((module.rank for module in adapter.modules.values() if len(module.shape) == dims), default=0)
 
 
 def _statistics(config: ResizeConfig) -> "Statistics":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.adapter import Adapter, LoraModule, common_dtype
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
@@ -143,3 +143,12 @@ def test_what_was_measured_on_an_adapter_is_not_said_of_a_part_of_it(adapter: Ad
     for other in (measured.cast(torch.bfloat16), measured.filtered(lambda _: True)):
         assert type(other) is Adapter
         assert (other.prefix, other.path) == ("denoiser.", Path("x.safetensors"))
+
+
+def test_the_common_dtype_is_that_of_all_factors_or_fp32(adapter: Adapter) -> None:
+    half, eight = adapter.cast(torch.bfloat16), adapter.cast(torch.int8)
+    assert common_dtype([half, half]) == torch.bfloat16
+    assert common_dtype([half, adapter.cast(torch.float16)]) == torch.float32
+    assert common_dtype([eight]) == torch.int8
+    assert common_dtype([eight, half]) == torch.float32
+    assert common_dtype([half.filtered(lambda name: name.endswith("bias"))]) == torch.bfloat16

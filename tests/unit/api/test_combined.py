@@ -1,4 +1,4 @@
-"""`merge` of values: paths and adapters, as the command's files."""
+"""`merge` and `resize` of values: paths and adapters, as the command's files."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lbm_lora
-from lbm_lora import Adapter, ConfigError, MergeConfig
+from lbm_lora import Adapter, ConfigError, MergeConfig, ResizeConfig
 from lbm_lora.naming import ParamName
 from smallnet import small_state
 
@@ -44,3 +44,27 @@ def test_save_to_writes_the_file(loras: list[Adapter], tmp_path: Path) -> None:
 def test_one_model_alone_is_refused(loras: list[Adapter]) -> None:
     with pytest.raises(ConfigError, match="base and tuned fit the scales together"):
         lbm_lora.merge(loras, base=small_state(1))
+
+
+def test_a_resized_adapter_is_that_of_the_command(loras: list[Adapter], tmp_path: Path, empty: Path) -> None:
+    path = loras[0].save(tmp_path / "lora.safetensors")
+    result = lbm_lora.run_resize(ResizeConfig(lora_path=path, save_to=tmp_path / "small.safetensors", rank=2))
+    written = lbm_lora.load_adapter(result.adapter)
+    for given in (loras[0], path):
+        found = lbm_lora.resize(given, rank=2)
+        assert found.params == written.params
+        for name, module in written.modules.items():
+            assert torch.equal(found.modules[name].up, module.up)
+            assert torch.equal(found.modules[name].down, module.down)
+        assert found.resize_error == pytest.approx(result.resize_error)
+    assert list(empty.iterdir()) == []
+    again = lbm_lora.resize(path, rank=2, save_to=tmp_path / "again.safetensors")
+    assert again.path == tmp_path / "again.safetensors"
+    assert (tmp_path / "again.safetensors").read_bytes() == result.adapter.read_bytes()
+
+
+def test_several_ranks_are_several_adapters(loras: list[Adapter]) -> None:
+    several = lbm_lora.resize_several(loras[0], ranks=(1, 2))
+    assert [max(module.rank for module in one.modules.values()) for one in several] == [1, 2]
+    with pytest.raises(ConfigError, match=r"^ranks asks for 2 LoRAs, resize gives one\. Call resize_several\.$"):
+        lbm_lora.resize(loras[0], ranks=(1, 2))

@@ -169,22 +169,3 @@ def test_compress_makes_everything_from_the_tuned_model_and_images(
     assert result.adapter == tmp_path / "out" / "tuned_lora.safetensors"
     assert (result.images, result.seen_images) == (2, 1)  # of two, none is held out
     assert result.with_lora.mean_psnr > result.without.mean_psnr
-
-
-def test_a_resized_adapter_is_that_of_the_command(pair: tuple[Path, Path], tmp_path: Path, empty: Path) -> None:
-    made = command(*pair, save_to=tmp_path / "lora.safetensors", rank=4)
-    result = lbm_lora.run_resize(
-        lbm_lora.ResizeConfig(lora_path=tmp_path / "lora.safetensors", save_to=tmp_path / "small.safetensors", rank=2)
-    )
-    for given in (made, tmp_path / "lora.safetensors"):
-        found = lbm_lora.resize(given, rank=2)
-        assert same(found, lbm_lora.load_adapter(result.adapter))
-        assert found.resize_error == pytest.approx(result.resize_error)
-    assert list(empty.iterdir()) == []
-    written = lbm_lora.resize(made, rank=2, save_to=tmp_path / "again.safetensors")
-    assert written.path == tmp_path / "again.safetensors"
-    assert (tmp_path / "again.safetensors").read_bytes() == result.adapter.read_bytes()
-    several = lbm_lora.resize_several(made, ranks=(1, 2))
-    assert [max(module.rank for module in one.modules.values()) for one in several] == [1, 2]
-    with pytest.raises(ConfigError, match=r"^ranks asks for 2 LoRAs, resize gives one\. Call resize_several\.$"):
-        lbm_lora.resize(made, ranks=(1, 2))

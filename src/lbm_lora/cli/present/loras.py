@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lbm_lora.workflows.calibrate import CalibrateResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.refine import RefineResult
-    from lbm_lora.workflows.resize import ResizeResult
+    from lbm_lora.workflows.resize_result import ResizeResult
     from lbm_lora.workflows.validate import ValidateResult
 
 

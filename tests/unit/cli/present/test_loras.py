@@ -15,7 +15,7 @@ from lbm_lora.report import Report, WeightReport, full_text
 from lbm_lora.workflows.calibrate import CalibrateResult
 from lbm_lora.workflows.extract import ExtractResult
 from lbm_lora.workflows.refine import RefineResult
-from lbm_lora.workflows.resize import ResizedLayer, ResizeResult
+from lbm_lora.workflows.resize_result import ResizedLayer, ResizeResult
 from lbm_lora.workflows.validate import ValidateResult
 
 File = Callable[[str, int], Path]
