@@ -2,6 +2,8 @@
 #   make demo         installs the package and runs its main job on the bundled model
 #   make test         installs what development needs, lints, type-checks, runs the tests
 # Both install the versions in constraints.txt. For maintainers:
+#   make faults       damages every kind of input, kills commands, fills disks (an hour; docs/reliability.md)
+#   make fuzz         reads randomly changed files for SECONDS=600
 #   make docs         builds the site into site/, and fails at a broken link
 #   make test-lowest  runs the tests on the lower bounds of pyproject.toml, in .venv-lowest (6 GB of disk)
 #   make interop      runs the interop tests with several versions of diffusers, PEFT and LyCORIS, in .venv-interop
@@ -9,12 +11,13 @@
 #   make bench        makes a full-size pair of checkpoints (30 GB of disk) and measures; ARGS="--scale 0.2" is quicker
 
 PYTHON ?= python3
+SECONDS ?= 600
 LOWEST_PYTHON ?= python3.11
 BIN := .venv/bin
 LOWEST := .venv-lowest
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types unit docs test-lowest interop constraints bench clean
+.PHONY: demo test lint types unit faults fuzz docs test-lowest interop constraints bench clean
 
 demo: .venv/.installed
 	$(BIN)/lbm-lora demo
@@ -31,6 +34,12 @@ types: .venv/.dev
 
 unit: .venv/.dev
 	$(BIN)/pytest -n 2 --dist loadfile
+
+faults: .venv/.dev
+	$(BIN)/pytest tests/faults -m "faults"
+
+fuzz: .venv/.dev
+	PYTHONPATH=tests:src $(BIN)/python -m faults.fuzz --seconds $(SECONDS)
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict --quiet
