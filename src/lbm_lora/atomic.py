@@ -93,25 +93,26 @@ def _cannot_write(path: Path, error: Exception) -> OutputError:
 
 def _taken(path: Path, *, is_folder: bool) -> tuple[Path, int]:
     """Create the temporary file or folder of an output, locked; returns its path and the lock's descriptor."""
-    if fcntl is not None:
-        for number in range(_WRITERS):
-            temporary = path.with_name(f".{path.name}.{number}.part")
-            while os.path.lexists(temporary) and remove_leftover(temporary):
-                pass
-            try:
-                descriptor = _created(temporary, is_folder)
-            except FileExistsError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # somebody takes it for a leftover
-                os.close(descriptor)
-                continue
-            except OSError:  # a disk without locks: nobody can take it for one
-                return temporary, descriptor
-            if _is_at(descriptor, temporary):
-                return temporary, descriptor
-            os.close(descriptor)  # somebody did before it was locked
+    for number in range(_WRITERS):
+        if fcntl is None:
+            break
+        temporary = path.with_name(f".{path.name}.{number}.part")
+        while os.path.lexists(temporary) and remove_leftover(temporary):
+            pass
+        try:
+            descriptor = _created(temporary, is_folder)
+        except FileExistsError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody takes it for a leftover
+            os.close(descriptor)
+            continue
+        except OSError:  # a disk without locks: nobody can take it for one
+            return temporary, descriptor
+        if _is_at(descriptor, temporary):
+            return temporary, descriptor
+        os.close(descriptor)  # somebody did before it was locked
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     return temporary, _created(temporary, is_folder)
 

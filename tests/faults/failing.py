@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-COUNT = 0
+counted: list[str] = []
 """Operations so far."""
 
 
@@ -25,11 +25,10 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC) -> None:
     os_open = os.open
 
     def tick(path: object) -> None:
-        global COUNT
         if isinstance(path, (str, Path)) and not str(path).startswith(folder):
             return
-        COUNT += 1
-        if 0 < at <= COUNT:
+        counted.append(str(path))
+        if 0 < at <= len(counted):
             raise OSError(code, os.strerror(code), str(path) if isinstance(path, (str, Path)) else None)
 
     class Failing:

@@ -104,10 +104,6 @@ def _crossed(
             yield Case(kind, fault, command, prepare, EITHER if passes else REFUSED)
 
 
-def _two(first: str, a: str, second: str, b: str, *more: str) -> list[str]:
-    return [first, a, second, b, *more]
-
-
 def network_commands(goods: Goods, side: str) -> dict[str, Words]:
     """Commands that read a checkpoint of the small network."""
     other = goods.text(f"small/{'tuned' if side == 'base' else 'base'}.safetensors")
@@ -549,7 +545,7 @@ _NUMBERS = ("-1", "1.5", "9" * 5000, "18446744073709551616")
 def _flags(goods: Goods) -> Iterator[Case]:
     """Each flag of each command with values that it cannot take, and flags that do not exist."""
     for name, command in {**COMMANDS, "infer shards": INFER_SHARDS}.items():
-        verb = name.split()[:1] if name == "infer shards" else name.split()
+        verb: list[str] = ["infer"] if name == "infer shards" else str(name).split()
         known = flags_of(command.config_class())
         numbers = [flag for flag in known if (flag.kind in (int, float) and not flag.takes_text) or flag.choices]
         for flag in numbers:

@@ -261,9 +261,9 @@ def _paths(value: object, above: tuple[str | int, ...]) -> list[tuple[str | int,
     """Paths into a tree: at most the first three parts of each branch."""
     parts: list[tuple[str | int, Any]] = []
     if isinstance(value, dict):
-        parts = list(value.items())
+        parts.extend(value.items())
     elif isinstance(value, list):
-        parts = list(enumerate(value))[:3]
+        parts.extend(enumerate(value[:3]))
     if above:
         parts = parts[: 12 if len(above) == 1 else 2]
     if above == ("layers",):
