@@ -10,7 +10,7 @@ temporary name taken knows whether its writer is alive, and takes the next name,
 import os
 import secrets
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
@@ -22,7 +22,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
 _WRITERS = 100  # living writers of one output
 
 
@@ -169,26 +168,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def guard_output(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an output that is also an input, or an input's twin in the other container.
-
-    Raises:
-        OutputError: `output` and one of `inputs`, or its twin, are the same file.
-    """
-    for source in inputs:
-        if _same(output, source):
-            raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
-        if source.suffix in _CONTAINERS and any(_same(output, source.with_suffix(one)) for one in _CONTAINERS):
-            raise OutputError(
-                f"{output} is the twin of {source}, an input of this command, and would be overwritten. "
-                "Choose another path, or move that file away."
-            )
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _sync(path: Path) -> None:

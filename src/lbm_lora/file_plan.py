@@ -6,12 +6,12 @@
     plan.check(overwrite=config.overwrite)
 
 A file is known by its device and inode, so links, other spellings of a path, a folder and an index of shards hide
-nothing. A file that exists is replaced only if it is ours: every kind of file that lbm-lora writes carries a mark
-(see `is_ours`). `overwrite` lifts that for outputs, never for inputs.
+nothing. A file that exists is replaced only if it is ours: nearly every kind of file that lbm-lora writes carries a
+mark (see `is_ours`). `overwrite` lifts that for outputs, never for inputs.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -28,7 +28,23 @@ MARK_KEY = "lbm_lora_file"
 _MARKS = (MARK.encode(), b'"lbm_lora_', b'"lbm-lora/report/')
 _SEARCHED = 2**16  # bytes at either end of a file
 _CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
-_MOST = 10_000  # files of a folder that are looked at
+_WEIGHTS = (*_CONTAINERS, ".bin", ".pt", ".pth")
+_CONFIGS = ("config.yaml", "config.json", "model_index.json", "adapter_config.json", "scheduler_config.json")
+_NETWORKS = ("unet", "vae", "scheduler")  # folders of a model of diffusers
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a command will write.
+
+    Attributes:
+        what: what it is, where the user did not name the path: `the report`.
+        is_ours: whether an existing file of that path may be replaced without being asked.
+    """
+
+    path: Path
+    what: str
+    is_ours: Callable[[Path], bool]
 
 
 @dataclass
@@ -37,30 +53,38 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
-        outputs: each path to be written, and what it is for, such as `the report`.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
-    outputs: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
+    outputs: list[Output] = field(default_factory=list[Output])
 
-    def reads(self, *paths: Path) -> None:
-        """Note files, folders with all their files, or indexes with their shards. What does not exist is left out.
+    def reads(self, *paths: Path | None) -> None:
+        """Note files, folders of a model or a LoRA, or indexes with their shards. What does not exist is left out.
 
         The twin of a checkpoint in the other container and the configuration beside it count as read.
         """
         for path in paths:
-            for one in _behind(Path(path)):
+            for one in () if path is None else _behind(Path(path)):
                 found = _status(one)
                 if found is not None and S_ISREG(found.st_mode):
                     self.inputs.setdefault((found.st_dev, found.st_ino), one)
 
-    def writes(self, path: Path, what: str = "") -> None:
+    def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool] | None = None) -> None:
         """Note a file that the command will write.
 
         Args:
             what: what it is, where the user did not name the path: `the report`.
+            ours: whether an existing file is one of ours, where the mark alone does not tell.
         """
-        self.outputs.append((Path(path), what))
+        self.outputs.append(Output(Path(path), what, ours or is_ours))
+
+    def then(self, later: "FilePlan") -> None:
+        """Note the files of a later step of the same command, which may read what an earlier step writes."""
+        made = {(found.st_dev, found.st_ino) for one in self.outputs if (found := _status(one.path)) is not None}
+        for identity, path in later.inputs.items():
+            if identity not in made:
+                self.inputs.setdefault(identity, path)
+        self.outputs += later.outputs
 
     def check(self, *, overwrite: bool = False) -> None:
         """Check all of it.
@@ -72,7 +96,8 @@ class FilePlan:
             OutputError: an output is an input, a folder, another output, or a file that lbm-lora did not write.
         """
         seen: dict[Path, str] = {}
-        for path, what in self.outputs:
+        for output in self.outputs:
+            path, what = output.path, output.what
             name = f"{what} {path}" if what else str(path)
             real = _real(path)
             if real in seen:
@@ -86,7 +111,7 @@ class FilePlan:
             given = self.inputs.get((found.st_dev, found.st_ino))
             if given is not None:
                 raise OutputError(f"{name} {_is_input(path, given)} Choose another path.")
-            if not overwrite and not is_ours(path):
+            if not overwrite and not output.is_ours(path):
                 raise OutputError(
                     f"{name} exists, and lbm-lora did not write it. Choose another path, or use ",
                     Option("overwrite"),
@@ -94,10 +119,13 @@ class FilePlan:
                 )
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, mark: str = "") -> bool:
     """Return whether lbm-lora wrote a file: its mark is near the file's beginning or end.
 
     A file of no bytes is anybody's, and holds nothing to lose.
+
+    Args:
+        mark: the mark of one kind of file; by default that of any kind.
     """
     try:
         with path.open("rb") as file:
@@ -108,7 +136,7 @@ def is_ours(path: Path) -> bool:
             ends += file.read(_SEARCHED)
     except OSError:
         return False
-    return not size or any(mark in ends for mark in _MARKS)
+    return not size or any(one in ends for one in ((mark.encode(),) if mark else _MARKS))
 
 
 def _is_input(path: Path, given: Path) -> str:
@@ -118,24 +146,34 @@ def _is_input(path: Path, given: Path) -> str:
 
 
 def _behind(path: Path) -> Iterator[Path]:
-    """The files that a path stands for, and those that are read along with it."""
+    """The files that a path stands for, and those that are read along with it.
+
+    Other files of a model's folder may be outputs: reports and LoRAs are often kept there, in folders of their own.
+    """
     found = _status(path)
     if found is not None and S_ISDIR(found.st_mode):
-        for count, one in enumerate(path.rglob("*")):
-            if count == _MOST:
-                return
-            yield one
+        for folder in (path, *(path / name for name in _NETWORKS)):
+            yield from (one for one in _listed(folder) if one.suffix in _WEIGHTS or one.name in _CONFIGS)
         return
     yield path
     if path.suffix in _CONTAINERS:
         yield from (path.with_suffix(suffix) for suffix in _CONTAINERS)
-        yield path.with_name("config.yaml")
+        beside = path.with_name("config.yaml")
+        if not is_ours(beside):  # that of a training run configures no checkpoint
+            yield beside
     if path.name.endswith(".index.json"):
         try:
             names = cast(dict[str, str], parse_json(read_text(path))["weight_map"]).values()
             yield from (path.parent / name for name in set(names))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # whoever reads the index says what is wrong with it
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.atomic import atomic_folder, atomic_path, guard_output, remove_leftover, write_text
+from lbm_lora.atomic import atomic_folder, atomic_path, remove_leftover, write_text
 from lbm_lora.errors import OutputError
 
 
@@ -167,29 +167,3 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
 def test_a_name_that_is_too_long_is_one_line(tmp_path: Path, length: int) -> None:
     with pytest.raises(OutputError, match=r"cannot be written: File name too long\. Choose another output path\.$"):
         write_text(tmp_path / ("a" * length), "")
-
-
-def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
-    source, link, other = tmp_path / "a.bin", tmp_path / "link.bin", tmp_path / "b.bin"
-    source.write_text("")
-    link.symlink_to(source)
-    (tmp_path / "sub").mkdir()
-    for same in (source, link, tmp_path / "sub" / ".." / "a.bin"):
-        with pytest.raises(OutputError) as caught:
-            guard_output(same, [tmp_path / "missing.bin", source])
-        assert str(caught.value) == (
-            f"{same} is an input of this command and would be overwritten. Choose another path."
-        )
-    guard_output(other, [source, link])
-    other.write_text("")
-    guard_output(other, [source, link])
-
-
-@pytest.mark.parametrize(("source", "output"), [("base.ckpt", "base.safetensors"), ("base.safetensors", "base.ckpt")])
-def test_the_twin_of_an_input_is_not_written_over(tmp_path: Path, source: str, output: str) -> None:
-    for name in (source, output):
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(OutputError, match=f"{output} is the twin of .*{source}, an input of this command"):
-        guard_output(tmp_path / output, [tmp_path / source])
-    (tmp_path / output).unlink()
-    guard_output(tmp_path / output, [tmp_path / source])

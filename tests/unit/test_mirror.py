@@ -51,6 +51,7 @@ REASONS = {
     },
     "configs/demo.py": "tests/unit/cli/flags.txt: the options with their defaults",
     "configs/marks.py": "tests/unit/cli/test_flags.py: what a flag has of its marks",
+    "configs/output_options.py": "tests/unit/workflows/test_outputs.py: what is replaced, and what is not",
     "configs/rank_options.py": "tests/unit/ranks/test_rank_options.py: the rule that options ask for",
     "configs/values.py": "tests/unit/calibration/test_collect.py: the values at work",
     "workflows/resize_result.py": "tests/unit/workflows/test_resize.py: results of runs",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.plain_text import TextError, parse_json
 
 FORMAT = "1"
@@ -61,6 +62,7 @@ class AdapterMetadata:
         ours = {
             "lbm_lora_format": "" if exported_as else self.format,
             EXPORT_KEY: f"{exported_as} {self.format}".strip() if exported_as else "",
+            MARK_KEY: "" if exported_as or self.format else "LoRA",
             "lbm_lora_base_fingerprint": self.base_fingerprint,
             "lbm_lora_base_tensors": self.base_tensors,
             "lbm_lora_tuned_fingerprint": self.tuned_fingerprint,
@@ -71,6 +73,7 @@ class AdapterMetadata:
     def from_header(cls, header: Mapping[str, str]) -> "AdapterMetadata":
         """Invert `to_header`, of a native file or an exported one."""
         facts = dict(header)
+        facts.pop(MARK_KEY, None)
         exported = facts.pop(EXPORT_KEY, "").partition(" ")[2]
         return cls(
             format=facts.pop("lbm_lora_format", exported),

@@ -26,6 +26,7 @@ from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import RankRule
+from lbm_lora.workflows import extract as extract_workflow
 from lbm_lora.workflows import merge as merge_workflow
 from lbm_lora.workflows import resize as resize_workflow
 from lbm_lora.workflows.extract import readable
@@ -94,12 +95,14 @@ def merge(
         )
         rule = merge_rule(config)
         if save_to is not None:
-            merge_workflow.check_output(config)
+            merge_workflow.check_output(config, extract_workflow.sources(sources))
         read = [one if isinstance(one, Adapter) else load_adapter(one, config.lora_alpha_is) for one in given]
         scaled = merge_workflow.scaled(config, read)
         origin = merge_workflow.base_of(config, scaled)
         if models is not None:
-            scaled, origin, _ = merge_workflow.fitted(config, scaled, origin, *models, readable(sources), progress)
+            scaled, origin, _ = merge_workflow.fitted(
+                config, scaled, origin, *models, extract_workflow.readable(sources), progress
+            )
         statistics = None if isinstance(calibration, str | Path) else calibration
         path = None if save_to is None else config.save_to
         found = merge_workflow.merged(config, rule, scaled, origin, path, statistics, progress)
@@ -196,7 +199,9 @@ def _resized(
             raise ConfigError(
                 Option(rule.option), f" asks for {len(rule.names)} LoRAs, resize gives one. Call resize_several."
             )
-        paths = [None] * len(rule.names) if save_to is None else resize_workflow.output_paths(config, rule)
+        paths = [None] * len(rule.names)
+        if save_to is not None:
+            paths = resize_workflow.output_paths(config, rule, extract_workflow.sources(sources))
         component = None if opened is None else opened.component()
         adapter = adapter_of(lora, config.lora_alpha_is, base=component)
         found = resize_workflow.resized(

@@ -20,6 +20,7 @@ def merge(
     images: Images | None = None,
     base: CheckpointLike | None = None,
     tuned: CheckpointLike | None = None,
+    overwrite: bool = False,
     lora_scale: float | str | Sequence[float | str] = (1.0,),
     rank: int | None = None,
     conv_rank: int | None = None,
@@ -50,6 +51,8 @@ def merge(
             dict.
         tuned: the fine-tuned checkpoint to come close to, likewise.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         lora_scale: Scale of each LoRA, or one for all: a LoRA merged at 0.5 acts as it does alone at 0.5; may be
             negative. By layer: 0.8,down_blocks=0.5,attn1=0.
         rank: Highest rank of linear layers. Default: as high as the LoRAs need together.
@@ -92,6 +95,7 @@ def resize(
     base: CheckpointLike | None = None,
     calibration: Path | str | Statistics | None = None,
     images: Images | None = None,
+    overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
     ranks: int | Sequence[int] = (),
@@ -121,6 +125,8 @@ def resize(
             instead of the weights.
         images: images to run resized LoRAs on: their PSNR to the one-step images of the LoRA as it was.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.
         conv_rank: Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.
         ranks: Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors
@@ -163,6 +169,7 @@ def resize_several(
     base: CheckpointLike | None = None,
     calibration: Path | str | Statistics | None = None,
     images: Images | None = None,
+    overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
     ranks: int | Sequence[int] = (),
@@ -186,6 +193,8 @@ def resize_several(
 
     Args:
         lora, save_to, base, calibration, images, progress: see `resize`.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.
         conv_rank: Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.
         ranks: Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors

@@ -15,6 +15,7 @@ def convert(
     save_to: Path | str,
     *,
     base: CheckpointLike | None = None,
+    overwrite: bool = False,
     biases: Literal['keep', 'lora_bias', 'replace', 'drop'] = 'keep',
     norms: Literal['keep', 'replace', 'drop'] = 'keep',
     save_precision: Literal['float', 'fp16', 'bf16', 'int8'] | torch.dtype | None = None,
@@ -30,6 +31,8 @@ def convert(
         save_to: where to write: a .safetensors file; for peft a folder.
         base: the base, for values that replace its own, and for DoRA: a path, an open checkpoint or a state dict.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         biases: What to do with changed biases: keep them, or fail if the format cannot hold them; store them as the
             bias of PEFT's lora_B (lora_bias); store the tuned values in place of the base's (replace); or drop
             them.

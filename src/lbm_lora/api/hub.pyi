@@ -11,6 +11,7 @@ def push(
     to: str,
     *,
     images: Images | None = None,
+    overwrite: bool = False,
     private: bool = False,
     base_model: str | None = None,
     license: str = 'cc-by-nc-4.0',
@@ -25,6 +26,8 @@ def push(
         to: repository to publish it in, `user/repo` or `user/repo@branch`; made if it does not exist.
         images: pictures for the card, 12 at most.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         private: Make the repository private. An existing public one is refused.
         base_model: Model on the hub that the LoRA is for. Default: SDXL, from which the exact base is made, if the
             LoRA has its widths.

@@ -129,7 +129,9 @@ def _extracted(
             raise ConfigError(
                 Option(rule.option), f" asks for {len(rule.names)} LoRAs, extract gives one. Call extract_several."
             )
-        paths = [None] * len(rule.names) if save_to is None else extract_workflow.output_paths(config, rule)
+        paths = [None] * len(rule.names)
+        if save_to is not None:
+            paths = extract_workflow.output_paths(config, rule, extract_workflow.sources(sources))
         found = extract_workflow.extracted(
             config,
             rule,

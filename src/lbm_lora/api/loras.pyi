@@ -19,6 +19,7 @@ def extract(
     calibration: Path | str | Statistics | None = None,
     calibration_images: Images | None = None,
     images: Images | None = None,
+    overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
     ranks: int | Sequence[int] = (),
@@ -51,6 +52,8 @@ def extract(
         calibration_images: images to make those statistics of first; they are not kept.
         images: images to run a calibrated LoRA on: their PSNR to the tuned model's one-step images.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.
         conv_rank: Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.
         ranks: Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors
@@ -96,6 +99,7 @@ def extract_several(
     calibration: Path | str | Statistics | None = None,
     calibration_images: Images | None = None,
     images: Images | None = None,
+    overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
     ranks: int | Sequence[int] = (),
@@ -120,6 +124,8 @@ def extract_several(
 
     Args:
         base, tuned, save_to, calibration, calibration_images, images, progress: see `extract`.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.
         conv_rank: Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.
         ranks: Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors
@@ -161,6 +167,7 @@ def compress(
     tuned: Path | str,
     *,
     images: Images | None = None,
+    overwrite: bool = False,
     size: str | None = None,
     output: Path | str | None = None,
     base_model_path: Path | str | None = None,
@@ -184,6 +191,8 @@ def compress(
         images: sources of the kind that the model is used on. Every fourth one is held out to measure on, 8 at most.
             None: the four photos that come with the package.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         size: Largest size of the LoRA file (50MB, 800KB). Default: a fiftieth of the tuned checkpoint's size.
         output: Write everything to this folder. Default: NAME_lora in the current folder.
         base_model_path: The base. Default: the exact_base.safetensors in the output folder or next to the tuned

@@ -74,6 +74,8 @@ def validate(
             report=None if report is None else Path(report),
         )
         names = validate_workflow.check(config)
+        if report is not None:
+            validate_workflow.check_output(config, validate_workflow.sources(sources))
         component = opened[0].component()
         adapter, *further = [adapter_of(one, config.lora_alpha_is, component) for one in (lora, *others)]
         plan = validate_workflow.planned(config, sources)

@@ -19,6 +19,7 @@ def validate(
     images: Images | None = None,
     other_lora_path: LoraLike | Sequence[LoraLike] = (),
     report: Path | str | None = None,
+    overwrite: bool = False,
     num_inference_steps: int | Sequence[int] = (),
     size: int | None = None,
     device: str = 'auto',
@@ -43,6 +44,8 @@ def validate(
         other_lora_path: further LoRAs to measure on `images`: paths or adapters.
         report: folder for report.txt, report.json, report.html and lora_layer_names.txt. None: nothing is written.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         num_inference_steps: Calls of the denoiser per image, one number or several. Default: those the model was
             trained for (1 2 4).
         size: Run images at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
@@ -77,6 +80,7 @@ def refine(
     *,
     held_images: Images | None = None,
     save_to: Path | str | None = None,
+    overwrite: bool = False,
     steps: int = 200,
     batch_size: int = 16,
     size: int | None = None,
@@ -102,6 +106,8 @@ def refine(
         save_to: write the best LoRA whenever there is a new one; a run that was stopped is resumed. None: nothing is
             written.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         steps: Optimizer steps.
         batch_size: Points of the bridge per step. They pass through the network together: use 1 or 2 for the
             full-size model.

@@ -160,9 +160,16 @@ def inspect(
         given = [one for one in (file, other) if one is not None]
         opened = [stack.enter_context(open_checkpoint(one)) for one in given]
         against = None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
-        config = _INSPECT.bind("inspect", options, files=tuple(one.path for one in opened))
+        config = _INSPECT.bind(
+            "inspect",
+            options,
+            files=tuple(one.path for one in opened),
+            base_model_path=None if against is None else against.path,
+            report=None if report is None else Path(report),
+        )
+        inspect_workflow.check_output(config)
         found = inspect_workflow.inspected(opened, against, config.lora_alpha_is, progress)
-    return found if report is None else replace(found, written=(write_page(found, Path(report)),))
+    return found if config.report is None else replace(found, written=(write_page(found, config.report),))
 
 
 @_FUSE.documented

@@ -18,6 +18,7 @@ import torch
 def make_base(
     save_path: Path | str,
     *,
+    overwrite: bool = False,
     config_path: Path | str | None = None,
     backbone_signature: str | None = None,
     torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'bf16',
@@ -30,6 +31,8 @@ def make_base(
     Args:
         save_path: where to write: OUT.ckpt or OUT.safetensors. Both are written.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         config_path: Read LBM's settings from this config.yaml. Default: those of the published LBM.
         backbone_signature: Make the base from this backbone: a hub id, a diffusers folder or a single SDXL file.
             Default: the one that the config names, else SDXL from the hub.
@@ -50,6 +53,7 @@ def calibrate(
     images: Images,
     *,
     save_to: Path | str | None = None,
+    overwrite: bool = False,
     count: int | None = None,
     size: int | None = None,
     device: str = 'auto',
@@ -70,6 +74,8 @@ def calibrate(
         save_to: also write the statistics, a .safetensors file; a run that was stopped goes on where its sums were
             last saved, beside it. None: nothing is written.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         count: Use only this many images, evenly spread over the sorted list. Default: all of them.
         size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
@@ -122,6 +128,7 @@ def inspect(
     *,
     base: CheckpointLike | None = None,
     report: Path | str | None = None,
+    overwrite: bool = False,
     lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
     progress: Progress = ...,
 ) -> Inspection:
@@ -133,6 +140,8 @@ def inspect(
         base: also check whether the LoRA was made from this checkpoint, and fits it.
         report: folder for inspect.html. None: nothing is written.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         lora_alpha_is: Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
             files of the earlier implementation, else file.
 
@@ -149,6 +158,7 @@ def fuse(
     lora: LoraLike | Sequence[LoraLike],
     *,
     save_to: Path | str | None = None,
+    overwrite: bool = False,
     lora_scale: float | str | Sequence[float | str] = (1.0,),
     lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
     crop: bool = False,
@@ -163,6 +173,8 @@ def fuse(
         lora: one LoRA or several, all added: paths or adapters.
         save_to: write the result tensor by tensor, as .safetensors or .ckpt. None: it is made in memory.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
             By layer: 0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where
             attn1 does (the last match counts). A pattern is part of a name, a glob, or re:REGEX.
@@ -189,6 +201,7 @@ def infer(
     *,
     mask: Images | None = None,
     tuned: CheckpointLike | None = None,
+    overwrite: bool = False,
     lora_scale: float | str | Sequence[float | str] = (1.0,),
     lora_alpha_is: Literal['auto', 'rank', 'file'] = 'auto',
     crop: bool = False,
@@ -220,6 +233,8 @@ def infer(
         mask: a mask, or a folder with one of each image's name: white takes the result, black keeps the source.
         tuned: the fully fine-tuned checkpoint, for the last column of `compare`.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         lora_scale: Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative.
             By layer: 0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where
             attn1 does (the last match counts). A pattern is part of a name, a glob, or re:REGEX.

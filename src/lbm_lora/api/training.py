@@ -23,12 +23,17 @@ _CHECK = Options(CheckConfig, hidden=("data", "path_config"))
 
 @_TRAIN.documented
 def train(
-    config: Path | str | Mapping[str, Any] | None = None, *, progress: Progress = SILENT, **options: Any
+    config: Path | str | Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
 ) -> "TrainResult":
     """Train a LoRA, new or continued, or the full denoiser. The run's files are in `save_ckpt_path`.
 
     Args:
         config: a training file, or its keys and values. None: the options alone.
+        overwrite: replace files in the run's folder that lbm-lora did not write.
         progress: a listener.
 
     Returns:
@@ -43,10 +48,10 @@ def train(
     from lbm_lora.workflows.train import trained
 
     _TRAIN.check_names("train", options)
-    is_file = isinstance(config, str | Path)
+    file = Path(config) if isinstance(config, str | Path) else None
     given = read_values(Path(config)) if isinstance(config, str | Path) else config or {}
-    settings = train_config({**given, **_TRAIN.plain(options)}, where=str(config) if is_file else "train")
-    return trained(settings, progress)
+    settings = train_config({**given, **_TRAIN.plain(options)}, where="train" if file is None else str(file))
+    return trained(settings, progress, path_config=file, overwrite=overwrite)
 
 
 @_PACK.documented

@@ -14,6 +14,7 @@ import torch
 def train(
     config: Path | str | Mapping[str, Any] | None = None,
     *,
+    overwrite: bool = False,
     train_shards: str | Sequence[str] | None = None,
     validation_shards: str | Sequence[str] | None = None,
     train_folder: Path | str | None = None,
@@ -101,6 +102,7 @@ def train(
 
     Args:
         config: a training file, or its keys and values. None: the options alone.
+        overwrite: replace files in the run's folder that lbm-lora did not write.
         progress: a listener.
         train_shards: Train on these WebDataset shards: paths or URLs; {000..009} is expanded.
         validation_shards: Validate on these shards. Default: no validation.

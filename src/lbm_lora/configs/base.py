@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Named
+from lbm_lora.configs.output_options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseConfig:
+class BaseConfig(OutputOptions):
     """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt."""
 
     save_path: File

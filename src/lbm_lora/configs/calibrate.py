@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig:
+class CalibrateConfig(OutputOptions):
     """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those."""
 
     tuned_model_path: Checkpoint

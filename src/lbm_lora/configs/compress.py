@@ -16,11 +16,12 @@ from lbm_lora.configs.marks import (
     Named,
     Seed,
 )
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressConfig:
+class CompressConfig(OutputOptions):
     """Make a small LoRA of a fine-tuned model in one step: base, calibration, extraction, and comparison in images."""
 
     tuned: Annotated[Path, Named("TUNED"), HUB_CHECKPOINT, POSITIONAL]

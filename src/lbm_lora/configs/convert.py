@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Lora, Named
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(OutputOptions):
     """Write a LoRA in the format of another program: ComfyUI, sd-scripts, diffusers, PEFT or LyCORIS. The format of
     the given file is detected."""
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 from lbm_lora.configs.marks import Folder, Named
+from lbm_lora.configs.output_options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(OutputOptions):
     """Compress the bundled mini model, and relight an image with the LoRA. No download, no GPU."""
 
     output: Folder = Path("demo")

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, File, Images, Named, Pattern
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.configs.values import ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig(RankOptions):
+class ExtractConfig(RankOptions, OutputOptions):
     """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense. Choose the
     ranks with at most one of --ranks, --max_size, --max_error, --max_output_error, --min_psnr, --keep_energy and
     --max_module_error, else with --rank and --conv_rank."""

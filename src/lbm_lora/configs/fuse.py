@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Lora, Scale
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseConfig:
+class FuseConfig(OutputOptions):
     """Add LoRAs to a checkpoint's weights and write the result, tensor by tensor."""
 
     base_model_path: Checkpoint

@@ -5,10 +5,11 @@ from typing import Annotated
 
 from lbm_lora.configs.marks import Checkpoint, Images, Named
 from lbm_lora.configs.model_options import ModelOptions
+from lbm_lora.configs.output_options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferConfig(ModelOptions):
+class InferConfig(ModelOptions, OutputOptions):
     """Translate images with an LBM checkpoint and any number of LoRAs. For WebDataset shards see
     `lbm-lora infer --source_shards --help`."""
 

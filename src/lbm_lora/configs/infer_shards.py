@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Count, Devices, Folder, Named, Share
 from lbm_lora.configs.model_options import ModelOptions
+from lbm_lora.configs.output_options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferShardsConfig(ModelOptions):
+class InferShardsConfig(ModelOptions, OutputOptions):
     """Translate the images of WebDataset shards with an LBM checkpoint and any number of LoRAs. An interrupted run
     resumes with the remaining shards."""
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lbm_lora.configs.marks import ADVANCED, HUB_LORA, POSITIONAL, Checkpoint, File, Folder
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(OutputOptions):
     """Show on one screen what a file is, LoRA or checkpoint, or how two files differ."""
 
     files: Annotated[tuple[Annotated[File, HUB_LORA], ...], POSITIONAL]

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Lora, Named, Scale, Seed
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs, MergeMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig:
+class MergeConfig(OutputOptions):
     """Merge LoRAs into one that does what all of them do together, from their files alone. Without a limit nothing
     is lost but the rounding of --save_precision. A LoRA made on a tuned model and the extraction of that model
     merge into one LoRA for the base."""

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 from lbm_lora.configs.marks import ADVANCED, HUB_LORA, POSITIONAL, Folder, Images, Named
+from lbm_lora.configs.output_options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig:
+class PushConfig(OutputOptions):
     """Publish a LoRA on the Hugging Face hub, in one commit: its file, its twin for diffusers, and a model card.
     Log in first: `hf auth login`, or HF_TOKEN."""
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Batch, Bounds, Checkpoint, Count, File, Images, Lora, Named, Seed, Size
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs, ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineConfig:
+class RefineConfig(OutputOptions):
     """Train a LoRA on the tuned model's own outputs on images, keeping its ranks; the better one is kept."""
 
     base_model_path: Checkpoint

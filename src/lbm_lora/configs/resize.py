@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Images, Lora, Named, Pattern
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.configs.values import AlphaIs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizeConfig(RankOptions):
+class ResizeConfig(RankOptions, OutputOptions):
     """Give a LoRA other ranks, from its factors alone: the best approximation of what it was. Choose the ranks with at
     most one of --ranks, --max_size, --max_error, --max_output_error, --min_psnr, --keep_energy and --max_module_error,
     else with --rank and --conv_rank. Layers that have no more ranks are kept as they are."""

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lbm_lora.configs.marks import ADVANCED, HIDDEN, File
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import ForeignFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRunConfig:
+class TrainRunConfig(OutputOptions):
     """Train as a YAML file says. Every key of the file can also be given here and takes precedence: --learning_rate
     1e-4. A key that takes a mapping is set key by key: --rank_pattern.ff.net 8."""
 

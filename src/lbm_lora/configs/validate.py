@@ -17,11 +17,12 @@ from lbm_lora.configs.marks import (
     Seed,
     Size,
 )
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateConfig:
+class ValidateConfig(OutputOptions):
     """Compare base + LoRA with the tuned checkpoint, in weights and, with --images, in images."""
 
     base_model_path: Checkpoint

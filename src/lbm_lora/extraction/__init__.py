@@ -8,7 +8,7 @@
 - `extraction`: all of the above in one call
 """
 
-from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, store_adapters, write_sidecar
+from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, sidecar_of, store_adapters, write_sidecar
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.extraction import (
     ExtractedAdapter,
@@ -17,6 +17,7 @@ from lbm_lora.extraction.extraction import (
     extract_adapters,
     rank_allocator,
     surveyed,
+    vectors_beside,
 )
 from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
@@ -42,7 +43,9 @@ __all__ = [
     "plan_extraction",
     "rank_allocator",
     "seed_of",
+    "sidecar_of",
     "store_adapters",
     "surveyed",
+    "vectors_beside",
     "write_sidecar",
 ]

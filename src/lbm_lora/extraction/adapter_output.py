@@ -104,7 +104,7 @@ def header_bytes(settings: Mapping[str, object], plan: Plan) -> int:
 
 def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base: str, min_diff: float) -> Path:
     """Write the documented `..._config.yaml` next to an adapter file."""
-    path = adapter.with_name(f"{adapter.stem}_config.yaml")
+    path = sidecar_of(adapter)
     counts = ledger.counts()
     facts = {
         "architecture": "LBM",
@@ -122,6 +122,11 @@ def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base:
     }
     write_text(path, f"# {MARK}\n{yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True)}")
     return path
+
+
+def sidecar_of(adapter: Path) -> Path:
+    """Return the path of an adapter file's sidecar."""
+    return adapter.with_name(f"{adapter.stem}_config.yaml")
 
 
 def _is_layer(row: LedgerRow) -> bool:

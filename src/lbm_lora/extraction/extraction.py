@@ -215,7 +215,7 @@ def surveyed(
     """
     capped = capped_plan(plan, rule, settings.dtype)
     weights_of = norm.weights_of if norm else unweighted
-    vectors = beside.with_name(f".{beside.stem}.vectors.safetensors")
+    vectors = vectors_beside(beside)
     try:
         survey_pass = SurveyPass(capped, settings, weights_of, vectors)
         progress.start(len(survey_pass), "surveying")
@@ -234,6 +234,11 @@ def surveyed(
         )
     finally:
         vectors.unlink(missing_ok=True)
+
+
+def vectors_beside(output: Path) -> Path:
+    """Return the path of the vectors of a survey, next to the first output."""
+    return output.with_name(f".{output.stem}.vectors.safetensors")
 
 
 def capped_plan(plan: Plan, rule: RankRule, dtype: torch.dtype) -> Plan:

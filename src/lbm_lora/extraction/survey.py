@@ -28,6 +28,7 @@ from lbm_lora.factorize import (
     to_matrix,
     weighted_svd,
 )
+from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.ranks import DeltaSpectrum, WeightsOf, dense_error, rounding_error
@@ -74,7 +75,7 @@ class SurveyPass:
             specs[item.name + _LEFT] = TensorSpec(torch.float32, (rows, rank))
             specs[item.name + _VALUES] = TensorSpec(torch.float32, (rank,))
             specs[item.name + _RIGHT] = TensorSpec(torch.float32, (rank, columns))
-        self._file = SafetensorsWriter(scratch, specs)
+        self._file = SafetensorsWriter(scratch, specs, metadata={MARK_KEY: "vectors of a survey"})
 
     def __len__(self) -> int:
         return len(self._plan.items)

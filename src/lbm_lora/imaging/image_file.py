@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from lbm_lora.atomic import atomic_path, guard_output
+from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.file_plan import MARK
 from lbm_lora.missing_path import not_there
@@ -32,6 +32,9 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 
 _SOFTWARE = 0x0131  # the EXIF tag
 _COPY = "lbm-lora: copy of an input"
+
+SIDE_BY_SIDE = f"{MARK}: side by side"
+"""The mark of an image that shows others side by side."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 """Formats that may be opened, by Pillow's names; MPO, of cameras, is JPEG's. HEIF needs the package pillow-heif."""
@@ -186,7 +189,7 @@ def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray
     return np.round(values.astype(np.float64) / 257.0).astype(np.uint8)
 
 
-def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) -> None:
+def write_image(image: Image.Image, path: Path, *, mark: str = MARK) -> None:
     """Write an image in the format of the path's extension; the file is complete or absent.
 
     JPEG, WebP and AVIF are written at high quality, JPEG without colour subsampling.
@@ -194,22 +197,20 @@ def write_image(image: Image.Image, path: Path, *, inputs: Iterable[Path] = ()) 
     Args:
         image: mode `RGB`.
         path: path of the output.
-        inputs: files that must not be overwritten.
+        mark: what the file says about its origin, in its EXIF data.
 
     Raises:
-        OutputError: an unknown extension, an output that is an input, or a file that cannot be written.
+        OutputError: an unknown extension, or a file that cannot be written.
     """
-    guard_output(path, inputs)
-    _write(image, path)
-
-
-def _write(image: Image.Image, path: Path, mark: str = MARK) -> None:
     kind = _writer_of(path)
     if kind == "GIF":
         warn(f"{path}: a GIF holds 256 colours; the image is reduced to them.")
     try:
         with atomic_path(path) as temporary:
-            image.save(temporary, format=kind, exif=_software(mark), **_WRITERS[kind])
+            image.save(temporary, format=kind, **_marked(kind, mark))
+            if kind == "BMP":  # it holds no text, and readers stop after the pixels
+                with temporary.open("ab") as file:
+                    file.write(mark.encode())
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another path or format.") from None
 
@@ -228,15 +229,15 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
         if not _is_copy(path):
             warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
             return False
-    _write(image, path, _COPY)
+    write_image(image, path, mark=_COPY)
     return True
 
 
-def _software(mark: str) -> Image.Exif:
-    """EXIF data that name what wrote an image. GIF and BMP hold none."""
+def _marked(kind: str, mark: str) -> dict[str, Any]:
+    """How a format is written, with EXIF data that name what wrote the image; a GIF has a comment in their place."""
     exif = Image.Exif()
     exif[_SOFTWARE] = mark
-    return exif
+    return {**_WRITERS[kind], **({"comment": mark} if kind == "GIF" else {"exif": exif})}
 
 
 def _is_copy(path: Path) -> bool:
@@ -251,7 +252,7 @@ def encode_image(image: Image.Image, extension: str, *, optimize: bool = False) 
     """Return the bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
     file = io.BytesIO()
     kind = Image.registered_extensions()[extension]
-    image.save(file, format=kind, exif=_software(MARK), **{"optimize": optimize, **_WRITERS[kind]})
+    image.save(file, format=kind, **{"optimize": optimize, **_marked(kind, MARK)})
     return file.getvalue()
 
 

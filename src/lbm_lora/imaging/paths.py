@@ -82,18 +82,6 @@ def sibling(output: Path, word: str) -> Path:
     return output.with_name(f"{output.stem}_{word}{output.suffix}")
 
 
-def guard_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse outputs that are also inputs, by another name, through a link, or as they are.
-
-    Raises:
-        OutputError: names the first such output.
-    """
-    taken = {(stat.st_dev, stat.st_ino) for path in inputs if path.exists() for stat in [path.stat()]}
-    for output in outputs:
-        if output.exists() and (output.stat().st_dev, output.stat().st_ino) in taken:
-            raise OutputError(f"{output} is an input of this command and would be overwritten. Choose another path.")
-
-
 def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
     """Refuse two files with one path.
 

@@ -1,16 +1,17 @@
 """Translate many images one after the other: the paths of each, and the failures."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
-from lbm_lora.imaging.image_file import read_image
+from lbm_lora.file_plan import FilePlan, is_ours
+from lbm_lora.imaging.image_file import SIDE_BY_SIDE, read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
-from lbm_lora.imaging.paths import expand_sources, guard_outputs, plan_outputs, refuse_twins, sibling
+from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import Progress, warn
@@ -113,9 +114,10 @@ def plan_jobs(
     *,
     mask: str | None,
     compare: bool,
-    inputs: Iterable[Path],
+    files: FilePlan,
     copy: bool = False,
     skip_existing: bool = False,
+    overwrite: bool = False,
 ) -> JobPlan:
     """Return every path that will be read and written, checked against each other.
 
@@ -124,13 +126,15 @@ def plan_jobs(
         output_path: file, or folder.
         mask: one for all, or a folder with a mask of each image's name.
         compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
-        inputs: further files that must not be overwritten.
+        files: what else the command reads and writes.
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
         skip_existing: skip images whose output, and with `compare` side-by-side image, already exists, judged by name.
+        overwrite: whether existing files that are not ours may be replaced.
 
     Raises:
         ImageError: a source or a mask does not exist.
-        OutputError: an output cannot be written as requested, is an input, or is also the output of another source.
+        OutputError: an output cannot be written as requested, is an input, a file of somebody else, or also the output
+            of another source.
     """
     sources = expand_sources(source_image)
     masks = find_masks(mask, sources) if mask else (None,) * len(sources)
@@ -146,11 +150,18 @@ def plan_jobs(
         for source, mask_path, output in zip(sources, masks, outputs, strict=True)
     ]
     refuse_twins((path, job.source) for job in jobs for path in (*job.written, *([job.copy] if job.copy else [])))
-    guard_outputs(
-        (path for job in jobs for path in job.written), [*sources, *(path for path in masks if path), *inputs]
-    )
     left = [job for job in jobs if not (skip_existing and all(path.exists() for path in job.written))]
+    files.reads(*sources, *masks)
+    for job in left:
+        files.writes(job.output)
+        if job.comparison is not None:  # it does not replace the result of a source of that name
+            files.writes(job.comparison, "the side-by-side image", ours=_is_side_by_side)
+    files.check(overwrite=overwrite)
     return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))
+
+
+def _is_side_by_side(path: Path) -> bool:
+    return is_ours(path, SIDE_BY_SIDE)
 
 
 def translations(

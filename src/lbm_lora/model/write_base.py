@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtype_name
 from lbm_lora.errors import CheckpointError, Option, OutputError, listing, plural
-from lbm_lora.file_plan import MARK_KEY
+from lbm_lora.file_plan import MARK_KEY, FilePlan
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
@@ -123,8 +122,11 @@ def write_base(
         OutputError: the path cannot be written, or is one of the backbone's files.
     """
     safetensors, ckpt = twin_paths(save_path)
+    plan = FilePlan()
+    plan.reads(*backbone.files)
     for output in (safetensors, ckpt):
-        guard_output(output, backbone.files)
+        plan.writes(output)
+    plan.check(overwrite=True)  # what else may be replaced is for the caller to say
     whole = base_config(backbone, config)
     ledger = plan_base(backbone.unet.specs, backbone.vae.specs, whole, where=f"backbone {backbone.signature}")
     kept = [(item, item.to_shape) for item in ledger if item.to_shape is not None]

@@ -20,7 +20,7 @@ from lbm_lora.report.outputs import (
 from lbm_lora.report.text import full_text, short_text
 from lbm_lora.report.values import BANDS, band_of
 from lbm_lora.report.weights import BlockResult, TensorResult, WeightReport, weight_report
-from lbm_lora.report.write import installed_versions, write_report
+from lbm_lora.report.write import installed_versions, report_paths, write_report
 
 __all__ = [
     "BANDS",
@@ -53,5 +53,6 @@ __all__ = [
     "summarize_denoiser",
     "weight_report",
     "worst_first",
+    "report_paths",
     "write_report",
 ]

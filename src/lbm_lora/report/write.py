@@ -36,21 +36,21 @@ def write_report(
         ImageError: the bytes of a shown image are not a PNG, JPEG or WebP file.
         OutputError: the folder cannot be made.
     """
-    folder = Path(folder)
     page = render_html(report, images=shown, provenance=provenance)
-    texts = {
-        folder / "report.txt": f"{full_text(report)}\n\n({MARK})\n",
-        folder / "report.json": report_json(report, provenance=provenance),
-        folder / "report.html": page,
-    }
-    for path, text in texts.items():
+    paths = report_paths(Path(folder), has_image=image is not None)
+    texts = (f"{full_text(report)}\n\n({MARK})\n", report_json(report, provenance=provenance), page)
+    for path, text in zip(paths, texts, strict=False):
         write_text(path, text)
-    if image is None:
-        return tuple(texts)
-    image_path = folder / "comparison.png"
-    with atomic_path(image_path) as temporary:
-        temporary.write_bytes(image)
-    return (*texts, image_path)
+    if image is not None:
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(image)
+    return paths
+
+
+def report_paths(folder: Path, *, has_image: bool) -> tuple[Path, ...]:
+    """Return the files of a report: as text, JSON and page, and the side-by-side image if there is one."""
+    names = ("report.txt", "report.json", "report.html", *(["comparison.png"] if has_image else []))
+    return tuple(folder / name for name in names)
 
 
 def installed_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:

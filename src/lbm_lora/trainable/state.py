@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError
+from lbm_lora.file_plan import MARK
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import ModuleName
 from lbm_lora.trainable.inject import InitialFactors
@@ -42,6 +43,7 @@ class TrainState:
         best: the best metric so far; larger is better.
         best_step: the step after which it was measured.
         validated: the last step after which a validation ran; -1 for none.
+        saved_steps: steps whose files the run has written and not removed.
         identity: values that must match for the state to be usable.
         config: all keys, to report what has changed.
 
@@ -60,6 +62,7 @@ class TrainState:
     validated: int
     identity: dict[str, Any]
     config: dict[str, Any]
+    saved_steps: tuple[int, ...] = ()
     format: int = field(default=FORMAT)
 
     def initial_factors(self) -> dict[ModuleName, InitialFactors]:
@@ -69,7 +72,7 @@ class TrainState:
 
 def save_state(state: TrainState, path: Path) -> None:
     """Write the state atomically."""
-    held = {entry.name: getattr(state, entry.name) for entry in fields(state)}
+    held = {MARK: True} | {entry.name: getattr(state, entry.name) for entry in fields(state)}
     with atomic_path(path) as temporary:
         torch.save(held, temporary)
 
@@ -91,7 +94,7 @@ def load_state(path: Path) -> TrainState:
     entries = cast(dict[str, Any], held) if isinstance(held, dict) else {}
     if entries.get("format") != FORMAT:
         raise ConfigError(f"{path} has another version's format. Start again in another save_ckpt_path.")
-    return TrainState(**entries)
+    return TrainState(**{name: value for name, value in entries.items() if name != MARK})
 
 
 def check_identity(state: TrainState, identity: Mapping[str, Any], path: Path) -> None:

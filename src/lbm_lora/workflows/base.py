@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import guard_output, write_text
+from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
-from lbm_lora.file_plan import MARK_KEY
+from lbm_lora.file_plan import MARK_KEY, FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
@@ -37,8 +37,8 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     """
     config = localized(config, progress)
     tuned = _tuned_path(config)
-    lbm = read_config(config.config_path) if config.config_path else LBMConfig()
-    _guard(config, tuned)
+    lbm = _lbm_config(config)
+    planned(config, lbm).check(overwrite=config.overwrite)
     with _backbone(config, lbm, progress) as backbone:
         progress.start(len(backbone.unet.specs) + len(backbone.vae.specs), "making the base")
         source = read_yaml(config.config_path) if config.config_path else None
@@ -58,18 +58,60 @@ def ensure_base(
     backbone_signature: str | None,
     config_path: Path | None,
     is_made: bool = False,
+    overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
     """Return the base at `path`, or make it there if it does not exist and a backbone is given.
 
     Args:
         is_made: make it also without a given backbone, from the configuration's or the default one.
+        overwrite: whether files next to `path` that are not ours may be replaced.
     """
-    if path.exists() or (backbone_signature is None and not is_made):
+    config = _missing(path, backbone_signature, config_path, is_made=is_made, overwrite=overwrite)
+    if config is None:
         return path
     progress.note(f"{path} does not exist, so the base is made there.")
-    made = run(BaseConfig(save_path=path, config_path=config_path, backbone_signature=backbone_signature), progress)
+    made = run(config, progress)
     return made.base.ckpt if path.suffix != ".safetensors" else made.base.safetensors
+
+
+def planned_missing(
+    path: Path, *, backbone_signature: str | None, config_path: Path | None, is_made: bool = False
+) -> FilePlan:
+    """Return what `ensure_base` reads and writes: nothing if it makes no base."""
+    config = _missing(path, backbone_signature, config_path, is_made=is_made)
+    return FilePlan() if config is None else planned(config, _lbm_config(config))
+
+
+def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
+    """Return what the command reads and writes. A backbone on the hub is in the hub's cache, and left out.
+
+    Args:
+        lbm: the contents of its config.yaml; None: read from there.
+    """
+    plan = FilePlan()
+    signature, folder = choose_signature(config.backbone_signature, lbm or _lbm_config(config), config.config_path)
+    plan.reads(config.config_path, _tuned_path(config), folder / Path(signature).expanduser())
+    named, *_ = outputs = twin_paths(config.save_path)
+    for output in outputs:
+        plan.writes(output, "" if output == config.save_path else "the base in the other container,")
+    plan.writes(_ledger_path(named), "the ledger")
+    return plan
+
+
+def _missing(
+    path: Path, backbone_signature: str | None, config_path: Path | None, *, is_made: bool, overwrite: bool = False
+) -> BaseConfig | None:
+    """Return how a missing base is made; None if it exists, or no backbone is given."""
+    if path.exists() or (backbone_signature is None and not is_made):
+        return None
+    return BaseConfig(
+        save_path=path, config_path=config_path, backbone_signature=backbone_signature, overwrite=overwrite
+    )
+
+
+def _lbm_config(config: BaseConfig) -> LBMConfig:
+    return read_config(config.config_path) if config.config_path else LBMConfig()
 
 
 def _tuned_path(config: BaseConfig) -> Path | None:
@@ -85,12 +127,6 @@ def _tuned_path(config: BaseConfig) -> Path | None:
     return config.config_path.parent / "model.safetensors"
 
 
-def _guard(config: BaseConfig, tuned: Path | None) -> None:
-    inputs = [path for path in (config.config_path, tuned) if path is not None]
-    for output in twin_paths(config.save_path):
-        guard_output(output, inputs)
-
-
 @contextmanager
 def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generator[Backbone]:
     signature, folder = choose_signature(config.backbone_signature, lbm, config.config_path)
@@ -100,10 +136,14 @@ def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generat
 
 
 def _write_ledger(base: BaseFiles) -> Path:
-    path = base.safetensors.with_name(f"{base.safetensors.stem}_ledger.json")
+    path = _ledger_path(base.safetensors)
     rows = [asdict(item) for item in base.ledger]
     write_text(path, json.dumps({MARK_KEY: "ledger of a base", "tensors": rows}, indent=1) + "\n")
     return path
+
+
+def _ledger_path(base: Path) -> Path:
+    return base.with_name(f"{base.stem}_ledger.json")
 
 
 def _baseline(base: Path, tuned: Path | None, progress: Progress) -> BaselineReport | None:

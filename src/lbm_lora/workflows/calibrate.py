@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import guard_output
 from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
@@ -89,10 +89,19 @@ def chosen_images(config: CalibrateConfig, found: Sequence[Path]) -> tuple[Path,
 
 
 def check_output(config: CalibrateConfig, images: Sequence[Path]) -> None:
-    """Refuse an output that cannot be written, or that is an input."""
+    """Refuse an output that cannot be written, that is an input, or that is a file of somebody else."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: statistics are a .safetensors file.")
-    guard_output(config.save_to, [config.tuned_model_path, *images])
+    planned(config, images).check(overwrite=config.overwrite)
+
+
+def planned(config: CalibrateConfig, images: Sequence[Path]) -> FilePlan:
+    """Return what the command reads and writes."""
+    plan = FilePlan()
+    plan.reads(config.tuned_model_path, config.config_path, *images)
+    plan.writes(config.save_to)
+    plan.writes(PartialFile(config.save_to).path, "the file of unfinished sums")
+    return plan
 
 
 def _result(config: CalibrateConfig, statistics: Statistics) -> CalibrateResult:

@@ -13,6 +13,7 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, PairingError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name, localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import readable_sources
@@ -83,36 +84,12 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
-    folder = config.output or Path(f"{name}_lora")
-    base_file = _base(config, folder, progress)
-    statistics = config.calibration or _calibrated(config, seen, folder, progress)
-    extracted = extract.run(
-        ExtractConfig(
-            base_model_path=base_file,
-            tuned_model_path=config.tuned,
-            save_to=folder / f"{name}_lora.safetensors",
-            calibration=statistics,
-            max_size=(config.size or f"{nbytes / _FRACTION / 1e6:.3g}MB",),
-            save_precision=config.save_precision,
-            also=config.also,
-            device=config.device,
-        ),
-        progress,
-    )
-    compared = validate.run(
-        ValidateConfig(
-            base_model_path=base_file,
-            tuned_model_path=config.tuned,
-            lora_path=extracted.adapter,
-            images=_texts(measured_on),
-            report=folder / "report",
-            num_inference_steps=(1,),
-            seed=config.seed,
-            device=config.device,
-            torch_dtype=config.torch_dtype,
-        ),
-        progress,
-    )
+    steps = _Steps(config, config.output or Path(f"{name}_lora"), name, seen, measured_on, nbytes)
+    steps.planned().check(overwrite=config.overwrite)
+    base_file = _base(steps, progress)
+    statistics = config.calibration or _calibrated(steps.calibrate, seen, progress)
+    extracted = extract.run(steps.extract(base_file, statistics), progress)
+    compared = validate.run(steps.validate(base_file, extracted.adapter), progress)
     by_suffix = {path.suffix: path for path in compared.files}
     return CompressResult(
         adapter=extracted.adapter,
@@ -127,6 +104,94 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
         statistics=statistics,
         twins=extracted.twins,
     )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The commands that one step stands for.
+
+    Attributes:
+        folder: where everything is written.
+        name: of the LoRA.
+        seen, measured_on: images to calibrate on, and to compare.
+        nbytes: of the tuned checkpoint's tensors.
+    """
+
+    config: CompressConfig
+    folder: Path
+    name: str
+    seen: Sequence[Path]
+    measured_on: Sequence[Path]
+    nbytes: int
+
+    @property
+    def base(self) -> BaseConfig:
+        return BaseConfig(
+            save_path=self.folder / _BASE_NAMES[0],
+            config_path=config_beside(self.config.tuned),
+            backbone_signature=self.config.backbone_signature,
+            tuned_model_path=self.config.tuned,
+            overwrite=self.config.overwrite,
+        )
+
+    @property
+    def calibrate(self) -> CalibrateConfig:
+        return CalibrateConfig(
+            tuned_model_path=self.config.tuned,
+            images=_texts(self.seen),
+            save_to=self.folder / "calibration.safetensors",
+            count=min(self.config.count, len(self.seen)),
+            seed=self.config.seed,
+            device=self.config.device,
+            overwrite=self.config.overwrite,
+        )
+
+    def extract(self, base_file: Path, statistics: Path) -> ExtractConfig:
+        return ExtractConfig(
+            base_model_path=base_file,
+            tuned_model_path=self.config.tuned,
+            save_to=self.folder / f"{self.name}_lora.safetensors",
+            calibration=statistics,
+            max_size=(self.config.size or f"{self.nbytes / _FRACTION / 1e6:.3g}MB",),
+            save_precision=self.config.save_precision,
+            also=self.config.also,
+            device=self.config.device,
+            overwrite=self.config.overwrite,
+        )
+
+    def validate(self, base_file: Path, lora: Path) -> ValidateConfig:
+        return ValidateConfig(
+            base_model_path=base_file,
+            tuned_model_path=self.config.tuned,
+            lora_path=lora,
+            images=_texts(self.measured_on),
+            report=self.folder / "report",
+            num_inference_steps=(1,),
+            seed=self.config.seed,
+            device=self.config.device,
+            torch_dtype=self.config.torch_dtype,
+            overwrite=self.config.overwrite,
+        )
+
+    @property
+    def given_base(self) -> Path | None:
+        """The base, if it need not be made."""
+        return self.config.base_model_path or _found_base(self.config.tuned, self.folder)
+
+    def planned(self) -> FilePlan:
+        """Return what all of them read and write."""
+        plan = FilePlan()
+        base_file, statistics = self.given_base, self.config.calibration
+        if base_file is None:
+            plan.then(base.planned(self.base))
+            base_file = self.base.save_path
+        if statistics is None:
+            plan.then(calibrate.planned(self.calibrate, self.seen))
+            statistics = self.calibrate.save_to
+        extraction = self.extract(base_file, statistics)
+        plan.then(extract.planned(extraction, [extraction.save_to], ()))
+        plan.then(validate.plan_report(self.validate(base_file, extraction.save_to), self.measured_on))
+        return plan
 
 
 def split_images(images: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -152,24 +217,16 @@ def _name(config: CompressConfig) -> str:
     return tuned.parent.name if stem == "model" else stem
 
 
-def _base(config: CompressConfig, folder: Path, progress: Progress) -> Path:
+def _base(steps: _Steps, progress: Progress) -> Path:
     """Return a base that the tuned checkpoint may have been tuned from: an existing one, else a new one."""
-    found = config.base_model_path or _found_base(config.tuned, folder)
+    found = steps.given_base
     if found is None:
-        made = base.run(
-            BaseConfig(
-                save_path=folder / _BASE_NAMES[0],
-                config_path=config_beside(config.tuned),
-                backbone_signature=config.backbone_signature,
-                tuned_model_path=config.tuned,
-            ),
-            progress,
-        )
+        made = base.run(steps.base, progress)
         assert made.baseline is not None  # a tuned checkpoint was given
         _check_base(made.base.safetensors, made.baseline)
         return made.base.safetensors
     progress.note(f"Base: {found}")
-    with open_checkpoint(found) as one, open_checkpoint(config.tuned) as other:
+    with open_checkpoint(found) as one, open_checkpoint(steps.config.tuned) as other:
         _check_base(found, compare_base(one.component(), other.component(), progress=progress))
         check_pair(one, other)
     return found
@@ -192,16 +249,8 @@ def _check_base(path: Path, baseline: BaselineReport) -> None:
         )
 
 
-def _calibrated(config: CompressConfig, images: Sequence[Path], folder: Path, progress: Progress) -> Path:
+def _calibrated(settings: CalibrateConfig, images: Sequence[Path], progress: Progress) -> Path:
     """Measure, or take the statistics in the folder if they were measured on the same model and images."""
-    settings = CalibrateConfig(
-        tuned_model_path=config.tuned,
-        images=_texts(images),
-        save_to=folder / "calibration.safetensors",
-        count=min(config.count, len(images)),
-        seed=config.seed,
-        device=config.device,
-    )
     if settings.save_to.is_file() and _is_measured(settings, images):
         progress.note(f"{settings.save_to} was measured on these images: it is used again.")
         return settings.save_to

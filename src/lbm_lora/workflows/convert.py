@@ -9,11 +9,11 @@ from lbm_lora.adapter.foreign_file import PEFT_CONFIG, PEFT_WEIGHTS
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.limit import limited
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.file_plan import FilePlan, is_ours
 from lbm_lora.hub import localized
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.progress import SILENT, Progress
@@ -99,21 +99,31 @@ def check(config: ConvertConfig) -> None:
 
 
 def check_output(config: ConvertConfig) -> None:
-    """Refuse an output of the wrong form, or one that is also an input.
+    """Refuse an output of the wrong form, one that is also an input, or a file that is not ours.
 
     Raises:
-        OutputError: in either case.
+        OutputError: in each case.
     """
-    check_form(config.save_to, config.to)
-    given = config.lora_path
-    inputs = [given, *(given / name for name in (PEFT_WEIGHTS, PEFT_CONFIG) if given.is_dir())]
-    if config.base_model_path is not None:
-        inputs.append(config.base_model_path)
-    for path in files_of(config.save_to, config.to):
-        guard_output(path, inputs)
+    plan = FilePlan()
+    plan.reads(config.lora_path, config.base_model_path)
+    plan_files(plan, config.save_to, config.to)
+    plan.check(overwrite=config.overwrite)
 
 
-def check_form(path: Path, to: FormatName) -> None:
+def plan_files(plan: FilePlan, path: Path, to: FormatName, what: str = "") -> None:
+    """Note the files of a LoRA in a format.
+
+    Raises:
+        OutputError: the path is not that of the format.
+    """
+    _check_form(path, to)
+    weights, *configs = files_of(path, to)
+    plan.writes(weights, what)
+    for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
+        plan.writes(config, what, ours=lambda _: is_ours(weights))
+
+
+def _check_form(path: Path, to: FormatName) -> None:
     """Refuse a path that is not that of a format.
 
     Raises:

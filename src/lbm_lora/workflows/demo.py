@@ -1,6 +1,6 @@
 """Run the main job on the bundled mini model: the verb `demo`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lbm_lora import bundled
 from lbm_lora.configs.compress import CompressConfig
@@ -33,6 +33,16 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
             f"{bundled.TUNED / 'model.safetensors'} is missing: this installation has no bundled mini model. "
             "Install it again."
         )
+    relight = InferConfig(
+        base_model_path=config.output,
+        tuned_model_path=bundled.TUNED / "model.safetensors",
+        source_image=str(bundled.PAIRS / f"{IMAGE}.source.png"),
+        mask=str(bundled.PAIRS / f"{IMAGE}.mask.png"),
+        output_path=str(config.output / "relit.png"),
+        compare=True,
+        overwrite=config.overwrite,
+    )
+    infer.plan(relight, relight.source_image, relight.mask)  # its outputs too are checked before anything starts
     made = compress.run(
         CompressConfig(
             tuned=bundled.TUNED,
@@ -41,19 +51,9 @@ def run(config: DemoConfig, progress: Progress = SILENT) -> DemoResult:
             output=config.output,
             name="relight",
             count=6,  # of 9: enough for so small a model, and a third less to wait
+            overwrite=config.overwrite,
         ),
         progress,
     )
-    relit = infer.run(
-        InferConfig(
-            base_model_path=made.base,
-            tuned_model_path=bundled.TUNED / "model.safetensors",
-            lora_path=(made.adapter,),
-            source_image=str(bundled.PAIRS / f"{IMAGE}.source.png"),
-            mask=str(bundled.PAIRS / f"{IMAGE}.mask.png"),
-            output_path=str(config.output / "relit.png"),
-            compare=True,
-        ),
-        progress,
-    )
+    relit = infer.run(replace(relight, base_model_path=made.base, lora_path=(made.adapter,)), progress)
     return DemoResult(compress=made, infer=relit)

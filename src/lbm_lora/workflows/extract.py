@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import precision
-from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
@@ -17,8 +16,11 @@ from lbm_lora.extraction import (
     ExtractedAdapter,
     extract_adapters,
     plan_extraction,
+    sidecar_of,
+    vectors_beside,
     write_sidecar,
 )
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
@@ -27,7 +29,7 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import Prediction, RankRule, TrialImages, rank_rule
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
-from lbm_lora.workflows.twins import Twin, check_twins, write_twins
+from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -66,7 +68,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     """
     config = localized(config, progress)
     rule, settings = check(config)
-    paths = output_paths(config, rule)
+    paths = output_paths(config, rule, (*sources(config.images), *sources(config.calibration_images)))
     images = readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
     with open_checkpoint(_base(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
         found = extracted(
@@ -153,26 +155,54 @@ def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
     return rule, DeltaSettings(dtype=dtype, min_diff=config.min_diff, device=device)
 
 
-def output_paths(config: ExtractConfig, rule: RankRule) -> list[Path]:
-    """Return the outputs, none of them an input."""
-    inputs = [config.base_model_path, config.tuned_model_path, *([config.calibration] if config.calibration else [])]
-    paths = lora_paths(config.save_to, rule, inputs)
-    check_twins(paths, config.also, inputs)
+def output_paths(config: ExtractConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
+    """Return the outputs, checked; see `planned`."""
+    paths = lora_paths(config.save_to, rule)
+    planned(config, paths, images).check(overwrite=config.overwrite)
     return paths
 
 
-def lora_paths(save_to: Path, rule: RankRule, inputs: Sequence[Path]) -> list[Path]:
+def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]) -> FilePlan:
+    """Return what the command reads and writes.
+
+    Args:
+        paths: LoRAs, from `lora_paths`.
+        images: all images.
+    """
+    plan = _planned_base(config)
+    if config.calibration_images is not None:
+        from lbm_lora.workflows import calibrate
+
+        plan.then(calibrate.planned(_calibration(config), images))
+    step = FilePlan()
+    step.reads(config.base_model_path, config.tuned_model_path, config.statistics, config.config_path, *images)
+    for path in paths:
+        step.writes(path)
+        step.writes(sidecar_of(path), "the sidecar")
+    step.writes(vectors_beside(paths[0]), "the file of vectors")
+    plan_twins(step, paths, config.also)
+    plan.then(step)
+    return plan
+
+
+def lora_paths(save_to: Path, rule: RankRule) -> list[Path]:
     """Return a path for each LoRA of a rule: `save_to`, or with the rule's names, `LORA_20MB.safetensors`.
 
     Raises:
-        OutputError: one is not a .safetensors file, or is an input.
+        OutputError: it is not a .safetensors file.
     """
     if save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {save_to}: a LoRA is a .safetensors file.")
-    paths = [save_to.with_stem(f"{save_to.stem}_{name}" if name else save_to.stem) for name in rule.names]
-    for path in paths:
-        guard_output(path, inputs)
-    return paths
+    return [save_to.with_stem(f"{save_to.stem}_{name}" if name else save_to.stem) for name in rule.names]
+
+
+def sources(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+    """Return the images of a text or a list, none of them read yet; no images for None."""
+    if images is None:
+        return ()
+    from lbm_lora.imaging.paths import expand_sources
+
+    return expand_sources(images)
 
 
 def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
@@ -194,10 +224,29 @@ def _base(config: ExtractConfig, progress: Progress) -> Path:
     return ensure_base(
         config.base_model_path,
         backbone_signature=config.backbone_signature,
-        config_path=config.config_path or config_beside(config.tuned_model_path),
+        config_path=_base_config(config),
         is_made=True,
+        overwrite=config.overwrite,
         progress=progress,
     )
+
+
+def _planned_base(config: ExtractConfig) -> FilePlan:
+    if not config.create_base_model:
+        return FilePlan()
+    from lbm_lora.workflows.base import planned_missing
+
+    return planned_missing(
+        config.base_model_path,
+        backbone_signature=config.backbone_signature,
+        config_path=_base_config(config),
+        is_made=True,
+    )
+
+
+def _base_config(config: ExtractConfig) -> Path | None:
+    """Return the config.yaml of a base that is made."""
+    return config.config_path or config_beside(config.tuned_model_path)
 
 
 def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
@@ -207,15 +256,21 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
 
     assert config.statistics is not None
     if config.calibration_images is not None:
-        settings = CalibrateConfig(
-            tuned_model_path=config.tuned_model_path,
-            images=config.calibration_images,
-            save_to=config.statistics,
-            device=config.device,
-            config_path=config.config_path,
-        )
-        calibrate.run(settings, progress)
+        calibrate.run(_calibration(config), progress)
     return load_statistics(config.statistics)
+
+
+def _calibration(config: ExtractConfig) -> CalibrateConfig:
+    """Return how statistics of the given images are measured."""
+    assert config.statistics is not None
+    return CalibrateConfig(
+        tuned_model_path=config.tuned_model_path,
+        images=config.calibration_images or (),
+        save_to=config.statistics,
+        device=config.device,
+        config_path=config.config_path,
+        overwrite=config.overwrite,
+    )
 
 
 def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "Statistics | None") -> dict[str, object]:

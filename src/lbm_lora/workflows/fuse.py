@@ -9,11 +9,10 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
-from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
-from lbm_lora.file_plan import MARK_KEY
+from lbm_lora.file_plan import MARK_KEY, FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
@@ -60,8 +59,11 @@ run_fuse = run
 
 
 def check_output(config: FuseConfig) -> None:
-    """Refuse an output that is also an input."""
-    guard_output(config.save_to, [config.base_model_path, *config.lora_path])
+    """Refuse an output that is also an input, or a file of somebody else."""
+    plan = FilePlan()
+    plan.reads(config.base_model_path, *config.lora_path)
+    plan.writes(config.save_to)
+    plan.check(overwrite=config.overwrite)
 
 
 def read_adapters(

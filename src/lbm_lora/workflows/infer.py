@@ -11,16 +11,17 @@ from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.imaging.grids import comparison_grid, tile
-from lbm_lora.imaging.image_file import read_image, write_copy, write_image
+from lbm_lora.imaging.image_file import SIDE_BY_SIDE, read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.base import ensure_base
+from lbm_lora.workflows.base import ensure_base, planned_missing
 
 Tiles = dict[Path, Image.Image]
 """Output of a job -> its tile in a column of the side-by-side images."""
@@ -84,7 +85,11 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
         device, dtype = str(resolve_device(config.device)), dtype_name(dtype_of(config.torch_dtype))
         return InferResult(outputs=(), failed=(), present=batch.present, adapters=(), device=device, dtype=dtype)
     base = ensure_base(
-        config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
+        config.base,
+        backbone_signature=config.backbone_signature,
+        config_path=config.config_path,
+        overwrite=config.overwrite,
+        progress=progress,
     )
     return translated(config, batch, base, config.lora_path, config.tuned_model_path, progress)
 
@@ -135,14 +140,18 @@ def plan(config: InferConfig, images: str | Sequence[str], mask: str | None) -> 
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
         )
-    inputs = [*config.input_files, *([config.tuned_model_path] if config.tuned_model_path else [])]
+    files = planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
+    step = FilePlan()
+    step.reads(*config.input_files, config.tuned_model_path)
+    files.then(step)
     return plan_jobs(
         images,
         config.output_path,
         mask=mask,
         compare=config.compare,
         copy=config.save_input,
-        inputs=inputs,
+        files=files,
+        overwrite=config.overwrite,
         skip_existing=config.skip_existing,
     )
 
@@ -205,7 +214,7 @@ def _write_all(
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
-            write_image(translation.image, job.output, inputs=[job.source])
+            write_image(translation.image, job.output)
             copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None
@@ -245,6 +254,6 @@ def _with_comparisons(
     for job in failures.left(jobs):
         if job.comparison is not None:
             row = [tiles[job.output] for tiles in columns.values()]
-            write_image(comparison_grid(list(columns), [row]), job.comparison, inputs=[job.source])
+            write_image(comparison_grid(list(columns), [row]), job.comparison, mark=SIDE_BY_SIDE)
             written[job.output] = job.comparison
     return tuple(replace(made, comparison=written.get(made.output)) for made in outputs)

@@ -1,6 +1,7 @@
 """Translate WebDataset shards with an LBM checkpoint and LoRAs, by one process or several: `infer --source_shards`."""
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.file_plan import FilePlan, is_ours
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
@@ -26,7 +28,7 @@ from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
-from lbm_lora.workflows.base import ensure_base
+from lbm_lora.workflows.base import ensure_base, planned_missing
 
 if TYPE_CHECKING:
     from lbm_lora.inference.shards.shard_jobs import ShardJob
@@ -78,17 +80,28 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         fabric = open_fabric(config)
         progress = progress if fabric.is_global_zero else SILENT
         keys = ShardKeys(source=config.source_key, mask=config.mask_key)
+        files = planned_missing(
+            config.base, backbone_signature=config.backbone_signature, config_path=config.config_path
+        )
+        step = FilePlan()
+        step.reads(*config.input_files)
+        files.then(step)
         jobs = plan_shards(
             config.source_shards,
             folder,
             keys,
             cache_dir=config.cache_dir,
-            inputs=config.input_files,
+            files=files,
+            overwrite=config.overwrite,
             progress=progress,
         )
         check_corrupt(jobs, (), config.max_corrupt)
         base = ensure_base(
-            config.base, backbone_signature=config.backbone_signature, config_path=config.config_path, progress=progress
+            config.base,
+            backbone_signature=config.backbone_signature,
+            config_path=config.config_path,
+            overwrite=config.overwrite,
+            progress=progress,
         )
         with open_checkpoint(base) as checkpoint:
             lbm = resolve_config(checkpoint, config_path=config.config_path)
@@ -170,8 +183,12 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
 
 
 def _remove_parts(jobs: "list[ShardJob]") -> None:
-    """Remove the unfinished files of a killed run. Other processes do not write before this one joins them."""
+    """Remove the unfinished files of a killed run. Other processes do not write before this one joins them.
+
+    A shard with an image in it holds our mark: that of the image.
+    """
     for job in jobs:
         if job.record is None:
-            for part in job.output.parent.glob(f".{job.name}.*part"):
-                part.unlink(missing_ok=True)
+            for part in job.output.parent.glob(f".{escape(job.name)}.*.part"):
+                if is_ours(part):
+                    part.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from lbm_lora.checkpoint import Checkpoint, Fingerprint, fingerprint, kind_of, o
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.constants import has_lbm_unet, has_sdxl_vae
@@ -16,6 +17,7 @@ from lbm_lora.model.resolve import config_beside, own_values
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import (
     KNOWN,
+    PAGE,
     CheckpointFacts,
     FileFacts,
     Inspection,
@@ -40,8 +42,9 @@ def run(config: InspectConfig, progress: Progress = SILENT) -> Inspection:
     """
     if not 1 <= len(config.files) <= 2:
         raise ConfigError(f"inspect takes one file or two, got {len(config.files)}.")
+    config = localized(config, progress)
+    check_output(config)
     with ExitStack() as stack:
-        config = localized(config, progress)
         opened = [stack.enter_context(open_checkpoint(path)) for path in config.files]
         base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
         found = inspected(opened, base, config.lora_alpha_is, progress)
@@ -50,6 +53,19 @@ def run(config: InspectConfig, progress: Progress = SILENT) -> Inspection:
 
 run_inspect = run
 """Its name on the public page."""
+
+
+def check_output(config: InspectConfig) -> None:
+    """Refuse to write the page over an input, or over a file of somebody else.
+
+    Raises:
+        OutputError: in both cases.
+    """
+    if config.report is not None:
+        plan = FilePlan()
+        plan.reads(*config.files, config.base_model_path)
+        plan.writes(config.report / PAGE, "the page")
+        plan.check(overwrite=config.overwrite)
 
 
 def inspected(

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, Ledger, LoraScale, Status, load_adapter
 from lbm_lora.apply import check_base, scales_for
-from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.combine import MergedAdapter, MergedBase, Summand, merge_adapters, merge_rule, merged_base
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError, listing, plural
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
-from lbm_lora.workflows.extract import readable
+from lbm_lora.workflows.extract import readable, sources
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -75,7 +75,7 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
     start = time.perf_counter()
     config = localized(config, progress)
     rule = merge_rule(config)
-    check_output(config)
+    check_output(config, sources(config.images))
     images = readable(config.images)
     loras = scaled(config, [load_adapter(path, config.lora_alpha_is) for path in config.lora_path])
     base, fit = base_of(config, loras), None
@@ -106,15 +106,19 @@ run_merge = run
 """Its name on the public page."""
 
 
-def check_output(config: MergeConfig) -> None:
-    """Refuse an output that is also an input, or that is no .safetensors file.
+def check_output(config: MergeConfig, images: Sequence[Path]) -> None:
+    """Refuse an output that is not a .safetensors file, that is also an input, or that is a file of somebody else.
 
     Raises:
-        OutputError: either.
+        OutputError: in each case.
     """
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
-    guard_output(config.save_to, [*config.lora_path, *([config.calibration] if config.calibration else [])])
+    plan = FilePlan()
+    plan.reads(*config.lora_path, config.calibration, config.base_model_path, config.tuned_model_path)
+    plan.reads(config.config_path, *images)
+    plan.writes(config.save_to)
+    plan.check(overwrite=config.overwrite)
 
 
 def scaled(config: MergeConfig, loras: Sequence[Adapter]) -> Scaled:

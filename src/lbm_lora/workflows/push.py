@@ -1,8 +1,10 @@
 """Publish a LoRA on the Hugging Face hub: the verb `push`."""
 
+import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +13,7 @@ from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import atomic_path, write_text
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, plural
+from lbm_lora.file_plan import FilePlan, is_ours
 from lbm_lora.hub import HubName, localized
 from lbm_lora.hub.card import CardFacts, card_text, check_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
@@ -79,6 +82,8 @@ def pushed(
     name = destination(config.to)
     base_model = config.base_model or _default_base(adapter)
     pictures = _pictures(images)
+    if config.save_to is not None:
+        _planned(config, config.save_to, adapter, pictures).check(overwrite=config.overwrite)
     with TemporaryDirectory(prefix="lbm-lora-") as temporary:
         folder = Path(temporary)
         lora = _native(config, adapter, folder)
@@ -112,6 +117,21 @@ def pushed(
             files=tuple(PushedFile(path=path, nbytes=file.stat().st_size) for path, file in files.items()),
             dropped=() if twin is None else twin.dropped,
         )
+
+
+def _planned(config: PushConfig, folder: Path, adapter: Adapter, pictures: Mapping[str, Path]) -> FilePlan:
+    """Return what is read, and written to a folder. A copy of a picture that is there already may be replaced."""
+    plan = FilePlan()
+    plan.reads(config.lora_path, adapter.path, *pictures.values())
+    for name in (CARD, _native_name(config), TWIN):
+        plan.writes(folder / name)
+    for name, picture in pictures.items():
+        plan.writes(folder / name, ours=partial(_is_copy, picture))
+    return plan
+
+
+def _is_copy(picture: Path, path: Path) -> bool:
+    return is_ours(path) or filecmp.cmp(picture, path, shallow=False)
 
 
 def _delivered(
@@ -169,14 +189,18 @@ def _folder_of(images: str | Sequence[str] | None) -> Path:
 
 def _native(config: PushConfig, adapter: Adapter, folder: Path) -> Path:
     """Return the native file: the given one, byte for byte, or one that is written."""
-    stem = config.lora_path.stem
     is_given = adapter.path is not None and adapter.path.is_file() and adapter.file_format == "native"
-    path = folder / f"{'lora' if f'{stem}.safetensors' == TWIN else stem}.safetensors"
+    path = folder / _native_name(config)
     if is_given and adapter.metadata.format and adapter.path is not None:
         shutil.copyfile(adapter.path, path)
     else:
         save_adapter(adapter, path)
     return path
+
+
+def _native_name(config: PushConfig) -> str:
+    name = f"{config.lora_path.stem}.safetensors"
+    return "lora.safetensors" if name == TWIN else name
 
 
 def _twin(adapter: Adapter, folder: Path) -> Saved | None:

@@ -11,13 +11,13 @@ import torch
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.atomic import guard_output
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.twins import Twin, check_twins, write_twins
+from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.fidelity.output_errors import OutputErrors
@@ -143,12 +143,15 @@ def check(config: RefineConfig) -> None:
 
 
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
-    """Refuse an output that cannot be written, or that is an input."""
+    """Refuse an output that cannot be written, that is an input, or that is a file of somebody else."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
-    inputs = [config.base_model_path, config.tuned_model_path, config.lora_path, *images]
-    guard_output(config.save_to, inputs)
-    check_twins([config.save_to], config.also, inputs)
+    plan = FilePlan()
+    plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
+    plan.writes(config.save_to)
+    plan.writes(state_of(config), "the state of the run")
+    plan_twins(plan, [config.save_to], config.also)
+    plan.check(overwrite=config.overwrite)
 
 
 def _identity(
@@ -166,7 +169,7 @@ def _identity(
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
-    del settings["images"], settings["held_images"], settings["also"]
+    del settings["images"], settings["held_images"], settings["also"], settings["overwrite"]
     inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": images}
     return json.loads(json.dumps({**settings, **inputs}))
 

@@ -15,12 +15,13 @@ from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lbm_lora.combine import Resized, resize_adapter
 from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import AdapterError, ConfigError, Option
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
-from lbm_lora.workflows.extract import lora_paths, readable
+from lbm_lora.workflows.extract import lora_paths, readable, sources
 from lbm_lora.workflows.resize_result import ResizeResult, written
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     """
     config = localized(config, progress)
     rule = check(config)
-    paths = output_paths(config, rule)
+    paths = output_paths(config, rule, sources(config.images))
     images = readable(config.images)
     with ExitStack() as stack:
         base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
@@ -72,10 +73,15 @@ def check(config: ResizeConfig) -> RankRule:
     return rank_rule(config, is_calibrated=is_calibrated, has_images=has_images)
 
 
-def output_paths(config: ResizeConfig, rule: RankRule) -> list[Path]:
-    """Return the outputs, none of them an input."""
-    inputs = (config.lora_path, config.base_model_path, config.calibration)
-    return lora_paths(config.save_to, rule, [path for path in inputs if path is not None])
+def output_paths(config: ResizeConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
+    """Return the outputs: none of them an input, or a file of somebody else."""
+    paths = lora_paths(config.save_to, rule)
+    plan = FilePlan()
+    plan.reads(config.lora_path, config.base_model_path, config.calibration, config.config_path, *images)
+    for path in paths:
+        plan.writes(path)
+    plan.check(overwrite=config.overwrite)
+    return paths
 
 
 def resized(

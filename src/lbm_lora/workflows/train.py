@@ -1,6 +1,6 @@
 """Train a LoRA, new or continued, or the full denoiser, by a training file: the verb `train`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.file_plan import FilePlan, is_ours
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
-from lbm_lora.workflows.twins import Twin, check_twins, write_twins
+from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.training.run.fit import FitResult
@@ -60,45 +61,79 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         QualityError: the loss is no longer finite.
     """
     settings = read_train_config(config.path_config, config.overrides)
-    _check_twins(settings, config.also)
-    result = trained(settings, progress)
+    if config.also and settings.mode == "full":
+        raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
+    result = trained(settings, progress, path_config=config.path_config, also=config.also, overwrite=config.overwrite)
     loras = [] if result.stopped_by or result.process else [path for path in (result.last, result.best) if path]
     twins = [twin for lora in loras for twin in write_twins(lora, config.also, progress)]
     return replace(result, twins=tuple(twins))
 
 
-def _check_twins(settings: TrainConfig, also: Sequence[ForeignFormat]) -> None:
-    """Refuse twins of a run before it starts.
+def trained(
+    settings: TrainConfig,
+    progress: Progress,
+    *,
+    path_config: Path | None = None,
+    also: Sequence[ForeignFormat] = (),
+    overwrite: bool = False,
+) -> TrainResult:
+    """Train as settings say; see `run`.
 
-    Raises:
-        ConfigError: the run trains the full denoiser.
-        OutputError: a twin would overwrite an input.
+    Args:
+        path_config: the training file that they are from.
+        also: formats that the result will be written in too.
+        overwrite: whether files in the run's folder that are not ours may be replaced.
     """
-    if also and settings.mode == "full":
-        raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
-    folder = RunFolder(settings.save_ckpt_path)
-    inputs = [path for path in (settings.base_model_path, settings.lora_weights_path) if path is not None]
-    check_twins([folder.last, folder.best], also, inputs)
-
-
-def trained(settings: TrainConfig, progress: Progress) -> TrainResult:
-    """Train as settings say; see `run`."""
     need_packages("training", _PACKAGES, "train")
     from lbm_lora.training.run.fit import fit
 
     settings = localized(settings, progress)
-    return _result(fit(settings, _base(settings, progress), progress))
+    _planned(settings, path_config, also).check(overwrite=overwrite)
+    return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress))
 
 
-def _base(settings: TrainConfig, progress: Progress) -> Path:
+def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[ForeignFormat]) -> FilePlan:
+    """Return what the run reads and writes. Shards are left out: no output has such a name."""
+    from lbm_lora.workflows.base import planned_missing
+
+    plan = planned_missing(
+        _base_path(settings), backbone_signature=settings.backbone_signature, config_path=settings.config_path
+    )
+    step, folder = FilePlan(), RunFolder(settings.save_ckpt_path)
+    step.reads(_base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
+    step.reads(*_images(settings))
+    if path_config is not None and not is_ours(path_config):  # a run may be resumed with the file that it wrote
+        step.reads(path_config)
+    for path in folder.written():
+        step.writes(path, "the run's file")
+    plan_twins(step, [folder.last, folder.best], also)
+    plan.then(step)
+    return plan
+
+
+def _images(settings: TrainConfig) -> Iterator[Path]:
+    from lbm_lora.training.data.open_data import find_pairs
+    from lbm_lora.training.data.pairs import Keys
+
+    keys = Keys(source=settings.source_key, target=settings.target_key, mask=settings.mask_key)
+    for folder in (settings.train_folder, settings.validation_folder):
+        for found in find_pairs(folder, keys) if folder else ():
+            yield from (part.path for part in found.parts.values())
+
+
+def _base_path(settings: TrainConfig) -> Path:
+    return settings.base_model_path or settings.save_ckpt_path / "base.safetensors"
+
+
+def _base(settings: TrainConfig, progress: Progress, *, overwrite: bool) -> Path:
     """Return the existing base, or make it from the backbone."""
-    path = settings.base_model_path or settings.save_ckpt_path / "base.safetensors"
     from lbm_lora.workflows.base import ensure_base
 
     return ensure_base(
-        path,
+        _base_path(settings),
         backbone_signature=settings.backbone_signature,
         config_path=settings.config_path,
+        overwrite=overwrite,
         progress=progress,
     )
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from lbm_lora.adapter import Wishes, load_adapter, save_adapter
 from lbm_lora.adapter.formats.names import counted
-from lbm_lora.atomic import guard_output
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import InputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.workflows.convert import check_form, files_of
+from lbm_lora.workflows.convert import files_of, plan_files
 
 WISHES: Mapping[ForeignFormat, Wishes] = {
     "comfyui": Wishes(),
@@ -49,19 +49,15 @@ def twin_path(lora: Path, to: ForeignFormat) -> Path:
     return lora.with_name(f"{lora.stem}.{to}{'' if to == 'peft' else lora.suffix}")
 
 
-def check_twins(loras: Iterable[Path], also: Sequence[ForeignFormat], inputs: Iterable[Path]) -> None:
-    """Refuse twins that cannot be written, before any work.
+def plan_twins(plan: FilePlan, loras: Iterable[Path], also: Sequence[ForeignFormat]) -> None:
+    """Note the files of all twins.
 
     Raises:
-        OutputError: a twin would overwrite an input, or a file where it needs a folder.
+        OutputError: a file has the path of a folder.
     """
-    inputs = list(inputs)
     for lora in loras:
-        for to in also:
-            path = twin_path(lora, to)
-            check_form(path, to)
-            for file in files_of(path, to):
-                guard_output(file, inputs)
+        for to in dict.fromkeys(also):
+            plan_files(plan, twin_path(lora, to), to, f"the {to} twin")
 
 
 def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = SILENT) -> tuple[Twin, ...]:

@@ -11,7 +11,7 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
-from lbm_lora.file_plan import MARK
+from lbm_lora.file_plan import MARK, FilePlan
 from lbm_lora.hub import hub_name, localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
@@ -24,10 +24,12 @@ from lbm_lora.report import (
     compare_weights,
     file_labels,
     installed_versions,
+    report_paths,
     weight_report,
     write_report,
 )
 from lbm_lora.report.wording import plural
+from lbm_lora.workflows.extract import sources
 from lbm_lora.workflows.layers import layer_lines
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     """
     config = localized(_with_report(config), progress)
     names = check(config)
+    check_output(config, sources(config.images))
     plan = planned(config, config.images)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = base.component()
@@ -136,9 +139,8 @@ def _with_report(config: ValidateConfig) -> ValidateConfig:
 
 def written(config: ValidateConfig, found: Measured) -> ValidateResult:
     """Write the reports, and the list of layer names."""
-    folder = config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
+    folder, layer_names = _folder(config), _layer_names_file(config)
     files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
-    layer_names = config.layer_names or folder / "lora_layer_names.txt"
     write_text(layer_names, _layer_names(config, found.layers))
     return ValidateResult(
         report=found.report,
@@ -147,6 +149,39 @@ def written(config: ValidateConfig, found: Measured) -> ValidateResult:
         seen_images=found.seen_images,
         failures=found.failures,
     )
+
+
+def check_output(config: ValidateConfig, images: Sequence[Path]) -> None:
+    """Refuse to write the report or the list of layers over an input, or over a file of somebody else.
+
+    Raises:
+        OutputError: in both cases.
+    """
+    plan_report(config, images).check(overwrite=config.overwrite)
+
+
+def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
+    """Return what the command reads and writes.
+
+    Args:
+        images: all images that are compared.
+    """
+    plan = FilePlan()
+    plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
+    plan.reads(config.lpips_weights, config.config_path, *images)
+    for path in report_paths(_folder(config), has_image=bool(images)):
+        plan.writes(path, "the report")
+    plan.writes(_layer_names_file(config), "" if config.layer_names else "the list of layers")
+    return plan
+
+
+def _folder(config: ValidateConfig) -> Path:
+    """Return the folder of the report."""
+    return config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
+
+
+def _layer_names_file(config: ValidateConfig) -> Path:
+    return config.layer_names or _folder(config) / "lora_layer_names.txt"
 
 
 def check(config: ValidateConfig) -> dict[str, Path]:

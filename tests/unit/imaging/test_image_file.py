@@ -1,7 +1,8 @@
-"""Reading any image as upright 8-bit RGB, and writing whole files that are never an input."""
+"""Reading any image as upright 8-bit RGB, and writing complete files that say who made them."""
 
 import struct
 import sys
+import warnings
 import zlib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.file_plan import is_ours
 from lbm_lora.imaging.image_file import (
     encode_image,
     known_formats,
@@ -230,15 +232,18 @@ def test_heif_is_read_where_its_plugin_is_installed(monkeypatch: pytest.MonkeyPa
     assert called == [True]
 
 
-def test_an_input_is_never_written(tmp_path: Path, photo: Image.Image) -> None:
-    source = tmp_path / "a.png"
-    photo.save(source)
-    (tmp_path / "link.png").symlink_to(source)
-    before = source.read_bytes()
-    for output in (source, tmp_path / "link.png"):
-        with pytest.raises(OutputError, match="is an input of this command and would be overwritten"):
-            write_image(photo.rotate(90), output, inputs=[source])
-    assert source.read_bytes() == before
+@pytest.mark.parametrize("extension", sorted(writable_extensions()))
+def test_every_image_says_who_made_it(tmp_path: Path, extension: str) -> None:
+    """A noisy one, so that the mark is far from one of its ends."""
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    path, mark = tmp_path / f"a{extension}", "made by lbm-lora: a test"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LbmLoraWarning)  # of a GIF's colours
+        write_image(Image.fromarray(noise), path, mark=mark)
+    assert is_ours(path)
+    assert is_ours(path, mark)
+    assert not is_ours(path, "made by lbm-lora: another")
+    assert read_image(path).size == (400, 400)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path, photo: Image.Image) -> None:

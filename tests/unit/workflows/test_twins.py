@@ -14,10 +14,11 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
-from lbm_lora.workflows.twins import WISHES, check_twins, twin_path, write_twins
+from lbm_lora.workflows.twins import WISHES, plan_twins, twin_path, write_twins
 from standins import Lbm
 
 FORMATS: tuple[ForeignFormat, ...] = get_args(ForeignFormat)
@@ -74,14 +75,31 @@ def test_every_format_says_what_becomes_of_biases_and_norms() -> None:
     assert tuple(WISHES) == FORMATS
 
 
-def test_a_twin_is_no_input_and_a_folder_no_file(lora: Path) -> None:
-    twin = lora.with_name("x.comfyui.safetensors")
-    twin.write_bytes(b"")
-    with pytest.raises(OutputError, match="is an input of this command"):
-        check_twins([lora], ["comfyui"], [twin])
+def test_the_files_of_twins_are_outputs(lora: Path) -> None:
+    plan = FilePlan()
+    plan_twins(plan, [lora], ["comfyui", "peft", "comfyui"])
+    assert [(output.path.relative_to(lora.parent).as_posix(), output.what) for output in plan.outputs] == [
+        ("x.comfyui.safetensors", "the comfyui twin"),
+        ("x.peft/adapter_model.safetensors", "the peft twin"),
+        ("x.peft/adapter_config.json", "the peft twin"),
+    ]
     lora.with_name("x.peft").write_bytes(b"")
     with pytest.raises(OutputError, match="an adapter of PEFT is a folder"):
-        check_twins([lora], ["peft"], [])
+        plan_twins(FilePlan(), [lora], ["peft"])
+
+
+def test_the_config_of_a_twin_is_ours_if_its_weights_are(lora: Path) -> None:
+    """PEFT refuses keys that it does not know, so the config has no mark."""
+    config = lora.with_name("x.peft") / "adapter_config.json"
+    config.parent.mkdir()
+    config.write_text("{}")
+    plan = FilePlan()
+    plan_twins(plan, [lora], ["peft"])
+    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
+        plan.check()
+    with pytest.warns(LbmLoraWarning, match="leaves out 2 norm parameters"):
+        write_twins(lora, ["peft"])
+    plan.check()
 
 
 def test_extract_writes_a_twin_of_each_lora(lbm: Lbm, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from urllib.parse import urlparse
 import xxhash
 
 from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError
-from lbm_lora.imaging.paths import guard_outputs
-from lbm_lora.inference.shards.shard_record import ShardRecord, read_record
+from lbm_lora.file_plan import FilePlan
+from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, read_record, record_path
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.fetch import local_shards
 from lbm_lora.shards.samples import Found, Part, Skipped, complaint
@@ -64,19 +64,21 @@ def plan_shards(
     keys: ShardKeys,
     *,
     cache_dir: Path | None,
-    inputs: Iterable[Path],
+    files: FilePlan,
+    overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> list[ShardJob]:
     """Return every shard in order, fetched if it is remote, with its output in `folder`.
 
     Args:
         patterns: paths and URLs; `{000..009}` is expanded.
-        inputs: further files that must not be overwritten.
+        files: what else the command reads and writes.
+        overwrite: whether existing shards of other programs may be replaced, and files at the paths of records.
 
     Raises:
         ConfigError: an output was made from another or an unknown shard; a copy needs `cache_dir`.
         DataError: a shard does not exist or is not a tar file.
-        OutputError: two outputs have one name, or an output is an input.
+        OutputError: two outputs have one name, or an output is an input, or the record of one a file of somebody else.
     """
     if folder.is_file():
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
@@ -87,11 +89,15 @@ def plan_shards(
         both = " and ".join(shard for shard, name in zip(shards, names, strict=True) if name == twice)
         raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into separate folders.")
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
-    guard_outputs([folder / name for name in names], [*paths, *inputs])
+    files.reads(*paths)
+    for name in names:
+        files.writes(folder / name, ours=lambda _: True)  # its record tells; see `_job`
+        files.writes(record_path(folder / name), "the record", ours=is_record)
+    files.check(overwrite=overwrite)
     progress.start(len(paths), "reading shards")
     jobs: list[ShardJob] = []
     for path, name in zip(paths, names, strict=True):
-        jobs.append(_job(path, folder / name, keys))
+        jobs.append(_job(path, folder / name, keys, overwrite=overwrite))
         progress.advance()
     return jobs
 
@@ -113,7 +119,7 @@ def check_corrupt(jobs: Sequence[ShardJob], skipped: Iterable[Skipped], max_corr
         raise DataError(said)
 
 
-def _job(path: Path, output: Path, keys: ShardKeys) -> ShardJob:
+def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> ShardJob:
     digest = xxhash.xxh3_128()
     samples = 0
     skipped: list[Skipped] = []
@@ -125,7 +131,8 @@ def _job(path: Path, output: Path, keys: ShardKeys) -> ShardJob:
             keys.parts(found)
         except ImageError as error:
             skipped.append(Skipped(found.key, str(error)))
-    record = read_record(output) if output.exists() else None
+    is_there = output.exists() and (not overwrite or is_record(record_path(output)))
+    record = read_record(output) if is_there else None
     if record is not None and record.source != digest.hexdigest():
         raise ConfigError(f"{output} was made from another shard than {path}. Translate into another folder.")
     return ShardJob(

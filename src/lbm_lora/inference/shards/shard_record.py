@@ -17,6 +17,10 @@ from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.shards.samples import Skipped
 
 SETTINGS = "infer.json"
+"""Written once; a folder with another one is refused."""
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class ShardRecord:
 def write_record(record: ShardRecord, output: Path) -> None:
     """Write the record of an output shard."""
     held = {"source": record.source, "pictures": record.images, "skipped": [asdict(item) for item in record.skipped]}
-    write_text(_path(output), json.dumps(held, indent=2) + "\n")
+    write_text(record_path(output), json.dumps(held, indent=2) + "\n")
 
 
 def read_record(output: Path) -> ShardRecord:
@@ -47,13 +51,11 @@ def read_record(output: Path) -> ShardRecord:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        held = parse_json(read_text(_path(output)))
-        skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
-        return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped)
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read(record_path(output))
+    except _UNREADABLE:
         raise ConfigError(
-            f"{output} exists, but no {_path(output).name} records how it was made. Translate into another folder, "
-            "or remove it."
+            f"{output} exists, but no {record_path(output).name} records how it was made. Translate into another "
+            "folder, or remove it."
         ) from None
 
 
@@ -96,5 +98,21 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
-def _path(output: Path) -> Path:
+def _read(path: Path) -> ShardRecord:
+    held = parse_json(read_text(path))
+    skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
+    return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped)
+
+
+def is_record(path: Path) -> bool:
+    """Return whether a file is the record of an output shard."""
+    try:
+        _read(path)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+def record_path(output: Path) -> Path:
+    """Return the path of an output shard's record."""
     return output.with_name(f"{output.name}.json")

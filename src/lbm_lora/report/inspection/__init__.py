@@ -6,13 +6,14 @@ from lbm_lora.report.inspection.checkpoints import checkpoint_facts, denoiser_of
 from lbm_lora.report.inspection.differences import adapter_difference, checkpoint_difference, fit_of
 from lbm_lora.report.inspection.files import file_facts, read_as_lora
 from lbm_lora.report.inspection.known import KNOWN
-from lbm_lora.report.inspection.page import write_page
+from lbm_lora.report.inspection.page import PAGE, write_page
 from lbm_lora.report.inspection.relations import Difference, Fit, Inspection
 from lbm_lora.report.inspection.text import screen
 from lbm_lora.report.inspection.values import CheckpointFacts, FileFacts
 
 __all__ = [
     "KNOWN",
+    "PAGE",
     "AdapterFacts",
     "CheckpointFacts",
     "Difference",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from lightning.fabric import Fabric
@@ -77,6 +77,7 @@ class TrainingLoop:
         self._meter, self._pace = Meter(), Pace(0)
         self._next = self.standing.epoch, self.standing.batch
         self._saved = run.done
+        self._saved_steps = run.state.saved_steps if run.state else ()
 
     def train(self) -> None:
         """Train to the end, or until a signal arrives.
@@ -216,10 +217,13 @@ class TrainingLoop:
             return
         result, state = self._learner.result(), self._state()
         if self._fabric.is_global_zero:
-            run.folder.save_step(
-                standing.step, lambda path: run.write(result, standing.step, path), run.config.keep_last
+            self._saved_steps = run.folder.save_step(
+                standing.step,
+                lambda path: run.write(result, standing.step, path),
+                keep=run.config.keep_last,
+                saved=self._saved_steps,
             )
-            save_state(state, run.folder.state)
+            save_state(replace(state, saved_steps=self._saved_steps), run.folder.state)
         self._saved = standing.step
 
     def _state(self) -> TrainState:

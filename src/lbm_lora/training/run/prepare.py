@@ -122,7 +122,6 @@ def total_steps(batches: BucketBatches, config: TrainConfig) -> int:
 
 
 def _find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
-    folder.refuse_inputs(config.lora_weights_path, config.base_model_path)
     if config.resume == "never":
         folder.refuse_results()
         return None

@@ -12,12 +12,13 @@ logs/                     TensorBoard, CSV or W&B
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, remove_leftover
 from lbm_lora.errors import ConfigError, listing
+from lbm_lora.file_plan import is_ours
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.[0-9a-f]+\.part")
@@ -79,16 +80,10 @@ class RunFolder:
                 "Choose another save_ckpt_path, or move the run away."
             )
 
-    def refuse_inputs(self, *inputs: Path | None) -> None:
-        """Check that the run would not overwrite its inputs.
-
-        Raises:
-            ConfigError: one of the inputs is a file that the run writes.
-        """
-        for source in inputs:
-            for made in self.results():
-                if source is not None and source.exists() and made.samefile(source):
-                    raise ConfigError(f"{source} is a file that this run writes. Choose another save_ckpt_path.")
+    def written(self) -> list[Path]:
+        """Return the files that a run writes: those of steps as far as they exist."""
+        grids = sorted(self.grid(0).parent.glob("step-*.png"))
+        return [self.config, self.last, self.best, self.state, *self.step_files(), *grids]
 
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""
@@ -96,14 +91,26 @@ class RunFolder:
             if _PART.fullmatch(path.name):
                 remove_leftover(path)
 
-    def save_step(self, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
-        """Write the file of a step, make it the last one, and remove all but the newest `keep`."""
+    def save_step(
+        self, step: int, write: Callable[[Path], None], *, keep: int | None, saved: Sequence[int] = ()
+    ) -> tuple[int, ...]:
+        """Write the file of a step, make it the last one, and remove all but the newest `keep` of the run.
+
+        Args:
+            saved: steps that the run has saved before. Files of other steps are not the run's, and stay.
+
+        Returns:
+            The steps whose files are there now.
+        """
         path = self.step_file(step)
         write(path)
         link(path, self.last)
-        for old in self.step_files()[:-keep] if keep else []:
-            old.unlink()
-        return path
+        steps = sorted({*saved, step})
+        kept = steps[-keep:] if keep else steps
+        for old in (self.step_file(one) for one in steps if one not in kept):
+            if is_ours(old):
+                old.unlink()
+        return tuple(kept)
 
 
 def link(source: Path, target: Path) -> None:

@@ -83,17 +83,17 @@ def _check_options(command: str, config: Any, inputs: Inputs) -> None:
     if command == "extract":
         from lbm_lora.workflows import extract
 
-        extract.output_paths(config, extract.check(config)[0])
+        extract.output_paths(config, extract.check(config)[0], ())
     elif command == "resize":
         from lbm_lora.workflows import resize
 
-        resize.output_paths(config, resize.check(config))
+        resize.output_paths(config, resize.check(config), ())
     elif command == "merge":
         from lbm_lora.combine import merge_rule
         from lbm_lora.workflows import merge
 
         merge_rule(config)
-        merge.check_output(config)
+        merge.check_output(config, ())
     elif command == "convert":
         from lbm_lora.workflows import convert
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lbm_lora.errors import DataError, OutputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.predict import Predicted, predict
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
 from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
@@ -46,7 +47,7 @@ def shards(tmp_path: Path, png: Callable[..., bytes], write_shard: Callable[...,
     for number in range(3):
         write_shard(f"in/{number}.tar", {f"{number}{i}": {"source.png": png(2 * number + i)} for i in range(2)})
     patterns = [f"{tmp_path}/in/{{0..2}}.tar"]
-    return lambda: plan_shards(patterns, tmp_path / "out", KEYS, cache_dir=None, inputs=[])
+    return lambda: plan_shards(patterns, tmp_path / "out", KEYS, cache_dir=None, files=FilePlan())
 
 
 def run(jobs: list[ShardJob], translate: Translate, steps: Steps | None = None, max_corrupt: float = 0.0) -> Predicted:

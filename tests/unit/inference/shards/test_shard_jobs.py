@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lbm_lora.errors import ConfigError, DataError, OutputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, check_corrupt, plan_shards
 from lbm_lora.inference.shards.shard_record import ShardRecord, write_record
 from lbm_lora.shards.samples import Skipped
@@ -17,7 +18,7 @@ SAMPLES = {"000": {"source.png": b"1"}, "001": {"source.png": b"22", "mask.png":
 
 
 def plan(folder: Path, *patterns: str | Path, keys: ShardKeys = SOURCE, **changes: Any) -> list[ShardJob]:
-    options: dict[str, Any] = {"cache_dir": None, "inputs": ()}
+    options: dict[str, Any] = {"cache_dir": None, "files": FilePlan()}
     return plan_shards([str(pattern) for pattern in patterns], folder, keys, **options | changes)
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from lbm_lora.errors import ImageError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
 from lbm_lora.inference.shards.shard_record import ShardRecord, read_record
 from lbm_lora.inference.shards.translate_shard import Dropped, ShardTask, Translate, translate_shard
@@ -28,7 +29,7 @@ def invert(source: Image.Image, mask: Image.Image | None) -> Image.Image:
 
 
 def job_of(shard: Path, output: Path, keys: ShardKeys = SOURCE) -> ShardJob:
-    (job,) = plan_shards([str(shard)], output.parent, keys, cache_dir=None, inputs=())
+    (job,) = plan_shards([str(shard)], output.parent, keys, cache_dir=None, files=FilePlan())
     return job
 
 

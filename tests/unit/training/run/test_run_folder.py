@@ -9,32 +9,49 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.training.run import run_folder as module
 from lbm_lora.training.run.run_folder import RunFolder, link
 
+OURS = "made by lbm-lora: "
+
 
 def write(text: str) -> Callable[[Path], None]:
     """What writes a text."""
 
     def to(path: Path) -> None:
-        path.write_text(text)
+        path.write_text(OURS + text)
 
     return to
 
 
 def test_saves_are_numbered_and_the_newest_is_the_last(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    saved: tuple[int, ...] = ()
     for step in (999_998, 999_999, 1_000_000):
-        folder.save_step(step, write(str(step)), keep=2)
+        saved = folder.save_step(step, write(str(step)), keep=2, saved=saved)
+    assert saved == (999_999, 1_000_000)
     assert [path.name for path in folder.step_files()] == ["step-999999.safetensors", "step-1000000.safetensors"]
-    assert folder.last.read_text() == "1000000"
-    folder.save_step(1_000_001, write("x"), keep=None)
+    assert folder.last.read_text() == f"{OURS}1000000"
+    assert folder.save_step(1_000_001, write("x"), keep=None, saved=saved) == (*saved, 1_000_001)
     assert len(folder.step_files()) == 3
+
+
+def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:
+    """Neither those of another run, nor what somebody put in the place of one of its own."""
+    folder = RunFolder(tmp_path)
+    folder.step_file(1).write_text(f"{OURS}another run's")
+    saved: tuple[int, ...] = ()
+    for step in (2, 3, 4):
+        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved)
+        if step == 2:
+            folder.step_file(2).write_text("somebody's")
+    assert [path.name for path in folder.step_files()] == [f"step-00000{step}.safetensors" for step in (1, 2, 4)]
 
 
 def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    path = folder.save_step(1, write("1"), keep=None)
+    folder.save_step(1, write("1"), keep=None)
+    path = folder.step_file(1)
     assert path.samefile(folder.last)
     path.unlink()
-    assert folder.last.read_text() == "1"
+    assert folder.last.read_text() == f"{OURS}1"
 
 
 def test_a_disk_without_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,16 +78,15 @@ def test_a_run_is_not_started_over(tmp_path: Path) -> None:
     folder.save_step(1, write("1"), keep=None)
     with pytest.raises(ConfigError, match=r"holds a run: step-000001\.safetensors, last\.safetensors\. Choose another"):
         folder.refuse_results()
-    with pytest.raises(ConfigError, match="is a file that this run writes"):
-        folder.refuse_inputs(None, folder.last)
-    folder.refuse_inputs(tmp_path / "other.safetensors")
 
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     parts = [".step-000012.safetensors.77.part", ".resume.pt.1.part", ".last.safetensors.12.part"]
     others = ["step-000012.safetensors", "resume.pt", ".other.77.part", "notes.part"]
     for name in (*parts, *others):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(OURS)
+    others.append(".best.safetensors.12.part")
+    (tmp_path / others[-1]).write_text("somebody's")
     RunFolder(tmp_path).remove_parts()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
     RunFolder(tmp_path / "none").remove_parts()
