@@ -8,6 +8,7 @@
 #   make test-lowest  runs the tests on the lower bounds of pyproject.toml, in .venv-lowest (6 GB of disk)
 #   make interop      runs the interop tests with several versions of diffusers, PEFT and LyCORIS, in .venv-interop
 #   make constraints  writes the versions of .venv to constraints.txt
+#   make comfy        tests the nodes in a real ComfyUI: make comfy COMFYUI_PATH=FOLDER (several: separated by a colon)
 #   make bench        makes a full-size pair of checkpoints (30 GB of disk) and measures; ARGS="--scale 0.2" is quicker
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types unit faults fuzz docs test-lowest interop constraints bench clean
+.PHONY: demo test lint types unit comfy faults fuzz docs test-lowest interop constraints bench clean
 
 demo: .venv/.installed
 	$(BIN)/lbm-lora demo
@@ -43,6 +44,10 @@ fuzz: .venv/.dev
 
 docs: .venv/.docs
 	$(BIN)/mkdocs build --strict --quiet
+
+comfy: .venv/.dev
+	@test -n "$(COMFYUI_PATH)" || { echo "Give the folder of ComfyUI: make comfy COMFYUI_PATH=~/ComfyUI"; exit 2; }
+	COMFYUI_PATH=$(COMFYUI_PATH) $(BIN)/pytest tests/comfy
 
 # annotations are not checked here: older versions of jaxtyping cannot check a dataclass that names itself
 test-lowest: $(LOWEST)/.test

@@ -1,0 +1,76 @@
+"""Files by the names that ComfyUI's lists show, and paths for new ones."""
+
+from pathlib import Path
+from typing import Literal
+
+from lbm_lora.errors import OutputError
+
+Kind = Literal["diffusion_models", "loras"]
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the files of a kind, as ComfyUI lists them."""
+    import folder_paths  # pyright: ignore[reportMissingImports]
+
+    return folder_paths.get_filename_list(kind)
+
+
+def path_of(kind: Kind, name: str) -> Path:
+    """Return the path of a file in a list."""
+    import folder_paths  # pyright: ignore[reportMissingImports]
+
+    return Path(folder_paths.get_full_path_or_raise(kind, name))
+
+
+def stamp(kind: Kind, name: str) -> tuple[str, int, int]:
+    """Return what changes when a file is written again, so that ComfyUI runs its node again."""
+    found = path_of(kind, name).stat()
+    return name, found.st_size, found.st_mtime_ns
+
+
+def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
+    """Return a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
+
+    Args:
+        suffix: of the file; empty for a folder.
+
+    Raises:
+        OutputError: the prefix leaves the output folder.
+    """
+    folder, stem = _inside_output(prefix)
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {path.name for path in folder.glob(f"{stem}_*")}
+    number = next(number for number in range(1, len(taken) + 2) if f"{stem}_{number:05}_{suffix}" not in taken)
+    return folder / f"{stem}_{number:05}_{suffix}"
+
+
+def output_path(name: str) -> Path:
+    """Return the path of a file in ComfyUI's output folder.
+
+    Raises:
+        OutputError: the name leaves the output folder.
+    """
+    folder, stem = _inside_output(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / stem
+
+
+def typed_path(text: str) -> Path:
+    """Return the path that a user typed: absolute, or in ComfyUI's output folder."""
+    path = Path(text.strip()).expanduser()
+    return path if path.is_absolute() else _output() / path
+
+
+def _output() -> Path:
+    import folder_paths  # pyright: ignore[reportMissingImports]
+
+    return Path(folder_paths.get_output_directory())
+
+
+def _inside_output(name: str) -> tuple[Path, str]:
+    """Return the folder and the name of a file in the output folder."""
+    root = _output().resolve()
+    path = (root / name.strip()).resolve()
+    if not name.strip() or path == root or not path.is_relative_to(root):
+        raise OutputError(f"'{name}' is not a name in ComfyUI's output folder. Give one such as loras/relight.")
+    return path.parent, path.name

@@ -1,0 +1,80 @@
+"""What ComfyUI finds: the nodes, their names and sockets, which saved workflows depend on."""
+
+import asyncio
+import json
+import runpy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_standin import State
+
+ROOT = Path(__file__).parents[3]
+
+SOCKETS = {
+    "LbmLoraLoadModel": ("checkpoint precision", "MODEL VAE"),
+    "LbmLoraLoadLora": ("model lora strength blocks", "MODEL,LBM_MODEL"),
+    "LbmLoraApplyLora": ("model lora strength blocks", "MODEL,LBM_MODEL"),
+    "LbmLoraTranslate": (
+        "model vae image steps seed mask background keep_detail match_color size",
+        "IMAGE",
+    ),
+    "LbmLoraOpenLora": ("lora", "LBM_LORA"),
+    "LbmLoraExtract": ("base tuned rank conv_rank max_size calibration", "LBM_LORA"),
+    "LbmLoraCalibrate": ("tuned images save_as", "STRING"),
+    "LbmLoraMerge": ("lora lora2 scales method", "LBM_LORA"),
+    "LbmLoraResize": ("lora rank max_size", "LBM_LORA"),
+    "LbmLoraSave": ("lora filename_prefix format biases norms", "STRING"),
+    "LbmLoraValidate": ("base tuned lora images", "IMAGE STRING"),
+    "LbmLoraFuse": ("checkpoint lora strength filename_prefix", "STRING"),
+}
+
+
+@pytest.fixture
+def schemas(comfy: State) -> dict[str, Any]:
+    extension = asyncio.run(import_module("lbm_lora.comfy.extension").comfy_entrypoint())
+    return {
+        schema.node_id: schema for schema in (node.define_schema() for node in asyncio.run(extension.get_node_list()))
+    }
+
+
+def test_nodes_have_the_names_and_sockets_that_workflows_use(schemas: dict[str, Any]) -> None:
+    found = {
+        name: (" ".join(one.id for one in schema.inputs), " ".join(one.io_type for one in schema.outputs))
+        for name, schema in schemas.items()
+    }
+    assert found == SOCKETS
+
+
+def test_every_input_has_a_tooltip_and_every_node_a_description(schemas: dict[str, Any]) -> None:
+    for schema in schemas.values():
+        assert schema.category == "LBM"
+        assert schema.description.endswith(".")
+        assert [one.id for one in schema.inputs if not one.settings.get("tooltip", "").endswith(".")] == []
+
+
+def test_the_pack_imports_the_entry_point(comfy: State) -> None:
+    pack = runpy.run_path(str(ROOT / "integrations/comfyui/__init__.py"))
+    assert pack["__all__"] == ["comfy_entrypoint"]
+    assert asyncio.run(pack["comfy_entrypoint"]()) is not None
+
+
+def test_example_workflows_are_those_of_the_tool_and_name_only_sockets_that_exist(schemas: dict[str, Any]) -> None:
+    tool = runpy.run_path(str(ROOT / "tools/write_comfyui_workflows.py"))
+    folder = ROOT / "integrations/comfyui/example_workflows"
+    texts: dict[str, str] = tool["texts"]()
+    assert {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")} == texts
+    for name in (one for one in texts if one.endswith("_api.json")):
+        for node in json.loads(texts[name]).values():
+            if node["class_type"] in schemas:
+                known = {one.id: one for one in schemas[node["class_type"]].inputs}
+                required = {key for key, one in known.items() if not one.settings.get("optional")}
+                assert required <= node["inputs"].keys() <= known.keys()
+
+
+def test_widgets_of_the_front_ends_workflows_are_in_the_order_of_the_nodes(schemas: dict[str, Any]) -> None:
+    kinds = runpy.run_path(str(ROOT / "tools/write_comfyui_workflows.py"))["KINDS"]
+    for name in schemas.keys() & kinds.keys():
+        own = [one.id for one in schemas[name].inputs if "default" in one.settings or "options" in one.settings]
+        assert [widget for widget in kinds[name].widgets if not widget.startswith("*")] == own
