@@ -260,7 +260,7 @@ def _note(number: int, text: str) -> dict[str, Any]:
     return {
         "id": number,
         "type": "Note",
-        "pos": [40, 0],
+        "pos": [40, -40],
         "size": [660, 80],
         "flags": {},
         "order": number - 1,

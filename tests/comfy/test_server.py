@@ -23,8 +23,8 @@ from .server import ROOT, ComfyServer, Pixels, Prompt, python_of
 pytestmark = pytest.mark.comfy
 
 NODES = (
-    "LoadModel", "LoadLora", "ApplyLora", "Translate", "OpenLora", "Extract", "Calibrate", "Merge", "Resize", "Save", "Validate",
-    "Fuse",
+    "LoadModel", "LoadLora", "ApplyLora", "Translate", "OpenLora", "Extract", "Calibrate", "Merge", "Resize", "Save",
+    "Validate", "Fuse",
 )  # fmt: skip
 
 Infer = Callable[..., Pixels]

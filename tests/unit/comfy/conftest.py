@@ -56,7 +56,7 @@ def standin(lists: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     remove()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def comfy(standin: State) -> State:
     """The running stand-in."""
     standin.interrupted = False
