@@ -33,6 +33,7 @@ def output(model: Any) -> torch.Tensor:
         return model.denoiser(latents, torch.tensor([1000.0]), encoder_hidden_states=None).sample
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_lbm_model_is_adapted_and_shares_its_matrices(wrapped: Wrapped, lists: Path) -> None:
     before = {name: value.clone() for name, value in wrapped.state_dict().items()}
     plain = output(wrapped)

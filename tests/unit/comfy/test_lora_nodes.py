@@ -13,6 +13,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.errors import AdapterError, ConfigError, OutputError
 
 
+@pytest.mark.slow
 def test_extract_gives_the_lora_of_the_command(run: Run, lists: Path) -> None:
     (lora,) = run("LbmLoraExtract", base="base.safetensors", tuned="tuned.safetensors", rank=4, conv_rank=4)
     expected = Adapter.load(lists / "loras/relight.safetensors").cast(torch.bfloat16)
