@@ -151,6 +151,7 @@ CHANGE_NO_IMAGE = {
     "source_shards",  # each shard has its own record
     "output_path",
     "max_corrupt",
+    "overwrite",
     "cache_dir",
     "devices",
     "num_nodes",
