@@ -78,7 +78,14 @@ DIFFUSERS = (
 )
 CONVERTED = "StableDiffusionXLLoraLoaderMixin.lora_state_dict(FILE, unet_config=unet.config); unet.load_lora_adapter"
 KOHYA = (
-    Reading("kohya", CONVERTED, DROP, "factors", "from diffusers 0.39, one alpha for all attentions", slow=True),
+    Reading(
+        "kohya",
+        CONVERTED,
+        DROP,
+        "factors",
+        "from diffusers 0.39; up to 0.42, it takes one alpha for all attentions",
+        slow=True,
+    ),
     Reading("kohya-diffusers", CONVERTED, DROP, "factors", "the same", slow=True),
 )
 FROM_PRETRAINED = "PeftModel.from_pretrained(unet, FOLDER)"
@@ -133,6 +140,7 @@ class Writing:
 
 
 _FEW = r".*(mid_block\.attentions.*(to_q|to_out\.0)|conv1|time_emb_proj|ff\.net\.2)"
+_PRODUCT = {"r": 2, "alpha": 3, "target_modules": _FEW, "use_effective_conv2d": True, "init_weights": False}
 PEFT_FILES = (
     Writing("rsLoRA", {"r": 4, "lora_alpha": 3, "target_modules": _FEW, "use_rslora": True}),
     Writing("rank_pattern", {"r": 4, "lora_alpha": 3, "target_modules": _FEW, "rank_pattern": {"to_q": 2}}),
@@ -150,6 +158,9 @@ PEFT_FILES = (
         {"r": 2, "lora_alpha": 5, "target_modules": ["conv1", "conv2", "ff.net.2"], "use_dora": True},
         needs_base=True,
     ),
+    Writing("LoHa", {**_PRODUCT, "peft_type": "LOHA"}),
+    Writing("LoKr", {**_PRODUCT, "peft_type": "LOKR"}),
+    Writing("LoKr with all factors split", {**_PRODUCT, "peft_type": "LOKR", "decompose_both": True}),
 )
 LYCORIS_FILES = (
     Writing(

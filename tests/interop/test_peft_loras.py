@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 
 import mini
 from foreign import HELD, PEFT, PEFT_FILES, Reading, Writing
 from lbm_lora import load_adapter
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]  # warnings of readers are not ours
+
+CONFIGS = {"LORA": LoraConfig, "LOHA": LoHaConfig, "LOKR": LoKrConfig}
 
 
 @pytest.mark.parametrize("reading", mini.params(PEFT))
@@ -26,7 +28,8 @@ def test_peft_reads_our_folder(tmp_path: Path, reading: Reading) -> None:
 
 @pytest.mark.parametrize("writing", mini.params(PEFT_FILES))
 def test_we_read_what_peft_writes(tmp_path: Path, writing: Writing) -> None:
-    model = get_peft_model(mini.denoiser(), LoraConfig(**writing.options))
+    kind = CONFIGS[writing.options.get("peft_type", "LORA")]
+    model = get_peft_model(mini.denoiser(), kind(**writing.options))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.checkpoint import Component
-from lbm_lora.errors import AdapterError, Option
+from lbm_lora.errors import AdapterError, Option, plural
 from lbm_lora.naming import ModuleName, weight_of
 
 
@@ -33,6 +33,16 @@ def dora_delta(base: Tensor, delta: Tensor, magnitude: Tensor, *, epsilon: float
     return scale * direction - weight
 
 
+def dora_note(modules: int, nbytes: int) -> str:
+    """Return what the user should know of DoRA modules.
+
+    Args:
+        nbytes: of their dense deltas.
+    """
+    size = f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
+    return f"{plural(modules, 'module')} of DoRA: dense deltas ({size} in all), exact for this base and at scale 1."
+
+
 def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...], where: Path) -> Tensor:
     """Return the base's weight of a DoRA module.
 
@@ -41,8 +51,8 @@ def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...]
     """
     if base is None:
         raise AdapterError(
-            f"{where}: {name} has DoRA magnitudes: its delta depends on the base. Convert the file first, with the "
-            "base: ",
+            f"{where}: {name} has DoRA magnitudes: its delta depends on the base. `lbm-lora "
+            "convert` reads it with the base: ",
             Option("base_model_path"),
             ".",
         )

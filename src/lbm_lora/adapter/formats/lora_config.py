@@ -1,4 +1,5 @@
 """PEFT's `LoraConfig`: ranks and scalings of a LoRA's layers, as `adapter_config.json` and diffusers' header hold them.
+Its `LoHaConfig` and `LoKrConfig` say the same of these, with `alpha` for `lora_alpha`.
 
 Fields that only concern training, or that say which layers are chosen, are ignored: the keys of the file say that too.
 A field that changes what the factors mean, or that we do not know, is refused by name unless it is off.
@@ -19,13 +20,17 @@ from lbm_lora.naming import ModuleName
 
 _USED = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "peft_type", "use_dora", "lora_bias", "bias",
-    "modules_to_save", "init_lora_weights",
+    "alpha", "modules_to_save", "init_lora_weights",
 }  # fmt: skip
 _IGNORED = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_core",
-    "loftq_config", "eva_config", "qalora_group_size", "ensure_weight_tying", "runtime_config",
+    "loftq_config", "eva_config", "qalora_group_size", "ensure_weight_tying", "runtime_config", "rank_dropout",
+    "rank_dropout_scale", "module_dropout", "init_weights", "use_effective_conv2d", "decompose_both",
+    "decompose_factor",
 }  # fmt: skip
+_ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+"""PEFT's type -> its field for alpha."""
 _SECONDS = 1  # for a pattern on one name
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
 """Initial values that leave the base as it is; others, such as `pissa`, take the factors out of the base first."""
@@ -64,6 +69,17 @@ class LoraConfig:
         alpha = _matched(self.alpha_pattern, name, self.alpha)
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
+    def scaling_of(self, name: ModuleName, where: Path) -> float:
+        """Return what multiplies the delta of a LoHa or LoKr, whose factors need not have the rank that it says.
+
+        Raises:
+            AdapterError: the config says a rank below 1.
+        """
+        rank = _matched(self.rank_pattern, name, self.rank)
+        if rank < 1:
+            raise AdapterError(f"{where}: the LoRA's config says rank {rank:g} for {name}. It must be 1 or more.")
+        return _matched(self.alpha_pattern, name, self.alpha) / rank
+
 
 def _matched(pattern: Mapping[str, float], name: str, default: float) -> float:
     """Return the value of the first pattern that matches the name, or the end of it, as PEFT does."""
@@ -94,9 +110,10 @@ def config_of(values: object, where: Path) -> LoraConfig:
     fields = cast(dict[str, object], values) if isinstance(values, dict) else {}
     _check_supported(fields, where)
     patterns = [_pattern(fields.get(name), name, where) for name in ("rank_pattern", "alpha_pattern")]
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    said = _ALPHAS[str(fields.get("peft_type", "LORA"))]
+    rank, alpha = fields.get("r"), fields.get(said)
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise AdapterError(f"{where}: the LoRA's config has r {rank!r} and lora_alpha {alpha!r}; both must be numbers.")
+        raise AdapterError(f"{where}: the LoRA's config has r {rank!r} and {said} {alpha!r}; both must be numbers.")
     rank_pattern, alpha_pattern = patterns
     return LoraConfig(
         rank, float(alpha), rank_pattern, alpha_pattern, bool(fields.get("use_rslora")), bool(fields.get("use_dora"))
@@ -105,8 +122,11 @@ def config_of(values: object, where: Path) -> LoraConfig:
 
 def _check_supported(fields: Mapping[str, object], where: Path) -> None:
     kind = fields.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise AdapterError(f"{where}: the adapter is of PEFT's type {kind}. Only LORA is read.")
+    if kind not in _ALPHAS:
+        raise AdapterError(
+            f"{where}: the adapter is of PEFT's type {kind}. {', '.join(_ALPHAS)} are read. For another one, fuse it "
+            "into its model with PEFT, then extract a LoRA from the result."
+        )
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and not start.lower().startswith(_PLAIN_STARTS):
         raise AdapterError(
@@ -116,7 +136,8 @@ def _check_supported(fields: Mapping[str, object], where: Path) -> None:
     others = {name: value for name, value in fields.items() if value and name not in _USED | _IGNORED}
     if others:
         asked = listing(f"{name} {json.dumps(value)}" for name, value in others.items())
-        raise AdapterError(f"{where}: the config asks for what is not read: {asked}. LoRA, rsLoRA and DoRA are.")
+        read = "LoRA, rsLoRA, DoRA, LoHa and LoKr are."
+        raise AdapterError(f"{where}: the config asks for what is not read: {asked}. {read}")
 
 
 def _pattern(value: object, name: str, where: Path) -> dict[str, float]:

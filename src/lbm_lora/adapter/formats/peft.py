@@ -4,13 +4,14 @@
     base_model.model.<module>.lora_B.bias                     biases as `lora_bias`; PEFT cannot merge these
     base_model.model.<module>.base_layer.bias                 biases as `replace`: the tuned values, with `bias="all"`
     base_model.model.<norm>.weight, .bias                     norms as `replace`: the tuned values
+    base_model.model.<module>.hada_w1_a, .lokr_w1, ...        LoHa and LoKr, read only: the products of LyCORIS
 
 Norms alone are replaced by `modules_to_save`, so that disabling the adapter brings the base's back. PEFT reads them as
 they are where all biases are replaced; then it can merge, but disabling does not return to the base.
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -23,10 +24,11 @@ from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, conf
 from lbm_lora.adapter.formats.one_rank import KEY, Before, OneRank, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_in_memory
 from lbm_lora.adapter.formats.peft_layers import DenseKinds, dense_kinds, layers_of, notes_of, up_biases
+from lbm_lora.adapter.formats.reading import read
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.checkpoint import TORCH_NAMES, Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
-from lbm_lora.naming import DENOISER_PREFIX, ParamName, bias_of, leaf_of, module_of
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, leaf_of, module_of
 from lbm_lora.plain_text import TextError, parse_json, read_text
 
 PREFIX = "base_model.model."
@@ -44,14 +46,32 @@ def _decode(source: Source) -> Parts:
     prefix = next((p for p in _COMPONENTS if all(key.startswith(p) for key in named)), "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in named.items()}
     config = _config_beside(source.path)
-    modules, dense, notes = decode_layers(tensors, config, source.base, source.path)
+    notes = [] if config else [f"There is no {CONFIG} next to it: the scaling of every module is read as 1."]
+    if any(map(_is_product, tensors)):
+        return _products(replace(source, tensors=tensors), config, notes)
+    modules, dense, more = decode_layers(tensors, config, source.base, source.path)
     component = DENOISER_PREFIX if source.base is None else source.base.prefix
     if before is not None:
         modules, matrices = as_before(modules, before)
         dense, component = _as_stored(dense, source.base, before) | matrices, before.prefix
-    if config is None and before is None:
-        notes.append(f"There is no {CONFIG} next to it: the scaling of every module is read as 1.")
-    return Parts(modules, dense, component, tuple(notes), (KEY, "format"))
+    return Parts(modules, dense, component, (*more, *(notes if before is None else [])), (KEY, "format"))
+
+
+def _is_product(key: str) -> bool:
+    return ".hada_" in key or ".lokr_" in key
+
+
+def _products(source: Source, config: LoraConfig | None, notes: Sequence[str]) -> Parts:
+    """Return the deltas of PEFT's LoHa or LoKr, whose scaling the config alone says."""
+    parts = read(source, ModuleName)
+
+    def scaling(name: ModuleName) -> float:
+        return 1.0 if config is None else config.scaling_of(name, source.path)
+
+    modules = {name: replace(one, alpha=one.alpha * scaling(name)) for name, one in parts.modules.items()}
+    dense = {name: delta * scaling(module_of(name)) for name, delta in parts.dense.items()}
+    component = DENOISER_PREFIX if source.base is None else source.base.prefix
+    return Parts(modules, dense, component, (*notes, *parts.notes), ("format",))
 
 
 def _config_beside(path: Path) -> LoraConfig | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lbm_lora.adapter.formats.dora import base_weight, dora_delta
+from lbm_lora.adapter.formats.dora import base_weight, dora_delta, dora_note
 from lbm_lora.adapter.formats.lora_config import LoraConfig
 from lbm_lora.adapter.module import LoraModule
 from lbm_lora.adapter.native import DOWN, UP, decode
@@ -87,9 +87,7 @@ def decode_layers(
     for name, delta in _deltas(keys.values, base, where).items():
         dense[name] = dense[name].float() + delta if name in dense else delta
     doras = [dense[weight_of(name)] for name, part in keys.parts.items() if "magnitude" in part]
-    size = sum(delta.nbytes for delta in doras) / 1e9
-    made = f"{plural(len(doras), 'module')} of DoRA: dense deltas ({size:.2g} GB in all)"
-    return modules, dense, [f"{made}, exact for this base and at scale 1."] if doras else []
+    return modules, dense, [dora_note(len(doras), sum(delta.nbytes for delta in doras))] if doras else []
 
 
 def _sorted_out(tensors: Mapping[str, Tensor], where: Path) -> _Keys:
@@ -173,7 +171,7 @@ def _deltas(values: Mapping[ParamName, Tensor], base: Component | None, where: P
     if base is None:
         raise AdapterError(
             f"{where} holds {plural(len(values), 'key')} besides factors: {listing(values, limit=3)}. If their values "
-            "replace the base's, convert the file first, with the base: ",
+            "replace the base's, `lbm-lora convert` reads them with the base: ",
             Option("base_model_path"),
             ".",
         )

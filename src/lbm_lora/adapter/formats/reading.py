@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.formats.codec import Parts, Source
-from lbm_lora.adapter.formats.dora import dora_delta
+from lbm_lora.adapter.formats.dora import dora_delta, dora_note
 from lbm_lora.adapter.formats.grouping import Grouped, grouped
 from lbm_lora.adapter.formats.names import kernel_of
 from lbm_lora.adapter.formats.rebuild import is_smaller_dense, loha, lokr, with_mid
@@ -81,11 +81,8 @@ def _notes(rebuilt: Mapping[str, int], dense: Mapping[ParamName, Tensor]) -> lis
     exact = [f"{plural(count, 'module')} of {kind}" for kind, count in rebuilt.items() if kind != "DoRA"]
     notes = [f"{' and '.join(exact)}: rebuilt exactly, as factors or as dense deltas."] if exact else []
     if "DoRA" in rebuilt:
-        size = sum(delta.nbytes for delta in dense.values()) / 1e9
-        notes.append(
-            f"{plural(rebuilt['DoRA'], 'module')} of DoRA: dense deltas ({size:.2g} GB in all), exact for this base "
-            "and at scale 1. `lbm-lora resize` makes factors of them."
-        )
+        nbytes = sum(delta.nbytes for delta in dense.values())
+        notes.append(f"{dora_note(rebuilt['DoRA'], nbytes)} `lbm-lora resize` makes factors of them.")
     return notes
 
 
@@ -192,8 +189,8 @@ class _Reader:
         base = self.source.base
         if base is None:
             raise AdapterError(
-                f"{self.source.path}: {name} is {what}: its delta depends on the base. Convert the file first: "
-                "`lbm-lora convert` with ",
+                f"{self.source.path}: {name} is {what}: its delta depends on the base. `lbm-lora "
+                "convert` reads it with the base: ",
                 Option("base_model_path"),
                 ".",
             )

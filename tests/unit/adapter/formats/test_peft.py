@@ -25,6 +25,7 @@ seeded = settings(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 TO_Q, CONV = ModuleName("attn1.to_q"), ModuleName("conv_out")
 BASE = {
     "attn1.to_q.weight": torch.ones(5, 3),
@@ -313,3 +314,26 @@ def test_deltas_that_were_changed_since_the_export_keep_their_precision(tmp_path
     found = load_adapter(path, base=base())
     assert found.dense[ParamName("norm1.weight")].dtype == torch.float32
     torch.testing.assert_close(found.dense[ParamName("norm1.weight")], torch.full((3,), 1 / 3))
+
+
+@pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
+def test_products_are_rebuilt_with_the_scaling_of_the_config(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    parts = {
+        "LOHA": {name: torch.randn(5, 2) if name.endswith("a") else torch.randn(2, 3) for name in HADA},
+        "LOKR": {"lokr_w1": torch.randn(5, 1), "lokr_w2": torch.randn(1, 3)},  # without a rank of their own
+    }[kind]
+    named = {f"base_model.model.{TO_Q}.{name}": part for name, part in parts.items()}
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": kind, "r": 2, "alpha": 6.0, "alpha_pattern": {"to_q": 3.0}, "rank_dropout": 0.1}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="rebuilt exactly"):
+        found = load_adapter(tmp_path)
+    if kind == "LOHA":
+        delta = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    else:
+        delta = torch.kron(parts["lokr_w1"], parts["lokr_w2"])
+    assert found.file_format == "peft"
+    stored = found.delta(ParamName(f"{TO_Q}.weight"))
+    assert stored is not None
+    assert torch.allclose(stored, 1.5 * delta, atol=1e-5)
