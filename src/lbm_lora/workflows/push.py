@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
+from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import atomic_path, write_text
 from lbm_lora.configs.push import PushConfig
@@ -23,7 +24,6 @@ from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.workflows.twins import WISHES
 
 TWIN = "pytorch_lora_weights.safetensors"
 """File of a repository that diffusers looks for."""

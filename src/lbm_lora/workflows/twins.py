@@ -4,11 +4,12 @@ A twin holds all that its format can. Biases and norms that it cannot hold are l
 them. A twin that cannot be written at all is also a warning: by then the native file is complete.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.adapter import Wishes, load_adapter, save_adapter
+from lbm_lora.adapter import load_adapter, save_adapter
+from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import InputError
@@ -16,16 +17,6 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.workflows.convert import files_of, plan_files
-
-WISHES: Mapping[ForeignFormat, Wishes] = {
-    "comfyui": Wishes(),
-    "kohya": Wishes(biases="drop", norms="drop"),
-    "kohya-diffusers": Wishes(biases="drop", norms="drop"),
-    "diffusers": Wishes(biases="lora_bias", norms="drop"),
-    "peft": Wishes(biases="lora_bias", norms="drop"),
-    "lycoris": Wishes(biases="drop"),
-}
-"""What becomes of biases and norms in each format, without the base at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter
+from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import SGM, is_norm
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.train import TrainRunConfig

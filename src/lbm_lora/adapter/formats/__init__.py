@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from lbm_lora.adapter.formats import comfyui, diffusers, kohya, peft
-from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Saved, Source, Wishes
+from lbm_lora.adapter.formats.codec import WISHES, Codec, Encoded, Parts, Saved, Source, Wishes
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.configs.values import FormatName
 
@@ -28,4 +28,4 @@ def codec_named(name: FormatName) -> Codec:
     return next(codec for codec in CODECS if codec.name == name)
 
 
-__all__ = ["CODECS", "Codec", "Encoded", "Parts", "Saved", "Source", "Wishes", "codec_named", "codec_of"]
+__all__ = ["CODECS", "WISHES", "Codec", "Encoded", "Parts", "Saved", "Source", "Wishes", "codec_named", "codec_of"]

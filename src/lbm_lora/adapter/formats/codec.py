@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.checkpoint import Component
-from lbm_lora.configs.values import BiasesAs, FormatName, NormsAs
+from lbm_lora.configs.values import BiasesAs, ForeignFormat, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -65,6 +65,17 @@ class Wishes:
     biases: BiasesAs = "keep"
     norms: NormsAs = "keep"
     base: Component | None = None
+
+
+WISHES: Mapping[ForeignFormat, Wishes] = {
+    "comfyui": Wishes(),
+    "kohya": Wishes(biases="drop", norms="drop"),
+    "kohya-diffusers": Wishes(biases="drop", norms="drop"),
+    "diffusers": Wishes(biases="lora_bias", norms="drop"),
+    "peft": Wishes(biases="lora_bias", norms="drop"),
+    "lycoris": Wishes(biases="drop"),
+}
+"""Wishes with which each format holds all that it can without the base at hand."""
 
 
 @dataclass(frozen=True)

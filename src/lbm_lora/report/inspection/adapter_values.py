@@ -103,12 +103,14 @@ class Reader:
 
     Attributes:
         convert_to: format that `lbm-lora convert` writes for it; empty where nothing is gained.
+        options: of `lbm-lora convert` for this file, besides those of paths: `--to peft --norms drop`.
     """
 
     name: str
     reads: Reads
     note: str
     convert_to: str = ""
+    options: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

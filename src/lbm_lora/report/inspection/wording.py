@@ -74,14 +74,16 @@ def adapter_lines(facts: FileFacts, adapter: AdapterFacts) -> Facts:
 
 
 def reader_lines(adapter: AdapterFacts) -> Facts:
-    """Who reads the file as it is, and the command that makes it readable for the others."""
+    """Who reads the file as it is, and the commands that make it readable for the others."""
     groups = {what: [reader for reader in adapter.readers if reader.reads == what] for what in ("all", "part")}
     lines = [("read by", ", ".join(_noted(reader.name, reader.note) for reader in groups["all"]))]
     lines += [("in part by", _noted(reader.name, reader.note)) for reader in groups["part"]]
-    targets = dict.fromkeys(reader.convert_to for reader in adapter.readers if reader.convert_to)
-    if targets:
-        lines.append(("for others", f"lbm-lora convert --lora_path IN --to {'|'.join(targets)} --save_to OUT"))
-    return lines
+    commands = [
+        (f"for {reader.name}", f"lbm-lora convert --lora_path IN {reader.options} --save_to OUT")
+        for reader in adapter.readers
+        if reader.convert_to
+    ]
+    return lines + commands
 
 
 def truncation_line(adapter: AdapterFacts) -> str:

@@ -33,13 +33,36 @@ def test_factors_alone(file_format: FormatName, read_by: set[str], build: Build,
 
 
 def test_what_diffusers_does_to_dense_deltas(build: Build, spectrum: Spectrum) -> None:
-    adapter = build(spectrum("conv_in", [1.0]), dense={"conv_in.bias": torch.ones(3)})
+    dense = {name: torch.ones(3) for name in ("conv_in.bias", "conv_norm_out.weight")}
+    adapter = build(spectrum("conv_in", [1.0]), dense=dense)
     found = {
         name: next(r for r in readers_of(replace(adapter, file_format=name)) if r.name == "diffusers")
         for name in ("diffusers", "kohya")
     }
-    assert (found["diffusers"].reads, found["diffusers"].note) == ("part", "it ignores 1 dense delta")
-    assert (found["kohya"].reads, found["kohya"].note) == ("nothing", "its SDXL converter stops at 1 dense delta")
+    assert (found["diffusers"].reads, found["diffusers"].note) == (
+        "part",
+        "it ignores 1 dense delta of norms or of layers without factors",
+    )
+    assert (found["kohya"].reads, found["kohya"].note) == ("nothing", "its SDXL converter stops at 2 dense deltas")
+
+
+def test_diffusers_reads_the_biases_of_layers_with_factors(build: Build, spectrum: Spectrum) -> None:
+    """Those are `lora_B.bias`; a matrix is dense here and factors in the file, and so is its layer's bias."""
+    dense = {"conv_in.bias": torch.ones(3), "conv_out.weight": torch.ones(3, 4), "conv_out.bias": torch.ones(3)}
+    adapter = replace(build(spectrum("conv_in", [1.0]), dense=dense), file_format="diffusers")
+    assert next(r for r in readers_of(adapter) if r.name == "diffusers").reads == "all"
+
+
+def test_the_options_of_convert_say_what_becomes_of_biases_and_norms(build: Build, spectrum: Spectrum) -> None:
+    dense = {"conv_in.bias": torch.ones(3), "conv_norm_out.weight": torch.ones(4)}
+    adapter = build(spectrum("conv_in", [1.0]), dense=dense)
+    assert [reader.options for reader in readers_of(adapter)] == [
+        "",
+        "--to comfyui",
+        "--to diffusers --biases lora_bias --norms drop",
+        "--to peft --biases lora_bias --norms drop",
+        "--to lycoris --biases drop",
+    ]
 
 
 def test_mixed_ranks_need_padding_or_a_recent_diffusers(build: Build, spectrum: Spectrum) -> None:

@@ -50,7 +50,8 @@ def test_a_file_of_another_program(build: Build, spectrum: Spectrum) -> None:
     assert "written by" not in facts
     assert facts["base"] == "not recorded"
     assert facts["read by"] == "lbm-lora, ComfyUI"
-    assert facts["for others"] == "lbm-lora convert --lora_path IN --to diffusers|peft|lycoris --save_to OUT"
+    assert facts["for diffusers"] == "lbm-lora convert --lora_path IN --to diffusers --save_to OUT"
+    assert [label for label in facts if label.startswith("for ")] == ["for diffusers", "for PEFT", "for LyCORIS"]
     assert facts["not touched"].startswith("1,675 of LBM's 1,676 tensors (741 linear, 512 norm, 372 bias, 50 conv): ")
 
 
