@@ -197,7 +197,7 @@ class Resize(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: Adapter, rank: int, max_size: str = "") -> Any:
-        from lbm_lora.api.loras import resize
+        from lbm_lora.api.combined import resize
 
         ranks: dict[str, Any] = {"max_size": max_size.strip()} if max_size.strip() else {"rank": rank}
         with running({"lora_path": "lora", "rank": "rank", "max_size": "max_size"}):

@@ -19,7 +19,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
-from lbm_lora.workflows.twins import WISHES, plan_twins, twin_path, write_twins
+from lbm_lora.workflows.twins import plan_twins, twin_path, write_twins
 from standins import Lbm
 
 FORMATS: tuple[ForeignFormat, ...] = get_args(ForeignFormat)
