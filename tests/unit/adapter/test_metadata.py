@@ -26,7 +26,7 @@ def test_the_names_in_the_header() -> None:
         "lbm_lora_tuned_fingerprint": "c",
         "ss_network_dim": "4",
     }
-    assert AdapterMetadata().to_header() == {}
+    assert AdapterMetadata().to_header() == {"lbm_lora_file": "LoRA"}
 
 
 @pytest.mark.parametrize(
