@@ -30,13 +30,24 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the caller, by its name in a config: `exclude`. With `is_off`, the option switched off."""
+    """An option of the caller, by its name in a config.
+
+    Attributes:
+        name: `exclude`.
+        value: what to give it: `drop`; several to choose from, `keep|drop`; or a placeholder in capitals, `FOLDER`.
+        is_off: the option switched off.
+    """
 
     name: str
+    value: str = ""
     is_off: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}=False" if self.is_off else self.name
+        if self.is_off:
+            return f"{self.name}=False"
+        if not self.value or self.value.isupper():
+            return self.name
+        return f"{self.name}=" + " or ".join(f'"{value}"' for value in self.value.split("|"))
 
 
 Spelling = Callable[[Option], str]

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from lbm_lora import errors
-from lbm_lora.errors import InputError, LbmLoraError, listing, plural
+from lbm_lora.cli.spelling import as_flag
+from lbm_lora.errors import InputError, LbmLoraError, Option, listing, plural
 
 CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, LbmLoraError)}
 
@@ -32,6 +33,19 @@ def test_children_in_the_docstring_are_subclasses() -> None:
     names = [match[0] for line in lines if (match := re.search(r"\w+Error", line))]
     assert len(names) == 9
     assert all(issubclass(CLASSES[name], InputError) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("option", "python", "flag"),
+    [
+        (Option("exclude"), "exclude", "--exclude"),
+        (Option("dense", is_off=True), "dense=False", "--no_dense"),
+        (Option("biases", "keep|drop"), 'biases="keep" or "drop"', "--biases keep|drop"),
+        (Option("images", "FOLDER"), "images", "--images FOLDER"),
+    ],
+)
+def test_an_option_is_an_argument_or_a_flag(option: Option, python: str, flag: str) -> None:
+    assert (str(option), as_flag(option)) == (python, flag)
 
 
 @pytest.mark.parametrize(

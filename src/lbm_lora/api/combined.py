@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.api.adapters import CombinedAdapter, ResizedAdapter, contents
-from lbm_lora.api.options import Options
+from lbm_lora.api.options import FOR_ONE, Options
 from lbm_lora.api.values import (
     Images,
     LoraLike,
@@ -38,8 +38,11 @@ if TYPE_CHECKING:
 _MERGE = Options(
     MergeConfig,
     hidden=("lora_path", "save_to", "calibration", "images", "base_model_path", "tuned_model_path"),
+    names={"lora_path": "loras"},
 )
-_RESIZE = Options(ResizeConfig, hidden=("lora_path", "save_to", "calibration", "base_model_path", "images"))
+_OWN = ("lora_path", "save_to", "calibration", "base_model_path", "images")
+_RESIZE = Options(ResizeConfig, hidden=_OWN)
+_RESIZE_ONE = Options(ResizeConfig, hidden=(*_OWN, "ranks"), texts=FOR_ONE)
 
 
 @_MERGE.documented
@@ -114,7 +117,7 @@ def merge(
     )
 
 
-@_RESIZE.documented
+@_RESIZE_ONE.documented
 def resize(
     lora: LoraLike,
     *,

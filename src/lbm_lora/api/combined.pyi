@@ -98,7 +98,6 @@ def resize(
     overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
-    ranks: int | Sequence[int] = (),
     max_size: str | Sequence[str] = (),
     max_error: float | None = None,
     max_output_error: float | None = None,
@@ -129,16 +128,13 @@ def resize(
             replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.
         conv_rank: Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.
-        ranks: Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors
-            and so on. The conv rank of each is half of its rank, or conv_rank for all.
-        max_size: Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB,
-            800KB). Several sizes give several LoRAs: LORA_200MB.safetensors and so on.
+        max_size: Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB).
         max_error: Write the smallest file whose total relative error of the weights, against the LoRA as it was, is
             at most this: above 0, up to 1 (0.05: 5 %). Not with calibration.
         max_output_error: Write the smallest file whose relative error of the denoiser's output, against the LoRA as
             it was, is at most this: above 0, up to 10 (0.05: 5 %). Needs calibration.
         min_psnr: Write the smallest file with which each of images reaches this PSNR (dB) to the one-step image of
-            the LoRA as it was. Needs images and base_model_path.
+            the LoRA as it was. Needs images and base.
         keep_energy: Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %).
         max_module_error: Give each layer the rank that keeps its relative error at or below this: above 0, up to 1
             (0.3: 30 %).
@@ -150,7 +146,7 @@ def resize(
             a file, which only lbm-lora can read.
         lora_alpha_is: Meaning of alpha in the LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
             files of the earlier implementation, else file.
-        allow_other_base: Continue even if the LoRA was made from another base than base_model_path.
+        allow_other_base: Continue even if the LoRA was made from another base than base.
         device: Run resized LoRAs on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         config_path: Read LBM's config.yaml from here, for a base that has none in it or next to it.
 
@@ -206,7 +202,7 @@ def resize_several(
         max_output_error: Write the smallest file whose relative error of the denoiser's output, against the LoRA as
             it was, is at most this: above 0, up to 10 (0.05: 5 %). Needs calibration.
         min_psnr: Write the smallest file with which each of images reaches this PSNR (dB) to the one-step image of
-            the LoRA as it was. Needs images and base_model_path.
+            the LoRA as it was. Needs images and base.
         keep_energy: Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %).
         max_module_error: Give each layer the rank that keeps its relative error at or below this: above 0, up to 1
             (0.3: 30 %).
@@ -218,7 +214,7 @@ def resize_several(
             a file, which only lbm-lora can read.
         lora_alpha_is: Meaning of alpha in the LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for
             files of the earlier implementation, else file.
-        allow_other_base: Continue even if the LoRA was made from another base than base_model_path.
+        allow_other_base: Continue even if the LoRA was made from another base than base.
         device: Run resized LoRAs on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         config_path: Read LBM's config.yaml from here, for a base that has none in it or next to it.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lbm_lora.adapter import load_adapter
 from lbm_lora.api.adapters import MeasuredAdapter, contents
 from lbm_lora.api.models import calibrate
-from lbm_lora.api.options import Options
+from lbm_lora.api.options import FOR_ONE, Options
 from lbm_lora.api.values import Images, image_files, label_of, opened_pair, statistics_of
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike
 from lbm_lora.configs.compress import CompressConfig
@@ -23,18 +23,17 @@ if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
     from lbm_lora.workflows.compress import CompressResult
 
-_EXTRACT = Options(
-    ExtractConfig,
-    hidden=(
-        *("base_model_path", "tuned_model_path", "save_to", "calibration", "calibration_images", "images"),
-        *("create_base_model", "backbone_signature"),  # make_base makes a base
-        "also",  # an adapter saves itself in any format
-    ),
+_OWN = (
+    *("base_model_path", "tuned_model_path", "save_to", "calibration", "calibration_images", "images"),
+    *("create_base_model", "backbone_signature"),  # make_base makes a base
+    "also",  # an adapter saves itself in any format
 )
+_EXTRACT = Options(ExtractConfig, hidden=_OWN)
+_EXTRACT_ONE = Options(ExtractConfig, hidden=(*_OWN, "ranks"), texts=FOR_ONE)
 _COMPRESS = Options(CompressConfig, hidden=("tuned", "images"))
 
 
-@_EXTRACT.documented
+@_EXTRACT_ONE.documented
 def extract(
     base: CheckpointLike,
     tuned: CheckpointLike,

@@ -22,7 +22,6 @@ def extract(
     overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
-    ranks: int | Sequence[int] = (),
     max_size: str | Sequence[str] = (),
     max_error: float | None = None,
     max_output_error: float | None = None,
@@ -56,10 +55,7 @@ def extract(
             replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.
         conv_rank: Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.
-        ranks: Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors
-            and so on. The conv rank of each is half of its rank, or conv_rank for all.
-        max_size: Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB,
-            800KB). Several sizes give several LoRAs: LORA_200MB.safetensors and so on.
+        max_size: Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB).
         max_error: Write the smallest file whose total relative error of the weights is at most this: above 0, up to
             1 (0.3: 30 %). Not with calibration.
         max_output_error: Write the smallest file whose relative error of the denoiser's output is at most this:

@@ -5,9 +5,9 @@ import re
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, wraps
 from inspect import Parameter
 from os import PathLike
 from pathlib import Path
@@ -18,10 +18,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
 from lbm_lora.configs.docstrings import docstrings
-from lbm_lora.errors import ConfigError, InputError, Option
+from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option
 
 _FLAG = re.compile(r"--(?=[a-z])")
 """What makes a flag (`--max_size`) of a name (`max_size`)."""
+
+_PYTHON = {"base_model_path": "base", "tuned_model_path": "tuned", "lora_path": "lora"}
+"""Option -> the parameter of a function that takes a value in its place; the option is hidden then."""
+
+FOR_ONE = {
+    "max_size": "Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB)."
+}
+"""Texts of the options that other functions take several values of, for one that gives one LoRA."""
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,23 +58,40 @@ class Options(Generic[C]):
     Args:
         config: a frozen dataclass or a pydantic model.
         hidden: fields that are not options of the function: it fills them in itself, or they make no sense in Python.
+        texts: help texts for some options, in place of the config's.
+        names: parameters that are named unlike a hidden field, besides the usual ones (`base` for `base_model_path`).
     """
 
-    def __init__(self, config: type[C], hidden: Sequence[str] = ()) -> None:
-        self._config, self._hidden = config, frozenset(hidden)
+    def __init__(
+        self,
+        config: type[C],
+        hidden: Sequence[str] = (),
+        texts: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config, self._hidden, self._texts = config, frozenset(hidden), texts or {}
+        self._names = {field: name for field, name in {**_PYTHON, **(names or {})}.items() if field in self._hidden}
 
     @cached_property
     def fields(self) -> dict[str, OptionField]:
         """The options by name, in the config's order."""
-        docs = docstrings(self._config)
+        docs = {**docstrings(self._config), **self._texts}
         return {
-            name: OptionField(name, _widened(hint), default, _FLAG.sub("", docs.get(name, "")))
+            name: OptionField(name, _widened(hint), default, self._in_python(docs.get(name, "")))
             for name, hint, default in _declared(self._config)
             if name not in self._hidden
         }
 
+    def _in_python(self, text: str) -> str:
+        """Return a help text with flags by the names of parameters."""
+        plain = _FLAG.sub("", text)
+        return re.sub(r"\b[a-z_]+\b", lambda match: self._names.get(match[0], match[0]), plain)
+
     def documented(self, function: F) -> F:
-        """Give a function with `**options` the signature and the docstring that name them."""
+        """Return a function with `**options` with the signature and the docstring that name them.
+
+        The errors of the function also name its parameters: `base` for `base_model_path`.
+        """
         own = inspect.signature(function)
         named = [
             Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.hint)
@@ -75,9 +100,21 @@ class Options(Generic[C]):
         kept = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
         progress = [one for one in kept if one.name == "progress"]
         kept = [one for one in kept if one.name != "progress"]
-        function.__signature__ = own.replace(parameters=[*kept, *named, *progress])  # pyright: ignore[reportFunctionMemberAccess]
-        function.__doc__ = self._with_options(inspect.cleandoc(function.__doc__ or ""))
-        return function
+
+        @wraps(function)
+        def call(*given: Any, **options: Any) -> Any:
+            try:
+                return function(*given, **options)
+            except LbmLoraError as error:
+                error.args = tuple(map(self._renamed, error.args))
+                raise
+
+        call.__signature__ = own.replace(parameters=[*kept, *named, *progress])  # pyright: ignore[reportAttributeAccessIssue]
+        call.__doc__ = self._with_options(inspect.cleandoc(function.__doc__ or ""))
+        return cast(F, call)
+
+    def _renamed(self, part: object) -> object:
+        return replace(part, name=self._names.get(part.name, part.name)) if isinstance(part, Option) else part
 
     def bind(self, function: str, options: Mapping[str, Any], **values: Any) -> C:
         """The config of a call.

@@ -8,8 +8,8 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def as_flag(option: Option) -> str:
-    """`--exclude`, `--no_dense`."""
-    return f"--no_{option.name}" if option.is_off else f"--{option.name}"
+    """`--exclude`, `--biases keep|drop`, `--no_dense`."""
+    return f"--no_{option.name}" if option.is_off else f"--{option.name} {option.value}".rstrip()
 
 
 def one_line(text: str) -> str:

@@ -15,12 +15,15 @@ def chooser_of(
     headers: Sequence[AdapterMetadata],
     norm: OutputNorm | None = None,
     progress: Progress = SILENT,
+    *,
+    can_leave_out: bool = True,
 ) -> Chooser:
     """Survey the products, and return a chooser of their ranks.
 
     Args:
         headers: metadata of each file, as far as it is known.
         norm: output norm, if errors are weighted by it; that of `shrinking`.
+        can_leave_out: see `RankAllocator`.
     """
     spectra, others = shrinking.survey(progress)
     allocator = RankAllocator(
@@ -30,5 +33,6 @@ def chooser_of(
         dense=shrinking.dense(),
         overhead=max(len(json.dumps(header.to_header())) for header in headers) + METADATA_ROOM,
         others=Measure() if norm else others,
+        can_leave_out=can_leave_out,
     )
     return Chooser(allocator, predictor_of(allocator, norm), shrinking.deltas_of)

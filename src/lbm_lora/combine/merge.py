@@ -78,7 +78,8 @@ def chosen_ranks(
     Raises:
         InputError: no ranks meet the rule.
     """
-    (found,) = chooser_of(shrinking, [header], norm, progress).choose(rule, None)
+    chooser = chooser_of(shrinking, [header], norm, progress, can_leave_out=False)
+    (found,) = chooser.choose(rule, None)
     return found.choice.ranks
 
 

@@ -42,7 +42,8 @@ def merge_rule(config: MergeConfig) -> RankRule | None:
         max_error=config.max_error,
         max_output_error=config.max_output_error,
     )
-    return rank_rule(options, is_calibrated=config.calibration is not None, has_images=False)
+    measure = Option("calibration", "STATISTICS")
+    return rank_rule(options, is_calibrated=config.calibration is not None, has_images=False, measure=measure)
 
 
 def _check_density(config: MergeConfig) -> None:
@@ -60,7 +61,7 @@ def _check_images(config: MergeConfig) -> None:
     for name in ("base_model_path", "tuned_model_path"):
         is_given = getattr(config, name) is not None
         if is_given and config.images is None:
-            raise ConfigError(Option(name), " is for fitting the scales: add ", Option("images"), " FOLDER.")
+            raise ConfigError(Option(name), " is for fitting the scales: add ", Option("images", "FOLDER"), ".")
         if config.images is not None and not is_given:
             raise ConfigError(Option("images"), " fits the scales to outputs: add ", Option(name), ".")
     if config.images is not None and config.method != "sum":

@@ -158,7 +158,7 @@ class Shrinking:
         made: list[Outcome] = []
         for rank in ranks:
             if rank == 0:
-                made.append(Outcome(self._row(name, Status.EXCLUDED, "not worth its bytes", size, size)))
+                made.append(Outcome(self._row(name, Status.EXCLUDED, "not worth the bytes", size, size)))
             elif highest is not None and rank is not None and rank >= highest:
                 made.append(self._as_it_is(name, factors, size))
             elif rank is None:
@@ -196,9 +196,18 @@ class Shrinking:
         if module is None:
             return self._dense(name, KEPT)
         kept = module.cast(self.dtype)
-        if kept.up.dtype == module.up.dtype and kept.down.dtype == module.down.dtype and self.dtype != torch.int8:
+        if self._keeps_bits(name):
             return Outcome(self._row(name, Status.LORA, KEPT, size, 0.0, kept.rank), module=kept)
         return self._module(name, kept, factors, size, KEPT)
+
+    def _keeps_bits(self, name: ParamName) -> bool:
+        """Whether the delta of a single LoRA, as it is, has the stored dtype already."""
+        if not self._is_single(name) or self.dtype == torch.int8:
+            return False
+        module = self.products.summands[0].adapter.module_at(name)
+        dense = self.products.summands[0].adapter.dense.get(name)
+        given = [] if dense is None else [dense]
+        return all(one.dtype == self.dtype for one in ([module.up, module.down] if module else given))
 
     def _spectrum(self, name: ParamName) -> DeltaSpectrum:
         shape, factors = self.products.shapes[name], self.products.factors(name)
@@ -218,6 +227,7 @@ class Shrinking:
             rounding=rounding_error(svd, weights, self.dtype),
             dense=self._dense_error(name, factors, whitening),
             worth=rank_above(svd.values, ROUNDING * float(svd.values[0])),
+            is_kept=self._keeps_bits(name) and len(svd.values) >= self.products.bound(name),
         )
 
     def _dense_error(self, name: ParamName, factors: Factors, whitening: Whitening) -> float:

@@ -43,7 +43,7 @@ class MergeConfig(OutputOptions):
     seed: Annotated[Seed, ADVANCED] = 0
     """Seed for the entries that dare drops."""
     calibration: File | None = None
-    """Minimise the error of the model's output instead of the weights, with these statistics from `lbm-lora
+    """Minimise the error of the output instead of the weights, with these statistics from `lbm-lora
     calibrate`. Needs --rank, --max_size or --max_output_error."""
     images: Images | None = None
     """First fit the scales on these images, so that base + LoRAs comes closest to the tuned model's output. Needs

@@ -128,7 +128,7 @@ class SurveyedPass:
         if rank is None:
             return self._reader.dense(item, delta, "stored dense: smaller than its factors")
         if rank == 0:
-            return left_out(item, "not worth its bytes", delta.measure)
+            return left_out(item, "not worth the bytes", delta.measure)
         svd = stored_vectors(self._vectors, item.name).first(rank)
         try:
             factors = weighted_factors(svd, self._settings.dtype, whitening)

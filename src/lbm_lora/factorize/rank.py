@@ -26,7 +26,7 @@ class FixedRank:
         for name, value in (("rank", self.linear), ("conv_rank", self.conv)):
             if value < 1:
                 raise InputError(
-                    f"{name} must be at least 1, got {value}. To leave layers out: ", Option("exclude"), " PATTERN."
+                    f"{name} must be at least 1, got {value}. To leave layers out: ", Option("exclude", "PATTERN"), "."
                 )
 
     def rank_of(self, shape: tuple[int, ...]) -> int:

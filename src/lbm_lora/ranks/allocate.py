@@ -41,6 +41,7 @@ class RankAllocator:
         dense: shapes of the deltas that are stored dense in any case.
         overhead: bytes of the file besides its tensors' data and header entries.
         others: measures of all other tensors; zero if the spectra use an output norm, in which they were not measured.
+        can_leave_out: whether the caller has options that leave tensors out, for messages.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class RankAllocator:
         dense: Mapping[ParamName, tuple[int, ...]],
         overhead: int,
         others: Measure,
+        can_leave_out: bool = True,
     ) -> None:
+        self._can_leave_out = can_leave_out
         self._deltas, self._prefix, self._dtype, self._others = spectra, prefix, dtype, others
         self._spectra = [self._spectrum(delta) for delta in spectra]
         self._exact = [self._exact_spectrum(delta) for delta in spectra]
@@ -72,13 +75,12 @@ class RankAllocator:
         """
         smallest = min(nbytes)
         if smallest <= self.fixed_bytes:
+            ways = (", or leave tensors out: ", Option("exclude"), ", ", Option("dense", is_off=True))
             raise InputError(
                 Option("max_size"),
                 f" {megabytes(smallest)}: biases, norms and the header alone take "
-                f"{megabytes(self.fixed_bytes)}. Allow more, or leave tensors out: ",
-                Option("exclude"),
-                ", ",
-                Option("dense", is_off=True),
+                f"{megabytes(self.fixed_bytes)}. Allow more",
+                *(ways if self._can_leave_out else ()),
                 ".",
             )
         return [
@@ -120,7 +122,8 @@ class RankAllocator:
         nbytes, error_sq = self.fixed_bytes, self._others.error_sq
         for delta, spectrum, rank in zip(self._deltas, self._exact, ranks, strict=True):
             nbytes += spectrum.size(rank)
-            error_sq += _error_sq(delta, rank)
+            is_given = delta.is_kept and rank is not None and rank >= len(delta.squares)
+            error_sq += 0.0 if is_given else _error_sq(delta, rank)
         names = [delta.name for delta in self._deltas]
         return Choice(ranks=dict(zip(names, ranks, strict=True)), nbytes=nbytes, error_sq=error_sq)
 

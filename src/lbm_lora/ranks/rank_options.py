@@ -17,6 +17,7 @@ from lbm_lora.ranks.rules import (
 )
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(I?))?(B?)\s*", re.IGNORECASE)
+_MEASURE = Option("calibration_images", "FOLDER")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3}
 _FEWEST_BYTES = 10_000  # a number without a unit below it is not a LoRA size: the unit was forgotten
 
@@ -31,12 +32,19 @@ _LIMITS: dict[str, tuple[type[ErrorLimit | PsnrFloor | EnergyShare | ModuleError
 """Rule and highest value of each option."""
 
 
-def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) -> RankRule:
+def rank_rule(
+    options: RankOptions,
+    *,
+    is_calibrated: bool,
+    has_images: bool,
+    measure: Option = _MEASURE,
+) -> RankRule:
     """Return the one rule that the options select.
 
     Args:
         is_calibrated: whether errors are weighted by their cost in the output.
         has_images: whether there are images to run a LoRA on.
+        measure: the option that measures the output where nothing does yet.
 
     Raises:
         ConfigError: several rules are selected, or one and another rank than the default, which it would ignore; a rank
@@ -51,7 +59,7 @@ def rank_rule(options: RankOptions, *, is_calibrated: bool, has_images: bool) ->
     if option and option != "ranks" and options.conv_rank is not None:
         raise give_one("conv_rank", option, "choose the ranks")
     if option in _LIMITS:
-        _check_needs(option, is_calibrated=is_calibrated, has_images=has_images)
+        _check_needs(option, measure, is_calibrated=is_calibrated, has_images=has_images)
         return _limit(option, getattr(options, option))
     words = [f"r{one}" for one in options.ranks] or [word.replace(" ", "") for word in options.max_size]
     if len(set(words)) < len(words):
@@ -73,7 +81,7 @@ def _limit(option: str, value: float) -> RankRule:
     return kind(option=option, value=value)
 
 
-def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
+def _check_needs(option: str, measure: Option, *, is_calibrated: bool, has_images: bool) -> None:
     """Check that what a limit refers to is measured.
 
     Raises:
@@ -90,8 +98,8 @@ def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
         raise ConfigError(
             Option("min_psnr"),
             " needs images: add ",
-            Option("calibration_images"),
-            " FOLDER, or ",
+            Option("calibration_images", "FOLDER"),
+            ", or ",
             Option("calibration"),
             " and ",
             Option("images"),
@@ -101,8 +109,8 @@ def _check_needs(option: str, *, is_calibrated: bool, has_images: bool) -> None:
         raise ConfigError(
             Option("max_output_error"),
             " needs the denoiser's output: add ",
-            Option("calibration_images"),
-            " FOLDER.",
+            measure,
+            ".",
         )
 
 

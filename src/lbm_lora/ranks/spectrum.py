@@ -31,6 +31,7 @@ class DeltaSpectrum:
         rounding: (k,), fp64: the squared error that rounding each rank to the stored dtype is expected to add.
         dense: the squared error from rounding the dense delta; infinite if it is not a choice.
         worth: ranks above the noise; k if unknown.
+        is_kept: whether rank k is the delta as it was given: nothing is decomposed or rounded.
     """
 
     name: ParamName
@@ -40,6 +41,7 @@ class DeltaSpectrum:
     rounding: Tensor
     dense: float
     worth: int
+    is_kept: bool = False
 
 
 def dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:

@@ -35,7 +35,7 @@ BANDS: tuple[tuple[Band, float, str], ...] = (
     ("excellent", 0.05, "below 5 %"),
     ("good", 0.50, "5 to 50 %, minor artifacts"),
     ("poor", 1.00, "50 to 100 %, noticeable degradation"),
-    ("noise", math.inf, "above 100 %, more noise than signal: increase the rank"),
+    ("noise", math.inf, "above 100 %, more noise than signal: increase the rank, or is it a LoRA of another model?"),
 )
 """The documented bands of a relative error: name, upper bound, meaning. 100 % itself is not yet above 100 %."""
 

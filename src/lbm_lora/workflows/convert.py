@@ -92,10 +92,12 @@ def check(config: ConvertConfig) -> None:
         ConfigError: a precision that the format does not have, or a base that is missing.
     """
     if config.save_precision == "int8" and config.to != "native":
-        raise ConfigError(Option("save_precision"), f" int8 is of the native format alone, not of {config.to}.")
+        raise ConfigError(Option("save_precision", "int8"), f" is of the native format alone, not of {config.to}.")
     for option in ("biases", "norms"):
         if getattr(config, option) == "replace" and config.base_model_path is None:
-            raise ConfigError(Option(option), " replace needs the base's values: ", Option("base_model_path"), ".")
+            raise ConfigError(
+                Option(option, "replace"), " needs the base's values: ", Option("base_model_path", "BASE"), "."
+            )
 
 
 def check_output(config: ConvertConfig) -> None:

@@ -58,19 +58,18 @@ def check(config: ResizeConfig) -> RankRule:
     """Return the rank rule; invalid options fail before a file is opened."""
     is_calibrated, has_images = config.calibration is not None, config.images is not None
     if config.min_psnr is not None and not has_images:
-        raise ConfigError(Option("min_psnr"), " needs images: add ", Option("images"), " FOLDER.")
-    if config.max_output_error is not None and not is_calibrated:
-        raise ConfigError(
-            Option("max_output_error"), " needs the denoiser's output: add ", Option("calibration"), " STATISTICS."
-        )
+        raise ConfigError(Option("min_psnr"), " needs images: add ", Option("images", "FOLDER"), ".")
     if has_images and config.base_model_path is None:
-        raise ConfigError(Option("images"), " needs a base to run LoRAs on: add ", Option("base_model_path"), " BASE.")
+        raise ConfigError(
+            Option("images"), " needs a base to run LoRAs on: add ", Option("base_model_path", "BASE"), "."
+        )
     if config.base_model_path is not None and not has_images and not is_calibrated:
         raise ConfigError(
-            Option("base_model_path"), " is only for LoRAs that are run: add ", Option("images"), " FOLDER or ",
-            Option("calibration"), " STATISTICS, or leave it out.",
+            Option("base_model_path"), " is only for LoRAs that are run: add ", Option("images", "FOLDER"), " or ",
+            Option("calibration", "STATISTICS"), ", or leave it out.",
         )  # fmt: skip
-    return rank_rule(config, is_calibrated=is_calibrated, has_images=has_images)
+    measure = Option("calibration", "STATISTICS")
+    return rank_rule(config, is_calibrated=is_calibrated, has_images=has_images, measure=measure)
 
 
 def output_paths(config: ResizeConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:

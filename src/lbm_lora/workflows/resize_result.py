@@ -99,6 +99,9 @@ def notes(adapter: Adapter, rule: RankRule, found: Resized) -> tuple[str, ...]:
             f"{plural(found.kept, 'layer')} of {len(adapter.modules):,} had no more ranks than requested and "
             f"{'is' if found.kept == 1 else 'are'} kept as {'it is' if found.kept == 1 else 'they are'}."
         )
+    if adapter.file_format != "native":
+        back = f"`lbm-lora convert --to {adapter.file_format}` converts it back"
+        said.append(f"The result is in lbm-lora's own format; {back}.")
     return tuple(said)
 
 

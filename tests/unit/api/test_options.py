@@ -143,7 +143,7 @@ def test_a_refusal_of_the_config_itself_keeps_its_words() -> None:
         (
             "extract",
             "ExtractConfig",
-            {"create_base_model", "backbone_signature", *("base_model_path", "tuned_model_path", "also")},
+            {"create_base_model", "backbone_signature", "ranks", *("base_model_path", "tuned_model_path", "also")},
         ),
         ("layers", "LayersConfig", {"model_path"}),
         ("inspect", "InspectConfig", {"files", "base_model_path"}),

@@ -25,7 +25,7 @@ def config(**options: Any) -> MergeConfig:
         ({"conv_rank": 4}, "conv_rank needs rank"),
         ({"calibration": Path("s")}, "calibration weighs what is lost, but nothing is lost: add rank"),
         ({"calibration": Path("s"), "max_error": 0.1}, "use max_output_error"),
-        ({"max_output_error": 0.1}, "max_output_error needs the denoiser's output"),
+        ({"max_output_error": 0.1}, "max_output_error needs the denoiser's output: add calibration"),
         ({"density": 0.3}, "density is for method ties, dare and knots, not for sum"),
         ({"density": 0.0, "method": "ties"}, "density must be above 0 and at most 1, got 0"),
         ({"images": "photos"}, "images fits the scales to outputs: add base_model_path"),

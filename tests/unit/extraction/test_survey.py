@@ -139,7 +139,7 @@ def test_nothing_and_the_dense_delta_are_choices(plan: Plan, tmp_path: Path) -> 
     choices: dict[ParamName, int | None] = {first: 0, second: None, **dict.fromkeys(others, 1)}
     adapter, ledger = emitted(plan, tmp_path, choices)
     rows = {row.name: row for row in ledger}
-    assert (rows[first].status, rows[first].reason) == (Status.EXCLUDED, "not worth its bytes")
+    assert (rows[first].status, rows[first].reason) == (Status.EXCLUDED, "not worth the bytes")
     assert rows[first].measure.relative_error == 1
     assert (rows[second].status, rows[second].rank) == (Status.DENSE, None)
     assert torch.equal(adapter.dense[second], plan.pairing.read_delta(second)[0])

@@ -80,7 +80,7 @@ SHARE = "must be above 0 and at most"
         ),
         (
             {"max_output_error": 0.1},
-            "max_output_error needs the denoiser's output: add calibration_images FOLDER.",
+            "max_output_error needs the denoiser's output: add calibration_images.",
         ),
         (
             {"max_error": 0.1, "is_calibrated": True},
@@ -88,7 +88,7 @@ SHARE = "must be above 0 and at most"
         ),
         (
             {"min_psnr": 40.0, "is_calibrated": True},
-            "min_psnr needs images: add calibration_images FOLDER, or calibration and images.",
+            "min_psnr needs images: add calibration_images, or calibration and images.",
         ),
     ],
 )

@@ -7,6 +7,9 @@ import pytest
 from lbm_lora.report import wording
 
 
+NOISE = "NOISE (above 100 %, more noise than signal: increase the rank, or is it a LoRA of another model?)"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -70,8 +73,8 @@ def test_bytes_of_files() -> None:
         (0.003, "EXCELLENT (below 5 %)", "It keeps more than 99.99 % of the energy"),
         (0.05, "GOOD (5 to 50 %, minor artifacts)", "It keeps 99.75 % of the energy"),
         (0.6, "POOR (50 to 100 %, noticeable degradation)", "It keeps 64.0 % of the energy"),
-        (1.2, "NOISE (above 100 %, more noise than signal: increase the rank)", "it holds more noise than signal."),
-        (math.inf, "NOISE (above 100 %, more noise than signal: increase the rank)", "values that are not finite"),
+        (1.2, NOISE, "it holds more noise than signal."),
+        (math.inf, NOISE, "values that are not finite"),
     ],
 )
 def test_verdicts(error: float, verdict: str, meaning: str) -> None:

@@ -107,9 +107,9 @@ def test_dense_matrices_become_factors_at_the_rank(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"save_precision": "int8"}, "save_precision int8 is of the native format alone, not of kohya."),
-        ({"biases": "replace"}, "biases replace needs the base's values: base_model_path."),
-        ({"norms": "replace"}, "norms replace needs the base's values: base_model_path."),
+        ({"save_precision": "int8"}, "save_precision=\"int8\" is of the native format alone, not of kohya."),
+        ({"biases": "replace"}, "biases=\"replace\" needs the base's values: base_model_path."),
+        ({"norms": "replace"}, "norms=\"replace\" needs the base's values: base_model_path."),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

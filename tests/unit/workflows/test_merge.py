@@ -14,7 +14,15 @@ from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.merge import MergeConfig
-from lbm_lora.errors import AdapterError, CheckpointError, ConfigError, OutputError, PatternError, WrongBaseError
+from lbm_lora.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    OutputError,
+    PatternError,
+    WrongBaseError,
+)
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import calibrate, extract, fuse
 from lbm_lora.workflows.merge import MergeResult, run
@@ -141,6 +149,9 @@ def test_other_bases_are_refused_or_allowed(nets: list[Path], second: Path, othe
 def test_ranks_sizes_and_errors(first: Path, other: Path, tmp_path: Path) -> None:
     assert merge([first, other], tmp_path, rank=1).ranks == (1, 1)
     assert merge([first, other], tmp_path, max_error=0.2).relative_error <= 0.2
+    too_small = r"^max_size 0\.1 kB: biases, norms and the header alone take .* kB\. Allow more\.$"
+    with pytest.raises(InputError, match=too_small):
+        merge([first, other], tmp_path, max_size="100B")
     result = merge([first, other], tmp_path, max_size="12KB")
     assert result.nbytes <= 12_000
     assert parsed(load_adapter(result.adapter).metadata.facts, SETTINGS_KEY)["max_size"] == "12KB"

@@ -111,6 +111,7 @@ def test_a_larger_rank_keeps_every_layer_and_says_so(config: ResizeConfig, lora:
     count = len(before.modules)
     assert result.notes == (f"{count} layers of {count} had no more ranks than requested and are kept as they are.",)
     assert result.resize_error == 0
+    assert result.predicted.error == 0
     for name, module in before.modules.items():
         assert torch.equal(module.up, after.modules[name].up)
 
@@ -188,17 +189,17 @@ def test_a_lora_without_a_tuned_model_gives_a_warning(config: ResizeConfig, stat
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"min_psnr": 40.0}, ConfigError, "min_psnr needs images: add images FOLDER."),
+        ({"min_psnr": 40.0}, ConfigError, "min_psnr needs images: add images."),
         (
             {"max_output_error": 0.1},
             ConfigError,
-            "max_output_error needs the denoiser's output: add calibration STATISTICS.",
+            "max_output_error needs the denoiser's output: add calibration.",
         ),
-        ({"images": "a.png"}, ConfigError, "images needs a base to run LoRAs on: add base_model_path BASE."),
+        ({"images": "a.png"}, ConfigError, "images needs a base to run LoRAs on: add base_model_path."),
         (
             {"base_model_path": Path("b.safetensors")},
             ConfigError,
-            "base_model_path is only for LoRAs that are run: add images FOLDER or calibration STATISTICS, or leave it "
+            "base_model_path is only for LoRAs that are run: add images or calibration, or leave it "
             "out.",
         ),
         ({"max_size": ("1MB",), "rank": 4}, ConfigError, "rank and max_size both choose the ranks. Give one of them."),

@@ -138,7 +138,9 @@ def only_deltas(wishes: Wishes, format: str) -> None:
     """
     for name, value in (("biases", wishes.biases), ("norms", wishes.norms)):
         if value not in ("keep", "drop"):
-            raise AdapterError(f"the format {format} holds deltas only, not ", Option(name), f" {value}. Use drop.")
+            raise AdapterError(
+                f"the format {format} holds deltas only, not ", Option(name, value), ". Use keep or drop."
+            )
 
 
 def check_held(
@@ -149,7 +151,7 @@ def check_held(
     biases: Collection[ParamName],
     norms: Collection[ParamName],
     others: Collection[ParamName],
-    lead: str = "Say what becomes of them: ",
+    lead: str = "Choose: ",
 ) -> None:
     """Refuse deltas that the format cannot hold, counted and named, with the options that settle them.
 
@@ -172,5 +174,5 @@ def check_held(
     parts: list[str | Option] = []
     for name, names in (("biases", biases), ("norms", norms)):
         if names:
-            parts += [" and " if parts else lead, Option(name), f" {remedies[name]}"]
+            parts += [", " if parts else lead, Option(name, remedies[name])]
     raise AdapterError(what, *parts, ".")

@@ -79,7 +79,7 @@ def _encode(adapter: Adapter, wishes: Wishes) -> Encoded:
     layers = layers_of(adapter, kinds)
     is_kept = wishes.biases == "lora_bias"
     stray = [name for name in kinds.biases if not is_kept or name not in set(map(bias_of, layers.modules))]
-    remedies = {"biases": "drop" if is_kept else "lora_bias or drop", "norms": "drop"}
+    remedies = {"biases": "drop" if is_kept else "lora_bias|drop", "norms": "drop"}
     check_held(adapter, "diffusers", remedies, biases=stray, norms=kinds.norms, others=kinds.others)
     biases = up_biases(layers, kinds.biases) if kinds.biases else {}
     tensors: dict[str, Tensor] = {}

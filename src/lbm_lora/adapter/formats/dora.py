@@ -53,7 +53,7 @@ def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...]
         raise AdapterError(
             f"{where}: {name} has DoRA magnitudes: its delta depends on the base. `lbm-lora "
             "convert` reads it with the base: ",
-            Option("base_model_path"),
+            Option("base_model_path", "BASE"),
             ".",
         )
     spec = base.specs.get(weight_of(name))

@@ -144,8 +144,8 @@ def _check_places(adapter: Adapter, kinds: DenseKinds, layers: OneRank, wishes: 
     with_bias = set(map(bias_of, layers.modules)) if wishes.biases == "lora_bias" else set[ParamName]()
     biases = [] if wishes.biases == "replace" else [name for name in kinds.biases if name not in with_bias]
     norms = [] if wishes.norms == "replace" else list(kinds.norms)
-    ways = "replace or drop" if wishes.biases == "lora_bias" else "lora_bias, replace or drop"
-    remedies = {"biases": ways, "norms": "replace or drop"}
+    ways = "replace|drop" if wishes.biases == "lora_bias" else "lora_bias|replace|drop"
+    remedies = {"biases": ways, "norms": "replace|drop"}
     check_held(adapter, "peft", remedies, biases=biases, norms=norms, others=kinds.others)
 
 
@@ -154,8 +154,8 @@ def _base_of(adapter: Adapter, replaced: Mapping[ParamName, Tensor], wishes: Wis
     if base is None:
         raise AdapterError(
             f"{adapter.label}: {plural(len(replaced), 'delta')} become values that replace the base's: "
-            f"{listing(replaced, limit=3)}. Name the base with ",
-            Option("base_model_path"),
+            f"{listing(replaced, limit=3)}. Give the base: ",
+            Option("base_model_path", "BASE"),
             ".",
         )
     strange = [name for name, delta in replaced.items() if name not in base or base.specs[name].shape != delta.shape]

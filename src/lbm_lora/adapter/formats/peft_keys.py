@@ -172,7 +172,7 @@ def _deltas(values: Mapping[ParamName, Tensor], base: Component | None, where: P
         raise AdapterError(
             f"{where} holds {plural(len(values), 'key')} besides factors: {listing(values, limit=3)}. If their values "
             "replace the base's, `lbm-lora convert` reads them with the base: ",
-            Option("base_model_path"),
+            Option("base_model_path", "BASE"),
             ".",
         )
     strange = [name for name, value in values.items() if name not in base or base.specs[name].shape != value.shape]

@@ -191,7 +191,7 @@ class _Reader:
             raise AdapterError(
                 f"{self.source.path}: {name} is {what}: its delta depends on the base. `lbm-lora "
                 "convert` reads it with the base: ",
-                Option("base_model_path"),
+                Option("base_model_path", "BASE"),
                 ".",
             )
         if name not in base:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lbm_lora.workflows.resize_result import ResizeResult
     from lbm_lora.workflows.validate import ValidateResult
 
+_OTHER_SIZES = "Smaller and larger files, with ranks chosen for all layers together (--max_size), would give:"
+
 
 def extract(result: "ExtractResult", verbose: bool) -> str:
     """Return weight errors, predicted and measured errors, and files; a table for several LoRAs."""
@@ -66,8 +68,8 @@ def refine(result: "RefineResult", _: bool) -> str:
         else "no step was better, so the given LoRA is kept"
     )
     measured = (
-        f"Error of the denoiser's output on {plural(result.held, 'other image')}: typical {before.typical:.3%} -> "
-        f"{after.typical:.3%}, worst {before.worst:.3%} -> {after.worst:.3%}; {kept}."
+        f"Error of the denoiser's output on {plural(result.held, 'other image')}: typical {percent(before.typical)} -> "
+        f"{percent(after.typical)}, worst {percent(before.worst)} -> {percent(after.worst)}; {kept}."
     )
     return paragraphs(
         f"Learnt from {plural(result.images, 'image')}.", measured, written(result.adapter, *twin_files(result.twins))
@@ -90,7 +92,7 @@ def resize(result: "ResizeResult", verbose: bool) -> str:
 def _resizes(every: "Sequence[ResizeResult]") -> list[str]:
     first = every[0]
     has_output = first.predicted.of == "output"
-    heads = ["rank", "conv rank", "bytes", "error of weights", *(["of output"] if has_output else [])]
+    heads = ["rank up to", "conv rank up to", "bytes", "error of weights", *(["of output"] if has_output else [])]
     heads += ["PSNR", "worst"] if first.images is not None else []
     before = [f"{first.linear_rank_before:,}", f"{first.conv_rank_before:,}", megabytes(first.nbytes_before)]
     rows = [[*before, *([NOTHING] * (len(heads) - len(before))), first.source]]
@@ -151,10 +153,10 @@ def _predictions(result: "ExtractResult | ResizeResult") -> str:
     if result.predicted is None:
         return ""
     what = "error of the denoiser's output" if result.predicted.of == "output" else "error of the weights"
-    head = f"Predicted relative {what}: {result.predicted.error:.3%}."
-    rows = [(megabytes(other.nbytes), f"{other.error:.3%}") for other in result.sizes]
+    head = f"Predicted relative {what}: {percent(result.predicted.error)}."
+    rows = [(megabytes(other.nbytes), percent(other.error)) for other in result.sizes]
     return "\n".join(
-        [f"{head} Smaller and larger files would give:" if rows else head, *table([numbers(), numbers()], rows)]
+        [f"{head} {_OTHER_SIZES}" if rows else head, *table([numbers(), numbers()], rows)]
     )
 
 

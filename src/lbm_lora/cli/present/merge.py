@@ -23,7 +23,7 @@ def merge(result: "MergeResult", _: bool) -> str:
         f"Relative error of what is stored: {percent(result.relative_error)}.",
     ]
     if result.left_out:
-        lines.append(f"{plural(result.left_out, 'delta')} left out: zero at these scales, or not worth their bytes.")
+        lines.append(f"{plural(result.left_out, 'delta')} left out: zero at these scales, or not worth the bytes.")
     return paragraphs(
         "\n".join([f"Merged {plural(len(result.loras), 'LoRA')}", *table(columns, rows)]),
         "\n".join(lines),
@@ -38,9 +38,11 @@ def _fit(result: "MergeResult") -> str:
     if result.fit is None:
         return ""
     before, after = result.fit.before, result.fit.after
+    pairs = ((before.typical, after.typical), (before.worst, after.worst))
+    typical, worst = (tuple(map(percent, pair)) for pair in pairs)
     return (
         f"Scales fitted on {plural(result.fit.images, 'image')}. Error of the denoiser's output: typical "
-        f"{before.typical:.3%} -> {after.typical:.3%}, worst {before.worst:.3%} -> {after.worst:.3%}."
+        f"{typical[0]} -> {typical[1]}, worst {worst[0]} -> {worst[1]}."
     )
 
 

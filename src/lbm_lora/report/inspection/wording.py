@@ -90,7 +90,7 @@ def truncation_line(adapter: AdapterFacts) -> str:
     """How small it gets at a few errors."""
     ranks = sum(block.ranks for block in adapter.blocks)
     smaller = [one for one in adapter.truncations if one.ranks < ranks]
-    return ", ".join(f"{megabytes(one.nbytes)} off by {100 * one.relative_error:g} %" for one in smaller)
+    return ", ".join(f"cut to {megabytes(one.nbytes)}: error {100 * one.relative_error:g} %" for one in smaller)
 
 
 def checkpoint_lines(facts: FileFacts, checkpoint: CheckpointFacts) -> Facts:
@@ -165,7 +165,12 @@ def _ranks(adapter: AdapterFacts) -> str:
     most = sorted(adapter.ranks.items(), key=lambda item: -item[1])[:5]
     listed = ", ".join(f"{rank} in {count:,}" for rank, count in sorted(most))
     more = len(adapter.ranks) - len(most)
-    return f"{adapter.rank_span}, median {_median(adapter.ranks)}: {listed}" + (f", {more} others" if more else "")
+    return f"{adapter.rank_span}, median {_median(adapter.ranks)}: {listed}{_others(more)}"
+
+
+def _others(count: int) -> str:
+    """`, 1 other`, `, 2 others`; empty for none."""
+    return f", {plural(count, 'other')}" if count else ""
 
 
 def _median(counts: Mapping[int, int]) -> int:
@@ -186,7 +191,7 @@ def _scalings(adapter: AdapterFacts) -> str:
     most = list(adapter.scalings.items())[:4]
     more = len(adapter.scalings) - len(most)
     listed = ", ".join(f"{scaling:g} in {count:,}" for scaling, count in most)
-    return f"scaling (alpha / rank) {listed}" + (f", {more} others" if more else "")
+    return f"scaling (alpha / rank) {listed}{_others(more)}"
 
 
 def _energy(adapter: AdapterFacts) -> str:

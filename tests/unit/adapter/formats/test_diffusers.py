@@ -116,7 +116,7 @@ def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> Non
         save_adapter(lora(biases=True, norms=True), "x.safetensors", format="diffusers")
     assert str(error.value) == (
         "the LoRA: the format diffusers cannot hold 1 delta of a bias and 1 delta of a norm: conv_out.bias, "
-        "mid.norm1.weight. Say what becomes of them: biases lora_bias or drop and norms drop."
+        "mid.norm1.weight. Choose: biases=\"lora_bias\" or \"drop\", norms=\"drop\"."
     )
 
 
@@ -127,14 +127,14 @@ def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> Non
             "conv_in.bias",
             (4,),
             Wishes("lora_bias"),
-            "conv_in.bias. Say what becomes of them: biases drop.",
+            'conv_in.bias. Choose: biases="drop".',
         ),
-        ("conv_out.bias", (4,), Wishes("replace"), "biases lora_bias or drop."),
+        ("conv_out.bias", (4,), Wishes("replace"), 'biases="lora_bias" or "drop".'),
         (
             "mid.norm1.bias",
             (4,),
             Wishes(norms="replace"),
-            "mid.norm1.bias. Say what becomes of them: norms drop.",
+            'mid.norm1.bias. Choose: norms="drop".',
         ),
         ("table", (4,), Wishes("lora_bias"), "1 delta of another parameter: table. Write it as native."),
     ],

@@ -157,33 +157,34 @@ REFUSED = [
         Wishes(),
         EVERYTHING,
         "the LoRA: the format kohya cannot hold 2 deltas of biases and 1 delta of a norm: "
-        f"{TO_OUT}.bias, {CONV}.bias, {NORM}.bias. comfyui holds them. To leave them out: biases drop and norms drop.",
+        f"{TO_OUT}.bias, {CONV}.bias, {NORM}.bias. comfyui holds them. "
+        'To leave them out: biases="drop", norms="drop".',
     ),
     (
         "kohya-diffusers",
         Wishes("drop"),
         EVERYTHING,
         f"the LoRA: the format kohya-diffusers cannot hold 1 delta of a norm: {NORM}.bias. "
-        "comfyui holds them. To leave them out: norms drop.",
+        'comfyui holds them. To leave them out: norms="drop".',
     ),
     (
         "lycoris",
         Wishes(),
         EVERYTHING,
         f"the LoRA: the format lycoris cannot hold 1 delta of a bias: {CONV}.bias. "
-        "comfyui holds them. To leave them out: biases drop.",
+        'comfyui holds them. To leave them out: biases="drop".',
     ),
     (
         "kohya",
         Wishes(norms="replace"),
         EVERYTHING,
-        "the format kohya holds deltas only, not norms replace. Use drop.",
+        'the format kohya holds deltas only, not norms="replace". Use keep or drop.',
     ),
     (
         "lycoris",
         Wishes("lora_bias"),
         EVERYTHING,
-        "the format lycoris holds deltas only, not biases lora_bias. Use drop.",
+        'the format lycoris holds deltas only, not biases="lora_bias". Use keep or drop.',
     ),
     (
         "lycoris",

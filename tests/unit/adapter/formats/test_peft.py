@@ -172,19 +172,19 @@ def test_ways_to_write_biases_and_norms(
             Wishes(),
             VECTORS,
             "the LoRA: the format peft cannot hold 2 deltas of biases and 1 delta of a norm: conv_out.bias, "
-            "conv_in.bias, norm1.weight. Say what becomes of them: biases lora_bias, replace or "
-            "drop and norms replace or drop.",
+            'conv_in.bias, norm1.weight. Choose: biases="lora_bias" or "replace" or '
+            '"drop", norms="replace" or "drop".',
         ),
         (
             Wishes("lora_bias"),
             {"conv_in.bias": 4},
-            "the LoRA: the format peft cannot hold 1 delta of a bias: conv_in.bias. Say what becomes of them: biases "
-            "replace or drop.",
+            "the LoRA: the format peft cannot hold 1 delta of a bias: conv_in.bias. Choose: "
+            'biases="replace" or "drop".',
         ),
         (
             Wishes(norms="replace"),
             {"norm1.bias": 3},
-            "the LoRA: 1 delta become values that replace the base's: norm1.bias. Name the base with base_model_path.",
+            "the LoRA: 1 delta become values that replace the base's: norm1.bias. Give the base: base_model_path.",
         ),
         (
             Wishes(norms="replace", base=base()),

@@ -68,9 +68,10 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
         f"{short}\n\n"
         "Ranks chosen for all layers together: up to 16, of convs up to 8.\n\n"
         "The VAEs differ.\n\n"
-        "Predicted relative error of the denoiser's output: 1.235%. Smaller and larger files would give:\n"
-        "  61.7 kB  5.000%\n"
-        "  1.25 MB  0.300%\n\n"
+        "Predicted relative error of the denoiser's output: 1.23 %. Smaller and larger files, "
+        "with ranks chosen for all layers together (--max_size), would give:\n"
+        "  61.7 kB  5.00 %\n"
+        "  1.25 MB  0.30 %\n\n"
         "One-step images against the tuned model's, 2 of them: PSNR 41.3 dB in the mean, 40.5 dB at worst "
         "(a.png, predicted 40.0 dB).\n\n"
         f"{WRITTEN}"
@@ -107,7 +108,7 @@ def test_several_sizes_show_what_was_predicted_and_measured(extracted: ExtractRe
 def test_an_error_of_weights_alone_is_predicted_without_a_table(extracted: ExtractResult, short: str) -> None:
     predicted = Prediction(nbytes=1, error=0.5, of="weights", foreseen=0.5)
     assert present("extract", replace(extracted, predicted=predicted)) == (
-        f"{short}\n\n{RANKS}\n\nPredicted relative error of the weights: 50.000%.\n\n{WRITTEN}"
+        f"{short}\n\n{RANKS}\n\nPredicted relative error of the weights: 50.0 %.\n\n{WRITTEN}"
     )
 
 
@@ -161,7 +162,7 @@ def test_a_refinement(file: File, step: int, kept: str) -> None:
     )
     assert present("refine", result) == (
         "Learnt from 234 images.\n\n"
-        "Error of the denoiser's output on 16 other images: typical 1.300% -> 1.000%, worst 2.000% -> 1.860%; "
+        "Error of the denoiser's output on 16 other images: typical 1.30 % -> 1.00 %, worst 2.00 % -> 1.86 %; "
         f"{kept}.\n\n"
         "wrote refined.safetensors (1.0 kB)"
     )
@@ -203,12 +204,13 @@ def resized(file: File) -> ResizeResult:
 def test_a_resize_shows_the_lora_before_and_after(resized: ResizeResult) -> None:
     assert present("resize", resized) == (
         "1 LoRA of lora.safetensors, with the error against it:\n"
-        "  rank  conv rank    bytes  error of weights  file\n"
-        "    32         16  45.0 kB                 -  lora.safetensors\n"
-        "    16          8  20.0 kB            5.20 %  small.safetensors\n\n"
+        "  rank up to  conv rank up to    bytes  error of weights  file\n"
+        "          32               16  45.0 kB                 -  lora.safetensors\n"
+        "          16                8  20.0 kB            5.20 %  small.safetensors\n\n"
         "Left out 1 delta: in --exclude.\n\n"
-        "Predicted relative error of the weights: 5.000%. Smaller and larger files would give:\n"
-        "  10.0 kB  10.000%\n\n"
+        "Predicted relative error of the weights: 5.00 %. Smaller and larger files, "
+        "with ranks chosen for all layers together (--max_size), would give:\n"
+        "  10.0 kB  10.0 %\n\n"
         "wrote small.safetensors (20.0 kB)"
     )
     assert present("resize", resized, verbose=True).startswith(
@@ -225,13 +227,13 @@ def test_several_sizes_of_a_calibrated_resize_are_one_table(resized: ResizeResul
     second = replace(first, adapter=file("tiny.safetensors", 8_000), nbytes=8_000, linear_rank=4, conv_rank=2, notes=())
     assert present("resize", replace(first, further=(second,))) == (
         "2 LoRAs of lora.safetensors, with the error against it:\n"
-        "  rank  conv rank    bytes  error of weights  of output   PSNR  worst  file\n"
-        "    32         16  45.0 kB                 -          -      -      -  lora.safetensors\n"
-        "    16          8  20.0 kB            5.20 %     1.00 %  45.00  40.00  small.safetensors\n"
-        "     4          2   8.0 kB            5.20 %     1.00 %  45.00  40.00  tiny.safetensors\n\n"
+        "  rank up to  conv rank up to    bytes  error of weights  of output   PSNR  worst  file\n"
+        "          32               16  45.0 kB                 -          -      -      -  lora.safetensors\n"
+        "          16                8  20.0 kB            5.20 %     1.00 %  45.00  40.00  small.safetensors\n"
+        "           4                2   8.0 kB            5.20 %     1.00 %  45.00  40.00  tiny.safetensors\n\n"
         "small.safetensors: Left out 1 delta: in --exclude.\n\n"
         "wrote small.safetensors (20.0 kB)\nwrote tiny.safetensors (8.0 kB)"
     )
     text = present("resize", first)
-    assert "Predicted relative error of the denoiser's output: 1.000%." in text
+    assert "Predicted relative error of the denoiser's output: 1.00 %." in text
     assert "One-step images against those of the LoRA before, 2 of them: PSNR 45.0 dB in the mean, 40.0 dB" in text

@@ -182,7 +182,8 @@ def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., 
     broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
     text = full_text(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0))))
     assert (
-        "Total relative error of the weights: inf  NOISE (above 100 %, more noise than signal: increase the rank)\n"
+        "Total relative error of the weights: inf  NOISE (above 100 %, more noise than signal: "
+        "increase the rank, or is it a LoRA of another model?)\n"
         in text
     )
     assert "  worst  inf  a\n" in text
