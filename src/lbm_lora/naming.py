@@ -141,4 +141,4 @@ def _no_match(pattern: str, names: Sequence[str]) -> str:
     parts = {part for name in names for part in name.split(".") if not part.isdigit()} | set(names)
     near = get_close_matches(word, sorted(parts), n=4, cutoff=0.5)
     hint = f" Nearest: {', '.join(near)}." if near else ""
-    return f"pattern '{pattern}' matches none of {len(names)} names.{hint} `lbm-lora layers` lists them."
+    return f"pattern '{pattern}' matches none of {len(names):,} names.{hint} `lbm-lora layers` lists them."

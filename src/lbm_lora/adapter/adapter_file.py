@@ -13,7 +13,7 @@ from lbm_lora.adapter.finite import check_finite
 from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
 from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
 from lbm_lora.adapter.lora_folder import lora_in
-from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
 from lbm_lora.checkpoint import (
@@ -132,6 +132,9 @@ def save_adapter(
     """
     wishes, path = wishes or Wishes(), Path(path)
     adapter, dropped = without_unwanted(adapter, wishes)
+    if dropped:  # the measured errors are those of all deltas
+        facts = {key: value for key, value in adapter.metadata.facts.items() if key != ERRORS_KEY}
+        adapter = replace(adapter, metadata=replace(adapter.metadata, facts=facts))
     if format == "native":
         _write_native(adapter, path)
         return Saved(path, dropped)

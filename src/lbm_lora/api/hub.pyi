@@ -31,7 +31,8 @@ def push(
         private: Make the repository private. An existing public one is refused.
         base_model: Model on the hub that the LoRA is for. Default: SDXL, from which the exact base is made, if the
             LoRA has its widths.
-        license: License, as the hub spells it. A LoRA of LBM's published weights inherits theirs: cc-by-nc-4.0.
+        license: License, by the hub's identifier, which the hub checks. LoRAs of LBM's published weights inherit
+            the default.
         message: Message of the commit. Default: Upload NAME.
         save_to: Write the repository's files to this folder to look at them, and upload nothing.
 

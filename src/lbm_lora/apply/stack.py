@@ -11,7 +11,7 @@ from lbm_lora.apply.sdxl import adapted_to_lbm
 from lbm_lora.checkpoint import Component
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, Option, plural
-from lbm_lora.naming import ATTENTION, ParamName
+from lbm_lora.naming import ATTENTION, ParamName, leaf_of
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -104,13 +104,18 @@ def _is_attention(name: ParamName) -> bool:
 
 
 def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progress) -> None:
-    """Report the documented line, and one for the dense deltas, which the documented format lacks."""
+    """Report the documented line on lora modules, and one for each kind of dense deltas, which it lacks."""
     total = len(adapter.modules)
-    rate = 100 * applied.modules / total if total else 100.0
-    counts = f"{applied.modules} success, {total - applied.modules} failed"
-    progress.note(f"Native LoRA applied ({which} layers): {counts} ({rate:.1f}% success rate)")
-    if adapter.dense:
-        progress.note(f"Dense deltas (biases, norms) applied: {applied.dense} of {len(adapter.dense)}")
+    if total:
+        rate = 100 * applied.modules / total
+        counts = f"{applied.modules} success, {total - applied.modules} failed"
+        progress.note(f"Native LoRA applied ({which} layers): {counts} ({rate:.1f}% success rate)")
+    matrices = [name for name, delta in adapter.dense.items() if leaf_of(name) == "weight" and delta.dim() > 1]
+    others = adapter.dense.keys() - set(matrices)
+    for what, names in (("Dense matrices", matrices), ("Dense deltas (biases, norms)", others)):
+        if names:
+            left = len(set(names) & set(applied.unmatched))
+            progress.note(f"{what} applied: {len(names) - left:,} of {len(names):,}")
 
 
 def scales_for(count: int, scales: Sequence[float | str | LoraScale]) -> tuple[LoraScale, ...]:

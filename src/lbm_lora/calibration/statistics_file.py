@@ -61,7 +61,7 @@ def load_statistics(path: Path | str) -> Statistics:
         what = f"holds statistics of format {found}" if found else "holds no calibration statistics"
         if kind is not None and not found:
             what = f"is {kind.name}, not a file of calibration statistics"
-        raise CheckpointError(f"{path} {what}. `lbm-lora calibrate` writes format {FORMAT}.")
+        raise CheckpointError(f"{path} {what}. `lbm-lora calibrate` makes one.")
     try:
         facts = cast(dict[str, Any], parse_json(file.metadata[_FACTS_KEY]))
         rows = cast(dict[str, tuple[list[int], str, float]], facts["layers"])

@@ -27,7 +27,7 @@ class PushConfig(OutputOptions):
     """Model on the hub that the LoRA is for. Default: SDXL, from which the exact base is made, if the LoRA has its
     widths."""
     license: Annotated[str, Named("LICENSE")] = "cc-by-nc-4.0"
-    """License, as the hub spells it. A LoRA of LBM's published weights inherits theirs: cc-by-nc-4.0."""
+    """License, by the hub's identifier, which the hub checks. LoRAs of LBM's published weights inherit the default."""
     message: Annotated[str | None, Named("TEXT"), ADVANCED] = None
     """Message of the commit. Default: Upload NAME."""
     save_to: Folder | None = None

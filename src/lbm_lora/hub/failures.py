@@ -10,11 +10,12 @@ _LOGIN = "run `hf auth login`, or set HF_TOKEN"
 
 
 @contextmanager
-def hub_errors(doing: str, *, repo: str) -> Generator[None]:
+def hub_errors(doing: str, *, repo: str, has_cache: bool = True) -> Generator[None]:
     """Turn every error of the hub's client within a `with` block into one of ours.
 
     Args:
         doing: what failed, as in `user/repo cannot be fetched from the Hugging Face hub`.
+        has_cache: whether the cache could have given it without the network.
 
     Raises:
         HubError: the client raised anything.
@@ -24,10 +25,10 @@ def hub_errors(doing: str, *, repo: str) -> Generator[None]:
     except LbmLoraError:
         raise
     except Exception as error:  # the client raises the errors of several HTTP libraries, and plain ones
-        raise HubError(f"{doing}: {reason(error, repo)}") from error
+        raise HubError(f"{doing}: {reason(error, repo, has_cache=has_cache)}") from error
 
 
-def reason(error: BaseException, repo: str) -> str:
+def reason(error: BaseException, repo: str, *, has_cache: bool = True) -> str:
     """Return why a request failed, as a sentence with what to do."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
@@ -45,7 +46,7 @@ def reason(error: BaseException, repo: str) -> str:
     if status == 403:
         return f"the token does not permit it ({said}). Use one that may write to {repo.partition('/')[0]}: {_LOGIN}."
     if _is_offline(error):
-        return "it is not in the cache, and HF_HUB_OFFLINE forbids the network. Unset it."
+        return f"{'it is not in the cache, and ' if has_cache else ''}HF_HUB_OFFLINE forbids the network. Unset it."
     if status is not None:
         return f"the hub answered {status}: {said}."
     if _is_connection(error):

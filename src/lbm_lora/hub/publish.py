@@ -63,7 +63,7 @@ def publish(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     check_card(files[CARD].read_text(encoding="utf-8"))
-    with hub_errors(f"{name} cannot be published on the Hugging Face hub", repo=name.repo):
+    with hub_errors(f"{name} cannot be published on the Hugging Face hub", repo=name.repo, has_cache=False):
         _check_at_hub(files[CARD].read_text(encoding="utf-8"))
         api = HfApi()
         _check_visibility(api, name.repo, private=private)

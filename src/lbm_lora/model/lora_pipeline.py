@@ -114,16 +114,16 @@ class LoraPipeline(LatentBridgePipeline):
             PatternError: a pattern matches nothing in its LoRA.
             TypeError: a scale is something else.
         """
+        names = _names(adapter_names)
         if isinstance(adapter_weights, str) or not isinstance(adapter_weights, Sequence):
-            given: Sequence[Scale | None] = [adapter_weights]
+            given: Sequence[Scale | None] = [adapter_weights] * len(names)
         else:
             given = adapter_weights
         scales = [LoraScale() if scale is None else _scale("adapter_weights", scale) for scale in given]
-        names = _names(adapter_names)
-        if len(scales) not in (1, len(names)):
+        if len(scales) != len(names):
             raise ConfigError(
                 f"adapter_weights has {plural(len(scales), 'value')} for {plural(len(names), 'LoRA')}. "
-                "Give one for all, or one for each."
+                "Give a number for all, or a list with one for each."
             )
         self._loras.put(self._loras.state.with_scales(names, scales))
 

@@ -1,7 +1,7 @@
 """Write a LoRA in another format: the verb `convert`."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lbm_lora.adapter import FORMAT, Adapter, Saved, Wishes, load_adapter, precision, save_adapter
@@ -53,9 +53,9 @@ class ConvertResult:
     """Dense deltas of norms, weights and biases counted separately."""
     others: int
     """Dense deltas of other parameters."""
-    dropped: tuple[ParamName, ...]
+    dropped: tuple[ParamName, ...] = field(repr=False)
     """Parameters left out, as the options say."""
-    reduced: tuple[ParamName, ...]
+    reduced: tuple[ParamName, ...] = field(repr=False)
     """Matrices approximated at the requested rank."""
     relative_error: float
     """Error of all deltas together; 0 if nothing was approximated."""

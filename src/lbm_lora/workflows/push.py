@@ -3,7 +3,7 @@
 import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +50,7 @@ class PushResult:
     """Hash of the commit; empty if nothing was uploaded."""
     folder: Path | None
     files: tuple[PushedFile, ...]
-    dropped: tuple[ParamName, ...]
+    dropped: tuple[ParamName, ...] = field(repr=False)
     """Parameters that the file for diffusers leaves out."""
 
 

@@ -73,9 +73,12 @@ def test_what_is_to_be_dropped_is_dropped_and_named(
     tmp_path: Path, format: str, wishes: Wishes, dropped: tuple[str, ...]
 ) -> None:
     path = tmp_path / "x.safetensors"
-    saved = save_adapter(LORA, path, format="native" if format == "native" else "comfyui", wishes=wishes)
+    measured = replace(LORA, metadata=replace(LORA.metadata, facts={"lbm_lora_errors": "{}", "note": "kept"}))
+    saved = save_adapter(measured, path, format="native" if format == "native" else "comfyui", wishes=wishes)
     assert saved.dropped == dropped
-    assert set(load_adapter(path).dense) == LORA.dense.keys() - set(dropped)
+    found = load_adapter(path)
+    assert set(found.dense) == LORA.dense.keys() - set(dropped)
+    assert ("lbm_lora_errors" in found.metadata.facts, found.metadata.facts["note"]) == (not dropped, "kept")
 
 
 def test_a_format_with_a_config_is_a_folder(tmp_path: Path) -> None:

@@ -76,6 +76,14 @@ def test_everything_fits(base: Component, make: Make) -> None:
     ]
 
 
+def test_a_lora_of_dense_matrices_alone_has_no_line_on_modules(base: Component) -> None:
+    notes = Notes()
+    dense = {ParamName(f"{NAMES[0]}.weight"): torch.zeros(base.specs[ParamName(f"{NAMES[0]}.weight")].shape)}
+    with pytest.warns(LbmLoraWarning, match="which base it was made from"):
+        fitting_adapters(base, [Adapter({}, dense, AdapterMetadata(), "denoiser.")], [1.0], progress=notes)
+    assert notes.lines == ["Dense matrices applied: 1 of 1"]
+
+
 def test_only_attention(base: Component, make: Make) -> None:
     notes = Notes()
     path = make("a.safetensors", *NAMES, bias=True)

@@ -530,8 +530,10 @@ def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> 
         pipe.fuse_lora([0.5])
     with pytest.raises(ConfigError, match=r"^lora_scale 'half': 'half' is not a number"):
         pipe.fuse_lora("half")
-    with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA\. Give one for all"):
+    with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA\. Give a number for all"):
         pipe.set_adapters(["a"], [1, 2])
+    with pytest.raises(ConfigError, match=r"^adapter_weights has 1 value for 2 LoRAs"):
+        pipe.set_adapters(["a", "b"], [1])  # diffusers refuses it, too
     pipe.unload_lora_weights()
 
 

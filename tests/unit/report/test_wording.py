@@ -6,7 +6,6 @@ import pytest
 
 from lbm_lora.report import wording
 
-
 NOISE = "NOISE (above 100 %, more noise than signal: increase the rank, or is it a LoRA of another model?)"
 
 

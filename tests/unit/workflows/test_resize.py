@@ -199,8 +199,7 @@ def test_a_lora_without_a_tuned_model_gives_a_warning(config: ResizeConfig, stat
         (
             {"base_model_path": Path("b.safetensors")},
             ConfigError,
-            "base_model_path is only for LoRAs that are run: add images or calibration, or leave it "
-            "out.",
+            "base_model_path is only for LoRAs that are run: add images or calibration, or leave it out.",
         ),
         ({"max_size": ("1MB",), "rank": 4}, ConfigError, "rank and max_size both choose the ranks. Give one of them."),
         ({"save_to": Path("small.ckpt")}, OutputError, "save_to small.ckpt: a LoRA is a .safetensors file."),

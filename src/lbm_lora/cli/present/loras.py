@@ -155,9 +155,7 @@ def _predictions(result: "ExtractResult | ResizeResult") -> str:
     what = "error of the denoiser's output" if result.predicted.of == "output" else "error of the weights"
     head = f"Predicted relative {what}: {percent(result.predicted.error)}."
     rows = [(megabytes(other.nbytes), percent(other.error)) for other in result.sizes]
-    return "\n".join(
-        [f"{head} {_OTHER_SIZES}" if rows else head, *table([numbers(), numbers()], rows)]
-    )
+    return "\n".join([f"{head} {_OTHER_SIZES}" if rows else head, *table([numbers(), numbers()], rows)])
 
 
 def _tried_images(result: "ExtractResult | ResizeResult", reference: str = "the tuned model's") -> str:

@@ -116,7 +116,7 @@ def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> Non
         save_adapter(lora(biases=True, norms=True), "x.safetensors", format="diffusers")
     assert str(error.value) == (
         "the LoRA: the format diffusers cannot hold 1 delta of a bias and 1 delta of a norm: conv_out.bias, "
-        "mid.norm1.weight. Choose: biases=\"lora_bias\" or \"drop\", norms=\"drop\"."
+        'mid.norm1.weight. Choose: biases="lora_bias" or "drop", norms="drop".'
     )
 
 

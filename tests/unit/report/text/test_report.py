@@ -183,8 +183,7 @@ def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., 
     text = full_text(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0))))
     assert (
         "Total relative error of the weights: inf  NOISE (above 100 %, more noise than signal: "
-        "increase the rank, or is it a LoRA of another model?)\n"
-        in text
+        "increase the rank, or is it a LoRA of another model?)\n" in text
     )
     assert "  worst  inf  a\n" in text
     assert "  lora             1         50.0 %             -  linear: 1\n" in text
