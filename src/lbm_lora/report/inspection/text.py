@@ -16,7 +16,7 @@ from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import megabytes, percent, plural, printable, share, shortened
 
 WIDTH, HEIGHT = 80, 40
-_LABEL = 12
+_LABEL = 13  # `for diffusers`
 _LEAST_BLOCKS = 6
 _LARGEST = 10
 _KEY, _VALUE = 26, 48

@@ -67,7 +67,7 @@ def adapter_lines(facts: FileFacts, adapter: AdapterFacts) -> Facts:
         ("not touched", _untouched(adapter.coverage)),
         ("not LBM's", some(adapter.coverage.unexpected, "name") if adapter.coverage else ""),
         ("energy", _energy(adapter)),
-        ("truncated", truncation_line(adapter)),
+        ("cut to", truncation_line(adapter)),
         *reader_lines(adapter),
     ]
     return [(label, text) for label, text in lines if text]
@@ -90,7 +90,7 @@ def truncation_line(adapter: AdapterFacts) -> str:
     """How small it gets at a few errors."""
     ranks = sum(block.ranks for block in adapter.blocks)
     smaller = [one for one in adapter.truncations if one.ranks < ranks]
-    return ", ".join(f"cut to {megabytes(one.nbytes)}: error {100 * one.relative_error:g} %" for one in smaller)
+    return ", ".join(f"{megabytes(one.nbytes)}: error {100 * one.relative_error:g} %" for one in smaller)
 
 
 def checkpoint_lines(facts: FileFacts, checkpoint: CheckpointFacts) -> Facts:

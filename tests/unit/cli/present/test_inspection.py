@@ -29,9 +29,9 @@ def test_a_refused_file_with_its_remedy_as_a_flag(file: File) -> None:
 
 TEXT = """\
 dora.safetensors: a DoRA, 1.2 kB
-  tensors       3: 3 fp16
-  first keys    a.lora_A.weight, a.lora_B.weight
-  not read      Its magnitudes need the base. Give --base_model_path.
+  tensors        3: 3 fp16
+  first keys     a.lora_A.weight, a.lora_B.weight
+  not read       Its magnitudes need the base. Give --base_model_path.
 
 header
   ss_network_dim  8
