@@ -185,6 +185,7 @@ def test_the_base_is_made_of_a_backbone(file: Callable[..., Path], tmp_path: Pat
     assert made.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on_bit_for_bit(file: Callable[..., Path], tmp_path: Path) -> None:
     path = file(lora_target_modules=["attn1", "conv_in"], lora_dropout=0.1, ema_decay=0.5)
     done = run([sys.executable, str(Path(__file__).with_name("killed_runs.py")), str(path), str(tmp_path / "runs")])

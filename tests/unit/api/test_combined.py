@@ -1,6 +1,7 @@
 """`merge` and `resize` of values: paths and adapters, as the command's files."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ def test_a_resized_adapter_is_that_of_the_command(loras: list[Adapter], tmp_path
 
 
 def test_several_ranks_are_several_adapters(loras: list[Adapter]) -> None:
-    several = lbm_lora.resize_several(loras[0], ranks=(1, 2))
+    several_ranks: Any = {"ranks": (1, 2)}
+    several = lbm_lora.resize_several(loras[0], **several_ranks)
     assert [max(module.rank for module in one.modules.values()) for one in several] == [1, 2]
     with pytest.raises(ConfigError, match=r"^ranks asks for 2 LoRAs, resize gives one\. Call resize_several\.$"):
-        lbm_lora.resize(loras[0], ranks=(1, 2))
+        lbm_lora.resize(loras[0], **several_ranks)

@@ -109,11 +109,12 @@ def test_several_ranks_or_sizes_come_out_of_one_pass(pair: tuple[Path, Path], tm
 
 def test_what_cannot_be_asked_for_is_said_in_pythons_words(pair: tuple[Path, Path], empty: Path) -> None:
     wrong: Any = {"rnk": 3}
+    several: Any = {"ranks": [1, 2]}
     text = r"^extract\(\) got an unexpected keyword argument 'rnk'\. Did you mean 'rank'\?$"
     with pytest.raises(TypeError, match=text):
         lbm_lora.extract(*pair, **wrong)
     with pytest.raises(ConfigError, match=r"^ranks asks for 2 LoRAs, extract gives one\. Call extract_several\.$"):
-        lbm_lora.extract(*pair, ranks=[1, 2])
+        lbm_lora.extract(*pair, **several)
     with pytest.raises(ConfigError, match=r"^calibration and calibration_images both weight the errors"):
         lbm_lora.extract(*pair, calibration="s.safetensors", calibration_images="x")
     with pytest.raises(CheckpointError, match=r"^tuned state dict has no change from base state dict that can be"):
@@ -131,6 +132,7 @@ def test_the_callers_tensors_are_not_changed(pair: tuple[Path, Path]) -> None:
     assert not own & (stored | {delta.data_ptr() for delta in lora.dense.values()})
 
 
+@pytest.mark.slow
 def test_a_calibrated_adapter_in_memory_is_that_of_the_files(
     lbm: Lbm,
     states: States,

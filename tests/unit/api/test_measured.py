@@ -81,6 +81,7 @@ def test_options_of_images_need_images(lbm: Lbm, lora: MeasuredAdapter) -> None:
         lbm_lora.validate(lbm.base, lbm.tuned, lora, other_lora_path=lora)
 
 
+@pytest.mark.slow
 def test_a_refined_adapter_is_that_of_the_file(
     lbm: Lbm, lora: MeasuredAdapter, images: list[Image.Image], empty: Path, tmp_path: Path
 ) -> None:

@@ -253,6 +253,7 @@ def test_a_copy_of_a_picture_is_replaced_by_itself_alone(folder: Path, capsys: p
     assert Path("repo/images/a.png").read_bytes() == Path("photos/a.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_commands_may_be_run_again_and_replace_what_is_ours(
     lbm: Lbm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_precision_of_the_file(config: RefineConfig) -> None:
     assert {module.up.dtype for module in load_adapter(result.adapter).modules.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_lora_in_8_bits_stays_one(config: RefineConfig, lora: Path, tmp_path: Path) -> None:
     """Measured as the file holds it: what it is measured at again, as the given one, is what was said."""
     given = tmp_path / "int8.safetensors"
@@ -106,6 +107,7 @@ def test_a_lora_in_8_bits_stays_one(config: RefineConfig, lora: Path, tmp_path: 
     assert again.before.typical == pytest.approx(result.after.typical, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_alpha_may_be_taken_as_the_rank(config: RefineConfig, lora: Path, tmp_path: Path) -> None:
     given = load_adapter(lora)
     doubled = {name: dataclasses.replace(module, alpha=2 * module.alpha) for name, module in given.modules.items()}

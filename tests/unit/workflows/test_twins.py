@@ -135,7 +135,7 @@ def test_the_last_and_the_best_lora_of_a_complete_training_have_twins(
     best = shutil.copy(lora, tmp_path / "best.safetensors")
     facts: dict[str, Any] = {"step": 1, "total": 1, "learning": 1, "loss": 0.0, "scores": None, "best_step": 1}
     facts |= {"folder": tmp_path, "last": lora, "best": best, "stopped_by": "", "seconds": 1.0, "process": 0} | changes
-    monkeypatch.setattr(train, "trained", lambda settings, progress: train.TrainResult(**facts))
+    monkeypatch.setattr(train, "trained", lambda settings, progress, **options: train.TrainResult(**facts))
     path = tmp_path / "t.yaml"
     path.write_text(f"{{lora_rank: 2, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 1}}")
     result = train.run(TrainRunConfig(path_config=path, also=("comfyui",)))

@@ -88,7 +88,7 @@ class RunFolder:
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            if _PART.fullmatch(path.name):
+            if _PART.fullmatch(path.name) and is_ours(path):
                 remove_leftover(path)
 
     def save_step(
