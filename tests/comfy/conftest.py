@@ -31,7 +31,9 @@ FOLDERS = [Path(text) for text in os.environ.get("COMFYUI_PATH", "").split(os.pa
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "comfyui" in metafunc.fixturenames:
-        metafunc.parametrize("comfyui", FOLDERS, ids=[path.name for path in FOLDERS], scope="session")
+        absent = pytest.param(None, marks=pytest.mark.skip(reason="COMFYUI_PATH names no ComfyUI"), id="none")
+        folders = [pytest.param(path, id=path.name) for path in FOLDERS] or [absent]
+        metafunc.parametrize("comfyui", folders, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,9 @@ def test_step_3_writes_an_image_and_the_copy_of_its_source(
     assert "Native LoRA applied (all layers): 792 success, 0 failed (100.0% success rate)" in done.stderr
 
 
-@pytest.mark.parametrize("lines", [DEPLOYMENT, RESEARCH], ids=["deployment", "research"])
+@pytest.mark.parametrize(
+    "lines", [pytest.param(DEPLOYMENT, id="deployment"), pytest.param(RESEARCH, id="research", marks=pytest.mark.slow)]
+)
 def test_shortened_lines_take_the_documented_paths(
     lines: list[str], after_steps: tuple[Path, list[subprocess.CompletedProcess[str]]]
 ) -> None:

@@ -195,6 +195,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_bit_for_bit(file: Callable[.
     assert {line.split(": ")[1][0] for line in lines} == {"0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_0(file: Callable[..., Path], tmp_path: Path) -> None:
     """It reaches the processes that read data as well, as it does when a cluster ends a job."""
     path = file(max_steps=100_000, max_epochs=100_000, save_interval=100_000, num_workers=1)

@@ -51,7 +51,8 @@ def as_widget(widgets: Mapping[str, str]) -> Callable[[Option], str]:
 
     def spelling(option: Option) -> str:
         if option.name in widgets:
-            return f"'{widgets[option.name]}'"
+            value = "" if option.value.isupper() else option.value.replace("|", " or ")
+            return f"'{widgets[option.name]}' {value}".rstrip()
         return f"--{'no_' if option.is_off else ''}{option.name} (lbm-lora's command line)"
 
     return spelling

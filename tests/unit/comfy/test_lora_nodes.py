@@ -79,7 +79,7 @@ def test_save_writes_each_format_under_the_next_number(run: Run, comfy: State) -
 
 def test_save_says_which_widget_leaves_deltas_out(run: Run) -> None:
     (lora,) = run("LbmLoraOpenLora", lora="relight.safetensors")
-    with pytest.raises(AdapterError, match="'biases' drop and 'norms' drop"):
+    with pytest.raises(AdapterError, match="To leave them out: 'biases' drop, 'norms' drop"):
         run("LbmLoraSave", lora=lora, filename_prefix="saved/k", format="kohya-diffusers")
     (path,) = run(
         "LbmLoraSave", lora=lora, filename_prefix="saved/k", format="kohya-diffusers", biases="drop", norms="drop"

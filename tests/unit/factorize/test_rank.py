@@ -27,7 +27,7 @@ def test_full_rank_is_the_bound(shape: tuple[int, int]) -> None:
 def test_a_rank_below_one_is_refused(rank: int) -> None:
     with pytest.raises(InputError) as caught:
         FixedRank(linear=rank)
-    text = "To leave layers out: exclude PATTERN."
+    text = "To leave layers out: exclude."
     assert str(caught.value) == f"rank must be at least 1, got {rank}. {text}"
     with pytest.raises(InputError) as caught:
         FixedRank(conv=rank)

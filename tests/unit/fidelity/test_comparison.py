@@ -142,6 +142,7 @@ def test_a_result_does_not_depend_on_the_other_images(
     assert found.loras == ()
 
 
+@pytest.mark.slow
 def test_one_model_is_in_memory_at_a_time(
     lbm: Lbm, adapters: Mapping[str, Adapter], settings: ComparisonSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_five_lines_say_it(made: CompressResult) -> None:
     assert str(made.page) in lines[2]
 
 
+@pytest.mark.slow
 def test_a_base_in_the_folder_and_statistics_of_the_same_images_are_used_again(
     lbm: Lbm, made: CompressResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

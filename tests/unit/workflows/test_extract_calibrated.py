@@ -121,6 +121,7 @@ def test_validate_knows_the_images_of_the_calibration(config: ExtractConfig, ima
     assert not validate(dataclasses.replace(wanted, images=str(tmp_path / "photos" / "other.png"))).seen_images
 
 
+@pytest.mark.slow
 def test_8_bits_say_more_in_the_same_bytes(config: ExtractConfig, tmp_path: Path) -> None:
     """Twice the ranks; and the file is what was measured, within the size that was asked for."""
     found = {
@@ -184,6 +185,7 @@ def test_the_file_says_its_method(config: ExtractConfig, tmp_path: Path) -> None
     assert {"predicted_weights_error", "predicted_output_error"} <= errors.keys()
 
 
+@pytest.mark.slow
 def test_a_psnr_is_reached_by_every_image(config: ExtractConfig, images: Path, tmp_path: Path) -> None:
     nothing = run(
         dataclasses.replace(config, save_to=tmp_path / "n.safetensors", max_size=("250kB",), images=str(images))
@@ -254,7 +256,7 @@ def test_what_cannot_be_reached_is_said_and_nothing_is_written(config: ExtractCo
     [
         (
             {"min_psnr": 40.0},
-            r"^min_psnr needs images: add calibration_images FOLDER, or calibration and images\.$",
+            r"^min_psnr needs images: add calibration_images, or calibration and images\.$",
         ),
         ({"min_psnr": 40.0, "calibration": None, "images": "x"}, r"^images needs calibration; for other LoRAs"),
         ({"max_output_error": 0.1, "calibration": None}, r"^max_output_error needs the denoiser's output: add"),

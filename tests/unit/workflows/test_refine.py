@@ -82,12 +82,14 @@ def test_the_file_is_better_and_of_the_same_size(config: RefineConfig, lora: Pat
     assert "dB better, of step" in present("refine", result)
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(config: RefineConfig, tmp_path: Path) -> None:
     other = dataclasses.replace(config, save_to=tmp_path / "again.safetensors", steps=2, mirror=False)
     first = run(dataclasses.replace(other, save_to=config.save_to)).adapter.read_bytes()
     assert run(other).adapter.read_bytes() == first
 
 
+@pytest.mark.slow
 def test_precision_of_the_file(config: RefineConfig) -> None:
     result = run(dataclasses.replace(config, save_precision="float", steps=1))
     assert {module.up.dtype for module in load_adapter(result.adapter).modules.values()} == {torch.float32}
