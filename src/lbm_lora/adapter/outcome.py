@@ -1,4 +1,4 @@
-"""What each tensor became, added to files or adapters in memory."""
+"""The outcome for each tensor, stored in files or in adapters in memory."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a foreign format is to the rest: how its keys are recognised, read and written.
+"""The interface of a foreign format: how its keys are recognised, read and written.
 
 Foreign words live in the modules next to this one, one per family of formats. In between everything is an `Adapter`.
 """
@@ -55,7 +55,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What to do with deltas that a format cannot hold.
+    """The user's choices for deltas that a format cannot hold.
 
     Attributes:
         biases, norms: see `BiasesAs` and `NormsAs`.

@@ -47,7 +47,7 @@ def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...]
     """Return the base's weight of a DoRA module.
 
     Raises:
-        AdapterError: there is no base, or it has no such weight.
+        AdapterError: no base is given, or the base lacks the weight.
     """
     if base is None:
         raise AdapterError(

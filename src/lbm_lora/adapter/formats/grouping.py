@@ -59,7 +59,7 @@ def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | N
     """Return the tensors of a file by module and role.
 
     Args:
-        named: the module that the front of a key names; None if there is no such module.
+        named: maps the part of a key before its ending to a module; None if it matches none.
 
     Raises:
         AdapterError: an ending or a module is unknown, or two keys mean the same.

@@ -28,7 +28,7 @@ _MOST_PADDING = 2  # times the bytes of the factors
 
 @dataclass(frozen=True)
 class Before:
-    """What an adapter was before its export.
+    """The form of an adapter before its export, to restore it on reading.
 
     Attributes:
         prefix: the adapter's.

@@ -165,7 +165,7 @@ def _base_of(adapter: Adapter, replaced: Mapping[ParamName, Tensor], wishes: Wis
 
 
 def _value(name: ParamName, deltas: Mapping[ParamName, Tensor], base: Component) -> Tensor:
-    """Return the tuned value in fp32; the base's own where there is no delta."""
+    """Return the tuned value in fp32, or the base's value if the adapter does not change it."""
     value = base.read(name)
     return value.float() + deltas[name].float() if name in deltas else value
 

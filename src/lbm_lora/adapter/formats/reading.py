@@ -40,7 +40,7 @@ def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
     """Return the contents of a file.
 
     Args:
-        named: the module that the front of a key names; None if there is no such module.
+        named: maps the part of a key before its ending to a module; None if it matches none.
 
     Raises:
         AdapterError: a key is unknown, factors do not belong together, or the base is needed and not at hand.
