@@ -24,6 +24,7 @@ REASONS = {
     "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "combine/chooser.py": "tests/unit/combine/test_resize.py: ranks by each rule; see test_merge.py",
     "combine/merged_adapter.py": "tests/unit/workflows/test_merge.py: merged files and what they record",
+    "comfy/checkpoint_nodes.py": "tests/unit/comfy/test_lora_nodes.py: extract, calibrate, validate and fuse as nodes",
     "comfy/files.py": "tests/unit/comfy/test_lora_nodes.py: what nodes read and write",
     "comfy/translate.py": "tests/unit/comfy/test_model_nodes.py: the node, next to the pipeline",
     "comfy/values.py": "tests/unit/comfy/test_model_nodes.py: photos of a batch; test_lora_nodes.py",

@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.v0_0_2 import ComfyExtension
 
-from lbm_lora.comfy import lora_nodes, model_nodes
+from lbm_lora.comfy import checkpoint_nodes, lora_nodes, model_nodes
 
 
 class LbmLoraExtension(ComfyExtension):
@@ -13,7 +13,7 @@ class LbmLoraExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[Any]:
         """Return the node classes."""
-        return [*model_nodes.NODES, *lora_nodes.NODES]
+        return [*model_nodes.NODES, *checkpoint_nodes.NODES, *lora_nodes.NODES]
 
 
 async def comfy_entrypoint() -> LbmLoraExtension:

@@ -1,23 +1,20 @@
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownMemberType=false
-"""Nodes that make, change, measure and save LoRAs: the verbs of the command line on ComfyUI's values."""
+"""Nodes on LoRAs alone: open, merge, resize, save."""
 
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from comfy_api.v0_0_2 import io, ui
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.comfy import files
-from lbm_lora.comfy.heat_image import error_image
 from lbm_lora.comfy.listener import NodeProgress, running
-from lbm_lora.comfy.model_nodes import CATEGORY, LBM_LORA, checkpoint_input, lora_input, strength_input
-from lbm_lora.comfy.values import as_batch, as_photos, device
+from lbm_lora.comfy.model_nodes import CATEGORY, LBM_LORA, lora_input
 from lbm_lora.configs.values import BiasesAs, FormatName, MergeMethod, NormsAs
-from lbm_lora.report import short_text
 
-_MAX_SIZE = "Instead of the ranks: the best LoRA that a file of this size can hold, such as 200MB. Empty: by rank."
+MAX_SIZE = "Instead of the ranks: the best LoRA that a file of this size can hold, such as 200MB. Empty: by rank."
 
 
-def _rank(name: str, default: int, tooltip: str) -> Any:
+def rank_input(name: str, default: int, tooltip: str) -> Any:
     return io.Int.Input(name, default=default, min=1, max=9999, tooltip=tooltip)
 
 
@@ -43,101 +40,6 @@ class OpenLora(io.ComfyNode):
     def execute(cls, lora: str) -> Any:
         with running():
             return io.NodeOutput(load_adapter(files.path_of("loras", lora)))
-
-
-class Extract(io.ComfyNode):
-    """Two checkpoints to a LoRA."""
-
-    @classmethod
-    def define_schema(cls) -> Any:
-        return io.Schema(
-            node_id="LbmLoraExtract",
-            display_name="Extract LBM LoRA",
-            category=CATEGORY,
-            description="Extract a LoRA: the change from a base to a fine-tuned checkpoint.",
-            inputs=[
-                checkpoint_input("base", "The checkpoint that the tuned one started from."),
-                checkpoint_input("tuned", "The fine-tuned checkpoint."),
-                _rank("rank", 32, "Rank of linear layers. 9999: as high as each matrix allows."),
-                _rank("conv_rank", 16, "Rank of convolutions. 9999: as high as each allows."),
-                io.String.Input("max_size", default="", tooltip=_MAX_SIZE),
-                io.String.Input(
-                    "calibration",
-                    default="",
-                    tooltip="Statistics from Calibrate (its path): least error of the output instead of the weights. "
-                    "Empty: none.",
-                ),
-            ],
-            outputs=[LBM_LORA.Output(display_name="LBM_LORA")],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, base: str, tuned: str, **others: Any) -> Any:
-        stamps = [files.stamp("diffusion_models", name) for name in (base, tuned)]
-        return stamps, sorted((name, str(value)) for name, value in others.items())
-
-    @classmethod
-    def execute(
-        cls, base: str, tuned: str, rank: int, conv_rank: int, max_size: str = "", calibration: str = ""
-    ) -> Any:
-        from lbm_lora.api.loras import extract
-
-        ranks: dict[str, Any] = {"max_size": max_size.strip()} if max_size.strip() else {}
-        with running(_EXTRACT):
-            lora = extract(
-                files.path_of("diffusion_models", base),
-                files.path_of("diffusion_models", tuned),
-                calibration=files.typed_path(calibration) if calibration.strip() else None,
-                device=device(),
-                progress=NodeProgress(),
-                **(ranks or {"rank": rank, "conv_rank": conv_rank}),
-            )
-            return io.NodeOutput(lora)
-
-
-_EXTRACT = {
-    "base_model_path": "base",
-    "tuned_model_path": "tuned",
-    "rank": "rank",
-    "conv_rank": "conv_rank",
-    "max_size": "max_size",
-    "calibration": "calibration",
-}
-
-
-class Calibrate(io.ComfyNode):
-    """A tuned checkpoint and images to statistics."""
-
-    @classmethod
-    def define_schema(cls) -> Any:
-        return io.Schema(
-            node_id="LbmLoraCalibrate",
-            display_name="Calibrate LBM",
-            category=CATEGORY,
-            description="Measure on images which errors a tuned model's output is sensitive to. Extract "
-            "takes the path.",
-            inputs=[
-                checkpoint_input("tuned", "The fine-tuned checkpoint to measure."),
-                io.Image.Input("images", tooltip="Source images of the kind that the model is used on."),
-                io.String.Input(
-                    "save_as",
-                    default="lbm_calibration.safetensors",
-                    tooltip="Write the statistics to this file in ComfyUI's output folder.",
-                ),
-            ],
-            outputs=[io.String.Output(display_name="path")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, tuned: str, images: Any, save_as: str) -> Any:
-        from lbm_lora.api.models import calibrate
-
-        with running({"tuned_model_path": "tuned", "images": "images", "save_to": "save_as"}):
-            path = files.output_path(save_as)
-            model = files.path_of("diffusion_models", tuned)
-            calibrate(model, as_photos(images), save_to=path, device=device(), progress=NodeProgress())
-            return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
 
 class Merge(io.ComfyNode):
@@ -189,8 +91,8 @@ class Resize(io.ComfyNode):
             description="Give a LoRA a lower rank or a smaller file, from its factors alone.",
             inputs=[
                 LBM_LORA.Input("lora", tooltip="The LoRA to resize."),
-                _rank("rank", 16, "Rank of linear layers. Convolutions get half of it."),
-                io.String.Input("max_size", default="", tooltip=_MAX_SIZE),
+                rank_input("rank", 16, "Rank of linear layers. Convolutions get half of it."),
+                io.String.Input("max_size", default="", tooltip=MAX_SIZE),
             ],
             outputs=[LBM_LORA.Output(display_name="LBM_LORA")],
         )
@@ -263,96 +165,4 @@ class Save(io.ComfyNode):
             return io.NodeOutput(saved, ui=ui.PreviewText(saved))
 
 
-class Validate(io.ComfyNode):
-    """A LoRA against its tuned checkpoint."""
-
-    @classmethod
-    def define_schema(cls) -> Any:
-        return io.Schema(
-            node_id="LbmLoraValidate",
-            display_name="Validate LBM LoRA",
-            category=CATEGORY,
-            description="Measure how well base + LoRA reproduces the tuned checkpoint: numbers, and a heat map of the "
-            "relative error by block and layer.",
-            inputs=[
-                checkpoint_input("base", "The checkpoint that the LoRA was made for."),
-                checkpoint_input("tuned", "The fine-tuned checkpoint."),
-                lora_input("The LoRA file."),
-                io.Image.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Also compare the outputs of base, base + LoRA and tuned on these images.",
-                ),
-            ],
-            outputs=[io.Image.Output(display_name="heat map"), io.String.Output(display_name="summary")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, base: str, tuned: str, lora: str, **_: Any) -> Any:
-        return [files.stamp("diffusion_models", name) for name in (base, tuned)], files.stamp("loras", lora)
-
-    @classmethod
-    def execute(cls, base: str, tuned: str, lora: str, images: Any = None) -> Any:
-        from lbm_lora.api.measured import validate
-
-        with running({**_EXTRACT, "lora_path": "lora", "images": "images"}):
-            report = validate(
-                files.path_of("diffusion_models", base),
-                files.path_of("diffusion_models", tuned),
-                files.path_of("loras", lora),
-                images=None if images is None else cast(Any, as_photos(images)),
-                device=device(),
-                progress=NodeProgress(),
-            )
-            summary = short_text(report)
-            return io.NodeOutput(as_batch([error_image(report.weights.rows)]), summary, ui=ui.PreviewText(summary))
-
-
-class Fuse(io.ComfyNode):
-    """A LoRA into a checkpoint."""
-
-    @classmethod
-    def define_schema(cls) -> Any:
-        return io.Schema(
-            node_id="LbmLoraFuse",
-            display_name="Fuse LBM LoRA",
-            category=CATEGORY,
-            description="Add a LoRA to a checkpoint's weights and write the result. What is saved in "
-            "diffusion_models/ is listed by Load LBM Model.",
-            inputs=[
-                checkpoint_input("checkpoint", "The checkpoint that the LoRA was made for."),
-                lora_input("The LoRA file."),
-                strength_input(),
-                io.String.Input(
-                    "filename_prefix",
-                    default="diffusion_models/lbm",
-                    tooltip="Folder and beginning of the name, in the output folder; a number follows.",
-                ),
-            ],
-            outputs=[io.String.Output(display_name="path")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, lora: str, **others: Any) -> Any:
-        return files.stamp("diffusion_models", checkpoint), files.stamp("loras", lora), sorted(map(str, others.items()))
-
-    @classmethod
-    def execute(cls, checkpoint: str, lora: str, strength: float, filename_prefix: str) -> Any:
-        from lbm_lora.api.models import fuse
-
-        with running({"base_model_path": "checkpoint", "lora_path": "lora", "lora_scale": "strength"}):
-            path = files.new_path(filename_prefix)
-            base = files.path_of("diffusion_models", checkpoint)
-            fuse(
-                base,
-                files.path_of("loras", lora),
-                save_to=path,
-                lora_scale=strength,
-                progress=NodeProgress(),
-            )
-            return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
-
-
-NODES = [OpenLora, Extract, Calibrate, Merge, Resize, Save, Validate, Fuse]
+NODES = (OpenLora, Merge, Resize, Save)

@@ -321,7 +321,9 @@ def modules(state: State) -> dict[str, ModuleType]:
     return found
 
 
-NODE_MODULES = tuple(f"lbm_lora.comfy.{name}" for name in ("model_nodes", "lora_nodes", "extension"))
+NODE_MODULES = tuple(
+    f"lbm_lora.comfy.{name}" for name in ("model_nodes", "lora_nodes", "checkpoint_nodes", "extension")
+)
 """Ours that import `comfy_api`: they are imported anew for each stand-in."""
 
 

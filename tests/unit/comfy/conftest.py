@@ -68,7 +68,8 @@ def comfy(standin: State) -> State:
 @pytest.fixture(scope="module")
 def run(standin: State) -> Run:
     """`run("LbmLoraLoadModel", checkpoint="base.safetensors", precision="fp32")`: outputs of a node."""
-    nodes = [*import_module("lbm_lora.comfy.model_nodes").NODES, *import_module("lbm_lora.comfy.lora_nodes").NODES]
+    modules = ("model_nodes", "checkpoint_nodes", "lora_nodes")
+    nodes = [node for name in modules for node in import_module(f"lbm_lora.comfy.{name}").NODES]
     by_id = {node.define_schema().node_id: node for node in nodes}
 
     def execute(node_id: str, **inputs: Any) -> tuple[Any, ...]:
