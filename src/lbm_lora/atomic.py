@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 
@@ -33,23 +33,23 @@ def atomic_path(path: Path) -> Generator[Path]:
         OutputError: the folder cannot be created or written to, or `path` is a folder or a device.
     """
     path = Path(path)
-    _make_folder(path.parent)
-    try:
-        temporary, lock = _taken(path, is_folder=False)
-    except (OSError, ValueError) as error:
-        raise _cannot_write(path, error) from None
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder. Give the path of a file.")
-        if path.exists() and not S_ISREG(path.stat().st_mode):
-            raise OutputError(f"{path} is not a regular file. Choose another output path.")
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(lock)
+    with _made_folder(path.parent):
+        try:
+            temporary, lock = _taken(path, is_folder=False)
+        except (OSError, ValueError) as error:
+            raise _cannot_write(path, error) from None
+        try:
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder. Give the path of a file.")
+            if path.exists() and not S_ISREG(path.stat().st_mode):
+                raise OutputError(f"{path} is not a regular file. Choose another output path.")
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(lock)
 
 
 @contextmanager
@@ -59,30 +59,41 @@ def atomic_folder(folder: Path) -> Generator[Path]:
     Raises:
         OutputError: `folder` exists and is not empty, or cannot be created.
     """
-    _make_folder(folder.parent)
-    try:
-        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} already exists. Give a new or an empty folder.")
-        temporary, lock = _taken(folder, is_folder=True)
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from None
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+    with _made_folder(folder.parent):
+        try:
+            if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+                raise OutputError(f"{folder} already exists. Give a new or an empty folder.")
+            temporary, lock = _taken(folder, is_folder=True)
+        except (OSError, ValueError) as error:
+            raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from None
+        try:
+            yield temporary
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _made_folder(folder: Path) -> Generator[None]:
+    """Create a folder, with those above it; after an error, those that were created are removed if they are empty."""
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise OutputError(f"{folder} cannot be created: {reason}. Choose another output path.") from None
+        try:
+            made = [one for one in (folder, *folder.parents) if not one.exists()]  # the innermost first
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise OutputError(f"{folder} cannot be created: {reason}. Choose another output path.") from None
+        yield
+    except BaseException:
+        for one in made:
+            with suppress(OSError, ValueError):
+                one.rmdir()
+        raise
 
 
 def _cannot_write(path: Path, error: Exception) -> OutputError:

@@ -44,6 +44,25 @@ def test_an_exception_leaves_no_file_where_there_was_none(tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
+def test_an_exception_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for target in (tmp_path / "kept" / "a.bin", tmp_path / "deep" / "er" / "a.bin"):
+        with pytest.raises(ValueError):
+            write_half(target, ValueError)
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "deep" / "er" / "folder"):
+        raise RuntimeError
+    with pytest.raises(OutputError, match="cannot be created"), atomic_path(tmp_path / "deep" / ("a" * 300) / "a.bin"):
+        raise AssertionError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+
+
+def test_a_folder_that_somebody_uses_by_then_stays(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "deep" / "a.bin"):
+        write_text(tmp_path / "deep" / "b.txt", "b")
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["b.txt"]
+
+
 def test_the_old_file_is_there_until_the_end(tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")

@@ -71,7 +71,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     need_packages("translating shards", _PACKAGES, "train")
     from lbm_lora.inference.shards.predict import predict
     from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
-    from lbm_lora.inference.shards.shard_record import check_settings, write_settings
+    from lbm_lora.inference.shards.shard_record import check_settings
     from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
     from lbm_lora.launch import open_fabric, quiet_lightning
 
@@ -111,7 +111,6 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=any(job.record is not None for job in jobs))
         if fabric.is_global_zero:
-            write_settings(folder, settings)
             _remove_parts(jobs)
 
         def load(device: torch.device) -> Translate:
@@ -126,7 +125,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         predicted = predict(
             fabric,
             jobs,
-            ShardTask(keys=keys, format=config.output_format),
+            ShardTask(keys=keys, format=config.output_format, settings=settings),
             load,
             max_corrupt=config.max_corrupt,
             progress=progress,

@@ -1,6 +1,6 @@
 """Records of how the shards of a folder were made, so that a run resumes only with the same settings.
 
-infer.json     the settings that every image in the folder depends on
+infer.json     the settings that every image in the folder depends on; written before the first NAME.tar appears
 NAME.tar       results
 NAME.tar.json  the source shard of the results, and its unusable samples; written before NAME.tar appears
 """
@@ -93,7 +93,12 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) 
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a folder, or check that the existing ones are the same."""
+    """Write the settings of a folder, or check that the existing ones are the same.
+
+    Raises:
+        ConfigError: another run, with other settings, has written to the folder in the meantime.
+    """
+    check_settings(folder, settings, started=False)
     if not (folder / SETTINGS).exists():
         write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 

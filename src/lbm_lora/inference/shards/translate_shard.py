@@ -1,7 +1,8 @@
 """Translate one shard of images into a shard of results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -10,7 +11,7 @@ from lbm_lora.errors import ImageError
 from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
-from lbm_lora.inference.shards.shard_record import ShardRecord, write_record
+from lbm_lora.inference.shards.shard_record import ShardRecord, write_record, write_settings
 from lbm_lora.shards.samples import Found, Skipped
 from lbm_lora.shards.tar import read_shard, shard_writer
 
@@ -24,10 +25,12 @@ class ShardTask:
 
     Attributes:
         format: format of the results: png, jpg or webp.
+        settings: what every image depends on; recorded in the folder with its first shard.
     """
 
     keys: ShardKeys
     format: str
+    settings: Mapping[str, Any]
 
 
 class Dropped(Exception):
@@ -46,6 +49,7 @@ def translate_shard(
 
     Raises:
         ImageError: a result is not finite.
+        ConfigError: the folder holds results of other settings.
         OutputError: the output cannot be written.
     """
     skipped: list[Skipped] = []
@@ -60,6 +64,7 @@ def translate_shard(
                     tar.write({"__key__": key, f"output.{task.format}": made})
                     images += 1
                     take(None)
+        write_settings(job.output.parent, task.settings)
         record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped))
         write_record(record, job.output)
     return record

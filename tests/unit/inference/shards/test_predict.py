@@ -57,7 +57,7 @@ def run(jobs: list[ShardJob], translate: Translate, steps: Steps | None = None, 
         assert device == torch.device("cpu")
         return translate
 
-    task = ShardTask(keys=KEYS, format="png")
+    task = ShardTask(keys=KEYS, format="png", settings={"seed": 0})
     return predict(fabric, jobs, task, load, max_corrupt=max_corrupt, progress=steps or Steps())
 
 
@@ -86,7 +86,7 @@ def test_an_error_keeps_what_is_done_and_is_raised(shards: Callable[[], list[Sha
 
     with pytest.raises(OutputError, match="the disk is full"):
         run(shards(), failing)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.tar", "0.tar.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.tar", "0.tar.json", "infer.json"]
 
 
 def test_a_signal_drops_the_shard_in_work(shards: Callable[[], list[ShardJob]], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_signal_drops_the_shard_in_work(shards: Callable[[], list[ShardJob]], 
     made = run(shards(), stopping)
     assert (list(made.records), made.stopped_by) == (["0.tar"], "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.tar", "0.tar.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.tar", "0.tar.json", "infer.json"]
 
 
 def test_too_much_that_is_corrupt_ends_it(

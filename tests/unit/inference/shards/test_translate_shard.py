@@ -41,7 +41,7 @@ def translated(
     translate: Translate = invert,
     kind: str = "png",
 ) -> ShardRecord:
-    return translate_shard(translate, job, ShardTask(keys=keys, format=kind), take=take)
+    return translate_shard(translate, job, ShardTask(keys=keys, format=kind, settings={"seed": 0}), take=take)
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def test_a_shard_that_is_dropped_leaves_nothing(tmp_path: Path, png: Png, write_
 
     with pytest.raises(Dropped):
         translated(job, take=take)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_that_is_not_finite_ends_the_work(tmp_path: Path, png: Png, write_shard: Callable[..., Path]) -> None:
@@ -141,4 +141,4 @@ def test_a_result_that_is_not_finite_ends_the_work(tmp_path: Path, png: Png, wri
     job = job_of(write_shard("in/a.tar", {"0": {"source.png": png()}}), tmp_path / "out/a.tar")
     with pytest.raises(ImageError, match="non-finite"):
         translated(job, translate=fail)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
