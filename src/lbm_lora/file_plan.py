@@ -19,6 +19,7 @@ from typing import cast
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.plain_text import parse_json, read_text
+from lbm_lora.regular_file import check_regular
 
 MARK = "made by lbm-lora"
 """The mark in a text, an image or an archive of ours."""
@@ -128,6 +129,7 @@ def is_ours(path: Path, mark: str = "") -> bool:
         mark: the mark of one kind of file; by default that of any kind.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)

@@ -49,7 +49,11 @@ def fault_of(case: Case, folder: Path, goods: Goods, worker: Worker) -> str:
         if after != before:
             problems.append(f"changed {sorted(set(before.items()) ^ set(after.items()))[:4]}")
     else:
-        problems += [f"{path.name} is not finite" for path in folder.glob("out.safetensors") if not_finite(path)]
+        problems += [
+            f"{path.name} is not finite"
+            for path in folder.glob("out.safetensors")
+            if path.is_file() and not_finite(path)
+        ]
         left = [path.name for path in folder.rglob(".*.part")]
         problems += [f"left {left}"] if left else []
     if stamps(goods.folder) != inputs:

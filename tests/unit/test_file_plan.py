@@ -124,6 +124,14 @@ def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None
     assert not is_ours(tmp_path / "none")
 
 
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "out.safetensors"
+    os.mkfifo(path)
+    plan = FilePlan()
+    plan.writes(path)
+    assert f"{path} exists, and lbm-lora did not write it." in refused(plan)
+
+
 def test_paths_that_no_system_takes(tmp_path: Path) -> None:
     plan = FilePlan()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

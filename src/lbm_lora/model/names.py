@@ -27,6 +27,8 @@ MOST = {"layers_per_block": 64, "transformer_layers_per_block": 256, "block_out_
 """Largest numbers in the configuration of a network."""
 MOST_OF_OTHERS = 2**20
 _MOST_PARTS = 64
+_SIGNED = ("_factor", "_shift", "_mean")
+"""How the names of numbers end that may be negative."""
 
 _IGNORED_PREFIXES = ("lpips_loss.", "conditioner.")
 
@@ -123,7 +125,8 @@ def _check_value(section: str, key: str, value: object) -> None:
     """Check a setting against the bounds, so that no text can ask for a network that takes all memory, or for ever.
 
     Raises:
-        ConfigError: a number exceeds its bound, a list or text is too long, or a size of images is not a whole number.
+        ConfigError: a number exceeds its bound or is a negative count, a list is too long, or a size of images is not
+            a whole number.
     """
     most = MOST.get(key, MOST_OF_OTHERS)
     parts: list[object] = list(cast(list[object], value)) if isinstance(value, (list, tuple)) else [value]
@@ -131,6 +134,9 @@ def _check_value(section: str, key: str, value: object) -> None:
     numbers = [part for part in parts if isinstance(part, (int, float))]
     if len(parts) > _MOST_PARTS or not all(abs(number) <= most for number in numbers):
         raise ConfigError(f"{section}: {key} must be at most {most:,}, and a list at most {_MOST_PARTS} long.")
+    below = [number for number in numbers if type(number) is int and number < 0]
+    if below and not key.endswith(_SIGNED):
+        raise ConfigError(f"{section}: {key} must not be negative, got {below[0]}.")
     if (
         key.endswith("_factor")
         and value is not None

@@ -1,11 +1,15 @@
 """Samples: where their bytes are, which part a key selects, and how unusable ones are reported."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from lbm_lora.errors import ImageError, listing
 from lbm_lora.imaging.image_file import readable_extensions
+
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, surrogates, and separators of lines and paragraphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,14 @@ class Skipped:
 
     key: str
     reason: str
+
+
+def problem_of_name(name: str) -> str:
+    """Return why a sample may not have a name, by which it may be unpacked into a folder; empty if it may."""
+    if any(unicodedata.category(sign) in _UNSEEN for sign in name):
+        return "its name holds control characters, or is not UTF-8"
+    path = PureWindowsPath(name)  # takes both kinds of slash
+    return "its name leads out of its folder" if path.root or ".." in path.parts else ""
 
 
 def complaint(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> str:

@@ -17,7 +17,7 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.writer import TarWriter
 
 from lbm_lora.errors import DataError, listing
-from lbm_lora.shards.samples import Found, Part
+from lbm_lora.shards.samples import Found, Part, problem_of_name
 
 MOST_SHARDS = 1_000_000
 MOST_CHARACTERS = 4_000
@@ -95,7 +95,7 @@ def read_shard(path: Path, name: str) -> Iterator[Found]:
     members, end = _members(path)
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(end)
+        file.seek(min(end, size))
         block = file.read(tarfile.BLOCKSIZE)
     for key, group in groupby(members, key=lambda member: member.key):
         yield _found(f"{name}/{key}", list(group), size)
@@ -124,7 +124,7 @@ def _members(path: Path) -> tuple[list[_Member], int]:
                     key, name = base_plus_ext(info.name)
                     if info.isreg() and key is not None and name is not None and not _META.match(info.name):
                         members.append(_Member(key, name.lower(), Part(path, info.offset_data, info.size)))
-            except tarfile.TarError:
+            except (tarfile.TarError, ValueError, OverflowError):  # a size of 2^80 is no place to go on from
                 pass  # reported by the caller, who finds no end after the last member
     except tarfile.TarError as error:
         raise DataError(f"{path} is not a tar file: {error}. Shards are tar files, compressed or not.") from None
@@ -136,4 +136,4 @@ def _found(key: str, members: Sequence[_Member], size: int) -> Found:
     if len(parts) < len(members):
         return Found(key, parts, "two files with one name")
     cut = [name for name, part in parts.items() if part.offset + part.nbytes > size]
-    return Found(key, parts, f"the shard ends within {cut[0]}" if cut else "")
+    return Found(key, parts, f"the shard ends within {cut[0]}" if cut else problem_of_name(members[0].key))

@@ -9,7 +9,7 @@ from lbm_lora.checkpoint import TensorSpec
 from lbm_lora.errors import CheckpointError, ConfigError
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
-from lbm_lora.model.names import check_shapes, checkpoint_shapes, denoiser_shapes, empty_unet, shapes_of
+from lbm_lora.model.names import check_shapes, checkpoint_shapes, denoiser_shapes, empty_unet, empty_vae, shapes_of
 from standins import MINI, TINY, base_tensors, lbm_unet_config, vae_config
 
 REAL = LBMConfig(unet=dict(LBM_UNET), vae=dict(SDXL_VAE))
@@ -94,6 +94,12 @@ def test_an_unknown_setting_names_the_nearest() -> None:
     assert str(caught.value) == (
         "unet: UNet2DConditionModel has no setting 'block_out_chanels'. Did you mean 'block_out_channels'?"
     )
+
+
+def test_a_count_below_zero() -> None:
+    for network, config in ((empty_unet, lbm_unet_config(TINY)), (empty_vae, dict(SDXL_VAE))):
+        with pytest.raises(ConfigError, match=r"norm_num_groups must not be negative, got -1\.$"):
+            network(config | {"norm_num_groups": -1})
 
 
 def test_settings_that_cannot_be_built() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import ImageError
-from lbm_lora.shards.samples import Found, Part, Skipped, complaint
+from lbm_lora.shards.samples import Found, Part, Skipped, complaint, problem_of_name
 
 TWO = [Skipped("a.tar/001", "no source.jpg"), Skipped("a.tar/002", "cannot be decoded")]
 
@@ -58,3 +58,23 @@ def test_it_says_how_many_and_which() -> None:
         "a.tar: 2 of 10 samples cannot be used (20.0 %): a.tar/001 (no source.jpg), a.tar/002 (cannot be decoded), "
         "but max_corrupt is 5 %."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("../../000", "its name leads out of its folder"),
+        ("a/../../000", "its name leads out of its folder"),
+        ("/etc/000", "its name leads out of its folder"),
+        ("..\\000", "its name leads out of its folder"),
+        ("C:\\000", "its name leads out of its folder"),
+        ("\x1b[31m000", "its name holds control characters, or is not UTF-8"),
+        ("\u2029000", "its name holds control characters, or is not UTF-8"),
+        ("\udcff000", "its name holds control characters, or is not UTF-8"),
+        ("a.b/c d/äöü 家族👩‍👧", ""),
+        ("a:b", ""),
+        ("...", ""),
+    ],
+)
+def test_names_that_would_be_unpacked_elsewhere(name: str, problem: str) -> None:
+    assert problem_of_name(name) == problem

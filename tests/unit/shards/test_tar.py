@@ -90,6 +90,24 @@ def test_damage_in_the_middle_is_noticed(write_shard: Callable[..., Path]) -> No
     assert "damaged at byte 3072" in found[-1].problem
 
 
+def test_a_size_beyond_every_disk_is_noticed(write_shard: Callable[..., Path]) -> None:
+    shard = write_shard("a.tar", {f"{i:03d}": {"source.jpg": bytes(1000)} for i in range(2)})
+    head = bytearray(shard.read_bytes())
+    head[124:136] = b"\x80" + b"\xff" * 11  # of the first member
+    head[148:156] = b" " * 8
+    head[148:156] = f"{sum(head[:512]):06o}\0 ".encode()
+    shard.write_bytes(head)
+    assert [(item.key, item.problem.partition(" ")[0]) for item in read_shard(shard, "a.tar")] == [
+        ("a.tar/000", "the"),
+        ("a.tar", "the"),
+    ]
+
+
+def test_a_sample_of_such_a_name_is_unusable(write_shard: Callable[..., Path]) -> None:
+    shard = write_shard("a.tar", {"../000": {"source.jpg": b"1"}, "001": {"source.jpg": b"2"}})
+    assert [item.problem for item in read_shard(shard, "a")] == ["its name leads out of its folder", ""]
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
 def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)

@@ -122,7 +122,7 @@ def config_of(values: object, where: Path) -> LoraConfig:
 
 def _check_supported(fields: Mapping[str, object], where: Path) -> None:
     kind = fields.get("peft_type", "LORA")
-    if kind not in _ALPHAS:
+    if not isinstance(kind, str) or kind not in _ALPHAS:
         raise AdapterError(
             f"{where}: the adapter is of PEFT's type {kind}. {', '.join(_ALPHAS)} are read. For another one, fuse it "
             "into its model with PEFT, then extract a LoRA from the result."

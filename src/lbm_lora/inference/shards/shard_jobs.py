@@ -126,7 +126,7 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
     for found in read_shard(path, output.name):
         samples += 1
         members = "".join(f" {name}@{part.offset}+{part.nbytes}" for name, part in found.parts.items())
-        digest.update(f"{found.key}{members} {found.problem}\n".encode())
+        digest.update(f"{found.key}{members} {found.problem}\n".encode(errors="surrogatepass"))
         try:
             keys.parts(found)
         except ImageError as error:

@@ -44,6 +44,7 @@ def test_a_rank_that_contradicts_the_config_is_refused() -> None:
     ("fields", "message"),
     [
         ({"peft_type": "OFT"}, "of PEFT's type OFT. LORA, LOHA, LOKR are read. For another one, fuse it into"),
+        ({"peft_type": {"a": 1}}, "of PEFT's type {'a': 1}. LORA, LOHA, LOKR are read."),
         ({"r": "8"}, "has r '8' and lora_alpha 4; both must be numbers"),
         ({"r": 0}, "has r 0 and lora_alpha 4"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is pissa_niter_16"),

@@ -31,6 +31,12 @@ def test_each_shard_has_an_output_of_its_name(tmp_path: Path, write_shard: Calla
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_is_not_utf8_is_unusable(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
+    shard = write_shard("in/a.tar", SAMPLES | {"\udcff": {"source.png": b"4"}})
+    (job,) = plan(tmp_path / "out", shard)
+    assert [item.reason for item in job.skipped] == ["its name holds control characters, or is not UTF-8"]
+
+
 def test_what_headers_say_is_counted(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
     shard = write_shard("in/a.tar", SAMPLES)
     (job,) = plan(tmp_path, shard, keys=ShardKeys(mask="mask.png"))
