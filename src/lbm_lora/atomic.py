@@ -8,6 +8,7 @@ temporary name taken knows whether its writer is alive, and takes the next name,
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 
-from lbm_lora.errors import OutputError
+from lbm_lora.errors import Option, OutputError
 
 try:
     import fcntl
@@ -23,6 +24,8 @@ except ImportError:  # Windows
     fcntl = None
 
 _WRITERS = 100  # living writers of one output
+_INNER = "new"
+_LEFT = re.compile(rf"\.{_INNER}\.[0-9a-f]+\.part")
 
 
 @contextmanager
@@ -53,28 +56,46 @@ def atomic_path(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Generator[Path]:
-    """Yield a temporary folder next to `folder`: renamed to `folder` on a clean exit, deleted on any other.
+def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
+    """Yield a temporary folder for files: renamed to `folder` on a clean exit, deleted on any other.
+
+    If `folder` exists, it may be a link or a disk of its own: then the temporary folder is in it, and the files are
+    moved out of that one after another.
+
+    Args:
+        overwrite: whether `folder` may hold files. Those of the same names are replaced, others stay.
 
     Raises:
         OutputError: `folder` exists and is not empty, or cannot be created.
     """
     with _made_folder(folder.parent):
         try:
-            if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-                raise OutputError(f"{folder} already exists. Give a new or an empty folder.")
-            temporary, lock = _taken(folder, is_folder=True)
+            exists = folder.is_dir()
+            if (os.path.lexists(folder) and not exists) or (exists and not overwrite and _is_used(folder)):
+                raise OutputError(
+                    f"{folder} already exists. Give a new or an empty folder",
+                    *([", or use ", Option("overwrite"), " to add to it."] if exists else ["."]),
+                )
+            temporary, lock = _taken(folder / _INNER if exists else folder, is_folder=True)
         except (OSError, ValueError) as error:
             raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from None
         try:
             yield temporary
-            if folder.exists():
-                folder.rmdir()
-            temporary.rename(folder)
-            _sync(folder.parent)
+            if exists:
+                for file in sorted(temporary.iterdir()):
+                    file.replace(folder / file.name)
+                _sync(folder)
+            else:
+                temporary.rename(folder)
+                _sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             os.close(lock)
+
+
+def _is_used(folder: Path) -> bool:
+    """Return whether there is anything in a folder, apart from what a killed writer left."""
+    return any(not (_LEFT.fullmatch(one.name) and remove_leftover(one)) for one in folder.iterdir())
 
 
 @contextmanager

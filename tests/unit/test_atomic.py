@@ -56,10 +56,23 @@ def test_an_exception_leaves_no_folder_that_was_not_there(tmp_path: Path) -> Non
     assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
 
 
+def test_an_existing_folder_may_be_a_link_or_hold_leftovers(tmp_path: Path) -> None:
+    (tmp_path / "real" / ".new.0.part").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    with atomic_folder(tmp_path / "link") as temporary:
+        assert temporary.parent.samefile(tmp_path / "real")
+        (temporary / "a").write_text("a")
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["a"]
+
+
 def test_a_folder_that_somebody_uses_by_then_stays(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "deep" / "a.bin"):
-        write_text(tmp_path / "deep" / "b.txt", "b")
-        raise RuntimeError
+    def write_beside() -> None:
+        with atomic_path(tmp_path / "deep" / "a.bin"):
+            write_text(tmp_path / "deep" / "b.txt", "b")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_beside()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["b.txt"]
 
 
@@ -140,7 +153,7 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
     with (
-        pytest.raises(OutputError, match=r"out already exists\. Give a new or an empty folder\.$"),
+        pytest.raises(OutputError, match=r"out already exists\. Give a new or an empty folder, or use "),
         atomic_folder(tmp_path / "out"),
     ):
         pass

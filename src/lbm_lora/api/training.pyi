@@ -218,6 +218,7 @@ def pack_data(
     folder: Path | str,
     to: Path | str,
     *,
+    overwrite: bool = False,
     name: str = 'pairs',
     shard_mb: int = 500,
     shard_count: int = 10000,
@@ -234,6 +235,8 @@ def pack_data(
             format.
         to: folder for the shards; a new or an empty one.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         name: Name of the shards: NAME-000000.tar, NAME-000001.tar and so on.
         shard_mb: Put at most this many megabytes into a shard.
         shard_count: Put at most this many pairs into a shard.

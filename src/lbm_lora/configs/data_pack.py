@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lbm_lora.configs.marks import ADVANCED, POSITIONAL, Count, Folder, Named, Share
+from lbm_lora.configs.output_options import OutputOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig:
+class PackConfig(OutputOptions):
     """Make WebDataset shards of a folder of pairs. Files are copied byte for byte."""
 
     folder: Annotated[Folder, POSITIONAL]
     """Folder of pairs: NAME.source.png and NAME.target.png, or folders source/ and target/ with equal names; any image
     format."""
     to: Folder
-    """Write the shards to this folder, which must be new or empty."""
+    """Write the shards to this folder, which must be new or empty, unless --overwrite is given."""
     name: Annotated[str, Named("NAME")] = "pairs"
     """Name of the shards: NAME-000000.tar, NAME-000001.tar and so on."""
     shard_mb: Annotated[Count, Named("MB")] = 500

@@ -1,14 +1,16 @@
 """Make WebDataset shards of a folder of pairs: the verb `data pack`."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
-from lbm_lora.shards.samples import Skipped
-from lbm_lora.training.data.index import check_corrupt, make_index
+from lbm_lora.shards.samples import Skipped, problem_of_name
+from lbm_lora.training.data.index import PairIndex, check_corrupt, make_index
 from lbm_lora.training.data.open_data import find_pairs
 from lbm_lora.training.data.pairs import Keys
 
@@ -38,32 +40,27 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
 
     Raises:
         MissingExtraError: a package of the train extra is not installed.
-        ConfigError: a limit below 1.
+        ConfigError: a limit below 1, or a name that is not a file name.
         DataError: the folder holds no pairs, too many of them are corrupt, or two names become the same.
-        OutputError: the folder for the shards is not empty, or cannot be written.
+        OutputError: the folder for the shards is not empty, or cannot be written; or a shard is a file to pack.
     """
     need_packages("writing shards", SHARD_PACKAGES, "train")
-    from lbm_lora.training.data.pack import pattern_of, write_shards
+    from lbm_lora.training.data.pack import pattern_of, shards_of, write_shards
 
-    if config.shard_mb < 1 or config.shard_count < 1:
-        raise ConfigError(Option("shard_mb"), " and ", Option("shard_count"), " must be 1 or more.")
+    _check(config)
     keys = Keys(source=config.source_key, target=config.target_key, mask=config.mask_key, mask_optional=True)
-    found = find_pairs(config.folder, keys)
+    found = [replace(one, problem=problem_of_name(one.key)) for one in find_pairs(config.folder, keys)]
     progress.start(len(found), "reading headers")
     index = make_index(found, keys, progress)
     check_corrupt(str(config.folder), index.skipped, len(found), config.max_corrupt)
+    max_bytes = config.shard_mb * 1_000_000
+    members = shards_of(index, config.to, name=config.name, max_bytes=max_bytes, max_count=config.shard_count)
+    _check_outputs(index, members)
     progress.start(len(index), "writing shards")
-    shards = write_shards(
-        index,
-        keys,
-        config.to,
-        name=config.name,
-        max_bytes=config.shard_mb * 1_000_000,
-        max_count=config.shard_count,
-        progress=progress,
-    )
+    write_shards(index, keys, members, overwrite=config.overwrite, progress=progress)
+    shards = tuple(members)
     return PackResult(
-        shards=tuple(shards),
+        shards=shards,
         pattern=pattern_of(shards),
         pairs=len(index),
         masks=index.masks,
@@ -73,3 +70,22 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
         target_key=keys.target,
         mask_key=keys.mask if index.masks else None,
     )
+
+
+def _check(config: PackConfig) -> None:
+    if config.shard_mb < 1 or config.shard_count < 1:
+        raise ConfigError(Option("shard_mb"), " and ", Option("shard_count"), " must be 1 or more.")
+    name = config.name
+    if Path(name).name != name or not name.isprintable() or set(name) & set("{}"):
+        raise ConfigError(Option("name"), f" {name} must be a file name: no folders, no braces, no control characters.")
+
+
+def _check_outputs(index: PairIndex, shards: Iterable[Path]) -> None:
+    """Refuse shards at paths of files to pack. What else is in their folder is seen by `write_shards`."""
+    plan = FilePlan()
+    for number in range(len(index)):
+        record = index.record(number)
+        plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
+    for shard in shards:
+        plan.writes(shard, "the shard", ours=lambda _: True)
+    plan.check()

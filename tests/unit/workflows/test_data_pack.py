@@ -42,6 +42,43 @@ def test_incomplete_pairs_are_left_out_or_stop_the_packing(pairs: Path, tmp_path
         data_pack.run(PackConfig(folder=pairs, to=tmp_path / "shards", max_corrupt=0.1))
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", ".", "/x", "a{0..9}", "a\x1bb"])
+def test_a_name_that_is_not_one_of_a_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^name .* must be a file name: no folders, no braces"):
+        data_pack.run(PackConfig(folder=PAIRS, to=tmp_path / "deep/shards", name=name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwrite_adds_to_a_folder(pairs: Path, tmp_path: Path) -> None:
+    made = data_pack.run(PackConfig(folder=pairs, to=tmp_path / "shards", shard_count=6))
+    one, other = made.shards
+    wanted = one.read_bytes()
+    one.write_bytes(b"somebody's")
+    (tmp_path / "shards/more").mkdir()
+    (tmp_path / "shards/more/notes.txt").write_text("kept")
+    again = PackConfig(folder=pairs, to=tmp_path / "shards", shard_count=6, overwrite=True)
+    assert data_pack.run(again).shards == (one, other)
+    assert one.read_bytes() == wanted
+    assert sorted(path.name for path in (tmp_path / "shards").rglob("*")) == ["more", "notes.txt", one.name, other.name]
+
+
+def test_a_shard_is_never_a_file_to_pack(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    picture = next(pairs.glob("*.source.png"))
+    (tmp_path / "shards/pairs-000000.tar").hardlink_to(picture)
+    before = picture.read_bytes()
+    with pytest.raises(OutputError, match="an input of this command"):
+        data_pack.run(PackConfig(folder=pairs, to=tmp_path / "shards", overwrite=True))
+    assert picture.read_bytes() == before
+
+
+def test_names_with_control_characters_are_left_out(pairs: Path, tmp_path: Path) -> None:
+    for role in ("source", "target"):
+        (pairs / f"a\x1b.{role}.png").hardlink_to(next(pairs.glob(f"*.{role}.png")))
+    made = data_pack.run(PackConfig(folder=pairs, to=tmp_path / "shards", max_corrupt=0.1))
+    assert [item.reason for item in made.skipped] == ["its name holds control characters, or is not UTF-8"]
+
+
 def test_the_command_line() -> None:
     pack, _ = parse("data pack", ["FOLDER", "--to", "DIR", "--shard_mb", "3"])
     assert (pack.folder, pack.to, pack.shard_mb) == (Path("FOLDER"), Path("DIR"), 3)

@@ -1,6 +1,6 @@
 """Write pairs into WebDataset shards."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,29 +13,34 @@ from lbm_lora.training.data.index import PairIndex
 from lbm_lora.training.data.pairs import Keys, Record
 
 
+def shards_of(pairs: PairIndex, folder: Path, *, name: str, max_bytes: int, max_count: int) -> dict[Path, list[int]]:
+    """Return the paths of shards `NAME-000000.tar`, ... with the pairs of each.
+
+    Args:
+        max_bytes: most bytes of files per shard; a shard holds at least one pair.
+        max_count: most pairs per shard.
+    """
+    parts = enumerate(_cut(pairs, max_bytes, max_count))
+    return {folder / f"{name}-{number:06d}.tar": members for number, members in parts}
+
+
 def write_shards(
     pairs: PairIndex,
     keys: Keys,
-    folder: Path,
+    shards: Mapping[Path, Sequence[int]],
     *,
-    name: str,
-    max_bytes: int,
-    max_count: int,
+    overwrite: bool = False,
     progress: Progress = SILENT,
-) -> list[Path]:
-    """Copy the files of pairs, byte for byte, into shards `NAME-000000.tar`, ... in a new folder.
+) -> None:
+    """Copy the files of pairs, byte for byte, into shards of one folder.
 
     The same pairs give the same bytes: members have neither owner nor time. The folder appears once all is written.
 
     Args:
         pairs: pairs whose parts are separate files.
         keys: keys whose words name the members; each member keeps the extension of its file.
-        folder: the folder to create; it may exist if it is empty.
-        max_bytes: most bytes of files per shard; a shard holds at least one pair.
-        max_count: most pairs per shard.
-
-    Returns:
-        The shards.
+        shards: from `shards_of`. Their folder may exist if it is empty.
+        overwrite: whether it may hold files, of which those of the same names are replaced.
 
     Raises:
         DataError: two pairs would have the same name in the shards, where names have no dots.
@@ -43,13 +48,10 @@ def write_shards(
         OutputError: the folder is not empty, or cannot be written.
     """
     names = _names(pairs.keys)
-    made: list[Path] = []
-    with atomic_folder(folder) as temporary:
-        for number, members in enumerate(_cut(pairs, max_bytes, max_count)):
-            made.append(folder / f"{name}-{number:06d}.tar")
-            with atomic_path(temporary / made[-1].name) as path, path.open("wb") as file:
+    with atomic_folder(next(iter(shards)).parent, overwrite=overwrite) as temporary:
+        for shard, members in shards.items():
+            with atomic_path(temporary / shard.name) as path, path.open("wb") as file:
                 _write_shard(file, [(names[index], pairs.record(index)) for index in members], keys, progress)
-    return made
 
 
 def pattern_of(shards: Sequence[Path]) -> str:

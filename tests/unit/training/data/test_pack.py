@@ -12,7 +12,7 @@ from lbm_lora.errors import DataError, ImageError, OutputError
 from lbm_lora.shards.tar import expand_shards
 from lbm_lora.training.data.index import PairIndex, make_index
 from lbm_lora.training.data.open_data import find_pairs
-from lbm_lora.training.data.pack import pattern_of, write_shards
+from lbm_lora.training.data.pack import pattern_of, shards_of, write_shards
 from lbm_lora.training.data.pairs import Keys
 
 KEYS = Keys(mask="mask.png", mask_optional=True)
@@ -23,7 +23,10 @@ def indexed(folder: Path) -> PairIndex:
 
 
 def packed(folder: Path, to: Path, *, max_bytes: int = 10**9, max_count: int = 100) -> list[Path]:
-    return write_shards(indexed(folder), KEYS, to, name="pairs", max_bytes=max_bytes, max_count=max_count)
+    index = indexed(folder)
+    shards = shards_of(index, to, name="pairs", max_bytes=max_bytes, max_count=max_count)
+    write_shards(index, KEYS, shards)
+    return list(shards)
 
 
 def read(shard: Path) -> dict[str, dict[str, bytes]]:
@@ -97,7 +100,8 @@ def test_a_folder_with_something_in_it_is_left_alone(write_pairs: Callable[..., 
     packed(folder, tmp_path / "out")  # an empty one is fine
     before = sorted(path.name for path in tmp_path.rglob("*"))
     for taken in (tmp_path / "out", tmp_path / "out" / "pairs-000000.tar", folder):
-        with pytest.raises(OutputError, match=r"already exists\. Give a new or an empty folder\."):
+        more = ", or use overwrite to add to it" if taken.is_dir() else ""
+        with pytest.raises(OutputError, match=rf"already exists\. Give a new or an empty folder{more}\.$"):
             packed(folder, taken)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
@@ -107,7 +111,7 @@ def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Pa
     index = indexed(folder)
     (folder / "002.target.png").unlink()
     with pytest.raises(ImageError, match=r"002\.target\.png cannot be read"):
-        write_shards(index, KEYS, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1)
+        write_shards(index, KEYS, shards_of(index, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1))
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
 
