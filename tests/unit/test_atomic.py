@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.atomic import atomic_folder, atomic_path, remove_leftover, write_text
+from lbm_lora import atomic
+from lbm_lora.atomic import atomic_folder, atomic_path, held_folder, remove_leftover, write_text
 from lbm_lora.errors import OutputError
 
 
@@ -63,6 +64,16 @@ def test_an_existing_folder_may_be_a_link_or_hold_leftovers(tmp_path: Path) -> N
         assert temporary.parent.samefile(tmp_path / "real")
         (temporary / "a").write_text("a")
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["a"]
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "PATIENCE", 0.0)
+    folder = tmp_path / "deep" / "run"
+    with held_folder(folder) as first, held_folder(folder) as second:
+        assert (first, second) == (True, False)
+    with held_folder(folder) as third:
+        assert third
+    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_somebody_uses_by_then_stays(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import CheckpointError, ConfigError, Option, listing
-from lbm_lora.hub import hub_name
+from lbm_lora.hub import HubName, hub_name
 from lbm_lora.model import sgm
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
@@ -95,6 +95,27 @@ def choose_signature(flag: str | None, config: LBMConfig, config_path: Path | No
     return config.backbone_signature, config_path.parent if config_path else Path()
 
 
+def find_backbone(signature: str, folder: Path = Path()) -> Path | HubName:
+    """Return where a backbone is: its local path, or its name on the hub, where nothing is looked up.
+
+    Raises:
+        CheckpointError: it is neither.
+        ConfigError: it starts with `hf://` and is not a name.
+    """
+    local = folder / Path(signature).expanduser()
+    if local.exists():
+        return local
+    on_hub = hub_name(signature)
+    if on_hub is None:
+        raise CheckpointError(
+            f"The backbone {signature} (from the command line or config.yaml) is not at {local}, and is not a hub "
+            "id of the form owner/name. Give a hub id, a diffusers folder or a single-file SDXL checkpoint with ",
+            Option("backbone_signature"),
+            ".",
+        )
+    return on_hub
+
+
 def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -> Backbone:
     """Open a backbone.
 
@@ -109,19 +130,11 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
         ConfigError: a configuration is missing or cannot be read.
         HubError: the hub repository cannot be reached or does not exist.
     """
-    local = folder / Path(signature).expanduser()
-    if not local.exists():
-        on_hub = hub_name(signature)
-        if on_hub is None:
-            raise CheckpointError(
-                f"The backbone {signature} (from the command line or config.yaml) is not at {local}, and is not a hub "
-                "id of the form owner/name. Give a hub id, a diffusers folder or a single-file SDXL checkpoint with ",
-                Option("backbone_signature"),
-                ".",
-            )
-        name, local = signature, fetch_backbone(on_hub)
+    found = find_backbone(signature, folder)
+    if isinstance(found, Path):
+        name, local = found.resolve().name, found
     else:
-        name = local.resolve().name
+        name, local = signature, fetch_backbone(found)
     if (local / "unet").is_dir():
         return _open_folder(signature, name, local)
     return _open_single_file(signature, name, local, config)

@@ -12,7 +12,7 @@ from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.file_plan import MARK_KEY, FilePlan
 from lbm_lora.hub import localized
-from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
+from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
 from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
@@ -69,6 +69,8 @@ def ensure_base(
     """
     config = _missing(path, backbone_signature, config_path, is_made=is_made, overwrite=overwrite)
     if config is None:
+        if backbone_signature is not None:
+            progress.note(f"{path} exists, so no base is made from {backbone_signature}.")
         return path
     progress.note(f"{path} does not exist, so the base is made there.")
     made = run(config, progress)
@@ -102,7 +104,13 @@ def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
 def _missing(
     path: Path, backbone_signature: str | None, config_path: Path | None, *, is_made: bool, overwrite: bool = False
 ) -> BaseConfig | None:
-    """Return how a missing base is made; None if it exists, or no backbone is given."""
+    """Return how a missing base is made; None if it exists, or no backbone is given.
+
+    Raises:
+        CheckpointError: the given backbone names nothing, also where the base exists and needs none.
+    """
+    if backbone_signature is not None:
+        find_backbone(backbone_signature)
     if path.exists() or (backbone_signature is None and not is_made):
         return None
     return BaseConfig(

@@ -7,8 +7,8 @@ import pytest
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.errors import ConfigError, HubError, OutputError
-from lbm_lora.workflows.base import ensure_base, run
+from lbm_lora.errors import CheckpointError, ConfigError, HubError, OutputError
+from lbm_lora.workflows.base import ensure_base, planned_missing, run
 from standins import Lbm
 
 
@@ -60,3 +60,6 @@ def test_ensure_base_makes_a_missing_base_and_leaves_one_that_is_there(lbm: Lbm,
     again = ensure_base(path, backbone_signature="nobody/no-such-model", config_path=None)
     assert again == path
     assert path.stat().st_mtime_ns == stamp
+    for make in (planned_missing, ensure_base):
+        with pytest.raises(CheckpointError, match=r"^The backbone zzz .* is not at zzz, and is not a hub id"):
+            make(path, backbone_signature="zzz", config_path=None)

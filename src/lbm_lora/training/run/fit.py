@@ -1,6 +1,7 @@
 """Run one training, from a configuration to a folder."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,15 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
         standing = standing_of(run.state)
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
         if run.done < run.total:
-            if fabric.is_global_zero:
-                run.folder.remove_parts()
-                write_text(run.folder.config, f"# {MARK}\n{config.to_yaml()}")
-            progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
-            fabric.launch()
-            loop = TrainingLoop(run, fabric, progress, stop)
-            loop.train()
-            standing = loop.standing
+            with run.folder.held() if fabric.is_global_zero else nullcontext():
+                if fabric.is_global_zero:
+                    run.folder.remove_parts()
+                    write_text(run.folder.config, f"# {MARK}\n{config.to_yaml()}")
+                progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
+                fabric.launch()
+                loop = TrainingLoop(run, fabric, progress, stop)
+                loop.train()
+                standing = loop.standing
         else:
             progress.note("the run is already complete. To continue it, raise max_steps or max_epochs.")
     return FitResult(

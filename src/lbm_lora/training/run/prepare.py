@@ -10,11 +10,12 @@ import xxhash
 from lightning.fabric import Fabric
 
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, listing
 from lbm_lora.imaging.perceptual import load_lpips
 from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.resolve import resolve_config
+from lbm_lora.plain_text import parse_yaml, read_text
 from lbm_lora.progress import Progress
 from lbm_lora.trainable.state import TrainState, Values, changed_keys, check_identity, load_state
 from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
@@ -125,8 +126,38 @@ def _find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
     if config.resume == "never":
         folder.refuse_results()
         return None
-    path = folder.state if config.resume == "auto" else config.resume
-    return load_state(path) if config.resume != "auto" or path.exists() else None
+    if config.resume != "auto":
+        return load_state(config.resume)
+    if folder.state.exists():
+        return load_state(folder.state)
+    _refuse_another(config, folder)
+    return None
+
+
+def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
+    """Refuse results of a run with other settings that has not saved its state: the two would mix their files.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    if not folder.results():
+        return
+    try:
+        held = dict(parse_yaml(read_text(folder.config)))
+        wanted = parse_yaml(config.to_yaml())
+        differing = [
+            f"{key} was {held[key]!r} and is now {value!r}"
+            for key, value in wanted.items()
+            if key not in _FREE and key in held and held[key] != value
+        ]
+    except (OSError, TypeError, ValueError):
+        differing = [f"its {folder.config.name} cannot be read"]
+    if differing:
+        raise ConfigError(
+            f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of another run, without "
+            f"a state to resume from: {listing(differing, limit=3)}. Choose another save_ckpt_path, or move that run "
+            "away."
+        )
 
 
 def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> Lpips | None:

@@ -12,11 +12,12 @@ logs/                     TensorBoard, CSV or W&B
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import atomic_path, remove_leftover
+from lbm_lora.atomic import atomic_path, held_folder, remove_leftover
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.file_plan import is_ours
 
@@ -84,6 +85,20 @@ class RunFolder:
         """Return the files that a run writes: those of steps as far as they exist."""
         grids = sorted(self.grid(0).parent.glob("step-*.png"))
         return [self.config, self.last, self.best, self.state, *self.step_files(), *grids]
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Hold the folder while a run writes to it.
+
+        Raises:
+            ConfigError: another run does.
+        """
+        with held_folder(self.path) as is_free:
+            if not is_free:
+                raise ConfigError(
+                    f"another run is training in {self.path} right now. Choose another save_ckpt_path, or wait for it."
+                )
+            yield
 
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""

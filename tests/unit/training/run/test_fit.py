@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from lbm_lora import atomic
 from lbm_lora.errors import ConfigError
 from lbm_lora.training.run.fit import fit
+from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
@@ -27,3 +29,15 @@ def test_impossible_settings(config: Config, values: dict[str, Any], message: st
     with pytest.raises(ConfigError, match=message):
         fit(chosen, chosen.base_model_path)
     assert not chosen.save_ckpt_path.exists()
+
+
+def test_a_folder_in_which_another_run_is_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "PATIENCE", 0.0)
+    chosen = config()
+    assert chosen.base_model_path is not None
+    with RunFolder(chosen.save_ckpt_path).held():
+        with pytest.raises(
+            ConfigError, match=r"^another run is training in .* right now\. Choose another save_ckpt_path"
+        ):
+            fit(chosen, chosen.base_model_path)
+        assert list(chosen.save_ckpt_path.iterdir()) == []

@@ -81,6 +81,19 @@ def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config
         prepared(chosen)
 
 
+def test_results_of_another_run_without_its_state(config: Config) -> None:
+    folder = RunFolder(config().save_ckpt_path)
+    folder.path.mkdir(parents=True)
+    folder.best.write_text("made by lbm-lora")
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of another run, .*its config\.yaml cannot be read"):
+        prepared(config())
+    folder.config.write_text(config(learning_rate=0.5, device="cpu").to_yaml())
+    with pytest.raises(ConfigError, match=r"another run, .*: learning_rate was 0\.5 and is now 0\.01\. Choose"):
+        prepared(config())
+    folder.config.write_text(config(num_workers=3).to_yaml())
+    assert prepared(config()).done == 0  # it was killed before its first save, and starts again
+
+
 def test_latents_are_cached_by_the_vae(config: Config, base_bf16: Path) -> None:
     cache = {"cache_latents": True, "cache_dir": "cache"}
     first = prepared(config(**cache)).latents
