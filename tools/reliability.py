@@ -14,9 +14,11 @@ from typing import get_args
 from lbm_lora.adapter.lora_scale import MOST
 from lbm_lora.checkpoint import safetensors_file, torch_file
 from lbm_lora.configs import marks
+from lbm_lora.hub import repository
 from lbm_lora.model import names
 from lbm_lora.naming import _SECONDS as PATTERN_SECONDS  # pyright: ignore[reportPrivateUsage]
 from lbm_lora.plain_text import LIMITS
+from lbm_lora.shards import fetch
 from lbm_lora.shards.tar import MOST_CHARACTERS, MOST_SHARDS
 
 PAGE = Path(__file__).parents[1] / "docs/reliability.md"
@@ -35,6 +37,8 @@ def limits() -> str:
         ("shards of one pattern, and its characters", f"{MOST_SHARDS:,}; {MOST_CHARACTERS:,}"),
         *((f"`{key}` of a network", f"{most:,}") for key, most in names.MOST.items()),
         ("other numbers of a network's configuration", f"{names.MOST_OF_OTHERS:,}"),
+        ("a URL that sends nothing", f"{fetch.PATIENCE:g} s"),
+        ("an answer of the Hugging Face hub", f"{repository.PATIENCE:g} s"),
         ("absolute value of a LoRA's scale", f"{MOST:g}"),
         *(
             (f"`{kind}` flags", _bounds(getattr(marks, kind)))

@@ -17,6 +17,9 @@ from lbm_lora.hub.failures import hub_errors, is_absent_network
 from lbm_lora.hub.names import HubName
 from lbm_lora.progress import SILENT, Progress
 
+PATIENCE = 30.0
+"""Seconds to wait for the hub's answer about a repository; for a part of a file the client's own limits hold."""
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -46,7 +49,9 @@ class Repository:
         from huggingface_hub import HfApi
 
         with _fetching(self.name):
-            found = HfApi().parse_safetensors_file_metadata(self.name.repo, file, revision=self.commit)
+            found = HfApi().parse_safetensors_file_metadata(
+                self.name.repo, file, revision=self.commit, timeout=PATIENCE
+            )
         return found.metadata or {}
 
     def fetch(self, files: Collection[str], progress: Progress = SILENT) -> Path:
@@ -84,7 +89,7 @@ def open_repository(name: HubName) -> Repository:
 
     with _fetching(name):
         try:
-            info = HfApi().model_info(name.repo, revision=name.revision)
+            info = HfApi().model_info(name.repo, revision=name.revision, timeout=PATIENCE)
         except Exception as error:
             found = _in_cache(name) if is_absent_network(error) else None
             if found is None:

@@ -105,14 +105,14 @@ def check_shapes(specs: Mapping[str, TensorSpec], expected: Shapes, *, where: ob
 
 
 def _empty(kind: type[Network], config: Mapping[str, Any], section: str) -> Network:
-    known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+    known = {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items() if name != "self"}
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     for key in settings:
         if key not in known:
             near = get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"{section}: {kind.__name__} has no setting '{key}'.{hint}")
-        _check_value(section, key, settings[key])
+        _check_value(section, key, settings[key], known[key])
     try:
         with torch.device("meta"):
             return kind(**settings)
@@ -121,7 +121,7 @@ def _empty(kind: type[Network], config: Mapping[str, Any], section: str) -> Netw
         raise ConfigError(f"{section}: {kind.__name__} cannot be built: {said}") from None
 
 
-def _check_value(section: str, key: str, value: object) -> None:
+def _check_value(section: str, key: str, value: object, default: object) -> None:
     """Check a setting against the bounds, so that no text can ask for a network that takes all memory, or for ever.
 
     Raises:
@@ -134,6 +134,8 @@ def _check_value(section: str, key: str, value: object) -> None:
     numbers = [part for part in parts if isinstance(part, (int, float))]
     if len(parts) > _MOST_PARTS or not all(abs(number) <= most for number in numbers):
         raise ConfigError(f"{section}: {key} must be at most {most:,}, and a list at most {_MOST_PARTS} long.")
+    if type(default) in (int, float) and any(isinstance(number, bool) for number in numbers):
+        raise ConfigError(f"{section}: {key} must be a number, got {str(value)[:60]!r}.")
     below = [number for number in numbers if type(number) is int and number < 0]
     if below and not key.endswith(_SIGNED):
         raise ConfigError(f"{section}: {key} must not be negative, got {below[0]}.")

@@ -11,13 +11,16 @@ import re
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from threading import Event, Timer
+from typing import BinaryIO, cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import xxhash
 from filelock import FileLock
-from webdataset.gopen import gopen
+from webdataset.gopen import Pipe, gopen
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, DataError, listing, plural
@@ -26,6 +29,8 @@ from lbm_lora.progress import SILENT, Progress
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 """Map from the first bytes of a file to its decompressor."""
+PATIENCE = 60.0
+"""Seconds without a byte after which a URL counts as dead. The commands of `pipe:` may take longer."""
 _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
 """What WebDataset fetches without being told a command. `pipe` is one, and needs permission."""
 
@@ -91,10 +96,40 @@ def _fetched(url: str, cache_dir: Path | None) -> Path:
         if temporary is not None:
             try:
                 with gopen(url, "rb") as stream, temporary.open("wb") as file:
-                    shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
+                    if isinstance(stream, Pipe) and scheme != "pipe":
+                        _copy(stream, file)
+                    else:
+                        shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
             except (OSError, ValueError) as error:
                 raise DataError(f"the shard {url} cannot be fetched: {_reason(error)}.") from None
     return copy
+
+
+def _copy(stream: Pipe, file: BinaryIO) -> None:
+    """Copy what a command fetches.
+
+    Raises:
+        TimeoutError: it sent nothing for `PATIENCE` seconds, and was ended.
+        OSError: it failed.
+    """
+    is_late = Event()
+
+    def end() -> None:
+        is_late.set()
+        stream.proc.kill()
+
+    chunk = b"..."
+    while chunk:
+        timer = Timer(PATIENCE, end)
+        timer.start()
+        try:
+            chunk: bytes = cast(BufferedReader, stream.stream).read1(1 << 20)
+        finally:
+            timer.cancel()
+        file.write(chunk)
+    if is_late.is_set():
+        stream.ignore_errors = True
+        raise TimeoutError(f"nothing came for {PATIENCE:g} s")
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,9 @@
 """Files of the hub: identical, resumed where a connection broke, and without a network those of the cache."""
 
+import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import save
 from hub_client import hub_of
 from hub_server import HubServer
 from lbm_lora.errors import HubError
+from lbm_lora.hub import repository
 from lbm_lora.hub.names import HubName
 from lbm_lora.hub.repository import open_repository
 
@@ -73,6 +77,17 @@ def test_without_a_network_the_cache_is_the_repository(
         open_repository(HubName("user/new"))
     with pytest.raises(HubError, match=reason):
         open_repository(HubName("user/repo", revision="v2"))
+
+
+def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = cast(HubServer, SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        with (
+            hub_of(server, tmp_path / "hub"),
+            pytest.raises(HubError, match=r"there is no connection to http://127\S+"),
+        ):
+            open_repository(NAME)
 
 
 def test_a_private_repository_needs_a_token(hub: HubServer, tmp_path: Path) -> None:

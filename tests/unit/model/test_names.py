@@ -100,6 +100,8 @@ def test_a_count_below_zero() -> None:
     for network, config in ((empty_unet, lbm_unet_config(TINY)), (empty_vae, dict(SDXL_VAE))):
         with pytest.raises(ConfigError, match=r"norm_num_groups must not be negative, got -1\.$"):
             network(config | {"norm_num_groups": -1})
+        with pytest.raises(ConfigError, match=r"norm_num_groups must be a number, got 'True'\.$"):
+            network(config | {"norm_num_groups": True})
 
 
 def test_settings_that_cannot_be_built() -> None:

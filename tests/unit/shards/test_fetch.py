@@ -12,6 +12,7 @@ import pytest
 from webdataset.gopen import Pipe, gopen_schemes
 
 from lbm_lora.errors import ConfigError, DataError
+from lbm_lora.shards import fetch
 from lbm_lora.shards.fetch import local_shards
 
 
@@ -87,6 +88,23 @@ def test_a_failed_command_is_not_shown(tmp_path: Path, monkeypatch: pytest.Monke
         "the shard hf://datasets/a/b/t.tar cannot be fetched: its command (curl, gsutil, or a pipe) ended "
         "with exit code 22."
     )
+
+
+def test_a_url_that_sends_nothing_more_is_given_up(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = {
+        "http://host/a.tar": ["cat", str(shard)],
+        "http://host/b.tar": ["tail", "-f", str(shard)],
+        "http://host/c.tar": ["sh", "-c", f"cat {shard}; exit 7"],
+    }
+    monkeypatch.setattr(fetch, "PATIENCE", 0.5)
+    monkeypatch.setitem(gopen_schemes, "http", lambda url, *_: Pipe(commands[url], mode="rb", bufsize=8192))
+    assert local("http://host/a.tar", cache_dir=tmp_path / "cache")[0].read_bytes() == shard.read_bytes()
+    with pytest.raises(DataError, match=r"the shard http://host/b\.tar cannot be fetched: nothing came for 0\.5 s\."):
+        local("http://host/b.tar", cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"ended with exit code 7\."):
+        local("http://host/c.tar", cache_dir=tmp_path / "cache")
 
 
 def test_urls_are_copied_once_under_their_name(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
