@@ -10,7 +10,7 @@ import pytest
 from faults.goods import Goods, write_goods
 from faults.harness import Worker, contents
 from faults.test_kill_points import parts
-from faults.writing import Writing, finish, refilled, start, unbroken, writing_commands
+from faults.writing import COMMANDS, Writing, finish, refilled, start, unbroken, writing_commands
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -54,7 +54,7 @@ def points_of(total: int) -> list[int]:
     return sorted({1, 2, total - 1, total, *random.Random(0).sample(every, MOST)})
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(COMMANDS))
 def test_every_write_may_fail(goods: Goods, worker: Worker, tmp_path: Path, index: int) -> None:
     writing = writing_commands(goods)[index]
     log, folder = tmp_path / "log", tmp_path / "out"
@@ -76,7 +76,7 @@ def limits(writing: Writing) -> list[int]:
     return [0, 1, 100, 1000, 4096, *([20_000] if "infer" not in writing.name else [])]
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(COMMANDS))
 def test_files_may_be_limited_in_size(goods: Goods, worker: Worker, tmp_path: Path, index: int) -> None:
     """RLIMIT_FSIZE, as `ulimit -f` sets it: the operating system's own refusal, in the middle of a write."""
     writing = writing_commands(goods)[index]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faults.goods import Goods, write_goods
 from faults.harness import Worker, contents
-from faults.writing import Writing, finish, refilled, start, unbroken, writing_commands
+from faults.writing import COMMANDS, Writing, finish, refilled, start, unbroken, writing_commands
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -70,7 +70,7 @@ def problem_of(
     return ""
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(COMMANDS))
 def test_killed_at_any_moment(goods: Goods, worker: Worker, tmp_path: Path, index: int) -> None:
     writing = writing_commands(goods)[index]
     start_of = time.perf_counter()
@@ -80,7 +80,7 @@ def test_killed_at_any_moment(goods: Goods, worker: Worker, tmp_path: Path, inde
     before = None if writing.is_new else tmp_path / "wanted"
     draw = random.Random(index)
     problems: list[str] = []
-    for point in range(-(-POINTS // 11)):
+    for point in range(-(-POINTS // COMMANDS)):
         number, moment = SIGNALS[point % 3], draw.uniform(0, seconds)
         is_fresh = point % 2 or before is None or writing.resumes
         folder = tmp_path / "killed"

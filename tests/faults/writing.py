@@ -25,10 +25,15 @@ class Writing:
     resumes: bool = False
 
 
+COMMANDS = 13
+"""How many there are."""
+
+
 def writing_commands(goods: Goods) -> list[Writing]:
     small = [goods.text(f"small/{side}.safetensors") for side in ("base", "tuned")]
     lbm = [goods.text(f"lbm/{side}/model.safetensors") for side in ("base", "tuned")]
     lora, pair = goods.text("small/lora.safetensors"), ["--base_model_path", small[0], "--tuned_model_path", small[1]]
+    models = ["--base_model_path", lbm[0], "--tuned_model_path", lbm[1]]
     images = goods.text("images")
     cpu = ["--size", "64", "--device", "cpu"]
     return [
@@ -53,6 +58,12 @@ def writing_commands(goods: Goods) -> list[Writing]:
         Writing("inspect --report", lambda out: ["inspect", lora, "--report", f"{out}/report"]),
         Writing("train", lambda out: ["train", "--path_config", goods.text("train.yaml"), "--save_ckpt_path",
                                       f"{out}/run"], resumes=True),
+        Writing("refine", lambda out: ["refine", *models, "--lora_path", goods.text("lbm/lora.safetensors"), "--images",
+                                       f"{images}/0.png", "--held_images", f"{images}/1.png", "--steps", "2",
+                                       "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
+        Writing("validate --images", lambda out: ["validate", *models, "--lora_path",
+                                                  goods.text("lbm/lora.safetensors"), "--images", images, "--report",
+                                                  f"{out}/report", *cpu]),
     ]  # fmt: skip
 
 

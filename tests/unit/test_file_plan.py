@@ -124,6 +124,31 @@ def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None
     assert not is_ours(tmp_path / "none")
 
 
+def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
+    path = file(tmp_path / "a.png", f"{MARK}: side by side")
+    assert is_ours(path, "side by side")
+    assert not is_ours(path, "a result")
+
+
+def test_a_later_step_may_read_what_an_earlier_one_writes(tmp_path: Path) -> None:
+    base, tuned = file(tmp_path / "base.ckpt", MARK), file(tmp_path / "tuned.ckpt", MARK)
+    first, later = FilePlan(), FilePlan()
+    first.writes(base)
+    later.reads(base, tuned)
+    later.writes(tmp_path / "lora.safetensors")
+    first.then(later)
+    first.check()
+    first.writes(tuned)
+    assert "tuned.ckpt is an input of this command" in refused(first)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 1}', '{"weight_map": {"a": [1]}}'])
+def test_an_index_that_cannot_be_read_is_an_input_all_the_same(tmp_path: Path, text: str) -> None:
+    plan = FilePlan()
+    plan.reads(file(tmp_path / "model.safetensors.index.json", text))
+    assert list(plan.inputs.values()) == [tmp_path / "model.safetensors.index.json"]
+
+
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "out.safetensors"
     os.mkfifo(path)

@@ -46,7 +46,6 @@ REASONS = {
     "report/inspection/relations.py": "tests/unit/workflows/test_inspect.py: relations and their short forms",
     "report/inspection/sums.py": "tests/unit/report/inspection/test_differences.py: differences that are known",
     "report/inspection/values.py": "tests/unit/workflows/test_inspect.py: the values and their short forms",
-    "regular_file.py": "tests/unit/test_plain_text.py: FIFOs, devices and folders; tests/faults",
     "adapter/finite.py": "tests/unit/adapter/test_adapter_file.py: numbers that are not finite",
     "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
     **{

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Count, Devices, Folder, Named, Share
+from lbm_lora.configs.marks import ADVANCED, Devices, Folder, Named, Nodes, Share
 from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.configs.output_options import OutputOptions
 
@@ -29,7 +29,7 @@ class InferShardsConfig(ModelOptions, OutputOptions):
     """Ending of a sample's mask, such as mask.png. Every sample must then have one. Default: no masks."""
     cache_dir: Annotated[Folder | None, ADVANCED] = None
     """Copy shards from URLs, and compressed ones, into this folder."""
-    num_nodes: Annotated[Count, ADVANCED] = 1
+    num_nodes: Annotated[Nodes, ADVANCED] = 1
     """Number of machines."""
     strategy: Annotated[Literal["auto", "ddp"], ADVANCED] = "auto"
     """How Lightning starts the processes. auto: ddp if there are several."""

@@ -59,6 +59,7 @@ Seed = Annotated[int, Bounds(0, 2**63 - 1)]
 Count = Annotated[int, Bounds(1)]
 Batch = Annotated[int, Bounds(1, 4096)]
 Devices = Annotated[int, Bounds(1, 64)]
+Nodes = Annotated[int, Bounds(1, 1024)]
 Workers = Annotated[int, Bounds(0, 256)]
 Scale = Annotated[float | str, Named("SCALE")]
 """Scale of a LoRA: a number, or the text of numbers by layer, which holds a `=`."""

@@ -42,7 +42,7 @@ class RunSettings(Section):
     """Train on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested)."""
     devices: Annotated[Count, Field(le=64)] = 1
     """Processes per machine, each on its own device."""
-    num_nodes: Count = 1
+    num_nodes: Annotated[Count, Field(le=1024)] = 1
     """Number of machines."""
     strategy: Text = "auto"
     """Strategy of Lightning for several processes: auto, ddp, fsdp, ..."""
