@@ -141,7 +141,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not zipfile.is_zipfile(path):
+        if not _is_archive(path):
             with path.open("rb") as file:
                 if file.read(4) == _ZIP_SIGNATURE:
                     raise CheckpointError(f"{path} is truncated: its zip archive has no end. Download it again.")
@@ -201,6 +201,14 @@ class TorchFile:
                 f"{self.path}: {name} is {self.specs[name]}, but has only {nbytes:,} bytes. "
                 "The file is damaged: download it again."
             ) from None
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether a file ends as a zip archive does, damaged or not."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # Python 3.11 and 3.12, at some damaged ends
+        return True
 
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
