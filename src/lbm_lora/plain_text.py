@@ -6,7 +6,8 @@ day. Both formats are read here, within `LIMITS`; what exceeds them is refused i
 
 import json
 import math
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,9 +109,13 @@ def _finite(text: str) -> float:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise TextError(f"repeats the key {next(key for key in keys if keys.count(key) > 1)!r}")
+        raise TextError(f"repeats the key {_repeated(key for key, _ in pairs)!r}")
     return found
+
+
+def _repeated(keys: Iterable[Hashable]) -> Hashable:
+    """Return the first key that comes twice, in a time proportional to their number."""
+    return next(key for key, count in Counter(keys).items() if count > 1)
 
 
 def _refuse_constant(word: str) -> NoReturn:
@@ -127,7 +132,7 @@ def _values_of(node: yaml.Node, known: dict[int, int]) -> int:
     if isinstance(node, yaml.MappingNode):
         keys: list[Hashable] = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
-            raise TextError(f"repeats the key {next(key for key in keys if keys.count(key) > 1)!r}")
+            raise TextError(f"repeats the key {_repeated(keys)!r}")
         count = 1 + sum(_values_of(part, known) for pair in node.value for part in pair)
     elif isinstance(node, yaml.SequenceNode):
         count = 1 + sum(_values_of(part, known) for part in node.value)

@@ -1,6 +1,7 @@
 """JSON and YAML of others: what is read, and what is refused in one line, at once."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,11 @@ def test_files_that_are_no_text_or_too_large(tmp_path: Path) -> None:
         file.truncate(LIMITS.nbytes + 1)
     with pytest.raises(TextError, match="is larger than 16 MiB"):
         read_text(tmp_path / "b")
+
+
+def test_a_repeated_key_among_many_is_found_at_once() -> None:
+    keys = [*range(30_000), 29_999]
+    begin = time.process_time()
+    with pytest.raises(TextError, match=r"^repeats the key '29999'$"):
+        parse_json("{" + ", ".join(f'"{key}": 0' for key in keys) + "}")
+    assert time.process_time() - begin < 2

@@ -55,7 +55,7 @@ def local_shards(
     if missing:
         first = not_there(missing[0], (missing[0].suffix,))
         more = f" Nor do {listing(map(str, missing[1:]))}." if len(missing) > 1 else ""
-        raise DataError(f"{len(missing)} of {plural(len(shards), 'shard')} not found: {first}{more}")
+        raise DataError(f"{len(missing):,} of {plural(len(shards), 'shard')} not found: {first}{more}")
     if None in paths:
         progress.start(len(shards), "fetching shards")
     local: list[Path] = []

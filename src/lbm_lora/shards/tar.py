@@ -7,6 +7,7 @@ order, so that shuffling covers all shards and an interrupted epoch resumes exac
 import math
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -57,7 +58,7 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
             raise DataError(f"shards '{pattern[:100]}' cannot be expanded: the braces nest too deeply.") from None
         except (ValueError, AssertionError) as error:
             raise DataError(f"shards '{pattern}' cannot be expanded: {error}.") from None
-    twice = sorted({shard for shard in shards if shards.count(shard) > 1}) if len(set(shards)) < len(shards) else []
+    twice = sorted(shard for shard, count in Counter(shards).items() if count > 1)
     if twice:
         raise DataError(f"shards are named twice: {listing(twice)}. Their samples would count double.")
     return shards

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def test_braces_are_expanded_in_order() -> None:
 def test_a_shard_twice_is_refused() -> None:
     with pytest.raises(DataError, match=r"shards are named twice: t-1\.tar\. Their samples would count double\."):
         expand_shards(["t-{0..2}.tar", "t-1.tar"])
+
+
+def test_many_shards_are_compared_at_once() -> None:
+    begin = time.process_time()
+    with pytest.raises(DataError, match=r"shards are named twice: t-29999\.tar\."):
+        expand_shards(["t-{0..29999}.tar", "t-29999.tar"])
+    assert time.process_time() - begin < 2
 
 
 def test_a_malformed_pattern_is_said() -> None:

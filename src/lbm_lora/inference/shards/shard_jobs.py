@@ -1,5 +1,6 @@
 """Plan which shards are read and written, from the headers of all shards, before anything is computed."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def plan_shards(
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
     shards = expand_shards(patterns)
     names = [_output_name(shard) for shard in shards]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice:
         both = " and ".join(shard for shard, name in zip(shards, names, strict=True) if name == twice)
         raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into separate folders.")

@@ -1,5 +1,6 @@
 """Write pairs into WebDataset shards."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -81,8 +82,9 @@ def _word(key: str, part: Part) -> str:
 def _names(keys: Sequence[str]) -> list[str]:
     """Return names without dots: in a shard the first dot ends the name."""
     names = [key.replace(".", "_") for key in keys]
-    if len(set(names)) < len(names):
-        twice = sorted(key for key, name in zip(keys, names, strict=True) if names.count(name) > 1)
+    counts = Counter(names)
+    twice = sorted(key for key, name in zip(keys, names, strict=True) if counts[name] > 1)
+    if twice:
         raise DataError(f"names in shards cannot have dots, and without dots these are the same: {listing(twice)}.")
     return names
 
