@@ -36,7 +36,8 @@ def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path next to `path`: renamed to `path` on a clean exit, deleted on any other.
 
     Raises:
-        OutputError: the folder cannot be created or written to, or `path` is a folder or a device.
+        OutputError: the folder cannot be created or written to, or is removed meanwhile; or `path` is a folder or a
+            device.
     """
     path = Path(path)
     with _made_folder(path.parent):
@@ -49,10 +50,11 @@ def atomic_path(path: Path) -> Generator[Path]:
                 raise OutputError(f"{path} is a folder. Give the path of a file.")
             if path.exists() and not S_ISREG(path.stat().st_mode):
                 raise OutputError(f"{path} is not a regular file. Choose another output path.")
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
+            with _naming_a_removed(path.parent):
+                yield temporary
+                _sync(temporary)
+                temporary.replace(path)
+                _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
             os.close(lock)
@@ -69,7 +71,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
         overwrite: whether `folder` may hold files. Those of the same names are replaced, others stay.
 
     Raises:
-        OutputError: `folder` exists and is not empty, or cannot be created.
+        OutputError: `folder` exists and is not empty or cannot be created; or the folder above it is removed meanwhile.
     """
     with _made_folder(folder.parent):
         try:
@@ -83,17 +85,29 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
         except (OSError, ValueError) as error:
             raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from None
         try:
-            yield temporary
-            if exists:
-                for file in sorted(temporary.iterdir()):
-                    file.replace(folder / file.name)
-                _sync(folder)
-            else:
-                temporary.rename(folder)
-                _sync(folder.parent)
+            with _naming_a_removed(folder.parent):
+                yield temporary
+                if exists:
+                    for file in sorted(temporary.iterdir()):
+                        file.replace(folder / file.name)
+                    _sync(folder)
+                else:
+                    temporary.rename(folder)
+                    _sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             os.close(lock)
+
+
+@contextmanager
+def _naming_a_removed(folder: Path) -> Generator[None]:
+    """Say it if a file is missing because somebody removed the folder that it is in."""
+    try:
+        yield
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise
+        raise OutputError(f"{folder} was removed while a file was written to it. Run the command again.") from None
 
 
 @contextmanager

@@ -1,9 +1,14 @@
 """A file is the old one or the new one, never a part, and nothing is left beside it."""
 
+import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -204,6 +209,32 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OutputError) as caught, atomic_path(target):
         pass
     assert str(caught.value) == f"{target} cannot be written: Permission denied. Choose another output path."
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+def test_a_folder_that_is_removed_meanwhile_is_named(
+    tmp_path: Path, atomic: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    with pytest.raises(OutputError) as caught, atomic(tmp_path / "out" / "a"):
+        shutil.rmtree(tmp_path / "out")
+    assert str(caught.value) == f"{tmp_path / 'out'} was removed while a file was written to it. Run the command again."
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "out" / "a"):
+        raise FileNotFoundError  # of something else
+
+
+def test_without_locks_two_writers_do_not_meet_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    target = tmp_path / "a.bin"
+    with atomic_path(target) as one:
+        one.write_bytes(b"one")
+        write_text(target, "other")
+        assert one.read_bytes() == b"one"
+        assert not remove_leftover(one)
+    assert target.read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
 @pytest.mark.parametrize("length", [250, 300])
