@@ -1,4 +1,4 @@
-"""Make the n-th operation of a process that changes a disk fail, as a full or failing disk would.
+"""Make the n-th operation of a process that changes a disk fail, as a full or failing disk would, or kill it there.
 
 Counted are: creating, writing and closing a file, fsync, rename, mkdir. Used in a fork of `worker.py`.
 """
@@ -14,11 +14,12 @@ counted: list[str] = []
 """Operations so far."""
 
 
-def fail(folder: str, at: int, code: int = errno.ENOSPC) -> None:
+def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> None:
     """Let operation number `at` below a folder fail, and those after it: a full disk stays full.
 
     Args:
         at: from 1; 0 counts alone.
+        number: a signal that the process gets in place of the failure, before the operation.
     """
     open_, fsync, mkdir = io.open, os.fsync, os.mkdir
     replace, rename = Path.replace, Path.rename
@@ -28,7 +29,9 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC) -> None:
         if isinstance(path, (str, Path)) and not str(path).startswith(folder):
             return
         counted.append(str(path))
-        if 0 < at <= len(counted):
+        if number and len(counted) == at:
+            os.kill(os.getpid(), number)
+        elif not number and 0 < at <= len(counted):
             raise OSError(code, os.strerror(code), str(path) if isinstance(path, (str, Path)) else None)
 
     class Failing:

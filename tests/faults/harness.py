@@ -31,9 +31,14 @@ class Outcome:
 
 
 class Worker:
-    """A process of `worker.py`; a command that hangs ends with it, and the next one starts another."""
+    """A process of `worker.py`; a command that hangs ends with it, and the next one starts another.
 
-    def __init__(self) -> None:
+    Args:
+        environment: variables of the process.
+    """
+
+    def __init__(self, **environment: str) -> None:
+        self._environment = environment
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, argv: list[str], seconds: float = SECONDS) -> Outcome:
@@ -61,6 +66,7 @@ class Worker:
         if self._process is None:
             path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
             environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+            environment |= self._environment
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "faults.worker"],
                 stdin=subprocess.PIPE,

@@ -10,7 +10,7 @@ import pytest
 from faults.goods import Goods, write_goods
 from faults.harness import Worker, contents
 from faults.test_kill_points import parts
-from faults.writing import COMMANDS, Writing, finish, refilled, start, unbroken, writing_commands
+from faults.writing import NAMES, Writing, finish, refilled, start, unbroken, writing_named
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -54,9 +54,9 @@ def points_of(total: int) -> list[int]:
     return sorted({1, 2, total - 1, total, *random.Random(0).sample(every, MOST)})
 
 
-@pytest.mark.parametrize("index", range(COMMANDS))
-def test_every_write_may_fail(goods: Goods, worker: Worker, tmp_path: Path, index: int) -> None:
-    writing = writing_commands(goods)[index]
+@pytest.mark.parametrize("name", NAMES)
+def test_every_write_may_fail(goods: Goods, worker: Worker, tmp_path: Path, name: str) -> None:
+    writing = writing_named(name, goods)
     log, folder = tmp_path / "log", tmp_path / "out"
     unbroken(worker, writing, folder, log, patch={"folder": str(tmp_path), "at": 0})
     total = int(log.read_text().rpartition("writes: ")[2])
@@ -76,10 +76,10 @@ def limits(writing: Writing) -> list[int]:
     return [0, 1, 100, 1000, 4096, *([20_000] if "infer" not in writing.name else [])]
 
 
-@pytest.mark.parametrize("index", range(COMMANDS))
-def test_files_may_be_limited_in_size(goods: Goods, worker: Worker, tmp_path: Path, index: int) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_files_may_be_limited_in_size(goods: Goods, worker: Worker, tmp_path: Path, name: str) -> None:
     """RLIMIT_FSIZE, as `ulimit -f` sets it: the operating system's own refusal, in the middle of a write."""
-    writing = writing_commands(goods)[index]
+    writing = writing_named(name, goods)
     log, folder = tmp_path / "log", tmp_path / "out"
     wanted = unbroken(worker, writing, folder, log)
     largest = max((folder / name).stat().st_size for name in wanted if (folder / name).is_file())
@@ -96,13 +96,10 @@ def test_files_may_be_limited_in_size(goods: Goods, worker: Worker, tmp_path: Pa
 
 
 def test_a_full_stdout_is_not_success(goods: Goods, worker: Worker, tmp_path: Path) -> None:
-    for writing in writing_commands(goods):
-        if writing.name in ("inspect --report", "fuse"):
-            folder, log = tmp_path / writing.name, tmp_path / "log"
-            folder.mkdir()
-            code = finish(worker, start(worker, writing, folder, log, to="/dev/full"))
-            text = log.read_text()
-            assert code == 2, text
-            assert [line for line in text.splitlines() if line.startswith("error: ")] == [
-                "error: No space left on device."
-            ]
+    for writing in (writing_named(name, goods) for name in ("inspect --report", "fuse")):
+        folder, log = tmp_path / writing.name, tmp_path / "log"
+        folder.mkdir()
+        code = finish(worker, start(worker, writing, folder, log, to="/dev/full"))
+        text = log.read_text()
+        assert code == 2, text
+        assert [line for line in text.splitlines() if line.startswith("error: ")] == ["error: No space left on device."]

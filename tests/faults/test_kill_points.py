@@ -1,21 +1,48 @@
-"""Killed at any moment, a command leaves the old file or the new one, and a rerun clears up and succeeds."""
+"""Killed at any moment, a command leaves the old file or the new one, and a rerun clears up and succeeds.
+
+Half of the points are random times, the other half operations that change the disk: the process is killed before the
+n-th one.
+"""
 
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from faults.goods import Goods, write_goods
 from faults.harness import Worker, contents
-from faults.writing import COMMANDS, Writing, finish, refilled, start, unbroken, writing_commands
+from faults.writing import NAMES, Writing, finish, refilled, start, unbroken, writing_named
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-POINTS = int(os.environ.get("KILL_POINTS", "50"))
+POINTS = int(os.environ.get("KILL_POINTS", "70"))
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+BEFORE_MAIN = 70
+"""The fork was interrupted before the command began."""
+CODES = {
+    signal.SIGKILL: {0, -signal.SIGKILL},
+    signal.SIGTERM: {0, -signal.SIGTERM, 143, BEFORE_MAIN},
+    signal.SIGINT: {0, 130, BEFORE_MAIN},
+}
+"""Exit codes that a signal may end in: 0 where the work was done, or where a training saved and stopped."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a command is killed: after some seconds, or before an operation that changes the disk."""
+
+    number: signal.Signals
+    seconds: float = 0
+    operation: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.number.name} " + (
+            f"before operation {self.operation}" if self.operation else f"after {self.seconds:.3f} s"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -34,64 +61,87 @@ def goods(tmp_path_factory: pytest.TempPathFactory) -> Goods:
         other.close()
 
 
-def same(found: dict[str, str], wanted: dict[str, str]) -> bool:
-    """Whether two folders hold the same results; the logs of a training and its state hold times."""
-    return {k: v for k, v in found.items() if not _varies(k)} == {k: v for k, v in wanted.items() if not _varies(k)}
-
-
-def _varies(name: str) -> bool:
-    return "/logs" in name or name.endswith((".json", "resume.pt", "config.yaml", ".html"))
-
-
 def parts(found: dict[str, str]) -> list[str]:
     return [name for name in found if name.endswith(".part")]
 
 
-def problem_of(
-    worker: Worker, writing: Writing, folder: Path, before: Path | None, moment: float, number: signal.Signals
-) -> str:
-    """Kill the command after some seconds, and run it again; returns what is wrong then."""
+def killed(worker: Worker, writing: Writing, folder: Path, point: Point) -> tuple[int, str]:
+    """Run the command and kill it; returns its exit code and what it said."""
     log = folder.with_suffix(".log")
-    old = contents(refilled(folder, before))
-    pid = start(worker, writing, folder, log)
-    time.sleep(moment)
-    os.kill(pid, number)
-    code = finish(worker, pid)
-    left = contents(folder)
-    text = log.read_text()
-    if code == 3 or ("Traceback" in text and code not in (70,)):
+    if point.operation:
+        patch = {"folder": str(folder), "at": point.operation, "number": int(point.number)}
+        code = finish(worker, start(worker, writing, folder, log, patch=patch))
+    else:
+        pid = start(worker, writing, folder, log)
+        time.sleep(point.seconds)
+        os.kill(pid, point.number)
+        code = finish(worker, pid)
+    return code, log.read_text()
+
+
+def problem_of(
+    point: Point, code: int, text: str, old: dict[str, str], new: dict[str, str], left: dict[str, str]
+) -> str:
+    """What is wrong after a kill.
+
+    Args:
+        old: contents of the folder before.
+        new: contents of it after an unbroken run.
+        left: contents of it now.
+    """
+    if code not in CODES[point.number] or ("Traceback" in text and code != BEFORE_MAIN):
         return f"exit code {code}: {text[-300:]}"
-    new = contents(before) if before else {}
-    damaged = [name for name, digest in old.items() if digest != left.get(name) and new.get(name) != left.get(name)]
+    damaged = [name for name, digest in old.items() if left.get(name) not in (digest, new[name])]
     if damaged:
         return f"{damaged} is neither old nor new"
-    if number is not signal.SIGKILL and parts(left):
+    if point.number is not signal.SIGKILL and parts(left):
         return f"left {parts(left)}"
     return ""
 
 
-@pytest.mark.parametrize("index", range(COMMANDS))
-def test_killed_at_any_moment(goods: Goods, worker: Worker, tmp_path: Path, index: int) -> None:
-    writing = writing_commands(goods)[index]
-    start_of = time.perf_counter()
-    wanted = unbroken(worker, writing, tmp_path / "wanted", tmp_path / "log")
-    unbroken(worker, writing, tmp_path / "again", tmp_path / "log")
-    seconds = (time.perf_counter() - start_of) / 2
-    before = None if writing.is_new else tmp_path / "wanted"
-    draw = random.Random(index)
+def points_of(name: str, seconds: float, operations: int) -> list[Point]:
+    """Its part of all points, the signals in turn."""
+    count = -(-POINTS // len(NAMES))
+    draw = random.Random(name)
+    at_operation = [1 + number % operations for number in draw.sample(range(operations * count), count // 2)]
+    points = [Point(SIGNALS[index % 3], operation=at) for index, at in enumerate(at_operation)]
+    return points + [
+        Point(SIGNALS[index % 3], seconds=draw.uniform(0, seconds)) for index in range(count - len(points))
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_at_any_moment(
+    goods: Goods, worker: Worker, tmp_path: Path, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    writing = writing_named(name, goods)
+    folder, log = tmp_path / "killed", tmp_path / "log"
+    # each in the same folder, since some results name it
+    unbroken(worker, writing, folder, log, patch={"folder": str(folder), "at": 0})
+    operations = int(log.read_text().rpartition("writes: ")[2])
+    refilled(folder, None)
+    begin = time.perf_counter()
+    wanted = unbroken(worker, writing, folder, log)
+    seconds = time.perf_counter() - begin
+    before = refilled(tmp_path / "wanted", folder)
     problems: list[str] = []
-    for point in range(-(-POINTS // COMMANDS)):
-        number, moment = SIGNALS[point % 3], draw.uniform(0, seconds)
-        is_fresh = point % 2 or before is None or writing.resumes
-        folder = tmp_path / "killed"
-        found = problem_of(worker, writing, folder, None if is_fresh else before, moment, number)
-        is_done = writing.is_new and same(contents(folder), wanted)  # the signal came too late
+    codes: list[int] = []
+    for index, point in enumerate(points_of(name, seconds, operations)):
+        is_fresh = index % 2 == 0 or writing.is_new or writing.resumes
+        old = contents(refilled(folder, None if is_fresh else before))
+        code, text = killed(worker, writing, folder, point)
+        codes.append(code)
+        left = contents(folder)
+        found = problem_of(point, code, text, old, wanted, left)
+        is_done = writing.is_new and left == wanted  # the signal came too late
         if not found and not is_done:
-            after = unbroken(worker, writing, folder, tmp_path / "log")
-            if not same(after, wanted):
-                found = f"a rerun gives {sorted(set(after.items()) ^ set(wanted.items()))[:3]}"
-            elif parts(after):
+            after = unbroken(worker, writing, folder, log)
+            if parts(after):
                 found = f"a rerun leaves {parts(after)}"
+            elif after != wanted:
+                found = f"a rerun gives {sorted(set(after.items()) ^ set(wanted.items()))[:3]}"
         if found:
-            problems.append(f"{writing.name}, {number.name} after {moment:.3f} of {seconds:.3f} s: {found}")
+            problems.append(f"{name}, {point} of {operations} or {seconds:.3f} s: {found}")
+    record_property("points", len(codes))
+    record_property("ended by the signal", sum(code != 0 for code in codes))
     assert problems == []

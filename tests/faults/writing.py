@@ -1,6 +1,7 @@
 """Commands that write, for kills and failing disks: each writes below one folder, the same bytes every time."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,12 @@ class Writing:
     resumes: bool = False
 
 
-COMMANDS = 13
-"""How many there are."""
-
-
 def writing_commands(goods: Goods) -> list[Writing]:
     small = [goods.text(f"small/{side}.safetensors") for side in ("base", "tuned")]
     lbm = [goods.text(f"lbm/{side}/model.safetensors") for side in ("base", "tuned")]
     lora, pair = goods.text("small/lora.safetensors"), ["--base_model_path", small[0], "--tuned_model_path", small[1]]
-    models = ["--base_model_path", lbm[0], "--tuned_model_path", lbm[1]]
-    images = goods.text("images")
+    images, lbm_lora = goods.text("images"), goods.text("lbm/lora.safetensors")
+    lbm_pair = ["--base_model_path", lbm[0], "--tuned_model_path", lbm[1], "--lora_path", lbm_lora]
     cpu = ["--size", "64", "--device", "cpu"]
     return [
         Writing("extract", lambda out: ["extract", *pair, "--save_to", f"{out}/x.safetensors", "--rank", "2"]),
@@ -42,6 +39,17 @@ def writing_commands(goods: Goods) -> list[Writing]:
                                      f"{out}/x.safetensors"]),
         Writing("fuse .ckpt", lambda out: ["fuse", "--base_model_path", small[0], "--lora_path", lora, "--save_to",
                                            f"{out}/x.ckpt"]),
+        Writing("resize", lambda out: ["resize", "--lora_path", lora, "--rank", "1", "--save_to",
+                                       f"{out}/x.safetensors"]),
+        Writing("convert", lambda out: ["convert", "--lora_path", lbm_lora, "--to", "comfyui", "--save_to",
+                                        f"{out}/x.safetensors"]),
+        Writing("convert --to peft", lambda out: ["convert", "--lora_path", lbm_lora, "--to", "peft", "--save_to",
+                                                  f"{out}/x"]),
+        Writing("refine", lambda out: ["refine", *lbm_pair, "--images", images, "--steps", "2", "--batch_size", "1",
+                                       "--timesteps", "250", "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
+        Writing("validate --report", lambda out: ["validate", *lbm_pair, "--images", images, "--report",
+                                                  f"{out}/report", *cpu]),
+        Writing("push --save_to", lambda out: ["push", lbm_lora, "--to", "a/b", "--save_to", f"{out}/repository"]),
         Writing("merge", lambda out: ["merge", "--lora_path", lora, lora, "--save_to", f"{out}/x.safetensors"]),
         Writing("base", lambda out: ["base", "--config_path", goods.text("tiny/config.yaml"), "--backbone_signature",
                                      goods.text("backbone"), "--save_path", f"{out}/x.safetensors"]),
@@ -58,13 +66,14 @@ def writing_commands(goods: Goods) -> list[Writing]:
         Writing("inspect --report", lambda out: ["inspect", lora, "--report", f"{out}/report"]),
         Writing("train", lambda out: ["train", "--path_config", goods.text("train.yaml"), "--save_ckpt_path",
                                       f"{out}/run"], resumes=True),
-        Writing("refine", lambda out: ["refine", *models, "--lora_path", goods.text("lbm/lora.safetensors"), "--images",
-                                       f"{images}/0.png", "--held_images", f"{images}/1.png", "--steps", "2",
-                                       "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
-        Writing("validate --images", lambda out: ["validate", *models, "--lora_path",
-                                                  goods.text("lbm/lora.safetensors"), "--images", images, "--report",
-                                                  f"{out}/report", *cpu]),
     ]  # fmt: skip
+
+
+NAMES = [writing.name for writing in writing_commands(Goods(Path("none")))]
+
+
+def writing_named(name: str, goods: Goods) -> Writing:
+    return next(writing for writing in writing_commands(goods) if writing.name == name)
 
 
 def start(worker: Worker, writing: Writing, folder: Path, log: Path, **more: object) -> int:
@@ -76,6 +85,17 @@ def start(worker: Worker, writing: Writing, folder: Path, log: Path, **more: obj
 def finish(worker: Worker, pid: int) -> int:
     """Wait for a fork; returns its exit code, negative for the signal that ended it."""
     return worker.ask({"wait": pid}, 120)["code"]
+
+
+def is_stopped(pid: int, seconds: float = 60) -> bool:
+    """Wait until a fork has stopped, by SIGSTOP, or ended; returns whether it has stopped."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state in "TZX":
+            return state == "T"
+        time.sleep(0.005)
+    raise TimeoutError(pid)
 
 
 def unbroken(worker: Worker, writing: Writing, folder: Path, log: Path, **more: object) -> dict[str, str]:
