@@ -7,6 +7,7 @@ The writer holds a lock (flock) on what it writes for as long as it lives, also 
 temporary name taken knows whether its writer is alive, and takes the next name, or was killed: then it is removed.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -71,7 +72,8 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
         overwrite: whether `folder` may hold files. Those of the same names are replaced, others stay.
 
     Raises:
-        OutputError: `folder` exists and is not empty or cannot be created; or the folder above it is removed meanwhile.
+        OutputError: `folder` cannot be created, or is there and not empty, now or at the end; or the folder above it is
+            removed meanwhile.
     """
     with _made_folder(folder.parent):
         try:
@@ -92,11 +94,21 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
                         file.replace(folder / file.name)
                     _sync(folder)
                 else:
-                    temporary.rename(folder)
+                    _move_folder(temporary, folder)
                     _sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             os.close(lock)
+
+
+def _move_folder(temporary: Path, folder: Path) -> None:
+    """Rename a folder, unless another process has made one of that name meanwhile."""
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise OutputError(f"{folder} has been written by another process. Give a new or an empty folder.") from None
 
 
 @contextmanager

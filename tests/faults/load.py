@@ -29,6 +29,7 @@ from lbm_lora.adapter import load_adapter
 from lbm_lora.apply import ScaledAdapter, inject
 from lbm_lora.cli.main import main as command
 from lbm_lora.model.pipeline import LBMPipeline
+from nano import write_nano
 
 SIZE = 64
 """Pixels, the smallest size that commands accept."""
@@ -121,12 +122,11 @@ class Watch(threading.Thread):
 
 
 def stream(images: int, *, is_folder: bool, compare: bool) -> dict[str, float]:
-    """Memory while `infer` translates shards, or a folder: its peak in the first fifth, and in all."""
+    """Memory while `infer` translates shards, or a folder, with the nano model: its peak in the first fifth, and in all."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lora = lora_of_mini(folder)
-        model = ["--base_model_path", folder / "base.safetensors", "--lora_path", lora, "--size", SIZE]
-        model += ["--device", "cpu", "--output_path", folder / "out"]
+        base = write_nano(folder, torch.float32)
+        model = ["--base_model_path", base, "--size", SIZE, "--device", "cpu", "--output_path", folder / "out"]
         if is_folder:
             (folder / "in").mkdir()
             for number in range(images):

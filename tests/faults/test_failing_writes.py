@@ -3,11 +3,10 @@
 import errno
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.goods import Goods, write_goods
+from faults.goods import Goods
 from faults.harness import Worker, contents
 from faults.test_kill_points import parts
 from faults.writing import NAMES, Writing, finish, refilled, start, unbroken, writing_named
@@ -16,22 +15,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 MOST = int(os.environ.get("WRITE_POINTS", "12"))
 """Points of failure per command: the first, the last, and some between; all of them with a large number."""
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    found = Worker()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def goods(tmp_path_factory: pytest.TempPathFactory) -> Goods:
-    other = Worker()
-    try:
-        return write_goods(tmp_path_factory.mktemp("goods") / "in", other)
-    finally:
-        other.close()
 
 
 def problem_of(code: int, text: str, old: dict[str, str], left: dict[str, str]) -> str:

@@ -7,11 +7,10 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.goods import Goods, write_goods
+from faults.goods import Goods
 from faults.harness import Worker, contents
 from faults.test_kill_points import parts
 from faults.writing import NAMES, Writing, finish, is_stopped, refilled, start, unbroken, writing_named
@@ -20,22 +19,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 MOST = int(os.environ.get("STOP_POINTS", "3"))
 """Operations per command before which it is stopped."""
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    found = Worker()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def goods(tmp_path_factory: pytest.TempPathFactory) -> Goods:
-    other = Worker()
-    try:
-        return write_goods(tmp_path_factory.mktemp("goods") / "in", other)
-    finally:
-        other.close()
 
 
 def counted(worker: Worker, writing: Writing, folder: Path, log: Path) -> tuple[dict[str, str], list[int]]:

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import importlib
 import io
 import json
@@ -99,6 +100,7 @@ def serve() -> None:
         importlib.import_module(name)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
+    gc.freeze()  # a collection in a fork would copy every page that it visits
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:

@@ -30,7 +30,7 @@ def writing_commands(goods: Goods) -> list[Writing]:
     small = [goods.text(f"small/{side}.safetensors") for side in ("base", "tuned")]
     lbm = [goods.text(f"lbm/{side}/model.safetensors") for side in ("base", "tuned")]
     lora, pair = goods.text("small/lora.safetensors"), ["--base_model_path", small[0], "--tuned_model_path", small[1]]
-    images, lbm_lora = goods.text("images"), goods.text("lbm/lora.safetensors")
+    images, one, lbm_lora = goods.text("images"), goods.text("images/0.png"), goods.text("lbm/lora.safetensors")
     lbm_pair = ["--base_model_path", lbm[0], "--tuned_model_path", lbm[1], "--lora_path", lbm_lora]
     cpu = ["--size", "64", "--device", "cpu"]
     return [
@@ -45,15 +45,15 @@ def writing_commands(goods: Goods) -> list[Writing]:
                                         f"{out}/x.safetensors"]),
         Writing("convert --to peft", lambda out: ["convert", "--lora_path", lbm_lora, "--to", "peft", "--save_to",
                                                   f"{out}/x"]),
-        Writing("refine", lambda out: ["refine", *lbm_pair, "--images", images, "--steps", "2", "--batch_size", "1",
+        Writing("refine", lambda out: ["refine", *lbm_pair, "--images", one, "--steps", "2", "--batch_size", "1",
                                        "--timesteps", "250", "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
-        Writing("validate --report", lambda out: ["validate", *lbm_pair, "--images", images, "--report",
+        Writing("validate --report", lambda out: ["validate", *lbm_pair, "--images", one, "--report",
                                                   f"{out}/report", *cpu]),
         Writing("push --save_to", lambda out: ["push", lbm_lora, "--to", "a/b", "--save_to", f"{out}/repository"]),
         Writing("merge", lambda out: ["merge", "--lora_path", lora, lora, "--save_to", f"{out}/x.safetensors"]),
         Writing("base", lambda out: ["base", "--config_path", goods.text("tiny/config.yaml"), "--backbone_signature",
                                      goods.text("backbone"), "--save_path", f"{out}/x.safetensors"]),
-        Writing("calibrate", lambda out: ["calibrate", "--tuned_model_path", lbm[1], "--images", images, "--probes",
+        Writing("calibrate", lambda out: ["calibrate", "--tuned_model_path", lbm[1], "--images", one, "--probes",
                                           "1", "--timesteps", "250", "--save_to", f"{out}/x.safetensors", *cpu],
                 resumes=True),
         Writing("infer", lambda out: ["infer", "--base_model_path", lbm[0], "--source_image", images, "--output_path",

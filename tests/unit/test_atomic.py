@@ -180,6 +180,20 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_two_writers_of_one_folder_leave_that_of_the_first(tmp_path: Path) -> None:
+    def write(text: str, meanwhile: Callable[[], None]) -> None:
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "a").write_text(text)
+            meanwhile()
+
+    with pytest.raises(
+        OutputError, match=r"out has been written by another process\. Give a new or an empty folder\.$"
+    ):
+        write("second", lambda: write("first", lambda: None))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out/a").read_text() == "first"
+
+
 def test_text_is_written_as_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "Größe ∑\n")
     assert (tmp_path / "a.txt").read_bytes() == "Größe ∑\n".encode()

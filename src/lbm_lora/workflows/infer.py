@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
-
 from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter
 from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
@@ -14,19 +12,18 @@ from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, Qualit
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
-from lbm_lora.imaging.grids import comparison_grid, tile
+from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import SIDE_BY_SIDE, read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
+from lbm_lora.inference.tiles import Tiles
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.base import ensure_base, planned_missing
 
-Tiles = dict[Path, Image.Image]
-"""Output of a job -> its tile in a column of the side-by-side images."""
 Columns = dict[str, Tiles]
-"""Label -> column."""
+"""Label -> column of the side-by-side images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +117,9 @@ def translated(
     failures = Failures(len(batch.jobs) + batch.present, is_fatal=config.fail_fast)
     columns = _columns_without(config, batch.jobs, pipe, adapters, failures, progress)
     put_in(config, pipe, adapters)
-    outputs, tiles = _write_all(config, batch.jobs, pipe, failures, progress)
-    columns[_label(applied)] = tiles
+    if config.compare:
+        columns[_label(applied)] = Tiles()
+    outputs = _write_all(config, batch.jobs, pipe, columns.get(_label(applied)), failures, progress)
     device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
     del pipe  # so that the tuned model is not in memory at the same time
     return InferResult(
@@ -189,10 +187,10 @@ def _label(applied: Sequence[AppliedAdapter]) -> str:
 
 
 def _source_tiles(jobs: Sequence[Job], failures: Failures) -> Tiles:
-    tiles: Tiles = {}
+    tiles = Tiles()
     for job in jobs:
         try:
-            tiles[job.output] = tile(read_image(job.source))
+            tiles.add(job.output, read_image(job.source))
         except ImageError as error:
             failures.add(job, error)
     return tiles
@@ -201,16 +199,22 @@ def _source_tiles(jobs: Sequence[Job], failures: Failures) -> Tiles:
 def _tiles(
     config: InferConfig, jobs: Sequence[Job], pipe: LBMPipeline, failures: Failures, progress: Progress, what: str
 ) -> Tiles:
-    made = translations(pipe, jobs, translate_settings(config), failures, progress, what)
-    return {job.output: tile(translation.image) for job, translation in made}
+    tiles = Tiles()
+    for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, what):
+        tiles.add(job.output, translation.image)
+    return tiles
 
 
 def _write_all(
-    config: InferConfig, jobs: Sequence[Job], pipe: LBMPipeline, failures: Failures, progress: Progress
-) -> tuple[list[TranslatedImage], Tiles]:
-    """Translate and write every job; with --compare also the tiles for it."""
+    config: InferConfig,
+    jobs: Sequence[Job],
+    pipe: LBMPipeline,
+    tiles: Tiles | None,
+    failures: Failures,
+    progress: Progress,
+) -> list[TranslatedImage]:
+    """Translate and write every job; with --compare also their tiles."""
     outputs: list[TranslatedImage] = []
-    tiles: Tiles = {}
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
@@ -219,8 +223,8 @@ def _write_all(
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None
         failures.written += 1
-        if config.compare:
-            tiles[job.output] = tile(translation.image)
+        if tiles is not None:
+            tiles.add(job.output, translation.image)
         outputs.append(
             TranslatedImage(
                 source=job.source,
@@ -234,7 +238,7 @@ def _write_all(
                 seconds=translation.seconds,
             )
         )
-    return outputs, tiles
+    return outputs
 
 
 def _with_comparisons(

@@ -1,0 +1,45 @@
+"""Tiles of side-by-side images, kept on disk: the memory of `--compare` does not grow with the number of images."""
+
+import tempfile
+from pathlib import Path
+from weakref import finalize
+
+from PIL import Image
+
+from lbm_lora.errors import OutputError
+from lbm_lora.imaging.grids import tile
+
+
+class Tiles:
+    """A column of tiles, by the output that each belongs to.
+
+    They are in one temporary file, which has no name: it is gone when the process ends, even by SIGKILL.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="lbm-lora-")  # noqa: SIM115
+        self._places: dict[Path, tuple[int, tuple[int, int]]] = {}  # offset; width and height
+        finalize(self, self._file.close)
+
+    def add(self, output: Path, image: Image.Image) -> None:
+        """Keep the tile of an image in mode `RGB`.
+
+        Raises:
+            OutputError: the disk of temporary files is full.
+        """
+        made = tile(image)
+        try:
+            offset = self._file.seek(0, 2)
+            self._file.write(made.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{tempfile.gettempdir()}, the folder of temporary files, cannot hold the tiles of the side-by-side "
+                f"images: {error.strerror}. Set TMPDIR to a folder with more space."
+            ) from None
+        self._places[output] = offset, made.size
+
+    def __getitem__(self, output: Path) -> Image.Image:
+        offset, (width, height) = self._places[output]
+        self._file.seek(offset)
+        return Image.frombytes("RGB", (width, height), self._file.read(3 * width * height))
