@@ -132,6 +132,12 @@ def test_another_size_is_that_of_infer(server: ComfyServer, infer: Infer) -> Non
     assert difference(image, infer(size=192)) <= 3
 
 
+def test_detail_and_colours_of_the_source_are_those_of_infer(server: ComfyServer, infer: Infer) -> None:
+    (image,) = server.images(changed(workflow("relight"), keep_detail=0.5, match_color=0.75))
+    assert difference(image, infer(keep_detail=0.5, match_color=0.75)) <= 3
+    assert difference(image, infer()) > 20
+
+
 def test_a_mask_keeps_the_image_where_it_is_black(server: ComfyServer, infer: Infer, files: Path) -> None:
     prompt = with_node(workflow("relight"), mask=("LoadImageMask", {"image": "mask.png", "channel": "red"}))
     prompt["4"]["inputs"]["mask"] = ["mask", 0]

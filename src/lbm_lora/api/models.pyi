@@ -208,6 +208,8 @@ def infer(
     num_inference_steps: int = 1,
     seed: int = 0,
     size: int | None = None,
+    keep_detail: float = 0.0,
+    match_color: float = 0.0,
     mode: Literal['fused', 'live'] = 'fused',
     device: str = 'auto',
     torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'bf16',
@@ -247,6 +249,10 @@ def infer(
             the run.
         size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
+        keep_detail: Put this share of the source's fine detail into the result: 0 leaves it as the model makes it,
+            1 replaces all of the result's detail.
+        match_color: Move the result's colours to the source's by this share: 1 gives each channel the mean and
+            spread that it has in the source.
         mode: Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step
             (live).
         device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested).

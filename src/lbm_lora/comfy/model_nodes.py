@@ -232,7 +232,9 @@ class Translate(io.ComfyNode):
         with running(is_sampling=True):
             from lbm_lora.comfy.translate import TranslateOptions, translate
 
-            options = TranslateOptions(steps=steps, seed=seed, detail=keep_detail, color=match_color, size=size)
+            options = TranslateOptions(
+                steps=steps, seed=seed, keep_detail=keep_detail, match_color=match_color, size=size
+            )
             return io.NodeOutput(translate(model, vae, image, options, mask=mask, background=background))
 
 

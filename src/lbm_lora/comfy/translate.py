@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lbm_lora.comfy.network import LoadedLBM, loaded_lbm
 from lbm_lora.errors import ConfigError, ImageError
-from lbm_lora.imaging.photo import keep_detail, match_color, stretched
-from lbm_lora.model.bridge_pipeline import decode_tiled, follow_bridge, nearest_bucket
+from lbm_lora.imaging.photo import stretched
+from lbm_lora.model.bridge_pipeline import adjust_to_source, decode_tiled, follow_bridge, nearest_bucket
 from lbm_lora.model.pipeline import check_finite
 from lbm_lora.model.schedule import check_steps
 
@@ -32,14 +32,14 @@ class TranslateOptions:
     Attributes:
         steps: denoiser calls for each image.
         seed: seed for the noise between steps; each image is translated as if it were alone.
-        detail, color: see `keep_detail` and `match_color`; 0 changes nothing.
+        keep_detail, match_color: see `adjust_to_source`; 0 changes nothing.
         size: square root of the pixel budget; 0: the model's own.
     """
 
     steps: int = 1
     seed: int = 0
-    detail: float = 0.0
-    color: float = 0.0
+    keep_detail: float = 0.0
+    match_color: float = 0.0
     size: int = 0
 
 
@@ -112,7 +112,7 @@ class _Walk:
         values = self._decoded(self._bridged(latent))
         check_finite(values, self._model.model_dtype(), what="the model's output")
         result = stretched(values, (width, height))
-        result = match_color(keep_detail(result, photo, options.detail), photo, options.color)
+        result = adjust_to_source(result, photo, keep_detail=options.keep_detail, match_color=options.match_color)
         return result if white is None else torch.lerp(kept, result, white)
 
     def _bridged(self, source: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Lora, Named, Scale, Seed, Size
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Lora, Named, Scale, Seed, Share, Size
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, Option
 
@@ -34,6 +34,12 @@ class ModelOptions:
     """Seed for the noise between steps. An image's result depends on the seed alone, not on other images in the run."""
     size: Size | None = None
     """Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."""
+    keep_detail: Share = 0.0
+    """Put this share of the source's fine detail into the result: 0 leaves it as the model makes it, 1 replaces all of
+    the result's detail."""
+    match_color: Share = 0.0
+    """Move the result's colours to the source's by this share: 1 gives each channel the mean and spread that it has in
+    the source."""
     mode: Annotated[Literal["fused", "live"], ADVANCED] = "fused"
     """Add the LoRAs to the weights once (fused: steps cost nothing extra), or compute them in every step (live)."""
     device: Annotated[str, Named("DEVICE")] = "auto"

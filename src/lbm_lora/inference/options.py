@@ -20,6 +20,8 @@ def translate_settings(options: ModelOptions) -> TranslateSettings:
         steps=options.num_inference_steps,
         seed=options.seed,
         size=options.size,
+        keep_detail=options.keep_detail,
+        match_color=options.match_color,
         sample_posterior=options.sample_posterior,
         tiled=_TILED[options.vae_tiling],
     )

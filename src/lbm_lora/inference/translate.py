@@ -15,6 +15,8 @@ class TranslateSettings:
         steps: denoiser calls; a number that leaves the trained timesteps gives a warning.
         seed: seed for the noise between steps, and for the posterior if it is sampled.
         size: square root of the pixel budget; by default the model's own.
+        keep_detail: share of the source's fine detail in the result, 0 to 1.
+        match_color: share by which colours move to the mean and spread of the source's, 0 to 1.
         sample_posterior: sample the VAE's posterior as LBM's own inference does, instead of taking its mean.
         tiled: decode in tiles; by default if the image is larger than the model's tile.
     """
@@ -22,6 +24,8 @@ class TranslateSettings:
     steps: int = 1
     seed: int = 0
     size: int | None = None
+    keep_detail: float = 0.0
+    match_color: float = 0.0
     sample_posterior: bool = False
     tiled: bool | None = None
 
@@ -52,5 +56,7 @@ def translate_image(
         num_inference_steps=settings.steps,
         seed=settings.seed,
         size=settings.size,
+        keep_detail=settings.keep_detail,
+        match_color=settings.match_color,
         sample_posterior=settings.sample_posterior,
     ).images[0]

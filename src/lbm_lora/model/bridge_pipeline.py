@@ -43,6 +43,10 @@ OVERLAP = 32
 """Smallest overlap of two neighbours, in latent pixels."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
+_LUMA = (0.2126, 0.7152, 0.0722)
+_DETAIL = 1 / 100
+"""Standard deviation of the blur that separates light from detail, as a share of the shorter side."""
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """Function of (latent [batch, channels, height, width], timestep [batch]) that returns a prediction of that shape."""
 AfterStep = Callable[[int, Tensor, Tensor], "Tensor | None"]
@@ -153,6 +157,8 @@ class LatentBridgePipeline(DiffusionPipeline):
         seed: int | None = None,
         generator: Generators | None = None,
         size: int | None = None,
+        keep_detail: float = 0.0,
+        match_color: float = 0.0,
         sample_posterior: bool = False,
         batch_size: int = 1,
         output_type: str = "pil",
@@ -171,6 +177,8 @@ class LatentBridgePipeline(DiffusionPipeline):
                 image is translated as if it were alone.
             generator: in place of a seed: one for each image, or one that gives each image a seed in turn.
             size: square root of the pixel budget that is worked on; by default the model's own.
+            keep_detail: share of the image's fine detail in its result: 0 as the model makes it, 1 all of it.
+            match_color: share by which the result's colours move to the mean and spread of the image's, 0 to 1.
             sample_posterior: sample the VAE's posterior instead of taking its mean.
             batch_size: neighbours of one shape that go through the networks together. The default, 1, makes results
                 independent of the other images bit for bit.
@@ -186,6 +194,8 @@ class LatentBridgePipeline(DiffusionPipeline):
             TypeError: an argument has another type.
         """
         self._check(num_inference_steps, batch_size, output_type, callback_on_step_end_tensor_inputs)
+        _check_share("keep_detail", keep_detail)
+        _check_share("match_color", match_color)
         if size is not None:
             _check_whole("size", size)
         draws_of = self._generators(seed, generator)
@@ -232,7 +242,7 @@ class LatentBridgePipeline(DiffusionPipeline):
                 if self._interrupt:
                     break
         self.maybe_free_model_hooks()
-        results = _as_output(targets, images, masks, output_type)
+        results = _as_output(targets, images, masks, output_type, keep_detail, match_color)
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
     def _check(self, steps: int, batch_size: int, output_type: str, tensor_inputs: Sequence[str]) -> None:
@@ -296,6 +306,11 @@ class LatentBridgePipeline(DiffusionPipeline):
 def _check_whole(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value:g}.")
 
 
 def _listed(value: object) -> list[object]:
@@ -571,18 +586,81 @@ def _values(image: Image, bucket: tuple[int, int]) -> Tensor:
 
 
 def _as_output(
-    targets: Sequence[Tensor], images: Sequence[Image], masks: Sequence[PIL.Image.Image | None], kind: str
+    targets: Sequence[Tensor],
+    images: Sequence[Image],
+    masks: Sequence[PIL.Image.Image | None],
+    kind: str,
+    keep_detail: float,
+    match_color: float,
 ) -> Any:
-    """Return the results in the sizes of the images, pasted onto them inside the masks."""
+    """Return the results in the sizes of the images, pasted onto them inside the masks. Latents stay as they are."""
     if kind == "latent":
         return torch.stack(list(targets))
+
+    def adjusted(result: Tensor, image: Image) -> Tensor:
+        return adjust_to_source(result, _unit(image), keep_detail=keep_detail, match_color=match_color)
+
     made = zip(targets, images, masks, strict=False)  # an interrupted call has made fewer
     if kind == "pil":
-        return [_pasted(_resized(_to_pil(target), _size_of(image)), image, mask) for target, image, mask in made]
+        results: list[PIL.Image.Image] = []
+        for target, image, mask in made:
+            result = _resized(_to_pil(target), _size_of(image))
+            if keep_detail or match_color:
+                result = _to_pil(adjusted(_unit(result), image) * 2 - 1)
+            results.append(_pasted(result, image, mask))
+        return results
     values = torch.stack(
-        [_blended(_stretched((target + 1) / 2, _size_of(image)), image, mask) for target, image, mask in made]
+        [
+            _blended(adjusted(_stretched((target + 1) / 2, _size_of(image)), image), image, mask)
+            for target, image, mask in made
+        ]
     )
     return values if kind == "pt" else values.permute(0, 2, 3, 1).numpy()
+
+
+def adjust_to_source(result: Tensor, source: Tensor, *, keep_detail: float = 0.0, match_color: float = 0.0) -> Tensor:
+    """A result with detail and colours of its source; both [3, height, width] in [0, 1].
+
+    Detail is what differs from the local mean of the brightness. It is exchanged first, then the mean and the standard
+    deviation of each channel.
+
+    Args:
+        keep_detail: 0 leaves the result's detail, 1 puts the source's in its place.
+        match_color: 0 leaves the result's colours, 1 gives them the mean and the standard deviation of the source's.
+    """
+    if keep_detail:
+        radius = max(1.0, _DETAIL * min(source.shape[-2:]))
+        light, light_before = _luma(result), _luma(source)
+        detail = (light_before - _blurred(light_before, radius)) - (light - _blurred(light, radius))
+        result = (result + keep_detail * detail).clamp(0, 1)
+    if match_color:
+        mean, spread = result.mean((-2, -1), keepdim=True), result.std((-2, -1), keepdim=True)
+        mean_before, spread_before = source.mean((-2, -1), keepdim=True), source.std((-2, -1), keepdim=True)
+        matched = (result - mean) * (spread_before / spread.clamp(min=1e-6)) + mean_before
+        result = torch.lerp(result, matched, match_color).clamp(0, 1)
+    return result
+
+
+def _luma(values: Tensor) -> Tensor:
+    """Brightness of an image: [1, height, width]."""
+    weights = torch.tensor(_LUMA, dtype=values.dtype, device=values.device)
+    return (weights[:, None, None] * values).sum(0, keepdim=True)
+
+
+def _blurred(plane: Tensor, radius: float) -> Tensor:
+    """A plane [1, height, width] blurred by a Gaussian, with its edges repeated."""
+    reach = min(round(3 * radius), *(side - 1 for side in plane.shape[-2:]))
+    places = torch.arange(-reach, reach + 1, dtype=plane.dtype, device=plane.device)
+    kernel = torch.exp(-0.5 * (places / radius) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(plane[None], (reach, reach, reach, reach), mode="replicate")
+    rows = functional.conv2d(padded, kernel[None, None, None, :])
+    return functional.conv2d(rows, kernel[None, None, :, None])[0]
+
+
+def _unit(image: Image) -> Tensor:
+    """An image as values in [0, 1]: [3, height, width]."""
+    return image if isinstance(image, Tensor) else (_values(image, image.size) + 1) / 2
 
 
 def _pasted(result: PIL.Image.Image, image: Image, mask: PIL.Image.Image | None) -> PIL.Image.Image:
@@ -595,8 +673,7 @@ def _pasted(result: PIL.Image.Image, image: Image, mask: PIL.Image.Image | None)
 def _blended(result: Tensor, image: Image, mask: PIL.Image.Image | None) -> Tensor:
     if mask is None:
         return result
-    source = image if isinstance(image, Tensor) else (_values(image, image.size) + 1) / 2
-    return source.lerp(result, torch.from_numpy(np.array(mask, dtype=np.float32)) / 255)
+    return _unit(image).lerp(result, torch.from_numpy(np.array(mask, dtype=np.float32)) / 255)
 
 
 def _to_pil(values: Tensor) -> PIL.Image.Image:

@@ -169,6 +169,8 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
         "num_inference_steps": config.num_inference_steps,
         "seed": config.seed,
         "size": config.size,
+        "keep_detail": config.keep_detail or None,  # likewise
+        "match_color": config.match_color or None,
         "mode": config.mode,
         "torch_dtype": config.torch_dtype,
         "sample_posterior": config.sample_posterior,

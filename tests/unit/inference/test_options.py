@@ -56,8 +56,11 @@ def read(base: Path, *loras: Path, **options: Any) -> list[ScaledAdapter]:
 @pytest.mark.parametrize(("vae_tiling", "tiled"), [("auto", None), ("on", True), ("off", False)])
 def test_the_settings_of_an_image_are_those_of_the_options(vae_tiling: Any, tiled: bool | None) -> None:
     assert translate_settings(ModelOptions()) == TranslateSettings()
-    options = ModelOptions(num_inference_steps=4, seed=7, size=512, sample_posterior=True, vae_tiling=vae_tiling)
-    wanted = TranslateSettings(steps=4, seed=7, size=512, sample_posterior=True, tiled=tiled)
+    shares: dict[str, Any] = {"keep_detail": 0.25, "match_color": 0.5}
+    options = ModelOptions(
+        num_inference_steps=4, seed=7, size=512, sample_posterior=True, vae_tiling=vae_tiling, **shares
+    )
+    wanted = TranslateSettings(steps=4, seed=7, size=512, sample_posterior=True, tiled=tiled, **shares)
     assert translate_settings(options) == wanted
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,12 +39,14 @@ def test_the_size_is_the_models_own(pipe: LBMPipeline, photo: Image.Image) -> No
 
 
 def test_an_image_keeps_its_size_and_the_settings_reach_the_pipeline(pipe: LBMPipeline, photo: Image.Image) -> None:
-    settings = TranslateSettings(size=64, steps=2, seed=3, sample_posterior=True)
+    settings = TranslateSettings(size=64, steps=2, seed=3, keep_detail=0.5, match_color=0.25, sample_posterior=True)
     result = translate_image(pipe, photo, settings)
     assert (result.size, result.mode) == (photo.size, "RGB")
-    wanted = pipe(photo, num_inference_steps=2, seed=3, size=64, sample_posterior=True).images[0]
+    shares: dict[str, Any] = {"keep_detail": 0.5, "match_color": 0.25}
+    wanted = pipe(photo, num_inference_steps=2, seed=3, size=64, sample_posterior=True, **shares).images[0]
     assert np.array_equal(np.asarray(result), np.asarray(wanted))
-    for change in ({"steps": 1}, {"seed": 4}, {"size": 72}, {"sample_posterior": False}):
+    changes = ({"steps": 1}, {"seed": 4}, {"size": 72}, {"sample_posterior": False})
+    for change in (*changes, {"keep_detail": 0.0}, {"match_color": 0.0}):
         other = translate_image(pipe, photo, replace(settings, **change))
         assert not np.array_equal(np.asarray(result), np.asarray(other))
 

@@ -23,6 +23,7 @@ from lbm_lora.model import bridge_pipeline
 from lbm_lora.model.bridge_pipeline import (
     BUCKETS,
     LatentBridgePipeline,
+    adjust_to_source,
     decode_tiled,
     follow_bridge,
     images_of,
@@ -376,6 +377,58 @@ def test_a_mask_keeps_the_image_where_it_is_black(pipe: Any) -> None:
         assert np.array_equal(pasted[:, 41:], whole[:, 41:])
     array = pipe(photo, mask, size=64, output_type="np").images[0]
     assert np.abs(array[:, :40] * 255 - pixels(photo)[:, :40]).max() < 1e-3
+
+
+def unit(seed: int, height: int = 40, width: int = 48) -> Tensor:
+    return torch.rand(3, height, width, generator=seeded(seed))
+
+
+def test_detail_is_the_sources_and_light_the_results() -> None:
+    source = 0.5 + 0.2 * (unit(1, 64, 64)[:1].expand(3, 64, 64) - 0.5)
+    light = torch.linspace(0.3, 0.6, 64).expand(3, 64, 64)
+    made = adjust_to_source(light, source, keep_detail=1.0)
+    assert torch.allclose(made.mean(-2), light.mean(-2), atol=0.04)
+    inner = (slice(None), slice(8, -8), slice(8, -8))
+    detail, before = (made - light)[inner].mean(0).flatten(), source[inner].mean(0).flatten()
+    assert float(torch.corrcoef(torch.stack([detail, before]))[0, 1]) > 0.9
+    half = adjust_to_source(light, source, keep_detail=0.5)
+    assert torch.allclose(half - light, (made - light) / 2, atol=1e-6)
+
+
+def test_detail_of_an_image_smaller_than_the_blur() -> None:
+    assert adjust_to_source(unit(0, 2, 3), unit(1, 2, 3), keep_detail=1.0).shape == (3, 2, 3)
+
+
+def test_colours_get_the_mean_and_spread_of_the_source() -> None:
+    result, source = 0.4 + 0.1 * unit(0), 0.3 + 0.3 * unit(1)
+    made = adjust_to_source(result, source, match_color=1.0)
+    assert torch.allclose(made.mean((1, 2)), source.mean((1, 2)), atol=1e-5)
+    assert torch.allclose(made.std((1, 2)), source.std((1, 2)), atol=1e-5)
+    flat = adjust_to_source(torch.full((3, 4, 4), 0.5), source[:, :4, :4], match_color=1.0)
+    assert torch.isfinite(flat).all()
+
+
+def test_shares_of_the_source_are_taken_before_the_mask_pastes(pipe: Any) -> None:
+    photo, mask = noise(64, 64), Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    shares = {"keep_detail": 0.5, "match_color": 0.75}
+    plain, source = (pixels(pipe(photo, size=64).images[0]), pixels(photo))
+    values = [torch.from_numpy(one / 255).float().movedim(-1, 0) for one in (plain, source)]
+    wanted = (adjust_to_source(*values, **shares) * 255).round().movedim(0, -1).numpy()
+    assert np.abs(wanted - plain).max() > 20
+    assert np.array_equal(pixels(pipe(photo, size=64, **shares).images[0]), wanted)
+    array = pipe(photo, size=64, output_type="np", **shares).images[0]
+    assert np.abs(array * 255 - wanted).max() <= 2  # the steps of 8 bits, enlarged by the colours' spread
+    pasted = pixels(pipe(photo, mask, size=64, **shares).images[0])
+    assert np.array_equal(pasted[:, :32], source[:, :32])
+    assert np.array_equal(pasted[:, 32:], wanted[:, 32:])
+
+
+@pytest.mark.parametrize("name", ["keep_detail", "match_color"])
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(pipe: Any, name: str, share: float) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be between 0 and 1, got {share:g}\.$"):
+        pipe(noise(64, 64), **{name: share})
 
 
 def test_a_callback_sees_each_step_and_can_change_it(pipe: Any) -> None:

@@ -88,7 +88,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_inference_steps": 2, "seed": 7, "mode": "live", "sample_posterior": True}, {"mask_key": "mask.png"}],
+    [
+        {},
+        {"num_inference_steps": 2, "seed": 7, "mode": "live", "sample_posterior": True, "keep_detail": 0.5},
+        {"mask_key": "mask.png", "match_color": 0.5},
+    ],
     ids=["plain", "settings", "mask"],
 )
 def test_an_image_is_the_one_of_source_image(
@@ -127,6 +131,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "lora_scale was [1.0] and is now [0.5]": {"lora_scale": (0.5,)},
     "lora_scale was [1.0] and is now ['1,attn1=0']": {"lora_scale": ("1,attn1=0",)},
     "crop was None and is now True": {"crop": True},
+    "keep_detail was None and is now 0.5": {"keep_detail": 0.5},
+    "match_color was None and is now 1.0": {"match_color": 1.0},
     "lora_path (by content) was": {"lora_path": ()},
     "num_inference_steps was 1 and is now 2": {"num_inference_steps": 2},
     "output_format was 'png' and is now 'jpg'": {"output_format": "jpg"},
