@@ -51,8 +51,10 @@ class ComfyServer:
         comfyui: folder of ComfyUI.
         python: interpreter with ComfyUI's requirements.
         base: base directory, made here; its files are those that ComfyUI lists.
-        packs: name -> folder of a pack, which is linked; no other pack is loaded.
+        packs: name -> folder of a pack, which is linked, unless something of that name is there already; no other pack
+            is loaded.
         arguments: more of them.
+        is_installed: lbm-lora is, as far as ComfyUI's Python can see: this repository's.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ComfyServer:
         *,
         packs: Mapping[str, Path] = PACKS,
         arguments: Sequence[str] = (),
+        is_installed: bool = True,
     ) -> None:
         self.base, self.log = base, base / "server.log"
         for folder in ("custom_nodes", "models/diffusion_models", "models/loras", "input", "output", "temp", "user"):
@@ -79,7 +82,7 @@ class ComfyServer:
             *("--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"),
             *("--disable-all-custom-nodes", "--whitelist-custom-nodes", *packs, *arguments),
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src") if is_installed else "", "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, cwd=comfyui, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

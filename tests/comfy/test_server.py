@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from lbm_lora.adapter import Adapter
 
 from .conftest import workflow
-from .server import ROOT, ComfyServer, Pixels, Prompt, python_of
+from .server import PACKS, ROOT, ComfyServer, Pixels, Prompt, python_of
 
 pytestmark = pytest.mark.comfy
 
@@ -268,6 +268,41 @@ def test_calibrate_extract_merge_save_validate_and_fuse_work_together(server: Co
     fused = without_lora(changed(workflow("relight"), checkpoint="fused_00001_.safetensors"))
     (image,) = server.images(fused)  # ComfyUI lists what its output folder holds
     assert difference(image, infer()) <= 3
+
+
+@pytest.mark.parametrize("form", ["clone", "copy"])
+def test_a_clone_of_the_repository_and_a_copy_of_the_pack_work(
+    comfyui: Path, files: Path, infer: Infer, tmp_path: Path, form: str
+) -> None:
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    placed = tmp_path / "custom_nodes/lbm-lora"
+    if form == "clone":  # with what is not committed yet
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "integrations", "*.py"]
+        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+            (placed / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, placed / name)
+    else:  # as the registry installs it: next to the installed package
+        shutil.copytree(PACKS["lbm-lora"], placed)
+    server = ComfyServer(comfyui, python_of(comfyui), tmp_path, is_installed=form == "copy")
+    try:
+        (image,) = server.images(workflow("relight"))
+    finally:
+        server.stop()
+    assert difference(image, infer()) <= 3
+    ours = [line for line in server.logged().splitlines() if "lbm-lora" in line or "pyproject" in line]
+    assert [line for line in ours if "FAILED" in line or "Cannot import" in line or "Unable to parse" in line] == []
+
+
+def test_a_pack_without_the_package_says_what_to_install(comfyui: Path, tmp_path: Path) -> None:
+    shutil.copytree(PACKS["lbm-lora"], tmp_path / "custom_nodes/lbm-lora")
+    python = python_of(comfyui)
+    server = ComfyServer(comfyui, python, tmp_path, packs={"lbm-lora": PACKS["lbm-lora"]}, is_installed=False)
+    try:
+        assert server.get("/object_info/LbmLoraTranslate") == {}
+    finally:
+        server.stop()
+    (line,) = [line for line in server.logged().splitlines() if "Cannot import" in line and "lbm-lora" in line]
+    assert line.endswith(f"need the Python package lbm_lora. Run: {python} -m pip install lbm-lora")
 
 
 def test_parts_of_the_model_are_cast_and_streamed(comfyui: Path, files: Path) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import runpy
+import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_standin import State
+from comfy_standin import NODE_MODULES, State
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,6 +60,37 @@ def test_the_pack_imports_the_entry_point(comfy: State) -> None:
     pack = runpy.run_path(str(ROOT / "integrations/comfyui/__init__.py"))
     assert pack["__all__"] == ["comfy_entrypoint"]
     assert asyncio.run(pack["comfy_entrypoint"]()) is not None
+
+
+def test_a_clone_of_the_repository_hands_the_pack_over(comfy: State) -> None:
+    """ComfyUI takes the folder in custom_nodes for a package of any name, here with a hyphen."""
+    where = ROOT / "__init__.py"
+    spec = spec_from_file_location("custom_nodes/lbm-lora", where, submodule_search_locations=[str(ROOT)])
+    assert spec is not None
+    assert spec.loader is not None
+    clone = sys.modules[spec.name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(clone)
+        assert spec.name + ".integrations" not in sys.modules  # the import alone does nothing
+        assert isinstance(asyncio.run(clone.comfy_entrypoint()), import_module("comfy_api.v0_0_2").ComfyExtension)
+    finally:
+        for name in [one for one in sys.modules if one.split(".")[0] == spec.name]:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("comfy_api.v0_0_2", r"^lbm-lora's nodes need ComfyUI 0\.3\.64 or newer$"),
+        ("jaxtyping", r"need the Python package jaxtyping\. Run: .* -m pip install -e "),
+    ],
+)
+def test_the_pack_says_what_is_missing(comfy: State, monkeypatch: pytest.MonkeyPatch, missing: str, says: str) -> None:
+    for name in (*NODE_MODULES, "lbm_lora.comfy.values"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)  # what Python takes for a module that cannot be imported
+    with pytest.raises(ImportError, match=says):
+        runpy.run_path(str(ROOT / "integrations/comfyui/__init__.py"))
 
 
 def test_example_workflows_are_those_of_the_tool_and_name_only_sockets_that_exist(schemas: dict[str, Any]) -> None:
