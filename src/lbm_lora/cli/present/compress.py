@@ -26,10 +26,20 @@ def compress(result: "CompressResult", _: bool) -> str:
             "--output_path out.png",
             f'Python   import lbm_lora; pipe = lbm_lora.LBMPipeline.from_checkpoint("{result.base.as_posix()}"); '
             f'pipe.load_lora_weights("{result.adapter.as_posix()}"); pipe("photo.jpg").images[0].save("out.png")',
-            "ComfyUI  Load the fused checkpoint with any LBM loader: lbm-lora fuse --base_model_path "
-            f"{base} --lora_path {lora} --save_to fused.safetensors",
+            f"ComfyUI  {_comfyui(result)}",
             *([f"Also     {', '.join(str(twin.path) for twin in result.twins)}"] if result.twins else []),
         ]
+    )
+
+
+def _comfyui(result: "CompressResult") -> str:
+    ours, stock = "The node Load LBM LoRA takes the LoRA as it is", "ComfyUI's own LoraLoaderModelOnly"
+    made = next((twin.path for twin in result.twins if twin.format == "comfyui"), None)
+    if made is not None:
+        return f"{ours}, {stock} takes {made}."
+    save_to = _quoted(result.adapter.with_suffix(".comfyui.safetensors"))
+    return (
+        f"{ours}; for {stock}: lbm-lora convert --lora_path {_quoted(result.adapter)} --to comfyui --save_to {save_to}"
     )
 
 

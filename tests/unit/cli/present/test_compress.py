@@ -46,7 +46,11 @@ def test_what_was_made_how_good_it_is_where_it_lies_and_how_to_use_it() -> None:
     assert see.startswith("See ")
     assert "--base_model_path 'out dir/exact_base.safetensors' --lora_path 'out dir/relight_lora.safetensors'" in use
     assert 'from_checkpoint("out dir/exact_base.safetensors")' in python
-    assert "fused.safetensors" in comfy
+    assert comfy == (
+        "ComfyUI  The node Load LBM LoRA takes the LoRA as it is; for ComfyUI's own LoraLoaderModelOnly: "
+        "lbm-lora convert --lora_path 'out dir/relight_lora.safetensors' --to comfyui "
+        "--save_to 'out dir/relight_lora.comfyui.safetensors'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,5 +65,8 @@ def test_one_image_has_no_worst() -> None:
 
 
 def test_twins_are_named() -> None:
-    twins = (SimpleNamespace(path=Path("x.comfyui.safetensors")), SimpleNamespace(path=Path("x.peft")))
-    assert present("compress", result(twins=twins)).endswith("\nAlso     x.comfyui.safetensors, x.peft")
+    formats = {"comfyui": "x.comfyui.safetensors", "peft": "x.peft"}
+    twins = tuple(SimpleNamespace(format=name, path=Path(path)) for name, path in formats.items())
+    *_, comfy, also = present("compress", result(twins=twins)).splitlines()
+    assert also == "Also     x.comfyui.safetensors, x.peft"
+    assert comfy.endswith("ComfyUI's own LoraLoaderModelOnly takes x.comfyui.safetensors.")
