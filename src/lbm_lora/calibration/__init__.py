@@ -2,7 +2,7 @@
 
 from lbm_lora.calibration.collect import CHECK_POINTS, SAVE_EVERY, check_points, collect
 from lbm_lora.calibration.hooks import checkpointed, measure
-from lbm_lora.calibration.layers import CalledLayer, find_layers
+from lbm_lora.calibration.layers import CalledLayer, find_layers, vectors
 from lbm_lora.calibration.output_norm import lora_norm, output_norm
 from lbm_lora.calibration.statistics import FEW_IMAGES, CalibrationSettings, Origin, Statistics
 from lbm_lora.calibration.statistics_file import load_statistics, save_statistics
@@ -27,4 +27,5 @@ __all__ = [
     "measure",
     "output_norm",
     "save_statistics",
+    "vectors",
 ]

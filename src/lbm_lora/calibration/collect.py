@@ -10,17 +10,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lbm_lora.calibration.hooks import checkpointed, measure
-from lbm_lora.calibration.layers import CalledLayer, find_layers
+from lbm_lora.calibration.layers import CalledLayer, find_layers, vectors
 from lbm_lora.calibration.statistics import CalibrationSettings, Origin, Statistics
-from lbm_lora.calibration.sums import Accumulators, PartialFile, Sums
+from lbm_lora.calibration.sums import PartialFile, Sums
 from lbm_lora.checkpoint import dtype_name
 from lbm_lora.errors import ConfigError, InputError, Option
-from lbm_lora.factorize import Moment
+from lbm_lora.factorize import Moment, MomentAccumulator
 from lbm_lora.fidelity.points import (
     Point,
     bridge_points,
@@ -32,7 +33,7 @@ from lbm_lora.fidelity.points import (
 from lbm_lora.imaging.digests import ImageDigests, digests_of
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import Schedule, schedule_of
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import SILENT, Progress
 
 CHECK_POINTS = 16
@@ -79,7 +80,7 @@ def collect(
     digests = digests or digests_of(images)
     origin = _origin(model, digests, settings, tuned)
     layers = find_layers(model.denoiser, lambda: model.denoise(_small_latent(model), timestep_tensor(1000.0)))
-    sums = _start(layers, origin, partial, model.device, progress)
+    sums = _start(model, layers, origin, partial, progress)
     progress.start((len(images) - sums.images) * len(origin.schedule), "measuring the tuned model")
     is_large = sum(parameter.numel() for parameter in model.denoiser.parameters()) >= _LARGE
     saved = time.monotonic()
@@ -154,21 +155,26 @@ def _small_latent(model: LBMModel) -> Tensor:
 
 
 def _start(
+    model: LBMModel,
     layers: Mapping[ModuleName, CalledLayer],
     origin: Origin,
     partial: PartialFile | None,
-    device: torch.device,
     progress: Progress,
 ) -> Sums:
     """Return the sums of an interrupted run, or zeros."""
-    sums = partial.load(origin, device) if partial is not None else None
+    sums = partial.load(origin, model.device) if partial is not None else None
     if partial is not None and sums is not None:
         progress.note(f"Resuming with {sums.images} of {origin.count} images from {partial.path}.")
         return sums
     if partial is not None and partial.path.exists():
         progress.note(f"Ignoring {partial.path}: it is from a run with other inputs or settings.")
     return Sums.empty(
-        layers, dense_up_to=origin.dense_up_to, sketch_rank=origin.sketch_rank, seed=origin.seed, device=device
+        layers,
+        {name: vector.numel() for name, vector in vectors(model.denoiser)},
+        dense_up_to=origin.dense_up_to,
+        sketch_rank=origin.sketch_rank,
+        seed=origin.seed,
+        device=model.device,
     )
 
 
@@ -218,6 +224,7 @@ def _statistics(
         inputs=_Means(sums.inputs, sums.images),
         outputs=_Means(sums.outputs, sums.images),
         gradients={name: total / sums.images for name, total in sums.gradients.items()},
+        vectors=_Means({name: found for name, found in sums.vectors.items() if not found.is_zero}, sums.images),
         output_values=sums.values / sums.images,
         output_energy=sums.energy / sums.images,
         origin=origin,
@@ -226,16 +233,19 @@ def _statistics(
     )
 
 
-class _Means(Mapping[ModuleName, Moment]):
+Name = TypeVar("Name", ModuleName, ParamName)
+
+
+class _Means(Mapping[Name, Moment]):
     """Moments of sums, each computed on access: all at once would double the memory."""
 
-    def __init__(self, sums: Accumulators, count: int) -> None:
+    def __init__(self, sums: Mapping[Name, MomentAccumulator], count: int) -> None:
         self._sums, self._count = sums, count
 
-    def __getitem__(self, name: ModuleName) -> Moment:
+    def __getitem__(self, name: Name) -> Moment:
         return self._sums[name].result(self._count)
 
-    def __iter__(self) -> Iterator[ModuleName]:
+    def __iter__(self) -> Iterator[Name]:
         return iter(self._sums)
 
     def __len__(self) -> int:

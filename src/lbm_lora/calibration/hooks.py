@@ -8,6 +8,9 @@ the sum of g_t g_t^T: the "expand" form of the Kronecker factors for layers that
 2311.00636; for convs Grosse and Martens, 2016, arXiv 1602.01407, here with C over channels only).
 
 The correlation between positions is kept as one number, the mean squared norm of sum_t g_t x_t^T, the gradient of W.
+
+A vector, such as a bias, acts at all positions together. Its gradient g, the sum over positions, is short enough to
+keep its second moment, the mean of g g^T: an error e in it changes the output's square by e^T (g g^T) e to first order.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lbm_lora.calibration.layers import CalledLayer, matrices
+from lbm_lora.calibration.layers import CalledLayer, matrices, vectors
 from lbm_lora.calibration.sums import Sums
 from lbm_lora.naming import ModuleName
 
@@ -53,6 +56,7 @@ def measure(
         hooks.is_backward = True
         for index, probe in enumerate(probes):
             output.backward(probe.to(output), retain_graph=index + 1 < len(probes))
+            hooks.take_vectors()
 
 
 @contextmanager
@@ -68,28 +72,42 @@ def checkpointed(network: nn.Module, *, when: bool) -> Generator[None, None, Non
 
 
 class _Hooks:
-    """Hooks for one sample, active inside the context. Weights require gradients meanwhile, but keep none."""
+    """Hooks for one sample, active inside the context.
+
+    Weights and vectors require gradients meanwhile, and keep none. Those that they had are put back at the end.
+    """
 
     def __init__(
         self, network: nn.Module, layers: Mapping[ModuleName, CalledLayer], sums: Sums, weight: float, probes: int
     ) -> None:
         self.is_backward = False
         self._modules = [(name, module) for name, module in matrices(network) if name in layers]
+        self._vectors = [(name, vector) for name, vector in vectors(network) if name in sums.vectors]
         self._layers, self._sums = layers, sums
         self._weight, self._probe_weight = weight, weight / probes
 
     def __enter__(self) -> "_Hooks":
-        self._had_gradients = [module.weight.requires_grad for _, module in self._modules]
-        for _, module in self._modules:
-            module.weight.requires_grad_(True)
+        measured = [*(module.weight for _, module in self._modules), *(vector for _, vector in self._vectors)]
+        self._before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in measured]
+        for parameter in measured:
+            parameter.requires_grad_(True)
+            parameter.grad = None
         self._handles = [hook for name, module in self._modules for hook in self._register(name, module)]
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        for (_, module), before in zip(self._modules, self._had_gradients, strict=True):
-            module.weight.requires_grad_(before)
+        for parameter, is_trained, gradient in self._before:
+            parameter.requires_grad_(is_trained)
+            parameter.grad = gradient
+
+    def take_vectors(self) -> None:
+        """Add the gradients of the vectors to the sums, after a backward pass, when all calls have contributed."""
+        for name, vector in self._vectors:
+            if vector.grad is not None:
+                self._sums.vectors[name].add(vector.grad[None], self._probe_weight)
+                vector.grad = None
 
     def _register(self, name: ModuleName, module: nn.Linear | nn.Conv2d) -> list[torch.utils.hooks.RemovableHandle]:
         return [

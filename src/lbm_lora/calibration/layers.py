@@ -1,4 +1,4 @@
-"""Find the layers of a network that have a matrix, and which of them share an input."""
+"""Find the layers of a network that have a matrix, which of them share an input, and its vectors."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,13 @@ def matrices(network: nn.Module) -> Iterator[tuple[ModuleName, nn.Linear | nn.Co
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
             yield ModuleName(name), module
+
+
+def vectors(network: nn.Module) -> Iterator[tuple[ParamName, nn.Parameter]]:
+    """Yield the parameters of one dimension by name: biases and weights of norms. A shared one has its first name."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 1:
+            yield ParamName(name), parameter
 
 
 @torch.no_grad()

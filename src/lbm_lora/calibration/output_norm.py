@@ -63,6 +63,7 @@ def output_norm(
     return OutputNorm(
         name=path.name,
         weights_of=statistics.__getitem__,
+        vector_moment_of=statistics.vectors.get,
         energy=statistics.output_energy,
         open_trial=open_trial,
     )
@@ -94,7 +95,12 @@ def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[Modu
             " TUNED ...",
         )
     check_measured(statistics, path, modules)
-    return OutputNorm(name=path.name, weights_of=statistics.__getitem__, energy=statistics.output_energy)
+    return OutputNorm(
+        name=path.name,
+        weights_of=statistics.__getitem__,
+        vector_moment_of=statistics.vectors.get,
+        energy=statistics.output_energy,
+    )
 
 
 def check_measured(statistics: Statistics, path: Path, modules: Collection[ModuleName]) -> None:

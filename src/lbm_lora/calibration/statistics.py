@@ -1,7 +1,7 @@
 """Settings and results of a calibration: what an error in a layer's matrix costs in the network's output."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
@@ -9,7 +9,7 @@ from lbm_lora.errors import ConfigError, plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.schedule import Schedule
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 
 FEW_IMAGES = 16
 """With fewer images than this, each gets more probes and the roots of the moments get a larger ridge."""
@@ -96,6 +96,8 @@ class Statistics(Mapping[ModuleName, Weights]):
         output_values: mean number of values of the network's output.
         output_energy: mean squared norm of the network's output; divides errors to make them relative.
         origin: what was measured, and how.
+        vectors: second moment M of the gradient of <probe, output> for each vector, such as a bias, that reaches the
+            output: an error e in it changes the output, in summed squares, by about e^T M e. Older files have none.
         check_points: some of the measured points, to run a LoRA at.
         image_digests: digest of each image (see `imaging.digests`); a file keeps the first 512, and older files none.
     """
@@ -107,6 +109,7 @@ class Statistics(Mapping[ModuleName, Weights]):
     output_values: float
     output_energy: float
     origin: Origin
+    vectors: Mapping[ParamName, Moment] = field(default_factory=dict[ParamName, Moment])
     check_points: tuple[Point, ...] = ()
     image_digests: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,15 @@ from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.calibration.statistics import Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.factorize import MomentAccumulator
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 
 Accumulators = dict[ModuleName, MomentAccumulator]
+VectorAccumulators = dict[ParamName, MomentAccumulator]
+
+VECTOR_DENSE_UP_TO = 64
+VECTOR_SKETCH_RANK = 16
+"""Vectors are many and long: SDXL's UNet has 884 of up to 10240 values. Wider ones keep the diagonal, which is exact,
+and this many directions."""
 
 _TOTALS = "totals"
 _GRADIENTS = "gradients"
@@ -31,6 +37,7 @@ class Sums:
         inputs: sums of x x^T, averaged over token positions, by the layer that `CalledLayer.inputs` names.
         outputs: sums of g g^T, summed over token positions and averaged over probes, by layer.
         gradients: sums of the squared norm of the gradient of <probe, output> for each layer's weight.
+        vectors: sums of g g^T of the gradient g of <probe, output> for each vector, averaged over probes.
         images: number of images in the sums.
         values: sum of the number of values of the network's output.
         energy: sum of the squared norm of the network's output.
@@ -39,6 +46,7 @@ class Sums:
     inputs: Accumulators
     outputs: Accumulators
     gradients: dict[ModuleName, float]
+    vectors: VectorAccumulators = field(default_factory=VectorAccumulators)
     images: int = 0
     values: float = 0.0
     energy: float = 0.0
@@ -47,18 +55,27 @@ class Sums:
     def empty(
         cls,
         layers: Mapping[ModuleName, CalledLayer],
+        vectors: Mapping[ParamName, int],
         *,
         dense_up_to: int,
         sketch_rank: int,
         seed: int,
         device: torch.device,
     ) -> "Sums":
-        """Return zeros for each of the layers; the arguments are those of `MomentAccumulator`."""
+        """Return zeros for each of the layers and vectors; the options are those of `MomentAccumulator` for layers.
+
+        Args:
+            vectors: the length of each.
+        """
+        narrow = {"dense_up_to": VECTOR_DENSE_UP_TO, "sketch_rank": VECTOR_SKETCH_RANK}
         zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
         return cls(
             inputs={name: zeros(layer.shape[1]) for name, layer in layers.items() if layer.inputs == name},
             outputs={name: zeros(layer.shape[0]) for name, layer in layers.items()},
             gradients=dict.fromkeys(layers, 0.0),
+            vectors={
+                name: MomentAccumulator(size, seed=seed, device=device, **narrow) for name, size in vectors.items()
+            },
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -66,6 +83,7 @@ class Sums:
         return {
             **_packed("inputs", self.inputs),
             **_packed("outputs", self.outputs),
+            **_packed("vectors", self.vectors),
             _GRADIENTS: torch.tensor(list(self.gradients.values()), dtype=torch.float64),
             _TOTALS: torch.tensor([self.images, self.values, self.energy], dtype=torch.float64),
         }
@@ -73,12 +91,13 @@ class Sums:
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Sums":
         """Invert `state`; summing continues in the given tensors."""
-        outputs = _unpacked("outputs", state)
+        outputs = {ModuleName(name): accumulator for name, accumulator in _unpacked("outputs", state).items()}
         images, values, energy = state[_TOTALS].tolist()
         return cls(
-            inputs=_unpacked("inputs", state),
+            inputs={ModuleName(name): accumulator for name, accumulator in _unpacked("inputs", state).items()},
             outputs=outputs,
             gradients=dict(zip(outputs, state[_GRADIENTS].tolist(), strict=True)),
+            vectors={ParamName(name): accumulator for name, accumulator in _unpacked("vectors", state).items()},
             images=int(images),
             values=values,
             energy=energy,
@@ -124,16 +143,16 @@ def _identity(origin: Origin) -> str:
     return json.dumps(asdict(origin))
 
 
-def _packed(side: str, accumulators: Accumulators) -> dict[str, Tensor]:
+def _packed(side: str, accumulators: Accumulators | VectorAccumulators) -> dict[str, Tensor]:
     """Return tensors by key: `inputs.MODULE.dense` and so on."""
     parts = ((name, accumulator.state()) for name, accumulator in accumulators.items())
     return {f"{side}.{name}.{key}": tensor for name, state in parts for key, tensor in state.items()}
 
 
-def _unpacked(side: str, state: Mapping[str, Tensor]) -> Accumulators:
-    parts: defaultdict[ModuleName, dict[str, Tensor]] = defaultdict(dict)
+def _unpacked(side: str, state: Mapping[str, Tensor]) -> dict[str, MomentAccumulator]:
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_key, tensor in state.items():
         if full_key.startswith(f"{side}."):
             name, _, key = full_key.removeprefix(f"{side}.").rpartition(".")
-            parts[ModuleName(name)][key] = tensor
+            parts[name][key] = tensor
     return {name: MomentAccumulator.from_state(part) for name, part in parts.items()}

@@ -133,6 +133,11 @@ class MomentAccumulator:
         self._sketch = torch.zeros(0 if whole else size, sketch_rank, device=device)
         self._repeat, self._seed = repeat, seed
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether no row other than zeros was added."""
+        return not bool((self._diagonal if self._dense is None else self._dense.diagonal()).any())
+
     def add(self, rows: Float[Tensor, "tokens n"], weight: float = 1.0) -> None:
         """Add weight * rows^T @ rows; rows of any floating-point dtype and device, weight non-negative."""
         sums = self._diagonal if self._dense is None else self._dense

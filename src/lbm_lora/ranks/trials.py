@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from lbm_lora.errors import InputError, Option
+from lbm_lora.factorize import Moment
 from lbm_lora.naming import ParamName
 from lbm_lora.ranks.allocate import Choice, RankAllocator
 from lbm_lora.ranks.prediction import Predictor
@@ -80,6 +81,7 @@ class OutputNorm:
     Attributes:
         name: name of the file that it comes from, without folder.
         weights_of: returns the cost of an error in a module.
+        vector_moment_of: returns M of a vector such as a bias: an error e in it costs e^T M e. None if not measured.
         energy: mean squared norm of the output; divides squared errors to make them relative.
         open_trial: opens, after the survey, the network in which choices are run before they are written.
     """
@@ -87,6 +89,7 @@ class OutputNorm:
     name: str
     weights_of: WeightsOf
     energy: float
+    vector_moment_of: Callable[[ParamName], Moment | None] = lambda _: None
     open_trial: Callable[[], Trial | None] = lambda: None
 
 

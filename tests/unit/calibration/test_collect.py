@@ -15,7 +15,7 @@ from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import schedule_of
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, leaf_of
 
 
 class Listener:
@@ -108,6 +108,13 @@ def test_moments_are_means_over_images_and_timesteps(
         assert torch.allclose(whole(statistics.inputs[ModuleName(name)]), expected[name], rtol=1e-4, atol=1e-5)
     assert statistics.output_energy == pytest.approx(energy, rel=1e-5)
     assert statistics.output_values == pytest.approx(values)
+
+
+def test_every_vector_has_a_moment_of_its_length(model: LBMModel, statistics: Statistics) -> None:
+    lengths = {name: len(value) for name, value in model.denoiser.named_parameters() if value.dim() == 1}
+    assert {name: moment.size for name, moment in statistics.vectors.items()} == lengths
+    assert {leaf_of(name) for name in lengths} == {"weight", "bias"}
+    assert all(moment.trace > 0 for moment in statistics.vectors.values())
 
 
 def test_few_images_need_a_larger_ridge(statistics: Statistics) -> None:

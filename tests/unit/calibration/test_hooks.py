@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lbm_lora.calibration import Sums, find_layers, measure
+from lbm_lora.calibration import Sums, find_layers, measure, vectors
 from lbm_lora.factorize import Moment, to_matrix
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 
 LINEARS = ["query", "key", "value", "out"]
 CONVS = ["stem", "last"]
@@ -38,14 +38,15 @@ class Net(nn.Module):
         self.time_1, self.time_2 = nn.Linear(3, 5), nn.Linear(5, 6)
         self.block = Block()
         self.last = nn.Conv2d(6, 2, 3, padding=1)
+        self.gain = nn.Parameter(torch.rand(6) + 1)  # used twice
         self.is_checkpointed = False
 
     def forward(self, image: Tensor, time: Tensor) -> Tensor:
         hidden = torch.tanh(self.stem(image)) + self.time_2(torch.sin(self.time_1(time)))[:, :, None, None]
-        tokens = hidden.flatten(2).mT
+        tokens = hidden.flatten(2).mT * self.gain
         block: Callable[[Tensor], Tensor] = self.block
         tokens = checkpoint(block, tokens, use_reentrant=False) if self.is_checkpointed else block(tokens)
-        return self.last(tokens.mT.reshape(hidden.shape))
+        return self.last((tokens * self.gain).mT.reshape(hidden.shape))
 
 
 @pytest.fixture
@@ -64,7 +65,8 @@ def samples(count: int) -> list[tuple[Tensor, Tensor]]:
 def collected(net: Net, inputs: list[tuple[Tensor, Tensor]], probes: int | None = None) -> Sums:
     """The sums over samples; without a number of probes, a set of them that gives expectations exactly."""
     layers = find_layers(net, lambda: net(*inputs[0]))
-    sums = Sums.empty(layers, dense_up_to=64, sketch_rank=8, seed=0, device=torch.device("cpu"))
+    sizes = {name: vector.numel() for name, vector in vectors(net)}
+    sums = Sums.empty(layers, sizes, dense_up_to=64, sketch_rank=8, seed=0, device=torch.device("cpu"))
     values = net(*inputs[0]).numel()
     generator = torch.Generator().manual_seed(2)
     for sample in inputs:
@@ -219,6 +221,19 @@ def test_the_trace_predicts_the_change_of_the_output(net: Net, name: ModuleName)
     assert 4 < ratio < 8 if name == "block.value" else 1 / 4 < ratio < 4
 
 
+@pytest.mark.parametrize("name", ["stem.bias", "block.out.bias", "time_2.bias", "gain"])
+def test_a_vectors_moment_predicts_the_change_of_the_output(net: Net, name: ParamName) -> None:
+    inputs = samples(3)
+    dense = collected(net, inputs).vectors[name].result(1).dense
+    assert dense is not None
+    vector = net.get_parameter(name)
+    error = 1e-5 * torch.randn(vector.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    before = [net(*sample) for sample in inputs]
+    vector.add_(error)
+    changes = [float((net(*sample) - old).square().sum()) for sample, old in zip(inputs, before, strict=True)]
+    assert float(error @ dense.double() @ error) == pytest.approx(sum(changes) / len(inputs), rel=1e-3)
+
+
 def test_few_probes_give_the_same_in_the_mean(net: Net) -> None:
     inputs = samples(2)
     exact, random = collected(net, inputs), collected(net, inputs, probes=64)
@@ -246,11 +261,12 @@ def test_the_output_is_summed_up(net: Net) -> None:
 
 
 def test_the_network_is_left_as_it_was(net: Net) -> None:
-    net.stem.weight.requires_grad_(True)
+    kept = net.stem.weight.requires_grad_(True).grad = torch.ones_like(net.stem.weight)
     collected(net, samples(1), probes=1)
-    assert net.stem.weight.requires_grad
-    assert not net.last.weight.requires_grad
-    assert all(parameter.grad is None for parameter in net.parameters())
+    assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == ["stem.weight"]
+    assert net.stem.weight.grad is kept
+    assert torch.equal(kept, torch.ones_like(kept))
+    assert all(parameter.grad is None for parameter in net.parameters() if parameter is not net.stem.weight)
     assert not any(module._forward_hooks for module in net.modules())
     assert not any(parameter._post_accumulate_grad_hooks for parameter in net.parameters())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.calibration import CalledLayer, Origin, PartialFile, Sums
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 
 Q, K, CONV = ModuleName("z.attn1.to_q"), ModuleName("a.attn1.to_k"), ModuleName("m.conv")
 LAYERS = {
@@ -16,6 +16,7 @@ LAYERS = {
     K: CalledLayer(shape=(5, 12), inputs=Q),
     CONV: CalledLayer(shape=(10, 6, 3, 3), inputs=CONV),
 }
+VECTORS = {ParamName("m.conv.bias"): 10, ParamName("n.weight"): 65}
 ORIGIN = Origin(
     tuned="abc",
     images="def",
@@ -38,6 +39,8 @@ def add_image(sums: Sums, seed: int) -> None:
         for name, accumulator in side.items():
             size = LAYERS[name].shape[1 if side is sums.inputs else 0]
             accumulator.add(torch.randn(7, size, generator=draw), weight=0.5)
+    for name, accumulator in sums.vectors.items():
+        accumulator.add(torch.randn(1, VECTORS[name], generator=draw), weight=0.5)
     for place, name in enumerate(sums.gradients):
         sums.gradients[name] += seed + 0.1 * place
     sums.images += 1
@@ -48,7 +51,7 @@ def add_image(sums: Sums, seed: int) -> None:
 @pytest.fixture
 def sums() -> Sums:
     """Of one image; sides up to 8 are kept whole, wider ones as a sketch."""
-    made = Sums.empty(LAYERS, dense_up_to=8, sketch_rank=2, seed=3, device=CPU)
+    made = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, seed=3, device=CPU)
     add_image(made, 1)
     return made
 
@@ -64,13 +67,19 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 def test_layers_of_one_input_share_its_sums() -> None:
-    made = Sums.empty(LAYERS, dense_up_to=8, sketch_rank=2, seed=3, device=CPU)
+    made = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, seed=3, device=CPU)
     assert (list(made.inputs), list(made.outputs)) == ([Q, CONV], [Q, K, CONV])
     assert made.gradients == {Q: 0.0, K: 0.0, CONV: 0.0}
     state = made.state()
     assert state[f"inputs.{Q}.sketch"].shape == (12, 2)
     assert state[f"inputs.{CONV}.dense"].shape == (6, 6)  # of its channels, whatever the kernel
     assert state[f"outputs.{CONV}.diagonal"].shape == (10,)
+
+
+def test_long_vectors_have_a_narrow_sketch() -> None:
+    state = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, seed=3, device=CPU).state()
+    assert state["vectors.m.conv.bias.dense"].shape == (10, 10)
+    assert state["vectors.n.weight.sketch"].shape == (65, 16)
 
 
 def test_a_file_gives_back_what_was_saved_and_it_goes_on_the_same(sums: Sums, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_parts_add_up_to_the_weighted_mean(form: str, rand: Rand) -> None:
     parts.add(first, weight=0.25)
     parts.add(second, weight=2)
     found = parts.result(count=4)
+    assert not parts.is_zero
     exact = (0.25 * first.double().mT @ first.double() + 2 * second.double().mT @ second.double()) / 4
     torch.testing.assert_close(found.variances(), exact.diagonal(), rtol=1e-5, atol=0)
     if form == "dense":
@@ -140,7 +141,9 @@ def test_a_sketch_of_fewer_rows_than_columns_is_exact(rand: Rand) -> None:
 
 def test_nothing_added_is_zero() -> None:
     for kinds in FORMS.values():
-        moment = MomentAccumulator(20, **kinds).result()
+        accumulator = MomentAccumulator(20, **kinds)
+        moment = accumulator.result()
+        assert accumulator.is_zero
         root = moment.root(1e-3)
         assert moment.trace == 0
         assert torch.equal(root.times(torch.ones(2, 20)), torch.zeros(2, 20))
