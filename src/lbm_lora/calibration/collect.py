@@ -145,6 +145,7 @@ def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSetting
         dense_up_to=settings.dense_up_to,
         sketch_rank=settings.sketch_rank,
         dtype=dtype_name(model.dtype),
+        conv_dense_up_to=settings.conv_dense_up_to,
     )
 
 
@@ -173,6 +174,7 @@ def _start(
         {name: vector.numel() for name, vector in vectors(model.denoiser)},
         dense_up_to=origin.dense_up_to,
         sketch_rank=origin.sketch_rank,
+        conv_dense_up_to=origin.conv_dense_up_to,
         seed=origin.seed,
         device=model.device,
     )

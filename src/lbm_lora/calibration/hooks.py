@@ -5,7 +5,8 @@ order, with J_t = d output / d y_t. With g_t = J_t^T v and random signs v, the e
 its squared norm. If positions are uncorrelated it is the trace tr(G E C E^T), with C the mean of x_t x_t^T and G
 the sum of g_t g_t^T: the "expand" form of the Kronecker factors for layers that are applied at many positions
 (Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures", 2023, arXiv
-2311.00636; for convs Grosse and Martens, 2016, arXiv 1602.01407, here with C over channels only).
+2311.00636; for convs Grosse and Martens, 2016, arXiv 1602.01407, where x is all that the kernel covers; for wide convs
+here its channels only, see `CalledLayer`).
 
 The correlation between positions is kept as one number, the mean squared norm of sum_t g_t x_t^T, the gradient of W.
 
@@ -16,6 +17,7 @@ keep its second moment, the mean of g g^T: an error e in it changes the output's
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -23,7 +25,10 @@ from torch import Tensor, nn
 
 from lbm_lora.calibration.layers import CalledLayer, matrices, vectors
 from lbm_lora.calibration.sums import Sums
+from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName
+
+_POSITIONS = 4096  # unfolded at once
 
 
 def measure(
@@ -120,8 +125,12 @@ class _Hooks:
             return  # a checkpointed block is recomputed
         layer = self._layers[name]
         if layer.inputs == name:
-            rows = _rows(inputs[0], layer)
-            self._sums.inputs[name].add(rows, self._weight / len(rows))
+            sums = self._sums.inputs[name]
+            if sums.size == layer.shape[1]:
+                rows = _rows(inputs[0], layer)
+                sums.add(rows, self._weight / len(rows))
+            else:
+                _add_covered(sums, cast(nn.Conv2d, module), inputs[0], self._weight)
         output.register_hook(partial(self._on_gradient, name))
 
     def _on_gradient(self, name: ModuleName, gradient: Tensor) -> None:
@@ -137,6 +146,36 @@ def _rows(values: Tensor, layer: CalledLayer) -> Float[Tensor, "tokens features"
     """Return the vectors at all positions: of a linear (..., features), of a conv (batch, features, rows, columns)."""
     channels_last = values.movedim(1, -1) if len(layer.shape) == 4 else values
     return channels_last.detach().flatten(0, -2)
+
+
+def _add_covered(sums: MomentAccumulator, conv: nn.Conv2d, inputs: Tensor, weight: float) -> None:
+    """Add what the kernel covers at every position, in (in, kh, kw) order, a few rows of positions at a time."""
+    (kernel, _), (stride, _), (dilation, _) = conv.kernel_size, conv.stride, conv.dilation
+    padded = _padded(conv, inputs.detach())
+    reach = dilation * (kernel - 1) + 1
+    height = (padded.shape[2] - reach) // stride + 1
+    width = (padded.shape[3] - conv.dilation[1] * (conv.kernel_size[1] - 1) - 1) // conv.stride[1] + 1
+    step = max(1, _POSITIONS // (width * len(padded)))
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        part = padded[:, :, start * stride : (stop - 1) * stride + reach]
+        covered = nn.functional.unfold(part, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
+        sums.add(covered.mT.flatten(0, 1), weight / (len(padded) * height * width))
+
+
+def _padded(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """Return the inputs as the conv pads them."""
+    if conv.padding == "valid":
+        return inputs
+    sizes: list[int] = []
+    for axis in (1, 0):  # of the last axis first
+        if conv.padding == "same":
+            total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+            sizes += [total // 2, total - total // 2]
+        else:
+            sizes += [int(conv.padding[axis])] * 2
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return nn.functional.pad(inputs, sizes, mode=mode)
 
 
 def _energy(values: Tensor) -> float:

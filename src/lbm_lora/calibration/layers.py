@@ -19,7 +19,7 @@ class CalledLayer:
     Attributes:
         shape: shape of its weight: (out, in) or (out, in, kh, kw).
         inputs: the first layer called with the same tensor, such as to_q for the to_k and to_v of a self-attention;
-            the layer itself if it is the first.
+            the layer itself if it is the first. Convs share inputs only if their kernels cover the same positions.
     """
 
     shape: tuple[int, ...]
@@ -29,6 +29,11 @@ class CalledLayer:
     def repeat(self) -> int:
         """Number of kernel positions."""
         return math.prod(self.shape[2:])
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix: input channels times kernel positions."""
+        return math.prod(self.shape[1:])
 
 
 def matrices(network: nn.Module) -> Iterator[tuple[ModuleName, nn.Linear | nn.Conv2d]]:
@@ -53,7 +58,7 @@ def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[Modul
         forward: runs the network once. The inputs of all layers are kept meanwhile, so use a small input.
     """
     layers: dict[ModuleName, CalledLayer] = {}
-    first: dict[int, tuple[ModuleName, Tensor]] = {}  # keeping the tensor alive keeps its id unique
+    first: dict[tuple[object, ...], tuple[ModuleName, Tensor]] = {}  # keeping the tensor alive keeps its id unique
     handles = [
         module.register_forward_pre_hook(partial(_note, name, layers, first)) for name, module in matrices(network)
     ]
@@ -68,10 +73,13 @@ def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[Modul
 def _note(
     name: ModuleName,
     layers: dict[ModuleName, CalledLayer],
-    first: dict[int, tuple[ModuleName, Tensor]],
+    first: dict[tuple[object, ...], tuple[ModuleName, Tensor]],
     module: nn.Module,
     inputs: tuple[Tensor, ...],
 ) -> None:
     """Record, as a forward hook, the layer and the first layer with its input."""
-    owner, _ = first.setdefault(id(inputs[0]), (name, inputs[0]))
+    covered: tuple[object, ...] = ()
+    if isinstance(module, nn.Conv2d):
+        covered = (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
+    owner, _ = first.setdefault((id(inputs[0]), *covered), (name, inputs[0]))
     layers[name] = CalledLayer(shape=tuple(cast(Tensor, module.weight).shape), inputs=owner)

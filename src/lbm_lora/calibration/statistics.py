@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lbm_lora.calibration.layers import CalledLayer
-from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
+from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
 from lbm_lora.errors import ConfigError, plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
 from lbm_lora.fidelity.points import Point
@@ -29,6 +29,8 @@ class CalibrationSettings:
         seed: seed for bridge noise, probes and sketches.
         dense_up_to: the widest layer side with a dense moment; 4 * width^2 bytes.
         sketch_rank: columns of the sketch for wider sides.
+        conv_dense_up_to: the most inputs that a conv's kernel covers, in * kh * kw, with a dense moment of all of them.
+            Above it, the moment covers the channels, and positions count as uncorrelated.
 
     Raises:
         ConfigError: a value is invalid.
@@ -40,16 +42,16 @@ class CalibrationSettings:
     seed: int = 0
     dense_up_to: int = DENSE_UP_TO
     sketch_rank: int = SKETCH_RANK
+    conv_dense_up_to: int = CONV_DENSE_UP_TO
 
     def __post_init__(self) -> None:
         if self.probes is not None and self.probes < 1:
             raise ConfigError(f"probes must be 1 or more, got {self.probes}.")
         if self.size is not None and self.size < SMALLEST_SIZE:
             raise ConfigError(f"size must be {SMALLEST_SIZE} or more, got {self.size}.")
-        if self.dense_up_to < 0 or self.sketch_rank < 0:
-            raise ConfigError(
-                f"dense_up_to and sketch_rank must be 0 or more, got {self.dense_up_to} and {self.sketch_rank}."
-            )
+        for name in ("dense_up_to", "sketch_rank", "conv_dense_up_to"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}.")
 
     def probes_for(self, images: int) -> int:
         """Return the probes per image and timestep for this number of images."""
@@ -70,6 +72,7 @@ class Origin:
         seed: seed of noise, probes and sketches.
         dense_up_to, sketch_rank: see `CalibrationSettings`.
         dtype: dtype that the network ran in.
+        conv_dense_up_to: see `CalibrationSettings`; 0 for files of format 1.
     """
 
     tuned: str
@@ -82,6 +85,7 @@ class Origin:
     dense_up_to: int
     sketch_rank: int
     dtype: str
+    conv_dense_up_to: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +131,8 @@ class Statistics(Mapping[ModuleName, Weights]):
             KeyError: the layer was not measured.
         """
         layer = self.layers[name]
-        inputs, outputs = replace(self.inputs[layer.inputs], repeat=layer.repeat), self.outputs[name]
+        inputs, outputs = self.inputs[layer.inputs], self.outputs[name]
+        inputs = replace(inputs, repeat=layer.columns // inputs.size)
         apart = inputs.trace * outputs.trace
         scale = self.gradients[name] / apart if apart > 0 else 0.0
         ridge = _RIDGE_OF_FEW if self.origin.count < FEW_IMAGES else RIDGE

@@ -1,33 +1,36 @@
 """Write and read statistics as a `.safetensors` file, moment by moment.
 
-A dense moment is symmetric: its upper triangle is stored, row by row. Keys are `inputs.MODULE.triangle`,
-`outputs.MODULE.diagonal`, `outputs.MODULE.factor`, and `checks.0` and so on for the check points; everything else is
-JSON in the header.
+Keys are `inputs.MODULE.PART`, `outputs.MODULE.PART` and `vectors.PARAMETER.PART`, with the parts of `packing`, and
+`checks.0` and so on for the check points; everything else is JSON in the header. Format 1 had fp32 moments, stored by
+their upper triangle or by diagonal and factor, and no vectors.
 """
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lbm_lora.blocks import is_finite
 from lbm_lora.calibration.layers import CalledLayer
+from lbm_lora.calibration.packing import DIAGONAL, NORMS, pack_moment, packed_specs, unpack_moment
 from lbm_lora.calibration.statistics import Origin, Statistics
 from lbm_lora.checkpoint import STATISTICS_KEY, Checkpoint, SafetensorsWriter, TensorSpec, kind_of, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.factorize import Moment
 from lbm_lora.fidelity.points import Point
 from lbm_lora.imaging.digests import packed
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.plain_text import parse_json
 
-FORMAT = "1"
+FORMAT = "2"
+
+_READ = ("1", FORMAT)
 
 _WIDEST = 2**24  # channels of a layer
 
@@ -36,16 +39,22 @@ _FACTS_KEY = "lbm_lora_statistics_facts"
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics atomically. Each moment is computed twice, so that only one is in memory at a time.
+    """Write statistics atomically. Sums become moments twice, so that only one moment is in memory at a time.
 
     Raises:
         OutputError: the path cannot be written.
         InputError: a moment is not finite.
     """
-    specs = {key: TensorSpec.of(tensor) for key, tensor in _tensors(statistics)}
+    points = {f"checks.{index}": point.state for index, point in enumerate(statistics.check_points)}
+    specs = {key: TensorSpec.of(state) for key, state in points.items()}
+    for prefix, moment in _moments(statistics):
+        specs |= {f"{prefix}.{part}": spec for part, spec in packed_specs(moment).items()}
     with SafetensorsWriter(path, specs, metadata=_metadata(statistics)) as writer:
-        for key, tensor in _tensors(statistics):
-            writer.write(key, tensor)
+        for prefix, moment in _moments(statistics):
+            for part, tensor in pack_moment(moment).items():
+                writer.write(f"{prefix}.{part}", tensor)
+        for key, state in points.items():
+            writer.write(key, state)
 
 
 def load_statistics(path: Path | str) -> Statistics:
@@ -56,7 +65,7 @@ def load_statistics(path: Path | str) -> Statistics:
     """
     file = open_checkpoint(path)
     found = file.metadata.get(_FORMAT_KEY)
-    if found != FORMAT:
+    if found not in _READ:
         kind = kind_of(file.specs, file.metadata)
         what = f"holds statistics of format {found}" if found else "holds no calibration statistics"
         if kind is not None and not found:
@@ -67,13 +76,14 @@ def load_statistics(path: Path | str) -> Statistics:
         rows = cast(dict[str, tuple[list[int], str, float]], facts["layers"])
         layers = {ModuleName(n): CalledLayer(shape=tuple(s), inputs=ModuleName(i)) for n, (s, i, _) in rows.items()}
         _check_numbers(facts, layers)
+        vectors = {ParamName(name): size for name, size in facts.get("vectors", {}).items()}
+        specs = _by_prefix(file)
         schedule = tuple((timestep, probability) for timestep, probability in facts["origin"].pop("schedule"))
         return Statistics(
             layers=layers,
-            inputs=_StoredMoments(
-                file, "inputs", {name: layer.shape[1] for name, layer in layers.items() if layer.inputs == name}
-            ),
-            outputs=_StoredMoments(file, "outputs", {name: layer.shape[0] for name, layer in layers.items()}),
+            inputs=_StoredMoments(file, specs, "inputs", _input_widths(layers, specs)),
+            outputs=_StoredMoments(file, specs, "outputs", {name: layer.shape[0] for name, layer in layers.items()}),
+            vectors=_StoredMoments(file, specs, "vectors", vectors),
             gradients={ModuleName(name): gradient for name, (_, _, gradient) in rows.items()},
             output_values=facts["output_values"],
             output_energy=facts["output_energy"],
@@ -104,6 +114,8 @@ def _check_numbers(facts: Mapping[str, Any], layers: Mapping[ModuleName, CalledL
     texts, counts = [origin[key] for key in ("tuned", "images", "dtype")], [origin[key] for key in ("count", "probes")]
     if not all(type(text) is str for text in texts) or not all(type(count) is int for count in counts):
         raise ValueError("its origin is malformed")
+    if not all(type(size) is int and 0 < size < _WIDEST for size in facts.get("vectors", {}).values()):
+        raise ValueError("the length of a vector is malformed")
     for layer in layers.values():
         sizes: list[object] = list(layer.shape)
         if len(sizes) not in (2, 4) or not all(type(size) is int and 0 < size < _WIDEST for size in sizes):
@@ -116,64 +128,74 @@ def _finite(file: Checkpoint, key: str) -> Tensor:
     """Read a tensor.
 
     Raises:
-        CheckpointError: a value is not finite, or not a number in fp32.
+        CheckpointError: a value is not finite, or neither fp32 nor fp16.
     """
     tensor = file.read(key)
-    if tensor.dtype != torch.float32 or not is_finite(tensor):
+    if tensor.dtype not in (torch.float32, torch.float16) or not is_finite(tensor):
         raise CheckpointError(
-            f"{file.path}: {key} holds NaN, infinite values or another dtype than fp32. The file is damaged: create it "
-            "again."
+            f"{file.path}: {key} holds NaN, infinite values or another dtype than fp32 and fp16. The file is damaged: "
+            "create it again."
         )
     return tensor
 
 
-class _StoredMoments(Mapping[ModuleName, Moment]):
+_Specs = dict[str, dict[str, TensorSpec]]
+
+Name = TypeVar("Name", ModuleName, ParamName)
+
+
+class _StoredMoments(Mapping[Name, Moment]):
     """Moments of one side in a file.
 
     Args:
-        widths: width of the moment of each layer.
+        specs: the specs of each moment's tensors, by prefix and part.
+        widths: width of each moment.
     """
 
-    def __init__(self, file: Checkpoint, side: str, widths: Mapping[ModuleName, int]) -> None:
-        self._file, self._side, self._names = file, side, widths
+    def __init__(self, file: Checkpoint, specs: _Specs, side: str, widths: Mapping[Name, int]) -> None:
+        self._file, self._specs, self._side, self._widths = file, specs, side, widths
 
-    def __getitem__(self, name: ModuleName) -> Moment:
-        prefix, width = f"{self._side}.{name}", self._names[name]
-        if f"{prefix}.triangle" in self._file.specs:
-            return Moment(dense=_square(self._read(f"{prefix}.triangle", (width * (width + 1) // 2,))))
-        diagonal = self._read(f"{prefix}.diagonal", (width,))
-        has_factor = f"{prefix}.factor" in self._file.specs
-        return Moment(diagonal=diagonal, factor=self._read(f"{prefix}.factor", (width, -1)) if has_factor else None)
-
-    def _read(self, key: str, shape: tuple[int, ...]) -> Tensor:
-        tensor = _finite(self._file, key)
-        if tensor.dim() != len(shape) or any(
-            size not in (-1, found) for size, found in zip(shape, tensor.shape, strict=True)
-        ):
+    def __getitem__(self, name: Name) -> Moment:
+        prefix, width = f"{self._side}.{name}", self._widths[name]
+        try:
+            return unpack_moment(self._specs[prefix], lambda part: _finite(self._file, f"{prefix}.{part}"), width)
+        except (KeyError, ValueError) as error:
             raise CheckpointError(
-                f"{self._file.path}: {key} has the shape {tuple(tensor.shape)}, which is not that of its layer. "
-                "Create the file again."
-            )
-        return tensor
+                f"{self._file.path}: {prefix} is malformed: {error!r}. Create the file again."
+            ) from None
 
-    def __iter__(self) -> Iterator[ModuleName]:
-        return iter(self._names)
+    def __iter__(self) -> Iterator[Name]:
+        return iter(self._widths)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._widths)
 
 
-def _tensors(statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
-    for side, moments in (("inputs", statistics.inputs), ("outputs", statistics.outputs)):
-        for name, moment in moments.items():
-            if moment.dense is not None:
-                yield f"{side}.{name}.triangle", _triangle(moment.dense)
-            if moment.diagonal is not None:
-                yield f"{side}.{name}.diagonal", moment.diagonal
-            if moment.factor is not None:
-                yield f"{side}.{name}.factor", moment.factor
-    for index, point in enumerate(statistics.check_points):
-        yield f"checks.{index}", point.state
+def _input_widths(layers: Mapping[ModuleName, CalledLayer], specs: _Specs) -> dict[ModuleName, int]:
+    """Return the width of each input moment: the columns of the layer's matrix, or its channels only."""
+    found: dict[ModuleName, int] = {}
+    for name, layer in layers.items():
+        if layer.inputs == name:
+            rows = specs[f"inputs.{name}"].get(NORMS) or specs[f"inputs.{name}"].get(DIAGONAL)
+            is_complete = rows is not None and rows.shape == (layer.columns,)
+            found[name] = layer.columns if is_complete else layer.shape[1]
+    return found
+
+
+def _by_prefix(file: Checkpoint) -> _Specs:
+    """Return the specs of a file's tensors by the start and the last part of their keys."""
+    found: _Specs = defaultdict(dict)
+    for key, spec in file.specs.items():
+        prefix, _, part = key.rpartition(".")
+        found[prefix][part] = spec
+    return dict(found)
+
+
+def _moments(statistics: Statistics) -> Iterator[tuple[str, Moment]]:
+    """Yield each moment with the start of its keys."""
+    yield from ((f"inputs.{name}", moment) for name, moment in statistics.inputs.items())
+    yield from ((f"outputs.{name}", moment) for name, moment in statistics.outputs.items())
+    yield from ((f"vectors.{name}", moment) for name, moment in statistics.vectors.items())
 
 
 def _metadata(statistics: Statistics) -> dict[str, str]:
@@ -183,23 +205,7 @@ def _metadata(statistics: Statistics) -> dict[str, str]:
         "output_values": statistics.output_values,
         "output_energy": statistics.output_energy,
         "checks": [(point.timestep, point.probability) for point in statistics.check_points],
+        "vectors": {name: moment.size for name, moment in statistics.vectors.items()},
         "layers": {n: (layer.shape, layer.inputs, statistics.gradients[n]) for n, layer in statistics.layers.items()},
     }
     return {_FORMAT_KEY: FORMAT, _FACTS_KEY: json.dumps(facts, separators=(",", ":"))}
-
-
-def _triangle(dense: Float[Tensor, "n n"]) -> Float[Tensor, " values"]:
-    """Return the n (n + 1) / 2 values on and above the diagonal, row by row."""
-    return dense[_above(len(dense), dense.device)]
-
-
-def _square(triangle: Float[Tensor, " values"]) -> Float[Tensor, "n n"]:
-    """Invert `_triangle` for a symmetric matrix."""
-    size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
-    dense = torch.zeros(size, size, dtype=triangle.dtype)
-    dense[_above(size, dense.device)] = triangle
-    return dense + dense.triu(1).mT
-
-
-def _above(size: int, device: torch.device) -> Bool[Tensor, "n n"]:
-    return torch.ones(size, size, dtype=torch.bool, device=device).triu()

@@ -13,16 +13,12 @@ from torch import Tensor
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.calibration.statistics import Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
+from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName, ParamName
 
 Accumulators = dict[ModuleName, MomentAccumulator]
 VectorAccumulators = dict[ParamName, MomentAccumulator]
-
-VECTOR_DENSE_UP_TO = 64
-VECTOR_SKETCH_RANK = 16
-"""Vectors are many and long: SDXL's UNet has 884 of up to 10240 values. Wider ones keep the diagonal, which is exact,
-and this many directions."""
 
 _TOTALS = "totals"
 _GRADIENTS = "gradients"
@@ -59,6 +55,7 @@ class Sums:
         *,
         dense_up_to: int,
         sketch_rank: int,
+        conv_dense_up_to: int = 0,
         seed: int,
         device: torch.device,
     ) -> "Sums":
@@ -66,11 +63,18 @@ class Sums:
 
         Args:
             vectors: the length of each.
+            conv_dense_up_to: see `CalibrationSettings`.
         """
         narrow = {"dense_up_to": VECTOR_DENSE_UP_TO, "sketch_rank": VECTOR_SKETCH_RANK}
         zeros = partial(MomentAccumulator, dense_up_to=dense_up_to, sketch_rank=sketch_rank, seed=seed, device=device)
         return cls(
-            inputs={name: zeros(layer.shape[1]) for name, layer in layers.items() if layer.inputs == name},
+            inputs={
+                name: zeros(layer.columns, dense_up_to=conv_dense_up_to)
+                if layer.repeat > 1 and layer.columns <= conv_dense_up_to
+                else zeros(layer.shape[1])
+                for name, layer in layers.items()
+                if layer.inputs == name
+            },
             outputs={name: zeros(layer.shape[0]) for name, layer in layers.items()},
             gradients=dict.fromkeys(layers, 0.0),
             vectors={

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
 from lbm_lora.configs.output_options import OutputOptions
-from lbm_lora.configs.values import DENSE_UP_TO, SKETCH_RANK
+from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class CalibrateConfig(OutputOptions):
     memory and a larger file."""
     sketch_rank: Annotated[Seed, ADVANCED] = SKETCH_RANK
     """Columns of a sketch. 0: keep only the diagonal."""
+    conv_dense_up_to: Annotated[Seed, ADVANCED] = CONV_DENSE_UP_TO
+    """Keep the complete second moment of all that a conv's kernel covers, in * kh * kw inputs, up to this many; for
+    wider convs, that of the channels. 0: always that of the channels."""
     torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "bf16"
     """Run the networks in this precision. Sums are always fp32."""
     config_path: Annotated[File | None, ADVANCED] = None

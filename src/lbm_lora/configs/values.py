@@ -12,6 +12,13 @@ DENSE_UP_TO = 1280
 SKETCH_RANK = 256
 """Columns of the sketch for longer vectors: 10.5 MB in fp32 at a length of 10240."""
 
+CONV_DENSE_UP_TO = 2304
+"""Inputs that a conv's kernel covers, in * kh * kw, up to which they get a dense second moment: 21 MB in fp32."""
+
+VECTOR_DENSE_UP_TO = 64
+VECTOR_SKETCH_RANK = 16
+"""The same for biases and weights of norms, which are many: SDXL's UNet has 884 of up to 10240 values."""
+
 SMALLEST_SIZE = 64
 """Square root of a pixel budget: below it the narrow sides of the long buckets get less than four latent pixels."""
 

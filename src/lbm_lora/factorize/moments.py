@@ -134,6 +134,11 @@ class MomentAccumulator:
         self._repeat, self._seed = repeat, seed
 
     @property
+    def size(self) -> int:
+        """The width n."""
+        return len(self._diagonal if self._dense is None else self._dense)
+
+    @property
     def is_zero(self) -> bool:
         """Whether no row other than zeros was added."""
         return not bool((self._diagonal if self._dense is None else self._dense.diagonal()).any())

@@ -74,6 +74,7 @@ def _settings(config: CalibrateConfig) -> CalibrationSettings:
         seed=config.seed,
         dense_up_to=config.dense_up_to,
         sketch_rank=config.sketch_rank,
+        conv_dense_up_to=config.conv_dense_up_to,
     )
 
 

@@ -214,7 +214,12 @@ def _norm(path: Path, statistics: "Statistics", loras: Scaled) -> OutputNorm:
             f"{path} was measured on another model than those that the LoRAs were extracted from: errors are weighed "
             "by what that model's output is sensitive to."
         )
-    return OutputNorm(name=path.name, weights_of=statistics.__getitem__, energy=statistics.output_energy)
+    return OutputNorm(
+        name=path.name,
+        weights_of=statistics.__getitem__,
+        vector_moment_of=statistics.vectors.get,
+        energy=statistics.output_energy,
+    )
 
 
 def _span(ledger: Ledger) -> tuple[int, int]:

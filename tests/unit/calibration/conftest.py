@@ -11,8 +11,10 @@ from lbm_lora.model.build import LBMModel
 
 @pytest.fixture(scope="session")
 def settings() -> CalibrationSettings:
-    """Small enough that some sides are kept whole and others as a sketch."""
-    return CalibrationSettings(timesteps=(1000.0, 500.0), probes=2, size=64, seed=5, dense_up_to=32, sketch_rank=8)
+    """Small enough that some sides and kernels are kept complete, and others as a sketch or by channel."""
+    return CalibrationSettings(
+        timesteps=(1000.0, 500.0), probes=2, size=64, seed=5, dense_up_to=32, sketch_rank=8, conv_dense_up_to=144
+    )
 
 
 @pytest.fixture(scope="session")

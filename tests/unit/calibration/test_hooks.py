@@ -150,6 +150,30 @@ def test_inputs_are_those_gathered_by_hand(net: Net, name: ModuleName) -> None:
     assert (name in sums.inputs) == (shared == name)
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 3, 3, padding=1, bias=False),
+        nn.Conv2d(4, 3, (3, 2), stride=(2, 1), padding=(2, 0), dilation=(1, 2), bias=False),
+        nn.Conv2d(4, 3, (2, 3), dilation=2, padding="same", bias=False),
+        nn.Conv2d(4, 3, 3, padding="valid", bias=False),
+        nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect", bias=False),
+    ],
+    ids=str,
+)
+def test_a_conv_has_a_moment_of_all_that_its_kernel_covers(conv: nn.Conv2d) -> None:
+    """It then gives the mean squared output of any kernel exactly."""
+    net, inputs = nn.Sequential(conv), torch.randn(2, 4, 90, 70, generator=torch.Generator().manual_seed(0))
+    layers = find_layers(net, lambda: net(inputs))
+    sums = Sums.empty(layers, {}, dense_up_to=4, sketch_rank=0, conv_dense_up_to=36, seed=0, device=torch.device("cpu"))
+    output = net(inputs).detach()
+    measure(net, layers, lambda: net(inputs), [torch.ones_like(output)], 0.5, sums)
+    moment = sums.inputs[ModuleName("0")].result(0.5)
+    assert (moment.size, moment.repeat) == (conv.weight[0].numel(), 1)
+    expected = float(output.square().sum()) / output[:, 0].numel()
+    assert moment.quadratic(conv.weight.detach().flatten(1)) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", [full_name(name) for name in [*LINEARS, *CONVS, *TIMES]])
 def test_outputs_are_those_of_the_jacobian(net: Net, name: ModuleName) -> None:
     inputs = samples(2)

@@ -36,6 +36,16 @@ def test_layers_and_shared_inputs() -> None:
     assert [layer.repeat for layer in layers.values()] == [1, 1, 1, 6]
 
 
+def test_convs_share_an_input_where_their_kernels_cover_the_same() -> None:
+    wide, same, strided = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(4, 2, 3, stride=2)
+    net, image = nn.ModuleDict({"wide": wide, "same": same, "strided": strided}), torch.zeros(1, 4, 8, 8)
+    layers = find_layers(net, lambda: [conv(image) for conv in (wide, same, strided)])
+    assert {name: layer.inputs for name, layer in layers.items()} == {
+        "wide": "wide", "same": "wide", "strided": "strided"
+    }  # fmt: skip
+    assert {layer.columns for layer in layers.values()} == {36}
+
+
 def test_the_network_is_left_as_it_was() -> None:
     net = Net()
 

@@ -76,6 +76,14 @@ def test_layers_of_one_input_share_its_sums() -> None:
     assert state[f"outputs.{CONV}.diagonal"].shape == (10,)
 
 
+def test_a_conv_up_to_a_size_has_sums_of_all_that_its_kernel_covers() -> None:
+    for most, size in ((53, 6), (54, 54)):
+        made = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, conv_dense_up_to=most, seed=3, device=CPU)
+        assert made.inputs[CONV].size == size
+        assert f"inputs.{CONV}.dense" in made.state()
+        assert made.inputs[Q].size == 12
+
+
 def test_long_vectors_have_a_narrow_sketch() -> None:
     state = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, seed=3, device=CPU).state()
     assert state["vectors.m.conv.bias.dense"].shape == (10, 10)
@@ -105,7 +113,15 @@ def test_a_state_is_the_sums_themselves(sums: Sums) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tuned": "abd"}, {"images": "deg"}, {"seed": 4}, {"schedule": ((1000.0, 1.0),)}, {"size": 64}, {"dtype": "bf16"}],
+    [
+        {"tuned": "abd"},
+        {"images": "deg"},
+        {"seed": 4},
+        {"schedule": ((1000.0, 1.0),)},
+        {"size": 64},
+        {"dtype": "bf16"},
+        {"conv_dense_up_to": 9},
+    ],
     ids=str,
 )
 def test_sums_of_another_origin_are_not_taken(sums: Sums, tmp_path: Path, changes: dict[str, object]) -> None:

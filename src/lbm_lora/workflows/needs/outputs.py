@@ -1,5 +1,6 @@
 """The files that a command would write, their sizes as far as headers tell them, and the room that there is."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.configs.resize import ResizeConfig
+from lbm_lora.configs.values import (
+    CONV_DENSE_UP_TO,
+    DENSE_UP_TO,
+    SKETCH_RANK,
+    VECTOR_DENSE_UP_TO,
+    VECTOR_SKETCH_RANK,
+)
 from lbm_lora.errors import LbmLoraError, plural
 from lbm_lora.extraction import COVERAGES, Action, plan_extraction
 from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape, rank_bound
@@ -96,19 +104,26 @@ def lora_nbytes(component: Component, ranks: FixedRank, dtype: str, parts: Itera
     return nbytes
 
 
-def statistics_nbytes(tuned: Checkpoint, dense_up_to: int, sketch_rank: int) -> int:
-    """Return at most the bytes of statistics: the moments of both sides of each matrix, in fp32.
+def statistics_nbytes(tuned: Checkpoint, dense_up_to: int, sketch_rank: int, conv_dense_up_to: int) -> int:
+    """Return at most the bytes of statistics: the moments of both sides of each matrix and of each vector, in fp16.
 
     Layers with the same input share its moment in the file, which names do not tell.
     """
-    component = tuned.component()
-    shapes = [spec.shape for name, spec in component.specs.items() if leaf_of(name) == "weight"]
-    sides = [side for shape in shapes if has_matrix_view(shape) for side in matrix_shape(shape)]
-    return sum(4 * _moment(side, dense_up_to, sketch_rank) for side in sides)
+    nbytes = 0
+    for name, spec in tuned.component().specs.items():
+        shape, columns = spec.shape, math.prod(spec.shape[1:])
+        if leaf_of(name) == "weight" and has_matrix_view(shape):
+            is_complete = len(shape) == 4 and columns <= conv_dense_up_to
+            nbytes += _moment(shape[0], dense_up_to, sketch_rank)
+            nbytes += _moment(columns, columns, 0) if is_complete else _moment(shape[1], dense_up_to, sketch_rank)
+        elif len(shape) == 1:
+            nbytes += _moment(shape[0], VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK)
+    return nbytes
 
 
 def _moment(side: int, dense_up_to: int, sketch_rank: int) -> int:
-    return side * (side + 1) // 2 if side <= dense_up_to else side * (1 + min(sketch_rank, side))
+    """Return the bytes of one moment, with the fp32 numbers of each row."""
+    return 4 * side + side * (side + 1) if side <= dense_up_to else 8 * side + 2 * side * min(sketch_rank, side)
 
 
 def _extract(config: ExtractConfig, inputs: Inputs) -> list[Output]:
@@ -163,13 +178,19 @@ def _compress(config: CompressConfig, inputs: Inputs) -> list[Output]:
     return [*outputs, Output(path=lora, nbytes=size), *(_twin(lora, to, size) for to in config.also)]
 
 
-def _statistics(path: Path, tuned: Checkpoint | None, dense: int = 1280, sketch: int = 256) -> Output:
-    return Output(path=path, nbytes=None if tuned is None else statistics_nbytes(tuned, dense, sketch))
+def _statistics(
+    path: Path,
+    tuned: Checkpoint | None,
+    dense: int = DENSE_UP_TO,
+    sketch: int = SKETCH_RANK,
+    conv: int = CONV_DENSE_UP_TO,
+) -> Output:
+    return Output(path=path, nbytes=None if tuned is None else statistics_nbytes(tuned, dense, sketch, conv))
 
 
 def _calibrate(config: CalibrateConfig, inputs: Inputs) -> list[Output]:
     tuned = inputs.checkpoints.get("tuned_model_path")
-    return [_statistics(config.save_to, tuned, config.dense_up_to, config.sketch_rank)]
+    return [_statistics(config.save_to, tuned, config.dense_up_to, config.sketch_rank, config.conv_dense_up_to)]
 
 
 def _base(path: Path, dtype: str, inputs: Inputs) -> list[Output]:

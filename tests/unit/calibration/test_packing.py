@@ -1,0 +1,87 @@
+"""Moments in two bytes a value, against those that they were made of."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lbm_lora.calibration.packing import pack_moment, packed_specs, unpack_moment
+from lbm_lora.checkpoint import TensorSpec
+from lbm_lora.factorize import Moment, MomentAccumulator
+from spectra import SPECTRA, matrix_with
+
+Rand = Callable[..., Tensor]
+FORMS = {"dense": (64, 0), "sketched": (0, 12), "diagonal": (0, 0)}
+
+
+def moment_of(form: str, spectrum: str = "power 1", scale: float = 1.0) -> Moment:
+    dense, sketch = FORMS[form]
+    accumulator = MomentAccumulator(40, dense_up_to=dense, sketch_rank=sketch)
+    accumulator.add(matrix_with(90, 40, SPECTRA[spectrum]) * scale)
+    return accumulator.result()
+
+
+def again(moment: Moment) -> Moment:
+    packed = pack_moment(moment)
+    specs = {part: TensorSpec.of(tensor) for part, tensor in packed.items()}
+    return unpack_moment(specs, packed.__getitem__, moment.size)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+@pytest.mark.parametrize("spectrum", ["exponential", "power 1", "rank 8", "flat"])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_an_error_costs_is_kept_even_where_it_costs_little(form: str, spectrum: str, scale: float) -> None:
+    moment = moment_of(form, spectrum, scale)
+    found, ridge = again(moment), 1e-3 * float(moment.variances().mean())
+    torch.testing.assert_close(found.variances(), moment.variances(), rtol=1e-5, atol=1e-2 * ridge)
+    root = moment.root(1e-3)
+    directions = root.solve(torch.linalg.qr(matrix_with(40, 40, SPECTRA["flat"])).Q)  # each costs 1 with the ridge
+    for direction in directions:
+        wanted, plain = moment.quadratic(direction[None]), ridge * float(direction.square().sum())
+        assert found.quadratic(direction[None]) + plain == pytest.approx(wanted + plain, rel=2e-2)  # 1e-5 of the mean
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_specs_are_those_of_the_tensors(form: str) -> None:
+    moment = moment_of(form)
+    assert packed_specs(moment) == {part: TensorSpec.of(tensor) for part, tensor in pack_moment(moment).items()}
+
+
+def test_two_bytes_a_value() -> None:
+    nbytes = {form: sum(spec.nbytes for spec in packed_specs(moment_of(form)).values()) for form in FORMS}
+    assert nbytes == {"dense": 2 * 820 + 4 * 40, "sketched": 2 * 40 * 12 + 2 * 4 * 40, "diagonal": 4 * 40}
+
+
+def test_nothing_and_channels_without_values() -> None:
+    for form, moment in ((form, moment_of(form, scale=0)) for form in FORMS):
+        assert again(moment).trace == 0, form
+    rows = matrix_with(90, 40, SPECTRA["power 1"])
+    rows[:, 3] = 0
+    accumulator = MomentAccumulator(40)
+    accumulator.add(rows)
+    found = again(accumulator.result())
+    assert 0 <= float(found.variances()[3]) <= 2e-6 * float(found.variances().mean())
+
+
+def test_moments_of_format_1(rand: Rand) -> None:
+    """fp32: the upper triangle, or diagonal and factor."""
+    dense = rand(5, 5)
+    dense = dense + dense.mT
+    parts = {"triangle": dense[*torch.triu_indices(5, 5)], "diagonal": rand(5).abs(), "factor": rand(5, 2)}
+    specs = {part: TensorSpec.of(tensor) for part, tensor in parts.items()}
+    whole = unpack_moment({"triangle": specs.pop("triangle")}, parts.__getitem__, 5)
+    assert whole.dense is not None
+    assert torch.equal(whole.dense, dense)
+    sketch = unpack_moment(specs, parts.__getitem__, 5)
+    assert sketch.diagonal is parts["diagonal"]
+    assert sketch.factor is parts["factor"]
+
+
+def test_parts_that_do_not_fit() -> None:
+    packed = pack_moment(moment_of("sketched"))
+    specs = {part: TensorSpec.of(tensor) for part, tensor in packed.items()}
+    with pytest.raises(ValueError, match=r"^factor has the shape \(40, 12\), which does not fit a moment of 39$"):
+        unpack_moment(specs, packed.__getitem__, 39)
+    with pytest.raises(KeyError, match="diagonal"):
+        unpack_moment({}, packed.__getitem__, 40)
