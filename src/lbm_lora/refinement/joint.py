@@ -1,0 +1,173 @@
+"""Refit an adapter's biases, norms and ranks together, so that they absorb what the layers' errors add up to.
+
+An extraction fits each layer as if the others were exact. This fits the values that cost no bytes (see `adjustable.py`)
+to the tuned model's own outputs, by the method of Gauss and Newton: the outputs are linearised, a damped least squares
+problem is solved by conjugate gradients with exact products, and the step is compared with its prediction, which sets
+the damping (Levenberg, 1944; Marquardt, 1963). The squared relative error of each input counts relative to the one that
+it has before the step: as in the typical error, the worst inputs do not outweigh all others.
+
+There are more values than a few inputs can determine, so the method overfits sooner or later. The adapter as stored in
+a file is therefore measured on held-out inputs after each step. The best one is kept, the given one if none is better,
+and the method stops once a step does not help them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lbm_lora.adapter import Adapter, common_dtype
+from lbm_lora.fidelity.output_errors import FLOOR, OutputErrors, typical_error
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.refinement.adjustable import Adjustable, Sample, Vector
+from lbm_lora.refinement.least_squares import solve
+from lbm_lora.refinement.linearized import Linearized
+
+_GOOD, _BAD = 0.75, 0.25  # actual over predicted decrease above and below which the damping changes
+_LESS, _MORE = 1 / 3, 4.0
+_SMOOTH = 0.5  # share of a tensor's mean in the estimated squared gradient of each of its values
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSettings:
+    """Settings of a joint refit.
+
+    Attributes:
+        steps: most steps of Gauss and Newton.
+        iterations: iterations of conjugate gradients in a step.
+        damping: damping of the first step, relative to the mean squared gradient of each value.
+        probes: backward passes that estimate this mean.
+        seed: seed of the probes.
+    """
+
+    steps: int = 6
+    iterations: int = 15
+    damping: float = 1e-2
+    probes: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointResult:
+    """The best adapter, as stored in a file.
+
+    Attributes:
+        before, after: errors of the given adapter and of the best one on held-out inputs, both as stored.
+        step: step of the best one; 0 is the given adapter.
+        steps: steps that were taken.
+        seconds: wall time.
+    """
+
+    adapter: Adapter
+    before: OutputErrors
+    after: OutputErrors
+    step: int
+    steps: int
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        """Reduction of the typical error, in dB."""
+        return 20 * math.log10(max(self.before.typical, FLOOR) / max(self.after.typical, FLOOR))
+
+
+def refit(
+    network: nn.Module,
+    adapter: Adapter,
+    learnt: Sequence[Sample],
+    held: Sequence[Sample],
+    settings: JointSettings | None = None,
+    *,
+    stored: Callable[[Adapter], Adapter] | None = None,
+    progress: Progress = SILENT,
+) -> JointResult:
+    """Refit an adapter to the wanted outputs of a network. The result has the same tensors, shapes and ranks.
+
+    Args:
+        network: the base, in evaluation mode; it is never changed.
+        learnt: samples to fit. The graphs of all of them are in memory at once.
+        held: samples that choose the best step; from other inputs.
+        stored: rounds an adapter to what its file holds; by default to the dtype of the given one.
+
+    Raises:
+        AdapterError: the adapter does not fit the network.
+    """
+    settings, started = settings or JointSettings(), time.monotonic()
+    dtype = common_dtype([adapter])
+    stored = stored or (lambda made: made.cast(dtype))
+    adjustable = Adjustable(network, adapter)
+    values, given = adjustable.given, stored(adapter)
+    progress.start(settings.steps, "refitting")
+    before = _stored_errors(adjustable, given, held)
+    best, after, kept, taken, damping = given, before, 0, 0, settings.damping
+    for step in range(1, settings.steps + 1 if len(values) else 1):
+        taken = step
+        errors = _errors(adjustable, values, learnt)
+        weights = _balanced(errors, learnt)
+        linearized = Linearized(adjustable, values, learnt, weights)
+        scales = _scales(adjustable, linearized.mean_squares(settings.probes, settings.seed + step))
+        solution = solve(linearized, linearized.residual, scales, damping=damping, iterations=settings.iterations)
+        del linearized  # its graphs take most of the memory
+        tried = values + solution.change
+        loss = _loss(_errors(adjustable, tried, learnt), weights)
+        progress.advance()
+        ratio = (1 - loss) / max(1 - solution.left, FLOOR)
+        damping *= _LESS if ratio > _GOOD else 1 if ratio > _BAD else _MORE
+        if not loss < 1:  # also if it is not finite: the same values again, with more damping
+            continue
+        values = tried
+        made = stored(adjustable.adapter(values))
+        found = _stored_errors(adjustable, made, held)
+        if not found.typical < after.typical:
+            break
+        best, after, kept = made, found, step
+    return JointResult(
+        adapter=best, before=before, after=after, step=kept, steps=taken, seconds=time.monotonic() - started
+    )
+
+
+@torch.no_grad()
+def _errors(adjustable: Adjustable, values: Vector, samples: Sequence[Sample]) -> list[Tensor]:
+    """Return the relative error of each input, before rounding."""
+    parts = adjustable.split(values)
+    return [_relative(adjustable.output(parts, sample), sample) for sample in samples]
+
+
+@torch.no_grad()
+def _stored_errors(adjustable: Adjustable, adapter: Adapter, samples: Sequence[Sample]) -> OutputErrors:
+    found = torch.cat([_relative(adjustable.output_of(adapter, sample), sample) for sample in samples]).tolist()
+    weights = torch.cat([sample.weights for sample in samples]).tolist()
+    return OutputErrors(typical=typical_error(found, weights), worst=max(found))
+
+
+def _relative(output: Tensor, sample: Sample) -> Tensor:
+    wanted = sample.wanted.flatten(1).double()
+    lengths = wanted.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return (output.flatten(1).double() - wanted).norm(dim=1) / lengths
+
+
+def _balanced(errors: Sequence[Tensor], samples: Sequence[Sample]) -> list[Tensor]:
+    """Return the weight of each squared relative error, for which the loss is now 1."""
+    total = math.fsum(float(sample.weights.sum()) for sample in samples)
+    return [
+        sample.weights.to(error) / total / error.clamp_min(FLOOR).square()
+        for error, sample in zip(errors, samples, strict=True)
+    ]
+
+
+def _loss(errors: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
+    return math.fsum(float((share * error.square()).sum()) for error, share in zip(errors, weights, strict=True))
+
+
+def _scales(adjustable: Adjustable, squares: Vector) -> Vector:
+    """Return the size of a typical change of each value: the inverse of its root mean squared gradient.
+
+    The estimate of a single value is rough, so that of its tensor is mixed in.
+    """
+    parts = [part.flatten() for part in adjustable.split(squares)]
+    smooth = [torch.lerp(part, part.mean().expand_as(part), _SMOOTH) for part in parts if part.numel()]
+    found = torch.cat(smooth)
+    return torch.where(found > 0, found.clamp_min(torch.finfo(torch.float32).tiny).rsqrt(), torch.zeros_like(found))

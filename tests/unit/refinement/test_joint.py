@@ -1,0 +1,119 @@
+"""Biases, norms and ranks that are fitted together to a network's outputs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from refinement_nets import adapter, batch, network, tuned
+from torch import nn
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.factorize import quantize
+from lbm_lora.naming import ParamName
+from lbm_lora.refinement.adjustable import Sample
+from lbm_lora.refinement.joint import JointSettings, refit
+
+
+def disturbed(size: float = 0.05) -> Adapter:
+    """Return adapter 0 with other factors, which cannot be fitted back, and its own vectors."""
+    true, other = adapter(0), adapter(1)
+    modules = {
+        name: replace(module, up=module.up + size * other.modules[name].up) for name, module in true.modules.items()
+    }
+    return replace(true, modules=modules)
+
+
+def test_biases_and_norms_absorb_an_error_of_the_factors() -> None:
+    running, target = network(), tuned(adapter(0))
+    found = refit(running, disturbed(), [batch(running, target, range(12))], [batch(running, target, range(12, 18))])
+    assert found.step > 0
+    assert found.after.typical < 0.8 * found.before.typical
+    apart = batch(network(), target, range(20, 26))
+    errors = [
+        (batch(network(), tuned(one), range(20, 26)).wanted - apart.wanted).norm()
+        for one in (found.adapter, disturbed())
+    ]
+    assert errors[0] < 0.8 * errors[1]
+    given = disturbed()
+    assert all(torch.equal(found.adapter.modules[name].down, module.down) for name, module in given.modules.items())
+    assert not torch.equal(found.adapter.dense[ParamName("1.weight")], given.dense[ParamName("1.weight")])
+
+
+def test_a_linear_model_is_solved_in_one_step() -> None:
+    torch.manual_seed(0)
+    running = nn.Linear(4, 3).requires_grad_(requires_grad=False)
+    true = {ParamName("bias"): torch.tensor([0.5, -1.0, 2.0])}
+    inputs = torch.randn(6, 4)
+    sample = Sample(
+        run=lambda: running(inputs), wanted=running(inputs) + true[ParamName("bias")], weights=torch.ones(6)
+    )
+    given = Adapter({}, {ParamName("bias"): torch.zeros(3)})
+    settings = JointSettings(steps=1, iterations=4, damping=0.0)
+    found = refit(running, given, [sample], [sample], settings)
+    assert found.step == 1
+    torch.testing.assert_close(found.adapter.dense, true, rtol=1e-5, atol=1e-6)
+    assert found.after.typical < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_what_is_kept_is_as_stored_and_never_worse_on_held_inputs(dtype: torch.dtype) -> None:
+    running, target = network(), tuned(adapter(0))
+    given = disturbed(0.01).cast(dtype)
+    held = [batch(running, tuned(adapter(2)), (9,))]  # of another model: what is learnt does not help there
+    found = refit(running, given, [batch(running, target, (0,))], held)
+    assert found.after.typical <= found.before.typical
+    helped = refit(running, given, [batch(running, target, range(12))], [batch(running, target, range(12, 18))])
+    assert helped.step > 0
+    again = helped.adapter.cast(dtype)
+    for name, module in helped.adapter.modules.items():
+        assert torch.equal(module.up, again.modules[name].up)
+        assert torch.equal(module.down, given.modules[name].down)
+    assert all(torch.equal(delta, again.dense[name]) for name, delta in helped.adapter.dense.items())
+    if dtype == torch.int8:
+        for name, module in helped.adapter.modules.items():
+            before = given.modules[name].factors()
+            assert torch.equal(
+                quantize(module.factors().up, module.factors().down).up, quantize(before.up, before.down).up
+            )
+
+
+def test_nothing_better_returns_the_given_adapter() -> None:
+    running = network()
+    given = adapter(0)
+    exact = [batch(running, tuned(given), (0, 1))]
+    found = refit(running, given, [batch(running, tuned(adapter(2)), (2,))], exact)
+    assert (found.step, found.gain) == (0, 0)
+    assert all(torch.equal(found.adapter.dense[name], delta) for name, delta in given.dense.items())
+
+
+def test_the_same_inputs_give_the_same_bytes() -> None:
+    running, target = network(), tuned(adapter(0))
+    learnt, held = [batch(running, target, range(4))], [batch(running, target, (9,))]
+    first, second = (refit(running, disturbed(), learnt, held).adapter for _ in range(2))
+    assert all(torch.equal(second.dense[name], delta) for name, delta in first.dense.items())
+    assert all(torch.equal(second.modules[name].up, module.up) for name, module in first.modules.items())
+    torch.testing.assert_close(list(running.parameters()), list(network().parameters()), rtol=0, atol=0)
+
+
+def test_the_callers_rounding_is_what_is_measured_and_returned() -> None:
+    running, target = network(), tuned(adapter(0))
+
+    def coarse(made: Adapter) -> Adapter:
+        return replace(made, dense={name: (16 * delta).round() / 16 for name, delta in made.dense.items()})
+
+    found = refit(
+        running,
+        disturbed(),
+        [batch(running, target, range(6))],
+        [batch(running, target, (9,))],
+        stored=coarse,
+    )
+    assert all(torch.equal(delta, (16 * delta).round() / 16) for delta in found.adapter.dense.values())
+
+
+def test_an_adapter_without_vectors_or_ranks_stays_as_it_is() -> None:
+    running = network()
+    matrix = 0.1 * torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    given = Adapter({}, {ParamName("0.weight"): matrix})
+    found = refit(running, given, [batch(running, running, (0,))], [batch(running, running, (1,))])
+    assert (found.step, found.steps) == (0, 0)
