@@ -31,8 +31,7 @@ class Options:
     what: Positional[Literal["run", "page"]] = "run"
     work: Path = WORK / "fidelity"  # folder for the LoRAs and their measurements, 600 MB
     calibration_images: Path | None = None
-    """Folder or glob of sources: calibrate on 64 of them, evenly spread, and refine on all. Default: the bundled
-    photos."""
+    """Folder or glob of sources: calibrate on 64 of them, evenly spread. Default: the bundled photos."""
     only: tuple[str, ...] = ()  # make only these sets; existing sets in --work are also shown
     threads: int = 1  # torch threads; more would not speed up a network this small
     results: Path = FOLDER / "fidelity"  # folder of result files
@@ -63,19 +62,18 @@ def _measure(options: Options) -> Path:
         raise SystemExit("error: --calibration_images contains held-out images. Leave them out.")
     torch.set_num_threads(options.threads)
     calibration = spread(images, MOST)
-    sets = Sets(options.work.resolve(), calibration=calibration, refinement=images, held_out=held_out)
+    sets = Sets(options.work.resolve(), calibration=calibration, held_out=held_out)
     asked = {*options.only, "plain", *(path.stem for path in options.work.glob("*.json"))}
     return write_result(
         options.results,
         "fidelity",
         calibration={"source": source, "images": len(calibration)},
-        refinement={"images": len(images)},
         held=[path.name for path in held_out],
         base=sets.measured("base"),
         sets={name: sets.measured(name) for name in RECIPES if name in asked or not options.only},
         calibration_seconds=sets.calibration_seconds(),
         command=command_of("benchmarks.fidelity", options),
-        settings={"ranks": RANKS, "files": "plain bf16, calibrated fp16 or int8", "network": "fp32", "steps": 1},
+        settings={"ranks": RANKS, "files": "plain bf16, calibrated fp16, int8 or auto", "network": "fp32", "steps": 1},
         pair=MINI_PAIR,
         cores=options.threads,
     )

@@ -5,44 +5,58 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.fidelity.kinds import HELD_OUT, SHIFTED
 from benchmarks.page import Target
 from benchmarks.results import Result
 
 RANKS = (1, 2, 4, 8, 16)
 """Ranks of the plain SVD files; the other sets have files of the same sizes, in the same order."""
 METHODS = {
-    "calibrated": ("full", "small"),
-    "refined": ("refined", "refined_small"),
-    "in 8 bits": ("int8", "int8_small"),
+    "fp16": ("full", "small"),
+    "int8": ("int8", "int8_small"),
+    "auto": ("auto_refit", "auto_small"),
 }
 """Map from method to the sets that contain its files."""
-PREDICTED = {"small": "fp16", "full": "fp16", "int8_small": "int8", "int8": "int8"}
-"""Map from sets with predicted errors to the precision of their files."""
-DENOISER, IMAGE = "denoiser_psnr", "image_psnr"
+DENOISER, IMAGE, ERROR = "denoiser_psnr", "image_psnr", "error_db"
 
 Scores = Mapping[str, np.ndarray]
 """Scores of a set's files by size. (files,): `nbytes` of the file, `matrix_bytes` of its matrix values, `error_db` of
-the output averaged over the images, `predicted_db`, and `foreseen_db` from the statistics alone, or NaN.
-(files, images): `denoiser_psnr` and `image_psnr` in dB."""
+the output averaged over the held-out images, `predicted_db`, and `foreseen_db` from the statistics alone, or NaN.
+(files, images): `denoiser_psnr` and `image_psnr` in dB, and `KIND:SCORE` for a score on images of another kind.
+(files, timesteps): `timesteps_db`, the error averaged over the held-out images."""
 Sets = Mapping[str, Scores]
 Value = Callable[[Sets], float | None]
 
-_FROM_2, _FROM_4 = slice(1, None), slice(2, None)  # the sizes of these ranks and above
+_FROM_2, _FROM_4, _TO_8 = slice(1, None), slice(2, None), slice(None, 4)  # the sizes of these ranks
+_PREDICTED_MB = (0.2, 5.0)  # sizes at which predictions have a target
 
 
 def sets_of(result: Result) -> dict[str, Scores]:
     """Return every measured set."""
-    found: dict[str, Scores] = {}
-    for name, made in result["sets"].items():
-        files = list(made["files"].values())
-        predicted = [file["predicted"] or {"error": math.nan, "foreseen": math.nan} for file in files]
-        found[name] = {
-            **{key: np.array([file[key] for file in files]) for key in ("nbytes", "matrix_bytes", DENOISER, IMAGE)},
-            "error_db": np.array([file["error_db"] for file in files]).mean(axis=1),
-            "predicted_db": 20 * np.log10([one["error"] for one in predicted]),
-            "foreseen_db": 20 * np.log10([one["foreseen"] for one in predicted]),
-        }
-    return found
+    return {name: _scores(list(made["files"].values())) for name, made in result["sets"].items()}
+
+
+def _scores(files: Sequence[Mapping[str, object]]) -> Scores:
+    held: list[Result] = [file[HELD_OUT] for file in files]  # pyright: ignore[reportAssignmentType]
+    predicted: list[Result] = [
+        file["predicted"] or {"error": math.nan, "foreseen": math.nan}
+        for file in files  # pyright: ignore[reportAssignmentType]
+    ]
+    shifted = {
+        f"{kind}:{key}": np.array([file[kind][key] for file in files])  # pyright: ignore[reportIndexIssue]
+        for kind in SHIFTED
+        if kind in files[0]
+        for key in (DENOISER, IMAGE, ERROR)
+    }
+    return {
+        **{key: np.array([file[key] for file in files]) for key in ("nbytes", "matrix_bytes")},
+        **{key: np.array([one[key] for one in held]) for key in (DENOISER, IMAGE)},
+        ERROR: np.array([one[ERROR] for one in held]).mean(axis=1),
+        "timesteps_db": np.array([[np.mean(at) for at in one["timesteps"].values()] for one in held]),
+        "predicted_db": 20 * np.log10([one["error"] for one in predicted]),
+        "foreseen_db": 20 * np.log10([one["foreseen"] for one in predicted]),
+        **shifted,
+    }
 
 
 def gain(found: Scores, reference: Scores, key: str = DENOISER) -> np.ndarray:
@@ -50,9 +64,14 @@ def gain(found: Scores, reference: Scores, key: str = DENOISER) -> np.ndarray:
     return (found[key] - reference[key]).mean(axis=1)
 
 
-def below(found: Scores, reference: Scores) -> np.ndarray:
-    """Return the number of images of each file that are worse, by the denoiser's output or decoded."""
-    return ((found[DENOISER] < reference[DENOISER]) | (found[IMAGE] < reference[IMAGE])).sum(axis=1)
+def below(found: Scores, reference: Scores, prefix: str = "") -> np.ndarray:
+    """Return the number of images of each file that are worse, by the denoiser's output or decoded.
+
+    Args:
+        prefix: `KIND:` for images of another kind.
+    """
+    denoiser, image = prefix + DENOISER, prefix + IMAGE
+    return ((found[denoiser] < reference[denoiser]) | (found[image] < reference[image])).sum(axis=1)
 
 
 def bytes_at(points: Sequence[tuple[float, float]], error: float) -> float:
@@ -75,53 +94,91 @@ def bytes_at(points: Sequence[tuple[float, float]], error: float) -> float:
 def savings(sets: Sets, method: str, key: str, of: str = "plain") -> np.ndarray:
     """Return how many times the bytes of a method each plain SVD file needs for the same error."""
     made = [sets[name] for name in METHODS[method] if name in sets]
-    points = sorted(point for one in made for point in zip(one[key], one["error_db"], strict=True))
-    return sets[of][key] / np.array([bytes_at(points, error) for error in sets[of]["error_db"]])
+    points = sorted(point for one in made for point in zip(one[key], one[ERROR], strict=True))
+    return sets[of][key] / np.array([bytes_at(points, error) for error in sets[of][ERROR]])
 
 
-def _least_gain(name: str, reference: str, key: str = DENOISER) -> Value:
-    return lambda sets: gain(sets[name], sets[reference], key)[_FROM_4].min()
+def _least_gain(name: str, reference: str, ranks: slice, key: str = DENOISER) -> Value:
+    return lambda sets: gain(sets[name], sets[reference], key)[ranks].min()
 
 
-def _below_plain(sets: Sets) -> float:
-    return below(sets["full"], sets["plain"])[_FROM_2].sum()
+def _below(reference: str) -> Value:
+    return lambda sets: below(sets["auto_refit"], sets[reference]).sum()
 
 
-def _least_saving(method: str, key: str) -> Value:
+def _shifted_below(reference: str) -> Value:
+    return lambda sets: sum(below(sets["auto_refit"], sets[reference], f"{kind}:").sum() for kind in SHIFTED)
+
+
+def _least_saving(key: str) -> Value:
     def value(sets: Sets) -> float | None:
-        complete = {name: sets[name] for name in (*METHODS[method], "plain")}
-        least = savings(complete, method, key)[_FROM_2].min()
+        complete = {name: sets[name] for name in (*METHODS["auto"], "plain")}
+        least = savings(complete, "auto", key)[_FROM_2].min()
         return None if math.isnan(least) else least
 
     return value
 
 
-def _largest_surprise(sets: Sets) -> float | None:
-    made = [sets[name] for name in PREDICTED if name in sets]
-    return max((np.abs(one["error_db"] - one["predicted_db"]).max() for one in made), default=None)
+def surprises(found: Scores, kind: str = "") -> np.ndarray:
+    """Return the measured less the predicted error of each file in dB, on held-out images or those of another kind."""
+    measured = found[f"{kind}:{ERROR}"].mean(axis=1) if kind else found[ERROR]
+    return measured - found["predicted_db"]
+
+
+def _largest_surprise(*kinds: str) -> Value:
+    def value(sets: Sets) -> float | None:
+        low, high = (1e6 * megabytes for megabytes in _PREDICTED_MB)
+        found = [
+            np.abs(surprises(sets[name], kind))[(sets[name]["nbytes"] >= low) & (sets[name]["nbytes"] <= high)]
+            for name in METHODS["auto"]
+            for kind in kinds
+            if not kind or f"{kind}:{ERROR}" in sets[name]
+        ]
+        largest = max((one.max() for one in found if one.size), default=math.nan)
+        return None if math.isnan(largest) else largest
+
+    return value
 
 
 def _target(what: str, limit: float, unit: str, value: Value, at_least: bool = True) -> Target:
     return Target(what, limit, unit, value, ".3g", at_least=at_least, by_difference=True)
 
 
-_SURPRISE = "all sizes: largest difference"
-_GAIN = "at the sizes of rank 4 and above: least gain"
-_LIMITS = {"calibrated": ("calibrated", 8), "refined": ("refined", 12), "in 8 bits": ("8-bit", 12)}
 TARGETS: tuple[Target, ...] = (
-    _target(f"denoiser's one-step output, calibrated over plain {_GAIN}", 15, "dB", _least_gain("full", "plain")),
-    _target("decoded images, the same: least gain", 8, "dB", _least_gain("full", "plain", IMAGE)),
-    _target("held-out images below plain's at the sizes of ranks 2, 4, 8, 16", 0, "", _below_plain, at_least=False),
-    _target(f"refined over calibrated, denoiser's output, {_GAIN}", 5, "dB", _least_gain("refined", "full")),
-    *(
-        _target(
-            f"plain's {words} over those of {name} files of the same error, ranks 2 and above: least", limit, "x", value
-        )
-        for method, (name, limit) in _LIMITS.items()
-        for words, value in (
-            ("bytes of matrices", _least_saving(method, "matrix_bytes")),
-            ("file bytes", _least_saving(method, "nbytes")),
-        )
+    _target(
+        "denoiser's one-step output, auto over int8 at the sizes of ranks 1 to 8: least gain",
+        5,
+        "dB",
+        _least_gain("auto_refit", "int8", _TO_8),
     ),
-    _target(f"predicted against measured error of the output, {_SURPRISE}", 3, "dB", _largest_surprise, at_least=False),
+    _target("held-out images below int8's, all sizes", 0, "", _below("int8"), at_least=False),
+    _target(
+        "denoiser's one-step output, auto over plain at the sizes of rank 4 and above: least gain",
+        15,
+        "dB",
+        _least_gain("auto_refit", "plain", _FROM_4),
+    ),
+    _target("held-out images below plain's, all sizes", 0, "", _below("plain"), at_least=False),
+    _target("images unlike the calibration's below plain's, all sizes", 0, "", _shifted_below("plain"), at_least=False),
+    _target(
+        "plain's bytes of matrices over auto's of the same error, ranks 2 and above: least",
+        30,
+        "x",
+        _least_saving("matrix_bytes"),
+    ),
+    _target("plain's file bytes over auto's, the same: least", 12, "x", _least_saving("nbytes")),
+    _target(
+        "predicted against measured error, auto, 0.2 to 5 MB: largest difference",
+        2,
+        "dB",
+        _largest_surprise(""),
+        at_least=False,
+    ),
+    _target(
+        "the same on images unlike the calibration's",
+        4,
+        "dB",
+        _largest_surprise(*SHIFTED),
+        at_least=False,
+    ),
 )

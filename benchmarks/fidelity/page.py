@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fidelity import numbers
-from benchmarks.fidelity.numbers import DENOISER, IMAGE, METHODS, RANKS, Sets, gain, savings
+from benchmarks.fidelity.kinds import HELD_OUT, SHIFTED
+from benchmarks.fidelity.numbers import DENOISER, ERROR, IMAGE, METHODS, RANKS, Scores, Sets, gain, savings
 from benchmarks.page import render
 from benchmarks.results import Result, newest
 from lbm_lora.atomic import write_text
@@ -19,6 +20,15 @@ Table = tuple[Sequence[str], Rows]
 """Header and rows."""
 Labels = Mapping[str, str]
 """Map from set to its column header."""
+
+SHIFTED_LABELS: Labels = {
+    "plain": "plain",
+    "plain_convs": "plain, twice the rank for convs",
+    "full": "fp16",
+    "int8": "int8",
+    "auto_refit": "auto",
+}
+TIMESTEP_LABELS: Labels = {"plain": "plain", "int8": "int8", "auto_refit": "auto"}
 
 _COLORS = ("#6b7280", "#b45309", "#1d4ed8", "#15803d", "#9d174d")
 _GRID_DB = 20  # between two grid lines of the chart
@@ -31,14 +41,18 @@ def write_page(results: Path, page: Path) -> Path:
     Raises:
         SystemExit: no result has been measured yet.
     """
-    result = newest(results, command="python -m benchmarks.fidelity")["fidelity"]
-    write_text(page.parent / "images" / "fidelity.svg", chart(numbers.sets_of(result)))
-    write_text(page, report(result))
+    found = newest(results, command="python -m benchmarks.fidelity")
+    write_text(page.parent / "images" / "fidelity.svg", chart(numbers.sets_of(found["fidelity"])))
+    write_text(page, report(found["fidelity"], found.get("networks")))
     return page
 
 
-def report(result: Result) -> str:
-    """Return the page."""
+def report(result: Result, others: Result | None = None) -> str:
+    """Return the page.
+
+    Args:
+        others: result of `other_networks`.
+    """
     sets = numbers.sets_of(result)
     counts = sorted(int(name.removeprefix("images_")) for name in sets if name.startswith("images_"))
     return render(
@@ -46,14 +60,19 @@ def report(result: Result) -> str:
         result=result,
         sets=sets,
         targets=[target.row(sets) for target in numbers.TARGETS],
-        base={key: _cell(np.array(result["base"][key])) for key in (DENOISER, IMAGE)},
+        base={key: _cell(np.array(result["base"][HELD_OUT][key])) for key in (DENOISER, IMAGE)},
         counts={f"images_{count}": str(count) for count in counts},
         columns=partial(columns, sets),
         against_plain=partial(_against_plain, sets),
         steps=partial(_steps, sets),
         same_error=_same_error(sets),
         plain_convs=_plain_convs(sets) if "plain_convs" in sets else [],
+        shifted=_shifted(sets, result["base"]),
+        timesteps=_timesteps(sets, list(result["base"][HELD_OUT]["timesteps"])),
         predictions=_predictions(sets),
+        others=others,
+        other_tables={name: _other(one) for name, one in others["networks"].items()} if others else {},
+        gains=_gains(sets, others) if others else {},
     )
 
 
@@ -94,13 +113,66 @@ def chart(sets: Sets) -> str:
 
 
 def _against_plain(sets: Sets, labels: Labels, key: str) -> Table:
-    """Return the columns, and the gain of calibrated files over plain ones."""
+    """Return the columns, the gain of the automatic files over 8-bit ones, and how many of their images are worse."""
     head, rows = columns(sets, labels, key)
-    if "full" not in sets:
+    if not {"auto_refit", "int8"} <= sets.keys():
         return head, rows
-    gains, worse = gain(sets["full"], sets["plain"], key), numbers.below(sets["full"], sets["plain"])
-    rows = [(*row, f"{gained:+.1f}", str(count)) for row, gained, count in zip(rows, gains, worse, strict=True)]
-    return (*head, "calibrated over plain", "images below plain (either number)"), rows
+    gains = gain(sets["auto_refit"], sets["int8"], key)
+    worse = [numbers.below(sets["auto_refit"], sets[name]) for name in ("int8", "plain")]
+    cells = [f"{gained:+.1f}" for gained in gains], [f"{a} / {b}" for a, b in zip(*worse, strict=True)]
+    rows = [(*row, *more) for row, *more in zip(rows, *cells, strict=True)]
+    return (*head, "auto over int8", "images below int8 / plain (either number)"), rows
+
+
+def _shifted(sets: Sets, base: Result) -> Table:
+    """Return the output errors on images unlike the calibration's, by kind and size."""
+    made = {label: sets[name] for name, label in SHIFTED_LABELS.items() if name in sets}
+    rows: Rows = []
+    for kind, words in SHIFTED.items():
+        key = f"{kind}:{ERROR}"
+        for i, rank in enumerate(RANKS):
+            cells = [_error_cell(one[key][i]) if i < len(one[key]) else "-" for one in made.values()]
+            rows.append((words, _error_cell(np.array(base[kind][ERROR])), f"rank {rank}", *cells))
+    return ("images", "base", "size of plain's", *made), rows
+
+
+def _timesteps(sets: Sets, timesteps: Sequence[str]) -> Table:
+    """Return the output error at each timestep of some methods."""
+    made = {label: sets[name]["timesteps_db"] for name, label in TIMESTEP_LABELS.items() if name in sets}
+    rows = [
+        (f"rank {rank}", *(" / ".join(f"{one[i, j]:.1f}" for one in made.values()) for j in range(len(timesteps))))
+        for i, rank in enumerate(RANKS)
+    ]
+    return ("size of plain's", *(f"timestep {at}: {' / '.join(made)}" for at in timesteps)), rows
+
+
+def _other(network: Result) -> Table:
+    """Return the output errors of another network, by kind of input and size."""
+    sets = network["sets"]
+    rows = [
+        (
+            words,
+            _error_cell(np.array(network["base"][kind])),
+            f"{plain['nbytes'] / 1e6:.2f} MB (rank {rank})",
+            *(_error_cell(np.array(files[rank]["errors"][kind])) for files in sets.values()),
+        )
+        for kind, words in network["kinds"].items()
+        for rank, plain in sets["plain"].items()
+    ]
+    return ("inputs", "base", "size", *sets), rows
+
+
+def _gains(sets: Sets, others: Result) -> dict[str, float]:
+    """Return network -> gain in dB of its best files over plain at the size of plain's rank 4, on inputs in domain."""
+    best = next((name for name in ("auto_refit", "auto", "int8") if name in sets), "full")
+    at = RANKS.index(4)
+    gains = {"the mini model": float(sets["plain"][ERROR][at] - sets[best][ERROR][at])}
+    for network in others["networks"].values():
+        plain, *_, last = network["sets"].values()
+        kind = next(iter(network["kinds"]))
+        plain_db, best_db = (np.mean(files["4"]["errors"][kind]) for files in (plain, last))
+        gains[network["title"]] = float(plain_db - best_db)
+    return gains
 
 
 def _same_error(sets: Sets) -> Table:
@@ -124,7 +196,7 @@ def _same_error(sets: Sets) -> Table:
 def _plain_convs(sets: Sets) -> Rows:
     """Return scores and bytes of plain SVD with another split of ranks, which is better than the baseline."""
     found = sets["plain_convs"]
-    ratios = [savings(sets, method, "matrix_bytes", of="plain_convs") for method in ("calibrated", "in 8 bits")]
+    ratios = [savings(sets, method, "matrix_bytes", of="plain_convs") for method in METHODS]
     return [
         (
             f"{nbytes / 1e6:.2f} MB (ranks {rank} and {2 * rank})",
@@ -142,19 +214,31 @@ def _steps(sets: Sets, labels: Labels) -> dict[str, float]:
     return {labels[name]: gain(sets[name], sets[before]).mean() for before, name in pairwise(made)}
 
 
-def _predictions(sets: Sets) -> Rows:
+def _predictions(sets: Sets) -> Table:
+    """Return predicted and measured errors, and by how much they differ on images of each kind."""
     rows: Rows = []
-    for name, precision in numbers.PREDICTED.items():
-        if name in sets:
-            keys = ("nbytes", "foreseen_db", "predicted_db", "error_db")
-            for nbytes, foreseen, predicted, error in zip(*(sets[name][key] for key in keys), strict=True):
-                errors = (f"{value:.1f}" for value in (foreseen, predicted, error))
-                rows.append((f"{nbytes / 1e6:.2f} MB, {precision}", *errors, f"{error - predicted:+.1f}"))
-    return rows
+    for method, names in METHODS.items():
+        for found in (sets[name] for name in names if name in sets):
+            for i, nbytes in enumerate(found["nbytes"]):
+                errors = [f"{found[key][i]:.1f}" for key in ("foreseen_db", "predicted_db", ERROR)]
+                shifted = [_surprise(found, kind, i) for kind in ("", *SHIFTED)]
+                rows.append((f"{nbytes / 1e6:.2f} MB, {method}", *errors, *shifted))
+    heads = ("size", "by the statistics alone", "predicted", "measured", "measured less predicted", *SHIFTED)
+    return heads, rows
+
+
+def _surprise(found: Scores, kind: str, index: int) -> str:
+    if kind and f"{kind}:{ERROR}" not in found:
+        return "-"
+    return f"{numbers.surprises(found, kind)[index]:+.1f}"
 
 
 def _cell(scores: np.ndarray) -> str:
     return f"{scores.mean():.1f} ({scores.min():.1f})"
+
+
+def _error_cell(errors: np.ndarray) -> str:
+    return f"{errors.mean():.1f} ({errors.max():.1f})"
 
 
 def _times(ratio: float) -> str:

@@ -17,7 +17,8 @@ import torch
 import tyro
 
 from benchmarks.command import MINI_PAIR, MINI_TUNED, arguments, lbm_lora, mini_base
-from benchmarks.fidelity.outputs import HeldOut
+from benchmarks.fidelity.kinds import HELD_OUT
+from benchmarks.fidelity.outputs import HeldOut, Kind
 from benchmarks.results import FOLDER, WORK, command_of, write_result
 from lbm_lora import bundled
 
@@ -66,7 +67,8 @@ def measured(folder: Path, *, shares: Sequence[float] = SHARES, most: int | None
         flags = {"tuned_model_path": MINI_TUNED, "images": bundled.PHOTOS, "torch_dtype": "float", "device": "cpu"}
         lbm_lora(arguments("calibrate", **flags, save_to=statistics))
     sizes = tuple(f"{round(share * lora.stat().st_size)}B" for share in shares)
-    held_out = HeldOut(base, MINI_TUNED, sorted(bundled.PAIRS.glob("*.source.png"))[:most])
+    images = sorted(bundled.PAIRS.glob("*.source.png"))[:most]
+    held_out = HeldOut(base, MINI_TUNED, {HELD_OUT: Kind(images=images)})
     files: dict[str, list[dict[str, Any]]] = {}
     for method, calibration in (("plain", None), ("calibrated", statistics)):
         flags = {
@@ -77,14 +79,16 @@ def measured(folder: Path, *, shares: Sequence[float] = SHARES, most: int | None
         }
         first = lbm_lora(arguments("resize", **flags))
         files[method] = [
-            {"resize_error": one["resize_error"], **_means(held_out.measure(Path(one["adapter"])))}
+            {"resize_error": one["resize_error"], **_means(held_out, Path(one["adapter"]))}
             for one in (first, *first["further"])
         ]
-    return {"lora": _means(held_out.measure(lora)), "base": _means(held_out.measure(None)), "files": files}
+    return {"lora": _means(held_out, lora), "base": _means(held_out, None), "files": files}
 
 
-def _means(scores: dict[str, Any]) -> dict[str, float]:
-    return {key: round(fmean(value), 3) if isinstance(value, list) else value for key, value in scores.items()}
+def _means(held_out: HeldOut, lora: Path | None) -> dict[str, float]:
+    found = held_out.measure(lora, [HELD_OUT])
+    scores = found.pop(HELD_OUT)
+    return {**found, **{key: round(fmean(scores[key]), 3) for key in ("denoiser_psnr", "image_psnr", "error_db")}}
 
 
 if __name__ == "__main__":

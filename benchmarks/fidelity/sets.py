@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.command import MINI_TUNED, arguments, lbm_lora, mini_base
+from benchmarks.fidelity.kinds import HELD_OUT, SHIFTED, kinds
 from benchmarks.fidelity.numbers import RANKS
 from benchmarks.fidelity.outputs import HeldOut
 from benchmarks.fidelity.statistics import REDUCED
@@ -19,6 +20,8 @@ from lbm_lora.adapter import module_bytes
 from lbm_lora.atomic import write_text
 from lbm_lora.calibration import load_statistics, save_statistics
 
+ALL_KINDS = (HELD_OUT, *SHIFTED)
+_CHANNELS = ("full", "sketch")  # statistics with one moment for all positions of a conv's kernel
 _BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of all matrices' header entries: sizes below that of rank 1
 
 
@@ -30,38 +33,41 @@ class Recipe:
     small: bool = False  # sizes below that of rank 1
     flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more flags of `extract`
     ranks: Mapping[int, int] = field(default_factory=dict[int, int])  # rank -> conv rank, instead of sizes
-    refines: str = ""  # the set whose files are refined instead of extracting
+    refit: bool = False  # refit on the calibration images
+    shifted: bool = False  # also measure on images unlike those of the calibration
 
 
-_INT8 = {"save_precision": "int8"}
+_FP16, _INT8, _AUTO = ({"save_precision": name} for name in ("fp16", "int8", "auto"))
+_QUICK = {"no_check": True}
 _COUNTS = {f"images_{count}": count for count in (1, 4, 16)}
 RECIPES: Mapping[str, Recipe] = {
-    "plain": Recipe(ranks={rank: rank for rank in RANKS}),
-    "plain_convs": Recipe(ranks={rank: 2 * rank for rank in RANKS[:-1]}),
-    "full": Recipe(statistics="full"),
-    "small": Recipe(statistics="full", small=True),
-    "int8": Recipe(statistics="full", flags=_INT8),
-    "int8_small": Recipe(statistics="full", small=True, flags=_INT8),
-    "refined": Recipe(refines="full"),
-    "refined_small": Recipe(refines="small"),
-    "refined_int8": Recipe(refines="int8"),
+    "plain": Recipe(ranks={rank: rank for rank in RANKS}, shifted=True),
+    "plain_convs": Recipe(ranks={rank: 2 * rank for rank in RANKS[:-1]}, shifted=True),
+    "full": Recipe(statistics="full", flags=_FP16, shifted=True),
+    "small": Recipe(statistics="full", flags=_FP16, small=True),
+    "int8": Recipe(statistics="full", flags=_INT8, shifted=True),
+    "int8_small": Recipe(statistics="full", flags=_INT8, small=True),
+    "auto": Recipe(statistics="full", flags=_AUTO),
+    "auto_convs": Recipe(statistics="convs", flags=_AUTO),
+    "auto_refit": Recipe(statistics="convs", flags=_AUTO, refit=True, shifted=True),
+    "auto_small": Recipe(statistics="convs", flags=_AUTO, refit=True, small=True),
     "plain_global": Recipe(),
-    "bf16": Recipe(statistics="full", flags={"save_precision": "bf16", "no_check": True}),
-    **{name: Recipe(statistics=name, flags={"no_check": True}) for name in (*REDUCED, *_COUNTS, "photos", "sketch")},
+    **{name: Recipe(statistics=name, flags=_FP16 | _QUICK) for name in (*REDUCED, "sketch")},
+    **{name: Recipe(statistics=name, flags=_AUTO | _QUICK, shifted=True) for name in (*_COUNTS, "photos")},
 }
+"""Map from set to its recipe. Sets that are not refit are made with `--no_refit`; `full` statistics have one moment for
+all positions of a conv's kernel, and `convs`, like the counts of images, keep the positions."""
 
 
 class Sets:
     """Make and measure sets in a folder, reusing what exists.
 
     Args:
-        calibration, refinement, held_out: sources to calibrate on, to refine on, and to measure on.
+        calibration, held_out: sources to calibrate on, and to measure on.
     """
 
-    def __init__(
-        self, folder: Path, *, calibration: Sequence[Path], refinement: Sequence[Path], held_out: Sequence[Path]
-    ) -> None:
-        self._folder, self._calibration, self._refinement, self._images = folder, calibration, refinement, held_out
+    def __init__(self, folder: Path, *, calibration: Sequence[Path], held_out: Sequence[Path]) -> None:
+        self._folder, self._calibration, self._images = folder, calibration, held_out
         folder.mkdir(parents=True, exist_ok=True)
 
     def measured(self, name: str) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class Sets:
         note = self._folder / f"{name}.json"
         if not note.exists():
             print(f"  {name}", flush=True)
-            found = self._held_out.measure(None) if name == "base" else self._make(name)
+            found = self._held_out.measure(None, ALL_KINDS) if name == "base" else self._make(name)
             write_text(note, json.dumps(found, indent=1) + "\n")
         return json.loads(note.read_text())
 
@@ -85,10 +91,9 @@ class Sets:
         sizes = self._sizes(recipe)
         if recipe.statistics:
             flags["calibration"] = self._statistics(recipe.statistics)
+            flags |= {"images": self._linked("full", self._calibration)} if recipe.refit else {"no_refit": True}
         started = time.monotonic()
-        if recipe.refines:
-            results = [self._refine(f"{recipe.refines}_{size}", f"{name}_{size}") for size in sizes]
-        elif recipe.ranks:
+        if recipe.ranks:
             results = [
                 self._extract(f"{name}_r{rank}", rank=rank, conv_rank=conv, **flags)
                 for rank, conv in recipe.ranks.items()
@@ -97,8 +102,9 @@ class Sets:
             first = self._extract(name, max_size=sizes, **flags)
             results = [first, *first["further"]]
         seconds = round(time.monotonic() - started, 1)
+        measured_on = ALL_KINDS if recipe.shifted else (HELD_OUT,)
         files = {
-            size: {**self._held_out.measure(Path(one["adapter"])), "predicted": one.get("predicted")}
+            size: {**self._held_out.measure(Path(one["adapter"]), measured_on), "predicted": one.get("predicted")}
             for size, one in zip(sizes, results, strict=True)
         }
         return {"seconds": seconds, "files": files}
@@ -108,8 +114,6 @@ class Sets:
 
     def _sizes(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the names of a set's files: sizes for `extract`, or ranks."""
-        if recipe.refines:
-            return tuple(self.measured(recipe.refines)["files"])
         if recipe.ranks:
             return tuple(f"r{rank}" for rank in recipe.ranks)
         plain = self.measured("plain")["files"]
@@ -122,11 +126,6 @@ class Sets:
         rest = plain["r1"]["nbytes"] - plain["r1"]["matrix_bytes"]
         return tuple(f"{rest - round(share * entries)}B" for share in _BELOW)
 
-    def _refine(self, source: str, name: str) -> dict[str, Any]:
-        flags = {"lora_path": self._lora(source), "save_to": self._lora(name), "device": "cpu"}
-        images = self._linked("refinement", self._refinement)
-        return lbm_lora(arguments("refine", **self._pair, **flags, images=images))
-
     def _statistics(self, name: str) -> Path:
         """Return the statistics of calibration images, full or reduced."""
         path = self._folder / f"{name}.statistics.safetensors"
@@ -136,7 +135,8 @@ class Sets:
             started = time.monotonic()
             photos = sorted(bundled.PHOTOS.glob("*.jpg"))
             images = photos if name == "photos" else spread(self._calibration, _COUNTS.get(name))
-            flags = {"dense_up_to": 0, "sketch_rank": 16} if name == "sketch" else {}
+            flags = {"conv_dense_up_to": 0} if name in _CHANNELS else {}
+            flags |= {"dense_up_to": 0, "sketch_rank": 16} if name == "sketch" else {}
             flags |= {"torch_dtype": "float", "device": "cpu", "images": self._linked(name, images)}
             lbm_lora(arguments("calibrate", tuned_model_path=MINI_TUNED, save_to=path, **flags))
             write_text(self._folder / f"{name}.seconds", f"{time.monotonic() - started:.1f}\n")
@@ -161,7 +161,8 @@ class Sets:
 
     @cached_property
     def _held_out(self) -> HeldOut:
-        return HeldOut(self._pair["base_model_path"], MINI_TUNED, self._images)
+        made = kinds(self._folder / "noise", self._images)
+        return HeldOut(self._pair["base_model_path"], MINI_TUNED, made)
 
 
 def spread(images: Sequence[Path], count: int | None) -> Sequence[Path]:

@@ -6,20 +6,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fidelity.numbers import RANKS, TARGETS, below, bytes_at, savings, sets_of
+from benchmarks.fidelity import numbers
+from benchmarks.fidelity.numbers import RANKS, TARGETS, below, bytes_at, savings, sets_of, surprises
 
 
 def file(nbytes: int, psnr: float, error: float, predicted: float | None = None) -> dict[str, Any]:
     """Two images, 4 dB apart; 100 bytes beside the matrices."""
-    values = [psnr - 2, psnr + 2]
     prediction = None if predicted is None else {"error": 10 ** (predicted / 20), "foreseen": 10 ** (predicted / 10)}
     return {
         "nbytes": nbytes,
         "matrix_bytes": nbytes - 100,
-        "denoiser_psnr": values,
-        "image_psnr": [value - 1 for value in values],
-        "error_db": [error - 3, error + 3],
+        "held_out": scores(psnr, error),
+        "noise": scores(psnr - 5, error + 5),
         "predicted": prediction,
+    }
+
+
+def scores(psnr: float, error: float) -> dict[str, Any]:
+    values = [psnr - 2, psnr + 2]
+    timesteps = {"1000": [error, error - 2], "500": [error + 4, error + 4]}
+    images = [value - 1 for value in values]
+    return {
+        "denoiser_psnr": values,
+        "image_psnr": images,
+        "error_db": [error - 3, error + 3],
+        "timesteps": timesteps,
     }
 
 
@@ -53,8 +64,8 @@ def test_the_first_size_that_is_good_enough_counts() -> None:
 
 
 def test_savings_are_plains_bytes_over_those_needed() -> None:
-    assert savings(sets(full=made(20, smaller=4)), "calibrated", "matrix_bytes") == pytest.approx([4.0] * 5)
-    assert math.isnan(savings(sets(full=made(10)), "calibrated", "matrix_bytes")[-1])
+    assert savings(sets(full=made(20, smaller=4)), "fp16", "matrix_bytes") == pytest.approx([4.0] * 5)
+    assert math.isnan(savings(sets(full=made(10)), "fp16", "matrix_bytes")[-1])
 
 
 def test_an_image_counts_once_where_one_of_its_numbers_is_worse() -> None:
@@ -72,22 +83,42 @@ def test_predictions_are_in_decibels() -> None:
     assert np.isnan(sets()["plain"]["predicted_db"]).all()
 
 
-def test_targets_that_are_met() -> None:
-    found = sets(full=made(40, smaller=10, off=2), small=made(20, smaller=40, off=-2), refined=made(45, smaller=10))
+def test_other_kinds_of_images_and_timesteps_are_read() -> None:
+    plain = sets()["plain"]
+    assert plain["noise:error_db"][0].tolist() == [-18, -12]
+    assert "photos:error_db" not in plain
+    assert plain["timesteps_db"][0].tolist() == [-21, -16]
+    auto = sets(auto_refit=made(40, off=2))["auto_refit"]
+    assert surprises(auto) == pytest.approx([2.0] * 5)
+    assert surprises(auto, "noise") == pytest.approx([7.0] * 5)
+
+
+def test_targets_that_are_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "_PREDICTED_MB", (0, 1))
+    monkeypatch.setattr(numbers, "SHIFTED", {"noise": "noise"})
+    found = sets(int8=made(30), auto_refit=made(40, smaller=32, off=-2), auto_small=made(20, smaller=100, off=-2))
     rows = [target.row(found) for target in TARGETS]
-    assert [row[3] for row in rows[:4]] == ["met"] * 4
-    assert [row[2] for row in rows[:4]] == ["20 dB", "20 dB", "0", "5 dB"]
-    assert rows[-1][2:] == ("2 dB", "met")
+    assert [row[2] for row in rows[:5]] == ["10 dB", "0", "20 dB", "0", "0"]
+    assert [row[3] for row in rows[:5]] == ["met"] * 5
+    assert rows[5][3] == "met"
+    assert [row[2] for row in rows[-2:]] == ["2 dB", "3 dB"]
+    assert [row[3] for row in rows[-2:]] == ["met"] * 2
 
 
-def test_targets_that_are_missed_say_by_how_much() -> None:
-    full = made(24, off=5)
-    full["files"]["r1"]["denoiser_psnr"] = [0, 0]  # rank 1 has no target
-    full["files"]["r2"]["denoiser_psnr"] = [0, 99]
-    words = verdicts(sets(full=full, small=made(24, off=1)))
-    assert words[:4] == ["missed by 11 dB", "missed by 4 dB", "missed by 1", "not measured"]
-    assert words[4].startswith("missed by 6")
-    assert words[-1] == "missed by 2 dB"
+def test_targets_that_are_missed_say_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "_PREDICTED_MB", (0, 1))
+    auto = made(24, off=5)
+    auto["files"]["r16"]["held_out"]["denoiser_psnr"] = [0, 0]  # rank 16 has no target of its own over int8
+    auto["files"]["r2"]["held_out"]["denoiser_psnr"] = [0, 99]
+    words = verdicts(sets(auto_refit=auto, int8=made(20), auto_small=made(24, off=1)))
+    assert words[:2] == ["missed by 1 dB", "missed by 3"]
+    assert words[3] == "missed by 3"
+    assert words[5].startswith("missed by 2")
+    assert words[7] == "missed by 3 dB"
+
+
+def test_predictions_of_other_sizes_have_no_target() -> None:
+    assert verdicts(sets(auto_refit=made(40, off=9), auto_small=made(24, off=9)))[7] == "not measured"
 
 
 def test_what_was_not_made_has_no_verdict() -> None:

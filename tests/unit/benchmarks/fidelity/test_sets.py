@@ -1,5 +1,6 @@
 """The sets of LoRAs: how they are made, with a command line in place of the commands."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from lbm_lora import bundled
 class Held:
     """What is measured of a file: the length of its name."""
 
-    def measure(self, lora: Path | None) -> dict[str, Any]:
-        return {"nbytes": len(lora.stem) if lora else 0}
+    def measure(self, lora: Path | None, kinds: Sequence[str]) -> dict[str, Any]:
+        return {"nbytes": len(lora.stem) if lora else 0, "kinds": len(kinds)}
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def _values(line: list[str]) -> list[list[str]]:
 @pytest.fixture
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sets:
     images = [tmp_path / f"{index}.png" for index in range(8)]
-    made = Sets(tmp_path / "work", calibration=images, refinement=images, held_out=images)
+    made = Sets(tmp_path / "work", calibration=images, held_out=images)
     monkeypatch.setitem(made.__dict__, "_held_out", Held())  # a cached property
     return made
 
@@ -59,7 +60,7 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sets:
 def test_plain_is_a_command_for_each_rank(sets: Sets, lines: list[list[str]]) -> None:
     found = sets.measured("plain")
     assert list(found["files"]) == ["r1", "r2", "r4", "r8", "r16"]
-    assert found["files"]["r2"] == {"nbytes": len("plain_r2"), "predicted": None}
+    assert found["files"]["r2"] == {"nbytes": len("plain_r2"), "kinds": 5, "predicted": None}
     assert len(lines) == 5
     assert "--rank 2 --conv_rank 2" in " ".join(lines[1])
     assert sets.measured("plain") == found
@@ -82,12 +83,21 @@ def test_the_images_of_a_calibration_are_linked_in_a_folder(sets: Sets, lines: l
     assert [link.resolve().stem for link in sorted(folder.iterdir())] == ["0", "2", "4", "6"]
 
 
-def test_refining_takes_the_files_of_another_set(sets: Sets, lines: list[list[str]]) -> None:
-    sets.measured("refined")
-    refine = lines[-1]
-    assert refine[0] == "refine"
-    assert Path(refine[refine.index("--lora_path") + 1]).name == "full_9B.safetensors"
-    assert Path(refine[refine.index("--save_to") + 1]).name == "refined_9B.safetensors"
+def test_a_set_is_refit_on_the_images_of_its_calibration_or_not(sets: Sets, lines: list[list[str]]) -> None:
+    assert sets.measured("auto")["files"]["9B"]["kinds"] == 1
+    assert "--no_refit" in lines[-1]
+    assert sets.measured("auto_refit")["files"]["9B"]["kinds"] == 5
+    assert "--no_refit" not in lines[-1]
+    assert lines[-1][lines[-1].index("--images") + 1].endswith("full.images")
+    assert "--no_refit" not in lines[0]  # plain has nothing to refit
+
+
+def test_only_some_statistics_keep_the_places_of_a_kernel(sets: Sets, lines: list[list[str]]) -> None:
+    for name, kept in (("full", False), ("sketch", False), ("auto_convs", True), ("images_1", True)):
+        sets.measured(name)
+        (calibrate,) = [line for line in lines if line[0] == "calibrate"]
+        assert ("--conv_dense_up_to" not in calibrate) is kept
+        lines.clear()
 
 
 def test_images_are_spread_over_the_list() -> None:
