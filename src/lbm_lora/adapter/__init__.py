@@ -3,6 +3,7 @@
 from lbm_lora.adapter.adapter_file import (
     METADATA_ROOM,
     AdapterWriter,
+    PackedWriter,
     load_adapter,
     module_bytes,
     precision,
@@ -30,6 +31,7 @@ __all__ = [
     "LoraModule",
     "LoraScale",
     "Outcome",
+    "PackedWriter",
     "Saved",
     "Status",
     "Wishes",

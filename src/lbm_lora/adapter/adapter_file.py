@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.finite import check_finite
 from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
 from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
@@ -16,6 +17,7 @@ from lbm_lora.adapter.lora_folder import lora_in
 from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.native import decode, dense_key, encode_module, is_eight_bit, module_specs, prefix_of
+from lbm_lora.adapter.packed import decode_packed, encode_packed, is_packed
 from lbm_lora.checkpoint import (
     NATIVE,
     Component,
@@ -29,7 +31,7 @@ from lbm_lora.checkpoint import (
 )
 from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, Option
-from lbm_lora.factorize import dense_dtype, rank_bound
+from lbm_lora.factorize import PACKED, Grid, dense_dtype, rank_bound
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import warn
 
@@ -71,6 +73,9 @@ def load_adapter(
     if codec is not None:
         adapter = read_foreign(codec, Source(tensors, file.metadata, path, base), read_from)
         return check_finite(replace(adapter, modules=_of_scaling_1(adapter.modules)) if alpha_is == "rank" else adapter)
+    if is_packed(tensors):
+        prefix, modules, dense, grids = decode_packed(tensors, path)
+        return check_finite(Adapter(modules, dense, metadata, prefix, read_from, PACKED, grids=grids))
     prefix = prefix_of(tensors)
     modules, dense = decode(tensors, prefix, path)
     if alpha_is == "rank" or (alpha_is == "auto" and _holds_asked_ranks(path, metadata, list(modules.values()))):
@@ -143,6 +148,13 @@ def save_adapter(
 
 
 def _write_native(adapter: Adapter, path: Path) -> None:
+    if adapter.dtype == PACKED:
+        tensors = encode_packed(adapter)
+        specs = {key: TensorSpec.of(tensor) for key, tensor in tensors.items()}
+        with SafetensorsWriter(path, specs, metadata=adapter.metadata.to_header()) as writer:
+            for key, tensor in tensors.items():
+                writer.write(key, tensor)
+        return
     shapes = {name: module.shape for name, module in adapter.modules.items()}
     ranks = {name: module.rank for name, module in adapter.modules.items()}
     dense = {name: tuple(delta.shape) for name, delta in adapter.dense.items()}
@@ -198,7 +210,7 @@ class AdapterWriter:
         for key, tensor in encode_module(self._prefix, module, self._dtype).items():
             self._file.write(key, tensor)
 
-    def add_dense(self, name: ParamName, delta: Tensor) -> None:
+    def add_dense(self, name: ParamName, delta: Tensor, grid: Grid | None = None) -> None:
         self._file.write(dense_key(self._prefix, name, self._dtype), delta)
 
     def __enter__(self) -> "AdapterWriter":
@@ -212,6 +224,35 @@ class AdapterWriter:
         self._stack.__exit__(kind, error, trace)
 
 
+class PackedWriter:
+    """Writer of a packed file, with the interface of `AdapterWriter`; all is written at exit, after the last delta.
+
+    Args:
+        metadata: metadata known so far; may be replaced until exit.
+    """
+
+    def __init__(self, path: Path, prefix: str, metadata: AdapterMetadata) -> None:
+        self.metadata = metadata
+        self._path = path
+        self._built = AdapterBuilder(prefix, PACKED, metadata)
+
+    def add_module(self, module: LoraModule) -> None:
+        self._built.add_module(module)
+
+    def add_dense(self, name: ParamName, delta: Tensor, grid: Grid | None = None) -> None:
+        self._built.add_dense(name, delta, grid)
+
+    def __enter__(self) -> "PackedWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._built.metadata = self.metadata
+            _write_native(self._built.adapter(), self._path)
+
+
 def module_bytes(prefix: str, name: ModuleName, shape: tuple[int, ...], rank: int, dtype: torch.dtype) -> int:
     """Return the bytes of a lora module in a file: its tensors and their header entries."""
     specs = module_specs(prefix, name, shape, rank, dtype)
@@ -219,12 +260,12 @@ def module_bytes(prefix: str, name: ModuleName, shape: tuple[int, ...], rank: in
 
 
 def precision(name: str) -> torch.dtype:
-    """Return the dtype of an adapter file's factors for `float`, `fp16`, `bf16` or `int8`.
+    """Return the dtype of an adapter file's factors for `float`, `fp16`, `bf16`, `int8` or `auto`.
 
     Raises:
         CheckpointError: any other name.
     """
-    return torch.int8 if name == "int8" else dtype_of(name)
+    return {"int8": torch.int8, "auto": PACKED}.get(name) or dtype_of(name)
 
 
 def rank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

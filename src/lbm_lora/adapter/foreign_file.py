@@ -13,6 +13,7 @@ from lbm_lora.adapter.module import Adapter
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
 from lbm_lora.errors import OutputError
+from lbm_lora.factorize import PACKED
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.progress import warn
 
@@ -60,7 +61,8 @@ def _of_one_dtype(parts: Parts) -> Parts:
 def write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -> Saved:
     """Write an adapter in a foreign format, atomically; a format with a config becomes a folder.
 
-    Factors in 8 bits are expanded. The header has the adapter's metadata, and the format's name for our own reader.
+    Factors in 8 bits are expanded, those of a packed file to fp16. The header has the adapter's metadata, and the
+    format's name for our own reader.
 
     Raises:
         AdapterError: the format cannot hold a part of it, and the wishes do not say what becomes of that.
@@ -69,6 +71,8 @@ def write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) ->
     if adapter.dtype == torch.int8:
         dense = {name: delta.float() for name, delta in adapter.dense.items()}
         adapter = replace(adapter, dense=dense, dtype=None)
+    if adapter.dtype == PACKED:
+        adapter = adapter.cast(torch.float16)
     encoded = codec.encode(adapter, wishes)
     header = adapter.metadata.to_header(codec.name) | dict(encoded.header)
     if encoded.config is None:

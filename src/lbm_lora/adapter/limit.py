@@ -34,6 +34,7 @@ def limited(adapter: Adapter, rank: int) -> Limited:
     Args:
         rank: 1 or more.
     """
+    adapter = adapter.unpacked()
     modules, dense = dict(adapter.modules), dict(adapter.dense)
     sums, reduced = Measure(), list[ParamName]()
     for name in adapter.params:

@@ -10,8 +10,8 @@ from torch import Tensor
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
-from lbm_lora.errors import AdapterError
-from lbm_lora.factorize import Factors, dense_dtype, rounded, stored_factors
+from lbm_lora.errors import AdapterError, InputError, Option
+from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 from lbm_lora.progress import warn
 
@@ -25,12 +25,14 @@ class LoraModule:
         down: (rank, in) or (rank, in, kh, kw).
         up: (out, rank) or (out, rank, 1, 1).
         alpha: scaling = alpha / rank.
+        grid: bits and unit of each rank, if the factors are those of a packed file.
     """
 
     name: ModuleName
     down: Tensor
     up: Tensor
     alpha: float
+    grid: Grid | None = None
 
     @property
     def rank(self) -> int:
@@ -52,7 +54,7 @@ class LoraModule:
             InputError: a value leaves the range of `dtype`.
         """
         stored = stored_factors(self.up.float().flatten(1), self.down.float().flatten(1), dtype)
-        return replace(self, up=stored.up.reshape(self.up.shape), down=stored.down.reshape(self.down.shape))
+        return LoraModule(self.name, stored.down.reshape(self.down.shape), stored.up.reshape(self.up.shape), self.alpha)
 
     def factors(self) -> Factors:
         """Return both factors as fp32 matrices, with the scaling in `up`."""
@@ -74,8 +76,9 @@ class Adapter:
         prefix: prefix of the component in its checkpoint (`denoiser.` for an LBM, empty if there is none).
         path: the file that it was read from, for messages; None for one that was made in memory.
         dtype: dtype when saved: int8 if the factors are exact in 8 bits and should be stored so (in memory they are
-            fp32, and dense deltas fp16); None is the dtype of the tensors.
+            fp32, and dense deltas fp16), `PACKED` if all have grids; None is the dtype of the tensors.
         file_format: format of the file that it was read from.
+        grids: bits and unit of each dense delta, if it is that of a packed file.
     """
 
     modules: Mapping[ModuleName, LoraModule]
@@ -85,6 +88,7 @@ class Adapter:
     path: Path | None = None
     dtype: torch.dtype | None = None
     file_format: FormatName = "native"
+    grids: Mapping[ParamName, Grid] = field(default_factory=dict[ParamName, Grid])
 
     def __post_init__(self) -> None:
         both = [name for name in self.dense if self.module_at(name) is not None]
@@ -135,7 +139,7 @@ class Adapter:
         span = f" of rank {ranks[0]}" if len(ranks) == 1 else f" of rank {ranks[0]} to {ranks[-1]}" if ranks else ""
         counts = f"{_count(len(self.modules), 'lora module')}{span}, {_count(len(self.dense), 'dense delta')}"
         name = f" {self.path}" if self.path else ""
-        return f"<{type(self).__name__}{name}: {counts}, {self._dtypes()}, {self.nbytes / 1e6:.1f} MB>"
+        return f"<{type(self).__name__}{name}: {counts}, {self.precision}, {self.nbytes / 1e6:.1f} MB>"
 
     @property
     def label(self) -> str:
@@ -145,6 +149,10 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors in a file of it, without the header."""
+        if self.dtype == PACKED:
+            from lbm_lora.adapter.packed import index_of  # it is of this class
+
+            return index_of(self).data_bytes
         factors = [tensor for module in self.modules.values() for tensor in (module.up, module.down)]
         if self.dtype == torch.int8:  # a byte for each value, and an fp32 unit for each rank
             stored = sum(tensor.numel() for tensor in factors) + sum(
@@ -181,17 +189,31 @@ class Adapter:
         """Return the adapter as stored in a file of `dtype`: fp32, fp16, bf16, or int8.
 
         Raises:
-            InputError: a value leaves the range of `dtype`.
+            InputError: a value leaves the range of `dtype`, or it is `PACKED`.
         """
+        if dtype == PACKED:
+            raise InputError(
+                Option("save_precision", "auto"), " needs the tuned model: `lbm-lora extract` chooses the bits."
+            )
         modules = {name: module.cast(dtype) for name, module in self.modules.items()}
         dense = {name: rounded(delta, dense_dtype(dtype)) for name, delta in self.dense.items()}
         return self._with(modules, dense, torch.int8 if dtype == torch.int8 else None)
 
-    def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
+    def unpacked(self) -> "Adapter":
+        """Return the adapter without grids, in fp32; itself if it has none."""
+        if self.dtype != PACKED:
+            return self
+        modules = {name: replace(module, grid=None) for name, module in self.modules.items()}
+        return replace(self._with(modules, self.dense, None), grids={})
+
+    def filtered(keep: Callable[[ParamName], bool]) -> "Adapter":
         """Return the part of the adapter whose param names `keep` accepts."""
         modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
         dense = {name: delta for name, delta in self.dense.items() if keep(name)}
-        return self._with(modules, dense, self.dtype)
+        return replace(
+            self._with(modules, dense, self.dtype),
+            grids={name: self.grids[name] for name in dense if name in self.grids},
+        )
 
     def _with(
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None
@@ -199,8 +221,12 @@ class Adapter:
         """Return an adapter with other contents. It is a plain one: a subclass's measurements no longer apply."""
         return Adapter(modules, dense, self.metadata, self.prefix, self.path, dtype, self.file_format)
 
-    def _dtypes(self) -> str:
+    @property
+    def precision(self) -> str:
+        """What a file of it stores: its dtypes, or `packed`."""
         factors = {tensor.dtype for module in self.modules.values() for tensor in (module.up, module.down)}
+        if self.dtype == PACKED:
+            return "packed"
         dtypes = {self.dtype} if self.dtype else factors | {delta.dtype for delta in self.dense.values()}
         return " and ".join(sorted(dtype_name(dtype) for dtype in dtypes)) or "empty"
 
@@ -212,7 +238,7 @@ def _count(number: int, word: str) -> str:
 def common_dtype(adapters: Sequence[Adapter]) -> torch.dtype:
     """Return the one dtype of the factors of all adapters in their files; fp32 where there are several.
 
-    An adapter without factors counts with its dense deltas.
+    An adapter without factors counts with its dense deltas, and a packed one as fp16: other factors have no bits yet.
     """
     dtypes = {dtype for adapter in adapters for dtype in _file_dtypes(adapter)}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -220,6 +246,6 @@ def common_dtype(adapters: Sequence[Adapter]) -> torch.dtype:
 
 def _file_dtypes(adapter: Adapter) -> set[torch.dtype]:
     if adapter.dtype is not None:
-        return {adapter.dtype}
+        return {torch.float16 if adapter.dtype == PACKED else adapter.dtype}
     factors = {tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)}
     return factors or {delta.dtype for delta in adapter.dense.values()}

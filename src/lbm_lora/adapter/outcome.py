@@ -5,21 +5,24 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lbm_lora.adapter.adapter_file import AdapterWriter
+from lbm_lora.adapter.adapter_file import AdapterWriter, PackedWriter
 from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.ledger import Ledger, LedgerRow
 from lbm_lora.adapter.module import LoraModule
+from lbm_lora.factorize import Grid
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one tensor became: its ledger row, and its lora module or dense delta if it is stored."""
+    """What one tensor became: its ledger row, and its lora module or dense delta if it is stored, this with its grid in
+    a packed file."""
 
     row: LedgerRow
     module: LoraModule | None = None
     dense: Tensor | None = None
+    grid: Grid | None = None
 
     def stored(self) -> tuple[ParamName, Tensor | None]:
         """Return the param name, and its delta as stored; None if it is left out."""
@@ -27,7 +30,9 @@ class Outcome:
 
 
 def store_outcomes(
-    outcomes: Iterable[Sequence[Outcome]], stores: Sequence[AdapterWriter | AdapterBuilder], progress: Progress = SILENT
+    outcomes: Iterable[Sequence[Outcome]],
+    stores: Sequence[AdapterWriter | PackedWriter | AdapterBuilder],
+    progress: Progress = SILENT,
 ) -> list[Ledger]:
     """Add the outcomes of every tensor, one for each store, and return the ledger of each store."""
     rows: list[list[LedgerRow]] = [[] for _ in stores]
@@ -36,7 +41,7 @@ def store_outcomes(
             if outcome.module is not None:
                 store.add_module(outcome.module)
             if outcome.dense is not None:
-                store.add_dense(outcome.row.name, outcome.dense)
+                store.add_dense(outcome.row.name, outcome.dense, outcome.grid)
             kept.append(outcome.row)
         progress.advance()
     return [Ledger(tuple(kept)) for kept in rows]

@@ -79,6 +79,7 @@ def _cropped(adapter: Adapter, columns: Mapping[ParamName, int]) -> Adapter:
         count = columns.get(weight_of(name))
         return whole if count is None else replace(whole, down=whole.down[:, :count].contiguous())
 
+    adapter = adapter.unpacked()
     return Adapter(
         {name: module(name, whole) for name, whole in adapter.modules.items()},
         {

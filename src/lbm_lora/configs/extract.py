@@ -42,9 +42,10 @@ class ExtractConfig(RankOptions, OutputOptions):
     (extended)."""
     dense: Annotated[bool, ADVANCED] = True
     """Keep the changes of biases and norms as dense deltas."""
-    save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
-    """Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times finer in the same
-    bytes. int8 fits twice the ranks into a file, which only lbm-lora can read."""
+    save_precision: Annotated[Literal["auto", "float", "fp16", "bf16", "int8"] | None, ADVANCED] = None
+    """Store the LoRA in this precision. auto gives each rank, bias and norm the bits that it is worth, for a size or an
+    error. Default: bf16; with calibration auto, or fp16 if ranks are given. Only lbm-lora reads auto and int8:
+    `lbm-lora convert` makes files for other programs."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
     """Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a format
     cannot hold is left out there, with a warning."""

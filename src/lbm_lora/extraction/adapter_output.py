@@ -18,6 +18,7 @@ from lbm_lora.adapter import (
     AdapterWriter,
     Ledger,
     LedgerRow,
+    PackedWriter,
     Status,
     extraction_facts,
     store_outcomes,
@@ -27,11 +28,12 @@ from lbm_lora.checkpoint import Fingerprint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction.passes import Pass
 from lbm_lora.extraction.plan import Plan
-from lbm_lora.factorize import has_matrix_view
+from lbm_lora.factorize import PACKED, has_matrix_view
 from lbm_lora.file_plan import MARK
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
 from lbm_lora.progress import Progress
 
+_PACKED_ROOM = 2048  # bytes for values that are known after the last tensor, of a packed file, and for its two entries
 _PACKED_DIGITS = 8  # digits per base tensor in the fingerprint
 
 
@@ -97,9 +99,10 @@ def store_adapters(
     ]
 
 
-def header_bytes(settings: Mapping[str, object], plan: Plan) -> int:
-    """Return the most bytes that an adapter file's header takes besides its tensor entries."""
-    return len(json.dumps(_room(settings, plan).to_header())) + METADATA_ROOM
+def header_bytes(settings: Mapping[str, object], plan: Plan, dtype: torch.dtype) -> int:
+    """Return the most bytes that an adapter file's header takes besides its tensor entries; of a packed file all."""
+    room = _PACKED_ROOM if dtype == PACKED else METADATA_ROOM
+    return len(json.dumps(_room(settings, plan).to_header())) + room
 
 
 def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base: str, min_diff: float) -> Path:
@@ -134,10 +137,14 @@ def _is_layer(row: LedgerRow) -> bool:
     return leaf_of(row.name) == "weight" and has_matrix_view(row.shape)
 
 
-def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack) -> AdapterWriter | AdapterBuilder:
+def _store(
+    output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack
+) -> AdapterWriter | PackedWriter | AdapterBuilder:
     prefix, room = plan.pairing.tuned.prefix, _room(output.settings, plan)
     if output.path is None:
         return AdapterBuilder(prefix, dtype, room)
+    if dtype == PACKED:  # its index is known only after the last tensor
+        return stack.enter_context(PackedWriter(output.path, prefix, room))
     writer = AdapterWriter(output.path, prefix, dtype, output.shapes, output.ranks, output.dense, room)
     return stack.enter_context(writer)
 

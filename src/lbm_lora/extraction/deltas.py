@@ -11,13 +11,17 @@ from lbm_lora.checkpoint import Fingerprint, FingerprintBuilder, Pairing
 from lbm_lora.errors import ConfigError, InputError, Option
 from lbm_lora.extraction.plan import Action, PlanItem
 from lbm_lora.factorize import (
+    PACKED,
     Factors,
+    Grid,
     Measure,
     dense_dtype,
     down_shape,
     measure_delta,
+    nearest,
     rounded,
     up_shape,
+    vector_of,
     with_error,
 )
 from lbm_lora.naming import module_of
@@ -28,7 +32,8 @@ class DeltaSettings:
     """Settings for computing and storing deltas.
 
     Attributes:
-        dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16.
+        dtype: dtype of stored factors and dense deltas; with int8, dense deltas are fp16, with `PACKED` both have bits
+            of their own.
         min_diff: a delta whose largest absolute value is below this is left out, with that reason.
         device: device of the decomposition.
 
@@ -80,7 +85,7 @@ class DeltaReader:
         return self._base.build(), self._tuned.build()
 
     def read(self, item: PlanItem) -> Outcome | Delta:
-        """Return a tensor's outcome if it does not depend on ranks, else the delta to decompose.
+        """Return a tensor's outcome if it does not depend on ranks or bits, else the delta to decompose or to round.
 
         Raises:
             PairingError: a value is not finite.
@@ -99,7 +104,7 @@ class DeltaReader:
             return left_out(item, item.reason, found)
         if self._settings.min_diff and float(delta.abs().max()) < self._settings.min_diff:
             return left_out(item, f"largest change below --min_diff {self._settings.min_diff:g}", found)
-        if item.action is Action.DECOMPOSE:
+        if item.action is Action.DECOMPOSE or self._settings.dtype == PACKED:
             return Delta(delta, found)
         return self.dense(item, Delta(delta, found), item.reason)
 
@@ -116,6 +121,21 @@ class DeltaReader:
         measured = with_error(delta.measure, delta.values, stored.float())
         return Outcome(LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured), dense=stored)
 
+    def rounded(
+        self, item: PlanItem, delta: Delta, reason: str, width: int, variances: Tensor | None = None
+    ) -> Outcome:
+        """Return the outcome of a delta that a packed file stores dense.
+
+        Args:
+            width: bits of each value.
+            variances: cost of an error in each value; None: all cost the same.
+        """
+        counts, unit = nearest(delta.values.flatten()[None], [width], variances=variances)
+        grid = Grid((width,), unit)
+        stored = vector_of(counts[0], grid).reshape(item.shape)
+        measured = with_error(delta.measure, delta.values, stored)
+        return Outcome(LedgerRow(item.name, Status.DENSE, reason, item.shape, None, measured), dense=stored, grid=grid)
+
     def _delta(self, item: PlanItem) -> tuple[Tensor, DeltaSums]:
         if item.action is not Action.EXCLUDE:
             return self._pairing.read_delta(item.name, self._workspace)
@@ -131,14 +151,14 @@ def left_out(item: PlanItem, reason: str, measured: Measure) -> Outcome:
     return Outcome(LedgerRow(item.name, Status.EXCLUDED, reason, item.shape, None, measured))
 
 
-def low_rank(item: PlanItem, delta: Delta, factors: Factors) -> Outcome:
-    """Return the outcome of a decomposed delta: factors in the shapes of a file, with scaling 1."""
+def low_rank(item: PlanItem, delta: Delta, factors: Factors, grid: Grid | None = None) -> Outcome:
+    """Return the outcome of a decomposed delta: factors in the shapes of a file, with scaling 1, and their grid."""
     rank = factors.rank
     down = factors.down.reshape(down_shape(item.shape, rank))
     up = factors.up.reshape(up_shape(item.shape, rank))
     measured = with_error(delta.measure, delta.values, factors)
     row = LedgerRow(item.name, Status.LORA, item.reason, item.shape, rank, measured)
-    return Outcome(row, module=LoraModule(module_of(item.name), down, up, alpha=float(rank)))
+    return Outcome(row, module=LoraModule(module_of(item.name), down, up, alpha=float(rank), grid=grid))
 
 
 def _finite(tensor: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.passes import DirectPass, SurveyedPass
 from lbm_lora.extraction.plan import Action, Plan
 from lbm_lora.extraction.survey import Survey, SurveyPass
-from lbm_lora.factorize import Measure
-from lbm_lora.naming import module_of
+from lbm_lora.factorize import PACKED, Measure
+from lbm_lora.naming import ParamName, module_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import (
     Choice,
@@ -30,9 +30,8 @@ from lbm_lora.ranks import (
     RankRule,
     StoredDelta,
     Trial,
-    WeightsOf,
+    WidthAllocator,
     predictor_of,
-    unweighted,
 )
 
 
@@ -147,9 +146,9 @@ class RankSelection:
 
     plan: Plan
     settings: DeltaSettings
-    weights_of: WeightsOf
+    norm: OutputNorm | None
     vectors: Path
-    allocator: RankAllocator
+    allocator: RankAllocator | WidthAllocator
     predictor: Predictor
 
     def choose(self, rule: RankRule, trial: Trial | None = None) -> list[ChosenRanks]:
@@ -160,8 +159,7 @@ class RankSelection:
     def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
         """Open the second pass for these choices."""
         with open_checkpoint(self.vectors) as vectors:
-            ranks = [choice.ranks for choice in choices]
-            yield SurveyedPass(self.plan, self.settings, self.weights_of, ranks, vectors)
+            yield SurveyedPass(self.plan, self.settings, self.norm, choices, vectors)
 
     @contextmanager
     def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
@@ -187,12 +185,19 @@ class RankSelection:
             path=path,
             shapes={module_of(name): shapes[name] for name, rank in choice.ranks.items() if rank},
             ranks={module_of(name): rank for name, rank in choice.ranks.items() if rank},
-            dense={**self.plan.dense(), **{name: shapes[name] for name, rank in choice.ranks.items() if rank is None}},
+            dense={
+                **self._dense(choice),
+                **{name: shapes[name] for name, rank in choice.ranks.items() if rank is None},
+            },
             rank=highest[2],
             conv_rank=highest[4],
             settings=settings,
             errors=errors,
         )
+
+    def _dense(self, choice: Choice) -> dict[ParamName, tuple[int, ...]]:
+        """Return the shapes of the deltas that are stored dense in any case; some may be left out of a packed file."""
+        return {name: shape for name, shape in self.plan.dense().items() if any(choice.widths.get(name, (1,)))}
 
 
 @contextmanager
@@ -214,20 +219,22 @@ def surveyed(
         beside: an output path; the vectors are stored next to it and removed at the end.
     """
     capped = capped_plan(plan, rule, settings.dtype)
-    weights_of = norm.weights_of if norm else unweighted
     vectors = vectors_beside(beside)
     try:
-        survey_pass = SurveyPass(capped, settings, weights_of, vectors)
+        survey_pass = SurveyPass(capped, settings, norm, vectors)
         progress.start(len(survey_pass), "surveying")
         survey = survey_pass.run(progress.advance)
         longest = max(run_settings, key=lambda one: len(str(one)))
-        allocator = rank_allocator(
-            capped, survey, settings.dtype, overhead=header_bytes(longest, plan), is_weighted=norm is not None
+        overhead = header_bytes(longest, plan, settings.dtype)
+        allocator = (
+            WidthAllocator(survey.widths, prefix=plan.pairing.tuned.prefix, overhead=overhead)
+            if settings.dtype == PACKED
+            else rank_allocator(capped, survey, settings.dtype, overhead=overhead, is_weighted=norm is not None)
         )
         yield RankSelection(
             plan=capped,
             settings=settings,
-            weights_of=weights_of,
+            norm=norm,
             vectors=vectors,
             allocator=allocator,
             predictor=predictor_of(allocator, norm),

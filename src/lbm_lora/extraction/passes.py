@@ -1,25 +1,33 @@
 """Passes that execute a plan: each tensor is read, subtracted, factorized, rounded and measured, a few at a time.
 
 Two passes share one interface. `DirectPass` decomposes each delta as it is read: ranks are given, and all errors in a
-matrix cost the same. `SurveyedPass` is the second of two passes: it truncates a survey's vectors to the chosen ranks.
+matrix cost the same. `SurveyedPass` is the second of two passes: it rounds a survey's vectors to the chosen ranks, or bits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from lbm_lora.adapter import Outcome
 from lbm_lora.checkpoint import Checkpoint, Fingerprint
 from lbm_lora.errors import InputError
 from lbm_lora.extraction.deltas import Delta, DeltaReader, DeltaSettings, left_out, low_rank
-from lbm_lora.extraction.plan import Plan, PlanItem
+from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.extraction.survey import seed_of, stored_vectors
-from lbm_lora.factorize import Factors, Whitening, factorize_ranks, to_matrix, weighted_factors
-from lbm_lora.naming import ParamName, module_of
+from lbm_lora.factorize import (
+    Factors,
+    Weights,
+    Whitening,
+    factorize_ranks,
+    packed_factors,
+    to_matrix,
+    weighted_factors,
+)
+from lbm_lora.naming import module_of
 from lbm_lora.parallel import ordered_map
-from lbm_lora.ranks import WeightsOf
+from lbm_lora.ranks import Choice, OutputNorm, unweighted
 
-Ranks = Mapping[ParamName, int | None]
-"""Rank of each decomposed delta; 0 is nothing, None is the dense delta."""
+NOT_WORTH = "not worth the bytes"
+_SMALLER = "stored dense: smaller than its factors"
 
 
 @runtime_checkable
@@ -87,7 +95,7 @@ class SurveyedPass:
     """Pass that truncates the vectors of a survey to the chosen ranks.
 
     Args:
-        weights_of: the same as in the survey.
+        norm: the same as in the survey.
         choices: ranks for each adapter; a delta without a rank is one that the survey found unchanged or too small.
         vectors: the survey's file of vectors.
     """
@@ -96,13 +104,14 @@ class SurveyedPass:
         self,
         plan: Plan,
         settings: DeltaSettings,
-        weights_of: WeightsOf,
-        choices: Sequence[Ranks],
+        norm: OutputNorm | None,
+        choices: Sequence[Choice],
         vectors: Checkpoint,
     ) -> None:
         self._plan = plan
         self._settings = settings
-        self._weights_of = weights_of
+        self._norm = norm
+        self._weights_of = norm.weights_of if norm else unweighted
         self._choices = choices
         self._vectors = vectors
         self._reader = DeltaReader(plan.pairing, settings)
@@ -121,14 +130,40 @@ class SurveyedPass:
         delta = self._reader.read(item)
         if isinstance(delta, Outcome):
             return (delta,) * len(self._choices)
-        whitening = self._weights_of(module_of(item.name)).whitening()
-        return tuple(self._outcome(item, delta, ranks[item.name], whitening) for ranks in self._choices)
+        if item.action is Action.KEEP_DENSE:
+            return tuple(self._vector(item, delta, choice.widths[item.name][0]) for choice in self._choices)
+        weights = self._weights_of(module_of(item.name))
+        whitening = weights.whitening()
+        return tuple(
+            self._packed(item, delta, choice, weights, whitening)
+            if choice.widths
+            else self._outcome(item, delta, choice.ranks[item.name], whitening)
+            for choice in self._choices
+        )
+
+    def _vector(self, item: PlanItem, delta: Delta, width: int) -> Outcome:
+        """Return the outcome of a delta that is stored dense in a packed file, or not at all."""
+        if width == 0:
+            return left_out(item, NOT_WORTH, delta.measure)
+        moment = self._norm.vector_moment_of(item.name) if self._norm else None
+        variances = None if moment is None else moment.variances().float()
+        return self._reader.rounded(item, delta, item.reason, width, variances)
+
+    def _packed(self, item: PlanItem, delta: Delta, choice: Choice, weights: Weights, whitening: Whitening) -> Outcome:
+        """Return the outcome of a matrix in a packed file."""
+        widths = choice.widths[item.name]
+        if not any(widths):
+            return left_out(item, NOT_WORTH, delta.measure)
+        if choice.ranks[item.name] is None:
+            return self._reader.rounded(item, delta, _SMALLER, widths[0])
+        counts = packed_factors(stored_vectors(self._vectors, item.name), widths, whitening, weights)
+        return low_rank(item, delta, counts.factors(), counts.grid)
 
     def _outcome(self, item: PlanItem, delta: Delta, rank: int | None, whitening: Whitening) -> Outcome:
         if rank is None:
-            return self._reader.dense(item, delta, "stored dense: smaller than its factors")
+            return self._reader.dense(item, delta, _SMALLER)
         if rank == 0:
-            return left_out(item, "not worth the bytes", delta.measure)
+            return left_out(item, NOT_WORTH, delta.measure)
         svd = stored_vectors(self._vectors, item.name).first(rank)
         try:
             factors = weighted_factors(svd, self._settings.dtype, whitening)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import xxhash
+from torch import Tensor
 
 from lbm_lora.adapter import Outcome
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TensorSpec
@@ -18,6 +19,7 @@ from lbm_lora.errors import InputError
 from lbm_lora.extraction.deltas import DeltaReader, DeltaSettings
 from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.factorize import (
+    PACKED,
     Measure,
     WeightedSVD,
     Weights,
@@ -31,7 +33,16 @@ from lbm_lora.factorize import (
 from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
-from lbm_lora.ranks import DeltaSpectrum, WeightsOf, dense_error, rounding_error
+from lbm_lora.ranks import (
+    DeltaSpectrum,
+    OutputNorm,
+    WidthSpectrum,
+    dense_error,
+    rounding_error,
+    unweighted,
+    vector_spectrum,
+    width_spectrum,
+)
 
 _LEFT, _VALUES, _RIGHT = ".left", ".values", ".right"  # suffixes of a delta's vectors in the scratch file
 
@@ -42,17 +53,19 @@ class Survey:
 
     Attributes:
         spectra: spectra of the deltas to decompose, without those that are unchanged or too small.
+        widths: for a packed file instead the spectra of all deltas, dense ones too.
         others: measures of all other tensors: stored dense, or left out. In a weighted norm they do not count.
     """
 
     spectra: list[DeltaSpectrum]
+    widths: list[WidthSpectrum]
     others: Measure
 
 
 @dataclass(frozen=True)
 class _Decomposed:
-    spectrum: DeltaSpectrum
-    svd: WeightedSVD
+    spectrum: DeltaSpectrum | WidthSpectrum
+    svd: WeightedSVD | None
 
 
 class SurveyPass:
@@ -60,14 +73,15 @@ class SurveyPass:
 
     Args:
         plan: plan in which each decomposed item's `rank` is the highest that may be chosen.
-        weights_of: returns the cost of an error in a module.
+        norm: output norm, if errors are weighted by it.
         scratch: file for the vectors, in fp32.
     """
 
-    def __init__(self, plan: Plan, settings: DeltaSettings, weights_of: WeightsOf, scratch: Path) -> None:
+    def __init__(self, plan: Plan, settings: DeltaSettings, norm: OutputNorm | None, scratch: Path) -> None:
         self._plan = plan
         self._settings = settings
-        self._weights_of = weights_of
+        self._norm = norm
+        self._weights_of = norm.weights_of if norm else unweighted
         self._reader = DeltaReader(plan.pairing, settings)
         specs: dict[str, TensorSpec] = {}
         for item in plan.of(Action.DECOMPOSE):
@@ -83,24 +97,32 @@ class SurveyPass:
     def run(self, on_tensor: Callable[[], None] = lambda: None) -> Survey:
         """Read every delta once; `on_tensor` is called after each, for a progress bar."""
         spectra: list[DeltaSpectrum] = []
+        widths: list[WidthSpectrum] = []
         others = Measure()
         with self._file:
             for made in ordered_map(self._decompose, self._plan.items):
                 if isinstance(made, Outcome):
                     others += made.row.measure
-                else:
-                    name = made.spectrum.name
+                    on_tensor()
+                    continue
+                name = made.spectrum.name
+                if made.svd is not None:
                     self._file.write(name + _LEFT, made.svd.left)
                     self._file.write(name + _VALUES, made.svd.values)
                     self._file.write(name + _RIGHT, made.svd.right)
+                if isinstance(made.spectrum, WidthSpectrum):
+                    widths.append(made.spectrum)
+                else:
                     spectra.append(made.spectrum)
                 on_tensor()
-        return Survey(spectra, others)
+        return Survey(spectra, widths, others)
 
     def _decompose(self, item: PlanItem) -> _Decomposed | Outcome:
         delta = self._reader.read(item)
         if isinstance(delta, Outcome):
             return delta
+        if item.action is Action.KEEP_DENSE:
+            return _Decomposed(self._vector(item, delta.values), None)
         matrix = to_matrix(delta.values)
         weights = self._weights_of(module_of(item.name))
         try:
@@ -108,6 +130,8 @@ class SurveyPass:
             svd = weighted_svd(matrix, item.rank or 1, whitening, seed=seed_of(item.name))
         except InputError as error:
             raise InputError(f"{item.name}: ", *error.args) from None
+        if self._settings.dtype == PACKED:
+            return _Decomposed(width_spectrum(item.name, item.shape, matrix, svd, weights, whitening), svd)
         worth = len(svd.values)
         if weights == Weights():  # in another norm, values are not comparable with the noise
             worth = max(1, rank_above(svd.values, rounding_edge(to_matrix(self._plan.pairing.tuned.read(item.name)))))
@@ -121,6 +145,11 @@ class SurveyPass:
             worth=worth,
         )
         return _Decomposed(spectrum, svd)
+
+    def _vector(self, item: PlanItem, values: Tensor) -> WidthSpectrum:
+        """Return the spectrum of a dense delta; with an output norm its worth may be unknown."""
+        moment = self._norm.vector_moment_of(item.name) if self._norm else None
+        return vector_spectrum(item.name, values, moment, is_needed=self._norm is not None and moment is None)
 
 
 def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:

@@ -19,6 +19,18 @@ from lbm_lora.factorize.factors import (
     rounded,
     stored_factors,
 )
+from lbm_lora.factorize.grid import (
+    PACKED,
+    WIDTHS,
+    Counts,
+    Grid,
+    counts_of,
+    largest,
+    nearest,
+    relative_noise,
+    vector_counts,
+    vector_of,
+)
 from lbm_lora.factorize.matrix import (
     down_shape,
     from_matrix,
@@ -33,7 +45,7 @@ from lbm_lora.factorize.moments import Moment, MomentAccumulator
 from lbm_lora.factorize.noise import noise_edge, rank_above, rounding_edge
 from lbm_lora.factorize.products import concatenated, exact_factors, product_svd, weighted_product_svd
 from lbm_lora.factorize.rank import FULL_RANK, FixedRank
-from lbm_lora.factorize.roots import Root
+from lbm_lora.factorize.roots import Root, TriangularRoot
 from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
 from lbm_lora.factorize.weighted import (
     RIDGE,
@@ -41,29 +53,41 @@ from lbm_lora.factorize.weighted import (
     Weights,
     Whitening,
     output_error,
+    packed_factors,
     weighted_factors,
     weighted_svd,
 )
+from lbm_lora.factorize.width_budget import WidthAllocation, WidthCosts, allocate_widths, allocate_widths_for
 
 __all__ = [
     "Allocation",
+    "Counts",
     "EightBit",
     "FULL_RANK",
     "Factors",
     "FixedRank",
+    "Grid",
     "Measure",
     "Moment",
     "MomentAccumulator",
+    "PACKED",
     "RIDGE",
     "Root",
     "Spectrum",
+    "TriangularRoot",
     "TruncatedSVD",
+    "WIDTHS",
     "WeightedSVD",
     "Weights",
     "Whitening",
+    "WidthAllocation",
+    "WidthCosts",
     "allocate",
     "allocate_error",
+    "allocate_widths",
+    "allocate_widths_for",
     "concatenated",
+    "counts_of",
     "curve",
     "dense_dtype",
     "down_shape",
@@ -77,20 +101,26 @@ __all__ = [
     "from_matrix",
     "grid_noise",
     "has_matrix_view",
+    "largest",
     "matrix_shape",
     "measure_delta",
+    "nearest",
     "noise_edge",
     "output_error",
+    "packed_factors",
     "product_svd",
     "quantize",
     "rank_above",
     "rank_bound",
+    "relative_noise",
     "rounded",
     "rounding_edge",
     "stored_factors",
     "to_matrix",
     "truncated_svd",
     "up_shape",
+    "vector_counts",
+    "vector_of",
     "weighted_factors",
     "weighted_product_svd",
     "weighted_svd",

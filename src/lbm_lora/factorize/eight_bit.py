@@ -39,7 +39,7 @@ class EightBit:
 
         `down` gets a power of two: that costs no precision, and neither factor leaves the range of fp16.
         """
-        share = _power_of_two(torch.frexp(self.unit).exponent // 2)
+        share = power_of_two(torch.frexp(self.unit).exponent // 2)
         return self.up.float() * (self.unit / share), self.down.float() * share[:, None]
 
 
@@ -81,16 +81,16 @@ def _units(values: Float32[Tensor, "rows columns"], dim: int) -> Tensor:
     largest = values.abs().amax(dim=dim)
     if not torch.isfinite(largest).all():
         raise InputError("factors have values that are not finite and cannot be stored.")
-    unit = _shortened((largest / LARGEST).clamp_(min=torch.finfo(torch.float32).tiny))
+    unit = shortened((largest / LARGEST).clamp_(min=torch.finfo(torch.float32).tiny))
     return torch.where(largest > 0, unit, torch.ones_like(unit))
 
 
-def _shortened(values: Float32[Tensor, " k"]) -> Float32[Tensor, " k"]:
+def shortened(values: Float32[Tensor, " k"]) -> Float32[Tensor, " k"]:
     """Round to 16 significant bits."""
     half = 1 << (_DROPPED - 1)
     return ((values.view(torch.int32) + half) >> _DROPPED << _DROPPED).view(torch.float32)
 
 
-def _power_of_two(exponents: Tensor) -> Float32[Tensor, " k"]:
+def power_of_two(exponents: Tensor) -> Float32[Tensor, " k"]:
     """Return 2^exponent, built from its bits: exact, as `pow` need not be."""
     return ((exponents + _BIAS) << _MANTISSA).to(torch.int32).view(torch.float32)

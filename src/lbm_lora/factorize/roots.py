@@ -107,8 +107,12 @@ def on_vectors(
     """Apply a function of (m, n) to the n-vectors of a matrix whose columns are ordered (n, repeat)."""
     if repeat == 1:
         return function(matrix)
-    vectors = function(vectors_of(matrix, repeat))
-    return vectors.unflatten(0, (-1, repeat)).mT.reshape(matrix.shape)
+    return joined(function(vectors_of(matrix, repeat)), matrix.shape, repeat)
+
+
+def joined(vectors: Float[Tensor, "m n"], shape: torch.Size, repeat: int) -> Float[Tensor, "rows columns"]:
+    """Invert `vectors_of`."""
+    return vectors if repeat == 1 else vectors.unflatten(0, (-1, repeat)).mT.reshape(shape)
 
 
 def vectors_of(matrix: Float[Tensor, "rows columns"], repeat: int) -> Float[Tensor, "m n"]:

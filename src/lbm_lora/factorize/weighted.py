@@ -8,6 +8,7 @@ approximation of its rank, and its singular values are comparable between layers
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
 from lbm_lora.factorize.factors import Factors, rounded_down, stored_factors
+from lbm_lora.factorize.grid import Counts, Grid, nearest
 from lbm_lora.factorize.moments import Moment
 from lbm_lora.factorize.roots import Root
 from lbm_lora.factorize.svd import truncated_svd
@@ -168,6 +170,30 @@ def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening)
     products = rows @ whitening.rows(svd.right).mT
     inverse = torch.linalg.pinv(rows @ rows.mT, rtol=_CUTOFF, hermitian=True)
     return stored_factors((svd.left * svd.values) @ (inverse @ products).mT / scale, down, dtype)
+
+
+def packed_factors(svd: WeightedSVD, widths: Sequence[int], whitening: Whitening, weights: Weights) -> Counts:
+    """Return the best factors for the ranks of a decomposition at given numbers of bits.
+
+    `down` is rounded, then `up` is fitted to it in the weighted norm, and rounded; both pass errors on (see `grid`).
+
+    Args:
+        svd: all ranks that are known: what those left out say about the fit counts too.
+        widths: bits of each rank, 0 to leave it out; at least one is above.
+    """
+    kept = [index for index, width in enumerate(widths) if width]
+    bits = [widths[index] for index in kept]
+    inputs, outputs = (
+        None if side is None else side.variances().repeat_interleave(side.repeat).float()
+        for side in (weights.inputs, weights.outputs)
+    )
+    down, step = nearest(svd.right[kept], bits, variances=inputs, root=whitening.inputs)
+    rows = whitening.rows(down.float() * step[:, None])
+    products = rows @ whitening.rows(svd.right).mT
+    inverse = torch.linalg.pinv(rows @ rows.mT, rtol=_CUTOFF, hermitian=True)
+    fitted = (svd.left * svd.values) @ (inverse @ products).mT * step
+    up, unit = nearest(fitted.mT, bits, variances=outputs, root=whitening.outputs)
+    return Counts(up.mT, down, Grid(tuple(bits), unit))
 
 
 def output_error(

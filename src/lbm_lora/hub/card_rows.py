@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import REFINEMENT_KEY, SETTINGS_KEY, parsed
-from lbm_lora.checkpoint import dtype_name
 from lbm_lora.errors import plural
 
 Row = tuple[str, str]
@@ -36,7 +33,7 @@ def content_rows(adapter: Adapter, nbytes: int) -> list[Row]:
     rows = [
         ("layers", f"{len(ranks)}, ranks {min(ranks)} to {max(ranks)}" if ranks else "none"),
         ("biases and norms", counted(adapter.dense) or "none"),
-        ("file", f"{nbytes / 1e6:.1f} MB, {dtype_name(adapter.dtype or _dtype(adapter))}"),
+        ("file", f"{nbytes / 1e6:.1f} MB, {adapter.precision}"),
     ]
     method = parsed(adapter.metadata.facts, SETTINGS_KEY).get("method")
     made = "refined" if REFINEMENT_KEY in adapter.metadata.facts else f"extracted ({method})" if method else ""
@@ -76,8 +73,3 @@ def report_rows(folder: Path) -> list[Row]:
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []  # another program's report.json
-
-
-def _dtype(adapter: Adapter) -> torch.dtype:
-    tensors = [*(module.up for module in adapter.modules.values()), *adapter.dense.values()]
-    return tensors[0].dtype if tensors else torch.float32

@@ -10,10 +10,20 @@ Extraction finds the spectra in two checkpoints, `combine` in the factors of LoR
 """
 
 from lbm_lora.ranks.allocate import Choice, RankAllocator, megabytes
+from lbm_lora.ranks.allocate_widths import WidthAllocator, needs_limit
 from lbm_lora.ranks.prediction import Prediction, Predictor
 from lbm_lora.ranks.rank_options import parse_nbytes, rank_rule
-from lbm_lora.ranks.rules import FixedRanks, RankRule
-from lbm_lora.ranks.spectrum import DeltaSpectrum, WeightsOf, dense_error, rounding_error, unweighted
+from lbm_lora.ranks.rules import ErrorLimit, FixedRanks, PsnrFloor, RankRule, SizeLimits
+from lbm_lora.ranks.spectrum import (
+    DeltaSpectrum,
+    WeightsOf,
+    WidthSpectrum,
+    dense_error,
+    rounding_error,
+    unweighted,
+    vector_spectrum,
+    width_spectrum,
+)
 from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, StoredDelta, Trial, TrialImages, predictor_of
 
 __all__ = [
@@ -21,21 +31,29 @@ __all__ = [
     "Chooser",
     "ChosenRanks",
     "DeltaSpectrum",
+    "ErrorLimit",
     "FixedRanks",
     "OutputNorm",
     "Prediction",
     "Predictor",
+    "PsnrFloor",
     "RankAllocator",
     "RankRule",
+    "SizeLimits",
     "StoredDelta",
     "Trial",
     "TrialImages",
     "WeightsOf",
+    "WidthAllocator",
+    "WidthSpectrum",
     "dense_error",
     "megabytes",
     "parse_nbytes",
+    "needs_limit",
     "predictor_of",
     "rank_rule",
     "rounding_error",
     "unweighted",
+    "vector_spectrum",
+    "width_spectrum",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,11 +24,14 @@ class Choice:
         ranks: rank of each decomposed delta; 0 is nothing, None is the dense delta.
         nbytes: bytes of the file.
         error_sq: squared error in the norm of the spectra, including rounding to the stored dtype.
+        widths: for a packed file, the bits of each rank of each decomposed delta, 0 for those left out, and of each
+            dense delta.
     """
 
     ranks: dict[ParamName, int | None]
     nbytes: int
     error_sq: float
+    widths: Mapping[ParamName, tuple[int, ...]] = field(default_factory=dict[ParamName, tuple[int, ...]])
 
 
 class RankAllocator:

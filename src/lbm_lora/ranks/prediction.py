@@ -8,6 +8,7 @@ import numpy as np
 
 from lbm_lora.errors import InputError
 from lbm_lora.ranks.allocate import Choice, RankAllocator
+from lbm_lora.ranks.allocate_widths import WidthAllocator
 from lbm_lora.ranks.search import Proposal
 
 _LEAST = 1e-9  # relative errors below this count as zero
@@ -43,7 +44,7 @@ class Predictor:
         of: what the predictions refer to, `output` or `weights`.
     """
 
-    def __init__(self, allocator: RankAllocator, *, reference_sq: float, of: str) -> None:
+    def __init__(self, allocator: RankAllocator | WidthAllocator, *, reference_sq: float, of: str) -> None:
         self.reference_sq, self.of = reference_sq, of
         self._allocator = allocator
         self._measured: dict[float, float] = {}

@@ -13,12 +13,14 @@ from typing import ClassVar
 import torch
 
 from lbm_lora.adapter import rank_bytes
-from lbm_lora.factorize import FixedRank, rank_bound
+from lbm_lora.factorize import PACKED, FixedRank, rank_bound
 from lbm_lora.naming import ParamName
 from lbm_lora.ranks.allocate import Choice, RankAllocator
+from lbm_lora.ranks.allocate_widths import WidthAllocator
 
 _SMALL_SIDE = 192  # up to this size all ranks of a matrix are found anyway
 _LEAST_CAP = 64
+_PACKED_SHARE = 0.25  # of 16 bits: what a value takes in the mean
 _ABOVE_UNIFORM = 4  # the most that one layer may get, in multiples of the uniform rank
 _SHARE = 0.25  # of its bound that a rank may reach under an error limit: above it the dense delta is nearly as small
 
@@ -48,7 +50,7 @@ class FixedRanks:
         highest = FixedRank(linear=linear, conv=conv)
         return {name: highest.rank_of(shape) for name, shape in shapes.items()}
 
-    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+    def choices(self, allocator: RankAllocator | WidthAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.fixed(rank) for rank in self.ranks]
 
 
@@ -74,10 +76,12 @@ class SizeLimits:
 
     def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
         per_rank = sum(rank_bytes(shape, dtype) for shape in shapes.values())
+        if dtype == PACKED:
+            per_rank *= _PACKED_SHARE
         cap = _ABOVE_UNIFORM * max(self.nbytes) / per_rank
         return {name: _below(rank_bound(shape), cap) for name, shape in shapes.items()}
 
-    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+    def choices(self, allocator: RankAllocator | WidthAllocator, reference_sq: float) -> list[Choice]:
         return allocator.within(self.nbytes)
 
 
@@ -103,7 +107,7 @@ class _Limit:
 class ErrorLimit(_Limit):
     """Smallest file with this relative error: of the weights, or of the output if calibrated."""
 
-    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+    def choices(self, allocator: RankAllocator | WidthAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.error(self.value**2 * reference_sq)]
 
 
@@ -117,7 +121,7 @@ class ModuleErrorLimit(_Limit):
     def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
         return {name: rank_bound(shape) for name, shape in shapes.items()}
 
-    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+    def choices(self, allocator: RankAllocator | WidthAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.module_error(self.value)]
 
 
@@ -127,7 +131,7 @@ class EnergyShare(_Limit):
     def caps(self, shapes: Shapes, dtype: torch.dtype) -> dict[ParamName, int]:
         return {name: rank_bound(shape) for name, shape in shapes.items()}
 
-    def choices(self, allocator: RankAllocator, reference_sq: float) -> list[Choice]:
+    def choices(self, allocator: RankAllocator | WidthAllocator, reference_sq: float) -> list[Choice]:
         return [allocator.energy(self.value)]
 
 

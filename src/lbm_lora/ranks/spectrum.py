@@ -4,11 +4,25 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
+from lbm_lora.adapter.packed import rank_bytes, vector_bytes
 from lbm_lora.blocks import energy
-from lbm_lora.factorize import Moment, WeightedSVD, Weights, Whitening, grid_noise
+from lbm_lora.factorize import (
+    WIDTHS,
+    Moment,
+    Root,
+    TriangularRoot,
+    WeightedSVD,
+    Weights,
+    Whitening,
+    WidthCosts,
+    grid_noise,
+    relative_noise,
+)
 from lbm_lora.naming import ModuleName, ParamName
 
 WeightsOf = Callable[[ModuleName], Weights]
@@ -44,6 +58,93 @@ class DeltaSpectrum:
     is_kept: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class WidthSpectrum:
+    """Spectrum of one delta for a packed file: what each rank is worth at each number of bits.
+
+    Attributes:
+        name, shape: of the parameter.
+        costs: its ranks, or for a dense delta its only one.
+        is_dense: whether it is stored dense in any case.
+    """
+
+    name: ParamName
+    shape: tuple[int, ...]
+    costs: WidthCosts
+    is_dense: bool = False
+
+
+def width_spectrum(
+    name: ParamName, shape: tuple[int, ...], matrix: Tensor, svd: WeightedSVD, weights: Weights, whitening: Whitening
+) -> WidthSpectrum:
+    """Return the spectrum of a matrix.
+
+    Rounding one factor of a rank to a relative error e in its norm leaves e^2 / (1 + e^2) of the rank's energy, since the
+    other factor is fitted to it.
+
+    Args:
+        matrix: the delta.
+    """
+    squares = np.maximum(svd.squares, 0)
+    across = _noise(svd.left.mT.contiguous(), weights.outputs, whitening.outputs, weights.scale)
+    along = _noise(svd.right, weights.inputs, whitening.inputs, 1.0)
+    errors = squares * np.minimum(across / (1 + across) + along / (1 + along), 1)
+    rows, columns = matrix.shape
+    sides = weights.scale * _variances(weights.outputs, rows).sum() * _variances(weights.inputs, columns).sum()
+    flat = relative_noise(matrix.flatten()[None])[:, 0]
+    dense = flat * energy(matrix) / matrix.numel() * float(sides)
+    return WidthSpectrum(
+        name=name,
+        shape=shape,
+        costs=WidthCosts(
+            errors=np.vstack((squares, errors)),
+            nbytes=np.array([0, *(rank_bytes(shape, width) for width in WIDTHS)]),
+            rest=svd.rest,
+            fixed_bytes=_ENTRY,
+            dense_errors=np.append(np.inf, dense),
+            dense_bytes=np.array([0, *(vector_bytes(matrix.numel(), width) for width in WIDTHS)]),
+        ),
+    )
+
+
+def vector_spectrum(name: ParamName, values: Tensor, moment: Moment | None, *, is_needed: bool) -> WidthSpectrum:
+    """Return the spectrum of a delta that is stored dense.
+
+    Args:
+        moment: cost of an error in it; None: all errors cost the same.
+        is_needed: store it in any case, as precisely as possible: what it is worth is not known.
+    """
+    row = values.flatten()[None].float()
+    variances = torch.ones(row.shape[1]) if moment is None else moment.variances().float()
+    lost = float(row[0].double().square().sum()) if moment is None else moment.quadratic(row)
+    errors = relative_noise(row, variances)[:, 0] * float(row[0].double().square() @ variances.double())
+    nbytes = np.array([0, *(_ENTRY + vector_bytes(row.shape[1], width) for width in WIDTHS)])
+    if is_needed:
+        errors, nbytes = np.where(np.array(WIDTHS) == max(WIDTHS), 0.0, np.inf), nbytes
+    return WidthSpectrum(
+        name=name,
+        shape=tuple(values.shape),
+        costs=WidthCosts(errors=np.append(lost, errors)[:, None], nbytes=nbytes, is_needed=is_needed),
+        is_dense=True,
+    )
+
+
+def _noise(
+    vectors: Tensor, moment: Moment | None, root: Root | None, scale: float
+) -> Float64[np.ndarray, "widths rank"]:
+    """Return the squared error of rounding each vector to each width, in the norm of its side, in which it has length 1.
+
+    A triangular root passes errors on: then the squares of its diagonal count instead of the variances.
+    """
+    variances = _variances(moment, vectors.shape[1])
+    lengths = scale * (vectors.double().square() @ variances).numpy()
+    share = 1.0
+    if isinstance(root, TriangularRoot):
+        kept = root.lower.diagonal().double().square().sum() * root.repeat
+        share = float(kept / variances.sum().clamp_min(1e-300))
+    return relative_noise(vectors, variances.float()) * lengths * min(share, 1.0)
+
+
 def dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
     """Return the squared error of rounding a matrix to the stored dtype; infinite if it leaves its range."""
     lost = matrix.to(dtype).float().sub_(matrix)
@@ -76,6 +177,8 @@ def _variances(moment: Moment | None, count: int) -> Tensor:
         return torch.ones(count, dtype=torch.float64)
     return moment.variances().repeat_interleave(moment.repeat)
 
+
+_ENTRY = 10  # bytes that a name takes in the compressed index
 
 _ROUNDING = {torch.bfloat16: 2.0**-14 * 0.541 / 12, torch.float16: 2.0**-20 * 0.541 / 12}
 """Mean squared relative error of rounding log-uniform values: ulp^2 / 12 over the value squared."""

@@ -12,6 +12,7 @@ from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize import Moment
 from lbm_lora.naming import ParamName
 from lbm_lora.ranks.allocate import Choice, RankAllocator
+from lbm_lora.ranks.allocate_widths import WidthAllocator
 from lbm_lora.ranks.prediction import Predictor
 from lbm_lora.ranks.rules import ErrorLimit, PsnrFloor, RankRule
 from lbm_lora.ranks.search import smallest
@@ -83,6 +84,7 @@ class OutputNorm:
         weights_of: returns the cost of an error in a module.
         vector_moment_of: returns M of a vector such as a bias: an error e in it costs e^T M e. None if not measured.
         energy: mean squared norm of the output; divides squared errors to make them relative.
+        vector_moment_of: returns the cost of an error in a bias or norm parameter; None if it was not measured.
         open_trial: opens, after the survey, the network in which choices are run before they are written.
     """
 
@@ -93,7 +95,7 @@ class OutputNorm:
     open_trial: Callable[[], Trial | None] = lambda: None
 
 
-def predictor_of(allocator: RankAllocator, norm: OutputNorm | None) -> Predictor:
+def predictor_of(allocator: RankAllocator | WidthAllocator, norm: OutputNorm | None) -> Predictor:
     """Return a predictor of the error of the weights, or with a norm that of the output."""
     reference_sq = norm.energy if norm else allocator.energy_sq
     return Predictor(allocator, reference_sq=reference_sq, of="output" if norm else "weights")
@@ -115,7 +117,7 @@ class Chooser:
         deltas_of: opens the deltas of a choice, as they would be stored.
     """
 
-    allocator: RankAllocator
+    allocator: RankAllocator | WidthAllocator
     predictor: Predictor
     deltas_of: Callable[[Choice], AbstractContextManager[Iterable[StoredDelta]]]
 

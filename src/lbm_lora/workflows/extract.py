@@ -20,19 +20,32 @@ from lbm_lora.extraction import (
     vectors_beside,
     write_sidecar,
 )
+from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import Prediction, RankRule, TrialImages, rank_rule
+from lbm_lora.ranks import (
+    ErrorLimit,
+    Prediction,
+    PsnrFloor,
+    RankRule,
+    SizeLimits,
+    TrialImages,
+    needs_limit,
+    rank_rule,
+)
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
+
+_WITH_BITS = (SizeLimits, ErrorLimit, PsnrFloor)
+"""Rules that weigh all layers against each other: then bits can be chosen with the ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +162,18 @@ def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
         raise give_one("calibration", "calibration_images", "weight the errors")
     if config.images is not None and config.statistics is None:
         raise ConfigError(Option("images"), " needs ", Option("calibration"), "; for other LoRAs: lbm-lora validate.")
-    # the errors of calibrated LoRAs can be below the rounding of bf16
-    dtype = precision(config.save_precision or ("fp16" if config.statistics is not None else "bf16"))
+    dtype = precision(config.save_precision or _default_precision(config, rule))
+    if dtype == PACKED and not isinstance(rule, _WITH_BITS):
+        raise needs_limit()
     device = resolve_device(config.device, fp64="the decomposition sums in")
     return rule, DeltaSettings(dtype=dtype, min_diff=config.min_diff, device=device)
+
+
+def _default_precision(config: ExtractConfig, rule: RankRule) -> str:
+    """Return the precision of the file: calibrated errors can be below the rounding of bf16."""
+    if config.statistics is None:
+        return "bf16"
+    return "auto" if isinstance(rule, _WITH_BITS) else "fp16"
 
 
 def output_paths(config: ExtractConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
@@ -279,7 +300,7 @@ def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "S
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
         "method": "calibrated" if config.statistics is not None else "plain",
-        "dtype": dtype_name(settings.dtype),
+        "dtype": "packed" if settings.dtype == PACKED else dtype_name(settings.dtype),
         "include": config.include,
         "exclude": config.exclude,
         "target_coverage": config.target_coverage,

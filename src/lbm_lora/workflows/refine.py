@@ -14,6 +14,7 @@ from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
+from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
@@ -239,8 +240,8 @@ def _load(config: RefineConfig, checkpoint: Checkpoint, progress: Progress, what
 
 
 def _stored_dtype(adapter: Adapter) -> torch.dtype:
-    if adapter.dtype is not None:
-        return adapter.dtype
+    if adapter.dtype is not None:  # trained factors have no bits yet
+        return torch.float16 if adapter.dtype == PACKED else adapter.dtype
     tensors = [*(module.up for module in adapter.modules.values()), *adapter.dense.values()]
     return tensors[0].dtype
 

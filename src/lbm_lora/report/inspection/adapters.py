@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, module_bytes, rank_bytes
+from lbm_lora.adapter.packed import rank_bytes as packed_rank_bytes
 from lbm_lora.blocks import energy
-from lbm_lora.checkpoint import dtype_name
 from lbm_lora.errors import LbmLoraError
-from lbm_lora.factorize import Spectrum, allocate_error, energy_rank, product_svd
+from lbm_lora.factorize import PACKED, Grid, Spectrum, allocate_error, energy_rank, product_svd
 from lbm_lora.naming import ParamName
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
@@ -60,7 +60,7 @@ def adapter_facts(adapter: Adapter, nbytes: int, known: Mapping[str, str], progr
         ranks=dict(sorted(Counter(module.rank for module in modules).items())),
         scalings=dict(Counter(float(f"{module.scaling:.6g}") for module in modules).most_common()),
         kinds=dict(Counter(_counted(delta) for delta in deltas).most_common()),
-        dtype=_dtype(adapter),
+        dtype=adapter.precision,
         factor_nbytes=sum(delta.nbytes for delta in deltas if delta.rank is not None),
         dense_nbytes=sum(delta.nbytes for delta in deltas if delta.rank is None),
         norm=total,
@@ -76,7 +76,7 @@ def adapter_facts(adapter: Adapter, nbytes: int, known: Mapping[str, str], progr
 def _measured(adapter: Adapter, name: ParamName) -> _Measured:
     module = adapter.module_at(name)
     if module is None:
-        return _Measured(_dense_facts(name, adapter.dense[name]))
+        return _Measured(_dense_facts(name, adapter.dense[name], adapter.grids.get(name)))
     values = singular_values(module)
     spectrum = None if values is None else _spectrum(values, 1)
     return _Measured(
@@ -110,7 +110,7 @@ def singular_values(module: LoraModule) -> Tensor | None:
     return values if torch.isfinite(values).all() else None
 
 
-def _dense_facts(name: ParamName, delta: Tensor) -> DeltaFacts:
+def _dense_facts(name: ParamName, delta: Tensor, grid: Grid | None) -> DeltaFacts:
     values = delta.float()
     return DeltaFacts(
         name=name,
@@ -120,13 +120,15 @@ def _dense_facts(name: ParamName, delta: Tensor) -> DeltaFacts:
         shape=tuple(delta.shape),
         rank=None,
         alpha=None,
-        nbytes=delta.nbytes,
+        nbytes=vector_bytes(delta.numel(), grid.widths[0]) if grid else delta.nbytes,
         norm=math.sqrt(energy(values)) if torch.isfinite(values).all() else math.nan,
     )
 
 
 def _factor_nbytes(adapter: Adapter, module: LoraModule) -> int:
-    """Bytes of the factors in a file; in memory, 8 bits are fp32."""
+    """Bytes of the factors in a file; in memory, whole numbers are fp32."""
+    if module.grid is not None:
+        return sum(packed_rank_bytes(module.shape, width) for width in module.grid.widths)
     if adapter.dtype == torch.int8:
         return module.up.numel() + module.down.numel() + 4 * module.rank
     return module.up.nbytes + module.down.nbytes
@@ -139,7 +141,9 @@ def _counted(delta: DeltaFacts) -> str:
 
 
 def _truncations(adapter: Adapter, measured: Sequence[_Measured], nbytes: int, total: float) -> tuple[Truncation, ...]:
-    """The sizes at a few errors; none where a value is not finite or there are no lora modules."""
+    """The sizes at a few errors; none where a value is not finite, there are no lora modules, or bits would change."""
+    if adapter.dtype == PACKED:
+        return ()
     dtype = adapter.dtype or next((module.up.dtype for module in adapter.modules.values()), torch.float32)
     spectra: list[Spectrum] = []
     for one in measured:
@@ -163,14 +167,6 @@ def _truncations(adapter: Adapter, measured: Sequence[_Measured], nbytes: int, t
 
 def _spectrum(values: Tensor, nbytes: int, fixed: int = 0) -> Spectrum:
     return Spectrum(squares=values.double().square().numpy(), rest=0.0, rank_bytes=nbytes, fixed_bytes=fixed)
-
-
-def _dtype(adapter: Adapter) -> str:
-    """The dtype of a file of it: `bf16`, or several."""
-    if adapter.dtype is not None:
-        return dtype_name(adapter.dtype)
-    factors = {tensor.dtype for module in adapter.modules.values() for tensor in (module.up, module.down)}
-    return " and ".join(sorted(map(dtype_name, factors | {delta.dtype for delta in adapter.dense.values()})))
 
 
 def _written_by(adapter: Adapter) -> str:

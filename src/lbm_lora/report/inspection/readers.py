@@ -11,6 +11,7 @@ from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.formats.readers import READERS, Program
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import plural
+from lbm_lora.factorize import PACKED
 from lbm_lora.naming import ParamName, leaf_of, module_of
 from lbm_lora.report.inspection.adapter_values import Reader
 
@@ -29,6 +30,8 @@ def readers_of(adapter: Adapter) -> tuple[Reader, ...]:
 
 
 def _reader(adapter: Adapter, program: Program) -> Reader:
+    if adapter.dtype == PACKED:
+        return _not_read(adapter, program, "it does not know packed factors")
     if adapter.dtype == torch.int8:
         return _not_read(adapter, program, "it does not know factors in 8 bits")
     found = next((reader for reader in READERS[adapter.file_format] if reader.program == program), None)

@@ -1,0 +1,216 @@
+"""Factors and vectors as whole numbers of 2 to 16 bits: every rank has its own width, and one unit.
+
+    up @ down = (counts_up * unit) @ counts_down
+
+The counts of a rank lie between -L and L, with L = 2^(width - 1) - 1. Vectors are rounded for the least error in a
+weighted norm. If the norm has a triangular root, the error that rounding one element makes is compensated by the
+elements not yet rounded: Babai's nearest plane (1986), known from GPTQ (Frantar et al., "GPTQ: Accurate Post-Training
+Quantization for Generative Pre-trained Transformers", 2022, arXiv 2210.17323). The expected squared error then falls
+from unit^2 / 12 * tr(M) to unit^2 / 12 * sum_j L_jj^2, L L^T = M.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int16
+from torch import Tensor
+
+from lbm_lora.errors import InputError
+from lbm_lora.factorize.eight_bit import power_of_two, shortened
+from lbm_lora.factorize.factors import Factors
+from lbm_lora.factorize.roots import Root, TriangularRoot, joined, vectors_of
+
+PACKED = torch.int16
+"""Stands for factors on grids where the dtype of a file's factors is meant: the dtype of their counts."""
+
+WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Bits that a value may have; a rank of width 0 is left out."""
+
+_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+"""Largest count over the largest value: few levels serve many values better if the largest are clipped."""
+_LEAST_CLIP = {2: 0.4, 3: 0.5, 4: 0.6, 5: 0.7, 6: 0.8}  # by width; others are not clipped
+_SAMPLE = 192  # elements that clipping and noise are judged by
+_BLOCK = 64  # columns whose errors are passed on at once
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Precision of the ranks of a module, or of a vector (one rank).
+
+    Attributes:
+        widths: bits of each rank, from `WIDTHS`.
+        unit: (rank,), positive, with 16 significant bits.
+    """
+
+    widths: tuple[int, ...]
+    unit: Float32[Tensor, " rank"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Factors as a packed file stores them.
+
+    Attributes:
+        up: (out, rank).
+        down: (rank, columns).
+    """
+
+    up: Int16[Tensor, "out rank"]
+    down: Int16[Tensor, "rank columns"]
+    grid: Grid
+
+    def factors(self) -> Factors:
+        """Return both factors in fp32, each unit split about evenly between them, `down` with a power of two."""
+        share = _share(self.grid.unit)
+        return Factors(self.up.float() * (self.grid.unit / share), self.down.float() * share[:, None])
+
+
+def counts_of(factors: Factors, grid: Grid) -> Counts:
+    """Invert `Counts.factors`.
+
+    Raises:
+        InputError: the factors are not on the grid.
+    """
+    share = _share(grid.unit)
+    up, down = (factors.up.float() / (grid.unit / share)).round(), (factors.down.float() / share[:, None]).round()
+    most = torch.tensor([largest(width) for width in grid.widths], dtype=torch.float32)
+    found = Counts(up.to(torch.int16), down.to(torch.int16), grid)
+    again = found.factors()
+    if (
+        (up.abs() > most).any()
+        or (down.abs() > most[:, None]).any()
+        or not torch.equal(again.up, factors.up.float())
+        or not torch.equal(again.down, factors.down.float())
+    ):
+        raise InputError("factors are not on the grid that they are to be stored with.")
+    return found
+
+
+def vector_of(counts: Int16[Tensor, " n"], grid: Grid) -> Float32[Tensor, " n"]:
+    """Return a vector's values."""
+    return counts.float() * grid.unit
+
+
+def vector_counts(values: Float[Tensor, " n"], grid: Grid) -> Int16[Tensor, " n"]:
+    """Invert `vector_of`.
+
+    Raises:
+        InputError: the values are not on the grid.
+    """
+    counts = (values.float() / grid.unit).round()
+    if (counts.abs() > largest(grid.widths[0])).any() or not torch.equal(counts * grid.unit, values.float()):
+        raise InputError("values are not on the grid that they are to be stored with.")
+    return counts.to(torch.int16)
+
+
+def largest(width: int) -> int:
+    """Return the largest count of a width."""
+    return 2 ** (width - 1) - 1
+
+
+def nearest(
+    rows: Float[Tensor, "rank columns"],
+    widths: Sequence[int],
+    *,
+    variances: Float[Tensor, " columns"] | None = None,
+    root: Root | None = None,
+) -> tuple[Int16[Tensor, "rank columns"], Float32[Tensor, " rank"]]:
+    """Round each row to its width, for the least error in a weighted norm.
+
+    Args:
+        rows: finite.
+        widths: bits of each row.
+        variances: the norm's diagonal, by which units are chosen.
+        root: root of the norm; a triangular one passes errors on.
+
+    Returns:
+        The counts, and the unit of each row; 1 for a row of zeros.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    values, bits = rows.float().contiguous(), np.asarray(widths)
+    unit, _ = _units(values, bits, variances)
+    most = torch.tensor([largest(width) for width in widths], dtype=torch.float32)
+    if isinstance(root, TriangularRoot):
+        repeat = root.repeat
+        found = _planes(
+            vectors_of(values, repeat).numpy(),
+            root.lower.cpu().numpy(),
+            unit.repeat_interleave(repeat).numpy(),
+            most.repeat_interleave(repeat).numpy(),
+        )
+        counts = joined(torch.from_numpy(found), values.shape, repeat)
+    else:
+        counts = (values / unit[:, None]).round_().clamp_(-most[:, None], most[:, None])
+    return counts.to(torch.int16), unit
+
+
+def relative_noise(
+    rows: Float[Tensor, "rank columns"], variances: Float[Tensor, " columns"] | None = None
+) -> Float64[np.ndarray, "widths rank"]:
+    """Return the squared error of rounding each row to each of `WIDTHS`, each element on its own, in the norm of the
+    diagonal, relative to the row's squared length in it."""
+    values = rows.float()
+    found = [_units(values, np.full(len(values), width), variances)[1] for width in WIDTHS]
+    return np.stack([one.double().numpy() for one in found])
+
+
+def _units(
+    values: Float32[Tensor, "rank columns"], widths: np.ndarray, variances: Tensor | None
+) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
+    """Return the unit of each row, and its squared error relative to its squared length, judged by a sample."""
+    highest = values.abs().amax(dim=1)
+    if not torch.isfinite(highest).all():
+        raise InputError("factors have values that are not finite and cannot be stored.")
+    step = max(1, values.shape[1] // _SAMPLE)
+    sample = values[:, ::step]
+    weights = torch.ones(sample.shape[1]) if variances is None else variances[::step].float()
+    sizes = (sample.square() @ weights).clamp_(min=torch.finfo(torch.float32).tiny)
+    most = torch.tensor([largest(int(width)) for width in widths], dtype=torch.float32)
+    best = torch.full_like(highest, torch.inf)
+    unit = torch.ones_like(highest)
+    least = min(_LEAST_CLIP.get(int(width), 1.0) for width in set(widths.tolist()))
+    for clip in (clip for clip in _CLIPS if clip >= least):
+        tried = shortened((highest * clip / most).clamp_(min=torch.finfo(torch.float32).tiny))
+        counts = (sample / tried[:, None]).round_().clamp_(-most[:, None], most[:, None])
+        error = (sample - counts * tried[:, None]).square_() @ weights
+        better = error < best
+        best, unit = torch.where(better, error, best), torch.where(better, tried, unit)
+    return torch.where(highest > 0, unit, torch.ones_like(unit)), best / sizes
+
+
+def _planes(
+    rows: Float32[np.ndarray, "m n"],
+    lower: Float32[np.ndarray, "n n"],
+    unit: Float32[np.ndarray, " m"],
+    most: Float32[np.ndarray, " m"],
+) -> Float32[np.ndarray, "m n"]:
+    """Round the rows so that ||(rows - counts * unit) L||^2 is small, from the last column to the first.
+
+    The error in column i changes column j < i of the product like an error of L_ij / L_jj there.
+    """
+    passed = lower / lower.diagonal()[None, :]
+    wanted, counts = rows.copy(), np.empty_like(rows)
+    inverse = 1 / unit
+    for end in range(rows.shape[1], 0, -_BLOCK):
+        start = max(0, end - _BLOCK)
+        errors = np.empty((len(rows), end - start), np.float32)
+        for column in range(end - 1, start - 1, -1):
+            count = np.rint(wanted[:, column] * inverse)
+            np.clip(count, -most, most, out=count)
+            counts[:, column] = count
+            error = rows[:, column] - count * unit
+            errors[:, column - start] = error
+            if column > start:
+                wanted[:, start:column] += error[:, None] * passed[column, start:column]
+        if start:
+            wanted[:, :start] += errors @ passed[start:end, :start]
+    return counts
+
+
+def _share(unit: Float32[Tensor, " rank"]) -> Float32[Tensor, " rank"]:
+    """Return the power of two nearest to the root of each unit."""
+    return power_of_two(torch.frexp(unit).exponent // 2)

@@ -1,0 +1,166 @@
+"""Allocate a file's bytes to the bits of single ranks and vectors: the least total squared error for a size.
+
+Every rank of every module may have any of the widths, or be left out. For a price per byte each takes the width with
+the least error plus price * bytes; a module may instead be stored dense, or not at all. All choices along the prices
+are optimal for their own size (Everett, "Generalized Lagrange Multiplier Method", 1963; for bits in transform coding
+Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988), so the price is bisected.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from lbm_lora.factorize.grid import WIDTHS
+
+_HALVINGS = 60
+_CHEAPEST, _DEAREST = -320.0, 120.0  # decimal logarithm of prices in dB
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthCosts:
+    """What the ranks of one module, or one vector, cost and leave.
+
+    Attributes:
+        errors: (1 + widths, rank): the squared error that each rank leaves if it is left out, or at each of `WIDTHS`.
+        nbytes: (1 + widths,): bytes of each rank; 0 for none.
+        rest: the squared error that is left at best, beyond these ranks.
+        fixed_bytes: bytes of having any rank at all.
+        dense_errors: (1 + widths,): the same for the dense delta, whose first value is not used; None if it is not a
+            choice.
+        dense_bytes: (1 + widths,).
+        is_needed: whether it may not be left out.
+    """
+
+    errors: Float64[np.ndarray, "choices rank"]
+    nbytes: Int64[np.ndarray, " choices"]
+    rest: float = 0.0
+    fixed_bytes: int = 0
+    dense_errors: Float64[np.ndarray, " choices"] | None = None
+    dense_bytes: Int64[np.ndarray, " choices"] | None = None
+    is_needed: bool = False
+
+
+@dataclass(frozen=True)
+class WidthAllocation:
+    """Chosen widths.
+
+    Attributes:
+        widths: of each of the costs: bits of each rank, 0 for those left out; None if it is stored dense.
+        dense: bits of those that are stored dense, 0 for others.
+        nbytes: total bytes.
+        error_sq: total squared error.
+    """
+
+    widths: tuple[tuple[int, ...] | None, ...]
+    dense: tuple[int, ...]
+    nbytes: int
+    error_sq: float
+
+
+def allocate_widths(costs: Sequence[WidthCosts], budget: int) -> WidthAllocation:
+    """Return the choice with the least error that fits into `budget` bytes; if none does, the smallest."""
+    return _bisected(costs, lambda found: found.nbytes <= budget, is_dearest_wanted=False)
+
+
+def allocate_widths_for(costs: Sequence[WidthCosts], target_error_sq: float) -> WidthAllocation:
+    """Return the smallest choice that leaves at most this squared error; if none does, the best."""
+    return _bisected(costs, lambda found: found.error_sq <= target_error_sq, is_dearest_wanted=True)
+
+
+def _bisected(
+    costs: Sequence[WidthCosts], is_enough: Callable[[WidthAllocation], bool], *, is_dearest_wanted: bool
+) -> WidthAllocation:
+    """Return the choice at the lowest price, or at the highest, that is enough."""
+    groups = _grouped(costs)
+    cheapest, dearest = _CHEAPEST, _DEAREST
+    safe = _at(groups, costs, cheapest if is_dearest_wanted else dearest)
+    for _ in range(_HALVINGS):
+        price = (cheapest + dearest) / 2
+        found = _at(groups, costs, price)
+        fits = is_enough(found)
+        safe = found if fits else safe
+        if fits == is_dearest_wanted:
+            cheapest = price
+        else:
+            dearest = price
+    return safe
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """All costs as flat arrays.
+
+    Attributes:
+        owners: index of the costs that a rank belongs to.
+        errors: (choices, ranks).
+        nbytes: (choices, ranks).
+    """
+
+    owners: Int64[np.ndarray, " ranks"]
+    errors: Float64[np.ndarray, "choices ranks"]
+    nbytes: Int64[np.ndarray, "choices ranks"]
+
+
+def _grouped(costs: Sequence[WidthCosts]) -> _Groups:
+    counts = [one.errors.shape[1] for one in costs]
+    choices = 1 + len(WIDTHS)
+    nothing = np.zeros((choices, 0))
+    return _Groups(
+        np.repeat(np.arange(len(costs)), counts),
+        np.concatenate([nothing, *(one.errors for one in costs)], axis=1),
+        np.concatenate(
+            [nothing.astype(np.int64), *(np.repeat(one.nbytes[:, None], n, axis=1) for one, n in zip(costs, counts))],
+            axis=1,
+        ),
+    )
+
+
+def _at(groups: _Groups, costs: Sequence[WidthCosts], price: float) -> WidthAllocation:
+    """Return the best choice at a price per byte.
+
+    Args:
+        price: its decimal logarithm, times ten.
+    """
+    rate = 10 ** (price / 10)
+    values = groups.errors + rate * groups.nbytes
+    needed = np.array([one.is_needed for one in costs])
+    values[0, needed[groups.owners]] = np.inf
+    best = values.argmin(axis=0)
+    ranks = np.arange(len(best))
+    count = len(costs)
+    rest = np.array([one.rest for one in costs])
+    taken = np.bincount(groups.owners, values[best, ranks], count) + rest
+    taken += rate * np.array([one.fixed_bytes for one in costs])
+    left_out = np.bincount(groups.owners, groups.errors[0], count) + rest
+    left_out[needed] = np.inf
+    dense = [_dense(one, rate) for one in costs]
+    is_dense = np.array([value for value, _ in dense]) < np.minimum(taken, left_out)
+    is_taken = ~is_dense & (taken < left_out)
+    best[~is_taken[groups.owners]] = 0
+    chosen = np.array([0, *WIDTHS])
+    bounds = np.searchsorted(groups.owners, np.arange(count + 1))
+    widths = [chosen[best[start:end]] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    errors = np.bincount(groups.owners, groups.errors[best, ranks], count) + rest
+    nbytes = np.bincount(groups.owners, groups.nbytes[best, ranks], count)
+    nbytes += np.array([one.fixed_bytes for one in costs]) * is_taken
+    for index in np.flatnonzero(is_dense):
+        one, at = costs[index], dense[index][1]
+        assert one.dense_errors is not None and one.dense_bytes is not None
+        errors[index], nbytes[index] = one.dense_errors[at], one.dense_bytes[at]
+    return WidthAllocation(
+        tuple(None if is_dense[index] else tuple(found.tolist()) for index, found in enumerate(widths)),
+        tuple(int(chosen[dense[index][1]]) if is_dense[index] else 0 for index in range(count)),
+        int(nbytes.sum()),
+        float(errors.sum()),
+    )
+
+
+def _dense(one: WidthCosts, rate: float) -> tuple[float, int]:
+    """Return the least error plus price of the dense delta, and its choice."""
+    if one.dense_errors is None or one.dense_bytes is None:
+        return np.inf, 0
+    values = one.dense_errors[1:] + rate * one.dense_bytes[1:]
+    at = int(values.argmin())
+    return float(values[at]), 1 + at
