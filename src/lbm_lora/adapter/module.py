@@ -206,14 +206,12 @@ class Adapter:
         modules = {name: replace(module, grid=None) for name, module in self.modules.items()}
         return replace(self._with(modules, self.dense, None), grids={})
 
-    def filtered(keep: Callable[[ParamName], bool]) -> "Adapter":
+    def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
         """Return the part of the adapter whose param names `keep` accepts."""
         modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
         dense = {name: delta for name, delta in self.dense.items() if keep(name)}
-        return replace(
-            self._with(modules, dense, self.dtype),
-            grids={name: self.grids[name] for name in dense if name in self.grids},
-        )
+        grids = {name: grid for name, grid in self.grids.items() if name in dense}
+        return replace(self._with(modules, dense, self.dtype), grids=grids)
 
     def _with(
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None

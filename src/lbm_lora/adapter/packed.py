@@ -2,12 +2,12 @@
 
     lbm_lora.index    uint8: zlib-compressed JSON, {"prefix": TEXT, "modules": {MODULE: [SHAPE, WIDTHS]}, "dense":
                       {PARAM: [SHAPE, WIDTHS]}}; WIDTHS has a digit in base 36 for each rank, one for a dense delta
-    lbm_lora.data     uint8: in the order of the index, for each module its units, then the columns of `up`, then the rows
-                      of `down`; for each dense delta its unit, then its values
+    lbm_lora.data     uint8: in the order of the index, for each module its units, then the columns of `up`, then the
+                      rows of `down`; for each dense delta its unit, then its values
 
-A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. Values are whole numbers, L added to each, most
-significant bit first; every column, row and dense delta starts at a new byte (see `factorize.grid`). No other program
-knows these two keys, so none reads a part of the file.
+A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. Values are whole numbers, L added to each,
+most significant bit first; every column, row and dense delta starts at a new byte (see `factorize.grid`). No other
+program knows these two keys, so none reads a part of the file.
 """
 
 import json
@@ -146,7 +146,7 @@ def decode_packed(
         AdapterError: the file is damaged.
     """
     try:
-        if tensors.keys() != {INDEX, DATA} or any(tensor.dtype != torch.uint8 for tensor in tensors.values()):
+        if set(tensors) != {INDEX, DATA} or any(tensor.dtype != torch.uint8 for tensor in tensors.values()):
             raise ValueError(f"it must hold {INDEX} and {DATA} alone, of uint8")
         index = _decoded(tensors[INDEX].numpy().tobytes())
         data = tensors[DATA].numpy()

@@ -1,7 +1,8 @@
 """Passes that execute a plan: each tensor is read, subtracted, factorized, rounded and measured, a few at a time.
 
 Two passes share one interface. `DirectPass` decomposes each delta as it is read: ranks are given, and all errors in a
-matrix cost the same. `SurveyedPass` is the second of two passes: it rounds a survey's vectors to the chosen ranks, or bits.
+matrix cost the same. `SurveyedPass` is the second of two passes: it rounds a survey's vectors to the chosen ranks, or
+bits.
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,6 +8,7 @@ Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers"
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -105,15 +106,13 @@ class _Groups:
 
 def _grouped(costs: Sequence[WidthCosts]) -> _Groups:
     counts = [one.errors.shape[1] for one in costs]
+    prices = (np.repeat(one.nbytes[:, None], one.errors.shape[1], axis=1) for one in costs)
     choices = 1 + len(WIDTHS)
     nothing = np.zeros((choices, 0))
     return _Groups(
         np.repeat(np.arange(len(costs)), counts),
         np.concatenate([nothing, *(one.errors for one in costs)], axis=1),
-        np.concatenate(
-            [nothing.astype(np.int64), *(np.repeat(one.nbytes[:, None], n, axis=1) for one, n in zip(costs, counts))],
-            axis=1,
-        ),
+        np.concatenate([nothing.astype(np.int64), *prices], axis=1),
     )
 
 
@@ -141,13 +140,14 @@ def _at(groups: _Groups, costs: Sequence[WidthCosts], price: float) -> WidthAllo
     best[~is_taken[groups.owners]] = 0
     chosen = np.array([0, *WIDTHS])
     bounds = np.searchsorted(groups.owners, np.arange(count + 1))
-    widths = [chosen[best[start:end]] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    widths = [chosen[best[start:end]] for start, end in pairwise(bounds)]
     errors = np.bincount(groups.owners, groups.errors[best, ranks], count) + rest
     nbytes = np.bincount(groups.owners, groups.nbytes[best, ranks], count)
     nbytes += np.array([one.fixed_bytes for one in costs]) * is_taken
-    for index in np.flatnonzero(is_dense):
+    for index in np.flatnonzero(is_dense).tolist():
         one, at = costs[index], dense[index][1]
-        assert one.dense_errors is not None and one.dense_bytes is not None
+        assert one.dense_errors is not None
+        assert one.dense_bytes is not None
         errors[index], nbytes[index] = one.dense_errors[at], one.dense_bytes[at]
     return WidthAllocation(
         tuple(None if is_dense[index] else tuple(found.tolist()) for index, found in enumerate(widths)),

@@ -1,6 +1,6 @@
 """Allocate a packed file's bytes: bits for each rank of each module, and for each dense delta."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lbm_lora.adapter.packed import Index
 from lbm_lora.errors import ConfigError, InputError, Option
@@ -110,7 +110,10 @@ class WidthAllocator:
 
     def _index(self, widths: dict[ParamName, tuple[int, ...]], ranks: dict[ParamName, int | None]) -> Index:
         shapes = {spectrum.name: spectrum.shape for spectrum in self._spectra}
-        is_module: Callable[[ParamName], bool] = lambda name: ranks.get(name) is not None
+
+        def is_module(name: ParamName) -> bool:
+            return ranks.get(name) is not None
+
         taken = {name: tuple(width for width in found if width) for name, found in widths.items() if any(found)}
         return Index(
             self._prefix,

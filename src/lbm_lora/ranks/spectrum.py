@@ -79,8 +79,8 @@ def width_spectrum(
 ) -> WidthSpectrum:
     """Return the spectrum of a matrix.
 
-    Rounding one factor of a rank to a relative error e in its norm leaves e^2 / (1 + e^2) of the rank's energy, since the
-    other factor is fitted to it.
+    Rounding one factor of a rank to a relative error e in its norm leaves e^2 / (1 + e^2) of the rank's energy, since
+    the other factor is fitted to it.
 
     Args:
         matrix: the delta.
@@ -132,7 +132,7 @@ def vector_spectrum(name: ParamName, values: Tensor, moment: Moment | None, *, i
 def _noise(
     vectors: Tensor, moment: Moment | None, root: Root | None, scale: float
 ) -> Float64[np.ndarray, "widths rank"]:
-    """Return the squared error of rounding each vector to each width, in the norm of its side, in which it has length 1.
+    """Return the squared error of rounding each vector to each width, in the norm in which it has length 1.
 
     A triangular root passes errors on: then the squares of its diagonal count instead of the variances.
     """
