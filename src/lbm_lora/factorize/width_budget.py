@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from lbm_lora.factorize.grid import WIDTHS
 
@@ -28,8 +28,7 @@ class WidthCosts:
         nbytes: (1 + widths,): bytes of each rank; 0 for none.
         rest: the squared error that is left at best, beyond these ranks.
         fixed_bytes: bytes of having any rank at all.
-        dense_errors: (1 + widths,): the same for the dense delta, whose first value is not used; None if it is not a
-            choice.
+        dense_errors: (1 + widths,): the same for the dense delta, infinite at first; None if it is not a choice.
         dense_bytes: (1 + widths,).
         is_needed: whether it may not be left out.
     """
@@ -76,10 +75,10 @@ def _bisected(
     """Return the choice at the lowest price, or at the highest, that is enough."""
     groups = _grouped(costs)
     cheapest, dearest = _CHEAPEST, _DEAREST
-    safe = _at(groups, costs, cheapest if is_dearest_wanted else dearest)
+    safe = _at(groups, cheapest if is_dearest_wanted else dearest)
     for _ in range(_HALVINGS):
         price = (cheapest + dearest) / 2
-        found = _at(groups, costs, price)
+        found = _at(groups, price)
         fits = is_enough(found)
         safe = found if fits else safe
         if fits == is_dearest_wanted:
@@ -95,13 +94,19 @@ class _Groups:
 
     Attributes:
         owners: index of the costs that a rank belongs to.
-        errors: (choices, ranks).
-        nbytes: (choices, ranks).
+        errors, nbytes: of each choice of each rank.
+        rest, fixed_bytes, is_needed: of each of the costs.
+        dense_errors, dense_bytes: of each choice of each of the costs; infinite errors where dense is not a choice.
     """
 
     owners: Int64[np.ndarray, " ranks"]
     errors: Float64[np.ndarray, "choices ranks"]
     nbytes: Int64[np.ndarray, "choices ranks"]
+    rest: Float64[np.ndarray, " costs"]
+    fixed_bytes: Int64[np.ndarray, " costs"]
+    is_needed: Bool[np.ndarray, " costs"]
+    dense_errors: Float64[np.ndarray, "choices costs"]
+    dense_bytes: Int64[np.ndarray, "choices costs"]
 
 
 def _grouped(costs: Sequence[WidthCosts]) -> _Groups:
@@ -109,58 +114,51 @@ def _grouped(costs: Sequence[WidthCosts]) -> _Groups:
     prices = (np.repeat(one.nbytes[:, None], one.errors.shape[1], axis=1) for one in costs)
     choices = 1 + len(WIDTHS)
     nothing = np.zeros((choices, 0))
+    no_choice, no_bytes = np.full(choices, np.inf), np.zeros(choices, np.int64)
     return _Groups(
         np.repeat(np.arange(len(costs)), counts),
         np.concatenate([nothing, *(one.errors for one in costs)], axis=1),
         np.concatenate([nothing.astype(np.int64), *prices], axis=1),
+        np.array([one.rest for one in costs]),
+        np.array([one.fixed_bytes for one in costs], np.int64),
+        np.array([one.is_needed for one in costs], bool),
+        np.stack([no_choice if one.dense_errors is None else one.dense_errors for one in costs], axis=1),
+        np.stack([no_bytes if one.dense_bytes is None else one.dense_bytes for one in costs], axis=1),
     )
 
 
-def _at(groups: _Groups, costs: Sequence[WidthCosts], price: float) -> WidthAllocation:
+def _at(groups: _Groups, price: float) -> WidthAllocation:
     """Return the best choice at a price per byte.
 
     Args:
         price: its decimal logarithm, times ten.
     """
     rate = 10 ** (price / 10)
+    count, ranks = len(groups.rest), np.arange(len(groups.owners))
     values = groups.errors + rate * groups.nbytes
-    needed = np.array([one.is_needed for one in costs])
-    values[0, needed[groups.owners]] = np.inf
+    values[0, groups.is_needed[groups.owners]] = np.inf
     best = values.argmin(axis=0)
-    ranks = np.arange(len(best))
-    count = len(costs)
-    rest = np.array([one.rest for one in costs])
-    taken = np.bincount(groups.owners, values[best, ranks], count) + rest
-    taken += rate * np.array([one.fixed_bytes for one in costs])
-    left_out = np.bincount(groups.owners, groups.errors[0], count) + rest
-    left_out[needed] = np.inf
-    dense = [_dense(one, rate) for one in costs]
-    is_dense = np.array([value for value, _ in dense]) < np.minimum(taken, left_out)
+    taken = np.bincount(groups.owners, values[best, ranks], count) + groups.rest + rate * groups.fixed_bytes
+    left_out = np.bincount(groups.owners, groups.errors[0], count) + groups.rest
+    left_out[groups.is_needed] = np.inf
+    dense = groups.dense_errors + rate * groups.dense_bytes
+    dense_best, each = dense.argmin(axis=0), np.arange(count)
+    is_dense = dense[dense_best, each] < np.minimum(taken, left_out)
     is_taken = ~is_dense & (taken < left_out)
     best[~is_taken[groups.owners]] = 0
+    errors = np.bincount(groups.owners, groups.errors[best, ranks], count) + groups.rest
+    nbytes = np.bincount(groups.owners, groups.nbytes[best, ranks], count) + groups.fixed_bytes * is_taken
+    errors = np.where(is_dense, groups.dense_errors[dense_best, each], errors)
+    nbytes = np.where(is_dense, groups.dense_bytes[dense_best, each], nbytes)
     chosen = np.array([0, *WIDTHS])
-    bounds = np.searchsorted(groups.owners, np.arange(count + 1))
-    widths = [chosen[best[start:end]] for start, end in pairwise(bounds)]
-    errors = np.bincount(groups.owners, groups.errors[best, ranks], count) + rest
-    nbytes = np.bincount(groups.owners, groups.nbytes[best, ranks], count)
-    nbytes += np.array([one.fixed_bytes for one in costs]) * is_taken
-    for index in np.flatnonzero(is_dense).tolist():
-        one, at = costs[index], dense[index][1]
-        assert one.dense_errors is not None
-        assert one.dense_bytes is not None
-        errors[index], nbytes[index] = one.dense_errors[at], one.dense_bytes[at]
+    bounds = np.searchsorted(groups.owners, np.arange(count + 1)).tolist()
+    widths = chosen[best].tolist()
     return WidthAllocation(
-        tuple(None if is_dense[index] else tuple(found.tolist()) for index, found in enumerate(widths)),
-        tuple(int(chosen[dense[index][1]]) if is_dense[index] else 0 for index in range(count)),
+        tuple(
+            None if dense_one else tuple(widths[start:end])
+            for (start, end), dense_one in zip(pairwise(bounds), is_dense.tolist(), strict=True)
+        ),
+        tuple(np.where(is_dense, chosen[dense_best], 0).tolist()),
         int(nbytes.sum()),
         float(errors.sum()),
     )
-
-
-def _dense(one: WidthCosts, rate: float) -> tuple[float, int]:
-    """Return the least error plus price of the dense delta, and its choice."""
-    if one.dense_errors is None or one.dense_bytes is None:
-        return np.inf, 0
-    values = one.dense_errors[1:] + rate * one.dense_bytes[1:]
-    at = int(values.argmin())
-    return float(values[at]), 1 + at

@@ -80,9 +80,9 @@ class WidthAllocator:
             choice = self._choice(allocate_widths(self._costs, max(0, budget)))
             if choice.nbytes <= nbytes and (best is None or choice.error_sq < best.error_sq):
                 best = choice
-            budget += nbytes - choice.nbytes
             if best is not None and abs(nbytes - choice.nbytes) <= _CLOSE * nbytes:
                 break
+            budget += nbytes - choice.nbytes - round(_CLOSE / 4 * nbytes)
         if best is None:
             ways = (", or leave tensors out: ", Option("exclude")) if self._can_leave_out else ()
             raise InputError(

@@ -84,7 +84,6 @@ class OutputNorm:
         weights_of: returns the cost of an error in a module.
         vector_moment_of: returns M of a vector such as a bias: an error e in it costs e^T M e. None if not measured.
         energy: mean squared norm of the output; divides squared errors to make them relative.
-        vector_moment_of: returns the cost of an error in a bias or norm parameter; None if it was not measured.
         open_trial: opens, after the survey, the network in which choices are run before they are written.
     """
 
