@@ -267,7 +267,7 @@ def _packed(rows: Int16[Tensor, "rank n"], grid: Grid) -> Iterator[_Bytes]:
         start = end
 
 
-def _unpacked(data: _Bytes, length: int, width: int) -> Int16[np.ndarray, "rank n"]:
+def _unpacked(data: _Bytes, length: int, width: int) -> Int16[np.ndarray, "rank length"]:
     """Invert `_packed` for ranks of one width.
 
     Raises:

@@ -94,7 +94,7 @@ def resize_adapter(
     chooser = chooser_of(shrinking, headers, norm, progress)
     found, predictor = chooser.choose(rule, open_trial()), chooser.predictor
     outputs = [
-        _Output(path, header, one, predictor.prediction(one.choice), predictor.table(one.choice.nbytes))
+        _Output(path, header, one, predictor.prediction(one.choice), predictor.table(one.choice))
         for path, header, one in zip(paths, headers, found, strict=True)
     ]
     return _stored(adapter, shrinking, outputs, progress)

@@ -93,7 +93,7 @@ def extract_adapters(
                 adapter=kept.adapter,
                 predicted=selection.predictor.prediction(one.choice),
                 chosen=one,
-                sizes=selection.predictor.table(one.choice.nbytes),
+                sizes=selection.predictor.table(one.choice),
             )
             for output, kept, one in zip(outputs, stored, found, strict=True)
         ]

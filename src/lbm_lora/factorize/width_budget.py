@@ -122,9 +122,14 @@ def _grouped(costs: Sequence[WidthCosts]) -> _Groups:
         np.array([one.rest for one in costs]),
         np.array([one.fixed_bytes for one in costs], np.int64),
         np.array([one.is_needed for one in costs], bool),
-        np.stack([no_choice if one.dense_errors is None else one.dense_errors for one in costs], axis=1),
-        np.stack([no_bytes if one.dense_bytes is None else one.dense_bytes for one in costs], axis=1),
+        _columns([no_choice if one.dense_errors is None else one.dense_errors for one in costs], np.float64),
+        _columns([no_bytes if one.dense_bytes is None else one.dense_bytes for one in costs], np.int64),
     )
+
+
+def _columns(each: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
+    """Return one column for each of the costs, of which there may be none."""
+    return np.array(each, dtype).reshape(-1, 1 + len(WIDTHS)).T
 
 
 def _at(groups: _Groups, price: float) -> WidthAllocation:

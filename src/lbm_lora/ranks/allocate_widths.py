@@ -58,7 +58,7 @@ class WidthAllocator:
                 Option("save_precision", "float"),
                 ".",
             )
-        return self._choice(found)
+        return self._choice(found if _is_something(found) else self._least())
 
     def fixed(self, ranks: FixedRank) -> Choice:
         """Refuse ranks: which ranks a delta gets is a part of the choice."""
@@ -93,6 +93,13 @@ class WidthAllocator:
             )
         return best
 
+    def _least(self) -> WidthAllocation:
+        """Return the smallest choice with anything in it: a file without any delta is none."""
+        budget, most = 32, sum(int(costs.nbytes.max()) * costs.errors.shape[1] for costs in self._costs)
+        while budget < most and not _is_something(allocate_widths(self._costs, budget)):
+            budget *= 2
+        return allocate_widths(self._costs, budget)
+
     def _choice(self, found: WidthAllocation) -> Choice:
         widths: dict[ParamName, tuple[int, ...]] = {}
         ranks: dict[ParamName, int | None] = {}
@@ -120,6 +127,10 @@ class WidthAllocator:
             {module_of(name): (shapes[name], bits) for name, bits in taken.items() if is_module(name)},
             {name: (shapes[name], bits[0]) for name, bits in taken.items() if not is_module(name)},
         )
+
+
+def _is_something(found: WidthAllocation) -> bool:
+    return any(widths is None or any(widths) for widths in found.widths)
 
 
 def needs_limit() -> ConfigError:

@@ -74,12 +74,12 @@ class Predictor:
             measured=self._measured.get(foreseen),
         )
 
-    def table(self, nbytes: int) -> tuple[Prediction, ...]:
-        """Return predictions for files smaller and larger than `nbytes`."""
-        sizes = [round(nbytes * share) for share in _TABLE]
-        within = self._allocator.within([size for size in sizes if size > self._allocator.fixed_bytes])
-        distinct = {choice.nbytes: choice for choice in within}
-        return tuple(self.prediction(choice) for choice in distinct.values())
+    def table(self, choice: Choice) -> tuple[Prediction, ...]:
+        """Return predictions for a choice, and for smaller and larger files."""
+        sizes = [round(choice.nbytes * share) for share in _TABLE if share != 1]
+        others = self._allocator.within([size for size in sizes if size > self._allocator.fixed_bytes])
+        distinct = {one.nbytes: one for one in (*others, choice)}
+        return tuple(self.prediction(distinct[nbytes]) for nbytes in sorted(distinct))
 
     def propose(self, decibel: float) -> Proposal[Choice] | None:
         """Return the smallest file with an error this many dB below the output, by the survey; the best for inf dB."""

@@ -109,11 +109,11 @@ def test_a_header_is_no_longer_than_was_planned_for(plan_of: Callable[[int], Pla
         entries = sum(entry_bytes(key, spec) for key, spec in file.specs.items())
         data = sum(spec.nbytes for spec in file.specs.values())
     size = (tmp_path / "r2.safetensors").stat().st_size
-    planned = header_bytes(SETTINGS, plan)
+    planned = header_bytes(SETTINGS, plan, torch.bfloat16)
     assert size <= planned + entries + data
     short_digests = load_adapter(tmp_path / "r2.safetensors").metadata.base_tensors
     assert planned >= METADATA_ROOM + len(short_digests) + len(json.dumps(SETTINGS))
-    assert header_bytes(SETTINGS | {"more": "x" * 1000}, plan) >= planned + 1000
+    assert header_bytes(SETTINGS | {"more": "x" * 1000}, plan, torch.bfloat16) >= planned + 1000
 
 
 def row(name: str, status: Status, *shape: int) -> LedgerRow:

@@ -12,7 +12,7 @@ from lbm_lora.errors import InputError
 from lbm_lora.extraction import DeltaSettings, Plan, Survey, SurveyedPass, SurveyPass, plan_extraction, rank_allocator
 from lbm_lora.factorize import FixedRank, Moment, Weights, to_matrix
 from lbm_lora.naming import ParamName, module_of
-from lbm_lora.ranks import RankAllocator, WeightsOf
+from lbm_lora.ranks import Choice, OutputNorm, RankAllocator, WeightsOf
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -41,8 +41,12 @@ def weights_of(plan: Plan) -> WeightsOf:
     return found.__getitem__
 
 
+def norm_of(weights_of: WeightsOf) -> OutputNorm:
+    return OutputNorm(name="", weights_of=weights_of, energy=1.0)
+
+
 def take_survey(plan: Plan, weights_of: WeightsOf, settings: DeltaSettings, folder: Path) -> Survey:
-    return SurveyPass(plan, settings, weights_of, folder / "vectors.safetensors").run()
+    return SurveyPass(plan, settings, norm_of(weights_of), folder / "vectors.safetensors").run()
 
 
 def allocator_of(plan: Plan, survey: Survey, settings: DeltaSettings) -> RankAllocator:
@@ -54,8 +58,9 @@ def left(
 ) -> dict[ParamName, float]:
     """The squared error in the weighted norm of each delta that a file would have."""
     errors: dict[ParamName, float] = {}
+    chosen = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        for (outcome,) in SurveyedPass(plan, settings, weights_of, [ranks], scratch):
+        for (outcome,) in SurveyedPass(plan, settings, norm_of(weights_of), [chosen], scratch):
             name = outcome.row.name
             if name in ranks:
                 delta, _ = plan.pairing.read_delta(name)

@@ -21,7 +21,7 @@ from lbm_lora.extraction import (
 )
 from lbm_lora.factorize import FixedRank, Moment, Weights, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.ranks import WeightsOf, unweighted
+from lbm_lora.ranks import Choice, OutputNorm, WeightsOf, unweighted
 from smallnet import small_state
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -36,8 +36,12 @@ def plan(save: Save) -> Plan:
     return plan_extraction(base.component(), tuned.component(), FULL)
 
 
+def norm_of(weights_of: WeightsOf) -> OutputNorm | None:
+    return None if weights_of is unweighted else OutputNorm(name="", weights_of=weights_of, energy=1.0)
+
+
 def surveyed(plan: Plan, folder: Path, weights_of: WeightsOf = unweighted, settings: DeltaSettings = FP32) -> Survey:
-    return SurveyPass(plan, settings, weights_of, folder / "vectors.safetensors").run()
+    return SurveyPass(plan, settings, norm_of(weights_of), folder / "vectors.safetensors").run()
 
 
 def emitted(
@@ -47,8 +51,9 @@ def emitted(
     weights_of: WeightsOf = unweighted,
     settings: DeltaSettings = FP32,
 ) -> tuple[Adapter, Ledger]:
+    chosen = Choice(ranks=dict(choices), nbytes=0, error_sq=0.0)
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        outcomes = [outcome for (outcome,) in SurveyedPass(plan, settings, weights_of, [choices], scratch)]
+        outcomes = [outcome for (outcome,) in SurveyedPass(plan, settings, norm_of(weights_of), [chosen], scratch)]
     return _adapter(outcomes), Ledger(tuple(outcome.row for outcome in outcomes))
 
 

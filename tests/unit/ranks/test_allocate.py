@@ -14,7 +14,7 @@ from lbm_lora.errors import InputError
 from lbm_lora.extraction import DeltaSettings, Plan, Survey, SurveyedPass, SurveyPass, plan_extraction, rank_allocator
 from lbm_lora.factorize import FixedRank, rank_bound
 from lbm_lora.naming import ParamName
-from lbm_lora.ranks import RankAllocator, unweighted
+from lbm_lora.ranks import Choice, RankAllocator
 from lbm_lora.ranks.allocate import megabytes
 from smallnet import small_state
 
@@ -31,7 +31,7 @@ def plan(save: Save) -> Plan:
 
 @pytest.fixture
 def survey(plan: Plan, tmp_path: Path) -> Survey:
-    return SurveyPass(plan, SETTINGS, unweighted, tmp_path / "vectors.safetensors").run()
+    return SurveyPass(plan, SETTINGS, None, tmp_path / "vectors.safetensors").run()
 
 
 @pytest.fixture
@@ -40,8 +40,9 @@ def allocator(plan: Plan, survey: Survey) -> RankAllocator:
 
 
 def adapter_of(plan: Plan, folder: Path, ranks: Mapping[ParamName, int | None]) -> Adapter:
+    chosen = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        outcomes = [one for (one,) in SurveyedPass(plan, SETTINGS, unweighted, [ranks], scratch)]
+        outcomes = [one for (one,) in SurveyedPass(plan, SETTINGS, None, [chosen], scratch)]
     modules = {one.module.name: one.module for one in outcomes if one.module is not None}
     return Adapter(modules, {one.row.name: one.dense for one in outcomes if one.dense is not None})
 
@@ -122,7 +123,7 @@ def test_a_size_without_room_says_what_is_needed(allocator: RankAllocator) -> No
 
 
 def test_an_error_that_no_ranks_reach(plan: Plan, survey: Survey) -> None:
-    lost = Survey(survey.spectra, survey.others.__class__(delta_sq=10.0, error_sq=10.0))
+    lost = Survey(survey.spectra, [], survey.others.__class__(delta_sq=10.0, error_sq=10.0))
     allocator = rank_allocator(plan, lost, SETTINGS.dtype, overhead=OVERHEAD, is_weighted=False)
     with pytest.raises(InputError, match=r"^no ranks reach an error this small: the lowest squared error is 10, 5 was"):
         allocator.error(5.0)

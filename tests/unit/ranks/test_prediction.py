@@ -62,7 +62,9 @@ def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) 
 
 
 def test_a_table_goes_from_small_and_bad_to_large_and_good(selection: RankSelection) -> None:
-    table = selection.predictor.table(90_000)
+    (choice,) = selection.allocator.within([90_000])
+    table = selection.predictor.table(choice)
+    assert choice.nbytes in [one.nbytes for one in table]
     assert len(table) > 4
     assert [one.nbytes for one in table] == sorted(one.nbytes for one in table)
     assert [one.error for one in table] == sorted((one.error for one in table), reverse=True)

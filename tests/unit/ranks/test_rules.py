@@ -13,7 +13,7 @@ from torch import Tensor
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction import DeltaSettings, Plan, SurveyPass, capped_plan, plan_extraction, rank_allocator
 from lbm_lora.factorize import FixedRank, rank_bound
-from lbm_lora.ranks import FixedRanks, RankAllocator, RankRule, unweighted
+from lbm_lora.ranks import FixedRanks, RankAllocator, RankRule
 from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, ModuleErrorLimit, PsnrFloor, SizeLimits
 from smallnet import small_state
 
@@ -45,7 +45,7 @@ def allocator(save: Save, tmp_path: Path) -> RankAllocator:
     """That of a small network, all of whose ranks are surveyed."""
     base, tuned = (open_checkpoint(save(f"{seed}.safetensors", small_state(seed))).component() for seed in (1, 2))
     small, settings = plan_extraction(base, tuned, FixedRank(linear=9999, conv=9999)), DeltaSettings(dtype=BF16)
-    survey = SurveyPass(small, settings, unweighted, tmp_path / "vectors.safetensors").run()
+    survey = SurveyPass(small, settings, None, tmp_path / "vectors.safetensors").run()
     return rank_allocator(small, survey, BF16, overhead=100, is_weighted=False)
 
 

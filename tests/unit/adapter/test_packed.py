@@ -1,0 +1,139 @@
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
+from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_packed
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import AdapterError, InputError
+from lbm_lora.factorize import PACKED, WIDTHS, Counts, Grid, down_shape, matrix_shape, nearest, up_shape, vector_of
+from lbm_lora.naming import ModuleName, ParamName
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed_module(name: str, shape: tuple[int, ...], widths: tuple[int, ...], seed: int = 0) -> LoraModule:
+    rows, columns = matrix_shape(shape)
+    down, _ = nearest(random(len(widths), columns, seed=seed), widths)
+    up, unit = nearest(random(len(widths), rows, seed=seed + 1), widths)
+    grid = Grid(widths, unit)
+    found, rank = Counts(up.mT, down, grid).factors(), len(widths)
+    return LoraModule(
+        ModuleName(name), found.down.reshape(down_shape(shape, rank)), found.up.reshape(up_shape(shape, rank)),
+        float(rank), grid,
+    )  # fmt: skip
+
+
+def packed_adapter(widths: tuple[int, ...] = (8, 5, 5, 3)) -> Adapter:
+    modules = [packed_module("mid.conv", (6, 4, 3, 3), widths), packed_module("mid.to_q", (5, 8), (16, 2), seed=5)]
+    counts, unit = nearest(random(1, 7, seed=9), [6])
+    grid, name = Grid((6,), unit), ParamName("mid.conv.bias")
+    return Adapter(
+        {module.name: module for module in modules}, {name: vector_of(counts[0], grid)}, prefix="denoiser.",
+        dtype=PACKED, grids={name: grid},
+    )  # fmt: skip
+
+
+def same(one: Adapter, other: Adapter) -> bool:
+    return (
+        one.params == other.params
+        and one.prefix == other.prefix
+        and all(torch.equal(one.delta(name), other.delta(name)) for name in one.params)  # pyright: ignore[reportArgumentType]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(widths=st.lists(st.sampled_from(WIDTHS), min_size=1, max_size=9))
+def test_every_width_is_found_again(widths: list[int]) -> None:
+    adapter = packed_adapter(tuple(widths))
+    prefix, modules, dense, grids = decode_packed(encode_packed(adapter), Path("x"))
+    found = Adapter(modules, dense, prefix=prefix, dtype=PACKED, grids=grids)
+    assert same(found, adapter)
+    assert [module.grid.widths for module in modules.values() if module.grid] == [tuple(widths), (16, 2)]
+    assert torch.equal(encode_packed(found)[DATA], encode_packed(adapter)[DATA])
+
+
+def test_a_file_is_read_again_and_written_the_same(tmp_path: Path) -> None:
+    adapter = packed_adapter()
+    save_adapter(adapter, tmp_path / "a.safetensors")
+    found = load_adapter(tmp_path / "a.safetensors")
+    assert same(found, adapter)
+    assert found.precision == "packed"
+    save_adapter(found, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with open_checkpoint(tmp_path / "a.safetensors") as file:
+        assert set(file.specs) == {INDEX, DATA}
+        assert file.specs[DATA].nbytes == found.nbytes
+
+
+def test_other_precisions_are_one_call(tmp_path: Path) -> None:
+    adapter = packed_adapter()
+    save_adapter(adapter.cast(torch.float16), tmp_path / "a.safetensors")
+    found = load_adapter(tmp_path / "a.safetensors")
+    assert found.dtype is None
+    for name in adapter.params:
+        torch.testing.assert_close(found.delta(name), adapter.delta(name), rtol=2e-3, atol=2e-3)
+    assert adapter.unpacked().dtype is None
+    with pytest.raises(InputError, match="needs the tuned model"):
+        adapter.cast(PACKED)
+
+
+def test_other_formats_get_fp16(tmp_path: Path) -> None:
+    save_adapter(packed_adapter(), tmp_path / "a.safetensors", format="comfyui")
+    with open_checkpoint(tmp_path / "a.safetensors") as file:
+        assert {spec.dtype for key, spec in file.specs.items() if not key.endswith(".alpha")} == {torch.float16}
+
+
+def test_a_part_keeps_its_grids(tmp_path: Path) -> None:
+    part = packed_adapter().filtered(lambda name: "conv" in name)
+    save_adapter(part, tmp_path / "a.safetensors")
+    assert same(load_adapter(tmp_path / "a.safetensors"), part)
+
+
+def test_changed_values_are_refused(tmp_path: Path) -> None:
+    adapter = packed_adapter()
+    adapter.modules[ModuleName("mid.to_q")].up.mul_(1.01)
+    with pytest.raises(AdapterError, match="not on the grid"):
+        save_adapter(adapter, tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def _index(**changes: object) -> torch.Tensor:
+    index = {"prefix": "", "modules": {"a": [[2, 3], "4"]}, "dense": {}} | changes
+    return torch.from_numpy(np.frombuffer(zlib.compress(json.dumps(index).encode()), np.uint8).copy())
+
+
+DAMAGED = {
+    "an index that is no zip": {INDEX: torch.zeros(9, dtype=torch.uint8)},
+    "a bomb": {INDEX: torch.from_numpy(np.frombuffer(zlib.compress(b" " * 2**25), np.uint8).copy())},
+    "an unknown width": {INDEX: _index(modules={"a": [[2, 3], "7"]})},
+    "no width": {INDEX: _index(modules={"a": [[2, 3], ""]})},
+    "a shape of a letter": {INDEX: _index(modules={"a": [["x", 3], "4"]})},
+    "a vast shape": {INDEX: _index(modules={"a": [[2**30, 3], "4"]})},
+    "a vector as a module": {INDEX: _index(modules={"a": [[3], "4"]})},
+    "two widths of a vector": {INDEX: _index(dense={"a": [[3], "44"]})},
+    "a list of modules": {INDEX: _index(modules=[1])},
+    "another prefix": {INDEX: _index(prefix=3)},
+    "data that is cut off": {DATA: torch.zeros(1, dtype=torch.uint8)},
+    "a unit of zero": {DATA: torch.zeros(6, dtype=torch.uint8)},
+    "a value above its width": {DATA: torch.tensor([63, 128, 0, 255, 255, 255], dtype=torch.uint8)},
+    "another dtype": {DATA: torch.zeros(6)},
+    "a further tensor": {"x": torch.zeros(1, dtype=torch.uint8)},
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_damage_is_one_line(what: str) -> None:
+    good = {INDEX: _index(), DATA: torch.tensor([63, 128, 0, 0x77, 0x77, 0x70], dtype=torch.uint8)}
+    decode_packed(good, Path("x"))
+    with pytest.raises(AdapterError, match=r"^x: the packed LoRA is damaged") as caught:
+        decode_packed(good | DAMAGED[what], Path("x"))
+    assert "\n" not in str(caught.value)
