@@ -40,6 +40,7 @@ REASONS = {
     "model/lora_pipeline.py": "tests/unit/model/test_pipeline.py: LoRAs of a pipeline",
     "ranks/spectrum.py": "tests/unit/extraction/test_rounding.py: what rounding costs, against what files have",
     "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
+    "workflows/refit.py": "tests/unit/workflows/test_extract_calibrated.py: extractions that are refitted",
     "report/inspection/adapter_values.py": "tests/unit/report/inspection/test_adapters.py: the values, measured",
     "report/inspection/blocks.py": "tests/unit/report/inspection/test_adapters.py: sums over blocks",
     "report/inspection/relation_wording.py": "tests/unit/report/inspection/test_wording.py: with the other facts",

@@ -114,6 +114,7 @@ def _extracted(
     with ExitStack() as stack:
         opened = opened_pair(stack, base, tuned)
         sources = None if tried is None else stack.enter_context(image_files(tried))
+        learnt = None if calibration_images is None else stack.enter_context(image_files(calibration_images))
         config = _EXTRACT.bind(
             function,
             options,
@@ -139,6 +140,7 @@ def _extracted(
             paths,
             statistics=_statistics(config, opened[1], calibration, calibration_images, progress),
             images=extract_workflow.readable(sources),
+            refit_images=() if learnt is None else extract_workflow.readable(learnt),
             progress=progress,
         )
     labels = file_labels(opened[0].path, opened[1].path)

@@ -28,6 +28,7 @@ def extract(
     min_psnr: float | None = None,
     keep_energy: float | None = None,
     max_module_error: float | None = None,
+    refit: bool = True,
     check: bool = True,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
@@ -65,6 +66,9 @@ def extract(
         keep_energy: Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %).
         max_module_error: Give each layer the rank that keeps its relative error at or below this: above 0, up to 1
             (0.3: 30 %).
+        refit: With calibration_images: then fit biases, norms and one factor per rank together to the tuned model's
+            outputs on these images, and keep the result if it is better on images that were held out. About a
+            minute for a small network; on a CPU not done for the full-size model.
         check: Run a calibrated LoRA at the check points in the statistics, in fp32, and correct the predicted error
             with the result.
         include: Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX.
@@ -105,6 +109,7 @@ def extract_several(
     min_psnr: float | None = None,
     keep_energy: float | None = None,
     max_module_error: float | None = None,
+    refit: bool = True,
     check: bool = True,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
@@ -137,6 +142,9 @@ def extract_several(
         keep_energy: Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %).
         max_module_error: Give each layer the rank that keeps its relative error at or below this: above 0, up to 1
             (0.3: 30 %).
+        refit: With calibration_images: then fit biases, norms and one factor per rank together to the tuned model's
+            outputs on these images, and keep the result if it is better on images that were held out. About a
+            minute for a small network; on a CPU not done for the full-size model.
         check: Run a calibrated LoRA at the check points in the statistics, in fp32, and correct the predicted error
             with the result.
         include: Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX.

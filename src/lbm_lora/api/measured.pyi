@@ -81,7 +81,8 @@ def refine(
     held_images: Images | None = None,
     save_to: Path | str | None = None,
     overwrite: bool = False,
-    steps: int = 200,
+    method: Literal['adam', 'joint'] = 'adam',
+    steps: int | None = None,
     batch_size: int = 16,
     size: int | None = None,
     device: str = 'auto',
@@ -108,14 +109,16 @@ def refine(
         progress: a listener.
         overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
             replaced.
-        steps: Optimizer steps.
+        method: Train everything with Adam (adam), or fit only biases, norms and one factor per rank together, in a
+            few steps of Gauss and Newton (joint): quicker, with less gain, and nothing to install.
+        steps: Steps of the method. Default: 200 of Adam, at most 6 of the joint fit.
         batch_size: Points of the bridge per step. They pass through the network together: use 1 or 2 for the
             full-size model.
         size: Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the
             model's own.
         device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
-        learning_rate: Learning rate, relative to the root mean square of each tensor's values times the error of
-            the given LoRA.
+        learning_rate: Learning rate of Adam, relative to the root mean square of each tensor's values times the
+            error of the given LoRA.
         mirror: Also train on mirrored images.
         timesteps: Train only at these of the trained timesteps. Default: all of them, drawn by their probability.
         seed: Seed for the bridge noise and the order of the images.

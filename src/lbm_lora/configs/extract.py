@@ -30,6 +30,10 @@ class ExtractConfig(RankOptions, OutputOptions):
     quoted glob."""
     images: Images | None = None
     """Run a calibrated LoRA on these images and report their PSNR to the tuned model's one-step images."""
+    refit: bool = True
+    """With --calibration_images: then fit biases, norms and one factor per rank together to the tuned model's outputs
+    on these images, and keep the result if it is better on images that were held out. About a minute for a small
+    network; on a CPU not done for the full-size model."""
     check: Annotated[bool, ADVANCED] = True
     """Run a calibrated LoRA at the check points in the statistics, in fp32, and correct the predicted error with the
     result."""

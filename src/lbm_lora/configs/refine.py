@@ -25,8 +25,11 @@ class RefineConfig(OutputOptions):
     """Write the refined LoRA here: a .safetensors file."""
     held_images: Images | None = None
     """Measure on these held-out images. Default: one in 8 of --images, up to 16, which are then not trained on."""
-    steps: Count = 200
-    """Optimizer steps."""
+    method: Literal["adam", "joint"] = "adam"
+    """Train everything with Adam (adam), or fit only biases, norms and one factor per rank together, in a few steps of
+    Gauss and Newton (joint): quicker, with less gain, and nothing to install."""
+    steps: Count | None = None
+    """Steps of the method. Default: 200 of Adam, at most 6 of the joint fit."""
     batch_size: Batch = 16
     """Points of the bridge per step. They pass through the network together: use 1 or 2 for the full-size model."""
     size: Size | None = None
@@ -34,7 +37,8 @@ class RefineConfig(OutputOptions):
     device: Annotated[str, Named("DEVICE")] = "auto"
     """Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     learning_rate: Annotated[float, ADVANCED] = 0.04
-    """Learning rate, relative to the root mean square of each tensor's values times the error of the given LoRA."""
+    """Learning rate of Adam, relative to the root mean square of each tensor's values times the error of the given
+    LoRA."""
     mirror: Annotated[bool, ADVANCED] = True
     """Also train on mirrored images."""
     timesteps: Annotated[tuple[float, ...], Named("T"), Bounds(0, 1000), ADVANCED] = ()

@@ -6,9 +6,10 @@ problem is solved by conjugate gradients with exact products, and the step is co
 the damping (Levenberg, 1944; Marquardt, 1963). The squared relative error of each input counts relative to the one that
 it has before the step: as in the typical error, the worst inputs do not outweigh all others.
 
-There are more values than a few inputs can determine, so the method overfits sooner or later. The adapter as stored in
-a file is therefore measured on held-out inputs after each step. The best one is kept, the given one if none is better,
-and the method stops once a step does not help them.
+There are more values than a few inputs can determine, so the method overfits sooner or later. Other samples in each
+step give more for the same time than all of them in fewer steps. The adapter as stored in a file is measured on
+held-out inputs after each step. A step that does not help them is undone, and the next one is damped more. The method
+stops once two steps in sequence do not help; the given adapter is kept if none does.
 """
 
 import math
@@ -28,6 +29,7 @@ from lbm_lora.refinement.linearized import Linearized
 
 _GOOD, _BAD = 0.75, 0.25  # actual over predicted decrease above and below which the damping changes
 _LESS, _MORE = 1 / 3, 4.0
+_PATIENCE = 2  # steps in sequence that do not help before the end
 _SMOOTH = 0.5  # share of a tensor's mean in the estimated squared gradient of each of its values
 
 
@@ -37,16 +39,18 @@ class JointSettings:
 
     Attributes:
         steps: most steps of Gauss and Newton.
+        samples: samples of a step, in turn; None: all.
         iterations: iterations of conjugate gradients in a step.
-        damping: damping of the first step, relative to the mean squared gradient of each value.
+        damping: least damping, relative to the mean squared gradient of each value.
         probes: backward passes that estimate this mean.
         seed: seed of the probes.
     """
 
     steps: int = 6
-    iterations: int = 15
-    damping: float = 1e-2
-    probes: int = 4
+    samples: int | None = None
+    iterations: int = 8
+    damping: float = 3e-2
+    probes: int = 2
     seed: int = 0
 
 
@@ -88,7 +92,7 @@ def refit(
 
     Args:
         network: the base, in evaluation mode; it is never changed.
-        learnt: samples to fit. The graphs of all of them are in memory at once.
+        learnt: samples to fit. The graphs of those of one step are in memory at once.
         held: samples that choose the best step; from other inputs.
         stored: rounds an adapter to what its file holds; by default to the dtype of the given one.
 
@@ -105,28 +109,33 @@ def refit(
     best, after, kept, taken, damping = given, before, 0, 0, settings.damping
     for step in range(1, settings.steps + 1 if len(values) else 1):
         taken = step
-        errors = _errors(adjustable, values, learnt)
-        weights = _balanced(errors, learnt)
-        linearized = Linearized(adjustable, values, learnt, weights)
+        samples = _turn(learnt, step - 1, settings.samples or len(learnt))
+        weights = _balanced(_errors(adjustable, values, samples), samples)
+        linearized = Linearized(adjustable, values, samples, weights)
         scales = _scales(adjustable, linearized.mean_squares(settings.probes, settings.seed + step))
         solution = solve(linearized, linearized.residual, scales, damping=damping, iterations=settings.iterations)
         del linearized  # its graphs take most of the memory
         tried = values + solution.change
-        loss = _loss(_errors(adjustable, tried, learnt), weights)
-        progress.advance()
+        loss = _loss(_errors(adjustable, tried, samples), weights)
         ratio = (1 - loss) / max(1 - solution.left, FLOOR)
-        damping *= _LESS if ratio > _GOOD else 1 if ratio > _BAD else _MORE
-        if not loss < 1:  # also if it is not finite: the same values again, with more damping
-            continue
-        values = tried
-        made = stored(adjustable.adapter(values))
-        found = _stored_errors(adjustable, made, held)
-        if not found.typical < after.typical:
+        damping = max(settings.damping, damping * (_LESS if ratio > _GOOD else 1 if ratio > _BAD else _MORE))
+        made = stored(adjustable.adapter(tried)) if loss < 1 else None  # not if it is not finite either
+        found = after if made is None else _stored_errors(adjustable, made, held)
+        if made is not None and found.typical < after.typical:
+            values, best, after, kept = tried, made, found, step
+        else:  # the same values again on other samples, with more damping
+            damping *= _MORE
+        progress.advance()
+        if step - kept >= _PATIENCE:
             break
-        best, after, kept = made, found, step
     return JointResult(
         adapter=best, before=before, after=after, step=kept, steps=taken, seconds=time.monotonic() - started
     )
+
+
+def _turn(samples: Sequence[Sample], step: int, count: int) -> list[Sample]:
+    """Return the samples of a step, in turn."""
+    return [samples[index % len(samples)] for index in range(step * count, (step + 1) * count)]
 
 
 @torch.no_grad()

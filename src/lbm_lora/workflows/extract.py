@@ -93,6 +93,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             paths,
             statistics=lambda: _statistics(config, progress),
             images=images,
+            refit_images=readable(config.calibration_images),
             progress=progress,
         )
     labels = file_labels(base.path, tuned.path)
@@ -114,6 +115,7 @@ def extracted(
     *,
     statistics: "Callable[[], Statistics]",
     images: Sequence[Path],
+    refit_images: Sequence[Path] = (),
     progress: Progress,
 ) -> list[ExtractedAdapter]:
     """Extract the LoRAs of two open checkpoints.
@@ -124,6 +126,7 @@ def extracted(
         paths: one file for each of `rule.names`; None for a LoRA that is kept in memory.
         statistics: returns the statistics that weight errors by the output, if the config has any.
         images: images that calibrated LoRAs are run on.
+        refit_images: images that calibrated LoRAs are refitted on.
     """
     plan = plan_extraction(
         base.component(),
@@ -149,7 +152,20 @@ def extracted(
             progress=progress,
         )
     facts = _run_settings(config, settings, measured)
-    return extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
+    found = extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
+    if norm is None or not refit_images or not config.refit:
+        return found
+    from lbm_lora.workflows.refit import refitted  # only this needs the network classes
+
+    return refitted(
+        found,
+        plan.pairing,
+        refit_images,
+        settings,
+        config_path=config.config_path,
+        open_trial=norm.open_trial,
+        progress=progress,
+    )
 
 
 def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:

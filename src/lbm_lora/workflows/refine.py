@@ -21,12 +21,14 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
+    from lbm_lora.fidelity.answers import AnsweredPoint
     from lbm_lora.fidelity.output_errors import OutputErrors
     from lbm_lora.model.build import LBMModel
     from lbm_lora.refinement.distill import DistillResult
     from lbm_lora.refinement.images import ImageSplit
 
 _PACKAGES = ("peft",)
+_STEPS = {"adam": 200, "joint": 6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         after=distilled.after,
         gain=distilled.gain,
         step=distilled.step,
-        steps=config.steps,
+        steps=steps_of(config),
         images=len(images.learnt),
         held=len(images.held),
         twins=write_twins(config.save_to, config.also, progress),
@@ -133,14 +135,20 @@ def check(config: RefineConfig) -> None:
         MissingExtraError: a package of the train extra is not installed.
         ConfigError: a number is out of its range.
     """
-    need_packages("refining", _PACKAGES, "train")
-    for name in ("steps", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ConfigError(Option(name), f" is {getattr(config, name)}: give 1 or more.")
+    if config.method == "adam":
+        need_packages("refining", _PACKAGES, "train")
+    for name, given in (("steps", steps_of(config)), ("batch_size", config.batch_size)):
+        if given < 1:
+            raise ConfigError(Option(name), f" is {given}: give 1 or more.")
     if not 0 < config.learning_rate <= 1:
         raise ConfigError(
             Option("learning_rate"), f" is {config.learning_rate:g}, but it is relative: give a value above 0, up to 1."
         )
+
+
+def steps_of(config: RefineConfig) -> int:
+    """Return the given steps, or the method's default."""
+    return _STEPS[config.method] if config.steps is None else config.steps
 
 
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
@@ -196,10 +204,8 @@ def _distill(
     state: Path | None,
     progress: Progress,
 ) -> "DistillResult":
-    """Get the tuned model's answers, release it, and train the LoRA on the base."""
-    from lbm_lora.refinement.distill import DistillSettings, distill
+    """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.images import answered_images
-    from lbm_lora.refinement.student import Student
 
     def keep_measured(made: Adapter, distilled: "DistillResult") -> None:
         keep(replace(made, metadata=_metadata(config, adapter, dtype, learnt_images, distilled)))
@@ -214,12 +220,17 @@ def _distill(
         progress=progress,
     )
     model = _load(config, base, progress, "loading the base")
+    if config.method == "joint":
+        return _joint(config, model, adapter, dtype, learnt, held, keep_measured, progress)
+    from lbm_lora.refinement.distill import DistillSettings, distill
+    from lbm_lora.refinement.student import Student
+
     return distill(
         Student(model, adapter, dtype),
         learnt,
         held,
         DistillSettings(
-            steps=config.steps,
+            steps=steps_of(config),
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             seed=config.seed,
@@ -229,6 +240,36 @@ def _distill(
         identity={**identity, "dtype": dtype_name(dtype)},
         progress=progress,
     )
+
+
+def _joint(
+    config: RefineConfig,
+    model: "LBMModel",
+    adapter: Adapter,
+    dtype: torch.dtype,
+    learnt: "Sequence[AnsweredPoint]",
+    held: "Sequence[AnsweredPoint]",
+    keep: "Callable[[Adapter, DistillResult], None]",
+    progress: Progress,
+) -> "DistillResult":
+    """Fit biases, norms and ranks together; a run takes few steps and is not resumed."""
+    from lbm_lora.refinement.distill import DistillResult
+    from lbm_lora.refinement.joint import JointSettings
+    from lbm_lora.refinement.joint_points import refit_points
+
+    found = refit_points(
+        model,
+        adapter,
+        learnt,
+        held,
+        JointSettings(steps=steps_of(config), seed=config.seed),
+        dtype=dtype,
+        points=config.batch_size,
+        progress=progress,
+    )
+    distilled = DistillResult(before=found.before, after=found.after, step=found.step)
+    keep(found.adapter, distilled)
+    return distilled
 
 
 def _load(config: RefineConfig, checkpoint: Checkpoint, progress: Progress, what: str) -> "LBMModel":
@@ -253,10 +294,11 @@ def _metadata(
     from lbm_lora.imaging.digests import packed
 
     facts = {
+        "method": config.method,
         "step": distilled.step,
-        "steps": config.steps,
+        "steps": steps_of(config),
         "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
+        **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
         "seed": config.seed,
         "mirror": config.mirror,
         "dtype": dtype_name(dtype),

@@ -13,14 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lbm_lora.adapter import load_adapter
+from lbm_lora.calibration import load_statistics
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, InputError
+from lbm_lora.extraction import ExtractedAdapter
 from lbm_lora.imaging.digests import digests_of
-from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.progress import SILENT, LbmLoraWarning, Silent
 from lbm_lora.workflows import calibrate
-from lbm_lora.workflows.extract import run
+from lbm_lora.workflows.extract import check, extracted, run
 from lbm_lora.workflows.validate import LORA
 from lbm_lora.workflows.validate import run as validate
 from standins import TINY, Lbm, base_tensors, tuned_tensors, write_lbm_yaml
@@ -223,7 +226,7 @@ def test_a_psnr_is_reached_by_every_image(config: ExtractConfig, images: Path, t
 
 
 def test_calibration_images_are_measured_and_compared(config: ExtractConfig, images: Path) -> None:
-    alone = dataclasses.replace(config, calibration=None, calibration_images=str(images), min_psnr=20.0)
+    alone = dataclasses.replace(config, calibration=None, calibration_images=str(images), min_psnr=20.0, refit=False)
     result = run(alone)
     assert result.images is not None
     assert result.images.count == 2
@@ -232,6 +235,64 @@ def test_calibration_images_are_measured_and_compared(config: ExtractConfig, ima
         "l.safetensors",
         "l_calibration.safetensors",
     ]
+
+
+@pytest.mark.slow
+def test_a_refit_replaces_the_file_by_a_better_one(config: ExtractConfig, images: Path, tmp_path: Path) -> None:
+    alike = [tmp_path / f"{seed}.png" for seed in range(6)]
+    for seed, path in enumerate(alike):
+        values = np.random.default_rng(0).uniform(0, 200, (8, 8, 3)) + 10 * seed  # one image in several exposures
+        Image.fromarray(values.astype(np.uint8)).resize((64, 64)).save(path)
+    wanted = dataclasses.replace(config, rank=1, conv_rank=1, save_precision="int8")
+    found: list[ExtractedAdapter] = []
+    with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        for name, learnt in (("given", ()), ("refitted", alike)):
+            found += extracted(
+                wanted,
+                *check(wanted),
+                base,
+                tuned,
+                [tmp_path / f"{name}.safetensors"],
+                statistics=lambda: load_statistics(wanted.statistics or Path()),
+                images=alike[:1],
+                refit_images=learnt,
+                progress=SILENT,
+            )
+    given, made = found
+    before, after = tmp_path / "given.safetensors", tmp_path / "refitted.safetensors"
+    assert after.stat().st_size <= before.stat().st_size + 2000  # of metadata
+    assert given.predicted is not None
+    assert made.predicted is not None
+    assert made.predicted.error == made.predicted.measured != given.predicted.measured  # at the check points
+    with safe_open(before, "pt") as first, safe_open(after, "pt") as second:
+        for name in first.keys():  # noqa: SIM118
+            assert torch.equal(first.get_tensor(name), second.get_tensor(name)) or not name.endswith(".int8"), name
+    errors = json.loads(load_adapter(after).metadata.facts["lbm_lora_errors"])
+    assert errors["held_output_error"] < errors["held_output_error_before_refit"]
+    assert errors["predicted_output_error"] == pytest.approx(made.predicted.error, rel=1e-4)
+    assert errors["relative_error"] == pytest.approx(made.ledger.total().relative_error, rel=1e-4)
+    assert made.ledger.total().relative_error != given.ledger.total().relative_error
+    assert made.chosen is not None
+    assert given.chosen is not None
+    assert made.chosen.images is not None
+    assert made.chosen.images != given.chosen.images
+
+
+@pytest.mark.slow
+def test_a_refit_needs_an_image_to_hold_out(config: ExtractConfig, images: Path) -> None:
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.found: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.found.append(message)
+
+    notes = Notes()
+    alone = dataclasses.replace(
+        config, calibration=None, calibration_images=str(images / "0.png"), rank=1, conv_rank=1, check=False
+    )
+    run(alone, notes)
+    assert "Biases, norms and ranks are not refitted: this needs two images or more" in " ".join(notes.found)
 
 
 def test_an_error_of_the_output_is_reached(config: ExtractConfig) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.cli.present import present
@@ -146,3 +147,28 @@ def test_inputs_that_do_not_belong_together(config: RefineConfig, lora: Path, im
         run(dataclasses.replace(config, tuned_model_path=config.base_model_path))
     with pytest.raises(WrongBaseError, match=r"not the base of .* but the tuned checkpoint"):
         run(dataclasses.replace(config, base_model_path=config.tuned_model_path))
+
+
+@pytest.mark.slow
+def test_a_joint_fit_changes_no_factor_of_a_file_in_8_bits(config: RefineConfig, tmp_path: Path) -> None:
+    given = tmp_path / "int8.safetensors"
+    save_adapter(load_adapter(config.lora_path).cast(torch.int8), given)
+    joint = dataclasses.replace(config, lora_path=given, method="joint", steps=2)
+    result = run(joint)
+    assert result.step > 0
+    assert result.after.typical < result.before.typical
+    assert result.nbytes == pytest.approx(given.stat().st_size, abs=2000)  # but for the metadata
+    with safe_open(given, "pt") as before, safe_open(result.adapter, "pt") as after:
+        names = list(before.keys())
+        assert sorted(after.keys()) == sorted(names)
+        kept = [name for name in names if name.endswith(".int8")]
+        assert kept
+        assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in kept)
+        assert any(
+            not torch.equal(before.get_tensor(name), after.get_tensor(name))
+            for name in names
+            if name.endswith(".lora_unit")
+        )
+    facts = json.loads(load_adapter(result.adapter).metadata.facts["lbm_lora_refinement"])
+    assert (facts["method"], facts["steps"]) == ("joint", 2)
+    assert "learning_rate" not in facts

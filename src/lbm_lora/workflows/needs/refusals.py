@@ -61,7 +61,7 @@ def _packages(command: str, config: Any) -> Check | None:
     """Optional packages, by the checks of the workflows."""
     wanted: dict[str, tuple[str, tuple[str, ...]]] = {
         "train": ("training", ("lightning", "peft")),
-        "refine": ("refining", ("peft",)),
+        "refine": ("refining", ("peft",) if getattr(config, "method", "") == "adam" else ()),
         "data_pack": ("writing shards", SHARD_PACKAGES),
         "infer_shards": ("translating shards", ("lightning", *SHARD_PACKAGES)),
     }

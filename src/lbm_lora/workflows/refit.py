@@ -1,0 +1,150 @@
+"""Refit extracted LoRAs jointly on images, before an extraction is reported."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed
+from lbm_lora.checkpoint import Component, Pairing
+from lbm_lora.extraction import DeltaSettings, ExtractedAdapter
+from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.model.build import LBMModel, load_model
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import Progress
+from lbm_lora.ranks import Prediction, Trial
+from lbm_lora.refinement.images import answered_images, split_images
+from lbm_lora.refinement.joint import JointResult, JointSettings
+from lbm_lora.refinement.joint_points import refit_points
+from lbm_lora.report.compare import compare_weights
+
+_LARGE = 200_000_000  # values of a denoiser above which a refit on the CPU takes hours, and tens of gigabytes
+
+
+def refitted(
+    found: Sequence[ExtractedAdapter],
+    pairing: Pairing,
+    images: Sequence[Path],
+    settings: DeltaSettings,
+    *,
+    config_path: Path | None,
+    open_trial: Callable[[], Trial | None],
+    progress: Progress,
+) -> list[ExtractedAdapter]:
+    """Refit LoRAs on images; each one that is better afterwards replaces its file, and its ledger and errors.
+
+    Args:
+        found: the LoRAs of a calibrated extraction, in their files or in memory.
+        images: images to learn from; one in 8 is held out.
+        open_trial: opens the trial that measured the LoRAs' errors and images.
+    """
+    skipped = _reason_to_skip(pairing.tuned, images, settings)
+    if skipped:
+        progress.note(f"Biases, norms and ranks are not refitted: {skipped}.")
+        return list(found)
+    progress.start(0, "loading the tuned model")
+    checkpoint = pairing.tuned.checkpoint
+    model = load_model(checkpoint, config_path=config_path, device=settings.device, dtype=torch.float32)
+    learnt, held = answered_images(
+        model,
+        split_images([str(path) for path in images], None),
+        timesteps=(),
+        size=None,
+        seed=0,
+        mirror=False,
+        progress=progress,
+    )
+    _make_base(model, pairing.base)
+    results = [_refit(one, model, learnt, held, settings.dtype, progress) for one in found]
+    del model  # the trial loads another one
+    trial = open_trial() if any(result.step for result in results) else None
+    return [
+        _replaced(one, result, pairing, trial) if result.step else one
+        for one, result in zip(found, results, strict=True)
+    ]
+
+
+def _reason_to_skip(tuned: Component, images: Sequence[Path], settings: DeltaSettings) -> str:
+    """Return why a refit makes no sense, or takes too long to be the default; empty otherwise."""
+    if len(images) < 2:
+        return "this needs two images or more, of which it holds one out"
+    count = sum(spec.numel for spec in tuned.specs.values())
+    if count > _LARGE and settings.device.type == "cpu":
+        return (
+            f"on the CPU this would take hours for a denoiser of {count / 1e6:,.0f} million parameters. To do it "
+            "nevertheless, or on a GPU: lbm-lora refine --method joint"
+        )
+    return ""
+
+
+def _make_base(model: LBMModel, base: Component) -> None:
+    """Give the denoiser the base's values. Parameters that the base lacks keep the tuned ones."""
+    for name, parameter in model.denoiser.named_parameters():
+        param = ParamName(name)
+        if param in base and base.specs[param].shape == tuple(parameter.shape):
+            parameter.data = base.read(param).float().to(parameter.device)
+
+
+def _adapter(found: ExtractedAdapter) -> Adapter:
+    if found.adapter is not None:
+        return found.adapter
+    assert found.output.path is not None
+    return load_adapter(found.output.path)
+
+
+def _refit(
+    found: ExtractedAdapter,
+    model: LBMModel,
+    learnt: Sequence[AnsweredPoint],
+    held: Sequence[AnsweredPoint],
+    dtype: torch.dtype,
+    progress: Progress,
+) -> JointResult:
+    return refit_points(model, _adapter(found), learnt, held, JointSettings(), dtype=dtype, progress=progress)
+
+
+def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, trial: Trial | None) -> ExtractedAdapter:
+    """Return a LoRA as refitted, measured again, and replace its file."""
+    ledger = compare_weights(pairing, result.adapter)
+    predicted, chosen = _predicted(found.predicted, result), found.chosen
+    if trial is not None:
+        trial.take((name, result.adapter.delta(name)) for name in result.adapter.params)
+        error = trial.error()
+        if predicted is not None and error is not None:
+            predicted = replace(predicted, error=error, measured=error)
+        if chosen is not None and chosen.images is not None:
+            images = trial.images()
+            assert images is not None
+            chosen = replace(chosen, images=replace(images, predicted_psnr=chosen.images.predicted_psnr))
+    errors: dict[str, object] = {
+        **parsed(result.adapter.metadata.facts, ERRORS_KEY),
+        "relative_error": _short(ledger.total().relative_error),
+        "held_output_error_before_refit": _short(result.before.typical),
+        "held_output_error": _short(result.after.typical),
+    }
+    if predicted is not None:
+        errors[f"predicted_{predicted.of}_error"] = _short(predicted.error)
+    if chosen is not None and chosen.images is not None:
+        errors["measured_worst_psnr"] = _short(chosen.images.worst_psnr)
+    metadata = result.adapter.metadata
+    made = replace(result.adapter, metadata=replace(metadata, facts={**metadata.facts, ERRORS_KEY: compact(errors)}))
+    if found.output.path is not None:
+        save_adapter(made, found.output.path)
+    return replace(
+        found, adapter=None if found.adapter is None else made, ledger=ledger, predicted=predicted, chosen=chosen
+    )
+
+
+def _predicted(predicted: Prediction | None, result: JointResult) -> Prediction | None:
+    """Return a prediction with the gain that was measured on held-out images."""
+    if predicted is None:
+        return None
+    factor = result.after.typical / result.before.typical
+    measured = None if predicted.measured is None else factor * predicted.measured
+    return replace(predicted, error=factor * predicted.error, measured=measured)
+
+
+def _short(error: float) -> float:
+    return float(f"{error:.6g}")
