@@ -14,7 +14,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from torch import Tensor
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import (
+    PACKED,
     WIDTHS,
     Counts,
     Factors,
@@ -36,6 +37,8 @@ from lbm_lora.factorize import (
     has_matrix_view,
     largest,
     matrix_shape,
+    nearest,
+    shortened,
     up_shape,
     vector_counts,
     vector_of,
@@ -130,6 +133,39 @@ def encode_packed(adapter: Adapter) -> dict[str, Tensor]:
         raise AdapterError(f"{adapter.label}: ", *error.args) from None
     data = np.concatenate([np.zeros(0, np.uint8), *parts])
     return {INDEX: torch.from_numpy(index.encoded().copy()), DATA: torch.from_numpy(data)}
+
+
+def regridded(adapter: Adapter, given: Adapter) -> Adapter:
+    """Return an adapter as a packed file stores it, with the bits of a given one.
+
+    Args:
+        adapter: differs from `given` only in its dense deltas, and in a factor for each rank, which its unit absorbs.
+        given: packed.
+    """
+    modules = {name: _rescaled(module, given.modules[name]) for name, module in adapter.modules.items()}
+    dense: dict[ParamName, Tensor] = {}
+    grids: dict[ParamName, Grid] = {}
+    for name, delta in adapter.dense.items():
+        widths = given.grids[name].widths
+        counts, unit = nearest(delta.flatten()[None], widths)
+        grids[name] = Grid(widths, unit)
+        dense[name] = vector_of(counts[0], grids[name]).reshape(delta.shape)
+    return replace(adapter, modules=modules, dense=dense, dtype=PACKED, grids=grids)
+
+
+def _rescaled(module: LoraModule, given: LoraModule) -> LoraModule:
+    counts = counts_of(given.factors(), _grid_of(given))
+    before, after = given.factors().up, module.factors().up
+    factors = (before * after).sum(dim=0) / before.square().sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    unit = shortened((counts.grid.unit * factors.abs()).clamp_min(torch.finfo(torch.float32).tiny))
+    signs = torch.where(factors < 0, -1, 1).to(torch.int16)
+    found = Counts(counts.up * signs, counts.down, Grid(counts.grid.widths, unit)).factors()
+    return replace(
+        given,
+        up=found.up.reshape(given.up.shape),
+        down=found.down.reshape(given.down.shape),
+        grid=Grid(counts.grid.widths, unit),
+    )
 
 
 def is_packed(keys: Mapping[str, object]) -> bool:

@@ -9,7 +9,7 @@ from lbm_lora.factorize.budget import (
     energy_rank,
     error_rank,
 )
-from lbm_lora.factorize.eight_bit import EightBit, grid_noise, quantize
+from lbm_lora.factorize.eight_bit import EightBit, grid_noise, quantize, shortened
 from lbm_lora.factorize.factors import (
     Factors,
     dense_dtype,
@@ -115,6 +115,7 @@ __all__ = [
     "relative_noise",
     "rounded",
     "rounding_edge",
+    "shortened",
     "stored_factors",
     "to_matrix",
     "truncated_svd",

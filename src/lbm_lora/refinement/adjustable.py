@@ -90,7 +90,7 @@ class Adjustable:
         dense |= dict(zip(self._vectors, parts[:count], strict=True))
         scaled = zip(self._modules, parts[count:], strict=True)
         modules = {ranks.module.name: ranks.scaled(factors) for ranks, factors in scaled}
-        return replace(self._adapter, modules=modules, dense=dense, dtype=None)
+        return replace(self._adapter, modules=modules, dense=dense, dtype=None, grids={})
 
     def _changed(self, name: ParamName, delta: Tensor) -> Tensor:
         base = self._base[name]
@@ -135,4 +135,4 @@ class _Ranks:
         """Return the module with the factors in `up`."""
         up = self.module.up.float()
         across = factors.reshape(1, -1, *(1 for _ in up.shape[2:]))
-        return replace(self.module, up=up * across, down=self.module.down.float())
+        return replace(self.module, up=up * across, down=self.module.down.float(), grid=None)

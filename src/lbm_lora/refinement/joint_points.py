@@ -7,6 +7,8 @@ from itertools import groupby
 import torch
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.adapter.packed import regridded
+from lbm_lora.factorize import PACKED
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.model.build import LBMModel
 from lbm_lora.progress import Progress
@@ -42,7 +44,7 @@ def refit_points(
         list(_samples(model, chosen, points)),
         list(_samples(model, held, points)),
         replace(settings, samples=1),
-        stored=lambda made: made.cast(dtype),
+        stored=lambda made: regridded(made, adapter) if dtype == PACKED else made.cast(dtype),
         progress=progress,
     )
 

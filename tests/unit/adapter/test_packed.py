@@ -1,5 +1,6 @@
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
-from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_packed
+from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_packed, regridded
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import PACKED, WIDTHS, Counts, Grid, down_shape, matrix_shape, nearest, up_shape, vector_of
@@ -104,6 +105,20 @@ def test_changed_values_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="not on the grid"):
         save_adapter(adapter, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_factors_of_ranks_and_other_vectors_keep_their_bits() -> None:
+    given = packed_adapter()
+    modules = {
+        name: replace(module, up=module.up * -1.1, grid=None) for name, module in given.unpacked().modules.items()
+    }
+    dense = {name: 1.3 * delta for name, delta in given.dense.items()}
+    found = regridded(replace(given.unpacked(), modules=modules, dense=dense), given)
+    assert encode_packed(found)[DATA].numel() == encode_packed(given)[DATA].numel()
+    for name in given.params:
+        wanted = given.delta(name)
+        assert wanted is not None
+        torch.testing.assert_close(found.delta(name), (1.3 if name in dense else -1.1) * wanted, rtol=1e-3, atol=3e-2)
 
 
 def _index(**changes: object) -> torch.Tensor:
