@@ -122,7 +122,7 @@ class Watch(threading.Thread):
 
 
 def stream(images: int, *, is_folder: bool, compare: bool) -> dict[str, float]:
-    """Memory while `infer` translates shards, or a folder, with the nano model: peak of the first fifth, and of all."""
+    """Memory while `infer` translates shards or a folder with the nano model: peak of the first fifth, and of all."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = write_nano(folder, torch.float32)

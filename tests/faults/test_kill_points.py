@@ -19,6 +19,7 @@ from faults.writing import NAMES, Writing, finish, refilled, start, unbroken, wr
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 POINTS = int(os.environ.get("KILL_POINTS", "70"))
+SEED = os.environ.get("KILL_SEED", "0")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 BEFORE_MAIN = 70
 """The fork was interrupted before the command began."""
@@ -85,7 +86,7 @@ def problem_of(
 def points_of(name: str, seconds: float, operations: int) -> list[Point]:
     """Its part of all points, the signals in turn."""
     count = -(-POINTS // len(NAMES))
-    draw = random.Random(name)
+    draw = random.Random(f"{name} {SEED}")
     at_operation = [1 + number % operations for number in draw.sample(range(operations * count), count // 2)]
     points = [Point(SIGNALS[index % 3], operation=at) for index, at in enumerate(at_operation)]
     return points + [

@@ -49,7 +49,7 @@ def writing_commands(goods: Goods) -> list[Writing]:
                                        "--timesteps", "250", "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
         Writing("validate --report", lambda out: ["validate", *lbm_pair, "--images", one, "--report",
                                                   f"{out}/report", *cpu]),
-        Writing("push --save_to", lambda out: ["push", lbm_lora, "--to", "a/b", "--save_to", f"{out}/repository"]),
+        Writing("push --save_to", lambda out: ["push", lbm_lora, "--to", "a/b", "--base_model", "a/base", "--save_to", f"{out}/repository"]),
         Writing("merge", lambda out: ["merge", "--lora_path", lora, lora, "--save_to", f"{out}/x.safetensors"]),
         Writing("base", lambda out: ["base", "--config_path", goods.text("tiny/config.yaml"), "--backbone_signature",
                                      goods.text("backbone"), "--save_path", f"{out}/x.safetensors"]),

@@ -7,7 +7,7 @@ The position therefore also determines the random numbers and the schedule.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +70,39 @@ class TrainState:
         return {ModuleName(name): InitialFactors(down, up) for name, (down, up) in self.origins.items()}
 
 
+class _Target:
+    """A file for `torch.save` that keeps the reason why a write failed: torch raises a RuntimeError without it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def save_state(state: TrainState, path: Path) -> None:
-    """Write the state atomically."""
+    """Write the state atomically.
+
+    Raises:
+        OSError: the disk is full, or limits the size of files.
+    """
     held = {MARK: True} | {entry.name: getattr(state, entry.name) for entry in fields(state)}
-    with atomic_path(path) as temporary:
-        torch.save(held, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        target = _Target(file)
+        try:
+            torch.save(held, target)  # pyright: ignore[reportArgumentType]
+        except Exception:
+            if target.error is None:
+                raise
+            raise target.error from None
 
 
 def load_state(path: Path) -> TrainState:

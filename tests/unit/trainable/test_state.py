@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from file_limits import largest_file
 from torch import nn
 
 from lbm_lora.errors import ConfigError
@@ -81,6 +82,15 @@ def test_a_state_is_the_same_after_the_file(tmp_path: Path) -> None:
     assert torch.equal(found.average["b.lora_up"], learning(2)["b.lora_up"])
     initial = found.initial_factors()
     assert [(name, factors.down.tolist()) for name, factors in initial.items()] == [("a", [[1.0, 1.0]])]
+
+
+@pytest.mark.parametrize("nbytes", [0, 100, 2000])
+def test_a_disk_that_refuses_the_file_is_named_as_the_reason(nbytes: int, tmp_path: Path) -> None:
+    parameters = learning(1)
+    state = state_of(parameters, torch.optim.AdamW(parameters.values()))
+    with largest_file(nbytes), pytest.raises(OSError, match="File too large"):
+        save_state(state, tmp_path / "resume.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_average_that_is_new_starts_from_the_values() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lbm_lora.atomic import atomic_path
@@ -64,10 +64,14 @@ class LatentCache:
             raise DataError(f"{path} is damaged: {error}. Delete it to compute its latents again.") from None
 
     def save(self, path: Path, source: Latent, target: Latent) -> None:
-        """Save the latents of a pair under the name from `path`."""
+        """Save the latents of a pair under the name from `path`.
+
+        Raises:
+            OSError: the disk is full, or limits the size of files.
+        """
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+            temporary.write_bytes(save(tensors))  # `save_file` would not say in an OSError why the disk refuses it
 
 
 def fill_latents(

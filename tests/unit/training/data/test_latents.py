@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from file_limits import largest_file
 from torch import Tensor
 
 from lbm_lora.errors import DataError
@@ -192,3 +193,11 @@ def test_an_empty_cache_is_an_error(write_pairs: Callable[..., Path], tmp_path: 
     dataset = opened(write_pairs()).with_latents(LatentCache(tmp_path / "cache", "vae"), images=False)
     with pytest.raises(DataError, match=r"pairs: .*latents has no latents for 001 at 64x64\."):
         dataset[1]
+
+
+def test_a_disk_that_refuses_the_file_is_named_as_the_reason(tmp_path: Path) -> None:
+    cache = LatentCache(tmp_path, "vae")
+    path = cache.path(PAIR, (64, 64))
+    with largest_file(100), pytest.raises(OSError, match="File too large"):
+        cache.save(path, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
+    assert files(cache) == {}
