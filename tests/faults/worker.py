@@ -17,6 +17,7 @@ import io
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,9 @@ def forked(request: dict[str, Any]) -> int:
         return child
     code = 70
     try:
+        # PR_SET_PDEATHSIG: a fork that is stopped, or hangs, ends with its parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)

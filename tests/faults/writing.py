@@ -9,6 +9,9 @@ from pathlib import Path
 from faults.goods import Goods
 from faults.harness import Worker, contents
 
+MOST_SECONDS = 600
+"""A command that hangs is ended after that; on a machine with much other work the slowest takes minutes."""
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -49,7 +52,8 @@ def writing_commands(goods: Goods) -> list[Writing]:
                                        "--timesteps", "250", "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
         Writing("validate --report", lambda out: ["validate", *lbm_pair, "--images", one, "--report",
                                                   f"{out}/report", *cpu]),
-        Writing("push --save_to", lambda out: ["push", lbm_lora, "--to", "a/b", "--base_model", "a/base", "--save_to", f"{out}/repository"]),
+        Writing("push --save_to", lambda out: ["push", lbm_lora, "--to", "a/b", "--base_model", "a/base", "--save_to",
+                                               f"{out}/repository"]),
         Writing("merge", lambda out: ["merge", "--lora_path", lora, lora, "--save_to", f"{out}/x.safetensors"]),
         Writing("base", lambda out: ["base", "--config_path", goods.text("tiny/config.yaml"), "--backbone_signature",
                                      goods.text("backbone"), "--save_path", f"{out}/x.safetensors"]),
@@ -79,12 +83,12 @@ def writing_named(name: str, goods: Goods) -> Writing:
 def start(worker: Worker, writing: Writing, folder: Path, log: Path, **more: object) -> int:
     """Start the command in a fork; returns its process id."""
     request = {"argv": writing.words(folder), "fork": True, "log": str(log), **more}
-    return worker.ask(request)["pid"]
+    return worker.ask(request, MOST_SECONDS)["pid"]
 
 
 def finish(worker: Worker, pid: int) -> int:
     """Wait for a fork; returns its exit code, negative for the signal that ended it."""
-    return worker.ask({"wait": pid}, 120)["code"]
+    return worker.ask({"wait": pid}, MOST_SECONDS)["code"]
 
 
 def is_stopped(pid: int, seconds: float = 60) -> bool:
