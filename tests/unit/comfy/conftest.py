@@ -1,6 +1,5 @@
-"""A stand-in for ComfyUI with a tiny LBM in its lists."""
+"""A stand-in for ComfyUI with a small random LBM in its lists."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -9,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter
-from standins import TINY, write_lbm
+from nano import write_nano
+from standins import delta
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -26,15 +27,12 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lbm_lora.workflows import extract
 
     root = tmp_path_factory.mktemp("comfy")
-    lbm = write_lbm(root / "lbm", TINY)
     for folder in ("diffusion_models", "loras"):
         (root / folder).mkdir()
     models = root / "diffusion_models"
-    for name, path in (("base", lbm.base), ("tuned", lbm.tuned)):
-        shutil.copy(path, models / f"{name}.safetensors")
-    beside = lbm.tuned.parent / "config.yaml"
-    if beside.exists():
-        shutil.copy(beside, models)
+    base = load_file(write_nano(models, torch.float32).rename(models / "base.safetensors"))
+    changed = {name: value + delta(name, value.shape) for name, value in base.items() if name.startswith("denoiser.")}
+    save_file({**base, **changed}, models / "tuned.safetensors")
     lora = root / "loras/relight.safetensors"
     extract.run(
         ExtractConfig(base_model_path=models / "base.safetensors", tuned_model_path=models / "tuned.safetensors",
