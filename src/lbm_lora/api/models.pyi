@@ -60,8 +60,8 @@ def calibrate(
     timesteps: float | Sequence[float] = (),
     probes: int | None = None,
     seed: int = 0,
-    dense_up_to: int = 1280,
-    sketch_rank: int = 256,
+    dense_up_to: int = 640,
+    sketch_rank: int = 128,
     conv_dense_up_to: int = 2304,
     torch_dtype: Literal['float', 'bf16'] | torch.dtype = 'bf16',
     config_path: Path | str | None = None,
@@ -89,8 +89,8 @@ def calibrate(
         dense_up_to: Keep the complete second moment for layer sides up to this width, and a sketch for wider ones.
             Higher: more memory and a larger file.
         sketch_rank: Columns of a sketch. 0: keep only the diagonal.
-        conv_dense_up_to: Keep the complete second moment of all that a conv's kernel covers, in * kh * kw inputs,
-            up to this many; for wider convs, that of the channels. 0: always that of the channels.
+        conv_dense_up_to: Keep the complete second moment of the in * kh * kw inputs that a conv's kernel covers up
+            to this many, and a sketch for more. 0: moments of the channels only; smaller files, larger errors.
         torch_dtype: Run the networks in this precision. Sums are always fp32.
         config_path: Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it.
 

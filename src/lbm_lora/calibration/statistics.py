@@ -29,8 +29,8 @@ class CalibrationSettings:
         seed: seed for bridge noise, probes and sketches.
         dense_up_to: the widest layer side with a dense moment; 4 * width^2 bytes.
         sketch_rank: columns of the sketch for wider sides.
-        conv_dense_up_to: the most inputs that a conv's kernel covers, in * kh * kw, with a dense moment of all of them.
-            Above it, the moment covers the channels, and positions count as uncorrelated.
+        conv_dense_up_to: the most inputs that a conv's kernel covers, in * kh * kw, with a dense moment; more get a
+            sketch. 0: moments cover the channels only, and positions of the kernel count as uncorrelated.
 
     Raises:
         ConfigError: a value is invalid.

@@ -70,7 +70,7 @@ class Sums:
         return cls(
             inputs={
                 name: zeros(layer.columns, dense_up_to=conv_dense_up_to)
-                if layer.repeat > 1 and layer.columns <= conv_dense_up_to
+                if layer.repeat > 1 and conv_dense_up_to
                 else zeros(layer.shape[1])
                 for name, layer in layers.items()
                 if layer.inputs == name

@@ -190,7 +190,7 @@ class MomentAccumulator:
         return _test_matrix(*self._sketch.shape, self._seed, self._sketch.device)
 
 
-@lru_cache(maxsize=8)  # a model has few widths
+@lru_cache(maxsize=32)  # a model has few widths
 def _test_matrix(size: int, rank: int, seed: int, device: torch.device) -> Float[Tensor, "size rank"]:
     """Return random orthonormal columns."""
     generator = torch.Generator().manual_seed(seed)

@@ -81,10 +81,8 @@ def test_every_layer_has_weights_of_its_shape(model: LBMModel, statistics: Stati
         assert weights.outputs is not None
         assert (weights.outputs.size, weights.outputs.repeat) == (shape[0], 1)
         columns = torch.Size(shape[1:]).numel()
-        is_complete = len(shape) == 4 and shape[2:] != (1, 1) and columns <= 144
-        assert weights.inputs.size == (columns if is_complete else shape[1])
-        assert weights.inputs.size * weights.inputs.repeat == columns
-        assert (weights.inputs.dense is not None) == (is_complete or shape[1] <= 32)
+        assert (weights.inputs.size, weights.inputs.repeat) == (columns, 1)
+        assert (weights.inputs.dense is not None) == (columns <= (144 if columns > shape[1] else 32))
         assert (weights.outputs.dense is not None) == (shape[0] <= 32)
         assert weights.inputs.trace > 0
         assert weights.outputs.trace > 0

@@ -76,12 +76,13 @@ def test_layers_of_one_input_share_its_sums() -> None:
     assert state[f"outputs.{CONV}.diagonal"].shape == (10,)
 
 
-def test_a_conv_up_to_a_size_has_sums_of_all_that_its_kernel_covers() -> None:
-    for most, size in ((53, 6), (54, 54)):
-        made = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, conv_dense_up_to=most, seed=3, device=CPU)
-        assert made.inputs[CONV].size == size
-        assert f"inputs.{CONV}.dense" in made.state()
-        assert made.inputs[Q].size == 12
+@pytest.mark.parametrize(
+    ("most", "key", "shape"), [(0, "dense", (6, 6)), (53, "sketch", (54, 2)), (54, "dense", (54, 54))]
+)
+def test_convs_have_sums_of_all_that_the_kernel_covers(most: int, key: str, shape: tuple[int, int]) -> None:
+    made = Sums.empty(LAYERS, VECTORS, dense_up_to=8, sketch_rank=2, conv_dense_up_to=most, seed=3, device=CPU)
+    assert made.state()[f"inputs.{CONV}.{key}"].shape == shape
+    assert made.inputs[Q].size == 12
 
 
 def test_long_vectors_have_a_narrow_sketch() -> None:

@@ -58,7 +58,7 @@ MEASURED: dict[Rule, Measured] = {
 """The rows of docs/memory.md; a test compares them."""
 
 _LESS: dict[Rule | Literal["infer"], Message] = {
-    "calibrate": Message(Option("dense_up_to"), " 640 or ", Option("sketch_rank"), " 0 needs less."),
+    "calibrate": Message(Option("sketch_rank"), " 64 or 0 needs less."),
     "extract calibrated": Message(Option("check", is_off=True), " needs less, and predicts errors less well."),
     "train": Message("batch_size 1 with accumulate, gradient_checkpointing and fewer layers need less."),
     "refine": Message(Option("torch_dtype"), " bf16, ", Option("batch_size"), " 1 or a smaller ", Option("size"), "."),

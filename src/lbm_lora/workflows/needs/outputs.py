@@ -113,9 +113,13 @@ def statistics_nbytes(tuned: Checkpoint, dense_up_to: int, sketch_rank: int, con
     for name, spec in tuned.component().specs.items():
         shape, columns = spec.shape, math.prod(spec.shape[1:])
         if leaf_of(name) == "weight" and has_matrix_view(shape):
-            is_complete = len(shape) == 4 and columns <= conv_dense_up_to
+            is_complete = columns > shape[1] and conv_dense_up_to > 0
             nbytes += _moment(shape[0], dense_up_to, sketch_rank)
-            nbytes += _moment(columns, columns, 0) if is_complete else _moment(shape[1], dense_up_to, sketch_rank)
+            nbytes += (
+                _moment(columns, conv_dense_up_to, sketch_rank)
+                if is_complete
+                else _moment(shape[1], dense_up_to, sketch_rank)
+            )
         elif len(shape) == 1:
             nbytes += _moment(shape[0], VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK)
     return nbytes
@@ -123,7 +127,7 @@ def statistics_nbytes(tuned: Checkpoint, dense_up_to: int, sketch_rank: int, con
 
 def _moment(side: int, dense_up_to: int, sketch_rank: int) -> int:
     """Return the bytes of one moment, with the fp32 numbers of each row."""
-    return 4 * side + side * (side + 1) if side <= dense_up_to else 8 * side + 2 * side * min(sketch_rank, side)
+    return 4 * side + side * (side + 1) if side <= max(dense_up_to, sketch_rank) else 8 * side + 2 * side * sketch_rank
 
 
 def _extract(config: ExtractConfig, inputs: Inputs) -> list[Output]:
