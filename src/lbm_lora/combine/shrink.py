@@ -26,7 +26,7 @@ from lbm_lora.errors import InputError
 from lbm_lora.factorize import (
     Factors,
     Measure,
-    Whitening,
+    Weights,
     dense_dtype,
     down_shape,
     has_matrix_view,
@@ -225,18 +225,18 @@ class Shrinking:
             squares=svd.values.double().square(),
             rest=0.0,
             rounding=rounding_error(svd, weights, self.dtype),
-            dense=self._dense_error(name, factors, whitening),
+            dense=self._dense_error(name, factors, weights),
             worth=rank_above(svd.values, ROUNDING * float(svd.values[0])),
             is_kept=self._keeps_bits(name) and len(svd.values) >= self.products.bound(name),
         )
 
-    def _dense_error(self, name: ParamName, factors: Factors, whitening: Whitening) -> float:
+    def _dense_error(self, name: ParamName, factors: Factors, weights: Weights) -> float:
         """The squared error of the dense delta; infinite where the factors are smaller."""
         shape = self.products.shapes[name]
         highest = module_bytes(self.prefix, module_of(name), shape, self.products.bound(name), self.dtype)
         if stored_bytes(self.prefix, name, shape, self.dtype) > highest:
             return math.inf
-        return dense_error(factors.product(), whitening, dense_dtype(self.dtype))
+        return dense_error(factors.product(), weights, dense_dtype(self.dtype))
 
     def _row(
         self, name: ParamName, status: Status, reason: str, size: float, lost: float, rank: int | None = None

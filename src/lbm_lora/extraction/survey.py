@@ -141,7 +141,7 @@ class SurveyPass:
             squares=svd.values.double().square(),
             rest=svd.rest,
             rounding=rounding_error(svd, weights, self._settings.dtype),
-            dense=dense_error(matrix, whitening, dense_dtype(self._settings.dtype)),
+            dense=dense_error(matrix, weights, dense_dtype(self._settings.dtype)),
             worth=worth,
         )
         return _Decomposed(spectrum, svd)

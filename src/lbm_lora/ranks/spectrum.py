@@ -145,10 +145,14 @@ def _noise(
     return relative_noise(vectors, variances.float()) * lengths * min(share, 1.0)
 
 
-def dense_error(matrix: Tensor, whitening: Whitening, dtype: torch.dtype) -> float:
-    """Return the squared error of rounding a matrix to the stored dtype; infinite if it leaves its range."""
+def dense_error(matrix: Tensor, weights: Weights, dtype: torch.dtype) -> float:
+    """Return the squared error that rounding a matrix to the stored dtype is expected to cost; infinite if it leaves
+    its range. The rounding errors of its elements are independent, so only the diagonals of the moments count."""
     lost = matrix.to(dtype).float().sub_(matrix)
-    return energy(whitening(lost)) if torch.isfinite(lost).all() else math.inf
+    if not torch.isfinite(lost).all():
+        return math.inf
+    outputs, inputs = _variances(weights.outputs, lost.shape[0]), _variances(weights.inputs, lost.shape[1])
+    return weights.scale * float(outputs @ (lost.square_() @ inputs.float()).double())
 
 
 def rounding_error(svd: WeightedSVD, weights: Weights, dtype: torch.dtype) -> Tensor:
