@@ -90,7 +90,7 @@ def calibrate(
             Higher: more memory and a larger file.
         sketch_rank: Columns of a sketch. 0: keep only the diagonal.
         conv_dense_up_to: Keep the complete second moment of the in * kh * kw inputs that a conv's kernel covers up
-            to this many, and a sketch for more. 0: moments of the channels only; smaller files, larger errors.
+            to this many, and a sketch for more. 0: moments of the channels only, in a smaller file.
         torch_dtype: Run the networks in this precision. Sums are always fp32.
         config_path: Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it.
 

@@ -38,7 +38,7 @@ class CalibrateConfig(OutputOptions):
     """Columns of a sketch. 0: keep only the diagonal."""
     conv_dense_up_to: Annotated[Seed, ADVANCED] = CONV_DENSE_UP_TO
     """Keep the complete second moment of the in * kh * kw inputs that a conv's kernel covers up to this many, and a
-    sketch for more. 0: moments of the channels only; smaller files, larger errors."""
+    sketch for more. 0: moments of the channels only, in a smaller file."""
     torch_dtype: Annotated[Literal["float", "bf16"], ADVANCED] = "bf16"
     """Run the networks in this precision. Sums are always fp32."""
     config_path: Annotated[File | None, ADVANCED] = None
