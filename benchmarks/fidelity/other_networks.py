@@ -18,7 +18,7 @@ import tyro
 from torch import Tensor, nn
 
 import lbm_lora
-from benchmarks.fidelity.networks import KINDS, NETWORKS, OtherNetwork, inputs, pair
+from benchmarks.fidelity.networks import NETWORKS, OtherNetwork, pair
 from benchmarks.results import FOLDER, WORK, command_of, write_result
 from lbm_lora.naming import ParamName
 
@@ -38,7 +38,7 @@ class Options:
     only: tuple[str, ...] = tuple(NETWORKS)  # the networks to measure
     methods: tuple[str, ...] = tuple(METHODS)  # besides plain
     ranks: tuple[int, ...] = (1, 4, 16)  # ranks of the plain SVD files, whose sizes the other files have
-    images: int = 32  # to calibrate on
+    inputs: int = 32  # to calibrate on
     work: Path = WORK / "networks"  # folder for the packages and LoRAs
     threads: int = 1  # torch threads
     results: Path = FOLDER / "fidelity"  # folder of result files
@@ -71,12 +71,12 @@ def measured(network: OtherNetwork, folder: Path, options: Options) -> dict[str,
     """Return a network's description, and the errors in dB of base and LoRAs by set, rank and kind of input."""
     folder.mkdir(parents=True, exist_ok=True)
     base, tuned = pair(network, folder)
-    kinds = inputs(network, options.images)
-    calibration = kinds.pop("calibration")
+    made = network.inputs(options.inputs)
+    calibration, kinds = made["calibration"], {kind: made[kind] for kind in network.kinds}
     comparison = Comparison(base, tuned, kinds)
 
     def run() -> Iterator[Tensor]:
-        return (tuned(image) for image in calibration)
+        return (tuned(one) for one in calibration)
 
     print(f"  {network.title}: calibrating", flush=True)
     started = time.monotonic()
@@ -103,8 +103,8 @@ def measured(network: OtherNetwork, folder: Path, options: Options) -> dict[str,
         "licence": network.licence,
         "parameters": sum(weight.numel() for weight in tuned.parameters()),
         "layers": len(statistics.layers),
-        "calibration": f"{len(calibration)} crops of photos",
-        "kinds": {name: KINDS[name] for name in kinds},
+        "calibration": f"{len(calibration)} inputs: {network.calibration}",
+        "kinds": network.kinds,
         "base": comparison.errors(None),
         "sets": sets,
         "seconds": seconds,
@@ -119,9 +119,9 @@ class Comparison:
         kinds: kind -> inputs.
     """
 
-    def __init__(self, base: nn.Module, tuned: nn.Module, kinds: Mapping[str, Sequence[Tensor]]) -> None:
+    def __init__(self, base: nn.Module, tuned: nn.Module, kinds: Mapping[str, Sequence[Any]]) -> None:
         self._base, self._kinds = base, kinds
-        self._wanted = {kind: [*_outputs(tuned, images)] for kind, images in kinds.items()}
+        self._wanted = {kind: [*_outputs(tuned, inputs)] for kind, inputs in kinds.items()}
 
     def errors(self, lora: Path | None) -> dict[str, list[float]]:
         """Return the output errors in dB of base + LoRA, or of the base, by kind and input."""
@@ -143,9 +143,9 @@ class Comparison:
 
 
 @torch.no_grad()
-def _outputs(network: nn.Module, images: Sequence[Tensor]) -> Iterator[Tensor]:
-    for image in images:
-        yield network(image)
+def _outputs(network: nn.Module, inputs: Sequence[Any]) -> Iterator[Tensor]:
+    for one in inputs:
+        yield network(one)
 
 
 def _decibel(found: Tensor, wanted: Tensor) -> float:

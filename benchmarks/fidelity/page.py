@@ -164,7 +164,7 @@ def _other(network: Result) -> Table:
 
 def _gains(sets: Sets, others: Result) -> dict[str, float]:
     """Return network -> gain in dB of its best files over plain at the size of plain's rank 4, on inputs in domain."""
-    best = next((name for name in ("auto_refit", "auto", "int8") if name in sets), "full")
+    best = next(name for name in ("auto_refit", "auto", "int8", "full", "plain") if name in sets)
     at = RANKS.index(4)
     gains = {"the mini model": float(sets["plain"][ERROR][at] - sets[best][ERROR][at])}
     for network in others["networks"].values():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.fidelity.networks import KINDS, NETWORKS, inputs, pair
+from benchmarks.fidelity.networks import NETWORKS, pair
 
 GRAPH = "7767517\n2 2\nInput in 0 1 x\nConvolution conv 1 1 x y 0=1 1=1 5=0 6=3"
 
@@ -36,7 +36,9 @@ def test_both_sides_are_read_from_the_package(tmp_path: Path, is_wheel: bool) ->
         with tarfile.open(work / "a-net-1.0.tar.gz", "w:gz") as archive:
             archive.add(folder, folder.name)
         tmp_path = work
-    network = replace(NETWORKS["cugan"], package="a-net==1.0", base="n/a", tuned="n/b")
+    network = replace(
+        NETWORKS["cugan"], package="a-net==1.0", base=["n/a.param", "n/a.bin"], tuned=["n/b.param", "n/b.bin"]
+    )
     base, tuned = pair(network, tmp_path)
     image = torch.ones(1, 3, 2, 2)
     assert base(image).mean() == 3
@@ -44,12 +46,12 @@ def test_both_sides_are_read_from_the_package(tmp_path: Path, is_wheel: bool) ->
 
 
 def test_inputs_are_equal_in_every_run_and_held_out() -> None:
-    found, again = (inputs(NETWORKS["realsr"], 5) for _ in range(2))
-    assert list(found) == ["calibration", *KINDS]
+    found, again = (NETWORKS["realsr"].inputs(5) for _ in range(2))
+    assert list(found) == ["calibration", *NETWORKS["realsr"].kinds]
     assert all(torch.equal(a, b) for name in found for a, b in zip(found[name], again[name], strict=True))
     assert len(found["calibration"]) == 5
     assert {tuple(image.shape) for image in found["photos"]} == {(1, 3, 24, 24)}
     assert {tuple(image.shape) for image in found["size"]} == {(1, 3, 48, 48)}
-    seen = torch.cat(found["calibration"])
+    seen = torch.cat([*found["calibration"]])
     assert all((seen - image).abs().amax((1, 2, 3)).min() > 0.1 for image in found["photos"])
     assert all(image.min() >= 0 and image.max() <= 1 for images in found.values() for image in images)

@@ -1,6 +1,7 @@
 """The benchmark of other networks, on one of two layers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.fidelity import other_networks as module
+from benchmarks.fidelity.networks import NETWORKS
 from benchmarks.fidelity.other_networks import Comparison, main
 from lbm_lora import extract
 
@@ -44,15 +46,18 @@ def test_a_complete_lora_leaves_no_error_and_the_base_as_it_was(tmp_path: Path) 
 
 
 def test_other_files_have_plains_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = {name: [torch.rand(1, 3, 6, 6) for _ in range(3)] for name in ("calibration", "photos", "noise")}
+    made = {name: [torch.rand(1, 3, 6, 6) for _ in range(3)] for name in ("calibration", "photos", "noise")}
+    kinds = {"photos": "other photos", "noise": "noise"}
+    network = replace(NETWORKS["cugan"], inputs=lambda count: made, kinds=kinds)
     monkeypatch.setattr(module, "pair", lambda network, work: fine_tune())
-    monkeypatch.setattr(module, "inputs", lambda network, count: dict(kinds))
-    line = ["--only", "cugan", "--methods", "fp16", "int8", "--ranks", "2", "--images", "3"]
+    monkeypatch.setattr(module, "NETWORKS", {"cugan": network})
+    line = ["--only", "cugan", "--methods", "fp16", "int8", "--ranks", "2", "--inputs", "3"]
     assert main([*line, "--work", str(tmp_path / "work"), "--results", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("networks_*.json")
     found: dict[str, Any] = json.loads(path.read_text())["networks"]["cugan"]
     assert found["layers"] == 2
-    assert found["kinds"] == {"photos": "other photos, as in calibration", "noise": "noise"}
+    assert found["kinds"] == kinds
+    assert found["calibration"] == "3 inputs: crops of two photos as JPEG"
     sizes = {name: files["2"]["nbytes"] for name, files in found["sets"].items()}
     assert all(size <= sizes["plain"] for size in sizes.values())
     assert all(len(files["2"]["errors"]["noise"]) == 3 for files in found["sets"].values())
@@ -60,5 +65,5 @@ def test_other_files_have_plains_sizes(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_an_unknown_network_is_named_with_the_known_ones() -> None:
-    with pytest.raises(SystemExit, match=r"error: nothing: choose from cugan, realsr\."):
+    with pytest.raises(SystemExit, match=r"error: nothing: choose from chgnet, cugan, realsr\."):
         main(["--only", "nothing"])
