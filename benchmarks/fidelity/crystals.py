@@ -38,13 +38,13 @@ _LATTICES = (
 
 def crystals(count: int, *, held_out: int = 12) -> dict[str, list[Crystal]]:
     """Return crystals: so many for `calibration`, and held-out ones of each kind."""
-    draw = np.random.default_rng(0)
+    draws = [np.random.default_rng([0, kind]) for kind in range(5)]
     return {
-        "calibration": [_salt(draw, _CATIONS, _ANIONS) for _ in range(count)],
-        "salts": [_salt(draw, _CATIONS, _ANIONS) for _ in range(held_out)],
-        "elements": [_salt(draw, _OTHER_CATIONS, _OTHER_ANIONS) for _ in range(held_out)],
-        "metals": [_alloy(draw) for _ in range(held_out)],
-        "random": [_random(draw) for _ in range(held_out)],
+        "calibration": [_salt(draws[0], _CATIONS, _ANIONS) for _ in range(count)],
+        "salts": [_salt(draws[1], _CATIONS, _ANIONS) for _ in range(held_out)],
+        "elements": [_salt(draws[2], _OTHER_CATIONS, _OTHER_ANIONS) for _ in range(held_out)],
+        "metals": [_alloy(draws[3]) for _ in range(held_out)],
+        "random": [_random(draws[4]) for _ in range(held_out)],
     }
 
 

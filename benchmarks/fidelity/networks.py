@@ -74,14 +74,14 @@ def crops(count: int, *, side: int, jpeg: int) -> dict[str, list[Tensor]]:
     """
     photos = sorted(bundled.PHOTOS.glob("*.jpg"))
     renders = sorted(bundled.PAIRS.glob("*.source.png"))
-    draw = np.random.default_rng(0)
+    draws = [np.random.default_rng([0, kind]) for kind in range(4)]
     noise = torch.rand(8, 1, 3, side, side, generator=torch.Generator().manual_seed(0))
     return {
-        "calibration": _crops(photos[:2], count, side, draw, jpeg),
-        "photos": _crops(photos[2:], 12, side, draw, jpeg),
-        "renders": _crops(renders, len(renders), side, draw, None),
+        "calibration": _crops(photos[:2], count, side, draws[0], jpeg),
+        "photos": _crops(photos[2:], 12, side, draws[1], jpeg),
+        "renders": _crops(renders, len(renders), side, draws[2], None),
         "noise": list(noise),
-        "size": _crops(photos[2:], 4, 2 * side, draw, jpeg),
+        "size": _crops(photos[2:], 4, 2 * side, draws[3], jpeg),
     }
 
 

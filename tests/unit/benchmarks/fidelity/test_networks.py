@@ -50,6 +50,8 @@ def test_inputs_are_equal_in_every_run_and_held_out() -> None:
     assert list(found) == ["calibration", *NETWORKS["realsr"].kinds]
     assert all(torch.equal(a, b) for name in found for a, b in zip(found[name], again[name], strict=True))
     assert len(found["calibration"]) == 5
+    fewer = NETWORKS["realsr"].inputs(2)
+    assert all(torch.equal(a, b) for a, b in zip(fewer["photos"], found["photos"], strict=True))
     assert {tuple(image.shape) for image in found["photos"]} == {(1, 3, 24, 24)}
     assert {tuple(image.shape) for image in found["size"]} == {(1, 3, 48, 48)}
     seen = torch.cat([*found["calibration"]])
