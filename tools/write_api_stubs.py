@@ -19,6 +19,10 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 import torch
 
 MODULES = ("combined", "loras", "measured", "models", "training", "hub", "formats")
+OVERLOADS = {"calibrate": ("networks", "calibrate_network")}
+"""Function -> module and function of its other form, which it calls for other types of its first two arguments."""
+_FIRST_FORM = {"tuned": "CheckpointLike", "images": "Images"}
+"""Types of these arguments in its own form."""
 API = Path(__file__).parents[1] / "src/lbm_lora/api"
 _HEAD = '"""Made by tools/write_api_stubs.py of the functions and their configs; not to be edited."""'
 # names in the types of options -> the modules that they are of
@@ -36,18 +40,37 @@ def stub_of(module: str) -> str:
     """The text of the stub of `lbm_lora.api.<module>`."""
     loaded = import_module(f"lbm_lora.api.{module}")
     tree = ast.parse((API / f"{module}.py").read_text(encoding="utf-8"))
-    own = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    functions = "\n".join(_function(node, getattr(loaded, node.name)) for node in own)
+    functions = "\n".join(_forms(node, getattr(loaded, node.name)) for node in _functions(tree))
     known = {name: f"from {place} import {name}" for name, place in _OF_OPTIONS.items()} | _imports(tree)
-    known["torch"] = "import torch"
+    known |= {"torch": "import torch", "overload": "from typing import overload"}
+    for other, _ in OVERLOADS.values():
+        known = _imports(ast.parse((API / f"{other}.py").read_text(encoding="utf-8"))) | known
     code = re.sub(r'""".*?"""', "", functions, flags=re.DOTALL)
     used = sorted({line for name, line in known.items() if re.search(rf"\b{name}\b", code)})
     return "\n".join([_HEAD, "", *used, "", functions])
 
 
+def _functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def _forms(node: ast.FunctionDef, function: FunctionType) -> str:
+    """A function, or its two overloads."""
+    if node.name not in OVERLOADS:
+        return _function(node, function)
+    module, second = OVERLOADS[node.name]
+    tree = ast.parse((API / f"{module}.py").read_text(encoding="utf-8"))
+    (other,) = [one for one in _functions(tree) if one.name == second]
+    loaded = getattr(import_module(f"lbm_lora.api.{module}"), second)
+    head, tail = _function(other, loaded), _function(node, function)
+    for name, hint in _FIRST_FORM.items():
+        tail = re.sub(rf"^    {name}: .*,$", f"    {name}: {hint},", tail, count=1, flags=re.MULTILINE)
+    return f"@overload\n{head.replace(f'def {second}(', f'def {node.name}(')}\n@overload\n{tail}"
+
+
 def _function(node: ast.FunctionDef, function: FunctionType) -> str:
     """Its parameters, those of its own as the source has them, and its docstring."""
-    written = {one.arg: one.annotation for one in (*node.args.args, *node.args.kwonlyargs)}
+    written = {one.arg: one.annotation for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
     lines: list[str] = []
     for one in inspect.signature(function).parameters.values():
         if one.kind is one.KEYWORD_ONLY and "    *," not in lines:
@@ -56,6 +79,8 @@ def _function(node: ast.FunctionDef, function: FunctionType) -> str:
         hint = _formatted(one.annotation) if annotation is None else _text(annotation)
         default = "" if one.default is one.empty else f" = {_default(one.default)}"
         lines.append(f"    {one.name}: {hint}{default},")
+        if node.args.posonlyargs and one.name == node.args.posonlyargs[-1].arg:
+            lines.append("    /,")
     assert node.returns is not None
     doc = textwrap.indent(inspect.getdoc(function) or "", "    ")
     head = "\n".join([f"def {node.name}(", *lines, f") -> {_text(node.returns)}:"])

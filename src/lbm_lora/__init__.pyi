@@ -24,6 +24,7 @@ from lbm_lora.api.models import infer as infer
 from lbm_lora.api.models import inspect as inspect
 from lbm_lora.api.models import layers as layers
 from lbm_lora.api.models import make_base as make_base
+from lbm_lora.api.networks import validate_outputs as validate_outputs
 from lbm_lora.api.training import check_data as check_data
 from lbm_lora.api.training import pack_data as pack_data
 from lbm_lora.api.training import train as train

@@ -38,7 +38,6 @@ REASONS = {
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",
     "model/loaded_loras.py": "tests/unit/model/test_pipeline.py: LoRAs that are loaded, mixed, scaled and unloaded",
     "model/lora_pipeline.py": "tests/unit/model/test_pipeline.py: LoRAs of a pipeline",
-    "ranks/spectrum.py": "tests/unit/extraction/test_rounding.py: what rounding costs, against what files have",
     "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
     "workflows/refit.py": "tests/unit/workflows/test_extract_calibrated.py: extractions that are refitted",
     "report/inspection/adapter_values.py": "tests/unit/report/inspection/test_adapters.py: the values, measured",

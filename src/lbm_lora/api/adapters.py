@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.extraction import Shrinkage
 from lbm_lora.ranks import Prediction, TrialImages
 from lbm_lora.report import WeightReport
 
@@ -21,12 +22,15 @@ class MeasuredAdapter(Adapter):
         predicted: its expected and measured error; None if ranks were given and nothing was calibrated.
         trial: its images against the tuned model's, with `images` or `min_psnr`.
         sizes: predictions for other sizes, if ranks were chosen for all layers together.
+        shrinkage: how it compares with plain SVD of the same size, and whether the statistics were shrunk for that;
+            None if it was not run.
     """
 
     report: WeightReport
     predicted: Prediction | None = None
     trial: TrialImages | None = None
     sizes: tuple[Prediction, ...] = ()
+    shrinkage: Shrinkage | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

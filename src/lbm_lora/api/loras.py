@@ -5,12 +5,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from lbm_lora.adapter import load_adapter
 from lbm_lora.api.adapters import MeasuredAdapter, contents
 from lbm_lora.api.models import calibrate
 from lbm_lora.api.options import FOR_ONE, Options
-from lbm_lora.api.values import Images, image_files, label_of, opened_pair, statistics_of
-from lbm_lora.checkpoint import Checkpoint, CheckpointLike
+from lbm_lora.api.values import Images, NetworkLike, image_files, label_of, opened_pair, statistics_of
+from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
@@ -21,6 +23,7 @@ from lbm_lora.workflows import extract as extract_workflow
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
+    from lbm_lora.fidelity.network import Network, Run
     from lbm_lora.workflows.compress import CompressResult
 
 _OWN = (
@@ -35,20 +38,21 @@ _COMPRESS = Options(CompressConfig, hidden=("tuned", "images"))
 
 @_EXTRACT_ONE.documented
 def extract(
-    base: CheckpointLike,
-    tuned: CheckpointLike,
+    base: NetworkLike,
+    tuned: NetworkLike,
     *,
     save_to: Path | str | None = None,
     calibration: "Path | str | Statistics | None" = None,
     calibration_images: Images | None = None,
     images: Images | None = None,
+    run: "Run | None" = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> MeasuredAdapter:
     """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense.
 
     Args:
-        base: the checkpoint that the tuned one started from: a path, an open checkpoint or a state dict.
+        base: the checkpoint that the tuned one started from: a path, an open checkpoint, a state dict or a module.
         tuned: the fine-tuned checkpoint, likewise.
         save_to: also write the LoRA, a .safetensors file, and its sidecar while it is extracted: the bytes of
             `lbm-lora extract`. Its tensors then stay in the file, which takes less memory. None: nothing is written.
@@ -56,6 +60,8 @@ def extract(
             instead of the weights.
         calibration_images: images to make those statistics of first; they are not kept.
         images: images to run a calibrated LoRA on: their PSNR to the tuned model's one-step images.
+        run: the callable that `tuned`, a module of any network, was calibrated with: LoRAs are then run on its held-out
+            samples. The module's weights are replaced meanwhile, and put back.
         progress: a listener.
 
     Returns:
@@ -64,26 +70,29 @@ def extract(
     Raises:
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
-    (found,) = _extracted("extract", base, tuned, save_to, calibration, calibration_images, images, progress, options)
+    (found,) = _extracted(
+        "extract", base, tuned, save_to, calibration, calibration_images, images, run, progress, options
+    )
     return found
 
 
 @_EXTRACT.documented
 def extract_several(
-    base: CheckpointLike,
-    tuned: CheckpointLike,
+    base: NetworkLike,
+    tuned: NetworkLike,
     *,
     save_to: Path | str | None = None,
     calibration: "Path | str | Statistics | None" = None,
     calibration_images: Images | None = None,
     images: Images | None = None,
+    run: "Run | None" = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> list[MeasuredAdapter]:
     """Extract several LoRAs in one pass: one for each of `ranks`, or of the sizes in `max_size`.
 
     Args:
-        base, tuned, save_to, calibration, calibration_images, images, progress: see `extract`.
+        base, tuned, save_to, calibration, calibration_images, images, run, progress: see `extract`.
 
     Returns:
         The LoRAs in the order of their ranks or sizes.
@@ -92,18 +101,19 @@ def extract_several(
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     return _extracted(
-        "extract_several", base, tuned, save_to, calibration, calibration_images, images, progress, options
+        "extract_several", base, tuned, save_to, calibration, calibration_images, images, run, progress, options
     )
 
 
 def _extracted(
     function: str,
-    base: CheckpointLike,
-    tuned: CheckpointLike,
+    base: NetworkLike,
+    tuned: NetworkLike,
     save_to: Path | str | None,
     calibration: "Path | str | Statistics | None",
     calibration_images: Images | None,
     images: Images | None,
+    run: "Run | None",
     progress: Progress,
     options: Mapping[str, Any],
 ) -> list[MeasuredAdapter]:
@@ -111,6 +121,8 @@ def _extracted(
     if calibration is not None and calibration_images is not None:
         raise give_one("calibration", "calibration_images", "weight the errors")
     tried = calibration_images if images is None and options.get("min_psnr") is not None else images
+    if run is not None and (not isinstance(tuned, nn.Module) or calibration is None):
+        raise ConfigError("run needs calibration, and as tuned the module that it runs.")
     with ExitStack() as stack:
         opened = opened_pair(stack, base, tuned)
         sources = None if tried is None else stack.enter_context(image_files(tried))
@@ -142,9 +154,20 @@ def _extracted(
             images=extract_workflow.readable(sources),
             refit_images=() if learnt is None else extract_workflow.readable(learnt),
             progress=progress,
+            network=_network(stack, tuned, run),
         )
     labels = file_labels(opened[0].path, opened[1].path)
     return [_measured(config, path, one, labels) for path, one in zip(paths, found, strict=True)]
+
+
+def _network(stack: ExitStack, tuned: NetworkLike, run: "Run | None") -> "Network | None":
+    """Return the network to run LoRAs in, which has its own weights again when the stack is left."""
+    if run is None or not isinstance(tuned, nn.Module):
+        return None
+    from lbm_lora.fidelity.network import Network, kept_weights
+
+    stack.enter_context(kept_weights(tuned))
+    return Network(tuned, run)
 
 
 def _label(calibration: "Path | str | Statistics | None", calibration_images: Images | None) -> Path | None:
@@ -192,6 +215,7 @@ def _measured(
         predicted=found.predicted,
         trial=found.chosen.images if found.chosen else None,
         sizes=found.sizes,
+        shrinkage=found.shrinkage,
     )
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from lbm_lora.api.adapters import MeasuredAdapter
 from lbm_lora.api.values import Images
+from lbm_lora.api.values import NetworkLike
 from lbm_lora.calibration import Statistics
-from lbm_lora.checkpoint import CheckpointLike
+from lbm_lora.fidelity.network import Run
 from lbm_lora.progress import Progress
 from lbm_lora.workflows.compress import CompressResult
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Literal
 import torch
 
 def extract(
-    base: CheckpointLike,
-    tuned: CheckpointLike,
+    base: NetworkLike,
+    tuned: NetworkLike,
     *,
     save_to: Path | str | None = None,
     calibration: Path | str | Statistics | None = None,
     calibration_images: Images | None = None,
     images: Images | None = None,
+    run: Run | None = None,
     overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
@@ -43,7 +45,7 @@ def extract(
     """Extract a LoRA: the change of a fine-tune, matrices as low-rank factors, biases and norms dense.
 
     Args:
-        base: the checkpoint that the tuned one started from: a path, an open checkpoint or a state dict.
+        base: the checkpoint that the tuned one started from: a path, an open checkpoint, a state dict or a module.
         tuned: the fine-tuned checkpoint, likewise.
         save_to: also write the LoRA, a .safetensors file, and its sidecar while it is extracted: the bytes of
             `lbm-lora extract`. Its tensors then stay in the file, which takes less memory. None: nothing is written.
@@ -51,6 +53,8 @@ def extract(
             instead of the weights.
         calibration_images: images to make those statistics of first; they are not kept.
         images: images to run a calibrated LoRA on: their PSNR to the tuned model's one-step images.
+        run: the callable that `tuned`, a module of any network, was calibrated with: LoRAs are then run on its held-out
+            samples. The module's weights are replaced meanwhile, and put back.
         progress: a listener.
         overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
             replaced.
@@ -92,13 +96,14 @@ def extract(
     ...
 
 def extract_several(
-    base: CheckpointLike,
-    tuned: CheckpointLike,
+    base: NetworkLike,
+    tuned: NetworkLike,
     *,
     save_to: Path | str | None = None,
     calibration: Path | str | Statistics | None = None,
     calibration_images: Images | None = None,
     images: Images | None = None,
+    run: Run | None = None,
     overwrite: bool = False,
     rank: int = 32,
     conv_rank: int | None = None,
@@ -124,7 +129,7 @@ def extract_several(
     """Extract several LoRAs in one pass: one for each of `ranks`, or of the sizes in `max_size`.
 
     Args:
-        base, tuned, save_to, calibration, calibration_images, images, progress: see `extract`.
+        base, tuned, save_to, calibration, calibration_images, images, run, progress: see `extract`.
         overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
             replaced.
         rank: Rank of linear layers. 9999: as high as each matrix allows.

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lbm_lora.api.networks import calibrate_network
 from lbm_lora.api.options import Options
 from lbm_lora.api.values import Images, LoraLike, image_files, listed
 from lbm_lora.checkpoint import CheckpointLike
@@ -17,6 +18,7 @@ from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.layers import LayersConfig
+from lbm_lora.errors import ConfigError
 from lbm_lora.hub import open_checkpoint
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import Inspection, write_page
@@ -26,6 +28,7 @@ from lbm_lora.workflows import layers as layers_workflow
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
+    from lbm_lora.fidelity.network import Run
     from lbm_lora.workflows.base import BaseResult
     from lbm_lora.workflows.infer import InferResult
 
@@ -64,14 +67,16 @@ def make_base(save_path: Path | str, *, progress: Progress = SILENT, **options: 
 
 @_CALIBRATE.documented
 def calibrate(
-    tuned: CheckpointLike,
-    images: Images,
+    tuned: CheckpointLike | nn.Module,
+    images: "Images | Run",
     *,
     save_to: Path | str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> "Statistics":
     """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those.
+
+    `calibrate(module, run, names=...)` measures any network: a module, and a callable that runs it over samples.
 
     Args:
         tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.
@@ -86,6 +91,10 @@ def calibrate(
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
+    if isinstance(tuned, nn.Module) or callable(images):
+        if not isinstance(tuned, nn.Module) or not callable(images):
+            raise ConfigError("a module goes with a callable that runs it, and a checkpoint with images.")
+        return calibrate_network(tuned, images, save_to=save_to, progress=progress, **options)
     from lbm_lora.calibration import PartialFile, save_statistics
     from lbm_lora.imaging.paths import expand_sources
     from lbm_lora.workflows import calibrate as calibrate_workflow

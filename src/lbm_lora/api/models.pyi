@@ -5,6 +5,7 @@ from lbm_lora.api.values import Images
 from lbm_lora.api.values import LoraLike
 from lbm_lora.calibration import Statistics
 from lbm_lora.checkpoint import CheckpointLike
+from lbm_lora.fidelity.network import Run
 from lbm_lora.progress import Progress
 from lbm_lora.report.inspection import Inspection
 from lbm_lora.workflows import layers as layers_workflow
@@ -12,7 +13,9 @@ from lbm_lora.workflows.base import BaseResult
 from lbm_lora.workflows.infer import InferResult
 from pathlib import Path
 from torch import Tensor
+from torch import nn
 from typing import Literal
+from typing import overload
 import torch
 
 def make_base(
@@ -48,6 +51,49 @@ def make_base(
     """
     ...
 
+@overload
+def calibrate(
+    module: nn.Module,
+    run: Run,
+    /,
+    *,
+    names: str | Sequence[str] = (),
+    save_to: Path | str | None = None,
+    probes: int | None = None,
+    seed: int = 0,
+    dense_up_to: int = 1280,
+    sketch_rank: int = 256,
+    progress: Progress = ...,
+) -> Statistics:
+    """Measure which errors a network's output is sensitive to; extract then spends its bytes on those.
+
+    This is `calibrate(module, run)`. Embeddings, grouped convs, nn.MultiheadAttention and shared weights are
+    not measured: their changes are stored dense. 1D and 3D convs always are.
+
+    Args:
+        module: the tuned network, in evaluation mode, in fp32 or bf16, on any device.
+        run: yields the network's output for each sample, with its graph, in any shape:
+            `def run(): for batch in data: yield module(**batch).last_hidden_state`. It is called several times and must
+            yield the same samples in the same order; the first must call every layer.
+        names: measure only these modules: part of a name, a glob, or re:REGEX. None: all linear layers and 2D convs.
+        save_to: also write the statistics, a .safetensors file. None: nothing is written.
+        progress: a listener.
+        probes: Measure this many random directions of the output per sample. More are slower and more accurate.
+            Default: 4 for fewer than 16 samples, else 1.
+        seed: Seed for the probes and the sketches.
+        dense_up_to: Keep the complete second moment for layer sides up to this width, and a sketch for wider ones.
+            Higher: more memory and a larger file.
+        sketch_rank: Columns of a sketch. 0: keep only the diagonal.
+
+    Returns:
+        The statistics, for `extract(base, tuned, calibration=...)` with modules or their state dicts.
+
+    Raises:
+        InputError: invalid input of any kind; see `lbm_lora.errors`.
+    """
+    ...
+
+@overload
 def calibrate(
     tuned: CheckpointLike,
     images: Images,
@@ -68,6 +114,8 @@ def calibrate(
     progress: Progress = ...,
 ) -> Statistics:
     """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those.
+
+    `calibrate(module, run, names=...)` measures any network: a module, and a callable that runs it over samples.
 
     Args:
         tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.

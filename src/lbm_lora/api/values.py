@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from torch import nn
+
 from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
 from lbm_lora.configs.values import AlphaIs
@@ -49,12 +51,20 @@ def path_of(lora: LoraLike, label: str) -> Path:
     return path or Path(label)
 
 
-def opened_pair(stack: ExitStack, base: CheckpointLike, tuned: CheckpointLike) -> tuple[Checkpoint, Checkpoint]:
+NetworkLike = CheckpointLike | nn.Module
+"""A checkpoint, or a module with its weights."""
+
+
+def opened_pair(stack: ExitStack, base: NetworkLike, tuned: NetworkLike) -> tuple[Checkpoint, Checkpoint]:
     """Base and tuned, open until the stack is left."""
     return (
-        stack.enter_context(open_checkpoint(base, label="base state dict")),
-        stack.enter_context(open_checkpoint(tuned, label="tuned state dict")),
+        stack.enter_context(open_checkpoint(_weights_of(base), label="base state dict")),
+        stack.enter_context(open_checkpoint(_weights_of(tuned), label="tuned state dict")),
     )
+
+
+def _weights_of(network: NetworkLike) -> CheckpointLike:
+    return network.state_dict() if isinstance(network, nn.Module) else network
 
 
 @contextmanager

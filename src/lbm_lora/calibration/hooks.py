@@ -29,13 +29,15 @@ from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName
 
 _POSITIONS = 4096  # unfolded at once
+Probe = Callable[[Sequence[int]], Tensor]
+"""A random direction of the output, drawn in its shape."""
 
 
 def measure(
     network: nn.Module,
     layers: Mapping[ModuleName, CalledLayer],
     forward: Callable[[], Tensor],
-    probes: Sequence[Tensor],
+    probes: Sequence[Probe],
     weight: float,
     sums: Sums,
 ) -> None:
@@ -44,9 +46,9 @@ def measure(
     Activation checkpointing may be on: activations recomputed in the backward pass are not counted twice.
 
     Args:
-        layers: layers from `find_layers`; each is called once in a forward pass.
-        forward: runs the network and returns its output.
-        probes: tensors of the output's shape, with independent values of mean 0 and variance 1.
+        layers: layers from `find_layers`. All calls of a layer count together: E has the same effect in each.
+        forward: runs the network and returns its output, of any shape.
+        probes: each returns a tensor of the output's shape, with independent values of mean 0 and variance 1.
         weight: weight of this sample in the sums.
 
     Raises:
@@ -60,7 +62,7 @@ def measure(
         sums.energy += weight * _energy(output)
         hooks.is_backward = True
         for index, probe in enumerate(probes):
-            output.backward(probe.to(output), retain_graph=index + 1 < len(probes))
+            output.backward(probe(output.shape).to(output), retain_graph=index + 1 < len(probes))
             hooks.take_vectors()
 
 
@@ -125,13 +127,14 @@ class _Hooks:
             return  # a checkpointed block is recomputed
         layer = self._layers[name]
         if layer.inputs == name:
-            sums = self._sums.inputs[name]
+            sums, share = self._sums.inputs[name], self._weight / layer.calls
             if sums.size == layer.shape[1]:
                 rows = _rows(inputs[0], layer)
-                sums.add(rows, self._weight / len(rows))
+                sums.add(rows, share / len(rows))
             else:
-                _add_covered(sums, cast(nn.Conv2d, module), inputs[0], self._weight)
-        output.register_hook(partial(self._on_gradient, name))
+                _add_covered(sums, cast(nn.Conv2d, module), inputs[0], share)
+        if output.requires_grad:  # not within a part that runs without gradients
+            output.register_hook(partial(self._on_gradient, name))
 
     def _on_gradient(self, name: ModuleName, gradient: Tensor) -> None:
         self._sums.outputs[name].add(_rows(gradient, self._layers[name]), self._probe_weight)

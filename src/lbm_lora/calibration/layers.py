@@ -1,7 +1,8 @@
 """Find the layers of a network that have a matrix, which of them share an input, and its vectors."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -9,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lbm_lora.errors import InputError
 from lbm_lora.naming import ModuleName, ParamName
 
 
@@ -18,12 +20,14 @@ class CalledLayer:
 
     Attributes:
         shape: shape of its weight: (out, in) or (out, in, kh, kw).
-        inputs: the first layer called with the same tensor, such as to_q for the to_k and to_v of a self-attention;
+        inputs: the first layer called with the same tensors, such as to_q for the to_k and to_v of a self-attention;
             the layer itself if it is the first. Convs share inputs only if their kernels cover the same positions.
+        calls: number of calls in one forward pass; 1 in statistics that were read from a file.
     """
 
     shape: tuple[int, ...]
     inputs: ModuleName
+    calls: int = 1
 
     @property
     def repeat(self) -> int:
@@ -37,9 +41,10 @@ class CalledLayer:
 
 
 def matrices(network: nn.Module) -> Iterator[tuple[ModuleName, nn.Linear | nn.Conv2d]]:
-    """Yield the linear and conv layers by name, without grouped convs: their weight is not a matrix over all inputs."""
+    """Yield the linear and conv layers by name, without those of `unmeasured`."""
+    others = unmeasured(network)
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        if isinstance(module, nn.Linear | nn.Conv2d) and name not in others:
             yield ModuleName(name), module
 
 
@@ -50,36 +55,80 @@ def vectors(network: nn.Module) -> Iterator[tuple[ParamName, nn.Parameter]]:
             yield ParamName(name), parameter
 
 
+def unmeasured(network: nn.Module) -> dict[ModuleName, str]:
+    """Return the modules whose weight has the shape of a matrix or conv, but is not used as one, with the reason.
+
+    They are embeddings, grouped convs, layers that read a weight without calling its module (nn.MultiheadAttention),
+    and weights that two modules share, whose change is one.
+    """
+    owners = dict(network.named_modules(remove_duplicate=False))
+    weights = {name: cast(Tensor, module.weight) for name, module in owners.items() if _has_matrix(module)}
+    counts = Counter(map(id, weights.values()))
+    found: dict[ModuleName, str] = {}
+    for name, weight in weights.items():
+        module, parent = owners[name], owners[name.rpartition(".")[0]]
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            found[ModuleName(name)] = "grouped Conv2d"
+        elif not isinstance(module, nn.Linear | nn.Conv2d):
+            found[ModuleName(name)] = type(module).__name__
+        elif isinstance(parent, nn.MultiheadAttention):
+            found[ModuleName(name)] = "part of MultiheadAttention"
+        elif counts[id(weight)] > 1:
+            found[ModuleName(name)] = "a shared weight"
+    return found
+
+
 @torch.no_grad()
-def find_layers(network: nn.Module, forward: Callable[[], object]) -> dict[ModuleName, CalledLayer]:
+def find_layers(
+    network: nn.Module, forward: Callable[[], object], names: Collection[ModuleName] | None = None
+) -> dict[ModuleName, CalledLayer]:
     """Return the layers that a forward pass of the network calls, in call order.
 
     Args:
         forward: runs the network once. The inputs of all layers are kept meanwhile, so use a small input.
+        names: the layers to look for; by default all of `matrices`.
+
+    Raises:
+        InputError: a layer is called with a keyword argument, which hooks do not see.
     """
-    layers: dict[ModuleName, CalledLayer] = {}
-    first: dict[tuple[object, ...], tuple[ModuleName, Tensor]] = {}  # keeping the tensor alive keeps its id unique
-    handles = [
-        module.register_forward_pre_hook(partial(_note, name, layers, first)) for name, module in matrices(network)
-    ]
+    calls: dict[ModuleName, list[Tensor]] = {}  # keeping the tensors alive keeps their ids unique
+    covered: dict[ModuleName, tuple[object, ...]] = {}
+    shapes: dict[ModuleName, tuple[int, ...]] = {}
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for name, module in matrices(network):
+        if names is None or name in names:
+            shapes[name], covered[name] = tuple(module.weight.shape), _covered(module)
+            handles.append(module.register_forward_pre_hook(partial(_note, name, calls)))
     try:
         forward()
     finally:
         for handle in handles:
             handle.remove()
+    first: dict[tuple[object, ...], ModuleName] = {}
+    layers: dict[ModuleName, CalledLayer] = {}
+    for name, inputs in calls.items():
+        shape = shapes[name]
+        owner = first.setdefault((len(shape), shape[1], *covered[name], *map(id, inputs)), name)
+        layers[name] = CalledLayer(shape=shape, inputs=owner, calls=len(inputs))
     return layers
 
 
 def _note(
-    name: ModuleName,
-    layers: dict[ModuleName, CalledLayer],
-    first: dict[tuple[object, ...], tuple[ModuleName, Tensor]],
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
+    name: ModuleName, calls: dict[ModuleName, list[Tensor]], module: nn.Module, inputs: tuple[Tensor, ...]
 ) -> None:
-    """Record, as a forward hook, the layer and the first layer with its input."""
-    covered: tuple[object, ...] = ()
-    if isinstance(module, nn.Conv2d):
-        covered = (module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode)
-    owner, _ = first.setdefault((id(inputs[0]), *covered), (name, inputs[0]))
-    layers[name] = CalledLayer(shape=tuple(cast(Tensor, module.weight).shape), inputs=owner)
+    """Record, as a forward hook, a call of the layer."""
+    if not inputs:
+        raise InputError(f"{name} is called with a keyword argument, which cannot be measured. Call it as layer(x).")
+    calls.setdefault(name, []).append(inputs[0])
+
+
+def _covered(module: nn.Linear | nn.Conv2d) -> tuple[object, ...]:
+    """Return what decides which positions a conv's kernel covers; nothing for a linear layer."""
+    if isinstance(module, nn.Linear):
+        return ()
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.padding_mode
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() in (2, 4)

@@ -1,6 +1,8 @@
 """Prepare statistics for the choice of ranks: the output norm, and a network to try LoRAs in."""
 
+import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,10 +10,12 @@ import torch
 from lbm_lora.adapter import Adapter
 from lbm_lora.calibration.statistics import Statistics
 from lbm_lora.checkpoint import fingerprint
-from lbm_lora.errors import CheckpointError, Option
+from lbm_lora.errors import CheckpointError, Option, listing
 from lbm_lora.extraction import Plan
+from lbm_lora.fidelity.network import Network
+from lbm_lora.fidelity.network_trial import NetworkTrial
 from lbm_lora.fidelity.trial import LoraTrial
-from lbm_lora.naming import ModuleName
+from lbm_lora.naming import ModuleName, weight_of
 from lbm_lora.progress import Progress, warn
 from lbm_lora.ranks import OutputNorm, Trial
 
@@ -26,13 +30,15 @@ def output_norm(
     is_checked: bool,
     device: torch.device,
     progress: Progress,
+    network: Network | None = None,
 ) -> OutputNorm:
     """Return the norm that weights errors by their cost in the tuned model's output.
 
     Args:
         path: path of the statistics file, or its name in messages.
         images: images that LoRAs are tried on.
-        is_checked: also try LoRAs at the check points of the statistics.
+        is_checked: also try LoRAs at the checks of the statistics.
+        network: the tuned network and what runs it, if it is not an LBM.
 
     Raises:
         CheckpointError: the statistics are of another model, or lack a module.
@@ -45,15 +51,18 @@ def output_norm(
             f" {tuned.path} ...",
         )
     check_measured(statistics, path, list(plan.shapes()))
-    points = statistics.check_points if is_checked else ()
+    checks = statistics.checks if is_checked else ()
 
     def open_trial() -> Trial | None:
+        if network is not None:
+            return NetworkTrial(network, plan.pairing.base, checks, progress) if checks else None
+        points = [check for check in checks if check.point is not None]
         if not points and not images:
             return None
         return LoraTrial(
             plan.pairing.tuned.checkpoint,
             plan.pairing.base,
-            points=points,
+            checks=points,
             images=images,
             config_path=config_path,
             device=device,
@@ -66,7 +75,27 @@ def output_norm(
         vector_moment_of=statistics.vectors.get,
         energy=statistics.output_energy,
         open_trial=open_trial,
+        shrunk=lambda ridge: partial(statistics.shrunk, ridge=ridge),
     )
+
+
+def keeping_unmeasured(plan: Plan, statistics: Statistics) -> Plan:
+    """Return the plan with the weights dense that changed and are not used as matrices; a warning names them."""
+    base, tuned = plan.pairing.base, plan.pairing.tuned
+    shapes = plan.shapes()
+    changed: dict[ModuleName, str] = {}
+    for module, reason in statistics.unmeasured.items():
+        if module in shapes and not torch.equal(base.read(weight_of(module)), tuned.read(weight_of(module))):
+            changed[module] = f"{reason}, not measured"
+    if changed:
+        values = sum(math.prod(shapes[module]) for module in changed)
+        warn(
+            f"{listing(f'{module} ({statistics.unmeasured[module]})' for module in changed)}: changed, and stored "
+            f"dense, {values:,} values, since calibration cannot measure them. To leave them out: ",
+            Option("exclude"),
+            ".",
+        )
+    return plan.with_dense(changed)
 
 
 def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[ModuleName], *, path: Path) -> OutputNorm:
@@ -104,16 +133,16 @@ def lora_norm(statistics: Statistics, adapter: Adapter, modules: Collection[Modu
 
 
 def check_measured(statistics: Statistics, path: Path, modules: Collection[ModuleName]) -> None:
-    """Check that statistics cover modules.
+    """Check that statistics cover modules, or know why they do not.
 
     Raises:
         CheckpointError: they lack a module.
     """
-    missing = [module for module in modules if module not in statistics]
+    missing = [module for module in modules if module not in statistics and module not in statistics.unmeasured]
     if missing:
         raise CheckpointError(
-            f"{path} has no statistics for {len(missing)} modules, such as {missing[0]}: the model does not call them. "
-            "Leave them out: ",
+            f"{path} has no statistics for {len(missing)} modules, such as {missing[0]}: the model does not call them"
+            f"{'' if statistics.origin.images else ', or they were not chosen'}. Leave them out: ",
             Option("exclude"),
             f" '{missing[0]}'.",
         )

@@ -7,7 +7,7 @@ from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
 from lbm_lora.errors import ConfigError, plural
 from lbm_lora.factorize import RIDGE, Moment, Weights
-from lbm_lora.fidelity.points import Point
+from lbm_lora.fidelity.checks import Check
 from lbm_lora.model.schedule import Schedule
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -64,9 +64,9 @@ class Origin:
 
     Attributes:
         tuned: fingerprint (digest) of the measured component.
-        images: digest of the images.
-        count: number of images.
-        schedule: the timesteps, with their probabilities.
+        images: digest of the images; empty for a network that was not measured on images.
+        count: number of images or samples; those that `held_out` names are not in the moments.
+        schedule: the timesteps, with their probabilities; empty likewise.
         probes: probes per image and timestep.
         size: square root of the pixel budget; None: the model's own.
         seed: seed of noise, probes and sketches.
@@ -102,8 +102,10 @@ class Statistics(Mapping[ModuleName, Weights]):
         origin: what was measured, and how.
         vectors: second moment M of the gradient of <probe, output> for each vector, such as a bias, that reaches the
             output: an error e in it changes the output, in summed squares, by about e^T M e. Older files have none.
-        check_points: some of the measured points, to run a LoRA at.
+        checks: inputs that are not in the moments, to run a LoRA at.
         image_digests: digest of each image (see `imaging.digests`); a file keeps the first 512, and older files none.
+        unmeasured: modules whose weight is not used as a matrix, with the reason, as in `layers.unmeasured`. Their
+            deltas stay dense.
     """
 
     layers: Mapping[ModuleName, CalledLayer]
@@ -114,12 +116,14 @@ class Statistics(Mapping[ModuleName, Weights]):
     output_energy: float
     origin: Origin
     vectors: Mapping[ParamName, Moment] = field(default_factory=dict[ParamName, Moment])
-    check_points: tuple[Point, ...] = ()
+    checks: tuple[Check, ...] = ()
     image_digests: tuple[str, ...] = ()
+    unmeasured: Mapping[ModuleName, str] = field(default_factory=dict[ModuleName, str])
 
     def __repr__(self) -> str:
-        """`<Statistics: 794 layers, 64 images>`."""
-        return f"<Statistics: {plural(len(self.layers), 'layer')}, {plural(self.origin.count, 'image')}>"
+        """`<Statistics: 794 layers, 64 images>`; samples if there are no images."""
+        what = "image" if self.origin.images else "sample"
+        return f"<Statistics: {plural(len(self.layers), 'layer')}, {plural(self.origin.count, what)}>"
 
     def __getitem__(self, name: ModuleName) -> Weights:
         """Return the weights of one layer.
@@ -137,6 +141,17 @@ class Statistics(Mapping[ModuleName, Weights]):
         scale = self.gradients[name] / apart if apart > 0 else 0.0
         ridge = _RIDGE_OF_FEW if self.origin.count < FEW_IMAGES else RIDGE
         return Weights(inputs=inputs, outputs=outputs, ridge=ridge, scale=scale or 1.0)
+
+    def shrunk(self, name: ModuleName, ridge: float) -> Weights:
+        """Return the weights of one layer with another ridge r: C and G become (1 - s) C + s (tr C / n) I.
+
+        s is r / (1 + r), so that the cost of an average error stays the same.
+
+        Raises:
+            KeyError: the layer was not measured.
+        """
+        found = self[name]
+        return replace(found, ridge=ridge, scale=found.scale / (1 + ridge) ** 2)
 
     def __iter__(self) -> Iterator[ModuleName]:
         return iter(self.layers)

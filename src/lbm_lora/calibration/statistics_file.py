@@ -1,8 +1,8 @@
 """Write and read statistics as a `.safetensors` file, moment by moment.
 
 Keys are `inputs.MODULE.PART`, `outputs.MODULE.PART` and `vectors.PARAMETER.PART`, with the parts of `packing`, and
-`checks.0` and so on for the check points; everything else is JSON in the header. Format 1 had fp32 moments, stored by
-their upper triangle or by diagonal and factor, and no vectors.
+`checks.0`, `checks.0.wanted` and so on for the checks; everything else is JSON in the header. Format 1 had fp32
+moments, stored by their upper triangle or by diagonal and factor, and no vectors.
 """
 
 import json
@@ -23,6 +23,7 @@ from lbm_lora.calibration.statistics import Origin, Statistics
 from lbm_lora.checkpoint import STATISTICS_KEY, Checkpoint, SafetensorsWriter, TensorSpec, kind_of, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.factorize import Moment
+from lbm_lora.fidelity.checks import Check, CheckKind
 from lbm_lora.fidelity.points import Point
 from lbm_lora.imaging.digests import packed
 from lbm_lora.naming import ModuleName, ParamName
@@ -33,6 +34,7 @@ FORMAT = "2"
 _READ = ("1", FORMAT)
 
 _WIDEST = 2**24  # channels of a layer
+_ROW = 4  # values of a check; older files have two, and points that are in their moments
 
 _FORMAT_KEY = STATISTICS_KEY
 _FACTS_KEY = "lbm_lora_statistics_facts"
@@ -45,16 +47,16 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         OutputError: the path cannot be written.
         InputError: a moment is not finite.
     """
-    points = {f"checks.{index}": point.state for index, point in enumerate(statistics.check_points)}
-    specs = {key: TensorSpec.of(state) for key, state in points.items()}
+    checks = _checks(statistics)
+    specs = {key: TensorSpec.of(tensor) for key, tensor in checks.items()}
     for prefix, moment in _moments(statistics):
         specs |= {f"{prefix}.{part}": spec for part, spec in packed_specs(moment).items()}
     with SafetensorsWriter(path, specs, metadata=_metadata(statistics)) as writer:
         for prefix, moment in _moments(statistics):
             for part, tensor in pack_moment(moment).items():
                 writer.write(f"{prefix}.{part}", tensor)
-        for key, state in points.items():
-            writer.write(key, state)
+        for key, tensor in checks.items():
+            writer.write(key, tensor)
 
 
 def load_statistics(path: Path | str) -> Statistics:
@@ -88,11 +90,9 @@ def load_statistics(path: Path | str) -> Statistics:
             output_values=facts["output_values"],
             output_energy=facts["output_energy"],
             origin=Origin(schedule=schedule, **facts["origin"]),
-            check_points=tuple(
-                Point(timestep=timestep, probability=probability, state=_finite(file, f"checks.{index}"))
-                for index, (timestep, probability) in enumerate(facts["checks"])
-            ),
+            checks=tuple(_check(file, index, *row) for index, row in enumerate(facts["checks"]) if len(row) == _ROW),
             image_digests=tuple(facts.get("images", "").split()),
+            unmeasured={ModuleName(name): str(reason) for name, reason in facts.get("unmeasured", {}).items()},
         )
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -107,7 +107,7 @@ def _check_numbers(facts: Mapping[str, Any], layers: Mapping[ModuleName, CalledL
         ValueError: a number is negative or not finite, a shape is not one, or a layer's inputs were not measured.
     """
     numbers = [facts["output_values"], facts["output_energy"], *(row[2] for row in facts["layers"].values())]
-    numbers += [number for pair in (*facts["origin"]["schedule"], *facts["checks"]) for number in pair]
+    numbers += [number for pair in (*facts["origin"]["schedule"], *facts["checks"]) for number in pair[:2]]
     if not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
         raise ValueError("a number is negative or not finite")
     origin = facts["origin"]
@@ -122,6 +122,16 @@ def _check_numbers(facts: Mapping[str, Any], layers: Mapping[ModuleName, CalledL
             raise ValueError(f"a layer has the shape {str(layer.shape)[:60]}")
         if layers[layer.inputs].inputs != layer.inputs:
             raise ValueError(f"the inputs of {layer.inputs} were not measured")
+
+
+def _check(file: Checkpoint, index: int, timestep: float, probability: float, kind: CheckKind, sample: int) -> Check:
+    """Read a check: timestep and probability are those of its point."""
+    if kind not in ("held", "shifted") or type(sample) is not int:
+        raise ValueError(f"a check is of the kind {str(kind)[:20]}")
+    state, point = f"checks.{index}", None
+    if state in file.specs:
+        point = Point(timestep=timestep, probability=probability, state=_finite(file, state))
+    return Check(kind=kind, wanted=_finite(file, f"{state}.wanted"), point=point, sample=sample)
 
 
 def _finite(file: Checkpoint, key: str) -> Tensor:
@@ -198,14 +208,30 @@ def _moments(statistics: Statistics) -> Iterator[tuple[str, Moment]]:
     yield from ((f"vectors.{name}", moment) for name, moment in statistics.vectors.items())
 
 
+def _checks(statistics: Statistics) -> dict[str, Tensor]:
+    """Return the tensors of the checks by key."""
+    found: dict[str, Tensor] = {}
+    for index, check in enumerate(statistics.checks):
+        if check.point is not None:
+            found[f"checks.{index}"] = check.point.state
+        found[f"checks.{index}.wanted"] = check.wanted
+    return found
+
+
 def _metadata(statistics: Statistics) -> dict[str, str]:
     facts = {
         "origin": asdict(statistics.origin),
         "images": packed(statistics.image_digests),
         "output_values": statistics.output_values,
         "output_energy": statistics.output_energy,
-        "checks": [(point.timestep, point.probability) for point in statistics.check_points],
+        "checks": [_row(check) for check in statistics.checks],
+        "unmeasured": statistics.unmeasured,
         "vectors": {name: moment.size for name, moment in statistics.vectors.items()},
         "layers": {n: (layer.shape, layer.inputs, statistics.gradients[n]) for n, layer in statistics.layers.items()},
     }
     return {_FORMAT_KEY: FORMAT, _FACTS_KEY: json.dumps(facts, separators=(",", ":"))}
+
+
+def _row(check: Check) -> tuple[float, float, str, int]:
+    timestep, probability = (check.point.timestep, check.point.probability) if check.point else (0.0, 1.0)
+    return timestep, probability, check.kind, check.sample

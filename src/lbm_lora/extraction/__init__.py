@@ -4,6 +4,7 @@
 - `deltas`: one tensor, read and subtracted
 - `survey`: the first pass of two, every delta decomposed once; `lbm_lora.ranks` chooses from it
 - `passes`: every tensor's outcome, decomposed directly or truncated from a survey
+- `shrinkage`: statistics shrunk until a LoRA is not worse than plain SVD
 - `adapter_output`: the adapters as files, or in memory
 - `extraction`: all of the above in one call
 """
@@ -21,6 +22,7 @@ from lbm_lora.extraction.extraction import (
 )
 from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
+from lbm_lora.extraction.shrinkage import Shrinkage
 from lbm_lora.extraction.survey import Survey, SurveyPass, seed_of
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Plan",
     "PlanItem",
     "RankSelection",
+    "Shrinkage",
     "StoredAdapter",
     "Survey",
     "SurveyPass",

@@ -1,8 +1,8 @@
 """Execute a plan: in one pass if ranks are given, else by a survey, a choice of ranks, and a second pass."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +14,15 @@ from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes, stor
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.passes import DirectPass, SurveyedPass
 from lbm_lora.extraction.plan import Action, Plan
+from lbm_lora.extraction.shrinkage import (
+    Open,
+    Shrinkage,
+    at_size,
+    is_safe,
+    least_shrinkage,
+    plain_norm,
+    run_choice,
+)
 from lbm_lora.extraction.survey import Survey, SurveyPass
 from lbm_lora.factorize import PACKED, Measure
 from lbm_lora.naming import ParamName, module_of
@@ -30,6 +39,7 @@ from lbm_lora.ranks import (
     RankRule,
     StoredDelta,
     Trial,
+    TrialErrors,
     WidthAllocator,
     predictor_of,
 )
@@ -44,6 +54,7 @@ class ExtractedAdapter:
         predicted: its expected and measured error; None if ranks were given and nothing was calibrated.
         chosen: its ranks with their trial; None in the same case.
         sizes: predictions for other sizes; empty in the same case.
+        shrinkage: how the first LoRA compares with plain SVD, if LoRAs were run; the others use the same statistics.
     """
 
     output: AdapterOutput
@@ -52,6 +63,7 @@ class ExtractedAdapter:
     predicted: Prediction | None = None
     chosen: ChosenRanks | None = None
     sizes: tuple[Prediction, ...] = ()
+    shrinkage: Shrinkage | None = None
 
 
 def extract_adapters(
@@ -78,12 +90,23 @@ def extract_adapters(
     if isinstance(rule, FixedRanks) and norm is None:
         return _directly(plan, rule, settings, paths, facts, progress)
     facts = [{**fact, "calibration": norm.name if norm else None} for fact in facts]
-    with (
-        _beside(paths[0]) as beside,
-        surveyed(plan, rule, settings, norm, run_settings=facts, beside=beside, progress=progress) as selection,
-    ):
-        found = selection.choose(rule, norm.open_trial() if norm else None)
+    with ExitStack() as stack:
+        beside = stack.enter_context(_beside(paths[0]))
+
+        def opened(used: OutputNorm | None, name: str = "") -> AbstractContextManager[RankSelection]:
+            place = beside.with_stem(f"{beside.stem}{name}")
+            return surveyed(plan, rule, settings, used, run_settings=facts, beside=place, progress=progress)
+
+        trial = norm.open_trial() if norm else None
+        selection = stack.enter_context(opened(norm))
+        found = selection.choose(rule, trial)
+        shrinkage = None
+        given = selection.predictor.measured(found[0].choice)
+        if norm is not None and norm.shrunk is not None and trial is not None and given is not None:
+            found, selection, shrinkage = _checked(stack, rule, norm, trial, found, given, selection, opened)
         outputs = [selection.output(*one) for one in zip(found, paths, facts, strict=True)]
+        if shrinkage is not None:
+            outputs[0] = replace(outputs[0], errors={**outputs[0].errors, **shrinkage.facts()})
         with selection.carried_out([one.choice for one in found]) as second:
             stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
         return [
@@ -94,9 +117,47 @@ def extract_adapters(
                 predicted=selection.predictor.prediction(one.choice),
                 chosen=one,
                 sizes=selection.predictor.table(one.choice),
+                shrinkage=shrinkage if output is outputs[0] else None,
             )
             for output, kept, one in zip(outputs, stored, found, strict=True)
         ]
+
+
+def _checked(
+    stack: ExitStack,
+    rule: RankRule,
+    norm: OutputNorm,
+    trial: Trial,
+    found: list[ChosenRanks],
+    given: TrialErrors,
+    selection: "RankSelection",
+    opened: Open,
+) -> tuple[list[ChosenRanks], "RankSelection", Shrinkage]:
+    """Compare the first choice with plain SVD, and shrink the statistics as far as it is worse; see `shrinkage`.
+
+    The least shrinkage that is not worse has the least error on inputs of the calibration's kind; if none is, plain SVD
+    is used.
+    """
+    first = found[0].choice
+    tried: dict[float, tuple[RankSelection, TrialErrors]] = {}
+
+    def run(used: OutputNorm, name: str) -> tuple[RankSelection, TrialErrors]:
+        other = stack.enter_context(opened(used, name))
+        return other, run_choice(other, at_size(other, rule, first), trial)
+
+    def is_safe_at(ridge: float) -> bool:
+        assert norm.shrunk is not None
+        tried[ridge] = run(replace(norm, weights_of=norm.shrunk(ridge)), f"_{ridge:g}")
+        return is_safe(tried[ridge][1], of_plain)
+
+    plain, of_plain = run(plain_norm(norm), "_plain")
+    if is_safe(given, of_plain):
+        return found, selection, Shrinkage(kind="given", errors=given, plain=of_plain)
+    ridge = least_shrinkage(is_safe_at)
+    if ridge is None:
+        return plain.choose(rule, trial), plain, Shrinkage(kind="plain", errors=of_plain, plain=of_plain)
+    used, errors = tried[ridge]
+    return used.choose(rule, trial), used, Shrinkage(kind="shrunk", ridge=ridge, errors=errors, plain=of_plain)
 
 
 def _directly(
@@ -178,7 +239,10 @@ class RankSelection:
         highest = {2: 0, 4: 0}
         for name, rank in choice.ranks.items():
             highest[len(shapes[name])] = max(highest[len(shapes[name])], rank or 0)
-        errors = {f"predicted_{self.predictor.of}_error": self.predictor.prediction(choice).error}
+        predicted = self.predictor.prediction(choice)
+        errors = {f"predicted_{self.predictor.of}_error": predicted.error}
+        if predicted.shifted is not None:
+            errors["shifted_output_error"] = predicted.shifted
         if chosen.images is not None:
             errors["measured_worst_psnr"] = chosen.images.worst_psnr
         return AdapterOutput(

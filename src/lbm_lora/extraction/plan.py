@@ -54,6 +54,21 @@ class Plan:
         items = (replace(item, rank=caps[item.name]) if item.name in caps else item for item in self.items)
         return replace(self, items=tuple(items))
 
+    def with_dense(self, modules: Mapping[ModuleName, str]) -> "Plan":
+        """Return the same plan with the weights of some modules stored dense.
+
+        Args:
+            modules: module name -> the reason.
+        """
+
+        def kept(item: PlanItem) -> PlanItem:
+            reason = modules.get(module_of(item.name))
+            if item.action is not Action.DECOMPOSE or reason is None:
+                return item
+            return replace(item, action=Action.KEEP_DENSE, rank=None, reason=reason)
+
+        return replace(self, items=tuple(map(kept, self.items)))
+
     def of(self, action: Action) -> list[PlanItem]:
         return [item for item in self.items if item.action is action]
 

@@ -149,7 +149,8 @@ class SurveyPass:
     def _vector(self, item: PlanItem, values: Tensor) -> WidthSpectrum:
         """Return the spectrum of a dense delta; with an output norm its worth may be unknown."""
         moment = self._norm.vector_moment_of(item.name) if self._norm else None
-        return vector_spectrum(item.name, values, moment, is_needed=self._norm is not None and moment is None)
+        is_unknown = self._norm is not None and self._norm.energy > 0 and moment is None
+        return vector_spectrum(item.name, values, moment, is_needed=is_unknown)
 
 
 def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:

@@ -12,6 +12,10 @@ FLOOR = 1e-9
 """Relative errors below this count as zero: fp32 has a precision of 1e-7."""
 
 
+_FEW_SPREAD = 3.0  # dB: standard deviation between inputs, as if one more had been seen at that distance
+_MIDDLE = 1.28  # standard deviations on both sides of the mean that hold 80 % of normal values
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputErrors:
     """Relative errors of the denoiser's output, ||output - tuned|| / ||tuned||.
@@ -50,3 +54,13 @@ def typical_error(errors: Sequence[float], probabilities: Iterable[float]) -> fl
     weights = list(probabilities)
     logs = [weight * math.log(max(error, FLOOR)) for error, weight in zip(errors, weights, strict=True)]
     return math.exp(math.fsum(logs) / math.fsum(weights))
+
+
+def spread_of(errors: Sequence[float], typical: float) -> tuple[float, float]:
+    """Return the errors between which 80 % of inputs lie, if their logarithms are normal around `typical`."""
+    if typical <= FLOOR:
+        return typical, typical
+    squares = [math.log(max(error, FLOOR) / typical) ** 2 for error in errors]
+    prior = (_FEW_SPREAD / 20 * math.log(10)) ** 2
+    spread = math.exp(_MIDDLE * math.sqrt((prior + math.fsum(squares)) / len(errors)))
+    return typical / spread, typical * spread

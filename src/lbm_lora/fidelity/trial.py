@@ -8,14 +8,15 @@ from torch import Tensor
 
 from lbm_lora.checkpoint import CheckpointLike, Component
 from lbm_lora.fidelity.answers import outputs_at
-from lbm_lora.fidelity.output_errors import relative_error, typical_error
+from lbm_lora.fidelity.checks import Check, trial_errors
+from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.fidelity.points import Point, image_latent
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model import bridge
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
-from lbm_lora.ranks import StoredDelta, TrialImages
+from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
 
 
 class LoraTrial:
@@ -26,7 +27,7 @@ class LoraTrial:
     Args:
         tuned: the tuned checkpoint; the base itself if `wanted` makes it the model to compare with.
         base: the component that deltas are relative to.
-        points: points at which the denoiser's outputs are compared.
+        checks: points at which the denoiser's outputs are compared with those that the tuned model gave there.
         images: sources whose one-step results are compared.
         progress: counts the runs of the network.
         wanted: deltas on the base that take the place of the tuned model: those of a LoRA to be resized.
@@ -37,20 +38,24 @@ class LoraTrial:
         tuned: CheckpointLike,
         base: Component,
         *,
-        points: Sequence[Point],
+        checks: Sequence[Check],
         images: Sequence[Path],
         config_path: Path | None,
         device: torch.device,
         progress: Progress,
         wanted: Iterable[StoredDelta] | None = None,
     ) -> None:
-        self._base, self._points, self._progress = base, points, progress
+        self._base, self._progress = base, progress
+        self._checks = [(check, check.point) for check in checks if check.point is not None]
         progress.start(0, "loading the tuned model" if wanted is None else "loading the base")
         self._model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32)
         if wanted is not None:
             self.take(wanted)
-        progress.start(len(points) + len(images), "running the tuned model" if wanted is None else "running the LoRA")
-        self._wanted = [self._output(point) for point in points]
+        self._wanted = [check.wanted for check, _ in self._checks]
+        count = len(images) + (0 if wanted is None else len(self._checks))
+        progress.start(count, "running the tuned model" if wanted is None else "running the LoRA")
+        if wanted is not None:
+            self._wanted = [self._output(point) for _, point in self._checks]
         self._names = [path.name for path in images]
         self._latents = [image_latent(self._model, path).cpu() for path in images]
         self._targets = [self._image(latent) for latent in self._latents]
@@ -58,7 +63,7 @@ class LoraTrial:
     @property
     def has_points(self) -> bool:
         """Whether there are points to measure an error at."""
-        return bool(self._points)
+        return any(check.kind == "held" for check, _ in self._checks)
 
     def take(self, deltas: Iterable[StoredDelta] = ()) -> None:
         """Set the network to the base plus these deltas."""
@@ -69,14 +74,14 @@ class LoraTrial:
         for name, parameter in parameters.items():
             self._put(parameter, ParamName(name), None)
 
-    def error(self) -> float | None:
-        """Return the typical relative error of the denoiser's output; None if there are no points."""
-        if not self._points:
+    def error(self) -> TrialErrors | None:
+        """Return the relative errors of the denoiser's output; None if there are no held points."""
+        if not self.has_points:
             return None
-        self._progress.start(len(self._points), "checking the prediction")
-        found = [self._output(point) for point in self._points]
+        self._progress.start(len(self._checks), "checking the prediction")
+        found = [self._output(point) for _, point in self._checks]
         errors = [relative_error(output, wanted) for output, wanted in zip(found, self._wanted, strict=True)]
-        return typical_error(errors, (point.probability for point in self._points))
+        return trial_errors([check for check, _ in self._checks], errors)
 
     def images(self) -> TrialImages | None:
         """Return the PSNR of the one-step images against the tuned model's; None if no images were given."""

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from lbm_lora.errors import InputError
 from lbm_lora.ranks.allocate import Choice, RankAllocator
 from lbm_lora.ranks.allocate_widths import WidthAllocator
 from lbm_lora.ranks.search import Proposal
+from lbm_lora.ranks.trial_errors import TrialErrors
 
 _LEAST = 1e-9  # relative errors below this count as zero
 _TABLE = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)  # sizes in the table, relative to the file's
@@ -26,6 +28,8 @@ class Prediction:
         of: `output` or `weights`.
         foreseen: error predicted by the survey alone.
         measured: measured error of this file, if it was run; see `Trial.error`.
+        low, high: 80 % of inputs of the calibration's kind have an error between these; None if no file was run.
+        shifted: expected error on inputs unlike the calibration's; None if it was not measured.
     """
 
     nbytes: int
@@ -33,6 +37,9 @@ class Prediction:
     of: str
     foreseen: float
     measured: float | None = None
+    low: float | None = None
+    high: float | None = None
+    shifted: float | None = None
 
 
 class Predictor:
@@ -47,32 +54,46 @@ class Predictor:
     def __init__(self, allocator: RankAllocator | WidthAllocator, *, reference_sq: float, of: str) -> None:
         self.reference_sq, self.of = reference_sq, of
         self._allocator = allocator
-        self._measured: dict[float, float] = {}
+        self._measured: dict[float, TrialErrors] = {}
 
     def foreseen(self, choice: Choice) -> float:
         """Return the relative error predicted by the survey alone, which treats layers as independent."""
         return math.sqrt(choice.error_sq / self.reference_sq) if self.reference_sq else 0.0
 
-    def learn(self, choice: Choice, measured: float | None) -> None:
-        """Use the measured error of a choice in all further predictions."""
-        if measured and self.foreseen(choice):
+    def learn(self, choice: Choice, measured: TrialErrors | None) -> None:
+        """Use the measured errors of a choice in all further predictions."""
+        if measured and measured.typical and self.foreseen(choice):
             self._measured[self.foreseen(choice)] = measured
+
+    def measured(self, choice: Choice) -> TrialErrors | None:
+        """Return the errors of a choice if it was run and has any."""
+        return self._measured.get(self.foreseen(choice))
 
     def prediction(self, choice: Choice) -> Prediction:
         """Return the survey's error times the measured factor, interpolated between the choices that were run."""
         foreseen = self.foreseen(choice)
-        factor = 1.0
-        if self._measured and foreseen:
-            known = sorted(self._measured)
-            factors = [math.log(self._measured[one] / one) for one in known]
-            factor = math.exp(np.interp(math.log(foreseen), np.log(known), factors))
+        if not self._measured or not foreseen:
+            return Prediction(nbytes=choice.nbytes, error=foreseen, of=self.of, foreseen=foreseen)
+        nearest = self._measured[min(self._measured, key=lambda one: abs(math.log(one / foreseen)))]
+        error = foreseen * self._factor(foreseen, lambda found: found.typical)
+        has_shifted = all(found.shifted for found in self._measured.values())
+        known = self._measured.get(foreseen)
         return Prediction(
             nbytes=choice.nbytes,
-            error=factor * foreseen,
+            error=error,
             of=self.of,
             foreseen=foreseen,
-            measured=self._measured.get(foreseen),
+            measured=known.typical if known else None,
+            low=error * nearest.low / nearest.typical,
+            high=error * nearest.high / nearest.typical,
+            shifted=foreseen * self._factor(foreseen, lambda found: found.shifted or 0.0) if has_shifted else None,
         )
+
+    def _factor(self, foreseen: float, value: Callable[[TrialErrors], float]) -> float:
+        """Return a measured error over the foreseen one, interpolated between the choices that were run."""
+        known = sorted(self._measured)
+        factors = [math.log(value(self._measured[one]) / one) for one in known]
+        return math.exp(np.interp(math.log(foreseen), np.log(known), factors))
 
     def table(self, choice: Choice) -> tuple[Prediction, ...]:
         """Return predictions for a choice, and for smaller and larger files."""

@@ -17,6 +17,7 @@ from lbm_lora.ranks.prediction import Predictor
 from lbm_lora.ranks.rules import ErrorLimit, PsnrFloor, RankRule
 from lbm_lora.ranks.search import smallest
 from lbm_lora.ranks.spectrum import WeightsOf
+from lbm_lora.ranks.trial_errors import TrialErrors
 
 StoredDelta = tuple[ParamName, Tensor | None]
 """A parameter and its delta as stored, in its shape; None if the file has nothing for it."""
@@ -66,8 +67,8 @@ class Trial(Protocol):
         """Set the network to the base plus these deltas."""
         ...
 
-    def error(self) -> float | None:
-        """Return the typical relative error of the output."""
+    def error(self) -> TrialErrors | None:
+        """Return the relative errors of the output; None if there are no points."""
         ...
 
     def images(self) -> TrialImages | None:
@@ -83,7 +84,8 @@ class OutputNorm:
         name: name of the file that it comes from, without folder.
         weights_of: returns the cost of an error in a module.
         vector_moment_of: returns M of a vector such as a bias: an error e in it costs e^T M e. None if not measured.
-        energy: mean squared norm of the output; divides squared errors to make them relative.
+        energy: mean squared norm of the output; divides squared errors to make them relative. 0: all deltas' own.
+        shrunk: returns `weights_of` with a larger ridge; None if it cannot be shrunk.
         open_trial: opens, after the survey, the network in which choices are run before they are written.
     """
 
@@ -92,11 +94,12 @@ class OutputNorm:
     energy: float
     vector_moment_of: Callable[[ParamName], Moment | None] = lambda _: None
     open_trial: Callable[[], Trial | None] = lambda: None
+    shrunk: Callable[[float], WeightsOf] | None = None
 
 
 def predictor_of(allocator: RankAllocator | WidthAllocator, norm: OutputNorm | None) -> Predictor:
     """Return a predictor of the error of the weights, or with a norm that of the output."""
-    reference_sq = norm.energy if norm else allocator.energy_sq
+    reference_sq = (norm.energy if norm else 0.0) or allocator.energy_sq
     return Predictor(allocator, reference_sq=reference_sq, of="output" if norm else "weights")
 
 
@@ -147,9 +150,9 @@ class Chooser:
 
         def measure(choice: Choice) -> float:
             self._take(trial, choice)
-            measured = trial.error() or 0.0
+            measured = trial.error()
             self.predictor.learn(choice, measured)
-            return -20 * math.log10(max(measured, 1e-9))
+            return -20 * math.log10(max(measured.typical if measured else 0.0, 1e-9))
 
         target = -20 * math.log10(error)
         found = smallest(target, self.predictor.propose, measure, offset=_TOGETHER)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics
+import torch
+
+from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics, with_checks
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
@@ -63,7 +65,12 @@ def collected(
     progress.start(0, "loading the tuned model")
     model = load_model(tuned, config_path=config.config_path, device=device, dtype=dtype)
     digest = fingerprint(tuned.component()).digest
-    return collect(model, images, settings, tuned=digest, digests=digests, partial=partial, progress=progress)
+    statistics = collect(model, images, settings, tuned=digest, digests=digests, partial=partial, progress=progress)
+    if dtype != torch.float32:  # LoRAs are run in fp32
+        progress.start(0, "loading the tuned model in fp32")
+        del model
+        model = load_model(tuned, config_path=config.config_path, device=device, dtype=torch.float32)
+    return with_checks(statistics, model, images, progress)
 
 
 def _settings(config: CalibrateConfig) -> CalibrationSettings:

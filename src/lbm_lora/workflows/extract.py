@@ -14,6 +14,7 @@ from lbm_lora.extraction import (
     COVERAGES,
     DeltaSettings,
     ExtractedAdapter,
+    Shrinkage,
     extract_adapters,
     plan_extraction,
     sidecar_of,
@@ -43,6 +44,7 @@ from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
+    from lbm_lora.fidelity.network import Network
 
 _WITH_BITS = (SizeLimits, ErrorLimit, PsnrFloor)
 """Rules that weigh all layers against each other: then bits can be chosen with the ranks."""
@@ -71,6 +73,9 @@ class ExtractResult:
     """LoRAs of the other ranks or sizes."""
     twins: tuple[Twin, ...] = ()
     """The LoRA in other formats."""
+    shrinkage: Shrinkage | None = None
+    """How it compares with plain SVD of the same size at the calibration's checks, and whether the statistics were
+    shrunk for that; None if it was not run."""
 
 
 def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
@@ -117,6 +122,7 @@ def extracted(
     images: Sequence[Path],
     refit_images: Sequence[Path] = (),
     progress: Progress,
+    network: "Network | None" = None,
 ) -> list[ExtractedAdapter]:
     """Extract the LoRAs of two open checkpoints.
 
@@ -127,6 +133,7 @@ def extracted(
         statistics: returns the statistics that weight errors by the output, if the config has any.
         images: images that calibrated LoRAs are run on.
         refit_images: images that calibrated LoRAs are refitted on.
+        network: the tuned network and what runs it, if it is not an LBM and LoRAs are to be run.
     """
     plan = plan_extraction(
         base.component(),
@@ -138,7 +145,7 @@ def extracted(
     check_pair(base, tuned)
     norm = measured = None
     if config.statistics is not None:
-        from lbm_lora.calibration import output_norm  # only this needs the network classes
+        from lbm_lora.calibration import keeping_unmeasured, output_norm  # only this needs the network classes
 
         measured = statistics()
         norm = output_norm(
@@ -150,7 +157,9 @@ def extracted(
             is_checked=config.check,
             device=settings.device,
             progress=progress,
+            network=network,
         )
+        plan = keeping_unmeasured(plan, measured)
     facts = _run_settings(config, settings, measured)
     found = extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
     if norm is None or not refit_images or not config.refit:
@@ -359,6 +368,7 @@ def written(
         images=found.chosen.images if found.chosen else None,
         sizes=found.sizes,
         twins=write_twins(path, config.also, progress),
+        shrinkage=found.shrinkage,
     )
 
 

@@ -111,25 +111,32 @@ def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, tr
     predicted, chosen = _predicted(found.predicted, result), found.chosen
     if trial is not None:
         trial.take((name, result.adapter.delta(name)) for name in result.adapter.params)
-        error = trial.error()
-        if predicted is not None and error is not None:
-            predicted = replace(predicted, error=error, measured=error)
+        errors = trial.error()
+        if predicted is not None and errors is not None:
+            predicted = replace(
+                predicted,
+                error=errors.typical,
+                measured=errors.typical,
+                low=errors.low,
+                high=errors.high,
+                shifted=errors.shifted,
+            )
         if chosen is not None and chosen.images is not None:
             images = trial.images()
             assert images is not None
             chosen = replace(chosen, images=replace(images, predicted_psnr=chosen.images.predicted_psnr))
-    errors: dict[str, object] = {
+    facts: dict[str, object] = {
         **parsed(result.adapter.metadata.facts, ERRORS_KEY),
         "relative_error": _short(ledger.total().relative_error),
         "held_output_error_before_refit": _short(result.before.typical),
         "held_output_error": _short(result.after.typical),
     }
     if predicted is not None:
-        errors[f"predicted_{predicted.of}_error"] = _short(predicted.error)
+        facts[f"predicted_{predicted.of}_error"] = _short(predicted.error)
     if chosen is not None and chosen.images is not None:
-        errors["measured_worst_psnr"] = _short(chosen.images.worst_psnr)
+        facts["measured_worst_psnr"] = _short(chosen.images.worst_psnr)
     metadata = result.adapter.metadata
-    made = replace(result.adapter, metadata=replace(metadata, facts={**metadata.facts, ERRORS_KEY: compact(errors)}))
+    made = replace(result.adapter, metadata=replace(metadata, facts={**metadata.facts, ERRORS_KEY: compact(facts)}))
     if found.output.path is not None:
         save_adapter(made, found.output.path)
     return replace(
@@ -142,8 +149,8 @@ def _predicted(predicted: Prediction | None, result: JointResult) -> Prediction 
     if predicted is None:
         return None
     factor = result.after.typical / result.before.typical
-    measured = None if predicted.measured is None else factor * predicted.measured
-    return replace(predicted, error=factor * predicted.error, measured=measured)
+    known = {name: getattr(predicted, name) for name in ("error", "measured", "low", "high", "shifted")}
+    return replace(predicted, **{name: factor * value for name, value in known.items() if value is not None})
 
 
 def _short(error: float) -> float:

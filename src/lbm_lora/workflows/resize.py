@@ -170,15 +170,15 @@ def _trial(
     progress: Progress,
 ) -> Trial | None:
     """Open the network in which LoRAs are compared with the one that is resized."""
-    points = statistics.check_points if statistics is not None else ()
-    if base is None or not (points or images):
+    checks = statistics.checks if statistics is not None else ()
+    if base is None or not (checks or images):
         return None
     from lbm_lora.fidelity.trial import LoraTrial
 
     return LoraTrial(
         base,
         base.component(),
-        points=points,
+        checks=checks,
         images=images,
         config_path=config.config_path,
         device=resolve_device(config.device),

@@ -73,7 +73,7 @@ def collected(net: Net, inputs: list[tuple[Tensor, Tensor]], probes: int | None 
         rows = torch.eye(values) * values**0.5  # the mean of v v^T over them is the identity
         if probes is not None:
             rows = torch.randint(0, 2, (probes, values), generator=generator) * 2.0 - 1
-        shaped = [row.reshape(net(*sample).shape) for row in rows]
+        shaped = [row.reshape for row in rows]
         measure(net, layers, lambda sample=sample: net(*sample), shaped, 1 / len(inputs), sums)
     return sums
 
@@ -167,7 +167,7 @@ def test_a_conv_has_a_moment_of_all_that_its_kernel_covers(conv: nn.Conv2d) -> N
     layers = find_layers(net, lambda: net(inputs))
     sums = Sums.empty(layers, {}, dense_up_to=4, sketch_rank=0, conv_dense_up_to=36, seed=0, device=torch.device("cpu"))
     output = net(inputs).detach()
-    measure(net, layers, lambda: net(inputs), [torch.ones_like(output)], 0.5, sums)
+    measure(net, layers, lambda: net(inputs), [torch.ones], 0.5, sums)
     moment = sums.inputs[ModuleName("0")].result(0.5)
     assert (moment.size, moment.repeat) == (conv.weight[0].numel(), 1)
     expected = float(output.square().sum()) / output[:, 0].numel()
@@ -300,3 +300,27 @@ def test_what_is_not_finite_stops(net: Net) -> None:
     with pytest.raises(FloatingPointError):
         collected(net, samples(1), probes=1)
     assert not net.last.weight.requires_grad
+
+
+def test_all_calls_of_a_layer_count_together() -> None:
+    """Of one position, so that the trace is exact: an error in the layer acts in both calls at once."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3).double().requires_grad_(False)
+    vector = torch.randn(1, 3, dtype=torch.float64)
+
+    def forward() -> Tensor:
+        return layer(torch.tanh(layer(vector)))
+
+    layers = find_layers(layer, forward)
+    sums = Sums.empty(layers, {}, dense_up_to=8, sketch_rank=0, seed=0, device=torch.device("cpu"))
+    measure(layer, layers, forward, [row.reshape for row in torch.eye(3) * 3**0.5], 1.0, sums)
+    weight = layer.weight.requires_grad_(True)
+    exact = 0.0
+    for index in range(3):
+        exact += float(torch.autograd.grad(forward()[0, index], weight)[0].square().sum())
+    (name,) = layers
+    assert sums.gradients[name] == pytest.approx(exact, rel=1e-6)
+    inputs = torch.cat([vector, torch.tanh(layer(vector))]).detach()
+    dense = sums.inputs[name].result(1).dense
+    assert dense is not None
+    assert torch.allclose(dense.double(), inputs.mT @ inputs / 2, rtol=1e-5)

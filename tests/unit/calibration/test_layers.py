@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lbm_lora.calibration import CalledLayer, find_layers
+from lbm_lora.calibration.layers import unmeasured
+from lbm_lora.errors import InputError
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName
 from standins import TINY, write_tuned
@@ -71,3 +73,49 @@ def test_an_lbms_layers(tmp_path: Path) -> None:
     for name, layer in layers.items():
         shared = name.endswith((".to_k", ".to_v"))
         assert layer.inputs == (f"{name[:-1]}q" if shared else name)
+
+
+class Mixed(nn.Module):
+    """Layers called once and several times, and all kinds that are not measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.tied = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+        self.tied.weight = self.words.weight
+        self.twice, self.also_twice, self.once = (nn.Linear(6, 6) for _ in range(3))
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        before = hidden = self.words(tokens)
+        for _ in range(2):
+            before = hidden
+            hidden = torch.tanh(self.twice(before) + self.also_twice(before))
+        hidden = hidden + self.once(before)
+        return self.tied(self.attention(hidden, hidden, hidden)[0])
+
+
+def test_layers_that_are_called_several_times_share_what_they_share_in_all_calls() -> None:
+    net = Mixed()
+    layers = find_layers(net, lambda: net(torch.zeros(1, 3, dtype=torch.long)))
+    assert {name: (layer.inputs, layer.calls) for name, layer in layers.items()} == {
+        "twice": ("twice", 2),
+        "also_twice": ("twice", 2),
+        "once": ("once", 1),  # the same tensor as the second call of the others
+    }
+    (only,) = find_layers(net, lambda: net(torch.zeros(1, 3, dtype=torch.long)), {ModuleName("once")})
+    assert only == "once"
+
+
+def test_weights_that_are_no_matrices_of_a_layer_are_named_with_the_reason() -> None:
+    assert unmeasured(Mixed()) == {
+        "words": "Embedding",
+        "tied": "a shared weight",
+        "attention.out_proj": "part of MultiheadAttention",
+    }
+    assert unmeasured(Net()) == {"grouped": "grouped Conv2d"}
+
+
+def test_a_keyword_argument_is_refused() -> None:
+    net = nn.Linear(2, 2)
+    with pytest.raises(InputError, match="is called with a keyword argument, which cannot be measured"):
+        find_layers(net, lambda: net(input=torch.zeros(1, 2)))

@@ -14,6 +14,8 @@ from lbm_lora.calibration import Statistics, load_statistics, output_norm, save_
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction import Plan, plan_extraction
+from lbm_lora.fidelity.checks import Check
+from lbm_lora.fidelity.points import Point
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import SILENT
 from lbm_lora.ranks import OutputNorm
@@ -91,12 +93,13 @@ def test_there_is_something_to_try_loras_on_where_points_are_checked_or_images_g
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def opened(*_: object, points: Any, images: Any, **others: object) -> None:
-        asked.append((len(points), len(images)))
+    def opened(*_: object, checks: Any, images: Any, **others: object) -> None:
+        asked.append((len(checks), len(images)))
 
     monkeypatch.setattr(import_module("lbm_lora.calibration.output_norm"), "LoraTrial", opened)
-    plan, points = plan_of("conv_in"), len(statistics.check_points)
-    assert points > 0
+    point = Point(timestep=500.0, probability=1.0, state=torch.zeros(1, 4, 8, 8))
+    check = Check(kind="held", point=point, wanted=torch.ones(1, 4, 8, 8))
+    plan, points, statistics = plan_of("conv_in"), 1, replace(statistics, checks=(check,))
     for changes in ({}, {"is_checked": True}, {"images": (Path("a.png"),)}):
         norm_of(statistics, plan, tmp_path, **changes).open_trial()
     assert asked == [(points, 0), (0, 1)]

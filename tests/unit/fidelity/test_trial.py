@@ -14,6 +14,7 @@ from two_levels import translate
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction import DeltaSettings, DirectPass, Plan, plan_extraction
 from lbm_lora.factorize import FixedRank
+from lbm_lora.fidelity.checks import Check
 from lbm_lora.fidelity.points import Point
 from lbm_lora.fidelity.trial import LoraTrial
 from lbm_lora.imaging.buckets import to_bucket
@@ -66,8 +67,21 @@ def plan(lbm: Lbm) -> Generator[Plan]:
 
 
 def trial(lbm: Lbm, plan: Plan, listener: Listener, **changes: object) -> LoraTrial:
-    settings = {"points": POINTS, "images": (), "config_path": None, "device": torch.device("cpu")}
+    settings = {"checks": checks(lbm), "images": (), "config_path": None, "device": torch.device("cpu")}
     return LoraTrial(lbm.tuned, plan.pairing.base, progress=listener, **(settings | changes))  # pyright: ignore
+
+
+def checks(lbm: Lbm) -> list[Check]:
+    """Both points, with the tuned model's outputs; the second also as a shifted one, with the output doubled."""
+    wanted = outputs(load_model(lbm.tuned, dtype=torch.float32))
+    found = [Check(kind="held", point=one, wanted=output) for one, output in zip(POINTS, wanted, strict=True)]
+    return [*found, Check(kind="shifted", point=POINTS[1], wanted=2 * wanted[1])]
+
+
+def error_of(tried: LoraTrial) -> float:
+    found = tried.error()
+    assert found is not None
+    return found.typical
 
 
 def relative(one: Tensor, other: Tensor) -> float:
@@ -84,10 +98,13 @@ def test_the_base_is_the_base(lbm: Lbm, plan: Plan) -> None:
     errors = [relative(one, other) for one, other in zip(base, tuned, strict=True)]
     listener = Listener()
     tried = trial(lbm, plan, listener)
-    assert tried.error() == pytest.approx(1e-9)  # no delta was put in yet
+    assert error_of(tried) == pytest.approx(1e-6, abs=1e-6)  # no delta was put in yet
+    first = tried.error()
+    assert first is not None
+    assert first.shifted == pytest.approx(0.5, rel=1e-3)
     tried.take()
     expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
-    assert tried.error() == pytest.approx(expected, rel=1e-4)
+    assert error_of(tried) == pytest.approx(expected, rel=1e-4)
     assert tried.images() is None
     assert "checking the prediction" in listener.begun
     assert listener.missing == 0
@@ -98,14 +115,14 @@ def test_every_delta_makes_the_tuned_model_and_fewer_do_not(lbm: Lbm, plan: Plan
     found: list[float] = []
     for ranks in (FixedRank(linear=9999, conv=9999), FixedRank(linear=1, conv=1)):
         tried.take(outcome.stored() for (outcome,) in DirectPass([plan.with_ranks(ranks)], FP32))
-        found.append(tried.error() or 0.0)
+        found.append(error_of(tried))
     tried.take()
-    whole, little, nothing = *found, tried.error() or 0.0
+    whole, little, nothing = *found, error_of(tried)
     assert whole < 1e-4 < little < nothing
 
 
 def test_weights_are_exactly_base_plus_delta_of_the_last_take(lbm: Lbm, plan: Plan) -> None:
-    tried = trial(lbm, plan, Listener(), points=())
+    tried = trial(lbm, plan, Listener(), checks=())
     ranks = [FixedRank(linear=9999, conv=9999), FixedRank(linear=2, conv=1)]
     first, last = ([outcome for (outcome,) in DirectPass([plan.with_ranks(rank)], FP32)] for rank in ranks)
     tried.take(one.stored() for one in first)
@@ -130,14 +147,14 @@ def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
             getattr(model.denoiser.conv_out, leaf).data = base.component().read(f"conv_out.{leaf}").float()  # pyright: ignore
     errors = [relative(one, other) for one, other in zip(outputs(model), wanted, strict=True)]
     expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
-    assert tried.error() == pytest.approx(expected, rel=1e-3)
+    assert error_of(tried) == pytest.approx(expected, rel=1e-3)
 
 
 def test_images_are_those_of_inference(lbm: Lbm, plan: Plan, image: Path) -> None:
     tuned, base = (load_model(path, dtype=torch.float32) for path in (lbm.tuned, lbm.base))
     source = to_bucket(Image.open(image), tuned.size, step=tuned.pixels_per_latent)
     expected = psnr(translate(base, source)[0], translate(tuned, source)[0])
-    tried = trial(lbm, plan, Listener(), points=(), images=(image,))
+    tried = trial(lbm, plan, Listener(), checks=(), images=(image,))
     tried.take()
     found = tried.images()
     assert found is not None

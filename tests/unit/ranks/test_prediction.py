@@ -11,7 +11,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction import DeltaSettings, Plan, RankSelection, plan_extraction, surveyed
 from lbm_lora.factorize import FixedRank, rank_bound
 from lbm_lora.progress import SILENT
-from lbm_lora.ranks import FixedRanks, RankRule
+from lbm_lora.ranks import FixedRanks, RankRule, TrialErrors
 from lbm_lora.ranks.rules import EnergyShare, ErrorLimit, PsnrFloor, SizeLimits
 
 
@@ -44,19 +44,26 @@ def selection(plan: Plan, tmp_path: Path) -> Generator[RankSelection]:
         yield found
 
 
+def errors(typical: float) -> TrialErrors:
+    return TrialErrors(typical=typical, low=typical / 2, high=3 * typical, shifted=4 * typical)
+
+
 def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) -> None:
     small, middle, large = selection.allocator.within([20_000, 90_000, 300_000])
     before = selection.predictor.prediction(middle)
     assert before.error == before.foreseen == selection.predictor.foreseen(middle)
     assert before.measured is None
-    selection.predictor.learn(small, 2 * selection.predictor.foreseen(small))
+    assert (before.low, before.high, before.shifted) == (None, None, None)
+    selection.predictor.learn(small, errors(2 * selection.predictor.foreseen(small)))
     assert selection.predictor.prediction(middle).error == pytest.approx(2 * before.foreseen)
-    selection.predictor.learn(large, 8 * selection.predictor.foreseen(large))
+    selection.predictor.learn(large, errors(8 * selection.predictor.foreseen(large)))
     after = selection.predictor.prediction(middle)
     places = [math.log(selection.predictor.foreseen(choice)) for choice in (small, middle, large)]
     share = (places[1] - places[0]) / (places[2] - places[0])
     assert after.error == pytest.approx(before.foreseen * 2 * 4**share)
     assert (after.foreseen, after.measured) == (before.foreseen, None)
+    assert (after.low, after.high) == pytest.approx((after.error / 2, 3 * after.error))
+    assert after.shifted == pytest.approx(4 * after.error)
     assert selection.predictor.prediction(large).measured == 8 * selection.predictor.foreseen(large)
     assert selection.predictor.prediction(large).error == pytest.approx(8 * selection.predictor.foreseen(large))
 

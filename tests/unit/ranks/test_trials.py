@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from lbm_lora.errors import InputError
-from lbm_lora.ranks import Choice, RankAllocator, RankRule, TrialImages
+from lbm_lora.ranks import Choice, RankAllocator, RankRule, TrialErrors, TrialImages
 from lbm_lora.ranks.rules import ErrorLimit, PsnrFloor, SizeLimits
 from lbm_lora.ranks.search import Proposal
 from lbm_lora.ranks.trials import Chooser
@@ -39,8 +39,8 @@ class Survey(RankAllocator):
         nbytes = BEST if decibel == math.inf else max(0, math.ceil(decibel * 100))
         return Proposal(found=size(nbytes), nbytes=nbytes, foreseen=nbytes / 100) if nbytes <= BEST else None
 
-    def learn(self, choice: Choice, measured: float | None) -> None:
-        self.learned[choice.nbytes] = measured
+    def learn(self, choice: Choice, measured: TrialErrors | None) -> None:
+        self.learned[choice.nbytes] = measured.typical if measured else None
 
     @contextmanager
     def deltas_of(self, choice: Choice) -> Generator[Any]:
@@ -58,8 +58,9 @@ class Network:
     def take(self, deltas: Iterable[Choice] = ()) -> None:
         self.taken.append(sum(one.nbytes for one in deltas))
 
-    def error(self) -> float:
-        return 10 ** ((6 - self.taken[-1] / 100) / 20)
+    def error(self) -> TrialErrors | None:
+        typical = 10 ** ((6 - self.taken[-1] / 100) / 20)
+        return TrialErrors(typical=typical, low=typical / 2, high=2 * typical)
 
     def images(self) -> TrialImages | None:
         worst = 20 + self.taken[-1] / 100

@@ -10,6 +10,7 @@ from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural
 
 if TYPE_CHECKING:
+    from lbm_lora.ranks import Prediction
     from lbm_lora.workflows.calibrate import CalibrateResult
     from lbm_lora.workflows.extract import ExtractResult
     from lbm_lora.workflows.refine import RefineResult
@@ -35,6 +36,7 @@ def extract(result: "ExtractResult", verbose: bool) -> str:
         _ranks(result),
         "\n".join(result.notes),
         _predictions(result),
+        _shrinkage(result),
         _tried_images(result),
         written(result.adapter, result.sidecar, *twin_files(result.twins)),
     )
@@ -152,10 +154,40 @@ def _predictions(result: "ExtractResult | ResizeResult") -> str:
     """Return the expected errors of the file, and those of smaller and larger files."""
     if result.predicted is None:
         return ""
-    what = "error of the denoiser's output" if result.predicted.of == "output" else "error of the weights"
-    head = f"Predicted relative {what}: {percent(result.predicted.error)}."
+    head = _predicted(result.predicted)
     rows = [(megabytes(other.nbytes), percent(other.error)) for other in result.sizes]
     return "\n".join([f"{head} {_OTHER_SIZES}" if rows else head, *table([numbers(), numbers()], rows)])
+
+
+def _predicted(found: "Prediction") -> str:
+    if found.of != "output":
+        return f"Predicted relative error of the weights: {percent(found.error)}."
+    what = f"relative error of the denoiser's output: {percent(found.error)}"
+    if found.low is None or found.high is None:
+        return (
+            f"Lower bound of the {what}, which takes layers as independent. Their errors add up: expect 1.1 to 6 times "
+            "as much. Only a run measures it."
+        )
+    middle = f", 80 % of such inputs between {percent(found.low)} and {percent(found.high)}"
+    shifted = "" if found.shifted is None else f"; on inputs unlike the calibration's {percent(found.shifted)}"
+    return f"Predicted {what}{middle}{shifted}."
+
+
+def _shrinkage(result: "ExtractResult") -> str:
+    """Return how the LoRA compares with plain SVD, and what was done where it was worse."""
+    found = result.shrinkage
+    if found is None:
+        return ""
+    used = {
+        "given": "Better than plain SVD of the same size, with the statistics as they are",
+        "shrunk": f"The statistics were worse than plain SVD on some inputs, and shrunk with a ridge of {found.ridge}",
+        "plain": "The statistics were worse than plain SVD on some inputs, so plain SVD was used",
+    }[found.kind]
+    pairs = [("like the calibration's", found.errors.typical, found.plain.typical)]
+    if found.errors.shifted is not None and found.plain.shifted is not None:
+        pairs.append(("unlike them", found.errors.shifted, found.plain.shifted))
+    errors = [f"{percent(one)} against {percent(other)} on inputs {kind}" for kind, one, other in pairs]
+    return f"{used}: output error {', '.join(errors)}."
 
 
 def _tried_images(result: "ExtractResult | ResizeResult", reference: str = "the tuned model's") -> str:

@@ -1,0 +1,60 @@
+"""Inputs at which a LoRA is run before it is written, with the tuned model's outputs there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lbm_lora.fidelity.output_errors import spread_of, typical_error
+from lbm_lora.fidelity.points import Point
+from lbm_lora.ranks import TrialErrors
+
+CheckKind = Literal["held", "shifted"]
+
+MOST_HELD = 12
+"""Most held points or samples kept in statistics: with the shifted ones 9 MB for one-megapixel images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Check:
+    """An input that is not in the moments of a calibration.
+
+    Attributes:
+        kind: `held`, of the kind that was calibrated on; `shifted`, unlike it: noise, another size or timestep.
+        wanted: the tuned model's output there, fp32, on the CPU.
+        point: the input of an LBM's denoiser; None for other networks.
+        sample: index among the samples of another network's `run`.
+    """
+
+    kind: CheckKind
+    wanted: Tensor
+    point: Point | None = None
+    sample: int = 0
+
+    @property
+    def weight(self) -> float:
+        """Weight of its error: the probability of its timestep."""
+        return self.point.probability if self.point else 1.0
+
+
+def held_out(count: int) -> list[int]:
+    """Return which of a number of images or samples are held out of the moments: every eighth from the fourth."""
+    return [index for index in range(count) if index % 8 == 3]
+
+
+def trial_errors(checks: Sequence[Check], errors: Sequence[float]) -> TrialErrors | None:
+    """Summarise relative errors at checks, in their order; None if none of them was held."""
+    found = {kind: [pair for pair in zip(checks, errors, strict=True) if pair[0].kind == kind] for kind in _KINDS}
+    if not found["held"]:
+        return None
+    typical, shifted = (
+        typical_error([error for _, error in pairs], [check.weight for check, _ in pairs]) if pairs else None
+        for pairs in found.values()
+    )
+    assert typical is not None
+    low, high = spread_of([error for _, error in found["held"]], typical)
+    return TrialErrors(typical=typical, low=low, high=high, shifted=shifted)
+
+
+_KINDS: tuple[CheckKind, ...] = ("held", "shifted")

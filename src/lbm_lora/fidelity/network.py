@@ -1,0 +1,155 @@
+"""Run any network with other weights, and measure how far its outputs move from the tuned network's.
+
+A network is a module and a callable that runs it over samples. Its weights are replaced while something is measured, by
+new tensors: those that it had are not written to, and are put back.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lbm_lora.adapter import Adapter
+from lbm_lora.checkpoint import Component, open_checkpoint
+from lbm_lora.errors import ConfigError, InputError, plural
+from lbm_lora.fidelity.output_errors import relative_error, typical_error
+from lbm_lora.naming import ParamName
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import StoredDelta
+
+Run = Callable[[], Iterable[Tensor]]
+"""Runs a network over samples, always the same ones in the same order, and yields its output for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A module, and a callable that runs it."""
+
+    module: nn.Module
+    run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkErrors:
+    """Relative errors of a network's outputs, ||output - tuned|| / ||tuned||, one for each sample.
+
+    Attributes:
+        base: of the base.
+        lora: of base + LoRA.
+    """
+
+    base: tuple[float, ...]
+    lora: tuple[float, ...]
+
+    @property
+    def typical_base(self) -> float:
+        """Geometric mean of the base's errors."""
+        return typical_error(self.base, [1.0] * len(self.base))
+
+    @property
+    def typical(self) -> float:
+        """Geometric mean of the LoRA's errors."""
+        return typical_error(self.lora, [1.0] * len(self.lora))
+
+    @property
+    def worst(self) -> float:
+        """Largest error of the LoRA."""
+        return max(self.lora)
+
+
+def component_of(module: nn.Module) -> Component:
+    """Return the weights of a module as a component without prefix.
+
+    Raises:
+        ConfigError: the module is a wrapper (DDP, torch.compile), or the model that a denoiser is a part of.
+    """
+    state = module.state_dict()
+    component = open_checkpoint(state, label=type(module).__name__).component()
+    if set(component) != set(state):
+        raise ConfigError(
+            f"{type(module).__name__} is a wrapper: its weights are called {next(iter(state))} and so on. Give the "
+            "module inside it."
+        )
+    return component
+
+
+@contextmanager
+def kept_weights(module: nn.Module) -> Generator[None]:
+    """Put the weights back at the end that the module had at the beginning."""
+    before = {name: value.data for name, value in _values(module).items()}
+    try:
+        yield
+    finally:
+        for name, value in _values(module).items():
+            value.data = before[name]
+
+
+def put_deltas(module: nn.Module, base: Component, deltas: Iterable[StoredDelta] = ()) -> None:
+    """Set the weights of a module to the base plus deltas. Names that the base lacks keep their values."""
+    left = _values(module)
+    for name, delta in deltas:
+        if name in left:
+            _put(left.pop(name), name, base, delta)
+    for name, value in left.items():
+        _put(value, name, base, None)
+
+
+@torch.no_grad()
+def outputs_of(run: Run) -> Iterator[Tensor]:
+    """Yield the outputs for all samples, in fp32 on the CPU."""
+    for output in run():
+        yield output.detach().float().cpu()
+
+
+def network_errors(
+    module: nn.Module, run: Run, base: Component, adapter: Adapter, progress: Progress = SILENT
+) -> NetworkErrors:
+    """Compare base and base + LoRA with the tuned network on every sample. Its outputs are kept in memory meanwhile.
+
+    Args:
+        module: the tuned network; it has its own weights again at the end.
+        run: runs the module.
+
+    Raises:
+        InputError: `run` yields nothing, or not the same samples each time.
+    """
+    progress.start(3, "comparing outputs")
+    wanted = list(outputs_of(run))
+    progress.advance()
+    if not wanted:
+        raise InputError("run yields no sample. It must yield the network's output for each, whenever it is called.")
+    errors: list[tuple[float, ...]] = []
+    with kept_weights(module):
+        for deltas in ((), [(name, adapter.delta(name)) for name in adapter.params]):
+            put_deltas(module, base, deltas)
+            found = outputs_of(run)
+            errors.append(tuple(relative_error(*pair) for pair in _paired(found, wanted)))
+            progress.advance()
+    return NetworkErrors(base=errors[0], lora=errors[1])
+
+
+def _paired(found: Iterator[Tensor], wanted: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    try:
+        yield from zip(found, wanted, strict=True)
+    except ValueError:
+        raise InputError(f"run yielded {plural(len(wanted), 'sample')} first, and then another number.") from None
+
+
+def _values(module: nn.Module) -> dict[ParamName, Tensor]:
+    """Return parameters and buffers of floating point by name; a shared one once, by its first name."""
+    found: dict[ParamName, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in module.state_dict(keep_vars=True).items():
+        if value.is_floating_point() and id(value) not in seen:
+            seen.add(id(value))
+            found[ParamName(name)] = value
+    return found
+
+
+def _put(value: Tensor, name: ParamName, base: Component, delta: Tensor | None) -> None:
+    if name not in base or base.specs[name].shape != tuple(value.shape):
+        return
+    values = base.read(name).float()
+    value.data = (values if delta is None else values + delta.float()).to(value.device, value.dtype)

@@ -1,0 +1,38 @@
+"""Statistics shrunk until a LoRA is not worse than plain SVD."""
+
+import pytest
+
+from lbm_lora.extraction.shrinkage import RIDGES, Shrinkage, is_safe, least_shrinkage
+from lbm_lora.ranks import TrialErrors
+
+
+@pytest.mark.parametrize("edge", range(len(RIDGES) + 1))
+def test_the_least_safe_ridge_is_found_by_halving(edge: int) -> None:
+    asked: list[float] = []
+
+    def is_safe_at(ridge: float) -> bool:
+        asked.append(ridge)
+        return RIDGES.index(ridge) >= edge
+
+    assert least_shrinkage(is_safe_at) == (RIDGES[edge] if edge < len(RIDGES) else None)
+    assert len(asked) == 2
+
+
+def errors(typical: float, shifted: float | None) -> TrialErrors:
+    return TrialErrors(typical=typical, low=typical / 2, high=2 * typical, shifted=shifted)
+
+
+def test_both_errors_must_not_be_above_those_of_plain_svd() -> None:
+    plain = errors(0.1, 0.2)
+    assert is_safe(errors(0.1, 0.2), plain)
+    assert is_safe(errors(0.05, None), plain)
+    assert not is_safe(errors(0.05, 0.21), plain)
+    assert not is_safe(errors(0.11, 0.05), plain)
+
+
+def test_a_file_records_what_was_compared() -> None:
+    found = Shrinkage(kind="shrunk", ridge=1.0, errors=errors(0.1, 0.2), plain=errors(0.2, 0.3))
+    assert found.facts() == {"plain_output_error": 0.2, "plain_shifted_output_error": 0.3, "ridge": 1.0}
+    assert Shrinkage(kind="given", errors=errors(0.1, None), plain=errors(0.2, None)).facts() == {
+        "plain_output_error": 0.2
+    }
