@@ -28,9 +28,9 @@ PACKED = torch.int16
 WIDTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Bits that a value may have; a rank of width 0 is left out."""
 
-_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""Largest count over the largest value: few levels serve many values better if the largest are clipped."""
-_LEAST_CLIP = {2: 0.4, 3: 0.5, 4: 0.6, 5: 0.7, 6: 0.8}  # by width; others are not clipped
+_CLIPS = {2: (0.4, 0.55, 0.7), 3: (0.55, 0.7, 0.85), 4: (0.65, 0.8, 1.0), 5: (0.75, 0.9, 1.0), 6: (0.85, 1.0)}
+"""By width: shares of the largest value to try as the largest count. Few levels serve many values better if the largest
+values are clipped; others are not clipped."""
 _SAMPLE = 192  # elements that clipping and noise are judged by
 _BLOCK = 64  # columns whose errors are passed on at once
 
@@ -131,8 +131,8 @@ def nearest(
     Raises:
         InputError: a value is not finite.
     """
-    values, bits = rows.float().contiguous(), np.asarray(widths)
-    unit, _ = _units(values, bits, variances)
+    values = rows.float().contiguous()
+    unit, _ = _units(values, widths, variances)
     most = torch.tensor([largest(width) for width in widths], dtype=torch.float32)
     if isinstance(root, TriangularRoot):
         repeat = root.repeat
@@ -154,12 +154,12 @@ def relative_noise(
     """Return the squared error of rounding each row to each of `WIDTHS`, each element on its own, in the norm of the
     diagonal, relative to the row's squared length in it."""
     values = rows.float()
-    found = [_units(values, np.full(len(values), width), variances)[1] for width in WIDTHS]
+    found = [_units(values, [width] * len(values), variances)[1] for width in WIDTHS]
     return np.stack([one.double().numpy() for one in found])
 
 
 def _units(
-    values: Float32[Tensor, "rank columns"], widths: np.ndarray, variances: Tensor | None
+    values: Float32[Tensor, "rank columns"], widths: Sequence[int], variances: Tensor | None
 ) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
     """Return the unit of each row, and its squared error relative to its squared length, judged by a sample."""
     highest = values.abs().amax(dim=1)
@@ -169,17 +169,32 @@ def _units(
     sample = values[:, ::step]
     weights = torch.ones(sample.shape[1]) if variances is None else variances[::step].float()
     sizes = (sample.square() @ weights).clamp_(min=torch.finfo(torch.float32).tiny)
-    most = torch.tensor([largest(int(width)) for width in widths], dtype=torch.float32)
-    best = torch.full_like(highest, torch.inf)
-    unit = torch.ones_like(highest)
-    least = min(_LEAST_CLIP.get(int(width), 1.0) for width in set(widths.tolist()))
-    for clip in (clip for clip in _CLIPS if clip >= least):
-        tried = shortened((highest * clip / most).clamp_(min=torch.finfo(torch.float32).tiny))
-        counts = (sample / tried[:, None]).round_().clamp_(-most[:, None], most[:, None])
+    unit, error = torch.ones_like(highest), torch.zeros_like(highest)
+    for width in set(widths):
+        rows = torch.tensor([index for index, one in enumerate(widths) if one == width])
+        unit[rows], error[rows] = _units_of_width(sample[rows], highest[rows], weights, width)
+    return torch.where(highest > 0, unit, torch.ones_like(unit)), torch.where(highest > 0, error / sizes, 0.0)
+
+
+def _units_of_width(
+    sample: Float32[Tensor, "rank columns"],
+    highest: Float32[Tensor, " rank"],
+    weights: Float32[Tensor, " columns"],
+    width: int,
+) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
+    """Return unit and squared error of rows of one width."""
+    most, least = largest(width), torch.finfo(torch.float32).tiny
+    if width not in _CLIPS:
+        unit = shortened((highest / most).clamp_(min=least))
+        return unit, unit.square() / 12 * weights.sum()
+    best, unit = torch.full_like(highest, torch.inf), torch.ones_like(highest)
+    for clip in _CLIPS[width]:
+        tried = shortened((highest * clip / most).clamp_(min=least))
+        counts = (sample / tried[:, None]).round_().clamp_(-most, most)
         error = (sample - counts * tried[:, None]).square_() @ weights
         better = error < best
         best, unit = torch.where(better, error, best), torch.where(better, tried, unit)
-    return torch.where(highest > 0, unit, torch.ones_like(unit)), best / sizes
+    return unit, best
 
 
 def _planes(
