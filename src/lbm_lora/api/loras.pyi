@@ -36,7 +36,7 @@ def extract(
     exclude: str | Sequence[str] = (),
     target_coverage: Literal['full', 'attention', 'extended'] = 'full',
     dense: bool = True,
-    save_precision: Literal['float', 'fp16', 'bf16', 'int8'] | torch.dtype | None = None,
+    save_precision: Literal['auto', 'float', 'fp16', 'bf16', 'int8'] | torch.dtype | None = None,
     min_diff: float = 0.0,
     device: str = 'auto',
     config_path: Path | str | None = None,
@@ -81,8 +81,9 @@ def extract(
         target_coverage: Extract these layers: all of them (full), only attn1 and attn2 (attention), or also
             feed-forward and projections (extended).
         dense: Keep the changes of biases and norms as dense deltas.
-        save_precision: Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times
-            finer in the same bytes. int8 fits twice the ranks into a file, which only lbm-lora can read.
+        save_precision: Store the LoRA in this precision. auto gives each rank, bias and norm the bits that it is
+            worth, for a size or an error. Default: bf16; with calibration auto, or fp16 if ranks are given. Only
+            lbm-lora reads auto and int8: `lbm-lora convert` makes files for other programs.
         min_diff: Leave out tensors whose largest change is below this. The ledger lists them.
         device: Decompose matrices on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         config_path: LBM's config.yaml for create_base_model. Default: the one next to the tuned checkpoint.
@@ -120,7 +121,7 @@ def extract_several(
     exclude: str | Sequence[str] = (),
     target_coverage: Literal['full', 'attention', 'extended'] = 'full',
     dense: bool = True,
-    save_precision: Literal['float', 'fp16', 'bf16', 'int8'] | torch.dtype | None = None,
+    save_precision: Literal['auto', 'float', 'fp16', 'bf16', 'int8'] | torch.dtype | None = None,
     min_diff: float = 0.0,
     device: str = 'auto',
     config_path: Path | str | None = None,
@@ -158,8 +159,9 @@ def extract_several(
         target_coverage: Extract these layers: all of them (full), only attn1 and attn2 (attention), or also
             feed-forward and projections (extended).
         dense: Keep the changes of biases and norms as dense deltas.
-        save_precision: Store the LoRA in this precision. Default: bf16; with calibration fp16, which rounds 8 times
-            finer in the same bytes. int8 fits twice the ranks into a file, which only lbm-lora can read.
+        save_precision: Store the LoRA in this precision. auto gives each rank, bias and norm the bits that it is
+            worth, for a size or an error. Default: bf16; with calibration auto, or fp16 if ranks are given. Only
+            lbm-lora reads auto and int8: `lbm-lora convert` makes files for other programs.
         min_diff: Leave out tensors whose largest change is below this. The ledger lists them.
         device: Decompose matrices on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
         config_path: LBM's config.yaml for create_base_model. Default: the one next to the tuned checkpoint.
@@ -185,7 +187,7 @@ def compress(
     name: str | None = None,
     calibration: Path | str | None = None,
     count: int = 16,
-    save_precision: Literal['float', 'fp16', 'bf16', 'int8'] | torch.dtype = 'fp16',
+    save_precision: Literal['auto', 'float', 'fp16', 'bf16', 'int8'] | torch.dtype = 'auto',
     also: Literal['comfyui', 'kohya', 'kohya-diffusers', 'diffusers', 'peft', 'lycoris'] | Sequence[Literal['comfyui', 'kohya', 'kohya-diffusers', 'diffusers', 'peft', 'lycoris']] = (),
     seed: int = 0,
     torch_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'float',
@@ -214,7 +216,8 @@ def compress(
         calibration: Reuse these statistics of an earlier run (calibration.safetensors in its folder) to make
             another size without measuring again. images are then used only for the comparison.
         count: Calibrate on at most this many images, evenly spread over the given ones.
-        save_precision: Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it.
+        save_precision: Precision of the LoRA file. auto gives each rank, bias and norm the bits that it is worth.
+            Only lbm-lora reads auto and int8: also and `lbm-lora convert` make files for other programs.
         also: Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on.
             What a format cannot hold is left out there, with a warning.
         seed: Seed for the bridge noise.

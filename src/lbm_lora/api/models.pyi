@@ -61,8 +61,9 @@ def calibrate(
     save_to: Path | str | None = None,
     probes: int | None = None,
     seed: int = 0,
-    dense_up_to: int = 1280,
-    sketch_rank: int = 256,
+    dense_up_to: int = 640,
+    sketch_rank: int = 128,
+    conv_dense_up_to: int = 2304,
     progress: Progress = ...,
 ) -> Statistics:
     """Measure which errors a network's output is sensitive to; extract then spends its bytes on those.
@@ -84,6 +85,8 @@ def calibrate(
         dense_up_to: Keep the complete second moment for layer sides up to this width, and a sketch for wider ones.
             Higher: more memory and a larger file.
         sketch_rank: Columns of a sketch. 0: keep only the diagonal.
+        conv_dense_up_to: Keep the complete second moment of the in * kh * kw inputs that a conv's kernel covers up
+            to this many, and a sketch for more. 0: moments of the channels only, in a smaller file.
 
     Returns:
         The statistics, for `extract(base, tuned, calibration=...)` with modules or their state dicts.

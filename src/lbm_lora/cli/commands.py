@@ -53,7 +53,7 @@ COMMANDS: dict[str, Command] = {
         START,
         (
             "lbm-lora compress relighting --size 50MB --images photos",
-            "lbm-lora compress tuned.safetensors --base_model_path base.safetensors --size 20MB --save_precision int8",
+            "lbm-lora compress tuned.safetensors --base_model_path base.safetensors --size 20MB --also comfyui",
         ),
     ),
     "extract": Command(

@@ -48,8 +48,9 @@ class CompressConfig(OutputOptions):
     measuring again. --images are then used only for the comparison."""
     count: Annotated[Count, ADVANCED] = 16
     """Calibrate on at most this many images, evenly spread over the given ones."""
-    save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"], ADVANCED] = "fp16"
-    """Precision of the LoRA file. int8 holds twice the ranks, but only lbm-lora can read it."""
+    save_precision: Annotated[Literal["auto", "float", "fp16", "bf16", "int8"], ADVANCED] = "auto"
+    """Precision of the LoRA file. auto gives each rank, bias and norm the bits that it is worth. Only lbm-lora reads auto
+    and int8: --also and `lbm-lora convert` make files for other programs."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
     """Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a format
     cannot hold is left out there, with a warning."""

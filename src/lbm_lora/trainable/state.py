@@ -77,7 +77,7 @@ class _Target:
         self.error: OSError | None = None
         self._file = file
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         try:
             return self._file.write(data)
         except OSError as error:

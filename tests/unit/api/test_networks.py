@@ -57,7 +57,8 @@ def test_a_calibrated_lora_of_any_network_is_closer_than_a_plain_one(tmp_path: P
         for calibration in (None, statistics, tmp_path / "s.safetensors")
     ]
     found = [lbm_lora.validate_outputs(base, tuned, lora, runner(tuned, seed=1)).typical for lora in loras]
-    assert found[1] == found[2] < 0.9 * found[0]
+    assert found[1] == pytest.approx(found[2], rel=1e-3)  # a file holds two bytes a value
+    assert found[1] < 0.9 * found[0]
 
 
 class Narrow(nn.Module):
