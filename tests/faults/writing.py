@@ -48,7 +48,7 @@ def writing_commands(goods: Goods) -> list[Writing]:
                                         f"{out}/x.safetensors"]),
         Writing("convert --to peft", lambda out: ["convert", "--lora_path", lbm_lora, "--to", "peft", "--save_to",
                                                   f"{out}/x"]),
-        Writing("refine", lambda out: ["refine", *lbm_pair, "--images", one, "--steps", "2", "--batch_size", "1",
+        Writing("refine", lambda out: ["refine", *lbm_pair, "--images", images, "--steps", "2", "--batch_size", "1",
                                        "--timesteps", "250", "--save_to", f"{out}/x.safetensors", *cpu], resumes=True),
         Writing("validate --report", lambda out: ["validate", *lbm_pair, "--images", one, "--report",
                                                   f"{out}/report", *cpu]),

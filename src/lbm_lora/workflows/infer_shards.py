@@ -10,6 +10,7 @@ import xxhash
 
 from lbm_lora.adapter import LoraScale
 from lbm_lora.apply import AppliedAdapter
+from lbm_lora.atomic import remove_leftover
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
@@ -184,7 +185,7 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
 
 
 def _remove_parts(jobs: "list[ShardJob]") -> None:
-    """Remove the unfinished files of a killed run. Other processes do not write before this one joins them.
+    """Remove the unfinished files of a killed run, not those of another run that lives.
 
     A shard with an image in it holds our mark: that of the image.
     """
@@ -192,4 +193,4 @@ def _remove_parts(jobs: "list[ShardJob]") -> None:
         if job.record is None:
             for part in job.output.parent.glob(f".{escape(job.name)}.*.part"):
                 if is_ours(part):
-                    part.unlink(missing_ok=True)
+                    remove_leftover(part)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from lbm_lora import errors
+from lbm_lora.atomic import atomic_path
 from lbm_lora.cli.main import main
 from lbm_lora.cli.present import present
 from lbm_lora.configs.extract import ExtractConfig
@@ -21,6 +22,7 @@ from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
+from lbm_lora.file_plan import MARK
 from lbm_lora.inference.shards import predict
 from lbm_lora.inference.shards.translate_shard import ShardTask
 from lbm_lora.workflows import infer as infer_images
@@ -120,7 +122,14 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
     assert sorted(unbroken) == ["000.tar", "000.tar.json", "001.tar", "001.tar.json", "infer.json"]
     (tmp_path / "out/000.tar").unlink()  # as if the run had been killed before
     stamp = (tmp_path / "out/001.tar").stat().st_mtime_ns
-    result = run(infer())
+    dead = tmp_path / "out/.000.tar.7.part"
+    dead.write_text(MARK)
+    with atomic_path(tmp_path / "out/000.tar") as living:  # of another run
+        living.write_text(MARK)
+        result = run(infer())
+        assert living.exists()
+        living.write_bytes((tmp_path / "out/000.tar").read_bytes())
+    assert not dead.exists()
     assert (result.written, result.present, result.images) == (1, 1, 2)
     assert (tmp_path / "out/001.tar").stat().st_mtime_ns == stamp
     assert contents(tmp_path / "out") == unbroken

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Status
+from lbm_lora.errors import OutputError
 from lbm_lora.report import TensorResult, WeightReport
 from lbm_lora.report.wording import megabytes, printable
 
@@ -30,8 +31,19 @@ def skipped_lines(skipped: "Sequence[Skipped]", verbose: bool, *, indent: int = 
 
 
 def written(*paths: Path) -> str:
-    """Return the written files, with their sizes."""
-    return "\n".join(f"wrote {path} ({megabytes(path.stat().st_size)})" for path in paths)
+    """Return the written files, with their sizes.
+
+    Raises:
+        OutputError: somebody has removed one since.
+    """
+    return "\n".join(f"wrote {path} ({megabytes(_size(path))})" for path in paths)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise OutputError(f"{path} was removed after it was written. Run the command again.") from None
 
 
 def twin_files(twins: "Sequence[Twin]") -> list[Path]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.present import present
+from lbm_lora.cli.present.lines import written
+from lbm_lora.errors import OutputError
 from lbm_lora.inference.jobs import FailedImage
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.infer import InferResult, TranslatedImage
@@ -48,6 +50,11 @@ Translated 2 images on cpu in bf16:
 
 def test_images(translated: InferResult) -> None:
     assert present("infer", translated) == IMAGES
+
+
+def test_an_image_that_was_removed_since(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"gone\.png was removed after it was written\. Run the command again\.$"):
+        written(tmp_path / "gone.png")
 
 
 def test_images_that_failed_or_were_there(translated: InferResult) -> None:
