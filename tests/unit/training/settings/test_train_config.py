@@ -206,7 +206,7 @@ def test_any_values_are_written_and_read(
             "wandb_project needs logger wandb, but it is csv.",
         ),
         ({"logger": "wandb"}, "logger wandb needs wandb_project."),
-        ({"num_nodes": 10**9}, "num_nodes: Input should be less than or equal to 1024, got 1000000000"),
+        ({"num_nodes": 10**9}, "num_nodes: Input should be less than or equal to 1024, got 1000000000."),
         ({"device": "cuda:1", "devices": 2}, "device cuda:1 is a single device, but devices is 2."),
         ({"num_steps": []}, "num_steps is empty. Give at least one, as in [1, 2, 4]."),
         (
