@@ -1,16 +1,6 @@
 """The LoRA as a frozen value, and its file format (layer L2)."""
 
-from lbm_lora.adapter.adapter_file import (
-    METADATA_ROOM,
-    AdapterWriter,
-    PackedWriter,
-    load_adapter,
-    module_bytes,
-    precision,
-    rank_bytes,
-    save_adapter,
-    stored_bytes,
-)
+from lbm_lora.adapter.adapter_file import load_adapter, save_adapter
 from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.formats import Saved, Wishes
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
@@ -18,6 +8,15 @@ from lbm_lora.adapter.lora_scale import LoraScale
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
 from lbm_lora.adapter.module import Adapter, LoraModule, common_dtype
 from lbm_lora.adapter.outcome import Outcome, store_outcomes
+from lbm_lora.adapter.writers import (
+    METADATA_ROOM,
+    AdapterWriter,
+    PackedWriter,
+    module_bytes,
+    precision,
+    rank_bytes,
+    stored_bytes,
+)
 
 __all__ = [
     "FORMAT",

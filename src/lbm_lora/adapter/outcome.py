@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lbm_lora.adapter.adapter_file import AdapterWriter, PackedWriter
 from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.ledger import Ledger, LedgerRow
 from lbm_lora.adapter.module import LoraModule
+from lbm_lora.adapter.writers import AdapterWriter, PackedWriter
 from lbm_lora.factorize import Grid
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress

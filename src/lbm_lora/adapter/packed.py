@@ -10,14 +10,12 @@ most significant bit first; every column, row and dense delta starts at a new by
 program knows these two keys, so none reads a part of the file.
 """
 
-import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,16 +23,15 @@ from jaxtyping import Int16, UInt8
 from torch import Tensor
 
 from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.adapter.packed_index import UNIT_BYTES, Index, decode_index, row_bytes
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import (
     PACKED,
-    WIDTHS,
     Counts,
     Factors,
     Grid,
     counts_of,
     down_shape,
-    has_matrix_view,
     largest,
     matrix_shape,
     nearest,
@@ -44,57 +41,13 @@ from lbm_lora.factorize import (
     vector_of,
 )
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.plain_text import TextError, parse_json
+from lbm_lora.plain_text import TextError
 
 INDEX, DATA = "lbm_lora.index", "lbm_lora.data"
-UNIT_BYTES = 3
 
-_MOST_INDEX = 16 * 2**20  # bytes of the index: names of 10^5 modules
-_WIDEST = 2**24  # elements of a side
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _DROPPED = 8  # bits of an fp32 number's fraction that units never use
 
 _Bytes = UInt8[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
-class Index:
-    """What a packed file holds.
-
-    Attributes:
-        modules: shape of the weight and bits of each rank, by module.
-        dense: shape and bits, by parameter.
-    """
-
-    prefix: str
-    modules: Mapping[ModuleName, tuple[tuple[int, ...], tuple[int, ...]]]
-    dense: Mapping[ParamName, tuple[tuple[int, ...], int]]
-
-    def encoded(self) -> _Bytes:
-        """Return the bytes of the index."""
-        text = {
-            "prefix": self.prefix,
-            "modules": {name: [shape, _digits(widths)] for name, (shape, widths) in self.modules.items()},
-            "dense": {name: [shape, _digits([width])] for name, (shape, width) in self.dense.items()},
-        }
-        return np.frombuffer(zlib.compress(json.dumps(text, separators=(",", ":")).encode(), 9), np.uint8)
-
-    @property
-    def data_bytes(self) -> int:
-        """The bytes of the data."""
-        modules = sum(sum(rank_bytes(shape, width) for width in widths) for shape, widths in self.modules.values())
-        return modules + sum(vector_bytes(math.prod(shape), width) for shape, width in self.dense.values())
-
-
-def rank_bytes(shape: tuple[int, ...], width: int) -> int:
-    """Return the bytes of a rank of a weight of this shape."""
-    rows, columns = matrix_shape(shape)
-    return UNIT_BYTES + _row_bytes(rows, width) + _row_bytes(columns, width)
-
-
-def vector_bytes(count: int, width: int) -> int:
-    """Return the bytes of a dense delta of so many values."""
-    return UNIT_BYTES + _row_bytes(count, width)
 
 
 def index_of(adapter: Adapter) -> Index:
@@ -184,7 +137,7 @@ def decode_packed(
     try:
         if set(tensors) != {INDEX, DATA} or any(tensor.dtype != torch.uint8 for tensor in tensors.values()):
             raise ValueError(f"it must hold {INDEX} and {DATA} alone, of uint8")
-        index = _decoded(tensors[INDEX].numpy().tobytes())
+        index = decode_index(tensors[INDEX].numpy().tobytes())
         data = tensors[DATA].numpy()
         if len(data) != index.data_bytes:
             raise ValueError(f"its index describes {index.data_bytes:,} bytes, but it holds {len(data):,}")
@@ -205,7 +158,7 @@ def _read(
 
     def counts(length: int, widths: tuple[int, ...]) -> Int16[Tensor, "rank n"]:
         rows = [
-            _unpacked(take(len(list(run)) * _row_bytes(length, width)), length, width) for width, run in groupby(widths)
+            _unpacked(take(len(list(run)) * row_bytes(length, width)), length, width) for width, run in groupby(widths)
         ]
         return torch.from_numpy(np.concatenate(rows))
 
@@ -225,45 +178,6 @@ def _read(
     return modules, dense, grids
 
 
-def _decoded(compressed: bytes) -> Index:
-    """Return an index from its bytes, checked."""
-    unzip = zlib.decompressobj()
-    text = unzip.decompress(compressed, _MOST_INDEX)
-    if not unzip.eof:
-        raise ValueError(f"its index is cut off, or larger than {_MOST_INDEX:,} bytes")
-    found = cast(dict[str, Any], parse_json(text.decode()))
-    prefix = found["prefix"]
-    if type(prefix) is not str:
-        raise ValueError("its prefix is not a text")
-    modules = {ModuleName(name): (_shape(shape), _widths(word)) for name, (shape, word) in found["modules"].items()}
-    dense = {ParamName(name): (_shape(shape), _widths(word)) for name, (shape, word) in found["dense"].items()}
-    for name, (shape, _) in modules.items():
-        if not has_matrix_view(shape):
-            raise ValueError(f"{name} has the shape {shape}, which no lora module has")
-    for name, (_, widths) in dense.items():
-        if len(widths) != 1:
-            raise ValueError(f"{name} has {len(widths)} widths")
-    return Index(prefix, modules, {name: (shape, widths[0]) for name, (shape, widths) in dense.items()})
-
-
-def _shape(found: object) -> tuple[int, ...]:
-    sizes = tuple(cast(list[object], found))
-    if not all(type(size) is int and 0 < size < _WIDEST for size in sizes):
-        raise ValueError(f"{str(sizes)[:60]} is not a shape")
-    return cast(tuple[int, ...], sizes)
-
-
-def _widths(word: str) -> tuple[int, ...]:
-    widths = tuple(int(digit, 36) for digit in word)
-    if not widths or not set(widths) <= set(WIDTHS):
-        raise ValueError(f"{word[:60]!r} has widths other than {', '.join(map(str, WIDTHS))}")
-    return widths
-
-
-def _digits(widths: tuple[int, ...] | list[int]) -> str:
-    return "".join(_DIGITS[width] for width in widths)
-
-
 def _grid_of(module: LoraModule) -> Grid:
     assert module.grid is not None
     return module.grid
@@ -271,10 +185,6 @@ def _grid_of(module: LoraModule) -> Grid:
 
 def _plain(factors: Factors) -> Factors:
     return Factors(factors.up.detach(), factors.down.detach())
-
-
-def _row_bytes(count: int, width: int) -> int:
-    return -(-count * width // 8)
 
 
 def _units(unit: Tensor) -> _Bytes:
@@ -309,7 +219,7 @@ def _unpacked(data: _Bytes, length: int, width: int) -> Int16[np.ndarray, "rank 
     Raises:
         ValueError: a value exceeds its width.
     """
-    rows = data.reshape(-1, _row_bytes(length, width))
+    rows = data.reshape(-1, row_bytes(length, width))
     bits = np.unpackbits(rows, axis=1, count=length * width).reshape(len(rows), length, width)
     whole = bits.astype(np.int32) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int32))
     if (whole > 2 * largest(width)).any():

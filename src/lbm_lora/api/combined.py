@@ -29,8 +29,8 @@ from lbm_lora.ranks import RankRule
 from lbm_lora.workflows import extract as extract_workflow
 from lbm_lora.workflows import merge as merge_workflow
 from lbm_lora.workflows import resize as resize_workflow
-from lbm_lora.workflows.extract import readable
 from lbm_lora.workflows.resize_result import names_left_out, notes
+from lbm_lora.workflows.sources import readable
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics

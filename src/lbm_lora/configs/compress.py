@@ -49,8 +49,8 @@ class CompressConfig(OutputOptions):
     count: Annotated[Count, ADVANCED] = 16
     """Calibrate on at most this many images, evenly spread over the given ones."""
     save_precision: Annotated[Literal["auto", "float", "fp16", "bf16", "int8"], ADVANCED] = "auto"
-    """Precision of the LoRA file. auto gives each rank, bias and norm the bits that it is worth. Only lbm-lora reads auto
-    and int8: --also and `lbm-lora convert` make files for other programs."""
+    """Precision of the LoRA file. auto gives each rank, bias and norm the bits that it is worth. Only lbm-lora reads
+    auto and int8: --also and `lbm-lora convert` make files for other programs."""
     also: Annotated[tuple[ForeignFormat, ...], ADVANCED] = ()
     """Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a format
     cannot hold is left out there, with a warning."""

@@ -6,22 +6,16 @@
 - `passes`: every tensor's outcome, decomposed directly or truncated from a survey
 - `shrinkage`: statistics shrunk until a LoRA is not worse than plain SVD
 - `adapter_output`: the adapters as files, or in memory
+- `selection`: a surveyed plan, from which ranks are chosen and adapters written
 - `extraction`: all of the above in one call
 """
 
 from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, sidecar_of, store_adapters, write_sidecar
 from lbm_lora.extraction.deltas import DeltaSettings
-from lbm_lora.extraction.extraction import (
-    ExtractedAdapter,
-    RankSelection,
-    capped_plan,
-    extract_adapters,
-    rank_allocator,
-    surveyed,
-    vectors_beside,
-)
+from lbm_lora.extraction.extraction import ExtractedAdapter, extract_adapters
 from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
+from lbm_lora.extraction.selection import RankSelection, capped_plan, rank_allocator, surveyed, vectors_beside
 from lbm_lora.extraction.shrinkage import Shrinkage
 from lbm_lora.extraction.survey import Survey, SurveyPass, seed_of
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankRule, Trial, TrialErrors, unweighted
 
 if TYPE_CHECKING:
-    from lbm_lora.extraction.extraction import RankSelection
+    from lbm_lora.extraction.selection import RankSelection
 
 RIDGES = (0.1, 1.0, 10.0)
 """Ridges r between that of the statistics and plain SVD: s = r / (1 + r). See `factorize.Moment.root`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lbm_lora.adapter.packed import Index
+from lbm_lora.adapter.packed_index import Index
 from lbm_lora.errors import ConfigError, InputError, Option
 from lbm_lora.factorize import FixedRank, WidthAllocation, allocate_widths, allocate_widths_for
 from lbm_lora.naming import ParamName, module_of

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lbm_lora.adapter.packed import rank_bytes, vector_bytes
+from lbm_lora.adapter.packed_index import rank_bytes, vector_bytes
 from lbm_lora.blocks import energy
 from lbm_lora.factorize import (
     WIDTHS,

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import precision
 from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
-from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
-from lbm_lora.errors import ConfigError, Option, OutputError, give_one
+from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import (
     COVERAGES,
     DeltaSettings,
@@ -17,16 +16,12 @@ from lbm_lora.extraction import (
     Shrinkage,
     extract_adapters,
     plan_extraction,
-    sidecar_of,
-    vectors_beside,
     write_sidecar,
 )
 from lbm_lora.factorize import PACKED
-from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
-from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import (
     ErrorLimit,
@@ -40,7 +35,9 @@ from lbm_lora.ranks import (
 )
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
-from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
+from lbm_lora.workflows.extract_plan import base_config, calibration_of, output_paths
+from lbm_lora.workflows.sources import readable, sources
+from lbm_lora.workflows.twins import Twin, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -201,65 +198,6 @@ def _default_precision(config: ExtractConfig, rule: RankRule) -> str:
     return "auto" if isinstance(rule, _WITH_BITS) else "fp16"
 
 
-def output_paths(config: ExtractConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
-    """Return the outputs, checked; see `planned`."""
-    paths = lora_paths(config.save_to, rule)
-    planned(config, paths, images).check(overwrite=config.overwrite)
-    return paths
-
-
-def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]) -> FilePlan:
-    """Return what the command reads and writes.
-
-    Args:
-        paths: LoRAs, from `lora_paths`.
-        images: all images.
-    """
-    plan = _planned_base(config)
-    if config.calibration_images is not None:
-        from lbm_lora.workflows import calibrate
-
-        plan.then(calibrate.planned(_calibration(config), images))
-    step = FilePlan()
-    step.reads(config.base_model_path, config.tuned_model_path, config.statistics, config.config_path, *images)
-    for path in paths:
-        step.writes(path)
-        step.writes(sidecar_of(path), "the sidecar")
-    step.writes(vectors_beside(paths[0]), "the file of vectors")
-    plan_twins(step, paths, config.also)
-    plan.then(step)
-    return plan
-
-
-def lora_paths(save_to: Path, rule: RankRule) -> list[Path]:
-    """Return a path for each LoRA of a rule: `save_to`, or with the rule's names, `LORA_20MB.safetensors`.
-
-    Raises:
-        OutputError: it is not a .safetensors file.
-    """
-    if save_to.suffix != ".safetensors":
-        raise OutputError(Option("save_to"), f" {save_to}: a LoRA is a .safetensors file.")
-    return [save_to.with_stem(f"{save_to.stem}_{name}" if name else save_to.stem) for name in rule.names]
-
-
-def sources(images: str | tuple[str, ...] | None) -> Sequence[Path]:
-    """Return the images of a text or a list, none of them read yet; no images for None."""
-    if images is None:
-        return ()
-    from lbm_lora.imaging.paths import expand_sources
-
-    return expand_sources(images)
-
-
-def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
-    """Return the images of a text or a list, each read once; no images for None."""
-    if images is None:
-        return ()
-    from lbm_lora.imaging.paths import readable_sources
-
-    return readable_sources(images)
-
-
 def _base(config: ExtractConfig, progress: Progress) -> Path:
     """Return the base, which is made first if requested."""
     if not config.create_base_model:
@@ -270,29 +208,11 @@ def _base(config: ExtractConfig, progress: Progress) -> Path:
     return ensure_base(
         config.base_model_path,
         backbone_signature=config.backbone_signature,
-        config_path=_base_config(config),
+        config_path=base_config(config),
         is_made=True,
         overwrite=config.overwrite,
         progress=progress,
     )
-
-
-def _planned_base(config: ExtractConfig) -> FilePlan:
-    if not config.create_base_model:
-        return FilePlan()
-    from lbm_lora.workflows.base import planned_missing
-
-    return planned_missing(
-        config.base_model_path,
-        backbone_signature=config.backbone_signature,
-        config_path=_base_config(config),
-        is_made=True,
-    )
-
-
-def _base_config(config: ExtractConfig) -> Path | None:
-    """Return the config.yaml of a base that is made."""
-    return config.config_path or config_beside(config.tuned_model_path)
 
 
 def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
@@ -302,21 +222,8 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
 
     assert config.statistics is not None
     if config.calibration_images is not None:
-        calibrate.run(_calibration(config), progress)
+        calibrate.run(calibration_of(config), progress)
     return load_statistics(config.statistics)
-
-
-def _calibration(config: ExtractConfig) -> CalibrateConfig:
-    """Return how statistics of the given images are measured."""
-    assert config.statistics is not None
-    return CalibrateConfig(
-        tuned_model_path=config.tuned_model_path,
-        images=config.calibration_images or (),
-        save_to=config.statistics,
-        device=config.device,
-        config_path=config.config_path,
-        overwrite=config.overwrite,
-    )
 
 
 def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "Statistics | None") -> dict[str, object]:

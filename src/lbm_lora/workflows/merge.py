@@ -17,7 +17,7 @@ from lbm_lora.hub import localized
 from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
-from lbm_lora.workflows.extract import readable, sources
+from lbm_lora.workflows.sources import readable, sources
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics

@@ -21,8 +21,9 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
-from lbm_lora.workflows.extract import lora_paths, readable, sources
+from lbm_lora.workflows.extract_plan import lora_paths
 from lbm_lora.workflows.resize_result import ResizeResult, written
+from lbm_lora.workflows.sources import readable, sources
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics

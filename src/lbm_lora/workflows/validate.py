@@ -29,8 +29,8 @@ from lbm_lora.report import (
     write_report,
 )
 from lbm_lora.report.wording import plural
-from lbm_lora.workflows.extract import sources
 from lbm_lora.workflows.layers import layer_lines
+from lbm_lora.workflows.sources import sources
 
 if TYPE_CHECKING:
     from lbm_lora.fidelity.comparison import Comparison, ComparisonResult

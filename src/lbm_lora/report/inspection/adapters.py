@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, module_bytes, rank_bytes
-from lbm_lora.adapter.packed import rank_bytes as packed_rank_bytes
-from lbm_lora.adapter.packed import vector_bytes
+from lbm_lora.adapter.packed_index import rank_bytes as packed_rank_bytes
+from lbm_lora.adapter.packed_index import vector_bytes
 from lbm_lora.blocks import energy
 from lbm_lora.errors import LbmLoraError
 from lbm_lora.factorize import PACKED, Grid, Spectrum, allocate_error, energy_rank, product_svd

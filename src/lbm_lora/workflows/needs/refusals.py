@@ -81,9 +81,9 @@ def _packages(command: str, config: Any) -> Check | None:
 def _check_options(command: str, config: Any, inputs: Inputs) -> None:
     """Combinations of options that the command refuses, by the checks of its workflow."""
     if command == "extract":
-        from lbm_lora.workflows import extract
+        from lbm_lora.workflows import extract, extract_plan
 
-        extract.output_paths(config, extract.check(config)[0], ())
+        extract_plan.output_paths(config, extract.check(config)[0], ())
     elif command == "resize":
         from lbm_lora.workflows import resize
 

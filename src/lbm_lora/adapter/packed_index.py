@@ -1,0 +1,113 @@
+"""Index of a packed file: what it holds, in its order, and the bytes that this takes. See `packed`."""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lbm_lora.factorize import (
+    WIDTHS,
+    has_matrix_view,
+    matrix_shape,
+)
+from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.plain_text import parse_json
+
+UNIT_BYTES = 3
+
+
+_MOST_INDEX = 16 * 2**20  # bytes of the index: names of 10^5 modules
+
+
+_WIDEST = 2**24  # elements of a side
+
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a packed file holds.
+
+    Attributes:
+        modules: shape of the weight and bits of each rank, by module.
+        dense: shape and bits, by parameter.
+    """
+
+    prefix: str
+    modules: Mapping[ModuleName, tuple[tuple[int, ...], tuple[int, ...]]]
+    dense: Mapping[ParamName, tuple[tuple[int, ...], int]]
+
+    def encoded(self) -> UInt8[np.ndarray, " n"]:
+        """Return the bytes of the index."""
+        text = {
+            "prefix": self.prefix,
+            "modules": {name: [shape, _digits(widths)] for name, (shape, widths) in self.modules.items()},
+            "dense": {name: [shape, _digits([width])] for name, (shape, width) in self.dense.items()},
+        }
+        return np.frombuffer(zlib.compress(json.dumps(text, separators=(",", ":")).encode(), 9), np.uint8)
+
+    @property
+    def data_bytes(self) -> int:
+        """The bytes of the data."""
+        modules = sum(sum(rank_bytes(shape, width) for width in widths) for shape, widths in self.modules.values())
+        return modules + sum(vector_bytes(math.prod(shape), width) for shape, width in self.dense.values())
+
+
+def rank_bytes(shape: tuple[int, ...], width: int) -> int:
+    """Return the bytes of a rank of a weight of this shape."""
+    rows, columns = matrix_shape(shape)
+    return UNIT_BYTES + row_bytes(rows, width) + row_bytes(columns, width)
+
+
+def vector_bytes(count: int, width: int) -> int:
+    """Return the bytes of a dense delta of so many values."""
+    return UNIT_BYTES + row_bytes(count, width)
+
+
+def decode_index(compressed: bytes) -> Index:
+    """Return an index from its bytes, checked."""
+    unzip = zlib.decompressobj()
+    text = unzip.decompress(compressed, _MOST_INDEX)
+    if not unzip.eof:
+        raise ValueError(f"its index is cut off, or larger than {_MOST_INDEX:,} bytes")
+    found = cast(dict[str, Any], parse_json(text.decode()))
+    prefix = found["prefix"]
+    if type(prefix) is not str:
+        raise ValueError("its prefix is not a text")
+    modules = {ModuleName(name): (_shape(shape), _widths(word)) for name, (shape, word) in found["modules"].items()}
+    dense = {ParamName(name): (_shape(shape), _widths(word)) for name, (shape, word) in found["dense"].items()}
+    for name, (shape, _) in modules.items():
+        if not has_matrix_view(shape):
+            raise ValueError(f"{name} has the shape {shape}, which no lora module has")
+    for name, (_, widths) in dense.items():
+        if len(widths) != 1:
+            raise ValueError(f"{name} has {len(widths)} widths")
+    return Index(prefix, modules, {name: (shape, widths[0]) for name, (shape, widths) in dense.items()})
+
+
+def _shape(found: object) -> tuple[int, ...]:
+    sizes = tuple(cast(list[object], found))
+    if not all(type(size) is int and 0 < size < _WIDEST for size in sizes):
+        raise ValueError(f"{str(sizes)[:60]} is not a shape")
+    return cast(tuple[int, ...], sizes)
+
+
+def _widths(word: str) -> tuple[int, ...]:
+    widths = tuple(int(digit, 36) for digit in word)
+    if not widths or not set(widths) <= set(WIDTHS):
+        raise ValueError(f"{word[:60]!r} has widths other than {', '.join(map(str, WIDTHS))}")
+    return widths
+
+
+def _digits(widths: tuple[int, ...] | list[int]) -> str:
+    return "".join(_DIGITS[width] for width in widths)
+
+
+def row_bytes(count: int, width: int) -> int:
+    return -(-count * width // 8)

@@ -1,0 +1,171 @@
+"""A surveyed plan, from which ranks are chosen and adapters written."""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes
+from lbm_lora.extraction.deltas import DeltaSettings
+from lbm_lora.extraction.passes import SurveyedPass
+from lbm_lora.extraction.plan import Action, Plan
+from lbm_lora.extraction.survey import Survey, SurveyPass
+from lbm_lora.factorize import PACKED, Measure
+from lbm_lora.naming import ParamName, module_of
+from lbm_lora.progress import Progress
+from lbm_lora.ranks import (
+    Choice,
+    Chooser,
+    ChosenRanks,
+    OutputNorm,
+    Predictor,
+    RankAllocator,
+    RankRule,
+    StoredDelta,
+    Trial,
+    WidthAllocator,
+    predictor_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSelection:
+    """A surveyed plan from which ranks are chosen and adapters written.
+
+    Attributes:
+        plan: plan with the highest rank that the survey found for each delta.
+        vectors: the survey's file of vectors.
+    """
+
+    plan: Plan
+    settings: DeltaSettings
+    norm: OutputNorm | None
+    vectors: Path
+    allocator: RankAllocator | WidthAllocator
+    predictor: Predictor
+
+    def choose(self, rule: RankRule, trial: Trial | None = None) -> list[ChosenRanks]:
+        """Return a choice for each adapter of the rule; see `Chooser.choose`."""
+        return Chooser(self.allocator, self.predictor, self.deltas_of).choose(rule, trial)
+
+    @contextmanager
+    def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
+        """Open the second pass for these choices."""
+        with open_checkpoint(self.vectors) as vectors:
+            yield SurveyedPass(self.plan, self.settings, self.norm, choices, vectors)
+
+    @contextmanager
+    def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
+        """Open the deltas of a choice, as the second pass would store them."""
+        with self.carried_out([choice]) as second:
+            yield (outcome.stored() for (outcome,) in second)
+
+    def output(self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object]) -> AdapterOutput:
+        """Return the output of a choice.
+
+        Args:
+            settings: settings of the run, for the file's metadata.
+        """
+        choice = chosen.choice
+        shapes = {item.name: item.shape for item in self.plan.of(Action.DECOMPOSE)}
+        highest = {2: 0, 4: 0}
+        for name, rank in choice.ranks.items():
+            highest[len(shapes[name])] = max(highest[len(shapes[name])], rank or 0)
+        predicted = self.predictor.prediction(choice)
+        errors = {f"predicted_{self.predictor.of}_error": predicted.error}
+        if predicted.shifted is not None:
+            errors["shifted_output_error"] = predicted.shifted
+        if chosen.images is not None:
+            errors["measured_worst_psnr"] = chosen.images.worst_psnr
+        return AdapterOutput(
+            path=path,
+            shapes={module_of(name): shapes[name] for name, rank in choice.ranks.items() if rank},
+            ranks={module_of(name): rank for name, rank in choice.ranks.items() if rank},
+            dense={
+                **self._dense(choice),
+                **{name: shapes[name] for name, rank in choice.ranks.items() if rank is None},
+            },
+            rank=highest[2],
+            conv_rank=highest[4],
+            settings=settings,
+            errors=errors,
+        )
+
+    def _dense(self, choice: Choice) -> dict[ParamName, tuple[int, ...]]:
+        """Return the shapes of the deltas that are stored dense in any case; some may be left out of a packed file."""
+        return {name: shape for name, shape in self.plan.dense().items() if any(choice.widths.get(name, (1,)))}
+
+
+@contextmanager
+def surveyed(
+    plan: Plan,
+    rule: RankRule,
+    settings: DeltaSettings,
+    norm: OutputNorm | None,
+    *,
+    run_settings: Sequence[Mapping[str, object]],
+    beside: Path,
+    progress: Progress,
+) -> Generator[RankSelection]:
+    """Decompose every delta once, up to the highest rank that the rule may need.
+
+    Args:
+        norm: output norm, if errors are weighted by it.
+        run_settings: settings recorded in each file's metadata about the run and its rule.
+        beside: an output path; the vectors are stored next to it and removed at the end.
+    """
+    capped = capped_plan(plan, rule, settings.dtype)
+    vectors = vectors_beside(beside)
+    try:
+        survey_pass = SurveyPass(capped, settings, norm, vectors)
+        progress.start(len(survey_pass), "surveying")
+        survey = survey_pass.run(progress.advance)
+        longest = max(run_settings, key=lambda one: len(str(one)))
+        overhead = header_bytes(longest, plan, settings.dtype)
+        allocator = (
+            WidthAllocator(survey.widths, prefix=plan.pairing.tuned.prefix, overhead=overhead)
+            if settings.dtype == PACKED
+            else rank_allocator(capped, survey, settings.dtype, overhead=overhead, is_weighted=norm is not None)
+        )
+        yield RankSelection(
+            plan=capped,
+            settings=settings,
+            norm=norm,
+            vectors=vectors,
+            allocator=allocator,
+            predictor=predictor_of(allocator, norm),
+        )
+    finally:
+        vectors.unlink(missing_ok=True)
+
+
+def vectors_beside(output: Path) -> Path:
+    """Return the path of the vectors of a survey, next to the first output."""
+    return output.with_name(f".{output.stem}.vectors.safetensors")
+
+
+def capped_plan(plan: Plan, rule: RankRule, dtype: torch.dtype) -> Plan:
+    """Return the plan with the highest rank that the rule may need for each delta."""
+    return plan.with_caps(rule.caps({item.name: item.shape for item in plan.of(Action.DECOMPOSE)}, dtype))
+
+
+def rank_allocator(
+    plan: Plan, survey: Survey, dtype: torch.dtype, *, overhead: int, is_weighted: bool
+) -> RankAllocator:
+    """Return the allocator of a survey.
+
+    Args:
+        overhead: bytes of the file besides its tensors' data and header entries.
+        is_weighted: whether the survey uses an output norm, in which the other tensors were not measured.
+    """
+    return RankAllocator(
+        survey.spectra,
+        dtype,
+        prefix=plan.pairing.tuned.prefix,
+        dense=plan.dense(),
+        overhead=overhead,
+        others=Measure() if is_weighted else survey.others,
+    )

@@ -1,0 +1,22 @@
+"""Source images of a command, from a text or a list."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def sources(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+    """Return the images of a text or a list, none of them read yet; no images for None."""
+    if images is None:
+        return ()
+    from lbm_lora.imaging.paths import expand_sources
+
+    return expand_sources(images)
+
+
+def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+    """Return the images of a text or a list, each read once; no images for None."""
+    if images is None:
+        return ()
+    from lbm_lora.imaging.paths import readable_sources
+
+    return readable_sources(images)
