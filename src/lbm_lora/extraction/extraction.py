@@ -127,6 +127,9 @@ def _checked(
     is used.
     """
     first = found[0].choice
+    trial.take()
+    of_base = trial.error()
+    assert of_base is not None
     tried: dict[float, tuple[RankSelection, TrialErrors]] = {}
 
     def run(used: OutputNorm, name: str) -> tuple[RankSelection, TrialErrors]:
@@ -140,12 +143,16 @@ def _checked(
 
     plain, of_plain = run(plain_norm(norm), "_plain")
     if is_safe(given, of_plain):
-        return found, selection, Shrinkage(kind="given", errors=given, plain=of_plain)
+        return found, selection, Shrinkage(kind="given", errors=given, plain=of_plain, base=of_base)
     ridge = least_shrinkage(is_safe_at)
     if ridge is None:
-        return plain.choose(rule, trial), plain, Shrinkage(kind="plain", errors=of_plain, plain=of_plain)
+        return plain.choose(rule, trial), plain, Shrinkage(kind="plain", errors=of_plain, plain=of_plain, base=of_base)
     used, errors = tried[ridge]
-    return used.choose(rule, trial), used, Shrinkage(kind="shrunk", ridge=ridge, errors=errors, plain=of_plain)
+    return (
+        used.choose(rule, trial),
+        used,
+        Shrinkage(kind="shrunk", ridge=ridge, errors=errors, plain=of_plain, base=of_base),
+    )
 
 
 def _directly(

@@ -32,12 +32,19 @@ class Shrinkage:
         ridge: the ridge, if they were shrunk.
         errors: errors of the LoRA.
         plain: those of plain SVD of the same size.
+        base: those of the base without a LoRA.
     """
 
     kind: Literal["given", "shrunk", "plain"]
     errors: TrialErrors
     plain: TrialErrors
+    base: TrialErrors
     ridge: float | None = None
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether the base alone is as near to the tuned model, on held or on shifted inputs."""
+        return not is_safe(self.errors, self.base)
 
     def facts(self) -> dict[str, float]:
         """Return what a file records of it."""

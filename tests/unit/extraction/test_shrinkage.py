@@ -31,8 +31,9 @@ def test_both_errors_must_not_be_above_those_of_plain_svd() -> None:
 
 
 def test_a_file_records_what_was_compared() -> None:
-    found = Shrinkage(kind="shrunk", ridge=1.0, errors=errors(0.1, 0.2), plain=errors(0.2, 0.3))
+    found = Shrinkage(kind="shrunk", ridge=1.0, errors=errors(0.1, 0.2), plain=errors(0.2, 0.3), base=errors(1, 1))
     assert found.facts() == {"plain_output_error": 0.2, "plain_shifted_output_error": 0.3, "ridge": 1.0}
-    assert Shrinkage(kind="given", errors=errors(0.1, None), plain=errors(0.2, None)).facts() == {
-        "plain_output_error": 0.2
-    }
+    assert not found.is_useless
+    alone = Shrinkage(kind="given", errors=errors(0.1, None), plain=errors(0.2, None), base=errors(0.05, None))
+    assert alone.facts() == {"plain_output_error": 0.2}
+    assert alone.is_useless

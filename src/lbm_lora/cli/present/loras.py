@@ -187,7 +187,12 @@ def _shrinkage(result: "ExtractResult") -> str:
     if found.errors.shifted is not None and found.plain.shifted is not None:
         pairs.append(("unlike them", found.errors.shifted, found.plain.shifted))
     errors = [f"{percent(one)} against {percent(other)} on inputs {kind}" for kind, one, other in pairs]
-    return f"{used}: output error {', '.join(errors)}."
+    useless = (
+        f" The base without a LoRA has {percent(found.base.typical)}: this file is too small to help."
+        if found.is_useless
+        else ""
+    )
+    return f"{used}: output error {', '.join(errors)}.{useless}"
 
 
 def _tried_images(result: "ExtractResult | ResizeResult", reference: str = "the tuned model's") -> str:

@@ -66,6 +66,7 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
             ridge=1.0,
             errors=TrialErrors(typical=0.01, low=0.005, high=0.02, shifted=0.03),
             plain=TrialErrors(typical=0.1, low=0.05, high=0.2, shifted=0.04),
+            base=TrialErrors(typical=0.5, low=0.4, high=0.6, shifted=0.6),
         ),
         sizes=(
             Prediction(nbytes=61_728, error=0.05, of="output", foreseen=0.06),
