@@ -49,8 +49,8 @@ RECIPES: Mapping[str, Recipe] = {
     "int8_small": Recipe(statistics="full", flags=_INT8, small=True),
     "auto": Recipe(statistics="full", flags=_AUTO),
     "auto_convs": Recipe(statistics="convs", flags=_AUTO),
-    "auto_refit": Recipe(statistics="convs", flags=_AUTO, refit=True, shifted=True),
-    "auto_small": Recipe(statistics="convs", flags=_AUTO, refit=True, small=True),
+    "auto_refit": Recipe(flags=_AUTO, refit=True, shifted=True),
+    "auto_small": Recipe(flags=_AUTO, refit=True, small=True),
     "plain_global": Recipe(),
     **{name: Recipe(statistics=name, flags=_FP16 | _QUICK) for name in (*REDUCED, "sketch")},
     **{name: Recipe(statistics=name, flags=_AUTO | _QUICK, shifted=True) for name in (*_COUNTS, "photos")},
@@ -89,9 +89,10 @@ class Sets:
     def _make(self, name: str) -> dict[str, Any]:
         recipe, flags = RECIPES[name], dict(RECIPES[name].flags)
         sizes = self._sizes(recipe)
-        if recipe.statistics:
-            flags["calibration"] = self._statistics(recipe.statistics)
-            flags |= {"images": self._linked("full", self._calibration)} if recipe.refit else {"no_refit": True}
+        if recipe.refit:  # on the images that it calibrates on first
+            flags["calibration_images"] = self._linked(name, self._calibration)
+        elif recipe.statistics:
+            flags |= {"calibration": self._statistics(recipe.statistics), "no_refit": True}
         started = time.monotonic()
         if recipe.ranks:
             results = [

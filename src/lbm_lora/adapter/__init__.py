@@ -14,6 +14,7 @@ from lbm_lora.adapter.writers import (
     PackedWriter,
     module_bytes,
     precision,
+    precision_name,
     rank_bytes,
     stored_bytes,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "load_adapter",
     "module_bytes",
     "precision",
+    "precision_name",
     "rank_bytes",
     "save_adapter",
     "store_outcomes",

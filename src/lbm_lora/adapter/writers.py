@@ -16,6 +16,7 @@ from lbm_lora.adapter.packed import encode_packed
 from lbm_lora.checkpoint import (
     SafetensorsWriter,
     TensorSpec,
+    dtype_name,
     dtype_of,
     entry_bytes,
 )
@@ -124,6 +125,11 @@ def precision(name: str) -> torch.dtype:
         CheckpointError: any other name.
     """
     return {"int8": torch.int8, "auto": PACKED}.get(name) or dtype_of(name)
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """Return what metadata call the dtype of a file's factors."""
+    return "packed" if dtype == PACKED else dtype_name(dtype)
 
 
 def rank_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbm_lora.adapter import precision
-from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
+from lbm_lora.adapter import precision, precision_name
+from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import (
@@ -232,7 +232,7 @@ def _run_settings(config: ExtractConfig, settings: DeltaSettings, statistics: "S
         "base": config.base_model_path.name,
         "tuned": config.tuned_model_path.name,
         "method": "calibrated" if config.statistics is not None else "plain",
-        "dtype": "packed" if settings.dtype == PACKED else dtype_name(settings.dtype),
+        "dtype": precision_name(settings.dtype),
         "include": config.include,
         "exclude": config.exclude,
         "target_coverage": config.target_coverage,

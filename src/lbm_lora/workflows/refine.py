@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, save_adapter
+from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, precision_name, save_adapter
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
 from lbm_lora.factorize import PACKED
@@ -115,7 +115,7 @@ def refined(
     adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
     digests = digests_of(images.all)
     identity = _identity(config, base, tuned, adapter, digests.together)
-    dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter)
+    dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
     if state is not None:
@@ -237,7 +237,7 @@ def _distill(
         ),
         keep=keep_measured,
         state=state,
-        identity={**identity, "dtype": dtype_name(dtype)},
+        identity={**identity, "dtype": precision_name(dtype)},
         progress=progress,
     )
 
@@ -280,9 +280,11 @@ def _load(config: RefineConfig, checkpoint: Checkpoint, progress: Progress, what
     return load_model(checkpoint, config_path=config.config_path, device=config.device, dtype=dtype)
 
 
-def _stored_dtype(adapter: Adapter) -> torch.dtype:
-    if adapter.dtype is not None:  # trained factors have no bits yet
-        return torch.float16 if adapter.dtype == PACKED else adapter.dtype
+def _stored_dtype(adapter: Adapter, config: RefineConfig) -> torch.dtype:
+    if adapter.dtype == PACKED and config.method == "adam":  # trained factors have no bits yet
+        return torch.float16
+    if adapter.dtype is not None:
+        return adapter.dtype
     tensors = [*(module.up for module in adapter.modules.values()), *adapter.dense.values()]
     return tensors[0].dtype
 
@@ -301,7 +303,7 @@ def _metadata(
         **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
         "seed": config.seed,
         "mirror": config.mirror,
-        "dtype": dtype_name(dtype),
+        "dtype": precision_name(dtype),
         "lora": config.lora_path.name,
         "images": packed(learnt_images),
         "error_before": _short(distilled.before.typical),
