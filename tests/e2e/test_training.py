@@ -108,6 +108,7 @@ def test_the_lines_of_the_mini_file_run_as_they_stand(tmp_path: Path, monkeypatc
     }
 
 
+@pytest.mark.slow
 def test_the_shipped_file_trains_the_bundled_model(documented_folder: Path) -> None:
     """Steps 0 and 1, the bundled pairs as shards, and the documented training line with a few overrides."""
     folder, lora = documented_folder, documented_folder / "lora/checkpoints/my_lora.safetensors"

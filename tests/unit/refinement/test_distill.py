@@ -71,6 +71,7 @@ class Kept:
         self.all.append((adapter, refined))
 
 
+@pytest.mark.slow
 def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
     true, other = lora(base, 0), lora(base, 1)
     mixed = {
