@@ -78,6 +78,7 @@ def distill(
     settings: DistillSettings,
     *,
     keep: Callable[[Adapter, DistillResult], None],
+    is_kept: Callable[[int], bool],
     state: Path | None,
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
@@ -88,6 +89,8 @@ def distill(
         learnt: points to train on.
         held: points to measure on, from other images.
         keep: receives each new best LoRA; at the start the given one, rounded.
+        is_kept: returns whether the best LoRA of this step, or of a later one, is still where `keep` put it. If it is
+            not, an interrupted run starts again: the state holds the newest LoRA, but not the best one.
         state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
         identity: values that must match for a saved run to be resumed.
 
@@ -101,7 +104,7 @@ def distill(
     best, done = DistillResult(before=before, after=before, step=0), 0
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
     saved = _saved(state, identity)
-    if saved is None:
+    if saved is None or not is_kept(saved.best_step or 0):
         keep(student.adapter(), best)
     else:
         restore(saved, student.parameters, optimizer, None)

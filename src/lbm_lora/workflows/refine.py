@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, precision_name, save_adapter
-from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY
+from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, parsed
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
-from lbm_lora.errors import ConfigError, Option, OutputError, WrongBaseError, need_packages
+from lbm_lora.errors import ConfigError, InputError, Option, OutputError, WrongBaseError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
@@ -210,6 +210,11 @@ def _distill(
     def keep_measured(made: Adapter, distilled: "DistillResult") -> None:
         keep(replace(made, metadata=_metadata(config, adapter, dtype, learnt_images, distilled)))
 
+    def is_kept(step: int) -> bool:
+        found = _refinement(config.save_to)
+        kept = found.pop("step", None)
+        return isinstance(kept, int) and kept >= step and _facts(config, dtype, learnt_images).items() <= found.items()
+
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
         images,
@@ -236,6 +241,7 @@ def _distill(
             seed=config.seed,
         ),
         keep=keep_measured,
+        is_kept=is_kept,
         state=state,
         identity={**identity, "dtype": precision_name(dtype)},
         progress=progress,
@@ -293,19 +299,9 @@ def _metadata(
     config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
 ) -> AdapterMetadata:
     """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors."""
-    from lbm_lora.imaging.digests import packed
-
     facts = {
-        "method": config.method,
+        **_facts(config, dtype, learnt_images),
         "step": distilled.step,
-        "steps": steps_of(config),
-        "batch_size": config.batch_size,
-        **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
-        "seed": config.seed,
-        "mirror": config.mirror,
-        "dtype": precision_name(dtype),
-        "lora": config.lora_path.name,
-        "images": packed(learnt_images),
         "error_before": _short(distilled.before.typical),
         "error_after": _short(distilled.after.typical),
         "worst_error_before": _short(distilled.before.worst),
@@ -314,6 +310,31 @@ def _metadata(
     kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
     kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return replace(given.metadata, facts=kept)
+
+
+def _facts(config: RefineConfig, dtype: torch.dtype, learnt_images: Sequence[str]) -> dict[str, object]:
+    """Return what the metadata of every LoRA of a run say alike."""
+    from lbm_lora.imaging.digests import packed
+
+    return {
+        "method": config.method,
+        "steps": steps_of(config),
+        "batch_size": config.batch_size,
+        **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
+        "seed": config.seed,
+        "mirror": config.mirror,
+        "dtype": precision_name(dtype),
+        "lora": config.lora_path.name,
+        "images": packed(learnt_images),
+    }
+
+
+def _refinement(path: Path) -> dict[str, object]:
+    """Return what a LoRA says of the run that refined it; empty if it is not there, or was not refined."""
+    try:
+        return parsed(load_adapter(path).metadata.facts, REFINEMENT_KEY)
+    except InputError:
+        return {}
 
 
 def _short(error: float) -> float:

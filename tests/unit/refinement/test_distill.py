@@ -87,6 +87,7 @@ def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
         held,
         dataclasses.replace(SETTINGS, steps=48),
         keep=kept,
+        is_kept=lambda step: True,
         state=tmp_path / "s.pt",
         identity={},
     )
@@ -118,6 +119,7 @@ def test_the_given_lora_is_kept_where_nothing_is_better(base: Path, tmp_path: Pa
         lessons(base, true, range(100, 102)),
         SETTINGS,
         keep=kept,
+        is_kept=lambda step: True,
         state=tmp_path / "s.pt",
         identity={},
     )
@@ -135,7 +137,9 @@ def test_a_stopped_run_ends_the_same(base: Path, tmp_path: Path) -> None:
     taught, held = lessons(base, true, range(8)), lessons(base, true, range(100, 102))
 
     def whole(state: Path, keep: Kept, student: Student) -> DistillResult:
-        return distill(student, taught, held, SETTINGS, keep=keep, state=state, identity={"a": 1})
+        return distill(
+            student, taught, held, SETTINGS, keep=keep, is_kept=lambda step: True, state=state, identity={"a": 1}
+        )
 
     class Stop(Exception):
         pass
@@ -170,9 +174,43 @@ def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None
         student = Student(model_of(base), given, torch.float32)
         kept = Kept()
         settings = dataclasses.replace(SETTINGS, steps=8)
-        found.append(distill(student, taught, held, settings, keep=kept, state=tmp_path / "s.pt", identity=identity))
+        found.append(
+            distill(
+                student,
+                taught,
+                held,
+                settings,
+                keep=kept,
+                is_kept=lambda step: True,
+                state=tmp_path / "s.pt",
+                identity=identity,
+            )
+        )
         assert kept.all[0][1].step == 0  # from the start
     assert found[0] == found[1]
+
+
+def test_a_state_whose_best_lora_is_gone_is_not_taken(base: Path, tmp_path: Path) -> None:
+    true, given = lora(base, 0), lora(base, 1)
+    taught, held = lessons(base, true, range(4)), lessons(base, true, range(100, 101))
+    asked: list[int] = []
+
+    def is_kept(step: int) -> bool:
+        asked.append(step)
+        return False
+
+    found: list[DistillResult] = []
+    for _ in range(2):
+        kept = Kept()
+        settings = dataclasses.replace(SETTINGS, steps=8)
+        student = Student(model_of(base), given, torch.float32)
+        found.append(
+            distill(student, taught, held, settings, keep=kept, is_kept=is_kept, state=tmp_path / "s.pt", identity={})
+        )
+        assert kept.all[0][1].step == 0  # from the start
+        assert kept.all[-1][1] == found[-1]
+    assert found[0] == found[1]
+    assert asked == [found[0].step]
 
 
 def test_lessons_of_several_shapes(base: Path) -> None:
@@ -196,6 +234,7 @@ def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
             lessons(base, true, range(100, 101)),
             dataclasses.replace(SETTINGS, learning_rate=1e30),
             keep=Kept(),
+            is_kept=lambda step: True,
             state=tmp_path / "s.pt",
             identity={},
         )

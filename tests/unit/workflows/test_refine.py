@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
 from lbm_lora.imaging.digests import digests_of
+from lbm_lora.progress import Silent
 from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.refine import run
 from standins import TINY, Lbm, write_lbm
@@ -81,6 +83,42 @@ def test_the_file_is_better_and_of_the_same_size(config: RefineConfig, lora: Pat
     assert "lbm_lora_errors" not in made.metadata.facts  # those of the given LoRA's weights
     assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
     assert "dB better, of step" in present("refine", result)
+
+
+class Stop(Exception):
+    pass
+
+
+class Stopping(Silent):
+    """Ends the run in its last step, after the state was saved."""
+
+    left = 0
+
+    def start(self, total: int, what: str) -> None:
+        self.left = total if what == "refining" else 0
+
+    def advance(self, n: int = 1) -> None:
+        self.left -= n
+        if self.left == 0:
+            raise Stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_state_without_the_lora_it_belongs_to_is_not_resumed(
+    config: RefineConfig, lora: Path, *, is_replaced: bool
+) -> None:
+    asked = dataclasses.replace(config, steps=2, mirror=False)
+    expected = run(asked)
+    wanted = expected.adapter.read_bytes()
+    with pytest.raises(Stop):
+        run(asked, Stopping())
+    assert config.save_to.read_bytes() == wanted
+    config.save_to.unlink()
+    if is_replaced:
+        shutil.copy(lora, config.save_to)
+    assert run(asked) == expected
+    assert config.save_to.read_bytes() == wanted
 
 
 @pytest.mark.slow
