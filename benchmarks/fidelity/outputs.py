@@ -10,6 +10,9 @@ import torch
 
 from lbm_lora import ScaledAdapter, fuse_module, load_adapter, load_model
 from lbm_lora.adapter import Adapter, rank_bytes
+from lbm_lora.adapter.packed_index import rank_bytes as packed_rank_bytes
+from lbm_lora.adapter.packed_index import vector_bytes
+from lbm_lora.factorize import PACKED
 from lbm_lora.fidelity.answers import answer, question
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.fidelity.points import image_latent
@@ -90,10 +93,20 @@ class _Asked:
 
 def matrix_bytes(adapter: Adapter) -> int:
     """Return the bytes of all stored matrix values: factors, and dense deltas with two or more dimensions."""
+    dense = {name: delta for name, delta in adapter.dense.items() if delta.ndim > 1}
+    if adapter.dtype == PACKED:
+        factors = sum(
+            packed_rank_bytes(module.shape, width)
+            for module in adapter.modules.values()
+            if module.grid is not None
+            for width in module.grid.widths
+        )
+        widths = {name: adapter.grids[name].widths[0] for name in dense}
+        return factors + sum(vector_bytes(delta.numel(), widths[name]) for name, delta in dense.items())
     factors = sum(
         module.rank * rank_bytes(module.shape, adapter.dtype or module.up.dtype) for module in adapter.modules.values()
     )
-    return factors + sum(delta.nbytes for delta in adapter.dense.values() if delta.ndim > 1)
+    return factors + sum(delta.nbytes for delta in dense.values())
 
 
 def _decibel(ratio: float) -> float:
