@@ -31,6 +31,7 @@ class Recipe:
 
     statistics: str = ""  # name of the statistics to extract with; none: weight error
     small: bool = False  # sizes below that of rank 1
+    sizes: tuple[str, ...] = ()  # other sizes
     flags: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more flags of `extract`
     ranks: Mapping[int, int] = field(default_factory=dict[int, int])  # rank -> conv rank, instead of sizes
     refit: bool = False  # refit on the calibration images
@@ -50,7 +51,7 @@ RECIPES: Mapping[str, Recipe] = {
     "auto": Recipe(statistics="full", flags=_AUTO),
     "auto_convs": Recipe(statistics="convs", flags=_AUTO),
     "auto_refit": Recipe(flags=_AUTO, refit=True, shifted=True),
-    "auto_small": Recipe(flags=_AUTO, refit=True, small=True),
+    "auto_small": Recipe(statistics="convs", flags=_AUTO, sizes=("40kB", "70kB", "110kB", "160kB", "230kB", "330kB")),
     "plain_global": Recipe(),
     **{name: Recipe(statistics=name, flags=_FP16 | _QUICK) for name in (*REDUCED, "sketch")},
     **{name: Recipe(statistics=name, flags=_AUTO | _QUICK, shifted=True) for name in (*_COUNTS, "photos")},
@@ -115,8 +116,8 @@ class Sets:
 
     def _sizes(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the names of a set's files: sizes for `extract`, or ranks."""
-        if recipe.ranks:
-            return tuple(f"r{rank}" for rank in recipe.ranks)
+        if recipe.ranks or recipe.sizes:
+            return recipe.sizes or tuple(f"r{rank}" for rank in recipe.ranks)
         plain = self.measured("plain")["files"]
         if not recipe.small:
             return tuple(f"{file['nbytes']}B" for file in plain.values())
