@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
-from lbm_lora.adapter import packed
+from lbm_lora.adapter import packed_index
 from lbm_lora.adapter.lora_scale import MOST
 from lbm_lora.checkpoint import safetensors_file, torch_file
 from lbm_lora.configs import marks
@@ -34,7 +34,7 @@ def limits() -> str:
         ("header of a `.safetensors`", f"{safetensors_file._MAX_HEADER_BYTES // 10**6} MB"),  # pyright: ignore[reportPrivateUsage]
         ("pickle in a `.ckpt`", f"{torch_file._MAX_PICKLE_BYTES // 2**20} MiB"),  # pyright: ignore[reportPrivateUsage]
         ("plain values next to the tensors of a `.ckpt`", f"{torch_file._MAX_VALUES:,}"),  # pyright: ignore[reportPrivateUsage]
-        ("index of a packed LoRA, unpacked", f"{packed._MOST_INDEX // 2**20} MiB"),  # pyright: ignore[reportPrivateUsage]
+        ("index of a packed LoRA, unpacked", f"{packed_index._MOST_INDEX // 2**20} MiB"),  # pyright: ignore[reportPrivateUsage]
         ("a regular expression on one name", f"{PATTERN_SECONDS} s"),
         ("shards of one pattern, and its characters", f"{MOST_SHARDS:,}; {MOST_CHARACTERS:,}"),
         *((f"`{key}` of a network", f"{most:,}") for key, most in names.MOST.items()),

@@ -88,7 +88,7 @@ def test_a_set_is_refit_on_the_images_of_its_calibration_or_not(sets: Sets, line
     assert "--no_refit" in lines[-1]
     assert sets.measured("auto_refit")["files"]["9B"]["kinds"] == 5
     assert "--no_refit" not in lines[-1]
-    assert lines[-1][lines[-1].index("--images") + 1].endswith("full.images")
+    assert lines[-1][lines[-1].index("--calibration_images") + 1].endswith("auto_refit.images")
     assert "--no_refit" not in lines[0]  # plain has nothing to refit
 
 
