@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -182,6 +182,7 @@ def test_writing_and_reading_gives_the_same(tmp_path: Path) -> None:
 
 
 @settings(max_examples=15)
+@example(learning_rate=1e-5, decay=0.5, ranks={}, shard="0E0")
 @given(
     learning_rate=st.floats(min_value=1e-12, max_value=10),
     decay=st.floats(min_value=0.1, max_value=1, exclude_max=True),
