@@ -112,6 +112,25 @@ def _move_folder(temporary: Path, folder: Path) -> None:
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Generator[Path]:
+    """Yield a private folder next to `path` for files that are removed at the end; it has the name of no other run.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    with _made_folder(path.parent):
+        try:
+            temporary, lock = _taken(path, is_folder=True)
+        except (OSError, ValueError) as error:
+            raise _cannot_write(path, error) from None
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+
+
+@contextmanager
 def _naming_a_removed(folder: Path) -> Generator[None]:
     """Say it if a file is missing because somebody removed the folder that it is in."""
     try:

@@ -15,7 +15,7 @@ from lbm_lora.factorize import (
     has_matrix_view,
     matrix_shape,
 )
-from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.plain_text import parse_json
 
 UNIT_BYTES = 3
@@ -25,6 +25,8 @@ _MOST_INDEX = 16 * 2**20  # bytes of the index: names of 10^5 modules
 
 
 _WIDEST = 2**24  # elements of a side
+_MOST_DIMENSIONS = 8
+_LONGEST = 1000  # characters of a name
 
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -78,8 +80,11 @@ def decode_index(compressed: bytes) -> Index:
         raise ValueError(f"its index is cut off, or larger than {_MOST_INDEX:,} bytes")
     found = cast(dict[str, Any], parse_json(text.decode()))
     prefix = found["prefix"]
-    if type(prefix) is not str:
-        raise ValueError("its prefix is not a text")
+    if prefix not in ("", DENOISER_PREFIX):
+        raise ValueError(f"its prefix is {str(prefix)[:60]!r}")
+    for name in (*found["modules"], *found["dense"]):
+        if len(name) > _LONGEST or not name.isprintable():
+            raise ValueError(f"a name is longer than {_LONGEST:,} characters, or not printable: {name[:60]!a}")
     modules = {ModuleName(name): (_shape(shape), _widths(word)) for name, (shape, word) in found["modules"].items()}
     dense = {ParamName(name): (_shape(shape), _widths(word)) for name, (shape, word) in found["dense"].items()}
     for name, (shape, _) in modules.items():
@@ -93,13 +98,15 @@ def decode_index(compressed: bytes) -> Index:
 
 def _shape(found: object) -> tuple[int, ...]:
     sizes = tuple(cast(list[object], found))
+    if not 0 < len(sizes) <= _MOST_DIMENSIONS:
+        raise ValueError(f"a shape has {len(sizes):,} dimensions; the limit is {_MOST_DIMENSIONS}")
     if not all(type(size) is int and 0 < size < _WIDEST for size in sizes):
         raise ValueError(f"{str(sizes)[:60]} is not a shape")
     return cast(tuple[int, ...], sizes)
 
 
 def _widths(word: str) -> tuple[int, ...]:
-    widths = tuple(int(digit, 36) for digit in word)
+    widths = tuple(map(_DIGITS.index, word))
     if not widths or not set(widths) <= set(WIDTHS):
         raise ValueError(f"{word[:60]!r} has widths other than {', '.join(map(str, WIDTHS))}")
     return widths

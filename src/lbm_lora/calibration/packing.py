@@ -63,21 +63,31 @@ def unpack_moment(keys: Mapping[str, TensorSpec], read: Callable[[str], Tensor],
         ValueError: a tensor has the wrong shape.
     """
 
-    def checked(key: str, *shape: int) -> Tensor:
-        if keys[key].shape[: len(shape)] != shape:
-            raise ValueError(f"{key} has the shape {keys[key].shape}, which does not fit a moment of {size}")
-        return read(key)
+    def checked(key: str, *shape: int, has_columns: bool = False) -> Tensor:
+        found = keys[key].shape
+        if len(found) != len(shape) + has_columns or found[: len(shape)] != shape or 0 in found:
+            raise ValueError(f"{key} has the shape {found}, which does not fit a moment of {size}")
+        values = read(key)
+        if key in (NORMS, DIAGONAL) and (values < 0).any():
+            raise ValueError(f"{key} has values below 0")
+        return values
 
     values = size * (size + 1) // 2
     if TRIANGLE in keys:
         return Moment(dense=_symmetric(checked(TRIANGLE, values), size))
     if LOWER in keys:
         lower = _multiplied(square_of(checked(LOWER, values), size), checked(NORMS, size))
-        return Moment(dense=lower @ lower.mT)
-    factor = checked(FACTOR, size) if FACTOR in keys else None
+        return _finite(Moment(dense=lower @ lower.mT))
+    factor = checked(FACTOR, size, has_columns=True) if FACTOR in keys else None
     if factor is not None and NORMS in keys:
         factor = _multiplied(factor, checked(NORMS, size))
-    return Moment(diagonal=checked(DIAGONAL, size), factor=factor)
+    return _finite(Moment(diagonal=checked(DIAGONAL, size), factor=factor))
+
+
+def _finite(moment: Moment) -> Moment:
+    if not torch.isfinite(moment.variances()).all():
+        raise ValueError("its values leave the range of fp32 once they are multiplied")
+    return moment
 
 
 def triangle_of(matrix: Float[Tensor, "n n"]) -> Float[Tensor, " values"]:

@@ -15,7 +15,7 @@ from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.extraction import ExtractedAdapter, extract_adapters
 from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
-from lbm_lora.extraction.selection import RankSelection, capped_plan, rank_allocator, surveyed, vectors_beside
+from lbm_lora.extraction.selection import RankSelection, capped_plan, rank_allocator, surveyed
 from lbm_lora.extraction.shrinkage import Shrinkage
 from lbm_lora.extraction.survey import Survey, SurveyPass, seed_of
 
@@ -43,6 +43,5 @@ __all__ = [
     "sidecar_of",
     "store_adapters",
     "surveyed",
-    "vectors_beside",
     "write_sidecar",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lbm_lora.atomic import scratch_folder
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes
 from lbm_lora.extraction.deltas import DeltaSettings
@@ -115,11 +116,11 @@ def surveyed(
     Args:
         norm: output norm, if errors are weighted by it.
         run_settings: settings recorded in each file's metadata about the run and its rule.
-        beside: an output path; the vectors are stored next to it and removed at the end.
+        beside: an output path; the vectors are stored in a folder next to it, which is removed at the end.
     """
     capped = capped_plan(plan, rule, settings.dtype)
-    vectors = vectors_beside(beside)
-    try:
+    with scratch_folder(beside.with_name(f"{beside.stem}.vectors")) as folder:
+        vectors = folder / "vectors.safetensors"
         survey_pass = SurveyPass(capped, settings, norm, vectors)
         progress.start(len(survey_pass), "surveying")
         survey = survey_pass.run(progress.advance)
@@ -138,13 +139,6 @@ def surveyed(
             allocator=allocator,
             predictor=predictor_of(allocator, norm),
         )
-    finally:
-        vectors.unlink(missing_ok=True)
-
-
-def vectors_beside(output: Path) -> Path:
-    """Return the path of the vectors of a survey, next to the first output."""
-    return output.with_name(f".{output.stem}.vectors.safetensors")
 
 
 def capped_plan(plan: Plan, rule: RankRule, dtype: torch.dtype) -> Plan:

@@ -8,7 +8,6 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.extraction import (
     sidecar_of,
-    vectors_beside,
 )
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.model.resolve import config_beside
@@ -42,7 +41,6 @@ def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]
     for path in paths:
         step.writes(path)
         step.writes(sidecar_of(path), "the sidecar")
-    step.writes(vectors_beside(paths[0]), "the file of vectors")
     plan_twins(step, paths, config.also)
     plan.then(step)
     return plan

@@ -85,3 +85,22 @@ def test_parts_that_do_not_fit() -> None:
         unpack_moment(specs, packed.__getitem__, 39)
     with pytest.raises(KeyError, match="diagonal"):
         unpack_moment({}, packed.__getitem__, 40)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"diagonal": torch.tensor([1.0, -1.0, 1.0])},
+        {"diagonal": torch.ones(3, 2)},
+        {"diagonal": torch.ones(3), "factor": torch.ones(3)},
+        {"diagonal": torch.ones(3), "factor": torch.ones(3, 0)},
+        {"diagonal": torch.ones(3), "factor": torch.ones(3, 1, 1)},
+        {"diagonal": torch.ones(3), "factor": torch.ones(3, 1), "norms": torch.full((3,), -1.0)},
+        {"lower": torch.ones(6).half(), "norms": torch.full((3,), 1e38)},
+        {"lower": torch.ones(6, 1).half(), "norms": torch.ones(3)},
+    ],
+)
+def test_what_is_no_moment_is_refused(tensors: dict[str, torch.Tensor]) -> None:
+    specs = {key: TensorSpec.of(tensor) for key, tensor in tensors.items()}
+    with pytest.raises(ValueError, match=r"shape|below 0|range"):
+        unpack_moment(specs, tensors.__getitem__, 3)

@@ -116,5 +116,13 @@ def test_no_more_ranks_are_found_than_can_be_needed(
 
 def test_the_scratch_file_goes(plan: Plan, tmp_path: Path) -> None:
     with opened(plan, HALF, tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [".l.vectors.safetensors"]
+        assert [path.name for path in tmp_path.iterdir()] == [".l.vectors.0.part"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_on_one_output_have_files_of_their_own(plan: Plan, tmp_path: Path) -> None:
+    with opened(plan, HALF, tmp_path) as first, opened(plan, HALF, tmp_path) as second:
+        assert first.vectors != second.vectors
+        assert first.vectors.exists()
+        assert second.vectors.exists()
     assert list(tmp_path.iterdir()) == []

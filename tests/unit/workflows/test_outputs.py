@@ -37,7 +37,6 @@ OTHERS = [
     (f"{BASE} --save_path b.safetensors", "b_ledger.json"),
     (f"{EXTRACT} --save_to out/l.safetensors", "out/l.safetensors"),
     (f"{EXTRACT} --save_to out/l.safetensors", "out/l_config.yaml"),
-    (f"{EXTRACT} --save_to out/l.safetensors", "out/.l.vectors.safetensors"),
     (f"{EXTRACT} --save_to out/l.safetensors --ranks 4 8", "out/l_r8.safetensors"),
     (f"{EXTRACT} --save_to out/l.safetensors --also kohya", "out/l.kohya.safetensors"),
     (f"{EXTRACT} --save_to out/l.safetensors --also peft", "out/l.peft/adapter_config.json"),
