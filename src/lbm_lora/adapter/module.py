@@ -221,7 +221,7 @@ class Adapter:
 
     @property
     def precision(self) -> str:
-        """What a file of it stores: its dtypes, or `packed`."""
+        """Precision of its file: the dtypes, or `packed`."""
         factors = {tensor.dtype for module in self.modules.values() for tensor in (module.up, module.down)}
         if self.dtype == PACKED:
             return "packed"

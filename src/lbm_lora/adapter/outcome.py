@@ -16,8 +16,8 @@ from lbm_lora.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one tensor became: its ledger row, and its lora module or dense delta if it is stored, this with its grid in
-    a packed file."""
+    """Outcome for one tensor: its ledger row, and its lora module or dense delta if it is stored. In a packed file the
+    dense delta has a grid."""
 
     row: LedgerRow
     module: LoraModule | None = None

@@ -34,7 +34,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True)
 class Index:
-    """What a packed file holds.
+    """Contents of a packed file.
 
     Attributes:
         modules: shape of the weight and bits of each rank, by module.

@@ -121,7 +121,7 @@ class Statistics(Mapping[ModuleName, Weights]):
     unmeasured: Mapping[ModuleName, str] = field(default_factory=dict[ModuleName, str])
 
     def __repr__(self) -> str:
-        """`<Statistics: 794 layers, 64 images>`; samples if there are no images."""
+        """Return `<Statistics: 794 layers, 64 images>`, with samples in the place of images for other networks."""
         what = "image" if self.origin.images else "sample"
         return f"<Statistics: {plural(len(self.layers), 'layer')}, {plural(self.origin.count, what)}>"
 

@@ -1,4 +1,4 @@
-"""What a node says: progress on ComfyUI's bar, notes and warnings in its log, errors as one line in the node's box."""
+"""Messages of a node: progress on ComfyUI's bar, notes and warnings in its log, errors as one line in its box."""
 
 import logging
 import sys

@@ -34,7 +34,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedLBM:
-    """What a MODEL of an LBM was loaded from.
+    """Origin of an LBM's MODEL.
 
     Attributes:
         size: square root of the pixel budget that the model was made for.

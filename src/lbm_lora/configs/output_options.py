@@ -8,7 +8,7 @@ from lbm_lora.configs.marks import ADVANCED
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What may happen to files that exist. See `file_plan`."""
+    """Options for existing files. See `file_plan`."""
 
     overwrite: Annotated[bool, ADVANCED] = False
     """Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never replaced."""

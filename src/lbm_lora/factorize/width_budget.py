@@ -21,7 +21,7 @@ _CHEAPEST, _DEAREST = -320.0, 120.0  # decimal logarithm of prices in dB
 
 @dataclass(frozen=True, kw_only=True)
 class WidthCosts:
-    """What the ranks of one module, or one vector, cost and leave.
+    """Bytes and remaining errors of the ranks of one module, or of one vector, at each width.
 
     Attributes:
         errors: (1 + widths, rank): the squared error that each rank leaves if it is left out, or at each of `WIDTHS`.

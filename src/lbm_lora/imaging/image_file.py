@@ -234,7 +234,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
 
 
 def _marked(kind: str, mark: str) -> dict[str, Any]:
-    """How a format is written, with EXIF data that name what wrote the image; a GIF has a comment in their place."""
+    """Return the options for writing a format: EXIF data, or a comment in a GIF, name the program that wrote it."""
     exif = Image.Exif()
     exif[_SOFTWARE] = mark
     return {**_WRITERS[kind], **({"comment": mark} if kind == "GIF" else {"exif": exif})}
