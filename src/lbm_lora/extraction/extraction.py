@@ -81,9 +81,8 @@ def extract_adapters(
     with ExitStack() as stack:
         beside = stack.enter_context(_beside(paths[0]))
 
-        def opened(used: OutputNorm | None, name: str = "") -> AbstractContextManager[RankSelection]:
-            place = beside.with_stem(f"{beside.stem}{name}")
-            return surveyed(plan, rule, settings, used, run_settings=facts, beside=place, progress=progress)
+        def opened(used: OutputNorm | None) -> AbstractContextManager[RankSelection]:
+            return surveyed(plan, rule, settings, used, run_settings=facts, beside=beside, progress=progress)
 
         trial = norm.open_trial() if norm else None
         selection = stack.enter_context(opened(norm))
@@ -132,16 +131,16 @@ def _checked(
     assert of_base is not None
     tried: dict[float, tuple[RankSelection, TrialErrors]] = {}
 
-    def run(used: OutputNorm, name: str) -> tuple[RankSelection, TrialErrors]:
-        other = stack.enter_context(opened(used, name))
+    def run(used: OutputNorm) -> tuple[RankSelection, TrialErrors]:
+        other = stack.enter_context(opened(used))
         return other, run_choice(other, at_size(other, rule, first), trial)
 
     def is_safe_at(ridge: float) -> bool:
         assert norm.shrunk is not None
-        tried[ridge] = run(replace(norm, weights_of=norm.shrunk(ridge)), f"_{ridge:g}")
+        tried[ridge] = run(replace(norm, weights_of=norm.shrunk(ridge)))
         return is_safe(tried[ridge][1], of_plain)
 
-    plain, of_plain = run(plain_norm(norm), "_plain")
+    plain, of_plain = run(plain_norm(norm))
     if is_safe(given, of_plain):
         return found, selection, Shrinkage(kind="given", errors=given, plain=of_plain, base=of_base)
     ridge = least_shrinkage(is_safe_at)

@@ -52,8 +52,8 @@ class Shrinkage:
         return {key: value for key, value in {**found, "ridge": self.ridge}.items() if value is not None}
 
 
-Open = Callable[[OutputNorm, str], AbstractContextManager["RankSelection"]]
-"""Surveys with a norm; the text distinguishes its file of vectors."""
+Open = Callable[[OutputNorm], AbstractContextManager["RankSelection"]]
+"""Surveys with a norm."""
 
 
 def plain_norm(norm: OutputNorm) -> OutputNorm:
