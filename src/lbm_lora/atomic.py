@@ -1,24 +1,20 @@
 """Atomic file writes: an output is complete or absent.
 
-Every output is written under a temporary name in its target folder, synced to disk and renamed: whatever happens
-in between, a reader sees the old file or the new one, never a partial one.
-
-The writer holds a lock (flock) on what it writes for as long as it lives, also across containers. So whoever finds a
-temporary name taken knows whether its writer is alive, and takes the next name, or was killed: then it is removed.
+Every output is written in a private folder next to it, synced to disk and renamed: whatever happens in between, a
+reader sees the old file or the new one, never a partial one.
 """
 
 import errno
 import os
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
 
 from lbm_lora.errors import Option, OutputError
+from lbm_lora.private_folder import private_folder, remove_leftover
 
 try:
     import fcntl
@@ -27,38 +23,43 @@ except ImportError:  # Windows
 
 PATIENCE = 10.0
 """Seconds to wait for a folder that somebody holds."""
-_WRITERS = 100  # living writers of one output
 _INNER = "new"
 _LEFT = re.compile(rf"\.{_INNER}\.[0-9a-f]+\.part")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
-    """Yield a temporary path next to `path`: renamed to `path` on a clean exit, deleted on any other.
+    """Yield a path of the same name in a private folder: renamed to `path` on a clean exit, deleted on any other.
 
     Raises:
-        OutputError: the folder cannot be created or written to, or is removed meanwhile; or `path` is a folder or a
-            device.
+        OutputError: the folder cannot be created or written to, or is removed meanwhile; or `path` is a folder, a
+            device, or a link to nothing.
     """
     path = Path(path)
-    with _made_folder(path.parent):
-        try:
-            temporary, lock = _taken(path, is_folder=False)
-        except (OSError, ValueError) as error:
-            raise _cannot_write(path, error) from None
-        try:
-            if path.is_dir():
-                raise OutputError(f"{path} is a folder. Give the path of a file.")
-            if path.exists() and not S_ISREG(path.stat().st_mode):
-                raise OutputError(f"{path} is not a regular file. Choose another output path.")
-            with _naming_a_removed(path.parent):
-                yield temporary
-                _sync(temporary)
-                temporary.replace(path)
-                _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-            os.close(lock)
+    with _made_folder(path.parent), _private(path) as folder:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder. Give the path of a file.")
+        if path.exists() and not S_ISREG(path.stat().st_mode):
+            raise OutputError(f"{path} is not a regular file. Choose another output path.")
+        check_link(path)
+        with _naming_a_removed(path.parent):
+            temporary = folder / path.name
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+
+
+def check_link(path: Path) -> None:
+    """Refuse a link to nothing: it belongs to somebody, and where its file would go is not known.
+
+    Raises:
+        OutputError: `path` is one.
+    """
+    if path.is_symlink() and not path.exists():
+        raise OutputError(
+            f"{path} is a link to {path.readlink()}, where no file is. Remove the link, or choose another output path."
+        )
 
 
 @contextmanager
@@ -78,27 +79,25 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
     with _made_folder(folder.parent):
         try:
             exists = folder.is_dir()
-            if (os.path.lexists(folder) and not exists) or (exists and not overwrite and _is_used(folder)):
-                raise OutputError(
-                    f"{folder} already exists. Give a new or an empty folder",
-                    *([", or use ", Option("overwrite"), " to add to it."] if exists else ["."]),
-                )
-            temporary, lock = _taken(folder / _INNER if exists else folder, is_folder=True)
+            is_taken = _is_used(folder) and not overwrite if exists else os.path.lexists(folder)
         except (OSError, ValueError) as error:
-            raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from None
-        try:
-            with _naming_a_removed(folder.parent):
-                yield temporary
-                if exists:
-                    for file in sorted(temporary.iterdir()):
-                        file.replace(folder / file.name)
-                    _sync(folder)
-                else:
-                    _move_folder(temporary, folder)
-                    _sync(folder.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
+            raise _cannot_write(folder, error) from None
+        if is_taken:
+            raise OutputError(
+                f"{folder} already exists. Give a new or an empty folder",
+                *([", or use ", Option("overwrite"), " to add to it."] if exists else ["."]),
+            )
+        with _private(folder / _INNER if exists else folder) as private, _naming_a_removed(folder.parent):
+            temporary = private / _INNER
+            temporary.mkdir()
+            yield temporary
+            if exists:
+                for file in sorted(temporary.iterdir()):
+                    file.replace(folder / file.name)
+                _sync(folder)
+            else:
+                _move_folder(temporary, folder)
+                _sync(folder.parent)
 
 
 def _move_folder(temporary: Path, folder: Path) -> None:
@@ -118,16 +117,19 @@ def scratch_folder(path: Path) -> Generator[Path]:
     Raises:
         OutputError: it cannot be created.
     """
-    with _made_folder(path.parent):
+    with _made_folder(path.parent), _private(path) as folder:
+        yield folder
+
+
+@contextmanager
+def _private(path: Path) -> Generator[Path]:
+    """Yield a private folder next to `path`, or name the output that cannot be written."""
+    with ExitStack() as stack:
         try:
-            temporary, lock = _taken(path, is_folder=True)
+            folder = stack.enter_context(private_folder(path))
         except (OSError, ValueError) as error:
             raise _cannot_write(path, error) from None
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(lock)
+        yield folder
 
 
 @contextmanager
@@ -205,80 +207,6 @@ def _made_folder(folder: Path) -> Generator[None]:
 def _cannot_write(path: Path, error: Exception) -> OutputError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return OutputError(f"{path} cannot be written: {reason}. Choose another output path.")
-
-
-def _taken(path: Path, *, is_folder: bool) -> tuple[Path, int]:
-    """Create the temporary file or folder of an output, locked; returns its path and the lock's descriptor."""
-    for number in range(_WRITERS):
-        if fcntl is None:
-            break
-        temporary = path.with_name(f".{path.name}.{number}.part")
-        while os.path.lexists(temporary) and remove_leftover(temporary):
-            pass
-        try:
-            descriptor = _created(temporary, is_folder)
-        except FileExistsError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody takes it for a leftover
-            os.close(descriptor)
-            continue
-        except OSError:  # a disk without locks: nobody can take it for one
-            return temporary, descriptor
-        if _is_at(descriptor, temporary):
-            return temporary, descriptor
-        os.close(descriptor)  # somebody did before it was locked
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    return temporary, _created(temporary, is_folder)
-
-
-def _created(temporary: Path, is_folder: bool) -> int:
-    if is_folder:
-        temporary.mkdir()
-        return os.open(temporary, os.O_RDONLY)
-    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-
-
-def remove_leftover(temporary: Path) -> bool:
-    """Remove a temporary file or folder whose writer is dead; returns whether it did.
-
-    The lock of a living writer protects it.
-    """
-    try:
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        if not _lock(descriptor) or not _is_at(descriptor, temporary):
-            return False
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-        return not os.path.lexists(temporary)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock an open file if nobody has; False too where the disk has no locks."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether a path still names an open file: its writer may have renamed it."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return os.path.samestat(found, os.fstat(descriptor))
 
 
 def write_text(path: Path, text: str) -> None:

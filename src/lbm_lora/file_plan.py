@@ -17,16 +17,20 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import cast
 
+from lbm_lora.atomic import check_link
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import check_regular
 
 MARK = "made by lbm-lora"
-"""The mark in a text, an image or an archive of ours."""
+"""The mark in an image or an archive of ours."""
+MARK_LINE = f"# {MARK}\n"
+"""The mark in a text of ours: a line of its own, since a text of somebody else may say what we made."""
 MARK_KEY = "lbm_lora_file"
 """Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
 
-_MARKS = (MARK.encode(), b'"lbm_lora_', b'"lbm-lora/report/')
+_LINES = (MARK_LINE.strip(), f'<meta name="generator" content="{MARK}">', f"<!-- {MARK} -->")
+_JSON_MARKS = (b'"lbm_lora_', b'"lbm-lora/report/')
 _SEARCHED = 2**16  # bytes at either end of a file
 _CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
 _WEIGHTS = (*_CONTAINERS, ".bin", ".pt", ".pth")
@@ -94,7 +98,8 @@ class FilePlan:
             overwrite: whether files that are not ours may be replaced.
 
         Raises:
-            OutputError: an output is an input, a folder, another output, or a file that lbm-lora did not write.
+            OutputError: an output is an input, a folder, a link to nothing, another output, or a file that lbm-lora
+                did not write.
         """
         seen: dict[Path, str] = {}
         for output in self.outputs:
@@ -106,6 +111,7 @@ class FilePlan:
             seen[real] = what
             found = _status(path)
             if found is None:
+                check_link(path)
                 continue
             if S_ISDIR(found.st_mode):
                 raise OutputError(f"{name} is a folder. Give the path of a file.")
@@ -138,7 +144,15 @@ def is_ours(path: Path, mark: str = "") -> bool:
             ends += file.read(_SEARCHED)
     except OSError:
         return False
-    return not size or any(one in ends for one in ((mark.encode(),) if mark else _MARKS))
+    if not size:
+        return True
+    if mark:
+        return mark.encode() in ends
+    if any(one in ends for one in _JSON_MARKS):
+        return True
+    if b"\0" in ends:
+        return MARK.encode() in ends
+    return any(line.strip() in _LINES for line in ends.decode(errors="replace").splitlines())
 
 
 def _is_input(path: Path, given: Path) -> str:

@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 
 from lbm_lora import atomic
-from lbm_lora.atomic import atomic_folder, atomic_path, held_folder, remove_leftover, write_text
+from lbm_lora.atomic import atomic_folder, atomic_path, held_folder, write_text
 from lbm_lora.errors import OutputError
+from lbm_lora.private_folder import remove_leftover
 
 
 def test_a_clean_exit_replaces_the_file(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "er" / "a.bin"
     for content in (b"old", b"new"):
         with atomic_path(target) as temporary:
-            assert temporary.parent == target.parent
+            assert temporary.parent.parent == target.parent
+            assert temporary.name == target.name
             temporary.write_bytes(content)
         assert target.read_bytes() == content
     assert [found.name for found in target.parent.iterdir()] == ["a.bin"]
@@ -66,7 +68,7 @@ def test_an_existing_folder_may_be_a_link_or_hold_leftovers(tmp_path: Path) -> N
     (tmp_path / "real" / ".new.0.part").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     with atomic_folder(tmp_path / "link") as temporary:
-        assert temporary.parent.samefile(tmp_path / "real")
+        assert temporary.parent.parent.samefile(tmp_path / "real")
         (temporary / "a").write_text("a")
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["a"]
 
@@ -139,19 +141,21 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         with atomic_path(target) as other:
             other.write_bytes(b"other")
             assert one != other
-            assert not remove_leftover(one)
+            assert not remove_leftover(one.parent)
         assert target.read_bytes() == b"other"
     assert target.read_bytes() == b"one"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_what_a_killed_writer_linked_is_not_emptied(tmp_path: Path) -> None:
-    """A leftover may be another name of a file that matters."""
-    (tmp_path / "kept.bin").write_bytes(b"kept")
-    (tmp_path / ".a.bin.0.part").hardlink_to(tmp_path / "kept.bin")
-    write_text(tmp_path / "a.bin", "new")
-    assert (tmp_path / "kept.bin").read_bytes() == b"kept"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "kept.bin"]
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").symlink_to("elsewhere.bin")
+    with pytest.raises(OutputError, match=r"a\.bin is a link to elsewhere\.bin, where no file is\. Remove"):
+        write_text(tmp_path / "a.bin", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    (tmp_path / "elsewhere.bin").write_text("old")
+    write_text(tmp_path / "a.bin", "new")  # the link becomes a file; what it named stays
+    assert (tmp_path / "elsewhere.bin").read_text() == "old"
+    assert (tmp_path / "a.bin").read_text() == "new"
 
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:

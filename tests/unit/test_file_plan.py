@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lbm_lora.errors import OutputError
-from lbm_lora.file_plan import MARK, FilePlan, is_ours
+from lbm_lora.file_plan import MARK, MARK_LINE, FilePlan, is_ours
 
 
 def refused(plan: FilePlan, *, overwrite: bool = False) -> str:
@@ -89,7 +89,7 @@ def test_two_outputs_of_one_path(tmp_path: Path) -> None:
 
 def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(file(tmp_path / "config.yaml", "my: notes on lbm-lora"))
+    plan.writes(file(tmp_path / "config.yaml", f"# a LoRA {MARK}, with rank 4\nmy: notes\n"))
     assert refused(plan) == (
         f"{tmp_path / 'config.yaml'} exists, and lbm-lora did not write it. Choose another path, or use overwrite to "
         "replace it."
@@ -99,7 +99,9 @@ def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
 
 def test_our_own_files_and_empty_ones_are_replaced(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(file(tmp_path / "report.html", f"<meta name=generator content='{MARK}'>"))
+    plan.writes(file(tmp_path / "report.html", f'<head>\n <meta name="generator" content="{MARK}">\r\n</head>'))
+    plan.writes(file(tmp_path / "config.yaml", f"{MARK_LINE}rank: 4\n"))
+    plan.writes(file(tmp_path / "README.md", f"A LoRA\n<!-- {MARK} -->"))
     plan.writes(file(tmp_path / "empty", ""))
     save_file({"a": torch.ones(2)}, tmp_path / "lora.safetensors", {"lbm_lora_format": "1"})
     plan.writes(tmp_path / "lora.safetensors")
@@ -131,7 +133,7 @@ def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
 
 
 def test_a_later_step_may_read_what_an_earlier_one_writes(tmp_path: Path) -> None:
-    base, tuned = file(tmp_path / "base.ckpt", MARK), file(tmp_path / "tuned.ckpt", MARK)
+    base, tuned = file(tmp_path / "base.ckpt", MARK_LINE), file(tmp_path / "tuned.ckpt", MARK_LINE)
     first, later = FilePlan(), FilePlan()
     first.writes(base)
     later.reads(base, tuned)
@@ -163,4 +165,4 @@ def test_paths_that_no_system_takes(tmp_path: Path) -> None:
     plan.reads(tmp_path / "a\0b", tmp_path / "loop", tmp_path / ("x" * 300))
     assert not plan.inputs
     plan.writes(tmp_path / "loop")
-    plan.check()
+    assert f"{tmp_path / 'loop'} is a link to {tmp_path / 'loop'}, where no file is." in refused(plan)

@@ -14,7 +14,6 @@ import torch
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint.spec import TensorSpec
-from lbm_lora.file_plan import MARK
 
 _ALIGNMENT = 8
 _LENGTH_BYTES = 8
@@ -53,7 +52,6 @@ class SafetensorsWriter:
     def __enter__(self) -> "SafetensorsWriter":
         temporary = self._stack.enter_context(atomic_path(self._path))
         self._file = self._stack.enter_context(temporary.open("wb"))
-        self._file.write(MARK.encode())  # until the header is there: what a killed process leaves is known as ours
         self._file.seek(_LENGTH_BYTES + self._room)
         return self
 

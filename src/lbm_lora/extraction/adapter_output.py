@@ -29,7 +29,7 @@ from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction.passes import Pass
 from lbm_lora.extraction.plan import Plan
 from lbm_lora.factorize import PACKED, has_matrix_view
-from lbm_lora.file_plan import MARK
+from lbm_lora.file_plan import MARK_LINE
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
 from lbm_lora.progress import Progress
 
@@ -123,7 +123,7 @@ def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base:
         "total_dense_deltas": counts["dense"],
         "total_stored_tensors": counts["lora"] + counts["dense"],
     }
-    write_text(path, f"# {MARK}\n{yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True)}")
+    write_text(path, f"{MARK_LINE}{yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True)}")
     return path
 
 

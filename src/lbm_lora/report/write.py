@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
-from lbm_lora.file_plan import MARK
+from lbm_lora.file_plan import MARK_LINE
 from lbm_lora.report.document import Provenance, Report, report_json
 from lbm_lora.report.html import render_html
 from lbm_lora.report.images import ImageSet
@@ -38,7 +38,7 @@ def write_report(
     """
     page = render_html(report, images=shown, provenance=provenance)
     paths = report_paths(Path(folder), has_image=image is not None)
-    texts = (f"{full_text(report)}\n\n({MARK})\n", report_json(report, provenance=provenance), page)
+    texts = (f"{full_text(report)}\n\n{MARK_LINE}", report_json(report, provenance=provenance), page)
     for path, text in zip(paths, texts, strict=False):
         write_text(path, text)
     if image is not None:

@@ -14,7 +14,7 @@ from lbm_lora.atomic import remove_leftover
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.file_plan import FilePlan, is_ours
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
@@ -185,12 +185,8 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
 
 
 def _remove_parts(jobs: "list[ShardJob]") -> None:
-    """Remove the unfinished files of a killed run, not those of another run that lives.
-
-    A shard with an image in it holds our mark: that of the image.
-    """
+    """Remove the unfinished files of a killed run, not those of another run that lives."""
     for job in jobs:
         if job.record is None:
             for part in job.output.parent.glob(f".{escape(job.name)}.*.part"):
-                if is_ours(part):
-                    remove_leftover(part)
+                remove_leftover(part)

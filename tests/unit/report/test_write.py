@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lbm_lora.file_plan import MARK
+from lbm_lora.file_plan import MARK_LINE
 from lbm_lora.report import ImageSet, Report, full_text, installed_versions, parse_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
@@ -16,7 +16,7 @@ def test_all_forms_lie_in_one_folder(report: Report, build_set: Callable[..., Im
     assert [path.name for path in paths] == ["report.txt", "report.json", "report.html", "comparison.png"]
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     text, json_file, page, image = paths
-    assert text.read_text() == f"{full_text(report)}\n\n({MARK})\n"
+    assert text.read_text() == f"{full_text(report)}\n\n{MARK_LINE}"
     assert parse_report(json_file.read_text()) == report
     assert "data:image/png;base64," in page.read_text()
     assert image.read_bytes() == PNG

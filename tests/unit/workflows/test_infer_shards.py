@@ -22,9 +22,9 @@ from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputError
-from lbm_lora.file_plan import MARK
 from lbm_lora.inference.shards import predict
 from lbm_lora.inference.shards.translate_shard import ShardTask
+from lbm_lora.private_folder import NOTE, NOTE_TEXT
 from lbm_lora.workflows import infer as infer_images
 from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.infer_shards import run
@@ -123,9 +123,10 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
     (tmp_path / "out/000.tar").unlink()  # as if the run had been killed before
     stamp = (tmp_path / "out/001.tar").stat().st_mtime_ns
     dead = tmp_path / "out/.000.tar.7.part"
-    dead.write_text(MARK)
+    dead.mkdir()
+    (dead / NOTE).write_bytes(NOTE_TEXT)
     with atomic_path(tmp_path / "out/000.tar") as living:  # of another run
-        living.write_text(MARK)
+        living.write_text("half")
         result = run(infer())
         assert living.exists()
         living.write_bytes((tmp_path / "out/000.tar").read_bytes())

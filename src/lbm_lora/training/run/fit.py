@@ -9,7 +9,7 @@ from typing import Any
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.file_plan import MARK
+from lbm_lora.file_plan import MARK_LINE
 from lbm_lora.launch import open_fabric, quiet_lightning, shard
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.signals import StopRequest
@@ -65,7 +65,7 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
             with run.folder.held() if fabric.is_global_zero else nullcontext():
                 if fabric.is_global_zero:
                     run.folder.remove_parts()
-                    write_text(run.folder.config, f"# {MARK}\n{config.to_yaml()}")
+                    write_text(run.folder.config, f"{MARK_LINE}{config.to_yaml()}")
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
                 fabric.launch()
                 loop = TrainingLoop(run, fabric, progress, stop)

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import atomic_path, held_folder, remove_leftover
+from lbm_lora.atomic import atomic_path, held_folder
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.file_plan import is_ours
+from lbm_lora.private_folder import remove_leftover
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.[0-9a-f]+\.part")
@@ -103,7 +104,7 @@ class RunFolder:
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""
         for path in self.path.iterdir() if self.path.is_dir() else ():
-            if _PART.fullmatch(path.name) and is_ours(path):
+            if _PART.fullmatch(path.name):
                 remove_leftover(path)
 
     def save_step(
@@ -131,7 +132,6 @@ class RunFolder:
 def link(source: Path, target: Path) -> None:
     """Give a file a second name atomically, or copy it if the disk has no hard links."""
     with atomic_path(target) as temporary:
-        temporary.unlink()
         try:
             os.link(source, temporary)
         except OSError:

@@ -9,6 +9,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import DataError, ImageError, OutputError
+from lbm_lora.private_folder import NOTE, NOTE_TEXT
 from lbm_lora.shards.tar import expand_shards
 from lbm_lora.training.data.index import PairIndex, make_index
 from lbm_lora.training.data.open_data import find_pairs
@@ -118,6 +119,7 @@ def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Pa
 def test_what_a_killed_run_left_is_replaced(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / ".out.0.part").mkdir()
     (tmp_path / ".out.0.part" / "pairs-000009.tar").write_bytes(b"half")
+    (tmp_path / ".out.0.part" / NOTE).write_bytes(NOTE_TEXT)
     (shard,) = packed(write_pairs(), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [shard]
     assert not (tmp_path / ".out.0.part").exists()

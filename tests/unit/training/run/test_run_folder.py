@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.private_folder import NOTE, NOTE_TEXT
 from lbm_lora.training.run import run_folder as module
 from lbm_lora.training.run.run_folder import RunFolder, link
 
-OURS = "made by lbm-lora: "
+OURS = "# made by lbm-lora\n"
 
 
 def write(text: str) -> Callable[[Path], None]:
@@ -82,11 +83,13 @@ def test_a_run_is_not_started_over(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     parts = [".step-000012.safetensors.77.part", ".resume.pt.1.part", ".last.safetensors.12.part"]
-    others = ["step-000012.safetensors", "resume.pt", ".other.77.part", "notes.part"]
+    others = [".other.77.part", "notes.part"]
     for name in (*parts, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / NOTE).write_bytes(NOTE_TEXT)
+    others += ["step-000012.safetensors", "resume.pt", ".best.safetensors.12.part"]
+    for name in others[2:]:
         (tmp_path / name).write_text(OURS)
-    others.append(".best.safetensors.12.part")
-    (tmp_path / others[-1]).write_text("somebody's")
     RunFolder(tmp_path).remove_parts()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
     RunFolder(tmp_path / "none").remove_parts()

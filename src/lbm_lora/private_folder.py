@@ -1,0 +1,121 @@
+"""Private folders in which outputs are written, and the removal of those that killed writers left.
+
+A private folder stands next to its output, is called `.NAME.0.part`, and holds a note that says whose it is. Nothing is
+removed for its name alone: a folder without the note stays, unless it is empty.
+
+The writer holds a lock (flock) on the folder for as long as it lives, also across containers. So whoever finds a name
+taken knows whether its writer is alive, and takes the next name, or was killed: then the folder is removed.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NOTE = "lbm-lora.txt"
+"""Name of the note in a private folder."""
+NOTE_TEXT = b"Unfinished files of lbm-lora. The next command that writes the same output removes them.\n"
+_WRITERS = 100  # living writers of one output
+
+
+@contextmanager
+def private_folder(path: Path) -> Generator[Path]:
+    """Yield a private folder next to `path`, removed at the end with all that is in it.
+
+    Raises:
+        OSError, ValueError: it cannot be created.
+    """
+    folder, lock = _taken(path)
+    try:
+        (folder / NOTE).write_bytes(NOTE_TEXT)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftover(folder: Path) -> bool:
+    """Remove a private folder whose writer is dead; returns whether it did.
+
+    The lock of a living writer protects it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (OSError, AttributeError):  # no folder; or Windows, which opens none
+        return False
+    try:
+        if not _locked(descriptor) or not _is_at(descriptor, folder) or not _is_ours(folder):
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        return not os.path.lexists(folder)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder holds our note, or nothing: then its writer was killed before the note was there."""
+    try:
+        if not any(one for one in folder.iterdir() if one.name != NOTE or one.stat().st_size):
+            return True
+        with (folder / NOTE).open("rb") as note:
+            return note.read(len(NOTE_TEXT) + 1) == NOTE_TEXT
+    except OSError:
+        return False
+
+
+def _taken(path: Path) -> tuple[Path, int]:
+    """Create a private folder, locked; returns its path and the lock's descriptor."""
+    for number in range(_WRITERS):
+        if fcntl is None:
+            break
+        folder = path.with_name(f".{path.name}.{number}.part")
+        while os.path.lexists(folder) and remove_leftover(folder):
+            pass
+        try:
+            descriptor = _created(folder)
+        except FileExistsError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # somebody takes it for a leftover
+            os.close(descriptor)
+            continue
+        except OSError:  # a disk without locks: nobody can take it for one
+            return folder, descriptor
+        if _is_at(descriptor, folder):
+            return folder, descriptor
+        os.close(descriptor)  # somebody did before it was locked
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    return folder, _created(folder)
+
+
+def _created(folder: Path) -> int:
+    folder.mkdir()
+    return os.open(folder, os.O_RDONLY)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock an open folder if nobody has; False too where the disk has no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether a path still names an open folder: its writer may have removed it."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return os.path.samestat(found, os.fstat(descriptor))

@@ -1,0 +1,66 @@
+"""Private folders are their writer's alone, and only those of dead writers are removed."""
+
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.private_folder import NOTE, NOTE_TEXT, private_folder, remove_leftover
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_holds_a_note_and_is_gone_at_the_end(tmp_path: Path) -> None:
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert folder == tmp_path / ".a.bin.0.part"
+        assert (folder / NOTE).read_bytes() == NOTE_TEXT
+        (folder / "half").write_text("half")
+        with private_folder(tmp_path / "a.bin") as other:
+            assert other == tmp_path / ".a.bin.1.part"
+        assert not remove_leftover(folder)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [{}, {NOTE: b""}, {NOTE: NOTE_TEXT, "half": b"half"}])
+def test_a_leftover_is_removed(tmp_path: Path, content: dict[str, bytes]) -> None:
+    left = tmp_path / ".a.bin.0.part"
+    left.mkdir()
+    for name, data in content.items():
+        (left / name).write_bytes(data)
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert names(folder) == [NOTE]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [{"mine": b"1"}, {NOTE: b"", "mine": b"1"}, {NOTE: b"mine"}, {"deep/mine": b"1"}])
+def test_what_only_has_the_name_of_a_leftover_stays(tmp_path: Path, content: dict[str, bytes]) -> None:
+    foreign = tmp_path / ".a.bin.0.part"
+    for name, data in content.items():
+        (foreign / name).parent.mkdir(parents=True, exist_ok=True)
+        (foreign / name).write_bytes(data)
+    assert not remove_leftover(foreign)
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert folder.name == ".a.bin.1.part"
+    assert {name: (foreign / name).read_bytes() for name in content} == content
+
+
+def test_files_and_links_of_a_leftovers_name_stay(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".a.bin.0.part").write_bytes(NOTE_TEXT)
+    (tmp_path / ".a.bin.1.part").symlink_to("kept")
+    (tmp_path / ".a.bin.2.part").symlink_to("nothing")
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert folder.name == ".a.bin.3.part"
+    assert names(tmp_path) == [".a.bin.0.part", ".a.bin.1.part", ".a.bin.2.part", "kept"]
+
+
+def test_what_a_killed_writer_linked_is_not_emptied(tmp_path: Path) -> None:
+    """A file in a leftover may be another name of a file that matters."""
+    (tmp_path / "kept.bin").write_bytes(b"kept")
+    left = tmp_path / ".a.bin.0.part"
+    left.mkdir()
+    (left / NOTE).write_bytes(NOTE_TEXT)
+    (left / "a.bin").hardlink_to(tmp_path / "kept.bin")
+    assert remove_leftover(left)
+    assert (tmp_path / "kept.bin").read_bytes() == b"kept"
