@@ -10,6 +10,7 @@ from torch import Tensor
 from lbm_lora.adapter.finite import check_finite
 from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
 from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
+from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.lora_folder import lora_in
 from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
 from lbm_lora.adapter.module import Adapter, LoraModule
@@ -124,11 +125,13 @@ def save_adapter(
             is dropped in every format.
 
     Raises:
-        AdapterError: its tensors have several dtypes, or the format cannot hold a part of it.
+        AdapterError: its tensors have several dtypes, the format cannot hold a part of it, or nothing would be left.
         OutputError: the path cannot be written.
     """
     wishes, path = wishes or Wishes(), Path(path)
     adapter, dropped = without_unwanted(adapter, wishes)
+    if dropped and not adapter.params:
+        raise AdapterError(f"nothing is left for {path}: the LoRA holds only {counted(dropped)}, which are dropped.")
     if dropped:  # the measured errors are those of all deltas
         facts = {key: value for key, value in adapter.metadata.facts.items() if key != ERRORS_KEY}
         adapter = replace(adapter, metadata=replace(adapter.metadata, facts=facts))

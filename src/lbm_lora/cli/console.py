@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cached_property
-from io import TextIOBase
 from pathlib import Path
 from typing import TextIO
 
@@ -30,7 +29,7 @@ from rich.console import Console as Terminal
 
 from lbm_lora.cli.bars import Bars
 from lbm_lora.cli.spelling import as_flag, line, printable
-from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
+from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, write
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.signals import Terminated, terminated_as_exception
@@ -65,7 +64,7 @@ class Console:
         """Print the result of the command on stdout: `text`, or `result` as JSON (see `jsonable`)."""
         self.progress.stop()
         shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else printable(text)
-        _write(sys.stdout, shown + "\n")
+        write(sys.stdout, shown + "\n")
 
     def fail(self, failure: QualityError) -> None:
         """Record that the work is done and its result misses a requested limit."""
@@ -101,8 +100,9 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
         except Exception as error:
             console.progress.stop(finished=False)
             message, console.exit_code = described(error)
+            leave_stdout()  # which may be what failed
             if debug or console.exit_code == _UNEXPECTED:
-                _write(sys.stderr, traceback.format_exc())
+                write(sys.stderr, traceback.format_exc())
             console.say("error", message)
         finally:
             console.progress.stop(finished=False)  # for SystemExit, which passes
@@ -200,10 +200,3 @@ def _json_name(value: object, name: str) -> str:
 def _is_screen() -> bool:
     """Return whether somebody watches stderr: FORCE_COLOR makes no terminal of a pipe, and a CI may have a terminal."""
     return sys.stderr.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
-
-
-def _write(stream: TextIO | TextIOBase, text: str) -> None:
-    """Write at once, in the stream's encoding: characters that it lacks are escaped."""
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()

@@ -14,6 +14,7 @@ from lbm_lora import __version__
 from lbm_lora.cli.arguments import alternatives
 from lbm_lora.cli.commands import GROUPS, Command
 from lbm_lora.cli.flags import Flag
+from lbm_lora.cli.streams import write
 from lbm_lora.configs.marks import Bounds, Mark
 
 Sections = Mapping[str, Sequence[Flag]]
@@ -27,13 +28,12 @@ def print_help(text: Text) -> None:
     """Print a help text on stdout, in colour on a terminal.
 
     Raises:
-        BrokenPipeError: the reader is gone; rich itself would end the process.
+        OSError: it cannot be written; where the reader is gone, rich itself would end the process.
     """
     console = Console(highlight=False)
     with console.capture() as shown:
         console.print(text, soft_wrap=True)
-    sys.stdout.write(shown.get())
-    sys.stdout.flush()
+    write(sys.stdout, shown.get())
 
 
 def columns() -> int:

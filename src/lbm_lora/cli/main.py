@@ -16,9 +16,9 @@ from lbm_lora.cli.arguments import is_asked_for_help, values_of
 from lbm_lora.cli.commands import COMMANDS, command_for, family_of
 from lbm_lora.cli.flags import flags_of
 from lbm_lora.cli.nested import split_line
-from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout
+from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write
 from lbm_lora.configs.marks import Count
-from lbm_lora.errors import ConfigError, spelled
+from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.threads import chosen_threads, sleep_while_waiting
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class Output:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    prepare_streams()
     sleep_while_waiting()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     if words[:1] == ["--version"]:
-        print(f"lbm-lora {__version__}")
-        return 0
+        return _show(f"lbm-lora {__version__}\n")
     name, rest = _name_of(words)
     try:
         if name not in COMMANDS:
@@ -156,20 +156,26 @@ def _no_command(word: str, rest: Sequence[str]) -> int:
     raise ConfigError(f"'{typed}' is not a command of lbm-lora. {hint}")
 
 
-def _show(text: "Text") -> int:
-    """Print a help text."""
-    from lbm_lora.cli.help import print_help
-
+def _show(text: "Text | str") -> int:
+    """Print a help text or a line."""
     try:
-        print_help(text)
+        if isinstance(text, str):
+            write(sys.stdout, text)
+        else:
+            from lbm_lora.cli.help import print_help
+
+            print_help(text)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         leave_stdout()
         return BROKEN_PIPE
+    except OSError as error:
+        leave_stdout()
+        return _refuse(OutputError(f"stdout: {error.strerror}."))
     return 0
 
 
-def _refuse(error: ConfigError) -> int:
-    """Report a usage error in one line."""
+def _refuse(error: InputError) -> int:
+    """Report an error in one line."""
     from rich.console import Console
 
     from lbm_lora.cli.spelling import as_flag, line

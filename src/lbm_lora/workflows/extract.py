@@ -1,11 +1,13 @@
 """Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import precision, precision_name
+from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
@@ -158,20 +160,26 @@ def extracted(
         )
         plan = keeping_unmeasured(plan, measured)
     facts = _run_settings(config, settings, measured)
-    found = extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
+
+    def extract_to(paths: Sequence[Path | None]) -> list[ExtractedAdapter]:
+        return extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
+
     if norm is None or not refit_images or not config.refit:
-        return found
+        return extract_to(paths)
     from lbm_lora.workflows.refit import refitted  # only this needs the network classes
 
-    return refitted(
-        found,
-        plan.pairing,
-        refit_images,
-        settings,
-        config_path=config.config_path,
-        open_trial=norm.open_trial,
-        progress=progress,
-    )
+    with ExitStack() as stack:  # LoRAs of these names stay until all new ones are refitted
+        drafts = [None if path is None else stack.enter_context(atomic_path(path)) for path in paths]
+        found = refitted(
+            extract_to(drafts),
+            plan.pairing,
+            refit_images,
+            settings,
+            config_path=config.config_path,
+            open_trial=norm.open_trial,
+            progress=progress,
+        )
+    return [replace(one, output=replace(one.output, path=path)) for one, path in zip(found, paths, strict=True)]
 
 
 def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:

@@ -24,6 +24,8 @@ from lbm_lora.adapter import (
     save_adapter,
     stored_bytes,
 )
+from lbm_lora.adapter.formats import Wishes
+from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -464,3 +466,12 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, key: st
     name = "a" if key.startswith("a") else r"b\.weight"
     with pytest.raises(AdapterError, match=rf"1 of 2 deltas hold NaN or infinite values: {name}\. The file is damaged"):
         load_adapter(path)
+
+
+@pytest.mark.parametrize("format", ["native", "kohya"])
+def test_a_lora_of_which_nothing_would_be_left_is_refused(tmp_path: Path, format: FormatName) -> None:
+    dense = {ParamName("conv_in.bias"): torch.ones(4), ParamName("conv_norm_out.weight"): torch.ones(4)}
+    adapter = Adapter(modules={}, dense=dense, metadata=AdapterMetadata())
+    with pytest.raises(AdapterError, match=r"^nothing is left for .*x\.safetensors: the LoRA holds only 1 bias"):
+        save_adapter(adapter, tmp_path / "x.safetensors", format=format, wishes=Wishes("drop", "drop"))
+    assert list(tmp_path.iterdir()) == []

@@ -280,6 +280,27 @@ def test_a_refit_replaces_the_file_by_a_better_one(config: ExtractConfig, images
     assert made.chosen.images != given.chosen.images
 
 
+def test_a_refit_that_is_stopped_leaves_the_old_file(
+    config: ExtractConfig, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.save_to.write_bytes(b"")  # a file of no bytes may be replaced
+    seen: list[list[str]] = []
+
+    def stop(found: list[ExtractedAdapter], *_: object, **__: object) -> None:
+        (one,) = found
+        assert one.output.path is not None
+        assert one.output.path.stat().st_size > 0
+        seen.append([path.name for path in config.save_to.parent.iterdir() if path.is_file()])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbm_lora.workflows.refit.refitted", stop)
+    alone = dataclasses.replace(config, calibration=None, calibration_images=str(images), rank=1, conv_rank=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(alone, check=False))
+    assert sorted(seen[0]) == ["l.safetensors", "l_calibration.safetensors"]
+    assert config.save_to.read_bytes() == b""
+
+
 @pytest.mark.slow
 def test_a_refit_needs_an_image_to_hold_out(config: ExtractConfig, images: Path) -> None:
     class Notes(Silent):
