@@ -133,7 +133,7 @@ def test_8_bits_say_more_in_the_same_bytes(config: ExtractConfig, tmp_path: Path
                 config,
                 save_to=tmp_path / f"{precision}.safetensors",
                 save_precision=precision,  # pyright: ignore[reportArgumentType]
-                max_size=("300kB",),
+                max_size=("120kB",),
             )
         )
         for precision in ("fp16", "int8")
@@ -143,7 +143,7 @@ def test_8_bits_say_more_in_the_same_bytes(config: ExtractConfig, tmp_path: Path
     assert int8 is not None
     assert int8.measured is not None
     assert int8.measured < 0.7 * (fp16.measured or 0)
-    assert found["int8"].nbytes <= 300_000
+    assert found["int8"].nbytes <= 120_000
     adapter = load_adapter(found["int8"].adapter)
     assert adapter.dtype == torch.int8
     assert {delta.dtype for delta in adapter.dense.values()} == {torch.float16}
