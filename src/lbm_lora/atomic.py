@@ -42,12 +42,11 @@ def atomic_path(path: Path) -> Generator[Path]:
         if path.exists() and not S_ISREG(path.stat().st_mode):
             raise OutputError(f"{path} is not a regular file. Choose another output path.")
         check_link(path)
-        with _naming_a_removed(path.parent):
-            temporary = folder / path.name
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
+        temporary = folder / path.name
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
 
 
 def check_link(path: Path) -> None:
@@ -87,7 +86,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
                 f"{folder} already exists. Give a new or an empty folder",
                 *([", or use ", Option("overwrite"), " to add to it."] if exists else ["."]),
             )
-        with _private(folder / _INNER if exists else folder) as private, _naming_a_removed(folder.parent):
+        with _private(folder / _INNER if exists else folder) as private:
             temporary = private / _INNER
             temporary.mkdir()
             yield temporary
@@ -123,24 +122,20 @@ def scratch_folder(path: Path) -> Generator[Path]:
 
 @contextmanager
 def _private(path: Path) -> Generator[Path]:
-    """Yield a private folder next to `path`, or name the output that cannot be written."""
+    """Yield a private folder next to `path`; what the disk refuses names the output."""
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder(path))
         except (OSError, ValueError) as error:
             raise _cannot_write(path, error) from None
-        yield folder
-
-
-@contextmanager
-def _naming_a_removed(folder: Path) -> Generator[None]:
-    """Say it if a file is missing because somebody removed the folder that it is in."""
-    try:
-        yield
-    except FileNotFoundError:
-        if folder.is_dir():
-            raise
-        raise OutputError(f"{folder} was removed while a file was written to it. Run the command again.") from None
+        try:
+            yield folder
+        except FileNotFoundError:
+            if folder.is_dir():
+                raise
+            raise OutputError(
+                f"{path.parent} was removed while a file was written to it. Run the command again."
+            ) from None
 
 
 @contextmanager

@@ -91,6 +91,10 @@ def _small(goods: Goods, worker: Worker) -> None:
     pair = ("--base_model_path", folder / "base.safetensors", "--tuned_model_path", folder / "tuned.safetensors")
     _run(worker, "extract", *pair, "--save_to", folder / "lora.safetensors", "--rank", 2)
     _run(worker, "extract", *pair, "--save_to", folder / "int8.safetensors", "--rank", 2, "--save_precision", "int8")
+    _run(
+        worker, "extract", *pair, "--save_to", folder / "packed.safetensors", "--max_size", "4KB", "--save_precision",
+        "auto",
+    )  # fmt: skip
 
 
 def _nano(goods: Goods, worker: Worker) -> None:

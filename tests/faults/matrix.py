@@ -223,6 +223,11 @@ def _loras(goods: Goods) -> Iterator[Case]:
         yield from _crossed(kind, "x.safetensors", good, spoil.entries(good), commands, may_pass=passing)
         forms = spoil.forms("lora_" if name == "lora" else "")
         yield from _crossed(kind, "x.safetensors", good, forms, commands, may_pass=("",))
+    good = goods / "small/packed.safetensors"
+    faults = spoil.any_file() | spoil.flips(3000, 24) | spoil.safetensors_header() | spoil.packed()
+    faults |= spoil.entries(good)
+    passing = ("flip", "entry ", "metadata", "data of zeros", " | inspect")
+    yield from _crossed("packed .safetensors", "x.safetensors", good, faults, commands, may_pass=passing)
     lbm = [goods.text(f"lbm/{side}/model.safetensors") for side in ("base", "tuned")]
     commands = {
         name: words for name, words in lora_commands(goods, *lbm).items() if name in ("fuse", "merge", "inspect")

@@ -11,6 +11,7 @@ import random
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,71 @@ def _paths(value: object, above: tuple[str | int, ...]) -> list[tuple[str | int,
     if above == ("layers",):
         parts = parts[:2]
     return [found for key, part in parts for found in [(*above, key), *_paths(part, (*above, key))]]
+
+
+MODULES: dict[str, Any] = {
+    "null": None, "a list": [], "of nothing": {"a": []}, "of no shape": {"a": [[], "4"]},
+    "of one side": {"a": [[4], "4"]}, "huge": {"a": [[2**23, 2**23], "4"]}, "a side of 2^63": {"a": [[2**63, 4], "4"]},
+    "a side below zero": {"a": [[-4, 4], "4"]}, "a side of text": {"a": [["4", 4], "4"]},
+    "10^5 ranks": {"a": [[4, 4], "4" * 100_000]}, "a width of 1": {"a": [[4, 4], "1"]}, "no width": {"a": [[4, 4], ""]},
+    "widths in a list": {"a": [[4, 4], [4]]},
+}  # fmt: skip
+DENSE: dict[str, Any] = {
+    "a name of control characters": {"\x1b[31m": [[4], "4"]}, "a long name": {"a" * 5000: [[4], "4"]},
+    "two widths": {"a": [[4], "44"]}, "70 dimensions": {"a": [[1] * 70, "4"]}, "a number": 7,
+}  # fmt: skip
+INDEXES: dict[str, Any] = {
+    "null": None, "a list": [], "empty": {}, "another prefix": {"prefix": "elsewhere."}, "no prefix": {"prefix": 7},
+    **{f"modules {name}": {"modules": value} for name, value in MODULES.items()},
+    **{f"dense {name}": {"dense": value} for name, value in DENSE.items()},
+}  # fmt: skip
+
+
+def packed() -> Faults:
+    """Packed LoRAs whose index is none or lies, or whose data is not what the index says."""
+
+    def index(change: Callable[[bytes], bytes]) -> Spoil:
+        def replace(tensors: dict[str, torch.Tensor]) -> None:
+            changed = bytearray(change(tensors["lbm_lora.index"].numpy().tobytes()))
+            tensors["lbm_lora.index"] = torch.frombuffer(changed, dtype=torch.uint8)
+
+        return of_tensors(replace)
+
+    def fields(changed: object) -> Spoil:
+        def edit(data: bytes) -> bytes:
+            found = (
+                {**json.loads(zlib.decompress(data)), **changed} if isinstance(changed, dict) and changed else changed
+            )
+            return zlib.compress(json.dumps(found).encode())
+
+        return index(edit)
+
+    def data(change: Callable[[torch.Tensor], torch.Tensor]) -> Spoil:
+        return of_tensors(lambda tensors: tensors.update({"lbm_lora.data": change(tensors["lbm_lora.data"])}))
+
+    faults = {f"index {name}": fields(changed) for name, changed in INDEXES.items()}
+    return faults | {
+        "index not compressed": index(zlib.decompress),
+        "index cut": index(lambda data: data[: len(data) // 2]),
+        "index of 10^9 spaces": index(lambda data: _spaces(10**9)),
+        "index with something behind": index(lambda data: data + bytes(50)),
+        "index deep": index(lambda data: zlib.compress(b"[" * DEEP + b"]" * DEEP)),
+        "index not UTF-8": index(lambda data: zlib.compress(b"\xff{}")),
+        "index of int16": of_tensors(lambda ts: ts.update({"lbm_lora.index": ts["lbm_lora.index"].to(torch.int16)})),
+        "no index": of_tensors(lambda tensors: tensors.pop("lbm_lora.index")),
+        "no data": of_tensors(lambda tensors: tensors.pop("lbm_lora.data")),
+        "data a byte shorter": data(lambda found: found[:-1]),
+        "data a byte longer": data(lambda found: torch.cat([found, found[:1]])),
+        "data of ones": data(lambda found: torch.full_like(found, 255)),
+        "data of zeros": data(torch.zeros_like),
+        "data of floats": data(lambda found: found.float()),
+    }
+
+
+def _spaces(count: int) -> bytes:
+    """So many spaces, compressed piece by piece."""
+    packer, part = zlib.compressobj(9), b" " * 10**6
+    return b"".join(packer.compress(part) for _ in range(count // len(part))) + packer.flush()
 
 
 def torch_files() -> Faults:

@@ -38,6 +38,8 @@ def writing_commands(goods: Goods) -> list[Writing]:
     cpu = ["--size", "64", "--device", "cpu"]
     return [
         Writing("extract", lambda out: ["extract", *pair, "--save_to", f"{out}/x.safetensors", "--rank", "2"]),
+        Writing("extract --max_size", lambda out: ["extract", *pair, "--save_to", f"{out}/x.safetensors", "--max_size",
+                                                   "4KB", "--save_precision", "auto", "--also", "comfyui"]),
         Writing("fuse", lambda out: ["fuse", "--base_model_path", small[0], "--lora_path", lora, "--save_to",
                                      f"{out}/x.safetensors"]),
         Writing("fuse .ckpt", lambda out: ["fuse", "--base_model_path", small[0], "--lora_path", lora, "--save_to",

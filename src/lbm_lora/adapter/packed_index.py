@@ -10,25 +10,16 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import UInt8
 
-from lbm_lora.factorize import (
-    WIDTHS,
-    has_matrix_view,
-    matrix_shape,
-)
+from lbm_lora.factorize import WIDTHS, has_matrix_view, matrix_shape
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.plain_text import parse_json
 
 UNIT_BYTES = 3
 
-
 _MOST_INDEX = 16 * 2**20  # bytes of the index: names of 10^5 modules
-
-
 _WIDEST = 2**24  # elements of a side
 _MOST_DIMENSIONS = 8
 _LONGEST = 1000  # characters of a name
-
-
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -78,6 +69,8 @@ def decode_index(compressed: bytes) -> Index:
     text = unzip.decompress(compressed, _MOST_INDEX)
     if not unzip.eof:
         raise ValueError(f"its index is cut off, or larger than {_MOST_INDEX:,} bytes")
+    if unzip.unused_data:
+        raise ValueError("something follows its index")
     found = cast(dict[str, Any], parse_json(text.decode()))
     prefix = found["prefix"]
     if prefix not in ("", DENOISER_PREFIX):

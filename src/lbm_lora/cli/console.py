@@ -112,6 +112,9 @@ def described(error: Exception) -> tuple[str, int]:
     """Return the line and the exit code of an exception."""
     if isinstance(error, LbmLoraError) and error.exit_code != _UNEXPECTED:
         return spelled(error.args, as_flag), error.exit_code
+    if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).parent.is_dir():
+        folder = Path(error.filename).parent
+        return f"{folder} was removed while it was in use. Run the command again.", InputError.exit_code
     if isinstance(error, OSError) and error.errno in _REFUSED:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}.", InputError.exit_code

@@ -185,8 +185,10 @@ def test_too_little_memory_is_no_defect_and_says_what_needs_less(error: Exceptio
     assert line.endswith(str(error))
 
 
-def test_a_missing_file_that_nobody_expected_is_a_defect() -> None:
+def test_a_missing_file_that_nobody_expected_is_a_defect_unless_its_folder_was_removed() -> None:
     assert described(FileNotFoundError(errno.ENOENT, "No such file", "/x"))[1] == 3
+    line = "/no/folder was removed while it was in use. Run the command again."
+    assert described(FileNotFoundError(errno.ENOENT, "No such file", "/no/folder/x")) == (line, 2)
 
 
 def test_a_missed_limit_comes_after_the_result(capsys: pytest.CaptureFixture[str]) -> None:
