@@ -204,6 +204,18 @@ def _cannot_write(path: Path, error: Exception) -> OutputError:
     return OutputError(f"{path} cannot be written: {reason}. Choose another output path.")
 
 
+def written_bytes(*paths: Path) -> int:
+    """Return the size of files that were written, in bytes.
+
+    Raises:
+        OutputError: one of them has been removed since.
+    """
+    try:
+        return sum(path.stat().st_size for path in paths)
+    except FileNotFoundError as error:
+        raise OutputError(f"{error.filename} was removed after it was written. Run the command again.") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_path(path) as temporary:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora import atomic
-from lbm_lora.atomic import atomic_folder, atomic_path, held_folder, write_text
+from lbm_lora.atomic import atomic_folder, atomic_path, held_folder, write_text, written_bytes
 from lbm_lora.errors import OutputError
 from lbm_lora.private_folder import remove_leftover
 
@@ -259,3 +259,13 @@ def test_without_locks_two_writers_do_not_meet_either(tmp_path: Path, monkeypatc
 def test_a_name_that_is_too_long_is_one_line(tmp_path: Path, length: int) -> None:
     with pytest.raises(OutputError, match=r"cannot be written: File name too long\. Choose another output path\.$"):
         write_text(tmp_path / ("a" * length), "")
+
+
+def test_the_size_of_what_was_written(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"123")
+    second.write_bytes(b"45")
+    assert written_bytes(first, second) == 5
+    second.unlink()
+    with pytest.raises(OutputError, match=r"b was removed after it was written\. Run the command again\.$"):
+        written_bytes(first, second)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lbm_lora.atomic import written_bytes
 from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics, with_checks
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
@@ -116,7 +117,7 @@ def _result(config: CalibrateConfig, statistics: Statistics) -> CalibrateResult:
     origin = statistics.origin
     return CalibrateResult(
         statistics=config.save_to,
-        nbytes=config.save_to.stat().st_size,
+        nbytes=written_bytes(config.save_to),
         layers=len(statistics),
         moments=len(statistics.inputs) + len(statistics.outputs),
         images=origin.count,

@@ -9,6 +9,7 @@ from lbm_lora.adapter.foreign_file import PEFT_CONFIG, PEFT_WEIGHTS
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.limit import limited
 from lbm_lora.apply import check_base, check_fit
+from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
@@ -182,7 +183,7 @@ def written(config: ConvertConfig, source: FormatName, made: Converted, saved: S
     return ConvertResult(
         output=saved.path,
         files=files,
-        nbytes=sum(path.stat().st_size for path in files),
+        nbytes=written_bytes(*files),
         source=source,
         to=config.to,
         modules=len(made.adapter.modules),

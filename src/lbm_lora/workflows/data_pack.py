@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lbm_lora.atomic import written_bytes
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
@@ -64,7 +65,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
         pattern=pattern_of(shards),
         pairs=len(index),
         masks=index.masks,
-        nbytes=sum(shard.stat().st_size for shard in shards),
+        nbytes=written_bytes(*shards),
         skipped=index.skipped,
         source_key=keys.source,
         target_key=keys.target,

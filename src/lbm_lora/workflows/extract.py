@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import precision, precision_name
-from lbm_lora.atomic import atomic_path
+from lbm_lora.atomic import atomic_path, written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
@@ -268,7 +268,7 @@ def written(
     return ExtractResult(
         adapter=path,
         sidecar=sidecar,
-        nbytes=path.stat().st_size,
+        nbytes=written_bytes(path),
         linear_rank=found.output.rank,
         conv_rank=found.output.conv_rank,
         report=weight_report(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
+from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
@@ -47,7 +48,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
         changed = {name for scaled in adapters for name, scale in scaled.scales.items() if scale}
         return FuseResult(
             output=config.save_to,
-            nbytes=config.save_to.stat().st_size,
+            nbytes=written_bytes(config.save_to),
             changed=len(changed),
             tensors=len(checkpoint.specs),
             adapters=applied,

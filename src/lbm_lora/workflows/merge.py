@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, Ledger, LoraScale, Status, load_adapter
 from lbm_lora.apply import check_base, scales_for
+from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.combine import MergedAdapter, MergedBase, Summand, merge_adapters, merge_rule, merged_base
 from lbm_lora.configs.merge import MergeConfig
@@ -85,7 +86,7 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
     found = merged(config, rule, loras, base, config.save_to, None, progress)
     return MergeResult(
         adapter=config.save_to,
-        nbytes=config.save_to.stat().st_size,
+        nbytes=written_bytes(config.save_to),
         loras=tuple(
             MergedLora(path=path, lora_scale=scale.plain, modules=len(lora.modules), dense=len(lora.dense))
             for path, (lora, scale) in zip(config.lora_path, loras, strict=True)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
-from lbm_lora.atomic import atomic_path, write_text
+from lbm_lora.atomic import atomic_path, write_text, written_bytes
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, plural
 from lbm_lora.file_plan import FilePlan, is_ours
@@ -97,7 +97,7 @@ def pushed(
                 license=config.license,
                 lora=lora.name,
                 twin=None if twin is None else TWIN,
-                contents=content_rows(adapter, lora.stat().st_size),
+                contents=content_rows(adapter, written_bytes(lora)),
                 measured=[*error_rows(errors), *report_rows(_folder_of(images))],
                 lost="" if twin is None else _lost(adapter, twin.dropped),
                 remarks=() if twin is None else twin.notes,
@@ -114,7 +114,7 @@ def pushed(
             url="" if commit is None else commit.url,
             commit="" if commit is None else commit.id,
             folder=config.save_to,
-            files=tuple(PushedFile(path=path, nbytes=file.stat().st_size) for path, file in files.items()),
+            files=tuple(PushedFile(path=path, nbytes=written_bytes(file)) for path, file in files.items()),
             dropped=() if twin is None else twin.dropped,
         )
 

@@ -11,6 +11,7 @@ import torch
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, precision_name, save_adapter
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, parsed
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
+from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, WrongBaseError, need_packages
@@ -80,7 +81,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         )
     return RefineResult(
         adapter=config.save_to,
-        nbytes=config.save_to.stat().st_size,
+        nbytes=written_bytes(config.save_to),
         before=distilled.before,
         after=distilled.after,
         gain=distilled.gain,

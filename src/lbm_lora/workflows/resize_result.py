@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.adapter import Adapter, Status
+from lbm_lora.atomic import written_bytes
 from lbm_lora.combine import Resized
 from lbm_lora.naming import leaf_of, module_of
 from lbm_lora.ranks import FixedRanks, Prediction, RankRule, TrialImages
@@ -72,7 +73,7 @@ def written(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> Res
     return ResizeResult(
         source=adapter.path.name if adapter.path else adapter.label,
         adapter=path,
-        nbytes=path.stat().st_size,
+        nbytes=written_bytes(path),
         nbytes_before=adapter.path.stat().st_size if adapter.path else adapter.nbytes,
         linear_rank=found.rank,
         conv_rank=found.conv_rank,

@@ -11,6 +11,7 @@ from pathlib import Path
 from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
+from lbm_lora.atomic import written_bytes
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import InputError
 from lbm_lora.file_plan import FilePlan
@@ -68,7 +69,7 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
             if saved.dropped:
                 warn(f"{path} leaves out {counted(saved.dropped)}, which the format {to} cannot hold as changes.")
             files = files_of(path, to)
-            nbytes = sum(file.stat().st_size for file in files)
+            nbytes = written_bytes(*files)
             twin = Twin(format=to, path=path, files=files, nbytes=nbytes, dropped=saved.dropped, notes=saved.notes)
             twins.append(twin)
             for note in saved.notes:
