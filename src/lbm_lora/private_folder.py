@@ -11,7 +11,8 @@ import os
 import secrets
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -25,6 +26,30 @@ NOTE_TEXT = b"Unfinished files of lbm-lora. The next command that writes the sam
 _WRITERS = 100  # living writers of one output
 
 
+@dataclass
+class _Taken:
+    """What a writer has created so far, since an interrupt may come between any two steps.
+
+    Attributes:
+        folder: a path that is being created, or is.
+        lock: descriptor of the folder; None: it may be somebody else's.
+    """
+
+    folder: Path | None = None
+    lock: int | None = None
+
+    def remove(self) -> None:
+        if self.folder is None:
+            return
+        if self.lock is None:
+            remove_leftover(self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # closed before an interrupt
+                os.close(self.lock)
+        self.folder = self.lock = None
+
+
 @contextmanager
 def private_folder(path: Path) -> Generator[Path]:
     """Yield a private folder next to `path`, removed at the end with all that is in it.
@@ -32,13 +57,17 @@ def private_folder(path: Path) -> Generator[Path]:
     Raises:
         OSError, ValueError: it cannot be created.
     """
-    folder, lock = _taken(path)
+    taken = _Taken()
     try:
+        folder = _take(path, taken)
         (folder / NOTE).write_bytes(NOTE_TEXT)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        try:
+            taken.remove()
+        except KeyboardInterrupt:
+            taken.remove()
+            raise
 
 
 def remove_leftover(folder: Path) -> bool:
@@ -70,8 +99,8 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _taken(path: Path) -> tuple[Path, int]:
-    """Create a private folder, locked; returns its path and the lock's descriptor."""
+def _take(path: Path, taken: _Taken) -> Path:
+    """Create a private folder, and lock it."""
     for number in range(_WRITERS):
         if fcntl is None:
             break
@@ -79,26 +108,31 @@ def _taken(path: Path) -> tuple[Path, int]:
         while os.path.lexists(folder) and remove_leftover(folder):
             pass
         try:
-            descriptor = _created(folder)
+            lock = _create(folder, taken)
         except FileExistsError:
+            taken.folder = None
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # somebody takes it for a leftover
-            os.close(descriptor)
-            continue
+            pass
         except OSError:  # a disk without locks: nobody can take it for one
-            return folder, descriptor
-        if _is_at(descriptor, folder):
-            return folder, descriptor
-        os.close(descriptor)  # somebody did before it was locked
+            return folder
+        else:
+            if _is_at(lock, folder):
+                return folder  # else somebody did before it was locked
+        taken.folder = taken.lock = None
+        os.close(lock)
     folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    return folder, _created(folder)
+    _create(folder, taken)
+    return folder
 
 
-def _created(folder: Path) -> int:
+def _create(folder: Path, taken: _Taken) -> int:
+    taken.folder = folder
     folder.mkdir()
-    return os.open(folder, os.O_RDONLY)
+    taken.lock = os.open(folder, os.O_RDONLY)
+    return taken.lock
 
 
 def _locked(descriptor: int) -> bool:

@@ -1,6 +1,10 @@
 """Private folders are their writer's alone, and only those of dead writers are removed."""
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +57,24 @@ def test_files_and_links_of_a_leftovers_name_stay(tmp_path: Path) -> None:
     with private_folder(tmp_path / "a.bin") as folder:
         assert folder.name == ".a.bin.3.part"
     assert names(tmp_path) == [".a.bin.0.part", ".a.bin.1.part", ".a.bin.2.part", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(os, "open"), (fcntl, "flock"), (Path, "write_bytes"), (shutil, "rmtree")]
+)
+def test_an_interrupt_at_any_step_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: str
+) -> None:
+    given = getattr(module, name)
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(module, name, given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), private_folder(tmp_path / "a.bin"):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_what_a_killed_writer_linked_is_not_emptied(tmp_path: Path) -> None:

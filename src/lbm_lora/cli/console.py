@@ -72,6 +72,13 @@ class Console:
         self.say("error", spelled(failure.args, as_flag))
         self.exit_code = QualityError.exit_code
 
+    def interrupted(self, interrupt: KeyboardInterrupt) -> None:
+        """Report Ctrl-C or SIGTERM."""
+        is_terminated = isinstance(interrupt, Terminated)
+        self.progress.stop(finished=False)
+        self.say("error", "terminated." if is_terminated else "interrupted.")
+        self.exit_code = _TERMINATED if is_terminated else _INTERRUPTED
+
     def say(self, kind: str, message: str) -> None:
         """Write one line on stderr, `kind: message`, above a bar if there is one."""
         self._terminal.print(line(kind, message), highlight=False, soft_wrap=True)
@@ -90,14 +97,15 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
             yield console
             console.progress.stop()
         except KeyboardInterrupt as interrupt:
-            is_terminated = isinstance(interrupt, Terminated)
-            console.progress.stop(finished=False)
-            console.say("error", "terminated." if is_terminated else "interrupted.")
-            console.exit_code = _TERMINATED if is_terminated else _INTERRUPTED
+            console.interrupted(interrupt)
         except BrokenPipeError:
             leave_stdout()  # the reader, such as `head`, has seen enough
             console.exit_code = BROKEN_PIPE
         except Exception as error:
+            interrupt = interrupt_behind(error)
+            if interrupt is not None:
+                console.interrupted(interrupt)
+                return
             console.progress.stop(finished=False)
             message, console.exit_code = described(error)
             leave_stdout()  # which may be what failed
@@ -106,6 +114,14 @@ def session(*, debug: bool = False) -> Generator[Console, None, None]:
             console.say("error", message)
         finally:
             console.progress.stop(finished=False)  # for SystemExit, which passes
+
+
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interrupt during whose handling an error was raised: some libraries fail when they are interrupted."""
+    context = error.__context__
+    while context is not None and not isinstance(context, KeyboardInterrupt):
+        context = context.__context__
+    return context
 
 
 def described(error: Exception) -> tuple[str, int]:

@@ -94,6 +94,8 @@ def extract_adapters(
         outputs = [selection.output(*one) for one in zip(found, paths, facts, strict=True)]
         if shrinkage is not None:
             outputs[0] = replace(outputs[0], errors={**outputs[0].errors, **shrinkage.facts()})
+        # before a file is written, since all that can fail must fail by then
+        tables = [selection.predictor.table(one.choice) for one in found]
         with selection.carried_out([one.choice for one in found]) as second:
             stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
         return [
@@ -103,10 +105,10 @@ def extract_adapters(
                 adapter=kept.adapter,
                 predicted=selection.predictor.prediction(one.choice),
                 chosen=one,
-                sizes=selection.predictor.table(one.choice),
+                sizes=table,
                 shrinkage=shrinkage if output is outputs[0] else None,
             )
-            for output, kept, one in zip(outputs, stored, found, strict=True)
+            for output, kept, one, table in zip(outputs, stored, found, tables, strict=True)
         ]
 
 

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,10 @@ class Predictor:
     def table(self, choice: Choice) -> tuple[Prediction, ...]:
         """Return predictions for a choice, and for smaller and larger files."""
         sizes = [round(choice.nbytes * share) for share in _TABLE if share != 1]
-        others = self._allocator.within([size for size in sizes if size > self._allocator.fixed_bytes])
+        others: list[Choice] = []
+        for size in sizes:
+            with suppress(InputError):  # too small for a file
+                others += self._allocator.within([size])
         distinct = {one.nbytes: one for one in (*others, choice)}
         return tuple(self.prediction(distinct[nbytes]) for nbytes in sorted(distinct))
 

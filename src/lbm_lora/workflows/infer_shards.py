@@ -112,7 +112,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=any(job.record is not None for job in jobs))
         if fabric.is_global_zero:
-            _remove_parts(jobs)
+            _remove_parts(folder, jobs)
 
         def load(device: torch.device) -> Translate:
             pipe = LBMPipeline.from_checkpoint(
@@ -184,9 +184,10 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
     }
 
 
-def _remove_parts(jobs: "list[ShardJob]") -> None:
+def _remove_parts(folder: Path, jobs: "list[ShardJob]") -> None:
     """Remove the unfinished files of a killed run, not those of another run that lives."""
-    for job in jobs:
-        if job.record is None:
-            for part in job.output.parent.glob(f".{escape(job.name)}.*.part"):
-                remove_leftover(part)
+    from lbm_lora.inference.shards.shard_record import SETTINGS
+
+    for name in (SETTINGS, *(job.name for job in jobs if job.record is None)):
+        for part in folder.glob(f".{escape(name)}.*.part"):
+            remove_leftover(part)

@@ -24,6 +24,7 @@ from lbm_lora.cli.console import described, jsonable, session, warnings_as_lines
 from lbm_lora.errors import ConfigError, LbmLoraError, Option, QualityError
 from lbm_lora.progress import LbmLoraWarning, warn
 from lbm_lora.report import ImageScore, VariantScores
+from lbm_lora.signals import Terminated
 
 
 class Action(StrEnum):
@@ -312,3 +313,21 @@ def test_bars_are_for_terminals_that_somebody_looks_at(
     with session() as console:
         console.progress.start(2, "reading")
         assert ("\x1b" in stderr.getvalue()) == expected
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code", "word"), [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")]
+)
+def test_a_library_that_fails_because_of_an_interrupt_is_no_defect(
+    interrupt: type[KeyboardInterrupt], code: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with session() as console:
+        try:
+            try:
+                raise interrupt
+            finally:
+                [].pop()
+        except IndexError:
+            raise ConfigError("the network cannot be built") from None
+    assert console.exit_code == code
+    assert capsys.readouterr().err == f"error: {word}.\n"

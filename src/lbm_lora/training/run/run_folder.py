@@ -23,7 +23,9 @@ from lbm_lora.file_plan import is_ours
 from lbm_lora.private_folder import remove_leftover
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
-_PART = re.compile(r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt)\.[0-9a-f]+\.part")
+_PART = re.compile(
+    r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt|config\.yaml|step-\d{6,}\.png)\.[0-9a-f]+\.part"
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ class RunFolder:
 
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""
-        for path in self.path.iterdir() if self.path.is_dir() else ():
-            if _PART.fullmatch(path.name):
-                remove_leftover(path)
+        for folder in (self.path, self.grid(0).parent):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if _PART.fullmatch(path.name):
+                    remove_leftover(path)
 
     def save_step(
         self, step: int, write: Callable[[Path], None], *, keep: int | None, saved: Sequence[int] = ()

@@ -82,7 +82,14 @@ def test_a_run_is_not_started_over(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
-    parts = [".step-000012.safetensors.77.part", ".resume.pt.1.part", ".last.safetensors.12.part"]
+    parts = [
+        ".step-000012.safetensors.77.part",
+        ".resume.pt.1.part",
+        ".last.safetensors.12.part",
+        ".config.yaml.0.part",
+    ]
+    parts.append("pictures/.step-000012.png.0.part")
+    (tmp_path / "pictures").mkdir()
     others = [".other.77.part", "notes.part"]
     for name in (*parts, *others):
         (tmp_path / name).mkdir()
@@ -91,5 +98,6 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     for name in others[2:]:
         (tmp_path / name).write_text(OURS)
     RunFolder(tmp_path).remove_parts()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "pictures"])
+    assert list((tmp_path / "pictures").iterdir()) == []
     RunFolder(tmp_path / "none").remove_parts()
