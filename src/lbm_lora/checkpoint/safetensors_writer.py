@@ -50,9 +50,11 @@ class SafetensorsWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "SafetensorsWriter":
-        temporary = self._stack.enter_context(atomic_path(self._path))
-        self._file = self._stack.enter_context(temporary.open("wb"))
-        self._file.seek(_LENGTH_BYTES + self._room)
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._file = stack.enter_context(temporary.open("wb"))
+            self._file.seek(_LENGTH_BYTES + self._room)
+            self._stack = stack.pop_all()
         return self
 
     def write(self, name: str, tensor: torch.Tensor) -> None:

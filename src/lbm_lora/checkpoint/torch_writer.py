@@ -110,13 +110,15 @@ class TorchWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "TorchWriter":
-        temporary = self._stack.enter_context(atomic_path(self._path))
-        self._file = self._stack.enter_context(temporary.open("wb"))
-        self._archive = self._stack.enter_context(zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED))
-        buffer = io.BytesIO()
-        _Pickler(buffer, protocol=2).dump(self._tree)
-        self._record("data.pkl", buffer.getvalue())
-        self._record("byteorder", b"little")
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self._path))
+            self._file = stack.enter_context(temporary.open("wb"))
+            self._archive = stack.enter_context(zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED))
+            buffer = io.BytesIO()
+            _Pickler(buffer, protocol=2).dump(self._tree)
+            self._record("data.pkl", buffer.getvalue())
+            self._record("byteorder", b"little")
+            self._stack = stack.pop_all()
         return self
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
