@@ -150,9 +150,9 @@ class Adapter:
     def nbytes(self) -> int:
         """Bytes of the tensors in a file of it, without the header."""
         if self.dtype == PACKED:
-            from lbm_lora.adapter.packed import index_of  # it is of this class
+            from lbm_lora.adapter.packed import DATA, encode_packed  # it is of this class
 
-            return index_of(self).data_bytes
+            return encode_packed(self)[DATA].nbytes
         factors = [tensor for module in self.modules.values() for tensor in (module.up, module.down)]
         if self.dtype == torch.int8:  # a byte for each value, and an fp32 unit for each rank
             stored = sum(tensor.numel() for tensor in factors) + sum(

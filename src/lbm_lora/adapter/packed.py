@@ -2,12 +2,13 @@
 
     lbm_lora.index    uint8: zlib-compressed JSON, {"prefix": TEXT, "modules": {MODULE: [SHAPE, WIDTHS]}, "dense":
                       {PARAM: [SHAPE, WIDTHS]}}; WIDTHS has a digit in base 36 for each rank, one for a dense delta
-    lbm_lora.data     uint8: in the order of the index, for each module its units, then the columns of `up`, then the
-                      rows of `down`; for each dense delta its unit, then its values
+    lbm_lora.data     uint8: in the order of the index, for each module its units, for each dense delta its unit and
+                      its values; then the counts of all modules, for each width one stream (see `counts_code`): in the
+                      order of the index, for each module the columns of `up`, then the rows of `down`
 
-A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. Values are whole numbers, L added to each,
-most significant bit first; every column, row and dense delta starts at a new byte (see `factorize.grid`). No other
-program knows these two keys, so none reads a part of the file.
+A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. Values of a dense delta are whole numbers of
+its width, L added to each, most significant bit first (see `factorize.grid`). They are not coded, so that a file keeps
+its size when they change. No other program knows these two keys, so none reads a part of the file.
 """
 
 import math
@@ -22,11 +23,13 @@ import torch
 from jaxtyping import Int16, UInt8
 from torch import Tensor
 
+from lbm_lora.adapter.counts_code import decode_counts, encode_counts
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.packed_index import UNIT_BYTES, Index, decode_index, row_bytes
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import (
     PACKED,
+    WIDTHS,
     Counts,
     Factors,
     Grid,
@@ -74,18 +77,24 @@ def encode_packed(adapter: Adapter) -> dict[str, Tensor]:
         AdapterError: a module or a dense delta has no grid, or values that are not on it.
     """
     index = index_of(adapter)
-    parts: list[_Bytes] = []
+    parts: list[bytes] = []
+    counted: dict[int, list[Int16[np.ndarray, ...]]] = {width: [] for width in WIDTHS}
     try:
         for module in adapter.modules.values():
             counts = counts_of(_plain(module.factors()), _grid_of(module))
-            parts += [_units(counts.grid.unit), *_packed(counts.up.mT, counts.grid), *_packed(counts.down, counts.grid)]
+            parts.append(_units(counts.grid.unit).tobytes())
+            for rows in (counts.up.mT, counts.down):
+                for width, run in _runs(counts.grid.widths):
+                    counted[width].append(rows[run].numpy())
         for name, delta in adapter.dense.items():
             grid = adapter.grids[name]
-            parts += [_units(grid.unit), *_packed(vector_counts(delta.flatten(), grid)[None], grid)]
+            values = vector_counts(delta.flatten(), grid).numpy()
+            parts += [_units(grid.unit).tobytes(), _packed(values, grid.widths[0]).tobytes()]
     except InputError as error:
         raise AdapterError(f"{adapter.label}: ", *error.args) from None
-    data = np.concatenate([np.zeros(0, np.uint8), *parts])
-    return {INDEX: torch.from_numpy(index.encoded().copy()), DATA: torch.from_numpy(data)}
+    parts += [encode_counts(width, found) for width, found in counted.items() if found]
+    data = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8) if parts else torch.zeros(0).byte()
+    return {INDEX: torch.from_numpy(index.encoded().copy()), DATA: data}
 
 
 def regridded(adapter: Adapter, given: Adapter) -> Adapter:
@@ -138,10 +147,7 @@ def decode_packed(
         if set(tensors) != {INDEX, DATA} or any(tensor.dtype != torch.uint8 for tensor in tensors.values()):
             raise ValueError(f"it must hold {INDEX} and {DATA} alone, of uint8")
         index = decode_index(tensors[INDEX].numpy().tobytes())
-        data = tensors[DATA].numpy()
-        if len(data) != index.data_bytes:
-            raise ValueError(f"its index describes {index.data_bytes:,} bytes, but it holds {len(data):,}")
-        return index.prefix, *_read(index, data)
+        return index.prefix, *_read(index, tensors[DATA].numpy())
     except (ValueError, TypeError, KeyError, AttributeError, zlib.error, UnicodeDecodeError, TextError) as error:
         raise AdapterError(f"{where}: the packed LoRA is damaged: {error}. Fetch or make the file again.") from None
 
@@ -154,28 +160,59 @@ def _read(
     def take(count: int) -> _Bytes:
         nonlocal at
         at += count
+        if at > len(data):
+            raise ValueError("its data is cut off")
         return data[at - count : at]
 
-    def counts(length: int, widths: tuple[int, ...]) -> Int16[Tensor, "rank n"]:
-        rows = [
-            _unpacked(take(len(list(run)) * row_bytes(length, width)), length, width) for width, run in groupby(widths)
-        ]
-        return torch.from_numpy(np.concatenate(rows))
-
-    modules: dict[ModuleName, LoraModule] = {}
-    for name, (shape, widths) in index.modules.items():
-        rows, columns = matrix_shape(shape)
-        grid = Grid(widths, _units_of(take(UNIT_BYTES * len(widths))))
-        found = Counts(counts(rows, widths).mT, counts(columns, widths), grid).factors()
-        rank = len(widths)
-        down, up = found.down.reshape(down_shape(shape, rank)), found.up.reshape(up_shape(shape, rank)).contiguous()
-        modules[name] = LoraModule(name, down, up, float(rank), grid)
+    units = {name: _units_of(take(UNIT_BYTES * len(widths))) for name, (_, widths) in index.modules.items()}
     dense: dict[ParamName, Tensor] = {}
     grids: dict[ParamName, Grid] = {}
     for name, (shape, width) in index.dense.items():
         grids[name] = Grid((width,), _units_of(take(UNIT_BYTES)))
-        dense[name] = vector_of(counts(math.prod(shape), (width,))[0], grids[name]).reshape(shape)
+        count = math.prod(shape)
+        dense[name] = vector_of(_unpacked(take(row_bytes(count, width)), count, width), grids[name]).reshape(shape)
+    counts = _counts(index, data[at:].tobytes())
+    modules: dict[ModuleName, LoraModule] = {}
+    for name, (shape, widths) in index.modules.items():
+        grid = Grid(widths, units[name])
+        up, down = (next(counts) for _ in range(2))
+        found = Counts(torch.from_numpy(up).mT, torch.from_numpy(down), grid).factors()
+        rank = len(widths)
+        first, second = found.down.reshape(down_shape(shape, rank)), found.up.reshape(up_shape(shape, rank))
+        modules[name] = LoraModule(name, first, second.contiguous(), float(rank), grid)
     return modules, dense, grids
+
+
+def _counts(index: Index, data: bytes) -> Iterator[Int16[np.ndarray, "rank n"]]:
+    """Yield the counts of both factors of each module, each rank in a row."""
+    totals: dict[int, int] = dict.fromkeys(WIDTHS, 0)
+    for shape, widths in index.modules.values():
+        for width in widths:
+            totals[width] += sum(matrix_shape(shape))
+    streams: dict[int, Int16[np.ndarray, " n"]] = {}
+    for width, total in totals.items():
+        if total:
+            streams[width], data = decode_counts(width, total, data)
+    if data:
+        raise ValueError(f"{len(data):,} bytes follow its data")
+    places: dict[int, int] = dict.fromkeys(WIDTHS, 0)
+    for shape, widths in index.modules.values():
+        for length in matrix_shape(shape):
+            rows = np.empty((len(widths), length), np.int16)
+            for width, run in _runs(widths):
+                part = rows[run]
+                part[:] = streams[width][places[width] : places[width] + part.size].reshape(part.shape)
+                places[width] += part.size
+            yield rows
+
+
+def _runs(widths: tuple[int, ...]) -> Iterator[tuple[int, slice]]:
+    """Yield the runs of ranks of one width."""
+    start = 0
+    for width, run in groupby(widths):
+        end = start + len(list(run))
+        yield width, slice(start, end)
+        start = end
 
 
 def _grid_of(module: LoraModule) -> Grid:
@@ -202,26 +239,21 @@ def _units_of(data: _Bytes) -> Tensor:
     return unit
 
 
-def _packed(rows: Int16[Tensor, "rank n"], grid: Grid) -> Iterator[_Bytes]:
-    """Yield the bytes of rows, each at the width of its rank."""
-    start = 0
-    for width, run in groupby(grid.widths):
-        end = start + len(list(run))
-        whole = (rows[start:end].numpy().astype(np.int32) + largest(width)).astype(np.uint16)
-        bits = (whole[:, :, None] >> np.arange(width - 1, -1, -1, dtype=np.uint16)) & 1
-        yield np.packbits(bits.astype(np.uint8).reshape(len(whole), -1), axis=1).reshape(-1)
-        start = end
+def _packed(counts: Int16[np.ndarray, " count"], width: int) -> _Bytes:
+    """Return the bytes of counts that are not coded."""
+    whole = (counts.astype(np.int32) + largest(width)).astype(np.uint16)
+    bits = (whole[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint16)) & 1
+    return np.packbits(bits.astype(np.uint8).reshape(-1))
 
 
-def _unpacked(data: _Bytes, length: int, width: int) -> Int16[np.ndarray, "rank length"]:
-    """Invert `_packed` for ranks of one width.
+def _unpacked(data: _Bytes, count: int, width: int) -> Int16[Tensor, " count"]:
+    """Invert `_packed`.
 
     Raises:
         ValueError: a value exceeds its width.
     """
-    rows = data.reshape(-1, row_bytes(length, width))
-    bits = np.unpackbits(rows, axis=1, count=length * width).reshape(len(rows), length, width)
+    bits = np.unpackbits(data, count=count * width).reshape(count, width)
     whole = bits.astype(np.int32) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int32))
     if (whole > 2 * largest(width)).any():
         raise ValueError("a value exceeds its width")
-    return (whole - largest(width)).astype(np.int16)
+    return torch.from_numpy((whole - largest(width)).astype(np.int16))

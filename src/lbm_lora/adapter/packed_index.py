@@ -16,6 +16,10 @@ from lbm_lora.plain_text import parse_json
 
 UNIT_BYTES = 3
 
+CODED_BITS = {2: 1.54, 3: 2.63, 4: 3.62, 5: 4.63, 6: 5.8, 8: 7.5, 10: 9.5, 12: 11.5, 16: 15.5}
+"""Bits that a count of each width takes on average once it is coded (see `counts_code`): those of LoRAs of the mini
+model. The widest ones are a bound."""
+
 _MOST_INDEX = 16 * 2**20  # bytes of the index: names of 10^5 modules
 _WIDEST = 2**24  # elements of a side
 _MOST_DIMENSIONS = 8
@@ -45,17 +49,21 @@ class Index:
         }
         return np.frombuffer(zlib.compress(json.dumps(text, separators=(",", ":")).encode(), 9), np.uint8)
 
-    @property
-    def data_bytes(self) -> int:
-        """The bytes of the data."""
-        modules = sum(sum(rank_bytes(shape, width) for width in widths) for shape, widths in self.modules.values())
+    def expected_bytes(self, more: float = 1.0) -> int:
+        """Return the expected bytes of the data; see `rank_bytes`."""
+        modules = sum(
+            sum(rank_bytes(shape, width, more) for width in widths) for shape, widths in self.modules.values()
+        )
         return modules + sum(vector_bytes(math.prod(shape), width) for shape, width in self.dense.values())
 
 
-def rank_bytes(shape: tuple[int, ...], width: int) -> int:
-    """Return the bytes of a rank of a weight of this shape."""
-    rows, columns = matrix_shape(shape)
-    return UNIT_BYTES + row_bytes(rows, width) + row_bytes(columns, width)
+def rank_bytes(shape: tuple[int, ...], width: int, more: float = 1.0) -> int:
+    """Return the expected bytes of a rank of a weight of this shape; those of a file are known when it is written.
+
+    Args:
+        more: factor of the expected bits.
+    """
+    return UNIT_BYTES + math.ceil(sum(matrix_shape(shape)) * more * CODED_BITS[width] / 8)
 
 
 def vector_bytes(count: int, width: int) -> int:

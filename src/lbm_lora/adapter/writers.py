@@ -85,6 +85,7 @@ class PackedWriter:
         self.metadata = metadata
         self._path = path
         self._built = AdapterBuilder(prefix, PACKED, metadata)
+        self._encoded: dict[str, Tensor] = {}
 
     def add_module(self, module: LoraModule) -> None:
         self._built.add_module(module)
@@ -99,15 +100,22 @@ class PackedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._built.metadata = self.metadata
-            write_packed(self._built.adapter(), self._path)
+            _write_tensors(self.encoded(), self.metadata, self._path)
+
+    def encoded(self) -> dict[str, Tensor]:
+        """Return the tensors of the file, once all deltas are added."""
+        self._encoded = self._encoded or encode_packed(self._built.adapter())
+        return self._encoded
 
 
 def write_packed(adapter: Adapter, path: Path) -> None:
     """Write a packed file atomically; see `encode_packed`."""
-    tensors = encode_packed(adapter)
+    _write_tensors(encode_packed(adapter), adapter.metadata, path)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], metadata: AdapterMetadata, path: Path) -> None:
     specs = {key: TensorSpec.of(tensor) for key, tensor in tensors.items()}
-    with SafetensorsWriter(path, specs, metadata=adapter.metadata.to_header()) as writer:
+    with SafetensorsWriter(path, specs, metadata=metadata.to_header()) as writer:
         for key, tensor in tensors.items():
             writer.write(key, tensor)
 

@@ -23,6 +23,7 @@ from lbm_lora.adapter import (
     extraction_facts,
     store_outcomes,
 )
+from lbm_lora.adapter.packed import DATA, encode_packed
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Fingerprint
 from lbm_lora.errors import CheckpointError
@@ -48,6 +49,7 @@ class AdapterOutput:
         rank, conv_rank: requested ranks, or the highest ones if ranks are chosen.
         settings: settings of the run, for the file's metadata; without folders.
         errors: errors known before the file is measured.
+        most_data: the most bytes that the data of a packed file may take; None: there is no limit.
     """
 
     path: Path | None
@@ -58,6 +60,20 @@ class AdapterOutput:
     conv_rank: int
     settings: Mapping[str, object]
     errors: Mapping[str, float] = field(default_factory=dict[str, float])
+    most_data: int | None = None
+
+
+class TooManyBytesError(Exception):
+    """The data of a packed file exceeds its limit: how many bytes counts take is known once they are coded.
+
+    Attributes:
+        index: which output it is.
+        nbytes: bytes of its data.
+    """
+
+    def __init__(self, index: int, nbytes: int) -> None:
+        super().__init__(index, nbytes)
+        self.index, self.nbytes = index, nbytes
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ def store_adapters(
 
     Raises:
         CheckpointError: there is nothing to store.
+        TooManyBytesError: a packed file exceeds its limit; no file is written.
     """
     progress.start(len(extraction), "extracting")
     with ExitStack() as stack:
@@ -91,6 +108,7 @@ def store_adapters(
                 f"{plan.pairing.tuned.path} has no change from {plan.pairing.base.path} that can be stored: "
                 f"{counts}. Are base and tuned the same file?"
             )
+        _check_sizes(outputs, stores)
         for store, output, ledger in zip(stores, outputs, ledgers, strict=True):
             store.metadata = _metadata(output, ledger, *extraction.fingerprints())
     return [
@@ -137,9 +155,10 @@ def _is_layer(row: LedgerRow) -> bool:
     return leaf_of(row.name) == "weight" and has_matrix_view(row.shape)
 
 
-def _store(
-    output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack
-) -> AdapterWriter | PackedWriter | AdapterBuilder:
+_Store = AdapterWriter | PackedWriter | AdapterBuilder
+
+
+def _store(output: AdapterOutput, plan: Plan, dtype: torch.dtype, stack: ExitStack) -> _Store:
     prefix, room = plan.pairing.tuned.prefix, _room(output.settings, plan)
     if output.path is None:
         return AdapterBuilder(prefix, dtype, room)
@@ -147,6 +166,16 @@ def _store(
         return stack.enter_context(PackedWriter(output.path, prefix, room))
     writer = AdapterWriter(output.path, prefix, dtype, output.shapes, output.ranks, output.dense, room)
     return stack.enter_context(writer)
+
+
+def _check_sizes(outputs: Sequence[AdapterOutput], stores: Sequence[_Store]) -> None:
+    for index, (output, store) in enumerate(zip(outputs, stores, strict=True)):
+        if output.most_data is None:
+            continue
+        assert not isinstance(store, AdapterWriter)
+        tensors = store.encoded() if isinstance(store, PackedWriter) else encode_packed(store.adapter())
+        if tensors[DATA].nbytes > output.most_data:
+            raise TooManyBytesError(index, tensors[DATA].nbytes)
 
 
 def _room(settings: Mapping[str, object], plan: Plan) -> AdapterMetadata:

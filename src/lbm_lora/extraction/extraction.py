@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Ledger
-from lbm_lora.extraction.adapter_output import AdapterOutput, store_adapters
+from lbm_lora.extraction.adapter_output import AdapterOutput, TooManyBytesError, store_adapters
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.passes import DirectPass
 from lbm_lora.extraction.plan import Plan
@@ -28,6 +28,7 @@ from lbm_lora.ranks import (
     OutputNorm,
     Prediction,
     RankRule,
+    SizeLimits,
     Trial,
     TrialErrors,
 )
@@ -91,13 +92,20 @@ def extract_adapters(
         given = selection.predictor.measured(found[0].choice)
         if norm is not None and norm.shrunk is not None and trial is not None and given is not None:
             found, selection, shrinkage = _checked(stack, rule, norm, trial, found, given, selection, opened)
-        outputs = [selection.output(*one) for one in zip(found, paths, facts, strict=True)]
-        if shrinkage is not None:
-            outputs[0] = replace(outputs[0], errors={**outputs[0].errors, **shrinkage.facts()})
-        # before a file is written, since all that can fail must fail by then
-        tables = [selection.predictor.table(one.choice) for one in found]
-        with selection.carried_out([one.choice for one in found]) as second:
-            stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
+        limits = rule.nbytes if isinstance(rule, SizeLimits) else [None] * len(paths)
+        while True:
+            outputs = [selection.output(*one) for one in zip(found, paths, facts, limits, strict=True)]
+            if shrinkage is not None:
+                outputs[0] = replace(outputs[0], errors={**outputs[0].errors, **shrinkage.facts()})
+            # before a file is written, since all that can fail must fail by then
+            tables = [selection.predictor.table(one.choice) for one in found]
+            try:
+                with selection.carried_out([one.choice for one in found]) as second:
+                    stored = store_adapters(outputs, second, selection.plan, settings.dtype, progress)
+                break
+            except TooManyBytesError as error:
+                selection.expect(found[error.index].choice, error.nbytes)
+                found = selection.choose(rule, trial)
         return [
             ExtractedAdapter(
                 output=output,

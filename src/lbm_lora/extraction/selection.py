@@ -52,6 +52,11 @@ class RankSelection:
         """Return a choice for each adapter of the rule; see `Chooser.choose`."""
         return Chooser(self.allocator, self.predictor, self.deltas_of).choose(rule, trial)
 
+    def expect(self, choice: Choice, data_bytes: int) -> None:
+        """Expect more bytes of further choices; see `WidthAllocator.expect`."""
+        assert isinstance(self.allocator, WidthAllocator)
+        self.allocator.expect(choice, data_bytes)
+
     @contextmanager
     def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
         """Open the second pass for these choices."""
@@ -64,11 +69,14 @@ class RankSelection:
         with self.carried_out([choice]) as second:
             yield (outcome.stored() for (outcome,) in second)
 
-    def output(self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object]) -> AdapterOutput:
+    def output(
+        self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object], limit: int | None
+    ) -> AdapterOutput:
         """Return the output of a choice.
 
         Args:
             settings: settings of the run, for the file's metadata.
+            limit: the most bytes that the file may take; None: there is no limit.
         """
         choice = chosen.choice
         shapes = {item.name: item.shape for item in self.plan.of(Action.DECOMPOSE)}
@@ -93,6 +101,7 @@ class RankSelection:
             conv_rank=highest[4],
             settings=settings,
             errors=errors,
+            most_data=limit - choice.nbytes + choice.data_bytes if limit and choice.data_bytes else None,
         )
 
     def _dense(self, choice: Choice) -> dict[ParamName, tuple[int, ...]]:

@@ -26,12 +26,14 @@ class Choice:
         error_sq: squared error in the norm of the spectra, including rounding to the stored dtype.
         widths: for a packed file, the bits of each rank of each decomposed delta, 0 for those left out, and of each
             dense delta.
+        data_bytes: of a packed file, the expected bytes of its data; they are a part of `nbytes`.
     """
 
     ranks: dict[ParamName, int | None]
     nbytes: int
     error_sq: float
     widths: Mapping[ParamName, tuple[int, ...]] = field(default_factory=dict[ParamName, tuple[int, ...]])
+    data_bytes: int = 0
 
 
 class RankAllocator:

@@ -1,6 +1,9 @@
 """Allocate a packed file's bytes: bits for each rank of each module, and for each dense delta."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from lbm_lora.adapter.packed_index import Index
 from lbm_lora.errors import ConfigError, InputError, Option
@@ -11,6 +14,7 @@ from lbm_lora.ranks.spectrum import WidthSpectrum
 
 _ROUNDS = 8  # corrections of the bytes of the index, which depends on the choice
 _CLOSE = 0.002  # of a file's bytes that may stay unused
+_SPARE = 1.002  # of the bytes that a choice has taken, for those of the next one
 
 
 class WidthAllocator:
@@ -28,8 +32,18 @@ class WidthAllocator:
     ) -> None:
         self._spectra, self._prefix, self._overhead = spectra, prefix, overhead
         self._costs = [spectrum.costs for spectrum in spectra]
+        self._more = 1.0
         self._can_leave_out = can_leave_out
         self.fixed_bytes = self._choice(allocate_widths(self._costs, 0)).nbytes
+
+    def expect(self, choice: Choice, data_bytes: int) -> None:
+        """Expect more bytes of all further choices, by what the data of this one has taken."""
+        before, self._more = self._more, self._more * _SPARE * data_bytes / choice.data_bytes
+        share = self._more / before
+        self._costs = [
+            costs if spectrum.is_dense else replace(costs, nbytes=np.ceil(share * costs.nbytes).astype(np.int64))
+            for spectrum, costs in zip(self._spectra, self._costs, strict=True)
+        ]
 
     @property
     def energy_sq(self) -> float:
@@ -108,11 +122,13 @@ class WidthAllocator:
             if not spectrum.is_dense:
                 ranks[spectrum.name] = None if chosen is None else sum(width > 0 for width in chosen)
         index = self._index(widths, ranks)
+        data_bytes = index.expected_bytes(self._more)
         return Choice(
             ranks=ranks,
-            nbytes=self._overhead + len(index.encoded()) + index.data_bytes,
+            nbytes=self._overhead + len(index.encoded()) + data_bytes,
             error_sq=found.error_sq,
             widths=widths,
+            data_bytes=data_bytes,
         )
 
     def _index(self, widths: dict[ParamName, tuple[int, ...]], ranks: dict[ParamName, int | None]) -> Index:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
+from lbm_lora.adapter.counts_code import encode_counts
 from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_packed, regridded
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError, InputError
@@ -114,7 +115,7 @@ def test_factors_of_ranks_and_other_vectors_keep_their_bits() -> None:
     }
     dense = {name: 1.3 * delta for name, delta in given.dense.items()}
     found = regridded(replace(given.unpacked(), modules=modules, dense=dense), given)
-    assert encode_packed(found)[DATA].numel() == encode_packed(given)[DATA].numel()
+    assert abs(found.nbytes - given.nbytes) <= 8  # other signs have codes of other lengths
     for name in given.params:
         wanted = given.delta(name)
         assert wanted is not None
@@ -124,6 +125,14 @@ def test_factors_of_ranks_and_other_vectors_keep_their_bits() -> None:
 def _index(**changes: object) -> torch.Tensor:
     index = {"prefix": "", "modules": {"a": [[2, 3], "4"]}, "dense": {}} | changes
     return torch.from_numpy(np.frombuffer(zlib.compress(json.dumps(index).encode()), np.uint8).copy())
+
+
+COUNTS = np.array([1, -7, 7, 0, 3], np.int16)
+
+
+def _data(stream: bytes) -> torch.Tensor:
+    """The unit 1 and a stream of counts."""
+    return torch.tensor([63, 128, 0, *stream], dtype=torch.uint8)
 
 
 DAMAGED = {
@@ -144,7 +153,13 @@ DAMAGED = {
     "another prefix": {INDEX: _index(prefix=3)},
     "data that is cut off": {DATA: torch.zeros(1, dtype=torch.uint8)},
     "a unit of zero": {DATA: torch.zeros(6, dtype=torch.uint8)},
-    "a value above its width": {DATA: torch.tensor([63, 128, 0, 255, 255, 255], dtype=torch.uint8)},
+    "no counts": {DATA: _data(b"")},
+    "counts that are cut off": {DATA: _data(encode_counts(4, [COUNTS])[:-1])},
+    "fewer counts": {DATA: _data(encode_counts(4, [COUNTS[:2]]))},
+    "something behind the counts": {DATA: _data(encode_counts(4, [COUNTS]) + b"x")},
+    "counts of another width": {DATA: _data(encode_counts(2, [0 * COUNTS]))},
+    "a value above its width": {DATA: _data(zlib.compress(b"\xff\xff\xff"))},
+    "a bomb of counts": {INDEX: _index(modules={"a": [[2**23, 3], "4"]}), DATA: _data(zlib.compress(bytes(2**22)))},
     "another dtype": {DATA: torch.zeros(6)},
     "a further tensor": {"x": torch.zeros(1, dtype=torch.uint8)},
 }
@@ -152,7 +167,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_damage_is_one_line(what: str) -> None:
-    good = {INDEX: _index(), DATA: torch.tensor([63, 128, 0, 0x77, 0x77, 0x70], dtype=torch.uint8)}
+    good = {INDEX: _index(), DATA: _data(encode_counts(4, [COUNTS]))}
     decode_packed(good, Path("x"))
     with pytest.raises(AdapterError, match=r"^x: the packed LoRA is damaged") as caught:
         decode_packed(good | DAMAGED[what], Path("x"))

@@ -1,0 +1,104 @@
+"""Counts of packed files as bytes: those of one width in one stream, of which frequent ones take fewer bits.
+
+A stream is compressed by zlib, with Huffman codes alone. Each of its bytes before that holds 5 counts of width 2 (as
+digits in base 3), 2 counts of width 3 or 4 (in base 7 or 15), or the highest 8 bits of one count of a larger width.
+Behind it are the other bits of counts of more than 8, uncompressed.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int16, UInt8, UInt16
+
+from lbm_lora.factorize import largest
+
+_PER_BYTE = {2: 5, 3: 2, 4: 2}
+_CODED = 8  # bits of a count that are coded
+_CHUNK = 2**24  # counts that are turned into bytes at once
+
+
+def encode_counts(width: int, parts: Sequence[Int16[np.ndarray, "..."]]) -> bytes:
+    """Return the stream of counts of one width, in the order of the parts."""
+    counts = np.concatenate([part.reshape(-1) for part in parts])
+    coder = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    coded: list[bytes] = []
+    rest: list[bytes] = []
+    for start in range(0, len(counts), _chunk(width)):
+        whole = (counts[start : start + _chunk(width)] + largest(width)).astype(np.uint16)
+        coded.append(coder.compress(_grouped(whole >> _low_bits(width), width).tobytes()))
+        rest.append(_low(whole, _low_bits(width)).tobytes())
+    return b"".join((*coded, coder.flush(), *rest))
+
+
+def decode_counts(width: int, count: int, data: bytes) -> tuple[Int16[np.ndarray, " n"], bytes]:
+    """Return the counts at the beginning of the data, and what follows them.
+
+    Raises:
+        ValueError, zlib.error: the data is cut off, or is none of `encode_counts`.
+    """
+    per_byte, low = _PER_BYTE.get(width, 1), _low_bits(width)
+    coder = zlib.decompressobj()
+    nbytes = -(-count // per_byte)
+    if nbytes > 8 * len(data):  # a code has a bit or more
+        raise ValueError(f"{len(data):,} bytes cannot hold {count:,} counts")
+    coded = coder.decompress(data, nbytes + 1)
+    if len(coded) != nbytes or not coder.eof:
+        raise ValueError(f"its counts of {width} bits are cut off, or not {count:,}")
+    rest, at = coder.unused_data, 0
+    whole = np.empty(count, np.uint16)
+    for start in range(0, count, _chunk(width)):
+        part = whole[start : start + _chunk(width)]
+        high = np.frombuffer(coded, np.uint8)[start // per_byte : -(-(start + len(part)) // per_byte)]
+        size = -(-len(part) * low // 8)
+        if at + size > len(rest):
+            raise ValueError(f"its counts of {width} bits are cut off")
+        part[:] = _ungrouped(high, width)[: len(part)].astype(np.uint16) << low
+        part |= _of_low(np.frombuffer(rest, np.uint8)[at : at + size], len(part), low)
+        at += size
+    if count and whole.max() > 2 * largest(width):
+        raise ValueError("a value exceeds its width")
+    return (whole.astype(np.int32) - largest(width)).astype(np.int16), rest[at:]
+
+
+def _chunk(width: int) -> int:
+    """Return how many counts are handled at once: whole bytes, of both kinds."""
+    return _CHUNK // 40 * 40 if _low_bits(width) or width in _PER_BYTE else _CHUNK
+
+
+def _low_bits(width: int) -> int:
+    return max(0, width - _CODED)
+
+
+def _grouped(whole: UInt16[np.ndarray, " n"], width: int) -> UInt8[np.ndarray, " m"]:
+    """Return a byte for each group of counts; the last group is filled with zeros."""
+    per_byte, base = _PER_BYTE.get(width, 1), 2 * largest(width) + 1
+    digits = np.zeros(-(-len(whole) // per_byte) * per_byte, np.uint8)
+    digits[: len(whole)] = whole
+    found = digits[per_byte - 1 :: per_byte].copy()
+    for place in range(per_byte - 2, -1, -1):
+        found = found * np.uint8(base) + digits[place::per_byte]
+    return found
+
+
+def _ungrouped(data: UInt8[np.ndarray, " m"], width: int) -> UInt8[np.ndarray, " n"]:
+    per_byte, base = _PER_BYTE.get(width, 1), 2 * largest(width) + 1
+    if per_byte == 1:
+        return data
+    digits = np.empty((len(data), per_byte), np.uint8)
+    for place in range(per_byte):
+        data, digits[:, place] = np.divmod(data, np.uint8(base))
+    if data.any():
+        raise ValueError("a value exceeds its width")
+    return digits.reshape(-1)
+
+
+def _low(whole: UInt16[np.ndarray, " n"], low: int) -> UInt8[np.ndarray, " m"]:
+    """Return the lowest bits of each count, most significant first."""
+    bits = (whole[:, None] >> np.arange(low - 1, -1, -1, dtype=np.uint16)) & 1
+    return np.packbits(bits.astype(np.uint8).reshape(-1))
+
+
+def _of_low(data: UInt8[np.ndarray, " m"], count: int, low: int) -> UInt16[np.ndarray, " n"]:
+    bits = np.unpackbits(data, count=count * low).reshape(count, low)
+    return (bits.astype(np.uint16) @ (1 << np.arange(low - 1, -1, -1, dtype=np.uint16))).astype(np.uint16)
