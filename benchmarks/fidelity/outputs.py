@@ -10,8 +10,7 @@ import torch
 
 from lbm_lora import ScaledAdapter, fuse_module, load_adapter, load_model
 from lbm_lora.adapter import Adapter, rank_bytes
-from lbm_lora.adapter.packed_index import rank_bytes as packed_rank_bytes
-from lbm_lora.adapter.packed_index import vector_bytes
+from lbm_lora.adapter.packed_index import dense_bytes
 from lbm_lora.factorize import PACKED
 from lbm_lora.fidelity.answers import answer, question
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
@@ -95,14 +94,10 @@ def matrix_bytes(adapter: Adapter) -> int:
     """Return the bytes of all stored matrix values: factors, and dense deltas with two or more dimensions."""
     dense = {name: delta for name, delta in adapter.dense.items() if delta.ndim > 1}
     if adapter.dtype == PACKED:
-        factors = sum(
-            packed_rank_bytes(module.shape, width)
-            for module in adapter.modules.values()
-            if module.grid is not None
-            for width in module.grid.widths
+        vectors = (name for name in adapter.dense if name not in dense)
+        return adapter.nbytes - sum(
+            dense_bytes(tuple(adapter.dense[name].shape), adapter.grids[name].widths[0]) for name in vectors
         )
-        widths = {name: adapter.grids[name].widths[0] for name in dense}
-        return factors + sum(vector_bytes(delta.numel(), widths[name]) for name, delta in dense.items())
     factors = sum(
         module.rank * rank_bytes(module.shape, adapter.dtype or module.up.dtype) for module in adapter.modules.values()
     )

@@ -15,7 +15,7 @@ from lbm_lora.factorize import largest
 
 _PER_BYTE = {2: 5, 3: 2, 4: 2}
 _CODED = 8  # bits of a count that are coded
-_CHUNK = 2**24  # counts that are turned into bytes at once
+_CHUNK = 40 * 2**19  # counts that are turned into bytes at once: whole bytes at any width
 
 
 def encode_counts(width: int, parts: Sequence[Int16[np.ndarray, "..."]]) -> bytes:
@@ -24,8 +24,8 @@ def encode_counts(width: int, parts: Sequence[Int16[np.ndarray, "..."]]) -> byte
     coder = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     coded: list[bytes] = []
     rest: list[bytes] = []
-    for start in range(0, len(counts), _chunk(width)):
-        whole = (counts[start : start + _chunk(width)] + largest(width)).astype(np.uint16)
+    for start in range(0, len(counts), _CHUNK):
+        whole = (counts[start : start + _CHUNK] + largest(width)).astype(np.uint16)
         coded.append(coder.compress(_grouped(whole >> _low_bits(width), width).tobytes()))
         rest.append(_low(whole, _low_bits(width)).tobytes())
     return b"".join((*coded, coder.flush(), *rest))
@@ -47,8 +47,8 @@ def decode_counts(width: int, count: int, data: bytes) -> tuple[Int16[np.ndarray
         raise ValueError(f"its counts of {width} bits are cut off, or not {count:,}")
     rest, at = coder.unused_data, 0
     whole = np.empty(count, np.uint16)
-    for start in range(0, count, _chunk(width)):
-        part = whole[start : start + _chunk(width)]
+    for start in range(0, count, _CHUNK):
+        part = whole[start : start + _CHUNK]
         high = np.frombuffer(coded, np.uint8)[start // per_byte : -(-(start + len(part)) // per_byte)]
         size = -(-len(part) * low // 8)
         if at + size > len(rest):
@@ -59,11 +59,6 @@ def decode_counts(width: int, count: int, data: bytes) -> tuple[Int16[np.ndarray
     if count and whole.max() > 2 * largest(width):
         raise ValueError("a value exceeds its width")
     return (whole.astype(np.int32) - largest(width)).astype(np.int16), rest[at:]
-
-
-def _chunk(width: int) -> int:
-    """Return how many counts are handled at once: whole bytes, of both kinds."""
-    return _CHUNK // 40 * 40 if _low_bits(width) or width in _PER_BYTE else _CHUNK
 
 
 def _low_bits(width: int) -> int:

@@ -2,13 +2,13 @@
 
     lbm_lora.index    uint8: zlib-compressed JSON, {"prefix": TEXT, "modules": {MODULE: [SHAPE, WIDTHS]}, "dense":
                       {PARAM: [SHAPE, WIDTHS]}}; WIDTHS has a digit in base 36 for each rank, one for a dense delta
-    lbm_lora.data     uint8: in the order of the index, for each module its units, for each dense delta its unit and
-                      its values; then the counts of all modules, for each width one stream (see `counts_code`): in the
-                      order of the index, for each module the columns of `up`, then the rows of `down`
+    lbm_lora.data     uint8: in the order of the index, the units of each module; the unit of each dense delta, and
+                      the values of each vector; then all other values, one stream for each width (see `counts_code`):
+                      for each module the columns of `up`, then the rows of `down`; then dense deltas of matrices
 
-A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. Values of a dense delta are whole numbers of
-its width, L added to each, most significant bit first (see `factorize.grid`). They are not coded, so that a file keeps
-its size when they change. No other program knows these two keys, so none reads a part of the file.
+A unit takes 3 bytes: the first 24 bits of an fp32 number after its sign. A value is a whole number, a count (see
+`factorize.grid`). Those of vectors are stored with L added, most significant bit first. They are not coded, so that a
+file keeps its size when they change. No other program knows these two keys, so none reads a part of the file.
 """
 
 import math
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lbm_lora.adapter.counts_code import decode_counts, encode_counts
 from lbm_lora.adapter.module import Adapter, LoraModule
-from lbm_lora.adapter.packed_index import UNIT_BYTES, Index, decode_index, row_bytes
+from lbm_lora.adapter.packed_index import UNIT_BYTES, Index, decode_index, is_coded, row_bytes
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import (
     PACKED,
@@ -89,7 +89,11 @@ def encode_packed(adapter: Adapter) -> dict[str, Tensor]:
         for name, delta in adapter.dense.items():
             grid = adapter.grids[name]
             values = vector_counts(delta.flatten(), grid).numpy()
-            parts += [_units(grid.unit).tobytes(), _packed(values, grid.widths[0]).tobytes()]
+            parts.append(_units(grid.unit).tobytes())
+            if is_coded(tuple(delta.shape)):
+                counted[grid.widths[0]].append(values)
+            else:
+                parts.append(_packed(values, grid.widths[0]).tobytes())
     except InputError as error:
         raise AdapterError(f"{adapter.label}: ", *error.args) from None
     parts += [encode_counts(width, found) for width, found in counted.items() if found]
@@ -108,6 +112,9 @@ def regridded(adapter: Adapter, given: Adapter) -> Adapter:
     dense: dict[ParamName, Tensor] = {}
     grids: dict[ParamName, Grid] = {}
     for name, delta in adapter.dense.items():
+        if torch.equal(delta, given.dense[name]):
+            dense[name], grids[name] = delta, given.grids[name]
+            continue
         widths = given.grids[name].widths
         counts, unit = nearest(delta.flatten()[None], widths)
         grids[name] = Grid(widths, unit)
@@ -165,12 +172,13 @@ def _read(
         return data[at - count : at]
 
     units = {name: _units_of(take(UNIT_BYTES * len(widths))) for name, (_, widths) in index.modules.items()}
-    dense: dict[ParamName, Tensor] = {}
+    vectors: dict[ParamName, Int16[Tensor, " n"]] = {}
     grids: dict[ParamName, Grid] = {}
     for name, (shape, width) in index.dense.items():
         grids[name] = Grid((width,), _units_of(take(UNIT_BYTES)))
-        count = math.prod(shape)
-        dense[name] = vector_of(_unpacked(take(row_bytes(count, width)), count, width), grids[name]).reshape(shape)
+        if not is_coded(shape):
+            count = math.prod(shape)
+            vectors[name] = _unpacked(take(row_bytes(count, width)), count, width)
     counts = _counts(index, data[at:].tobytes())
     modules: dict[ModuleName, LoraModule] = {}
     for name, (shape, widths) in index.modules.items():
@@ -180,15 +188,21 @@ def _read(
         rank = len(widths)
         first, second = found.down.reshape(down_shape(shape, rank)), found.up.reshape(up_shape(shape, rank))
         modules[name] = LoraModule(name, first, second.contiguous(), float(rank), grid)
+    dense: dict[ParamName, Tensor] = {}
+    for name, (shape, _) in index.dense.items():
+        values = torch.from_numpy(next(counts)[0]) if is_coded(shape) else vectors[name]
+        dense[name] = vector_of(values, grids[name]).reshape(shape)
     return modules, dense, grids
 
 
 def _counts(index: Index, data: bytes) -> Iterator[Int16[np.ndarray, "rank n"]]:
-    """Yield the counts of both factors of each module, each rank in a row."""
+    """Yield all counts that are coded: of both factors of each module, each rank in a row, then of dense deltas."""
+    rows = [(widths, length) for shape, widths in index.modules.values() for length in matrix_shape(shape)]
+    rows += [((width,), math.prod(shape)) for shape, width in index.dense.values() if is_coded(shape)]
     totals: dict[int, int] = dict.fromkeys(WIDTHS, 0)
-    for shape, widths in index.modules.values():
+    for widths, length in rows:
         for width in widths:
-            totals[width] += sum(matrix_shape(shape))
+            totals[width] += length
     streams: dict[int, Int16[np.ndarray, " n"]] = {}
     for width, total in totals.items():
         if total:
@@ -196,14 +210,13 @@ def _counts(index: Index, data: bytes) -> Iterator[Int16[np.ndarray, "rank n"]]:
     if data:
         raise ValueError(f"{len(data):,} bytes follow its data")
     places: dict[int, int] = dict.fromkeys(WIDTHS, 0)
-    for shape, widths in index.modules.values():
-        for length in matrix_shape(shape):
-            rows = np.empty((len(widths), length), np.int16)
-            for width, run in _runs(widths):
-                part = rows[run]
-                part[:] = streams[width][places[width] : places[width] + part.size].reshape(part.shape)
-                places[width] += part.size
-            yield rows
+    for widths, length in rows:
+        found = np.empty((len(widths), length), np.int16)
+        for width, run in _runs(widths):
+            part = found[run]
+            part[:] = streams[width][places[width] : places[width] + part.size].reshape(part.shape)
+            places[width] += part.size
+        yield found
 
 
 def _runs(widths: tuple[int, ...]) -> Iterator[tuple[int, slice]]:

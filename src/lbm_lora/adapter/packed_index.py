@@ -16,7 +16,7 @@ from lbm_lora.plain_text import parse_json
 
 UNIT_BYTES = 3
 
-CODED_BITS = {2: 1.54, 3: 2.63, 4: 3.62, 5: 4.63, 6: 5.8, 8: 7.5, 10: 9.5, 12: 11.5, 16: 15.5}
+CODED_BITS = {2: 1.575, 3: 2.68, 4: 3.62, 5: 4.57, 6: 5.53, 8: 7.48, 10: 9.47, 12: 11.47, 16: 15.5}
 """Bits that a count of each width takes on average once it is coded (see `counts_code`): those of LoRAs of the mini
 model. The widest ones are a bound."""
 
@@ -54,7 +54,7 @@ class Index:
         modules = sum(
             sum(rank_bytes(shape, width, more) for width in widths) for shape, widths in self.modules.values()
         )
-        return modules + sum(vector_bytes(math.prod(shape), width) for shape, width in self.dense.values())
+        return modules + sum(dense_bytes(shape, width, more) for shape, width in self.dense.values())
 
 
 def rank_bytes(shape: tuple[int, ...], width: int, more: float = 1.0) -> int:
@@ -66,9 +66,16 @@ def rank_bytes(shape: tuple[int, ...], width: int, more: float = 1.0) -> int:
     return UNIT_BYTES + math.ceil(sum(matrix_shape(shape)) * more * CODED_BITS[width] / 8)
 
 
-def vector_bytes(count: int, width: int) -> int:
-    """Return the bytes of a dense delta of so many values."""
-    return UNIT_BYTES + row_bytes(count, width)
+def dense_bytes(shape: tuple[int, ...], width: int, more: float = 1.0) -> int:
+    """Return the expected bytes of a dense delta; those of a vector are exact."""
+    count = math.prod(shape)
+    coded = math.ceil(count * more * CODED_BITS[width] / 8) if is_coded(shape) else row_bytes(count, width)
+    return UNIT_BYTES + coded
+
+
+def is_coded(shape: tuple[int, ...]) -> bool:
+    """Return whether the values of a dense delta are coded: vectors are not, so that a refit keeps a file's size."""
+    return len(shape) > 1
 
 
 def decode_index(compressed: bytes) -> Index:

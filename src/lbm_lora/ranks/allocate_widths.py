@@ -7,7 +7,7 @@ import numpy as np
 
 from lbm_lora.adapter.packed_index import Index
 from lbm_lora.errors import ConfigError, InputError, Option
-from lbm_lora.factorize import FixedRank, WidthAllocation, allocate_widths, allocate_widths_for
+from lbm_lora.factorize import FixedRank, WidthAllocation, WidthCosts, allocate_widths, allocate_widths_for
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.ranks.allocate import Choice, megabytes
 from lbm_lora.ranks.spectrum import WidthSpectrum
@@ -41,7 +41,7 @@ class WidthAllocator:
         before, self._more = self._more, self._more * _SPARE * data_bytes / choice.data_bytes
         share = self._more / before
         self._costs = [
-            costs if spectrum.is_dense else replace(costs, nbytes=np.ceil(share * costs.nbytes).astype(np.int64))
+            costs if len(spectrum.shape) == 1 else _with_bytes(costs, share)
             for spectrum, costs in zip(self._spectra, self._costs, strict=True)
         ]
 
@@ -143,6 +143,11 @@ class WidthAllocator:
             {module_of(name): (shapes[name], bits) for name, bits in taken.items() if is_module(name)},
             {name: (shapes[name], bits[0]) for name, bits in taken.items() if not is_module(name)},
         )
+
+
+def _with_bytes(costs: WidthCosts, share: float) -> WidthCosts:
+    dense = None if costs.dense_bytes is None else np.ceil(share * costs.dense_bytes).astype(np.int64)
+    return replace(costs, nbytes=np.ceil(share * costs.nbytes).astype(np.int64), dense_bytes=dense)
 
 
 def _is_something(found: WidthAllocation) -> bool:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from lbm_lora.adapter.packed_index import rank_bytes, vector_bytes
+from lbm_lora.adapter.packed_index import dense_bytes, rank_bytes
 from lbm_lora.blocks import energy
 from lbm_lora.factorize import (
     WIDTHS,
@@ -102,7 +102,7 @@ def width_spectrum(
             rest=svd.rest,
             fixed_bytes=_ENTRY,
             dense_errors=np.append(np.inf, dense),
-            dense_bytes=np.array([0, *(vector_bytes(matrix.numel(), width) for width in WIDTHS)]),
+            dense_bytes=np.array([0, *(dense_bytes(shape, width) for width in WIDTHS)]),
         ),
     )
 
@@ -118,7 +118,7 @@ def vector_spectrum(name: ParamName, values: Tensor, moment: Moment | None, *, i
     variances = torch.ones(row.shape[1]) if moment is None else moment.variances().float()
     lost = float(row[0].double().square().sum()) if moment is None else moment.quadratic(row)
     errors = relative_noise(row, variances)[:, 0] * float(row[0].double().square() @ variances.double())
-    nbytes = np.array([0, *(_ENTRY + vector_bytes(row.shape[1], width) for width in WIDTHS)])
+    nbytes = np.array([0, *(_ENTRY + dense_bytes(tuple(values.shape), width) for width in WIDTHS)])
     if is_needed:
         errors, nbytes = np.where(np.array(WIDTHS) == max(WIDTHS), 0.0, np.inf), nbytes
     return WidthSpectrum(

@@ -36,11 +36,14 @@ def packed_module(name: str, shape: tuple[int, ...], widths: tuple[int, ...], se
 
 def packed_adapter(widths: tuple[int, ...] = (8, 5, 5, 3)) -> Adapter:
     modules = [packed_module("mid.conv", (6, 4, 3, 3), widths), packed_module("mid.to_q", (5, 8), (16, 2), seed=5)]
-    counts, unit = nearest(random(1, 7, seed=9), [6])
-    grid, name = Grid((6,), unit), ParamName("mid.conv.bias")
+    dense: dict[ParamName, torch.Tensor] = {}
+    grids: dict[ParamName, Grid] = {}
+    for name, shape, width in (("mid.conv.bias", (7,), 6), ("mid.to_k.weight", (4, 6), 5)):
+        counts, unit = nearest(random(*shape, seed=9).flatten()[None], [width])
+        grids[ParamName(name)] = grid = Grid((width,), unit)
+        dense[ParamName(name)] = vector_of(counts[0], grid).reshape(shape)
     return Adapter(
-        {module.name: module for module in modules}, {name: vector_of(counts[0], grid)}, prefix="denoiser.",
-        dtype=PACKED, grids={name: grid},
+        {module.name: module for module in modules}, dense, prefix="denoiser.", dtype=PACKED, grids=grids
     )  # fmt: skip
 
 
@@ -113,13 +116,16 @@ def test_factors_of_ranks_and_other_vectors_keep_their_bits() -> None:
     modules = {
         name: replace(module, up=module.up * -1.1, grid=None) for name, module in given.unpacked().modules.items()
     }
-    dense = {name: 1.3 * delta for name, delta in given.dense.items()}
+    matrix = ParamName("mid.to_k.weight")
+    dense = {name: delta if name == matrix else 1.3 * delta for name, delta in given.dense.items()}
     found = regridded(replace(given.unpacked(), modules=modules, dense=dense), given)
     assert abs(found.nbytes - given.nbytes) <= 8  # other signs have codes of other lengths
     for name in given.params:
         wanted = given.delta(name)
         assert wanted is not None
-        torch.testing.assert_close(found.delta(name), (1.3 if name in dense else -1.1) * wanted, rtol=1e-3, atol=3e-2)
+        factor = 1.0 if name == matrix else 1.3 if name in dense else -1.1
+        torch.testing.assert_close(found.delta(name), factor * wanted, rtol=1e-3, atol=3e-2)
+    assert torch.equal(found.dense[matrix], given.dense[matrix])
 
 
 def _index(**changes: object) -> torch.Tensor:

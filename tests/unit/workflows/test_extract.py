@@ -12,12 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lbm_lora.adapter import load_adapter
+from lbm_lora.adapter.packed_index import CODED_BITS
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import CheckpointError, ConfigError, InputError, OutputError, PairingError, PatternError
+from lbm_lora.factorize import WIDTHS
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.ranks import Choice, WidthAllocator
 from lbm_lora.workflows import base
 from lbm_lora.workflows.extract import run
 from standins import Lbm
@@ -212,3 +215,24 @@ def test_a_base_in_the_place_of_tuned_is_named(lbm: Lbm, tmp_path: Path) -> None
             run(swapped)
         assert str(caught.value).startswith(f"{path} is marked as an exact base and {lbm.tuned} is not: ")
         assert not (tmp_path / "l.safetensors").exists()
+
+
+def test_a_packed_file_keeps_its_size_whatever_its_counts_take(
+    lbm: Lbm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size is known only once all counts are coded; a second choice follows if it is too large."""
+    expected: list[int] = []
+    expect = WidthAllocator.expect
+
+    def counted(self: WidthAllocator, choice: Choice, data_bytes: int) -> None:
+        expected.append(data_bytes)
+        expect(self, choice, data_bytes)
+
+    monkeypatch.setattr(WidthAllocator, "expect", counted)
+    for width in WIDTHS:
+        monkeypatch.setitem(CODED_BITS, width, 0.6 * CODED_BITS[width])
+    given = ExtractConfig(base_model_path=lbm.base, tuned_model_path=lbm.tuned, save_to=tmp_path / "l.safetensors")
+    result = run(dataclasses.replace(given, max_size=("100kB",), save_precision="auto"))
+    assert expected
+    assert expected[0] > 100_000
+    assert 90_000 < result.nbytes == result.adapter.stat().st_size <= 100_000

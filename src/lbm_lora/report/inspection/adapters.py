@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, module_bytes, rank_bytes
+from lbm_lora.adapter.packed import index_of
+from lbm_lora.adapter.packed_index import UNIT_BYTES, dense_bytes, is_coded
 from lbm_lora.adapter.packed_index import rank_bytes as packed_rank_bytes
-from lbm_lora.adapter.packed_index import vector_bytes
 from lbm_lora.blocks import energy
 from lbm_lora.errors import LbmLoraError
 from lbm_lora.factorize import PACKED, Grid, Spectrum, allocate_error, energy_rank, product_svd
@@ -47,7 +48,8 @@ def adapter_facts(adapter: Adapter, nbytes: int, known: Mapping[str, str], progr
     names: list[ParamName] = list(map(ParamName, names_in_order(adapter.params)))
     progress.start(len(names), "measuring the LoRA")
     measured: list[_Measured] = []
-    for one in ordered_map(lambda name: _measured(adapter, name), names):
+    more = _more_bytes(adapter)
+    for one in ordered_map(lambda name: _measured(adapter, name, more), names):
         measured.append(one)
         progress.advance()
     deltas = tuple(one.facts for one in measured)
@@ -74,10 +76,20 @@ def adapter_facts(adapter: Adapter, nbytes: int, known: Mapping[str, str], progr
     )
 
 
-def _measured(adapter: Adapter, name: ParamName) -> _Measured:
+def _more_bytes(adapter: Adapter) -> float:
+    """Return how much more than expected a byte of counts takes in a packed file; 1 for others."""
+    if adapter.dtype != PACKED:
+        return 1.0
+    index = index_of(adapter)
+    plain = sum(UNIT_BYTES * len(widths) for _, widths in index.modules.values())
+    plain += sum(UNIT_BYTES if is_coded(shape) else dense_bytes(shape, width) for shape, width in index.dense.values())
+    return (adapter.nbytes - plain) / max(1, index.expected_bytes() - plain)
+
+
+def _measured(adapter: Adapter, name: ParamName, more: float) -> _Measured:
     module = adapter.module_at(name)
     if module is None:
-        return _Measured(_dense_facts(name, adapter.dense[name], adapter.grids.get(name)))
+        return _Measured(_dense_facts(name, adapter.dense[name], adapter.grids.get(name), more))
     values = singular_values(module)
     spectrum = None if values is None else _spectrum(values, 1)
     return _Measured(
@@ -89,7 +101,7 @@ def _measured(adapter: Adapter, name: ParamName) -> _Measured:
             shape=module.shape,
             rank=module.rank,
             alpha=module.alpha,
-            nbytes=_factor_nbytes(adapter, module),
+            nbytes=_factor_nbytes(adapter, module, more),
             norm=math.nan if values is None else math.sqrt(energy(values)),
             rank_90=None if spectrum is None else energy_rank(spectrum, 0.9),
             rank_99=None if spectrum is None else energy_rank(spectrum, 0.99),
@@ -111,7 +123,7 @@ def singular_values(module: LoraModule) -> Tensor | None:
     return values if torch.isfinite(values).all() else None
 
 
-def _dense_facts(name: ParamName, delta: Tensor, grid: Grid | None) -> DeltaFacts:
+def _dense_facts(name: ParamName, delta: Tensor, grid: Grid | None, more: float) -> DeltaFacts:
     values = delta.float()
     return DeltaFacts(
         name=name,
@@ -121,15 +133,18 @@ def _dense_facts(name: ParamName, delta: Tensor, grid: Grid | None) -> DeltaFact
         shape=tuple(delta.shape),
         rank=None,
         alpha=None,
-        nbytes=vector_bytes(delta.numel(), grid.widths[0]) if grid else delta.nbytes,
+        nbytes=dense_bytes(tuple(delta.shape), grid.widths[0], more) if grid else delta.nbytes,
         norm=math.sqrt(energy(values)) if torch.isfinite(values).all() else math.nan,
     )
 
 
-def _factor_nbytes(adapter: Adapter, module: LoraModule) -> int:
-    """Bytes of the factors in a file; in memory, whole numbers are fp32."""
+def _factor_nbytes(adapter: Adapter, module: LoraModule, more: float) -> int:
+    """Bytes of the factors in a file; in memory, whole numbers are fp32.
+
+    Those of a packed file are coded together; each module gets its expected part.
+    """
     if module.grid is not None:
-        return sum(packed_rank_bytes(module.shape, width) for width in module.grid.widths)
+        return sum(packed_rank_bytes(module.shape, width, more) for width in module.grid.widths)
     if adapter.dtype == torch.int8:
         return module.up.numel() + module.down.numel() + 4 * module.rank
     return module.up.nbytes + module.down.nbytes
