@@ -21,7 +21,6 @@ REASONS = {
     "adapter/formats/peft_keys.py": "tests/unit/adapter/formats/test_diffusers.py: keys of every age; see test_peft.py",
     "adapter/formats/peft_layers.py": "tests/unit/adapter/formats/test_peft.py: what has a place, and what has not",
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
-    "cli/streams.py": "tests/unit/cli/test_console.py: a reader that leaves",
     "combine/chooser.py": "tests/unit/combine/test_resize.py: ranks by each rule; see test_merge.py",
     "combine/merged_adapter.py": "tests/unit/workflows/test_merge.py: merged files and what they record",
     "comfy/checkpoint_nodes.py": "tests/unit/comfy/test_lora_nodes.py: extract, calibrate, validate and fuse as nodes",
