@@ -16,14 +16,17 @@ import tempfile
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+import torch
 from faults.goods import FOREIGN, Goods, write_goods
 from faults.harness import Worker
 
 from lbm_lora.adapter import load_adapter
+from lbm_lora.adapter.packed import DATA, INDEX, decode_packed
 from lbm_lora.calibration import load_statistics
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import LbmLoraError
@@ -63,6 +66,12 @@ def read_adapter(path: Path) -> None:
         adapter.delta(name)
 
 
+def read_packed(path: Path) -> None:
+    """Read a packed LoRA whose index, before compression, is a file; without data, nearly all are refused late."""
+    index = torch.frombuffer(bytearray(zlib.compress(path.read_bytes())), dtype=torch.uint8)
+    decode_packed({INDEX: index, DATA: torch.zeros(2000, dtype=torch.uint8) + 64}, path)
+
+
 def read_moments(path: Path) -> None:
     statistics = load_statistics(path)
     for name in list(statistics)[:4]:
@@ -83,6 +92,8 @@ def seeds(goods: Goods) -> dict[str, tuple[Reader, list[Path]]]:
         "safetensors": (read_all, [small / "base.safetensors"]),
         "torch": (read_all, [small / "base-torch.ckpt"]),
         "native LoRA": (read_adapter, native),
+        "packed LoRA": (read_adapter, [small / "packed.safetensors"]),
+        "index of a packed LoRA": (read_packed, [small / "packed-index.json"]),
         "statistics": (read_moments, [goods / "lbm/statistics.safetensors"]),
         "image": (lambda path: read_image(path), [goods / "images/0.png", goods / "mask.png"]),
         "shard": (read_samples, [goods / "shards/0.tar"]),

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,8 @@ def _small(goods: Goods, worker: Worker) -> None:
         worker, "extract", *pair, "--save_to", folder / "packed.safetensors", "--max_size", "4KB", "--save_precision",
         "auto",
     )  # fmt: skip
+    packed = load_file(folder / "packed.safetensors")["lbm_lora.index"]
+    (folder / "packed-index.json").write_bytes(zlib.decompress(packed.numpy().tobytes()))
 
 
 def _nano(goods: Goods, worker: Worker) -> None:
