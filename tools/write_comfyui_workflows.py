@@ -2,19 +2,25 @@
 
     python tools/write_comfyui_workflows.py
 
-One graph is written once, here: a node's links and widgets by name. `NAME.json` opens in ComfyUI, `NAME_api.json` is
-what POST /prompt takes.
+One graph is written once, here: a node's links and widgets by name. `NAME.json` opens in ComfyUI, `api/NAME.json` is
+what POST /prompt takes: in a folder of its own, as ComfyUI lists each JSON file next to the others as a template.
+
+Workflows and thumbnails are also copied to the root of the repository, where ComfyUI finds them if the clone itself is
+in custom_nodes. A link in their place would stop ComfyUI on Windows, where git may write a text file for it.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[1] / "integrations/comfyui/example_workflows"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "integrations/comfyui/example_workflows"
 
 BASE, LORA, SOURCE = "mini_base.safetensors", "relight.safetensors", "source.png"
+STOCK_LORA = "relight_comfyui.safetensors"
 
 MODEL = "MODEL,LBM_MODEL"
 
@@ -94,15 +100,14 @@ KINDS = {
     ),
     "LoraLoaderModelOnly": Kind(
         {"model": "MODEL"},
-        {"lora_name": ("COMBO", LORA), "strength_model": ("FLOAT", 1.0)},
+        {"lora_name": ("COMBO", STOCK_LORA), "strength_model": ("FLOAT", 1.0)},
         {"MODEL": "MODEL"},
         (310, 90),
     ),
     "LoadImage": Kind(
         {}, {"image": ("COMBO", SOURCE), "*upload": ("", "image")}, {"IMAGE": "IMAGE", "MASK": "MASK"}, (310, 320)
     ),
-    "ImageBatch": Kind({"image1": "IMAGE", "image2": "IMAGE"}, {}, {"IMAGE": "IMAGE"}, (200, 60)),
-    "SaveImage": Kind({"images": "IMAGE"}, {"filename_prefix": ("STRING", "lbm")}, {}, (360, 400)),
+    "SaveImage": Kind({"images": "IMAGE"}, {"filename_prefix": ("STRING", "lbm")}, {}, (310, 270)),
 }
 
 
@@ -114,6 +119,7 @@ class Node:
         place: column and height on the canvas.
         links: socket -> node and output.
         widgets: those that differ from the defaults.
+        title: in place of the name of its class.
     """
 
     kind: str
@@ -141,7 +147,7 @@ WORKFLOWS: dict[str, tuple[Graph, str]] = {
             "translate": _translate("lora", (2, 0)),
             "save": Node("SaveImage", (3, 0), {"images": ("translate", "IMAGE")}),
         },
-        "Choose an LBM base, its LoRA and an image: a subject on a background, as it is to be relit.",
+        "Choose an LBM base, a LoRA for it, and an image: a subject pasted onto the background that lights it.",
     ),
     "relight_two_loras": (
         {
@@ -162,11 +168,11 @@ WORKFLOWS: dict[str, tuple[Graph, str]] = {
             "save_lora": Node("LbmLoraSave", (2, 180), {"lora": ("extract", "LBM_LORA")}),
             "with_lora": _translate("apply", (3, 0)),
             "with_tuned": _translate("tuned", (3, 330), loaded="tuned"),
-            "both": Node("ImageBatch", (4, 0), {"image1": ("with_lora", "IMAGE"), "image2": ("with_tuned", "IMAGE")}),
-            "save": Node("SaveImage", (4, 120), {"images": ("both", "IMAGE")}),
+            "save": Node("SaveImage", (4, 0), {"images": ("with_lora", "IMAGE")}, title="base + LoRA"),
+            "save_tuned": Node("SaveImage", (4, 330), {"images": ("with_tuned", "IMAGE")}, title="fine-tuned model"),
         },
-        "Extract a LoRA from a base and a fine-tuned checkpoint, save it, and compare base + LoRA (first image) with "
-        "the fine-tuned model (second).",
+        "Extract a LoRA from a base and a fine-tuned checkpoint, save it, and compare base + LoRA with the fine-tuned "
+        "model.",
     ),
     "stock_loader": (
         {
@@ -175,8 +181,8 @@ WORKFLOWS: dict[str, tuple[Graph, str]] = {
             "translate": _translate("lora", (2, 0)),
             "save": Node("SaveImage", (3, 0), {"images": ("translate", "IMAGE")}),
         },
-        "ComfyUI's own LoRA loader. It needs a LoRA in the format comfyui: lbm-lora convert --to comfyui, or the node "
-        "Save LBM LoRA. Of a native file it loads nothing.",
+        "ComfyUI's own LoRA loader. It needs a LoRA in the format comfyui: write one with the node Save LBM LoRA, or "
+        "with lbm-lora convert --to comfyui. From a native file it loads nothing.",
     ),
 }
 """Name -> graph, and what its note says."""
@@ -244,6 +250,7 @@ def _ui_node(number: int, node: Node, links: list[list[Any]]) -> dict[str, Any]:
     return {
         "id": number,
         "type": node.kind,
+        **({"title": node.title} if node.title else {}),
         "pos": [40 + 350 * node.place[0], 120 + node.place[1]],
         "size": list(kind.size),
         "flags": {},
@@ -291,14 +298,21 @@ def _values(node: Node) -> list[tuple[str, Any]]:
 
 
 def texts() -> dict[str, str]:
-    """Return file name -> text."""
+    """Return path in the folder -> text."""
     found: dict[str, str] = {}
     for name, (graph, note) in WORKFLOWS.items():
         found[f"{name}.json"] = json.dumps(as_ui(graph, note), indent=1) + "\n"
-        found[f"{name}_api.json"] = json.dumps(as_api(graph), indent=1) + "\n"
+        found[f"api/{name}.json"] = json.dumps(as_api(graph), indent=1) + "\n"
     return found
+
+
+def copies() -> dict[str, Path]:
+    """Return path in the repository -> the file of the pack that it is a copy of."""
+    return {f"{FOLDER.name}/{path.name}": path for path in sorted(FOLDER.iterdir()) if path.is_file()}
 
 
 if __name__ == "__main__":
     for file, text in texts().items():
         (FOLDER / file).write_text(text, encoding="utf-8")
+    for place, file in copies().items():
+        shutil.copy(file, ROOT / place)

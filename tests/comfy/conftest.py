@@ -105,4 +105,4 @@ def infer(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 def workflow(name: str) -> Prompt:
     """An example workflow as POST /prompt takes it."""
-    return json.loads((WORKFLOWS / f"{name}_api.json").read_text())
+    return json.loads((WORKFLOWS / f"api/{name}.json").read_text())

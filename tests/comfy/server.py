@@ -145,11 +145,11 @@ class ComfyServer:
         return self.wait(self.queue(prompt))
 
     def images(self, prompt: Prompt) -> list[Pixels]:
-        """Run a prompt, and return the images of its only SaveImage node."""
+        """Run a prompt, and return the images of its SaveImage nodes in their order."""
         run = self.run(prompt)
         assert run.status == "success", run.error or run.messages
-        (node,) = [name for name, one in prompt.items() if one["class_type"] == "SaveImage"]
-        return [self.image(one) for one in run.outputs[node]["images"]]
+        nodes = [name for name, one in prompt.items() if one["class_type"] == "SaveImage"]
+        return [self.image(one) for node in nodes for one in run.outputs[node]["images"]]
 
     def image(self, found: dict[str, str]) -> Pixels:
         query = urllib.parse.urlencode(found)

@@ -84,7 +84,7 @@ def test_the_extracted_lora_and_the_tuned_model_are_those_of_infer(server: Comfy
 @pytest.mark.parametrize("strength", [1.0, 0.5, -0.3])
 def test_comfyuis_own_loader_gives_the_image_of_infer(server: ComfyServer, infer: Infer, strength: float) -> None:
     before = len(server.logged())
-    prompt = changed(workflow("stock_loader"), lora_name="relight_comfyui.safetensors", strength_model=strength)
+    prompt = changed(workflow("stock_loader"), strength_model=strength)
     (image,) = server.images(prompt)
     assert difference(image, infer(lora_scale=(strength,))) <= 3
     assert "lora key not loaded" not in server.logged()[before:]
@@ -116,7 +116,7 @@ def test_the_base_is_the_same_bit_for_bit_after_a_lora(server: ComfyServer) -> N
     base = without_lora(workflow("relight"))
     (before,) = server.images(changed(base, seed=1))
     server.images(workflow("relight"))
-    server.images(changed(workflow("stock_loader"), lora_name="relight_comfyui.safetensors", strength_model=0.9))
+    server.images(changed(workflow("stock_loader"), strength_model=0.9))
     (after,) = server.images(changed(base, seed=2))  # with one step a seed changes nothing but the cache
     assert difference(before, after) == 0
 
@@ -270,32 +270,46 @@ def test_calibrate_extract_merge_save_validate_and_fuse_work_together(server: Co
     assert difference(image, infer()) <= 3
 
 
+def python_without_lbm_lora(comfyui: Path) -> Path:
+    python = python_of(comfyui)
+    found = subprocess.run([python, "-c", "import lbm_lora"], cwd=comfyui, env={}, capture_output=True, check=False)
+    if found.returncode == 0:
+        pytest.skip(f"lbm-lora is installed in ComfyUI's Python, {python}")
+    return python
+
+
 @pytest.mark.parametrize("form", ["clone", "copy"])
 def test_a_clone_of_the_repository_and_a_copy_of_the_pack_work(
     comfyui: Path, files: Path, infer: Infer, tmp_path: Path, form: str
 ) -> None:
+    python = python_of(comfyui) if form == "copy" else python_without_lbm_lora(comfyui)
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     placed = tmp_path / "custom_nodes/lbm-lora"
     if form == "clone":  # with what is not committed yet
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src", "integrations", "*.py"]
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed += ["src", "integrations", "example_workflows", "*.py"]
         for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
             (placed / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, placed / name)
     else:  # as the registry installs it: next to the installed package
         shutil.copytree(PACKS["lbm-lora"], placed)
-    server = ComfyServer(comfyui, python_of(comfyui), tmp_path, is_installed=form == "copy")
+    server = ComfyServer(comfyui, python, tmp_path, is_installed=form == "copy")
     try:
         (image,) = server.images(workflow("relight"))
+        templates = server.get("/workflow_templates")["lbm-lora"]
+        opened = [server.get(f"/api/workflow_templates/lbm-lora/{name}.json") for name in templates]
     finally:
         server.stop()
     assert difference(image, infer()) <= 3
+    assert sorted(templates) == ["extract_and_compare", "relight", "relight_two_loras", "stock_loader"]
+    assert [one for one in opened if not one["nodes"]] == []
     ours = [line for line in server.logged().splitlines() if "lbm-lora" in line or "pyproject" in line]
     assert [line for line in ours if "FAILED" in line or "Cannot import" in line or "Unable to parse" in line] == []
 
 
 def test_a_pack_without_the_package_says_what_to_install(comfyui: Path, tmp_path: Path) -> None:
+    python = python_without_lbm_lora(comfyui)
     shutil.copytree(PACKS["lbm-lora"], tmp_path / "custom_nodes/lbm-lora")
-    python = python_of(comfyui)
     server = ComfyServer(comfyui, python, tmp_path, packs={"lbm-lora": PACKS["lbm-lora"]}, is_installed=False)
     try:
         assert server.get("/object_info/LbmLoraTranslate") == {}

@@ -97,13 +97,24 @@ def test_example_workflows_are_those_of_the_tool_and_name_only_sockets_that_exis
     tool = runpy.run_path(str(ROOT / "tools/write_comfyui_workflows.py"))
     folder = ROOT / "integrations/comfyui/example_workflows"
     texts: dict[str, str] = tool["texts"]()
-    assert {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")} == texts
-    for name in (one for one in texts if one.endswith("_api.json")):
+    found = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in folder.rglob("*.json")}
+    assert found == texts
+    for name in (one for one in texts if one.startswith("api/")):
         for node in json.loads(texts[name]).values():
             if node["class_type"] in schemas:
                 known = {one.id: one for one in schemas[node["class_type"]].inputs}
                 required = {key for key, one in known.items() if not one.settings.get("optional")}
                 assert required <= node["inputs"].keys() <= known.keys()
+
+
+def test_a_clone_has_the_workflows_and_thumbnails_of_the_pack_where_comfyui_looks_for_them() -> None:
+    tool = runpy.run_path(str(ROOT / "tools/write_comfyui_workflows.py"))
+    copies: dict[str, Path] = tool["copies"]()
+    assert {path.name for path in (ROOT / "example_workflows").iterdir()} == {Path(place).name for place in copies}
+    assert [place for place, file in copies.items() if (ROOT / place).read_bytes() != file.read_bytes()] == []
+    assert {Path(place).name for place in copies} == {
+        f"{name}{ending}" for name in tool["WORKFLOWS"] for ending in (".json", ".jpg")
+    }
 
 
 def test_widgets_of_the_front_ends_workflows_are_in_the_order_of_the_nodes(schemas: dict[str, Any]) -> None:
