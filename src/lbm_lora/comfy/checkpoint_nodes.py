@@ -43,7 +43,8 @@ class Extract(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, base: str, tuned: str, **others: Any) -> Any:
         stamps = [files.stamp("diffusion_models", name) for name in (base, tuned)]
-        return stamps, sorted((name, str(value)) for name, value in others.items())
+        statistics = files.typed_stamp(others.get("calibration"))
+        return stamps, statistics, sorted((name, str(value)) for name, value in others.items())
 
     @classmethod
     def execute(

@@ -24,8 +24,7 @@ def path_of(kind: Kind, name: str) -> Path:
 
 def stamp(kind: Kind, name: str) -> tuple[str, int, int]:
     """Return what changes when a file is written again, so that ComfyUI runs its node again."""
-    found = path_of(kind, name).stat()
-    return name, found.st_size, found.st_mtime_ns
+    return name, *_written(path_of(kind, name))
 
 
 def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
@@ -59,6 +58,17 @@ def typed_path(text: str) -> Path:
     """Return the path that a user typed: absolute, or in ComfyUI's output folder."""
     path = Path(text.strip()).expanduser()
     return path if path.is_absolute() else _output() / path
+
+
+def typed_stamp(text: str | None) -> tuple[int, int] | None:
+    """Return the same for a path that a user typed; None without such a file, and for a path that comes by a link."""
+    path = typed_path(text) if text and text.strip() else None
+    return _written(path) if path is not None and path.is_file() else None
+
+
+def _written(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _output() -> Path:

@@ -146,6 +146,20 @@ def test_nodes_run_again_when_a_file_is_written_again(comfy: State, lists: Path)
     file.unlink()
 
 
+def test_extract_runs_again_when_a_calibration_of_a_typed_path_is_written_again(comfy: State, tmp_path: Path) -> None:
+    from importlib import import_module
+
+    node = import_module("lbm_lora.comfy.checkpoint_nodes").Extract
+    file = tmp_path / "c.safetensors"
+    inputs = {"base": "base.safetensors", "tuned": "tuned.safetensors", "rank": 4, "calibration": str(file)}
+    absent = node.fingerprint_inputs(**inputs)
+    file.write_bytes(b"1")
+    before = node.fingerprint_inputs(**inputs)
+    file.write_bytes(b"22")
+    assert len({str(one) for one in (absent, before, node.fingerprint_inputs(**inputs))}) == 3
+    node.fingerprint_inputs(**{**inputs, "calibration": None})  # as ComfyUI calls it if the path is linked
+
+
 def test_photos_of_a_batch_are_rounded() -> None:
     values = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)
     (photo,) = as_photos(values)
