@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io, ui
 from lbm_lora.comfy import files
 from lbm_lora.comfy.heat_image import error_image
 from lbm_lora.comfy.listener import NodeProgress, running
-from lbm_lora.comfy.lora_nodes import MAX_SIZE, rank_input
+from lbm_lora.comfy.lora_nodes import MAX_SIZE, prefix_input, rank_input
 from lbm_lora.comfy.model_nodes import CATEGORY, LBM_LORA, checkpoint_input, lora_input, strength_input
 from lbm_lora.comfy.values import as_batch, as_photos, device
 from lbm_lora.report import short_text
@@ -33,8 +33,8 @@ class Extract(io.ComfyNode):
                 io.String.Input(
                     "calibration",
                     default="",
-                    tooltip="Statistics from Calibrate (its path): least error of the output instead of the weights. "
-                    "Empty: none.",
+                    tooltip="Path of statistics from Calibrate: minimize the error of the output, not that of the "
+                    "weights. Empty: none.",
                 ),
             ],
             outputs=[LBM_LORA.Output(display_name="LBM_LORA")],
@@ -84,15 +84,16 @@ class Calibrate(io.ComfyNode):
             node_id="LbmLoraCalibrate",
             display_name="Calibrate LBM",
             category=CATEGORY,
-            description="Measure on images which errors a tuned model's output is sensitive to. Extract "
-            "takes the path.",
+            description="Measure on images which errors a tuned model's output is sensitive to. Link the "
+            "path to calibration of Extract.",
             inputs=[
                 checkpoint_input("tuned", "The fine-tuned checkpoint to measure."),
                 io.Image.Input("images", tooltip="Source images of the kind that the model is used on."),
                 io.String.Input(
                     "save_as",
                     default="lbm_calibration.safetensors",
-                    tooltip="Write the statistics to this file in ComfyUI's output folder.",
+                    tooltip="Write the statistics to this file in ComfyUI's output folder. Statistics of that name are "
+                    "replaced.",
                 ),
             ],
             outputs=[io.String.Output(display_name="path")],
@@ -119,16 +120,16 @@ class Validate(io.ComfyNode):
             node_id="LbmLoraValidate",
             display_name="Validate LBM LoRA",
             category=CATEGORY,
-            description="Measure how well base + LoRA reproduces the tuned checkpoint: numbers, and a heat map of the "
-            "relative error by block and layer.",
+            description="Measure how well base + LoRA reproduces the tuned checkpoint. Link the summary to "
+            "Preview as Text, and the heat map of relative errors by block and layer to Preview Image.",
             inputs=[
                 checkpoint_input("base", "The checkpoint that the LoRA was made for."),
                 checkpoint_input("tuned", "The fine-tuned checkpoint."),
-                lora_input("The LoRA file."),
+                lora_input(),
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Also compare the outputs of base, base + LoRA and tuned on these images.",
+                    tooltip="Source images: also compare the outputs of base and base + LoRA with the tuned model's.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="heat map"), io.String.Output(display_name="summary")],
@@ -169,13 +170,9 @@ class Fuse(io.ComfyNode):
             "diffusion_models/ is listed by Load LBM Model.",
             inputs=[
                 checkpoint_input("checkpoint", "The checkpoint that the LoRA was made for."),
-                lora_input("The LoRA file."),
+                lora_input(),
                 strength_input(),
-                io.String.Input(
-                    "filename_prefix",
-                    default="diffusion_models/lbm",
-                    tooltip="Folder and beginning of the name, in the output folder; a number follows.",
-                ),
+                prefix_input("diffusion_models/lbm"),
             ],
             outputs=[io.String.Output(display_name="path")],
             is_output_node=True,

@@ -11,7 +11,15 @@ from lbm_lora.comfy.listener import NodeProgress, running
 from lbm_lora.comfy.model_nodes import CATEGORY, LBM_LORA, lora_input
 from lbm_lora.configs.values import BiasesAs, FormatName, MergeMethod, NormsAs
 
-MAX_SIZE = "Instead of the ranks: the best LoRA that a file of this size can hold, such as 200MB. Empty: by rank."
+MAX_SIZE = "Largest file size, such as 200MB: the best LoRA that fits into it; the ranks are ignored. Empty: by rank."
+
+
+def prefix_input(default: str) -> Any:
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Folder and beginning of the file name, in ComfyUI's output folder. A number follows.",
+    )
 
 
 def rank_input(name: str, default: int, tooltip: str) -> Any:
@@ -28,7 +36,7 @@ class OpenLora(io.ComfyNode):
             display_name="Open LBM LoRA",
             category=CATEGORY,
             description="Open a LoRA file to merge it, resize it, or save it in another format.",
-            inputs=[lora_input("A LoRA file in models/loras, of any format that lbm-lora reads.")],
+            inputs=[lora_input()],
             outputs=[LBM_LORA.Output(display_name="LBM_LORA")],
         )
 
@@ -51,14 +59,14 @@ class Merge(io.ComfyNode):
             node_id="LbmLoraMerge",
             display_name="Merge LBM LoRAs",
             category=CATEGORY,
-            description="Merge two LoRAs into one that does what both do together. Chain nodes for more.",
+            description="Merge two LoRAs into one that does what both do together. Chain nodes to merge more.",
             inputs=[
                 LBM_LORA.Input("lora", tooltip="The first LoRA."),
                 LBM_LORA.Input("lora2", tooltip="The second LoRA."),
                 io.String.Input(
                     "scales",
                     default="1 1",
-                    tooltip="Scale of each LoRA, separated by a space. By layer: 0.8,down_blocks=0.5,attn1=0.",
+                    tooltip="A scale for each LoRA, separated by a space. By layer: 0.8,down_blocks=0.5,attn1=0.",
                 ),
                 io.Combo.Input(
                     "method",
@@ -88,7 +96,7 @@ class Resize(io.ComfyNode):
             node_id="LbmLoraResize",
             display_name="Resize LBM LoRA",
             category=CATEGORY,
-            description="Give a LoRA a lower rank or a smaller file, from its factors alone.",
+            description="Give a LoRA a lower rank or a smaller file. It needs no checkpoint.",
             inputs=[
                 LBM_LORA.Input("lora", tooltip="The LoRA to resize."),
                 rank_input("rank", 16, "Rank of linear layers. Convolutions get half of it."),
@@ -119,17 +127,13 @@ class Save(io.ComfyNode):
             "loras/ is listed by the LoRA loaders.",
             inputs=[
                 LBM_LORA.Input("lora", tooltip="The LoRA to save."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="loras/lbm",
-                    tooltip="Folder and beginning of the name, in the output folder; a number follows.",
-                ),
+                prefix_input("loras/lbm"),
                 io.Combo.Input(
                     "format",
                     options=list(get_args(FormatName)),
                     default="native",
                     tooltip="native for these nodes and lbm-lora; comfyui for ComfyUI's own LoRA loaders; the others "
-                    "for the programs of these names. peft is a folder.",
+                    "for the programs of those names. peft makes a folder.",
                 ),
                 io.Combo.Input(
                     "biases",

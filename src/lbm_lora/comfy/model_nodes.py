@@ -5,6 +5,7 @@ Network classes are imported when a node runs: ComfyUI starts without them, and 
 an error in the node's box.
 """
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.v0_0_2 import io
@@ -21,9 +22,17 @@ SAME_MODEL = io.Custom("MODEL,LBM_MODEL")
 
 STRENGTH = "Scale of the LoRA: 0 is the model without it, 1 the LoRA as it was made. May be negative."
 BLOCKS = (
-    "Other scales for some layers, as 'down_blocks=0.5,attn1=0': the strength counts where no pattern matches, the "
-    "last match where several do. A pattern is part of a name, a glob, or re:REGEX. Empty: one strength for all."
+    "Another strength for some layers, such as 'down_blocks=0.5,attn1=0'. A pattern is part of a name, a glob, or "
+    "re:REGEX; if several match a layer, the last one counts. Empty: one strength for all layers."
 )
+
+
+def model_input() -> Any:
+    return io.MultiType.Input(
+        "model",
+        types=[io.Model, LBM_MODEL],
+        tooltip="The MODEL of Load LBM Model, or the LBM_MODEL of ComfyUI-LBMWrapper. It stays as it is.",
+    )
 
 
 def strength_input() -> Any:
@@ -38,8 +47,17 @@ def checkpoint_input(name: str, tooltip: str) -> Any:
     return io.Combo.Input(name, options=files.names("diffusion_models"), tooltip=tooltip)
 
 
-def lora_input(tooltip: str) -> Any:
+def lora_input() -> Any:
+    tooltip = "A LoRA file in models/loras: native, or in a format of ComfyUI, kohya, LyCORIS, diffusers or PEFT."
     return io.Combo.Input("lora", options=files.names("loras"), tooltip=tooltip)
+
+
+def _adapted(model: Any, lora: Path | Adapter, strength: float, blocks: str) -> Any:
+    """Return the output of a node that puts a LoRA onto a model."""
+    with running({"lora_scale": "blocks"}):
+        from lbm_lora.comfy.adapters import scale_of, with_lora
+
+        return io.NodeOutput(with_lora(model, lora, scale_of(strength, blocks)))
 
 
 class LoadModel(io.ComfyNode):
@@ -87,14 +105,10 @@ class LoadLora(io.ComfyNode):
             node_id="LbmLoraLoadLora",
             display_name="Load LBM LoRA",
             category=CATEGORY,
-            description="Apply a LoRA of any format that lbm-lora reads to an LBM. Chain several for several LoRAs.",
+            description="Apply a LoRA file of any format that lbm-lora reads to an LBM. Chain nodes to apply several.",
             inputs=[
-                io.MultiType.Input(
-                    "model",
-                    types=[io.Model, LBM_MODEL],
-                    tooltip="The MODEL of Load LBM Model, or the LBM_MODEL of ComfyUI-LBMWrapper. It is left as it is.",
-                ),
-                lora_input("A LoRA file in models/loras: native (also in 8 bits), kohya, LyCORIS, diffusers, PEFT ..."),
+                model_input(),
+                lora_input(),
                 strength_input(),
                 blocks_input(),
             ],
@@ -107,10 +121,7 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, lora: str, strength: float, blocks: str = "") -> Any:
-        with running({"lora_scale": "blocks"}):
-            from lbm_lora.comfy.adapters import scale_of, with_lora
-
-            return io.NodeOutput(with_lora(model, files.path_of("loras", lora), scale_of(strength, blocks)))
+        return _adapted(model, files.path_of("loras", lora), strength, blocks)
 
 
 class ApplyLora(io.ComfyNode):
@@ -122,14 +133,10 @@ class ApplyLora(io.ComfyNode):
             node_id="LbmLoraApplyLora",
             display_name="Apply LBM LoRA",
             category=CATEGORY,
-            description="Apply a LoRA that a node has made to an LBM, to try it before it is saved.",
+            description="Apply a LoRA from another node to an LBM, for example to try it before you save it.",
             inputs=[
-                io.MultiType.Input(
-                    "model",
-                    types=[io.Model, LBM_MODEL],
-                    tooltip="The MODEL of Load LBM Model, or the LBM_MODEL of ComfyUI-LBMWrapper. It is left as it is.",
-                ),
-                LBM_LORA.Input("lora", tooltip="A LoRA from Extract, Merge or Open."),
+                model_input(),
+                LBM_LORA.Input("lora", tooltip="A LoRA from Extract, Merge, Resize or Open."),
                 strength_input(),
                 blocks_input(),
             ],
@@ -138,10 +145,7 @@ class ApplyLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, lora: Adapter, strength: float, blocks: str = "") -> Any:
-        with running({"lora_scale": "blocks"}):
-            from lbm_lora.comfy.adapters import scale_of, with_lora
-
-            return io.NodeOutput(with_lora(model, lora, scale_of(strength, blocks)))
+        return _adapted(model, lora, strength, blocks)
 
 
 class Translate(io.ComfyNode):
@@ -163,8 +167,7 @@ class Translate(io.ComfyNode):
                     "steps",
                     options=[1, 2, 4],
                     default=1,
-                    tooltip="Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4; one is enough "
-                    "for most images.",
+                    tooltip="Denoiser calls per image. LBMs are usually trained for 1, 2 and 4. One is mostly enough.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -191,7 +194,7 @@ class Translate(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the source's fine detail in the result: 0 as the model makes it, 1 all of it.",
+                    tooltip="Share of the image's fine detail that is put back into the result: 0 none, 1 all of it.",
                 ),
                 io.Float.Input(
                     "match_color",
@@ -199,8 +202,7 @@ class Translate(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Bring the result's colours to the source's mean and spread: 0 as the model makes them, 1 "
-                    "fully.",
+                    tooltip="Move the result's colours to the mean and spread of the image's: 0 not at all, 1 fully.",
                 ),
                 io.Int.Input(
                     "size",
@@ -208,8 +210,8 @@ class Translate(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=64,
-                    tooltip="Work at this size, the square root of the pixel budget (1024: about one megapixel). 0: "
-                    "the model's own.",
+                    tooltip="Size to work at, the square root of the pixel budget (1024: about one megapixel). 0: the "
+                    "model's own.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="IMAGE")],
