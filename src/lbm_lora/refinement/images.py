@@ -8,6 +8,7 @@ import torch
 
 from lbm_lora.errors import ConfigError, Option, listing
 from lbm_lora.fidelity.answers import AnsweredPoint, answered
+from lbm_lora.fidelity.checks import held_out
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import LBMModel
@@ -66,6 +67,21 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
     return ImageSplit(
         learnt=tuple(path for index, path in enumerate(found) if index not in chosen),
         held=tuple(path for index, path in enumerate(found) if index in chosen),
+    )
+
+
+def calibration_split(images: Sequence[Path]) -> ImageSplit:
+    """Split the images of a calibration: those that it held out of its moments stay held out.
+
+    LoRAs are checked at them, and a check at images that the refit has learned from flatters it. Of fewer than four
+    images none was held out; then one in 8 is.
+    """
+    held = held_out(len(images))
+    if not held:
+        return split_images([str(path) for path in images], None)
+    return ImageSplit(
+        learnt=tuple(path for index, path in enumerate(images) if index not in held),
+        held=tuple(images[index] for index in held),
     )
 
 

@@ -15,7 +15,7 @@ from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
 from lbm_lora.ranks import Prediction, Trial
-from lbm_lora.refinement.images import answered_images, split_images
+from lbm_lora.refinement.images import answered_images, calibration_split
 from lbm_lora.refinement.joint import JointResult, JointSettings
 from lbm_lora.refinement.joint_points import refit_points
 from lbm_lora.report.compare import compare_weights
@@ -37,7 +37,7 @@ def refitted(
 
     Args:
         found: the LoRAs of a calibrated extraction, in their files or in memory.
-        images: images to learn from; one in 8 is held out.
+        images: images of the calibration; those that it held out are held out again.
         open_trial: opens the trial that measured the LoRAs' errors and images.
     """
     skipped = _reason_to_skip(pairing.tuned, images, settings)
@@ -49,7 +49,7 @@ def refitted(
     model = load_model(checkpoint, config_path=config_path, device=settings.device, dtype=torch.float32)
     learnt, held = answered_images(
         model,
-        split_images([str(path) for path in images], None),
+        calibration_split(images),
         timesteps=(),
         size=None,
         seed=0,

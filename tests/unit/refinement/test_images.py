@@ -8,9 +8,10 @@ import torch
 from two_levels import noise_images, two_level_model
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.fidelity.checks import held_out
 from lbm_lora.model.build import LBMModel
 from lbm_lora.progress import SILENT
-from lbm_lora.refinement.images import ImageSplit, answered_images, split_images
+from lbm_lora.refinement.images import ImageSplit, answered_images, calibration_split, split_images
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,20 @@ def test_one_image_in_eight_is_measured_on_up_to_sixteen(tmp_path: Path, count: 
     places = [paths.index(path) for path in split.held]
     steps = {later - earlier for earlier, later in zip(places, [*places[1:], count + places[0]], strict=True)}
     assert steps <= {count // held, -(-count // held)}  # evenly over the folder
+
+
+@pytest.mark.parametrize("count", [4, 16, 64])
+def test_nothing_is_learnt_from_the_images_that_a_calibration_held_out(tmp_path: Path, count: int) -> None:
+    paths = folder_of(tmp_path / "images", count)
+    split = calibration_split(paths)
+    assert list(split.held) == [paths[index] for index in held_out(count)]
+    assert sorted(split.all) == paths
+    assert not {*split.held} & {*split.learnt}
+
+
+def test_of_few_calibration_images_one_is_held_out_although_the_moments_know_it(tmp_path: Path) -> None:
+    paths = folder_of(tmp_path / "images", 3)
+    assert calibration_split(paths) == split_images(str(tmp_path / "images"), None)
 
 
 def test_images_to_measure_on_may_be_given(tmp_path: Path) -> None:
