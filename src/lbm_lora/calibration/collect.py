@@ -48,7 +48,7 @@ def collect(
 ) -> Statistics:
     """Measure the input moments and output sensitivities of every layer of the denoiser.
 
-    Of four and more images one in eight is held out: see `check_points.with_checks`.
+    Of four and more images one in four, 16 at most, is held out: see `check_points.with_checks`.
 
     Args:
         model: the tuned model, in fp32 or bf16: gradients leave the range of fp16.

@@ -30,7 +30,7 @@ def collect_network(
 ) -> Statistics:
     """Measure the input moments and output sensitivities of the layers of a network.
 
-    Of four and more samples one in eight is held out, to run LoRAs at: see `network_checks`.
+    Of four and more samples one in four, 16 at most, is held out, to run LoRAs at: see `network_checks`.
 
     Args:
         module: the tuned network, in evaluation mode, in fp32 or bf16.

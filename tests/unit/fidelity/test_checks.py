@@ -1,13 +1,23 @@
 """Which samples are held out, and errors at them as one value."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from lbm_lora.fidelity.checks import Check, CheckKind, held_out, trial_errors
 
 
-def test_one_in_eight_is_held_out_and_one_of_four() -> None:
-    assert [len(held_out(count)) for count in (1, 3, 4, 8, 16, 64)] == [0, 0, 1, 1, 2, 8]
+def test_one_in_four_is_held_out_up_to_sixteen() -> None:
+    assert [len(held_out(count)) for count in (1, 3, 4, 7, 8, 16, 64, 65, 1000)] == [0, 0, 1, 1, 2, 4, 16, 16, 16]
+
+
+@pytest.mark.parametrize("count", [4, 11, 64, 77, 1000])
+def test_they_are_spread_evenly(count: int) -> None:
+    held = held_out(count)
+    gaps = [later - earlier for earlier, later in pairwise([*held, count + held[0]])]
+    assert max(gaps) - min(gaps) <= 1
+    assert 0 <= held[0] <= held[-1] < count
 
 
 def check(kind: CheckKind) -> Check:
