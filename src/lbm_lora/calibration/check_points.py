@@ -3,10 +3,10 @@
 Moments predict errors as if layers were independent, but in a network errors add up. A predictor therefore runs the
 LoRA at a few inputs and corrects its prediction by the result. At inputs that are in the moments the result flatters:
 it was up to 13 dB too good for inputs unlike them. Held points are of the same kind as those in the moments, but not
-among them; shifted points are unlike them.
+among them; shifted points are unlike them, each in one way: see `shifted_points`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -18,11 +18,14 @@ from lbm_lora.configs.values import SMALLEST_SIZE
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.checks import MOST_HELD, Check, CheckKind, held_out
 from lbm_lora.fidelity.points import Latent, Point, bridge_points, generator, image_latent, image_noise
+from lbm_lora.imaging.buckets import nearest_bucket
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import Schedule
 from lbm_lora.progress import SILENT, Progress
 
 _OTHER_NOISE = 1_000_000  # added to an image's index: bridge noise that no sum has seen
+_LARGER, _SMALLER = 1.5, 0.5**0.5  # sides of larger and smaller images, of the calibration's
+_FORMATS = ((3, 2), (2, 3))  # width and height of images with other content, in proportion
 
 
 def with_checks(
@@ -36,15 +39,10 @@ def with_checks(
     """
     origin = statistics.origin
     progress.start(0, "answering the check points")
-    points: dict[CheckKind, list[Point]] = {
-        "held": held_points(model, images, origin.schedule, size=origin.size, seed=origin.seed),
-        "shifted": shifted_points(model, images, origin.schedule, size=origin.size, seed=origin.seed),
-    }
-    checks = [
-        Check(kind=kind, point=point, wanted=outputs_at(model, [point]).float())
-        for kind, found in points.items()
-        for point in found
-    ]
+    held = held_points(model, images, origin.schedule, size=origin.size, seed=origin.seed)
+    shifted = shifted_points(model, images, origin.schedule, size=origin.size, seed=origin.seed, count=len(held))
+    found: list[tuple[CheckKind, Point]] = [*(("held", point) for point in held), *shifted]
+    checks = [Check(kind=kind, point=point, wanted=outputs_at(model, [point]).float()) for kind, point in found]
     return replace(statistics, checks=tuple(checks))
 
 
@@ -68,19 +66,39 @@ def held_points(
 
 
 def shifted_points(
-    model: LBMModel, images: Sequence[Path], schedule: Schedule, *, size: int | None, seed: int
-) -> list[Point]:
-    """Return points unlike the calibration's: of noise, of half the size, and at timesteps between the trained ones."""
-    held = held_out(len(images)) or list(range(len(images)))
-    noise = image_noise(seed, 2 * _OTHER_NOISE)
-    first, last = schedule[0][0], schedule[-1][0]
-    trained = tuple((timestep, 1.0) for timestep in dict.fromkeys((first, last)))
-    latent = image_latent(model, images[held[0]], size=size)
-    other = image_latent(model, images[held[-1]], size=max(SMALLEST_SIZE, (size or model.size) // 2), mirrored=True)
-    points = list(bridge_points(model, _noise_latent(model, latent, seed), trained, noise))
-    points += bridge_points(model, other, trained, noise)
-    points += bridge_points(model, latent, _between(schedule), noise)
-    return points
+    model: LBMModel, images: Sequence[Path], schedule: Schedule, *, size: int | None, seed: int, count: int
+) -> Iterator[tuple[CheckKind, Point]]:
+    """Yield points unlike the calibration's, with the kind of shift.
+
+    - `content`: of noise, in landscape and in portrait format. Errors there are larger than at other images that can be
+      made, such as discs or scrambled and inverted ones, and after a calibration on renders as large as at photos;
+    - `larger`, `smaller`: of the held images, with 2.25 times and with half the pixels;
+    - `timesteps`: between the trained ones.
+
+    Args:
+        count: number of held points; of each kind there are half as many, of `timesteps` two at most.
+    """
+    sources = held_out(len(images)) or list(range(len(images)))
+    side, half = size or model.size, max(1, count // 2)
+    bridge_noise = image_noise(seed, 2 * _OTHER_NOISE)
+
+    def resized(index: int, share: float) -> Latent:
+        image = images[sources[index * len(sources) // half]]
+        within = max(SMALLEST_SIZE, round(share * side), -(-model.size // 4))  # what the model is made for
+        return image_latent(model, image, size=min(within, 2 * model.size))
+
+    for index in range(half):
+        latents: tuple[tuple[CheckKind, Latent], ...] = (
+            ("content", _noise_latent(model, index, side, seed)),
+            ("larger", resized(index, _LARGER)),
+            ("smaller", resized(index, _SMALLER)),
+        )
+        turn = index + index // len(schedule)  # each format at every timestep
+        for kind, latent in latents:
+            for point in bridge_points(model, latent, (schedule[turn % len(schedule)],), bridge_noise):
+                yield kind, point
+    for point in bridge_points(model, resized(0, 1.0), _between(schedule)[:half], bridge_noise):
+        yield "timesteps", point
 
 
 def spread(images: int, timesteps: int) -> list[tuple[int, int]]:
@@ -100,8 +118,7 @@ def _between(schedule: Schedule) -> Schedule:
 
 
 @torch.no_grad()
-def _noise_latent(model: LBMModel, like: Latent, seed: int) -> Latent:
-    """Return the latent of an image of uniform noise, in the size of another one."""
-    side = model.pixels_per_latent
-    shape = (1, 3, like.shape[-2] * side, like.shape[-1] * side)
-    return model.encode(torch.rand(shape, generator=generator(seed, "noise image")) * 2 - 1)
+def _noise_latent(model: LBMModel, index: int, side: int, seed: int) -> Latent:
+    """Return the latent of an image of independent uniform values; every second one is in portrait format."""
+    width, height = nearest_bucket(*_FORMATS[index % 2], side, step=model.pixels_per_latent)
+    return model.encode(torch.rand((1, 3, height, width), generator=generator(seed, "noise image", index)) * 2 - 1)

@@ -28,6 +28,7 @@ from lbm_lora.fidelity.points import Point
 from lbm_lora.imaging.digests import packed
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.plain_text import parse_json
+from lbm_lora.ranks import SHIFTS
 
 FORMAT = "2"
 
@@ -124,14 +125,16 @@ def _check_numbers(facts: Mapping[str, Any], layers: Mapping[ModuleName, CalledL
             raise ValueError(f"the inputs of {layer.inputs} were not measured")
 
 
-def _check(file: Checkpoint, index: int, timestep: float, probability: float, kind: CheckKind, sample: int) -> Check:
+def _check(file: Checkpoint, index: int, timestep: float, probability: float, kind: str, sample: int) -> Check:
     """Read a check: timestep and probability are those of its point."""
-    if kind not in ("held", "shifted") or type(sample) is not int:
+    if kind == "shifted":  # in older files: noise, half the size and other timesteps together
+        kind = "content"
+    if kind not in ("held", *SHIFTS) or type(sample) is not int:
         raise ValueError(f"a check is of the kind {str(kind)[:20]}")
     state, point = f"checks.{index}", None
     if state in file.specs:
         point = Point(timestep=timestep, probability=probability, state=_finite(file, state))
-    return Check(kind=kind, wanted=_finite(file, f"{state}.wanted"), point=point, sample=sample)
+    return Check(kind=cast(CheckKind, kind), wanted=_finite(file, f"{state}.wanted"), point=point, sample=sample)
 
 
 def _finite(file: Checkpoint, key: str) -> Tensor:

@@ -84,9 +84,7 @@ class RankSelection:
         for name, rank in choice.ranks.items():
             highest[len(shapes[name])] = max(highest[len(shapes[name])], rank or 0)
         predicted = self.predictor.prediction(choice)
-        errors = {f"predicted_{self.predictor.of}_error": predicted.error}
-        if predicted.shifted is not None:
-            errors["shifted_output_error"] = predicted.shifted
+        errors = predicted.facts()
         if chosen.images is not None:
             errors["measured_worst_psnr"] = chosen.images.worst_psnr
         return AdapterOutput(

@@ -48,7 +48,7 @@ class Shrinkage:
 
     def facts(self) -> dict[str, float]:
         """Return what a file records of it."""
-        found = {"plain_output_error": self.plain.typical, "plain_shifted_output_error": self.plain.shifted}
+        found = {"plain_output_error": self.plain.typical, "plain_shifted_output_error": self.plain.typical_shifted}
         return {key: value for key, value in {**found, "ridge": self.ridge}.items() if value is not None}
 
 
@@ -81,8 +81,8 @@ def run_choice(selection: "RankSelection", choice: Choice, trial: Trial) -> Tria
 def is_safe(errors: TrialErrors, plain: TrialErrors) -> bool:
     """Whether a LoRA is not worse than plain SVD: on shifted inputs, and on held ones."""
     pairs = [(errors.typical, plain.typical)]
-    if errors.shifted is not None and plain.shifted is not None:
-        pairs.append((errors.shifted, plain.shifted))
+    if errors.typical_shifted is not None and plain.typical_shifted is not None:
+        pairs.append((errors.typical_shifted, plain.typical_shifted))
     return all(one <= _AS_GOOD * other for one, other in pairs)
 
 

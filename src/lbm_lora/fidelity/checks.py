@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lbm_lora.fidelity.output_errors import spread_of, typical_error
 from lbm_lora.fidelity.points import Point
-from lbm_lora.ranks import TrialErrors
+from lbm_lora.ranks import SHIFTS, TrialErrors
 
-CheckKind = Literal["held", "shifted"]
+CheckKind = Literal["held", "content", "larger", "smaller", "timesteps"]
 
 MOST_HELD = 16
 """Most inputs that are held out, and most held points kept in statistics.
@@ -25,7 +25,7 @@ class Check:
     """An input that is not in the moments of a calibration.
 
     Attributes:
-        kind: `held`, of the kind that was calibrated on; `shifted`, unlike it: noise, another size or timestep.
+        kind: `held`, of the kind that was calibrated on, or one of `SHIFTS`.
         wanted: the tuned model's output there, fp32, on the CPU.
         point: the input of an LBM's denoiser; None for other networks.
         sample: index among the samples of another network's `run`.
@@ -51,16 +51,12 @@ def held_out(count: int) -> list[int]:
 
 def trial_errors(checks: Sequence[Check], errors: Sequence[float]) -> TrialErrors | None:
     """Summarise relative errors at checks, in their order; None if none of them was held."""
-    found = {kind: [pair for pair in zip(checks, errors, strict=True) if pair[0].kind == kind] for kind in _KINDS}
-    if not found["held"]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for check, error in zip(checks, errors, strict=True):
+        found.setdefault(check.kind, []).append((error, check.weight))
+    if "held" not in found:
         return None
-    typical, shifted = (
-        typical_error([error for _, error in pairs], [check.weight for check, _ in pairs]) if pairs else None
-        for pairs in found.values()
-    )
-    assert typical is not None
-    low, high = spread_of([error for _, error in found["held"]], typical)
-    return TrialErrors(typical=typical, low=low, high=high, shifted=shifted)
-
-
-_KINDS: tuple[CheckKind, ...] = ("held", "shifted")
+    typical = {kind: typical_error(*zip(*pairs, strict=True)) for kind, pairs in found.items()}
+    low, high = spread_of([error for error, _ in found["held"]], typical["held"])
+    shifted = {kind: typical[kind] for kind in SHIFTS if kind in typical}
+    return TrialErrors(typical=typical["held"], low=low, high=high, shifted=shifted)

@@ -1,4 +1,4 @@
-"""Run a LoRA in any network before it is written: at held-out samples, and at the same ones with shifted inputs."""
+"""Run a LoRA in any network before it is written: at held-out samples, and at samples with other content."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ from lbm_lora.fidelity.points import generator
 from lbm_lora.progress import Progress
 from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
 
-_SHIFTED = 8  # samples that are also run with shifted inputs
+_KINDS: tuple[CheckKind, ...] = ("held", "content")
+_SHIFTED = 8  # samples that are also run with other content
 
 
 class NetworkTrial:
@@ -51,7 +52,7 @@ class NetworkTrial:
         """
         self._progress.start(len(self._checks), "checking the prediction")
         errors: list[float] = []
-        for kind in ("held", "shifted"):
+        for kind in _KINDS:
             wanted = [check for check in self._checks if check.kind == kind]
             found = dict(check_outputs(self._network, kind, {check.sample for check in wanted}))
             if len(found) < len(wanted):
@@ -61,7 +62,7 @@ class NetworkTrial:
                 )
             errors += [_error(found[check.sample], check) for check in wanted]
             self._progress.advance(len(wanted))
-        ordered = [check for kind in ("held", "shifted") for check in self._checks if check.kind == kind]
+        ordered = [check for kind in _KINDS for check in self._checks if check.kind == kind]
         return trial_errors(ordered, errors)
 
     def images(self) -> TrialImages | None:
@@ -70,7 +71,7 @@ class NetworkTrial:
 
 
 def network_checks(network: Network, count: int) -> tuple[Check, ...]:
-    """Return held-out samples, and samples with shifted inputs, with the tuned network's outputs.
+    """Return held-out samples, and samples with other content, with the tuned network's outputs.
 
     Of fewer than four samples none is held out, and none is checked.
 
@@ -82,7 +83,7 @@ def network_checks(network: Network, count: int) -> tuple[Check, ...]:
         return ()
     chosen: dict[CheckKind, set[int]] = {
         "held": {held[index * len(held) // MOST_HELD] for index in range(MOST_HELD)},
-        "shifted": {index * count // _SHIFTED for index in range(_SHIFTED)},
+        "content": {index * count // _SHIFTED for index in range(_SHIFTED)},
     }
     return tuple(
         Check(kind=kind, wanted=output, sample=sample)
@@ -99,7 +100,7 @@ def check_outputs(network: Network, kind: str, samples: set[int]) -> Iterator[tu
         return
     last = max(samples)
     index = 0
-    with _shifted_inputs(network.module, lambda: index, when=kind == "shifted"):
+    with _shifted_inputs(network.module, lambda: index, when=kind == "content"):
         for output in network.run():
             if index in samples:
                 yield index, output.detach().float().cpu()

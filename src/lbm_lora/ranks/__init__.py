@@ -24,7 +24,7 @@ from lbm_lora.ranks.spectrum import (
     vector_spectrum,
     width_spectrum,
 )
-from lbm_lora.ranks.trial_errors import TrialErrors
+from lbm_lora.ranks.trial_errors import SHIFTS, TrialErrors
 from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, StoredDelta, Trial, TrialImages, predictor_of
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Predictor",
     "PsnrFloor",
     "RankAllocator",
+    "SHIFTS",
     "RankRule",
     "SizeLimits",
     "StoredDelta",

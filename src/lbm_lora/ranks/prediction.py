@@ -2,9 +2,9 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Prediction:
         foreseen: error predicted by the survey alone.
         measured: measured error of this file, if it was run; see `Trial.error`.
         low, high: 80 % of inputs of the calibration's kind have an error between these; None if no file was run.
-        shifted: expected error on inputs unlike the calibration's; None if it was not measured.
+        shifted: expected errors on inputs unlike the calibration's, by the kind of shift, as far as it was measured.
     """
 
     nbytes: int
@@ -40,7 +40,12 @@ class Prediction:
     measured: float | None = None
     low: float | None = None
     high: float | None = None
-    shifted: float | None = None
+    shifted: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def facts(self) -> dict[str, float]:
+        """Return what a file records of it."""
+        shifted = {f"predicted_{self.of}_error_{kind}": error for kind, error in self.shifted.items()}
+        return {f"predicted_{self.of}_error": self.error, **shifted}
 
 
 class Predictor:
@@ -77,7 +82,6 @@ class Predictor:
             return Prediction(nbytes=choice.nbytes, error=foreseen, of=self.of, foreseen=foreseen)
         nearest = self._measured[min(self._measured, key=lambda one: abs(math.log(one / foreseen)))]
         error = foreseen * self._factor(foreseen, lambda found: found.typical)
-        has_shifted = all(found.shifted for found in self._measured.values())
         known = self._measured.get(foreseen)
         return Prediction(
             nbytes=choice.nbytes,
@@ -87,7 +91,10 @@ class Predictor:
             measured=known.typical if known else None,
             low=error * nearest.low / nearest.typical,
             high=error * nearest.high / nearest.typical,
-            shifted=foreseen * self._factor(foreseen, lambda found: found.shifted or 0.0) if has_shifted else None,
+            shifted={
+                kind: foreseen * self._factor(foreseen, lambda found, kind=kind: found.shifted[kind])
+                for kind in nearest.shifted
+            },
         )
 
     def _factor(self, foreseen: float, value: Callable[[TrialErrors], float]) -> float:

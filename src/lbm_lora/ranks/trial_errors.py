@@ -1,6 +1,17 @@
 """Errors that a run of a LoRA has shown."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SHIFTS: Mapping[str, str] = {
+    "content": "with other content",
+    "larger": "that are larger",
+    "smaller": "that are smaller",
+    "timesteps": "at other timesteps",
+}
+"""Map from the kinds of inputs that are unlike the calibration's to words for them. A LoRA's errors differ between them
+by 10 dB and more, so that one number for all would be right for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,10 +21,15 @@ class TrialErrors:
     Attributes:
         typical: weighted geometric mean over inputs of the calibration's kind.
         low, high: 80 % of such inputs lie between these.
-        shifted: geometric mean over inputs unlike the calibration's; None if there are none.
+        shifted: geometric mean over inputs unlike the calibration's, by the kind of shift; see `SHIFTS`.
     """
 
     typical: float
     low: float
     high: float
-    shifted: float | None = None
+    shifted: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def typical_shifted(self) -> float | None:
+        """Geometric mean over the kinds of shift; None if there are none."""
+        return math.prod(self.shifted.values()) ** (1 / len(self.shifted)) if self.shifted else None

@@ -132,7 +132,7 @@ def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, tr
         "held_output_error": _short(result.after.typical),
     }
     if predicted is not None:
-        facts[f"predicted_{predicted.of}_error"] = _short(predicted.error)
+        facts |= {name: _short(error) for name, error in predicted.facts().items()}
     if chosen is not None and chosen.images is not None:
         facts["measured_worst_psnr"] = _short(chosen.images.worst_psnr)
     metadata = result.adapter.metadata
@@ -149,8 +149,12 @@ def _predicted(predicted: Prediction | None, result: JointResult) -> Prediction 
     if predicted is None:
         return None
     factor = result.after.typical / result.before.typical
-    known = {name: getattr(predicted, name) for name in ("error", "measured", "low", "high", "shifted")}
-    return replace(predicted, **{name: factor * value for name, value in known.items() if value is not None})
+    known = {name: getattr(predicted, name) for name in ("error", "measured", "low", "high")}
+    return replace(
+        predicted,
+        **{name: factor * value for name, value in known.items() if value is not None},
+        shifted={kind: factor * error for kind, error in predicted.shifted.items()},
+    )
 
 
 def _short(error: float) -> float:

@@ -1,5 +1,6 @@
 """The inputs that statistics keep apart from their moments: which, and that a file gives them back."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,14 +40,27 @@ def test_held_points_are_not_those_that_were_measured(model: LBMModel, images: t
             assert any(torch.equal(point.state, one.state) for point in points) == is_held
 
 
-def test_shifted_points_are_of_noise_another_size_and_other_timesteps(
-    model: LBMModel, images: tuple[Path, ...]
-) -> None:
-    points = shifted_points(model, images, SCHEDULE, size=128, seed=3)
-    assert [one.timestep for one in points] == [1000.0, 500.0, 1000.0, 500.0, 750.0, 250.0]
-    areas = [one.state[0, 0].numel() for one in points]
-    assert areas[0] == areas[1] == areas[4] == areas[5] > 2 * areas[2] == 2 * areas[3]
-    assert [one.timestep for one in shifted_points(model, images, ((1000.0, 1.0),), size=64, seed=3)][-1] == 500.0
+def test_shifted_points_are_of_noise_other_sizes_and_other_timesteps(model: LBMModel, images: tuple[Path, ...]) -> None:
+    found = list(shifted_points(model, images, SCHEDULE, size=96, seed=3, count=5))
+    assert [kind for kind, _ in found] == ["content", "larger", "smaller"] * 2 + ["timesteps"] * 2
+    assert [one.timestep for _, one in found] == [1000.0] * 3 + [500.0] * 3 + [750.0, 250.0]
+    shapes = [tuple(one.state.shape[2:]) for _, one in found]
+    assert shapes[0] == shapes[3][::-1]
+    assert shapes[0][0] < shapes[0][1]
+    areas = [math.sqrt(height * width) * model.pixels_per_latent for height, width in shapes]
+    sides = [96, 128, 96 / 2**0.5] * 2 + [96] * 2  # the model is made for 64 pixels: no more than 128
+    assert areas == pytest.approx(sides, rel=0.1)
+    assert not torch.equal(found[0][1].state, found[3][1].state.mT)
+
+
+def test_of_one_held_point_there_is_one_shifted_point_of_each_kind(model: LBMModel, images: tuple[Path, ...]) -> None:
+    found = list(shifted_points(model, images, ((1000.0, 1.0),), size=64, seed=3, count=1))
+    assert [(kind, one.timestep) for kind, one in found] == [
+        ("content", 1000.0),
+        ("larger", 1000.0),
+        ("smaller", 1000.0),
+        ("timesteps", 500.0),
+    ]
 
 
 def test_a_file_gives_checks_back(
@@ -55,7 +69,11 @@ def test_a_file_gives_checks_back(
     expected = with_checks(statistics, model, images).checks
     save_statistics(replace(statistics, checks=expected), tmp_path / "s.safetensors")
     loaded = load_statistics(tmp_path / "s.safetensors").checks
-    assert [one.kind for one in loaded] == ["held"] * 4 + ["shifted"] * 6
+    assert [one.kind for one in loaded] == [
+        *["held"] * 4,
+        *["content", "larger", "smaller"] * 2,
+        *["timesteps"] * 2,
+    ]
     for one, other in zip(loaded, expected, strict=True):
         assert one.point is not None
         assert other.point is not None

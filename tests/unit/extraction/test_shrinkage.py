@@ -19,7 +19,8 @@ def test_the_least_safe_ridge_is_found_by_halving(edge: int) -> None:
 
 
 def errors(typical: float, shifted: float | None) -> TrialErrors:
-    return TrialErrors(typical=typical, low=typical / 2, high=2 * typical, shifted=shifted)
+    kinds = {} if shifted is None else {"content": shifted / 2, "smaller": shifted * 2}
+    return TrialErrors(typical=typical, low=typical / 2, high=2 * typical, shifted=kinds)
 
 
 def test_both_errors_must_not_be_above_those_of_plain_svd() -> None:

@@ -24,15 +24,15 @@ def check(kind: CheckKind) -> Check:
     return Check(kind=kind, wanted=torch.ones(2))
 
 
-def test_held_and_shifted_errors_are_separate() -> None:
-    checks = [check("held"), check("shifted"), check("held")]
-    found = trial_errors(checks, [0.01, 0.5, 0.04])
+def test_each_kind_of_shift_has_its_own_error() -> None:
+    checks = [check("held"), check("larger"), check("held"), check("content"), check("larger")]
+    found = trial_errors(checks, [0.01, 0.5, 0.04, 0.7, 0.02])
     assert found is not None
-    assert (found.typical, found.shifted) == (pytest.approx(0.02), pytest.approx(0.5))
+    assert (found.typical, found.shifted) == (pytest.approx(0.02), pytest.approx({"content": 0.7, "larger": 0.1}))
     assert found.low < 0.01
     assert found.high > 0.04
     assert found.low * found.high == pytest.approx(0.02**2)
     alone = trial_errors([check("held")], [0.02])
     assert alone is not None
-    assert (alone.typical / alone.low, alone.shifted) == (pytest.approx(10 ** (3 * 1.28 / 20)), None)
-    assert trial_errors([check("shifted")], [0.5]) is None
+    assert (alone.typical / alone.low, alone.shifted) == (pytest.approx(10 ** (3 * 1.28 / 20)), {})
+    assert trial_errors([check("content")], [0.5]) is None

@@ -37,12 +37,12 @@ def test_checks_are_the_held_samples_as_they_are_and_with_other_words() -> None:
     tuned = network()
     checks = network_checks(tuned, 12)
     assert [one.sample for one in checks if one.kind == "held"] == [2, 6, 10]
-    assert [one.sample for one in checks if one.kind == "shifted"] == [0, 1, 3, 4, 6, 7, 9, 10]
+    assert [one.sample for one in checks if one.kind == "content"] == [0, 1, 3, 4, 6, 7, 9, 10]
     outputs = list(tuned.run())
     assert torch.equal(checks[1].wanted, outputs[6].detach())
     assert not torch.allclose(checks[5].wanted, outputs[3].detach())
     assert torch.equal(checks[5].wanted[:, 0], outputs[3][:, 0].detach())  # the mask stayed
-    again = dict(check_outputs(tuned, "shifted", {one.sample for one in checks[3:]}))
+    again = dict(check_outputs(tuned, "content", {one.sample for one in checks[3:]}))
     assert all(torch.equal(again[one.sample], one.wanted) for one in checks[3:])
     assert not tuned.module._forward_pre_hooks
     assert network_checks(tuned, 3) == ()
@@ -64,8 +64,8 @@ def test_the_tuned_network_has_no_error_and_the_base_its_own() -> None:
         pairs = list(zip(base.run(), network().run(), strict=True))
     errors = [float((pairs[index][0] - pairs[index][1]).norm() / pairs[index][1].norm()) for index in (2, 6, 10)]
     assert found.typical == pytest.approx(math.prod(errors) ** (1 / 3), rel=1e-4)
-    assert found.shifted is not None
-    assert found.shifted != pytest.approx(found.typical, rel=1e-3)
+    assert found.shifted.keys() == {"content"}
+    assert found.shifted["content"] != pytest.approx(found.typical, rel=1e-3)
 
 
 def test_another_run_is_refused() -> None:

@@ -75,7 +75,7 @@ def checks(lbm: Lbm) -> list[Check]:
     """Both points, with the tuned model's outputs; the second also as a shifted one, with the output doubled."""
     wanted = outputs(load_model(lbm.tuned, dtype=torch.float32))
     found = [Check(kind="held", point=one, wanted=output) for one, output in zip(POINTS, wanted, strict=True)]
-    return [*found, Check(kind="shifted", point=POINTS[1], wanted=2 * wanted[1])]
+    return [*found, Check(kind="content", point=POINTS[1], wanted=2 * wanted[1])]
 
 
 def error_of(tried: LoraTrial) -> float:
@@ -101,7 +101,7 @@ def test_the_base_is_the_base(lbm: Lbm, plan: Plan) -> None:
     assert error_of(tried) == pytest.approx(1e-6, abs=1e-6)  # no delta was put in yet
     first = tried.error()
     assert first is not None
-    assert first.shifted == pytest.approx(0.5, rel=1e-3)
+    assert first.shifted == {"content": pytest.approx(0.5, rel=1e-3)}
     tried.take()
     expected = math.exp(0.7 * math.log(errors[0]) + 0.3 * math.log(errors[1]))
     assert error_of(tried) == pytest.approx(expected, rel=1e-4)

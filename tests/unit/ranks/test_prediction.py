@@ -45,7 +45,9 @@ def selection(plan: Plan, tmp_path: Path) -> Generator[RankSelection]:
 
 
 def errors(typical: float) -> TrialErrors:
-    return TrialErrors(typical=typical, low=typical / 2, high=3 * typical, shifted=4 * typical)
+    return TrialErrors(
+        typical=typical, low=typical / 2, high=3 * typical, shifted={"content": 4 * typical, "larger": 5 * typical}
+    )
 
 
 def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) -> None:
@@ -53,7 +55,7 @@ def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) 
     before = selection.predictor.prediction(middle)
     assert before.error == before.foreseen == selection.predictor.foreseen(middle)
     assert before.measured is None
-    assert (before.low, before.high, before.shifted) == (None, None, None)
+    assert (before.low, before.high, before.shifted) == (None, None, {})
     selection.predictor.learn(small, errors(2 * selection.predictor.foreseen(small)))
     assert selection.predictor.prediction(middle).error == pytest.approx(2 * before.foreseen)
     selection.predictor.learn(large, errors(8 * selection.predictor.foreseen(large)))
@@ -63,7 +65,7 @@ def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) 
     assert after.error == pytest.approx(before.foreseen * 2 * 4**share)
     assert (after.foreseen, after.measured) == (before.foreseen, None)
     assert (after.low, after.high) == pytest.approx((after.error / 2, 3 * after.error))
-    assert after.shifted == pytest.approx(4 * after.error)
+    assert after.shifted == pytest.approx({"content": 4 * after.error, "larger": 5 * after.error})
     assert selection.predictor.prediction(large).measured == 8 * selection.predictor.foreseen(large)
     assert selection.predictor.prediction(large).error == pytest.approx(8 * selection.predictor.foreseen(large))
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present.lines import layer_lines, paragraphs, twin_files, written
+from lbm_lora.errors import listing
 from lbm_lora.factorize import FULL_RANK
+from lbm_lora.ranks import SHIFTS
 from lbm_lora.report import Report, full_text, short_text
 from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural
@@ -169,8 +171,8 @@ def _predicted(found: "Prediction") -> str:
             "as much. Only a run measures it."
         )
     middle = f", 80 % of such inputs between {percent(found.low)} and {percent(found.high)}"
-    shifted = "" if found.shifted is None else f"; on inputs unlike the calibration's {percent(found.shifted)}"
-    return f"Predicted {what}{middle}{shifted}."
+    shifted = listing(f"{percent(error)} on inputs {SHIFTS[kind]}" for kind, error in found.shifted.items())
+    return f"Predicted {what}{middle}{f'; {shifted}' if shifted else ''}."
 
 
 def _shrinkage(result: "ExtractResult") -> str:
@@ -184,8 +186,8 @@ def _shrinkage(result: "ExtractResult") -> str:
         "plain": "The statistics were worse than plain SVD on some inputs, so plain SVD was used",
     }[found.kind]
     pairs = [("like the calibration's", found.errors.typical, found.plain.typical)]
-    if found.errors.shifted is not None and found.plain.shifted is not None:
-        pairs.append(("unlike them", found.errors.shifted, found.plain.shifted))
+    if found.errors.typical_shifted is not None and found.plain.typical_shifted is not None:
+        pairs.append(("unlike them", found.errors.typical_shifted, found.plain.typical_shifted))
     errors = [f"{percent(one)} against {percent(other)} on inputs {kind}" for kind, one, other in pairs]
     useless = (
         f" The base without a LoRA has {percent(found.base.typical)}: this file is too small to help."

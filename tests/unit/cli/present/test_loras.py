@@ -59,14 +59,20 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
         extracted,
         notes=("The VAEs differ.",),
         predicted=Prediction(
-            nbytes=123_456, error=0.0123456, of="output", foreseen=0.02, low=0.01, high=0.02, shifted=0.03
+            nbytes=123_456,
+            error=0.0123456,
+            of="output",
+            foreseen=0.02,
+            low=0.01,
+            high=0.02,
+            shifted={"content": 0.03, "smaller": 0.02},
         ),
         shrinkage=Shrinkage(
             kind="shrunk",
             ridge=1.0,
-            errors=TrialErrors(typical=0.01, low=0.005, high=0.02, shifted=0.03),
-            plain=TrialErrors(typical=0.1, low=0.05, high=0.2, shifted=0.04),
-            base=TrialErrors(typical=0.5, low=0.4, high=0.6, shifted=0.6),
+            errors=TrialErrors(typical=0.01, low=0.005, high=0.02, shifted={"content": 0.03}),
+            plain=TrialErrors(typical=0.1, low=0.05, high=0.2, shifted={"content": 0.04}),
+            base=TrialErrors(typical=0.5, low=0.4, high=0.6, shifted={"content": 0.6}),
         ),
         sizes=(
             Prediction(nbytes=61_728, error=0.05, of="output", foreseen=0.06),
@@ -78,8 +84,8 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
         f"{short}\n\n"
         "Ranks chosen for all layers together: up to 16, of convs up to 8.\n\n"
         "The VAEs differ.\n\n"
-        "Predicted relative error of the denoiser's output: 1.23 %, 80 % of such inputs between 1.00 % and 2.00 %; on "
-        "inputs unlike the calibration's 3.00 %. Smaller and larger files, "
+        "Predicted relative error of the denoiser's output: 1.23 %, 80 % of such inputs between 1.00 % and 2.00 %; "
+        "3.00 % on inputs with other content, 2.00 % on inputs that are smaller. Smaller and larger files, "
         "with ranks chosen for all layers together (--max_size), would give:\n"
         "  61.7 kB  5.00 %\n"
         "  1.25 MB  0.30 %\n\n"
