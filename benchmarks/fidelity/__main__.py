@@ -18,6 +18,7 @@ from lbm_lora import bundled
 from lbm_lora.imaging.paths import expand_sources
 
 MOST = 64  # images to calibrate on
+MOST_ALIKE = 36  # other images of the same folder to measure on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class Options:
     what: Positional[Literal["run", "page"]] = "run"
     work: Path = WORK / "fidelity"  # folder for the LoRAs and their measurements, 600 MB
     calibration_images: Path | None = None
-    """Folder or glob of sources: calibrate on 64 of them, evenly spread. Default: the bundled photos."""
+    """Folder or glob of sources: calibrate on 64 of them, evenly spread, and compare predictions with what is measured
+    on 36 others. Default: the bundled photos."""
     only: tuple[str, ...] = ()  # make only these sets; existing sets in --work are also shown
     threads: int = 1  # torch threads; more would not speed up a network this small
     results: Path = FOLDER / "fidelity"  # folder of result files
@@ -62,12 +64,13 @@ def _measure(options: Options) -> Path:
         raise SystemExit("error: --calibration_images contains held-out images. Leave them out.")
     torch.set_num_threads(options.threads)
     calibration = spread(images, MOST)
-    sets = Sets(options.work.resolve(), calibration=calibration, held_out=held_out)
+    alike = spread([path for path in images if path not in calibration], MOST_ALIKE)
+    sets = Sets(options.work.resolve(), calibration=calibration, held_out=held_out, alike=alike)
     asked = {*options.only, "plain", *(path.stem for path in options.work.glob("*.json"))}
     return write_result(
         options.results,
         "fidelity",
-        calibration={"source": source, "images": len(calibration)},
+        calibration={"source": source, "images": len(calibration), "alike": len(alike)},
         held=[path.name for path in held_out],
         base=sets.measured("base"),
         sets={name: sets.measured(name) for name in RECIPES if name in asked or not options.only},

@@ -30,6 +30,8 @@ SHIFTED_LABELS: Labels = {
 }
 TIMESTEP_LABELS: Labels = {"plain": "plain", "int8": "int8", "auto_refit": "auto"}
 
+_ALIKE_SHIFTED = ("alike_larger", "alike_smaller")
+
 _COLORS = ("#6b7280", "#b45309", "#1d4ed8", "#15803d", "#9d174d")
 _GRID_DB = 20  # between two grid lines of the chart
 _GRID_MB = (0.3, 0.5, 1, 2, 3, 5, 10, 20)
@@ -220,11 +222,18 @@ def _predictions(sets: Sets) -> Table:
     for method, names in METHODS.items():
         for found in (sets[name] for name in names if name in sets):
             for i, nbytes in enumerate(found["nbytes"]):
-                errors = [f"{found[key][i]:.1f}" for key in ("foreseen_db", "predicted_db", ERROR)]
-                shifted = [_surprise(found, kind, i) for kind in ("", *SHIFTED)]
-                rows.append((f"{nbytes / 1e6:.2f} MB, {method}", *errors, *shifted))
-    heads = ("size", "by the statistics alone", "predicted", "measured", "measured less predicted", *SHIFTED)
-    return heads, rows
+                if math.isnan(found["predicted_db:content"][i]):
+                    continue
+                foreseen, *predicted = (
+                    f"{found[f'{key}_db'][i]:.1f}" for key in ("foreseen", "predicted", "low", "high")
+                )
+                error, low, high = predicted
+                share = f"{numbers.covered(found)[i]:.0%}" if "alike:error_db" in found else "-"
+                differences = [_surprise(found, kind, i) for kind in ("alike", "", *_ALIKE_SHIFTED, *SHIFTED)]
+                size = f"{nbytes / 1e6:.2f} MB, {method}"
+                rows.append((size, foreseen, f"{error} ({low} to {high})", share, *differences))
+    heads = ("size", "by the statistics alone", "predicted (80 % of images)", "of them within", "calibration's kind")
+    return (*heads, "held-out", "larger", "smaller", "photos", "noise", "held-out, larger", "held-out, smaller"), rows
 
 
 def _surprise(found: Scores, kind: str, index: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.command import MINI_TUNED, arguments, lbm_lora, mini_base
-from benchmarks.fidelity.kinds import HELD_OUT, SHIFTED, kinds
+from benchmarks.fidelity.kinds import ALIKE, HELD_OUT, SHIFTED, kinds
 from benchmarks.fidelity.numbers import RANKS
 from benchmarks.fidelity.outputs import HeldOut
 from benchmarks.fidelity.statistics import REDUCED
@@ -22,6 +22,7 @@ from lbm_lora.calibration import load_statistics, save_statistics
 
 ALL_KINDS = (HELD_OUT, *SHIFTED)
 _CHANNELS = ("full", "sketch")  # statistics with one moment for all positions of a conv's kernel
+_SMALL = ("20kB", "30kB", "40kB", "70kB", "110kB", "160kB", "230kB", "500kB")  # of packed files, below rank 1
 _BELOW = (0.85, 0.7, 0.5, 0.25, 0.0)  # of all matrices' header entries: sizes below that of rank 1
 
 
@@ -36,6 +37,7 @@ class Recipe:
     ranks: Mapping[int, int] = field(default_factory=dict[int, int])  # rank -> conv rank, instead of sizes
     refit: bool = False  # refit on the calibration images
     shifted: bool = False  # also measure on images unlike those of the calibration
+    alike: bool = False  # also measure on other images of the calibration's kind
 
 
 _FP16, _INT8, _AUTO = ({"save_precision": name} for name in ("fp16", "int8", "auto"))
@@ -50,8 +52,8 @@ RECIPES: Mapping[str, Recipe] = {
     "int8_small": Recipe(statistics="full", flags=_INT8, small=True),
     "auto": Recipe(statistics="full", flags=_AUTO),
     "auto_convs": Recipe(statistics="convs", flags=_AUTO),
-    "auto_refit": Recipe(flags=_AUTO, refit=True, shifted=True),
-    "auto_small": Recipe(statistics="convs", flags=_AUTO, sizes=("40kB", "70kB", "110kB", "160kB", "230kB", "330kB")),
+    "auto_refit": Recipe(flags=_AUTO, refit=True, shifted=True, alike=True),
+    "auto_small": Recipe(statistics="convs", flags=_AUTO, sizes=_SMALL, shifted=True, alike=True),
     "plain_global": Recipe(),
     **{name: Recipe(statistics=name, flags=_FP16 | _QUICK) for name in (*REDUCED, "sketch")},
     **{name: Recipe(statistics=name, flags=_AUTO | _QUICK, shifted=True) for name in (*_COUNTS, "photos")},
@@ -65,10 +67,13 @@ class Sets:
 
     Args:
         calibration, held_out: sources to calibrate on, and to measure on.
+        alike: sources of the calibration's kind to measure on.
     """
 
-    def __init__(self, folder: Path, *, calibration: Sequence[Path], held_out: Sequence[Path]) -> None:
-        self._folder, self._calibration, self._images = folder, calibration, held_out
+    def __init__(
+        self, folder: Path, *, calibration: Sequence[Path], held_out: Sequence[Path], alike: Sequence[Path] = ()
+    ) -> None:
+        self._folder, self._calibration, self._images, self._alike = folder, calibration, held_out, alike
         folder.mkdir(parents=True, exist_ok=True)
 
     def measured(self, name: str) -> dict[str, Any]:
@@ -104,7 +109,7 @@ class Sets:
             first = self._extract(name, max_size=sizes, **flags)
             results = [first, *first["further"]]
         seconds = round(time.monotonic() - started, 1)
-        measured_on = ALL_KINDS if recipe.shifted else (HELD_OUT,)
+        measured_on = [*(ALL_KINDS if recipe.shifted else (HELD_OUT,)), *(self._alike_kinds if recipe.alike else ())]
         files = {
             size: {**self._held_out.measure(Path(one["adapter"]), measured_on), "predicted": one.get("predicted")}
             for size, one in zip(sizes, results, strict=True)
@@ -157,13 +162,17 @@ class Sets:
     def _lora(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
 
+    @property
+    def _alike_kinds(self) -> tuple[str, ...]:
+        return tuple(ALIKE) if self._alike else ()
+
     @cached_property
     def _pair(self) -> dict[str, Path]:
         return {"base_model_path": mini_base(self._folder / "base.safetensors"), "tuned_model_path": MINI_TUNED}
 
     @cached_property
     def _held_out(self) -> HeldOut:
-        made = kinds(self._folder / "noise", self._images)
+        made = kinds(self._folder / "noise", self._images, self._alike)
         return HeldOut(self._pair["base_model_path"], MINI_TUNED, made)
 
 

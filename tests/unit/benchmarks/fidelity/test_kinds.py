@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.fidelity.kinds import HELD_OUT, SHIFTED, kinds
+from benchmarks.fidelity.kinds import ALIKE, HELD_OUT, PREDICTED, SHIFTED, kinds
 from lbm_lora import bundled
+from lbm_lora.ranks import SHIFTS
 
 
 def test_every_kind_of_the_page_has_images(tmp_path: Path) -> None:
@@ -16,6 +17,16 @@ def test_every_kind_of_the_page_has_images(tmp_path: Path) -> None:
     assert found[HELD_OUT].images == held_out
     assert all(path.exists() for kind in found.values() for path in kind.images)
     assert [kind.size for kind in found.values()] == [None, None, None, 192, 91]
+
+
+def test_predictions_are_measured_at_other_images_of_the_calibrations_kind(tmp_path: Path) -> None:
+    alike = sorted(bundled.PHOTOS.glob("*.jpg"))
+    found = kinds(tmp_path / "noise", [], alike)
+    assert found["alike"].images == alike
+    assert [found[name].size for name in ALIKE] == [None, 192, 91]
+    assert found["alike_larger"].images == found["alike_smaller"].images == alike[::3]
+    assert {*PREDICTED} <= {*SHIFTED, *ALIKE}
+    assert {*PREDICTED.values()} <= {*SHIFTS}
 
 
 def test_noise_is_equal_in_every_run_and_has_spots_of_several_sizes(tmp_path: Path) -> None:

@@ -7,17 +7,22 @@ import numpy as np
 import pytest
 
 from benchmarks.fidelity import numbers
-from benchmarks.fidelity.numbers import RANKS, TARGETS, below, bytes_at, savings, sets_of, surprises
+from benchmarks.fidelity.numbers import RANKS, TARGETS, below, bytes_at, covered, savings, sets_of, surprises
 
 
 def file(nbytes: int, psnr: float, error: float, predicted: float | None = None) -> dict[str, Any]:
     """Two images, 4 dB apart; 100 bytes beside the matrices."""
-    prediction = None if predicted is None else {"error": 10 ** (predicted / 20), "foreseen": 10 ** (predicted / 10)}
+    prediction = None
+    if predicted is not None:
+        ratio = 10 ** (predicted / 20)
+        shifted = {"content": 2 * ratio, "larger": ratio, "smaller": ratio}
+        prediction = {"error": ratio, "foreseen": ratio**2, "low": ratio / 2, "high": 2 * ratio, "shifted": shifted}
     return {
         "nbytes": nbytes,
         "matrix_bytes": nbytes - 100,
         "held_out": scores(psnr, error),
         "noise": scores(psnr - 5, error + 5),
+        "alike": scores(psnr, error),
         "predicted": prediction,
     }
 
@@ -90,7 +95,22 @@ def test_other_kinds_of_images_and_timesteps_are_read() -> None:
     assert plain["timesteps_db"][0].tolist() == [-21, -16]
     auto = sets(auto_refit=made(40, off=2))["auto_refit"]
     assert surprises(auto) == pytest.approx([2.0] * 5)
-    assert surprises(auto, "noise") == pytest.approx([7.0] * 5)
+    assert surprises(auto, "alike") == pytest.approx([2.0] * 5)
+    assert surprises(auto, "noise") == pytest.approx([7.0 - 20 * math.log10(2)] * 5)
+
+
+def test_images_within_the_interval_are_counted() -> None:
+    assert covered(sets(auto_refit=made(40, off=2))["auto_refit"]) == pytest.approx([1.0] * 5)  # 2 + 3 < 6 dB
+    assert covered(sets(auto_refit=made(40, off=4))["auto_refit"]) == pytest.approx([0.5] * 5)
+
+
+def test_older_results_have_no_predictions_for_other_images() -> None:
+    older = made(40, off=2)
+    for one in older["files"].values():
+        one["predicted"]["shifted"] = 0.1
+    found = sets(auto_refit=older)["auto_refit"]
+    assert np.isnan(surprises(found, "noise")).all()
+    assert surprises(found) == pytest.approx([2.0] * 5)
 
 
 def test_targets_that_are_met(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +121,7 @@ def test_targets_that_are_met(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[2] for row in rows[:5]] == ["10 dB", "0", "20 dB", "0", "0"]
     assert [row[3] for row in rows[:5]] == ["met"] * 5
     assert rows[5][3] == "met"
-    assert [row[2] for row in rows[-2:]] == ["2 dB", "3 dB"]
+    assert [row[2] for row in rows[-2:]] == ["2 dB", "3.02 dB"]
     assert [row[3] for row in rows[-2:]] == ["met"] * 2
 
 

@@ -12,6 +12,14 @@ from benchmarks.fidelity.kinds import SHIFTED
 from benchmarks.fidelity.numbers import RANKS, sets_of
 from benchmarks.fidelity.page import chart, report, write_page
 
+PREDICTION = {
+    "error": 0.1,
+    "foreseen": 0.01,
+    "low": 0.05,
+    "high": 0.2,
+    "shifted": {"content": 0.2, "larger": 0.1, "smaller": 0.1, "timesteps": 0.1},
+}
+
 
 def made(first: float, *, smaller: int = 1, predicted: bool = False, ranks: tuple[int, ...] = RANKS) -> dict[str, Any]:
     """A set of two images 4 dB apart: `first` dB at rank 1 and 10 dB for each doubling of the matrices."""
@@ -21,7 +29,8 @@ def made(first: float, *, smaller: int = 1, predicted: bool = False, ranks: tupl
             "matrix_bytes": 800_000 * rank // smaller,
             "held_out": scores(first + 10 * index),
             **{kind: scores(first + 10 * index - 5) for kind in SHIFTED},
-            "predicted": {"error": 0.1, "foreseen": 0.01} if predicted else None,
+            "alike": scores(first + 10 * index),
+            "predicted": PREDICTION if predicted else None,
         }
         for index, rank in enumerate(ranks)
     }
@@ -45,7 +54,7 @@ def result(**sets: Any) -> dict[str, Any]:
         "command": "python -m benchmarks.fidelity",
         "machine": {"cpu": "A CPU", "cores": 4, "cores used": 1},
         "versions": {"commit": "1234abcd", "torch": "2.9", "python": "3.11"},
-        "calibration": {"source": "renders", "images": 64},
+        "calibration": {"source": "renders", "images": 64, "alike": 36},
         "calibration_seconds": {"full": 31.0, "photos": 2.0},
         "held": ["a.png", "b.png"],
         "base": {kind: scores(10.0) for kind in ("held_out", *SHIFTED)},
@@ -70,7 +79,9 @@ def test_methods_stand_next_to_plain_of_the_same_size() -> None:
     assert "| 4.20 MB (rank 4) | 39.0 (37.0) | 59.0 (57.0) | 69.0 (67.0) | +10.0 | 0 / 0 |" in page
     assert "| rank 4 | -40.0 | 3.20 / 4.20 | 4.0 / 2.3 | 40.0 / 3.9 |" in page
     assert "plain's file of the lowest rank contains 1.00 MB" in page
-    assert "| 1.80 MB, auto | -40.0 | -20.0 | -50.0 | -30.0 | -25.0 | -25.0 | -25.0 | -25.0 |" in page
+    predicted = "| 1.80 MB, auto | -40.0 | -20.0 (-26.0 to -14.0) | 0%"
+    differences = "| -30.0 | -30.0 | - | - | -31.0 | -31.0 | -25.0 | -25.0 |"
+    assert f"{predicted} {differences}" in page
     assert "| noise | -10.0 (-9.0) | rank 4 | -35.0 (-34.0) | -55.0 (-54.0) | -65.0 (-64.0) |" in page
     assert "| size of plain's | timestep 1000: plain / int8 / auto | timestep 500: plain / int8 / auto |" in page
     assert "| rank 1 | -20.0 / -40.0 / -50.0 | -22.0 / -42.0 / -52.0 |" in page

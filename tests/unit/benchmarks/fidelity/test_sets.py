@@ -52,7 +52,7 @@ def _values(line: list[str]) -> list[list[str]]:
 @pytest.fixture
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sets:
     images = [tmp_path / f"{index}.png" for index in range(8)]
-    made = Sets(tmp_path / "work", calibration=images, held_out=images)
+    made = Sets(tmp_path / "work", calibration=images, held_out=images, alike=images[:2])
     monkeypatch.setitem(made.__dict__, "_held_out", Held())  # a cached property
     return made
 
@@ -86,7 +86,7 @@ def test_the_images_of_a_calibration_are_linked_in_a_folder(sets: Sets, lines: l
 def test_a_set_is_refit_on_the_images_of_its_calibration_or_not(sets: Sets, lines: list[list[str]]) -> None:
     assert sets.measured("auto")["files"]["9B"]["kinds"] == 1
     assert "--no_refit" in lines[-1]
-    assert sets.measured("auto_refit")["files"]["9B"]["kinds"] == 5
+    assert sets.measured("auto_refit")["files"]["9B"]["kinds"] == 8
     assert "--no_refit" not in lines[-1]
     assert lines[-1][lines[-1].index("--calibration_images") + 1].endswith("auto_refit.images")
     assert "--no_refit" not in lines[0]  # plain has nothing to refit
