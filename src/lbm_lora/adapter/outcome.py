@@ -1,6 +1,6 @@
 """The outcome for each tensor, stored in files or in adapters in memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,9 +24,11 @@ class Outcome:
     dense: Tensor | None = None
     grid: Grid | None = None
 
-    def stored(self) -> tuple[ParamName, Tensor | None]:
-        """Return the param name, and its delta as stored; None if it is left out."""
-        return self.row.name, self.dense if self.module is None else self.module.delta()
+    def stored(self) -> tuple[ParamName, Callable[[], Tensor] | None]:
+        """Return the param name, and what makes its delta as stored; None if it is left out."""
+        if self.module is not None:
+            return self.row.name, self.module.delta
+        return self.row.name, None if self.dense is None else self.dense.float
 
 
 def store_outcomes(

@@ -7,6 +7,8 @@ new tensors: those that it had are not written to, and are put back.
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.errors import ConfigError, InputError, plural
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
+from lbm_lora.model.streamed_weights import StreamedWeights
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import StoredDelta
@@ -86,14 +89,26 @@ def kept_weights(module: nn.Module) -> Generator[None]:
             value.data = before[name]
 
 
-def put_deltas(module: nn.Module, base: Component, deltas: Iterable[StoredDelta] = ()) -> None:
-    """Set the weights of a module to the base plus deltas. Names that the base lacks keep their values."""
-    left = _values(module)
-    for name, delta in deltas:
-        if name in left:
-            _put(left.pop(name), name, base, delta)
-    for name, value in left.items():
-        _put(value, name, base, None)
+def put_deltas(
+    module: nn.Module, base: Component, deltas: Iterable[StoredDelta] = (), *, streamed: StreamedWeights | None = None
+) -> None:
+    """Set the weights of a module to the base plus deltas. What the base lacks, or has in another shape, stays.
+
+    Args:
+        streamed: the weights of the module, if they are in memory only while it runs.
+    """
+    values = {} if streamed else _values(module)
+    shapes = streamed.shapes if streamed else {name: tuple(value.shape) for name, value in values.items()}
+    left = {name for name, shape in shapes.items() if name in base and base.specs[name].shape == shape}
+    for name, make in chain(deltas, ((name, None) for name in list(left))):
+        if name not in left:
+            continue
+        left.remove(name)
+        if streamed:
+            streamed.put(name, partial(_changed, base, name, make))
+        else:
+            value = values[name]
+            value.data = _changed(base, name, make).to(value.device, value.dtype)
 
 
 @torch.no_grad()
@@ -122,7 +137,7 @@ def network_errors(
         raise InputError("run yields no sample. It must yield the network's output for each, whenever it is called.")
     errors: list[tuple[float, ...]] = []
     with kept_weights(module):
-        for deltas in ((), [(name, adapter.delta(name)) for name in adapter.params]):
+        for deltas in ((), [(name, partial(adapter.delta, name)) for name in adapter.params]):
             put_deltas(module, base, deltas)
             found = outputs_of(run)
             errors.append(tuple(relative_error(*pair) for pair in _paired(found, wanted)))
@@ -148,8 +163,7 @@ def _values(module: nn.Module) -> dict[ParamName, Tensor]:
     return found
 
 
-def _put(value: Tensor, name: ParamName, base: Component, delta: Tensor | None) -> None:
-    if name not in base or base.specs[name].shape != tuple(value.shape):
-        return
-    values = base.read(name).float()
-    value.data = (values if delta is None else values + delta.float()).to(value.device, value.dtype)
+def _changed(base: Component, name: ParamName, make: Callable[[], Tensor | None] | None) -> Tensor:
+    """Return base + delta in fp32: new, or a view of the file, which must not be written to."""
+    values, delta = base.read(name).float(), None if make is None else make()
+    return values if delta is None else values + delta.float()

@@ -9,14 +9,17 @@ from torch import Tensor
 from lbm_lora.checkpoint import CheckpointLike, Component
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.checks import Check, trial_errors
+from lbm_lora.fidelity.network import put_deltas
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.fidelity.points import Point, image_latent
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model import bridge
 from lbm_lora.model.build import load_model
-from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
 from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
+
+_TOGETHER = 4
+"""Points that a large network is run at together."""
 
 
 class LoraTrial:
@@ -48,14 +51,14 @@ class LoraTrial:
         self._base, self._progress = base, progress
         self._checks = [(check, check.point) for check in checks if check.point is not None]
         progress.start(0, "loading the tuned model" if wanted is None else "loading the base")
-        self._model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32)
+        self._model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32, is_streamed=True)
         if wanted is not None:
             self.take(wanted)
         self._wanted = [check.wanted for check, _ in self._checks]
         count = len(images) + (0 if wanted is None else len(self._checks))
         progress.start(count, "running the tuned model" if wanted is None else "running the LoRA")
         if wanted is not None:
-            self._wanted = [self._output(point) for _, point in self._checks]
+            self._wanted = self._outputs()
         self._names = [path.name for path in images]
         self._latents = [image_latent(self._model, path).cpu() for path in images]
         self._targets = [self._image(latent) for latent in self._latents]
@@ -67,20 +70,15 @@ class LoraTrial:
 
     def take(self, deltas: Iterable[StoredDelta] = ()) -> None:
         """Set the network to the base plus these deltas."""
-        parameters = dict(self._model.denoiser.named_parameters())
-        for name, delta in deltas:
-            if name in parameters:
-                self._put(parameters.pop(name), name, delta)
-        for name, parameter in parameters.items():
-            self._put(parameter, ParamName(name), None)
+        put_deltas(self._model.denoiser, self._base, deltas, streamed=self._model.streamed)
 
     def error(self) -> TrialErrors | None:
         """Return the relative errors of the denoiser's output; None if there are no held points."""
         if not self.has_points:
             return None
         self._progress.start(len(self._checks), "checking the prediction")
-        found = [self._output(point) for _, point in self._checks]
-        errors = [relative_error(output, wanted) for output, wanted in zip(found, self._wanted, strict=True)]
+        pairs = zip(self._outputs(), self._wanted, strict=True)
+        errors = [relative_error(output, wanted) for output, wanted in pairs]
         return trial_errors([check for check, _ in self._checks], errors)
 
     def images(self) -> TrialImages | None:
@@ -91,12 +89,17 @@ class LoraTrial:
         found = [psnr(self._image(latent), target) for latent, target in zip(self._latents, self._targets, strict=True)]
         return TrialImages(psnrs=tuple(zip(self._names, found, strict=True)))
 
-    def _put(self, parameter: torch.nn.Parameter, name: ParamName, delta: Tensor | None) -> None:
-        """Set base + delta. Parameters that the base lacks, or has in another shape, keep the tuned values."""
-        if name not in self._base or self._base.specs[name].shape != tuple(parameter.shape):
-            return
-        values = self._base.read(name).float()  # new, or a view of the file: never written to
-        parameter.data = (values if delta is None else values + delta.float()).to(parameter.device)
+    def _outputs(self) -> list[Tensor]:
+        """Return the outputs at the checks, in their order: of several at once if that saves making weights."""
+        found: dict[int, Tensor] = {}
+        count = _TOGETHER if self._model.streamed else 1
+        for same in _by_shape([point for _, point in self._checks]):
+            for start in range(0, len(same), count):
+                part = same[start : start + count]
+                outputs = outputs_at(self._model, [self._checks[index][1] for index in part])
+                found |= zip(part, outputs.split(1), strict=True)
+                self._progress.advance(len(part))
+        return [found[index] for index in range(len(self._checks))]
 
     def _output(self, point: Point) -> Tensor:
         output = outputs_at(self._model, [point])
@@ -107,3 +110,11 @@ class LoraTrial:
         source = Point(timestep=bridge.TRAIN_TIMESTEPS, probability=1.0, state=latent)
         target = bridge.predict_target(latent, 1.0, self._output(source))
         return self._model.decode(target)[0].cpu().clamp(-1, 1)
+
+
+def _by_shape(points: Sequence[Point]) -> list[list[int]]:
+    """Return the indices of points in groups of one shape."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, point in enumerate(points):
+        groups.setdefault(tuple(point.state.shape), []).append(index)
+    return list(groups.values())

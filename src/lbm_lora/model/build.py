@@ -30,6 +30,7 @@ from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.names import check_shapes, checkpoint_shapes, empty_unet, empty_vae
 from lbm_lora.model.resolve import resolve_config
+from lbm_lora.model.streamed_weights import LARGE, StreamedWeights
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.threads import fit_threads
 
@@ -45,6 +46,7 @@ class LBMModel:
         dtype: dtype of the denoiser and of all latents.
         vae_dtype: dtype of the VAE. It is fp32 if `dtype` is fp16 and the VAE's config says `force_upcast`:
             SDXL's VAE overflows in fp16 and gives NaN.
+        streamed: weights of the denoiser, if they are in memory only while their module runs.
     """
 
     denoiser: UNet2DConditionModel = field(repr=False)
@@ -53,6 +55,7 @@ class LBMModel:
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
+    streamed: StreamedWeights | None = field(default=None, repr=False)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -100,6 +103,7 @@ def load_model(
     config_path: Path | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
+    is_streamed: bool = False,
 ) -> LBMModel:
     """Build the LBM of a checkpoint, ready for inference (no gradients, evaluation mode).
 
@@ -108,6 +112,8 @@ def load_model(
         config_path: a config.yaml for a checkpoint that has none of its own.
         device: `cuda` where there is no CUDA gives a warning, and the CPU.
         dtype: of the denoiser; tensors of another dtype are cast one by one.
+        is_streamed: keep the weights of a large denoiser on the CPU in the file, and make them fp32 one module at a
+            time; `dtype` must be fp32. It takes a fraction of the memory, and a second or two for each run.
 
     Raises:
         CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
@@ -121,15 +127,29 @@ def load_model(
         vae_dtype = torch.float32 if dtype == torch.float16 and config.vae_config.get("force_upcast", True) else dtype
         denoiser, vae = empty_unet(config.unet_config), empty_vae(config.vae_config)
         fit_threads(sum(p.numel() for network in (denoiser, vae) for p in network.parameters()))
-        fill(denoiser, opened, DENOISER_PREFIX, device=target, dtype=dtype)
+        is_streamed = is_streamed and target.type == "cpu" and sum(p.numel() for p in denoiser.parameters()) >= LARGE
+        fill(denoiser, opened, DENOISER_PREFIX, device=target, dtype=None if is_streamed else dtype)
+        streamed = StreamedWeights(denoiser) if is_streamed else None
         fill(vae, opened, VAE_PREFIX, device=target, dtype=vae_dtype)
-    return LBMModel(denoiser=denoiser, vae=vae, config=config, device=target, dtype=dtype, vae_dtype=vae_dtype)
+    return LBMModel(
+        denoiser=denoiser,
+        vae=vae,
+        config=config,
+        device=target,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        streamed=streamed,
+    )
 
 
 def fill(
-    network: torch.nn.Module, checkpoint: Checkpoint, prefix: str, *, device: torch.device, dtype: torch.dtype
+    network: torch.nn.Module, checkpoint: Checkpoint, prefix: str, *, device: torch.device, dtype: torch.dtype | None
 ) -> None:
-    """Give a network on the meta device the checkpoint's tensors under `prefix`, strictly, in the file's order."""
+    """Give a network on the meta device the checkpoint's tensors under `prefix`, strictly, in the file's order.
+
+    Args:
+        dtype: None: that of the file.
+    """
     names = [key.removeprefix(prefix) for key in checkpoint.specs if key.startswith(prefix)]
     state = {name: checkpoint.read(prefix + name).to(device=device, dtype=dtype) for name in names}
     network.load_state_dict(state, strict=True, assign=True)

@@ -19,8 +19,9 @@ from lbm_lora.ranks.search import smallest
 from lbm_lora.ranks.spectrum import WeightsOf
 from lbm_lora.ranks.trial_errors import TrialErrors
 
-StoredDelta = tuple[ParamName, Tensor | None]
-"""A parameter and its delta as stored, in its shape; None if the file has nothing for it."""
+StoredDelta = tuple[ParamName, Callable[[], Tensor | None] | None]
+"""A parameter, and what makes its delta as stored, in its shape; None if the file has nothing for it. Factors take a
+fraction of the memory of their products."""
 
 _TOGETHER = -6.0  # dB: first guess of the result minus the prediction, before any run: layers' errors add up
 

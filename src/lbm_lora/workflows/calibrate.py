@@ -70,7 +70,7 @@ def collected(
     if dtype != torch.float32:  # LoRAs are run in fp32
         progress.start(0, "loading the tuned model in fp32")
         del model
-        model = load_model(tuned, config_path=config.config_path, device=device, dtype=torch.float32)
+        model = load_model(tuned, config_path=config.config_path, device=device, dtype=torch.float32, is_streamed=True)
     return with_checks(statistics, model, images, progress)
 
 

@@ -23,8 +23,14 @@ def outcome(name: str, status: Status, **stored: object) -> Outcome:
 
 def test_the_delta_is_that_of_the_module_or_the_dense_one() -> None:
     bias = torch.ones(4)
-    assert torch.equal(outcome("a.weight", Status.LORA, module=MODULE).stored()[1], 2 * torch.ones(4, 6))  # pyright: ignore[reportArgumentType]
-    assert outcome("a.bias", Status.DENSE, dense=bias).stored() == ("a.bias", bias)
+    for stored, expected in (
+        (outcome("a.weight", Status.LORA, module=MODULE).stored(), ("a.weight", 2 * torch.ones(4, 6))),
+        (outcome("a.bias", Status.DENSE, dense=bias).stored(), ("a.bias", bias)),
+    ):
+        name, make = stored
+        assert name == expected[0]
+        assert make is not None
+        assert torch.equal(make(), expected[1])
     assert outcome("b", Status.EXCLUDED).stored() == ("b", None)
 
 

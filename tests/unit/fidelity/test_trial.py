@@ -135,6 +135,22 @@ def test_weights_are_exactly_base_plus_delta_of_the_last_take(lbm: Lbm, plan: Pl
         assert torch.equal(parameter, expected if delta is None else expected + delta.float()), name
 
 
+def test_a_large_network_gives_the_same_errors_with_its_weights_in_the_file(
+    lbm: Lbm, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = [outcome for (outcome,) in DirectPass([plan.with_ranks(FixedRank(linear=2, conv=1))], FP32)]
+    whole = trial(lbm, plan, Listener())
+    monkeypatch.setattr("lbm_lora.model.build.LARGE", 0)
+    listener = Listener()
+    streamed = trial(lbm, plan, listener)
+    for deltas in ((), [one.stored() for one in outcomes]):
+        for tried in (whole, streamed):
+            tried.take(deltas)
+        assert error_of(streamed) == pytest.approx(error_of(whole), rel=1e-4)
+        assert listener.missing == 0
+    assert sum(one.numel() for one in streamed._model.denoiser.parameters()) == 0  # pyright: ignore[reportPrivateUsage]
+
+
 def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
     with open_checkpoint(lbm.base) as base, open_checkpoint(lbm.tuned) as tuned:
         everything = base.component(), tuned.component(), FixedRank(linear=9999, conv=9999)
