@@ -20,6 +20,7 @@ from lbm_lora.threads import (
     sleep_while_waiting,
     thread_choice,
     usable_cores,
+    use_large_pages,
     worker_count,
 )
 
@@ -160,6 +161,15 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(monkeypatch: pyte
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     sleep_while_waiting()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_large_tensors_get_large_pages_unless_the_user_wants_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    use_large_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    use_large_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 def test_the_command_line_says_how_to_wait_before_torch_is_loaded() -> None:

@@ -19,7 +19,7 @@ from lbm_lora.cli.nested import split_line
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write
 from lbm_lora.configs.marks import Count
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
-from lbm_lora.threads import chosen_threads, sleep_while_waiting
+from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     prepare_streams()
     sleep_while_waiting()
+    use_large_pages()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]

@@ -132,7 +132,7 @@ def nearest(
         InputError: a value is not finite.
     """
     values = rows.float().contiguous()
-    unit, _ = _units(values, widths, variances)
+    unit, _ = _units(_sampled(values, variances), widths)
     most = torch.tensor([largest(width) for width in widths], dtype=torch.float32)
     if isinstance(root, TriangularRoot):
         repeat = root.repeat
@@ -153,21 +153,39 @@ def relative_noise(
 ) -> Float64[np.ndarray, "widths rank"]:
     """Return the squared error of rounding each row to each of `WIDTHS`, each element on its own, in the norm of the
     diagonal, relative to the row's squared length in it."""
-    values = rows.float()
-    found = [_units(values, [width] * len(values), variances)[1] for width in WIDTHS]
+    sampled = _sampled(rows.float(), variances)
+    found = [_units(sampled, [width] * len(rows))[1] for width in WIDTHS]
     return np.stack([one.double().numpy() for one in found])
 
 
-def _units(
-    values: Float32[Tensor, "rank columns"], widths: Sequence[int], variances: Tensor | None
-) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
-    """Return the unit of each row, and its squared error relative to its squared length, judged by a sample."""
-    highest = values.abs().amax(dim=1)
+@dataclass(frozen=True)
+class _Sampled:
+    """What the units of rows are judged by.
+
+    Attributes:
+        highest: the largest absolute value of each row.
+        values: elements of each row, evenly spread.
+        weights: cost of an error in each of them.
+    """
+
+    highest: Float32[Tensor, " rank"]
+    values: Float32[Tensor, "rank sample"]
+    weights: Float32[Tensor, " sample"]
+
+
+def _sampled(values: Float32[Tensor, "rank columns"], variances: Tensor | None) -> _Sampled:
+    low, high = torch.aminmax(values, dim=1)  # a NaN is both
+    highest = torch.maximum(-low, high)
     if not torch.isfinite(highest).all():
         raise InputError("factors have values that are not finite and cannot be stored.")
     step = max(1, values.shape[1] // _SAMPLE)
     sample = values[:, ::step]
-    weights = torch.ones(sample.shape[1]) if variances is None else variances[::step].float()
+    return _Sampled(highest, sample, torch.ones(sample.shape[1]) if variances is None else variances[::step].float())
+
+
+def _units(sampled: _Sampled, widths: Sequence[int]) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
+    """Return the unit of each row, and its squared error relative to its squared length, judged by a sample."""
+    highest, sample, weights = sampled.highest, sampled.values, sampled.weights
     sizes = (sample.square() @ weights).clamp_(min=torch.finfo(torch.float32).tiny)
     unit, error = torch.ones_like(highest), torch.zeros_like(highest)
     for width in set(widths):

@@ -69,10 +69,13 @@ class LowRankRoot:
         return on_vectors(lambda rows: self._update(rows * self.scale, self.outer), matrix, self.repeat)
 
     def solve(self, matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        return on_vectors(lambda rows: self._update(rows, self.inner) * _inverse(self.scale), matrix, self.repeat)
+        return on_vectors(
+            lambda rows: self._update(rows.clone(), self.inner) * _inverse(self.scale), matrix, self.repeat
+        )
 
     def _update(self, rows: Float[Tensor, "m n"], weights: Float[Tensor, " k"]) -> Float[Tensor, "m n"]:
-        return torch.addmm(rows, (rows @ self.vectors) * weights, self.vectors.mT)
+        """Change the rows, a copy of the caller's, and return them: to allocate another takes as long as the sum."""
+        return rows.addmm_((rows @ self.vectors) * weights, self.vectors.mT)
 
 
 def triangular_root(matrix: Float[Tensor, "n n"], floor: float, repeat: int = 1) -> TriangularRoot:
