@@ -25,6 +25,7 @@ from lbm_lora.ranks import (
     Predictor,
     RankAllocator,
     RankRule,
+    SizeLimits,
     StoredDelta,
     Trial,
     WidthAllocator,
@@ -128,7 +129,8 @@ def surveyed(
     capped = capped_plan(plan, rule, settings.dtype)
     with scratch_folder(beside.with_name(f"{beside.stem}.vectors")) as folder:
         vectors = folder / "vectors.safetensors"
-        survey_pass = SurveyPass(capped, settings, norm, vectors)
+        has_spare = isinstance(rule, SizeLimits) and norm is not None
+        survey_pass = SurveyPass(capped, settings, norm, vectors, has_spare=has_spare)
         progress.start(len(survey_pass), "surveying")
         survey = survey_pass.run(progress.advance)
         longest = max(run_settings, key=lambda one: len(str(one)))

@@ -75,9 +75,19 @@ class SurveyPass:
         plan: plan in which each decomposed item's `rank` is the highest that may be chosen.
         norm: output norm, if errors are weighted by it.
         scratch: file for the vectors, in fp32.
+        has_spare: whether the highest ranks are more than what is likely to be chosen; see `truncated_svd`.
     """
 
-    def __init__(self, plan: Plan, settings: DeltaSettings, norm: OutputNorm | None, scratch: Path) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        settings: DeltaSettings,
+        norm: OutputNorm | None,
+        scratch: Path,
+        *,
+        has_spare: bool = False,
+    ) -> None:
+        self._has_spare = has_spare
         self._plan = plan
         self._settings = settings
         self._norm = norm
@@ -127,7 +137,7 @@ class SurveyPass:
         weights = self._weights_of(module_of(item.name))
         try:
             whitening = weights.whitening()
-            svd = weighted_svd(matrix, item.rank or 1, whitening, seed=seed_of(item.name))
+            svd = weighted_svd(matrix, item.rank or 1, whitening, seed=seed_of(item.name), has_spare=self._has_spare)
         except InputError as error:
             raise InputError(f"{item.name}: ", *error.args) from None
         if self._settings.dtype == PACKED:

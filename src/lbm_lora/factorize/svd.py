@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.krylov import leading_subspace
+from lbm_lora.factorize.krylov import Subspace, leading_subspace, wide_subspace
 
 _EXACT_BELOW = 192  # short sides up to this: LAPACK is as fast
 _EXACT_SHARE = 6  # randomized where rank * share < short side
@@ -32,13 +32,23 @@ class TruncatedSVD:
     right: Float[Tensor, "rank columns"]
     exact: bool
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three factors."""
+        return self.left, self.values, self.right
+
     def first(self, rank: int) -> "TruncatedSVD":
         """Return the decomposition of a lower rank."""
         return TruncatedSVD(self.left[:, :rank], self.values[:rank], self.right[:rank], self.exact)
 
 
 def truncated_svd(
-    matrix: Float[Tensor, "out columns"], rank: int, *, seed: int, squared_norm: float | None = None
+    matrix: Float[Tensor, "out columns"],
+    rank: int,
+    *,
+    seed: int,
+    squared_norm: float | None = None,
+    has_spare: bool = False,
 ) -> TruncatedSVD:
     """Return the best approximation of `rank`: error within 0.1 % of the optimum, exact for small matrices.
 
@@ -47,20 +57,34 @@ def truncated_svd(
         rank: 1 to min(out, columns).
         seed: seed of the random start; the same seed, device and thread count give the same bytes.
         squared_norm: squared norm of the matrix, if already known.
+        has_spare: whether the rank is higher than what is likely to be used, so that the last ranks may be less
+            accurate: several times as fast at high ranks. See `wide_subspace`.
 
     Raises:
         InputError: the decomposition does not converge, which finite values do not cause in practice.
     """
     short = min(matrix.shape)
-    if short > _EXACT_BELOW and rank * _EXACT_SHARE < short:
+    if short > _EXACT_BELOW and (has_spare or rank * _EXACT_SHARE < short):
         squared_norm = energy(matrix) if squared_norm is None else squared_norm
-        found = leading_subspace(matrix, rank, seed=seed, squared_norm=squared_norm)
+        found = wide_subspace(matrix, rank, seed=seed, squared_norm=squared_norm) if has_spare else None
+        if found is None and rank * _EXACT_SHARE < short:
+            found = leading_subspace(matrix, rank, seed=seed, squared_norm=squared_norm)
         if found is not None:
-            short, values, turn = _thin_svd(found.product)
-            long = turn @ found.rows
-            left, right = (short, long) if matrix.shape[0] <= matrix.shape[1] else (long.mT, short.mT)
-            return TruncatedSVD(left, values, right, exact=False)
+            return _within(found, rank, is_wide=matrix.shape[0] <= matrix.shape[1])
     return exact_svd(matrix, rank)
+
+
+def _within(subspace: Subspace, rank: int, *, is_wide: bool) -> TruncatedSVD:
+    """Return the best approximation whose rows, on the long side, lie in a subspace.
+
+    Args:
+        is_wide: whether the rows of the matrix are its long side.
+    """
+    is_larger = len(subspace.rows) > rank
+    short, values, turn = exact_svd(subspace.product, rank).parts if is_larger else _thin_svd(subspace.product)
+    long = turn @ subspace.rows
+    left, right = (short, long) if is_wide else (long.mT, short.mT)
+    return TruncatedSVD(left, values, right, exact=False)
 
 
 def exact_svd(matrix: Float[Tensor, "out columns"], rank: int) -> TruncatedSVD:

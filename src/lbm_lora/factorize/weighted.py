@@ -55,7 +55,7 @@ class Whitening:
 
     def columns(self, matrix: Float[Tensor, "out rank"]) -> Float[Tensor, "out rank"]:
         """Return L_G^T matrix."""
-        return (matrix if self.outputs is None else self.outputs.times(matrix.mT).mT) * self.factor
+        return matrix * self.factor if self.outputs is None else self.outputs.times(matrix.mT).mT.mul_(self.factor)
 
     def undo_rows(self, right: Float[Tensor, "rank columns"]) -> Float[Tensor, "rank columns"]:
         """Return right L_C^-1."""
@@ -133,19 +133,21 @@ class WeightedSVD:
         return WeightedSVD(self.left[:, :rank], self.values[:rank], self.right[:rank], rest)
 
 
-def weighted_svd(matrix: Float[Tensor, "out columns"], rank: int, whitening: Whitening, *, seed: int) -> WeightedSVD:
+def weighted_svd(
+    matrix: Float[Tensor, "out columns"], rank: int, whitening: Whitening, *, seed: int, has_spare: bool = False
+) -> WeightedSVD:
     """Return the truncated SVD of the whitened matrix, mapped back.
 
     Args:
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
-        seed: see `truncated_svd`.
+        seed, has_spare: see `truncated_svd`.
 
     Raises:
         InputError: see `truncated_svd`.
     """
     white = whitening(matrix)
-    svd = truncated_svd(white, rank, seed=seed)
+    svd = truncated_svd(white, rank, seed=seed, has_spare=has_spare)
     left, right = whitening.undo_columns(svd.left), whitening.undo_rows(svd.right)
     if len(svd.values) == min(matrix.shape):
         return WeightedSVD(left, svd.values, right, rest=0.0)

@@ -11,6 +11,7 @@ from lbm_lora.factorize import TruncatedSVD, exact_svd, krylov, truncated_svd
 from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
 
 RANK = 24
+SPARE_RANK = 48
 SMALL = [(32, 48), (96, 40), (64, 64)]
 LARGE = [(200, 260), (400, 196), (256, 256)]  # the randomized path: short side above 192, rank far below it
 
@@ -50,6 +51,34 @@ def test_small_matrices_are_decomposed_exactly(shape: tuple[int, int], spectrum:
 def test_the_randomized_method_is_optimal(shape: tuple[int, int], spectrum: Spectrum) -> None:
     matrix = matrix_with(*shape, spectrum)
     check(matrix, truncated_svd(matrix, RANK, seed=1), RANK)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
+@pytest.mark.parametrize("shape", LARGE)
+def test_with_spare_ranks_the_error_is_within_a_percent(shape: tuple[int, int], spectrum: Spectrum) -> None:
+    matrix = matrix_with(*shape, spectrum)
+    found = truncated_svd(matrix, SPARE_RANK, seed=1, has_spare=True)
+    for rank in (SPARE_RANK, SPARE_RANK * 3 // 4):
+        lower = found.first(rank)
+        assert error_of(matrix, lower.left * lower.values, lower.right) <= 1.01 * bound_of(matrix, rank)
+
+
+@pytest.mark.parametrize("name", ["power 0.5", "power 1", "power 2", "exponential", "rank 8 and noise"])
+@pytest.mark.parametrize("shape", LARGE)
+def test_of_a_falling_spectrum_only_the_last_ranks_are_less_accurate(shape: tuple[int, int], name: str) -> None:
+    matrix = matrix_with(*shape, SPECTRA[name])
+    rank = SPARE_RANK * 3 // 4
+    check(matrix, truncated_svd(matrix, SPARE_RANK, seed=1, has_spare=True).first(rank), rank)
+
+
+def test_spare_ranks_save_the_exact_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = matrix_with(200, 260, SPECTRA["power 1"])
+    assert truncated_svd(matrix, SPARE_RANK, seed=0).exact
+    assert not truncated_svd(matrix, SPARE_RANK, seed=0, has_spare=True).exact
+    assert truncated_svd(matrix, 80, seed=0, has_spare=True).exact  # so many save nothing
+    monkeypatch.setattr(krylov, "_WIDE_TOLERANCE", -1.0)  # nothing is good enough
+    monkeypatch.setattr(krylov, "_FLOOR", 0.0)
+    assert truncated_svd(matrix, SPARE_RANK, seed=0, has_spare=True).exact
 
 
 @pytest.mark.parametrize("seed", range(5))
