@@ -21,6 +21,9 @@ from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
 _TOGETHER = 4
 """Points that a large network is run at together."""
 
+_FEW = 2
+"""Held, and shifted, points that a large network on a CPU is run at: each takes it ten seconds and more."""
+
 
 class LoraTrial:
     """Network in fp32 that starts as the tuned model, then takes base + deltas for comparison with it.
@@ -52,6 +55,8 @@ class LoraTrial:
         self._checks = [(check, check.point) for check in checks if check.point is not None]
         progress.start(0, "loading the tuned model" if wanted is None else "loading the base")
         self._model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32, is_streamed=True)
+        if self._model.streamed:
+            self._checks = _few(self._checks)
         if wanted is not None:
             self.take(wanted)
         self._wanted = [check.wanted for check, _ in self._checks]
@@ -110,6 +115,16 @@ class LoraTrial:
         source = Point(timestep=bridge.TRAIN_TIMESTEPS, probability=1.0, state=latent)
         target = bridge.predict_target(latent, 1.0, self._output(source))
         return self._model.decode(target)[0].cpu().clamp(-1, 1)
+
+
+def _few(checks: Sequence[tuple[Check, Point]]) -> list[tuple[Check, Point]]:
+    """Return the checks that a large network is run at: of each kind a few, evenly spread."""
+    found: list[tuple[Check, Point]] = []
+    for kind in dict.fromkeys(check.kind for check, _ in checks):
+        same = [pair for pair in checks if pair[0].kind == kind]
+        count = min(_FEW, len(same))
+        found += [same[index * len(same) // count] for index in range(count)]
+    return found
 
 
 def _by_shape(points: Sequence[Point]) -> list[list[int]]:

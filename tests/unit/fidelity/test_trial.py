@@ -151,6 +151,20 @@ def test_a_large_network_gives_the_same_errors_with_its_weights_in_the_file(
     assert sum(one.numel() for one in streamed._model.denoiser.parameters()) == 0  # pyright: ignore[reportPrivateUsage]
 
 
+def test_a_large_network_is_run_at_few_checks_of_each_kind(
+    lbm: Lbm, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, other, shifted = checks(lbm)
+    monkeypatch.setattr("lbm_lora.model.build.LARGE", 0)
+    listener = Listener()
+    tried = trial(lbm, plan, listener, checks=[held, held, other, other, shifted])
+    tried.take()
+    few = trial(lbm, plan, Listener(), checks=[held, other, shifted])
+    few.take()
+    assert error_of(tried) == pytest.approx(error_of(few))
+    assert len(tried._checks) == 3  # pyright: ignore[reportPrivateUsage]
+
+
 def test_what_was_excluded_stays_the_bases(lbm: Lbm) -> None:
     with open_checkpoint(lbm.base) as base, open_checkpoint(lbm.tuned) as tuned:
         everything = base.component(), tuned.component(), FixedRank(linear=9999, conv=9999)
