@@ -165,5 +165,8 @@ def _values(module: nn.Module) -> dict[ParamName, Tensor]:
 
 def _changed(base: Component, name: ParamName, make: Callable[[], Tensor | None] | None) -> Tensor:
     """Return base + delta in fp32: new, or a view of the file, which must not be written to."""
-    values, delta = base.read(name).float(), None if make is None else make()
-    return values if delta is None else values + delta.float()
+    stored, delta = base.read(name), None if make is None else make()
+    values = stored.float()
+    if delta is None:
+        return values
+    return values + delta.float() if values is stored else values.add_(delta.float())
