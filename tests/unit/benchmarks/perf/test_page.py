@@ -132,3 +132,13 @@ def test_an_unknown_theme_is_named_with_the_known_ones(tmp_path: Path) -> None:
 def test_a_scale_above_the_real_lbm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--scale must be above 0 and at most 1, the real LBM; got 2\."):
         main(["--scale", "2", "--work", str(tmp_path / "work")])
+
+
+def test_the_page_says_what_was_calibrated_on() -> None:
+    runs = {name: process(60) for name in ("calibrate", "extract --calibration --no_check", "extract --calibration")}
+    points = "four images of 256 x 256 at every trained timestep"
+    page = report(results(calibrated={"runs": runs, "size": 256, "points": points, "max_size": "100MB"}))
+    assert f"`calibrate` with {points}, " in page
+    assert "without running the LoRA (`--no_check`) and with its check." in page
+    old = report(results(calibrated=EVERYTHING["calibrated"]))
+    assert "`calibrate` with one image of 256 x 256 at timestep 1000, " in old
