@@ -18,7 +18,7 @@ from faults.writing import NAMES, Writing, finish, refilled, start, unbroken, wr
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-POINTS = int(os.environ.get("KILL_POINTS", "85"))
+POINTS = int(os.environ.get("KILL_POINTS", "90"))
 SEED = os.environ.get("KILL_SEED", "0")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 BEFORE_MAIN = 70
