@@ -70,22 +70,25 @@ def allocate_widths_for(costs: Sequence[WidthCosts], target_error_sq: float) -> 
 
 
 def _bisected(
-    costs: Sequence[WidthCosts], is_enough: Callable[[WidthAllocation], bool], *, is_dearest_wanted: bool
+    costs: Sequence[WidthCosts], is_enough: Callable[["_Taken"], bool], *, is_dearest_wanted: bool
 ) -> WidthAllocation:
     """Return the choice at the lowest price, or at the highest, that is enough."""
     groups = _grouped(costs)
     cheapest, dearest = _CHEAPEST, _DEAREST
-    safe = _at(groups, cheapest if is_dearest_wanted else dearest)
+    at_cheapest, at_dearest = _at(groups, cheapest), _at(groups, dearest)
+    safe = at_cheapest if is_dearest_wanted else at_dearest
     for _ in range(_HALVINGS):
+        if at_cheapest.nbytes == at_dearest.nbytes and at_cheapest.error_sq == at_dearest.error_sq:
+            break  # all prices between give the same
         price = (cheapest + dearest) / 2
         found = _at(groups, price)
         fits = is_enough(found)
         safe = found if fits else safe
         if fits == is_dearest_wanted:
-            cheapest = price
+            cheapest, at_cheapest = price, found
         else:
-            dearest = price
-    return safe
+            dearest, at_dearest = price, found
+    return safe.allocation()
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,39 @@ def _columns(each: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
     return np.array(each, dtype).reshape(-1, 1 + len(WIDTHS)).T
 
 
-def _at(groups: _Groups, price: float) -> WidthAllocation:
+@dataclass(frozen=True)
+class _Taken:
+    """What is taken at a price; the widths of each of the costs only on request, since there are many.
+
+    Attributes:
+        best: choice of each rank.
+        dense: choice of each of the costs that is stored dense.
+        is_dense: which are.
+    """
+
+    groups: _Groups
+    best: Int64[np.ndarray, " ranks"]
+    dense: Int64[np.ndarray, " costs"]
+    is_dense: Bool[np.ndarray, " costs"]
+    nbytes: int
+    error_sq: float
+
+    def allocation(self) -> WidthAllocation:
+        chosen = np.array([0, *WIDTHS])
+        bounds = np.searchsorted(self.groups.owners, np.arange(len(self.is_dense) + 1)).tolist()
+        widths = chosen[self.best].tolist()
+        return WidthAllocation(
+            tuple(
+                None if dense_one else tuple(widths[start:end])
+                for (start, end), dense_one in zip(pairwise(bounds), self.is_dense.tolist(), strict=True)
+            ),
+            tuple(np.where(self.is_dense, chosen[self.dense], 0).tolist()),
+            self.nbytes,
+            self.error_sq,
+        )
+
+
+def _at(groups: _Groups, price: float) -> _Taken:
     """Return the best choice at a price per byte.
 
     Args:
@@ -155,15 +190,4 @@ def _at(groups: _Groups, price: float) -> WidthAllocation:
     nbytes = np.bincount(groups.owners, groups.nbytes[best, ranks], count) + groups.fixed_bytes * is_taken
     errors = np.where(is_dense, groups.dense_errors[dense_best, each], errors)
     nbytes = np.where(is_dense, groups.dense_bytes[dense_best, each], nbytes)
-    chosen = np.array([0, *WIDTHS])
-    bounds = np.searchsorted(groups.owners, np.arange(count + 1)).tolist()
-    widths = chosen[best].tolist()
-    return WidthAllocation(
-        tuple(
-            None if dense_one else tuple(widths[start:end])
-            for (start, end), dense_one in zip(pairwise(bounds), is_dense.tolist(), strict=True)
-        ),
-        tuple(np.where(is_dense, chosen[dense_best], 0).tolist()),
-        int(nbytes.sum()),
-        float(errors.sum()),
-    )
+    return _Taken(groups, best, dense_best, is_dense, int(nbytes.sum()), float(errors.sum()))
