@@ -25,7 +25,8 @@ from lbm_lora.regular_file import check_regular
 MARK = "made by lbm-lora"
 """The mark in an image or an archive of ours."""
 MARK_LINE = f"# {MARK}\n"
-"""The mark in a text of ours: a line of its own, since a text of somebody else may say what we made."""
+"""The mark in a text of ours: a line of its own, since a text of somebody else may say what we made. In the list of
+layers, whose lines are documented, it stands in parentheses at the end of a comment."""
 MARK_KEY = "lbm_lora_file"
 """Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
 
@@ -152,7 +153,8 @@ def is_ours(path: Path, mark: str = "") -> bool:
         return True
     if b"\0" in ends:
         return MARK.encode() in ends
-    return any(line.strip() in _LINES for line in ends.decode(errors="replace").splitlines())
+    lines = map(str.strip, ends.decode(errors="replace").splitlines())
+    return any(line in _LINES or (line.startswith("# ") and line.endswith(f" ({MARK}).")) for line in lines)
 
 
 def _is_input(path: Path, given: Path) -> str:

@@ -11,7 +11,7 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
-from lbm_lora.file_plan import MARK_LINE, FilePlan
+from lbm_lora.file_plan import MARK, FilePlan
 from lbm_lora.hub import hub_name, localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
@@ -260,12 +260,12 @@ def _provenance(config: ValidateConfig) -> Provenance:
 
 
 def _layer_names(config: ValidateConfig, lines: Sequence[str]) -> str:
-    """Return the documented file: two comment lines, a blank one, the names; our mark is its last line."""
+    """Return the documented file: two comment lines, a blank one, the names."""
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
-    use = "# Copy names, or parts of them, into trainable_lora_modules of a training configuration.\n"
-    return head + use + "\n" + "\n".join(lines) + "\n" + MARK_LINE
+    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration ({MARK}).\n"
+    return head + use + "\n" + "\n".join(lines) + "\n"
 
 
 def planned(config: ValidateConfig, images: str | tuple[str, ...] | None) -> "Comparison | None":
