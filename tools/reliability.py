@@ -44,7 +44,7 @@ def limits() -> str:
         ("absolute value of a LoRA's scale", f"{MOST:g}"),
         *(
             (f"`{kind}` flags", _bounds(getattr(marks, kind)))
-            for kind in ("Size", "Seed", "Batch", "Devices", "Nodes", "Workers")
+            for kind in ("Size", "Seed", "Batch", "Devices", "Nodes", "Workers", "Threads")
         ),
     ]
     return _table(("what", "limit"), rows)

@@ -45,7 +45,7 @@ class Place:
             ["fuse", *with_lora, "--save_to", out / "fused.safetensors"],
             ["fuse", *with_lora, "--save_to", out / "fused.ckpt"],
             ["convert", "--lora_path", calibrated, "--to", "comfyui", "--save_to", out / "comfyui.safetensors"],
-            ["convert", "--lora_path", calibrated, "--to", "peft", "--biases", "lora_bias", "--norms", "replace",
+            ["convert", "--lora_path", calibrated, "--to", "peft", "--biases", "lora_bias", "--norms", "drop",
              "--save_to", out / "peft"],
             ["merge", "--lora_path", plain, calibrated, "--lora_scale", "0.5", "0.5", "--save_to",
              out / "merged.safetensors"],

@@ -17,7 +17,7 @@ from lbm_lora.cli.commands import COMMANDS, command_for, family_of
 from lbm_lora.cli.flags import flags_of
 from lbm_lora.cli.nested import split_line
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write
-from lbm_lora.configs.marks import Count
+from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
 
@@ -35,7 +35,7 @@ class Output:
     """Report every layer, not only totals."""
     debug: bool = False
     """Show the traceback of an error."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """Use this many CPU threads per process. Default: OMP_NUM_THREADS if it is set, else 1 for a model of under 100
     million parameters and every usable core for a larger one."""
 

@@ -61,6 +61,7 @@ Batch = Annotated[int, Bounds(1, 4096)]
 Devices = Annotated[int, Bounds(1, 64)]
 Nodes = Annotated[int, Bounds(1, 1024)]
 Workers = Annotated[int, Bounds(0, 256)]
+Threads = Annotated[int, Bounds(1, 1024)]
 Scale = Annotated[float | str, Named("SCALE")]
 """Scale of a LoRA: a number, or the text of numbers by layer, which holds a `=`."""
 Share = Annotated[float, Named("SHARE"), Bounds(0, 1)]

@@ -12,6 +12,7 @@ import pytest
 from lbm_lora import __version__
 from lbm_lora.cli.commands import COMMANDS
 from lbm_lora.cli.main import main, parse
+from lbm_lora.errors import ConfigError
 from lbm_lora.factorize.rank import FixedRank
 from lbm_lora.workflows import layers
 from standins import TINY, write_base, write_tuned
@@ -194,3 +195,9 @@ sys.exit(bool(loaded or set(codes) != {0, 2}))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("count", ["0", "1025", "100000"])
+def test_threads_are_bounded(count: str) -> None:
+    with pytest.raises(ConfigError, match=rf"threads must be a whole number from 1 to 1024, got '{count}'"):
+        parse("layers", ["--model_path", "m", "--threads", count])
