@@ -82,7 +82,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     inputs = folder / "in"
     shutil.copytree(bundled.TUNED, inputs / "tuned")
     (inputs / "images").mkdir()
-    image(0, 128).save(inputs / "images/0.png")
+    for index in range(2):
+        image(index, 128).save(inputs / f"images/{index}.png")
     write_shards(inputs, 1)
     return Place(inputs, folder / "out")
 

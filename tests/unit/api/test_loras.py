@@ -133,7 +133,7 @@ def test_the_callers_tensors_are_not_changed(pair: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_a_calibrated_adapter_in_memory_is_that_of_the_files(
+def test_a_calibrated_adapter_in_memory_is_nearly_that_of_the_files(
     lbm: Lbm,
     states: States,
     images: list[Image.Image],
@@ -148,7 +148,12 @@ def test_a_calibrated_adapter_in_memory_is_that_of_the_files(
     assert list(statistics) == list(from_file)
     kept = lbm_lora.extract(*states, calibration=statistics, rank=2, config_path=config_path, device="cpu")
     written = command(lbm.base, lbm.tuned, tmp_path / "l.safetensors", calibration=path, rank=2, device="cpu")
-    assert same(kept, written)
+    assert kept.params == written.params
+    for name in kept.params:  # a file of statistics holds them in two bytes
+        one, other = kept.delta(name), written.delta(name)
+        assert one is not None
+        assert other is not None
+        assert (one - other).norm() <= 0.02 * other.norm(), name
     assert kept.predicted is not None
     assert kept.predicted.of == "output"
     assert list(empty.iterdir()) == []
