@@ -189,14 +189,14 @@ TARGETS: tuple[Target, ...] = (
     ),
     _target("plain's file bytes over auto's, the same: least", 12, "x", _least_saving("nbytes")),
     _target(
-        "predicted against measured error, auto, 0.2 to 5 MB: largest difference",
+        "predicted against measured error, auto, 0.2 to 5 MB, images of the calibration's kind: largest difference",
         2,
         "dB",
         _largest_surprise("alike"),
         at_least=False,
     ),
     _target(
-        "the same on images unlike the calibration's",
+        "the same on all other images, the held-out ones included",
         4,
         "dB",
         _largest_surprise("", *SHIFTED, "alike_larger", "alike_smaller"),
