@@ -28,7 +28,7 @@ _WRITERS = 100  # living writers of one output
 
 @dataclass
 class _Taken:
-    """What a writer has created so far, since an interrupt may come between any two steps.
+    """Progress of a writer's setup, so that an interrupt between any two steps can be cleaned up.
 
     Attributes:
         folder: a path that is being created, or is.

@@ -111,7 +111,7 @@ def test_in_another_folder(worker: Worker, place: Place, first: dict[str, str], 
 
 
 def test_with_two_threads(worker: Worker, place: Place, first: dict[str, str]) -> None:
-    """What a network computes may differ in its last bits, and what is made from it; nothing else."""
+    """Only network outputs, and files made from them, may differ in their last bits."""
     shutil.rmtree(place.outputs)
     found = differing(first, written(worker, place, "--threads", "2"))
     assert {name for name in found if name.startswith(WITHOUT_A_NETWORK)} == set()

@@ -49,7 +49,7 @@ class AdapterOutput:
         rank, conv_rank: requested ranks, or the highest ones if ranks are chosen.
         settings: settings of the run, for the file's metadata; without folders.
         errors: errors known before the file is measured.
-        most_data: the most bytes that the data of a packed file may take; None: there is no limit.
+        most_data: limit on the bytes of a packed file's data; None for no limit.
     """
 
     path: Path | None

@@ -77,7 +77,7 @@ class RankSelection:
 
         Args:
             settings: settings of the run, for the file's metadata.
-            limit: the most bytes that the file may take; None: there is no limit.
+            limit: limit on the bytes of the file; None for no limit.
         """
         choice = chosen.choice
         shapes = {item.name: item.shape for item in self.plan.of(Action.DECOMPOSE)}

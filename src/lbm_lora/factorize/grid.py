@@ -160,7 +160,7 @@ def relative_noise(
 
 @dataclass(frozen=True)
 class _Sampled:
-    """What the units of rows are judged by.
+    """Sample of rows from which their units are chosen.
 
     Attributes:
         highest: the largest absolute value of each row.

@@ -137,7 +137,7 @@ def _columns(each: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Taken:
-    """What is taken at a price; the widths of each of the costs only on request, since there are many.
+    """Choices at one price. Widths are listed only on request, since there are many.
 
     Attributes:
         best: choice of each rank.

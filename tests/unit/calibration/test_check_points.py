@@ -29,7 +29,7 @@ def test_images_come_first_and_no_pair_twice(images: int, timesteps: int) -> Non
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_held_points_are_not_those_that_were_measured(model: LBMModel, images: tuple[Path, ...], count: int) -> None:
-    """Of few images they are mirrored, of more they are of the third image, which is not in the sums."""
+    """With few images, the points are mirrored; with more, they come from the third image, which the sums leave out."""
     given = (images * 3)[:count]
     points = held_points(model, given, SCHEDULE, size=64, seed=3)
     assert [(one.timestep, one.probability) for one in points] == list(SCHEDULE) * (2 if count == 2 else 1)
