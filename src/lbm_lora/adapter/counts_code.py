@@ -27,7 +27,7 @@ def encode_counts(width: int, parts: Sequence[Int16[np.ndarray, "..."]]) -> byte
     for start in range(0, len(counts), _CHUNK):
         whole = (counts[start : start + _CHUNK] + largest(width)).astype(np.uint16)
         coded.append(coder.compress(_grouped(whole >> _low_bits(width), width).tobytes()))
-        rest.append(_low(whole, _low_bits(width)).tobytes())
+        rest.append(pack_bits(whole, _low_bits(width)).tobytes())
     return b"".join((*coded, coder.flush(), *rest))
 
 
@@ -54,7 +54,7 @@ def decode_counts(width: int, count: int, data: bytes) -> tuple[Int16[np.ndarray
         if at + size > len(rest):
             raise ValueError(f"its counts of {width} bits are cut off")
         part[:] = _ungrouped(high, width)[: len(part)].astype(np.uint16) << low
-        part |= _of_low(np.frombuffer(rest, np.uint8)[at : at + size], len(part), low)
+        part |= unpack_bits(np.frombuffer(rest, np.uint8)[at : at + size], len(part), low)
         at += size
     if count and whole.max() > 2 * largest(width):
         raise ValueError("a value exceeds its width")
@@ -88,12 +88,13 @@ def _ungrouped(data: UInt8[np.ndarray, " m"], width: int) -> UInt8[np.ndarray, "
     return digits.reshape(-1)
 
 
-def _low(whole: UInt16[np.ndarray, " n"], low: int) -> UInt8[np.ndarray, " m"]:
-    """Return the lowest bits of each count, most significant first."""
-    bits = (whole[:, None] >> np.arange(low - 1, -1, -1, dtype=np.uint16)) & 1
+def pack_bits(whole: UInt16[np.ndarray, " n"], width: int) -> UInt8[np.ndarray, " m"]:
+    """Return the lowest bits of each number, most significant first."""
+    bits = (whole[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint16)) & 1
     return np.packbits(bits.astype(np.uint8).reshape(-1))
 
 
-def _of_low(data: UInt8[np.ndarray, " m"], count: int, low: int) -> UInt16[np.ndarray, " n"]:
-    bits = np.unpackbits(data, count=count * low).reshape(count, low)
-    return (bits.astype(np.uint16) @ (1 << np.arange(low - 1, -1, -1, dtype=np.uint16))).astype(np.uint16)
+def unpack_bits(data: UInt8[np.ndarray, " m"], count: int, width: int) -> UInt16[np.ndarray, " n"]:
+    """Invert `pack_bits`."""
+    bits = np.unpackbits(data, count=count * width).reshape(count, width)
+    return (bits.astype(np.int32) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int32))).astype(np.uint16)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int16, UInt8
 from torch import Tensor
 
-from lbm_lora.adapter.counts_code import decode_counts, encode_counts
+from lbm_lora.adapter.counts_code import decode_counts, encode_counts, pack_bits, unpack_bits
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.adapter.packed_index import UNIT_BYTES, Index, decode_index, is_coded, row_bytes
 from lbm_lora.errors import AdapterError, InputError
@@ -254,9 +254,7 @@ def _units_of(data: _Bytes) -> Tensor:
 
 def _packed(counts: Int16[np.ndarray, " count"], width: int) -> _Bytes:
     """Return the bytes of counts that are not coded."""
-    whole = (counts.astype(np.int32) + largest(width)).astype(np.uint16)
-    bits = (whole[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint16)) & 1
-    return np.packbits(bits.astype(np.uint8).reshape(-1))
+    return pack_bits((counts.astype(np.int32) + largest(width)).astype(np.uint16), width)
 
 
 def _unpacked(data: _Bytes, count: int, width: int) -> Int16[Tensor, " count"]:
@@ -265,8 +263,7 @@ def _unpacked(data: _Bytes, count: int, width: int) -> Int16[Tensor, " count"]:
     Raises:
         ValueError: a value exceeds its width.
     """
-    bits = np.unpackbits(data, count=count * width).reshape(count, width)
-    whole = bits.astype(np.int32) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int32))
+    whole = unpack_bits(data, count, width).astype(np.int32)
     if (whole > 2 * largest(width)).any():
         raise ValueError("a value exceeds its width")
     return torch.from_numpy((whole - largest(width)).astype(np.int16))
