@@ -78,7 +78,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
     with _made_folder(folder.parent):
         try:
             exists = folder.is_dir()
-            is_taken = _is_used(folder) and not overwrite if exists else os.path.lexists(folder)
+            is_taken = not overwrite and _is_used(folder) if exists else os.path.lexists(folder)
         except (OSError, ValueError) as error:
             raise _cannot_write(folder, error) from None
         if is_taken:
