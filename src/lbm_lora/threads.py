@@ -59,8 +59,7 @@ def sleep_while_waiting() -> None:
 def use_large_pages() -> None:
     """Let torch ask Linux for large pages for large tensors; a user's own THP_MEM_ALLOC_ENABLE stays.
 
-    It changes no result. Half of the time of work on large tensors is else spent on the pages of temporary ones. Works
-    only before torch is loaded.
+    It changes no result, and saves page faults of temporary tensors. Works only before torch is loaded.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
