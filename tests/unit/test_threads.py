@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -154,22 +154,22 @@ def test_without_an_affinity_the_machines_cores_count(monkeypatch: pytest.Monkey
     assert usable_cores() == 12
 
 
-def test_waiting_threads_sleep_unless_the_user_wants_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    sleep_while_waiting()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    sleep_while_waiting()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-
-
-def test_large_tensors_get_large_pages_unless_the_user_wants_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    use_large_pages()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    use_large_pages()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+@pytest.mark.parametrize(
+    ("variable", "set_default", "ours", "users"),
+    [
+        ("OMP_WAIT_POLICY", sleep_while_waiting, "PASSIVE", "ACTIVE"),
+        ("THP_MEM_ALLOC_ENABLE", use_large_pages, "1", "0"),
+    ],
+)
+def test_a_variable_of_the_user_stays(
+    monkeypatch: pytest.MonkeyPatch, variable: str, set_default: Callable[[], None], ours: str, users: str
+) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    set_default()
+    assert os.environ[variable] == ours
+    monkeypatch.setenv(variable, users)
+    set_default()
+    assert os.environ[variable] == users
 
 
 def test_the_command_line_says_how_to_wait_before_torch_is_loaded() -> None:
