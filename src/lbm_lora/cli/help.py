@@ -20,7 +20,7 @@ from lbm_lora.configs.marks import Bounds, Mark
 Sections = Mapping[str, Sequence[Flag]]
 """Heading -> the flags below it."""
 
-WIDEST = 100  # columns: longer lines are hard to read
+NARROWEST, WIDEST = 40, 100  # columns: other lines are hard to read
 _INDENT = 6
 
 
@@ -37,8 +37,8 @@ def print_help(text: Text) -> None:
 
 
 def columns() -> int:
-    """Return the width of a help text: the terminal's width up to a limit; 80 columns in a pipe."""
-    return min(Console().width, WIDEST)
+    """Return the width of a help text: the terminal's width within limits; 80 columns in a pipe."""
+    return max(NARROWEST, min(Console().width, WIDEST))
 
 
 def overview(commands: Mapping[str, Command]) -> Text:
@@ -143,8 +143,9 @@ def _entry(text: Text, flag: Flag, width: int) -> None:
     head = f"  {flag.usage}"
     if flag.is_switch and flag.default is True:
         head += f", --no_{flag.name}"
-    lines = [head] if len(head) <= width else [f"  {flag.shown} WORD"]
-    said = about(flag) if len(head) <= width else f"{alternatives(flag.choices)}. {about(flag)}"
+    is_long = bool(flag.choices) and len(head) > width
+    lines = [f"  {flag.shown} WORD" if is_long else head]
+    said = f"{alternatives(flag.choices)}. {about(flag)}" if is_long else about(flag)
     lines += wrap(said, width - _INDENT, break_on_hyphens=False)
     text.append(f"{lines[0]}\n", "bold cyan")
     for line in lines[1:]:

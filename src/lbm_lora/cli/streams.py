@@ -26,8 +26,11 @@ class _Lossy(io.FileIO):
 def prepare_streams() -> None:
     """Make the streams of this process fit to be used, whatever they are connected to.
 
-    A closed one leads nowhere: else the next file that is opened would take its place, and get what is printed.
+    A closed one leads nowhere: else the next file that is opened would take its place, and get what is printed. A
+    width of 0 columns, at which rich prints nothing, counts as unknown.
     """
+    if not os.environ.get("COLUMNS", "80").strip("0"):
+        del os.environ["COLUMNS"]
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)

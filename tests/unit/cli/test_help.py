@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from lbm_lora.cli.commands import COMMANDS, GROUPS, INFER_SHARDS
-from lbm_lora.cli.help import family_help, overview, spelt
-from lbm_lora.cli.main import help_of, parse
+from lbm_lora.cli.help import NARROWEST, family_help, overview, spelt
+from lbm_lora.cli.main import help_of, main, parse
 
 ALL = {**COMMANDS, "infer --source_shards": INFER_SHARDS}
 
@@ -53,6 +53,23 @@ def test_no_line_is_wider_than_asked_for_and_none_speaks_in_brackets(line: str, 
     assert max(map(len, text.splitlines())) <= width
     assert not re.search(r"\{None\}|\[\[|\(default|default: \)|None", text)
     assert not text.endswith("\n")
+
+
+@pytest.mark.parametrize("line", ALL)
+def test_the_narrowest_help_names_the_same_flags(line: str) -> None:
+    def flags(width: int) -> set[str]:
+        return set(re.findall(r"^  (--\w+)", text_of(line, width), re.M))
+
+    assert flags(NARROWEST) == flags(80) != set()
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "24", "36"])
+def test_a_narrow_terminal_gets_a_help_of_forty_columns(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["train", "--help"]) == 0
+    assert "--path_config" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("line", "example"), [(line, one) for line in ALL for one in ALL[line].examples])
