@@ -82,7 +82,7 @@ def train(
     device: str = 'auto',
     devices: int = 1,
     num_nodes: int = 1,
-    strategy: str = 'auto',
+    strategy: Literal['auto', 'ddp', 'fsdp'] = 'auto',
     precision: Literal['bf16-mixed', '32'] = 'bf16-mixed',
     base_dtype: Literal['float', 'fp16', 'bf16'] | torch.dtype = 'bf16',
     save_ckpt_path: Path | str = ...,
@@ -187,7 +187,7 @@ def train(
         device: Train on this device: auto (CUDA if available, else the CPU), cpu, cuda, cuda:N or mps (untested).
         devices: Processes per machine, each on its own device.
         num_nodes: Number of machines.
-        strategy: Strategy of Lightning for several processes: auto, ddp, fsdp, ...
+        strategy: Strategy of Lightning for several processes.
         precision: Precision of the computation. Trainable weights are always fp32.
         base_dtype: Precision of the frozen weights.
         save_ckpt_path: Folder for the LoRA, the state to resume from, the logs and the validation images.

@@ -74,7 +74,7 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["--lerning_rate", "1"], "--lerning_rate is not a flag of train. Did you mean --learning_rate?"),
         (["--lora_target_modules", "[atn1]"], "pattern 'atn1' matches none of"),
         (["--base_model_path", "no.ckpt"], "base_model_path: no.ckpt does not exist"),
-        (["--strategy", "nope"], "strategy nope on 1 x 1 cpu"),
+        (["--strategy", "nope"], "strategy: Input should be 'auto', 'ddp' or 'fsdp', got 'nope'."),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -15,6 +15,7 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.loss.step import BatchLoss
 from lbm_lora.training.run.loop import Standing, TrainingLoop, standing_of
+from lbm_lora.training.run.optimizer import check_optimizer
 from lbm_lora.training.run.prepare import prepare
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.run_log import check_logger
@@ -57,6 +58,7 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
     began = time.monotonic()
     with quiet_lightning(), open_checkpoint(base_path) as base, StopRequest() as stop:
         fabric = open_fabric(config, _parallelized)
+        check_optimizer(config, fabric.device)
         progress = progress if fabric.is_global_zero else SILENT
         run = prepare(config, base, fabric, progress)
         standing = standing_of(run.state)

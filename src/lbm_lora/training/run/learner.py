@@ -1,12 +1,11 @@
-"""Train on a device: forward and backward passes, the optimizer, its schedule, and the average of the weights.
+"""Train on a device: forward and backward passes, the optimizer's steps, its schedule, and the average of the weights.
 
-The optimizer can be any torch class, by name. LoRA+ and the schedule are our own code, the average is torch's.
+The schedule is our own code, the average is torch's.
 """
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from inspect import signature
 from math import cos, inf, pi
 from typing import Any
 
@@ -14,17 +13,16 @@ import torch
 import xxhash
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lbm_lora.launch import drop_gathered, is_sharded
-from lbm_lora.trainable.inject import UP
 from lbm_lora.trainable.state import Values, copied, optimizer_state, restore
 from lbm_lora.training.data import Batch
 from lbm_lora.training.loss.step import BatchLoss
+from lbm_lora.training.run.optimizer import make_optimizer
 from lbm_lora.training.run.prepare import PreparedRun
-from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
+from lbm_lora.training.settings.learning_keys import OptimizerSettings
 
 
 class Learner:
@@ -119,26 +117,6 @@ class Learner:
     def _dropout_seed(self, forward_pass: int) -> int:
         text = f"dropout {self._config.seed} {forward_pass} {self._fabric.global_rank}"
         return xxhash.xxh64_intdigest(text.encode()) >> 1
-
-
-def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
-    """Return the optimizer for parameters by name (`<module>.lora_up`, ...).
-
-    With `lora_plus_ratio` the up factors have that many times the learning rate (LoRA+, arXiv 2402.12354). If the class
-    supports it, it updates all parameters in one call: a LoRA has very many small ones.
-    """
-    kind = optimizers()[settings.optimizer]
-    up = [parameter for name, parameter in parameters.items() if name.endswith(UP)]
-    rest = [parameter for name, parameter in parameters.items() if not name.endswith(UP)]
-    rate = settings.learning_rate
-    groups: list[dict[str, Any]] = [
-        {"params": rest, "lr": rate},
-        {"params": up, "lr": rate * (settings.lora_plus_ratio or 1.0)},
-    ]
-    kwargs = dict(settings.optimizer_kwargs)
-    if "fused" in signature(kind).parameters and not kwargs.keys() & {"foreach", "fused", "differentiable"}:
-        kwargs["fused"] = True
-    return kind([group for group in groups if group["params"]], lr=rate, **kwargs)
 
 
 def rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:

@@ -1,11 +1,12 @@
 """Keys of a training file for the loss and the optimizer."""
 
+import json
 from collections.abc import Callable
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text, check_shares, nearest
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Timestep = Annotated[float, Field(gt=0, le=1000)]
 Weight = Annotated[float, Field(ge=0)]
 
+_TENSORS = ConfigDict(arbitrary_types_allowed=True)
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step",
     "SparseAdam": "it needs sparse gradients",
@@ -126,22 +128,33 @@ class OptimizerSettings(Section):
         return self
 
     def _check_kwargs(self) -> None:
-        """Check the names of the arguments, and their values by building the optimizer on one parameter."""
+        """Check the names and types of the arguments, and their values by building the optimizer on one parameter."""
         if "lr" in self.optimizer_kwargs:
             raise ValueError("optimizer_kwargs.lr is not allowed. Use learning_rate")
         build = optimizers()[self.optimizer]
-        known = [name for name in signature(build).parameters if name not in ("params", "lr")]
-        for key in self.optimizer_kwargs:
+        known = {name: one for name, one in signature(build).parameters.items() if name not in ("params", "lr")}
+        for key, value in self.optimizer_kwargs.items():
             if key not in known:
                 raise ValueError(
                     f"optimizer_kwargs.{key} is not an argument of {self.optimizer}. {nearest(key, known)}"
                 )
+            _check_type(key, value, known[key].annotation)
         import torch
 
         try:
             build([torch.nn.Parameter(torch.zeros(1, 1))], lr=self.learning_rate, **self.optimizer_kwargs)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever torch refuses
             raise ValueError(f"{self.optimizer} rejects optimizer_kwargs {self.optimizer_kwargs}: {error}") from None
+
+
+def _check_type(key: str, value: object, annotation: Any) -> None:
+    """Compare a value with the annotation of torch, which itself may find a wrong one only in a step, or never."""
+    kind = Any if annotation is Parameter.empty else annotation
+    try:
+        TypeAdapter(kind, config=_TENSORS).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise ValueError(f"optimizer_kwargs.{key} must be a {name}, got {value!r}") from None
 
 
 def _check_name(name: str) -> None:

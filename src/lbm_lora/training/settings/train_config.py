@@ -43,8 +43,8 @@ class RunSettings(Section):
     """Processes per machine, each on its own device."""
     num_nodes: Annotated[Count, Field(le=1024)] = 1
     """Number of machines."""
-    strategy: Text = "auto"
-    """Strategy of Lightning for several processes: auto, ddp, fsdp, ..."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Strategy of Lightning for several processes."""
     precision: Annotated[Literal["bf16-mixed", "32"], BeforeValidator(_precision)] = "bf16-mixed"
     """Precision of the computation. Trainable weights are always fp32."""
     base_dtype: Literal["float", "fp16", "bf16"] = "bf16"

@@ -19,7 +19,8 @@ Config = Callable[..., TrainConfig]
     [
         ({"base_dtype": "fp16"}, "base_dtype must be bf16 or float, got fp16"),
         ({"base_dtype": "bf16"}, "precision 32 computes in fp32, but base_dtype bf16"),
-        ({"strategy": "no_such"}, "strategy no_such on 1 x 1 cpu: .*no_such"),
+        ({"optimizer_kwargs": {"differentiable": True}}, "optimizer AdamW .* cannot take a step on cpu: "),
+        ({"optimizer": "Muon"}, "optimizer Muon cannot train what is to be trained: "),
         ({"accumulate": 1000}, "do not fill one step with accumulate 1000"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Optimizers by name, LoRA+, the schedule, the average of the weights, and the learner that has them all."""
+"""The schedule, the average of the weights, and the learner that has them all."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,60 +11,16 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.launch import open_fabric
 from lbm_lora.progress import SILENT
 from lbm_lora.training.data import Batch, collate
-from lbm_lora.training.run.learner import Average, Learner, make_optimizer, rate_factor
+from lbm_lora.training.run.learner import Average, Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun, prepare
-from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
+from lbm_lora.training.settings.learning_keys import OptimizerSettings
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
 
 
-def parameters() -> dict[str, nn.Parameter]:
-    return {name: nn.Parameter(torch.ones(2, 2)) for name in ("a.lora_down", "a.lora_up", "b.lora_up", "norm.weight")}
-
-
 def make(**values: Any) -> OptimizerSettings:
     return OptimizerSettings(**values)
-
-
-def test_lora_plus_gives_up_factors_a_higher_rate() -> None:
-    learning = parameters()
-    optimizer = make_optimizer(learning, make(learning_rate=1e-3, lora_plus_ratio=16.0))
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert {name: rates[id(p)] for name, p in learning.items()} == {
-        "a.lora_down": 1e-3,
-        "a.lora_up": 16e-3,
-        "b.lora_up": 16e-3,
-        "norm.weight": 1e-3,
-    }
-
-
-def test_without_it_all_have_one_rate() -> None:
-    optimizer = make_optimizer(parameters(), make(learning_rate=1e-3))
-    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
-
-
-@pytest.mark.parametrize("name", sorted(optimizers().keys() - {"Muon"}))
-def test_every_optimizer_of_torch_takes_a_step(name: str) -> None:
-    learning = parameters()
-    optimizer = make_optimizer(learning, make(optimizer=name, learning_rate=0.1))
-    for parameter in learning.values():
-        parameter.grad = torch.full((2, 2), 0.5)
-    optimizer.step()
-    assert type(optimizer).__name__ == name
-    assert all((parameter != 1).all() for parameter in learning.values())
-
-
-def test_arguments_reach_the_optimizer() -> None:
-    optimizer = make_optimizer(parameters(), make(optimizer_kwargs={"weight_decay": 0.5, "foreach": True}))
-    assert {(group["weight_decay"], group["foreach"], group["fused"]) for group in optimizer.param_groups} == {
-        (0.5, True, None)
-    }
-
-
-def test_only_norms_may_learn() -> None:
-    learning = {"norm.weight": nn.Parameter(torch.ones(2))}
-    assert len(make_optimizer(learning, make()).param_groups) == 1
 
 
 @pytest.mark.parametrize(

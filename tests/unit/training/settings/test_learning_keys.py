@@ -28,6 +28,11 @@ Said = Callable[..., str]
             {"optimizer_kwargs": {"eps": -1}},
             "AdamW rejects optimizer_kwargs {'eps': -1}: Invalid epsilon value: -1.",
         ),
+        ({"optimizer_kwargs": {"amsgrad": "hello"}}, "optimizer_kwargs.amsgrad must be a bool, got 'hello'."),
+        (
+            {"optimizer": "SGD", "optimizer_kwargs": {"dampening": "hello"}},
+            "optimizer_kwargs.dampening must be a float, got 'hello'.",
+        ),
         (
             {"warmup_steps": 10, "max_steps": 10},
             "warmup_steps is 10 and max_steps 10: the warm-up would never end.",

@@ -1,0 +1,66 @@
+"""The optimizer of a run: a class of torch by name, and LoRA+. A step on a small matrix shows what torch refuses."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lbm_lora.errors import ConfigError
+from lbm_lora.trainable.inject import UP
+from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
+    """Return the optimizer for parameters by name (`<module>.lora_up`, ...).
+
+    With `lora_plus_ratio` the up factors have that many times the learning rate (LoRA+, arXiv 2402.12354). If the class
+    supports it, it updates all parameters in one call: a LoRA has very many small ones.
+
+    Raises:
+        ConfigError: the optimizer cannot train such parameters.
+    """
+    kind = optimizers()[settings.optimizer]
+    up = [parameter for name, parameter in parameters.items() if name.endswith(UP)]
+    rest = [parameter for name, parameter in parameters.items() if not name.endswith(UP)]
+    rate = settings.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": rest, "lr": rate},
+        {"params": up, "lr": rate * (settings.lora_plus_ratio or 1.0)},
+    ]
+    kwargs = dict(settings.optimizer_kwargs)
+    if "fused" in signature(kind).parameters and not kwargs.keys() & {"foreach", "fused", "differentiable"}:
+        kwargs["fused"] = True
+    try:
+        return kind([group for group in groups if group["params"]], lr=rate, **kwargs)
+    except Exception as error:  # whatever torch refuses
+        raise ConfigError(
+            f"optimizer {settings.optimizer} cannot train what is to be trained: {_said(error)}. Choose another one, "
+            "or train other modules."
+        ) from None
+
+
+def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
+    """Take a step on a small matrix: torch refuses some arguments, and some devices, only then.
+
+    Raises:
+        ConfigError: torch refuses it, or the step leads to values that are not finite.
+    """
+    weight = nn.Parameter(torch.full((2, 2), 0.5, device=device))
+    weight.grad = torch.full_like(weight, 0.5)
+    chosen = f"optimizer {settings.optimizer} with optimizer_kwargs {settings.optimizer_kwargs}"
+    try:
+        make_optimizer({"weight": weight}, settings).step()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{chosen} cannot take a step on {device}: {_said(error)}.") from None
+    if not weight.isfinite().all():
+        raise ConfigError(f"{chosen} makes weights infinite or NaN in its first step. Choose smaller values.")
+
+
+def _said(error: Exception) -> str:
+    """What torch says, on one line."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
