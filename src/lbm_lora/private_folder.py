@@ -1,7 +1,7 @@
 """Private folders in which outputs are written, and the removal of those that killed writers left.
 
-A private folder stands next to its output, is called `.NAME.0.part`, and holds a note that says whose it is. Nothing is
-removed for its name alone: a folder without the note stays, unless it is empty.
+A private folder stands next to its output, is called `.NAME.0.part` (a long name is shortened), and holds a note that
+says whose it is. Nothing is removed for its name alone: a folder without the note stays, unless it is empty.
 
 The writer holds a lock (flock) on the folder for as long as it lives, also across containers. So whoever finds a name
 taken knows whether its writer is alive, and takes the next name, or was killed: then the folder is removed.
@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 try:
@@ -24,6 +25,21 @@ NOTE = "lbm-lora.txt"
 """Name of the note in a private folder."""
 NOTE_TEXT = b"Unfinished files of lbm-lora. The next command that writes the same output removes them.\n"
 _WRITERS = 100  # living writers of one output
+
+
+_LONG = 100  # bytes of an output's name
+_KEPT = 80
+
+
+def stem_of(name: str) -> str:
+    """Return `.NAME`, with which the names of an output's private folders begin.
+
+    A long name is cut and gets a hash: an output may have any name that the disk takes, and `.0.part` must fit in.
+    """
+    data = os.fsencode(name)
+    if len(data) <= _LONG:
+        return f".{name}"
+    return f".{data[:_KEPT].decode(errors='ignore')}-{sha256(data).hexdigest()[:16]}"
 
 
 @dataclass
@@ -101,10 +117,12 @@ def _is_ours(folder: Path) -> bool:
 
 def _take(path: Path, taken: _Taken) -> Path:
     """Create a private folder, and lock it."""
+    with suppress(FileNotFoundError):
+        path.lstat()  # raises if the disk takes no name as long as the output's
     for number in range(_WRITERS):
         if fcntl is None:
             break
-        folder = path.with_name(f".{path.name}.{number}.part")
+        folder = path.with_name(f"{stem_of(path.name)}.{number}.part")
         while os.path.lexists(folder) and remove_leftover(folder):
             pass
         try:
@@ -123,7 +141,7 @@ def _take(path: Path, taken: _Taken) -> Path:
                 return folder  # else somebody did before it was locked
         taken.folder = taken.lock = None
         os.close(lock)
-    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    folder = path.with_name(f"{stem_of(path.name)}.{secrets.token_hex(4)}.part")
     _create(folder, taken)
     return folder
 

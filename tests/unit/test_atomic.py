@@ -255,7 +255,7 @@ def test_without_locks_two_writers_do_not_meet_either(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-@pytest.mark.parametrize("length", [250, 300])
+@pytest.mark.parametrize("length", [256, 300])
 def test_a_name_that_is_too_long_is_one_line(tmp_path: Path, length: int) -> None:
     with pytest.raises(OutputError, match=r"cannot be written: File name too long\. Choose another output path\.$"):
         write_text(tmp_path / ("a" * length), "")

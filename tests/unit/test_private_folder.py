@@ -49,6 +49,19 @@ def test_what_only_has_the_name_of_a_leftover_stays(tmp_path: Path, content: dic
     assert {name: (foreign / name).read_bytes() for name in content} == content
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "x" * 101])
+def test_every_name_that_a_disk_takes_has_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with private_folder(path) as folder, private_folder(path.with_name(f"{name[:-1]}b")) as other:
+        assert folder.name.endswith(".0.part")
+        assert other.name.endswith(".0.part")  # not a second one of the first
+        shutil.copytree(folder, tmp_path / "kept")
+    (tmp_path / "kept").rename(folder)
+    with private_folder(path) as again:
+        assert again == folder
+    assert names(tmp_path) == []
+
+
 def test_files_and_links_of_a_leftovers_name_stay(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / ".a.bin.0.part").write_bytes(NOTE_TEXT)

@@ -5,7 +5,9 @@ equation 1, version 0.1 of the `lpips` package. The network is torchvision's, it
 torchvision's download; the linear layers come with the `lpips` package.
 """
 
+import sys
 from collections.abc import Generator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,8 +189,9 @@ def _download(net: Net) -> dict[str, Tensor]:
     from torchvision import models
 
     try:
-        found = models.get_weight(_KINDS[net].weights).get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; a download that was cut off
+        with redirect_stdout(sys.stderr):  # where torch says what it downloads
+            found = models.get_weight(_KINDS[net].weights).get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # no network, or a download that was cut off
         raise HubError(
             f"torchvision's weights of {_KINDS[net].name} cannot be fetched ({error}). Give a file: lpips_weights."
         ) from None

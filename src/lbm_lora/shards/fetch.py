@@ -7,6 +7,7 @@ complete or absent; processes that need the same file wait for the first of them
 import bz2
 import gzip
 import lzma
+import os
 import re
 import shutil
 from collections.abc import Generator, Sequence
@@ -31,6 +32,7 @@ _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzm
 """Map from the first bytes of a file to its decompressor."""
 PATIENCE = 60.0
 """Seconds without a byte after which a URL counts as dead. The commands of `pipe:` may take longer."""
+_LONG = 200  # bytes: what is added must fit in too
 _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
 """What WebDataset fetches without being told a command. `pipe` is one, and needs permission."""
 
@@ -100,7 +102,7 @@ def _fetched(url: str, cache_dir: Path | None) -> Path:
                         _copy(stream, file)
                     else:
                         shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
-            except (OSError, ValueError) as error:
+            except Exception as error:  # the errors of several HTTP libraries, and plain ones
                 raise DataError(f"the shard {url} cannot be fetched: {_reason(error)}.") from None
     return copy
 
@@ -135,7 +137,9 @@ def _copy(stream: Pipe, file: BinaryIO) -> None:
 def _reason(error: Exception) -> str:
     """Return the cause without the command line that WebDataset shows, which may contain an access token."""
     ended = re.search(r": exit (\d+) \(read\)", str(error))
-    return f"its command (curl, gsutil, or a pipe) ended with exit code {ended[1]}" if ended else str(error)
+    if ended:
+        return f"its command (curl, gsutil, or a pipe) ended with exit code {ended[1]}"
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _unpacked(path: Path, cache_dir: Path | None) -> Path:
@@ -160,7 +164,8 @@ def _unpacked(path: Path, cache_dir: Path | None) -> Path:
 
 
 def _place(cache_dir: Path, origin: str, name: str) -> Path:
-    """Return the cache file for an origin."""
+    """Return the cache file for an origin; of a long name, its end."""
+    name = name if len(os.fsencode(name)) <= _LONG else name[-_LONG // 4 :]
     return cache_dir / "shards" / f"{xxhash.xxh3_64_hexdigest(origin.encode())}-{name or 'shard.tar'}"
 
 

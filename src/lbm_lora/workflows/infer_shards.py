@@ -10,7 +10,6 @@ import xxhash
 
 from lbm_lora.adapter import LoraScale
 from lbm_lora.apply import AppliedAdapter
-from lbm_lora.atomic import remove_leftover
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
@@ -26,6 +25,7 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_step_count, step_counts
+from lbm_lora.private_folder import remove_leftover, stem_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
@@ -189,5 +189,5 @@ def _remove_parts(folder: Path, jobs: "list[ShardJob]") -> None:
     from lbm_lora.inference.shards.shard_record import SETTINGS
 
     for name in (SETTINGS, *(job.name for job in jobs if job.record is None)):
-        for part in folder.glob(f".{escape(name)}.*.part"):
+        for part in folder.glob(f"{escape(stem_of(name))}.*.part"):
             remove_leftover(part)

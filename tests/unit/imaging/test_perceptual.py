@@ -1,7 +1,9 @@
 """LPIPS against the `lpips` package, and the files that its weights come from."""
 
 import pickle
+import sys
 from collections.abc import Callable
+from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
 
@@ -197,23 +199,26 @@ def test_a_missing_package_is_named(missing: str, files: dict[Net, Path], monkey
 
 
 def test_without_a_file_torchvision_downloads(
-    squeeze: Lpips, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    squeeze: Lpips, pair: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls: list[str] = []
 
     def fetched(url: str, *_: object, **__: object) -> dict[str, Tensor]:
         urls.append(url)
+        sys.stdout.write(f'Downloading: "{url}"')  # as torch does
         return random_weights("squeeze")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetched)
     assert torch.equal(load_lpips("squeeze")(*pair), squeeze(*pair))
     assert urls == ["https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"]
+    assert capsys.readouterr().out == ""
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [URLError("no route"), IncompleteRead(b"no route")])
+def test_a_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
-        raise URLError("no route")
+        raise error
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
-    with pytest.raises(HubError, match=r"^torchvision's weights of vgg16 cannot be fetched .*no route.* lpips_weights"):
+    with pytest.raises(HubError, match=r"^torchvision's weights of vgg16 cannot be fetched .* lpips_weights"):
         load_lpips("vgg")
