@@ -1,6 +1,7 @@
-"""Graceful shutdown: SIGTERM or Ctrl-C asks a run to save and stop; a second signal ends it at once.
+"""Graceful shutdown: SIGTERM, SIGHUP or Ctrl-C asks a run to save and stop; a second signal ends it at once.
 
-A command without such a run ends at once, by an exception, so that nothing half-written stays behind.
+A command without such a run ends at once, by an exception, so that nothing half-written stays behind. SIGHUP, which a
+closed terminal sends, is left alone where it is ignored (nohup), and may come twice.
 """
 
 import signal
@@ -9,11 +10,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # Windows has no SIGHUP
+_SIGNALS = (*_ENDING, signal.SIGINT)
 
 
 class StopRequest:
-    """A context that, from `listen` on, only records the two signals; on exit the old handlers return.
+    """A context that, from `listen` on, only records the signals; on exit the old handlers return.
 
     Outside the main thread it does nothing.
 
@@ -27,7 +29,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS if not _is_nohup(number)}
         return self
 
     def listen(self) -> None:
@@ -42,32 +44,50 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.asked = signal.Signals(number).name
         for known in self._before:
-            signal.signal(known, signal.default_int_handler if known is signal.SIGINT else signal.SIG_DFL)
+            signal.signal(known, _SECOND.get(known, signal.SIG_IGN))
+
+
+_SECOND = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+"""What a second signal does. A second SIGHUP does nothing: shell and kernel may both send one."""
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    return number not in _SECOND and signal.getsignal(number) == signal.SIG_IGN
 
 
 def leave_to_parent(_worker: int) -> None:
-    """Make a data-loading process ignore both signals: they may reach the process group, and its parent ends it."""
+    """Make a data-loading process ignore the signals: they may reach the process group, and its parent ends it."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception."""
+    """SIGTERM or SIGHUP, as an exception.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
 def terminated_as_exception() -> Generator[None]:
-    """Raise `Terminated` where the main thread is when SIGTERM comes, as Python does for Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
+    """Raise `Terminated` where the main thread is when SIGTERM or SIGHUP comes, as Python does for Ctrl-C."""
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in _ENDING if is_main and signal.getsignal(number) == signal.SIG_DFL]
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is half-written is being removed
-        raise Terminated
+    def end(number: int, _frame: FrameType | None) -> None:
+        for one in ours:
+            signal.signal(one, signal.SIG_IGN)  # what is half-written is being removed
+        raise Terminated(number)
 
-    signal.signal(signal.SIGTERM, end)
+    for number in ours:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -20,13 +20,14 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 POINTS = int(os.environ.get("KILL_POINTS", "90"))
 SEED = os.environ.get("KILL_SEED", "0")
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 BEFORE_MAIN = 70
 """The fork was interrupted before the command began."""
 CODES = {
     signal.SIGKILL: {0, -signal.SIGKILL},
     signal.SIGTERM: {0, -signal.SIGTERM, 143, BEFORE_MAIN},
     signal.SIGINT: {0, 130, BEFORE_MAIN},
+    signal.SIGHUP: {0, -signal.SIGHUP, 129, BEFORE_MAIN},
 }
 """Exit codes that a signal may end in: 0 where the work was done, or where a training saved and stopped."""
 
@@ -88,9 +89,9 @@ def points_of(name: str, seconds: float, operations: int) -> list[Point]:
     count = -(-POINTS // len(NAMES))
     draw = random.Random(f"{name} {SEED}")
     at_operation = [1 + number % operations for number in draw.sample(range(operations * count), count // 2)]
-    points = [Point(SIGNALS[index % 3], operation=at) for index, at in enumerate(at_operation)]
+    points = [Point(SIGNALS[index % len(SIGNALS)], operation=at) for index, at in enumerate(at_operation)]
     return points + [
-        Point(SIGNALS[index % 3], seconds=draw.uniform(0, seconds)) for index in range(count - len(points))
+        Point(SIGNALS[index % len(SIGNALS)], seconds=draw.uniform(0, seconds)) for index in range(count - len(points))
     ]
 
 

@@ -3,13 +3,21 @@
 import os
 import signal
 import threading
+from collections.abc import Generator
 
 import pytest
 
-from lbm_lora.signals import StopRequest, leave_to_parent
+from lbm_lora.signals import StopRequest, Terminated, leave_to_parent, terminated_as_exception
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(autouse=True)
+def no_nohup() -> Generator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_leaves_a_note(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -45,8 +53,33 @@ def test_in_another_thread_it_does_nothing() -> None:
     assert seen == [before]
 
 
-def test_processes_that_read_data_ignore_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_hangup_is_nothing() -> None:
+    with StopRequest() as stop:
+        stop.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.asked == "SIGHUP"
+
+
+def test_an_ignored_hangup_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    with StopRequest() as stop, terminated_as_exception():
+        stop.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.asked == ""
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_without_a_run_ends_by_an_exception(number: signal.Signals) -> None:
+    with pytest.raises(Terminated) as raised, terminated_as_exception():
+        os.kill(os.getpid(), number)
+    assert raised.value.number == number
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_processes_that_read_data_ignore_all(monkeypatch: pytest.MonkeyPatch) -> None:
     set_: dict[int, object] = {}
     monkeypatch.setattr("lbm_lora.signals.signal.signal", set_.__setitem__)
     leave_to_parent(0)
-    assert set_ == {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: signal.SIG_IGN}
+    assert set_ == dict.fromkeys([signal.SIGTERM, signal.SIGHUP, signal.SIGINT], signal.SIG_IGN)

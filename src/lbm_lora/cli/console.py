@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -39,7 +40,7 @@ _OUT_OF_MEMORY = (
     "Out of memory. If the command has them, these need less: --torch_dtype bf16, a smaller --size, --vae_tiling on, "
     "--device cpu."
 )
-_INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as a shell reports it
+_SIGNALLED = 128  # + the number of the signal, as a shell reports it
 # failures of the machine are not defects of ours: a full or read-only disk, a folder of somebody else, a limit
 _REFUSED = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.EMFILE,
@@ -73,11 +74,10 @@ class Console:
         self.exit_code = QualityError.exit_code
 
     def interrupted(self, interrupt: KeyboardInterrupt) -> None:
-        """Report Ctrl-C or SIGTERM."""
-        is_terminated = isinstance(interrupt, Terminated)
+        """Report Ctrl-C, SIGTERM or SIGHUP."""
         self.progress.stop(finished=False)
-        self.say("error", "terminated." if is_terminated else "interrupted.")
-        self.exit_code = _TERMINATED if is_terminated else _INTERRUPTED
+        self.say("error", "terminated." if isinstance(interrupt, Terminated) else "interrupted.")
+        self.exit_code = _SIGNALLED + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
 
     def say(self, kind: str, message: str) -> None:
         """Write one line on stderr, `kind: message`, above a bar if there is one."""
