@@ -21,6 +21,8 @@ from lbm_lora.naming import _SECONDS as PATTERN_SECONDS  # pyright: ignore[repor
 from lbm_lora.plain_text import LIMITS
 from lbm_lora.shards import fetch
 from lbm_lora.shards.tar import MOST_CHARACTERS, MOST_SHARDS
+from lbm_lora.training.settings.model_keys import MOST_ITERATIONS
+from lbm_lora.training.settings.training_file import LARGEST
 
 PAGE = Path(__file__).parents[1] / "docs/reliability.md"
 
@@ -42,9 +44,11 @@ def limits() -> str:
         ("a URL that sends nothing", f"{fetch.PATIENCE:g} s"),
         ("an answer of the Hugging Face hub", f"{repository.PATIENCE:g} s"),
         ("absolute value of a LoRA's scale", f"{MOST:g}"),
+        ("N of `init_lora: pissa_niter_N`", str(MOST_ITERATIONS)),
+        ("whole numbers of a training file, where no smaller limit is named", f"{LARGEST:,}"),
         *(
             (f"`{kind}` flags", _bounds(getattr(marks, kind)))
-            for kind in ("Size", "Seed", "Batch", "Devices", "Nodes", "Workers", "Threads")
+            for kind in ("Size", "Seed", "Batch", "Steps", "Probes", "Devices", "Nodes", "Workers", "Threads")
         ),
     ]
     return _table(("what", "limit"), rows)

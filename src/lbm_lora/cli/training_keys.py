@@ -15,7 +15,7 @@ from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
 from lbm_lora.training.settings.model_keys import ModelSettings
 from lbm_lora.training.settings.train_config import RunSettings, TrainConfig
-from lbm_lora.training.settings.training_file import ELSEWHERE
+from lbm_lora.training.settings.training_file import ELSEWHERE, LARGEST
 
 SECTIONS = {
     "keys of the training file: the pairs": DataSettings,
@@ -95,5 +95,5 @@ def _key(name: str, section: type[Any]) -> Flag:
         default=MISSING if field.is_required() else default,
         choices=choices,
         takes_several=several,
-        bounds=None if least is None else Bounds(least, math.inf if most is None else most),
+        bounds=None if least is None else Bounds(least, math.inf if most in (None, LARGEST) else most),
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Seed, Size
+from lbm_lora.configs.marks import ADVANCED, Bounds, Checkpoint, Count, File, Images, Named, Probes, Seed, Size
 from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK
 
@@ -26,7 +26,7 @@ class CalibrateConfig(OutputOptions):
     """Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     timesteps: Annotated[tuple[float, ...], Named("T"), Bounds(0, 1000), ADVANCED] = ()
     """Measure only at these of the trained timesteps. Default: all of them, weighted by their probability."""
-    probes: Annotated[Count | None, ADVANCED] = None
+    probes: Annotated[Probes | None, ADVANCED] = None
     """Measure this many random directions of the output per image and timestep. More are slower and more accurate.
     Default: 4 for fewer than 16 images, else 1."""
     seed: Annotated[Seed, ADVANCED] = 0

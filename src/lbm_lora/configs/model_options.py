@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from lbm_lora.configs.marks import ADVANCED, Checkpoint, Count, File, Lora, Named, Scale, Seed, Share, Size
+from lbm_lora.configs.marks import ADVANCED, Checkpoint, File, Lora, Named, Scale, Seed, Share, Size, Steps
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError, Option
 
@@ -28,7 +28,7 @@ class ModelOptions:
     crop: Annotated[bool, ADVANCED] = False
     """Crop the attn2 keys and values of a LoRA made for SDXL to their first columns, as the exact base does. Default:
     leave them out, because an LBM's attn2 sees the image, not text."""
-    num_inference_steps: Count = 1
+    num_inference_steps: Steps = 1
     """Calls of the denoiser per image. Published LBMs are trained for 1, 2 and 4."""
     seed: Seed = 0
     """Seed for the noise between steps. An image's result depends on the seed alone, not on other images in the run."""

@@ -7,7 +7,6 @@ from lbm_lora.configs.marks import (
     ADVANCED,
     Bounds,
     Checkpoint,
-    Count,
     File,
     Folder,
     Images,
@@ -16,6 +15,7 @@ from lbm_lora.configs.marks import (
     Pattern,
     Seed,
     Size,
+    Steps,
 )
 from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.values import AlphaIs
@@ -40,7 +40,7 @@ class ValidateConfig(OutputOptions):
     """Exit with 1 if the total relative error of the weights is above this (0.05: 5 %)."""
     fail_below_psnr: Annotated[float | None, Named("DB")] = None
     """Exit with 1 if an image of base + LoRA is below this PSNR (dB) to the tuned model's. Needs --images."""
-    num_inference_steps: tuple[Count, ...] = ()
+    num_inference_steps: tuple[Steps, ...] = ()
     """Calls of the denoiser per image, one number or several. Default: those the model was trained for (1 2 4)."""
     size: Size | None = None
     """Run --images at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's

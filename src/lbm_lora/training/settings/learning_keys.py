@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text, check_shares, nearest
+from lbm_lora.training.settings.training_file import (
+    LARGEST,
+    Count,
+    Positive,
+    Section,
+    Share,
+    Text,
+    check_shares,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -34,7 +43,7 @@ class ObjectiveSettings(Section):
     """Loss on decoded pixels. Default: as the base's configuration says."""
     pixel_loss_weight: Weight = 0.0
     """Weight of the loss on pixels. LBM trains with 10, which takes a decoder pass and the LPIPS weights."""
-    pixel_loss_max_size: Annotated[int, Field(ge=64)] = 512
+    pixel_loss_max_size: Annotated[int, Field(ge=64, le=16384)] = 512
     """Longest side of the random crop for the pixel loss, in pixels."""
     lpips_weights: Path | None = None
     """File with the weights of the LPIPS network. Default: download torchvision's."""
@@ -98,7 +107,7 @@ class OptimizerSettings(Section):
     """Ratio of the up factors' learning rate to the down factors': above 0 (LoRA+, arXiv 2402.12354). Default: 1."""
     learning_rate_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule after the warm-up: constant, or decay to 0 at the last step (linear, cosine)."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     """Raise the learning rate from 0 over this many optimizer steps."""
     gradient_clip: Positive | None = 1.0
     """Scale gradients down to this norm, above 0, over all trainable parameters. null: no clipping."""

@@ -12,7 +12,9 @@ from lbm_lora.errors import PatternError
 from lbm_lora.naming import matcher
 from lbm_lora.training.settings.training_file import Count, Positive, Section, Share, Text
 
-_INITS = re.compile(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora|orthogonal")
+MOST_ITERATIONS = 100
+"""Limit of N in pissa_niter_N."""
+_INITS = re.compile(r"default|gaussian|pissa|pissa_niter_([1-9]\d*)|olora|orthogonal")
 
 _NEW_LORA = (
     "lora_rank", "lora_conv_rank", "lora_alpha", "lora_conv_alpha", "lora_target_modules", "rank_pattern",
@@ -76,11 +78,15 @@ class ModelSettings(Section):
             raise ValueError("no base is given. Set base_model_path, or backbone_signature to create it from")
         self._check_source()
         self._check_patterns()
-        if not _INITS.fullmatch(self.init_lora):
+        known = _INITS.fullmatch(self.init_lora)
+        if not known:
             raise ValueError(
                 f"unknown init_lora '{self.init_lora}'. Choose one of default, gaussian, pissa, pissa_niter_N, "
                 "olora, orthogonal"
             )
+        digits = known[1] or "1"
+        if len(digits) > len(str(MOST_ITERATIONS)) or int(digits) > MOST_ITERATIONS:
+            raise ValueError(f"init_lora pissa_niter_N has N up to {MOST_ITERATIONS}, got '{self.init_lora}'")
         if self.init_lora == "orthogonal" and self.lora_rank is not None and self.lora_rank % 2:
             raise ValueError(f"init_lora orthogonal needs even ranks, but lora_rank is {self.lora_rank}")
         return self

@@ -61,7 +61,7 @@ class RunSettings(Section):
     """Optimizer steps between validations. Default: `save_interval`."""
     validation_samples: Count = 16
     """Pairs per validation."""
-    num_steps: tuple[Count, ...] = (1, 2, 4)
+    num_steps: tuple[Annotated[Count, Field(le=1000)], ...] = (1, 2, 4)
     """Denoiser calls per validation image."""
     best_metric: Literal["loss", "psnr", "ssim", "lpips"] = "loss"
     """Metric that selects the best save. All but loss need validation pairs."""

@@ -19,11 +19,14 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.missing_path import not_there
 from lbm_lora.plain_text import TextError, parse_yaml, read_text
 
+LARGEST = 10**9
+"""Limit of whole numbers that have no smaller one."""
+
 M = TypeVar("M", bound=BaseModel)
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 
 COMMAND_LINE = "command line"

@@ -61,6 +61,11 @@ Said = Callable[..., str]
             {"init_lora": "pisa"},
             "unknown init_lora 'pisa'. Choose one of default, gaussian, pissa, pissa_niter_N, olora, orthogonal.",
         ),
+        (
+            {"init_lora": "pissa_niter_101"},
+            "init_lora pissa_niter_N has N up to 100, got 'pissa_niter_101'.",
+        ),
+        ({"num_steps": [1001]}, "num_steps.0: Input should be less than or equal to 1000, got 1001."),
         ({"init_lora": "orthogonal", "lora_rank": 3}, "init_lora orthogonal needs even ranks, but lora_rank is 3."),
     ],
 )

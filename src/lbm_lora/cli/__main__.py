@@ -1,4 +1,4 @@
-"""The program `lbm-lora`, also as `python -m lbm_lora`: Ctrl-C while it starts ends it with a line, as later on."""
+"""The program `lbm-lora`, also as `python -m lbm_lora.cli`: Ctrl-C while it starts ends it with a line, as later on."""
 
 import sys
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lbm_lora import __version__
-from lbm_lora.__main__ import main
+from lbm_lora.cli.__main__ import main
 
 
 def test_an_interrupt_while_it_starts_is_a_line(
@@ -21,5 +21,6 @@ def test_an_interrupt_while_it_starts_is_a_line(
 
 
 def test_it_is_a_module_that_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "lbm_lora", "--version"], capture_output=True, text=True, check=True)
+    words = [sys.executable, "-m", "lbm_lora.cli", "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == f"lbm-lora {__version__}\n"
