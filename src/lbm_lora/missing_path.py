@@ -19,6 +19,8 @@ def not_there(path: Path, suffixes: Collection[str] = ()) -> str:
     Args:
         suffixes: suffixes of usable files, lower case with the dot; by default every name is a candidate.
     """
+    if path.is_symlink():
+        return f"{path} is a link to {path.readlink()}, which does not exist."
     text = f"{path} does not exist."
     missing = path
     while not missing.parent.is_dir() and missing != missing.parent:

@@ -8,6 +8,7 @@ Pillow opens a file by what is in it, not by its name, and knows formats that st
 nobody has tested with bad input. So one function opens all images, and it knows a few formats only.
 """
 
+import errno
 import io
 import struct
 from collections.abc import Iterable
@@ -140,6 +141,8 @@ def open_upright(path: Path) -> tuple[Image.Image, str | None]:
     except Image.UnidentifiedImageError:
         raise ImageError(f"{path} is not an image in a supported format ({READABLE}).") from None
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno == errno.ENXIO:
+            raise ImageError(f"{path} is not a regular file.") from None
         raise ImageError(f"{path} cannot be decoded: {error}. Is the file complete?") from None
 
 

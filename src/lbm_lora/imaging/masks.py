@@ -1,5 +1,6 @@
 """Masks: which pixels of the result are used. White takes the model's result, black keeps the source."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
         ImageError: no such file, or a source without a mask, or with two.
     """
     path = Path(text).expanduser()
-    if path.is_file():
-        return (path,) * len(sources)
+    if os.path.lexists(path) and not path.is_dir():
+        return (path,) * len(sources)  # whoever opens it says what is wrong with it
     if not path.is_dir():
         raise ImageError(
             f"{not_there(path, readable_extensions())} Give a mask, or a folder with a mask of each image's name."

@@ -100,8 +100,8 @@ def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
 
 def _expanded(text: str) -> tuple[Path, ...]:
     path = Path(text).expanduser()
-    if path.is_file():
-        return (path,)
+    if os.path.lexists(path) and not path.is_dir():
+        return (path,)  # whoever opens it says what is wrong with it
     if path.is_dir():
         found = _images_of(path.iterdir())
         if not found:
@@ -123,7 +123,7 @@ def _expanded(text: str) -> tuple[Path, ...]:
 def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
     extensions = readable_extensions()
     wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
-    return tuple(sorted(p for p in wanted if p.is_file()))
+    return tuple(sorted(p for p in wanted if not p.is_dir()))  # what is no file, such as a link to nothing, is damaged
 
 
 def _folder_of(pattern: Path) -> Path:

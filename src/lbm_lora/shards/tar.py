@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -98,8 +99,11 @@ def read_shard(path: Path, name: str) -> Iterator[Found]:
         size = file.seek(0, 2)
         file.seek(min(end, size))
         block = file.read(tarfile.BLOCKSIZE)
+    seen: set[str] = set()
     for key, group in groupby(members, key=lambda member: member.key):
-        yield _found(f"{name}/{key}", list(group), size)
+        found = _found(f"{name}/{key}", list(group), size)
+        yield replace(found, problem="another sample of the shard has its name") if key in seen else found
+        seen.add(key)
     # a tar ends with blocks of zeros; tarfile mistakes damage for the end
     if not block or any(block):
         yield Found(name, {}, f"the shard ends or is damaged at byte {min(end, size)}; the rest is lost")
@@ -135,6 +139,7 @@ def _members(path: Path) -> tuple[list[_Member], int]:
 def _found(key: str, members: Sequence[_Member], size: int) -> Found:
     parts = {member.name: member.part for member in members}
     if len(parts) < len(members):
-        return Found(key, parts, "two files with one name")
+        twice = next(name for name, count in Counter(member.name for member in members).items() if count > 1)
+        return Found(key, parts, f"its {twice} is in the shard twice")
     cut = [name for name, part in parts.items() if part.offset + part.nbytes > size]
     return Found(key, parts, f"the shard ends within {cut[0]}" if cut else problem_of_name(members[0].key))

@@ -1,12 +1,13 @@
 """Sources by path, folder and glob; one output for each, never an input."""
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.imaging.paths import expand_sources, plan_outputs, sibling
+from lbm_lora.imaging.paths import expand_sources, plan_outputs, readable_sources, sibling
 
 
 @pytest.fixture
@@ -26,6 +27,18 @@ def names(paths: tuple[Path, ...]) -> list[str]:
 
 def test_a_folder_stands_for_its_images(folder: Path) -> None:
     assert names(expand_sources(str(folder))) == ["a.JPG", "b.png", "c[1].png"]
+
+
+@pytest.mark.parametrize("text", ["{}", "{}/z*", "{}/z.png"])
+def test_what_has_an_images_name_and_is_no_file_is_not_left_out(folder: Path, text: str) -> None:
+    (folder / "z.png").symlink_to("nothing")
+    assert "z.png" in names(expand_sources(text.format(folder)))
+    with pytest.raises(ImageError, match=r"z\.png is a link to nothing, which does not exist\.$"):
+        readable_sources(text.format(folder))
+    (folder / "z.png").unlink()
+    os.mkfifo(folder / "z.png")
+    with pytest.raises(ImageError, match=r"z\.png is not a regular file\.$"):
+        readable_sources(text.format(folder))
 
 
 def test_a_glob_stands_for_the_images_it_matches(folder: Path) -> None:

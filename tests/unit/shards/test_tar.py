@@ -32,6 +32,14 @@ def test_samples_and_bytes_are_those_of_webdataset(write_shard: Callable[..., Pa
     assert ours["t/000"] == {"source.jpg": b"one", "target.jpg": b"two", "json": b"{}"}
 
 
+def test_a_name_that_comes_again_is_a_problem(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("000.source.jpg", "001.source.jpg", "000.source.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    problems = [found.problem for found in read_shard(tmp_path / "a.tar", "a")]
+    assert problems == ["", "", "another sample of the shard has its name"]
+
+
 def test_long_names_folders_and_meta_members(tmp_path: Path) -> None:
     long = "x" * 150
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
@@ -54,7 +62,7 @@ def test_long_names_folders_and_meta_members(tmp_path: Path) -> None:
 def test_a_member_twice_is_a_problem(write_shard: Callable[..., Path]) -> None:
     shard = write_shard("a.tar", {"000": {"source.jpg": b"1", "SOURCE.jpg": b"2"}, "001": {"source.jpg": b"3"}})
     first, second = read_shard(shard, "a")
-    assert first.problem == "two files with one name"
+    assert first.problem == "its source.jpg is in the shard twice"
     assert second.problem == ""
 
 

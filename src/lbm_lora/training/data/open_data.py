@@ -13,6 +13,7 @@ from typing import Literal
 from lbm_lora.errors import ConfigError, DataError, need_packages
 from lbm_lora.imaging.image_file import readable_extensions
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import check_regular
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Found, Part, said_of
 from lbm_lora.training.data.dataset import PairDataset
@@ -60,8 +61,14 @@ def find_pairs(folder: Path, keys: Keys) -> list[Found]:
     by_folder = all(roles[:2]) and all((folder / role).is_dir() for role in roles[:2])
     named = _by_folder(folder, roles) if by_folder else _by_name(folder, roles)
     parts: dict[str, dict[str, Part]] = {}
+    problems: dict[str, str] = {}
     for key, part, path in named:
-        parts.setdefault(key, {})[part] = Part(path, 0, path.stat().st_size)
+        try:
+            nbytes = check_regular(path)
+        except OSError as error:  # a link to nothing, or a FIFO, whose opening would wait for ever
+            nbytes = 0
+            problems[key] = f"{path.name} cannot be read: {error.strerror}"
+        parts.setdefault(key, {})[part] = Part(path, 0, nbytes)
     if not parts:
         shards = next((path for path in folder.iterdir() if path.name.endswith(SHARD_NAMES)), None)
         if shards is not None:
@@ -71,7 +78,7 @@ def find_pairs(folder: Path, keys: Keys) -> list[Found]:
             f"{folder} holds no pairs: neither NAME.{source}png next to NAME.{target}png, nor folders "
             f"{roles[0] or 'source'}/ and {roles[1] or 'target'}/ with images of the same names."
         )
-    return [Found(key, parts[key]) for key in sorted(parts)]
+    return [Found(key, parts[key], problems.get(key, "")) for key in sorted(parts)]
 
 
 def _preparation(settings: DataSettings, split: Split, seed: int) -> Preparation:
@@ -141,5 +148,5 @@ def _images(folder: Path) -> Iterator[Path]:
     extensions = readable_extensions()
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in extensions and not hidden and path.is_file():
+        if path.suffix.lower() in extensions and not hidden and not path.is_dir():
             yield path

@@ -1,5 +1,6 @@
 """From the keys of a training file to the pairs of a split; finding pairs in a folder, in both layouts."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,3 +214,14 @@ def test_a_folder_of_shards_is_no_folder_of_pairs(tmp_path: Path) -> None:
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a folder\. Give a folder of pairs, or WebDataset shards\."):
         find_pairs(tmp_path / "nowhere", ALL)
+
+
+def test_links_to_nothing_and_fifos_are_damaged_pairs(tmp_path: Path) -> None:
+    for name in ("a.source.png", "b.source.png"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "a.target.png").symlink_to("nothing")
+    os.mkfifo(tmp_path / "b.target.png")
+    assert [found.problem for found in find_pairs(tmp_path, Keys())] == [
+        "a.target.png cannot be read: No such file or directory",
+        "b.target.png cannot be read: Not a regular file",
+    ]
