@@ -8,7 +8,7 @@ from lbm_lora.adapter import Adapter, LoraScale, load_adapter
 from lbm_lora.apply.checks import check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter
 from lbm_lora.apply.sdxl import adapted_to_lbm
-from lbm_lora.checkpoint import Component
+from lbm_lora.checkpoint import Component, fingerprint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, Option, plural
 from lbm_lora.naming import ATTENTION, ParamName, leaf_of
@@ -65,6 +65,7 @@ def fitting_adapters(
         WrongBaseError: an adapter was made from another base.
     """
     shapes = {name: spec.shape for name, spec in base.specs.items()}
+    whole: list[Adapter] = []
     scaled: list[ScaledAdapter] = []
     applied: list[AppliedAdapter] = []
     for lora, scale in zip(loras, scales_for(len(loras), lora_scale), strict=True):
@@ -72,10 +73,10 @@ def fitting_adapters(
         adapted = adapted_to_lbm(read, shapes, crop=crop)
         adapter = _attention_of(adapted.adapter) if attention_only else adapted.adapter
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)
-        check_base(adapter, base, allow_other_base=allow_other_base)
         kept = adapter.filtered(set(fit.matched).__contains__)
         scaled.append(ScaledAdapter(kept, scale.plain))
-        _ = scaled[-1].scales  # a pattern without a match is refused before a model is loaded
+        _ = scaled[-1].scales  # a pattern without a match is refused before the base is read
+        whole.append(adapter)
         applied.append(
             AppliedAdapter(
                 path=read.path or Path(f"LoRA {len(applied) + 1}"),
@@ -86,7 +87,10 @@ def fitting_adapters(
                 left_out=adapted.left_out,
             )
         )
-        _say(adapter, applied[-1], "attention" if attention_only else "all", progress)
+    found = fingerprint(base) if any(adapter.metadata.base_fingerprint for adapter in whole) else None
+    for adapter, made in zip(whole, applied, strict=True):
+        check_base(adapter, base, allow_other_base=allow_other_base, found=found)
+        _say(adapter, made, "attention" if attention_only else "all", progress)
     return scaled, tuple(applied)
 
 

@@ -30,7 +30,7 @@ from rich.console import Console as Terminal
 
 from lbm_lora.cli.bars import Bars
 from lbm_lora.cli.spelling import as_flag, line, printable
-from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, write
+from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, write, write_result
 from lbm_lora.errors import InputError, LbmLoraError, QualityError, spelled
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.signals import Terminated, terminated_as_exception
@@ -65,7 +65,7 @@ class Console:
         """Print the result of the command on stdout: `text`, or `result` as JSON (see `jsonable`)."""
         self.progress.stop()
         shown = json.dumps(jsonable(result), indent=2, allow_nan=False) if as_json else printable(text)
-        write(sys.stdout, shown + "\n")
+        write_result(shown + "\n")
 
     def fail(self, failure: QualityError) -> None:
         """Record that the work is done and its result misses a requested limit."""

@@ -16,7 +16,7 @@ from lbm_lora.cli.arguments import is_asked_for_help, values_of
 from lbm_lora.cli.commands import COMMANDS, command_for, family_of
 from lbm_lora.cli.flags import flags_of
 from lbm_lora.cli.nested import split_line
-from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write
+from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write_result
 from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
@@ -161,7 +161,7 @@ def _show(text: "Text | str") -> int:
     """Print a help text or a line."""
     try:
         if isinstance(text, str):
-            write(sys.stdout, text)
+            write_result(text)
         else:
             from lbm_lora.cli.help import print_help
 
@@ -169,9 +169,9 @@ def _show(text: "Text | str") -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         leave_stdout()
         return BROKEN_PIPE
-    except OSError as error:
+    except OutputError as error:
         leave_stdout()
-        return _refuse(OutputError(f"stdout: {error.strerror}."))
+        return _refuse(error)
     return 0
 
 

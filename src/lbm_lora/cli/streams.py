@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
+from lbm_lora.errors import OutputError
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -45,6 +47,21 @@ def prepare_streams() -> None:
             errors="backslashreplace",
             line_buffering=True,
         )
+
+
+def write_result(text: str) -> None:
+    """Write on stdout.
+
+    Raises:
+        BrokenPipeError: the reader, such as `head`, has seen enough.
+        OutputError: stdout cannot be written to.
+    """
+    try:
+        write(sys.stdout, text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout: {error.strerror}.") from None
 
 
 def write(stream: TextIO | io.TextIOBase, text: str) -> None:

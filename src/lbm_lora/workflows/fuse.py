@@ -60,7 +60,11 @@ run_fuse = run
 
 
 def check_output(config: FuseConfig) -> None:
-    """Refuse an output that is also an input, or a file of somebody else."""
+    """Refuse an output that is also an input, a file of somebody else, or of no kind that holds a checkpoint."""
+    if config.save_to.suffix not in (".safetensors", ".ckpt"):
+        raise OutputError(
+            Option("save_to"), f" {config.save_to}: a fused checkpoint is a .safetensors or a .ckpt file."
+        )
     plan = FilePlan()
     plan.reads(config.base_model_path, *config.lora_path)
     plan.writes(config.save_to)
@@ -119,9 +123,7 @@ def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsW
         if values:
             metadata.setdefault(METADATA_KEY, json.dumps(values))
         return SafetensorsWriter(path, checkpoint.specs, metadata=metadata)
-    if path.suffix == ".ckpt":
-        entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
-        entries.pop(ORIGIN_KEY, None)
-        containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
-        return TorchWriter(path, checkpoint.specs, extra=entries, containers=containers)
-    raise OutputError(Option("save_to"), f" {path}: a fused checkpoint is a .safetensors or a .ckpt file.")
+    entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
+    entries.pop(ORIGIN_KEY, None)
+    containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
+    return TorchWriter(path, checkpoint.specs, extra=entries, containers=containers)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.apply import fitting_adapters, stack
-from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Component, Fingerprint, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, PatternError, WrongBaseError
 from lbm_lora.naming import ModuleName, ParamName
@@ -105,6 +105,21 @@ def test_what_does_not_match_stops_unless_allowed(base: Component, make: Make) -
     assert set(scaled[0].adapter.modules) == set(NAMES)
     assert applied[0].unmatched == ("b.gone.weight",)
     assert notes.lines == ["Native LoRA applied (all layers): 3 success, 1 failed (75.0% success rate)"]
+
+
+def test_the_base_is_read_last_and_once(base: Component, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Component] = []
+
+    def counted(component: Component) -> Fingerprint:
+        read.append(component)
+        return fingerprint(component)
+
+    monkeypatch.setattr(stack, "fingerprint", counted)
+    with pytest.raises(PatternError):
+        fitting_adapters(base, [make("a.safetensors", *NAMES), make("b.safetensors", *NAMES)], [1.0, "1,nothing=0"])
+    assert read == []
+    fitting_adapters(base, [make("a.safetensors", *NAMES), make("b.safetensors", *NAMES)], [1.0])
+    assert len(read) == 1
 
 
 def test_another_base_stops_unless_allowed(base: Component, make: Make) -> None:

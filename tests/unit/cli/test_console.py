@@ -315,6 +315,21 @@ def test_bars_are_for_terminals_that_somebody_looks_at(
         assert ("\x1b" in stderr.getvalue()) == expected
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_full_stdout_is_named(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with session() as console:
+        console.print_result("done", {"done": 1}, as_json=as_json)
+    assert console.exit_code == 2
+    assert capsys.readouterr().err == "error: stdout: No space left on device.\n"
+
+
 @pytest.mark.parametrize(
     ("interrupt", "code", "word"), [(KeyboardInterrupt, 130, "interrupted"), (Terminated, 143, "terminated")]
 )

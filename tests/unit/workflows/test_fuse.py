@@ -174,3 +174,9 @@ def test_outputs_that_cannot_be(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
                 base_model_path=lbm.base, lora_path=(lora,), lora_scale=(1.0, 2.0), save_to=tmp_path / "f.safetensors"
             )
         )
+
+
+def test_an_output_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing.safetensors"
+    with pytest.raises(OutputError, match=r"a fused checkpoint is a \.safetensors or a \.ckpt file\.$"):
+        run(FuseConfig(base_model_path=nothing, lora_path=(nothing,), save_to=tmp_path / "f.bin"))

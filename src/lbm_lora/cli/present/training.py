@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present.lines import paragraphs, skipped_lines, twin_files, written
+from lbm_lora.errors import listing
 from lbm_lora.report.wording import megabytes, plural
 
 if TYPE_CHECKING:
@@ -17,19 +18,22 @@ if TYPE_CHECKING:
 def train(result: "TrainResult", _: bool) -> str:
     """Return the progress of the run, its last validation, and its files."""
     files = [path for path in (result.last, result.best) if path is not None]
+    is_new = bool(result.stopped_by) or not math.isnan(result.loss)  # nan: the run was complete, no step was left
     if result.stopped_by:
         head = (
             f"Stopped by {result.stopped_by} after step {result.step:,} of {result.total:,}, and saved. "
             "Run the same command to resume."
         )
-    else:
-        loss = "" if math.isnan(result.loss) else f", last loss {result.loss:.5f}"  # nan: no step was left
+    elif is_new:
         head = (
-            f"Trained {result.step:,} of {result.total:,} steps, {result.learning:,} parameters{loss}, "
-            f"{result.seconds:,.0f} s."
+            f"Trained {result.step:,} of {result.total:,} steps, {result.learning:,} parameters, "
+            f"last loss {result.loss:.5f}, {result.seconds:,.0f} s."
         )
+    else:
+        head = f"All {result.total:,} steps had been trained before: {listing(map(str, files or [result.folder]))}."
     best = f"{result.best} is of step {result.best_step:,}." if result.best and result.best_step is not None else ""
-    return paragraphs(head, _scores(result.scores), written(*files, *twin_files(result.twins)), best)
+    made = [*(files if is_new else ()), *twin_files(result.twins)]
+    return paragraphs(head, _scores(result.scores), written(*made), best)
 
 
 def _scores(scores: "Scores | None") -> str:

@@ -168,9 +168,14 @@ class TrainingLoop:
             "seconds_per_step": seconds * config.accumulate,
         }
         if not math.isfinite(standing.loss):
+            saved = (
+                f"The last save is of step {self._saved:,}: {self._run.folder.last}."
+                if self._saved
+                else ("Nothing was saved before.")
+            )
             raise QualityError(
                 f"the loss is {standing.loss} at step {standing.step}: training has diverged. Lower learning_rate or "
-                "gradient_clip; the last good save is in the run's folder."
+                f"gradient_clip. {saved}"
             )
         self._progress.note(step_line(standing.step, total, standing.loss, self._pace))
         if self._log is not None:
