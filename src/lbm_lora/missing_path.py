@@ -1,4 +1,4 @@
-"""Report a missing path: the nearest name in its folder, or the contents of the folder."""
+"""Paths as they are typed, and what to say of a missing one: the nearest name in its folder, or what is there."""
 
 import os
 from collections import Counter
@@ -11,6 +11,17 @@ from lbm_lora.errors import listing, plural
 
 _MOST_LOOKED_AT = 10_000  # entries of a folder: data sets may have millions
 _MOST_KINDS = 3
+
+
+def home_path(text: str | Path) -> Path:
+    """Return the path that a text names: `~` is a home folder where a shell has not replaced it, as in `'~/x'`.
+
+    `./~/x` is in a folder called `~`.
+    """
+    try:
+        return Path(text).expanduser() if str(text).startswith("~") else Path(text)
+    except RuntimeError:  # a user that nobody knows: then it is a name like any other
+        return Path(text)
 
 
 def not_there(path: Path, suffixes: Collection[str] = ()) -> str:

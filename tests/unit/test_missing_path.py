@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.missing_path import held_by, not_there
+from lbm_lora.missing_path import held_by, home_path, not_there
 
 WEIGHTS = (".safetensors", ".ckpt")
 
@@ -73,3 +73,15 @@ def test_a_relative_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_may_not_be_read_is_no_defect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbm_lora.missing_path.os.access", lambda *_: False)
     assert not_there(folder / "x.ckpt") == f"{folder / 'x.ckpt'} does not exist. The folder {folder} cannot be read."
+
+
+def test_a_quoted_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert home_path("~/a.png") == Path("/home/me/a.png")
+    assert home_path("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
+    assert home_path("./~/a") == Path("~/a")
+
+
+def test_a_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("gone")
+    assert not_there(tmp_path / "a") == f"{tmp_path / 'a'} is a link to gone, which does not exist."

@@ -13,6 +13,7 @@ from typing import Any
 
 from lbm_lora.cli.flags import Flag
 from lbm_lora.errors import ConfigError, listing
+from lbm_lora.missing_path import home_path
 
 Given = tuple[str, list[str]]
 """A flag as it was written, `--rank` or `--rank=8`, and the words behind it. Words before every flag have ``."""
@@ -120,7 +121,7 @@ def _one(flag: Flag, word: str) -> Any:
         return word
     if flag.kind is int or flag.kind is float:
         return _number(flag, word, flag.kind)
-    return Path(word) if flag.kind is Path else word
+    return home_path(word) if flag.kind is Path else word
 
 
 def _bad_choice(flag: Flag, word: str) -> str:

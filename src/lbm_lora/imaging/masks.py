@@ -10,7 +10,7 @@ from PIL import Image
 from lbm_lora.errors import ImageError
 from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
-from lbm_lora.missing_path import not_there
+from lbm_lora.missing_path import home_path, not_there
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -57,7 +57,7 @@ def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
     Raises:
         ImageError: no such file, or a source without a mask, or with two.
     """
-    path = Path(text).expanduser()
+    path = home_path(text)
     if os.path.lexists(path) and not path.is_dir():
         return (path,) * len(sources)  # whoever opens it says what is wrong with it
     if not path.is_dir():

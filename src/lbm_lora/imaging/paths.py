@@ -13,7 +13,7 @@ from pathlib import Path
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.image_file import READABLE, readable_extensions, writable_extensions
-from lbm_lora.missing_path import held_by, not_there
+from lbm_lora.missing_path import held_by, home_path, not_there
 
 
 def expand_sources(texts: str | Sequence[str]) -> tuple[Path, ...]:
@@ -56,7 +56,7 @@ def plan_outputs(sources: Sequence[Path], output_path: str) -> tuple[Path, ...]:
         OutputError: an extension that cannot be written, a file where a folder is needed, or two results
             of one name.
     """
-    path = Path(output_path).expanduser()
+    path = home_path(output_path)
     is_image = path.suffix.lower() in writable_extensions()
     folder = path.is_dir() or output_path.endswith(("/", os.sep)) or not path.suffix
     if len(sources) == 1 and not folder:
@@ -99,7 +99,7 @@ def refuse_twins(written: Iterable[tuple[Path, Path]]) -> None:
 
 
 def _expanded(text: str) -> tuple[Path, ...]:
-    path = Path(text).expanduser()
+    path = home_path(text)
     if os.path.lexists(path) and not path.is_dir():
         return (path,)  # whoever opens it says what is wrong with it
     if path.is_dir():

@@ -17,6 +17,7 @@ import torch
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import CheckpointError, ConfigError, Option, listing
 from lbm_lora.hub import HubName, hub_name
+from lbm_lora.missing_path import home_path
 from lbm_lora.model import sgm
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
@@ -102,7 +103,7 @@ def find_backbone(signature: str, folder: Path = Path()) -> Path | HubName:
         CheckpointError: it is neither.
         ConfigError: it starts with `hf://` and is not a name.
     """
-    local = folder / Path(signature).expanduser()
+    local = folder / home_path(signature)
     if local.exists():
         return local
     on_hub = hub_name(signature)

@@ -25,7 +25,7 @@ from webdataset.gopen import Pipe, gopen
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, DataError, listing, plural
-from lbm_lora.missing_path import not_there
+from lbm_lora.missing_path import home_path, not_there
 from lbm_lora.progress import SILENT, Progress
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
@@ -73,7 +73,7 @@ def _path_of(shard: str) -> Path | None:
     if parsed.scheme == "file":
         return Path(url2pathname(parsed.path))
     # a single letter is a drive
-    return Path(shard).expanduser() if len(parsed.scheme) <= 1 else None
+    return home_path(shard) if len(parsed.scheme) <= 1 else None
 
 
 def _check(shards: Sequence[str], paths: Sequence[Path | None], cache_dir: Path | None, allow_pipe: bool) -> None:

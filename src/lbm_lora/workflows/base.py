@@ -12,6 +12,7 @@ from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.file_plan import MARK_KEY, FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
@@ -93,7 +94,7 @@ def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
     """
     plan = FilePlan()
     signature, folder = choose_signature(config.backbone_signature, lbm or _lbm_config(config), config.config_path)
-    plan.reads(config.config_path, _tuned_path(config), folder / Path(signature).expanduser())
+    plan.reads(config.config_path, _tuned_path(config), folder / home_path(signature))
     named, *_ = outputs = twin_paths(config.save_path)
     for output in outputs:
         plan.writes(output, "" if output == config.save_path else "the base in the other container,")

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.errors import Option, QualityError
+from lbm_lora.missing_path import home_path
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.data.check import Checked, read_through
 from lbm_lora.training.data.open_data import SHARD_NAMES, Split, open_data
@@ -67,7 +67,7 @@ def _settings(config: CheckConfig) -> tuple[DataSettings, int]:
 
 def _place(data: Sequence[str]) -> dict[str, object]:
     """Return the key of a training file for the location of the data, and its value."""
-    folder = Path(data[0]).expanduser()
+    folder = home_path(data[0])
     if len(data) > 1 or not folder.is_dir():
         return {"train_shards": tuple(data)}
     shards = sorted(str(path) for path in folder.iterdir() if path.name.endswith(SHARD_NAMES))

@@ -18,6 +18,7 @@ from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.translate import translate_image
+from lbm_lora.missing_path import home_path
 from lbm_lora.model.build import refuse_conditioning
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
@@ -76,7 +77,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
     from lbm_lora.launch import open_fabric, quiet_lightning
 
-    folder = Path(config.output_path).expanduser()
+    folder = home_path(config.output_path)
     with quiet_lightning():
         fabric = open_fabric(config)
         progress = progress if fabric.is_global_zero else SILENT

@@ -38,6 +38,11 @@ def read(line: str, config: type = Config) -> dict[str, Any]:
     return values_of(flags_of(config), [word if word != "EMPTY" else "" for word in line.split()], command="make")
 
 
+def test_a_tilde_that_no_shell_has_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read("--save_to ~/a --images ~/b") == {"save_to": Path("/home/me/a"), "images": ("~/b",)}  # expanded later
+
+
 @pytest.mark.parametrize(
     ("line", "values"),
     [

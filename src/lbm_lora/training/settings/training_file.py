@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.missing_path import not_there
+from lbm_lora.missing_path import home_path, not_there
 from lbm_lora.plain_text import TextError, parse_yaml, read_text
 
 LARGEST = 10**9
@@ -44,6 +44,11 @@ class Section(BaseModel):
     """Base class of the sections: frozen, without unknown keys, infinities or NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _typed(cls, value: object) -> object:
+        return home_path(value) if isinstance(value, Path) else value
 
 
 class _Loader(yaml.SafeLoader):

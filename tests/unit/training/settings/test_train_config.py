@@ -244,3 +244,11 @@ def test_a_base_that_is_made_need_not_be_there(tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(SMALL | values))
     read_train_config(path).check_files()
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {"save_ckpt_path": "~/run", "resume": "~/resume.pt", "cache_dir": "~/cache"}
+    config = read_train_config(written(tmp_path, values))
+    paths = (config.save_ckpt_path, config.resume, config.cache_dir)
+    assert paths == (Path("/home/me/run"), Path("/home/me/resume.pt"), Path("/home/me/cache"))
