@@ -8,19 +8,13 @@ from lbm_lora.report.wording import plural, printable
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.demo import DemoResult
-    from lbm_lora.workflows.infer import InferResult
+    from lbm_lora.workflows.infer import InferResult, TranslatedImage
     from lbm_lora.workflows.infer_shards import InferShardsResult
 
 
 def infer(result: "InferResult", _: bool) -> str:
     """Return each written image, and each failed one with its reason."""
-    lines = [
-        f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
-        f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
-        + (f"\n    side by side: {made.comparison}" if made.comparison else "")
-        + (f"\n    source: {made.source_copy}" if made.source_copy else "")
-        for made in result.outputs
-    ]
+    lines = [printable(line) for made in result.outputs for line in _lines_of(made)]
     head = f"Translated {plural(len(result.outputs), 'image')} on {result.device} in {result.dtype}"
     if result.present:
         head += f"; {plural(result.present, 'image')} already existed"
@@ -29,6 +23,19 @@ def infer(result: "InferResult", _: bool) -> str:
         "\n".join([f"{head}:", *lines]) if lines else f"{head}.",
         "\n".join([f"{plural(len(failed), 'image')} failed:", *failed]) if failed else "",
     )
+
+
+def _lines_of(made: "TranslatedImage") -> list[str]:
+    """Return the files of one image."""
+    lines = [
+        f"  {made.source.name} {made.width}x{made.height} -> {made.output} "
+        f"(model {made.model_width}x{made.model_height}, {made.seconds:.1f} s)"
+    ]
+    if made.comparison:
+        lines.append(f"    side by side: {made.comparison}")
+    if made.source_copy:
+        lines.append(f"    source: {made.source_copy}")
+    return lines
 
 
 def infer_shards(result: "InferShardsResult", verbose: bool) -> str:

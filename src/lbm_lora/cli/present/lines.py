@@ -36,7 +36,7 @@ def written(*paths: Path) -> str:
     Raises:
         OutputError: somebody has removed one since.
     """
-    return "\n".join(f"wrote {path} ({megabytes(_size(path))})" for path in paths)
+    return "\n".join(printable(f"wrote {path} ({megabytes(_size(path))})") for path in paths)
 
 
 def _size(path: Path) -> int:

@@ -9,7 +9,7 @@ from lbm_lora.factorize import FULL_RANK
 from lbm_lora.ranks import SHIFTS
 from lbm_lora.report import Report, full_text, short_text
 from lbm_lora.report.text.tables import numbers, table, words
-from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural
+from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural, printable
 
 if TYPE_CHECKING:
     from lbm_lora.ranks import Prediction
@@ -205,5 +205,5 @@ def _tried_images(result: "ExtractResult | ResizeResult", reference: str = "the 
     predicted = "" if found.predicted_psnr is None else f", predicted {found.predicted_psnr:.1f} dB"
     return (
         f"One-step images against {reference}, {found.count:,} of them: PSNR {found.mean_psnr:.1f} dB in the "
-        f"mean, {found.worst_psnr:.1f} dB at worst ({found.worst_image}{predicted})."
+        f"mean, {found.worst_psnr:.1f} dB at worst ({printable(found.worst_image)}{predicted})."
     )

@@ -52,6 +52,16 @@ def test_images(translated: InferResult) -> None:
     assert present("infer", translated) == IMAGES
 
 
+def test_a_line_break_in_a_name_breaks_no_line(translated: InferResult, tmp_path: Path) -> None:
+    odd = replace(translated.outputs[1], source=Path("a\nb.png"), comparison=Path("out/a\nb.png"))
+    assert present("infer", replace(translated, outputs=(odd,))).splitlines()[1:3] == [
+        "  a\\nb.png 640x480 -> out/tree.jpg (model 512x384, 0.2 s)",
+        "    side by side: out/a\\nb.png",
+    ]
+    (tmp_path / "a\nb").write_bytes(b"")
+    assert written(tmp_path / "a\nb") == f"wrote {tmp_path}/a\\nb (0.0 kB)"
+
+
 def test_an_image_that_was_removed_since(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"gone\.png was removed after it was written\. Run the command again\.$"):
         written(tmp_path / "gone.png")
