@@ -14,7 +14,8 @@ from pathlib import Path
 from stat import S_ISREG
 
 from lbm_lora.errors import Option, OutputError
-from lbm_lora.private_folder import private_folder, remove_leftover
+from lbm_lora.late_files import check_late
+from lbm_lora.private_folder import output_of, private_folder, remove_leftover
 
 try:
     import fcntl
@@ -23,6 +24,7 @@ except ImportError:  # Windows
 
 PATIENCE = 10.0
 """Seconds to wait for a folder that somebody holds."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _INNER = "new"
 _LEFT = re.compile(rf"\.{_INNER}\.[0-9a-f]+\.part")
 
@@ -32,8 +34,8 @@ def atomic_path(path: Path) -> Generator[Path]:
     """Yield a path of the same name in a private folder: renamed to `path` on a clean exit, deleted on any other.
 
     Raises:
-        OutputError: the folder cannot be created or written to, or is removed meanwhile; or `path` is a folder, a
-            device, or a link to nothing.
+        OutputError: the folder cannot be created or written to, or is removed meanwhile; `path` is a folder, a
+            device, or a link to nothing; or a file of somebody else appeared there (see `lbm_lora.late_files`).
     """
     path = Path(path)
     with _made_folder(path.parent), _private(path) as folder:
@@ -45,6 +47,7 @@ def atomic_path(path: Path) -> Generator[Path]:
         temporary = folder / path.name
         yield temporary
         _sync(temporary)
+        check_late(path)
         temporary.replace(path)
         _sync(path.parent)
 
@@ -91,7 +94,10 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
             temporary.mkdir()
             yield temporary
             if exists:
-                for file in sorted(temporary.iterdir()):
+                files = sorted(temporary.iterdir())
+                for file in files:
+                    check_late(folder / file.name)
+                for file in files:
                     file.replace(folder / file.name)
                 _sync(folder)
             else:
@@ -136,6 +142,10 @@ def _private(path: Path) -> Generator[Path]:
             raise OutputError(
                 f"{path.parent} was removed while a file was written to it. Run the command again."
             ) from None
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise _cannot_write(output_of(path), error) from None
 
 
 @contextmanager

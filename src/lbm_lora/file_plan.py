@@ -7,7 +7,7 @@
 
 A file is known by its device and inode, so links, other spellings of a path, a folder and an index of shards hide
 nothing. A file that exists is replaced only if it is ours: nearly every kind of file that lbm-lora writes carries a
-mark (see `is_ours`). `overwrite` lifts that for outputs, never for inputs.
+mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
 import os
@@ -19,22 +19,14 @@ from typing import cast
 
 from lbm_lora.atomic import check_link
 from lbm_lora.errors import Option, OutputError
+from lbm_lora.late_files import expect
+from lbm_lora.ownership import is_ours
 from lbm_lora.plain_text import parse_json, read_text
-from lbm_lora.regular_file import check_regular
 
-MARK = "made by lbm-lora"
-"""The mark in an image or an archive of ours."""
-MARK_LINE = f"# {MARK}\n"
-"""The mark in a text of ours: a line of its own, since a text of somebody else may say what we made. In the list of
-layers, whose lines are documented, it stands in parentheses at the end of a comment."""
-MARK_KEY = "lbm_lora_file"
-"""Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
-
-_LINES = (MARK_LINE.strip(), f'<meta name="generator" content="{MARK}">', f"<!-- {MARK} -->")
-_JSON_MARKS = (b'"lbm_lora_', b'"lbm-lora/report/')
-_SEARCHED = 2**16  # bytes at either end of a file
 _CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
 _WEIGHTS = (*_CONTAINERS, ".bin", ".pt", ".pth")
+_INDEX = ".index.json"
+_LORAS = {"adapter_model", "pytorch_lora_weights"}  # read from a folder whatever else it holds
 _CONFIGS = ("config.yaml", "config.json", "model_index.json", "adapter_config.json", "scheduler_config.json")
 _NETWORKS = ("unet", "vae", "scheduler")  # folders of a model of diffusers
 
@@ -52,6 +44,11 @@ class Output:
     what: str
     is_ours: Callable[[Path], bool]
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.what} {self.path}" if self.what else str(self.path)
+
 
 @dataclass
 class FilePlan:
@@ -59,9 +56,11 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
+        folders: folder of a model, without links -> the path as given.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
+    folders: dict[Path, Path] = field(default_factory=dict[Path, Path])
     outputs: list[Output] = field(default_factory=list[Output])
 
     def reads(self, *paths: Path | None) -> None:
@@ -70,6 +69,8 @@ class FilePlan:
         The twin of a checkpoint in the other container and the configuration beside it count as read.
         """
         for path in paths:
+            if path is not None and _has_one_checkpoint(Path(path)):
+                self.folders.setdefault(_real(Path(path)), Path(path))
             for one in () if path is None else _behind(Path(path)):
                 found = _status(one)
                 if found is not None and S_ISREG(found.st_mode):
@@ -90,71 +91,71 @@ class FilePlan:
         for identity, path in later.inputs.items():
             if identity not in made:
                 self.inputs.setdefault(identity, path)
+        self.folders |= later.folders
         self.outputs += later.outputs
 
     def check(self, *, overwrite: bool = False) -> None:
-        """Check all of it.
+        """Check all of it, and expect the outputs: a file of somebody else that appears at one is not replaced either.
 
         Args:
             overwrite: whether files that are not ours may be replaced.
 
         Raises:
             OutputError: an output is an input, a folder, a link to nothing, another output, or a file that lbm-lora
-                did not write.
+                did not write; it cannot be in its folder; or it makes a model's folder ambiguous.
         """
-        seen: dict[Path, str] = {}
+        self.check_apart()
         for output in self.outputs:
-            path, what = output.path, output.what
-            name = f"{what} {path}" if what else str(path)
-            real = _real(path)
-            if real in seen:
-                raise OutputError(f"{name} would be written twice: it is {seen[real] or 'another output'} too.")
-            seen[real] = what
-            found = _status(path)
-            if found is None:
-                check_link(path)
-                continue
-            if S_ISDIR(found.st_mode):
-                raise OutputError(f"{name} is a folder. Give the path of a file.")
-            given = self.inputs.get((found.st_dev, found.st_ino))
-            if given is not None:
-                raise OutputError(f"{name} {_is_input(path, given)} Choose another path.")
-            if not overwrite and not output.is_ours(path):
+            if not overwrite and _status(output.path) is not None and not output.is_ours(output.path):
                 raise OutputError(
-                    f"{name} exists, and lbm-lora did not write it. Choose another path, or use ",
+                    f"{output.name} exists, and lbm-lora did not write it. Choose another path, or use ",
                     Option("overwrite"),
                     " to replace it.",
                 )
+        for output in self.outputs:
+            expect(output.path, None if overwrite else output.is_ours)
 
+    def check_apart(self) -> None:
+        """Check that every output can be written, and is neither an input nor another output.
 
-def is_ours(path: Path, mark: str = "") -> bool:
-    """Return whether lbm-lora wrote a file: its mark is near the file's beginning or end.
+        Raises:
+            OutputError: one is, or cannot.
+        """
+        seen: dict[Path, Output] = {}
+        for output in self.outputs:
+            real = _real(output.path)
+            if real in seen:
+                what = seen[real].what or "another output"
+                raise OutputError(f"{output.name} would be written twice: it is {what} too.")
+            seen[real] = output
+        for real, output in seen.items():
+            inside = next((seen[above] for above in real.parents if above in seen), None)
+            if inside is not None:
+                raise OutputError(f"{output.name} would be in {inside.name}, which is a file. Choose another path.")
+            self._check_place(output)
 
-    A file of no bytes is anybody's, and holds nothing to lose.
+    def _check_place(self, output: Output) -> None:
+        path, found = output.path, _status(output.path)
+        if found is None:
+            check_link(path)
+            check_writable(path.parent, output.name)
+            self._check_ambiguous(output)
+            return
+        if S_ISDIR(found.st_mode):
+            raise OutputError(f"{output.name} is a folder. Give the path of a file.")
+        given = self.inputs.get((found.st_dev, found.st_ino))
+        if given is not None:
+            raise OutputError(f"{output.name} {_is_input(path, given)} Choose another path.")
+        check_writable(path.parent, output.name)
 
-    Args:
-        mark: the mark of one kind of file; by default that of any kind.
-    """
-    try:
-        check_regular(path)
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            ends = file.read(_SEARCHED)
-            file.seek(max(0, size - _SEARCHED))
-            ends += file.read(_SEARCHED)
-    except OSError:
-        return False
-    if not size:
-        return True
-    if mark:
-        return mark.encode() in ends
-    if any(one in ends for one in _JSON_MARKS):
-        return True
-    if b"\0" in ends:
-        return MARK.encode() in ends
-    lines = map(str.strip, ends.decode(errors="replace").splitlines())
-    return any(line in _LINES or (line.startswith("# ") and line.endswith(f" ({MARK}).")) for line in lines)
+    def _check_ambiguous(self, output: Output) -> None:
+        """Refuse a second checkpoint in a folder that is read for its only one."""
+        folder = _real(output.path.parent)
+        if output.path.suffix in _CONTAINERS and folder in self.folders:
+            raise OutputError(
+                f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
+                "Choose another folder, or name the checkpoint in it instead of the folder."
+            )
 
 
 def _is_input(path: Path, given: Path) -> str:
@@ -179,7 +180,7 @@ def _behind(path: Path) -> Iterator[Path]:
         beside = path.with_name("config.yaml")
         if not is_ours(beside):  # that of a training run configures no checkpoint
             yield beside
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(_INDEX):
         try:
             names = cast(dict[str, str], parse_json(read_text(path))["weight_map"]).values()
             yield from (path.parent / name for name in set(names))
@@ -187,10 +188,38 @@ def _behind(path: Path) -> Iterator[Path]:
             return  # whoever reads the index says what is wrong with it
 
 
+def _has_one_checkpoint(folder: Path) -> bool:
+    """Return whether a folder stands for the one checkpoint in it, which no index and no name tells from others."""
+    files = _listed(folder)
+    stems = {one.stem for one in files if one.suffix in _CONTAINERS}
+    return len(stems) == 1 and not stems & _LORAS and not any(one.name.endswith(_INDEX) for one in files)
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Refuse an output whose folder is a file, or cannot be written to.
+
+    Args:
+        folder: need not exist yet.
+        name: what the message calls the output.
+
+    Raises:
+        OutputError: in both cases.
+    """
+    for one in (folder, *folder.parents):
+        found = _status(one)
+        if found is None:
+            continue
+        if not S_ISDIR(found.st_mode):
+            raise OutputError(f"{name} would be in {one}, which is a file. Choose another path.")
+        if not os.access(one, os.W_OK | os.X_OK):
+            raise OutputError(f"{name} cannot be written: {one} is read-only for this user. Choose another path.")
+        return
+
+
 def _listed(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
-    except OSError:
+    except (OSError, ValueError):
         return []
 
 

@@ -104,6 +104,13 @@ def remove_leftover(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def output_of(path: Path) -> Path:
+    """Return the path that a file is going to have, of one in a private folder."""
+    while os.path.lexists(path.parent / NOTE):
+        path = path.parent.parent / path.name
+    return path
+
+
 def _is_ours(folder: Path) -> bool:
     """Return whether a folder holds our note, or nothing: then its writer was killed before the note was there."""
     try:

@@ -269,3 +269,18 @@ def test_the_size_of_what_was_written(tmp_path: Path) -> None:
     second.unlink()
     with pytest.raises(OutputError, match=r"b was removed after it was written\. Run the command again\.$"):
         written_bytes(first, second)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_names_the_output(tmp_path: Path, number: int) -> None:
+    output = tmp_path / "new" / "out.txt"
+
+    def write() -> None:
+        with atomic_path(output) as draft, atomic_path(draft) as inner:
+            inner.write_text("half")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OutputError) as caught:
+        write()
+    assert str(caught.value) == f"{output} cannot be written: {os.strerror(number)}. Choose another output path."
+    assert not output.parent.exists()

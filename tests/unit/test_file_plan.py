@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.errors import OutputError
-from lbm_lora.file_plan import MARK, MARK_LINE, FilePlan, is_ours
+from lbm_lora.file_plan import FilePlan
+from lbm_lora.ownership import MARK, MARK_LINE
 
 
 def refused(plan: FilePlan, *, overwrite: bool = False) -> str:
@@ -115,23 +117,6 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert refused(plan, overwrite=True) == f"{tmp_path} is a folder. Give the path of a file."
 
 
-@pytest.mark.parametrize("place", [0, 2**17])
-def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None:
-    content = bytearray(2**17 + len(MARK))
-    content[place : place + len(MARK)] = MARK.encode()
-    (tmp_path / "a").write_bytes(content)
-    assert is_ours(tmp_path / "a")
-    (tmp_path / "b").write_bytes(bytes(2**18))
-    assert not is_ours(tmp_path / "b")
-    assert not is_ours(tmp_path / "none")
-
-
-def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
-    path = file(tmp_path / "a.png", f"{MARK}: side by side")
-    assert is_ours(path, "side by side")
-    assert not is_ours(path, "a result")
-
-
 def test_a_later_step_may_read_what_an_earlier_one_writes(tmp_path: Path) -> None:
     base, tuned = file(tmp_path / "base.ckpt", MARK_LINE), file(tmp_path / "tuned.ckpt", MARK_LINE)
     first, later = FilePlan(), FilePlan()
@@ -166,3 +151,96 @@ def test_paths_that_no_system_takes(tmp_path: Path) -> None:
     assert not plan.inputs
     plan.writes(tmp_path / "loop")
     assert f"{tmp_path / 'loop'} is a link to {tmp_path / 'loop'}, where no file is." in refused(plan)
+
+
+def test_an_output_is_in_a_folder_that_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = file(tmp_path / "report")
+    plan = FilePlan()
+    plan.writes(report / "new" / "report.html", "the report")
+    assert refused(plan) == (
+        f"the report {report}/new/report.html would be in {report}, which is a file. Choose another path."
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    plan = FilePlan()
+    plan.writes(tmp_path / "new" / "report.html")
+    assert refused(plan) == (
+        f"{tmp_path}/new/report.html cannot be written: {tmp_path} is read-only for this user. Choose another path."
+    )
+
+
+def test_an_output_is_not_the_folder_of_another(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(tmp_path / "report" / "report.html", "the report")
+    plan.writes(tmp_path / "report")
+    assert refused(plan) == (
+        f"the report {tmp_path}/report/report.html would be in {tmp_path}/report, which is a file. Choose another path."
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "written", "is_ambiguous"),
+    [
+        (["model.safetensors"], "base.safetensors", True),
+        (["model.ckpt"], "base.safetensors", True),
+        (["base.safetensors", "base.ckpt"], "lora.safetensors", True),
+        (["model.safetensors"], "lora/lora.safetensors", False),
+        (["model.safetensors"], "report.html", False),
+        (["adapter_model.safetensors"], "lora.safetensors", False),
+        (["a-1.safetensors", "model.safetensors.index.json"], "lora.safetensors", False),
+        ([], "lora.safetensors", False),
+    ],
+)
+def test_a_folder_that_is_read_for_its_one_checkpoint_gets_no_second(
+    tmp_path: Path, held: list[str], written: str, is_ambiguous: bool
+) -> None:
+    folder = tmp_path / "model"
+    for name in held:
+        file(folder / name)
+    plan = FilePlan()
+    plan.reads(folder)
+    plan.writes(tmp_path / "model" / ".." / "model" / written)
+    if is_ambiguous:
+        assert f"would be a second checkpoint in {folder}, an input of this command." in refused(plan, overwrite=True)
+    else:
+        plan.check()
+
+
+def test_a_file_of_somebody_else_that_appears_later_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    plan = FilePlan()
+    plan.writes(output)
+    plan.check()
+    with pytest.raises(OutputError, match="appeared while this command ran"):
+        write_text(output, file(output, "somebody else's").read_text() + "!")
+    assert output.read_text() == "somebody else's"
+    assert list(tmp_path.iterdir()) == [output]
+    plan.check(overwrite=True)
+    write_text(output, "ours")
+    assert output.read_text() == "ours"
+
+
+def test_our_own_file_that_appears_later_is_replaced(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(tmp_path / "out.txt")
+    plan.check()
+    file(tmp_path / "out.txt", MARK_LINE)
+    write_text(tmp_path / "out.txt", "ours")
+    assert (tmp_path / "out.txt").read_text() == "ours"
+
+
+def test_a_folder_of_outputs_spares_what_appears_later(tmp_path: Path) -> None:
+    plan = FilePlan()
+    for name in ("a", "b"):
+        plan.writes(tmp_path / name)
+    plan.check()
+
+    def write() -> None:
+        with atomic_folder(tmp_path, overwrite=True) as folder:
+            for name in ("a", "b"):
+                (folder / name).write_text("ours")
+            file(tmp_path / "b", "somebody else's")
+
+    with pytest.raises(OutputError, match="appeared"):
+        write()
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "b").read_text() == "somebody else's"

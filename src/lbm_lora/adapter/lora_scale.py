@@ -8,8 +8,8 @@ from functools import cached_property
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.naming import DENOISER_PREFIX, ParamName, select
 
-MOST = 1e30
-"""Largest absolute value of a scale; products with it stay within fp32."""
+MOST = 1e6
+"""Largest absolute value of a scale: products with it, and their squares, stay within fp32."""
 
 _FORM = "Give a number, or numbers by layer such as 0.8,down_blocks=0.5,attn1=0."
 

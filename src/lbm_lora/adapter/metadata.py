@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from lbm_lora.file_plan import MARK_KEY
+from lbm_lora.ownership import MARK_KEY
 from lbm_lora.plain_text import TextError, parse_json
 
 FORMAT = "1"

@@ -23,7 +23,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.checkpoint.spec import TensorSpec, dtype_name
 from lbm_lora.errors import CheckpointError
-from lbm_lora.file_plan import MARK
+from lbm_lora.ownership import MARK
 
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30

@@ -4,6 +4,7 @@ Memory and time depend on the ranks: a matrix is built only where the ranks of i
 where a file has it dense.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,9 @@ from lbm_lora.naming import ParamName, weight_of
 
 ROUNDING = 1e-6
 """Share of a product's largest singular value below which values are the rounding of its factors in fp32."""
+LARGEST = 1e12
+"""Largest norm of a delta: its square, and that of a delta enlarged by a method, stay within fp32. A network's weights
+have norms below 1e4."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Products:
         combine: how terms become one delta; their sum by default.
 
     Raises:
-        AdapterError: two LoRAs have different shapes for a parameter.
+        AdapterError: two LoRAs have different shapes for a parameter, or a delta is larger than `LARGEST`.
     """
 
     summands: tuple[Summand, ...]
@@ -105,6 +109,8 @@ class Products:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", _shapes(self.summands))
+        for one in self.summands:
+            _check_size(one)
 
     def matrices(self) -> list[ParamName]:
         """The parameters that at least one LoRA has as factors."""
@@ -159,6 +165,18 @@ def difference(total: Factors | None, stored: Factors | None) -> float:
     if stored is not None:
         terms.append(Factors(-stored.up.float(), stored.down.float()))
     return product_norm(concatenated(terms)) if terms else 0.0
+
+
+def _check_size(summand: Summand) -> None:
+    for name in summand.adapter.params:
+        term = summand.term(name)
+        parts = () if term is None else (term.up, term.down) if isinstance(term, Factors) else (term,)
+        size = math.prod(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts)
+        if term is not None and not size <= LARGEST:
+            raise AdapterError(
+                f"{name}: {summand.adapter.label} at scale {summand.scales[name]:g} makes a delta of norm {size:.1e}, "
+                f"the limit is {LARGEST:g}. Use a smaller scale, if the LoRA itself is not damaged."
+            )
 
 
 def _shapes(summands: Iterable[Summand]) -> dict[ParamName, tuple[int, ...]]:

@@ -30,8 +30,8 @@ from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction.passes import Pass
 from lbm_lora.extraction.plan import Plan
 from lbm_lora.factorize import PACKED, has_matrix_view
-from lbm_lora.file_plan import MARK_LINE
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
+from lbm_lora.ownership import MARK_LINE
 from lbm_lora.progress import Progress
 
 _PACKED_ROOM = 2048  # bytes for values that are known after the last tensor, of a packed file, and for its two entries

@@ -30,8 +30,8 @@ from lbm_lora.factorize import (
     to_matrix,
     weighted_svd,
 )
-from lbm_lora.file_plan import MARK_KEY
 from lbm_lora.naming import ParamName, module_of
+from lbm_lora.ownership import MARK_KEY
 from lbm_lora.parallel import ordered_map
 from lbm_lora.ranks import (
     DeltaSpectrum,

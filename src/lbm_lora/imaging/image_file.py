@@ -23,8 +23,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.file_plan import MARK
 from lbm_lora.missing_path import not_there
+from lbm_lora.ownership import MARK
 from lbm_lora.progress import warn
 from lbm_lora.regular_file import check_regular
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
-from lbm_lora.file_plan import FilePlan, is_ours
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.imaging.image_file import SIDE_BY_SIDE, read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.pipeline import LBMPipeline
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import Progress, warn
 
 LARGE = 2.0

@@ -11,13 +11,14 @@ import torch
 
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, TorchWriter, dtype_name
 from lbm_lora.errors import CheckpointError, Option, OutputError, listing, plural
-from lbm_lora.file_plan import MARK_KEY, FilePlan
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.model.backbone import Backbone
 from lbm_lora.model.base import BaseItem, apply_item, base_unet_config, plan_base
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import SDXL_VAE
 from lbm_lora.model.resolve import CKPT_CONTAINERS, ckpt_entries, config_to_metadata, lbm_unet
+from lbm_lora.ownership import MARK_KEY
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 
@@ -126,7 +127,7 @@ def write_base(
     plan.reads(*backbone.files)
     for output in (safetensors, ckpt):
         plan.writes(output)
-    plan.check(overwrite=True)  # what else may be replaced is for the caller to say
+    plan.check_apart()  # what else may be replaced is for the caller to say
     whole = base_config(backbone, config)
     ledger = plan_base(backbone.unet.specs, backbone.vae.specs, whole, where=f"backbone {backbone.signature}")
     kept = [(item, item.to_shape) for item in ledger if item.to_shape is not None]

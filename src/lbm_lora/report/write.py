@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
-from lbm_lora.file_plan import MARK_LINE
+from lbm_lora.ownership import MARK_LINE
 from lbm_lora.report.document import Provenance, Report, report_json
 from lbm_lora.report.html import render_html
 from lbm_lora.report.images import ImageSet

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError
-from lbm_lora.file_plan import MARK
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import ModuleName
+from lbm_lora.ownership import MARK
 from lbm_lora.trainable.inject import InitialFactors
 
 try:

@@ -10,13 +10,14 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
-from lbm_lora.file_plan import MARK_KEY, FilePlan
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
 from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
+from lbm_lora.ownership import MARK_KEY
 from lbm_lora.progress import SILENT, Progress
 
 

@@ -14,9 +14,10 @@ from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import ConfigError, Option, OutputError
-from lbm_lora.file_plan import FilePlan, is_ours
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.naming import ParamName, leaf_of
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import SILENT, Progress
 
 

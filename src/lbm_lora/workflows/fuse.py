@@ -13,11 +13,12 @@ from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
-from lbm_lora.file_plan import MARK_KEY, FilePlan
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
+from lbm_lora.ownership import MARK_KEY
 from lbm_lora.progress import SILENT, Progress
 
 

@@ -14,7 +14,7 @@ from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import atomic_path, write_text, written_bytes
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, plural
-from lbm_lora.file_plan import FilePlan, is_ours
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import HubName, localized
 from lbm_lora.hub.card import CardFacts, card_text, check_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
@@ -23,6 +23,7 @@ from lbm_lora.imaging.paths import expand_sources, readable_sources
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import SILENT, Progress, warn
 
 TWIN = "pytorch_lora_weights.safetensors"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.file_plan import FilePlan, is_ours
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config

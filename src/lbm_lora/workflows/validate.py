@@ -11,10 +11,11 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
-from lbm_lora.file_plan import MARK, FilePlan
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name, localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
+from lbm_lora.ownership import MARK
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.report import (
     ImageSet,

@@ -1,6 +1,7 @@
 """Deltas of scaled LoRAs: the factors are those of the sum of their dense deltas."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,3 +80,16 @@ def test_norms_without_the_product(rand: Rand) -> None:
     assert difference(None, low) == pytest.approx(product_norm(low))
     assert difference(low, None) == pytest.approx(product_norm(low))
     assert difference(None, None) == 0
+
+
+@pytest.mark.parametrize("spoiled", ["factors", "dense", "scale"])
+def test_a_delta_whose_square_leaves_fp32_is_refused(rand: Rand, spoiled: str) -> None:
+    good = lora(rand)
+    a = good.modules[ModuleName("a")]
+    large = {
+        "factors": Adapter({a.name: replace(a, up=a.up * 1e10, down=a.down * 1e10)}, {}),
+        "dense": Adapter({}, {BIAS: rand(10) * 1e20}),
+        "scale": Adapter({a.name: replace(a, up=a.up * 1e8)}, {}),
+    }[spoiled]
+    with pytest.raises(AdapterError, match=r"a\.(weight|bias): .* makes a delta of norm .*, the limit is 1e\+12"):
+        Products((Summand.of(good), Summand.of(large, 1e6 if spoiled == "scale" else 1.0)))

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.file_plan import is_ours
 from lbm_lora.imaging.image_file import (
     encode_image,
     known_formats,
@@ -22,6 +21,7 @@ from lbm_lora.imaging.image_file import (
     writable_extensions,
     write_image,
 )
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import LbmLoraWarning
 
 

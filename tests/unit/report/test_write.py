@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lbm_lora.file_plan import MARK_LINE
+from lbm_lora.ownership import MARK_LINE
 from lbm_lora.report import ImageSet, Report, full_text, installed_versions, parse_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"

@@ -14,9 +14,9 @@ from PIL import Image
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.cli.main import main
-from lbm_lora.file_plan import is_ours
 from lbm_lora.imaging.image_file import write_image
 from lbm_lora.naming import ModuleName
+from lbm_lora.ownership import is_ours
 from standins import Lbm
 
 EXTRACT = "extract --base_model_path base.safetensors --tuned_model_path tuned.safetensors"

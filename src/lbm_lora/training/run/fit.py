@@ -9,8 +9,8 @@ from typing import Any
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.file_plan import MARK_LINE
 from lbm_lora.launch import open_fabric, quiet_lightning, shard
+from lbm_lora.ownership import MARK_LINE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.loss.step import BatchLoss

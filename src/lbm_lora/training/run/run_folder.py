@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, held_folder
 from lbm_lora.errors import ConfigError, listing
-from lbm_lora.file_plan import is_ours
+from lbm_lora.ownership import is_ours
 from lbm_lora.private_folder import remove_leftover
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")

@@ -1,0 +1,47 @@
+"""How a file that lbm-lora wrote is known: nearly every kind of file of ours carries a mark."""
+
+from pathlib import Path
+
+from lbm_lora.regular_file import check_regular
+
+MARK = "made by lbm-lora"
+"""The mark in an image or an archive of ours."""
+MARK_LINE = f"# {MARK}\n"
+"""The mark in a text of ours: a line of its own, since a text of somebody else may say what we made. In the list of
+layers, whose lines are documented, it stands in parentheses at the end of a comment."""
+MARK_KEY = "lbm_lora_file"
+"""Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
+
+_LINES = (MARK_LINE.strip(), f'<meta name="generator" content="{MARK}">', f"<!-- {MARK} -->")
+_JSON_MARKS = (b'"lbm_lora_', b'"lbm-lora/report/')
+_SEARCHED = 2**16  # bytes at either end of a file
+
+
+def is_ours(path: Path, mark: str = "") -> bool:
+    """Return whether lbm-lora wrote a file: its mark is near the file's beginning or end.
+
+    A file of no bytes is anybody's, and holds nothing to lose.
+
+    Args:
+        mark: the mark of one kind of file; by default that of any kind.
+    """
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            ends = file.read(_SEARCHED)
+            file.seek(max(0, size - _SEARCHED))
+            ends += file.read(_SEARCHED)
+    except OSError:
+        return False
+    if not size:
+        return True
+    if mark:
+        return mark.encode() in ends
+    if any(one in ends for one in _JSON_MARKS):
+        return True
+    if b"\0" in ends:
+        return MARK.encode() in ends
+    lines = map(str.strip, ends.decode(errors="replace").splitlines())
+    return any(line in _LINES or (line.startswith("# ") and line.endswith(f" ({MARK}).")) for line in lines)
