@@ -1,67 +1,115 @@
 """Atomic file writes: an output is complete or absent.
 
 Every output is written in a private folder next to it, synced to disk and renamed: whatever happens in between, a
-reader sees the old file or the new one, never a partial one.
+reader sees the old file or the new one, never a partial one. The outputs of a command that belong together are renamed
+together, after the last one is complete (`together`).
 """
 
 import errno
 import os
 import re
-import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late
+from lbm_lora.output_place import check_replaceable
 from lbm_lora.private_folder import output_of, private_folder, remove_leftover
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-PATIENCE = 10.0
-"""Seconds to wait for a folder that somebody holds."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _INNER = "new"
 _LEFT = re.compile(rf"\.{_INNER}\.[0-9a-f]+\.part")
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Complete files that wait for others.
+
+    Attributes:
+        folders: the private folders that they are in.
+        drafts: path of an output -> the file.
+    """
+
+    folders: ExitStack
+    drafts: dict[Path, Path] = field(default_factory=dict[Path, Path])
+
+
+_waiting: ContextVar[_Waiting | None] = ContextVar("_waiting", default=None)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
     """Yield a path of the same name in a private folder: renamed to `path` on a clean exit, deleted on any other.
 
+    Inside `together`, it is renamed later.
+
     Raises:
         OutputError: the folder cannot be created or written to, or is removed meanwhile; `path` is a folder, a
             device, or a link to nothing; or a file of somebody else appeared there (see `lbm_lora.late_files`).
     """
     path = Path(path)
-    with _made_folder(path.parent), _private(path) as folder:
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder. Give the path of a file.")
-        if path.exists() and not S_ISREG(path.stat().st_mode):
-            raise OutputError(f"{path} is not a regular file. Choose another output path.")
-        check_link(path)
+    with ExitStack() as stack:
+        stack.enter_context(made_folder(path.parent))
+        folder = stack.enter_context(_private(path))
+        check_replaceable(path)
         temporary = folder / path.name
         yield temporary
         _sync(temporary)
-        check_late(path)
-        temporary.replace(path)
-        _sync(path.parent)
+        waiting = _waiting.get()
+        if waiting is None or output_of(path) != path:  # a draft of a draft: somebody reads it before the end
+            _rename({path: temporary})
+        else:
+            waiting.drafts[path] = temporary
+            waiting.folders.enter_context(stack.pop_all())
 
 
-def check_link(path: Path) -> None:
-    """Refuse a link to nothing: it belongs to somebody, and where its file would go is not known.
+@contextmanager
+def together() -> Generator[None]:
+    """Outputs that are written inside appear at its end: all of them, or after an error none.
 
-    Raises:
-        OutputError: `path` is one.
+    Until then `current` returns where each of them is. Inside another one, they appear at the end of that.
     """
-    if path.is_symlink() and not path.exists():
-        raise OutputError(
-            f"{path} is a link to {path.readlink()}, where no file is. Remove the link, or choose another output path."
-        )
+    if _waiting.get() is not None:
+        yield
+        return
+    with ExitStack() as folders:
+        waiting = _Waiting(folders)
+        with _set(waiting):
+            yield
+        _rename(waiting.drafts)
+
+
+def at_once() -> AbstractContextManager[None]:
+    """Outputs that are written inside appear at once, also within `together`: those that took long to make."""
+    return _set(None)
+
+
+@contextmanager
+def _set(waiting: _Waiting | None) -> Generator[None]:
+    token = _waiting.set(waiting)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+
+
+def current(path: Path) -> Path:
+    """Return where the file for a path is: there, or in a private folder until outputs appear together."""
+    waiting = _waiting.get()
+    return path if waiting is None else waiting.drafts.get(path, path)
+
+
+def _rename(drafts: Mapping[Path, Path]) -> None:
+    """Give complete files their paths."""
+    for path in drafts:
+        check_late(path)
+    for path, draft in drafts.items():
+        draft.replace(path)
+    for folder in dict.fromkeys(path.parent for path in drafts):
+        _sync(folder)
 
 
 @contextmanager
@@ -78,7 +126,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
         OutputError: `folder` cannot be created, or is there and not empty, now or at the end; or the folder above it is
             removed meanwhile.
     """
-    with _made_folder(folder.parent):
+    with made_folder(folder.parent):
         try:
             exists = folder.is_dir()
             is_taken = not overwrite and _is_used(folder) if exists else os.path.lexists(folder)
@@ -122,7 +170,7 @@ def scratch_folder(path: Path) -> Generator[Path]:
     Raises:
         OutputError: it cannot be created.
     """
-    with _made_folder(path.parent), _private(path) as folder:
+    with made_folder(path.parent), _private(path) as folder:
         yield folder
 
 
@@ -148,51 +196,18 @@ def _private(path: Path) -> Generator[Path]:
             raise _cannot_write(output_of(path), error) from None
 
 
-@contextmanager
-def held_folder(folder: Path) -> Generator[bool]:
-    """Create a folder and hold it for one writer; yields whether nobody else holds it.
-
-    The processes that load data for a killed writer hold it a little longer, so it is waited for, at most `PATIENCE`.
-
-    Raises:
-        OutputError: it cannot be created.
-    """
-    with _made_folder(folder):
-        if fcntl is None:
-            yield True
-            return
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            yield _is_free(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _is_free(descriptor: int) -> bool:
-    """Lock an open folder; False if another one holds it to the end of our patience."""
-    assert fcntl is not None
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.1)
-        except OSError:  # a disk without locks
-            return True
-        else:
-            return True
-
-
 def _is_used(folder: Path) -> bool:
     """Return whether there is anything in a folder, apart from what a killed writer left."""
     return any(not (_LEFT.fullmatch(one.name) and remove_leftover(one)) for one in folder.iterdir())
 
 
 @contextmanager
-def _made_folder(folder: Path) -> Generator[None]:
-    """Create a folder, with those above it; after an error, those that were created are removed if they are empty."""
+def made_folder(folder: Path) -> Generator[None]:
+    """Create a folder, with those above it; after an error, those that were created are removed if they are empty.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
     made: list[Path] = []
     try:
         try:
@@ -215,13 +230,13 @@ def _cannot_write(path: Path, error: Exception) -> OutputError:
 
 
 def written_bytes(*paths: Path) -> int:
-    """Return the size of files that were written, in bytes.
+    """Return the size of files that were written, in bytes; they may not be at their paths yet (see `together`).
 
     Raises:
         OutputError: one of them has been removed since.
     """
     try:
-        return sum(path.stat().st_size for path in paths)
+        return sum(current(path).stat().st_size for path in paths)
     except FileNotFoundError as error:
         raise OutputError(f"{error.filename} was removed after it was written. Run the command again.") from None
 

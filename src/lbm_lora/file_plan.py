@@ -17,9 +17,9 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import cast
 
-from lbm_lora.atomic import check_link
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
+from lbm_lora.output_place import check_link, check_writable
 from lbm_lora.ownership import is_ours
 from lbm_lora.plain_text import parse_json, read_text
 
@@ -57,11 +57,13 @@ class FilePlan:
     Attributes:
         inputs: file identity -> the path as given.
         folders: folder of a model, without links -> the path as given.
+        open_folders: folders for outputs whose names are not known yet.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
     folders: dict[Path, Path] = field(default_factory=dict[Path, Path])
     outputs: list[Output] = field(default_factory=list[Output])
+    open_folders: list[Path] = field(default_factory=list[Path])
 
     def reads(self, *paths: Path | None) -> None:
         """Note files, folders of a model or a LoRA, or indexes with their shards. What does not exist is left out.
@@ -85,6 +87,10 @@ class FilePlan:
         """
         self.outputs.append(Output(Path(path), what, ours or is_ours))
 
+    def writes_in(self, folder: Path) -> None:
+        """Note a folder for files whose names depend on the run; those that exist are noted one by one."""
+        self.open_folders.append(Path(folder))
+
     def then(self, later: "FilePlan") -> None:
         """Note the files of a later step of the same command, which may read what an earlier step writes."""
         made = {(found.st_dev, found.st_ino) for one in self.outputs if (found := _status(one.path)) is not None}
@@ -93,6 +99,7 @@ class FilePlan:
                 self.inputs.setdefault(identity, path)
         self.folders |= later.folders
         self.outputs += later.outputs
+        self.open_folders += later.open_folders
 
     def check(self, *, overwrite: bool = False) -> None:
         """Check all of it, and expect the outputs: a file of somebody else that appears at one is not replaced either.
@@ -114,6 +121,8 @@ class FilePlan:
                 )
         for output in self.outputs:
             expect(output.path, None if overwrite else output.is_ours)
+        for folder in self.open_folders:
+            expect(folder, None if overwrite else is_ours)
 
     def check_apart(self) -> None:
         """Check that every output can be written, and is neither an input nor another output.
@@ -193,27 +202,6 @@ def _has_one_checkpoint(folder: Path) -> bool:
     files = _listed(folder)
     stems = {one.stem for one in files if one.suffix in _CONTAINERS}
     return len(stems) == 1 and not stems & _LORAS and not any(one.name.endswith(_INDEX) for one in files)
-
-
-def check_writable(folder: Path, name: str) -> None:
-    """Refuse an output whose folder is a file, or cannot be written to.
-
-    Args:
-        folder: need not exist yet.
-        name: what the message calls the output.
-
-    Raises:
-        OutputError: in both cases.
-    """
-    for one in (folder, *folder.parents):
-        found = _status(one)
-        if found is None:
-            continue
-        if not S_ISDIR(found.st_mode):
-            raise OutputError(f"{name} would be in {one}, which is a file. Choose another path.")
-        if not os.access(one, os.W_OK | os.X_OK):
-            raise OutputError(f"{name} cannot be written: {one} is read-only for this user. Choose another path.")
-        return
 
 
 def _listed(folder: Path) -> list[Path]:

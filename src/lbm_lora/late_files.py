@@ -9,14 +9,14 @@ from pathlib import Path
 
 from lbm_lora.errors import OutputError
 
-_planned: dict[Path, Callable[[Path], bool]] = {}
+_planned: dict[Path, Callable[[Path], bool]] = {}  # a file, or a folder for all files in it
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
-    """Note an output that is going to be written.
+    """Note an output that is going to be written, or a folder for outputs whose names are not known yet.
 
     Args:
-        is_ours: whether a file at its path may be replaced; None: every one may.
+        is_ours: whether a file at its path, or in it, may be replaced; None: every one may.
     """
     if is_ours is None:
         _planned.pop(_place(path), None)
@@ -25,12 +25,15 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
 
 
 def check_late(path: Path) -> None:
-    """Refuse to replace a file that is not ours, if the path was noted. Each note serves for one file.
+    """Refuse to replace a file that is not ours, if its path or its folder was noted.
+
+    The note of a path serves once.
 
     Raises:
         OutputError: there is one.
     """
-    is_ours = _planned.pop(_place(path), None)
+    place = _place(path)
+    is_ours = _planned.pop(place, None) or _planned.get(place.parent)
     if is_ours is not None and path.exists() and not is_ours(path):
         raise OutputError(
             f"{path} appeared while this command ran, and lbm-lora did not write it. It was kept. Move it, or choose "

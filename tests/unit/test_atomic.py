@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora import atomic
-from lbm_lora.atomic import atomic_folder, atomic_path, held_folder, write_text, written_bytes
+from lbm_lora.atomic import at_once, atomic_folder, atomic_path, current, together, write_text, written_bytes
 from lbm_lora.errors import OutputError
 from lbm_lora.private_folder import remove_leftover
 
@@ -71,16 +70,6 @@ def test_an_existing_folder_may_be_a_link_or_hold_leftovers(tmp_path: Path) -> N
         assert temporary.parent.parent.samefile(tmp_path / "real")
         (temporary / "a").write_text("a")
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["a"]
-
-
-def test_a_folder_is_held_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "PATIENCE", 0.0)
-    folder = tmp_path / "deep" / "run"
-    with held_folder(folder) as first, held_folder(folder) as second:
-        assert (first, second) == (True, False)
-    with held_folder(folder) as third:
-        assert third
-    assert list(folder.iterdir()) == []
 
 
 def test_a_folder_that_somebody_uses_by_then_stays(tmp_path: Path) -> None:
@@ -284,3 +273,57 @@ def test_a_full_disk_names_the_output(tmp_path: Path, number: int) -> None:
         write()
     assert str(caught.value) == f"{output} cannot be written: {os.strerror(number)}. Choose another output path."
     assert not output.parent.exists()
+
+
+def test_outputs_appear_together(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "new" / "b.txt"
+    write_text(first, "old")
+    with together():
+        with together():
+            write_text(first, "new")
+        write_text(second, "more")
+        assert first.read_text() == "old"
+        assert not second.exists()
+        assert current(first).read_text() == "new"
+        assert written_bytes(first, second) == 7
+    assert [first.read_text(), second.read_text()] == ["new", "more"]
+    assert current(first) == first
+    assert sorted(tmp_path.rglob("*")) == [first, second.parent, second]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_error_keeps_all_old_outputs(tmp_path: Path, error: BaseException) -> None:
+    def write() -> None:
+        with together():
+            write_text(tmp_path / "a.txt", "new")
+            write_text(tmp_path / "new" / "b.txt", "new")
+            with atomic_path(tmp_path / "c.txt"):
+                raise error
+
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        write()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
+
+
+def test_a_draft_of_a_draft_can_be_read_before_outputs_appear(tmp_path: Path) -> None:
+    with together(), atomic_path(tmp_path / "a.txt") as draft:
+        write_text(draft, "new")
+        assert draft.read_text() == "new"
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_an_output_can_appear_before_the_others(tmp_path: Path) -> None:
+    with together():
+        with at_once():
+            write_text(tmp_path / "a.txt", "one")
+        assert (tmp_path / "a.txt").read_text() == "one"
+
+
+def test_a_path_that_is_written_twice_gets_the_last_file(tmp_path: Path) -> None:
+    with together():
+        write_text(tmp_path / "a.txt", "one")
+        write_text(tmp_path / "a.txt", "two")
+    assert (tmp_path / "a.txt").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]

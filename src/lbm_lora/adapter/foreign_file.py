@@ -10,7 +10,7 @@ from lbm_lora.adapter.formats import Codec, Encoded, Parts, Saved, Source, Wishe
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.metadata import AdapterMetadata
 from lbm_lora.adapter.module import Adapter
-from lbm_lora.atomic import write_text
+from lbm_lora.atomic import together, write_text
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
 from lbm_lora.errors import OutputError
 from lbm_lora.factorize import PACKED
@@ -80,8 +80,9 @@ def write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) ->
     else:
         if path.suffix == ".safetensors" or path.is_file():
             raise OutputError(f"{path}: the format {codec.name} is a folder of two files. Give the path of a folder.")
-        _write(encoded, path / PEFT_WEIGHTS, header)
-        write_text(path / PEFT_CONFIG, json.dumps(encoded.config, indent=2, sort_keys=True) + "\n")
+        with together():
+            _write(encoded, path / PEFT_WEIGHTS, header)
+            write_text(path / PEFT_CONFIG, json.dumps(encoded.config, indent=2, sort_keys=True) + "\n")
     return Saved(path, encoded.dropped, encoded.notes)
 
 

@@ -12,13 +12,14 @@ from lbm_lora.api.adapters import MeasuredAdapter, contents
 from lbm_lora.api.models import calibrate
 from lbm_lora.api.options import FOR_ONE, Options
 from lbm_lora.api.values import Images, NetworkLike, image_files, label_of, opened_pair, statistics_of
+from lbm_lora.atomic import together
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import ExtractedAdapter
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import file_labels, weight_report
+from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.workflows import extract as extract_workflow
 
 if TYPE_CHECKING:
@@ -144,20 +145,22 @@ def _extracted(
         paths = [None] * len(rule.names)
         if save_to is not None:
             paths = extract_workflow.output_paths(config, rule, extract_workflow.sources(sources))
-        found = extract_workflow.extracted(
-            config,
-            rule,
-            settings,
-            *opened,
-            paths,
-            statistics=_statistics(config, opened[1], calibration, calibration_images, progress),
-            images=extract_workflow.readable(sources),
-            refit_images=() if learnt is None else extract_workflow.readable(learnt),
-            progress=progress,
-            network=_network(stack, tuned, run),
-        )
-    labels = file_labels(opened[0].path, opened[1].path)
-    return [_measured(config, path, one, labels) for path, one in zip(paths, found, strict=True)]
+        labels = file_labels(opened[0].path, opened[1].path)
+        with together():
+            found = extract_workflow.extracted(
+                config,
+                rule,
+                settings,
+                *opened,
+                paths,
+                statistics=_statistics(config, opened[1], calibration, calibration_images, progress),
+                images=extract_workflow.readable(sources),
+                refit_images=() if learnt is None else extract_workflow.readable(learnt),
+                progress=progress,
+                network=_network(stack, tuned, run),
+            )
+            reports = [_report(config, path, one, labels) for path, one in zip(paths, found, strict=True)]
+    return [_measured(*one) for one in zip(paths, found, reports, strict=True)]
 
 
 def _network(stack: ExitStack, tuned: NetworkLike, run: "Run | None") -> "Network | None":
@@ -194,19 +197,20 @@ def _statistics(
     return statistics
 
 
-def _measured(
-    config: ExtractConfig, path: Path | None, found: ExtractedAdapter, labels: tuple[str, str]
-) -> MeasuredAdapter:
+def _report(config: ExtractConfig, path: Path | None, found: ExtractedAdapter, labels: tuple[str, str]) -> WeightReport:
+    """Return the report of a LoRA; one with a file gets its sidecar."""
     if path is not None:
-        report = extract_workflow.written(config, path, found, labels).report
-    else:
-        report = weight_report(
-            found.ledger,
-            base=labels[0],
-            tuned=labels[1],
-            adapter="LoRA",
-            made_for_output=config.statistics is not None,
-        )
+        return extract_workflow.written(config, path, found, labels).report
+    return weight_report(
+        found.ledger,
+        base=labels[0],
+        tuned=labels[1],
+        adapter="LoRA",
+        made_for_output=config.statistics is not None,
+    )
+
+
+def _measured(path: Path | None, found: ExtractedAdapter, report: WeightReport) -> MeasuredAdapter:
     adapter = found.adapter if path is None else load_adapter(path)
     assert adapter is not None
     return MeasuredAdapter(

@@ -133,11 +133,11 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     """
     stored = values.to(dtype, copy=True)
     if not torch.isfinite(stored).all():
+        largest = values.abs().max().item()
+        wider = ("Store them in bf16: ", Option("save_precision"), " bf16.")
         raise InputError(
-            f"values up to {float(values.abs().max()):g} exceed the range of {str(dtype).removeprefix('torch.')}. "
-            "Store them in bf16: ",
-            Option("save_precision"),
-            " bf16.",
+            f"values up to {largest:g} exceed the range of {str(dtype).removeprefix('torch.')}. ",
+            *(wider if dtype == torch.float16 else ("Is the checkpoint damaged, or its training diverged?",)),
         )
     return stored
 

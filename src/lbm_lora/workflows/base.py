@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import write_text
+from lbm_lora.atomic import together, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option
@@ -45,9 +45,10 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
         progress.start(len(backbone.unet.specs) + len(backbone.vae.specs), "making the base")
         source = read_yaml(config.config_path) if config.config_path else None
         dtype = dtype_of(config.torch_dtype)
-        base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
-    baseline = _baseline(base.safetensors, tuned, progress)
-    return BaseResult(base=base, baseline=baseline, ledger_file=_write_ledger(base))
+        with together():
+            base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
+            ledger_file = _write_ledger(base)
+    return BaseResult(base=base, baseline=_baseline(base.safetensors, tuned, progress), ledger_file=ledger_file)
 
 
 run_base = run

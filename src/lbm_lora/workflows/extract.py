@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import precision, precision_name
-from lbm_lora.atomic import atomic_path, written_bytes
+from lbm_lora.atomic import at_once, atomic_path, together, written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
@@ -87,7 +87,11 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     rule, settings = check(config)
     paths = output_paths(config, rule, (*sources(config.images), *sources(config.calibration_images)))
     images = readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
-    with open_checkpoint(_base(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
+    with (
+        open_checkpoint(_base(config, progress)) as base,
+        open_checkpoint(config.tuned_model_path) as tuned,
+        together(),
+    ):
         found = extracted(
             config,
             rule,
@@ -100,8 +104,8 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             refit_images=readable(config.calibration_images),
             progress=progress,
         )
-    labels = file_labels(base.path, tuned.path)
-    first, *further = [written(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
+        labels = file_labels(base.path, tuned.path)
+        first, *further = [written(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
     return replace(first, further=tuple(further))
 
 
@@ -230,7 +234,8 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
 
     assert config.statistics is not None
     if config.calibration_images is not None:
-        calibrate.run(calibration_of(config), progress)
+        with at_once():
+            calibrate.run(calibration_of(config), progress)
     return load_statistics(config.statistics)
 
 

@@ -13,7 +13,7 @@ from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import atomic_path, write_text, written_bytes
 from lbm_lora.configs.push import PushConfig
-from lbm_lora.errors import ConfigError, InputError, Option, plural
+from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import HubName, localized
 from lbm_lora.hub.card import CardFacts, card_text, check_card
@@ -208,6 +208,8 @@ def _twin(adapter: Adapter, folder: Path) -> Saved | None:
     """Write the twin for diffusers; None, with a warning, if that format cannot hold the adapter."""
     try:
         return save_adapter(adapter, folder / TWIN, format="diffusers", wishes=WISHES["diffusers"])
+    except OutputError:
+        raise
     except InputError as error:
         warn("the repository has no file for diffusers: ", *error.args)
         return None

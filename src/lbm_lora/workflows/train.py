@@ -107,6 +107,8 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
         step.reads(path_config)
     for path in folder.written():
         step.writes(path, "the run's file")
+    for path in (folder.path, folder.grid(0).parent):
+        step.writes_in(path)
     plan_twins(step, [folder.last, folder.best], also)
     plan.then(step)
     return plan

@@ -1,7 +1,7 @@
 """Twins of a LoRA in formats of other programs, next to its native file: the option `also`.
 
 A twin holds all that its format can. Biases and norms that it cannot hold are left out, with a warning that counts
-them. A twin that cannot be written at all is also a warning: by then the native file is complete.
+them. A twin that its format cannot express at all is also a warning: the native file holds everything.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ from pathlib import Path
 from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
-from lbm_lora.atomic import written_bytes
+from lbm_lora.atomic import current, written_bytes
 from lbm_lora.configs.values import ForeignFormat
-from lbm_lora.errors import InputError
+from lbm_lora.errors import InputError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
@@ -56,13 +56,15 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
     """Write the twins of a native file; see the module's docstring for what they leave out."""
     if not also:
         return ()
-    adapter, formats = load_adapter(lora, "file"), dict.fromkeys(also)
+    adapter, formats = load_adapter(current(lora), "file"), dict.fromkeys(also)
     progress.start(len(formats), "writing other formats")
     twins: list[Twin] = []
     for to in formats:
         path = twin_path(lora, to)
         try:
             saved = save_adapter(adapter, path, format=to, wishes=WISHES[to])
+        except OutputError:  # the disk's fault: nothing of the command is kept
+            raise
         except InputError as error:
             warn(f"{path} was not written: ", *error.args)
         else:

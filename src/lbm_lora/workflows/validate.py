@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.atomic import write_text
+from lbm_lora.atomic import together, write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
@@ -141,8 +141,9 @@ def _with_report(config: ValidateConfig) -> ValidateConfig:
 def written(config: ValidateConfig, found: Measured) -> ValidateResult:
     """Write the reports, and the list of layer names."""
     folder, layer_names = _folder(config), _layer_names_file(config)
-    files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
-    write_text(layer_names, _layer_names(config, found.layers))
+    with together():
+        files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
+        write_text(layer_names, _layer_names(config, found.layers))
     return ValidateResult(
         report=found.report,
         files=files,

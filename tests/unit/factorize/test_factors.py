@@ -171,3 +171,8 @@ def test_rounding_names_the_largest_value() -> None:
     assert str(caught.value) == (
         "values up to 100000 exceed the range of float16. Store them in bf16: save_precision bf16."
     )
+    with pytest.raises(InputError) as caught:
+        rounded(torch.tensor([3.4e38]), torch.bfloat16)
+    assert str(caught.value) == (
+        "values up to 3.4e+38 exceed the range of bfloat16. Is the checkpoint damaged, or its training diverged?"
+    )

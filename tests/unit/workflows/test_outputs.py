@@ -4,6 +4,7 @@ A refused command has opened nothing yet, so most inputs here are files of one l
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +251,27 @@ def test_a_copy_of_a_picture_is_replaced_by_itself_alone(folder: Path, capsys: p
     assert "repo/images/a.png exists" in refused(line, capsys)
     assert main([*line.split(), "--overwrite"]) == 0
     assert Path("repo/images/a.png").read_bytes() == Path("photos/a.png").read_bytes()
+
+
+PLACES = [
+    (f"{VALIDATE} --report lora.safetensors", "report.txt would be in lora.safetensors, which is a file."),
+    (f"{VALIDATE} --report rep --layer_names rep", "rep/report.txt would be in rep, which is a file."),
+    (f"{EXTRACT} --save_to base.safetensors/l.safetensors", "would be in base.safetensors, which is a file."),
+    ("compress LBM --output LBM_FOLDER", "would be a second checkpoint in LBM_FOLDER, an input of this command."),
+    ("compress LBM --output out", "the report out/report/report.txt would be in out/report, which is a file."),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), PLACES)
+def test_an_output_that_cannot_be_in_its_place_is_refused_at_once(
+    folder: Path, lbm: Lbm, line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs(folder / "out" / "report")
+    shutil.copytree(lbm.tuned.parent, folder / "model", dirs_exist_ok=True)
+    (folder / "model" / "w.safetensors.index.json").unlink()
+    (folder / "model" / "w.safetensors").unlink()
+    line = line.replace("LBM_FOLDER", "model").replace("LBM", f"model --backbone_signature {lbm.backbone}")
+    assert message.replace("LBM_FOLDER", "model") in refused(line, capsys)
 
 
 @pytest.mark.slow

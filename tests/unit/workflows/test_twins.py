@@ -1,6 +1,7 @@
 """Twins of a LoRA in other formats: what they hold, and that they stop neither a run nor overwrite an input."""
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ import torch
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import SGM, is_norm
+from lbm_lora.atomic import atomic_path
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
@@ -140,3 +142,34 @@ def test_the_last_and_the_best_lora_of_a_complete_training_have_twins(
     path.write_text(f"{{lora_rank: 2, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 1}}")
     result = train.run(TrainRunConfig(path_config=path, also=("comfyui",)))
     assert [twin.path.name for twin in result.twins] == ["x.comfyui.safetensors", "best.comfyui.safetensors"][:count]
+
+
+@pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
+def test_a_full_disk_leaves_the_lora_its_sidecar_and_its_twins_of_before(
+    lbm: Lbm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(path: Path, _: str) -> None:
+        with atomic_path(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = ExtractConfig(
+        base_model_path=lbm.base,
+        tuned_model_path=lbm.tuned,
+        save_to=tmp_path / "l.safetensors",
+        rank=2,
+        also=("peft", "comfyui"),
+    )
+    extract.run(config)
+    before = contents()
+    assert len(before) == 5
+    monkeypatch.setattr("lbm_lora.adapter.foreign_file.write_text", full)
+    with pytest.raises(OutputError, match=r"No space left on device\. Choose another output path\."):
+        extract.run(dataclasses.replace(config, rank=1))
+    assert contents() == before  # the native LoRA too, which was complete
+    monkeypatch.undo()
+    extract.run(dataclasses.replace(config, rank=1))
+    assert contents().keys() == before.keys()
+    assert all(contents()[path] != before[path] for path in before)

@@ -67,7 +67,7 @@ class LatentCache:
         """Save the latents of a pair under the name from `path`.
 
         Raises:
-            OSError: the disk is full, or limits the size of files.
+            OutputError: the disk is full, or limits the size of files.
         """
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:

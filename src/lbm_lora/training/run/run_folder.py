@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import atomic_path, held_folder
+from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
+from lbm_lora.held_folder import held_folder
 from lbm_lora.ownership import is_ours
 from lbm_lora.private_folder import remove_leftover
 

@@ -9,7 +9,7 @@ import torch
 from file_limits import largest_file
 from torch import Tensor
 
-from lbm_lora.errors import DataError
+from lbm_lora.errors import DataError, OutputError
 from lbm_lora.progress import Silent
 from lbm_lora.training.data import BucketBatches, LatentCache, fill_latents, loader_of, open_data
 from lbm_lora.training.data.dataset import PairDataset
@@ -198,6 +198,6 @@ def test_an_empty_cache_is_an_error(write_pairs: Callable[..., Path], tmp_path: 
 def test_a_disk_that_refuses_the_file_is_named_as_the_reason(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, "vae")
     path = cache.path(PAIR, (64, 64))
-    with largest_file(100), pytest.raises(OSError, match="File too large"):
+    with largest_file(100), pytest.raises(OutputError, match="File too large"):
         cache.save(path, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
     assert files(cache) == {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lbm_lora import atomic
+from lbm_lora import held_folder
 from lbm_lora.errors import ConfigError
 from lbm_lora.training.run.fit import fit
 from lbm_lora.training.run.run_folder import RunFolder
@@ -33,7 +33,7 @@ def test_impossible_settings(config: Config, values: dict[str, Any], message: st
 
 
 def test_a_folder_in_which_another_run_is_training(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "PATIENCE", 0.0)
+    monkeypatch.setattr(held_folder, "PATIENCE", 0.0)
     chosen = config()
     assert chosen.base_model_path is not None
     with RunFolder(chosen.save_ckpt_path).held():
