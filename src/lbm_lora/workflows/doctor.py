@@ -62,8 +62,9 @@ def needs_of(config: Any) -> CommandNeeds:
     """
     from lbm_lora.workflows.needs.inputs import inputs_of
     from lbm_lora.workflows.needs.memory import memory_of
-    from lbm_lora.workflows.needs.outputs import Output, output_checks, outputs_of
+    from lbm_lora.workflows.needs.outputs import Output, outputs_of
     from lbm_lora.workflows.needs.refusals import memory_check_of, refusal_checks
+    from lbm_lora.workflows.needs.room import output_checks
 
     name = type(config).__module__.rpartition(".")[2]
     checks: list[Check] = []

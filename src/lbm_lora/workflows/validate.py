@@ -140,7 +140,7 @@ def _with_report(config: ValidateConfig) -> ValidateConfig:
 
 def written(config: ValidateConfig, found: Measured) -> ValidateResult:
     """Write the reports, and the list of layer names."""
-    folder, layer_names = _folder(config), _layer_names_file(config)
+    folder, layer_names = report_folder(config), layer_names_file(config)
     with together():
         files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
         write_text(layer_names, _layer_names(config, found.layers))
@@ -171,19 +171,20 @@ def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
     plan = FilePlan()
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
     plan.reads(config.lpips_weights, config.config_path, *images)
-    for path in report_paths(_folder(config), has_image=bool(images)):
+    for path in report_paths(report_folder(config), has_image=bool(images)):
         plan.writes(path, "the report")
-    plan.writes(_layer_names_file(config), "" if config.layer_names else "the list of layers")
+    plan.writes(layer_names_file(config), "" if config.layer_names else "the list of layers")
     return plan
 
 
-def _folder(config: ValidateConfig) -> Path:
-    """Return the folder of the report."""
+def report_folder(config: ValidateConfig) -> Path:
+    """Return the folder of the reports, by default next to the LoRA."""
     return config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
 
 
-def _layer_names_file(config: ValidateConfig) -> Path:
-    return config.layer_names or _folder(config) / "lora_layer_names.txt"
+def layer_names_file(config: ValidateConfig) -> Path:
+    """Return the path of the list of layers."""
+    return config.layer_names or report_folder(config) / "lora_layer_names.txt"
 
 
 def check(config: ValidateConfig) -> dict[str, Path]:

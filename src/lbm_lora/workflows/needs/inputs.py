@@ -186,7 +186,7 @@ def _opened(inputs: Inputs, name: str, path: Path) -> Checkpoint | None:
         _note_hub(inputs, name, named)
         return None
     opened = open_checkpoint(path)
-    inputs.paths += opened.files
+    inputs.paths += [path, *opened.files]
     return opened
 
 

@@ -1,14 +1,12 @@
-"""The files that a command would write, their sizes as far as headers tell them, and the room that there is."""
+"""The files that a command would write, and their sizes as far as headers tell them."""
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbm_lora.adapter import METADATA_ROOM, module_bytes, precision, stored_bytes
-from lbm_lora.checkpoint import Checkpoint, Component, dtype_of
+from lbm_lora.adapter import precision
+from lbm_lora.checkpoint import Checkpoint, dtype_of
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.convert import ConvertConfig
@@ -16,31 +14,24 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.configs.resize import ResizeConfig
+from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import (
     CONV_DENSE_UP_TO,
     DENSE_UP_TO,
     SKETCH_RANK,
-    VECTOR_DENSE_UP_TO,
-    VECTOR_SKETCH_RANK,
 )
-from lbm_lora.errors import LbmLoraError, plural
 from lbm_lora.extraction import COVERAGES, Action, plan_extraction
 from lbm_lora.factorize import FixedRank, has_matrix_view, matrix_shape, rank_bound
-from lbm_lora.file_plan import FilePlan
 from lbm_lora.imaging.paths import plan_outputs
-from lbm_lora.machine import Check, Message, existing_folder, free_disk, is_writable
-from lbm_lora.machine.check import check
-from lbm_lora.machine.devices import gigabytes
 from lbm_lora.model.write_base import twin_paths
-from lbm_lora.naming import ParamName, leaf_of, module_of
+from lbm_lora.naming import leaf_of
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.workflows.convert import files_of
 from lbm_lora.workflows.needs.inputs import Inputs
 from lbm_lora.workflows.needs.memory import LBM_PARAMETERS
+from lbm_lora.workflows.needs.sizes import Delta, lora_nbytes, statistics_nbytes
 from lbm_lora.workflows.twins import twin_path
-
-Delta = tuple[ParamName, tuple[int, ...], bool]
-"""Name and shape of a delta, and whether it is a lora module."""
+from lbm_lora.workflows.validate import layer_names_file, report_folder
 
 _SIDECAR = 1_000
 _FRACTION = 50  # default size of `compress`: this part of the tuned checkpoint
@@ -70,64 +61,6 @@ def outputs_of(command: str, config: Any, inputs: Inputs) -> list[Output]:
         InputError: names or shapes of its inputs do not fit, so that it would write nothing.
     """
     return _OUTPUTS[command](config, inputs) if command in _OUTPUTS else []
-
-
-def output_checks(config: Any, outputs: Iterable[Output], inputs: Inputs) -> list[Check]:
-    """Check what exists, what may be written, and the room on each disk."""
-    outputs = list(outputs)
-    checks = [_said(one) for one in outputs]
-    plan = FilePlan()
-    plan.reads(*inputs.paths)
-    for one in outputs:
-        if not one.is_folder:
-            plan.writes(one.path)
-    try:
-        # a command without the option replaces what it finds
-        plan.check(overwrite=getattr(config, "overwrite", True))
-    except LbmLoraError as error:
-        checks.append(check("outputs", "cannot be written as given", level="problem", remedy=Message.of(error)))
-    return [*checks, *_disks(outputs)]
-
-
-def lora_nbytes(component: Component, ranks: FixedRank, dtype: str, parts: Iterable[Delta]) -> int:
-    """Return the bytes of a LoRA file.
-
-    Args:
-        parts: its deltas.
-    """
-    stored, prefix, nbytes = precision(dtype), component.prefix, METADATA_ROOM
-    for name, shape, is_module in parts:
-        if is_module:
-            nbytes += module_bytes(prefix, module_of(name), shape, ranks.rank_of(shape), stored)
-        else:
-            nbytes += stored_bytes(prefix, name, shape, stored)
-    return nbytes
-
-
-def statistics_nbytes(tuned: Checkpoint, dense_up_to: int, sketch_rank: int, conv_dense_up_to: int) -> int:
-    """Return at most the bytes of statistics: the moments of both sides of each matrix and of each vector, in fp16.
-
-    Layers with the same input share its moment in the file, which names do not tell.
-    """
-    nbytes = 0
-    for name, spec in tuned.component().specs.items():
-        shape, columns = spec.shape, math.prod(spec.shape[1:])
-        if leaf_of(name) == "weight" and has_matrix_view(shape):
-            is_complete = columns > shape[1] and conv_dense_up_to > 0
-            nbytes += _moment(shape[0], dense_up_to, sketch_rank)
-            nbytes += (
-                _moment(columns, conv_dense_up_to, sketch_rank)
-                if is_complete
-                else _moment(shape[1], dense_up_to, sketch_rank)
-            )
-        elif len(shape) == 1:
-            nbytes += _moment(shape[0], VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK)
-    return nbytes
-
-
-def _moment(side: int, dense_up_to: int, sketch_rank: int) -> int:
-    """Return the bytes of one moment, with the fp32 numbers of each row."""
-    return 4 * side + side * (side + 1) if side <= max(dense_up_to, sketch_rank) else 8 * side + 2 * side * sketch_rank
 
 
 def _extract(config: ExtractConfig, inputs: Inputs) -> list[Output]:
@@ -179,7 +112,8 @@ def _compress(config: CompressConfig, inputs: Inputs) -> list[Output]:
         outputs.append(_statistics(folder / "calibration.safetensors", tuned))
     size = parse_nbytes(config.size, "size") if config.size else None if nbytes is None else nbytes // _FRACTION
     lora = folder / f"{config.name or config.tuned.stem}_lora.safetensors"
-    return [*outputs, Output(path=lora, nbytes=size), *(_twin(lora, to, size) for to in config.also)]
+    outputs += [Output(path=lora, nbytes=size), *(_twin(lora, to, size) for to in config.also)]
+    return [*outputs, Output(path=folder / "report", nbytes=None, is_folder=True)]
 
 
 def _statistics(
@@ -288,6 +222,11 @@ def _pack(config: Any, inputs: Inputs) -> list[Output]:
     return [Output(path=config.to, nbytes=nbytes, is_folder=True)]
 
 
+def _validate(config: ValidateConfig, inputs: Inputs) -> list[Output]:
+    report = Output(path=report_folder(config), nbytes=None, is_folder=True)
+    return [report, Output(path=layer_names_file(config), nbytes=None)]
+
+
 def _folder(name: str) -> Callable[[Any, Inputs], list[Output]]:
     """A command whose only output is a folder of unknown size."""
 
@@ -315,49 +254,10 @@ _OUTPUTS: dict[str, Callable[[Any, Inputs], list[Output]]] = {
     "refine": _refine,
     "resize": _resize,
     "train": _train,
-    "validate": _folder("report"),
+    "validate": _validate,
 }
 """Module of a workflow -> what it writes. `layers`, `data_check` and `doctor` write nothing."""
 
 
 def _twin(lora: Path, to: Any, nbytes: int | None) -> Output:
     return Output(path=twin_path(lora, to), nbytes=nbytes, is_folder=to == "peft")
-
-
-def _said(one: Output) -> Check:
-    """An output with its size, what is there now, and whether its folder may be written."""
-    size = "size not known before the run" if one.nbytes is None else f"about {gigabytes(one.nbytes)}"
-    subject, folder = "output", existing_folder(one.path if one.is_folder else one.path.parent)
-    if not is_writable(folder):
-        return check(subject, f"{one.path}: {folder} cannot be written", level="problem", remedy="Choose another path.")
-    if one.is_folder and one.path.exists() and not one.path.is_dir():
-        remedy = "Give the path of a folder."
-        return check(subject, f"{one.path} is a file", level="problem", remedy=remedy)
-    if one.path.exists() and not one.is_folder:
-        remedy = "It is replaced, and needs its room until then. Choose another path to keep it."
-        return check(subject, f"{one.path}: {size}; exists", level="note", remedy=remedy)
-    return check(subject, f"{one.path}: {size}")
-
-
-def _disks(outputs: Iterable[Output]) -> list[Check]:
-    """The room on each file system, with everything that goes there."""
-    needs: dict[int, int] = defaultdict(int)
-    places: dict[int, Path] = {}
-    counts: dict[int, int] = defaultdict(int)
-    for one in outputs:
-        folder = existing_folder(one.path.parent)
-        device = folder.stat().st_dev
-        places.setdefault(device, folder)
-        needs[device] += one.nbytes or 0
-        counts[device] += one.nbytes is None
-    checks: list[Check] = []
-    for device, need in needs.items():
-        free = free_disk(places[device])
-        unknown = f", and {plural(counts[device], 'output')} of unknown size" if counts[device] else ""
-        text = f"needs about {gigabytes(need)}{unknown}; {gigabytes(free)} free at {places[device]}"
-        if need > free:
-            remedy = "Delete files, or write to another disk."
-            checks.append(check("disk", text, level="problem", remedy=remedy))
-        else:
-            checks.append(check("disk", text))
-    return checks

@@ -1,8 +1,7 @@
-"""What commands would write, and whether there is room: sizes are compared with those of real files."""
+"""What commands would write: sizes are compared with those of real files."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,33 +12,19 @@ from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.configs.extract import ExtractConfig
-from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import PairingError
-from lbm_lora.machine import resources
 from lbm_lora.workflows import extract
-from lbm_lora.workflows.needs import outputs as module
 from lbm_lora.workflows.needs.inputs import Inputs, inputs_of
-from lbm_lora.workflows.needs.outputs import Output, output_checks, outputs_of
+from lbm_lora.workflows.needs.outputs import Output, outputs_of
 
 MODEL = bundled.TUNED / "model.safetensors"
 UNET = bundled.BACKBONE / "unet" / "diffusion_pytorch_model.safetensors"
 
 
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
-
-
 def planned(command: str, config: object) -> list[Output]:
     return outputs_of(command, config, inputs_of(config))
-
-
-def shown(config: object, outputs: list[Output]) -> list[tuple[str, str, str]]:
-    checks = output_checks(config, outputs, inputs_of(config))
-    return [(one.level, str(one.found), str(one.remedy)) for one in checks]
 
 
 def test_the_size_of_a_lora_is_that_of_the_file_that_is_written(tmp_path: Path) -> None:
@@ -102,40 +87,9 @@ def test_folders_are_outputs_of_their_own(tmp_path: Path) -> None:
         Output(path=Path("shards"), nbytes=10, is_folder=True)
     ]
     validate = ValidateConfig(base_model_path=MODEL, tuned_model_path=MODEL, lora_path=MODEL)
-    assert planned("validate", validate) == []
-    assert planned("validate", replace(validate, report=Path("r")))[0].is_folder
-
-
-def test_an_output_that_is_an_input_is_a_problem_and_one_that_exists_a_note(tmp_path: Path) -> None:
-    link = tmp_path / "link.safetensors"
-    link.symlink_to(MODEL)
-    config = FuseConfig(base_model_path=MODEL, lora_path=(), save_to=link)
-    note, problem, _ = shown(config, planned("fuse", config))
-    assert note[0] == "note"
-    assert note[1].endswith("exists")
-    assert problem[0] == "problem"
-    assert "an input of this command" in problem[2]
-
-
-def test_too_little_room_is_a_problem_with_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Usage(0, 0, 3_000_000_000))
-    outputs = [Output(path=tmp_path / name, nbytes=2_000_000_000) for name in ("a", "b")]
-    *_, disk = shown(None, [*outputs, Output(path=tmp_path / "c", nbytes=None)])
-    assert disk[:2] == (
-        "problem",
-        f"needs about 4.0 GB, and 1 output of unknown size; 3.0 GB free at {tmp_path}",
-    )
-    *_, fits = shown(None, outputs[:1])
-    assert fits[0] == "ok"
-
-
-def test_a_place_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    folder = Output(path=tmp_path / "file", nbytes=None, is_folder=True)
-    assert shown(None, [folder])[0] == ("problem", f"{tmp_path / 'file'} is a file", "Give the path of a folder.")
-    monkeypatch.setattr(module, "is_writable", lambda folder: False)
-    level, found, _ = shown(None, [Output(path=tmp_path / "x" / "y.png", nbytes=1)])[0]
-    assert (level, found) == ("problem", f"{tmp_path / 'x' / 'y.png'}: {tmp_path} cannot be written")
+    report, layers = planned("validate", replace(validate, report=Path("r"), layer_names=Path("names.txt")))
+    assert (report.path, report.is_folder, layers.path) == (Path("r"), True, Path("names.txt"))
+    assert planned("validate", validate)[0].path == MODEL.with_name("model_report")
 
 
 def test_a_command_that_writes_nothing_has_no_outputs() -> None:
