@@ -23,7 +23,7 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
 from lbm_lora.report.outputs import VariantSummary
-from lbm_lora.workflows import base, calibrate, extract, extract_plan, validate
+from lbm_lora.workflows import base, calibrate, extract, extract_plan, validate, validate_files
 from lbm_lora.workflows.twins import Twin
 
 _HELD_OUT_EVERY = 4
@@ -190,7 +190,7 @@ class _Steps:
             statistics = self.calibrate.save_to
         extraction = self.extract(base_file, statistics)
         plan.then(extract_plan.planned(extraction, [extraction.save_to], ()))
-        plan.then(validate.plan_report(self.validate(base_file, extraction.save_to), self.measured_on))
+        plan.then(validate_files.plan_report(self.validate(base_file, extraction.save_to), self.measured_on))
         return plan
 
 

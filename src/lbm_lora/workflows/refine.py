@@ -1,24 +1,23 @@
 """Train the factors of a LoRA on the tuned model's own outputs: the verb `refine`."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision, precision_name, save_adapter
-from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, parsed
-from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
+from lbm_lora.adapter import Adapter, load_adapter, precision, precision_name, save_adapter
+from lbm_lora.apply import adapted_to_lbm
 from lbm_lora.atomic import written_bytes
-from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
-from lbm_lora.errors import ConfigError, InputError, Option, OutputError, WrongBaseError, need_packages
+from lbm_lora.errors import ConfigError, Option, OutputError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows.refine_record import identity_of, metadata_of, refinement_of, run_facts, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from lbm_lora.refinement.images import ImageSplit
 
 _PACKAGES = ("peft",)
-_STEPS = {"adam": 200, "joint": 6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,7 @@ def refined(
 
     adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
     digests = digests_of(images.all)
-    identity = _identity(config, base, tuned, adapter, digests.together)
+    identity = identity_of(config, base, tuned, adapter, digests.together)
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
@@ -147,11 +145,6 @@ def check(config: RefineConfig) -> None:
         )
 
 
-def steps_of(config: RefineConfig) -> int:
-    """Return the given steps, or the method's default."""
-    return _STEPS[config.method] if config.steps is None else config.steps
-
-
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     """Refuse an output that cannot be written, that is an input, or that is a file of somebody else."""
     if config.save_to.suffix != ".safetensors":
@@ -162,34 +155,6 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     plan.writes(state_of(config), "the state of the run")
     plan_twins(plan, [config.save_to], config.also)
     plan.check(overwrite=config.overwrite)
-
-
-def _identity(
-    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: str
-) -> dict[str, Any]:
-    """Return the values that must match for a run to resume; the LoRA is checked against base and tuned model.
-
-    Args:
-        images: digest of all images.
-    """
-    component = base.component()
-    check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
-    before, after = fingerprint(component), fingerprint(tuned.component())
-    check_base(adapter, component, found=before)
-    if adapter.metadata.tuned_fingerprint not in ("", after.digest):
-        raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
-    settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
-    del settings["images"], settings["held_images"], settings["also"], settings["overwrite"]
-    inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": images}
-    return json.loads(json.dumps({**settings, **inputs}))
-
-
-def _digest(adapter: Adapter) -> str:
-    """Return the fingerprint of its file; empty without a file: such a run is not resumed."""
-    if adapter.path is None:
-        return ""
-    with open_checkpoint(adapter.path) as file:
-        return fingerprint(file.component("")).digest
 
 
 def _distill(
@@ -209,12 +174,14 @@ def _distill(
     from lbm_lora.refinement.images import answered_images
 
     def keep_measured(made: Adapter, distilled: "DistillResult") -> None:
-        keep(replace(made, metadata=_metadata(config, adapter, dtype, learnt_images, distilled)))
+        keep(replace(made, metadata=metadata_of(config, adapter, dtype, learnt_images, distilled)))
 
     def is_kept(step: int) -> bool:
-        found = _refinement(config.save_to)
+        found = refinement_of(config.save_to)
         kept = found.pop("step", None)
-        return isinstance(kept, int) and kept >= step and _facts(config, dtype, learnt_images).items() <= found.items()
+        return (
+            isinstance(kept, int) and kept >= step and run_facts(config, dtype, learnt_images).items() <= found.items()
+        )
 
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
@@ -294,49 +261,3 @@ def _stored_dtype(adapter: Adapter, config: RefineConfig) -> torch.dtype:
         return adapter.dtype
     tensors = [*(module.up for module in adapter.modules.values()), *adapter.dense.values()]
     return tensors[0].dtype
-
-
-def _metadata(
-    config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
-) -> AdapterMetadata:
-    """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors."""
-    facts = {
-        **_facts(config, dtype, learnt_images),
-        "step": distilled.step,
-        "error_before": _short(distilled.before.typical),
-        "error_after": _short(distilled.after.typical),
-        "worst_error_before": _short(distilled.before.worst),
-        "worst_error_after": _short(distilled.after.worst),
-    }
-    kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
-    kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return replace(given.metadata, facts=kept)
-
-
-def _facts(config: RefineConfig, dtype: torch.dtype, learnt_images: Sequence[str]) -> dict[str, object]:
-    """Return what the metadata of every LoRA of a run say alike."""
-    from lbm_lora.imaging.digests import packed
-
-    return {
-        "method": config.method,
-        "steps": steps_of(config),
-        "batch_size": config.batch_size,
-        **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
-        "seed": config.seed,
-        "mirror": config.mirror,
-        "dtype": precision_name(dtype),
-        "lora": config.lora_path.name,
-        "images": packed(learnt_images),
-    }
-
-
-def _refinement(path: Path) -> dict[str, object]:
-    """Return what a LoRA says of the run that refined it; empty if it is not there, or was not refined."""
-    try:
-        return parsed(load_adapter(path).metadata.facts, REFINEMENT_KEY)
-    except InputError:
-        return {}
-
-
-def _short(error: float) -> float:
-    return float(f"{error:.6g}")

@@ -1,7 +1,7 @@
 """Measure how well an adapter reproduces the tuned checkpoint: the verb `validate`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,27 +11,30 @@ from lbm_lora.atomic import together, write_text
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.hub import hub_name, localized
+from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
-from lbm_lora.ownership import MARK
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.report import (
     ImageSet,
-    Provenance,
     Report,
     WeightReport,
     compare_weights,
     file_labels,
-    installed_versions,
-    report_paths,
     weight_report,
     write_report,
 )
 from lbm_lora.report.wording import plural
 from lbm_lora.workflows.layers import layer_lines
 from lbm_lora.workflows.sources import sources
+from lbm_lora.workflows.validate_files import (
+    check_output,
+    layer_names_file,
+    layer_names_text,
+    provenance_of,
+    report_folder,
+    with_report,
+)
 
 if TYPE_CHECKING:
     from lbm_lora.fidelity.comparison import Comparison, ComparisonResult
@@ -67,7 +70,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
-    config = localized(_with_report(config), progress)
+    config = localized(with_report(config), progress)
     names = check(config)
     check_output(config, sources(config.images))
     plan = planned(config, config.images)
@@ -132,18 +135,14 @@ def measured(
     )
 
 
-def _with_report(config: ValidateConfig) -> ValidateConfig:
-    """Return the config with a folder for the reports of a LoRA on the hub: not next to it, in the hub's cache."""
-    name = hub_name(config.lora_path)
-    return config if name is None or config.report else replace(config, report=Path(f"{name.stem}_report"))
-
-
 def written(config: ValidateConfig, found: Measured) -> ValidateResult:
     """Write the reports, and the list of layer names."""
     folder, layer_names = report_folder(config), layer_names_file(config)
     with together():
-        files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=_provenance(config))
-        write_text(layer_names, _layer_names(config, found.layers))
+        files = write_report(
+            found.report, folder, image=found.image, shown=found.shown, provenance=provenance_of(config)
+        )
+        write_text(layer_names, layer_names_text(config, found.layers))
     return ValidateResult(
         report=found.report,
         files=files,
@@ -151,40 +150,6 @@ def written(config: ValidateConfig, found: Measured) -> ValidateResult:
         seen_images=found.seen_images,
         failures=found.failures,
     )
-
-
-def check_output(config: ValidateConfig, images: Sequence[Path]) -> None:
-    """Refuse to write the report or the list of layers over an input, or over a file of somebody else.
-
-    Raises:
-        OutputError: in both cases.
-    """
-    plan_report(config, images).check(overwrite=config.overwrite)
-
-
-def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
-    """Return what the command reads and writes.
-
-    Args:
-        images: all images that are compared.
-    """
-    plan = FilePlan()
-    plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
-    plan.reads(config.lpips_weights, config.config_path, *images)
-    for path in report_paths(report_folder(config), has_image=bool(images)):
-        plan.writes(path, "the report")
-    plan.writes(layer_names_file(config), "" if config.layer_names else "the list of layers")
-    return plan
-
-
-def report_folder(config: ValidateConfig) -> Path:
-    """Return the folder of the reports, by default next to the LoRA."""
-    return config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
-
-
-def layer_names_file(config: ValidateConfig) -> Path:
-    """Return the path of the list of layers."""
-    return config.layer_names or report_folder(config) / "lora_layer_names.txt"
 
 
 def check(config: ValidateConfig) -> dict[str, Path]:
@@ -244,31 +209,6 @@ def _weights(
         made_for_output=adapter.metadata.is_made_for_output,
     )
     return report, layer_lines(component, adapter)
-
-
-def _provenance(config: ValidateConfig) -> Provenance:
-    """Return what was compared, how, and with which libraries."""
-    paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, "LoRA": config.lora_path}
-    paths |= {f"LoRA {number}": path for number, path in enumerate(config.other_lora_path, 2)}
-    settings = {
-        "images": config.images is not None,
-        "num_inference_steps": " ".join(map(str, config.num_inference_steps)) or "as trained",
-        "seed": config.seed,
-        "size": config.size,
-        "torch_dtype": config.torch_dtype,
-    }
-    return Provenance(
-        files={role: path.name for role, path in paths.items()}, settings=settings, versions=installed_versions()
-    )
-
-
-def _layer_names(config: ValidateConfig, lines: Sequence[str]) -> str:
-    """Return the documented file: two comment lines, a blank one, the names."""
-    lacking = any(line.startswith("#") for line in lines)
-    more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
-    head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
-    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration ({MARK}).\n"
-    return head + use + "\n" + "\n".join(lines) + "\n"
 
 
 def planned(config: ValidateConfig, images: str | tuple[str, ...] | None) -> "Comparison | None":

@@ -31,7 +31,7 @@ from lbm_lora.workflows.needs.inputs import Inputs
 from lbm_lora.workflows.needs.memory import LBM_PARAMETERS
 from lbm_lora.workflows.needs.sizes import Delta, lora_nbytes, statistics_nbytes
 from lbm_lora.workflows.twins import twin_path
-from lbm_lora.workflows.validate import layer_names_file, report_folder
+from lbm_lora.workflows.validate_files import layer_names_file, report_folder
 
 _SIDECAR = 1_000
 _FRACTION = 50  # default size of `compress`: this part of the tuned checkpoint

@@ -1,0 +1,100 @@
+"""What a refinement is known by: the values that must match to resume it, and what its LoRAs record."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision_name
+from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, parsed
+from lbm_lora.apply import check_base, check_fit
+from lbm_lora.checkpoint import Checkpoint, fingerprint, open_checkpoint
+from lbm_lora.configs.refine import RefineConfig
+from lbm_lora.errors import InputError, WrongBaseError
+
+if TYPE_CHECKING:
+    from lbm_lora.refinement.distill import DistillResult
+
+_STEPS = {"adam": 200, "joint": 6}
+
+
+def steps_of(config: RefineConfig) -> int:
+    """Return the given steps, or the method's default."""
+    return _STEPS[config.method] if config.steps is None else config.steps
+
+
+def identity_of(
+    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: str
+) -> dict[str, Any]:
+    """Return the values that must match for a run to resume; the LoRA is checked against base and tuned model.
+
+    Args:
+        images: digest of all images.
+    """
+    component = base.component()
+    check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
+    before, after = fingerprint(component), fingerprint(tuned.component())
+    check_base(adapter, component, found=before)
+    if adapter.metadata.tuned_fingerprint not in ("", after.digest):
+        raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
+    settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
+    del settings["images"], settings["held_images"], settings["also"], settings["overwrite"]
+    inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": images}
+    return json.loads(json.dumps({**settings, **inputs}))
+
+
+def _digest(adapter: Adapter) -> str:
+    """Return the fingerprint of its file; empty without a file: such a run is not resumed."""
+    if adapter.path is None:
+        return ""
+    with open_checkpoint(adapter.path) as file:
+        return fingerprint(file.component("")).digest
+
+
+def metadata_of(
+    config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
+) -> AdapterMetadata:
+    """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors."""
+    facts = {
+        **run_facts(config, dtype, learnt_images),
+        "step": distilled.step,
+        "error_before": _short(distilled.before.typical),
+        "error_after": _short(distilled.after.typical),
+        "worst_error_before": _short(distilled.before.worst),
+        "worst_error_after": _short(distilled.after.worst),
+    }
+    kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
+    kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return replace(given.metadata, facts=kept)
+
+
+def run_facts(config: RefineConfig, dtype: torch.dtype, learnt_images: Sequence[str]) -> dict[str, object]:
+    """Return what the metadata of every LoRA of a run say alike."""
+    from lbm_lora.imaging.digests import packed
+
+    return {
+        "method": config.method,
+        "steps": steps_of(config),
+        "batch_size": config.batch_size,
+        **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
+        "seed": config.seed,
+        "mirror": config.mirror,
+        "dtype": precision_name(dtype),
+        "lora": config.lora_path.name,
+        "images": packed(learnt_images),
+    }
+
+
+def refinement_of(path: Path) -> dict[str, object]:
+    """Return what a LoRA says of the run that refined it; empty if it is not there, or was not refined."""
+    try:
+        return parsed(load_adapter(path).metadata.facts, REFINEMENT_KEY)
+    except InputError:
+        return {}
+
+
+def _short(error: float) -> float:
+    return float(f"{error:.6g}")

@@ -1,0 +1,76 @@
+"""The files of a validation: the report, and the list of layers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lbm_lora.configs.validate import ValidateConfig
+from lbm_lora.file_plan import FilePlan
+from lbm_lora.hub import hub_name
+from lbm_lora.ownership import MARK
+from lbm_lora.report import Provenance, installed_versions, report_paths
+
+
+def with_report(config: ValidateConfig) -> ValidateConfig:
+    """Return the config with a folder for the reports of a LoRA on the hub: not next to it, in the hub's cache."""
+    name = hub_name(config.lora_path)
+    return config if name is None or config.report else replace(config, report=Path(f"{name.stem}_report"))
+
+
+def check_output(config: ValidateConfig, images: Sequence[Path]) -> None:
+    """Refuse to write the report or the list of layers over an input, or over a file of somebody else.
+
+    Raises:
+        OutputError: in both cases.
+    """
+    plan_report(config, images).check(overwrite=config.overwrite)
+
+
+def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
+    """Return what the command reads and writes.
+
+    Args:
+        images: all images that are compared.
+    """
+    plan = FilePlan()
+    plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
+    plan.reads(config.lpips_weights, config.config_path, *images)
+    for path in report_paths(report_folder(config), has_image=bool(images)):
+        plan.writes(path, "the report")
+    plan.writes(layer_names_file(config), "" if config.layer_names else "the list of layers")
+    return plan
+
+
+def report_folder(config: ValidateConfig) -> Path:
+    """Return the folder of the reports, by default next to the LoRA."""
+    return config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
+
+
+def layer_names_file(config: ValidateConfig) -> Path:
+    """Return the path of the list of layers."""
+    return config.layer_names or report_folder(config) / "lora_layer_names.txt"
+
+
+def provenance_of(config: ValidateConfig) -> Provenance:
+    """Return what was compared, how, and with which libraries."""
+    paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, "LoRA": config.lora_path}
+    paths |= {f"LoRA {number}": path for number, path in enumerate(config.other_lora_path, 2)}
+    settings = {
+        "images": config.images is not None,
+        "num_inference_steps": " ".join(map(str, config.num_inference_steps)) or "as trained",
+        "seed": config.seed,
+        "size": config.size,
+        "torch_dtype": config.torch_dtype,
+    }
+    return Provenance(
+        files={role: path.name for role, path in paths.items()}, settings=settings, versions=installed_versions()
+    )
+
+
+def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:
+    """Return the documented file: two comment lines, a blank one, the names."""
+    lacking = any(line.startswith("#") for line in lines)
+    more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
+    head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
+    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration ({MARK}).\n"
+    return head + use + "\n" + "\n".join(lines) + "\n"
