@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.ownership import MARK, MARK_LINE
@@ -203,44 +202,3 @@ def test_a_folder_that_is_read_for_its_one_checkpoint_gets_no_second(
         assert f"would be a second checkpoint in {folder}, an input of this command." in refused(plan, overwrite=True)
     else:
         plan.check()
-
-
-def test_a_file_of_somebody_else_that_appears_later_stays(tmp_path: Path) -> None:
-    output = tmp_path / "out.txt"
-    plan = FilePlan()
-    plan.writes(output)
-    plan.check()
-    with pytest.raises(OutputError, match="appeared while this command ran"):
-        write_text(output, file(output, "somebody else's").read_text() + "!")
-    assert output.read_text() == "somebody else's"
-    assert list(tmp_path.iterdir()) == [output]
-    plan.check(overwrite=True)
-    write_text(output, "ours")
-    assert output.read_text() == "ours"
-
-
-def test_our_own_file_that_appears_later_is_replaced(tmp_path: Path) -> None:
-    plan = FilePlan()
-    plan.writes(tmp_path / "out.txt")
-    plan.check()
-    file(tmp_path / "out.txt", MARK_LINE)
-    write_text(tmp_path / "out.txt", "ours")
-    assert (tmp_path / "out.txt").read_text() == "ours"
-
-
-def test_a_folder_of_outputs_spares_what_appears_later(tmp_path: Path) -> None:
-    plan = FilePlan()
-    for name in ("a", "b"):
-        plan.writes(tmp_path / name)
-    plan.check()
-
-    def write() -> None:
-        with atomic_folder(tmp_path, overwrite=True) as folder:
-            for name in ("a", "b"):
-                (folder / name).write_text("ours")
-            file(tmp_path / "b", "somebody else's")
-
-    with pytest.raises(OutputError, match="appeared"):
-        write()
-    assert not (tmp_path / "a").exists()
-    assert (tmp_path / "b").read_text() == "somebody else's"

@@ -17,6 +17,10 @@ VERBS = (
 )  # fmt: skip
 
 REASONS = {
+    "output_place.py": "tests/unit/test_file_plan.py: folders that are files, or read-only; test_atomic.py",
+    "workflows/needs/sizes.py": "tests/unit/workflows/needs/test_outputs.py: sizes, compared with real files",
+    "workflows/refine_record.py": "tests/unit/workflows/test_refine.py: runs that are resumed, and what LoRAs record",
+    "workflows/validate_files.py": "tests/unit/workflows/test_validate.py: the files; test_outputs.py",
     "adapter/formats/codec.py": "tests/unit/adapter/formats/test_comfyui.py: a codec at work",
     "adapter/formats/peft_keys.py": "tests/unit/adapter/formats/test_diffusers.py: keys of every age; see test_peft.py",
     "adapter/formats/peft_layers.py": "tests/unit/adapter/formats/test_peft.py: what has a place, and what has not",

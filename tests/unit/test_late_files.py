@@ -1,0 +1,70 @@
+"""Files that appear at an output's path while a command runs."""
+
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.atomic import atomic_folder, write_text
+from lbm_lora.errors import OutputError
+from lbm_lora.file_plan import FilePlan
+from lbm_lora.ownership import MARK_LINE
+
+THEIRS = "somebody else's"
+
+
+def test_a_file_of_somebody_else_that_appears_later_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    plan = FilePlan()
+    plan.writes(output)
+    plan.check()
+    output.write_text(THEIRS)
+    with pytest.raises(OutputError, match="appeared while this command ran"):
+        write_text(output, "ours")
+    assert output.read_text() == THEIRS
+    assert list(tmp_path.iterdir()) == [output]
+    plan.check(overwrite=True)
+    write_text(output, "ours")
+    assert output.read_text() == "ours"
+
+
+def test_our_own_file_that_appears_later_is_replaced(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(tmp_path / "out.txt")
+    plan.check()
+    (tmp_path / "out.txt").write_text(MARK_LINE)
+    write_text(tmp_path / "out.txt", "ours")
+    assert (tmp_path / "out.txt").read_text() == "ours"
+
+
+def test_a_folder_of_outputs_spares_what_appears_later(tmp_path: Path) -> None:
+    plan = FilePlan()
+    for name in ("a", "b"):
+        plan.writes(tmp_path / name)
+    plan.check()
+
+    def write() -> None:
+        with atomic_folder(tmp_path, overwrite=True) as folder:
+            for name in ("a", "b"):
+                (folder / name).write_text("ours")
+            (tmp_path / "b").write_text(THEIRS)
+
+    with pytest.raises(OutputError, match="appeared"):
+        write()
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "b").read_text() == THEIRS
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_for_files_whose_names_are_not_known_yet(tmp_path: Path, overwrite: bool) -> None:
+    plan = FilePlan()
+    plan.writes_in(tmp_path / "run")
+    plan.check(overwrite=overwrite)
+    for name in ("step-1", "step-2"):
+        write_text(tmp_path / "run" / name, MARK_LINE)
+        write_text(tmp_path / "run" / name, f"{MARK_LINE}again")
+    (tmp_path / "run" / "step-3").write_text(THEIRS)
+    if overwrite:
+        write_text(tmp_path / "run" / "step-3", "ours")
+        return
+    with pytest.raises(OutputError, match="step-3 appeared while this command ran"):
+        write_text(tmp_path / "run" / "step-3", "ours")
