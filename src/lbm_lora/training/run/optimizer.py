@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, listing
 from lbm_lora.trainable.inject import UP
 from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
 
@@ -48,8 +48,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
     Raises:
         ConfigError: torch refuses it, or the step leads to values that are not finite.
     """
-    weight = nn.Parameter(torch.full((2, 2), 0.5, device=device))
-    weight.grad = torch.full_like(weight, 0.5)
+    weight = _weight(device)
     chosen = f"optimizer {settings.optimizer} with optimizer_kwargs {settings.optimizer_kwargs}"
     try:
         make_optimizer({"weight": weight}, settings).step()
@@ -59,6 +58,34 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
         raise ConfigError(f"{chosen} cannot take a step on {device}: {_said(error)}.") from None
     if not weight.isfinite().all():
         raise ConfigError(f"{chosen} makes weights infinite or NaN in its first step. Choose smaller values.")
+
+
+def check_kept(kept: Mapping[str, Mapping[str, Any]], settings: OptimizerSettings, device: torch.device) -> None:
+    """Check that an optimizer that goes on has kept what it needs: other arguments may need more.
+
+    Args:
+        kept: what it has kept for each parameter, by name.
+
+    Raises:
+        ConfigError: something is missing.
+    """
+    weight = _weight(device)
+    optimizer = make_optimizer({"weight": weight}, settings)
+    optimizer.step()
+    held = {key for one in kept.values() for key in one}
+    missing = optimizer.state[weight].keys() - held
+    if held and missing:
+        raise ConfigError(
+            f"optimizer_kwargs {settings.optimizer_kwargs} need {listing(sorted(missing))}, which {settings.optimizer} "
+            "has not kept so far in this run. Give those that the run began with, or choose another save_ckpt_path."
+        )
+
+
+def _weight(device: torch.device) -> nn.Parameter:
+    """A small matrix with a gradient."""
+    weight = nn.Parameter(torch.full((2, 2), 0.5, device=device))
+    weight.grad = torch.full_like(weight, 0.5)
+    return weight
 
 
 def _said(error: Exception) -> str:

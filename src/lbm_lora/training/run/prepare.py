@@ -22,7 +22,7 @@ from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open
 from lbm_lora.training.loss.losses import Lpips
 from lbm_lora.training.loss.objective import Objective, objective_of
 from lbm_lora.training.loss.step import BridgeStep
-from lbm_lora.training.run.optimizer import make_optimizer
+from lbm_lora.training.run.optimizer import check_kept, make_optimizer
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given
 from lbm_lora.training.run.validation import Validator
@@ -97,6 +97,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     identity = _identity(config, found.digest, len(train), fabric.world_size)
     if state is not None:
         check_identity(state, identity, folder.state)
+        check_kept(state.optimizer, config, fabric.device)
         _say_changes(state, config, progress)
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.run.optimizer import check_optimizer, make_optimizer
+from lbm_lora.training.run.optimizer import check_kept, check_optimizer, make_optimizer
 from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
 
 CPU = torch.device("cpu")
@@ -83,3 +83,11 @@ def test_what_torch_refuses_in_a_step(values: dict[str, Any], message: str) -> N
 def test_an_optimizer_of_matrices_refuses_convs() -> None:
     with pytest.raises(ConfigError, match=r"^optimizer Muon cannot train what is to be trained: .*2D"):
         make_optimizer({"conv.lora_up": nn.Parameter(torch.ones(2, 2, 1, 1))}, make(optimizer="Muon"))
+
+
+def test_an_optimizer_that_goes_on_needs_what_it_has_kept() -> None:
+    kept = {"a": {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}}
+    check_kept(kept, make(optimizer_kwargs={"weight_decay": 0.5}), CPU)
+    with pytest.raises(ConfigError, match="need max_exp_avg_sq, which AdamW has not kept so far in this run"):
+        check_kept(kept, make(optimizer_kwargs={"amsgrad": True}), CPU)
+    check_kept({}, make(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}), CPU)
