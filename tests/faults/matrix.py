@@ -361,7 +361,7 @@ def _images(goods: Goods) -> Iterator[Case]:
 
 
 LONG = (
-    "max_steps", "max_epochs", "num_workers", "resume", "devices", "num_nodes", "strategy", "wandb_project", "logger",
+    "max_steps", "max_epochs", "num_workers", "resume", "devices", "num_nodes", "wandb_project", "logger",
     "save_ckpt_path", "accumulate",
 )  # fmt: skip
 """Keys of a training file that would make a run long, or that have values of their own."""
@@ -408,6 +408,10 @@ def _configs(goods: Goods) -> Iterator[Case]:
     wrong = tuple(value for value in spoil.WRONG_VALUES if value not in (0, 1.5, 2**64, True, ""))
     faults = spoil.yaml_values(flags, wrong)
     faults |= spoil.yaml_values(["max_steps", "max_epochs", "accumulate"], ("text", -1, 0, 1.5, float("nan"), [], {}))
+    faults |= spoil.yaml_values(
+        ["optimizer_kwargs"], ({"amsgrad": "text"}, {"differentiable": True}, {"weight_decay": 1e300})
+    )
+    faults |= spoil.yaml_values(["init_lora", "optimizer", "strategy"], ("pissa_niter_101", "Muon", "ddp_spawn"))
     faults |= spoil.yaml_values(["num_workers", "devices", "num_nodes"], ("text", -1, 10**9, 1.5, float("nan"), [], {}))
     yield from _crossed("training file", "values.yaml", goods / "train.yaml", faults, train, may_pass=("",))
 
