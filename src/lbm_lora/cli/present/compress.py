@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Status
 from lbm_lora.errors import plural
-from lbm_lora.report.wording import decibel, megabytes
+from lbm_lora.report.wording import decibel, megabytes, printable
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.compress import CompressResult
@@ -16,20 +16,18 @@ def compress(result: "CompressResult", _: bool) -> str:
     """Return five lines for a reader who has never used a LoRA of an LBM."""
     base, lora = _quoted(result.base), _quoted(result.adapter)
     part = round(result.tuned_nbytes / result.nbytes)
-    return "\n".join(
-        [
-            f"Made     {result.adapter}, {megabytes(result.nbytes)}: 1/{part} of the tuned checkpoint. "
-            f"{_contents(result)}",
-            f"Quality  {_quality(result)}",
-            f"See      {result.page} and {result.comparison}",
-            f"Use      lbm-lora infer --base_model_path {base} --lora_path {lora} --source_image photo.jpg "
-            "--output_path out.png",
-            f'Python   import lbm_lora; pipe = lbm_lora.LBMPipeline.from_checkpoint("{result.base.as_posix()}"); '
-            f'pipe.load_lora_weights("{result.adapter.as_posix()}"); pipe("photo.jpg").images[0].save("out.png")',
-            f"ComfyUI  {_comfyui(result)}",
-            *([f"Also     {', '.join(str(twin.path) for twin in result.twins)}"] if result.twins else []),
-        ]
-    )
+    lines = [
+        f"Made     {result.adapter}, {megabytes(result.nbytes)}: 1/{part} of the tuned checkpoint. {_contents(result)}",
+        f"Quality  {_quality(result)}",
+        f"See      {result.page} and {result.comparison}",
+        f"Use      lbm-lora infer --base_model_path {base} --lora_path {lora} --source_image photo.jpg "
+        "--output_path out.png",
+        f'Python   import lbm_lora; pipe = lbm_lora.LBMPipeline.from_checkpoint("{result.base.as_posix()}"); '
+        f'pipe.load_lora_weights("{result.adapter.as_posix()}"); pipe("photo.jpg").images[0].save("out.png")',
+        f"ComfyUI  {_comfyui(result)}",
+        *([f"Also     {', '.join(str(twin.path) for twin in result.twins)}"] if result.twins else []),
+    ]
+    return "\n".join(map(printable, lines))
 
 
 def _comfyui(result: "CompressResult") -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lbm_lora.cli.present.lines import paragraphs
 from lbm_lora.errors import plural
 from lbm_lora.report.text.tables import numbers, table, words
-from lbm_lora.report.wording import megabytes
+from lbm_lora.report.wording import megabytes, printable
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.push import PushResult
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 def push(result: "PushResult", verbose: bool) -> str:
     """Return where the LoRA was published, and its files."""
     is_only_written = result.folder is not None
-    head = f"Written to {result.folder}. Nothing was uploaded." if is_only_written else f"Published at {result.url}"
+    head = (
+        printable(f"Written to {result.folder}. Nothing was uploaded.")
+        if is_only_written
+        else f"Published at {result.url}"
+    )
     rows = [(megabytes(file.nbytes), file.path) for file in result.files]
     left_out = (
         f"The file for diffusers leaves out {plural(len(result.dropped), 'tensor')} that it cannot hold."

@@ -46,6 +46,7 @@ def infer_shards(result: "InferShardsResult", verbose: bool) -> str:
     )
     if result.stopped_by:
         head = f"Stopped by {result.stopped_by}. {head} Run the same command to resume."
+    head = printable(head)
     if not result.skipped:
         return head
     count = f"{plural(len(result.skipped), 'sample')} cannot be used."

@@ -83,7 +83,7 @@ def refine(result: "RefineResult", _: bool) -> str:
 def resize(result: "ResizeResult", verbose: bool) -> str:
     """Return ranks, bytes and errors before and after, as a table; predicted and measured errors, and files."""
     every = [result, *result.further]
-    head = f"{plural(len(every), 'LoRA')} of {result.source}, with the error against it"
+    head = printable(f"{plural(len(every), 'LoRA')} of {result.source}, with the error against it")
     return paragraphs(
         *(f"{one.adapter.name}\n{_resized_layers(one)}" for one in every if verbose),
         "\n".join([f"{head}:", *_resizes(every)]),
