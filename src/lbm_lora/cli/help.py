@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from textwrap import fill, wrap
@@ -13,7 +14,7 @@ from lbm_lora import __version__
 from lbm_lora.cli.arguments import alternatives
 from lbm_lora.cli.commands import GROUPS, Command
 from lbm_lora.cli.flags import Flag
-from lbm_lora.cli.streams import write_result
+from lbm_lora.cli.streams import named_stdout, write
 from lbm_lora.configs.marks import Bounds, Mark
 
 Sections = Mapping[str, Sequence[Flag]]
@@ -27,12 +28,13 @@ def print_help(text: Text) -> None:
     """Print a help text on stdout, in colour on a terminal.
 
     Raises:
-        BrokenPipeError, OutputError: see `write_result`; where the reader is gone, rich itself would end the process.
+        BrokenPipeError, OutputError: see `named_stdout`; where the reader is gone, rich itself would end the process.
     """
     console = Console(highlight=False)
-    with console.capture() as shown:
-        console.print(text, soft_wrap=True)
-    write_result(shown.get())
+    with named_stdout():
+        with console.capture() as shown:  # its end writes too
+            console.print(text, soft_wrap=True)
+        write(sys.stdout, shown.get())
 
 
 def columns() -> int:

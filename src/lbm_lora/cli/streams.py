@@ -3,7 +3,8 @@
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from lbm_lora.errors import OutputError
@@ -50,14 +51,21 @@ def prepare_streams() -> None:
 
 
 def write_result(text: str) -> None:
-    """Write on stdout.
+    """Write on stdout; see `named_stdout`."""
+    with named_stdout():
+        write(sys.stdout, text)
+
+
+@contextmanager
+def named_stdout() -> Generator[None]:
+    """Name stdout where it cannot be written to.
 
     Raises:
         BrokenPipeError: the reader, such as `head`, has seen enough.
-        OutputError: stdout cannot be written to.
+        OutputError: any other reason.
     """
     try:
-        write(sys.stdout, text)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
