@@ -42,6 +42,7 @@ def limits() -> str:
         *((f"`{key}` of a network", f"{most:,}") for key, most in names.MOST.items()),
         ("other numbers of a network's configuration", f"{names.MOST_OF_OTHERS:,}"),
         ("a URL that sends nothing", f"{fetch.PATIENCE:g} s"),
+        ("contents of a compressed shard", f"{fetch.MOST_UNPACKED} times its bytes"),
         ("an answer of the Hugging Face hub", f"{repository.PATIENCE:g} s"),
         ("absolute value of a LoRA's scale", f"{MOST:g}"),
         ("N of `init_lora: pissa_niter_N`", str(MOST_ITERATIONS)),

@@ -17,11 +17,10 @@ from pathlib import Path
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late
 from lbm_lora.output_place import check_replaceable
-from lbm_lora.private_folder import output_of, private_folder, remove_leftover
+from lbm_lora.private_folder import INNER, output_of, private_folder, remove_leftover
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
-_INNER = "new"
-_LEFT = re.compile(rf"\.{_INNER}\.[0-9a-f]+\.part")
+_LEFT = re.compile(rf"\.{INNER}\.[0-9a-f]+\.part")
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
                 f"{folder} already exists. Give a new or an empty folder",
                 *([", or use ", Option("overwrite"), " to add to it."] if exists else ["."]),
             )
-        with _private(folder / _INNER if exists else folder) as private:
-            temporary = private / _INNER
+        with _private(folder / INNER if exists else folder) as private:
+            temporary = private / INNER
             temporary.mkdir()
             yield temporary
             if exists:

@@ -146,8 +146,8 @@ class FilePlan:
     def _check_place(self, output: Output) -> None:
         path, found = output.path, _status(output.path)
         if found is None:
+            check_writable(path, output.name)
             check_link(path)
-            check_writable(path.parent, output.name)
             self._check_ambiguous(output)
             return
         if S_ISDIR(found.st_mode):
@@ -155,7 +155,7 @@ class FilePlan:
         given = self.inputs.get((found.st_dev, found.st_ino))
         if given is not None:
             raise OutputError(f"{output.name} {_is_input(path, given)} Choose another path.")
-        check_writable(path.parent, output.name)
+        check_writable(path, output.name)
 
     def _check_ambiguous(self, output: Output) -> None:
         """Refuse a second checkpoint in a folder that is read for its only one."""

@@ -32,23 +32,42 @@ def check_link(path: Path) -> None:
         )
 
 
-def check_writable(folder: Path, name: str) -> None:
-    """Refuse an output whose folder is a file, or cannot be written to.
+def check_writable(path: Path, name: str = "") -> None:
+    """Refuse an output whose folder is a file or cannot be written to, or whose name is too long for the disk.
 
     Args:
-        folder: need not exist yet.
+        path: neither it nor its folder need exist yet.
         name: what the message calls the output.
 
     Raises:
-        OutputError: in both cases.
+        OutputError: in each case.
     """
-    for one in (folder, *folder.parents):
-        try:
-            mode = one.stat().st_mode
-        except (OSError, ValueError):
-            continue
-        if not S_ISDIR(mode):
-            raise OutputError(f"{name} would be in {one}, which is a file. Choose another path.")
-        if not os.access(one, os.W_OK | os.X_OK):
-            raise OutputError(f"{name} cannot be written: {one} is read-only for this user. Choose another path.")
-        return
+    name = name or str(path)
+    folder = next(one for one in path.parents if _mode(one) is not None or one == one.parent)
+    longest = _longest_name(folder)
+    for one in (path, *path.parents[: len(path.parts) - len(folder.parts) - 1]):
+        size = len(os.fsencode(one.name))
+        if size > longest:
+            raise OutputError(
+                f"{name} cannot be written: its name has {size} bytes, the disk allows {longest}. Choose a shorter one."
+            )
+    if not S_ISDIR(_mode(folder) or 0):
+        raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{name} cannot be written: {folder} is read-only for this user. Choose another path.")
+
+
+def _mode(path: Path) -> int | None:
+    """What is at a path; None: nothing, or no system takes such a name."""
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _longest_name(folder: Path) -> int:
+    """Return the bytes that a name in a folder may have."""
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):  # AttributeError: Windows
+        return 255

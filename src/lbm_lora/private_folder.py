@@ -8,6 +8,7 @@ taken knows whether its writer is alive, and takes the next name, or was killed:
 """
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Generator
@@ -24,6 +25,9 @@ except ImportError:  # Windows
 NOTE = "lbm-lora.txt"
 """Name of the note in a private folder."""
 NOTE_TEXT = b"Unfinished files of lbm-lora. The next command that writes the same output removes them.\n"
+INNER = "new"
+"""Name of a folder that is made in a private folder."""
+_NAME = re.compile(r"\.(.+)\.[0-9a-f]+\.part")
 _WRITERS = 100  # living writers of one output
 
 
@@ -105,10 +109,16 @@ def remove_leftover(folder: Path) -> bool:
 
 
 def output_of(path: Path) -> Path:
-    """Return the path that a file is going to have, of one in a private folder."""
-    while os.path.lexists(path.parent / NOTE):
-        path = path.parent.parent / path.name
-    return path
+    """Return the path that a file is going to have, of one in a private folder or in a folder that is made there."""
+    private = next((one for one in path.parents if os.path.lexists(one / NOTE)), None)
+    if private is None:
+        return path
+    inside = path.relative_to(private)
+    made, named = private.parent, _NAME.fullmatch(private.name)
+    if len(inside.parts) > 1 and inside.parts[0] == INNER:
+        inside = inside.relative_to(INNER)
+        made = made if named is None or named[1] == INNER else made / named[1]
+    return output_of(made / inside)
 
 
 def _is_ours(folder: Path) -> bool:

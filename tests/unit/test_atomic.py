@@ -327,3 +327,17 @@ def test_a_path_that_is_written_twice_gets_the_last_file(tmp_path: Path) -> None
         write_text(tmp_path / "a.txt", "two")
     assert (tmp_path / "a.txt").read_text() == "two"
     assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_names_the_output_in_a_folder_that_is_made(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "shards").mkdir()
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "shards") as folder, atomic_path(folder / "a.tar"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError) as caught:
+        write()
+    assert str(caught.value).startswith(f"{tmp_path / 'shards' / 'a.tar'} cannot be written: No space left on device.")

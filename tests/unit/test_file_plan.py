@@ -202,3 +202,15 @@ def test_a_folder_that_is_read_for_its_one_checkpoint_gets_no_second(
         assert f"would be a second checkpoint in {folder}, an input of this command." in refused(plan, overwrite=True)
     else:
         plan.check()
+
+
+def test_a_name_that_is_too_long_is_refused_at_once(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 256), tmp_path / ("y" * 256) / "a.png"):
+        plan = FilePlan()
+        plan.writes(path, "the report")
+        assert refused(plan) == (
+            f"the report {path} cannot be written: its name has 256 bytes, the disk allows 255. Choose a shorter one."
+        )
+    plan = FilePlan()
+    plan.writes(tmp_path / ("x" * 255))
+    plan.check()

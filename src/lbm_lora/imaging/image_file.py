@@ -214,6 +214,8 @@ def write_image(image: Image.Image, path: Path, *, mark: str = MARK) -> None:
             if kind == "BMP":  # it holds no text, and readers stop after the pixels
                 with temporary.open("ab") as file:
                     file.write(mark.encode())
+    except OutputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(f"{path} cannot be written: {error}. Choose another path or format.") from None
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra
 from lbm_lora.missing_path import not_there
+from lbm_lora.regular_file import check_regular
 
 Net = Literal["vgg", "alex", "squeeze"]
 Images = Float[Tensor, "batch 3 height width"]
@@ -168,6 +169,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         with open_checkpoint(path) as file:
             return {name: file.read(name) for name in file.specs}
     try:
+        check_regular(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(not_there(path, (".pth", ".safetensors"))) from None

@@ -17,16 +17,20 @@ def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height wi
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
 
+class NotFiniteError(ImageError):
+    """The values of an image are NaN or infinite."""
+
+
 def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
     """The images of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256.
 
     Raises:
-        ImageError: NaN or infinite values, which would turn black without a word.
+        NotFiniteError: NaN or infinite values, which would turn black without a word.
     """
     values = tensor.detach().float().cpu()
     broken = int((~torch.isfinite(values)).sum())
     if broken:
-        raise ImageError(f"{broken} of {values.numel()} values are not finite: they are no image.")
+        raise NotFiniteError(f"{broken} of {values.numel()} values are not finite: they are no image.")
     bytes_ = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(array) for array in bytes_.permute(0, 2, 3, 1).numpy()]
 

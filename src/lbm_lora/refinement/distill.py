@@ -28,7 +28,7 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.refinement.student import Student
-from lbm_lora.trainable.state import TrainState, copied, load_state, optimizer_state, restore, save_state
+from lbm_lora.trainable.state import TrainState, check_values, copied, load_state, optimizer_state, restore, save_state
 
 _WARMUP = 10  # steps
 _PARTS = 8  # parts of a run, with a measurement at the end of each
@@ -107,6 +107,8 @@ def distill(
     if saved is None or not is_kept(saved.best_step or 0):
         keep(student.adapter(), best)
     else:
+        assert state is not None
+        check_values(saved, student.parameters, state)
         restore(saved, student.parameters, optimizer, None)
         best, done = (
             DistillResult(before=before, after=OutputErrors(**saved.config), step=saved.best_step or 0),

@@ -10,7 +10,7 @@ import lzma
 import os
 import re
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -32,6 +32,8 @@ _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzm
 """Map from the first bytes of a file to its decompressor."""
 PATIENCE = 60.0
 """Seconds without a byte after which a URL counts as dead. The commands of `pipe:` may take longer."""
+MOST_UNPACKED = 100
+"""How many times the bytes of a compressed shard its contents may have: images hardly shrink."""
 _LONG = 200  # bytes: what is added must fit in too
 _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
 """What WebDataset fetches without being told a command. `pipe` is one, and needs permission."""
@@ -54,6 +56,8 @@ def local_shards(
     paths = [_path_of(shard) for shard in shards]
     _check(shards, paths, cache_dir, allow_pipe)
     missing = [path for path in paths if path is not None and not path.is_file()]
+    if missing and missing[0].exists():
+        raise DataError(f"{missing[0]} is not a regular file. A shard is a .tar file.")
     if missing:
         first = not_there(missing[0], (missing[0].suffix,))
         more = f" Nor do {listing(map(str, missing[1:]))}." if len(missing) > 1 else ""
@@ -61,10 +65,25 @@ def local_shards(
     if None in paths:
         progress.start(len(shards), "fetching shards")
     local: list[Path] = []
+    twice = _same_files(path for path in paths if path is not None)
+    if twice:
+        raise DataError(f"shards are named twice: {listing(map(str, twice))}. Their samples would count double.")
     for shard, path in zip(shards, paths, strict=True):
         local.append(_unpacked(path or _fetched(shard, cache_dir), cache_dir))
         progress.advance()
     return local
+
+
+def _same_files(paths: Iterable[Path]) -> list[Path]:
+    """Return files that an earlier path names too, by link or in another spelling."""
+    seen: set[tuple[int, int]] = set()
+    twice: list[Path] = []
+    for path in paths:
+        found = path.stat()
+        if (found.st_dev, found.st_ino) in seen:
+            twice.append(path)
+        seen.add((found.st_dev, found.st_ino))
+    return twice
 
 
 def _path_of(shard: str) -> Path | None:
@@ -157,7 +176,10 @@ def _unpacked(path: Path, cache_dir: Path | None) -> Path:
         if temporary is not None:
             try:
                 with opener(path) as stream, temporary.open("wb") as file:
-                    shutil.copyfileobj(stream, file, 1 << 20)
+                    while block := stream.read(1 << 20):
+                        file.write(block)
+                        if file.tell() > MOST_UNPACKED * stat.st_size + (1 << 20):
+                            raise OSError(f"its contents have more than {MOST_UNPACKED} times its bytes")
             except (OSError, EOFError, lzma.LZMAError) as error:
                 raise DataError(f"the shard {path} cannot be unpacked: {error}.") from None
     return copy

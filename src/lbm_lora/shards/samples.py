@@ -7,7 +7,9 @@ from pathlib import Path, PureWindowsPath
 
 from lbm_lora.errors import ImageError, listing
 from lbm_lora.imaging.image_file import readable_extensions
+from lbm_lora.regular_file import check_regular
 
+_END = 4096
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates, and separators of lines and paragraphs."""
 
@@ -28,6 +30,7 @@ class Part:
         """
         wanted = self.nbytes if limit is None else min(limit, self.nbytes)
         try:
+            check_regular(self.path)
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(wanted)
@@ -36,6 +39,11 @@ class Part:
         if len(data) < wanted:
             raise ImageError(f"{self.path} ends at byte {self.offset + len(data)}, within an image")
         return data
+
+    def ends(self) -> bytes:
+        """Read the first and the last `_END` bytes, which tell different images of equal size apart."""
+        end = min(_END, self.nbytes)
+        return self.read(end) + Part(self.path, self.offset + self.nbytes - end, end).read()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fuse_module
+from lbm_lora.blocks import is_finite
+from lbm_lora.errors import ConfigError
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of
 from lbm_lora.trainable.layout import PlannedLora, TrainPlan
 
@@ -99,7 +101,7 @@ def inject_plan(
         _settle(layer, adapter.modules.get(lora.name))
         weight = weights[lora.name]
         if init.startswith(_TAKES_OUT) and not lora.is_conv:
-            taken[lora.name] = (initial or {}).get(lora.name) or _factors_of(layer)
+            taken[lora.name] = _initial(lora.name, initial or {}, _factors_of(layer))
             weight = _without(weight, taken[lora.name], lora.alpha / lora.rank)
         layer.get_base_layer().weight.data = weight
     live = LiveAdapter(denoiser=denoiser, plan=plan, given=adapter, base=base, initial=taken)
@@ -190,6 +192,20 @@ def _settle(layer: LoraLayer, given: LoraModule | None) -> None:
 def _factors_of(layer: LoraLayer) -> InitialFactors:
     down, up = (cast(Tensor, factors[_ADAPTER].weight) for factors in (layer.lora_A, layer.lora_B))
     return InitialFactors(down.detach().cpu().clone(), up.detach().cpu().clone())
+
+
+def _initial(name: ModuleName, kept: Mapping[ModuleName, InitialFactors], drawn: InitialFactors) -> InitialFactors:
+    """Return the initial factors of an earlier injection, or the new ones."""
+    if name not in kept:
+        return drawn
+    found = kept[name]
+    for one, other in ((found.down, drawn.down), (found.up, drawn.up)):
+        if one.shape != other.shape or not is_finite(one):
+            raise ConfigError(
+                f"the state of the run is damaged: the initial factors of {name} have shape {tuple(one.shape)} instead "
+                f"of {tuple(other.shape)}, or are not finite. Remove it to start again."
+            )
+    return found
 
 
 def _without(weight: Tensor, taken: InitialFactors, scaling: float) -> Tensor:

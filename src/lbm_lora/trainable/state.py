@@ -7,17 +7,20 @@ The position therefore also determines the random numbers and the schedule.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, ClassVar, cast
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lbm_lora.atomic import atomic_path
+from lbm_lora.blocks import is_finite
 from lbm_lora.errors import ConfigError
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import ModuleName
 from lbm_lora.ownership import MARK
+from lbm_lora.regular_file import check_regular
 from lbm_lora.trainable.inject import InitialFactors
 
 try:
@@ -27,6 +30,8 @@ except ImportError:  # torch < 2.5
 
 FORMAT = 1
 Values = dict[str, Tensor]
+_INSTEAD = "Remove it to start again, or continue from the last save with lora_weights_path."
+_Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +55,11 @@ class TrainState:
     The field names are the keys of the file.
     """
 
-    step: int
-    epoch: int
-    batch: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    step: _Count
+    epoch: _Count
+    batch: _Count
     values: Values
     optimizer: dict[str, dict[str, Any]]
     average: Values | None
@@ -62,7 +69,7 @@ class TrainState:
     validated: int
     identity: dict[str, Any]
     config: dict[str, Any]
-    saved_steps: tuple[int, ...] = ()
+    saved_steps: tuple[_Count, ...] = ()
     format: int = field(default=FORMAT)
 
     def initial_factors(self) -> dict[ModuleName, InitialFactors]:
@@ -112,6 +119,7 @@ def load_state(path: Path) -> TrainState:
         ConfigError: the file cannot be read, or is not a state of this format.
     """
     try:
+        check_regular(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(not_there(path, (path.suffix,))) from None
@@ -120,9 +128,35 @@ def load_state(path: Path) -> TrainState:
     except Exception as error:  # a damaged pickle may raise nearly anything (documentation of pickle)
         raise ConfigError(f"{path} is not the state of a training run ({type(error).__name__}). Remove it.") from None
     entries = cast(dict[str, Any], held) if isinstance(held, dict) else {}
-    if entries.get("format") != FORMAT:
+    if "format" not in entries:
+        raise ConfigError(f"{path} is not the state of a training run: it holds no such entries. Give its resume.pt.")
+    if entries["format"] != FORMAT:
         raise ConfigError(f"{path} has another version's format. Start again in another save_ckpt_path.")
-    return TrainState(**{name: value for name, value in entries.items() if name != MARK})
+    try:
+        return TypeAdapter(TrainState).validate_python({name: value for name, value in entries.items() if name != MARK})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{path} is damaged: {'.'.join(map(str, first['loc'][:2]))}: {first['msg']}. {_INSTEAD}"
+        ) from None
+
+
+def check_values(state: TrainState, parameters: Mapping[str, nn.Parameter], path: Path) -> None:
+    """Check that a state has what the parameters of a run need, before it is restored.
+
+    Raises:
+        ConfigError: values or averages are missing, of another shape, or not finite; or the optimizer's are not.
+    """
+    for name, parameter in parameters.items():
+        for held in (state.values, state.average):
+            value = None if held is None else held.get(name)
+            if held is not None and (value is None or value.shape != parameter.shape or not is_finite(value)):
+                raise ConfigError(
+                    f"{path} is damaged: {name} must have finite values of shape {tuple(parameter.shape)}. {_INSTEAD}"
+                )
+        kept = [value for value in state.optimizer.get(name, {}).values() if isinstance(value, Tensor)]
+        if not all(map(is_finite, kept)):
+            raise ConfigError(f"{path} is damaged: the optimizer's values of {name} are not finite. {_INSTEAD}")
 
 
 def check_identity(state: TrainState, identity: Mapping[str, Any], path: Path) -> None:

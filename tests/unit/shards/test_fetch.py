@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_local_shards_are_read_where_they_are(shard: Path) -> None:
-    assert local(str(shard), shard.as_uri()) == [shard, shard]
+    assert [local(str(shard)), local(shard.as_uri())] == [[shard], [shard]]
 
 
 def test_missing_shards_are_all_named(shard: Path) -> None:
@@ -195,3 +196,27 @@ def test_a_damaged_compressed_shard_is_said(shard: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"the shard .*t\.tgz cannot be unpacked: "):
         local(str(packed), cache_dir=tmp_path / "cache")
     assert leftovers(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("road", ["link", "spelling"])
+def test_a_shard_that_is_named_twice_by_another_road(shard: Path, road: str) -> None:
+    other = shard.parent / ".." / shard.parent.name / shard.name
+    if road == "link":
+        other = shard.with_name("other.tar")
+        other.symlink_to(shard)
+    with pytest.raises(DataError, match=r"named twice: .*count double"):
+        local_shards([str(shard), str(other)], cache_dir=None, allow_pipe=False)
+
+
+def test_a_compressed_shard_does_not_fill_the_disk(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.tar.gz"
+    bomb.write_bytes(gzip.compress(bytes(20_000_000)))
+    with pytest.raises(DataError, match="cannot be unpacked: its contents have more than 100 times its bytes"):
+        local_shards([str(bomb)], cache_dir=tmp_path / "cache", allow_pipe=False)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size] == []
+
+
+def test_a_fifo_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=r"a\.tar is not a regular file"):
+        local_shards([str(tmp_path / "a.tar")], cache_dir=None, allow_pipe=False)

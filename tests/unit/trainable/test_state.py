@@ -1,5 +1,7 @@
 """The state to go on from: what is in it, that it comes back exactly, and what is refused."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lbm_lora.trainable.state import (
     TrainState,
     changed_keys,
     check_identity,
+    check_values,
     copied,
     load_state,
     optimizer_state,
@@ -114,7 +117,7 @@ def test_copies_do_not_follow_the_parameters() -> None:
         (None, "does not exist. The folder "),
         (b"nonsense", r"is not the state of a training run \(\w+\)"),
         ({"format": 99}, "has another version's format"),
-        ([1, 2], "has another version's format"),
+        ([1, 2], "is not the state of a training run: it holds no such entries"),
     ],
 )
 def test_files_that_are_no_states(content: Any, message: str, tmp_path: Path) -> None:
@@ -134,3 +137,67 @@ def test_another_run_is_refused_with_both_values() -> None:
     with pytest.raises(ConfigError, match=r"resume\.pt is the state of another run: base was 'abc' and is now 'x'"):
         check_identity(state, {"seed": 0, "base": "x"}, Path("resume.pt"))
     assert changed_keys(state, {"max_steps": 5, "learning_rate": 1e-3}) == ["learning_rate: 0.0001 -> 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": "x"}, "step: Input should be a valid integer"),
+        ({"step": -5}, "step: Input should be greater than or equal to 0"),
+        ({"values": None}, "values: Input should be a valid dictionary"),
+        ({"optimizer": {"a": None}}, "optimizer.a: "),
+        ({"origins": {"a": 1}}, "origins.a: "),
+        ({"saved_steps": ("a",)}, "saved_steps.0: "),
+        ({"best": "x"}, "best: "),
+        ({"bogus": 1}, "bogus: "),
+        ({"identity": None}, "identity: "),
+    ],
+)
+def test_a_state_whose_entries_are_wrong_is_damaged(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    parameters = learning(0)
+    save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
+    torch.save(torch.load(tmp_path / "resume.pt") | changes, tmp_path / "damaged.pt")
+    with pytest.raises(ConfigError) as caught:
+        load_state(tmp_path / "damaged.pt")
+    assert str(caught.value).startswith(f"{tmp_path / 'damaged.pt'} is damaged: {message}")
+
+
+def test_a_state_lacks_no_entry(tmp_path: Path) -> None:
+    parameters = learning(0)
+    save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
+    held = torch.load(tmp_path / "resume.pt")
+    del held["step"]
+    torch.save(held, tmp_path / "resume.pt")
+    with pytest.raises(ConfigError, match="is damaged: step: "):
+        load_state(tmp_path / "resume.pt")
+
+
+def test_a_fifo_is_no_state(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "resume.pt")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_state(tmp_path / "resume.pt")
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(1, 2), torch.zeros(3, 3), torch.full((3, 2), torch.nan)], ids=str)
+@pytest.mark.parametrize("where", ["values", "average"])
+def test_values_that_parameters_cannot_take_are_damage(where: str, value: torch.Tensor | None) -> None:
+    parameters = learning(0)
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
+    good = state_of(parameters, optimizer, average=copied(parameters))
+    check_values(good, parameters, Path("resume.pt"))
+    held = dict(copied(parameters))
+    if value is None:
+        del held["b.lora_up"]
+    else:
+        held["b.lora_up"] = value
+    with pytest.raises(ConfigError, match=r"b\.lora_up must have finite values of shape \(3, 2\)"):
+        check_values(replace(good, **{where: held}), parameters, Path("resume.pt"))
+
+
+def test_what_an_optimizer_has_kept_is_finite() -> None:
+    parameters = learning(0)
+    optimizer = torch.optim.AdamW(parameters.values())
+    step(parameters, optimizer, 0)
+    optimizer.state[parameters["b.lora_up"]]["exp_avg"] *= torch.nan
+    with pytest.raises(ConfigError, match=r"the optimizer's values of b\.lora_up are not finite"):
+        check_values(state_of(parameters, optimizer), parameters, Path("resume.pt"))

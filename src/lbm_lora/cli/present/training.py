@@ -30,7 +30,12 @@ def train(result: "TrainResult", _: bool) -> str:
             f"last loss {result.loss:.5f}, {result.seconds:,.0f} s."
         )
     else:
-        head = f"All {result.total:,} steps had been trained before: {listing(map(str, files or [result.folder]))}."
+        steps = (
+            f"All {result.total:,} steps had been trained before"
+            if result.step <= result.total
+            else f"{result.step:,} steps had been trained before, more than the {result.total:,} asked for"
+        )
+        head = f"{steps}: {listing(map(str, files or [result.folder]))}."
     best = f"{result.best} is of step {result.best_step:,}." if result.best and result.best_step is not None else ""
     made = [*(files if is_new else ()), *twin_files(result.twins)]
     return paragraphs(head, _scores(result.scores), written(*made), best)

@@ -11,6 +11,7 @@ import xxhash
 from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, read_record, record_path
+from lbm_lora.late_files import expect
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.fetch import local_shards
 from lbm_lora.shards.samples import Found, Part, Skipped, complaint
@@ -44,7 +45,7 @@ class ShardJob:
     Attributes:
         name: name of the output; it precedes the keys of its samples in messages.
         source: a local, uncompressed file.
-        digest: digest of the shard's list of members: names, positions and sizes.
+        digest: digest of the shard's members: names, positions, sizes, and both ends of their contents.
         samples: all samples, usable or not.
         skipped: unusable samples, as far as headers show them.
         record: record of the output, if it already exists.
@@ -95,6 +96,8 @@ def plan_shards(
         files.writes(folder / name, ours=lambda _: True)  # its record tells; see `_job`
         files.writes(record_path(folder / name), "the record", ours=is_record)
     files.check(overwrite=overwrite)
+    for name in names:
+        expect(folder / name, None if overwrite else _has_record)
     progress.start(len(paths), "reading shards")
     jobs: list[ShardJob] = []
     for path, name in zip(paths, names, strict=True):
@@ -129,7 +132,8 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
         members = "".join(f" {name}@{part.offset}+{part.nbytes}" for name, part in found.parts.items())
         digest.update(f"{found.key}{members} {found.problem}\n".encode(errors="surrogatepass"))
         try:
-            keys.parts(found)
+            for part in keys.parts(found):
+                digest.update(b"" if part is None else part.ends())
         except ImageError as error:
             skipped.append(Skipped(found.key, str(error)))
     is_there = output.exists() and (not overwrite or is_record(record_path(output)))
@@ -145,6 +149,10 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
         skipped=tuple(skipped),
         record=record,
     )
+
+
+def _has_record(output: Path) -> bool:
+    return is_record(record_path(output))
 
 
 def _output_name(shard: str) -> str:

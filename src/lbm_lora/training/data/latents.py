@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lbm_lora.atomic import atomic_path
+from lbm_lora.blocks import is_finite
 from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import check_regular
 from lbm_lora.training.data.batches import loader_of
 from lbm_lora.training.data.dataset import PairDataset
 from lbm_lora.training.data.pairs import Pair
@@ -56,12 +58,19 @@ class LatentCache:
         """
         path = self.path(pair, size)
         try:
+            check_regular(path)
             tensors = load_file(path)
-            return tensors["source"], tensors["target"]
+            source, target = tensors["source"], tensors["target"]
         except FileNotFoundError:
             return None
         except (SafetensorError, KeyError, OSError) as error:
             raise DataError(f"{path} is damaged: {error}. Delete it to compute its latents again.") from None
+        if source.shape != target.shape or not all(_is_latent(one, size) for one in (source, target)):
+            raise DataError(
+                f"{path} is damaged: it does not hold finite latents of an image of {size[0]}x{size[1]}. Delete it to "
+                "compute its latents again."
+            )
+        return source, target
 
     def save(self, path: Path, source: Latent, target: Latent) -> None:
         """Save the latents of a pair under the name from `path`.
@@ -72,6 +81,14 @@ class LatentCache:
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors))  # `save_file` would not say in an OSError why the disk refuses it
+
+
+def _is_latent(values: Tensor, size: Size) -> bool:
+    """Whether a tensor can be the latent of an image of a size in pixels, width by height."""
+    if values.dim() != 3 or not values.is_floating_point() or not is_finite(values):
+        return False
+    _, height, width = values.shape
+    return height > 0 and width > 0 and size[1] * width == size[0] * height and size[1] % height == 0
 
 
 def fill_latents(

@@ -9,6 +9,7 @@ from lightning.fabric import Fabric
 from PIL import Image
 
 from lbm_lora.errors import ConfigError, QualityError
+from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.progress import Pace, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, save_state
@@ -168,18 +169,20 @@ class TrainingLoop:
             "seconds_per_step": seconds * config.accumulate,
         }
         if not math.isfinite(standing.loss):
-            saved = (
-                f"The last save is of step {self._saved:,}: {self._run.folder.last}."
-                if self._saved
-                else ("Nothing was saved before.")
-            )
-            raise QualityError(
-                f"the loss is {standing.loss} at step {standing.step}: training has diverged. Lower learning_rate or "
-                f"gradient_clip. {saved}"
-            )
+            raise self._diverged(f"the loss is {standing.loss}")
         self._progress.note(step_line(standing.step, total, standing.loss, self._pace))
         if self._log is not None:
             self._log.metrics({f"train/{name}": value for name, value in values.items()}, standing.step)
+
+    def _diverged(self, what: str) -> QualityError:
+        saved = (
+            f"The last save is of step {self._saved:,}: {self._run.folder.last}."
+            if self._saved
+            else "Nothing was saved before."
+        )
+        return QualityError(
+            f"{what} at step {self.standing.step}: training has diverged. Lower learning_rate or gradient_clip. {saved}"
+        )
 
     def _validate_if_due(self) -> None:
         """Validate at the set interval and at the first and last step; repeat a validation that was interrupted."""
@@ -188,10 +191,13 @@ class TrainingLoop:
         is_due = standing.step % interval == 0 or standing.step >= run.total
         if run.validator is None or not is_due or standing.validated == standing.step:
             return
-        with self._learner.evaluation():
-            made = run.validator.run(
-                self._learner.loss, rank=fabric.global_rank, world=fabric.world_size, stop=self._must_stop
-            )
+        try:
+            with self._learner.evaluation():
+                made = run.validator.run(
+                    self._learner.loss, rank=fabric.global_rank, world=fabric.world_size, stop=self._must_stop
+                )
+        except NotFiniteError:
+            raise self._diverged("a validation image has values that are not finite") from None
         if made is not None:
             standing.validated = standing.step
             self._take_scores(*made)

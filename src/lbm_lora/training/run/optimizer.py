@@ -60,30 +60,64 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
         raise ConfigError(f"{chosen} makes weights infinite or NaN in its first step. Choose smaller values.")
 
 
-def check_kept(kept: Mapping[str, Mapping[str, Any]], settings: OptimizerSettings, device: torch.device) -> None:
+def check_kept(
+    kept: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings
+) -> None:
     """Check that an optimizer that goes on has kept what it needs: other arguments may need more.
 
     Args:
         kept: what it has kept for each parameter, by name.
+        parameters: those that it trains.
 
     Raises:
-        ConfigError: something is missing.
+        ConfigError: something is missing, or has another shape than a step gives it.
     """
-    weight = _weight(device)
+    needed: dict[int, Mapping[str, Any]] = {}
+    for name, parameter in parameters.items():
+        if name not in kept:
+            continue
+        size = parameter.dim()
+        if size not in needed:
+            needed[size] = _kept_by(settings, parameter.device, size)
+        missing = needed[size].keys() - kept[name].keys()
+        if missing:
+            raise ConfigError(
+                f"optimizer_kwargs {settings.optimizer_kwargs} need {listing(sorted(missing))}, which "
+                f"{settings.optimizer} has not kept so far in this run. Give those that the run began with, or choose "
+                "another save_ckpt_path."
+            )
+        for key, value in needed[size].items():
+            if _shape(kept[name][key]) != _at_size(_shape(value), parameter.shape):
+                raise ConfigError(
+                    f"what {settings.optimizer} has kept for {name} so far is damaged: {key} has another shape. Choose "
+                    "another save_ckpt_path; lora_weights_path continues from a saved LoRA."
+                )
+
+
+_SIDES = (2, 3, 4, 5)  # all different, so that a side of 1 is one that an optimizer reduces
+
+
+def _kept_by(settings: OptimizerSettings, device: torch.device, size: int) -> Mapping[str, Any]:
+    """Return what an optimizer keeps after a step on a small tensor of so many dimensions."""
+    weight = _weight(device, _SIDES[:size])
     optimizer = make_optimizer({"weight": weight}, settings)
     optimizer.step()
-    held = {key for one in kept.values() for key in one}
-    missing = optimizer.state[weight].keys() - held
-    if held and missing:
-        raise ConfigError(
-            f"optimizer_kwargs {settings.optimizer_kwargs} need {listing(sorted(missing))}, which {settings.optimizer} "
-            "has not kept so far in this run. Give those that the run began with, or choose another save_ckpt_path."
-        )
+    return optimizer.state[weight]
 
 
-def _weight(device: torch.device) -> nn.Parameter:
-    """A small matrix with a gradient."""
-    weight = nn.Parameter(torch.full((2, 2), 0.5, device=device))
+def _shape(value: object) -> tuple[int, ...]:
+    """Return the shape of a tensor; () for a number."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def _at_size(small: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a value of a small tensor has for a parameter."""
+    return tuple(1 if side == 1 else full for side, full in zip(small, shape, strict=False))
+
+
+def _weight(device: torch.device, shape: tuple[int, ...] = (2, 2)) -> nn.Parameter:
+    """A small tensor with a gradient."""
+    weight = nn.Parameter(torch.full(shape, 0.5, device=device))
     weight.grad = torch.full_like(weight, 0.5)
     return weight
 

@@ -17,7 +17,7 @@ from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.plain_text import parse_yaml, read_text
 from lbm_lora.progress import Progress
-from lbm_lora.trainable.state import TrainState, Values, changed_keys, check_identity, load_state
+from lbm_lora.trainable.state import TrainState, Values, changed_keys, check_identity, check_values, load_state
 from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
 from lbm_lora.training.loss.losses import Lpips
 from lbm_lora.training.loss.objective import Objective, objective_of
@@ -84,6 +84,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
         InputError: a subclass that fits the cause.
     """
     folder = RunFolder(config.save_ckpt_path)
+    where = folder.state if config.resume in ("auto", "never") else Path(config.resume)
     state = _find_state(config, folder)
     lbm = resolve_config(base, config_path=config.config_path)
     refuse_conditioning(lbm, where=base.path)
@@ -96,17 +97,19 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     given = read_given(config, component, found)
     identity = _identity(config, found.digest, len(train), fabric.world_size)
     if state is not None:
-        check_identity(state, identity, folder.state)
-        check_kept(state.optimizer, config, fabric.device)
+        check_identity(state, identity, where)
         _say_changes(state, config, progress)
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
     make_optimizer(trainee.parameters, config)  # refuses what it cannot train
+    if state is not None:
+        check_values(state, trainee.parameters, where)
+        check_kept(state.optimizer, trainee.parameters, config)
     mixed = config.precision == "bf16-mixed"
     return PreparedRun(
         config=config,
         folder=folder,
-        total=total_steps(batches, config),
+        total=total_steps(batches, config, state),
         state=state,
         identity=identity,
         loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
@@ -119,9 +122,15 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     )
 
 
-def total_steps(batches: BucketBatches, config: TrainConfig) -> int:
-    """Return the optimizer steps of a run; forward passes that do not fill the last step are dropped."""
-    steps = batches.steps * config.max_epochs // config.accumulate
+def total_steps(batches: BucketBatches, config: TrainConfig, state: TrainState | None = None) -> int:
+    """Return the optimizer steps of a run; forward passes that do not fill the last step are dropped.
+
+    Args:
+        state: where it resumes. Its steps may have been of another batch size.
+    """
+    done, epoch, batch = (state.step, state.epoch, state.batch) if state else (0, 0, 0)
+    left = batches.steps * max(0, config.max_epochs - epoch) - min(batch, batches.steps)
+    steps = done + max(0, left) // config.accumulate
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
 

@@ -26,6 +26,7 @@ from lbm_lora.imaging.paths import plan_outputs
 from lbm_lora.model.write_base import twin_paths
 from lbm_lora.naming import leaf_of
 from lbm_lora.ranks import parse_nbytes
+from lbm_lora.regular_file import check_regular
 from lbm_lora.workflows.convert import files_of
 from lbm_lora.workflows.needs.inputs import Inputs
 from lbm_lora.workflows.needs.memory import LBM_PARAMETERS
@@ -193,6 +194,7 @@ def _infer(config: InferConfig, inputs: Inputs) -> list[Output]:
     outputs: list[Output] = []
     sources = inputs.images.get("source_image", ())
     for source, output in zip(sources, plan_outputs(sources, config.output_path) if sources else (), strict=True):
+        check_regular(source)
         size = encoded_size(source.read_bytes())
         outputs.append(Output(path=output, nbytes=3 * size[0] * size[1]))
     return outputs

@@ -67,6 +67,9 @@ def test_a_run_that_was_at_its_end_has_no_loss_to_say(trained: TrainResult) -> N
     assert present("train", replace(trained, loss=math.nan)) == (
         "All 20 steps had been trained before: run/last.safetensors."
     )
+    assert present("train", replace(trained, loss=math.nan, step=50)) == (
+        "50 steps had been trained before, more than the 20 asked for: run/last.safetensors."
+    )
 
 
 def test_a_stopped_run(trained: TrainResult) -> None:

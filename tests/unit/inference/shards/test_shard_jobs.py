@@ -11,6 +11,7 @@ from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, check_corrupt, plan_shards
 from lbm_lora.inference.shards.shard_record import ShardRecord, write_record
+from lbm_lora.late_files import check_late
 from lbm_lora.shards.samples import Skipped
 
 SOURCE = ShardKeys()
@@ -101,3 +102,31 @@ def test_compressed_shards_and_urls_are_copied(tmp_path: Path, write_shard: Call
 def test_a_pipe_has_no_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the shard 'pipe:cat a' has no file name"):
         plan(tmp_path / "out", "pipe:cat a")
+
+
+def test_a_shard_with_other_contents_of_the_same_sizes_is_another_one(
+    tmp_path: Path, write_shard: Callable[..., Path]
+) -> None:
+    shard, out = write_shard("in/a.tar", SAMPLES), tmp_path / "out"
+    (job,) = plan(out, shard)
+    out.mkdir()
+    (out / "a.tar").write_bytes(b"results")
+    write_record(ShardRecord(source=job.digest, images=2, skipped=()), out / "a.tar")
+    assert plan(out, shard)[0].record is not None
+    write_shard("in/a.tar", SAMPLES | {"000": {"source.png": b"9"}})
+    with pytest.raises(ConfigError, match=r"was made from another shard than"):
+        plan(out, shard)
+
+
+def test_a_file_that_appears_at_an_outputs_path_stays(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
+    output = tmp_path / "out" / "a.tar"
+    for overwrite in (False, True):
+        (job,) = plan(output.parent, write_shard("in/a.tar", SAMPLES), overwrite=overwrite)
+        output.parent.mkdir(exist_ok=True)
+        output.write_bytes(b"somebody's")
+        if overwrite:
+            check_late(job.output)
+        else:
+            with pytest.raises(OutputError, match=r"out/a\.tar appeared while this command ran"):
+                check_late(job.output)
+        output.unlink()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from file_limits import largest_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.errors import DataError, OutputError
@@ -201,3 +202,26 @@ def test_a_disk_that_refuses_the_file_is_named_as_the_reason(tmp_path: Path) -> 
     with largest_file(100), pytest.raises(OutputError, match="File too large"):
         cache.save(path, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
     assert files(cache) == {}
+
+
+GOOD = torch.zeros(4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (GOOD, torch.zeros(4, 4, 4)),
+        (torch.zeros(4, 8, 4), torch.zeros(4, 8, 4)),
+        (torch.zeros(256), torch.zeros(256)),
+        (GOOD.int(), GOOD.int()),
+        (GOOD, GOOD * torch.nan),
+        (torch.zeros(4, 0, 0), torch.zeros(4, 0, 0)),
+    ],
+)
+def test_latents_of_no_image_of_that_size_are_damage(tmp_path: Path, source: Tensor, target: Tensor) -> None:
+    cache = LatentCache(tmp_path, "vae")
+    path = cache.path(PAIR, (64, 64))
+    path.parent.mkdir(parents=True)
+    save_file({"source": source, "target": target}, path)
+    with pytest.raises(DataError, match=r"is damaged: it does not hold finite latents of an image of 64x64\."):
+        cache.load(PAIR, (64, 64))

@@ -85,9 +85,36 @@ def test_an_optimizer_of_matrices_refuses_convs() -> None:
         make_optimizer({"conv.lora_up": nn.Parameter(torch.ones(2, 2, 1, 1))}, make(optimizer="Muon"))
 
 
+def kept_by(parameters: dict[str, nn.Parameter], **values: Any) -> dict[str, dict[str, Any]]:
+    """What an optimizer keeps after a step."""
+    optimizer = make_optimizer(parameters, make(**values))
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {name: dict(optimizer.state[parameter]) for name, parameter in parameters.items()}
+
+
+def learning() -> dict[str, nn.Parameter]:
+    shapes = {"a": (8, 2), "c": (2, 4, 3, 3), "n": (4,)}
+    return {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+
+
 def test_an_optimizer_that_goes_on_needs_what_it_has_kept() -> None:
-    kept = {"a": {"step": 1, "exp_avg": 0, "exp_avg_sq": 0}}
-    check_kept(kept, make(optimizer_kwargs={"weight_decay": 0.5}), CPU)
+    parameters = learning()
+    kept = kept_by(parameters)
+    check_kept(kept, parameters, make(optimizer_kwargs={"weight_decay": 0.5}))
     with pytest.raises(ConfigError, match="need max_exp_avg_sq, which AdamW has not kept so far in this run"):
-        check_kept(kept, make(optimizer_kwargs={"amsgrad": True}), CPU)
-    check_kept({}, make(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}), CPU)
+        check_kept(kept, parameters, make(optimizer_kwargs={"amsgrad": True}))
+    check_kept({}, parameters, make(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}))
+
+
+@pytest.mark.parametrize("name", sorted({*optimizers()} - {"Muon"}))
+def test_what_an_optimizer_has_kept_has_the_shapes_of_its_parameters(name: str) -> None:
+    parameters = learning()
+    kept = kept_by(parameters, optimizer=name)
+    check_kept(kept, parameters, make(optimizer=name))
+    tensors = [key for key, value in kept["a"].items() if isinstance(value, torch.Tensor) and value.dim()]
+    for key in tensors:
+        damaged = kept | {"a": kept["a"] | {key: torch.zeros(7, 7)}}
+        with pytest.raises(ConfigError, match=f"{key} has another shape"):
+            check_kept(damaged, parameters, make(optimizer=name))

@@ -48,6 +48,31 @@ def test_length_of_a_run(config: Config, values: dict[str, int | None], steps: i
     assert total_steps(batches, chosen) == steps
 
 
+@pytest.mark.parametrize(
+    ("step", "epoch", "batch", "total"),
+    [(0, 0, 0, 12), (4, 1, 1, 12), (3, 0, 3, 12), (12, 4, 0, 12), (3, 10**9, 0, 3), (3, 0, 10**9, 12), (8, 1, 1, 16)],
+)
+def test_a_run_that_resumes_ends_with_its_data(config: Config, step: int, epoch: int, batch: int, total: int) -> None:
+    """Also if its steps were of another batch size, or its position is no position."""
+    chosen = config(batch_size=2, max_epochs=4, max_steps=None)
+    batches = BucketBatches(open_data(chosen, "train", seed=0), chosen.batch_size, seed=0)
+    state = TrainState(
+        step=step,
+        epoch=epoch,
+        batch=batch,
+        values={},
+        optimizer={},
+        average=None,
+        origins={},
+        best=None,
+        best_step=None,
+        validated=-1,
+        identity={},
+        config={},
+    )
+    assert total_steps(batches, chosen, state) == total
+
+
 def test_a_new_run(config: Config) -> None:
     notes = Notes()
     run = prepared(config(precision="bf16-mixed", max_epochs=1, max_steps=5), notes)
