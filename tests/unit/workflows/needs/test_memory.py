@@ -25,7 +25,7 @@ ROWS = {
     "extract full rank": "`extract`, full rank",
     "validate": "`validate`, weights",
     "fuse": "`fuse`",
-    "calibrate": "`calibrate`, one image of 256 x 256, one timestep",
+    "calibrate": "`calibrate`, four images of 256 x 256, every timestep",
     "extract calibrated": "`extract --calibration`, with its check",
     "train": "`train`, three steps, 256 x 256, batch of one, rank 32/16",
     "refine": "`refine`, two steps, one image of 256 x 256",
