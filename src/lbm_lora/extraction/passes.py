@@ -98,7 +98,7 @@ class SurveyedPass:
     Args:
         norm: the same as in the survey.
         choices: ranks for each adapter; a delta without a rank is one that the survey found unchanged or too small.
-        vectors: the survey's file of vectors.
+        vectors: the survey's files of vectors.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class SurveyedPass:
         settings: DeltaSettings,
         norm: OutputNorm | None,
         choices: Sequence[Choice],
-        vectors: Checkpoint,
+        vectors: Sequence[Checkpoint],
     ) -> None:
         self._plan = plan
         self._settings = settings

@@ -1,6 +1,6 @@
 """Plan what to do with each tensor, from names and shapes alone, before any data is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -53,6 +53,10 @@ class Plan:
         """Return the same plan with the highest rank that each delta may get: every rank costs time."""
         items = (replace(item, rank=caps[item.name]) if item.name in caps else item for item in self.items)
         return replace(self, items=tuple(items))
+
+    def only(self, names: Collection[ParamName]) -> "Plan":
+        """Return the plan for these tensors alone."""
+        return replace(self, items=tuple(item for item in self.items if item.name in names))
 
     def with_dense(self, modules: Mapping[ModuleName, str]) -> "Plan":
         """Return the same plan with the weights of some modules stored dense.

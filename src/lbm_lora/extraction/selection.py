@@ -1,7 +1,7 @@
 """A surveyed plan, from which ranks are chosen and adapters written."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from lbm_lora.atomic import scratch_folder
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes
 from lbm_lora.extraction.deltas import DeltaSettings
+from lbm_lora.extraction.levels import first_level, more_ranks, only_level
 from lbm_lora.extraction.passes import SurveyedPass
 from lbm_lora.extraction.plan import Action, Plan
 from lbm_lora.extraction.survey import Survey, SurveyPass
@@ -30,6 +31,7 @@ from lbm_lora.ranks import (
     Trial,
     WidthAllocator,
     predictor_of,
+    unweighted,
 )
 
 
@@ -39,13 +41,13 @@ class RankSelection:
 
     Attributes:
         plan: plan with the highest rank that the survey found for each delta.
-        vectors: the survey's file of vectors.
+        vectors: the survey's files of vectors.
     """
 
     plan: Plan
     settings: DeltaSettings
     norm: OutputNorm | None
-    vectors: Path
+    vectors: Sequence[Path]
     allocator: RankAllocator | WidthAllocator
     predictor: Predictor
 
@@ -61,7 +63,8 @@ class RankSelection:
     @contextmanager
     def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
         """Open the second pass for these choices."""
-        with open_checkpoint(self.vectors) as vectors:
+        with ExitStack() as stack:
+            vectors = [stack.enter_context(open_checkpoint(path)) for path in self.vectors]
             yield SurveyedPass(self.plan, self.settings, self.norm, choices, vectors)
 
     @contextmanager
@@ -127,19 +130,32 @@ def surveyed(
         beside: an output path; the vectors are stored in a folder next to it, which is removed at the end.
     """
     capped = capped_plan(plan, rule, settings.dtype)
+    sizes = rule.nbytes if isinstance(rule, SizeLimits) and norm is not None else ()
+    longest = max(run_settings, key=lambda one: len(str(one)))
+    overhead = header_bytes(longest, plan, settings.dtype)
+
+    def allocator_of(survey: Survey) -> RankAllocator | WidthAllocator:
+        if settings.dtype == PACKED:
+            return WidthAllocator(survey.widths, prefix=plan.pairing.tuned.prefix, overhead=overhead)
+        return rank_allocator(capped, survey, settings.dtype, overhead=overhead, is_weighted=norm is not None)
+
     with scratch_folder(beside.with_name(f"{beside.stem}.vectors")) as folder:
-        vectors = folder / "vectors.safetensors"
-        has_spare = isinstance(rule, SizeLimits) and norm is not None
-        survey_pass = SurveyPass(capped, settings, norm, vectors, has_spare=has_spare)
-        progress.start(len(survey_pass), "surveying")
-        survey = survey_pass.run(progress.advance)
-        longest = max(run_settings, key=lambda one: len(str(one)))
-        overhead = header_bytes(longest, plan, settings.dtype)
-        allocator = (
-            WidthAllocator(survey.widths, prefix=plan.pairing.tuned.prefix, overhead=overhead)
-            if settings.dtype == PACKED
-            else rank_allocator(capped, survey, settings.dtype, overhead=overhead, is_weighted=norm is not None)
-        )
+        vectors: list[Path] = []
+
+        def survey_of(plan: Plan) -> Survey:
+            vectors.append(folder / f"vectors_{len(vectors)}.safetensors")
+            survey_pass = SurveyPass(plan, settings, norm, vectors[-1], has_spare=bool(sizes))
+            progress.start(len(survey_pass), "surveying" if len(vectors) == 1 else "surveying higher ranks")
+            return survey_pass.run(progress.advance)
+
+        is_plain = norm is not None and norm.weights_of is unweighted
+        known = (only_level(capped) if is_plain else first_level(capped)) if sizes else capped
+        survey = survey_of(known)
+        allocator = allocator_of(survey)
+        while sizes and not is_plain and (caps := more_ranks(capped, known, allocator.within(sizes))):
+            known = known.with_caps(caps)
+            survey = survey.updated(survey_of(known.only(caps)))
+            allocator = allocator_of(survey)
         yield RankSelection(
             plan=capped,
             settings=settings,

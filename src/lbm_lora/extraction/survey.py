@@ -5,7 +5,7 @@ spectra, from which the ranks of all adapters are chosen. The second pass (`Surv
 chosen ranks, rounds them, and measures them against the deltas.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,12 @@ class Survey:
     spectra: list[DeltaSpectrum]
     widths: list[WidthSpectrum]
     others: Measure
+
+    def updated(self, other: "Survey") -> "Survey":
+        """Return the survey with the spectra of another one in the place of its own."""
+        spectra = {one.name: one for one in (*self.spectra, *other.spectra)}
+        widths = {one.name: one for one in (*self.widths, *other.widths)}
+        return Survey(list(spectra.values()), list(widths.values()), self.others)
 
 
 @dataclass(frozen=True)
@@ -163,8 +169,9 @@ class SurveyPass:
         return vector_spectrum(item.name, values, moment, is_needed=is_unknown)
 
 
-def stored_vectors(file: Checkpoint, name: ParamName) -> WeightedSVD:
-    """Read the vectors of one delta from a survey's file."""
+def stored_vectors(files: Sequence[Checkpoint], name: ParamName) -> WeightedSVD:
+    """Read the vectors of one delta from the files of a survey: the last that has them."""
+    file = next(file for file in reversed(files) if name + _VALUES in file.specs)
     left, values, right = (file.read(name + ending) for ending in (_LEFT, _VALUES, _RIGHT))
     return WeightedSVD(left, values, right, rest=0.0)
 

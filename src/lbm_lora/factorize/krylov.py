@@ -34,6 +34,7 @@ _BF16_FROM = 0.01  # of the squared norm: for squared errors above this, bf16 lo
 _SAFE = (1e-24, 1e24)  # range of squared norms whose products, and their squares, fit fp32
 
 _SPARE = 20  # of the short side: columns beyond the rank, which the accuracy of the last ranks needs
+_SPARE_SHARE = 2  # of the rank: more do not help low ranks
 _WIDE_ROUNDS = 3
 _WIDE_SHARE = 3  # with more columns than this share of the short side, LAPACK is as fast
 _WIDE_TOLERANCE = 0.02  # of the squared error that all columns leave
@@ -100,7 +101,7 @@ def wide_subspace(
         None if the iteration has not converged, or if the exact method is cheaper.
     """
     exact = _Products(matrix)
-    width = rank + exact.short // _SPARE
+    width = rank + min(exact.short // _SPARE, max(rank // _SPARE_SHARE, SMALLEST_BLOCK))
     if width * _WIDE_SHARE > exact.short or not _SAFE[0] < squared_norm < _SAFE[1]:
         return None
     products = _Products(matrix.bfloat16()) if multiplies_bf16(matrix.device) else exact

@@ -13,7 +13,7 @@ from lbm_lora.ranks.allocate import Choice, RankAllocator, megabytes
 from lbm_lora.ranks.allocate_widths import WidthAllocator, needs_limit
 from lbm_lora.ranks.prediction import Prediction, Predictor
 from lbm_lora.ranks.rank_options import parse_nbytes, rank_rule
-from lbm_lora.ranks.rules import ErrorLimit, FixedRanks, PsnrFloor, RankRule, SizeLimits
+from lbm_lora.ranks.rules import LEAST_CAP, SMALL_SIDE, ErrorLimit, FixedRanks, PsnrFloor, RankRule, SizeLimits
 from lbm_lora.ranks.spectrum import (
     DeltaSpectrum,
     WeightsOf,
@@ -34,12 +34,14 @@ __all__ = [
     "DeltaSpectrum",
     "ErrorLimit",
     "FixedRanks",
+    "LEAST_CAP",
     "OutputNorm",
     "Prediction",
     "Predictor",
     "PsnrFloor",
     "RankAllocator",
     "SHIFTS",
+    "SMALL_SIDE",
     "RankRule",
     "SizeLimits",
     "StoredDelta",

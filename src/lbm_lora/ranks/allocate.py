@@ -35,6 +35,13 @@ class Choice:
     widths: Mapping[ParamName, tuple[int, ...]] = field(default_factory=dict[ParamName, tuple[int, ...]])
     data_bytes: int = 0
 
+    def highest_rank(self, name: ParamName) -> int | None:
+        """Return the highest rank of a delta's decomposition that is used, 0 for none; None if it is stored dense."""
+        rank = self.ranks.get(name, 0)
+        if rank is None or name not in self.widths:
+            return rank
+        return max((index for index, width in enumerate(self.widths[name], 1) if width), default=0)
+
 
 class RankAllocator:
     """Choose the ranks of an adapter from the spectra of its deltas, under any rule.

@@ -18,8 +18,11 @@ from lbm_lora.naming import ParamName
 from lbm_lora.ranks.allocate import Choice, RankAllocator
 from lbm_lora.ranks.allocate_widths import WidthAllocator
 
-_SMALL_SIDE = 192  # up to this size all ranks of a matrix are found anyway
-_LEAST_CAP = 64
+SMALL_SIDE = 192
+"""Up to this short side all ranks of a matrix are found anyway."""
+LEAST_CAP = 64
+"""Ranks of any larger matrix that a survey finds, if there are as many."""
+
 _PACKED_SHARE = 0.25  # of 16 bits: what a value takes in the mean
 _ABOVE_UNIFORM = 4  # the most that one layer may get, in multiples of the uniform rank
 _SHARE = 0.25  # of its bound that a rank may reach under an error limit: above it the dense delta is nearly as small
@@ -139,4 +142,4 @@ RankRule = FixedRanks | SizeLimits | ErrorLimit | PsnrFloor | ModuleErrorLimit |
 
 
 def _below(bound: int, cap: float) -> int:
-    return bound if bound <= _SMALL_SIDE else min(bound, max(_LEAST_CAP, math.ceil(cap)))
+    return bound if bound <= SMALL_SIDE else min(bound, max(LEAST_CAP, math.ceil(cap)))

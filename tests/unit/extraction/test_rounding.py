@@ -60,7 +60,7 @@ def left(
     errors: dict[ParamName, float] = {}
     chosen = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        for (outcome,) in SurveyedPass(plan, settings, norm_of(weights_of), [chosen], scratch):
+        for (outcome,) in SurveyedPass(plan, settings, norm_of(weights_of), [chosen], [scratch]):
             name = outcome.row.name
             if name in ranks:
                 delta, _ = plan.pairing.read_delta(name)

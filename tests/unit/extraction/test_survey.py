@@ -53,7 +53,7 @@ def emitted(
 ) -> tuple[Adapter, Ledger]:
     chosen = Choice(ranks=dict(choices), nbytes=0, error_sq=0.0)
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        outcomes = [outcome for (outcome,) in SurveyedPass(plan, settings, norm_of(weights_of), [chosen], scratch)]
+        outcomes = [outcome for (outcome,) in SurveyedPass(plan, settings, norm_of(weights_of), [chosen], [scratch])]
     return _adapter(outcomes), Ledger(tuple(outcome.row for outcome in outcomes))
 
 

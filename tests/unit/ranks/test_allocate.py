@@ -42,7 +42,7 @@ def allocator(plan: Plan, survey: Survey) -> RankAllocator:
 def adapter_of(plan: Plan, folder: Path, ranks: Mapping[ParamName, int | None]) -> Adapter:
     chosen = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
     with open_checkpoint(folder / "vectors.safetensors") as scratch:
-        outcomes = [one for (one,) in SurveyedPass(plan, SETTINGS, None, [chosen], scratch)]
+        outcomes = [one for (one,) in SurveyedPass(plan, SETTINGS, None, [chosen], [scratch])]
     modules = {one.module.name: one.module for one in outcomes if one.module is not None}
     return Adapter(modules, {one.row.name: one.dense for one in outcomes if one.dense is not None})
 
