@@ -16,6 +16,7 @@ from lbm_lora.extraction.shrinkage import (
     Open,
     Shrinkage,
     at_size,
+    base_errors,
     is_safe,
     least_shrinkage,
     plain_norm,
@@ -136,9 +137,7 @@ def _checked(
     is used.
     """
     first = found[0].choice
-    trial.take()
-    of_base = trial.error()
-    assert of_base is not None
+    of_base = base_errors(selection, first, trial)
     tried: dict[float, tuple[RankSelection, TrialErrors]] = {}
 
     def run(used: OutputNorm) -> tuple[RankSelection, TrialErrors]:

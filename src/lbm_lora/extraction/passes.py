@@ -6,6 +6,7 @@ bits.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from lbm_lora.adapter import Outcome
@@ -46,6 +47,23 @@ class Pass(Protocol):
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
         """Return the fingerprints of base and tuned, after the pass."""
         ...
+
+
+@dataclass(frozen=True)
+class KeptPass:
+    """A pass that has been run for a trial, with its outcomes in memory."""
+
+    outcomes: Sequence[tuple[Outcome, ...]]
+    found: tuple[Fingerprint, Fingerprint]
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def __iter__(self) -> Iterator[tuple[Outcome, ...]]:
+        return iter(self.outcomes)
+
+    def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
+        return self.found
 
 
 class DirectPass:

@@ -2,17 +2,18 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from lbm_lora.adapter import Outcome
 from lbm_lora.atomic import scratch_folder
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.levels import first_level, more_ranks, only_level
-from lbm_lora.extraction.passes import SurveyedPass
+from lbm_lora.extraction.passes import KeptPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import Action, Plan
 from lbm_lora.extraction.survey import Survey, SurveyPass
 from lbm_lora.factorize import PACKED, Measure
@@ -50,6 +51,8 @@ class RankSelection:
     vectors: Sequence[Path]
     allocator: RankAllocator | WidthAllocator
     predictor: Predictor
+    _tried: list[tuple[Choice, KeptPass]] = field(default_factory=list[tuple[Choice, KeptPass]])
+    """The last choice that was run, which is likely to be the one that is written."""
 
     def choose(self, rule: RankRule, trial: Trial | None = None) -> list[ChosenRanks]:
         """Return a choice for each adapter of the rule; see `Chooser.choose`."""
@@ -61,17 +64,31 @@ class RankSelection:
         self.allocator.expect(choice, data_bytes)
 
     @contextmanager
-    def carried_out(self, choices: Sequence[Choice]) -> Generator[SurveyedPass]:
+    def carried_out(self, choices: Sequence[Choice]) -> Generator[Pass]:
         """Open the second pass for these choices."""
+        for choice, kept in self._tried:
+            if len(choices) == 1 and choices[0] is choice:
+                yield kept
+                return
         with ExitStack() as stack:
             vectors = [stack.enter_context(open_checkpoint(path)) for path in self.vectors]
             yield SurveyedPass(self.plan, self.settings, self.norm, choices, vectors)
 
     @contextmanager
     def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
-        """Open the deltas of a choice, as the second pass would store them."""
+        """Open the deltas of a choice, as the second pass would store them; they stay until the next one is opened."""
         with self.carried_out([choice]) as second:
-            yield (outcome.stored() for (outcome,) in second)
+            outcomes: list[tuple[Outcome, ...]] = []
+
+            def deltas() -> Iterator[StoredDelta]:
+                for found in second:
+                    outcomes.append(found)
+                    yield found[0].stored()
+
+            yield deltas()
+            self._tried[:] = (
+                [(choice, KeptPass(outcomes, second.fingerprints()))] if len(outcomes) == len(second) else []
+            )
 
     def output(
         self, chosen: ChosenRanks, path: Path | None, settings: Mapping[str, object], limit: int | None

@@ -21,6 +21,7 @@ RIDGES = (0.1, 1.0, 10.0)
 """Ridges r between that of the statistics and plain SVD: s = r / (1 + r). See `factorize.Moment.root`."""
 
 _AS_GOOD = 1.01  # errors within 1 % of each other count as equal
+_FAR = 0.25  # of the base's error: a LoRA that is predicted to leave less is not as bad as the base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,19 @@ class Shrinkage:
         ridge: the ridge, if they were shrunk.
         errors: errors of the LoRA.
         plain: those of plain SVD of the same size.
-        base: those of the base without a LoRA.
+        base: those of the base without a LoRA; None if they were not measured, see `base_errors`.
     """
 
     kind: Literal["given", "shrunk", "plain"]
     errors: TrialErrors
     plain: TrialErrors
-    base: TrialErrors
+    base: TrialErrors | None
     ridge: float | None = None
 
     @property
     def is_useless(self) -> bool:
         """Whether the base alone is as near to the tuned model, on held or on shifted inputs."""
-        return not is_safe(self.errors, self.base)
+        return self.base is not None and not is_safe(self.errors, self.base)
 
     def facts(self) -> dict[str, float]:
         """Return what a file records of it."""
@@ -76,6 +77,17 @@ def run_choice(selection: "RankSelection", choice: Choice, trial: Trial) -> Tria
     assert errors is not None
     selection.predictor.learn(choice, errors)
     return errors
+
+
+def base_errors(selection: "RankSelection", choice: Choice, trial: Trial) -> TrialErrors | None:
+    """Return the errors of the base without a LoRA; None if the survey predicts far less for the choice.
+
+    Only a LoRA that is nearly as bad is compared with the base, and a run of a large network takes long.
+    """
+    if choice.error_sq < _FAR**2 * selection.allocator.energy_sq:
+        return None
+    trial.take()
+    return trial.error()
 
 
 def is_safe(errors: TrialErrors, plain: TrialErrors) -> bool:

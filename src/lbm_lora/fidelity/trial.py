@@ -21,8 +21,8 @@ from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
 _TOGETHER = 4
 """Points that a large network is run at together."""
 
-_FEW = 2
-"""Held, and shifted, points that a large network on a CPU is run at: each takes it ten seconds and more."""
+_FEW_HELD, _FEW_SHIFTED = 2, 1
+"""Held points, and points of each kind of shift, that a large network on a CPU is run at: each takes it seconds."""
 
 
 class LoraTrial:
@@ -122,7 +122,7 @@ def _few(checks: Sequence[tuple[Check, Point]]) -> list[tuple[Check, Point]]:
     found: list[tuple[Check, Point]] = []
     for kind in dict.fromkeys(check.kind for check, _ in checks):
         same = [pair for pair in checks if pair[0].kind == kind]
-        count = min(_FEW, len(same))
+        count = min(_FEW_HELD if kind == "held" else _FEW_SHIFTED, len(same))
         found += [same[index * len(same) // count] for index in range(count)]
     return found
 

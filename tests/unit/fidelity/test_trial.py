@@ -157,7 +157,7 @@ def test_a_large_network_is_run_at_few_checks_of_each_kind(
     held, other, shifted = checks(lbm)
     monkeypatch.setattr("lbm_lora.model.build.LARGE", 0)
     listener = Listener()
-    tried = trial(lbm, plan, listener, checks=[held, held, other, other, shifted])
+    tried = trial(lbm, plan, listener, checks=[held, held, other, other, shifted, shifted])
     tried.take()
     few = trial(lbm, plan, Listener(), checks=[held, other, shifted])
     few.take()

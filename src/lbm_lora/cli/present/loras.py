@@ -191,7 +191,7 @@ def _shrinkage(result: "ExtractResult") -> str:
     errors = [f"{percent(one)} against {percent(other)} on inputs {kind}" for kind, one, other in pairs]
     useless = (
         f" The base without a LoRA has {percent(found.base.typical)}: this file is too small to help."
-        if found.is_useless
+        if found.base is not None and found.is_useless
         else ""
     )
     return f"{used}: output error {', '.join(errors)}.{useless}"
