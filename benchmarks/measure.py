@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lbm_lora.threads import sleep_while_waiting, use_large_pages
+
 JobFunction = Callable[..., dict[str, Any]]
 """The work: a public function of a module; arguments and result are plain values."""
 
@@ -135,7 +137,9 @@ def _watch(pid: int) -> tuple[int, Any, int]:
 
 
 def _child(module: str, name: str, settings: str, answer: str, *imports: str) -> None:
-    """Run the child side of `run_job`."""
+    """Run the child side of `run_job`; torch gets the settings of the command line, which work only before it loads."""
+    sleep_while_waiting()
+    use_large_pages()
     work: JobFunction = getattr(importlib.import_module(module), name)
     for further in imports:
         importlib.import_module(further)

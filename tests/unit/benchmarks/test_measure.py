@@ -38,3 +38,12 @@ def test_numbers_of_a_file_in_proc(tmp_path: Path) -> None:
     path.write_text("Name:\tpython\nRssAnon:\t   12 kB\nrchar: 345\n")
     assert proc_numbers(path) == {"RssAnon": 12, "rchar": 345}
     assert proc_numbers(tmp_path / "missing") == {}
+
+
+def environment() -> dict[str, str | None]:
+    """A job: what it finds in its environment."""
+    return {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")}
+
+
+def test_a_job_has_the_settings_of_the_command_line_that_work_only_before_torch_is_loaded() -> None:
+    assert run_job(environment, {}).result == {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
