@@ -119,10 +119,30 @@ def _ratio(keys: str, other: str | float) -> Value:
     return lambda results: _at(keys)(results) / (_at(other)(results) if isinstance(other, str) else other)
 
 
+def _core_seconds(process: str) -> Value:
+    """Return the CPU time of a process over its cores, which other work on the machine changes less than the time."""
+    return lambda results: (
+        results["calibrated"]["runs"][process]["cpu_s"] / results["calibrated"]["machine"]["cores used"]
+    )
+
+
+def _statistics(results: Results) -> float:
+    """Return the size of the statistics. Older results, which name no points, are of one image at one timestep."""
+    if "points" not in results["calibrated"]:
+        raise KeyError("points")
+    return _ratio("calibrated.runs.calibrate.output_bytes", 1e9)(results)
+
+
+def _check_seconds(results: Results) -> float:
+    """Return what running LoRAs adds to a calibrated extraction."""
+    return _core_seconds(_CHECKED)(results) - _core_seconds(_UNCHECKED)(results)
+
+
 def _memory(theme: str) -> Value:
     return _ratio(f"{theme}.runs.{theme}.anon_bytes", 1e9)
 
 
+_UNCHECKED, _CHECKED = "extract --calibration --no_check", "extract --calibration"
 _TENSOR_WISE = "time over the bare pass, tensor by tensor"
 _BLOCK_WISE = "time over the bare pass, in blocks that fit the cache"
 _SVD = _ratio("svd.full_matrices_s", "extract.runs.extract.work_s")
@@ -149,6 +169,16 @@ TARGETS: tuple[Target, ...] = (
     Target(f"validate (weights): {_BLOCK_WISE}", 1.5, "x", slower_by("validate", BLOCKS)),
     Target("validate (weights): peak anonymous memory", 1, "GB", _memory("validate")),
     Target("merge of two LoRAs of rank 32/16: peak anonymous memory", 1, "GB", _memory("merge")),
+    Target("statistics of four images at four timesteps", 1, "GB", _statistics),
+    Target("calibrated extraction, no LoRA run: CPU time over the cores", 120, "s", _core_seconds(_UNCHECKED), ".0f"),
+    Target(
+        "calibrated extraction, no LoRA run: peak anonymous memory",
+        4,
+        "GB",
+        _ratio(f"calibrated.runs.{_UNCHECKED}.anon_bytes", 1e9),
+    ),
+    Target("its check: CPU time over the cores", 60, "s", _check_seconds, ".0f"),
+    Target("its check: peak anonymous memory", 6, "GB", _ratio(f"calibrated.runs.{_CHECKED}.anon_bytes", 1e9)),
     Target("file to ready model, after imports", 2, "s", _at("load.load_s")),
     Target("file to ready model: memory over the file's size, all of it read", 1.05, "x", _GROWTH),
     Target("infer, fused: whole forward over the raw call", 1.03, "x", fused_over_raw, ".3f"),
