@@ -47,16 +47,15 @@ def kinds(folder: Path, held_out: Sequence[Path], alike: Sequence[Path] = ()) ->
         held_out: sources that calibration does not see, of objects, textures and lights that it does not see.
         alike: sources that calibration does not see, of the kind that it sees.
     """
-    few, fewer = held_out[::3], alike[::3]
     found = {
         HELD_OUT: Kind(images=held_out),
         "photos": Kind(images=sorted(bundled.PHOTOS.glob("*.jpg"))),
         "noise": Kind(images=_noise(folder)),
-        "larger": Kind(images=few, size=round(_SIDE * 1.5)),
-        "smaller": Kind(images=few, size=round(_SIDE / 2**0.5)),
+        "larger": Kind(images=held_out, size=round(_SIDE * 1.5)),
+        "smaller": Kind(images=held_out, size=round(_SIDE / 2**0.5)),
         "alike": Kind(images=alike),
-        "alike_larger": Kind(images=fewer, size=round(_SIDE * 1.5)),
-        "alike_smaller": Kind(images=fewer, size=round(_SIDE / 2**0.5)),
+        "alike_larger": Kind(images=alike, size=round(_SIDE * 1.5)),
+        "alike_smaller": Kind(images=alike, size=round(_SIDE / 2**0.5)),
     }
     return {name: kind for name, kind in found.items() if kind.images}
 

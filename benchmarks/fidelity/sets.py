@@ -56,7 +56,7 @@ RECIPES: Mapping[str, Recipe] = {
     "auto_small": Recipe(statistics="convs", flags=_AUTO, sizes=_SMALL, shifted=True, alike=True),
     "plain_global": Recipe(),
     **{name: Recipe(statistics=name, flags=_FP16 | _QUICK) for name in (*REDUCED, "sketch")},
-    **{name: Recipe(statistics=name, flags=_AUTO | _QUICK, shifted=True) for name in (*_COUNTS, "photos")},
+    **{name: Recipe(statistics=name, flags=_AUTO | _QUICK) for name in (*_COUNTS, "photos")},
 }
 """Map from set to its recipe. Sets that are not refit are made with `--no_refit`; `full` statistics have one moment for
 all positions of a conv's kernel, and `convs`, like the counts of images, keep the positions."""

@@ -40,7 +40,7 @@ def with_checks(
     origin = statistics.origin
     progress.start(0, "answering the check points")
     held = held_points(model, images, origin.schedule, size=origin.size, seed=origin.seed)
-    shifted = shifted_points(model, images, origin.schedule, size=origin.size, seed=origin.seed, count=len(held))
+    shifted = shifted_points(model, images, origin.schedule, size=origin.size, seed=origin.seed)
     found: list[tuple[CheckKind, Point]] = [*(("held", point) for point in held), *shifted]
     checks = [Check(kind=kind, point=point, wanted=outputs_at(model, [point]).float()) for kind, point in found]
     return replace(statistics, checks=tuple(checks))
@@ -53,52 +53,57 @@ def held_points(
 
     Of fewer than four images none is held out: their points are those of the mirrored images with other bridge noise.
     """
-    held = held_out(len(images))
-    mirrored, sources = not held, held or list(range(len(images)))
+    mirrored, chosen = not held_out(len(images)), _chosen(images, schedule)
     points: list[Point] = []
-    pairs = sorted(spread(len(sources), len(schedule)))
-    for image, chosen in groupby(pairs, key=lambda pair: pair[0]):
-        wanted = tuple(schedule[index] for _, index in chosen)
-        index = sources[image]
+    for index, timesteps in groupby(sorted(chosen), key=lambda pair: pair[0]):
         latent = image_latent(model, images[index], size=size, mirrored=mirrored)
+        wanted = tuple(schedule[timestep] for _, timestep in timesteps)
         points += bridge_points(model, latent, wanted, image_noise(seed, index + _OTHER_NOISE))
     return points
 
 
 def shifted_points(
-    model: LBMModel, images: Sequence[Path], schedule: Schedule, *, size: int | None, seed: int, count: int
+    model: LBMModel, images: Sequence[Path], schedule: Schedule, *, size: int | None, seed: int
 ) -> Iterator[tuple[CheckKind, Point]]:
     """Yield points unlike the calibration's, with the kind of shift.
 
     - `content`: of noise, in landscape and in portrait format. Errors there are larger than at other images that can be
       made, such as discs or scrambled and inverted ones, and after a calibration on renders as large as at photos;
-    - `larger`, `smaller`: of the held images, with 2.25 times and with half the pixels;
+    - `larger`, `smaller`: of the held images, with 2.25 times and with half the pixels, at timesteps of held points, so
+      that only the size differs. Errors differ more between images than by size, so that each image counts;
     - `timesteps`: between the trained ones.
 
-    Args:
-        count: number of held points; of each kind there are half as many, of `timesteps` two at most.
+    There are half as many of `content` as held points; half as many of each size, but one of each held image at least;
+    of `timesteps` two at most.
     """
-    sources = held_out(len(images)) or list(range(len(images)))
-    side, half = size or model.size, max(1, count // 2)
-    bridge_noise = image_noise(seed, 2 * _OTHER_NOISE)
+    chosen, side = _chosen(images, schedule), size or model.size
+    half = max(1, len(chosen) // 2)
 
     def resized(index: int, share: float) -> Latent:
-        image = images[sources[index * len(sources) // half]]
         within = max(SMALLEST_SIZE, round(share * side), -(-model.size // 4))  # what the model is made for
-        return image_latent(model, image, size=min(within, 2 * model.size))
+        return image_latent(model, images[index], size=min(within, 2 * model.size))
 
     for index in range(half):
-        latents: tuple[tuple[CheckKind, Latent], ...] = (
-            ("content", _noise_latent(model, index, side, seed)),
-            ("larger", resized(index, _LARGER)),
-            ("smaller", resized(index, _SMALLER)),
-        )
         turn = index + index // len(schedule)  # each format at every timestep
-        for kind, latent in latents:
-            for point in bridge_points(model, latent, (schedule[turn % len(schedule)],), bridge_noise):
+        latent, noise = _noise_latent(model, index, side, seed), image_noise(seed, index + 2 * _OTHER_NOISE)
+        for point in bridge_points(model, latent, (schedule[turn % len(schedule)],), noise):
+            yield "content", point
+    sizes: tuple[tuple[CheckKind, float], ...] = (("larger", _LARGER), ("smaller", _SMALLER))
+    for index, timestep in sorted(chosen[: max(half, len({image for image, _ in chosen}))]):
+        for kind, share in sizes:
+            noise = image_noise(seed, index + _OTHER_NOISE)
+            for point in bridge_points(model, resized(index, share), (schedule[timestep],), noise):
                 yield kind, point
-    for point in bridge_points(model, resized(0, 1.0), _between(schedule)[:half], bridge_noise):
+    first, _ = chosen[0]
+    noise = image_noise(seed, first + _OTHER_NOISE)
+    for point in bridge_points(model, resized(first, 1.0), _between(schedule)[:half], noise):
         yield "timesteps", point
+
+
+def _chosen(images: Sequence[Path], schedule: Schedule) -> list[tuple[int, int]]:
+    """Return image and timestep of each held point, as indices, in the order of `spread`."""
+    sources = held_out(len(images)) or range(len(images))
+    return [(sources[image], timestep) for image, timestep in spread(len(sources), len(schedule))]
 
 
 def spread(images: int, timesteps: int) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from lbm_lora.ranks import SHIFTS, TrialErrors
 CheckKind = Literal["held", "content", "larger", "smaller", "timesteps"]
 
 MOST_HELD = 16
-"""Most inputs that are held out, and most held points kept in statistics: with the shifted ones 25 MB for one-megapixel
+"""Most inputs that are held out, and most held points kept in statistics: with the shifted ones 37 MB for one-megapixel
 images.
 
 Errors differ more between images than between timesteps, so that images count.

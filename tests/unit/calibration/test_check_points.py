@@ -41,20 +41,34 @@ def test_held_points_are_not_those_that_were_measured(model: LBMModel, images: t
 
 
 def test_shifted_points_are_of_noise_other_sizes_and_other_timesteps(model: LBMModel, images: tuple[Path, ...]) -> None:
-    found = list(shifted_points(model, images, SCHEDULE, size=96, seed=3, count=5))
-    assert [kind for kind, _ in found] == ["content", "larger", "smaller"] * 2 + ["timesteps"] * 2
-    assert [one.timestep for _, one in found] == [1000.0] * 3 + [500.0] * 3 + [750.0, 250.0]
+    found = list(shifted_points(model, images, SCHEDULE, size=96, seed=3))
+    assert [kind for kind, _ in found] == ["content"] * 2 + ["larger", "smaller"] * 2 + ["timesteps"] * 2
+    assert [one.timestep for _, one in found] == [1000.0, 500.0] + [1000.0] * 2 + [500.0] * 2 + [750.0, 250.0]
     shapes = [tuple(one.state.shape[2:]) for _, one in found]
-    assert shapes[0] == shapes[3][::-1]
+    assert shapes[0] == shapes[1][::-1]
     assert shapes[0][0] < shapes[0][1]
     areas = [math.sqrt(height * width) * model.pixels_per_latent for height, width in shapes]
-    sides = [96, 128, 96 / 2**0.5] * 2 + [96] * 2  # the model is made for 64 pixels: no more than 128
+    sides = [96] * 2 + [128, 96 / 2**0.5] * 2 + [96] * 2  # the model is made for 64 pixels: no more than 128
     assert areas == pytest.approx(sides, rel=0.1)
-    assert not torch.equal(found[0][1].state, found[3][1].state.mT)
+    assert not torch.equal(found[0][1].state, found[1][1].state.mT)
+
+
+@pytest.mark.parametrize(("count", "resized"), [(4, 2), (16, 8), (64, 16)])
+def test_each_held_image_is_checked_at_other_sizes(
+    model: LBMModel, images: tuple[Path, ...], count: int, resized: int
+) -> None:
+    """At the timesteps of held points; of few images, at half of these."""
+    given, schedule = [images[index % len(images)] for index in range(count)], (*SCHEDULE, (250.0, 0.5), (750.0, 0.5))
+    held = held_points(model, given, schedule, size=64, seed=3)
+    found = list(shifted_points(model, given, schedule, size=64, seed=3))
+    for kind in ("larger", "smaller"):
+        timesteps = [point.timestep for of, point in found if of == kind]
+        assert len(timesteps) == resized
+        assert count < 64 or timesteps == [point.timestep for point in held]
 
 
 def test_of_one_held_point_there_is_one_shifted_point_of_each_kind(model: LBMModel, images: tuple[Path, ...]) -> None:
-    found = list(shifted_points(model, images, ((1000.0, 1.0),), size=64, seed=3, count=1))
+    found = list(shifted_points(model, images[:1], ((1000.0, 1.0),), size=64, seed=3))
     assert [(kind, one.timestep) for kind, one in found] == [
         ("content", 1000.0),
         ("larger", 1000.0),
@@ -71,7 +85,8 @@ def test_a_file_gives_checks_back(
     loaded = load_statistics(tmp_path / "s.safetensors").checks
     assert [one.kind for one in loaded] == [
         *["held"] * 4,
-        *["content", "larger", "smaller"] * 2,
+        *["content"] * 2,
+        *["larger", "smaller"] * 2,
         *["timesteps"] * 2,
     ]
     for one, other in zip(loaded, expected, strict=True):
