@@ -57,6 +57,13 @@ def trial_errors(checks: Sequence[Check], errors: Sequence[float]) -> TrialError
     if "held" not in found:
         return None
     typical = {kind: typical_error(*zip(*pairs, strict=True)) for kind, pairs in found.items()}
-    low, high = spread_of([error for error, _ in found["held"]], typical["held"])
-    shifted = {kind: typical[kind] for kind in SHIFTS if kind in typical}
-    return TrialErrors(typical=typical["held"], low=low, high=high, shifted=shifted)
+    within = {kind: spread_of([error for error, _ in pairs], typical[kind]) for kind, pairs in found.items()}
+    low, high = within["held"]
+    kinds = [kind for kind in SHIFTS if kind in typical]
+    return TrialErrors(
+        typical=typical["held"],
+        low=low,
+        high=high,
+        shifted={kind: typical[kind] for kind in kinds},
+        shifted_within={kind: within[kind] for kind in kinds},
+    )

@@ -31,6 +31,7 @@ class Prediction:
         measured: measured error of this file, if it was run; see `Trial.error`.
         low, high: 80 % of inputs of the calibration's kind have an error between these; None if no file was run.
         shifted: expected errors on inputs unlike the calibration's, by the kind of shift, as far as it was measured.
+        shifted_within: 80 % of such inputs have an error between these.
     """
 
     nbytes: int
@@ -41,6 +42,7 @@ class Prediction:
     low: float | None = None
     high: float | None = None
     shifted: Mapping[str, float] = field(default_factory=dict[str, float])
+    shifted_within: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     def facts(self) -> dict[str, float]:
         """Return what a file records of it."""
@@ -82,6 +84,10 @@ class Predictor:
             return Prediction(nbytes=choice.nbytes, error=foreseen, of=self.of, foreseen=foreseen)
         nearest = self._measured[min(self._measured, key=lambda one: abs(math.log(one / foreseen)))]
         error = foreseen * self._factor(foreseen, lambda found: found.typical)
+        shifted = {
+            kind: foreseen * self._factor(foreseen, lambda found, kind=kind: found.shifted[kind])
+            for kind in nearest.shifted
+        }
         known = self._measured.get(foreseen)
         return Prediction(
             nbytes=choice.nbytes,
@@ -91,9 +97,10 @@ class Predictor:
             measured=known.typical if known else None,
             low=error * nearest.low / nearest.typical,
             high=error * nearest.high / nearest.typical,
-            shifted={
-                kind: foreseen * self._factor(foreseen, lambda found, kind=kind: found.shifted[kind])
-                for kind in nearest.shifted
+            shifted=shifted,
+            shifted_within={
+                kind: (low * shifted[kind] / nearest.shifted[kind], high * shifted[kind] / nearest.shifted[kind])
+                for kind, (low, high) in nearest.shifted_within.items()
             },
         )
 

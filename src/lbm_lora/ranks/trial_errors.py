@@ -22,12 +22,14 @@ class TrialErrors:
         typical: weighted geometric mean over inputs of the calibration's kind.
         low, high: 80 % of such inputs lie between these.
         shifted: geometric mean over inputs unlike the calibration's, by the kind of shift; see `SHIFTS`.
+        shifted_within: 80 % of inputs of these kinds lie between these.
     """
 
     typical: float
     low: float
     high: float
     shifted: Mapping[str, float] = field(default_factory=dict[str, float])
+    shifted_within: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     @property
     def typical_shifted(self) -> float | None:

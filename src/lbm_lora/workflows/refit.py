@@ -121,6 +121,7 @@ def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, tr
                 low=errors.low,
                 high=errors.high,
                 shifted=errors.shifted,
+                shifted_within=errors.shifted_within,
             )
         if chosen is not None and chosen.images is not None:
             images = trial.images()
@@ -155,6 +156,7 @@ def _predicted(predicted: Prediction | None, result: JointResult) -> Prediction 
         predicted,
         **{name: factor * value for name, value in known.items() if value is not None},
         shifted={kind: factor * error for kind, error in predicted.shifted.items()},
+        shifted_within={kind: (factor * low, factor * high) for kind, (low, high) in predicted.shifted_within.items()},
     )
 
 

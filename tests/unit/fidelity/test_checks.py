@@ -29,6 +29,8 @@ def test_each_kind_of_shift_has_its_own_error() -> None:
     found = trial_errors(checks, [0.01, 0.5, 0.04, 0.7, 0.02])
     assert found is not None
     assert (found.typical, found.shifted) == (pytest.approx(0.02), pytest.approx({"content": 0.7, "larger": 0.1}))
+    low, high = found.shifted_within["larger"]
+    assert (low < 0.02, high > 0.5, low * high) == (True, True, pytest.approx(0.1**2))
     assert found.low < 0.01
     assert found.high > 0.04
     assert found.low * found.high == pytest.approx(0.02**2)

@@ -46,7 +46,11 @@ def selection(plan: Plan, tmp_path: Path) -> Generator[RankSelection]:
 
 def errors(typical: float) -> TrialErrors:
     return TrialErrors(
-        typical=typical, low=typical / 2, high=3 * typical, shifted={"content": 4 * typical, "larger": 5 * typical}
+        typical=typical,
+        low=typical / 2,
+        high=3 * typical,
+        shifted={"content": 4 * typical, "larger": 5 * typical},
+        shifted_within={"content": (2 * typical, 8 * typical), "larger": (typical, 25 * typical)},
     )
 
 
@@ -66,6 +70,7 @@ def test_what_was_measured_corrects_what_is_predicted(selection: RankSelection) 
     assert (after.foreseen, after.measured) == (before.foreseen, None)
     assert (after.low, after.high) == pytest.approx((after.error / 2, 3 * after.error))
     assert after.shifted == pytest.approx({"content": 4 * after.error, "larger": 5 * after.error})
+    assert after.shifted_within["larger"] == pytest.approx((after.error, 25 * after.error))
     assert selection.predictor.prediction(large).measured == 8 * selection.predictor.foreseen(large)
     assert selection.predictor.prediction(large).error == pytest.approx(8 * selection.predictor.foreseen(large))
 

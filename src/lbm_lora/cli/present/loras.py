@@ -171,8 +171,16 @@ def _predicted(found: "Prediction") -> str:
             "as much. Only a run measures it."
         )
     middle = f", 80 % of such inputs between {percent(found.low)} and {percent(found.high)}"
-    shifted = listing(f"{percent(error)} on inputs {SHIFTS[kind]}" for kind, error in found.shifted.items())
+    shifted = listing(
+        f"{percent(error)} ({_within(found.shifted_within[kind])}) on inputs {SHIFTS[kind]}"
+        for kind, error in found.shifted.items()
+    )
     return f"Predicted {what}{middle}{f'; {shifted}' if shifted else ''}."
+
+
+def _within(limits: tuple[float, float]) -> str:
+    low, high = limits
+    return f"{percent(low)} to {percent(high)}"
 
 
 def _shrinkage(result: "ExtractResult") -> str:
