@@ -22,7 +22,7 @@ DENOISER, IMAGE, ERROR = "denoiser_psnr", "image_psnr", "error_db"
 Scores = Mapping[str, np.ndarray]
 """Scores of a set's files by size. (files,): `nbytes` of the file, `matrix_bytes` of its matrix values, `error_db` of
 the output averaged over the held-out images, `predicted_db` for images of the calibration's kind, `low_db` and
-`high_db` of their interval, `predicted_db:SHIFT` for other images, `foreseen_db` from the statistics alone, or NaN.
+`high_db` of their interval, the three with `:SHIFT` for other images, `foreseen_db` from the statistics alone, or NaN.
 (files, images): `denoiser_psnr` and `image_psnr` in dB, and `KIND:SCORE` for a score on images of another kind.
 (files, timesteps): `timesteps_db`, the error averaged over the held-out images."""
 Sets = Mapping[str, Scores]
@@ -55,15 +55,25 @@ def _scores(files: Sequence[Mapping[str, object]]) -> Scores:
         "foreseen_db": _decibels(predicted, "foreseen"),
         "low_db": _decibels(predicted, "low"),
         "high_db": _decibels(predicted, "high"),
-        **{f"predicted_db:{shift}": _decibels(_shifts(predicted), shift) for shift in {*PREDICTED.values()}},
+        **{
+            f"{name}:{shift}": values
+            for shift in {*PREDICTED.values()}
+            for name, values in _shifted(predicted, shift).items()
+        },
         **shifted,
     }
 
 
-def _shifts(predicted: Sequence[Result]) -> list[Result]:
-    """Return the predictions for images unlike the calibration's by shift; old results have one for all."""
+def _shifted(predicted: Sequence[Result], shift: str) -> dict[str, np.ndarray]:
+    """Return prediction and interval for images unlike the calibration's; old results have one for all, or none."""
     found = [one.get("shifted") for one in predicted]
-    return [one if isinstance(one, dict) else {} for one in found]
+    errors = [one if isinstance(one, dict) else {} for one in found]
+    limits = [one.get("shifted_within", {}).get(shift, (None, None)) for one in predicted]
+    within = [{"low": low, "high": high} for low, high in limits]
+    return {
+        "predicted_db": _decibels(errors, shift),
+        **{f"{end}_db": _decibels(within, end) for end in ("low", "high")},
+    }
 
 
 def _decibels(errors: Sequence[Result], key: str) -> np.ndarray:
@@ -137,13 +147,19 @@ def surprises(found: Scores, kind: str = "") -> np.ndarray:
     A kind that is unlike the calibration's is compared with the prediction for its shift.
     """
     measured = found[f"{kind}:{ERROR}"].mean(axis=1) if kind else found[ERROR]
-    return measured - found[f"predicted_db:{PREDICTED[kind]}" if kind in PREDICTED else "predicted_db"]
+    return measured - found[f"predicted_db{_shift(kind)}"]
 
 
-def covered(found: Scores) -> np.ndarray:
-    """Return the share of images of the calibration's kind whose error lies in the interval predicted for each file."""
-    errors = found[f"alike:{ERROR}"]
-    return ((errors >= found["low_db"][:, None]) & (errors <= found["high_db"][:, None])).mean(axis=1)
+def covered(found: Scores, kind: str) -> np.ndarray:
+    """Return the share of images of a kind whose error lies in the interval predicted for each file, or NaN."""
+    errors, shift = found[f"{kind}:{ERROR}"], _shift(kind)
+    low, high = (found[f"{end}_db{shift}"][:, None] for end in ("low", "high"))
+    return np.where(np.isnan(low), math.nan, (errors >= low) & (errors <= high)).mean(axis=1)
+
+
+def _shift(kind: str) -> str:
+    """Return the end of the names of what is predicted for images of a kind."""
+    return f":{PREDICTED[kind]}" if kind in PREDICTED else ""
 
 
 def _largest_surprise(*kinds: str) -> Value:

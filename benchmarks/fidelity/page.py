@@ -228,18 +228,19 @@ def _predictions(sets: Sets) -> Table:
                     f"{found[f'{key}_db'][i]:.1f}" for key in ("foreseen", "predicted", "low", "high")
                 )
                 error, low, high = predicted
-                share = f"{numbers.covered(found)[i]:.0%}" if "alike:error_db" in found else "-"
                 differences = [_surprise(found, kind, i) for kind in ("alike", "", *_ALIKE_SHIFTED, *SHIFTED)]
                 size = f"{nbytes / 1e6:.2f} MB, {method}"
-                rows.append((size, foreseen, f"{error} ({low} to {high})", share, *differences))
-    heads = ("size", "by the statistics alone", "predicted (80 % of images)", "of them within", "calibration's kind")
+                rows.append((size, foreseen, f"{error} ({low} to {high})", *differences))
+    heads = ("size", "by the statistics alone", "predicted (80 % of images)", "calibration's kind")
     return (*heads, "held-out", "larger", "smaller", "photos", "noise", "held-out, larger", "held-out, smaller"), rows
 
 
 def _surprise(found: Scores, kind: str, index: int) -> str:
     if kind and f"{kind}:{ERROR}" not in found:
         return "-"
-    return f"{numbers.surprises(found, kind)[index]:+.1f}"
+    difference = f"{numbers.surprises(found, kind)[index]:+.1f}"
+    share = numbers.covered(found, kind)[index] if kind else math.nan
+    return difference if math.isnan(share) else f"{difference} ({share:.0%})"
 
 
 def _cell(scores: np.ndarray) -> str:

@@ -16,7 +16,14 @@ def file(nbytes: int, psnr: float, error: float, predicted: float | None = None)
     if predicted is not None:
         ratio = 10 ** (predicted / 20)
         shifted = {"content": 2 * ratio, "larger": ratio, "smaller": ratio}
-        prediction = {"error": ratio, "foreseen": ratio**2, "low": ratio / 2, "high": 2 * ratio, "shifted": shifted}
+        prediction = {
+            "error": ratio,
+            "foreseen": ratio**2,
+            "low": ratio / 2,
+            "high": 2 * ratio,
+            "shifted": shifted,
+            "shifted_within": {"content": (ratio, 3 * ratio)},
+        }
     return {
         "nbytes": nbytes,
         "matrix_bytes": nbytes - 100,
@@ -100,8 +107,13 @@ def test_other_kinds_of_images_and_timesteps_are_read() -> None:
 
 
 def test_images_within_the_interval_are_counted() -> None:
-    assert covered(sets(auto_refit=made(40, off=2))["auto_refit"]) == pytest.approx([1.0] * 5)  # 2 + 3 < 6 dB
-    assert covered(sets(auto_refit=made(40, off=4))["auto_refit"]) == pytest.approx([0.5] * 5)
+    assert covered(sets(auto_refit=made(40, off=2))["auto_refit"], "alike") == pytest.approx([1.0] * 5)  # 2 + 3 < 6 dB
+    assert covered(sets(auto_refit=made(40, off=4))["auto_refit"], "alike") == pytest.approx([0.5] * 5)
+    assert covered(sets(auto_refit=made(40, off=4))["auto_refit"], "noise") == pytest.approx([0.5] * 5)  # 8 > 5.5 dB
+    older = made(40, off=4)
+    for one in older["files"].values():
+        del one["predicted"]["shifted_within"]
+    assert np.isnan(covered(sets(auto_refit=older)["auto_refit"], "noise")).all()
 
 
 def test_older_results_have_no_predictions_for_other_images() -> None:
