@@ -38,7 +38,6 @@ REASONS = {
     "hub/publish.py": "tests/unit/workflows/test_push.py: commits, and what is refused",
     "adapter/packed_index.py": "tests/unit/adapter/test_packed.py: indexes that are damaged, and what they hold",
     "adapter/writers.py": "tests/unit/adapter/test_adapter_file.py: files written module by module",
-    "extraction/selection.py": "tests/unit/ranks/test_prediction.py: choices from a surveyed plan",
     "workflows/extract_plan.py": "tests/unit/workflows/test_outputs.py: outputs that are also inputs",
     "workflows/sources.py": "tests/unit/workflows/test_extract_calibrated.py: images of a text",
     "hub/load.py": "tests/unit/hub/test_resolve.py: values by name",
