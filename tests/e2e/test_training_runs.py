@@ -199,6 +199,13 @@ def test_a_loss_that_is_no_number_ends_the_run(config: Config) -> None:
         train(chosen)
 
 
+def test_a_validation_image_that_is_no_image_ends_the_run(config: Config, pairs: Path) -> None:
+    """Where the loss is not logged before it."""
+    diverging = {"learning_rate": 1e30, "gradient_clip": None, "optimizer": "SGD", "log_interval": 100}
+    with pytest.raises(QualityError, match=r"^a validation image has values .* at step \d: training has diverged\."):
+        train(config(**diverging, max_steps=6, validation_interval=1, validation_folder=pairs))
+
+
 def test_corrupt_pairs_are_counted_while_training(config: Config, pairs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pairs"
     folder.mkdir()
