@@ -19,6 +19,7 @@ from typing import cast
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
+from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_writable
 from lbm_lora.ownership import is_ours
 from lbm_lora.plain_text import parse_json, read_text
@@ -72,7 +73,7 @@ class FilePlan:
         """
         for path in paths:
             if path is not None and _has_one_checkpoint(Path(path)):
-                self.folders.setdefault(_real(Path(path)), Path(path))
+                self.folders.setdefault(real_path(Path(path)), Path(path))
             for one in () if path is None else _behind(Path(path)):
                 found = _status(one)
                 if found is not None and S_ISREG(found.st_mode):
@@ -132,7 +133,7 @@ class FilePlan:
         """
         seen: dict[Path, Output] = {}
         for output in self.outputs:
-            real = _real(output.path)
+            real = real_path(output.path)
             if real in seen:
                 what = seen[real].what or "another output"
                 raise OutputError(f"{output.name} would be written twice: it is {what} too.")
@@ -159,7 +160,7 @@ class FilePlan:
 
     def _check_ambiguous(self, output: Output) -> None:
         """Refuse a second checkpoint in a folder that is read for its only one."""
-        folder = _real(output.path.parent)
+        folder = real_path(output.path.parent)
         if output.path.suffix in _CONTAINERS and folder in self.folders:
             raise OutputError(
                 f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
@@ -168,7 +169,7 @@ class FilePlan:
 
 
 def _is_input(path: Path, given: Path) -> str:
-    if _real(path) == _real(given) and path.suffix == given.suffix:
+    if real_path(path) == real_path(given) and path.suffix == given.suffix:
         return "is an input of this command and would be overwritten."
     return f"is {given}, an input of this command, and would be overwritten."
 
@@ -217,10 +218,3 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except (OSError, ValueError):
         return None
-
-
-def _real(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links
-        return path.absolute()

@@ -24,6 +24,14 @@ def home_path(text: str | Path) -> Path:
         return Path(text)
 
 
+def real_path(path: Path) -> Path:
+    """Return a path without links; as it is, but absolute, where they lead in a loop or no system takes its name."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path.absolute()
+
+
 def not_there(path: Path, suffixes: Collection[str] = ()) -> str:
     """`x/model.ckpt does not exist. Did you mean x/model.safetensors?`: the first sentences of an error.
 

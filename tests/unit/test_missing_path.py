@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.missing_path import held_by, home_path, not_there
+from lbm_lora.missing_path import held_by, home_path, not_there, real_path
 
 WEIGHTS = (".safetensors", ".ckpt")
 
@@ -85,3 +85,11 @@ def test_a_quoted_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_link_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("gone")
     assert not_there(tmp_path / "a") == f"{tmp_path / 'a'} is a link to gone, which does not exist."
+
+
+def test_a_loop_of_links_has_a_path_too(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert real_path(tmp_path / "loop" / "a") == tmp_path / "loop" / "a"
+    assert real_path(tmp_path / "link" / "a") == tmp_path / "a"
+    assert real_path(Path("a\0b")) == Path("a\0b").absolute()

@@ -10,7 +10,7 @@ from PIL import Image
 from lbm_lora.errors import ImageError
 from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
-from lbm_lora.missing_path import home_path, not_there
+from lbm_lora.missing_path import home_path, not_there, real_path
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -96,7 +96,7 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _named_like(source: Path, images: Sequence[Path]) -> list[Path]:
-    others = [path for path in images if path.resolve() != source.resolve()]
+    others = [path for path in images if real_path(path) != real_path(source)]
     for stem in (f"{image_name(source)}.mask", source.stem, image_name(source)):
         found = [path for path in others if path.stem == stem]
         if found:

@@ -11,6 +11,7 @@ from lbm_lora.fidelity.answers import AnsweredPoint, answered
 from lbm_lora.fidelity.checks import held_out
 from lbm_lora.fidelity.points import bridge_points, image_latent, image_noise
 from lbm_lora.imaging.paths import expand_sources
+from lbm_lora.missing_path import real_path
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.schedule import schedule_of
 from lbm_lora.progress import Progress
@@ -45,7 +46,7 @@ def split_images(images: str | Sequence[str], held_images: str | Sequence[str] |
     found = expand_sources(images)
     if held_images is not None:
         held = expand_sources(held_images)
-        both = sorted({path.resolve() for path in found} & {path.resolve() for path in held})
+        both = sorted({*map(real_path, found)} & {*map(real_path, held)})
         if both:
             raise ConfigError(
                 f"{both[0]} is in ",

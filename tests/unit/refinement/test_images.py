@@ -70,6 +70,14 @@ def test_an_image_in_both_is_found_under_any_name(tmp_path: Path) -> None:
         split_images(str(tmp_path / "learnt"), str(tmp_path / "held"))
 
 
+def test_a_loop_of_links_is_an_image_like_any_other(tmp_path: Path) -> None:
+    """Whoever opens it says what is wrong with it."""
+    loop, other = tmp_path / "loop.png", tmp_path / "other.png"
+    loop.symlink_to(loop)
+    other.touch()
+    assert split_images([str(loop)], [str(other)]).all == (loop, other)
+
+
 def test_one_image_cannot_be_split(tmp_path: Path) -> None:
     (path,) = folder_of(tmp_path / "images", 1)
     text = f"^images is only one image, {re.escape(str(path))}. Give two or more, or add held_images\\.$"
