@@ -47,7 +47,7 @@ class Output:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The output as messages refer to it."""
         return f"{self.what} {self.path}" if self.what else str(self.path)
 
 
@@ -103,7 +103,7 @@ class FilePlan:
         self.open_folders += later.open_folders
 
     def check(self, *, overwrite: bool = False) -> None:
-        """Check all of it, and expect the outputs: a file of somebody else that appears at one is not replaced either.
+        """Check all of it. A foreign file that appears at an output's path later is not replaced either.
 
         Args:
             overwrite: whether files that are not ours may be replaced.

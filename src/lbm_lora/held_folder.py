@@ -38,7 +38,7 @@ def held_folder(folder: Path) -> Generator[bool]:
 
 
 def _is_free(descriptor: int) -> bool:
-    """Lock an open folder; False if another one holds it to the end of our patience."""
+    """Lock an open folder; False if another process still holds it after `PATIENCE` seconds."""
     assert fcntl is not None
     end = time.monotonic() + PATIENCE
     while True:

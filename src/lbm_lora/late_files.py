@@ -1,7 +1,7 @@
-"""Files of somebody else that appear at an output's path while a command runs.
+"""Foreign files that appear at an output's path while a command runs.
 
-The plan of a command's files settles what may be replaced before it starts (`lbm_lora.file_plan`). Minutes or hours
-later, whoever renames a new file to its path asks here whether that still holds.
+Before a command starts, its file plan settles what may be replaced (`lbm_lora.file_plan`). Minutes or hours later, the
+code that renames a new file to its path checks here whether that still holds.
 """
 
 from collections.abc import Callable

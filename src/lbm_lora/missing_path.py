@@ -25,7 +25,7 @@ def home_path(text: str | Path) -> Path:
 
 
 def real_path(path: Path) -> Path:
-    """Return a path without links; as it is, but absolute, where they lead in a loop or no system takes its name."""
+    """Resolve links in a path; if they form a loop or the name is invalid, return it absolute but unresolved."""
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError):

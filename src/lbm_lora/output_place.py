@@ -1,4 +1,4 @@
-"""Where an output can be: in a folder that can be written to, and in the place of regular files alone."""
+"""Where an output may go: into a writable folder, and over nothing but a regular file."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from lbm_lora.errors import OutputError
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse what a file cannot be renamed to, or should not.
+    """Refuse a path that a file cannot or should not be renamed to.
 
     Raises:
         OutputError: `path` is a folder, a device, or a link to nothing.
@@ -21,7 +21,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """Refuse a link to nothing: it belongs to somebody, and where its file would go is not known.
+    """Refuse a dangling link: it belongs to somebody, and nobody knows where its file should go.
 
     Raises:
         OutputError: `path` is one.
@@ -58,7 +58,7 @@ def check_writable(path: Path, name: str = "") -> None:
 
 
 def _mode(path: Path) -> int | None:
-    """What is at a path; None: nothing, or no system takes such a name."""
+    """Return the file mode at a path; None if nothing is there, or the name is not valid."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How a file that lbm-lora wrote is known: nearly every kind of file of ours carries a mark."""
+"""How lbm-lora recognises its own files: nearly every kind carries a mark."""
 
 from pathlib import Path
 

@@ -48,7 +48,7 @@ class StopRequest:
 
 
 _SECOND = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-"""What a second signal does. A second SIGHUP does nothing: shell and kernel may both send one."""
+"""Handlers for a second signal. A second SIGHUP is ignored, because the shell and the kernel may each send one."""
 
 
 def _is_nohup(number: signal.Signals) -> bool:

@@ -58,7 +58,7 @@ Size = Annotated[int, Named("PIXELS"), Bounds(64, 16384)]
 Seed = Annotated[int, Bounds(0, 2**63 - 1)]
 Count = Annotated[int, Bounds(1)]
 Steps = Annotated[int, Bounds(1, 1000)]
-"""Calls of the denoiser for one image: there are no more timesteps."""
+"""Denoiser calls per image; LBM has 1,000 timesteps."""
 Probes = Annotated[int, Bounds(1, 1024)]
 Batch = Annotated[int, Bounds(1, 4096)]
 Devices = Annotated[int, Bounds(1, 64)]

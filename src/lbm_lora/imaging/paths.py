@@ -123,7 +123,7 @@ def _expanded(text: str) -> tuple[Path, ...]:
 def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:
     extensions = readable_extensions()
     wanted = (p for p in paths if p.suffix.lower() in extensions and not p.name.startswith("."))
-    return tuple(sorted(p for p in wanted if not p.is_dir()))  # what is no file, such as a link to nothing, is damaged
+    return tuple(sorted(p for p in wanted if not p.is_dir()))  # dangling links count as damaged images
 
 
 def _folder_of(pattern: Path) -> Path:

@@ -18,7 +18,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height wi
 
 
 class NotFiniteError(ImageError):
-    """The values of an image are NaN or infinite."""
+    """Some values of an image are NaN or infinite."""
 
 
 def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
@@ -30,7 +30,7 @@ def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image
     values = tensor.detach().float().cpu()
     broken = int((~torch.isfinite(values)).sum())
     if broken:
-        raise NotFiniteError(f"{broken} of {values.numel()} values are not finite: they are no image.")
+        raise NotFiniteError(f"{broken} of {values.numel()} values are NaN or infinite, so this is not an image.")
     bytes_ = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(array) for array in bytes_.permute(0, 2, 3, 1).numpy()]
 

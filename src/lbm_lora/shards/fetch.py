@@ -33,7 +33,7 @@ _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzm
 PATIENCE = 60.0
 """Seconds without a byte after which a URL counts as dead. The commands of `pipe:` may take longer."""
 MOST_UNPACKED = 100
-"""How many times the bytes of a compressed shard its contents may have: images hardly shrink."""
+"""Largest allowed ratio of unpacked to compressed bytes: images hardly compress."""
 _LONG = 200  # bytes: what is added must fit in too
 _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
 """What WebDataset fetches without being told a command. `pipe` is one, and needs permission."""

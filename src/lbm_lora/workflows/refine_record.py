@@ -1,4 +1,4 @@
-"""What a refinement is known by: the values that must match to resume it, and what its LoRAs record."""
+"""What identifies a refinement: the values that must match to resume it, and the metadata of its LoRAs."""
 
 import json
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ def test_values_outside_are_clamped() -> None:
 def test_values_that_are_none_are_refused(value: float) -> None:
     tensor = torch.zeros(1, 3, 2, 2)
     tensor[0, 1, 0, 1] = value
-    with pytest.raises(ImageError, match=r"^1 of 12 values are not finite: they are no image\.$"):
+    with pytest.raises(ImageError, match=r"^1 of 12 values are NaN or infinite, so this is not an image\.$"):
         to_images(tensor)
 
 

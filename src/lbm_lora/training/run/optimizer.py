@@ -1,4 +1,4 @@
-"""The optimizer of a run: a class of torch by name, and LoRA+. A step on a small matrix shows what torch refuses."""
+"""The optimizer of a run: any torch class by name, with LoRA+. A trial step shows what torch refuses."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -123,5 +123,5 @@ def _weight(device: torch.device, shape: tuple[int, ...] = (2, 2)) -> nn.Paramet
 
 
 def _said(error: Exception) -> str:
-    """What torch says, on one line."""
+    """Return the message of a torch error on one line."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether outputs can be where they would be written, and whether there is room for them."""
+"""Whether outputs can be written where they should go, and whether there is room for them."""
 
 from collections import defaultdict
 from collections.abc import Iterable

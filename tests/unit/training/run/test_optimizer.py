@@ -86,7 +86,7 @@ def test_an_optimizer_of_matrices_refuses_convs() -> None:
 
 
 def kept_by(parameters: dict[str, nn.Parameter], **values: Any) -> dict[str, dict[str, Any]]:
-    """What an optimizer keeps after a step."""
+    """Return the optimizer's state after one step."""
     optimizer = make_optimizer(parameters, make(**values))
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)

@@ -53,7 +53,7 @@ def test_length_of_a_run(config: Config, values: dict[str, int | None], steps: i
     [(0, 0, 0, 12), (4, 1, 1, 12), (3, 0, 3, 12), (12, 4, 0, 12), (3, 10**9, 0, 3), (3, 0, 10**9, 12), (8, 1, 1, 16)],
 )
 def test_a_run_that_resumes_ends_with_its_data(config: Config, step: int, epoch: int, batch: int, total: int) -> None:
-    """Also if its steps were of another batch size, or its position is no position."""
+    """Even if its batch size has changed, or its saved position is out of range."""
     chosen = config(batch_size=2, max_epochs=4, max_steps=None)
     batches = BucketBatches(open_data(chosen, "train", seed=0), chosen.batch_size, seed=0)
     state = TrainState(
