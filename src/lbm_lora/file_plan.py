@@ -10,7 +10,6 @@ nothing. A file that exists is replaced only if it is ours: nearly every kind of
 mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_writable
 from lbm_lora.ownership import is_ours
 from lbm_lora.plain_text import parse_json, read_text
+from lbm_lora.regular_file import status_of
 
 _CONTAINERS = (".safetensors", ".ckpt")  # a base is written in both containers, with the same tensors
 _WEIGHTS = (*_CONTAINERS, ".bin", ".pt", ".pth")
@@ -75,7 +75,7 @@ class FilePlan:
             if path is not None and _has_one_checkpoint(Path(path)):
                 self.folders.setdefault(real_path(Path(path)), Path(path))
             for one in () if path is None else _behind(Path(path)):
-                found = _status(one)
+                found = status_of(one)
                 if found is not None and S_ISREG(found.st_mode):
                     self.inputs.setdefault((found.st_dev, found.st_ino), one)
 
@@ -94,7 +94,7 @@ class FilePlan:
 
     def then(self, later: "FilePlan") -> None:
         """Note the files of a later step of the same command, which may read what an earlier step writes."""
-        made = {(found.st_dev, found.st_ino) for one in self.outputs if (found := _status(one.path)) is not None}
+        made = {(found.st_dev, found.st_ino) for one in self.outputs if (found := status_of(one.path)) is not None}
         for identity, path in later.inputs.items():
             if identity not in made:
                 self.inputs.setdefault(identity, path)
@@ -114,7 +114,7 @@ class FilePlan:
         """
         self.check_apart()
         for output in self.outputs:
-            if not overwrite and _status(output.path) is not None and not output.is_ours(output.path):
+            if not overwrite and status_of(output.path) is not None and not output.is_ours(output.path):
                 raise OutputError(
                     f"{output.name} exists, and lbm-lora did not write it. Choose another path, or use ",
                     Option("overwrite"),
@@ -145,7 +145,7 @@ class FilePlan:
             self._check_place(output)
 
     def _check_place(self, output: Output) -> None:
-        path, found = output.path, _status(output.path)
+        path, found = output.path, status_of(output.path)
         if found is None:
             check_writable(path, output.name)
             check_link(path)
@@ -179,7 +179,7 @@ def _behind(path: Path) -> Iterator[Path]:
 
     Other files of a model's folder may be outputs: reports and LoRAs are often kept there, in folders of their own.
     """
-    found = _status(path)
+    found = status_of(path)
     if found is not None and S_ISDIR(found.st_mode):
         for folder in (path, *(path / name for name in _NETWORKS)):
             yield from (one for one in _listed(folder) if one.suffix in _WEIGHTS or one.name in _CONFIGS)
@@ -210,11 +210,3 @@ def _listed(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except (OSError, ValueError):
         return []
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """What the system says about a path; None where it says nothing, or takes no such name."""
-    try:
-        return path.stat()
-    except (OSError, ValueError):
-        return None

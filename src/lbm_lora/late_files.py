@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
+from lbm_lora.missing_path import real_path
 
 _planned: dict[Path, Callable[[Path], bool]] = {}  # a file, or a folder for all files in it
 
@@ -43,7 +44,4 @@ def check_late(path: Path) -> None:
 
 def _place(path: Path) -> Path:
     """The path without links on the way to it; it may be a link itself."""
-    try:
-        return path.parent.resolve() / path.name
-    except (OSError, RuntimeError, ValueError):
-        return path.absolute()
+    return real_path(path.parent) / path.name

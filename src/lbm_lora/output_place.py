@@ -5,6 +5,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import OutputError
+from lbm_lora.regular_file import status_of
 
 
 def check_replaceable(path: Path) -> None:
@@ -43,7 +44,7 @@ def check_writable(path: Path, name: str = "") -> None:
         OutputError: in each case.
     """
     name = name or str(path)
-    folder = next(one for one in path.parents if _mode(one) is not None or one == one.parent)
+    folder = next(one for one in path.parents if status_of(one) is not None or one == one.parent)
     longest = _longest_name(folder)
     for one in (path, *path.parents[: len(path.parts) - len(folder.parts) - 1]):
         size = len(os.fsencode(one.name))
@@ -51,18 +52,11 @@ def check_writable(path: Path, name: str = "") -> None:
             raise OutputError(
                 f"{name} cannot be written: its name has {size} bytes, the disk allows {longest}. Choose a shorter one."
             )
-    if not S_ISDIR(_mode(folder) or 0):
+    found = status_of(folder)
+    if found is None or not S_ISDIR(found.st_mode):
         raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{name} cannot be written: {folder} is read-only for this user. Choose another path.")
-
-
-def _mode(path: Path) -> int | None:
-    """Return the file mode at a path; None if nothing is there, or the name is not valid."""
-    try:
-        return path.stat().st_mode
-    except (OSError, ValueError):
-        return None
 
 
 def _longest_name(folder: Path) -> int:

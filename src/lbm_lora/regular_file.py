@@ -1,4 +1,4 @@
-"""Only regular files are read: a FIFO would wait for ever, and a device may never end."""
+"""What is at a path. Only regular files are read: a FIFO would wait for ever, and a device may never end."""
 
 import errno
 import os
@@ -18,3 +18,11 @@ def check_regular(path: Path) -> int:
     if not S_ISREG(status.st_mode):
         raise OSError(errno.ENXIO, "Not a regular file", str(path))
     return status.st_size
+
+
+def status_of(path: Path) -> os.stat_result | None:
+    """Return what the system says about a path; None if nothing is there, or the name is invalid."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
