@@ -6,7 +6,7 @@ from lbm_lora.adapter.formats import Saved, Wishes
 from lbm_lora.adapter.ledger import Ledger, LedgerRow, Status
 from lbm_lora.adapter.lora_scale import LoraScale
 from lbm_lora.adapter.metadata import FORMAT, AdapterMetadata, extraction_facts
-from lbm_lora.adapter.module import Adapter, LoraModule, common_dtype
+from lbm_lora.adapter.module import Adapter, LoraModule, StoredDelta, common_dtype
 from lbm_lora.adapter.outcome import Outcome, store_outcomes
 from lbm_lora.adapter.writers import (
     METADATA_ROOM,
@@ -34,6 +34,7 @@ __all__ = [
     "PackedWriter",
     "Saved",
     "Status",
+    "StoredDelta",
     "Wishes",
     "common_dtype",
     "extraction_facts",

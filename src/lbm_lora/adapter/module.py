@@ -1,6 +1,6 @@
 """The LoRA as an immutable value: lora modules, dense deltas and metadata."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -63,6 +63,10 @@ class LoraModule:
     def delta(self) -> Tensor:
         """Return scaling * up @ down in fp32, in the weight's shape."""
         return self.factors().product().reshape(self.shape)
+
+
+StoredDelta = tuple[ParamName, LoraModule | Tensor | None]
+"""What is stored for a parameter: factors, a dense delta, or nothing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,6 +184,11 @@ class Adapter:
             return self.dense[name].float()
         module = self.module_at(name)
         return None if module is None else module.delta()
+
+    def stored(self) -> Iterator[StoredDelta]:
+        """Yield what it stores for each parameter that it changes."""
+        yield from ((weight_of(name), module) for name, module in self.modules.items())
+        yield from self.dense.items()
 
     def module_at(self, name: ParamName) -> LoraModule | None:
         """Return the lora module of a weight; None if it has none."""

@@ -1,16 +1,15 @@
 """The outcome for each tensor, stored in files or in adapters in memory."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lbm_lora.adapter.builder import AdapterBuilder
 from lbm_lora.adapter.ledger import Ledger, LedgerRow
-from lbm_lora.adapter.module import LoraModule
+from lbm_lora.adapter.module import LoraModule, StoredDelta
 from lbm_lora.adapter.writers import AdapterWriter, PackedWriter
 from lbm_lora.factorize import Grid
-from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -24,11 +23,9 @@ class Outcome:
     dense: Tensor | None = None
     grid: Grid | None = None
 
-    def stored(self) -> tuple[ParamName, Callable[[], Tensor] | None]:
-        """Return the param name, and what makes its delta as stored; None if it is left out."""
-        if self.module is not None:
-            return self.row.name, self.module.delta
-        return self.row.name, None if self.dense is None else self.dense.float
+    def stored(self) -> StoredDelta:
+        """Return what is stored for the param."""
+        return self.row.name, self.dense if self.module is None else self.module
 
 
 def store_outcomes(

@@ -2,7 +2,7 @@
 
 from lbm_lora.apply.checks import Fit, check_base, check_fit
 from lbm_lora.apply.fuse import ScaledAdapter, fused, fused_tensors
-from lbm_lora.apply.live import Fused, Injection, fuse_module, inject
+from lbm_lora.apply.live import Fused, Injection, add_factors, fuse_module, inject
 from lbm_lora.apply.sdxl import Adapted, adapted_to_lbm
 from lbm_lora.apply.stack import AppliedAdapter, fitting_adapters, scales_for
 
@@ -14,6 +14,7 @@ __all__ = [
     "Injection",
     "ScaledAdapter",
     "adapted_to_lbm",
+    "add_factors",
     "check_base",
     "check_fit",
     "fitting_adapters",

@@ -112,7 +112,7 @@ def inject(model: nn.Module, adapters: Sequence[ScaledAdapter]) -> Injection:
         for scaled in adapters:
             for module in scaled.adapter.modules.values():
                 if lora_scale := scaled.scales[weight_of(module.name)]:
-                    hooks.append(_hook(model.get_submodule(module.name), module, lora_scale))
+                    hooks.append(add_factors(model.get_submodule(module.name), module, lora_scale))
         dense = [ScaledAdapter(replace(scaled.adapter, modules={}), scaled.scales) for scaled in adapters]
         return Injection(_fuse(model, dense, {name for scaled in dense for name in scaled.adapter.dense}), hooks)
     except BaseException:
@@ -165,8 +165,12 @@ class _Factors:
         return self.down, self.up
 
 
-def _hook(target: nn.Module, module: LoraModule, lora_scale: float) -> RemovableHandle:
-    """Add lora_scale * scaling * up(down(x)) to the output of `target`."""
+def add_factors(target: nn.Module, module: LoraModule, lora_scale: float = 1.0) -> RemovableHandle:
+    """Add lora_scale * scaling * up(down(x)) to the output of `target`, until the hook is removed.
+
+    Raises:
+        AdapterError: the target is neither Linear nor a plain Conv2d.
+    """
     weight = target.weight
     if not isinstance(weight, Tensor):
         raise AdapterError(f"{module.name} has no weight to adapt.")

@@ -18,6 +18,7 @@ from lbm_lora.adapter import (
     LoraModule,
     Outcome,
     Status,
+    StoredDelta,
     module_bytes,
     stored_bytes,
 )
@@ -43,7 +44,6 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import (
     Choice,
     DeltaSpectrum,
-    StoredDelta,
     WeightsOf,
     dense_error,
     rounding_error,

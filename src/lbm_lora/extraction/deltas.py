@@ -152,13 +152,18 @@ def left_out(item: PlanItem, reason: str, measured: Measure) -> Outcome:
 
 
 def low_rank(item: PlanItem, delta: Delta, factors: Factors, grid: Grid | None = None) -> Outcome:
-    """Return the outcome of a decomposed delta: factors in the shapes of a file, with scaling 1, and their grid."""
+    """Return the outcome of a decomposed delta; see `lora_module`."""
+    measured = with_error(delta.measure, delta.values, factors)
+    row = LedgerRow(item.name, Status.LORA, item.reason, item.shape, factors.rank, measured)
+    return Outcome(row, module=lora_module(item, factors, grid))
+
+
+def lora_module(item: PlanItem, factors: Factors, grid: Grid | None) -> LoraModule:
+    """Return factors as a module: in the shapes of a file, with scaling 1, and their grid."""
     rank = factors.rank
     down = factors.down.reshape(down_shape(item.shape, rank))
     up = factors.up.reshape(up_shape(item.shape, rank))
-    measured = with_error(delta.measure, delta.values, factors)
-    row = LedgerRow(item.name, Status.LORA, item.reason, item.shape, rank, measured)
-    return Outcome(row, module=LoraModule(module_of(item.name), down, up, alpha=float(rank), grid=grid))
+    return LoraModule(module_of(item.name), down, up, alpha=float(rank), grid=grid)
 
 
 def _finite(tensor: Tensor) -> Tensor:

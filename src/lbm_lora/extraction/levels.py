@@ -13,7 +13,7 @@ from lbm_lora.naming import ParamName
 from lbm_lora.ranks import LEAST_CAP, SMALL_SIDE, Choice
 
 _FIRST_SHARE = 4  # of its highest rank: what a delta gets in the first level
-_PLAIN_SHARE = 2
+_PLAIN_SHARE = 3
 _USED = 0.75  # of the ranks that a delta has: one that uses more gets twice as many
 
 
@@ -33,9 +33,10 @@ def first_level(plan: Plan, share: int = _FIRST_SHARE) -> Plan:
 
 
 def only_level(plan: Plan) -> Plan:
-    """Return a plan at half of the highest ranks, for plain SVD, to which LoRAs are compared.
+    """Return a plan at a third of the highest ranks, for plain SVD, to which LoRAs are compared.
 
-    Nearly all of its deltas use about as many ranks, so that levels would survey them twice. Few use more.
+    Nearly all of its deltas use about as many ranks, so that levels would survey them twice. More ranks would have
+    fewer bits each, and gain next to nothing.
     """
     return first_level(plan, _PLAIN_SHARE)
 

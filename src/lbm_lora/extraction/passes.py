@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from lbm_lora.adapter import Outcome
+from lbm_lora.adapter import Outcome, StoredDelta
 from lbm_lora.checkpoint import Checkpoint, Fingerprint
 from lbm_lora.errors import InputError
-from lbm_lora.extraction.deltas import Delta, DeltaReader, DeltaSettings, left_out, low_rank
+from lbm_lora.extraction.deltas import Delta, DeltaReader, DeltaSettings, left_out, lora_module, low_rank
 from lbm_lora.extraction.plan import Action, Plan, PlanItem
 from lbm_lora.extraction.survey import seed_of, stored_vectors
 from lbm_lora.factorize import (
     Factors,
+    Grid,
     Weights,
     Whitening,
     factorize_ranks,
@@ -144,6 +145,17 @@ class SurveyedPass:
     def fingerprints(self) -> tuple[Fingerprint, Fingerprint]:
         return self._reader.fingerprints()
 
+    def drafts(self) -> Iterator[StoredDelta]:
+        """Yield what the first choice stores for each tensor, without measuring the matrices."""
+        return ordered_map(self._draft, self._plan.items)
+
+    def _draft(self, item: PlanItem) -> StoredDelta:
+        choice = self._choices[0]
+        if item.action is Action.DECOMPOSE and any(choice.widths.get(item.name, ())) and choice.ranks[item.name]:
+            weights = self._weights_of(module_of(item.name))
+            return item.name, lora_module(item, *self._rounded(item, choice, weights, weights.whitening()))
+        return self._outcomes(item)[0].stored()
+
     def _outcomes(self, item: PlanItem) -> tuple[Outcome, ...]:
         self._reader.hash(item)
         delta = self._reader.read(item)
@@ -175,8 +187,13 @@ class SurveyedPass:
             return left_out(item, NOT_WORTH, delta.measure)
         if choice.ranks[item.name] is None:
             return self._reader.rounded(item, delta, _SMALLER, widths[0])
-        counts = packed_factors(stored_vectors(self._vectors, item.name), widths, whitening, weights)
-        return low_rank(item, delta, counts.factors(), counts.grid)
+        return low_rank(item, delta, *self._rounded(item, choice, weights, whitening))
+
+    def _rounded(self, item: PlanItem, choice: Choice, weights: Weights, whitening: Whitening) -> tuple[Factors, Grid]:
+        """Return a matrix's factors in a packed file."""
+        vectors = stored_vectors(self._vectors, item.name)
+        counts = packed_factors(vectors, choice.widths[item.name], whitening, weights)
+        return counts.factors(), counts.grid
 
     def _outcome(self, item: PlanItem, delta: Delta, rank: int | None, whitening: Whitening) -> Outcome:
         if rank is None:

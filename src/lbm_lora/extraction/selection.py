@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lbm_lora.adapter import Outcome
+from lbm_lora.adapter import Outcome, StoredDelta
 from lbm_lora.atomic import scratch_folder
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes
@@ -28,7 +28,6 @@ from lbm_lora.ranks import (
     RankAllocator,
     RankRule,
     SizeLimits,
-    StoredDelta,
     Trial,
     WidthAllocator,
     predictor_of,
@@ -43,6 +42,7 @@ class RankSelection:
     Attributes:
         plan: plan with the highest rank that the survey found for each delta.
         vectors: the survey's files of vectors.
+        is_plain: whether the norm makes all errors cost the same, so that this is plain SVD.
     """
 
     plan: Plan
@@ -51,6 +51,7 @@ class RankSelection:
     vectors: Sequence[Path]
     allocator: RankAllocator | WidthAllocator
     predictor: Predictor
+    is_plain: bool = False
     _tried: list[tuple[Choice, KeptPass]] = field(default_factory=list[tuple[Choice, KeptPass]])
     """The last choice that was run, which is likely to be the one that is written."""
 
@@ -76,8 +77,14 @@ class RankSelection:
 
     @contextmanager
     def deltas_of(self, choice: Choice) -> Generator[Iterator[StoredDelta]]:
-        """Open the deltas of a choice, as the second pass would store them; they stay until the next one is opened."""
+        """Open the deltas of a choice, as the second pass would store them; they stay until the next one is opened.
+
+        Those of plain SVD, with which a LoRA is compared, are rarely written: they are not measured, and not kept.
+        """
         with self.carried_out([choice]) as second:
+            if self.is_plain and isinstance(second, SurveyedPass):
+                yield second.drafts()
+                return
             outcomes: list[tuple[Outcome, ...]] = []
 
             def deltas() -> Iterator[StoredDelta]:
@@ -180,6 +187,7 @@ def surveyed(
             vectors=vectors,
             allocator=allocator,
             predictor=predictor_of(allocator, norm),
+            is_plain=is_plain,
         )
 
 

@@ -90,8 +90,9 @@ def wide_subspace(
 ) -> Subspace | None:
     """Return the subspace of so many leading singular vectors that `leading_subspace` would not pay.
 
-    Subspace iteration with spare columns: a block of its own for each round would be as large as the matrix. The first
-    rounds run in bf16 where the processor multiplies it; those in fp32 end it, and check it like those of Krylov.
+    Subspace iteration with spare columns: a block of its own for each round would be as large as the matrix. The last
+    rounds check it like those of Krylov. All run in bf16 where the processor multiplies it, and if the error is too
+    small for that, the last ones in fp32.
 
     Args:
         rank: up to a third of min(out, columns). The error of this rank and of all below is within 1 % of the optimum;
@@ -110,12 +111,14 @@ def wide_subspace(
     for _ in range(_WIDE_ROUNDS):
         block = products.back(products.across(torch.linalg.qr(block).Q))
     for _ in range(_LAST_ROUNDS):
-        projected = exact.across(torch.linalg.qr(block).Q)
+        projected = products.across(torch.linalg.qr(block).Q).float()
         rows = torch.linalg.qr(projected.mT).Q.mT
-        block = exact.back(rows)
+        block = products.back(rows)
         kept = energy(block)
         gained, error = kept - energy(projected), max(squared_norm - kept, 0.0)
-        if gained <= _WIDE_TOLERANCE * error + _FLOOR * squared_norm:
+        if products is not exact and error < _BF16_FROM * squared_norm:
+            products = exact
+        elif gained <= _WIDE_TOLERANCE * error + _FLOOR * squared_norm:
             return Subspace(rows, block)
     return None
 

@@ -13,14 +13,13 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.adapter import Adapter
+from lbm_lora.adapter import Adapter, LoraModule, StoredDelta
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.errors import ConfigError, InputError, plural
 from lbm_lora.fidelity.output_errors import relative_error, typical_error
 from lbm_lora.model.streamed_weights import StreamedWeights
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import StoredDelta
 
 Run = Callable[[], Iterable[Tensor]]
 """Runs a network over samples, always the same ones in the same order, and yields its output for each."""
@@ -100,15 +99,17 @@ def put_deltas(
     values = {} if streamed else _values(module)
     shapes = streamed.shapes if streamed else {name: tuple(value.shape) for name, value in values.items()}
     left = {name for name, shape in shapes.items() if name in base and base.specs[name].shape == shape}
-    for name, make in chain(deltas, ((name, None) for name in list(left))):
+    for name, delta in chain(deltas, ((name, None) for name in list(left))):
         if name not in left:
             continue
         left.remove(name)
-        if streamed:
-            streamed.put(name, partial(_changed, base, name, make))
+        if streamed and isinstance(delta, LoraModule):
+            streamed.put(name, partial(_changed, base, name, None), delta)
+        elif streamed:
+            streamed.put(name, partial(_changed, base, name, delta))
         else:
             value = values[name]
-            value.data = _changed(base, name, make).to(value.device, value.dtype)
+            value.data = _changed(base, name, delta).to(value.device, value.dtype)
 
 
 @torch.no_grad()
@@ -137,7 +138,7 @@ def network_errors(
         raise InputError("run yields no sample. It must yield the network's output for each, whenever it is called.")
     errors: list[tuple[float, ...]] = []
     with kept_weights(module):
-        for deltas in ((), [(name, partial(adapter.delta, name)) for name in adapter.params]):
+        for deltas in ((), adapter.stored()):
             put_deltas(module, base, deltas)
             found = outputs_of(run)
             errors.append(tuple(relative_error(*pair) for pair in _paired(found, wanted)))
@@ -163,10 +164,11 @@ def _values(module: nn.Module) -> dict[ParamName, Tensor]:
     return found
 
 
-def _changed(base: Component, name: ParamName, make: Callable[[], Tensor | None] | None) -> Tensor:
+def _changed(base: Component, name: ParamName, delta: LoraModule | Tensor | None) -> Tensor:
     """Return base + delta in fp32: new, or a view of the file, which must not be written to."""
-    stored, delta = base.read(name), None if make is None else make()
+    stored = base.read(name)
     values = stored.float()
     if delta is None:
         return values
-    return values + delta.float() if values is stored else values.add_(delta.float())
+    added = delta.delta() if isinstance(delta, LoraModule) else delta.float()
+    return values + added if values is stored else values.add_(added)

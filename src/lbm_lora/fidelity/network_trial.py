@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lbm_lora.adapter import StoredDelta
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import InputError
 from lbm_lora.fidelity.checks import MOST_HELD, Check, CheckKind, held_out, trial_errors
@@ -14,7 +15,7 @@ from lbm_lora.fidelity.network import Network, put_deltas
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.fidelity.points import generator
 from lbm_lora.progress import Progress
-from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
+from lbm_lora.ranks import TrialErrors, TrialImages
 
 _KINDS: tuple[CheckKind, ...] = ("held", "content")
 _SHIFTED = 8  # samples that are also run with other content

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lbm_lora.adapter import StoredDelta
 from lbm_lora.checkpoint import CheckpointLike, Component
 from lbm_lora.fidelity.answers import outputs_at
 from lbm_lora.fidelity.checks import Check, trial_errors
@@ -16,9 +17,9 @@ from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model import bridge
 from lbm_lora.model.build import load_model
 from lbm_lora.progress import Progress
-from lbm_lora.ranks import StoredDelta, TrialErrors, TrialImages
+from lbm_lora.ranks import TrialErrors, TrialImages
 
-_TOGETHER = 4
+_TOGETHER = 8
 """Points that a large network is run at together."""
 
 _FEW_HELD, _FEW_SHIFTED = 2, 1

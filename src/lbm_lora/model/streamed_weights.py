@@ -9,7 +9,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from lbm_lora.adapter import LoraModule
+from lbm_lora.apply import add_factors
 from lbm_lora.naming import ParamName
 
 LARGE = 200_000_000
@@ -28,7 +31,9 @@ class StreamedWeights:
 
     def __init__(self, network: nn.Module) -> None:
         self.shapes: dict[ParamName, tuple[int, ...]] = {}
+        self._network = network
         self._make: dict[ParamName, Make] = {}
+        self._added: dict[ParamName, RemovableHandle] = {}
         for path, module in network.named_modules():
             leaves = [leaf for leaf, _ in module.named_parameters(recurse=False)]
             own = {ParamName(f"{path}.{leaf}" if path else leaf): leaf for leaf in leaves}
@@ -41,9 +46,18 @@ class StreamedWeights:
                 module.register_forward_pre_hook(partial(self._fill, own))
                 module.register_forward_hook(_empty)
 
-    def put(self, name: ParamName, make: Make) -> None:
-        """Let a parameter have other values from now on, in its shape."""
+    def put(self, name: ParamName, make: Make, low_rank: LoraModule | None = None) -> None:
+        """Let a parameter have other values from now on, in its shape.
+
+        Args:
+            low_rank: a delta to add. Its factors are applied to the module's inputs: to form their product, and to add
+                it, takes longer than to run the module.
+        """
         self._make[name] = make
+        if name in self._added:
+            self._added.pop(name).remove()
+        if low_rank is not None:
+            self._added[name] = add_factors(self._network.get_submodule(low_rank.name), low_rank)
 
     def _fill(self, own: dict[ParamName, str], module: nn.Module, _: object) -> None:
         for name, leaf in own.items():

@@ -25,7 +25,7 @@ from lbm_lora.ranks.spectrum import (
     width_spectrum,
 )
 from lbm_lora.ranks.trial_errors import SHIFTS, TrialErrors
-from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, StoredDelta, Trial, TrialImages, predictor_of
+from lbm_lora.ranks.trials import Chooser, ChosenRanks, OutputNorm, Trial, TrialImages, predictor_of
 
 __all__ = [
     "Choice",
@@ -44,7 +44,6 @@ __all__ = [
     "SMALL_SIDE",
     "RankRule",
     "SizeLimits",
-    "StoredDelta",
     "Trial",
     "TrialErrors",
     "TrialImages",

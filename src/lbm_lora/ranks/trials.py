@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-
+from lbm_lora.adapter import StoredDelta
 from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize import Moment
 from lbm_lora.naming import ParamName
@@ -18,10 +17,6 @@ from lbm_lora.ranks.rules import ErrorLimit, PsnrFloor, RankRule
 from lbm_lora.ranks.search import smallest
 from lbm_lora.ranks.spectrum import WeightsOf
 from lbm_lora.ranks.trial_errors import TrialErrors
-
-StoredDelta = tuple[ParamName, Callable[[], Tensor | None] | None]
-"""A parameter, and what makes its delta as stored, in its shape; None if the file has nothing for it. Factors take a
-fraction of the memory of their products."""
 
 _TOGETHER = -6.0  # dB: first guess of the result minus the prediction, before any run: layers' errors add up
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,7 +110,7 @@ def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, tr
     ledger = compare_weights(pairing, result.adapter)
     predicted, chosen = _predicted(found.predicted, result), found.chosen
     if trial is not None:
-        trial.take((name, partial(result.adapter.delta, name)) for name in result.adapter.params)
+        trial.take(result.adapter.stored())
         errors = trial.error()
         if predicted is not None and errors is not None:
             predicted = replace(

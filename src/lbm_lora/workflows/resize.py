@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,7 +184,7 @@ def _trial(
         config_path=config.config_path,
         device=resolve_device(config.device),
         progress=progress,
-        wanted=((name, partial(adapter.delta, name)) for name in adapter.params),
+        wanted=adapter.stored(),
     )
 
 

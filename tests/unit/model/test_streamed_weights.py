@@ -1,10 +1,13 @@
 """Weights that are in memory only while their module runs."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
+from lbm_lora.adapter import LoraModule
 from lbm_lora.model.streamed_weights import StreamedWeights
-from lbm_lora.naming import ParamName
+from lbm_lora.naming import ModuleName, ParamName
 
 
 def network() -> nn.Sequential:
@@ -40,3 +43,25 @@ def test_other_values_count_from_the_next_run() -> None:
     expected[2].bias.data = torch.ones(3)
     assert not torch.equal(streamed(inputs), before)
     assert torch.equal(streamed(inputs), expected(inputs))
+
+
+def test_factors_give_what_their_product_gives_until_other_values_are_put() -> None:
+    torch.manual_seed(1)
+    streamed = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.Flatten(), nn.Linear(16, 3)).bfloat16()
+    values = {name: parameter.data.float() for name, parameter in streamed.named_parameters()}
+    inputs, weights = torch.randn(5, 2, 4, 4), StreamedWeights(streamed.requires_grad_(requires_grad=False))
+    before = streamed(inputs)
+    modules = (
+        LoraModule(ModuleName("0"), torch.randn(1, 2, 3, 3), torch.randn(4, 1, 1, 1), 3.0),
+        LoraModule(ModuleName("2"), torch.randn(2, 16), torch.randn(3, 2), 1.0),
+    )
+    for module in modules:
+        name = ParamName(f"{module.name}.weight")
+        base = partial(values.__getitem__, name)
+        weights.put(name, base, module)
+        low_rank = streamed(inputs)
+        weights.put(name, lambda one=module, base=base: base() + one.delta())
+        torch.testing.assert_close(low_rank, streamed(inputs), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(low_rank, before, rtol=1e-2)
+        weights.put(name, base)
+        assert torch.equal(streamed(inputs), before)
