@@ -6,6 +6,7 @@ day. Both formats are read here, within `LIMITS`; what exceeds them is refused i
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -35,6 +36,39 @@ class Limits:
 LIMITS = Limits()
 
 
+class _Loader(yaml.SafeLoader):
+    """Loader with the numbers of YAML 1.2: 1e-4 is one, 0123 is 123 and not octal, and 1:30 is a text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Dumper that quotes a text which the loader would take for a number."""
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_NUMBERS = (
+    (_INT, r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (_FLOAT, r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    (_FLOAT, r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+)
+"""Tag, values and first characters (YAML 1.2.2, section 10.3.2)."""
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, base=0 if text.startswith(("0o", "0x")) else 10)
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for _tag, _values, _first in _NUMBERS:
+        _kind.add_implicit_resolver(_tag, re.compile(f"(?:{_values})$"), list(_first))
+_Loader.add_constructor(_INT, _number)
+_Loader.add_constructor("tag:yaml.org,2002:binary", yaml.SafeLoader.construct_undefined)
+
+
 class TextError(ValueError):
     """A text is not in the format, or exceeds the limits. Its message completes `FILE `: `is not JSON: ...`."""
 
@@ -57,14 +91,14 @@ def parse_json(text: str | bytes) -> Any:
         raise TextError(f"is not JSON: {' '.join(str(error).split())[:200]}") from None
 
 
-def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """Return the value of a YAML text, without tags that build Python objects.
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text, without tags that build Python objects. Numbers are those of YAML 1.2.
 
     Raises:
         TextError: it is not YAML, repeats a key, refers to itself, or exceeds a limit.
     """
     try:
-        reader = loader(text)
+        reader = _Loader(text)
         node = reader.get_single_node()
         if node is None:
             return None
@@ -77,6 +111,11 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
         raise
     except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-45 is a ValueError
         raise TextError(f"is not plain YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+def dump_yaml(values: object) -> str:
+    """Return values as YAML, in their order; `parse_yaml` gives the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_text(path: Path) -> str:

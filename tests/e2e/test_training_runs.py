@@ -199,6 +199,14 @@ def test_a_loss_that_is_no_number_ends_the_run(config: Config) -> None:
         train(chosen)
 
 
+def test_values_that_are_no_numbers_are_not_saved(config: Config) -> None:
+    """The loss of the only step is that before its update."""
+    chosen = config(lora_plus_ratio=1e38, learning_rate=1.0, max_steps=1)
+    with pytest.raises(QualityError, match=r"^trained values are infinite or NaN at step 1: .* Nothing was saved"):
+        train(chosen)
+    assert not list(chosen.save_ckpt_path.rglob("*.safetensors"))
+
+
 def test_a_validation_image_that_is_no_image_ends_the_run(config: Config, pairs: Path) -> None:
     """Where the loss is not logged before it."""
     diverging = {"learning_rate": 1e30, "gradient_clip": None, "optimizer": "SGD", "log_interval": 100}

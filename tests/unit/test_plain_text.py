@@ -1,15 +1,16 @@
 """JSON and YAML of others: what is read, and what is refused in one line, at once."""
 
+import datetime
+import math
 import os
 import time
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbm_lora.plain_text import LIMITS, TextError, parse_json, parse_yaml, read_text
+from lbm_lora.plain_text import LIMITS, TextError, dump_yaml, parse_json, parse_yaml, read_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs", "Cc"])),
@@ -25,9 +26,34 @@ def bomb(levels: int) -> str:
     return "\n".join(lines)
 
 
-@given(VALUES)
-def test_plain_yaml_is_read_as_the_library_reads_it(value: object) -> None:
-    assert parse_yaml(yaml.safe_dump(value)) == value
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0123", 123),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("-5", -5),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("0b11", "0b11"),
+        ("1e-4", 1e-4),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-.inf", -math.inf),
+        ("on", True),
+        ("", None),
+        ("2024-01-02", datetime.date(2024, 1, 2)),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@given(VALUES | st.sampled_from(["1e-4", "0123", "1:30", "0o7", "0x1F", "on", "1_000", ".5", "~", "2024-01-02"]))
+def test_what_is_written_is_read_again(value: object) -> None:
+    assert parse_yaml(dump_yaml({"a": value})) == {"a": value}
 
 
 def test_references_are_read() -> None:
@@ -45,6 +71,8 @@ def test_references_are_read() -> None:
         ("a: 1\nb: 2\na: 3", "repeats the key 'a'"),
         ("a: [1", "is not plain YAML: while parsing a flow sequence"),
         ("a: !!python/object/apply:os.system [id]", "is not plain YAML: could not determine a constructor"),
+        ("a: !!binary YWJj", "is not plain YAML: could not determine a constructor"),
+        ("a: !!int 1:30", "is not plain YAML: invalid literal for int()"),
         ("a: 2024-13-45", "is not plain YAML: month must be in 1..12"),
         ("a\0b", "is not plain YAML: unacceptable character"),
         ("- a\n--- \n- b", "is not plain YAML: expected a single document"),

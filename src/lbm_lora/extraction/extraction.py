@@ -4,7 +4,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Ledger
 from lbm_lora.extraction.adapter_output import AdapterOutput, TooManyBytesError, store_adapters
@@ -33,6 +32,7 @@ from lbm_lora.ranks import (
     Trial,
     TrialErrors,
 )
+from lbm_lora.temp_folder import temp_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,4 +196,4 @@ def _directly(
 def _beside(path: Path | None) -> Generator[Path]:
     """Where the file of a survey goes: beside the first output, or where there is none into a temporary folder."""
     with ExitStack() as stack:
-        yield path or Path(stack.enter_context(TemporaryDirectory(prefix="lbm-lora-"))) / "adapter"
+        yield path or stack.enter_context(temp_folder()) / "adapter"

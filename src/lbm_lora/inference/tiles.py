@@ -8,6 +8,7 @@ from PIL import Image
 
 from lbm_lora.errors import OutputError
 from lbm_lora.imaging.grids import tile
+from lbm_lora.temp_folder import PREFIX, temp_root
 
 
 class Tiles:
@@ -17,7 +18,11 @@ class Tiles:
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="lbm-lora-")  # noqa: SIM115
+        root = temp_root()
+        try:
+            self._file = tempfile.TemporaryFile(prefix=PREFIX, dir=root)  # noqa: SIM115
+        except OSError as error:
+            raise OutputError(_full(root, error)) from None
         self._places: dict[Path, tuple[int, tuple[int, int]]] = {}  # offset; width and height
         finalize(self, self._file.close)
 
@@ -33,13 +38,17 @@ class Tiles:
             self._file.write(made.tobytes())
             self._file.flush()
         except OSError as error:
-            raise OutputError(
-                f"{tempfile.gettempdir()}, the folder of temporary files, cannot hold the tiles of the side-by-side "
-                f"images: {error.strerror}. Set TMPDIR to a folder with more space."
-            ) from None
+            raise OutputError(_full(temp_root(), error)) from None
         self._places[output] = offset, made.size
 
     def __getitem__(self, output: Path) -> Image.Image:
         offset, (width, height) = self._places[output]
         self._file.seek(offset)
         return Image.frombytes("RGB", (width, height), self._file.read(3 * width * height))
+
+
+def _full(root: Path, error: OSError) -> str:
+    return (
+        f"{root}, the folder of temporary files, cannot hold the tiles of the side-by-side images: {error.strerror}. "
+        "Set TMPDIR to a folder with more space."
+    )

@@ -5,8 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from lbm_lora.errors import OutputError
 from lbm_lora.machine.check import Check, check
 from lbm_lora.machine.devices import gigabytes
+from lbm_lora.temp_folder import temp_root
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -37,8 +39,8 @@ def disk_checks() -> list[Check]:
     from huggingface_hub import constants
 
     try:
-        temporary = Path(tempfile.gettempdir())
-    except FileNotFoundError:
+        temporary = temp_root()
+    except OutputError:
         remedy = "Set TMPDIR to a folder that can be written."
         temp = check("temporary files", "no folder can be written", level="problem", remedy=remedy)
     else:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
@@ -25,6 +24,7 @@ from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
 from lbm_lora.ownership import is_ours
 from lbm_lora.progress import SILENT, Progress, warn
+from lbm_lora.temp_folder import temp_folder
 
 TWIN = "pytorch_lora_weights.safetensors"
 """File of a repository that diffusers looks for."""
@@ -85,8 +85,7 @@ def pushed(
     pictures = _pictures(images)
     if config.save_to is not None:
         _planned(config, config.save_to, adapter, pictures).check(overwrite=config.overwrite)
-    with TemporaryDirectory(prefix="lbm-lora-") as temporary:
-        folder = Path(temporary)
+    with temp_folder() as folder:
         lora = _native(config, adapter, folder)
         twin = _twin(adapter, folder)
         errors = measured_errors(adapter)

@@ -60,12 +60,14 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
         fabric = open_fabric(config, _parallelized)
         check_optimizer(config, fabric.device)
         progress = progress if fabric.is_global_zero else SILENT
+        found = RunFolder(config.save_ckpt_path).marks()
         run = prepare(config, base, fabric, progress)
         standing = standing_of(run.state)
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
         if run.done < run.total:
             with run.folder.held() if fabric.is_global_zero else nullcontext():
                 if fabric.is_global_zero:
+                    run.folder.check_same(found)
                     run.folder.remove_parts()
                     write_text(run.folder.config, f"{MARK_LINE}{config.to_yaml()}")
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")

@@ -8,11 +8,12 @@ from typing import Any, cast
 from lightning.fabric import Fabric
 from PIL import Image
 
+from lbm_lora.blocks import is_finite
 from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.progress import Pace, Progress
 from lbm_lora.signals import StopRequest
-from lbm_lora.trainable.state import TrainState, save_state
+from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
@@ -209,7 +210,7 @@ class TrainingLoop:
         quality = scores.quality(run.config.best_metric)
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
-            values = self._learner.result()
+            values = self._result()
             if self._fabric.is_global_zero:
                 run.write(values, standing.step, run.folder.best)
         if self._log is not None:
@@ -226,7 +227,7 @@ class TrainingLoop:
         run, standing = self._run, self.standing
         if standing.step == self._saved:
             return
-        result, state = self._learner.result(), self._state()
+        result, state = self._result(), self._state()
         if self._fabric.is_global_zero:
             self._saved_steps = run.folder.save_step(
                 standing.step,
@@ -236,6 +237,13 @@ class TrainingLoop:
             )
             save_state(replace(state, saved_steps=self._saved_steps), run.folder.state)
         self._saved = standing.step
+
+    def _result(self) -> Values:
+        """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""
+        result = self._learner.result()
+        if not all(is_finite(value) for value in result.values()):
+            raise self._diverged("trained values are infinite or NaN")
+        return result
 
     def _state(self) -> TrainState:
         run, standing = self._run, self.standing

@@ -12,7 +12,7 @@ logs/                     TensorBoard, CSV or W&B
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
 from lbm_lora.ownership import is_ours
 from lbm_lora.private_folder import remove_leftover
+from lbm_lora.regular_file import status_of
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _PART = re.compile(
@@ -83,6 +84,23 @@ class RunFolder:
             raise ConfigError(
                 f"resume is never, but {self.path} already holds a run: {listing((p.name for p in found), limit=3)}. "
                 "Choose another save_ckpt_path, or move the run away."
+            )
+
+    def marks(self) -> dict[str, tuple[int, int]]:
+        """Return what tells whether a run has written to the folder meanwhile: inode and time of each result."""
+        found = {path.name: status_of(path) for path in (self.config, *self.results())}
+        return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if status is not None}
+
+    def check_same(self, marks: Mapping[str, tuple[int, int]]) -> None:
+        """Check that no run has written to the folder since its marks were taken.
+
+        Raises:
+            ConfigError: another run has, and may have ended.
+        """
+        if self.marks() != marks:
+            raise ConfigError(
+                f"another run has trained in {self.path} meanwhile. Start again to continue it, or choose another "
+                "save_ckpt_path."
             )
 
     def written(self) -> list[Path]:

@@ -13,10 +13,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lbm_lora.errors import ConfigError
 from lbm_lora.missing_path import not_there
+from lbm_lora.plain_text import dump_yaml
 from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.learning_keys import ObjectiveSettings, OptimizerSettings
 from lbm_lora.training.settings.model_keys import ModelSettings, only_lora
-from lbm_lora.training.settings.training_file import Count, Section, Text, override, parse, read_values, yaml_of
+from lbm_lora.training.settings.training_file import Count, Section, Text, override, parse, read_values
 
 
 def _precision(value: object) -> object:
@@ -100,7 +101,7 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML with all defaults; reading it gives the same configuration."""
-        return yaml_of(self.model_dump(mode="json"))
+        return dump_yaml(self.model_dump(mode="json"))
 
     def check_files(self) -> None:
         """Check that the files and folders that a run reads exist.

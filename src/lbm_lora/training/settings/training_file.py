@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
@@ -49,27 +48,6 @@ class Section(BaseModel):
     @classmethod
     def _typed(cls, value: object) -> object:
         return home_path(value) if isinstance(value, Path) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Loader of plain YAML in which 1e-4 is a number, as in YAML 1.2."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes a text which the loader would take for a number."""
-
-
-for _resolver in (_Loader, _Dumper):
-    _resolver.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
-
-
-def yaml_of(values: Mapping[str, Any]) -> str:
-    """Return values as YAML, in their order; `read_values` gives the same."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -160,7 +138,7 @@ def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> No
 
 def _load(text: str, where: str) -> Any:
     try:
-        return parse_yaml(text, _Loader)
+        return parse_yaml(text)
     except TextError as error:
         raise ConfigError(f"{where} {error}.") from None
 

@@ -1,6 +1,7 @@
 """What ends a run before anything is read or written. Whole runs are in tests/e2e/test_training_runs.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -42,3 +43,21 @@ def test_a_folder_in_which_another_run_is_training(config: Config, monkeypatch: 
         ):
             fit(chosen, chosen.base_model_path)
         assert list(chosen.save_ckpt_path.iterdir()) == []
+
+
+def test_a_folder_in_which_another_run_has_trained_meanwhile(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config()
+    assert chosen.base_model_path is not None
+    last, held = RunFolder(chosen.save_ckpt_path).last, RunFolder.held
+
+    @contextmanager
+    def held_after_another(folder: RunFolder) -> Generator[None]:
+        with held(folder):
+            last.write_bytes(b"of another run")
+            yield
+
+    monkeypatch.setattr(RunFolder, "held", held_after_another)
+    with pytest.raises(ConfigError, match=r"^another run has trained in .* meanwhile\. Start again to continue it"):
+        fit(chosen, chosen.base_model_path)
+    assert last.read_bytes() == b"of another run"
+    assert [path.name for path in chosen.save_ckpt_path.iterdir()] == [last.name]
