@@ -84,8 +84,17 @@ def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | N
     _check(where, endless, "is not a key of a LoRA that can be read", "are not keys of a LoRA that can be read")
     unknown = list(dict.fromkeys(unnamed))
     _check(where, unknown, "is not a module of an LBM's denoiser", "are not modules of an LBM's denoiser")
-    _check(where, twice, "repeats what another key says", "repeat what other keys say")
+    check_unrepeated(twice, where)
     return found
+
+
+def check_unrepeated(keys: list[str], where: Path) -> None:
+    """Refuse keys that mean the same as others of their file: one of them would count, unnoticed.
+
+    Raises:
+        AdapterError: there are such keys.
+    """
+    _check(where, keys, "repeats what another key says", "repeat what other keys say")
 
 
 def is_of_another_part(key: str) -> bool:

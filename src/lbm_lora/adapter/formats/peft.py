@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.formats.codec import Codec, Encoded, Parts, Source, Wishes, check_held
+from lbm_lora.adapter.formats.grouping import check_unrepeated
 from lbm_lora.adapter.formats.lora_config import LoraConfig, config_fields, config_of
 from lbm_lora.adapter.formats.one_rank import KEY, Before, OneRank, as_before
 from lbm_lora.adapter.formats.peft_keys import decode_layers, is_in_memory
@@ -43,6 +44,9 @@ def _matches(keys: Collection[str], header: Mapping[str, str]) -> bool:
 def _decode(source: Source) -> Parts:
     before = Before.of_header(source.header)
     named = {key.removeprefix(PREFIX): tensor for key, tensor in source.tensors.items()}
+    check_unrepeated(
+        [key for key, tensor in source.tensors.items() if named[key.removeprefix(PREFIX)] is not tensor], source.path
+    )
     prefix = next((p for p in _COMPONENTS if all(key.startswith(p) for key in named)), "")
     tensors = {key.removeprefix(prefix): tensor for key, tensor in named.items()}
     config = _config_beside(source.path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lbm_lora.adapter.formats.dora import base_weight, dora_delta, dora_note
+from lbm_lora.adapter.formats.grouping import check_unrepeated
 from lbm_lora.adapter.formats.lora_config import LoraConfig
 from lbm_lora.adapter.module import LoraModule
 from lbm_lora.adapter.native import DOWN, UP, decode
@@ -79,8 +80,10 @@ def decode_layers(
     for name, part in keys.parts.items():
         if "bias" in part and part["bias"].any():
             scaling = modules[name].scaling
+            _check_free(bias_of(name), dense, where)
             dense[bias_of(name)] = part["bias"] if scaling == 1 else part["bias"].float() * scaling
         if "magnitude" in part:
+            _check_free(weight_of(name), dense, where)
             dense[weight_of(name)] = _dora(modules.pop(name), part, base, where)
         elif config is not None and config.use_dora:
             raise AdapterError(f"{where}: {name} has no lora_magnitude_vector, but use_dora is on. It is incomplete.")
@@ -90,11 +93,17 @@ def decode_layers(
     return modules, dense, [dora_note(len(doras), sum(delta.nbytes for delta in doras))] if doras else []
 
 
+def _check_free(name: ParamName, dense: Mapping[ParamName, Tensor], where: Path) -> None:
+    if name in dense:
+        raise AdapterError(f"{where}: {name} has two deltas. Remove one of them.")
+
+
 def _sorted_out(tensors: Mapping[str, Tensor], where: Path) -> _Keys:
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     native: dict[str, Tensor] = {}
     values: dict[ParamName, Tensor] = {}
     adapters: set[str] = set()
+    twice: list[str] = []
     for key, tensor in tensors.items():
         if match := _FACTOR.fullmatch(key):
             name, role, adapter = match[1], _ROLES[match[2]], match[3]
@@ -111,12 +120,13 @@ def _sorted_out(tensors: Mapping[str, Tensor], where: Path) -> _Keys:
             continue
         else:
             if ".original_module." not in key:  # the base's own value next to the one that replaces it
-                values[_param(key)] = tensor
+                twice += [] if values.setdefault(_param(key), tensor) is tensor else [key]
             continue
         adapters |= {adapter} if adapter else set()
-        parts.setdefault(ModuleName(name), {})[role] = tensor
+        twice += [] if parts.setdefault(ModuleName(name), {}).setdefault(role, tensor) is tensor else [key]
     if len(adapters) > 1:
         raise AdapterError(f"{where} holds {len(adapters)} adapters: {listing(sorted(adapters))}. Save one of them.")
+    check_unrepeated(twice, where)
     _, dense = decode(native, "", where)
     return _Keys(parts, dense, values)
 

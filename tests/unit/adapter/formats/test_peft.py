@@ -264,6 +264,12 @@ def test_the_components_prefix_is_no_part_of_a_name() -> None:
     assert load_adapter(state).modules.keys() == {"a"}
 
 
+def test_a_key_with_and_without_the_prefix_is_refused() -> None:
+    with pytest.raises(AdapterError) as error:
+        load_adapter({**FACTORS, "a.lora_A.weight": DOWN * 2})
+    assert str(error.value) == "the state dict: base_model.model.a.lora_A.weight repeats what another key says."
+
+
 def test_a_bias_of_lora_b_and_a_value_of_the_same_bias_add_up(tmp_path: Path) -> None:
     tensors = {
         "base_model.model.conv_out.lora_A.weight": torch.ones(2, 3, 3, 3),
