@@ -1,10 +1,12 @@
 """Check once, when a LoRA is read, that all its numbers are finite: a delta of NaN would spread to every output."""
 
-import math
+import torch
 
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import AdapterError, listing
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def check_finite(adapter: Adapter) -> Adapter:
@@ -24,4 +26,5 @@ def check_finite(adapter: Adapter) -> Adapter:
 
 
 def _is_finite(module: LoraModule) -> bool:
-    return math.isfinite(module.alpha) and is_finite(module.up) and is_finite(module.down)
+    """Return whether a module's numbers are finite as files store them: alpha in fp32."""
+    return abs(module.alpha) <= _LARGEST and is_finite(module.up) and is_finite(module.down)

@@ -7,13 +7,14 @@ A field that changes what the factors mean, or that we do not know, is refused b
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import cast
 
 import regex
+import torch
 
 from lbm_lora.errors import AdapterError, listing
 from lbm_lora.naming import ModuleName
@@ -32,6 +33,7 @@ _IGNORED = {
 _ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> its field for alpha."""
 _SECONDS = 1  # for a pattern on one name
+_LARGEST = torch.finfo(torch.float32).max
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
 """Initial values that leave the base as it is; others, such as `pissa`, take the factors out of the base first."""
 
@@ -69,16 +71,9 @@ class LoraConfig:
         alpha = _matched(self.alpha_pattern, name, self.alpha)
         return alpha * math.sqrt(rank) if self.use_rslora else alpha
 
-    def scaling_of(self, name: ModuleName, where: Path) -> float:
-        """Return what multiplies the delta of a LoHa or LoKr, whose factors need not have the rank that it says.
-
-        Raises:
-            AdapterError: the config says a rank below 1.
-        """
-        rank = _matched(self.rank_pattern, name, self.rank)
-        if rank < 1:
-            raise AdapterError(f"{where}: the LoRA's config says rank {rank:g} for {name}. It must be 1 or more.")
-        return _matched(self.alpha_pattern, name, self.alpha) / rank
+    def scaling_of(self, name: ModuleName) -> float:
+        """Return what multiplies the delta of a LoHa or LoKr, whose factors need not have the rank that it says."""
+        return _matched(self.alpha_pattern, name, self.alpha) / _matched(self.rank_pattern, name, self.rank)
 
 
 def _matched(pattern: Mapping[str, float], name: str, default: float) -> float:
@@ -105,19 +100,32 @@ def config_of(values: object, where: Path) -> LoraConfig:
     """Return the config that a JSON object holds.
 
     Raises:
-        AdapterError: it is no LoRA's, lacks a rank or alpha, or asks for what is not read.
+        AdapterError: it is no LoRA's, a rank or alpha is missing or out of its range, or it asks for what is not read.
     """
     fields = cast(dict[str, object], values) if isinstance(values, dict) else {}
     _check_supported(fields, where)
-    patterns = [_pattern(fields.get(name), name, where) for name in ("rank_pattern", "alpha_pattern")]
-    said = _ALPHAS[str(fields.get("peft_type", "LORA"))]
-    rank, alpha = fields.get("r"), fields.get(said)
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
-        raise AdapterError(f"{where}: the LoRA's config has r {rank!r} and {said} {alpha!r}; both must be numbers.")
-    rank_pattern, alpha_pattern = patterns
+    alpha = _ALPHAS[str(fields.get("peft_type", "LORA"))]
     return LoraConfig(
-        rank, float(alpha), rank_pattern, alpha_pattern, bool(fields.get("use_rslora")), bool(fields.get("use_dora"))
+        int(_rank(fields.get("r"), "r", where)),
+        _number(fields.get(alpha), alpha, where),
+        _pattern(fields.get("rank_pattern"), "rank_pattern", _rank, where),
+        _pattern(fields.get("alpha_pattern"), "alpha_pattern", _number, where),
+        bool(fields.get("use_rslora")),
+        bool(fields.get("use_dora")),
     )
+
+
+def _number(value: object, field: str, where: Path) -> float:
+    """Return a number that fp32 holds, as files store it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be a number up to 3.4e38.")
+    return float(value)
+
+
+def _rank(value: object, field: str, where: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _LARGEST or value % 1:
+        raise AdapterError(f"{where}: the LoRA's config has {field} {value!r:.60}. It must be a whole number above 0.")
+    return float(value)
 
 
 def _check_supported(fields: Mapping[str, object], where: Path) -> None:
@@ -140,16 +148,16 @@ def _check_supported(fields: Mapping[str, object], where: Path) -> None:
         raise AdapterError(f"{where}: the config asks for what is not read: {asked}. {read}")
 
 
-def _pattern(value: object, name: str, where: Path) -> dict[str, float]:
-    pattern = cast(dict[str, object], value) if isinstance(value, dict) else {}
-    for key, number in pattern.items():
+def _pattern(value: object, name: str, read: Callable[[object, str, Path], float], where: Path) -> dict[str, float]:
+    if value and not isinstance(value, dict):
+        raise AdapterError(f"{where}: the LoRA's config has {name} {value!r:.60}. It must be an object of patterns.")
+    pattern = cast(dict[str, object], value or {})
+    for key in pattern:
         try:
             _compiled(key)
         except (regex.error, RecursionError, OverflowError) as error:
             raise AdapterError(f"{where}: {name} of the LoRA's config has the pattern {key}: {error}.") from None
-        if not isinstance(number, int | float):
-            raise AdapterError(f"{where}: {name} of the LoRA's config has {key} {number!r}, which is not a number.")
-    return cast(dict[str, float], pattern)
+    return {key: read(number, f"{name} of {key}", where) for key, number in pattern.items()}
 
 
 def config_fields(ranks: Mapping[ModuleName, int]) -> dict[str, object]:

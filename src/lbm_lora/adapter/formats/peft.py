@@ -70,7 +70,7 @@ def _products(source: Source, config: LoraConfig | None, notes: Sequence[str]) -
     parts = read(source, ModuleName)
 
     def scaling(name: ModuleName) -> float:
-        return 1.0 if config is None else config.scaling_of(name, source.path)
+        return 1.0 if config is None else config.scaling_of(name)
 
     modules = {name: replace(one, alpha=one.alpha * scaling(name)) for name, one in parts.modules.items()}
     dense = {name: delta * scaling(module_of(name)) for name, delta in parts.dense.items()}

@@ -20,6 +20,7 @@ PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 4}
     ("fields", "name", "rank", "alpha"),
     [
         ({}, "a.to_q", 8, 4.0),
+        ({"r": 8.0, "lora_alpha": -3.4e38}, "a.to_q", 8, -3.4e38),
         ({"use_rslora": True}, "a.to_q", 8, 4 * math.sqrt(8)),
         ({"rank_pattern": {"to_q": 2}}, "a.to_q", 2, 4.0),
         ({"rank_pattern": {"to_q": 2}, "alpha_pattern": {"a.to_.": 6}}, "a.to_q", 2, 6.0),
@@ -45,8 +46,21 @@ def test_a_rank_that_contradicts_the_config_is_refused() -> None:
     [
         ({"peft_type": "OFT"}, "of PEFT's type OFT. LORA, LOHA, LOKR are read. For another one, fuse it into"),
         ({"peft_type": {"a": 1}}, "of PEFT's type {'a': 1}. LORA, LOHA, LOKR are read."),
-        ({"r": "8"}, "has r '8' and lora_alpha 4; both must be numbers"),
-        ({"r": 0}, "has r 0 and lora_alpha 4"),
+        ({"r": "8"}, "has r '8'. It must be a whole number above 0."),
+        ({"r": 0}, "has r 0. It"),
+        ({"r": True}, "has r True. It"),
+        ({"r": 1.5}, "has r 1.5. It"),
+        ({"r": 10**39}, "has r 1000"),
+        ({"r": None}, "has r None. It"),
+        ({"rank_pattern": {"a": 0}}, "has rank_pattern of a 0. It must be a whole number above 0."),
+        ({"rank_pattern": {"a": 2.5}}, "has rank_pattern of a 2.5. It"),
+        ({"rank_pattern": [1]}, "has rank_pattern [1]. It must be an object of patterns."),
+        ({"lora_alpha": 1e39}, "has lora_alpha 1e+39. It must be a number up to 3.4e38."),
+        ({"lora_alpha": 10**400}, f"has lora_alpha 1{'0' * 59}. It"),
+        ({"lora_alpha": float("nan")}, "has lora_alpha nan. It"),
+        ({"lora_alpha": False}, "has lora_alpha False. It"),
+        ({"peft_type": "LOHA", "alpha": -1e39}, "has alpha -1e+39. It"),
+        ({"alpha_pattern": {"a": 1e39}}, "has alpha_pattern of a 1e+39. It"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is pissa_niter_16"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is loftq"),
         ({"fan_in_fan_out": True}, "the config asks for what is not read: fan_in_fan_out true"),
@@ -59,7 +73,7 @@ def test_a_rank_that_contradicts_the_config_is_refused() -> None:
         ({"use_qalora": True, "trainable_token_indices": [3]}, "use_qalora true, trainable_token_indices [3]"),
         ({"some_new_field": 1}, "some_new_field 1"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern of the LoRA's config has the pattern ("),
-        ({"alpha_pattern": {"a": "b"}}, "alpha_pattern of the LoRA's config has a 'b'"),
+        ({"alpha_pattern": {"a": "b"}}, "has alpha_pattern of a 'b'. It"),
     ],
 )
 def test_what_changes_the_factors_meaning_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
@@ -69,7 +83,7 @@ def test_what_changes_the_factors_meaning_is_refused_by_name(fields: dict[str, A
 
 
 def test_what_is_no_object_has_no_rank() -> None:
-    with pytest.raises(AdapterError, match=r"has r None and lora_alpha None"):
+    with pytest.raises(AdapterError, match=r"has r None\."):
         config_of([], WHERE)
 
 
