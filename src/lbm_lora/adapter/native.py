@@ -147,6 +147,8 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraMo
     missing = [ending for ending in ((UP_INT8, DOWN_INT8, UNIT) if is_int8 else (UP, DOWN)) if ending not in part]
     if missing:
         raise AdapterError(f"{where}: {name} has no {missing[0][1:]}. The file is incomplete.")
+    if is_int8 and not part.keys().isdisjoint((UP, DOWN, ALPHA)):
+        raise AdapterError(f"{where}: {name} has factors in 8 bits and others. Remove one of them.")
     up, down = (part[UP_INT8], part[DOWN_INT8]) if is_int8 else (part[UP], part[DOWN])
     fits = up.dim() in (2, 4) and up.dim() == down.dim() and up.shape[1] == down.shape[0]
     if not fits or any(size != 1 for size in up.shape[2:]) or 0 in (*up.shape, *down.shape):
@@ -157,8 +159,21 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraMo
     rank = down.shape[0]
     if is_int8:
         return _from_int8(name, up, down, part[UNIT], where)
-    alpha = float(part[ALPHA].float().reshape(-1)[0]) if ALPHA in part else float(rank)
+    alpha = alpha_in(part[ALPHA], name, where) if ALPHA in part else float(rank)
     return LoraModule(name, down, up, alpha)
+
+
+def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
+    """Return a module's alpha as a file holds it.
+
+    Raises:
+        AdapterError: it is not one number.
+    """
+    if stored.numel() != 1:
+        raise AdapterError(
+            f"{where}: the alpha of {name} has shape {tuple(stored.shape)}, but it must be one number. It is damaged."
+        )
+    return float(stored.float())
 
 
 def _from_int8(name: ModuleName, up: Tensor, down: Tensor, unit: Tensor, where: Path) -> LoraModule:

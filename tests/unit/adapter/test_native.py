@@ -80,6 +80,19 @@ def test_alpha_may_have_any_form(alpha: Tensor) -> None:
     assert (module.alpha, module.scaling) == (3.0, 1.5)
 
 
+@pytest.mark.parametrize("shape", [(0,), (2,), (1, 3)])
+def test_an_alpha_is_one_number(shape: tuple[int, ...]) -> None:
+    assert error_of({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN, "a.alpha": torch.ones(shape)}) == (
+        f"x.safetensors: the alpha of a has shape {shape}, but it must be one number. It is damaged."
+    )
+
+
+@pytest.mark.parametrize("other", [{"a.alpha": torch.tensor(1.0)}, {"a.lora_up.weight": UP}])
+def test_factors_in_8_bits_and_others_are_refused(other: dict[str, Tensor]) -> None:
+    stored = {"a.lora_up.int8": UP.char(), "a.lora_down.int8": DOWN.char(), "a.lora_unit": torch.ones(2)}
+    assert error_of(stored | other) == "x.safetensors: a has factors in 8 bits and others. Remove one of them."
+
+
 def test_a_missing_alpha_is_the_rank() -> None:
     (module,) = decode({"a.lora_up.weight": UP, "a.lora_down.weight": DOWN}, "", WHERE)[0].values()
     assert (module.alpha, module.scaling) == (2.0, 1.0)

@@ -55,11 +55,24 @@ class Before:
             before = cls(**parse_json(header.get(KEY, "")))
         except (ValueError, TypeError):
             return None
-        lists: list[object] = [before.ranks, before.alphas, before.matrices]
-        if not all(isinstance(row, list) for row in lists) or len(before.ranks) != len(before.alphas):
-            return None
-        numbers = [*before.ranks, *(alpha or 0.0 for alpha in before.alphas), *before.matrices]
-        return before if all(isinstance(number, int | float) for number in numbers) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        return before if before._is_ours() else None
+
+    def _is_ours(self) -> bool:
+        """Return whether the fields are what `to_one_rank` writes; those of a file can be anything."""
+        fields: list[object] = [self.ranks, self.alphas, self.matrices]
+        if not all(isinstance(field, list) for field in fields) or len(self.ranks) != len(self.alphas):
+            return False
+        alphas_fit = all(
+            alpha is None or _is_alpha(alpha, rank) for alpha, rank in zip(self.alphas, self.ranks, strict=True)
+        )
+        texts: list[object] = [self.prefix, self.replaced]
+        wholes: list[object] = [*self.ranks, *self.matrices]
+        return alphas_fit and all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in wholes)
+
+
+def _is_alpha(alpha: object, rank: object) -> bool:
+    """Return whether a module's scaling can have been folded: an alpha of 0 leads nowhere back."""
+    return isinstance(alpha, int | float) and (alpha != 0 or alpha == rank)
 
 
 @dataclass(frozen=True)

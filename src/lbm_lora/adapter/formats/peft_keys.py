@@ -20,7 +20,7 @@ from lbm_lora.adapter.formats.dora import base_weight, dora_delta, dora_note
 from lbm_lora.adapter.formats.grouping import check_unrepeated
 from lbm_lora.adapter.formats.lora_config import LoraConfig
 from lbm_lora.adapter.module import LoraModule
-from lbm_lora.adapter.native import DOWN, UP, decode
+from lbm_lora.adapter.native import DOWN, UP, alpha_in, decode
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
@@ -150,7 +150,7 @@ def _modules(
 
 
 def _scaled(module: LoraModule, stored: Tensor | None, config: LoraConfig | None, where: Path) -> LoraModule:
-    alpha = None if stored is None else float(stored.float().reshape(-1)[0])
+    alpha = None if stored is None else alpha_in(stored, module.name, where)
     if config is None:
         return module if alpha is None else replace(module, alpha=alpha)
     said = config.alpha_of(module.name, module.rank, where)

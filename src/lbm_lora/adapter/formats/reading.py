@@ -28,6 +28,7 @@ from lbm_lora.adapter.formats.names import kernel_of
 from lbm_lora.adapter.formats.rebuild import is_smaller_dense, loha, lokr, with_mid
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.adapter.module import LoraModule
+from lbm_lora.adapter.native import alpha_in
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import AdapterError, Option, listing, plural
 from lbm_lora.factorize import Factors
@@ -131,7 +132,7 @@ class _Reader:
         if self.is_turned_around and up.dim() == 4:
             up, down = down, up
         inner = down.shape[0]
-        alpha = self._alpha(parts, inner)
+        alpha = self._alpha(name, parts, inner)
         fits = up.dim() in (2, 4) and down.dim() in (2, 4) and up[0, 0].numel() == 1 if up.numel() else False
         if "mid" in parts:
             fits = fits and parts["mid"].shape[:2] == (up.shape[1], inner) and down[0, 0].numel() == 1
@@ -166,7 +167,7 @@ class _Reader:
             shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
             raise AdapterError(f"{self.source.path}: {name}: {shapes} are incomplete or do not fit together.") from None
         rank = next((parts[role].shape[0] for role in ranked if role in parts), 0)
-        scaling = self._alpha(parts, rank) / rank if rank else 1.0
+        scaling = self._alpha(name, parts, rank) / rank if rank else 1.0
         shape = self._unflattened(name, factors)
         if is_smaller_dense(factors):
             return (scaling * factors.product()).reshape(shape)
@@ -198,8 +199,8 @@ class _Reader:
             raise AdapterError(f"{self.source.path}: {name} is not in the base {base.path}.")
         return base.read(name)
 
-    def _alpha(self, parts: Mapping[str, Tensor], rank: int) -> float:
-        return float(parts["alpha"].float().reshape(-1)[0]) if "alpha" in parts else float(rank)
+    def _alpha(self, name: ModuleName, parts: Mapping[str, Tensor], rank: int) -> float:
+        return alpha_in(parts["alpha"], name, self.source.path) if "alpha" in parts else float(rank)
 
     def _shape(self, name: ModuleName, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a weight in the denoiser, which may be that of a file without its 1x1 kernel."""

@@ -44,6 +44,13 @@ def test_two_deltas_of_one_parameter_are_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_an_alpha_is_one_number(size: int) -> None:
+    assert error_of({"unet.a.alpha": torch.ones(size)}) == (
+        f"the state dict: the alpha of a has shape ({size},), but it must be one number. It is damaged."
+    )
+
+
 def test_several_adapters_are_counted_before_their_keys_are_compared() -> None:
     tensors = {f"unet.a.lora_{part}.{name}.weight": torch.ones(2, 2) for part in "AB" for name in ("one", "two")}
     assert "holds 2 adapters: one, two. Save one of them." in error_of(tensors)

@@ -174,6 +174,14 @@ def test_values_that_replace_the_bases_become_deltas(rand: Rand) -> None:
             f"{TO_Q}.weight has both factors and a dense delta. Remove one of them.",
         ),
         (
+            {"lora_up.weight": (4, 2), "lora_down.weight": (2, 3), "alpha": (0,)},
+            f"the alpha of {TO_Q} has shape (0,), but it must be one number. It is damaged.",
+        ),
+        (
+            {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2": (2, 2), "alpha": (1, 3)},
+            f"the alpha of {TO_Q} has shape (1, 3), but it must be one number. It is damaged.",
+        ),
+        (
             {"lokr_w1": (2, 2), "lokr_w2": (2, 2), "diff": (4, 4)},
             f"{TO_Q}.weight has two deltas. Remove one of them.",
         ),
