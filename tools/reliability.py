@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from lbm_lora.adapter import packed_index
+from lbm_lora.adapter.formats.rebuild import MOST_VALUES
 from lbm_lora.adapter.lora_scale import MOST
 from lbm_lora.checkpoint import safetensors_file, torch_file
 from lbm_lora.configs import marks
@@ -37,6 +38,7 @@ def limits() -> str:
         ("pickle in a `.ckpt`", f"{torch_file._MAX_PICKLE_BYTES // 2**20} MiB"),  # pyright: ignore[reportPrivateUsage]
         ("plain values next to the tensors of a `.ckpt`", f"{torch_file._MAX_VALUES:,}"),  # pyright: ignore[reportPrivateUsage]
         ("index of a packed LoRA, unpacked", f"{packed_index._MOST_INDEX // 2**20} MiB"),  # pyright: ignore[reportPrivateUsage]
+        ("values of a delta rebuilt from LoHa, LoKr or Tucker factors", f"{MOST_VALUES:,}"),
         ("a regular expression on one name", f"{PATTERN_SECONDS} s"),
         ("shards of one pattern, and its characters", f"{MOST_SHARDS:,}; {MOST_CHARACTERS:,}"),
         *((f"`{key}` of a network", f"{most:,}") for key, most in names.MOST.items()),

@@ -17,6 +17,7 @@ does always; `merge_to` of LyCORIS 4.1.3 scales them twice.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,14 +26,16 @@ from lbm_lora.adapter.formats.codec import Parts, Source
 from lbm_lora.adapter.formats.dora import dora_delta, dora_note
 from lbm_lora.adapter.formats.grouping import Grouped, grouped
 from lbm_lora.adapter.formats.names import kernel_of
-from lbm_lora.adapter.formats.rebuild import is_smaller_dense, loha, lokr, with_mid
+from lbm_lora.adapter.formats.rebuild import loha, lokr, with_mid
 from lbm_lora.adapter.metadata import EXPORT_KEY
 from lbm_lora.adapter.module import LoraModule
 from lbm_lora.adapter.native import alpha_in
 from lbm_lora.checkpoint import Component
-from lbm_lora.errors import AdapterError, Option, listing, plural
+from lbm_lora.errors import AdapterError, InputError, Option, listing, plural
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, weight_of
+
+_Rebuilt = TypeVar("_Rebuilt")
 
 _EPSILON = torch.finfo(torch.float32).eps  # added to the norm by LyCORIS
 
@@ -131,18 +134,18 @@ class _Reader:
             raise self._misfit(name, up, down)
         if self.is_turned_around and up.dim() == 4:
             up, down = down, up
-        inner = down.shape[0]
-        alpha = self._alpha(name, parts, inner)
-        fits = up.dim() in (2, 4) and down.dim() in (2, 4) and up[0, 0].numel() == 1 if up.numel() else False
-        if "mid" in parts:
-            fits = fits and parts["mid"].shape[:2] == (up.shape[1], inner) and down[0, 0].numel() == 1
-            alpha *= up.shape[1] / inner
-        else:
+        inner, mid = down.shape[0], parts.get("mid")
+        fits = up.numel() and down.numel() and up[0, 0].numel() == 1
+        if mid is None:
             fits = fits and up.shape[1] == inner
-        if not fits or not down.numel():
+        else:
+            fits = fits and mid.numel() and mid.shape[:2] == (up.shape[1], inner) and down[0, 0].numel() == 1
+        if not fits:
             raise self._misfit(name, up, down)
-        if "mid" in parts:
-            down = with_mid(parts["mid"], down)
+        alpha = self._alpha(name, parts, inner)
+        if mid is not None:
+            alpha *= up.shape[1] / inner
+            down = self._rebuilt(name, parts, lambda parts: with_mid(parts["mid"], down))
         shape = self._shape(name, (up.shape[0], *down.shape[1:]))
         up = up.reshape(*up.shape[:2], *(1 for _ in shape[2:]))
         return LoraModule(name, down.reshape(down.shape[0], *shape[1:]), up, alpha)
@@ -157,33 +160,38 @@ class _Reader:
         self,
         name: ModuleName,
         parts: Mapping[str, Tensor],
-        rebuild: Callable[[Mapping[str, Tensor]], Factors],
+        rebuild: Callable[[Mapping[str, Tensor]], Factors | Tensor],
         ranked: tuple[str, str],
     ) -> LoraModule | Tensor:
         """Return the delta of LoHa or LoKr. Alpha counts by the rank of its parts; without factors there is none."""
-        try:
-            factors = rebuild(parts)
-        except (KeyError, RuntimeError):
-            shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
-            raise AdapterError(f"{self.source.path}: {name}: {shapes} are incomplete or do not fit together.") from None
+        found = self._rebuilt(name, parts, rebuild)
         rank = next((parts[role].shape[0] for role in ranked if role in parts), 0)
         scaling = self._alpha(name, parts, rank) / rank if rank else 1.0
-        shape = self._unflattened(name, factors)
-        if is_smaller_dense(factors):
-            return (scaling * factors.product()).reshape(shape)
-        up = factors.up.reshape(*factors.up.shape, *(1 for _ in shape[2:]))
-        return LoraModule(name, factors.down.reshape(factors.rank, *shape[1:]), up, scaling * factors.rank)
+        if isinstance(found, Tensor):
+            return (scaling * found).reshape(self._unflattened(name, *found.shape))
+        shape = self._unflattened(name, found.up.shape[0], found.down.shape[1])
+        up = found.up.reshape(*found.up.shape, *(1 for _ in shape[2:]))
+        return LoraModule(name, found.down.reshape(found.rank, *shape[1:]), up, scaling * found.rank)
+
+    def _rebuilt(
+        self, name: ModuleName, parts: Mapping[str, Tensor], rebuild: Callable[[Mapping[str, Tensor]], _Rebuilt]
+    ) -> _Rebuilt:
+        try:
+            return rebuild(parts)
+        except InputError as error:
+            shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in parts.items())
+            raise AdapterError(f"{self.source.path}: {name}: {shapes} ", *error.args) from None
 
     def _dora(self, name: ModuleName, delta: LoraModule | Tensor, magnitude: Tensor) -> Tensor:
         base = self._base(weight_of(name), "a DoRA, which scales the base's own weight")
-        low_rank = delta.delta() if isinstance(delta, LoraModule) else delta
         outputs, inputs = base.shape[:2]
         allowed = [(outputs, *(1 for _ in base.shape[1:])), (1, inputs, *(1 for _ in base.shape[2:]))]
-        if low_rank.shape != base.shape or tuple(magnitude.shape) not in allowed:
+        if tuple(delta.shape) != tuple(base.shape) or tuple(magnitude.shape) not in allowed:
             raise AdapterError(
-                f"{self.source.path}: {name}: the delta {tuple(low_rank.shape)} and dora_scale "
+                f"{self.source.path}: {name}: the delta {tuple(delta.shape)} and dora_scale "
                 f"{tuple(magnitude.shape)} do not fit the base's weight {tuple(base.shape)}."
             )
+        low_rank = delta.delta() if isinstance(delta, LoraModule) else delta
         return dora_delta(base, low_rank, magnitude, epsilon=_EPSILON)
 
     def _base(self, name: ParamName, what: str) -> Tensor:
@@ -205,19 +213,29 @@ class _Reader:
     def _shape(self, name: ModuleName, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a weight in the denoiser, which may be that of a file without its 1x1 kernel."""
         base = _shape_in(self.source.base, name)
-        if base is not None and math.prod(base) == math.prod(shape):
+        if base is not None and _is_same_matrix(base, shape):
             return base
         is_ours = EXPORT_KEY in self.source.header
         return shape[:2] if not is_ours and shape[2:] == (1, 1) and kernel_of(name) == () else shape
 
-    def _unflattened(self, name: ModuleName, factors: Factors) -> tuple[int, ...]:
-        """Return the shape of the weight that flattened factors belong to."""
-        flat = (factors.up.shape[0], factors.down.shape[1])
+    def _unflattened(self, name: ModuleName, rows: int, columns: int) -> tuple[int, ...]:
+        """Return the shape of the weight that a flattened delta belongs to."""
         base = _shape_in(self.source.base, name)
-        if base is not None and math.prod(base) == math.prod(flat):
+        if base is not None and _is_same_matrix(base, (rows, columns)):
             return base
         kernel = kernel_of(name)
-        return (flat[0], flat[1] // math.prod(kernel), *kernel)
+        if columns % math.prod(kernel):
+            raise AdapterError(
+                f"{self.source.path}: {name}: a delta of {rows} x {columns} does not fit the module's kernel of "
+                f"{' x '.join(map(str, kernel))}. The file is damaged, or for another model."
+            )
+        return (rows, columns // math.prod(kernel), *kernel)
+
+
+def _is_same_matrix(base: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether two shapes differ at most in how far their second side is flattened."""
+    is_alike = base == shape or len(base) != len(shape)
+    return is_alike and len(base) > 1 and base[0] == shape[0] and math.prod(base) == math.prod(shape)
 
 
 def _shape_in(base: Component | None, name: ModuleName) -> tuple[int, ...] | None:

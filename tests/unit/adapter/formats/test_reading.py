@@ -182,6 +182,20 @@ def test_values_that_replace_the_bases_become_deltas(rand: Rand) -> None:
             f"the alpha of {TO_Q} has shape (1, 3), but it must be one number. It is damaged.",
         ),
         (
+            {"lora_up.weight": (4, 2), "lora_mid.weight": (2, 0), "lora_down.weight": (0, 3)},
+            f"{TO_Q}: up (4, 2) and down (0, 3) do not fit together: the second size of up and the first of down must "
+            "be the rank.",
+        ),
+        (
+            {"lokr_w1": (0, 0), "lokr_w2": (0, 0)},
+            f"{TO_Q}: lokr_w1 (0, 0), lokr_w2 (0, 0) are incomplete or do not fit together.",
+        ),
+        (
+            {"lokr_w1": (512, 512), "lokr_w2": (64, 64)},
+            f"{TO_Q}: lokr_w1 (512, 512), lokr_w2 (64, 64) make a matrix of 32,768 x 32,768. The limit is 268,435,456 "
+            "values.",
+        ),
+        (
             {"lokr_w1": (2, 2), "lokr_w2": (2, 2), "diff": (4, 4)},
             f"{TO_Q}.weight has two deltas. Remove one of them.",
         ),
@@ -190,6 +204,25 @@ def test_values_that_replace_the_bases_become_deltas(rand: Rand) -> None:
 def test_what_does_not_belong_together_is_refused(parts: dict[str, tuple[int, ...]], text: str) -> None:
     tensors = {f"{FLAT}.{part}": torch.ones(shape) for part, shape in parts.items()}
     assert error_of(tensors) == f"the state dict: {text}"
+
+
+def test_a_delta_that_does_not_fill_the_kernel_is_refused() -> None:
+    assert error_of({f"{CONV1}.lokr_w1": torch.ones(5, 1), f"{CONV1}.lokr_w2": torch.ones(1, 7)}) == (
+        f"the state dict: {M}: a delta of 5 x 7 does not fit the module's kernel of 3 x 3. The file is damaged, or for "
+        "another model."
+    )
+
+
+@pytest.mark.parametrize("base", [(5, 6), (6,), (3, 5, 2)])
+def test_a_weight_of_another_shape_but_as_many_values_lends_none(rand: Rand, base: tuple[int, ...]) -> None:
+    """A delta for a transposed weight would be scrambled."""
+    component = base_of({f"{TO_Q}.weight": torch.ones(base)})
+    parts = {"lokr_w1": rand(3, 1), "lokr_w2": rand(2, 5)}
+    with pytest.warns(UserWarning, match="LoKr"):
+        found = load_adapter({f"{FLAT}.{name}": part for name, part in parts.items()}, base=component)
+    assert tuple(delta(found, TO_Q).shape) == (6, 5)
+    tensors = {f"{FLAT}.lora_up.weight": rand(6, 1), f"{FLAT}.lora_down.weight": rand(1, 5)}
+    assert load_adapter(tensors, base=component).modules[ModuleName(TO_Q)].shape == (6, 5)
 
 
 def test_scaling_1_on_request_holds_for_every_format(rand: Rand) -> None:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lbm_lora.adapter.formats.rebuild import is_smaller_dense, loha, lokr, up_and_down, with_mid
+from lbm_lora.adapter.formats.rebuild import loha, lokr, up_and_down, with_mid
+from lbm_lora.errors import InputError
 from lbm_lora.factorize import Factors
 
 SIZES = st.integers(1, 4)
@@ -14,6 +15,10 @@ SIZES = st.integers(1, 4)
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def matrix_of(found: Factors | Tensor) -> Tensor:
+    return found if isinstance(found, Tensor) else found.product()
 
 
 @given(SIZES, SIZES, SIZES, SIZES, SIZES)
@@ -39,8 +44,8 @@ def test_loha(out: int, inputs: int, rank: int, kernel: int, tucker: bool) -> No
         parts |= {f"hada_w{n}_b": normal(rank, inputs) * n for n in (1, 2)}
         one, two = (parts[f"hada_w{n}_a"] @ parts[f"hada_w{n}_b"] for n in (1, 2))
     found = loha(parts)
-    assert found.rank == rank * rank
-    torch.testing.assert_close(found.product(), (one * two).flatten(1), rtol=1e-4, atol=1e-4)
+    assert isinstance(found, Tensor) or found.rank == rank * rank
+    torch.testing.assert_close(matrix_of(found), (one * two).flatten(1), rtol=1e-4, atol=1e-4)
 
 
 @given(SIZES, SIZES, SIZES, SIZES, st.sampled_from([1, 3]), st.sampled_from(["full", "one", "both", "tucker"]))
@@ -57,7 +62,7 @@ def test_lokr(a: int, b: int, c: int, d: int, kernel: int, kind: str) -> None:
         second = {"lokr_t2": normal(2, 2, kernel, kernel), "lokr_w2_a": normal(2, c), "lokr_w2_b": normal(2, d)}
         two = torch.einsum("ijkl,ip,jr->prkl", second["lokr_t2"], second["lokr_w2_a"], second["lokr_w2_b"])
     expected = torch.kron(one[:, :, None, None], two.contiguous())
-    torch.testing.assert_close(lokr(first | second).product(), expected.flatten(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(matrix_of(lokr(first | second)), expected.flatten(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (3, 2, 3, 3), (9, 1, 1, 1)])
@@ -71,6 +76,67 @@ def test_a_dense_delta_is_exact_as_factors(shape: tuple[int, ...], dtype: torch.
     assert torch.equal((up.flatten(1) @ down.flatten(1)).reshape(shape), delta)
 
 
-def test_the_smaller_form_is_known() -> None:
-    assert is_smaller_dense(Factors(torch.ones(4, 3), torch.ones(3, 4)))
-    assert not is_smaller_dense(Factors(torch.ones(4, 2), torch.ones(2, 4)))
+def test_the_smaller_form_is_kept() -> None:
+    for inner, is_dense in ((2, True), (1, False)):
+        parts = {f"hada_w{n}_a": normal(4, inner) for n in (1, 2)} | {f"hada_w{n}_b": normal(inner, 4) for n in (1, 2)}
+        assert isinstance(loha(parts), Tensor) is is_dense
+        assert isinstance(lokr({"lokr_w1": normal(1, 1), "lokr_w2": normal(8, inner)}), Tensor) is True
+    assert isinstance(lokr({"lokr_w1": normal(4, 1), "lokr_w2": normal(1, 4)}), Factors)
+
+
+def test_a_delta_of_full_products_is_computed_without_its_factors() -> None:
+    """Factors of w1 and w2 would take 2 x 32 GB."""
+    one, two = normal(120, 120), normal(120, 120)
+    found = lokr({"lokr_w1": one, "lokr_w2": two})
+    assert isinstance(found, Tensor)
+    assert torch.equal(found[120:240, :120], one[1, 0] * two)
+
+
+MISFITS = "are incomplete or do not fit together."
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            {"w1": (2**10, 2**10), "w2": (2**5, 2**5)},
+            "make a matrix of 32,768 x 32,768. The limit is 268,435,456 values.",
+        ),
+        (
+            {"w1_a": (2**20, 1), "w1_b": (1, 1), "w2_a": (2**20, 1), "w2_b": (1, 1)},
+            "make a matrix of 1,099,511,627,776 x 1.",
+        ),
+        ({"w1": (0, 0), "w2": (0, 0)}, MISFITS),
+        ({"w1": (3,), "w2": (2, 2)}, MISFITS),
+        ({"w1": (2, 2)}, MISFITS),
+        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (3, 2)}, MISFITS),
+        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (2, 2), "t2": (2, 3, 1, 1)}, MISFITS),
+        ({"w1": (2, 2), "w2_a": (2, 2), "w2_b": (2, 2), "t2": (2,)}, MISFITS),
+    ],
+)
+def test_lokr_that_is_too_large_or_does_not_fit(shapes: dict[str, tuple[int, ...]], message: str) -> None:
+    """Expanded tensors take no memory."""
+    with pytest.raises(InputError) as error:
+        lokr({f"lokr_{name}": torch.ones(()).expand(shape) for name, shape in shapes.items()})
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"w1_a": (4, 2), "w1_b": (3, 4), "w2_a": (4, 3), "w2_b": (2, 4)},  # the ranks' products are equal
+        {"w1_a": (4, 1), "w1_b": (1, 4), "w2_a": (1, 1), "w2_b": (1, 4)},  # one row would be repeated
+    ],
+)
+def test_loha_that_does_not_fit(shapes: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(InputError, match=MISFITS):
+        loha({f"hada_{name}": torch.ones(shape) for name, shape in shapes.items()})
+
+
+def test_cores_that_ask_for_too_much() -> None:
+    one = torch.ones(())
+    with pytest.raises(InputError, match=r"make a matrix of 32,768 x 32,768\. The limit"):
+        with_mid(one.expand(2**15, 1), one.expand(1, 2**15))
+    tall = {"lokr_w2_a": one.expand(2**15, 1), "lokr_w2_b": one.expand(1, 2**15), "lokr_t2": one.expand(2**15, 1)}
+    with pytest.raises(InputError, match=r"make a matrix of 32,768 x 32,768\. The limit"):
+        lokr({"lokr_w1": one.expand(1, 1), **tall})
