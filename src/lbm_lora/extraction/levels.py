@@ -3,6 +3,9 @@
 A size limit lets any delta have several times the mean rank, since nobody knows beforehand which ones need it. Each
 rank costs time, and with statistics most deltas use few. Deltas that get more ranks leave fewer bytes to all others, so
 no other delta uses more than before.
+
+Plain SVD, to which LoRAs are compared, has only the first level: nearly all of its deltas use all ranks that they get,
+and more of them would have fewer bits each, and gain little.
 """
 
 from collections.abc import Sequence
@@ -13,32 +16,17 @@ from lbm_lora.naming import ParamName
 from lbm_lora.ranks import LEAST_CAP, SMALL_SIDE, Choice
 
 _FIRST_SHARE = 4  # of its highest rank: what a delta gets in the first level
-_PLAIN_SHARE = 3
 _USED = 0.75  # of the ranks that a delta has: one that uses more gets twice as many
 
 
-def first_level(plan: Plan, share: int = _FIRST_SHARE) -> Plan:
-    """Return a plan at the ranks of the first level.
-
-    Args:
-        plan: plan with the highest rank of each delta.
-        share: of that rank, what a delta gets: 1 / share.
-    """
+def first_level(plan: Plan) -> Plan:
+    """Return the plan at the ranks of the first level, from one with the highest rank of each delta."""
     caps: dict[ParamName, int] = {}
     for item in plan.of(Action.DECOMPOSE):
         highest = item.rank or 1
-        few = max(LEAST_CAP, -(-highest // share))
+        few = max(LEAST_CAP, -(-highest // _FIRST_SHARE))
         caps[item.name] = highest if rank_bound(item.shape) <= SMALL_SIDE else min(highest, few)
     return plan.with_caps(caps)
-
-
-def only_level(plan: Plan) -> Plan:
-    """Return a plan at a third of the highest ranks, for plain SVD, to which LoRAs are compared.
-
-    Nearly all of its deltas use about as many ranks, so that levels would survey them twice. More ranks would have
-    fewer bits each, and gain next to nothing.
-    """
-    return first_level(plan, _PLAIN_SHARE)
 
 
 def more_ranks(plan: Plan, surveyed: Plan, choices: Sequence[Choice]) -> dict[ParamName, int]:

@@ -12,7 +12,7 @@ from lbm_lora.atomic import scratch_folder
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.extraction.adapter_output import AdapterOutput, header_bytes
 from lbm_lora.extraction.deltas import DeltaSettings
-from lbm_lora.extraction.levels import first_level, more_ranks, only_level
+from lbm_lora.extraction.levels import first_level, more_ranks
 from lbm_lora.extraction.passes import KeptPass, Pass, SurveyedPass
 from lbm_lora.extraction.plan import Action, Plan
 from lbm_lora.extraction.survey import Survey, SurveyPass
@@ -173,7 +173,7 @@ def surveyed(
             return survey_pass.run(progress.advance)
 
         is_plain = norm is not None and norm.weights_of is unweighted
-        known = (only_level(capped) if is_plain else first_level(capped)) if sizes else capped
+        known = first_level(capped) if sizes else capped
         survey = survey_of(known)
         allocator = allocator_of(survey)
         while sizes and not is_plain and (caps := more_ranks(capped, known, allocator.within(sizes))):
