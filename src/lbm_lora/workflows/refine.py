@@ -16,6 +16,7 @@ from lbm_lora.errors import ConfigError, Option, OutputError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, refinement_of, run_facts, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -107,7 +108,8 @@ def refined(
     Args:
         config: its paths name things for messages and metadata; nothing is read from them.
         keep: receives each new best adapter.
-        state: file to which the run is saved until its end, to be resumed; None: not saved.
+        state: file to which the run is saved until its end, to be resumed; None: not saved. A file of somebody else
+            at this path stays.
     """
     from lbm_lora.imaging.digests import digests_of
 
@@ -117,13 +119,15 @@ def refined(
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
-    if state is not None:
+    if state is not None and is_ours(state):
         state.unlink(missing_ok=True)
     return distilled
 
 
-def state_of(config: RefineConfig) -> Path:
-    """Return the file to which a run is saved, next to the output."""
+def state_of(config: RefineConfig) -> Path | None:
+    """Return the file to which a run is saved, next to the output; None for a method that saves none."""
+    if config.method == "joint":
+        return None
     return config.save_to.with_name(f"{config.save_to.stem}.refine.pt")
 
 
@@ -152,7 +156,8 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     plan = FilePlan()
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
     plan.writes(config.save_to)
-    plan.writes(state_of(config), "the state of the run")
+    if state := state_of(config):
+        plan.writes(state, "the state of the run")
     plan_twins(plan, [config.save_to], config.also)
     plan.check(overwrite=config.overwrite)
 

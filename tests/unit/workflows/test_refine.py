@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -83,6 +84,31 @@ def test_the_file_is_better_and_of_the_same_size(config: RefineConfig, lora: Pat
     assert "lbm_lora_errors" not in made.metadata.facts  # those of the given LoRA's weights
     assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
     assert "dB better, of step" in present("refine", result)
+
+
+class Placing(Silent):
+    """Puts a file of somebody else at a path: when the work of a name starts, or after its only step."""
+
+    def __init__(self, path: Path, when: str) -> None:
+        self.path, self.when, self.what = path, when, ""
+
+    def start(self, total: int, what: str) -> None:
+        self.what = what
+        if what == self.when:
+            self.path.write_text("my work of a week")
+
+    def advance(self, n: int = 1) -> None:
+        if f"{self.what}: done" == self.when:
+            self.path.write_text("my work of a week")
+
+
+@pytest.mark.parametrize(("method", "when"), [("adam", "refining: done"), ("joint", "loading the base")])
+def test_a_file_of_somebody_else_with_the_states_name_stays(
+    config: RefineConfig, method: Literal["adam", "joint"], when: str
+) -> None:
+    theirs = config.save_to.with_name("refined.refine.pt")
+    run(dataclasses.replace(config, method=method, steps=1, mirror=False), Placing(theirs, when))
+    assert theirs.read_text() == "my work of a week"
 
 
 class Stop(Exception):

@@ -177,7 +177,8 @@ def _refine(config: Any, inputs: Inputs) -> list[Output]:
     state = config.save_to.with_name(f"{config.save_to.stem}.refine.pt")
     count = sum(spec.numel for lora in inputs.loras.get("lora_path", ()) for spec in lora.specs.values())
     twins = [_twin(config.save_to, to, nbytes) for to in config.also]
-    return [Output(path=config.save_to, nbytes=nbytes), Output(path=state, nbytes=3 * 4 * count or None), *twins]
+    states = [Output(path=state, nbytes=3 * 4 * count or None)] if config.method == "adam" else []
+    return [Output(path=config.save_to, nbytes=nbytes), *states, *twins]
 
 
 def _loras(inputs: Inputs, dtype: str | None) -> int | None:
