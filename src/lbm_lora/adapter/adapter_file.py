@@ -118,6 +118,8 @@ def save_adapter(
 ) -> Saved:
     """Write a complete adapter atomically, in its `dtype`, else in the dtype of its tensors.
 
+    An existing file is replaced, whoever made it, as by `save` of other libraries. Commands look first (`FilePlan`).
+
     Args:
         path: a file; for `peft` a folder.
         format: the format of the file.

@@ -115,7 +115,7 @@ class Adapter:
         norms: NormsAs = "keep",
         base: Component | None = None,
     ) -> Path:
-        """Write the adapter as a file, atomically; see `save_adapter`.
+        """Write the adapter as a file, atomically; see `save_adapter`. An existing file is replaced, whoever made it.
 
         Args:
             path: a `.safetensors` file; for `peft` a folder.
