@@ -62,7 +62,7 @@ def rank_rule(
         _check_needs(option, measure, is_calibrated=is_calibrated, has_images=has_images)
         return _limit(option, getattr(options, option))
     words = [f"r{one}" for one in options.ranks] or [word.replace(" ", "") for word in options.max_size]
-    if len(set(words)) < len(words):
+    if len({word.lower() for word in words}) < len(words):  # they become names of files
         raise ConfigError(f"{' '.join(words)}: give each rank or size only once.")
     if option == "max_size":
         return SizeLimits(nbytes=tuple(map(parse_nbytes, options.max_size)), words=options.max_size)

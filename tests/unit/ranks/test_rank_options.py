@@ -67,6 +67,7 @@ SHARE = "must be above 0 and at most"
         ),
         ({"ranks": (4, 8, 4)}, "r4 r8 r4: give each rank or size only once."),
         ({"max_size": ("1MB", "1 MB")}, "1MB 1MB: give each rank or size only once."),
+        ({"max_size": ("1MB", "1mb")}, "1MB 1mb: give each rank or size only once."),
         ({"max_size": ("huge",)}, "max_size must be a file size such as 200MB or 1.5GB, got huge."),
         ({"max_error": 0.0}, f"max_error {SHARE} 1 (0.05 is 5 %), got 0."),
         ({"keep_energy": 1.5}, f"keep_energy {SHARE} 1 (0.05 is 5 %), got 1.5."),

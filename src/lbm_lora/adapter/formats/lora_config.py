@@ -7,6 +7,7 @@ A field that changes what the factors mean, or that we do not know, is refused b
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ _IGNORED = {
 _ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> its field for alpha."""
 _SECONDS = 1  # for a pattern on one name
+_FUZZY = re.compile(r"\{(?!\d*,?\d*\})")
 _LARGEST = torch.finfo(torch.float32).max
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
 """Initial values that leave the base as it is; others, such as `pissa`, take the factors out of the base first."""
@@ -92,7 +94,13 @@ def _matches(key: str, name: str) -> bool:
 
 @cache
 def _compiled(key: str) -> "regex.Pattern[str]":
-    """Return a pattern's expression; there may be one for every layer, more than `re` remembers."""
+    """Return a pattern's expression; there may be one for every layer, more than `re` remembers.
+
+    PEFT's patterns are those of `re`, which has no limit of time: what `regex` alone understands is refused.
+    """
+    re.compile(key)
+    if _FUZZY.search(key):
+        raise re.error("a brace after which no number of repetitions follows")
     return regex.compile(rf"(.*\.)?({key})$")
 
 
@@ -155,7 +163,7 @@ def _pattern(value: object, name: str, read: Callable[[object, str, Path], float
     for key in pattern:
         try:
             _compiled(key)
-        except (regex.error, RecursionError, OverflowError) as error:
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise AdapterError(f"{where}: {name} of the LoRA's config has the pattern {key}: {error}.") from None
     return {key: read(number, f"{name} of {key}", where) for key, number in pattern.items()}
 

@@ -125,9 +125,16 @@ def _counter(
 
 
 def _gathered(value: Value, group: Any) -> list[Value]:
-    """Return the values of all processes, in their order; each of them must call this."""
+    """Return the values of all processes, in their order; each of them must call this.
+
+    Raises:
+        DataError: another process has ended.
+    """
     if group is None:
         return [value]
     values: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(values, value, group=group)
+    try:
+        distributed.all_gather_object(values, value, group=group)
+    except RuntimeError:  # torch's errors of a lost connection
+        raise DataError("another process of this run has ended. Start it again: finished shards stay.") from None
     return values

@@ -73,6 +73,8 @@ def test_a_rank_that_contradicts_the_config_is_refused() -> None:
         ({"use_qalora": True, "trainable_token_indices": [3]}, "use_qalora true, trainable_token_indices [3]"),
         ({"some_new_field": 1}, "some_new_field 1"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern of the LoRA's config has the pattern ("),
+        ({"rank_pattern": {"(?R)": 1}}, "rank_pattern of the LoRA's config has the pattern (?R): unknown extension ?R"),
+        ({"alpha_pattern": {"(?:a.*){e<=9}": 1}}, "has the pattern (?:a.*){e<=9}: a brace after which no number of"),
         ({"alpha_pattern": {"a": "b"}}, "has alpha_pattern of a 'b'. It"),
     ],
 )

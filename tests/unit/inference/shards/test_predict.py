@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -108,3 +109,21 @@ def test_too_much_that_is_corrupt_ends_it(
     with pytest.raises(DataError, match=r"1 of 6 samples cannot be used"):
         run(shards(), copy)
     assert len(run(shards(), copy, max_corrupt=0.5).records) == 2
+
+
+def test_a_process_that_is_gone_is_one_line(
+    shards: Callable[[], list[ShardJob]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("Connection closed by peer")
+
+    module = "lbm_lora.inference.shards.predict.distributed"
+    for name, fake in {
+        "is_initialized": lambda: True,
+        "new_group": lambda **_: object(),
+        "get_world_size": lambda _: 2,
+        "all_gather_object": lost,
+    }.items():
+        monkeypatch.setattr(f"{module}.{name}", fake)
+    with pytest.raises(DataError, match=r"^another process of this run has ended\. Start it again"):
+        run(shards(), copy)
