@@ -78,6 +78,8 @@ def decode_layers(
     modules = _modules(keys.parts, config, where)
     dense = dict(keys.dense)
     for name, part in keys.parts.items():
+        if "bias" in part and part["bias"].numel() != modules[name].shape[0]:
+            raise _miscounted(modules[name], "biases of lora_B", part["bias"], where)
         if "bias" in part and part["bias"].any():
             scaling = modules[name].scaling
             _check_free(bias_of(name), dense, where)
@@ -165,13 +167,17 @@ def _dora(module: LoraModule, part: Mapping[str, Tensor], base: Component | None
     weight = base_weight(base, module.name, module.shape, where)
     magnitude = part["magnitude"]
     if magnitude.numel() != module.shape[0]:
-        raise AdapterError(
-            f"{where}: {module.name} has {magnitude.numel()} magnitudes for {module.shape[0]} outputs. It is damaged."
-        )
+        raise _miscounted(module, "magnitudes", magnitude, where)
     if "bias" in part and part["bias"].any():
         raise AdapterError(f"{where}: {module.name} has DoRA magnitudes and a bias of lora_B, which is not read.")
     column = magnitude.reshape(-1, *(1 for _ in module.shape[1:]))
     return dora_delta(weight, module.delta(), column)
+
+
+def _miscounted(module: LoraModule, what: str, found: Tensor, where: Path) -> AdapterError:
+    return AdapterError(
+        f"{where}: {module.name} has {found.numel()} {what} for {module.shape[0]} outputs. It is damaged."
+    )
 
 
 def _deltas(values: Mapping[ParamName, Tensor], base: Component | None, where: Path) -> dict[ParamName, Tensor]:

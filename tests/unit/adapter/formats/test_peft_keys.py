@@ -54,3 +54,10 @@ def test_an_alpha_is_one_number(size: int) -> None:
 def test_several_adapters_are_counted_before_their_keys_are_compared() -> None:
     tensors = {f"unet.a.lora_{part}.{name}.weight": torch.ones(2, 2) for part in "AB" for name in ("one", "two")}
     assert "holds 2 adapters: one, two. Save one of them." in error_of(tensors)
+
+
+def test_biases_and_magnitudes_are_as_many_as_outputs() -> None:
+    for key, what in (("lora_B.bias", "biases of lora_B"), ("lora_magnitude_vector", "magnitudes")):
+        assert error_of({f"unet.a.{key}": torch.ones(3)}) == (
+            f"the state dict: a has 3 {what} for 4 outputs. It is damaged."
+        )
