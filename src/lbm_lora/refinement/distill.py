@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.errors import QualityError
+from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.progress import SILENT, Progress
@@ -33,6 +34,7 @@ from lbm_lora.trainable.state import TrainState, check_values, copied, load_stat
 _WARMUP = 10  # steps
 _PARTS = 8  # parts of a run, with a measurement at the end of each
 _EPS = 1e-15  # epsilon of Adam: the gradients of some tensors are far below the default of 1e-8
+_INSTEAD = "Remove it to start again."
 _LEAST = 1e-18  # squared relative errors below this count as zero
 
 
@@ -109,11 +111,9 @@ def distill(
     else:
         assert state is not None
         check_values(saved, student.parameters, state)
+        after = _checked(saved, student, settings.steps, state)
         restore(saved, student.parameters, optimizer, None)
-        best, done = (
-            DistillResult(before=before, after=OutputErrors(**saved.config), step=saved.best_step or 0),
-            saved.step,
-        )
+        best, done = DistillResult(before=before, after=after, step=saved.best_step or 0), saved.step
     batches = list(_batches(learnt, settings))
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
     progress.start(settings.steps - done, "refining")
@@ -171,6 +171,42 @@ def _saved(path: Path | None, identity: Mapping[str, Any]) -> TrainState | None:
     """Return the saved state of this run, if there is one."""
     state = load_state(path) if path is not None and path.exists() else None
     return state if state is not None and state.identity == identity else None
+
+
+def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> OutputErrors:
+    """Return the errors of a saved run's best LoRA, once the state is known to be one that `_state` can make.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    places = saved.step == saved.batch == saved.validated and 0 < saved.step <= steps
+    if not places or not 0 <= (saved.best_step or 0) <= saved.step:
+        raise ConfigError(f"{path} is damaged: its step is {saved.step} of {steps}. {_INSTEAD}")
+    if saved.config.keys() != {"typical", "worst"} or not all(map(_is_error, saved.config.values())):
+        raise ConfigError(f"{path} is damaged: the errors of its LoRA are not two numbers. {_INSTEAD}")
+    for name, parameter in student.parameters.items():
+        kept = saved.optimizer.get(name)
+        if kept is not None and not _is_kept(kept, parameter.shape):
+            raise ConfigError(f"{path} is damaged: what Adam has kept for {name} does not fit it. {_INSTEAD}")
+    return OutputErrors(**saved.config)
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, float) and value >= 0
+
+
+def _is_kept(kept: Mapping[str, Any], shape: torch.Size) -> bool:
+    """Return whether values can be those that Adam keeps for a parameter; their numbers are finite."""
+    sizes = {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+    return (
+        kept.keys() == sizes.keys()
+        and all(
+            isinstance(kept[key], Tensor) and kept[key].is_floating_point() and kept[key].shape == size
+            for key, size in sizes.items()
+        )
+        and bool(kept["step"] >= 1)
+        and bool((kept["exp_avg_sq"] >= 0).all())
+    )
 
 
 def _state(

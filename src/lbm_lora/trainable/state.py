@@ -4,7 +4,7 @@ Every random draw of a run depends on (seed, epoch, sample) or (seed, step, rank
 The position therefore also determines the random numbers and the schedule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, cast
@@ -133,12 +133,33 @@ def load_state(path: Path) -> TrainState:
     if entries["format"] != FORMAT:
         raise ConfigError(f"{path} has another version's format. Start again in another save_ckpt_path.")
     try:
-        return TypeAdapter(TrainState).validate_python({name: value for name, value in entries.items() if name != MARK})
+        state = TypeAdapter(TrainState).validate_python(
+            {name: value for name, value in entries.items() if name != MARK}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
             f"{path} is damaged: {'.'.join(map(str, first['loc'][:2]))}: {first['msg']}. {_INSTEAD}"
         ) from None
+    strange = [name for name, value in _tensors(state) if not _is_plain(value)]
+    if strange:
+        raise ConfigError(f"{path} is damaged: {strange[0]} holds no plain numbers. {_INSTEAD}")
+    return state
+
+
+def _tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of a state by what they belong to."""
+    yield from state.values.items()
+    yield from (state.average or {}).items()
+    yield from ((name, factor) for name, factors in state.origins.items() for factor in factors)
+    for name, kept in state.optimizer.items():
+        yield from ((name, value) for value in kept.values() if isinstance(value, Tensor))
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Return whether a tensor holds one real number after another: sparse and quantized ones, and shells, do not."""
+    is_odd = value.is_complex() or value.is_quantized or value.is_nested
+    return value.layout == torch.strided and value.device.type == "cpu" and not is_odd
 
 
 def check_values(state: TrainState, parameters: Mapping[str, nn.Parameter], path: Path) -> None:

@@ -1,16 +1,19 @@
 """A LoRA that learns another network's outputs."""
 
+import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.errors import AdapterError, QualityError
+from lbm_lora.errors import AdapterError, ConfigError, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.build import LBMModel, load_model
@@ -164,6 +167,58 @@ def test_a_stopped_run_ends_the_same(base: Path, tmp_path: Path) -> None:
     for name, module in unbroken.all[-1][0].modules.items():
         assert torch.equal(module.up, broken.all[-1][0].modules[name].up)
         assert torch.equal(module.down, broken.all[-1][0].modules[name].down)
+
+
+Damage = Callable[[dict[str, Any]], None]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda held: held.update(config={"x": 1.0}), "the errors of its LoRA are not two numbers"),
+        (lambda held: held["config"].update(typical="low"), "the errors of its LoRA are not two numbers"),
+        (lambda held: held["config"].update(typical=math.nan), "the errors of its LoRA are not two numbers"),
+        (lambda held: held.update(step=10**15), "its step is 1000000000000000 of 8"),
+        (lambda held: held.update(step=7), "its step is 7 of 8"),
+        (lambda held: held.update(best_step=9), "its step is 8 of 8"),
+        (
+            lambda held: held["optimizer"]["conv_in.bias"].update(exp_avg=torch.zeros(3)),
+            "what Adam has kept for conv_in",
+        ),
+        (lambda held: held["optimizer"]["conv_in.bias"].update(step="x"), "what Adam has kept for conv_in.bias"),
+        (lambda held: held["optimizer"]["conv_in.bias"].update(step=torch.tensor(-5.0)), "what Adam has kept"),
+        (lambda held: held["optimizer"]["conv_in.bias"]["exp_avg_sq"].fill_(-1), "what Adam has kept"),
+        (lambda held: held["optimizer"]["conv_in.bias"].pop("exp_avg"), "what Adam has kept"),
+    ],
+)
+def test_a_damaged_state_is_said_to_be(
+    made_state: dict[str, Any], base: Path, tmp_path: Path, damage: Damage, message: str
+) -> None:
+    held = copy.deepcopy(made_state)
+    damage(held)
+    torch.save(held, tmp_path / "s.pt")
+    with pytest.raises(ConfigError, match=rf"s\.pt is damaged: {message}.* Remove it to start again\."):
+        refine(base, tmp_path / "s.pt")
+    assert (tmp_path / "s.pt").exists()
+
+
+@cache
+def taught_and_given(base: Path) -> tuple[list[AnsweredPoint], Adapter]:
+    return lessons(base, lora(base, 0), range(1)), lora(base, 1)
+
+
+def refine(base: Path, state: Path) -> None:
+    taught, given = taught_and_given(base)
+    student = Student(model_of(base), given, torch.float32)
+    settings = DistillSettings(steps=8, batch_size=1, learning_rate=0.05, seed=0)
+    distill(student, taught, taught, settings, keep=Kept(), is_kept=lambda step: True, state=state, identity={})
+
+
+@pytest.fixture(scope="module")
+def made_state(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("state") / "s.pt"
+    refine(base, path)
+    return torch.load(path)
 
 
 def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None:

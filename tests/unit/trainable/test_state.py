@@ -162,6 +162,26 @@ def test_a_state_whose_entries_are_wrong_is_damaged(tmp_path: Path, changes: dic
     assert str(caught.value).startswith(f"{tmp_path / 'damaged.pt'} is damaged: {message}")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.ones(3, 2).to_sparse(),
+        torch.ones(3, 2, device="meta"),
+        torch.ones(3, 2, dtype=torch.complex64),
+    ],
+    ids=["sparse", "meta", "complex"],
+)
+@pytest.mark.parametrize("where", ["values", "average", "origins", "optimizer"])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_numbers_are_damage(tmp_path: Path, where: str, odd: torch.Tensor) -> None:
+    held = {"origins": {"a": (odd, odd)}, "optimizer": {"a": {"exp_avg": odd}}}.get(where, {"a": odd})
+    parameters = learning(0)
+    save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
+    torch.save(torch.load(tmp_path / "resume.pt") | {where: held}, tmp_path / "damaged.pt")
+    with pytest.raises(ConfigError, match=r"damaged\.pt is damaged: a holds no plain numbers\."):
+        load_state(tmp_path / "damaged.pt")
+
+
 def test_a_state_lacks_no_entry(tmp_path: Path) -> None:
     parameters = learning(0)
     save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
