@@ -4,13 +4,14 @@ Every random draw of a run depends on (seed, epoch, sample) or (seed, step, rank
 The position therefore also determines the random numbers and the schedule.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, cast
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,6 +32,7 @@ except ImportError:  # torch < 2.5
 FORMAT = 1
 Values = dict[str, Tensor]
 _INSTEAD = "Remove it to start again, or continue from the last save with lora_weights_path."
+_SETTINGS = TypeAdapter(dict[str, JsonValue])
 _Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
@@ -136,28 +138,31 @@ def load_state(path: Path) -> TrainState:
         state = TypeAdapter(TrainState).validate_python(
             {name: value for name, value in entries.items() if name != MARK}
         )
+        for settings in (state.identity, state.config):
+            _SETTINGS.validate_python(settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(
             f"{path} is damaged: {'.'.join(map(str, first['loc'][:2]))}: {first['msg']}. {_INSTEAD}"
         ) from None
-    strange = [name for name, value in _tensors(state) if not _is_plain(value)]
+    strange = [name for name, value in _numbers(state) if not _is_plain(value)]
     if strange:
         raise ConfigError(f"{path} is damaged: {strange[0]} holds no plain numbers. {_INSTEAD}")
     return state
 
 
-def _tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of a state by what they belong to."""
+def _numbers(state: TrainState) -> Iterator[tuple[str, object]]:
+    """Yield what must be numbers, one or many, by what it belongs to."""
     yield from state.values.items()
     yield from (state.average or {}).items()
     yield from ((name, factor) for name, factors in state.origins.items() for factor in factors)
-    for name, kept in state.optimizer.items():
-        yield from ((name, value) for value in kept.values() if isinstance(value, Tensor))
+    yield from ((name, value) for name, kept in state.optimizer.items() for value in kept.values())
 
 
-def _is_plain(value: Tensor) -> bool:
-    """Return whether a tensor holds one real number after another: sparse and quantized ones, and shells, do not."""
+def _is_plain(value: object) -> bool:
+    """Return whether a value is a number, or a tensor that holds one real number after another; sparse ones do not."""
+    if not isinstance(value, Tensor):
+        return value is None or (isinstance(value, int | float) and abs(value) < math.inf)
     is_odd = value.is_complex() or value.is_quantized or value.is_nested
     return value.layout == torch.strided and value.device.type == "cpu" and not is_odd
 

@@ -185,7 +185,7 @@ Damage = Callable[[dict[str, Any]], None]
             lambda held: held["optimizer"]["conv_in.bias"].update(exp_avg=torch.zeros(3)),
             "what Adam has kept for conv_in",
         ),
-        (lambda held: held["optimizer"]["conv_in.bias"].update(step="x"), "what Adam has kept for conv_in.bias"),
+        (lambda held: held["optimizer"]["conv_in.bias"].update(step=5), "what Adam has kept for conv_in.bias"),
         (lambda held: held["optimizer"]["conv_in.bias"].update(step=torch.tensor(-5.0)), "what Adam has kept"),
         (lambda held: held["optimizer"]["conv_in.bias"]["exp_avg_sq"].fill_(-1), "what Adam has kept"),
         (lambda held: held["optimizer"]["conv_in.bias"].pop("exp_avg"), "what Adam has kept"),

@@ -151,6 +151,11 @@ def test_another_run_is_refused_with_both_values() -> None:
         ({"best": "x"}, "best: "),
         ({"bogus": 1}, "bogus: "),
         ({"identity": None}, "identity: "),
+        ({"identity": {"seed": torch.ones(2)}}, "seed: "),
+        ({"config": {"seed": torch.ones(2)}}, "seed: "),
+        ({"optimizer": {"a": {"step": "x"}}}, "a holds no plain numbers"),
+        ({"optimizer": {"a": {"step": float("nan")}}}, "a holds no plain numbers"),
+        ({"optimizer": {"a": {"step": [1]}}}, "a holds no plain numbers"),
     ],
 )
 def test_a_state_whose_entries_are_wrong_is_damaged(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
