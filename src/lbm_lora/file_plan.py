@@ -115,8 +115,9 @@ class FilePlan:
         self.check_apart()
         for output in self.outputs:
             if not overwrite and status_of(output.path) is not None and not output.is_ours(output.path):
+                why = "it is another kind of file" if is_ours(output.path) else "lbm-lora did not write it"
                 raise OutputError(
-                    f"{output.name} exists, and lbm-lora did not write it. Choose another path, or use ",
+                    f"{output.name} exists, and {why}. Choose another path, or use ",
                     Option("overwrite"),
                     " to replace it.",
                 )

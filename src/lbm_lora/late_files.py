@@ -10,7 +10,8 @@ from pathlib import Path
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import real_path
 
-_planned: dict[Path, Callable[[Path], bool]] = {}  # a file, or a folder for all files in it
+_planned: dict[Path, Callable[[Path], bool]] = {}
+"""A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
@@ -19,10 +20,11 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
     Args:
         is_ours: whether a file at its path, or in it, may be replaced; None: every one may.
     """
-    if is_ours is None:
-        _planned.pop(_place(path), None)
-    else:
-        _planned[_place(path)] = is_ours
+    for name in _names(path):
+        if is_ours is None:
+            _planned.pop(name, None)
+        else:
+            _planned[name] = is_ours
 
 
 def check_late(path: Path) -> None:
@@ -33,8 +35,9 @@ def check_late(path: Path) -> None:
     Raises:
         OutputError: there is one.
     """
-    place = _place(path)
-    is_ours = _planned.pop(place, None) or _planned.get(place.parent)
+    names = _names(path)
+    notes = [_planned.pop(name, None) for name in names] + [_planned.get(name.parent) for name in names]
+    is_ours = next((one for one in notes if one is not None), None)
     if is_ours is not None and path.exists() and not is_ours(path):
         raise OutputError(
             f"{path} appeared while this command ran, and lbm-lora did not write it. It was kept. Move it, or choose "
@@ -42,6 +45,6 @@ def check_late(path: Path) -> None:
         )
 
 
-def _place(path: Path) -> Path:
-    """The path without links on the way to it; it may be a link itself."""
-    return real_path(path.parent) / path.name
+def _names(path: Path) -> tuple[Path, Path]:
+    """The path without links on the way to it, and as it was given; it may be a link itself."""
+    return real_path(path.parent) / path.name, path.absolute()

@@ -14,6 +14,8 @@ MARK_KEY = "lbm_lora_file"
 
 _LINES = (MARK_LINE.strip(), f'<meta name="generator" content="{MARK}">', f"<!-- {MARK} -->")
 _JSON_MARKS = (b'"lbm_lora_', b'"lbm-lora/report/')
+_STATISTICS = '"lbm_lora_statistics"'
+_CHECKPOINTS = (f'"{MARK_KEY}":"base"', f'"{MARK_KEY}":"fused checkpoint"')
 _SEARCHED = 2**16  # bytes at either end of a file
 
 
@@ -45,3 +47,18 @@ def is_ours(path: Path, mark: str = "") -> bool:
         return MARK.encode() in ends
     lines = map(str.strip, ends.decode(errors="replace").splitlines())
     return any(line in _LINES or (line.startswith("# ") and line.endswith(f" ({MARK}).")) for line in lines)
+
+
+def is_statistics(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it holds statistics."""
+    return is_ours(path, _STATISTICS)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it is a base or a fused checkpoint."""
+    return any(is_ours(path, mark) for mark in _CHECKPOINTS) or (path.suffix == ".ckpt" and is_ours(path))
+
+
+def is_lora(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it is neither statistics nor a checkpoint, which take long to make."""
+    return is_ours(path) and (not path.stat().st_size or not (is_statistics(path) or is_checkpoint(path)))

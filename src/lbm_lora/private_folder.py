@@ -110,15 +110,16 @@ def remove_leftover(folder: Path) -> bool:
 
 def output_of(path: Path) -> Path:
     """Return the path that a file is going to have, of one in a private folder or in a folder that is made there."""
-    private = next((one for one in path.parents if os.path.lexists(one / NOTE)), None)
-    if private is None:
-        return path
-    inside = path.relative_to(private)
-    made, named = private.parent, _NAME.fullmatch(private.name)
-    if len(inside.parts) > 1 and inside.parts[0] == INNER:
-        inside = inside.relative_to(INNER)
-        made = made if named is None or named[1] == INNER else made / named[1]
-    return output_of(made / inside)
+    for private in path.parents:
+        named = _NAME.fullmatch(private.name)
+        if named is None or not (private / NOTE).is_file() or not _is_ours(private):
+            continue
+        inside, made = path.relative_to(private), private.parent
+        if len(inside.parts) > 1 and inside.parts[0] == INNER:
+            inside = inside.relative_to(INNER)
+            made = made if named[1] == INNER else made / named[1]
+        return output_of(made / inside)
+    return path
 
 
 def _is_ours(folder: Path) -> bool:

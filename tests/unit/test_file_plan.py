@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.ownership import MARK, MARK_LINE
+from lbm_lora.ownership import MARK, MARK_LINE, is_lora
 
 
 def refused(plan: FilePlan, *, overwrite: bool = False) -> str:
@@ -214,3 +214,13 @@ def test_a_name_that_is_too_long_is_refused_at_once(tmp_path: Path) -> None:
     plan = FilePlan()
     plan.writes(tmp_path / ("x" * 255))
     plan.check()
+
+
+def test_another_kind_of_our_own_files_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_text('{"__metadata__":{"lbm_lora_statistics":"2"}}')
+    plan = FilePlan()
+    plan.writes(path, ours=is_lora)
+    with pytest.raises(OutputError, match=r"exists, and it is another kind of file\. Choose another path"):
+        plan.check()
+    plan.check(overwrite=True)

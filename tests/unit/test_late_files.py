@@ -68,3 +68,19 @@ def test_a_folder_for_files_whose_names_are_not_known_yet(tmp_path: Path, overwr
         return
     with pytest.raises(OutputError, match="step-3 appeared while this command ran"):
         write_text(tmp_path / "run" / "step-3", "ours")
+
+
+def test_a_link_on_the_way_that_is_changed_meanwhile(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b" / "out.txt").write_text(THEIRS)
+    link = tmp_path / "link"
+    link.symlink_to("a")
+    plan = FilePlan()
+    plan.writes(link / "out.txt")
+    plan.check()
+    link.unlink()
+    link.symlink_to("b")
+    with pytest.raises(OutputError, match="appeared while this command ran"):
+        write_text(link / "out.txt", "ours")
+    assert (tmp_path / "b" / "out.txt").read_text() == THEIRS

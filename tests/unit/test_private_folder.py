@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lbm_lora.private_folder import NOTE, NOTE_TEXT, private_folder, remove_leftover
+from lbm_lora.private_folder import NOTE, NOTE_TEXT, output_of, private_folder, remove_leftover
 
 
 def names(folder: Path) -> list[str]:
@@ -99,3 +99,15 @@ def test_what_a_killed_writer_linked_is_not_emptied(tmp_path: Path) -> None:
     (left / "a.bin").hardlink_to(tmp_path / "kept.bin")
     assert remove_leftover(left)
     assert (tmp_path / "kept.bin").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("content", [b"a log", NOTE_TEXT])
+def test_a_file_with_the_notes_name_makes_no_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / NOTE).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("a.txt"), tmp_path / "a.txt"):
+        assert output_of(path) == path
+        with private_folder(path) as folder:
+            assert output_of(folder / "a.txt") == path

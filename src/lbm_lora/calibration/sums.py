@@ -16,6 +16,7 @@ from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.ownership import is_ours
 
 Accumulators = dict[ModuleName, MomentAccumulator]
 VectorAccumulators = dict[ParamName, MomentAccumulator]
@@ -140,7 +141,9 @@ class PartialFile:
                 writer.write(key, tensor)
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Remove the file, unless it is somebody else's."""
+        if is_ours(self.path, _ORIGIN_KEY):
+            self.path.unlink()
 
 
 def _identity(origin: Origin) -> str:

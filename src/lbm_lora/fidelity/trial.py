@@ -22,8 +22,8 @@ from lbm_lora.ranks import TrialErrors, TrialImages
 _TOGETHER = 8
 """Points that a large network is run at together."""
 
-_FEW_HELD, _FEW_SHIFTED = 2, 1
-"""Held points, and points of each kind of shift, that a large network on a CPU is run at: each takes it seconds."""
+_FEW = {"held": 2, "larger": 0}
+"""Points that a large network on a CPU is run at by kind, 1 of others: each takes it seconds, larger ones most."""
 
 
 class LoraTrial:
@@ -123,7 +123,7 @@ def _few(checks: Sequence[tuple[Check, Point]]) -> list[tuple[Check, Point]]:
     found: list[tuple[Check, Point]] = []
     for kind in dict.fromkeys(check.kind for check, _ in checks):
         same = [pair for pair in checks if pair[0].kind == kind]
-        count = min(_FEW_HELD if kind == "held" else _FEW_SHIFTED, len(same))
+        count = min(_FEW.get(kind, 1), len(same))
         found += [same[index * len(same) // count] for index in range(count)]
     return found
 

@@ -17,7 +17,7 @@ from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, o
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
 from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
-from lbm_lora.ownership import MARK_KEY
+from lbm_lora.ownership import MARK_KEY, is_checkpoint
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -99,7 +99,9 @@ def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
     plan.reads(config.config_path, _tuned_path(config), folder / home_path(signature))
     named, *_ = outputs = twin_paths(config.save_path)
     for output in outputs:
-        plan.writes(output, "" if output == config.save_path else "the base in the other container,")
+        plan.writes(
+            output, "" if output == config.save_path else "the base in the other container,", ours=is_checkpoint
+        )
     plan.writes(_ledger_path(named), "the ledger")
     return plan
 

@@ -17,6 +17,7 @@ from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import load_model
 from lbm_lora.model.device import resolve_device
+from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -108,7 +109,7 @@ def planned(config: CalibrateConfig, images: Sequence[Path]) -> FilePlan:
     """Return what the command reads and writes."""
     plan = FilePlan()
     plan.reads(config.tuned_model_path, config.config_path, *images)
-    plan.writes(config.save_to)
+    plan.writes(config.save_to, ours=is_statistics)
     plan.writes(PartialFile(config.save_to).path, "the file of unfinished sums")
     return plan
 

@@ -11,6 +11,7 @@ from lbm_lora.extraction import (
 )
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.model.resolve import config_beside
+from lbm_lora.ownership import is_lora
 from lbm_lora.ranks import (
     RankRule,
 )
@@ -39,7 +40,7 @@ def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]
     step = FilePlan()
     step.reads(config.base_model_path, config.tuned_model_path, config.statistics, config.config_path, *images)
     for path in paths:
-        step.writes(path)
+        step.writes(path, ours=is_lora)
         step.writes(sidecar_of(path), "the sidecar")
     plan_twins(step, paths, config.also)
     plan.then(step)

@@ -18,7 +18,7 @@ from lbm_lora.hub import localized
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.ownership import MARK_KEY
+from lbm_lora.ownership import MARK_KEY, is_checkpoint
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -68,7 +68,7 @@ def check_output(config: FuseConfig) -> None:
         )
     plan = FilePlan()
     plan.reads(config.base_model_path, *config.lora_path)
-    plan.writes(config.save_to)
+    plan.writes(config.save_to, ours=is_checkpoint)
     plan.check(overwrite=config.overwrite)
 
 

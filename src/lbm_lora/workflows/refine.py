@@ -16,7 +16,7 @@ from lbm_lora.errors import ConfigError, Option, OutputError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import is_lora, is_ours
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, refinement_of, run_facts, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -155,7 +155,7 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     plan = FilePlan()
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
-    plan.writes(config.save_to)
+    plan.writes(config.save_to, ours=is_lora)
     if state := state_of(config):
         plan.writes(state, "the state of the run")
     plan_twins(plan, [config.save_to], config.also)

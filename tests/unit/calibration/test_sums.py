@@ -138,3 +138,13 @@ def test_without_a_file_there_is_nothing_to_take_and_nothing_to_remove(sums: Sum
     partial.save(sums, ORIGIN)
     partial.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_somebody_else_at_its_path_stays(sums: Sums, tmp_path: Path) -> None:
+    partial = PartialFile(tmp_path / "s.safetensors")
+    partial.path.write_text("somebody else's")
+    partial.remove()
+    assert partial.path.read_text() == "somebody else's"
+    partial.save(sums, ORIGIN)
+    partial.remove()
+    assert not partial.path.exists()
