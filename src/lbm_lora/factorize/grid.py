@@ -132,7 +132,7 @@ def nearest(
         InputError: a value is not finite.
     """
     values = rows.float().contiguous()
-    unit, _ = _units(_sampled(values, variances), widths)
+    unit = _units(_sampled(values, variances), widths)
     most = torch.tensor([largest(width) for width in widths], dtype=torch.float32)
     if isinstance(root, TriangularRoot):
         repeat = root.repeat
@@ -154,8 +154,9 @@ def relative_noise(
     """Return the squared error of rounding each row to each of `WIDTHS`, each element on its own, in the norm of the
     diagonal, relative to the row's squared length in it."""
     sampled = _sampled(rows.float(), variances)
-    found = [_units(sampled, [width] * len(rows))[1] for width in WIDTHS]
-    return np.stack([one.double().numpy() for one in found])
+    sizes, is_zero = sampled.sizes(), sampled.highest == 0
+    found = [_units_of_width(sampled.values, sampled.highest, sampled.weights, width)[1] / sizes for width in WIDTHS]
+    return np.stack([one.masked_fill_(is_zero, 0.0).double().numpy() for one in found])
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,10 @@ class _Sampled:
     values: Float32[Tensor, "rank sample"]
     weights: Float32[Tensor, " sample"]
 
+    def sizes(self) -> Float32[Tensor, " rank"]:
+        """Return the squared length of each row, above 0."""
+        return (self.values.square() @ self.weights).clamp_(min=torch.finfo(torch.float32).tiny)
+
 
 def _sampled(values: Float32[Tensor, "rank columns"], variances: Tensor | None) -> _Sampled:
     highest = torch.maximum(-values.amin(dim=1), values.amax(dim=1))  # faster than aminmax; a NaN is both
@@ -182,15 +187,13 @@ def _sampled(values: Float32[Tensor, "rank columns"], variances: Tensor | None) 
     return _Sampled(highest, sample, torch.ones(sample.shape[1]) if variances is None else variances[::step].float())
 
 
-def _units(sampled: _Sampled, widths: Sequence[int]) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
-    """Return the unit of each row, and its squared error relative to its squared length, judged by a sample."""
-    highest, sample, weights = sampled.highest, sampled.values, sampled.weights
-    sizes = (sample.square() @ weights).clamp_(min=torch.finfo(torch.float32).tiny)
-    unit, error = torch.ones_like(highest), torch.zeros_like(highest)
+def _units(sampled: _Sampled, widths: Sequence[int]) -> Float32[Tensor, " rank"]:
+    """Return the unit of each row, judged by a sample."""
+    unit = torch.ones_like(sampled.highest)
     for width in set(widths):
         rows = torch.tensor([index for index, one in enumerate(widths) if one == width])
-        unit[rows], error[rows] = _units_of_width(sample[rows], highest[rows], weights, width)
-    return torch.where(highest > 0, unit, torch.ones_like(unit)), torch.where(highest > 0, error / sizes, 0.0)
+        unit[rows], _ = _units_of_width(sampled.values[rows], sampled.highest[rows], sampled.weights, width)
+    return torch.where(sampled.highest > 0, unit, torch.ones_like(unit))
 
 
 def _units_of_width(

@@ -148,11 +148,11 @@ def weighted_svd(
         InputError: see `truncated_svd`.
     """
     white = whitening(matrix)
-    svd = truncated_svd(white, rank, seed=seed, has_spare=has_spare)
+    whole = energy(white)
+    svd = truncated_svd(white, rank, seed=seed, squared_norm=whole, has_spare=has_spare)
     left, right = whitening.undo_columns(svd.left), whitening.undo_rows(svd.right)
     if len(svd.values) == min(matrix.shape):
         return WeightedSVD(left, svd.values, right, rest=0.0)
-    whole = energy(white)
     rest = whole - float(svd.values.double().square().sum())
     if svd.exact or rest < _FAR * whole:
         # the norm of the difference, since the difference of the two energies loses anything below 1e-7 of them
