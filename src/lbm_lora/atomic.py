@@ -17,7 +17,7 @@ from pathlib import Path
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late
 from lbm_lora.output_place import check_replaceable
-from lbm_lora.private_folder import INNER, output_of, private_folder, remove_leftover
+from lbm_lora.private_folder import INNER, PrivateFolder, output_of, private_folder, remove_leftover
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _LEFT = re.compile(rf"\.{INNER}\.[0-9a-f]+\.part")
@@ -29,11 +29,11 @@ class _Waiting:
 
     Attributes:
         folders: the private folders that they are in.
-        drafts: path of an output -> the file.
+        drafts: path of an output -> the private folder that the file is in.
     """
 
     folders: ExitStack
-    drafts: dict[Path, Path] = field(default_factory=dict[Path, Path])
+    drafts: dict[Path, PrivateFolder] = field(default_factory=dict[Path, PrivateFolder])
 
 
 _waiting: ContextVar[_Waiting | None] = ContextVar("_waiting", default=None)
@@ -46,22 +46,23 @@ def atomic_path(path: Path) -> Generator[Path]:
     Inside `together`, it is renamed later.
 
     Raises:
-        OutputError: the folder cannot be created or written to, or is removed meanwhile; `path` is a folder, a
-            device, or a link to nothing; or a file of somebody else appeared there (see `lbm_lora.late_files`).
+        OutputError: the folder cannot be created or written to, or is removed or moved meanwhile; `path` is a folder, a
+            device, or a link to nothing, now or at the end; or a file of somebody else appeared there (see
+            `lbm_lora.late_files`).
     """
     path = Path(path)
     with ExitStack() as stack:
         stack.enter_context(made_folder(path.parent))
         folder = stack.enter_context(_private(path))
         check_replaceable(path)
-        temporary = folder / path.name
+        temporary = _draft(path, folder)
         yield temporary
         _sync(temporary)
         waiting = _waiting.get()
         if waiting is None or output_of(path) != path:  # a draft of a draft: somebody reads it before the end
-            _rename({path: temporary})
+            _rename({path: folder})
         else:
-            waiting.drafts[path] = temporary
+            waiting.drafts[path] = folder
             waiting.folders.enter_context(stack.pop_all())
 
 
@@ -98,17 +99,34 @@ def _set(waiting: _Waiting | None) -> Generator[None]:
 def current(path: Path) -> Path:
     """Return where the file for a path is: there, or in a private folder until outputs appear together."""
     waiting = _waiting.get()
-    return path if waiting is None else waiting.drafts.get(path, path)
+    return _draft(path, waiting.drafts[path]) if waiting is not None and path in waiting.drafts else path
 
 
-def _rename(drafts: Mapping[Path, Path]) -> None:
+def _draft(path: Path, folder: PrivateFolder) -> Path:
+    return folder.path / path.name
+
+
+def _rename(drafts: Mapping[Path, PrivateFolder]) -> None:
     """Give complete files their paths."""
-    for path in drafts:
-        check_late(path)
-    for path, draft in drafts.items():
-        draft.replace(path)
+    for path, folder in drafts.items():
+        _check_end(path, folder)
+    for path, folder in drafts.items():
+        _draft(path, folder).replace(path)
     for folder in dict.fromkeys(path.parent for path in drafts):
         _sync(folder)
+
+
+def _check_end(path: Path, folder: PrivateFolder) -> None:
+    """Check, before a file from a private folder gets its path, what may have changed since the folder was made.
+
+    Raises:
+        FileNotFoundError: the private folder was removed or moved; `_private` says so.
+        OutputError: there is something else at the path now.
+    """
+    if not folder.is_here():
+        raise FileNotFoundError(folder.path)
+    check_replaceable(path)
+    check_late(path)
 
 
 @contextmanager
@@ -123,7 +141,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
 
     Raises:
         OutputError: `folder` cannot be created, or is there and not empty, now or at the end; or the folder above it is
-            removed meanwhile.
+            removed or moved meanwhile.
     """
     with made_folder(folder.parent):
         try:
@@ -137,29 +155,31 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
                 *([", or use ", Option("overwrite"), " to add to it."] if exists else ["."]),
             )
         with _private(folder / INNER if exists else folder) as private:
-            temporary = private / INNER
+            temporary = private.path / INNER
             temporary.mkdir()
             yield temporary
             if exists:
                 files = sorted(temporary.iterdir())
                 for file in files:
-                    check_late(folder / file.name)
+                    _check_end(folder / file.name, private)
                 for file in files:
                     file.replace(folder / file.name)
                 _sync(folder)
             else:
-                _move_folder(temporary, folder)
+                _move_folder(private, folder)
                 _sync(folder.parent)
 
 
-def _move_folder(temporary: Path, folder: Path) -> None:
-    """Rename a folder, unless another process has made one of that name meanwhile."""
+def _move_folder(private: PrivateFolder, folder: Path) -> None:
+    """Rename a new folder, unless there is something of that name by now: a file, a link, a folder with files."""
+    if not private.is_here():
+        raise FileNotFoundError(private.path)
     try:
-        temporary.rename(folder)
+        (private.path / INNER).rename(folder)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise OutputError(f"{folder} has been written by another process. Give a new or an empty folder.") from None
+        raise OutputError(f"{folder} appeared while this command ran. Give a new or an empty folder.") from None
 
 
 @contextmanager
@@ -170,11 +190,11 @@ def scratch_folder(path: Path) -> Generator[Path]:
         OutputError: it cannot be created.
     """
     with made_folder(path.parent), _private(path) as folder:
-        yield folder
+        yield folder.path
 
 
 @contextmanager
-def _private(path: Path) -> Generator[Path]:
+def _private(path: Path) -> Generator[PrivateFolder]:
     """Yield a private folder next to `path`; what the disk refuses names the output."""
     with ExitStack() as stack:
         try:
@@ -184,10 +204,10 @@ def _private(path: Path) -> Generator[Path]:
         try:
             yield folder
         except FileNotFoundError:
-            if folder.is_dir():
+            if folder.is_here():
                 raise
             raise OutputError(
-                f"{path.parent} was removed while a file was written to it. Run the command again."
+                f"{path.parent} was removed or moved while a file was written to it. Run the command again."
             ) from None
         except OSError as error:
             if error.errno not in _FULL:

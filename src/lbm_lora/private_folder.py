@@ -46,6 +46,22 @@ def stem_of(name: str) -> str:
     return f".{data[:_KEPT].decode(errors='ignore')}-{sha256(data).hexdigest()[:16]}"
 
 
+@dataclass(frozen=True)
+class PrivateFolder:
+    """A private folder that its writer holds.
+
+    Attributes:
+        lock: descriptor of the folder.
+    """
+
+    path: Path
+    lock: int
+
+    def is_here(self) -> bool:
+        """Return whether the path still names it: a folder above may be moved, and another writer start there."""
+        return _is_at(self.lock, self.path)
+
+
 @dataclass
 class _Taken:
     """Progress of a writer's setup, so that an interrupt between any two steps can be cleaned up.
@@ -64,15 +80,16 @@ class _Taken:
         if self.lock is None:
             remove_leftover(self.folder)
         else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if _is_at(self.lock, self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # closed before an interrupt
                 os.close(self.lock)
         self.folder = self.lock = None
 
 
 @contextmanager
-def private_folder(path: Path) -> Generator[Path]:
-    """Yield a private folder next to `path`, removed at the end with all that is in it.
+def private_folder(path: Path) -> Generator[PrivateFolder]:
+    """Yield a private folder next to `path`, removed at the end with all that is in it, unless it was moved meanwhile.
 
     Raises:
         OSError, ValueError: it cannot be created.
@@ -80,7 +97,7 @@ def private_folder(path: Path) -> Generator[Path]:
     taken = _Taken()
     try:
         folder = _take(path, taken)
-        (folder / NOTE).write_bytes(NOTE_TEXT)
+        (folder.path / NOTE).write_bytes(NOTE_TEXT)
         yield folder
     finally:
         try:
@@ -133,7 +150,7 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _take(path: Path, taken: _Taken) -> Path:
+def _take(path: Path, taken: _Taken) -> PrivateFolder:
     """Create a private folder, and lock it."""
     with suppress(FileNotFoundError):
         path.lstat()  # raises if the disk takes no name as long as the output's
@@ -144,31 +161,30 @@ def _take(path: Path, taken: _Taken) -> Path:
         while os.path.lexists(folder) and remove_leftover(folder):
             pass
         try:
-            lock = _create(folder, taken)
+            made = _create(folder, taken)
         except FileExistsError:
             taken.folder = None
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(made.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # somebody takes it for a leftover
             pass
         except OSError:  # a disk without locks: nobody can take it for one
-            return folder
+            return made
         else:
-            if _is_at(lock, folder):
-                return folder  # else somebody did before it was locked
+            if made.is_here():
+                return made  # else somebody did before it was locked
         taken.folder = taken.lock = None
-        os.close(lock)
+        os.close(made.lock)
     folder = path.with_name(f"{stem_of(path.name)}.{secrets.token_hex(4)}.part")
-    _create(folder, taken)
-    return folder
+    return _create(folder, taken)
 
 
-def _create(folder: Path, taken: _Taken) -> int:
+def _create(folder: Path, taken: _Taken) -> PrivateFolder:
     taken.folder = folder
     folder.mkdir()
     taken.lock = os.open(folder, os.O_RDONLY)
-    return taken.lock
+    return PrivateFolder(folder, taken.lock)
 
 
 def _locked(descriptor: int) -> bool:
@@ -185,7 +201,6 @@ def _locked(descriptor: int) -> bool:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Return whether a path still names an open folder: its writer may have removed it."""
     try:
-        found = path.lstat()
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except OSError:
         return False
-    return os.path.samestat(found, os.fstat(descriptor))

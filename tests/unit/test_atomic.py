@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -179,9 +179,7 @@ def test_two_writers_of_one_folder_leave_that_of_the_first(tmp_path: Path) -> No
             (temporary / "a").write_text(text)
             meanwhile()
 
-    with pytest.raises(
-        OutputError, match=r"out has been written by another process\. Give a new or an empty folder\.$"
-    ):
+    with pytest.raises(OutputError, match=r"out appeared while this command ran\. Give a new or an empty folder\.$"):
         write("second", lambda: write("first", lambda: None))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out/a").read_text() == "first"
@@ -224,7 +222,10 @@ def test_a_folder_that_is_removed_meanwhile_is_named(
 ) -> None:
     with pytest.raises(OutputError) as caught, atomic(tmp_path / "out" / "a"):
         shutil.rmtree(tmp_path / "out")
-    assert str(caught.value) == f"{tmp_path / 'out'} was removed while a file was written to it. Run the command again."
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'out'} was removed or moved while a file was written to it. Run the command again."
+    )
     with pytest.raises(FileNotFoundError), atomic(tmp_path / "out" / "a"):
         raise FileNotFoundError  # of something else
 
@@ -341,3 +342,66 @@ def test_a_full_disk_names_the_output_in_a_folder_that_is_made(tmp_path: Path, e
     with pytest.raises(OutputError) as caught:
         write()
     assert str(caught.value).startswith(f"{tmp_path / 'shards' / 'a.tar'} cannot be written: No space left on device.")
+
+
+def test_what_appears_meanwhile_and_is_no_file_stays(tmp_path: Path) -> None:
+    appear: dict[str, Callable[[Path], object]] = {
+        "folder": Path.mkdir,
+        "fifo": os.mkfifo,
+        "link": lambda path: path.symlink_to("nothing"),
+    }
+
+    def write(name: str) -> None:
+        with atomic_path(tmp_path / name) as draft:
+            draft.write_text("new")
+            appear[name](tmp_path / name)
+
+    for name, said in (("folder", "is a folder"), ("fifo", "is not a regular file"), ("link", "is a link to nothing")):
+        with pytest.raises(OutputError, match=f"{name} {said}"):
+            write(name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "folder", "link"]
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_or_a_link_in_the_place_of_a_new_folder_stays(tmp_path: Path, is_link: bool) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with atomic_folder(out) as temporary:
+            (temporary / "a").write_text("a")
+            if is_link:
+                out.symlink_to("empty")
+            else:
+                out.write_text("theirs")
+
+    with pytest.raises(OutputError) as caught:
+        write()
+    assert str(caught.value) == f"{out} appeared while this command ran. Give a new or an empty folder."
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
+    assert not any((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+@pytest.mark.parametrize("in_one", [False, True])
+def test_the_draft_of_another_writer_in_a_folder_of_the_same_name_is_not_ours(
+    tmp_path: Path, atomic: Callable[[Path], AbstractContextManager[Path]], in_one: bool
+) -> None:
+    """The folder is moved away, and another run starts on the same path."""
+    out = tmp_path / "out"
+    with ExitStack() as other:
+
+        def write() -> None:
+            with together() if in_one else nullcontext(), atomic(out / "a") as draft:
+                (draft / "b" if draft.is_dir() else draft).write_text("first")
+                out.rename(tmp_path / "old")
+                theirs = other.enter_context(atomic(out / "a"))
+                (theirs / "b" if theirs.is_dir() else theirs).write_text("second")
+
+        with pytest.raises(OutputError) as caught:
+            write()
+        assert str(caught.value) == f"{out} was removed or moved while a file was written to it. Run the command again."
+        assert not (out / "a").exists()
+    assert (out / "a" / "b" if atomic is atomic_folder else out / "a").read_text() == "second"
+    assert [path.name for path in out.iterdir()] == ["a"]

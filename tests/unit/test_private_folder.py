@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ def names(folder: Path) -> list[str]:
 
 def test_it_holds_a_note_and_is_gone_at_the_end(tmp_path: Path) -> None:
     with private_folder(tmp_path / "a.bin") as folder:
-        assert folder == tmp_path / ".a.bin.0.part"
-        assert (folder / NOTE).read_bytes() == NOTE_TEXT
-        (folder / "half").write_text("half")
+        assert folder.path == tmp_path / ".a.bin.0.part"
+        assert (folder.path / NOTE).read_bytes() == NOTE_TEXT
+        (folder.path / "half").write_text("half")
         with private_folder(tmp_path / "a.bin") as other:
-            assert other == tmp_path / ".a.bin.1.part"
-        assert not remove_leftover(folder)
+            assert other.path == tmp_path / ".a.bin.1.part"
+        assert not remove_leftover(folder.path)
     assert names(tmp_path) == []
 
 
@@ -33,7 +34,7 @@ def test_a_leftover_is_removed(tmp_path: Path, content: dict[str, bytes]) -> Non
     for name, data in content.items():
         (left / name).write_bytes(data)
     with private_folder(tmp_path / "a.bin") as folder:
-        assert names(folder) == [NOTE]
+        assert names(folder.path) == [NOTE]
     assert names(tmp_path) == []
 
 
@@ -45,7 +46,7 @@ def test_what_only_has_the_name_of_a_leftover_stays(tmp_path: Path, content: dic
         (foreign / name).write_bytes(data)
     assert not remove_leftover(foreign)
     with private_folder(tmp_path / "a.bin") as folder:
-        assert folder.name == ".a.bin.1.part"
+        assert folder.path.name == ".a.bin.1.part"
     assert {name: (foreign / name).read_bytes() for name in content} == content
 
 
@@ -53,12 +54,12 @@ def test_what_only_has_the_name_of_a_leftover_stays(tmp_path: Path, content: dic
 def test_every_name_that_a_disk_takes_has_one(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with private_folder(path) as folder, private_folder(path.with_name(f"{name[:-1]}b")) as other:
-        assert folder.name.endswith(".0.part")
-        assert other.name.endswith(".0.part")  # not a second one of the first
-        shutil.copytree(folder, tmp_path / "kept")
-    (tmp_path / "kept").rename(folder)
+        assert folder.path.name.endswith(".0.part")
+        assert other.path.name.endswith(".0.part")  # not a second one of the first
+        shutil.copytree(folder.path, tmp_path / "kept")
+    (tmp_path / "kept").rename(folder.path)
     with private_folder(path) as again:
-        assert again == folder
+        assert again.path == folder.path
     assert names(tmp_path) == []
 
 
@@ -68,7 +69,7 @@ def test_files_and_links_of_a_leftovers_name_stay(tmp_path: Path) -> None:
     (tmp_path / ".a.bin.1.part").symlink_to("kept")
     (tmp_path / ".a.bin.2.part").symlink_to("nothing")
     with private_folder(tmp_path / "a.bin") as folder:
-        assert folder.name == ".a.bin.3.part"
+        assert folder.path.name == ".a.bin.3.part"
     assert names(tmp_path) == [".a.bin.0.part", ".a.bin.1.part", ".a.bin.2.part", "kept"]
 
 
@@ -110,4 +111,21 @@ def test_a_file_with_the_notes_name_makes_no_private_folder(
     for path in (Path("a.txt"), tmp_path / "a.txt"):
         assert output_of(path) == path
         with private_folder(path) as folder:
-            assert output_of(folder / "a.txt") == path
+            assert output_of(folder.path / "a.txt") == path
+
+
+def test_the_folder_of_another_writer_of_the_same_name_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with ExitStack() as stack:
+        with private_folder(out / "a.bin") as folder:
+            assert folder.is_here()
+            out.rename(tmp_path / "old")
+            out.mkdir()
+            other = stack.enter_context(private_folder(out / "a.bin"))
+            assert other.path == folder.path
+            assert not folder.is_here()
+        assert other.is_here()
+        assert names(other.path) == [NOTE]
+    assert names(out) == []
+    assert remove_leftover(tmp_path / "old" / ".a.bin.0.part")
