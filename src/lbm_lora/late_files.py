@@ -4,14 +4,28 @@ Before a command starts, its file plan settles what may be replaced (`lbm_lora.f
 code that renames a new file to its path checks here whether that still holds.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import real_path
 
-_planned: dict[Path, Callable[[Path], bool]] = {}
+_Notes = dict[Path, Callable[[Path], bool]]
+_notes: ContextVar[_Notes] = ContextVar("_notes", default={})  # noqa: B039 - those of a process that runs one command
 """A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
+
+
+@contextmanager
+def notes_of_one_call() -> Generator[None]:
+    """Notes that are made inside end here: in Python, a process runs many commands, and saves files without a plan."""
+    token = _notes.set({})
+    try:
+        yield
+    finally:
+        _notes.reset(token)
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
@@ -20,28 +34,27 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
     Args:
         is_ours: whether a file at its path, or in it, may be replaced; None: every one may.
     """
+    notes = _notes.get()
     for name in _names(path):
         if is_ours is None:
-            _planned.pop(name, None)
+            notes.pop(name, None)
         else:
-            _planned[name] = is_ours
+            notes[name] = is_ours
 
 
 def check_late(path: Path) -> None:
     """Refuse to replace a file that is not ours, if its path or its folder was noted.
 
-    The note of a path serves once.
-
     Raises:
         OutputError: there is one.
     """
-    names = _names(path)
-    notes = [_planned.pop(name, None) for name in names] + [_planned.get(name.parent) for name in names]
-    is_ours = next((one for one in notes if one is not None), None)
-    if is_ours is not None and path.exists() and not is_ours(path):
+    notes, names = _notes.get(), _names(path)
+    found = (notes[one] for one in (*names, *(name.parent for name in names)) if one in notes)
+    is_ours = next(found, None)
+    if is_ours is not None and os.path.lexists(path) and not is_ours(path):
         raise OutputError(
-            f"{path} appeared while this command ran, and lbm-lora did not write it. It was kept. Move it, or choose "
-            "another output path, and run the command again."
+            f"{path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
+            "choose another output path, and run the command again."
         )
 
 

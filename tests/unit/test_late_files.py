@@ -7,6 +7,7 @@ import pytest
 from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
+from lbm_lora.late_files import check_late, notes_of_one_call
 from lbm_lora.ownership import MARK_LINE
 
 THEIRS = "somebody else's"
@@ -84,3 +85,40 @@ def test_a_link_on_the_way_that_is_changed_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="appeared while this command ran"):
         write_text(link / "out.txt", "ours")
     assert (tmp_path / "b" / "out.txt").read_text() == THEIRS
+
+
+def test_a_file_that_appears_between_two_saves_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    plan = FilePlan()
+    plan.writes(output)
+    plan.check()
+    for _ in range(2):
+        write_text(output, f"{MARK_LINE}ours")
+    output.write_text(THEIRS)
+    with pytest.raises(OutputError, match="appeared while this command ran"):
+        write_text(output, "ours")
+    assert output.read_text() == THEIRS
+
+
+def test_a_dangling_link_that_appears_later_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    plan = FilePlan()
+    plan.writes(output)
+    plan.check()
+    output.symlink_to("nothing")
+    with pytest.raises(OutputError, match="appeared while this command ran"):
+        check_late(output)
+
+
+def test_notes_end_with_the_call_that_made_them(tmp_path: Path) -> None:
+    """What is saved later in Python, without a plan, replaces what is there."""
+    output = tmp_path / "out.txt"
+    plan = FilePlan()
+    plan.writes(output)
+    with notes_of_one_call():
+        plan.check()
+        output.write_text(THEIRS)
+        with pytest.raises(OutputError, match="appeared"):
+            write_text(output, "ours")
+    write_text(output, "ours")
+    assert output.read_text() == "ours"

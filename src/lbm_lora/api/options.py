@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
 from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option
+from lbm_lora.late_files import notes_of_one_call
 
 _FLAG = re.compile(r"--(?=[a-z])")
 """What makes a flag (`--max_size`) of a name (`max_size`)."""
@@ -104,7 +105,8 @@ class Options(Generic[C]):
         @wraps(function)
         def call(*given: Any, **options: Any) -> Any:
             try:
-                return function(*given, **options)
+                with notes_of_one_call():
+                    return function(*given, **options)
             except LbmLoraError as error:
                 error.args = tuple(map(self._renamed, error.args))
                 raise
