@@ -49,6 +49,11 @@ def is_ours(path: Path, mark: str = "") -> bool:
     return any(line in _LINES or (line.startswith("# ") and line.endswith(f" ({MARK}).")) for line in lines)
 
 
+def is_marked(path: Path) -> bool:
+    """Return whether a file holds our mark, which one of no bytes does not."""
+    return is_ours(path) and path.stat().st_size > 0
+
+
 def is_statistics(path: Path) -> bool:
     """Return whether lbm-lora wrote a file, and it holds statistics."""
     return is_ours(path, _STATISTICS)
@@ -61,4 +66,4 @@ def is_checkpoint(path: Path) -> bool:
 
 def is_lora(path: Path) -> bool:
     """Return whether lbm-lora wrote a file, and it is neither statistics nor a checkpoint, which take long to make."""
-    return is_ours(path) and (not path.stat().st_size or not (is_statistics(path) or is_checkpoint(path)))
+    return is_ours(path) and not (is_marked(path) and (is_statistics(path) or is_checkpoint(path)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.ownership import MARK, MARK_KEY, is_checkpoint, is_lora, is_ours, is_statistics
+from lbm_lora.ownership import MARK, MARK_KEY, is_checkpoint, is_lora, is_marked, is_ours, is_statistics
 
 
 @pytest.mark.parametrize("place", [0, 2**17])
@@ -49,3 +49,4 @@ def test_a_lora_statistics_and_a_checkpoint_are_told_apart(
 def test_a_file_of_no_bytes_is_of_any_kind(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     assert all(kind(tmp_path / "a") for kind in (is_ours, is_lora, is_statistics, is_checkpoint))
+    assert not is_marked(tmp_path / "a")

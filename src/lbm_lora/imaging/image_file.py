@@ -23,6 +23,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.late_files import expect
 from lbm_lora.missing_path import not_there
 from lbm_lora.ownership import MARK
 from lbm_lora.progress import warn
@@ -227,6 +228,9 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
 
     Returns:
         Whether it was written.
+
+    Raises:
+        OutputError: as of `write_image`; or a file without the mark appears while the copy is encoded.
     """
     if path.exists():
         if any(taken.exists() and taken.samefile(path) for taken in inputs):
@@ -234,6 +238,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
         if not _is_copy(path):
             warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
             return False
+    expect(path, _is_copy)
     write_image(image, path, mark=_COPY)
     return True
 

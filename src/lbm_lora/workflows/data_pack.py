@@ -8,6 +8,7 @@ from lbm_lora.atomic import written_bytes
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
+from lbm_lora.late_files import expect
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped, problem_of_name
@@ -56,7 +57,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     check_corrupt(str(config.folder), index.skipped, len(found), config.max_corrupt)
     max_bytes = config.shard_mb * 1_000_000
     members = shards_of(index, config.to, name=config.name, max_bytes=max_bytes, max_count=config.shard_count)
-    _check_outputs(index, members)
+    _check_outputs(index, members, overwrite=config.overwrite)
     progress.start(len(index), "writing shards")
     write_shards(index, keys, members, overwrite=config.overwrite, progress=progress)
     shards = tuple(members)
@@ -81,12 +82,13 @@ def _check(config: PackConfig) -> None:
         raise ConfigError(Option("name"), f" {name} must be a file name: no folders, no braces, no control characters.")
 
 
-def _check_outputs(index: PairIndex, shards: Iterable[Path]) -> None:
-    """Refuse shards at paths of files to pack. What else is in their folder is seen by `write_shards`."""
+def _check_outputs(index: PairIndex, shards: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse shards at paths of files to pack. `write_shards` looks into their folder, which must be empty by then."""
     plan = FilePlan()
     for number in range(len(index)):
         record = index.record(number)
         plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
     for shard in shards:
-        plan.writes(shard, "the shard", ours=lambda _: True)
-    plan.check()
+        plan.writes(shard, "the shard")
+        expect(shard, None if overwrite else lambda _: False)
+    plan.check_apart()

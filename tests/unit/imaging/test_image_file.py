@@ -7,6 +7,7 @@ import zlib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lbm_lora.imaging.image_file import (
     read_image,
     readable_extensions,
     writable_extensions,
+    write_copy,
     write_image,
 )
 from lbm_lora.ownership import is_ours
@@ -285,3 +287,22 @@ def test_what_is_written_can_be_read() -> None:
 def test_bytes_are_those_of_the_file(tmp_path: Path, photo: Image.Image, extension: str) -> None:
     write_image(photo, tmp_path / f"a{extension}")
     assert encode_image(photo, extension) == (tmp_path / f"a{extension}").read_bytes()
+
+
+def test_a_copy_replaces_no_file_that_appears_while_it_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, image = tmp_path / "a_input.png", Image.new("RGB", (8, 8))
+    for _ in range(2):
+        assert write_copy(image, path, inputs=())
+    path.unlink()
+    save = Image.Image.save
+
+    def save_late(self: Image.Image, *given: Any, **options: Any) -> None:
+        save(self, *given, **options)
+        path.write_text("theirs")
+
+    monkeypatch.setattr(Image.Image, "save", save_late)
+    with pytest.raises(OutputError, match=r"a_input\.png appeared while this command ran"):
+        write_copy(image, path, inputs=())
+    assert path.read_text() == "theirs"
