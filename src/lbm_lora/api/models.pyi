@@ -59,6 +59,7 @@ def calibrate(
     *,
     names: str | Sequence[str] = (),
     save_to: Path | str | None = None,
+    overwrite: bool = False,
     probes: int | None = None,
     seed: int = 0,
     dense_up_to: int = 640,
@@ -79,6 +80,8 @@ def calibrate(
         names: measure only these modules: part of a name, a glob, or re:REGEX. None: all linear layers and 2D convs.
         save_to: also write the statistics, a .safetensors file. None: nothing is written.
         progress: a listener.
+        overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
+            replaced.
         probes: Measure this many random directions of the output per sample. More are slower and more accurate.
             Default: 4 for fewer than 16 samples, else 1.
         seed: Seed for the probes and the sketches.

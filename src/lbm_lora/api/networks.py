@@ -11,7 +11,9 @@ from lbm_lora.api.values import LoraLike, adapter_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import OutputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import open_checkpoint
+from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ _CALIBRATE = Options(
     CalibrateConfig,
     hidden=(
         *("tuned_model_path", "images", "save_to", "count", "size", "device", "timesteps", "torch_dtype"),
-        *("config_path", "overwrite"),
+        "config_path",
     ),
     texts={
         "probes": "Measure this many random directions of the output per sample. More are slower and more accurate. "
@@ -73,10 +75,14 @@ def calibrate_network(
     settings = CalibrationSettings(
         probes=config.probes, seed=config.seed, dense_up_to=config.dense_up_to, sketch_rank=config.sketch_rank
     )
+    if save_to is not None:
+        plan = FilePlan()
+        plan.writes(config.save_to, ours=is_statistics)
+        plan.check(overwrite=config.overwrite)
     chosen = (names,) if isinstance(names, str) else tuple(names)
     statistics = collect_network(module, run, settings, names=chosen, progress=progress)
     if save_to is not None:
-        save_statistics(statistics, Path(save_to))
+        save_statistics(statistics, config.save_to)
     return statistics
 
 

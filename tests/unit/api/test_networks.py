@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lbm_lora
-from lbm_lora import ConfigError, LbmLoraWarning
+from lbm_lora import ConfigError, LbmLoraWarning, OutputError
 from lbm_lora.fidelity.network import Run
 
 
@@ -138,3 +138,17 @@ def test_a_module_goes_with_a_callable_and_other_statistics_are_refused(tmp_path
         lbm_lora.extract(base, tuned, calibration=statistics)
     with pytest.raises(lbm_lora.CheckpointError, match=r"layers\.0: the model does not call them, or they were not"):
         lbm_lora.extract(tuned, base, calibration=statistics)
+
+
+def test_statistics_replace_no_file_of_somebody_else(tmp_path: Path) -> None:
+    tuned, path = encoder(1), tmp_path / "s.safetensors"
+    path.write_text("theirs")
+
+    def run() -> Iterator[Tensor]:
+        raise AssertionError("it ran")
+
+    with pytest.raises(OutputError, match=r"s\.safetensors exists, and lbm-lora did not write it"):
+        lbm_lora.calibrate(tuned, run, save_to=path)
+    assert path.read_text() == "theirs"
+    lbm_lora.calibrate(tuned, runner(tuned), names="layers.1", save_to=path, overwrite=True)
+    lbm_lora.calibrate(tuned, runner(tuned), names="layers.1", save_to=path)
