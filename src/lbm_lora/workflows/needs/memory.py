@@ -50,8 +50,8 @@ MEASURED: dict[Rule, Measured] = {
     "extract full rank": Measured(nbytes=850_000_000, streams=True),
     "validate": Measured(nbytes=430_000_000, streams=True),
     "fuse": Measured(nbytes=440_000_000, streams=True),
-    "calibrate": Measured(nbytes=3_230_000_000),
-    "extract calibrated": Measured(nbytes=3_390_000_000),
+    "calibrate": Measured(nbytes=3_110_000_000),
+    "extract calibrated": Measured(nbytes=3_180_000_000),
     "train": Measured(nbytes=3_790_000_000),
     "refine": Measured(nbytes=2_710_000_000),
 }
