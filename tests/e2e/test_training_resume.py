@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import ConfigError
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.validation import measure
 from lbm_lora.training.settings.train_config import TrainConfig
+from lbm_lora.workflows.train import run
 from nano import Recorder, same, train
 
 pytestmark = pytest.mark.e2e
@@ -134,3 +136,13 @@ def test_another_run_does_not_go_on(config: Config) -> None:
     for change, message in changes:
         with pytest.raises(ConfigError, match=message):
             train(config(max_steps=3, **change))
+
+
+def test_the_training_file_of_a_run_stays_as_the_user_has_left_it(config: Config, tmp_path: Path) -> None:
+    chosen = config(save_ckpt_path=tmp_path / "run", max_steps=1)
+    train(chosen)
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(f"# longer\n{file.read_text().replace('max_steps: 1', 'max_steps: 2')}")
+    edited = file.read_text()
+    assert run(TrainRunConfig(path_config=file)).step == 2
+    assert file.read_text() == edited

@@ -10,7 +10,14 @@
 - `extraction`: all of the above in one call
 """
 
-from lbm_lora.extraction.adapter_output import AdapterOutput, StoredAdapter, sidecar_of, store_adapters, write_sidecar
+from lbm_lora.extraction.adapter_output import (
+    AdapterOutput,
+    StoredAdapter,
+    is_sidecar,
+    sidecar_of,
+    store_adapters,
+    write_sidecar,
+)
 from lbm_lora.extraction.deltas import DeltaSettings
 from lbm_lora.extraction.extraction import ExtractedAdapter, extract_adapters
 from lbm_lora.extraction.passes import DirectPass, Pass, SurveyedPass
@@ -40,6 +47,7 @@ __all__ = [
     "plan_extraction",
     "rank_allocator",
     "seed_of",
+    "is_sidecar",
     "sidecar_of",
     "store_adapters",
     "surveyed",

@@ -31,7 +31,7 @@ from lbm_lora.extraction.passes import Pass
 from lbm_lora.extraction.plan import Plan
 from lbm_lora.factorize import PACKED, has_matrix_view
 from lbm_lora.naming import ModuleName, ParamName, leaf_of
-from lbm_lora.ownership import MARK_LINE
+from lbm_lora.ownership import MARK_LINE, is_ours
 from lbm_lora.progress import Progress
 
 _PACKED_ROOM = 2048  # bytes for values that are known after the last tensor, of a packed file, and for its two entries
@@ -143,6 +143,11 @@ def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base:
     }
     write_text(path, f"{MARK_LINE}{yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=True)}")
     return path
+
+
+def is_sidecar(path: Path) -> bool:
+    """Return whether a file is a sidecar of ours, not another YAML file with our mark, such as a training's."""
+    return is_ours(path, "\nextraction_method: lbm_lora\n")
 
 
 def sidecar_of(adapter: Path) -> Path:

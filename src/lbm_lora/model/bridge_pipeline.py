@@ -30,6 +30,8 @@ from torch.nn import functional
 logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
+_TITLE = _SOURCE.splitlines()[1]
+_PROGRAM = "pipeline.py"
 _POSTERIOR = 0x705
 """Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
 
@@ -297,10 +299,23 @@ class LatentBridgePipeline(DiffusionPipeline):
         index = json.loads(super().to_json_string()) | {"_class_name": ["pipeline", LatentBridgePipeline.__name__]}
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write the model into a folder, with this file as pipeline.py; see diffusers.
+
+        Raises:
+            FileExistsError: the folder has another program of that name.
+        """
+        program = Path(save_directory) / _PROGRAM
+        if program.exists() and _TITLE not in program.read_text(encoding="utf-8", errors="replace"):
+            raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file as pipeline.py."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        (Path(save_directory) / "pipeline.py").write_text(_SOURCE, encoding="utf-8")
+        program = Path(save_directory) / _PROGRAM
+        program.unlink(missing_ok=True)  # it may have another name elsewhere
+        program.write_text(_SOURCE, encoding="utf-8")
 
 
 def _check_whole(name: str, value: object) -> None:

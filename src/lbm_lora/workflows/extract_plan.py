@@ -6,9 +6,7 @@ from pathlib import Path
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import Option, OutputError
-from lbm_lora.extraction import (
-    sidecar_of,
-)
+from lbm_lora.extraction import is_sidecar, sidecar_of
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.ownership import is_lora
@@ -41,7 +39,7 @@ def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]
     step.reads(config.base_model_path, config.tuned_model_path, config.statistics, config.config_path, *images)
     for path in paths:
         step.writes(path, ours=is_lora)
-        step.writes(sidecar_of(path), "the sidecar")
+        step.writes(sidecar_of(path), "the sidecar", ours=is_sidecar)
     plan_twins(step, paths, config.also)
     plan.then(step)
     return plan

@@ -90,7 +90,7 @@ def trained(
 
     settings = localized(settings, progress)
     _planned(settings, path_config, also).check(overwrite=overwrite)
-    return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress))
+    return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress, path_config=path_config))
 
 
 def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[ForeignFormat]) -> FilePlan:

@@ -14,9 +14,10 @@ from lbm_lora.adapter import METADATA_ROOM, Ledger, LedgerRow, Status, load_adap
 from lbm_lora.checkpoint import entry_bytes, open_checkpoint
 from lbm_lora.errors import CheckpointError
 from lbm_lora.extraction import AdapterOutput, DeltaSettings, DirectPass, Plan, plan_extraction, store_adapters
-from lbm_lora.extraction.adapter_output import header_bytes, write_sidecar
+from lbm_lora.extraction.adapter_output import header_bytes, is_sidecar, write_sidecar
 from lbm_lora.factorize import FixedRank, Measure
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.ownership import MARK_LINE
 from lbm_lora.progress import SILENT
 from smallnet import small_state
 
@@ -134,6 +135,9 @@ def test_the_sidecar_counts_tensors_and_layers(plan_of: Callable[[int], Plan], t
     output, adapter = output_of(plan_of(2), None), tmp_path / "my.lora.safetensors"
     path = write_sidecar(adapter, output, ledger, base="b.ckpt", min_diff=1e-6)
     assert path == tmp_path / "my.lora_config.yaml"
+    assert is_sidecar(path)
+    (tmp_path / "run.yaml").write_text(f"{MARK_LINE}mode: lora\n")
+    assert not is_sidecar(tmp_path / "run.yaml")
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == {
         "architecture": "LBM",
         "base_model": "b.ckpt",

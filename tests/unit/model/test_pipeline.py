@@ -419,6 +419,22 @@ def test_a_folder_gives_the_same_pipeline_with_its_loras(
     assert torch.equal(made(found), made(pipe))
 
 
+def test_a_program_of_somebody_else_is_not_replaced(pipe: LBMPipeline, tmp_path: Path) -> None:
+    program = tmp_path / "pipeline.py"
+    program.write_text("print('mine')")
+    with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
+        pipe.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == [program]
+    program.unlink()
+    pipe.save_pretrained(tmp_path)
+    copy = tmp_path / "copy.py"
+    copy.hardlink_to(program)
+    copy.write_text(f"{copy.read_text()}# edited")
+    pipe.save_pretrained(tmp_path)
+    assert copy.read_text().endswith("# edited")
+    assert not program.read_text().endswith("# edited")
+
+
 def test_a_folder_in_another_dtype_still_knows_its_base(base: Path, loras: dict[str, Path], tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base, torch_dtype="bf16").save_pretrained(tmp_path / "folder")
     found = LBMPipeline.from_pretrained(tmp_path / "folder")

@@ -44,11 +44,14 @@ class FitResult:
     process: int
 
 
-def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> FitResult:
+def fit(
+    config: TrainConfig, base_path: Path, progress: Progress = SILENT, *, path_config: Path | None = None
+) -> FitResult:
     """Train as configured.
 
     Args:
         base_path: path of the base: `base_model_path`, or where it was created.
+        path_config: the training file, if there is one: that of a run which goes on stays as the user has left it.
 
     Raises:
         InputError: a subclass that fits the cause, before the model is built.
@@ -69,7 +72,8 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
                 if fabric.is_global_zero:
                     run.folder.check_same(found)
                     run.folder.remove_parts()
-                    write_text(run.folder.config, f"{MARK_LINE}{config.to_yaml()}")
+                    if path_config is None or not _is_same(run.folder.config, path_config):
+                        write_text(run.folder.config, f"{MARK_LINE}{config.to_yaml()}")
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
                 fabric.launch()
                 loop = TrainingLoop(run, fabric, progress, stop)
@@ -85,6 +89,10 @@ def fit(config: TrainConfig, base_path: Path, progress: Progress = SILENT) -> Fi
         seconds=time.monotonic() - began,
         process=fabric.global_rank,
     )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _check(config: TrainConfig) -> None:
