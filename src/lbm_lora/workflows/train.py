@@ -90,6 +90,7 @@ def trained(
 
     settings = localized(settings, progress)
     _planned(settings, path_config, also).check(overwrite=overwrite)
+    RunFolder(settings.save_ckpt_path).check_folders(pictures=settings.has_validation, logger=settings.logger)
     return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress, path_config=path_config))
 
 

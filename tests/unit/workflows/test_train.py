@@ -14,6 +14,7 @@ from lbm_lora.cli.commands import COMMANDS
 from lbm_lora.cli.main import main, parse
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import MissingExtraError
+from lbm_lora.training.run import fit
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.workflows import train
 from standins import Lbm
@@ -102,3 +103,16 @@ def test_the_command_is_registered_and_light_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["pictures", "logs", "logs/version_0"])
+def test_a_file_where_the_run_makes_a_folder_is_refused_before_a_model_is_loaded(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr(fit, "fit", None)
+    path = file.parent / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert main(["train", "--path_config", str(file), "--logger", "csv"]) == 2
+    assert f"would be in {path}, which is a file" in capsys.readouterr().err
+    assert [one for one in (file.parent / "run").rglob("*") if one.is_file()] == [path]

@@ -20,10 +20,13 @@ from pathlib import Path
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
+from lbm_lora.output_place import check_writable
 from lbm_lora.ownership import is_ours
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import status_of
 
+_VERSION = re.compile(r"version_\d+")
+"""Folders that the CSV logger makes in `logs`."""
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _PART = re.compile(
     r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt|config\.yaml|step-\d{6,}\.png)\.[0-9a-f]+\.part"
@@ -85,6 +88,24 @@ class RunFolder:
                 f"resume is never, but {self.path} already holds a run: {listing((p.name for p in found), limit=3)}. "
                 "Choose another save_ckpt_path, or move the run away."
             )
+
+    def check_folders(self, *, pictures: bool, logger: str) -> None:
+        """Check that the folders in it can be made, or written to.
+
+        Args:
+            pictures: whether the run draws pictures.
+            logger: the chosen logger.
+
+        Raises:
+            OutputError: one is a file, or read-only.
+        """
+        if pictures:
+            check_writable(self.grid(0), "a picture of the run")
+        folders = [self.logs] if logger in ("csv", "tensorboard") else []
+        if logger == "csv" and self.logs.is_dir():
+            folders += [one for one in self.logs.iterdir() if _VERSION.fullmatch(one.name)]
+        for folder in folders:
+            check_writable(folder / "a log", "a log of the run")
 
     def marks(self) -> dict[str, tuple[int, int]]:
         """Return what tells whether a run has written to the folder meanwhile: inode and time of each result."""

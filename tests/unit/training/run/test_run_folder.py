@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.private_folder import NOTE, NOTE_TEXT
 from lbm_lora.training.run import run_folder as module
 from lbm_lora.training.run.run_folder import RunFolder, link
@@ -101,3 +101,30 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "pictures"])
     assert list((tmp_path / "pictures").iterdir()) == []
     RunFolder(tmp_path / "none").remove_parts()
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "logger", "said"),
+    [
+        ("pictures", True, "none", "a picture of the run would be in {}, which is a file. Choose another path."),
+        ("pictures", False, "csv", ""),
+        ("logs", False, "tensorboard", "a log of the run would be in {}, which is a file. Choose another path."),
+        ("logs", False, "csv", "a log of the run would be in {}, which is a file. Choose another path."),
+        ("logs/version_0", False, "csv", "a log of the run would be in {}, which is a file. Choose another path."),
+        ("logs/version_0", False, "tensorboard", ""),
+        ("logs", True, "wandb", ""),
+    ],
+)
+def test_a_file_where_a_folder_of_the_run_should_be(
+    tmp_path: Path, name: str, pictures: bool, logger: str, said: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.check_folders(pictures=pictures, logger=logger)
+    (folder.path / name).parent.mkdir(parents=True)
+    (folder.path / name).write_text("mine")
+    if not said:
+        folder.check_folders(pictures=pictures, logger=logger)
+        return
+    with pytest.raises(OutputError) as caught:
+        folder.check_folders(pictures=pictures, logger=logger)
+    assert str(caught.value) == said.format(folder.path / name)
