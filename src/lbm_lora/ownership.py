@@ -8,11 +8,12 @@ MARK = "made by lbm-lora"
 """The mark in an image or an archive of ours."""
 MARK_LINE = f"# {MARK}\n"
 """The mark in a text of ours: a line of its own, since a text of somebody else may say what we made. In the list of
-layers, whose lines are documented, it stands in parentheses at the end of a comment."""
+layers, whose lines are documented, it stands in parentheses at the end of a comment. A model card, which is there to be
+edited, has a mark of its own (`lbm_lora.hub.card`)."""
 MARK_KEY = "lbm_lora_file"
 """Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
 
-_LINES = (MARK_LINE.strip(), f'<meta name="generator" content="{MARK}">', f"<!-- {MARK} -->")
+_LINES = (MARK_LINE.strip(), f'<meta name="generator" content="{MARK}">')
 _JSON_MARKS = (b'"lbm_lora_', b'"lbm-lora/report/')
 _STATISTICS = '"lbm_lora_statistics"'
 _CHECKPOINTS = (f'"{MARK_KEY}":"base"', f'"{MARK_KEY}":"fused checkpoint"')

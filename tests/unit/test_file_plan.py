@@ -102,7 +102,6 @@ def test_our_own_files_and_empty_ones_are_replaced(tmp_path: Path) -> None:
     plan = FilePlan()
     plan.writes(file(tmp_path / "report.html", f'<head>\n <meta name="generator" content="{MARK}">\r\n</head>'))
     plan.writes(file(tmp_path / "config.yaml", f"{MARK_LINE}rank: 4\n"))
-    plan.writes(file(tmp_path / "README.md", f"A LoRA\n<!-- {MARK} -->"))
     plan.writes(file(tmp_path / "empty", ""))
     save_file({"a": torch.ones(2)}, tmp_path / "lora.safetensors", {"lbm_lora_format": "1"})
     plan.writes(tmp_path / "lora.safetensors")

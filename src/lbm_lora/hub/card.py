@@ -1,15 +1,21 @@
 """The model card of a LoRA: the README.md of its repository, with the metadata that the hub reads."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lbm_lora.errors import ConfigError
+from lbm_lora.ownership import MARK
+from lbm_lora.plain_text import read_text
 
 LIBRARY = "lbm-lora"
 """The card's `library_name`. With `diffusers` the hub would show a snippet for a text-to-image pipeline of the base
 model, with a prompt, which fails for an LBM."""
+
+_SIGNATURE = re.compile(r"<!-- [^\n]* -->\n\Z")
 
 TAGS = ("lora", "lbm", "latent-bridge-matching", "image-to-image")
 
@@ -69,7 +75,21 @@ def card_text(facts: CardFacts) -> str:
     )
     environment.filters["cell"] = _cell
     body = environment.get_template("card.md").render(facts=facts)
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+    return _signed(f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _signed(text: str) -> str:
+    """Return a card with its last line: an invisible mark, with a digest of all that is above."""
+    return f"{text}<!-- {MARK}, sha256 {sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_unedited_card(path: Path) -> bool:
+    """Return whether a file is a card of lbm-lora as it was written, or has no bytes: cards are there to be edited."""
+    try:
+        text = read_text(path)
+    except (OSError, ValueError):
+        return False
+    return not text or text == _signed(_SIGNATURE.sub("", text))
 
 
 def _metadata(facts: CardFacts) -> dict[str, Any]:

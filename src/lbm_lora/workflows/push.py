@@ -15,14 +15,14 @@ from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import HubName, localized
-from lbm_lora.hub.card import CardFacts, card_text, check_card
+from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.hub.publish import CARD, Commit, destination, publish
 from lbm_lora.imaging.paths import expand_sources, readable_sources
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import is_lora, is_ours
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.temp_folder import temp_folder
 
@@ -123,8 +123,9 @@ def _planned(config: PushConfig, folder: Path, adapter: Adapter, pictures: Mappi
     """Return what is read, and written to a folder. A copy of a picture that is there already may be replaced."""
     plan = FilePlan()
     plan.reads(config.lora_path, adapter.path, *pictures.values())
-    for name in (CARD, _native_name(config), TWIN):
-        plan.writes(folder / name)
+    plan.writes(folder / CARD, ours=is_unedited_card)
+    for name in (_native_name(config), TWIN):
+        plan.writes(folder / name, ours=is_lora)
     for name, picture in pictures.items():
         plan.writes(folder / name, ours=partial(_is_copy, picture))
     return plan

@@ -1,13 +1,14 @@
 """The model card: what huggingface_hub reads in it, and what people do."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from hub_server import card_errors
 from lbm_lora.errors import ConfigError
-from lbm_lora.hub.card import CardFacts, card_text, check_card
+from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
 
 FACTS = CardFacts(
     repo="user/relight",
@@ -83,3 +84,14 @@ def test_what_there_is_not_is_not_on_the_card() -> None:
 def test_a_card_that_is_not_valid(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_card(text)
+
+
+def test_a_card_that_somebody_has_edited_is_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    text = card_text(FACTS)
+    for content, ours in ((text, True), ("", True), (text.replace("5 %", "4 %"), False), (f"{text}\n", False)):
+        path.write_text(content, encoding="utf-8")
+        assert is_unedited_card(path) == ours
+    path.write_bytes(b"\xff")
+    assert not is_unedited_card(path)
+    assert not is_unedited_card(tmp_path / "none")

@@ -13,7 +13,7 @@ from hub_server import HubServer
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
-from lbm_lora.errors import ConfigError, HubError
+from lbm_lora.errors import ConfigError, HubError, OutputError
 from lbm_lora.hub import local_lora
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
@@ -162,3 +162,19 @@ def test_too_many_pictures_and_two_of_one_name(config: PushConfig, tmp_path: Pat
         run(replace(config, images=str(tmp_path / "*" / "*.png")))
     with pytest.raises(ConfigError, match="images gives several pictures of one name"):
         run(replace(config, images=str(tmp_path / "*" / "0.png")))
+
+
+def test_a_card_that_was_edited_and_another_kind_of_file_stay(config: PushConfig, tmp_path: Path) -> None:
+    again = replace(config, save_to=tmp_path / "look")
+    for _ in range(2):
+        run(again)
+    card = tmp_path / "look/README.md"
+    text = card.read_text()
+    card.write_text(f"{text}\nMore about it.\n")
+    with pytest.raises(OutputError, match=r"README\.md exists, and lbm-lora did not write it"):
+        run(again)
+    card.write_text(text)
+    (tmp_path / "look/relight.safetensors").write_text('{"__metadata__":{"lbm_lora_statistics":"2"}}')
+    with pytest.raises(OutputError, match=r"relight\.safetensors exists, and it is another kind of file"):
+        run(again)
+    run(replace(again, overwrite=True))
