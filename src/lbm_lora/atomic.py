@@ -111,9 +111,18 @@ def _rename(drafts: Mapping[Path, PrivateFolder]) -> None:
     for path, folder in drafts.items():
         _check_end(path, folder)
     for path, folder in drafts.items():
-        _draft(path, folder).replace(path)
+        _replace(path, _draft(path, folder))
     for folder in dict.fromkeys(path.parent for path in drafts):
         _sync(folder)
+
+
+def _replace(path: Path, draft: Path) -> None:
+    try:
+        draft.replace(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a file that is mounted, or that must not be changed
+        raise _cannot_write(path, error) from None
 
 
 def _check_end(path: Path, folder: PrivateFolder) -> None:
@@ -163,7 +172,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
                 for file in files:
                     _check_end(folder / file.name, private)
                 for file in files:
-                    file.replace(folder / file.name)
+                    _replace(folder / file.name, file)
                 _sync(folder)
             else:
                 _move_folder(private, folder)

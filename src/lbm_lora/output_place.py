@@ -41,17 +41,20 @@ def check_writable(path: Path, name: str = "") -> None:
         name: what the message calls the output.
 
     Raises:
-        OutputError: in each case.
+        OutputError: in each case; or a folder on the way is a link to nothing.
     """
     name = name or str(path)
     folder = next(one for one in path.parents if status_of(one) is not None or one == one.parent)
     longest = _longest_name(folder)
-    for one in (path, *path.parents[: len(path.parts) - len(folder.parts) - 1]):
+    missing = path.parents[: len(path.parts) - len(folder.parts) - 1]
+    for one in (path, *missing):
         size = len(os.fsencode(one.name))
         if size > longest:
             raise OutputError(
                 f"{name} cannot be written: its name has {size} bytes, the disk allows {longest}. Choose a shorter one."
             )
+    for one in missing:
+        check_link(one)
     found = status_of(folder)
     if found is None or not S_ISDIR(found.st_mode):
         raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")

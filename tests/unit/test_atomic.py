@@ -405,3 +405,25 @@ def test_the_draft_of_another_writer_in_a_folder_of_the_same_name_is_not_ours(
         assert not (out / "a").exists()
     assert (out / "a" / "b" if atomic is atomic_folder else out / "a").read_text() == "second"
     assert [path.name for path in out.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_rename_that_fails_names_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+    """A file that is mounted, as containers do, cannot be replaced."""
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self), None, str(target))
+
+    def write() -> None:
+        if exists:
+            with atomic_folder(tmp_path, overwrite=True) as folder:
+                (folder / "a.bin").write_text("new")
+        else:
+            write_text(tmp_path / "a.bin", "new")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputError) as caught:
+        write()
+    reason = os.strerror(errno.EBUSY)
+    assert str(caught.value) == f"{tmp_path / 'a.bin'} cannot be written: {reason}. Choose another output path."
+    assert list(tmp_path.iterdir()) == []
