@@ -115,12 +115,10 @@ class FilePlan:
         self.check_apart()
         for output in self.outputs:
             if not overwrite and status_of(output.path) is not None and not output.is_ours(output.path):
-                why = "it is another kind of file" if is_ours(output.path) else "lbm-lora did not write it"
-                raise OutputError(
-                    f"{output.name} exists, and {why}. Choose another path, or use ",
-                    Option("overwrite"),
-                    " to replace it.",
-                )
+                why = f"{output.name} exists, and lbm-lora did not write it. "
+                if is_ours(output.path):
+                    why = f"{output.name} exists, and it is another kind of file. "
+                raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
         for output in self.outputs:
             expect(output.path, None if overwrite else output.is_ours)
         for folder in self.open_folders:

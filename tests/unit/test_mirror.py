@@ -17,12 +17,10 @@ VERBS = (
 )  # fmt: skip
 
 REASONS = {
-    "output_place.py": "tests/unit/test_file_plan.py: folders that are files, or read-only; test_atomic.py",
     "workflows/needs/sizes.py": "tests/unit/workflows/needs/test_outputs.py: sizes, compared with real files",
     "workflows/refine_record.py": "tests/unit/workflows/test_refine.py: runs that are resumed, and what LoRAs record",
     "workflows/validate_files.py": "tests/unit/workflows/test_validate.py: the files; test_outputs.py",
     "adapter/formats/codec.py": "tests/unit/adapter/formats/test_comfyui.py: a codec at work",
-    "adapter/formats/peft_keys.py": "tests/unit/adapter/formats/test_diffusers.py: keys of every age; see test_peft.py",
     "adapter/formats/peft_layers.py": "tests/unit/adapter/formats/test_peft.py: what has a place, and what has not",
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
     "combine/chooser.py": "tests/unit/combine/test_resize.py: ranks by each rule; see test_merge.py",
@@ -53,7 +51,6 @@ REASONS = {
     "report/inspection/relations.py": "tests/unit/workflows/test_inspect.py: relations and their short forms",
     "report/inspection/sums.py": "tests/unit/report/inspection/test_differences.py: differences that are known",
     "report/inspection/values.py": "tests/unit/workflows/test_inspect.py: the values and their short forms",
-    "adapter/finite.py": "tests/unit/adapter/test_adapter_file.py: numbers that are not finite",
     "report/text/outputs.py": "tests/unit/report/text/test_report.py: its lines in whole texts",
     **{
         f"configs/{verb}.py": f"tests/unit/workflows/test_{verb}.py: runs with these options; all in cli/flags.txt"

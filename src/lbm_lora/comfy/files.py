@@ -38,7 +38,7 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
     """
     folder, stem = _inside_output(prefix)
     folder.mkdir(parents=True, exist_ok=True)
-    taken = {path.name for path in folder.glob(f"{stem}_*")}
+    taken = {path.name for path in folder.iterdir() if path.name.startswith(f"{stem}_")}
     number = next(number for number in range(1, len(taken) + 2) if f"{stem}_{number:05}_{suffix}" not in taken)
     return folder / f"{stem}_{number:05}_{suffix}"
 

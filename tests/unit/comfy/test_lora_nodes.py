@@ -80,6 +80,12 @@ def test_save_writes_each_format_under_the_next_number(run: Run, comfy: State) -
     assert all(key.startswith("diffusion_model.") for key in load_file(second))
 
 
+def test_a_prefix_with_brackets_is_no_pattern(run: Run) -> None:
+    (lora,) = run("LbmLoraOpenLora", lora="relight.safetensors")
+    paths = [run("LbmLoraSave", lora=lora, filename_prefix="a[1]", format="native")[0] for _ in range(2)]
+    assert [Path(one).name for one in paths] == ["a[1]_00001_.safetensors", "a[1]_00002_.safetensors"]
+
+
 def test_save_says_which_widget_leaves_deltas_out(run: Run) -> None:
     (lora,) = run("LbmLoraOpenLora", lora="relight.safetensors")
     with pytest.raises(AdapterError, match="To leave them out: 'biases' drop, 'norms' drop"):
