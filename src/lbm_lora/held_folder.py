@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.atomic import made_folder
@@ -17,9 +18,35 @@ PATIENCE = 10.0
 """Seconds to wait for a folder that somebody holds."""
 
 
+@dataclass
+class HeldFolder:
+    """A folder that its writer holds.
+
+    Attributes:
+        lock: descriptor of the folder; None: the system has no locks.
+    """
+
+    path: Path
+    lock: int | None
+
+    def is_ours(self) -> bool:
+        """Return whether the folder at the path is the held one; if it was moved or removed, it is made again."""
+        if self.lock is None:
+            return True
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self.lock))
+        except FileNotFoundError:
+            pass
+        with made_folder(self.path):
+            lock = os.open(self.path, os.O_RDONLY)
+        os.close(self.lock)
+        self.lock = lock
+        return _is_free(self.lock)
+
+
 @contextmanager
-def held_folder(folder: Path) -> Generator[bool]:
-    """Create a folder and hold it for one writer; yields whether nobody else holds it.
+def held_folder(folder: Path) -> Generator[HeldFolder | None]:
+    """Create a folder and hold it for one writer; yields None if somebody else holds it.
 
     The processes that load data for a killed writer hold it a little longer, so it is waited for, at most `PATIENCE`.
 
@@ -28,13 +55,15 @@ def held_folder(folder: Path) -> Generator[bool]:
     """
     with made_folder(folder):
         if fcntl is None:
-            yield True
+            yield HeldFolder(folder, None)
             return
-        descriptor = os.open(folder, os.O_RDONLY)
+        lock = os.open(folder, os.O_RDONLY)
+        held = HeldFolder(folder, lock)
         try:
-            yield _is_free(descriptor)
+            yield held if _is_free(lock) else None
         finally:
-            os.close(descriptor)
+            if held.lock is not None:
+                os.close(held.lock)
 
 
 def _is_free(descriptor: int) -> bool:

@@ -12,7 +12,26 @@ def test_a_folder_is_held_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(held, "PATIENCE", 0.0)
     folder = tmp_path / "deep" / "run"
     with held_folder(folder) as first, held_folder(folder) as second:
-        assert (first, second) == (True, False)
+        assert first
+        assert second is None
     with held_folder(folder) as third:
         assert third
     assert list(folder.iterdir()) == []
+
+
+def test_the_folder_of_another_writer_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is moved away, and another run starts in a new one of its name."""
+    monkeypatch.setattr(held, "PATIENCE", 0.0)
+    folder = tmp_path / "run"
+    with held_folder(folder) as first:
+        assert first
+        assert first.is_ours()
+        folder.rename(tmp_path / "old")
+        with held_folder(folder) as second:
+            assert second
+            assert second.is_ours()
+            assert not first.is_ours()
+        folder.rmdir()
+        assert first.is_ours()  # nobody has one: it is made again
+        with held_folder(folder) as third:
+            assert third is None

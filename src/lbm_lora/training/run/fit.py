@@ -68,7 +68,7 @@ def fit(
         standing = standing_of(run.state)
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
         if run.done < run.total:
-            with run.folder.held() if fabric.is_global_zero else nullcontext():
+            with run.folder.held() if fabric.is_global_zero else nullcontext(_unchecked) as check_folder:
                 if fabric.is_global_zero:
                     run.folder.check_same(found)
                     run.folder.remove_parts()
@@ -76,7 +76,7 @@ def fit(
                         write_text(run.folder.config, f"{MARK_LINE}{config.to_yaml()}")
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
                 fabric.launch()
-                loop = TrainingLoop(run, fabric, progress, stop)
+                loop = TrainingLoop(run, fabric, progress, stop, check_folder)
                 loop.train()
                 standing = loop.standing
         else:
@@ -93,6 +93,10 @@ def fit(
 
 def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
+
+
+def _unchecked() -> None:
+    """Processes other than the first write nothing."""
 
 
 def _check(config: TrainConfig) -> None:

@@ -1,7 +1,7 @@
 """The training loop: the gradients of a step, the step, then whatever is due: log, validate, save, stop."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -66,14 +66,23 @@ class TrainingLoop:
     Args:
         fabric: its processes are started.
         stop: asked before each forward pass, and within a validation.
+        check_folder: raises if the run no longer holds its folder; called before files are written to it.
 
     Attributes:
         standing: where the run stands.
     """
 
-    def __init__(self, run: PreparedRun, fabric: Fabric, progress: Progress, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        run: PreparedRun,
+        fabric: Fabric,
+        progress: Progress,
+        stop: StopRequest,
+        check_folder: Callable[[], None],
+    ) -> None:
         self.standing = standing_of(run.state)
         self._run, self._fabric, self._progress, self._stop = run, fabric, progress, stop
+        self._check_folder = check_folder
         self._learner = Learner(run, fabric)
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
         self._meter, self._pace = Meter(), Pace(0)
@@ -205,6 +214,7 @@ class TrainingLoop:
 
     def _take_scores(self, scores: Scores, images: Image.Image) -> None:
         run, standing = self._run, self.standing
+        self._check_folder()
         standing.scores = scores
         self._progress.note(f"step {standing.step:,}: validation on {scores.samples} pairs: {scores}")
         quality = scores.quality(run.config.best_metric)
@@ -228,6 +238,7 @@ class TrainingLoop:
         if standing.step == self._saved:
             return
         result, state = self._result(), self._state()
+        self._check_folder()
         if self._fabric.is_global_zero:
             self._saved_steps = run.folder.save_step(
                 standing.step,

@@ -130,18 +130,26 @@ class RunFolder:
         return [self.config, self.last, self.best, self.state, *self.step_files(), *grids]
 
     @contextmanager
-    def held(self) -> Generator[None]:
-        """Hold the folder while a run writes to it.
+    def held(self) -> Generator[Callable[[], None]]:
+        """Hold the folder while a run writes to it; yields a check that the folder is still the held one.
 
         Raises:
-            ConfigError: another run does.
+            ConfigError: another run holds it; by the check: it was moved away, and there is another one now.
         """
-        with held_folder(self.path) as is_free:
-            if not is_free:
+
+        def check() -> None:
+            if held is not None and not held.is_ours():
+                raise ConfigError(
+                    f"{self.path} was moved away while a run was training in it, and is another folder now, which was "
+                    "kept. Move the first one back and start again to continue, or choose another save_ckpt_path."
+                )
+
+        with held_folder(self.path) as held:
+            if held is None:
                 raise ConfigError(
                     f"another run is training in {self.path} right now. Choose another save_ckpt_path, or wait for it."
                 )
-            yield
+            yield check
 
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""

@@ -9,6 +9,7 @@ import pytest
 from lbm_lora import held_folder
 from lbm_lora.errors import ConfigError
 from lbm_lora.training.run.fit import fit
+from lbm_lora.training.run.learner import Learner
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig
 
@@ -51,13 +52,32 @@ def test_a_folder_in_which_another_run_has_trained_meanwhile(config: Config, mon
     last, held = RunFolder(chosen.save_ckpt_path).last, RunFolder.held
 
     @contextmanager
-    def held_after_another(folder: RunFolder) -> Generator[None]:
-        with held(folder):
+    def held_after_another(folder: RunFolder) -> Generator[Callable[[], None]]:
+        with held(folder) as check:
             last.write_bytes(b"of another run")
-            yield
+            yield check
 
     monkeypatch.setattr(RunFolder, "held", held_after_another)
     with pytest.raises(ConfigError, match=r"^another run has trained in .* meanwhile\. Start again to continue it"):
         fit(chosen, chosen.base_model_path)
     assert last.read_bytes() == b"of another run"
     assert [path.name for path in chosen.save_ckpt_path.iterdir()] == [last.name]
+
+
+def test_a_folder_in_which_another_run_has_started_meanwhile(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config()
+    assert chosen.base_model_path is not None
+    folder, learn = chosen.save_ckpt_path, Learner.take_step
+
+    def moved_away(learner: Learner, step: int) -> None:
+        if not folder.with_name("old").exists():
+            folder.rename(folder.with_name("old"))
+            folder.mkdir()
+            (folder / "last.safetensors").write_text("of another run")
+        learn(learner, step)
+
+    monkeypatch.setattr(Learner, "take_step", moved_away)
+    with pytest.raises(ConfigError, match=r"was moved away while a run was training in it, and is another folder now"):
+        fit(chosen, chosen.base_model_path)
+    assert [path.name for path in folder.iterdir()] == ["last.safetensors"]
+    assert (folder / "last.safetensors").read_text() == "of another run"
