@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import real_path
+from lbm_lora.regular_file import status_of
 
 _Notes = dict[Path, Callable[[Path], bool]]
 _notes: ContextVar[_Notes] = ContextVar("_notes", default={})  # noqa: B039 - those of a process that runs one command
@@ -48,14 +49,35 @@ def check_late(path: Path) -> None:
     Raises:
         OutputError: there is one.
     """
-    notes, names = _notes.get(), _names(path)
-    found = (notes[one] for one in (*names, *(name.parent for name in names)) if one in notes)
-    is_ours = next(found, None)
+    is_ours = _noted(path)
     if is_ours is not None and os.path.lexists(path) and not is_ours(path):
         raise OutputError(
             f"{path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
             "choose another output path, and run the command again."
         )
+
+
+def settle(path: Path) -> None:
+    """Check a file now, and let only this very file be replaced later: what makes it ours may change before that.
+
+    Raises:
+        OutputError: it is not ours.
+    """
+    before = _state(path)
+    check_late(path)
+    if _noted(path) is not None:
+        expect(path, lambda now: before is not None and _state(now) == before)
+
+
+def _state(path: Path) -> tuple[int, int, int, int] | None:
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _noted(path: Path) -> Callable[[Path], bool] | None:
+    notes, names = _notes.get(), _names(path)
+    found = (notes[one] for one in (*names, *(name.parent for name in names)) if one in notes)
+    return next(found, None)
 
 
 def _names(path: Path) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ import pytest
 from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import check_late, notes_of_one_call
+from lbm_lora.late_files import check_late, expect, notes_of_one_call, settle
 from lbm_lora.ownership import MARK_LINE
 
 THEIRS = "somebody else's"
@@ -122,3 +122,19 @@ def test_notes_end_with_the_call_that_made_them(tmp_path: Path) -> None:
             write_text(output, "ours")
     write_text(output, "ours")
     assert output.read_text() == "ours"
+
+
+@pytest.mark.parametrize("before", [None, MARK_LINE])
+def test_what_appears_after_a_file_was_settled_stays(tmp_path: Path, before: str | None) -> None:
+    """A record that is written before its file makes any file at that path look like ours."""
+    output = tmp_path / "out.tar"
+    if before:
+        output.write_text(before)
+    settle(output)
+    check_late(output)  # nobody has noted it
+    expect(output, lambda _: True)
+    settle(output)
+    check_late(output)
+    output.write_text(THEIRS)
+    with pytest.raises(OutputError, match="appeared while this command ran"):
+        check_late(output)

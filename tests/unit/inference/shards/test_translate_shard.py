@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lbm_lora.errors import ImageError
+from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
+from lbm_lora.inference.shards import translate_shard as module
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
-from lbm_lora.inference.shards.shard_record import ShardRecord, read_record
+from lbm_lora.inference.shards.shard_record import ShardRecord, read_record, write_record
 from lbm_lora.inference.shards.translate_shard import Dropped, ShardTask, Translate, translate_shard
 from lbm_lora.shards.samples import Skipped
 
@@ -142,3 +143,19 @@ def test_a_result_that_is_not_finite_ends_the_work(tmp_path: Path, png: Png, wri
     with pytest.raises(ImageError, match="non-finite"):
         translated(job, translate=fail)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_appears_between_the_record_and_the_results_stays(
+    tmp_path: Path, png: Png, write_shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out/a.tar"
+    job = job_of(write_shard("in/a.tar", {"0": {"source.png": png()}}), output)
+
+    def write_late(record: ShardRecord, path: Path) -> None:
+        write_record(record, path)
+        output.write_text("theirs")
+
+    monkeypatch.setattr(module, "write_record", write_late)
+    with pytest.raises(OutputError, match=r"a\.tar appeared while this command ran"):
+        translated(job)
+    assert output.read_text() == "theirs"
