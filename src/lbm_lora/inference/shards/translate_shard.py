@@ -12,7 +12,7 @@ from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
 from lbm_lora.inference.shards.shard_record import ShardRecord, write_record, write_settings
-from lbm_lora.late_files import settle
+from lbm_lora.late_files import expect, settle
 from lbm_lora.shards.samples import Found, Skipped
 from lbm_lora.shards.tar import read_shard, shard_writer
 
@@ -69,6 +69,7 @@ def translate_shard(
         write_settings(job.output.parent, task.settings)
         record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped))
         write_record(record, job.output)
+    expect(job.output, None)  # with its record, it is known as ours
     return record
 
 
