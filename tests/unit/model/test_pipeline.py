@@ -416,7 +416,8 @@ def test_a_folder_gives_the_same_pipeline_with_its_loras(
     assert found.config["base_fingerprint"] == fingerprint(open_checkpoint(pipe._base or "").component()).digest
     for each in (pipe, found):
         each.load_lora_weights(loras["a"])
-    assert torch.equal(made(found), made(pipe))
+    # products of weights that lie elsewhere in memory may differ in their last bits
+    torch.testing.assert_close(made(found), made(pipe), rtol=1e-4, atol=1e-4)
 
 
 def test_a_program_of_somebody_else_is_not_replaced(pipe: LBMPipeline, tmp_path: Path) -> None:
