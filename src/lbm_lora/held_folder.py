@@ -29,8 +29,8 @@ class HeldFolder:
     path: Path
     lock: int | None
 
-    def is_ours(self) -> bool:
-        """Return whether the folder at the path is the held one; if it was moved or removed, it is made again."""
+    def keep(self) -> bool:
+        """Make and hold the folder again if it is gone; return whether the folder at the path is the held one."""
         if self.lock is None:
             return True
         try:

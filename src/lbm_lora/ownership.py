@@ -1,4 +1,4 @@
-"""How lbm-lora recognises its own files: nearly every kind carries a mark."""
+"""Recognise files that lbm-lora wrote, by the mark that nearly every kind of them carries."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is at a path. Only regular files are read: a FIFO would wait for ever, and a device may never end."""
+"""Look at a path before it is opened. Only regular files are read: a FIFO can block forever, a device may never end."""
 
 import errno
 import os

@@ -20,7 +20,7 @@ def temp_root() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
-        raise OutputError("there is no folder for temporary files that can be written to. Set TMPDIR to one.") from None
+        raise OutputError("no folder for temporary files can be written to. Set TMPDIR to a writable folder.") from None
 
 
 @contextmanager

@@ -25,13 +25,13 @@ def test_the_folder_of_another_writer_is_not_held(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "run"
     with held_folder(folder) as first:
         assert first
-        assert first.is_ours()
+        assert first.keep()
         folder.rename(tmp_path / "old")
         with held_folder(folder) as second:
             assert second
-            assert second.is_ours()
-            assert not first.is_ours()
+            assert second.keep()
+            assert not first.keep()
         folder.rmdir()
-        assert first.is_ours()  # nobody has one: it is made again
+        assert first.keep()  # nobody has one: it is made again
         with held_folder(folder) as third:
             assert third is None

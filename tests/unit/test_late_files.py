@@ -111,7 +111,7 @@ def test_a_dangling_link_that_appears_later_stays(tmp_path: Path) -> None:
 
 
 def test_notes_end_with_the_call_that_made_them(tmp_path: Path) -> None:
-    """What is saved later in Python, without a plan, replaces what is there."""
+    """A later save from Python has no plan, and replaces the file that is there."""
     output = tmp_path / "out.txt"
     plan = FilePlan()
     plan.writes(output)

@@ -22,7 +22,7 @@ def test_no_place_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
-    with pytest.raises(OutputError, match=r"^there is no folder for temporary files .* Set TMPDIR to one\.$"):
+    with pytest.raises(OutputError, match=r"^no folder for temporary files .* Set TMPDIR to a writable folder\.$"):
         temp_root()
 
 

@@ -66,7 +66,7 @@ class LoraModule:
 
 
 StoredDelta = tuple[ParamName, LoraModule | Tensor | None]
-"""What is stored for a parameter: factors, a dense delta, or nothing."""
+"""A parameter, and what a LoRA stores for it: a lora module, a dense delta, or nothing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""What identifies a refinement: the values that must match to resume it, and the metadata of its LoRAs."""
+"""Record a refinement: the values that must match before it can be resumed, and the metadata of its LoRAs."""
 
 import json
 from collections.abc import Sequence

@@ -138,7 +138,7 @@ class RunFolder:
         """
 
         def check() -> None:
-            if held is not None and not held.is_ours():
+            if held is not None and not held.keep():
                 raise ConfigError(
                     f"{self.path} was moved away while a run was training in it, and is another folder now, which was "
                     "kept. Move the first one back and start again to continue, or choose another save_ckpt_path."

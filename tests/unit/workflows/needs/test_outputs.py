@@ -1,4 +1,4 @@
-"""What commands would write: sizes are compared with those of real files."""
+"""Predicted sizes of outputs, compared with those of real files."""
 
 from dataclasses import replace
 from pathlib import Path
