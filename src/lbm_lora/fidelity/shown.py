@@ -9,6 +9,7 @@ from torch import Tensor
 from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.imaging.tensors import to_images
+from lbm_lora.ownership import COMPARISON
 from lbm_lora.report import ImageSet
 
 DIFFERENCE = 8
@@ -67,4 +68,4 @@ def side_by_side(shown: Sequence[ShownImage]) -> bytes:
 
 
 def _png(image: Image.Image) -> bytes:
-    return encode_image(image, ".png", optimize=True)
+    return encode_image(image, ".png", mark=COMPARISON, optimize=True)

@@ -25,7 +25,6 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import not_there
-from lbm_lora.ownership import MARK
 from lbm_lora.progress import warn
 from lbm_lora.regular_file import check_regular
 
@@ -34,9 +33,6 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 
 _SOFTWARE = 0x0131  # the EXIF tag
 _COPY = "lbm-lora: copy of an input"
-
-SIDE_BY_SIDE = f"{MARK}: side by side"
-"""The mark of an image that shows others side by side."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 """Formats that may be opened, by Pillow's names; MPO, of cameras, is JPEG's. HEIF needs the package pillow-heif."""
@@ -193,7 +189,7 @@ def grey_of_wide(image: Image.Image, kind: str | None, path: Path) -> np.ndarray
     return np.round(values.astype(np.float64) / 257.0).astype(np.uint8)
 
 
-def write_image(image: Image.Image, path: Path, *, mark: str = MARK) -> None:
+def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
     """Write an image in the format of the path's extension; the file is complete or absent.
 
     JPEG, WebP and AVIF are written at high quality, JPEG without colour subsampling.
@@ -201,7 +197,7 @@ def write_image(image: Image.Image, path: Path, *, mark: str = MARK) -> None:
     Args:
         image: mode `RGB`.
         path: path of the output.
-        mark: what the file says about its origin, in its EXIF data.
+        mark: what the file says about its origin, in its EXIF data: a mark of `lbm_lora.ownership`.
 
     Raises:
         OutputError: an unknown extension, or a file that cannot be written.
@@ -258,11 +254,11 @@ def _is_copy(path: Path) -> bool:
         return False
 
 
-def encode_image(image: Image.Image, extension: str, *, optimize: bool = False) -> bytes:
+def encode_image(image: Image.Image, extension: str, *, mark: str, optimize: bool = False) -> bytes:
     """Return the bytes that `write_image` would write to a file with this extension (lower case with the dot)."""
     file = io.BytesIO()
     kind = Image.registered_extensions()[extension]
-    image.save(file, format=kind, **{"optimize": optimize, **_marked(kind, MARK)})
+    image.save(file, format=kind, **{"optimize": optimize, **_marked(kind, mark)})
     return file.getvalue()
 
 

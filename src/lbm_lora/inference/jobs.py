@@ -9,13 +9,13 @@ from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.imaging.image_file import SIDE_BY_SIDE, read_image
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.output_place import check_writable
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import RESULT, SIDE_BY_SIDE, of_kind
 from lbm_lora.progress import Progress, warn
 
 LARGE = 2.0
@@ -155,17 +155,13 @@ def plan_jobs(
     left = [job for job in jobs if not (skip_existing and all(path.exists() for path in job.written))]
     files.reads(*sources, *masks)
     for job in left:
-        files.writes(job.output)
+        files.writes(job.output, ours=of_kind(RESULT))
         if job.comparison is not None:  # it does not replace the result of a source of that name
-            files.writes(job.comparison, "the side-by-side image", ours=_is_side_by_side)
+            files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
         if job.copy is not None:  # an existing file is kept, see `write_copy`
             check_writable(job.copy, f"the copy of the source {job.copy}")
     files.check(overwrite=overwrite)
     return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))
-
-
-def _is_side_by_side(path: Path) -> bool:
-    return is_ours(path, SIDE_BY_SIDE)
 
 
 def translations(

@@ -20,7 +20,7 @@ from lbm_lora.report.outputs import (
 from lbm_lora.report.text import full_text, short_text
 from lbm_lora.report.values import BANDS, band_of
 from lbm_lora.report.weights import BlockResult, TensorResult, WeightReport, weight_report
-from lbm_lora.report.write import installed_versions, report_paths, write_report
+from lbm_lora.report.write import installed_versions, is_report, report_paths, write_report
 
 __all__ = [
     "BANDS",
@@ -44,6 +44,7 @@ __all__ = [
     "file_labels",
     "full_text",
     "installed_versions",
+    "is_report",
     "parse_report",
     "render_html",
     "report_json",

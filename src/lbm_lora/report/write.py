@@ -5,11 +5,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
-from lbm_lora.ownership import MARK_LINE
-from lbm_lora.report.document import Provenance, Report, report_json
+from lbm_lora.ownership import COMPARISON, GENERATOR, MARK_LINE, is_ours
+from lbm_lora.report.document import SCHEMA, Provenance, Report, report_json
 from lbm_lora.report.html import render_html
 from lbm_lora.report.images import ImageSet
 from lbm_lora.report.text import full_text
+
+_MARKS = {".txt": MARK_LINE, ".json": f'"{SCHEMA.rpartition("/")[0]}/', ".html": GENERATOR, ".png": COMPARISON}
 
 LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")
 """Libraries that results depend on."""
@@ -51,6 +53,11 @@ def report_paths(folder: Path, *, has_image: bool) -> tuple[Path, ...]:
     """Return the files of a report: as text, JSON and page, and the side-by-side image if there is one."""
     names = ("report.txt", "report.json", "report.html", *(["comparison.png"] if has_image else []))
     return tuple(folder / name for name in names)
+
+
+def is_report(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file of a report, and not one of another kind."""
+    return is_ours(path, _MARKS[path.suffix])
 
 
 def installed_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:

@@ -13,12 +13,13 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.imaging.grids import comparison_grid
-from lbm_lora.imaging.image_file import SIDE_BY_SIDE, read_image, write_copy, write_image
+from lbm_lora.imaging.image_file import read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Tiles
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
+from lbm_lora.ownership import RESULT, SIDE_BY_SIDE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.base import ensure_base, planned_missing
 
@@ -218,7 +219,7 @@ def _write_all(
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
-            write_image(translation.image, job.output)
+            write_image(translation.image, job.output, mark=RESULT)
             copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None

@@ -7,8 +7,8 @@ from pathlib import Path
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name
-from lbm_lora.ownership import MARK
-from lbm_lora.report import Provenance, installed_versions, report_paths
+from lbm_lora.ownership import LIST_MARK, of_kind
+from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
 
 
 def with_report(config: ValidateConfig) -> ValidateConfig:
@@ -36,8 +36,9 @@ def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
     plan.reads(config.lpips_weights, config.config_path, *images)
     for path in report_paths(report_folder(config), has_image=bool(images)):
-        plan.writes(path, "the report")
-    plan.writes(layer_names_file(config), "" if config.layer_names else "the list of layers")
+        plan.writes(path, "the report", ours=is_report)
+    named = config.layer_names
+    plan.writes(layer_names_file(config), "" if named else "the list of layers", ours=of_kind(LIST_MARK))
     return plan
 
 
@@ -72,5 +73,5 @@ def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
-    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration ({MARK}).\n"
+    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration {LIST_MARK}\n"
     return head + use + "\n" + "\n".join(lines) + "\n"

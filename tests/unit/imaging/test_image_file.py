@@ -23,7 +23,7 @@ from lbm_lora.imaging.image_file import (
     write_copy,
     write_image,
 )
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import RESULT, is_ours
 from lbm_lora.progress import LbmLoraWarning
 
 
@@ -53,7 +53,7 @@ def values(image: Image.Image) -> np.ndarray:
 
 @pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".PNG"])
 def test_lossless_formats_come_back_exactly(tmp_path: Path, photo: Image.Image, extension: str) -> None:
-    write_image(photo, tmp_path / f"a{extension}")
+    write_image(photo, tmp_path / f"a{extension}", mark=RESULT)
     assert np.array_equal(values(read_image(tmp_path / f"a{extension}")), values(photo))
 
 
@@ -62,7 +62,7 @@ def test_lossy_formats_come_back_nearly(tmp_path: Path, photo: Image.Image, exte
     if extension.lower() not in writable_extensions():
         pytest.skip("this build of Pillow lacks the format")
     smooth = photo.crop((4, 0, 40, 24))  # colours in WebP have half the resolution
-    write_image(smooth, tmp_path / f"a{extension}")
+    write_image(smooth, tmp_path / f"a{extension}", mark=RESULT)
     assert np.abs(values(read_image(tmp_path / f"a{extension}")) - values(smooth)).mean() < 2
 
 
@@ -250,28 +250,28 @@ def test_every_image_says_who_made_it(tmp_path: Path, extension: str) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path, photo: Image.Image) -> None:
     path = tmp_path / "a.png"
-    write_image(photo, path)
+    write_image(photo, path, mark=RESULT)
     before = path.read_bytes()
     with pytest.raises(OutputError, match=r"a\.png cannot be written"):
-        write_image(Image.new("F", (4, 4)), path)
+        write_image(Image.new("F", (4, 4)), path, mark=RESULT)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_folders_of_an_output_are_made(tmp_path: Path, photo: Image.Image) -> None:
-    write_image(photo, tmp_path / "new" / "folder" / "a.png")
+    write_image(photo, tmp_path / "new" / "folder" / "a.png", mark=RESULT)
     assert (tmp_path / "new" / "folder" / "a.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.pdf", "a.pgm", "a.safetensors"])
 def test_formats_that_hold_no_rgb_image_are_refused(tmp_path: Path, photo: Image.Image, name: str) -> None:
     with pytest.raises(OutputError, match=r"is not a supported output format\. Use \.png, \.jpg or"):
-        write_image(photo, tmp_path / name)
+        write_image(photo, tmp_path / name, mark=RESULT)
 
 
 def test_gif_is_written_with_a_warning(tmp_path: Path, photo: Image.Image) -> None:
     with pytest.warns(LbmLoraWarning, match="256 colours"):
-        write_image(photo, tmp_path / "a.gif")
+        write_image(photo, tmp_path / "a.gif", mark=RESULT)
     assert read_image(tmp_path / "a.gif").size == photo.size
 
 
@@ -285,8 +285,8 @@ def test_what_is_written_can_be_read() -> None:
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
 def test_bytes_are_those_of_the_file(tmp_path: Path, photo: Image.Image, extension: str) -> None:
-    write_image(photo, tmp_path / f"a{extension}")
-    assert encode_image(photo, extension) == (tmp_path / f"a{extension}").read_bytes()
+    write_image(photo, tmp_path / f"a{extension}", mark=RESULT)
+    assert encode_image(photo, extension, mark=RESULT) == (tmp_path / f"a{extension}").read_bytes()
 
 
 def test_a_copy_replaces_no_file_that_appears_while_it_is_encoded(

@@ -17,7 +17,7 @@ from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.cli.main import main
 from lbm_lora.imaging.image_file import write_image
 from lbm_lora.naming import ModuleName
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import COMPARISON, MARK, MARK_LINE, RESULT, SAMPLES, SIDE_BY_SIDE, is_ours
 from standins import Lbm
 
 EXTRACT = "extract --base_model_path base.safetensors --tuned_model_path tuned.safetensors"
@@ -214,7 +214,7 @@ def test_an_input_is_not_replaced(
         path.write_text("{}")
     elif path.suffix == ".png" and not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write_image(Image.new("RGB", (64, 64)), path)  # one of ours, even
+        write_image(Image.new("RGB", (64, 64)), path, mark=RESULT)  # one of ours, even
     elif not path.exists():
         theirs(path)
     message = refused(line + overwrite, capsys)
@@ -237,10 +237,36 @@ def test_a_link_to_an_input_is_that_input(
 def test_a_side_by_side_image_does_not_replace_the_result_of_its_name(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_image(Image.new("RGB", (64, 64)), folder / "out" / "a_compare.png")
+    write_image(Image.new("RGB", (64, 64)), folder / "out" / "a_compare.png", mark=RESULT)
     assert is_ours(folder / "out" / "a_compare.png")
     message = refused(f"{INFER} --compare --output_path out/", capsys)
     assert "the side-by-side image out/a_compare.png exists" in message
+
+
+OTHER_KINDS = [
+    (f"{INFER} --output_path {{}}", "report/comparison.png", COMPARISON),
+    (f"{INFER} --output_path {{}}", "run/validation/0.png", SAMPLES),
+    (f"{INFER} --output_path {{}}", "out/a_compare.png", SIDE_BY_SIDE),
+    (f"{VALIDATE} --images photos --report out", "out/comparison.png", RESULT),
+    (f"{VALIDATE} --layer_names {{}}", "report.txt", f"1 image\n\n{MARK_LINE}"),
+    (f"{VALIDATE} --layer_names {{}}", "run.yaml", MARK_LINE),
+    (f"{VALIDATE} --report out", "out/report.txt", f"# Copy names ({MARK}).\n"),
+    (f"{VALIDATE} --report out", "out/report.json", '{"lbm_lora_file": "ledger"}'),
+]
+
+
+@pytest.mark.parametrize(("line", "victim", "mark"), OTHER_KINDS)
+def test_a_file_of_ours_of_another_kind_is_kept(
+    folder: Path, line: str, victim: str, mark: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(victim)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    if path.suffix == ".png":
+        write_image(Image.new("RGB", (64, 64)), path, mark=mark)
+    else:
+        path.write_text(mark)
+    assert is_ours(path)
+    assert f"{victim} exists, and it is another kind of file." in refused(line.format(victim), capsys)
 
 
 def test_a_copy_of_a_picture_is_replaced_by_itself_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
 from lbm_lora.inference.shards.shard_record import ShardRecord, write_record, write_settings
 from lbm_lora.late_files import expect, settle
+from lbm_lora.ownership import RESULT
 from lbm_lora.shards.samples import Found, Skipped
 from lbm_lora.shards.tar import read_shard, shard_writer
 
@@ -81,7 +82,7 @@ def _results(translate: Translate, job: ShardJob, task: ShardTask) -> Iterator[t
         if isinstance(read, Skipped):
             yield key, read
         else:
-            yield key, encode_image(translate(*read), f".{task.format}")
+            yield key, encode_image(translate(*read), f".{task.format}", mark=RESULT)
 
 
 def _read(found: Found, keys: ShardKeys) -> tuple[Image.Image, Image.Image | None] | Skipped:

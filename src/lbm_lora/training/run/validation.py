@@ -20,6 +20,7 @@ from lbm_lora.imaging.image_file import write_image
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.bridge_pipeline import follow_bridge
+from lbm_lora.ownership import SAMPLES
 from lbm_lora.training.data import Batch, PairDataset, collate
 from lbm_lora.training.loss.losses import Lpips
 from lbm_lora.training.loss.objective import sample_generators
@@ -135,7 +136,7 @@ class Validator:
     def write_grid(images: Image.Image, path: Path) -> Path:
         """Write the grid as a PNG file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(images, path)
+        write_image(images, path, mark=SAMPLES)
         return path
 
 
