@@ -2,15 +2,15 @@
 
     plan = FilePlan()
     plan.reads(config.base_model_path, *config.lora_path)
-    plan.writes(config.save_to)
+    plan.writes(config.save_to, ours=is_lora)
     plan.check(overwrite=config.overwrite)
 
 A file is known by its device and inode, so links, other spellings of a path, a folder and an index of shards hide
-nothing. A file that exists is replaced only if it is ours: nearly every kind of file that lbm-lora writes carries a
-mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
+nothing. A file that exists is replaced only if it is ours and of the same kind: nearly every kind of file that lbm-lora
+writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -20,7 +20,7 @@ from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_writable
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import MARK_LINE, is_any_kind, is_ours
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import status_of
 
@@ -57,14 +57,16 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
+        read_as: file identity -> all paths, as given to `reads` and without links, that stand for it.
         folders: folder of a model, without links -> the path as given.
-        open_folders: folders for outputs whose names are not known yet.
+        open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
+    read_as: dict[tuple[int, int], set[Path]] = field(default_factory=dict[tuple[int, int], set[Path]])
     folders: dict[Path, Path] = field(default_factory=dict[Path, Path])
     outputs: list[Output] = field(default_factory=list[Output])
-    open_folders: list[Path] = field(default_factory=list[Path])
+    open_folders: dict[Path, Callable[[Path], bool]] = field(default_factory=dict[Path, Callable[[Path], bool]])
 
     def reads(self, *paths: Path | None) -> None:
         """Note files, folders of a model or a LoRA, or indexes with their shards. What does not exist is left out.
@@ -76,31 +78,44 @@ class FilePlan:
                 self.folders.setdefault(real_path(Path(path)), Path(path))
             for one in () if path is None else _behind(Path(path)):
                 found = status_of(one)
-                if found is not None and S_ISREG(found.st_mode):
-                    self.inputs.setdefault((found.st_dev, found.st_ino), one)
+                if path is not None and found is not None and S_ISREG(found.st_mode):
+                    identity = found.st_dev, found.st_ino
+                    self.inputs.setdefault(identity, one)
+                    self.read_as.setdefault(identity, set()).add(real_path(Path(path)))
 
-    def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool] | None = None) -> None:
+    def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool]) -> None:
         """Note a file that the command will write.
 
         Args:
             what: what it is, where the user did not name the path: `the report`.
-            ours: whether an existing file is one of ours, where the mark alone does not tell.
+            ours: whether an existing file is one of ours, of the same kind.
         """
-        self.outputs.append(Output(Path(path), what, ours or is_ours))
+        self.outputs.append(Output(Path(path), what, ours))
 
-    def writes_in(self, folder: Path) -> None:
-        """Note a folder for files whose names depend on the run; those that exist are noted one by one."""
-        self.open_folders.append(Path(folder))
+    def writes_in(self, folder: Path, *, ours: Callable[[Path], bool]) -> None:
+        """Note a folder for files whose names depend on the run; those that exist are noted one by one.
 
-    def then(self, later: "FilePlan") -> None:
-        """Note the files of a later step of the same command, which may read what an earlier step writes."""
-        made = {(found.st_dev, found.st_ino) for one in self.outputs if (found := status_of(one.path)) is not None}
+        Args:
+            ours: as of `writes`.
+        """
+        self.open_folders[Path(folder)] = ours
+
+    def then(self, later: "FilePlan", *, made: Iterable[Path | None] = ()) -> None:
+        """Note the files of a later step of the same command.
+
+        Args:
+            made: what earlier steps make for the later one. An older file of such a path, or its twin, is no input,
+                unless the later step reads it by another path too.
+        """
+        made_here = {real_path(path) for path in made if path is not None}
         for identity, path in later.inputs.items():
-            if identity not in made:
+            read_as = later.read_as[identity]
+            if not read_as <= made_here:
                 self.inputs.setdefault(identity, path)
+                self.read_as.setdefault(identity, set()).update(read_as)
         self.folders |= later.folders
         self.outputs += later.outputs
-        self.open_folders += later.open_folders
+        self.open_folders |= later.open_folders
 
     def check(self, *, overwrite: bool = False) -> None:
         """Check all of it. A foreign file that appears at an output's path later is not replaced either.
@@ -116,13 +131,13 @@ class FilePlan:
         for output in self.outputs:
             if not overwrite and status_of(output.path) is not None and not output.is_ours(output.path):
                 why = f"{output.name} exists, and lbm-lora did not write it. "
-                if is_ours(output.path):
+                if is_any_kind(output.path):
                     why = f"{output.name} exists, and it is another kind of file. "
                 raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
         for output in self.outputs:
             expect(output.path, None if overwrite else output.is_ours)
-        for folder in self.open_folders:
-            expect(folder, None if overwrite else is_ours)
+        for folder, ours in self.open_folders.items():
+            expect(folder, None if overwrite else ours)
 
     def check_apart(self) -> None:
         """Check that every output can be written, and is neither an input nor another output.
@@ -187,7 +202,7 @@ def _behind(path: Path) -> Iterator[Path]:
     if path.suffix in _CONTAINERS:
         yield from (path.with_suffix(suffix) for suffix in _CONTAINERS)
         beside = path.with_name("config.yaml")
-        if not is_ours(beside):  # that of a training run configures no checkpoint
+        if not is_ours(beside, MARK_LINE):  # that of a training run configures no checkpoint
             yield beside
     if path.name.endswith(_INDEX):
         try:

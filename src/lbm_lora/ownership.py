@@ -1,45 +1,120 @@
-"""Recognise files that lbm-lora wrote, by the mark that nearly every kind of them carries."""
+"""Recognise files that lbm-lora wrote, and their kinds, by the marks that nearly all of them carry.
 
+A command may replace a file of the kind that it writes. A mark stands where only its writer puts it: an entry in the
+header of a `.safetensors`, EXIF data, a line of its own. So a file of somebody else that mentions lbm-lora is not ours.
+"""
+
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from lbm_lora.regular_file import check_regular
 
 MARK = "made by lbm-lora"
-"""The mark in an archive of ours, and the beginning of the marks in images."""
+"""The beginning of all marks but those in JSON."""
 RESULT = f"{MARK}: result"
-"""The mark of an image that a model made of a source."""
+"""An image that a model made of a source."""
 SIDE_BY_SIDE = f"{MARK}: side by side"
-"""The mark of an image that shows a source next to its result."""
+"""An image that shows a source next to its result."""
 COMPARISON = f"{MARK}: comparison"
-"""The mark of a report's image, which shows the results of several networks."""
+"""A report's image, which shows the results of several networks."""
 SAMPLES = f"{MARK}: samples"
-"""The mark of an image that shows samples of a training run."""
+"""An image that shows samples of a training run."""
+PICTURES = (RESULT, SIDE_BY_SIDE, COMPARISON, SAMPLES)
+
+TRAINING_STATE = f"{MARK}: training"
+"""A file from which a training run goes on."""
+REFINEMENT_STATE = f"{MARK}: refinement"
+"""Likewise of a refinement."""
 
 MARK_LINE = f"# {MARK}\n"
-"""The mark in a text of ours: a line of its own, since a text of somebody else may say what we made. A model card,
-which is there to be edited, has a mark of its own (`lbm_lora.hub.card`)."""
-LIST_MARK = f"({MARK})."
-"""The mark in a list of layers, whose lines are documented: the end of a comment."""
+"""A text of ours: a line of its own, since a text of somebody else may say what we made. A model card, which is there
+to be edited, has a mark of its own (`lbm_lora.hub.card`)."""
+LIST_MARK = f"({MARK}).\n"
+"""A list of layers, whose lines are documented: the end of a comment."""
 GENERATOR = f'<meta name="generator" content="{MARK}">'
-"""The mark of a page."""
+"""A page."""
+
 MARK_KEY = "lbm_lora_file"
 """Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
+BASE, FUSED, TRAINED = "base", "fused checkpoint", "trained checkpoint"
+"""Kinds of checkpoints: values of `MARK_KEY`, and the end of the mark in a `.ckpt`."""
 
-_LINES = (MARK_LINE.strip(), GENERATOR)
-_JSON_MARKS = (b'"lbm_lora_', b'"lbm-lora/report/')
-_STATISTICS = '"lbm_lora_statistics"'
-_CHECKPOINTS = (f'"{MARK_KEY}":"base"', f'"{MARK_KEY}":"fused checkpoint"')
+_LORAS = (f'"{MARK_KEY}":"LoRA"', '"lbm_lora_format":"', '"lbm_lora_export":"')
+_STATISTICS = '"lbm_lora_statistics":"'
+_ANY = re.compile(
+    rb'"lbm_lora_[a-z_]+": ?"|"schema": ?"lbm-lora/report/|content="made by lbm-lora"'
+    rb"|\n# made by lbm-lora\n|made by lbm-lora(: |\)\.\n)"
+)
 _SEARCHED = 2**16  # bytes at either end of a file
 
 
-def is_ours(path: Path, mark: str = "") -> bool:
-    """Return whether lbm-lora wrote a file: its mark is near the file's beginning or end.
+def is_ours(path: Path, *marks: str) -> bool:
+    r"""Return whether lbm-lora wrote a file: a mark is near the file's beginning or end.
 
     A file of no bytes is anybody's, and holds nothing to lose.
 
     Args:
-        mark: the mark of one kind of file; by default that of any kind.
+        marks: the marks of the kind of file. One that ends with `\n` is the end of a line; if it also begins with `# `,
+            the whole line.
+    """
+    ends = _ends(path)
+    return ends is not None and (not ends or any(_sought(mark) in ends for mark in marks))
+
+
+def of_kind(*marks: str) -> Callable[[Path], bool]:
+    """Return a function that tells whether a file is one of ours with one of the marks, for a file plan."""
+    return lambda path: is_ours(path, *marks)
+
+
+def is_any_kind(path: Path) -> bool:
+    """Return whether lbm-lora seems to have written a file, for a message: whoever replaces it asks for its kind."""
+    ends = _ends(path)
+    return ends is not None and _ANY.search(ends) is not None
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether a file has no bytes."""
+    return _ends(path) == b""
+
+
+def is_statistics(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it holds statistics."""
+    return is_ours(path, _STATISTICS)
+
+
+def is_trained(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it is a checkpoint that was trained completely."""
+    return _is_checkpoint(path, TRAINED)
+
+
+def is_base(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it is a base."""
+    return _is_checkpoint(path, BASE)
+
+
+def is_fused(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it is a fused checkpoint."""
+    return _is_checkpoint(path, FUSED)
+
+
+def is_lora(path: Path) -> bool:
+    """Return whether lbm-lora wrote a file, and it is a LoRA, in any format."""
+    return is_ours(path, *_LORAS)
+
+
+def _is_checkpoint(path: Path, kind: str) -> bool:
+    return is_ours(path, f'"{MARK_KEY}":"{kind}"', f"{MARK}: {kind}")
+
+
+def _sought(mark: str) -> bytes:
+    return (f"\n{mark}" if mark.startswith("# ") else mark).encode()
+
+
+def _ends(path: Path) -> bytes | None:
+    """Return the bytes at either end of a file, with `\\n` before them and at the end of lines; none if it is empty.
+
+    None if there is no such file.
     """
     try:
         check_regular(path)
@@ -50,39 +125,5 @@ def is_ours(path: Path, mark: str = "") -> bool:
             file.seek(max(0, size - _SEARCHED))
             ends += file.read(_SEARCHED)
     except OSError:
-        return False
-    if not size:
-        return True
-    if mark:
-        return mark.encode() in ends
-    if any(one in ends for one in _JSON_MARKS):
-        return True
-    if b"\0" in ends:
-        return MARK.encode() in ends
-    lines = map(str.strip, ends.decode(errors="replace").splitlines())
-    return any(line in _LINES or (line.startswith("# ") and line.endswith(f" {LIST_MARK}")) for line in lines)
-
-
-def of_kind(mark: str) -> Callable[[Path], bool]:
-    """Return a function that tells whether a file is one of ours with that mark, for a file plan."""
-    return lambda path: is_ours(path, mark)
-
-
-def is_marked(path: Path) -> bool:
-    """Return whether a file holds our mark, which one of no bytes does not."""
-    return is_ours(path) and path.stat().st_size > 0
-
-
-def is_statistics(path: Path) -> bool:
-    """Return whether lbm-lora wrote a file, and it holds statistics."""
-    return is_ours(path, _STATISTICS)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether lbm-lora wrote a file, and it is a base or a fused checkpoint."""
-    return any(is_ours(path, mark) for mark in _CHECKPOINTS) or (path.suffix == ".ckpt" and is_ours(path))
-
-
-def is_lora(path: Path) -> bool:
-    """Return whether lbm-lora wrote a file, and it is neither statistics nor a checkpoint, which take long to make."""
-    return is_ours(path) and not (is_marked(path) and (is_statistics(path) or is_checkpoint(path)))
+        return None
+    return b"\n" + ends.replace(b"\r\n", b"\n") + b"\n" if size else b""

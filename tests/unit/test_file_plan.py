@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.ownership import MARK, MARK_LINE, is_lora
+from lbm_lora.ownership import GENERATOR, MARK, MARK_LINE, is_lora, of_kind
+
+OURS = of_kind(MARK_LINE, GENERATOR, '"lbm_lora_format":"')
 
 
 def refused(plan: FilePlan, *, overwrite: bool = False) -> str:
@@ -56,7 +58,7 @@ def test_an_input_is_never_an_output(tmp_path: Path, road: Callable[[Path], Path
     source = file(tmp_path / "in" / "base.safetensors", f"{MARK}: even a file of ours")
     plan = FilePlan()
     plan.reads(source)
-    plan.writes(road(source))
+    plan.writes(road(source), ours=OURS)
     assert "an input of this command" in refused(plan, overwrite=overwrite)
 
 
@@ -77,20 +79,20 @@ def test_files_behind_an_input_are_inputs(tmp_path: Path, given: str, written: s
     file(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
     plan = FilePlan()
     plan.reads(tmp_path / given)
-    plan.writes(tmp_path / written, "the report")
+    plan.writes(tmp_path / written, "the report", ours=OURS)
     assert refused(plan, overwrite=True).startswith(f"the report {tmp_path / written} is")
 
 
 def test_two_outputs_of_one_path(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(tmp_path / "a.png", "the image")
-    plan.writes(tmp_path / "x" / ".." / "a.png")
+    plan.writes(tmp_path / "a.png", "the image", ours=OURS)
+    plan.writes(tmp_path / "x" / ".." / "a.png", ours=OURS)
     assert refused(plan).endswith("a.png would be written twice: it is the image too.")
 
 
 def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(file(tmp_path / "config.yaml", f"# a LoRA {MARK}, with rank 4\nmy: notes\n"))
+    plan.writes(file(tmp_path / "config.yaml", f"# a LoRA {MARK}, with rank 4\nmy: notes\n"), ours=OURS)
     assert refused(plan) == (
         f"{tmp_path / 'config.yaml'} exists, and lbm-lora did not write it. Choose another path, or use overwrite to "
         "replace it."
@@ -100,30 +102,34 @@ def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
 
 def test_our_own_files_and_empty_ones_are_replaced(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(file(tmp_path / "report.html", f'<head>\n <meta name="generator" content="{MARK}">\r\n</head>'))
-    plan.writes(file(tmp_path / "config.yaml", f"{MARK_LINE}rank: 4\n"))
-    plan.writes(file(tmp_path / "empty", ""))
+    plan.writes(
+        file(tmp_path / "report.html", f'<head>\n <meta name="generator" content="{MARK}">\r\n</head>'), ours=OURS
+    )
+    plan.writes(file(tmp_path / "config.yaml", f"{MARK_LINE}rank: 4\n"), ours=OURS)
+    plan.writes(file(tmp_path / "empty", ""), ours=OURS)
     save_file({"a": torch.ones(2)}, tmp_path / "lora.safetensors", {"lbm_lora_format": "1"})
-    plan.writes(tmp_path / "lora.safetensors")
-    plan.writes(tmp_path / "new.safetensors")
+    plan.writes(tmp_path / "lora.safetensors", ours=OURS)
+    plan.writes(tmp_path / "new.safetensors", ours=OURS)
     plan.check()
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(tmp_path)
+    plan.writes(tmp_path, ours=OURS)
     assert refused(plan, overwrite=True) == f"{tmp_path} is a folder. Give the path of a file."
 
 
 def test_a_later_step_may_read_what_an_earlier_one_writes(tmp_path: Path) -> None:
     base, tuned = file(tmp_path / "base.ckpt", MARK_LINE), file(tmp_path / "tuned.ckpt", MARK_LINE)
+    twin = file(tmp_path / "base.safetensors", MARK_LINE)
     first, later = FilePlan(), FilePlan()
-    first.writes(base)
+    first.writes(base, ours=OURS)
     later.reads(base, tuned)
-    later.writes(tmp_path / "lora.safetensors")
-    first.then(later)
+    later.writes(tmp_path / "lora.safetensors", ours=OURS)
+    first.writes(twin, ours=OURS)
+    first.then(later, made=[base])
     first.check()
-    first.writes(tuned)
+    first.writes(tuned, ours=OURS)
     assert "tuned.ckpt is an input of this command" in refused(first)
 
 
@@ -138,7 +144,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "out.safetensors"
     os.mkfifo(path)
     plan = FilePlan()
-    plan.writes(path)
+    plan.writes(path, ours=OURS)
     assert f"{path} exists, and lbm-lora did not write it." in refused(plan)
 
 
@@ -147,20 +153,20 @@ def test_paths_that_no_system_takes(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     plan.reads(tmp_path / "a\0b", tmp_path / "loop", tmp_path / ("x" * 300))
     assert not plan.inputs
-    plan.writes(tmp_path / "loop")
+    plan.writes(tmp_path / "loop", ours=OURS)
     assert f"{tmp_path / 'loop'} is a link to {tmp_path / 'loop'}, where no file is." in refused(plan)
 
 
 def test_an_output_is_in_a_folder_that_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = file(tmp_path / "report")
     plan = FilePlan()
-    plan.writes(report / "new" / "report.html", "the report")
+    plan.writes(report / "new" / "report.html", "the report", ours=OURS)
     assert refused(plan) == (
         f"the report {report}/new/report.html would be in {report}, which is a file. Choose another path."
     )
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     plan = FilePlan()
-    plan.writes(tmp_path / "new" / "report.html")
+    plan.writes(tmp_path / "new" / "report.html", ours=OURS)
     assert refused(plan) == (
         f"{tmp_path}/new/report.html cannot be written: {tmp_path} is read-only for this user. Choose another path."
     )
@@ -168,8 +174,8 @@ def test_an_output_is_in_a_folder_that_can_be_written_to(tmp_path: Path, monkeyp
 
 def test_an_output_is_not_the_folder_of_another(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(tmp_path / "report" / "report.html", "the report")
-    plan.writes(tmp_path / "report")
+    plan.writes(tmp_path / "report" / "report.html", "the report", ours=OURS)
+    plan.writes(tmp_path / "report", ours=OURS)
     assert refused(plan) == (
         f"the report {tmp_path}/report/report.html would be in {tmp_path}/report, which is a file. Choose another path."
     )
@@ -196,7 +202,7 @@ def test_a_folder_that_is_read_for_its_one_checkpoint_gets_no_second(
         file(folder / name)
     plan = FilePlan()
     plan.reads(folder)
-    plan.writes(tmp_path / "model" / ".." / "model" / written)
+    plan.writes(tmp_path / "model" / ".." / "model" / written, ours=OURS)
     if is_ambiguous:
         assert f"would be a second checkpoint in {folder}, an input of this command." in refused(plan, overwrite=True)
     else:
@@ -206,12 +212,12 @@ def test_a_folder_that_is_read_for_its_one_checkpoint_gets_no_second(
 def test_a_name_that_is_too_long_is_refused_at_once(tmp_path: Path) -> None:
     for path in (tmp_path / ("x" * 256), tmp_path / ("y" * 256) / "a.png"):
         plan = FilePlan()
-        plan.writes(path, "the report")
+        plan.writes(path, "the report", ours=OURS)
         assert refused(plan) == (
             f"the report {path} cannot be written: its name has 256 bytes, the disk allows 255. Choose a shorter one."
         )
     plan = FilePlan()
-    plan.writes(tmp_path / ("x" * 255))
+    plan.writes(tmp_path / ("x" * 255), ours=OURS)
     plan.check()
 
 

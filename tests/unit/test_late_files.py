@@ -8,7 +8,7 @@ from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.late_files import check_late, expect, notes_of_one_call, settle
-from lbm_lora.ownership import MARK_LINE
+from lbm_lora.ownership import MARK_LINE, of_kind
 
 THEIRS = "somebody else's"
 
@@ -16,7 +16,7 @@ THEIRS = "somebody else's"
 def test_a_file_of_somebody_else_that_appears_later_stays(tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
     plan = FilePlan()
-    plan.writes(output)
+    plan.writes(output, ours=of_kind(MARK_LINE))
     plan.check()
     output.write_text(THEIRS)
     with pytest.raises(OutputError, match="appeared while this command ran"):
@@ -30,7 +30,7 @@ def test_a_file_of_somebody_else_that_appears_later_stays(tmp_path: Path) -> Non
 
 def test_our_own_file_that_appears_later_is_replaced(tmp_path: Path) -> None:
     plan = FilePlan()
-    plan.writes(tmp_path / "out.txt")
+    plan.writes(tmp_path / "out.txt", ours=of_kind(MARK_LINE))
     plan.check()
     (tmp_path / "out.txt").write_text(MARK_LINE)
     write_text(tmp_path / "out.txt", "ours")
@@ -40,7 +40,7 @@ def test_our_own_file_that_appears_later_is_replaced(tmp_path: Path) -> None:
 def test_a_folder_of_outputs_spares_what_appears_later(tmp_path: Path) -> None:
     plan = FilePlan()
     for name in ("a", "b"):
-        plan.writes(tmp_path / name)
+        plan.writes(tmp_path / name, ours=of_kind(MARK_LINE))
     plan.check()
 
     def write() -> None:
@@ -58,7 +58,7 @@ def test_a_folder_of_outputs_spares_what_appears_later(tmp_path: Path) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_for_files_whose_names_are_not_known_yet(tmp_path: Path, overwrite: bool) -> None:
     plan = FilePlan()
-    plan.writes_in(tmp_path / "run")
+    plan.writes_in(tmp_path / "run", ours=of_kind(MARK_LINE))
     plan.check(overwrite=overwrite)
     for name in ("step-1", "step-2"):
         write_text(tmp_path / "run" / name, MARK_LINE)
@@ -78,7 +78,7 @@ def test_a_link_on_the_way_that_is_changed_meanwhile(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("a")
     plan = FilePlan()
-    plan.writes(link / "out.txt")
+    plan.writes(link / "out.txt", ours=of_kind(MARK_LINE))
     plan.check()
     link.unlink()
     link.symlink_to("b")
@@ -90,7 +90,7 @@ def test_a_link_on_the_way_that_is_changed_meanwhile(tmp_path: Path) -> None:
 def test_a_file_that_appears_between_two_saves_stays(tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
     plan = FilePlan()
-    plan.writes(output)
+    plan.writes(output, ours=of_kind(MARK_LINE))
     plan.check()
     for _ in range(2):
         write_text(output, f"{MARK_LINE}ours")
@@ -103,7 +103,7 @@ def test_a_file_that_appears_between_two_saves_stays(tmp_path: Path) -> None:
 def test_a_dangling_link_that_appears_later_stays(tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
     plan = FilePlan()
-    plan.writes(output)
+    plan.writes(output, ours=of_kind(MARK_LINE))
     plan.check()
     output.symlink_to("nothing")
     with pytest.raises(OutputError, match="appeared while this command ran"):
@@ -114,7 +114,7 @@ def test_notes_end_with_the_call_that_made_them(tmp_path: Path) -> None:
     """A later save from Python has no plan, and replaces the file that is there."""
     output = tmp_path / "out.txt"
     plan = FilePlan()
-    plan.writes(output)
+    plan.writes(output, ours=of_kind(MARK_LINE))
     with notes_of_one_call():
         plan.check()
         output.write_text(THEIRS)

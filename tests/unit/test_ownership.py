@@ -1,29 +1,69 @@
-"""The mark of files that lbm-lora wrote."""
+"""The marks of files that lbm-lora wrote, and of their kinds."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lbm_lora.ownership import MARK, MARK_KEY, is_checkpoint, is_lora, is_marked, is_ours, is_statistics
+from lbm_lora.ownership import (
+    BASE,
+    FUSED,
+    LIST_MARK,
+    MARK,
+    MARK_KEY,
+    MARK_LINE,
+    RESULT,
+    SIDE_BY_SIDE,
+    TRAINED,
+    is_any_kind,
+    is_base,
+    is_empty,
+    is_fused,
+    is_lora,
+    is_ours,
+    is_statistics,
+    is_trained,
+    of_kind,
+)
+
+KINDS = (is_lora, is_statistics, is_base, is_fused, is_trained)
 
 
 @pytest.mark.parametrize("place", [0, 2**17])
 def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None:
-    content = bytearray(2**17 + len(MARK))
-    content[place : place + len(MARK)] = MARK.encode()
+    content = bytearray(2**17 + len(RESULT))
+    content[place : place + len(RESULT)] = RESULT.encode()
     (tmp_path / "a").write_bytes(content)
-    assert is_ours(tmp_path / "a")
+    assert is_ours(tmp_path / "a", RESULT)
+    assert is_any_kind(tmp_path / "a")
     (tmp_path / "b").write_bytes(bytes(2**18))
-    assert not is_ours(tmp_path / "b")
-    assert not is_ours(tmp_path / "none")
+    assert not is_ours(tmp_path / "b", RESULT)
+    assert not is_any_kind(tmp_path / "b")
+    assert not is_ours(tmp_path / "none", RESULT)
 
 
 def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_text(f"{MARK}: side by side")
-    assert is_ours(path, "side by side")
-    assert not is_ours(path, "a result")
+    path.write_text(SIDE_BY_SIDE)
+    assert is_ours(path, RESULT, SIDE_BY_SIDE)
+    assert not of_kind(RESULT)(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "mark", "ours"),
+    [
+        (f"{MARK_LINE}a: 1\n", MARK_LINE, True),
+        (f"a: 1\r\n# {MARK}\r\nb: 2\r\n", MARK_LINE, True),
+        (f"a: 1\n# {MARK}", MARK_LINE, True),
+        (f"a: 1  # {MARK}\n", MARK_LINE, False),
+        (f"# {MARK}, or so\n", MARK_LINE, False),
+        (f"# Copy names ({MARK}).\r\nunet.a\n", LIST_MARK, True),
+        (f"It was copied ({MARK}). Then\n", LIST_MARK, False),
+    ],
+)
+def test_the_mark_of_a_text_is_a_line_or_its_end(tmp_path: Path, content: str, mark: str, ours: bool) -> None:
+    (tmp_path / "a").write_bytes(content.encode())
+    assert is_ours(tmp_path / "a", mark) == ours
 
 
 @pytest.mark.parametrize(
@@ -31,22 +71,41 @@ def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
     [
         ("a.safetensors", '{"__metadata__":{"lbm_lora_format":"1"}}', is_lora),
         ("a.safetensors", '{"__metadata__":{"lbm_lora_export":"kohya 1"}}', is_lora),
+        ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"LoRA"}}}}', is_lora),
         ("a.safetensors", '{"__metadata__":{"lbm_lora_statistics":"2"}}', is_statistics),
-        ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"base"}}}}', is_checkpoint),
-        ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"fused checkpoint"}}}}', is_checkpoint),
-        ("a.ckpt", f"archive/{MARK}\0", is_checkpoint),
+        ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{BASE}"}}}}', is_base),
+        ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{FUSED}"}}}}', is_fused),
+        ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{TRAINED}","lbm_lora_training":"{{}}"}}}}', is_trained),
+        ("a.ckpt", f"archive/{MARK}: {BASE}\0", is_base),
+        ("a.ckpt", f"archive/{MARK}: {FUSED}\0", is_fused),
         ("a.safetensors", '{"__metadata__":{"format":"pt"}}', None),
     ],
 )
-def test_a_lora_statistics_and_a_checkpoint_are_told_apart(
+def test_loras_statistics_and_checkpoints_are_told_apart(
     tmp_path: Path, name: str, content: str, kind: Callable[[Path], bool] | None
 ) -> None:
     path = tmp_path / name
     path.write_text(content)
-    assert [one for one in (is_lora, is_statistics, is_checkpoint) if one(path)] == ([kind] if kind else [])
+    assert [one for one in KINDS if one(path)] == ([kind] if kind else [])
+    assert is_any_kind(path) == (kind is not None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"__metadata__":{"ss_output_name":"lbm_lora_v3"}}',  # a LoRA of sd-scripts
+        '{"__metadata__":{"workflow":"{\\"lora_name\\": \\"lbm_lora_file\\"}"}}',
+        '\0tEXt{"lora_name": "lbm_lora_relight.safetensors"}',  # an image of ComfyUI
+        'wandb_project: "lbm_lora_relight"\n',
+    ],
+)
+def test_a_file_that_mentions_us_is_somebody_elses(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a").write_text(content)
+    assert not any(kind(tmp_path / "a") for kind in (*KINDS, is_any_kind, of_kind(RESULT), of_kind(MARK_LINE)))
 
 
 def test_a_file_of_no_bytes_is_of_any_kind(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert all(kind(tmp_path / "a") for kind in (is_ours, is_lora, is_statistics, is_checkpoint))
-    assert not is_marked(tmp_path / "a")
+    assert all(kind(tmp_path / "a") for kind in (*KINDS, of_kind(RESULT), is_empty))
+    assert not is_any_kind(tmp_path / "a")
+    assert not is_empty(tmp_path / "none")

@@ -142,8 +142,13 @@ class PartialFile:
 
     def remove(self) -> None:
         """Remove the file, unless it is somebody else's."""
-        if is_ours(self.path, _ORIGIN_KEY):
-            self.path.unlink()
+        if self.is_one(self.path):
+            self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Return whether a file holds unfinished sums, or nothing."""
+        return is_ours(path, f'"{_ORIGIN_KEY}":"')
 
 
 def _identity(origin: Origin) -> str:

@@ -80,6 +80,7 @@ class TorchWriter:
     Args:
         path: the file to write.
         specs: every tensor, in order.
+        kind: the kind of checkpoint for the mark, see `lbm_lora.ownership`.
         extra: plain entries next to the tensors.
         containers: each entry that holds the tensors -> the prefix of their names there; the bytes are stored once.
             The documented base has `model_state_dict`.
@@ -93,6 +94,7 @@ class TorchWriter:
         path: Path,
         specs: Mapping[str, TensorSpec],
         *,
+        kind: str = "",
         extra: Mapping[str, object] | None = None,
         containers: Mapping[str, str] = MappingProxyType({"model_state_dict": ""}),
     ) -> None:
@@ -100,6 +102,7 @@ class TorchWriter:
             if spec.dtype not in _STORAGES:
                 raise CheckpointError(f"{name}: {dtype_name(spec.dtype)} cannot be stored in a .ckpt. Cast it first.")
         self._path = Path(path)
+        self._mark = f"{MARK}: {kind}" if kind else MARK
         self._records = {name: _Record(str(index), spec) for index, (name, spec) in enumerate(specs.items())}
         self._waiting = list(specs)
         named = {
@@ -156,4 +159,4 @@ class TorchWriter:
         if self._waiting:
             raise AssertionError(f"{len(self._waiting)} announced tensors of {self._path} were not written")
         self._record("version", b"3\n")
-        self._record(MARK, b"")  # torch reads the records that it knows
+        self._record(self._mark, b"")  # torch reads the records that it knows

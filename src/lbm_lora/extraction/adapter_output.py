@@ -147,7 +147,7 @@ def write_sidecar(adapter: Path, output: AdapterOutput, ledger: Ledger, *, base:
 
 def is_sidecar(path: Path) -> bool:
     """Return whether a file is a sidecar of ours, not another YAML file with our mark, such as a training's."""
-    return is_ours(path, "\nextraction_method: lbm_lora\n")
+    return is_ours(path, MARK_LINE) and is_ours(path, "\nextraction_method: lbm_lora\n")
 
 
 def sidecar_of(adapter: Path) -> Path:

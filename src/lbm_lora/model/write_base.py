@@ -18,7 +18,7 @@ from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import SDXL_VAE
 from lbm_lora.model.resolve import CKPT_CONTAINERS, ckpt_entries, config_to_metadata, lbm_unet
-from lbm_lora.ownership import MARK_KEY
+from lbm_lora.ownership import BASE, MARK_KEY, is_base
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
 
@@ -126,7 +126,7 @@ def write_base(
     plan = FilePlan()
     plan.reads(*backbone.files)
     for output in (safetensors, ckpt):
-        plan.writes(output)
+        plan.writes(output, ours=is_base)
     plan.check_apart()  # what else may be replaced is for the caller to say
     whole = base_config(backbone, config)
     ledger = plan_base(backbone.unet.specs, backbone.vae.specs, whole, where=f"backbone {backbone.signature}")
@@ -135,14 +135,14 @@ def write_base(
     entries = _entries(whole, dtype, source_config)
     metadata = {
         "format": "pt",
-        MARK_KEY: "base",
+        MARK_KEY: BASE,
         **config_to_metadata(whole),
         **{k: str(entries[k]) for k in _METADATA_ENTRIES},
     }
     progress.start(len(kept), "writing the base")
     with (
         SafetensorsWriter(safetensors, specs, metadata=metadata) as first,
-        TorchWriter(ckpt, specs, extra=entries, containers=CKPT_CONTAINERS) as second,
+        TorchWriter(ckpt, specs, kind=BASE, extra=entries, containers=CKPT_CONTAINERS) as second,
     ):
         broken: list[str] = []
         items = [item for item, _ in kept]

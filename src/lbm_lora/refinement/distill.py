@@ -27,6 +27,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
+from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.refinement.student import Student
 from lbm_lora.trainable.state import TrainState, check_values, copied, load_state, optimizer_state, restore, save_state
@@ -125,7 +126,7 @@ def distill(
                 best = DistillResult(before=before, after=after, step=step + 1)
                 keep(student.adapter(), best)
             if state is not None:
-                save_state(_state(student, optimizer, best, step + 1, identity), state)
+                save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
         progress.advance()
     return best
 

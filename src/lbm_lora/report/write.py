@@ -11,7 +11,12 @@ from lbm_lora.report.html import render_html
 from lbm_lora.report.images import ImageSet
 from lbm_lora.report.text import full_text
 
-_MARKS = {".txt": MARK_LINE, ".json": f'"{SCHEMA.rpartition("/")[0]}/', ".html": GENERATOR, ".png": COMPARISON}
+_MARKS = {
+    ".txt": MARK_LINE,
+    ".json": f'"schema": "{SCHEMA.rpartition("/")[0]}/',
+    ".html": GENERATOR,
+    ".png": COMPARISON,
+}
 
 LIBRARIES = ("lbm-lora", "torch", "safetensors", "diffusers", "numpy")
 """Libraries that results depend on."""

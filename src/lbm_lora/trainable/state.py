@@ -97,13 +97,16 @@ class _Target:
         self._file.flush()
 
 
-def save_state(state: TrainState, path: Path) -> None:
+def save_state(state: TrainState, path: Path, *, mark: str) -> None:
     """Write the state atomically.
+
+    Args:
+        mark: `TRAINING_STATE` or `REFINEMENT_STATE`.
 
     Raises:
         OSError: the disk is full, or limits the size of files.
     """
-    held = {MARK: True} | {entry.name: getattr(state, entry.name) for entry in fields(state)}
+    held = {mark: True} | {entry.name: getattr(state, entry.name) for entry in fields(state)}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         target = _Target(file)
         try:
@@ -136,7 +139,7 @@ def load_state(path: Path) -> TrainState:
         raise ConfigError(f"{path} has another version's format. Start again in another save_ckpt_path.")
     try:
         state = TypeAdapter(TrainState).validate_python(
-            {name: value for name, value in entries.items() if name != MARK}
+            {name: value for name, value in entries.items() if not name.startswith(MARK)}
         )
         for settings in (state.identity, state.config):
             _SETTINGS.validate_python(settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 from lbm_lora.atomic import together, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.errors import ConfigError, Option
+from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.missing_path import home_path
@@ -17,8 +17,11 @@ from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, o
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
 from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
-from lbm_lora.ownership import MARK_KEY, is_checkpoint
+from lbm_lora.ownership import MARK_KEY, is_base, of_kind
 from lbm_lora.progress import SILENT, Progress
+
+_LEDGER = "ledger of a base"
+"""Its kind: the value of `MARK_KEY`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,21 @@ def ensure_base(
 def planned_missing(
     path: Path, *, backbone_signature: str | None, config_path: Path | None, is_made: bool = False
 ) -> FilePlan:
-    """Return what `ensure_base` reads and writes: nothing if it makes no base."""
+    """Return what `ensure_base` reads and writes: nothing if it makes no base.
+
+    Raises:
+        OutputError: the base's twin would replace a file that is no base.
+    """
     config = _missing(path, backbone_signature, config_path, is_made=is_made)
-    return FilePlan() if config is None else planned(config, _lbm_config(config))
+    if config is None:
+        return FilePlan()
+    for twin in twin_paths(path):
+        if twin.exists() and not is_base(twin):  # the suffix may be mistyped, and --overwrite is meant for the result
+            raise OutputError(
+                f"{path} does not exist. A base would be made there and in the other container, over {twin}, which is "
+                f"none. If you mean {twin}, give that path; else choose another one for the base."
+            )
+    return planned(config, _lbm_config(config))
 
 
 def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
@@ -99,10 +114,8 @@ def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
     plan.reads(config.config_path, _tuned_path(config), folder / home_path(signature))
     named, *_ = outputs = twin_paths(config.save_path)
     for output in outputs:
-        plan.writes(
-            output, "" if output == config.save_path else "the base in the other container,", ours=is_checkpoint
-        )
-    plan.writes(_ledger_path(named), "the ledger")
+        plan.writes(output, "" if output == config.save_path else "the base in the other container,", ours=is_base)
+    plan.writes(_ledger_path(named), "the ledger", ours=of_kind(f'"{MARK_KEY}": "{_LEDGER}"'))
     return plan
 
 
@@ -151,7 +164,7 @@ def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generat
 def _write_ledger(base: BaseFiles) -> Path:
     path = _ledger_path(base.safetensors)
     rows = [asdict(item) for item in base.ledger]
-    write_text(path, json.dumps({MARK_KEY: "ledger of a base", "tensors": rows}, indent=1) + "\n")
+    write_text(path, json.dumps({MARK_KEY: _LEDGER, "tensors": rows}, indent=1) + "\n")
     return path
 
 

@@ -110,7 +110,8 @@ def planned(config: CalibrateConfig, images: Sequence[Path]) -> FilePlan:
     plan = FilePlan()
     plan.reads(config.tuned_model_path, config.config_path, *images)
     plan.writes(config.save_to, ours=is_statistics)
-    plan.writes(PartialFile(config.save_to).path, "the file of unfinished sums")
+    unfinished = PartialFile(config.save_to)
+    plan.writes(unfinished.path, "the file of unfinished sums", ours=PartialFile.is_one)
     return plan
 
 

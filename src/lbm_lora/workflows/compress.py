@@ -181,16 +181,21 @@ class _Steps:
     def planned(self) -> FilePlan:
         """Return what all of them read and write."""
         plan = FilePlan()
+        made: list[Path] = []
         base_file, statistics = self.given_base, self.config.calibration
         if base_file is None:
             plan.then(base.planned(self.base))
             base_file = self.base.save_path
+            made.append(base_file)
         if statistics is None:
             plan.then(calibrate.planned(self.calibrate, self.seen))
             statistics = self.calibrate.save_to
+            made.append(statistics)
         extraction = self.extract(base_file, statistics)
-        plan.then(extract_plan.planned(extraction, [extraction.save_to], ()))
-        plan.then(validate_files.plan_report(self.validate(base_file, extraction.save_to), self.measured_on))
+        plan.then(extract_plan.planned(extraction, [extraction.save_to], ()), made=made)
+        made.append(extraction.save_to)
+        comparison = self.validate(base_file, extraction.save_to)
+        plan.then(validate_files.plan_report(comparison, self.measured_on), made=made)
         return plan
 
 

@@ -89,6 +89,6 @@ def _check_outputs(index: PairIndex, shards: Iterable[Path], *, overwrite: bool)
         record = index.record(number)
         plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
     for shard in shards:
-        plan.writes(shard, "the shard")
+        plan.writes(shard, "the shard", ours=lambda _: False)
         expect(shard, None if overwrite else lambda _: False)
     plan.check_apart()

@@ -18,7 +18,7 @@ from lbm_lora.hub import localized
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.ownership import MARK_KEY, is_checkpoint
+from lbm_lora.ownership import FUSED, MARK_KEY, is_fused
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -68,7 +68,7 @@ def check_output(config: FuseConfig) -> None:
         )
     plan = FilePlan()
     plan.reads(config.base_model_path, *config.lora_path)
-    plan.writes(config.save_to, ours=is_checkpoint)
+    plan.writes(config.save_to, ours=is_fused)
     plan.check(overwrite=config.overwrite)
 
 
@@ -120,11 +120,11 @@ def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsW
     values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":
         metadata = {key: value for key, value in checkpoint.metadata.items() if key != ORIGIN_KEY}
-        metadata |= {MARK_KEY: "fused checkpoint"}
+        metadata |= {MARK_KEY: FUSED}
         if values:
             metadata.setdefault(METADATA_KEY, json.dumps(values))
         return SafetensorsWriter(path, checkpoint.specs, metadata=metadata)
     entries = {**checkpoint.extra, **(ckpt_entries(values) if values else {})}
     entries.pop(ORIGIN_KEY, None)
     containers = CKPT_CONTAINERS if is_lbm else {"model_state_dict": ""}
-    return TorchWriter(path, checkpoint.specs, extra=entries, containers=containers)
+    return TorchWriter(path, checkpoint.specs, kind=FUSED, extra=entries, containers=containers)

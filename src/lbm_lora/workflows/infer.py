@@ -142,7 +142,7 @@ def plan(config: InferConfig, images: str | Sequence[str], mask: str | None) -> 
     files = planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
     step = FilePlan()
     step.reads(*config.input_files, config.tuned_model_path)
-    files.then(step)
+    files.then(step, made=[config.base] if files.outputs else ())
     return plan_jobs(
         images,
         config.output_path,

@@ -87,7 +87,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         )
         step = FilePlan()
         step.reads(*config.input_files)
-        files.then(step)
+        files.then(step, made=[config.base] if files.outputs else ())
         jobs = plan_shards(
             config.source_shards,
             folder,

@@ -14,6 +14,7 @@ from lbm_lora.hub import localized
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.constants import has_lbm_unet, has_sdxl_vae
 from lbm_lora.model.resolve import config_beside, own_values
+from lbm_lora.ownership import GENERATOR, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import (
     KNOWN,
@@ -64,7 +65,7 @@ def check_output(config: InspectConfig) -> None:
     if config.report is not None:
         plan = FilePlan()
         plan.reads(*config.files, config.base_model_path)
-        plan.writes(config.report / PAGE, "the page")
+        plan.writes(config.report / PAGE, "the page", ours=of_kind(GENERATOR))
         plan.check(overwrite=config.overwrite)
 
 

@@ -22,7 +22,7 @@ from lbm_lora.imaging.paths import expand_sources, readable_sources
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import is_lora, is_ours
+from lbm_lora.ownership import PICTURES, is_lora, is_ours
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.temp_folder import temp_folder
 
@@ -132,7 +132,9 @@ def _planned(config: PushConfig, folder: Path, adapter: Adapter, pictures: Mappi
 
 
 def _is_copy(picture: Path, path: Path) -> bool:
-    return is_ours(path) or filecmp.cmp(picture, path, shallow=False)
+    if any(is_ours(picture, kind) and is_ours(path, kind) for kind in PICTURES):
+        return True
+    return filecmp.cmp(picture, path, shallow=False)
 
 
 def _delivered(

@@ -16,7 +16,7 @@ from lbm_lora.errors import ConfigError, Option, OutputError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
-from lbm_lora.ownership import is_lora, is_ours
+from lbm_lora.ownership import REFINEMENT_STATE, is_lora, is_ours, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, refinement_of, run_facts, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -119,7 +119,7 @@ def refined(
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
-    if state is not None and is_ours(state):
+    if state is not None and is_ours(state, REFINEMENT_STATE):
         state.unlink(missing_ok=True)
     return distilled
 
@@ -157,7 +157,7 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
     plan.writes(config.save_to, ours=is_lora)
     if state := state_of(config):
-        plan.writes(state, "the state of the run")
+        plan.writes(state, "the state of the run", ours=of_kind(REFINEMENT_STATE))
     plan_twins(plan, [config.save_to], config.also)
     plan.check(overwrite=config.overwrite)
 

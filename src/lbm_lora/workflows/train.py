@@ -10,7 +10,7 @@ from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import MARK_LINE, SAMPLES, TRAINING_STATE, is_lora, is_ours, is_trained, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
@@ -104,14 +104,21 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     step, folder = FilePlan(), RunFolder(settings.save_ckpt_path)
     step.reads(_base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
     step.reads(*_images(settings))
-    if path_config is not None and not is_ours(path_config):  # a run may be resumed with the file that it wrote
+    if path_config is not None and not is_ours(
+        path_config, MARK_LINE
+    ):  # a run may be resumed with the file that it wrote
         step.reads(path_config)
-    for path in folder.written():
-        step.writes(path, "the run's file")
-    for path in (folder.path, folder.grid(0).parent):
-        step.writes_in(path)
+    result, picture = is_trained if settings.mode == "full" else is_lora, of_kind(SAMPLES)
+    step.writes(folder.config, "the run's file", ours=of_kind(MARK_LINE))
+    step.writes(folder.state, "the run's file", ours=of_kind(TRAINING_STATE))
+    for path in (folder.last, folder.best, *folder.step_files()):
+        step.writes(path, "the run's file", ours=result)
+    for path in folder.grids():
+        step.writes(path, "the run's picture", ours=picture)
+    step.writes_in(folder.path, ours=result)
+    step.writes_in(folder.grid(0).parent, ours=picture)
     plan_twins(step, [folder.last, folder.best], also)
-    plan.then(step)
+    plan.then(step, made=[_base_path(settings)] if plan.outputs else ())
     return plan
 
 

@@ -73,5 +73,5 @@ def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
-    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration {LIST_MARK}\n"
+    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration {LIST_MARK}"
     return head + use + "\n" + "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from file_limits import largest_file
 from torch import nn
 
 from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.trainable.state import (
     TrainState,
     changed_keys,
@@ -65,7 +66,7 @@ def test_a_restored_run_takes_the_same_steps(kind: str, tmp_path: Path) -> None:
     optimizer = make(first)
     for seed in range(3):
         step(first, optimizer, seed)
-    save_state(state_of(first, optimizer), tmp_path / "resume.pt")
+    save_state(state_of(first, optimizer), tmp_path / "resume.pt", mark=TRAINING_STATE)
     step(first, optimizer, 9)
 
     second = learning(1)
@@ -78,7 +79,7 @@ def test_a_restored_run_takes_the_same_steps(kind: str, tmp_path: Path) -> None:
 def test_a_state_is_the_same_after_the_file(tmp_path: Path) -> None:
     parameters = learning(0)
     made = state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1), average=copied(learning(2)))
-    save_state(made, tmp_path / "resume.pt")
+    save_state(made, tmp_path / "resume.pt", mark=TRAINING_STATE)
     found = load_state(tmp_path / "resume.pt")
     assert (found.step, found.epoch, found.batch, found.best, found.identity) == (3, 1, 2, -0.5, made.identity)
     assert found.average is not None
@@ -92,7 +93,7 @@ def test_a_disk_that_refuses_the_file_is_named_as_the_reason(nbytes: int, tmp_pa
     parameters = learning(1)
     state = state_of(parameters, torch.optim.AdamW(parameters.values()))
     with largest_file(nbytes), pytest.raises((OSError, OutputError), match="File too large"):
-        save_state(state, tmp_path / "resume.pt")
+        save_state(state, tmp_path / "resume.pt", mark=TRAINING_STATE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,7 +161,9 @@ def test_another_run_is_refused_with_both_values() -> None:
 )
 def test_a_state_whose_entries_are_wrong_is_damaged(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     parameters = learning(0)
-    save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
+    save_state(
+        state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt", mark=TRAINING_STATE
+    )
     torch.save(torch.load(tmp_path / "resume.pt") | changes, tmp_path / "damaged.pt")
     with pytest.raises(ConfigError) as caught:
         load_state(tmp_path / "damaged.pt")
@@ -181,7 +184,9 @@ def test_a_state_whose_entries_are_wrong_is_damaged(tmp_path: Path, changes: dic
 def test_tensors_without_plain_numbers_are_damage(tmp_path: Path, where: str, odd: torch.Tensor) -> None:
     held = {"origins": {"a": (odd, odd)}, "optimizer": {"a": {"exp_avg": odd}}}.get(where, {"a": odd})
     parameters = learning(0)
-    save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
+    save_state(
+        state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt", mark=TRAINING_STATE
+    )
     torch.save(torch.load(tmp_path / "resume.pt") | {where: held}, tmp_path / "damaged.pt")
     with pytest.raises(ConfigError, match=r"damaged\.pt is damaged: a holds no plain numbers\."):
         load_state(tmp_path / "damaged.pt")
@@ -189,7 +194,9 @@ def test_tensors_without_plain_numbers_are_damage(tmp_path: Path, where: str, od
 
 def test_a_state_lacks_no_entry(tmp_path: Path) -> None:
     parameters = learning(0)
-    save_state(state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt")
+    save_state(
+        state_of(parameters, torch.optim.SGD(parameters.values(), lr=0.1)), tmp_path / "resume.pt", mark=TRAINING_STATE
+    )
     held = torch.load(tmp_path / "resume.pt")
     del held["step"]
     torch.save(held, tmp_path / "resume.pt")

@@ -17,7 +17,23 @@ from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.cli.main import main
 from lbm_lora.imaging.image_file import write_image
 from lbm_lora.naming import ModuleName
-from lbm_lora.ownership import COMPARISON, MARK, MARK_LINE, RESULT, SAMPLES, SIDE_BY_SIDE, is_ours
+from lbm_lora.ownership import BASE as BASE_KIND
+from lbm_lora.ownership import (
+    COMPARISON,
+    FUSED,
+    GENERATOR,
+    MARK,
+    MARK_KEY,
+    MARK_LINE,
+    REFINEMENT_STATE,
+    RESULT,
+    SAMPLES,
+    SIDE_BY_SIDE,
+    TRAINED,
+    TRAINING_STATE,
+    is_any_kind,
+    is_ours,
+)
 from standins import Lbm
 
 EXTRACT = "extract --base_model_path base.safetensors --tuned_model_path tuned.safetensors"
@@ -29,6 +45,7 @@ VALIDATE = (
 )
 INFER = "infer --base_model_path base.safetensors --source_image photos/a.png"
 SHARDS = "infer --base_model_path base.safetensors --source_shards shards/a.tar --output_path out"
+MADE = "infer --source_image photos/a.png --output_path o.png --backbone_signature backbone.safetensors"
 BASE = "base --backbone_signature backbone.safetensors"
 TRAIN = "train --path_config train.yaml"
 
@@ -62,7 +79,6 @@ OTHERS = [
     (f"{VALIDATE} --layer_names names.txt", "names.txt"),
     (f"{INFER} --output_path o.png", "o.png"),
     (f"{INFER} --output_path o.png --compare", "o_compare.png"),
-    (f"{INFER.replace('base.', 'new.')} --backbone_signature backbone.safetensors --output_path o.png", "new.ckpt"),
     (SHARDS, "out/a.tar.json"),
     ("convert --lora_path lora.safetensors --to kohya --save_to c.safetensors", "c.safetensors"),
     ("convert --lora_path lora.safetensors --to peft --save_to c", "c/adapter_model.safetensors"),
@@ -222,6 +238,41 @@ def test_an_input_is_not_replaced(
     assert victim in message
 
 
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+@pytest.mark.parametrize(
+    ("line", "victim"),
+    [
+        (f"{MADE} --base_model_path tuned.ckpt", "tuned.safetensors"),
+        (f"{MADE} --base_model_path lora.ckpt --lora_path lora.safetensors", "lora.safetensors"),
+        (
+            "extract --base_model_path tuned.ckpt --create_base_model --backbone_signature backbone.safetensors "
+            "--tuned_model_path tuned.safetensors --save_to l.safetensors",
+            "tuned.safetensors",
+        ),
+        ("train --path_config train.yaml --base_model_path tuned.ckpt --backbone_signature LBM", "tuned.safetensors"),
+    ],
+)
+def test_a_base_that_is_missing_is_not_made_over_another_model(
+    folder: Path, lbm: Lbm, line: str, victim: str, overwrite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(line.replace("LBM", str(lbm.backbone)) + overwrite, capsys)
+    assert f"If you mean {victim}, give that path" in message
+
+
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+def test_a_base_of_ours_that_is_the_tuned_model_is_not_made_again(
+    folder: Path, overwrite: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a kill between the two containers, but with the twin named as another input."""
+    Path("t.safetensors").write_text(kind(BASE_KIND))
+    message = refused(
+        "extract --base_model_path t.ckpt --create_base_model --backbone_signature backbone.safetensors "
+        f"--tuned_model_path t.safetensors --save_to l.safetensors{overwrite}",
+        capsys,
+    )
+    assert "t.safetensors is an input of this command and would be overwritten" in message
+
+
 def by_symlink(source: Path, link: Path) -> None:
     link.symlink_to(source)
 
@@ -238,11 +289,17 @@ def test_a_side_by_side_image_does_not_replace_the_result_of_its_name(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_image(Image.new("RGB", (64, 64)), folder / "out" / "a_compare.png", mark=RESULT)
-    assert is_ours(folder / "out" / "a_compare.png")
+    assert is_any_kind(folder / "out" / "a_compare.png")
     message = refused(f"{INFER} --compare --output_path out/", capsys)
     assert "the side-by-side image out/a_compare.png exists" in message
 
 
+def kind(name: str) -> str:
+    return f'{{"__metadata__":{{"{MARK_KEY}":"{name}"}}}}'
+
+
+LEDGER = '{"lbm_lora_file": "ledger of a base"}'
+LORA = '{"__metadata__":{"lbm_lora_format":"1"}}'
 OTHER_KINDS = [
     (f"{INFER} --output_path {{}}", "report/comparison.png", COMPARISON),
     (f"{INFER} --output_path {{}}", "run/validation/0.png", SAMPLES),
@@ -251,7 +308,19 @@ OTHER_KINDS = [
     (f"{VALIDATE} --layer_names {{}}", "report.txt", f"1 image\n\n{MARK_LINE}"),
     (f"{VALIDATE} --layer_names {{}}", "run.yaml", MARK_LINE),
     (f"{VALIDATE} --report out", "out/report.txt", f"# Copy names ({MARK}).\n"),
-    (f"{VALIDATE} --report out", "out/report.json", '{"lbm_lora_file": "ledger"}'),
+    (f"{VALIDATE} --report out", "out/report.json", LEDGER),
+    (f"{VALIDATE} --layer_names {{}}", "b.safetensors", kind(BASE_KIND)),
+    (f"{VALIDATE} --layer_names {{}}", "s.safetensors", '{"__metadata__":{"lbm_lora_statistics":"2"}}'),
+    (f"{FUSE} --save_to {{}}", "b.safetensors", kind(BASE_KIND)),
+    (f"{BASE} --save_path {{}}", "f.safetensors", kind(FUSED)),
+    (f"{BASE} --save_path b.safetensors", "b.ckpt", f"\0{MARK}: {FUSED}"),
+    (f"{BASE} --save_path b.safetensors", "b_ledger.json", '{"schema": "lbm-lora/report/2"}'),
+    (f"{EXTRACT} --save_to {{}}", "step-000002.safetensors", kind(TRAINED)),
+    (f"{REFINE} --images photos --save_to r.safetensors", "r.refine.pt", f"\0{TRAINING_STATE}"),
+    (f"{CALIBRATE} --save_to s.safetensors", "s.partial.safetensors", LORA),
+    (TRAIN, "run/last.safetensors", kind(TRAINED)),
+    (TRAIN, "run/resume.pt", f"\0{REFINEMENT_STATE}"),
+    (TRAIN, "run/pictures/step-000002.png", RESULT),
 ]
 
 
@@ -265,7 +334,7 @@ def test_a_file_of_ours_of_another_kind_is_kept(
         write_image(Image.new("RGB", (64, 64)), path, mark=mark)
     else:
         path.write_text(mark)
-    assert is_ours(path)
+    assert is_any_kind(path)
     assert f"{victim} exists, and it is another kind of file." in refused(line.format(victim), capsys)
 
 
@@ -318,7 +387,7 @@ def test_commands_may_be_run_again_and_replace_what_is_ours(
     ]
     for line in [*lines, *lines]:
         assert main(line.split()) == 0, (line, capsys.readouterr().err)
-    assert all(map(is_ours, (path for path in contents() if path.name != "adapter_config.json")))
+    assert all(map(is_any_kind, (path for path in contents() if path.name != "adapter_config.json")))
 
 
 def test_overwrite_replaces_what_is_there(lbm: Lbm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,4 +396,4 @@ def test_overwrite_replaces_what_is_there(lbm: Lbm, tmp_path: Path, capsys: pyte
     line = f"inspect {lbm.base} --report {tmp_path / 'page'}"
     assert main(line.split()) == 2
     assert main([*line.split(), "--overwrite"]) == 0, capsys.readouterr().err
-    assert is_ours(tmp_path / "page" / "inspect.html")
+    assert is_ours(tmp_path / "page" / "inspect.html", GENERATOR)

@@ -11,6 +11,7 @@ from PIL import Image
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.imaging.tensors import NotFiniteError
+from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Pace, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, Values, save_state
@@ -246,7 +247,7 @@ class TrainingLoop:
                 keep=run.config.keep_last,
                 saved=self._saved_steps,
             )
-            save_state(replace(state, saved_steps=self._saved_steps), run.folder.state)
+            save_state(replace(state, saved_steps=self._saved_steps), run.folder.state, mark=TRAINING_STATE)
         self._saved = standing.step
 
     def _result(self) -> Values:

@@ -21,7 +21,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
 from lbm_lora.output_place import check_writable
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import is_lora, is_trained
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import status_of
 
@@ -124,10 +124,9 @@ class RunFolder:
                 "save_ckpt_path."
             )
 
-    def written(self) -> list[Path]:
-        """Return the files that a run writes: those of steps as far as they exist."""
-        grids = sorted(self.grid(0).parent.glob("step-*.png"))
-        return [self.config, self.last, self.best, self.state, *self.step_files(), *grids]
+    def grids(self) -> list[Path]:
+        """Return the existing pictures."""
+        return sorted(self.grid(0).parent.glob("step-*.png"))
 
     @contextmanager
     def held(self) -> Generator[Callable[[], None]]:
@@ -175,7 +174,7 @@ class RunFolder:
         steps = sorted({*saved, step})
         kept = steps[-keep:] if keep else steps
         for old in (self.step_file(one) for one in steps if one not in kept):
-            if is_ours(old):
+            if is_lora(old) or is_trained(old):
                 old.unlink()
         return tuple(kept)
 

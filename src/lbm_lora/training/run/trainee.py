@@ -14,6 +14,7 @@ from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.resolve import config_to_metadata
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName
+from lbm_lora.ownership import MARK_KEY, TRAINED
 from lbm_lora.trainable.export import export_adapter
 from lbm_lora.trainable.inject import InitialFactors, LiveAdapter, inject_plan
 from lbm_lora.trainable.layout import layout_of
@@ -162,7 +163,7 @@ def write_tuned(
         values: param name -> value, for every trained parameter.
         facts: facts about the training, for the header.
     """
-    metadata = {"format": "pt", **config_to_metadata(config), "lbm_lora_training": _json(facts)}
+    metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), "lbm_lora_training": _json(facts)}
     with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
         for key, tensor in _tuned_tensors(checkpoint, values):
             writer.write(key, tensor)

@@ -10,6 +10,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.machine import Check, Message, existing_folder, free_disk, is_writable
 from lbm_lora.machine.check import check
 from lbm_lora.machine.devices import gigabytes
+from lbm_lora.ownership import is_any_kind
 from lbm_lora.workflows.needs.inputs import Inputs
 from lbm_lora.workflows.needs.outputs import Output
 
@@ -22,7 +23,7 @@ def output_checks(config: Any, outputs: Iterable[Output], inputs: Inputs) -> lis
     plan.reads(*inputs.paths)
     for one in outputs:
         if not one.is_folder:
-            plan.writes(one.path)
+            plan.writes(one.path, ours=is_any_kind)
     try:
         # a command without the option replaces what it finds
         plan.check(overwrite=getattr(config, "overwrite", True))

@@ -9,6 +9,7 @@ import pytest
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
 from lbm_lora.launch import open_fabric
+from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Silent
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.data import BucketBatches, open_data
@@ -91,7 +92,7 @@ def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config
         step=2, epoch=0, batch=2, values=values, optimizer={}, average=None, origins={}, best=None, best_step=None,
         validated=-1, identity=run.identity, config=chosen.model_dump(mode="json"),
     )  # fmt: skip
-    save_state(state, RunFolder(chosen.save_ckpt_path).state)
+    save_state(state, RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
     notes = Notes()
     resumed = prepared(config(learning_rate=1e-3), notes)
     assert resumed.done == 2
@@ -101,7 +102,7 @@ def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config
     ]
     with pytest.raises(ConfigError, match=r"state of another run: lora_rank was 2 and is now 3"):
         prepared(config(lora_rank=3))
-    save_state(replace(state, identity={}), RunFolder(chosen.save_ckpt_path).state)
+    save_state(replace(state, identity={}), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
     with pytest.raises(ConfigError, match=r"state of another run: mode was None"):
         prepared(chosen)
 

@@ -10,7 +10,7 @@ from lbm_lora.private_folder import NOTE, NOTE_TEXT
 from lbm_lora.training.run import run_folder as module
 from lbm_lora.training.run.run_folder import RunFolder, link
 
-OURS = "# made by lbm-lora\n"
+OURS = '{"__metadata__":{"lbm_lora_format":"1"}}'
 
 
 def write(text: str) -> Callable[[Path], None]:
