@@ -113,7 +113,7 @@ def calibrate(
         if save_to is None:
             return calibrate_workflow.collected(config, opened, chosen, None, progress)
         calibrate_workflow.check_output(config, chosen)
-        partial = PartialFile(config.save_to)
+        partial = PartialFile(config.save_to, overwrite=config.overwrite)
         statistics = calibrate_workflow.collected(config, opened, chosen, partial, progress)
         save_statistics(statistics, config.save_to)
         partial.remove()

@@ -129,7 +129,7 @@ def _start(
         progress.note(f"Resuming with {sums.images} of {origin.count} images from {partial.path}.")
         return sums
     if partial is not None and partial.path.exists():
-        progress.note(f"Ignoring {partial.path}: it is from a run with other inputs or settings.")
+        progress.note(f"Replacing {partial.path}, which is from a run with other inputs or settings.")
     return Sums.empty(
         layers,
         {name: vector.numel() for name, vector in vectors(model.denoiser)},

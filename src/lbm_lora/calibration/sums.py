@@ -14,6 +14,7 @@ from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.calibration.statistics import Origin
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.ownership import is_ours
@@ -114,22 +115,32 @@ class PartialFile:
 
     Args:
         output: path of the statistics; `S.safetensors` has its sums in `S.partial.safetensors`.
+        overwrite: whether sums of another run may be replaced.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, overwrite: bool = False) -> None:
+        self.overwrite = overwrite
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
-        """Return the sums of a run of the same origin; None if there is no file, or one of another run.
+        """Return the sums of a run of the same origin; None if there is no file, or one that may be replaced.
 
         Raises:
             CheckpointError: the file is damaged.
+            ConfigError: it holds the sums of another run, which may have taken hours.
         """
         if not self.path.exists():
             return None
         with open_checkpoint(self.path) as file:
             if file.metadata.get(_ORIGIN_KEY) != _identity(origin):
-                return None
+                if self.overwrite:
+                    return None
+                raise ConfigError(
+                    f"{self.path} holds the unfinished sums of a calibration with other inputs or settings. Run that "
+                    "one again to finish it, move the file, or use ",
+                    Option("overwrite"),
+                    " to replace it.",
+                )
             return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
 
     def save(self, sums: Sums, origin: Origin) -> None:

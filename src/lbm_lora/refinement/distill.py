@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.errors import ConfigError, QualityError
+from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.ownership import REFINEMENT_STATE
@@ -91,7 +91,7 @@ def distill(
     Args:
         learnt: points to train on.
         held: points to measure on, from other images.
-        keep: receives each new best LoRA; at the start the given one, rounded.
+        keep: receives each new best LoRA; at the end the given one, rounded, if none was better.
         is_kept: returns whether the best LoRA of this step, or of a later one, is still where `keep` put it. If it is
             not, an interrupted run starts again: the state holds the newest LoRA, but not the best one.
         state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
@@ -105,11 +105,10 @@ def distill(
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
     best, done = DistillResult(before=before, after=before, step=0), 0
+    given = student.adapter()
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
     saved = _saved(state, identity)
-    if saved is None or not is_kept(saved.best_step or 0):
-        keep(student.adapter(), best)
-    else:
+    if saved is not None and (not saved.best_step or is_kept(saved.best_step)):
         assert state is not None
         check_values(saved, student.parameters, state)
         after = _checked(saved, student, settings.steps, state)
@@ -128,7 +127,24 @@ def distill(
             if state is not None:
                 save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
         progress.advance()
+    if best.step == 0:
+        keep(given, best)
     return best
+
+
+def refuse_another(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse the state of another run, which would be replaced.
+
+    Raises:
+        ConfigError: there is one, or the file is damaged.
+    """
+    if path.exists() and load_state(path).identity != identity:
+        raise ConfigError(
+            f"{path} is the state of an interrupted refinement with other inputs or settings. Run that one again to "
+            "finish it, move the file, or use ",
+            Option("overwrite"),
+            " to replace it.",
+        )
 
 
 def _optimizer(student: Student, rate: float) -> Adam:

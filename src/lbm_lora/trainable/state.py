@@ -203,11 +203,13 @@ def check_identity(state: TrainState, identity: Mapping[str, Any], path: Path) -
             )
 
 
-def changed_keys(state: TrainState, config: Mapping[str, Any]) -> list[str]:
-    """Return the other differences from the run that wrote the state, as `key: before -> now`."""
-    return [
-        f"{key}: {state.config.get(key)} -> {value}" for key, value in config.items() if state.config.get(key) != value
-    ]
+def changed_keys(state: TrainState, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the other differences from the run that wrote the state: key -> `key: before -> now`."""
+    return {
+        key: f"{key}: {state.config.get(key)} -> {value}"
+        for key, value in config.items()
+        if state.config.get(key) != value
+    }
 
 
 def unsharded(value: Tensor) -> Tensor:

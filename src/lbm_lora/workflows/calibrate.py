@@ -44,7 +44,7 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     config = localized(config, progress)
     images = chosen_images(config, expand_sources(config.images))
     check_output(config, images)
-    partial = PartialFile(config.save_to)
+    partial = PartialFile(config.save_to, overwrite=config.overwrite)
     with open_checkpoint(config.tuned_model_path) as tuned:
         statistics = collected(config, tuned, images, partial, progress)
     progress.start(0, "writing")

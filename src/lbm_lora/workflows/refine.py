@@ -188,6 +188,11 @@ def _distill(
             isinstance(kept, int) and kept >= step and run_facts(config, dtype, learnt_images).items() <= found.items()
         )
 
+    identity = {**identity, "dtype": precision_name(dtype)}
+    if state is not None and not config.overwrite:
+        from lbm_lora.refinement.distill import refuse_another
+
+        refuse_another(state, identity)
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
         images,
@@ -216,7 +221,7 @@ def _distill(
         keep=keep_measured,
         is_kept=is_kept,
         state=state,
-        identity={**identity, "dtype": precision_name(dtype)},
+        identity=identity,
         progress=progress,
     )
 

@@ -153,8 +153,8 @@ def run(
 ) -> Callable[..., Statistics]:
     """Collect with the sums saved after every image."""
 
-    def collected(listener: Listener, **changes: object) -> Statistics:
-        partial = PartialFile(tmp_path / "s.safetensors")
+    def collected(listener: Listener, *, overwrite: bool = False, **changes: object) -> Statistics:
+        partial = PartialFile(tmp_path / "s.safetensors", overwrite=overwrite)
         used = replace(settings, **changes)
         return collect(model, images, used, tuned="abc", partial=partial, save_every=0, progress=listener)
 
@@ -182,11 +182,15 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 def test_sums_of_another_run_are_not_used(run: Callable[..., Statistics], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Listener(stop_after=2))
+    path = tmp_path / "s.partial.safetensors"
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"s\.partial\.safetensors holds the unfinished sums of a calibration"):
+        run(Listener(), seed=6)
+    assert path.read_bytes() == before
     listener = Listener(stop_after=0)
     with pytest.raises(KeyboardInterrupt):
-        run(listener, seed=6)
-    path = tmp_path / "s.partial.safetensors"
-    assert listener.notes == [f"Ignoring {path}: it is from a run with other inputs or settings."]
+        run(listener, seed=6, overwrite=True)
+    assert listener.notes == [f"Replacing {path}, which is from a run with other inputs or settings."]
 
 
 def test_damaged_sums_are_said(run: Callable[..., Statistics], tmp_path: Path) -> None:

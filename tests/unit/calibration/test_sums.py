@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.calibration import CalledLayer, Origin, PartialFile, Sums
+from lbm_lora.errors import ConfigError
 from lbm_lora.naming import ModuleName, ParamName
 
 Q, K, CONV = ModuleName("z.attn1.to_q"), ModuleName("a.attn1.to_k"), ModuleName("m.conv")
@@ -128,7 +129,9 @@ def test_a_state_is_the_sums_themselves(sums: Sums) -> None:
 def test_sums_of_another_origin_are_not_taken(sums: Sums, tmp_path: Path, changes: dict[str, object]) -> None:
     partial = PartialFile(tmp_path / "s.safetensors")
     partial.save(sums, ORIGIN)
-    assert partial.load(replace(ORIGIN, **changes), CPU) is None
+    with pytest.raises(ConfigError, match="with other inputs or settings"):
+        partial.load(replace(ORIGIN, **changes), CPU)
+    assert PartialFile(tmp_path / "s.safetensors", overwrite=True).load(replace(ORIGIN, **changes), CPU) is None
 
 
 def test_without_a_file_there_is_nothing_to_take_and_nothing_to_remove(sums: Sums, tmp_path: Path) -> None:

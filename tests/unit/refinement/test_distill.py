@@ -18,7 +18,7 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill
+from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill, refuse_another
 from lbm_lora.refinement.student import Student
 from standins import TINY, write_base
 
@@ -96,7 +96,7 @@ def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
     )
     assert refined.gain > 6
     assert refined.after.worst < refined.before.worst
-    assert kept.all[0][1].step == 0
+    assert kept.all[0][1].step > 0, "the given one is not saved before a better one"
     best = kept.all[-1][0]
     assert kept.all[-1][1] == refined
     # what is kept is what was measured
@@ -225,6 +225,7 @@ def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None
     true, given = lora(base, 0), lora(base, 1)
     taught, held = lessons(base, true, range(4)), lessons(base, true, range(100, 101))
     found: list[DistillResult] = []
+    steps: list[list[int]] = []
     for identity in ({"a": 1}, {"a": 2}):
         student = Student(model_of(base), given, torch.float32)
         kept = Kept()
@@ -241,8 +242,21 @@ def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None
                 identity=identity,
             )
         )
-        assert kept.all[0][1].step == 0  # from the start
+        steps.append([made.step for _, made in kept.all])
     assert found[0] == found[1]
+    assert steps[0] == steps[1], "both from the start"
+
+
+def test_the_state_of_another_run_is_refused(base: Path, tmp_path: Path) -> None:
+    true = lora(base, 0)
+    student = Student(model_of(base), lora(base, 1), torch.float32)
+    state, held = tmp_path / "s.pt", lessons(base, true, range(100, 101))
+    refuse_another(state, {})
+    settings = dataclasses.replace(SETTINGS, steps=8)
+    distill(student, held, held, settings, keep=Kept(), is_kept=lambda step: True, state=state, identity={"a": 1})
+    refuse_another(state, {"a": 1})
+    with pytest.raises(ConfigError, match=r"s\.pt is the state of an interrupted refinement with other inputs"):
+        refuse_another(state, {"a": 2})
 
 
 def test_a_state_whose_best_lora_is_gone_is_not_taken(base: Path, tmp_path: Path) -> None:
@@ -255,6 +269,7 @@ def test_a_state_whose_best_lora_is_gone_is_not_taken(base: Path, tmp_path: Path
         return False
 
     found: list[DistillResult] = []
+    steps: list[list[int]] = []
     for _ in range(2):
         kept = Kept()
         settings = dataclasses.replace(SETTINGS, steps=8)
@@ -262,9 +277,10 @@ def test_a_state_whose_best_lora_is_gone_is_not_taken(base: Path, tmp_path: Path
         found.append(
             distill(student, taught, held, settings, keep=kept, is_kept=is_kept, state=tmp_path / "s.pt", identity={})
         )
-        assert kept.all[0][1].step == 0  # from the start
+        steps.append([made.step for _, made in kept.all])
         assert kept.all[-1][1] == found[-1]
     assert found[0] == found[1]
+    assert steps[0] == steps[1], "both from the start"
     assert asked == [found[0].step]
 
 

@@ -137,7 +137,9 @@ def test_another_run_is_refused_with_both_values() -> None:
     check_identity(state, {"seed": 0, "base": "abc"}, Path("resume.pt"))
     with pytest.raises(ConfigError, match=r"resume\.pt is the state of another run: base was 'abc' and is now 'x'"):
         check_identity(state, {"seed": 0, "base": "x"}, Path("resume.pt"))
-    assert changed_keys(state, {"max_steps": 5, "learning_rate": 1e-3}) == ["learning_rate: 0.0001 -> 0.001"]
+    assert changed_keys(state, {"max_steps": 5, "learning_rate": 1e-3}) == {
+        "learning_rate": "learning_rate: 0.0001 -> 0.001"
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Prepare a run before its first step, cheap things first: state, data, base, and only then the model."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ _SAME = (
 """Keys that must not change when a run resumes: what is trained, and the order of the data."""
 _FREE = ("save_ckpt_path", "resume", "device", "devices", "num_nodes", "batch_size", "num_workers")
 """Keys whose changes are not reported."""
+_MEASURED = {
+    "best_metric", "validation_shards", "validation_folder", "validation_samples", "num_steps", "lpips_net",
+    "lpips_weights", "source_key", "target_key", "mask_key", "latent_loss_type", "latent_loss_weight",
+    "pixel_loss_type", "pixel_loss_weight", "pixel_loss_max_size", "timestep_sampling", "selected_timesteps", "prob",
+    "logit_mean", "logit_std", "bridge_noise_sigma",
+}  # fmt: skip
+"""Keys that scores depend on, besides those that must not change."""
 
 Write = Callable[[Values, int, Path], None]
 """Function of (trainable values, step, path) that writes the result of a step."""
@@ -98,7 +105,9 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     identity = _identity(config, found.digest, len(train), fabric.world_size)
     if state is not None:
         check_identity(state, identity, where)
-        _say_changes(state, config, progress)
+        changed = _changed(state, config)
+        _say_changes(state, changed, progress)
+        state = _comparable(state, changed, progress)
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
     make_optimizer(trainee.parameters, config)  # refuses what it cannot train
@@ -138,12 +147,28 @@ def _find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
     if config.resume == "never":
         folder.refuse_results()
         return None
-    if config.resume != "auto":
-        return load_state(config.resume)
+    if config.resume != "auto" and not (folder.state.exists() and folder.state.samefile(config.resume)):
+        return _from_another_folder(config, folder)
     if folder.state.exists():
         return load_state(folder.state)
     _refuse_another(config, folder)
     return None
+
+
+def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
+    """Return a state that goes on in a folder of its own: results of the first folder are no longer the run's.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    state = load_state(Path(config.resume))
+    if folder.state.exists():
+        raise ConfigError(
+            f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "
+            "to go on with the run in the folder, or choose another save_ckpt_path."
+        )
+    _refuse_another(config, folder)
+    return replace(state, saved_steps=(), best=None, best_step=None, validated=-1)
 
 
 def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
@@ -224,12 +249,24 @@ def _identity(config: TrainConfig, base: str, pairs: int, world: int) -> dict[st
     }
 
 
-def _say_changes(state: TrainState, config: TrainConfig, progress: Progress) -> None:
+def _changed(state: TrainState, config: TrainConfig) -> dict[str, str]:
+    """Return the keys that a run may change when it resumes, and how they have changed."""
+    values = config.model_dump(mode="json")
+    return changed_keys(state, {key: value for key, value in values.items() if key not in (*_SAME, *_FREE)})
+
+
+def _say_changes(state: TrainState, changed: Mapping[str, str], progress: Progress) -> None:
     progress.note(f"resuming after step {state.step:,}.")
-    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in (*_SAME, *_FREE)}
-    changed = changed_keys(state, values)
     if changed:
-        progress.note(f"changed since its last save: {', '.join(changed)}.")
+        progress.note(f"changed since its last save: {', '.join(changed.values())}.")
+
+
+def _comparable(state: TrainState, changed: Mapping[str, str], progress: Progress) -> TrainState:
+    """Return the state without its best score if new ones are measured otherwise."""
+    if state.best is None or not changed.keys() & _MEASURED:
+        return state
+    progress.note("the best score so far was measured otherwise: the best save is chosen anew from here on.")
+    return replace(state, best=None, best_step=None, validated=-1)
 
 
 def _load(config: TrainConfig, base: Checkpoint) -> LBMModel:

@@ -107,6 +107,45 @@ def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config
         prepared(chosen)
 
 
+def a_state(run: PreparedRun, config: TrainConfig) -> TrainState:
+    return TrainState(
+        step=2, epoch=0, batch=2, values=copied(run.trainee.parameters), optimizer={}, average=None, origins={},
+        best=3.0, best_step=2, validated=2, saved_steps=(2,), identity=run.identity,
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tmp_path: Path) -> None:
+    first, other = tmp_path / "a" / "resume.pt", RunFolder(config().save_ckpt_path)
+    first.parent.mkdir()
+    save_state(a_state(prepared(config()), config()), first, mark=TRAINING_STATE)
+    state = prepared(config(resume=first)).state
+    assert state is not None
+    assert (state.step, state.saved_steps, state.best) == (2, (), None), "its results are in another folder"
+    save_state(a_state(prepared(config()), config()), other.state, mark=TRAINING_STATE)
+    with pytest.raises(ConfigError, match=r"holds a run with a state of its own, and resume names .*a/resume\.pt"):
+        prepared(config(resume=first))
+    kept = prepared(config(resume=other.state)).state
+    assert kept is not None
+    assert kept.saved_steps == (2,)
+    other.state.rename(other.best)
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of another run"):
+        prepared(config(resume=first))
+
+
+def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> None:
+    chosen = config()
+    save_state(a_state(prepared(chosen), chosen), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
+    state = prepared(config(learning_rate=1e-3)).state
+    assert state is not None
+    assert (state.best, state.best_step, state.validated) == (3.0, 2, 2)
+    notes = Notes()
+    state = prepared(config(num_steps=(1,)), notes).state
+    assert state is not None
+    assert (state.best, state.best_step, state.validated) == (None, None, -1)
+    assert "the best score so far was measured otherwise" in notes.lines[-1]
+
+
 def test_results_of_another_run_without_its_state(config: Config) -> None:
     folder = RunFolder(config().save_ckpt_path)
     folder.path.mkdir(parents=True)
