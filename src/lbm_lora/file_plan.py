@@ -10,10 +10,11 @@ nothing. A file that exists is replaced only if it is ours and of the same kind:
 writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISREG, S_IWGRP, S_IWOTH, S_IWUSR
 from typing import cast
 
 from lbm_lora.errors import Option, OutputError
@@ -29,6 +30,7 @@ _WEIGHTS = (*_CONTAINERS, ".bin", ".pt", ".pth")
 _INDEX = ".index.json"
 _LORAS = {"adapter_model", "pytorch_lora_weights"}  # read from a folder whatever else it holds
 _CONFIGS = ("config.yaml", "config.json", "model_index.json", "adapter_config.json", "scheduler_config.json")
+_WRITE = S_IWUSR | S_IWGRP | S_IWOTH
 _NETWORKS = ("unet", "vae", "scheduler")  # folders of a model of diffusers
 
 
@@ -135,9 +137,19 @@ class FilePlan:
                     why = f"{output.name} exists, and it is another kind of file. "
                 raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
         for output in self.outputs:
-            expect(output.path, None if overwrite else output.is_ours)
+            expect(output.path, self._replaceable(output.is_ours, overwrite=overwrite))
         for folder, ours in self.open_folders.items():
-            expect(folder, None if overwrite else ours)
+            expect(folder, self._replaceable(ours, overwrite=overwrite))
+
+    def _replaceable(self, is_ours: Callable[[Path], bool], *, overwrite: bool) -> Callable[[Path], bool]:
+        """Return whether a file may be replaced later: never an input, whose folder may have been moved there."""
+
+        def is_replaceable(path: Path) -> bool:
+            found = status_of(path)
+            is_input = found is not None and (found.st_dev, found.st_ino) in self.inputs
+            return not is_input and (overwrite or is_ours(path))
+
+        return is_replaceable
 
     def check_apart(self) -> None:
         """Check that every output can be written, and is neither an input nor another output.
@@ -170,6 +182,10 @@ class FilePlan:
         given = self.inputs.get((found.st_dev, found.st_ino))
         if given is not None:
             raise OutputError(f"{output.name} {_is_input(path, given)} Choose another path.")
+        if path.is_symlink():  # a rename would replace the link, and not what it leads to
+            raise OutputError(f"{output.name} is a link to {path.readlink()}. Give that path, or remove the link.")
+        if not found.st_mode & _WRITE or not os.access(path, os.W_OK):
+            raise OutputError(f"{output.name} is write-protected. Choose another path, or make it writable.")
         check_writable(path, output.name)
 
     def _check_ambiguous(self, output: Output) -> None:
@@ -196,7 +212,9 @@ def _behind(path: Path) -> Iterator[Path]:
     found = status_of(path)
     if found is not None and S_ISDIR(found.st_mode):
         for folder in (path, *(path / name for name in _NETWORKS)):
-            yield from (one for one in _listed(folder) if one.suffix in _WEIGHTS or one.name in _CONFIGS)
+            for one in _listed(folder):
+                if one.suffix in _WEIGHTS or one.name in _CONFIGS or one.name.endswith(_INDEX):
+                    yield one
         return
     yield path
     if path.suffix in _CONTAINERS:
@@ -204,6 +222,8 @@ def _behind(path: Path) -> Iterator[Path]:
         beside = path.with_name("config.yaml")
         if not is_ours(beside, MARK_LINE):  # that of a training run configures no checkpoint
             yield beside
+    if path.stem == "adapter_model":
+        yield path.with_name("adapter_config.json")
     if path.name.endswith(_INDEX):
         try:
             names = cast(dict[str, str], parse_json(read_text(path))["weight_map"]).values()

@@ -50,7 +50,7 @@ def check_late(path: Path) -> None:
         OutputError: there is one.
     """
     is_ours = _noted(path)
-    if is_ours is not None and os.path.lexists(path) and not is_ours(path):
+    if is_ours is not None and os.path.lexists(path) and (path.is_symlink() or not is_ours(path)):
         raise OutputError(
             f"{path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
             "choose another output path, and run the command again."

@@ -1,6 +1,7 @@
 """Short runs on a small random LBM that are stopped: they go on as if nothing had happened."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,32 @@ def test_a_failure_between_saves_loses_only_the_steps_since(config: Config, tmp_
     train(chosen, listener)
     assert "resuming after step 2." in listener.notes
     assert same(unbroken.folder.last, chosen.save_ckpt_path / "last.safetensors")
+
+
+@pytest.mark.parametrize("max_steps", [4, 6])
+def test_a_save_that_was_cut_off_after_its_state_is_made_up_for(config: Config, tmp_path: Path, max_steps: int) -> None:
+    values = {"save_interval": 2, "keep_last": 1}
+    unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", max_steps=max_steps, **values)).folder
+    chosen = config(save_ckpt_path=tmp_path / "cut", max_steps=4, **values)
+    folder = train(chosen).folder
+    old = train(config(save_ckpt_path=tmp_path / "old", max_steps=2, **values)).folder
+    folder.step_file(4).unlink()
+    folder.last.unlink()
+    shutil.copy(old.last, folder.step_file(2))  # of the save before, which the cut one would have removed
+    shutil.copy(old.last, folder.last)
+    train(config(save_ckpt_path=tmp_path / "cut", max_steps=max_steps, **values))
+    assert [path.name for path in folder.step_files()] == [path.name for path in unbroken.step_files()]
+    assert same(unbroken.last, folder.last)
+    assert same(unbroken.step_file(max_steps), folder.step_file(max_steps))
+
+
+def test_a_finished_run_without_its_state_is_not_begun_again(config: Config) -> None:
+    folder = train(config(max_steps=2)).folder
+    before = folder.last.read_bytes()
+    folder.state.unlink()
+    with pytest.raises(ConfigError, match=r"holds step-000002\.safetensors, last.* of a run that has lost its resume"):
+        train(config(max_steps=2))
+    assert folder.last.read_bytes() == before
 
 
 def test_a_finished_run_says_so_and_can_be_made_longer(config: Config, tmp_path: Path) -> None:

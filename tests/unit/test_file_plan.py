@@ -113,6 +113,28 @@ def test_our_own_files_and_empty_ones_are_replaced(tmp_path: Path) -> None:
     plan.check()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_link_is_not_replaced_by_a_file(tmp_path: Path, overwrite: bool) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(file(tmp_path / "v3", MARK_LINE))
+    plan = FilePlan()
+    plan.writes(link, "the report", ours=OURS)
+    assert refused(plan, overwrite=overwrite) == (
+        f"the report {link} is a link to {tmp_path / 'v3'}. Give that path, or remove the link."
+    )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_write_protected_file_stays(tmp_path: Path, overwrite: bool) -> None:
+    path = file(tmp_path / "report.html", MARK_LINE)
+    path.chmod(0o444)
+    plan = FilePlan()
+    plan.writes(path, ours=OURS)
+    assert refused(plan, overwrite=overwrite) == (
+        f"{path} is write-protected. Choose another path, or make it writable."
+    )
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     plan = FilePlan()
     plan.writes(tmp_path, ours=OURS)
@@ -131,6 +153,23 @@ def test_a_later_step_may_read_what_an_earlier_one_writes(tmp_path: Path) -> Non
     first.check()
     first.writes(tuned, ours=OURS)
     assert "tuned.ckpt is an input of this command" in refused(first)
+
+
+@pytest.mark.parametrize(
+    ("given", "also"),
+    [
+        ("model", "model/model.safetensors.index.json"),
+        ("peft/adapter_model.safetensors", "peft/adapter_config.json"),
+    ],
+)
+def test_files_that_are_read_along_are_inputs(tmp_path: Path, given: str, also: str) -> None:
+    plan = FilePlan()
+    file(tmp_path / "model" / "model-00001-of-00001.safetensors")
+    file(tmp_path / "peft" / "adapter_model.safetensors")
+    output = file(tmp_path / also)
+    plan.reads(tmp_path / given)
+    plan.writes(output, ours=OURS)
+    assert "an input of this command" in refused(plan, overwrite=True)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 1}', '{"weight_map": {"a": [1]}}'])

@@ -100,6 +100,24 @@ def test_a_file_that_appears_between_two_saves_stays(tmp_path: Path) -> None:
     assert output.read_text() == THEIRS
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_whose_folder_is_moved_to_the_outputs_stays(tmp_path: Path, overwrite: bool) -> None:
+    given, output = tmp_path / "in" / "a.txt", tmp_path / "out" / "a.txt"
+    given.parent.mkdir()
+    given.write_text(MARK_LINE)
+    plan = FilePlan()
+    plan.reads(given)
+    plan.writes(output, ours=of_kind(MARK_LINE))
+    plan.check(overwrite=overwrite)
+    write_text(output, f"{MARK_LINE}first")
+    write_text(output, f"{MARK_LINE}second")
+    output.parent.rename(tmp_path / "old")
+    given.parent.rename(output.parent)
+    with pytest.raises(OutputError, match=r"a\.txt appeared while this command ran"):
+        write_text(output, f"{MARK_LINE}third")
+    assert output.read_text() == MARK_LINE
+
+
 def test_a_dangling_link_that_appears_later_stays(tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
     plan = FilePlan()

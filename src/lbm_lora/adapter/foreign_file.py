@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import xxhash
 
 from lbm_lora.adapter.formats import Codec, Encoded, Parts, Saved, Source, Wishes
 from lbm_lora.adapter.formats.names import is_norm
-from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.adapter.metadata import CONFIG_DIGEST_KEY, AdapterMetadata
 from lbm_lora.adapter.module import Adapter
 from lbm_lora.atomic import together, write_text
-from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec
-from lbm_lora.errors import OutputError
+from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
+from lbm_lora.errors import InputError, OutputError
 from lbm_lora.factorize import PACKED
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.progress import warn
@@ -80,10 +81,24 @@ def write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) ->
     else:
         if path.suffix == ".safetensors" or path.is_file():
             raise OutputError(f"{path}: the format {codec.name} is a folder of two files. Give the path of a folder.")
+        config = json.dumps(encoded.config, indent=2, sort_keys=True) + "\n"
         with together():
-            _write(encoded, path / PEFT_WEIGHTS, header)
-            write_text(path / PEFT_CONFIG, json.dumps(encoded.config, indent=2, sort_keys=True) + "\n")
+            _write(encoded, path / PEFT_WEIGHTS, header | {CONFIG_DIGEST_KEY: _digest(config.encode())})
+            write_text(path / PEFT_CONFIG, config)
     return Saved(path, encoded.dropped, encoded.notes)
+
+
+def is_config_as_written(path: Path, weights: Path) -> bool:
+    """Return whether a configuration is the one that was written with the weights next to it, and not edited since."""
+    try:
+        with open_checkpoint(weights) as file:
+            return file.metadata.get(CONFIG_DIGEST_KEY) == _digest(path.read_bytes())
+    except (InputError, OSError):
+        return False
+
+
+def _digest(config: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(config)
 
 
 def _write(encoded: Encoded, path: Path, header: dict[str, str]) -> None:

@@ -15,6 +15,8 @@ from lbm_lora.plain_text import TextError, parse_json
 FORMAT = "1"
 EXPORT_KEY = "lbm_lora_export"
 """In place of `lbm_lora_format` in a file of another program's format: that format, and the version here."""
+CONFIG_DIGEST_KEY = "lbm_lora_config_digest"
+"""Digest of the configuration that was written next to an exported file: PEFT's has no room for a mark of ours."""
 SETTINGS_KEY = "lbm_lora_settings"
 COUNTS_KEY = "lbm_lora_counts"
 ERRORS_KEY = "lbm_lora_errors"
@@ -74,6 +76,7 @@ class AdapterMetadata:
         """Invert `to_header`, of a native file or an exported one."""
         facts = dict(header)
         facts.pop(MARK_KEY, None)
+        facts.pop(CONFIG_DIGEST_KEY, None)
         exported = facts.pop(EXPORT_KEY, "").partition(" ")[2]
         return cls(
             format=facts.pop("lbm_lora_format", exported),

@@ -40,6 +40,7 @@ def collect(
     settings: CalibrationSettings | None = None,
     *,
     tuned: str = "",
+    around: str = "",
     digests: ImageDigests | None = None,
     partial: PartialFile | None = None,
     save_every: float = SAVE_EVERY,
@@ -54,7 +55,7 @@ def collect(
         model: the tuned model, in fp32 or bf16: gradients leave the range of fp16.
         images: source images of the kind that the model is used on.
         settings: see `CalibrationSettings`.
-        tuned: fingerprint of the denoiser, for the statistics' origin.
+        tuned, around: digests for the statistics' `Origin`.
         digests: digests of the images if already known; otherwise all images are read before the first is measured.
         partial: file to save the sums to periodically and to resume from; it is not removed.
         save_every: seconds between two saves, each after an image.
@@ -69,7 +70,7 @@ def collect(
     settings = settings or CalibrationSettings()
     _check(model, images)
     digests = digests or digests_of(images)
-    origin = _origin(model, digests, settings, tuned)
+    origin = _origin(model, digests, settings, tuned, around)
     layers = find_layers(model.denoiser, lambda: model.denoise(_small_latent(model), timestep_tensor(1000.0)))
     sums = _start(model, layers, origin, partial, progress)
     held = held_out(len(images))
@@ -93,7 +94,7 @@ def _check(model: LBMModel, images: Sequence[Path]) -> None:
         raise ConfigError("calibration gradients exceed the range of fp16. Use bf16 or float.")
 
 
-def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSettings, tuned: str) -> Origin:
+def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSettings, tuned: str, around: str) -> Origin:
     count = len(digests.each)
     return Origin(
         tuned=tuned,
@@ -107,6 +108,7 @@ def _origin(model: LBMModel, digests: ImageDigests, settings: CalibrationSetting
         sketch_rank=settings.sketch_rank,
         dtype=dtype_name(model.dtype),
         conv_dense_up_to=settings.conv_dense_up_to,
+        around=around,
     )
 
 

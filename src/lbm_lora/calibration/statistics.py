@@ -73,6 +73,8 @@ class Origin:
         dense_up_to, sketch_rank: see `CalibrationSettings`.
         dtype: dtype that the network ran in.
         conv_dense_up_to: see `CalibrationSettings`; 0 for files of format 1.
+        around: digest of what the images pass besides the measured component: the VAE, and the model's configuration;
+            empty for a network that was not measured on images, and in older files.
     """
 
     tuned: str
@@ -86,6 +88,7 @@ class Origin:
     sketch_rank: int
     dtype: str
     conv_dense_up_to: int = 0
+    around: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -112,7 +112,8 @@ def _check_numbers(facts: Mapping[str, Any], layers: Mapping[ModuleName, CalledL
     if not all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers):
         raise ValueError("a number is negative or not finite")
     origin = facts["origin"]
-    texts, counts = [origin[key] for key in ("tuned", "images", "dtype")], [origin[key] for key in ("count", "probes")]
+    texts = [origin["tuned"], origin["images"], origin["dtype"], origin.get("around", "")]
+    counts = [origin["count"], origin["probes"]]
     if not all(type(text) is str for text in texts) or not all(type(count) is int for count in counts):
         raise ValueError("its origin is malformed")
     if not all(type(size) is int and 0 < size < _WIDEST for size in facts.get("vectors", {}).values()):

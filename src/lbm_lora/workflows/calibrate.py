@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 
 from lbm_lora.atomic import written_bytes
 from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics, with_checks
@@ -16,6 +17,8 @@ from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.model.build import load_model
+from lbm_lora.model.config import LBMConfig
+from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
 from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
@@ -66,13 +69,27 @@ def collected(
     digests = digests_of(images)
     progress.start(0, "loading the tuned model")
     model = load_model(tuned, config_path=config.config_path, device=device, dtype=dtype)
-    digest = fingerprint(tuned.component()).digest
-    statistics = collect(model, images, settings, tuned=digest, digests=digests, partial=partial, progress=progress)
+    statistics = collect(
+        model,
+        images,
+        settings,
+        tuned=fingerprint(tuned.component()).digest,
+        around=around(tuned, model.config),
+        digests=digests,
+        partial=partial,
+        progress=progress,
+    )
     if dtype != torch.float32:  # LoRAs are run in fp32
         progress.start(0, "loading the tuned model in fp32")
         del model
         model = load_model(tuned, config_path=config.config_path, device=device, dtype=torch.float32, is_streamed=True)
     return with_checks(statistics, model, images, progress)
+
+
+def around(tuned: Checkpoint, config: LBMConfig) -> str:
+    """Return the digest of the VAE and of the model's configuration, for the statistics' `Origin`."""
+    vae = fingerprint(tuned.component(VAE_PREFIX)).digest
+    return xxhash.xxh3_128_hexdigest(f"{vae} {config.model_dump_json()}".encode())
 
 
 def _settings(config: CalibrateConfig) -> CalibrationSettings:

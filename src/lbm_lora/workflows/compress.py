@@ -18,7 +18,7 @@ from lbm_lora.hub import hub_name, localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
-from lbm_lora.model.resolve import config_beside
+from lbm_lora.model.resolve import config_beside, resolve_config
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
@@ -181,6 +181,7 @@ class _Steps:
     def planned(self) -> FilePlan:
         """Return what all of them read and write."""
         plan = FilePlan()
+        plan.reads(self.config.tuned, self.config.base_model_path, self.config.calibration)
         made: list[Path] = []
         base_file, statistics = self.given_base, self.config.calibration
         if base_file is None:
@@ -269,7 +270,9 @@ def _is_measured(settings: CalibrateConfig, images: Sequence[Path]) -> bool:
     except CheckpointError:
         return False  # an older format, or cut off: measured anew
     with open_checkpoint(settings.tuned_model_path) as tuned:
+        lbm = resolve_config(tuned, config_path=settings.config_path)
         same_model = origin.tuned == fingerprint(tuned.component()).digest
+        same_model &= origin.around == calibrate.around(tuned, lbm)
     chosen = calibrate.chosen_images(settings, images)
     return same_model and origin.images == digests_of(chosen).together and origin.seed == settings.seed
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lbm_lora.adapter import FORMAT, Adapter, Saved, Wishes, load_adapter, precision, save_adapter
-from lbm_lora.adapter.foreign_file import PEFT_CONFIG, PEFT_WEIGHTS
+from lbm_lora.adapter.foreign_file import PEFT_CONFIG, PEFT_WEIGHTS, is_config_as_written
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.limit import limited
 from lbm_lora.apply import check_base, check_fit
@@ -124,7 +124,7 @@ def plan_files(plan: FilePlan, path: Path, to: FormatName, what: str = "") -> No
     weights, *configs = files_of(path, to)
     plan.writes(weights, what, ours=is_lora)
     for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
-        plan.writes(config, what, ours=lambda path: is_empty(path) or (is_lora(weights) and not is_empty(weights)))
+        plan.writes(config, what, ours=lambda path: is_empty(path) or is_config_as_written(path, weights))
 
 
 def _check_form(path: Path, to: FormatName) -> None:

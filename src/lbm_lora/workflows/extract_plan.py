@@ -32,13 +32,14 @@ def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]
     """
     plan = _planned_base(config)
     made: list[Path | None] = [config.base_model_path] if plan.outputs else []
+    plan.reads(config.tuned_model_path, config.config_path, *([] if made else [config.base_model_path]), *images)
     if config.calibration_images is not None:
         from lbm_lora.workflows import calibrate
 
         plan.then(calibrate.planned(calibration_of(config), images))
         made.append(config.statistics)
     step = FilePlan()
-    step.reads(config.base_model_path, config.tuned_model_path, config.statistics, config.config_path, *images)
+    step.reads(config.base_model_path, config.statistics)
     for path in paths:
         step.writes(path, ours=is_lora)
         step.writes(sidecar_of(path), "the sidecar", ours=is_sidecar)

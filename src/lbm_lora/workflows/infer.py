@@ -19,6 +19,7 @@ from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Tiles
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
+from lbm_lora.moved_folder import FolderWatch
 from lbm_lora.ownership import RESULT, SIDE_BY_SIDE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.base import ensure_base, planned_missing
@@ -216,10 +217,13 @@ def _write_all(
 ) -> list[TranslatedImage]:
     """Translate and write every job; with --compare also their tiles."""
     outputs: list[TranslatedImage] = []
+    watch = FolderWatch()
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
+            watch.check(job.output.parent)
             write_image(translation.image, job.output, mark=RESULT)
+            watch.check(job.output.parent)
             copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None

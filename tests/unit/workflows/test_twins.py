@@ -91,8 +91,8 @@ def test_the_files_of_twins_are_outputs(lora: Path) -> None:
         plan_twins(FilePlan(), [lora], ["peft"])
 
 
-def test_the_config_of_a_twin_is_ours_if_its_weights_are(lora: Path) -> None:
-    """PEFT refuses keys that it does not know, so the config has no mark."""
+def test_the_config_of_a_twin_is_ours_as_it_was_written(lora: Path) -> None:
+    """PEFT refuses keys that it does not know, so the config has no mark: the weights next to it have its digest."""
     config = lora.with_name("x.peft") / "adapter_config.json"
     config.parent.mkdir()
     config.write_text("{}")
@@ -102,6 +102,11 @@ def test_the_config_of_a_twin_is_ours_if_its_weights_are(lora: Path) -> None:
         plan.check()
     with pytest.warns(LbmLoraWarning, match="leaves out 2 norm parameters"):
         write_twins(lora, ["peft"])
+    plan.check()
+    config.write_text(config.read_text().replace('"r": 2', '"r":  2'))
+    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
+        plan.check()
+    config.write_bytes(b"")
     plan.check()
 
 

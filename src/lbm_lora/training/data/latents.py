@@ -1,8 +1,8 @@
 """Cache of latents on disk, computed once.
 
 A file holds the two latents of one pair at one size. Its name is a hash of everything that they depend on: the bytes of
-both images, the size, and the VAE. A changed image therefore gets new latents, runs and data sets share the cache, and
-no entry is ever out of date.
+both images, the size, and the VAE with its configuration. A changed image therefore gets new latents, runs and data
+sets share the cache, and no entry is ever out of date.
 """
 
 from collections.abc import Callable, Iterator

@@ -19,6 +19,7 @@ from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
+from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores, Validator
 
 
@@ -59,6 +60,12 @@ def standing_of(state: TrainState | None) -> Standing:
         best_step=state.best_step,
         validated=state.validated,
     )
+
+
+def was_cut_off(run: PreparedRun) -> bool:
+    """Return whether the last save was cut off after its state: the result of that step is still to be written."""
+    state = run.state
+    return state is not None and state.step in state.saved_steps and trained_steps(run.folder.last) != state.step
 
 
 class TrainingLoop:
@@ -105,6 +112,7 @@ class TrainingLoop:
         batches = iter(loader_of(self._pairs(), draws, num_workers=config.num_workers, pin_memory=pin))
         self._stop.listen()
         self._check_start()
+        self._save_again_if_cut()
         self._validate_if_due()
         self._progress.start(run.total - standing.step, "training")
         self._pace = Pace(run.total - standing.step)
@@ -183,6 +191,7 @@ class TrainingLoop:
             raise self._diverged(f"the loss is {standing.loss}")
         self._progress.note(step_line(standing.step, total, standing.loss, self._pace))
         if self._log is not None:
+            self._check_folder()  # a log goes by its path
             self._log.metrics({f"train/{name}": value for name, value in values.items()}, standing.step)
 
     def _diverged(self, what: str) -> QualityError:
@@ -238,17 +247,27 @@ class TrainingLoop:
         run, standing = self._run, self.standing
         if standing.step == self._saved:
             return
-        result, state = self._result(), self._state()
+        state = self._state()
         self._check_folder()
+        if self._fabric.is_global_zero:  # the state first: without it, results are those of a run that has lost it
+            saved = (*self._saved_steps, standing.step)
+            save_state(replace(state, saved_steps=saved), run.folder.state, mark=TRAINING_STATE)
+        self._save_result()
+        self._saved = standing.step
+
+    def _save_result(self) -> None:
+        run, step, result = self._run, self.standing.step, self._result()
         if self._fabric.is_global_zero:
             self._saved_steps = run.folder.save_step(
-                standing.step,
-                lambda path: run.write(result, standing.step, path),
+                step,
+                lambda path: run.write(result, step, path),
                 keep=run.config.keep_last,
                 saved=self._saved_steps,
             )
-            save_state(replace(state, saved_steps=self._saved_steps), run.folder.state, mark=TRAINING_STATE)
-        self._saved = standing.step
+
+    def _save_again_if_cut(self) -> None:
+        if was_cut_off(self._run):
+            self._save_result()
 
     def _result(self) -> Values:
         """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""

@@ -1,5 +1,6 @@
 """Prepare a run before its first step, cheap things first: state, data, base, and only then the model."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from lbm_lora.training.loss.objective import Objective, objective_of
 from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.optimizer import check_kept, make_optimizer
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given
+from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given, trained_steps
 from lbm_lora.training.run.validation import Validator
 from lbm_lora.training.settings.train_config import TrainConfig
 
@@ -195,6 +196,14 @@ def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
             f"a state to resume from: {listing(differing, limit=3)}. Choose another save_ckpt_path, or move that run "
             "away."
         )
+    # a run that was killed before its first state has left at most the best of its first validations
+    steps = trained_steps(folder.best) if folder.results() == [folder.best] else None
+    if steps is None or steps > config.save_interval:
+        raise ConfigError(
+            f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of a run that has lost "
+            f"its {folder.state.name}, and would start from scratch over them. Choose another save_ckpt_path, or move "
+            "that run away; lora_weights_path goes on from its LoRA."
+        )
 
 
 def _lpips(config: TrainConfig, objective: Objective, device: torch.device) -> Lpips | None:
@@ -284,4 +293,5 @@ def _latents(config: TrainConfig, base: Checkpoint, model: LBMModel) -> LatentCa
         return None
     assert config.cache_dir is not None, "the settings check ensures it"
     vae = fingerprint(base.component(VAE_PREFIX)).digest
-    return LatentCache(config.cache_dir, f"{vae} posterior mean {model.vae_dtype}")
+    settings = json.dumps(model.config.vae_config, sort_keys=True, default=str)
+    return LatentCache(config.cache_dir, f"{vae} {settings} posterior mean {model.vae_dtype}")

@@ -9,18 +9,22 @@ from torch import Tensor, nn
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter
+from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter, open_checkpoint
+from lbm_lora.errors import InputError
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.resolve import config_to_metadata
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName
 from lbm_lora.ownership import MARK_KEY, TRAINED
+from lbm_lora.plain_text import parse_json
 from lbm_lora.trainable.export import export_adapter
 from lbm_lora.trainable.inject import InitialFactors, LiveAdapter, inject_plan
 from lbm_lora.trainable.layout import layout_of
 from lbm_lora.trainable.selection import plan_continued, plan_new
 from lbm_lora.training.settings.train_config import TrainConfig
 
+TRAINING_KEY = "lbm_lora_training"
+"""Header entry with the configuration of the training, and its steps."""
 _FOLDERS = {"save_ckpt_path", "cache_dir", "train_folder", "validation_folder", "resume"}
 """Keys that locate files and say nothing about what was trained."""
 
@@ -141,7 +145,7 @@ def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, 
         "ss_network_args": _json({"conv_dim": max(conv_ranks)}),
         "lbm_lora_architecture": "latent-bridge-matching",
         "lbm_lora_counts": _json(counts),
-        "lbm_lora_training": _json(training_facts(config, step)),
+        TRAINING_KEY: _json(training_facts(config, step)),
     }
     return AdapterMetadata(FORMAT, base.digest, base.packed(), facts=facts)
 
@@ -150,6 +154,16 @@ def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
     """Return the configuration as recorded in a file, without folders, and the number of optimizer steps."""
     values = config.model_dump(mode="json", exclude=_FOLDERS)
     return {"step": step, **{key: _without_folders(value) for key, value in values.items()}}
+
+
+def trained_steps(path: Path) -> int | None:
+    """Return the steps after which a file of a training was saved; None if it does not say so."""
+    try:
+        with open_checkpoint(path) as file:
+            step = parse_json(file.metadata[TRAINING_KEY])["step"]
+    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def write_tuned(
@@ -163,7 +177,7 @@ def write_tuned(
         values: param name -> value, for every trained parameter.
         facts: facts about the training, for the header.
     """
-    metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), "lbm_lora_training": _json(facts)}
+    metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), TRAINING_KEY: _json(facts)}
     with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
         for key, tensor in _tuned_tensors(checkpoint, values):
             writer.write(key, tensor)

@@ -5,16 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
 from lbm_lora.launch import open_fabric
+from lbm_lora.model.config import LBMConfig
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Silent
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.data import BucketBatches, open_data
 from lbm_lora.training.run.prepare import PreparedRun, prepare, total_steps
 from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.run.trainee import TRAINING_KEY
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
@@ -155,8 +159,13 @@ def test_results_of_another_run_without_its_state(config: Config) -> None:
     folder.config.write_text(config(learning_rate=0.5, device="cpu").to_yaml())
     with pytest.raises(ConfigError, match=r"another run, .*: learning_rate was 0\.5 and is now 0\.01\. Choose"):
         prepared(config())
-    folder.config.write_text(config(num_workers=3).to_yaml())
-    assert prepared(config()).done == 0  # it was killed before its first save, and starts again
+    folder.config.write_text(config(num_workers=3, save_interval=2).to_yaml())
+    save_file({"a": torch.ones(1)}, folder.best, {TRAINING_KEY: '{"step": 2}'})
+    assert prepared(config(save_interval=2)).done == 0  # it was killed before its first save, and starts again
+    for facts in ('{"step": 3}', '{"step": 1e99}', "[]"):
+        save_file({"a": torch.ones(1)}, folder.best, {TRAINING_KEY: facts})
+        with pytest.raises(ConfigError, match=r"best\.safetensors of a run that has lost its resume\.pt"):
+            prepared(config(save_interval=2))
 
 
 def test_latents_are_cached_by_the_vae(config: Config, base_bf16: Path) -> None:
@@ -167,3 +176,15 @@ def test_latents_are_cached_by_the_vae(config: Config, base_bf16: Path) -> None:
     assert other is not None
     pair = prepared(config()).train.index.read(0)
     assert first.path(pair, (64, 64)) != other.path(pair, (64, 64))
+
+
+def test_latents_are_cached_by_the_numbers_of_the_vae(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = config(cache_latents=True, cache_dir="cache")
+    first, paths = prepared(chosen), set[Path]()
+    pair, numbers = first.train.index.read(0), first.loss.model.config.vae_config
+    for factor in (0.13025, 3.0):
+        monkeypatch.setattr(LBMConfig, "vae_config", {**numbers, "scaling_factor": factor})
+        latents = prepared(chosen).latents
+        assert latents is not None
+        paths.add(latents.path(pair, (64, 64)))
+    assert len(paths) == 2
