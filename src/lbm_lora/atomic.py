@@ -16,8 +16,9 @@ from pathlib import Path
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late
-from lbm_lora.output_place import check_replaceable
-from lbm_lora.private_folder import INNER, PrivateFolder, output_of, private_folder, remove_leftover
+from lbm_lora.output_place import cannot_write, check_replaceable
+from lbm_lora.private_folder import INNER, PrivateFolder, output_of, private_folder, remove_leftover, stem_of
+from lbm_lora.replacement import Draft, replace_all, sync
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _LEFT = re.compile(rf"\.{INNER}\.[0-9a-f]+\.part")
@@ -57,7 +58,7 @@ def atomic_path(path: Path) -> Generator[Path]:
         check_replaceable(path)
         temporary = _draft(path, folder)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         waiting = _waiting.get()
         if waiting is None or output_of(path) != path:  # a draft of a draft: somebody reads it before the end
             _rename({path: folder})
@@ -106,23 +107,20 @@ def _draft(path: Path, folder: PrivateFolder) -> Path:
     return folder.path / path.name
 
 
-def _rename(drafts: Mapping[Path, PrivateFolder]) -> None:
-    """Give complete files their paths."""
+def _rename(drafts: Mapping[Path, PrivateFolder], inside: str = "") -> None:
+    """Give complete files their paths: all of them, or after an error none.
+
+    Args:
+        inside: folder in the private folders that the files are in.
+    """
     for path, folder in drafts.items():
         _check_end(path, folder)
-    for path, folder in drafts.items():
-        _replace(path, _draft(path, folder))
-    for folder in dict.fromkeys(path.parent for path in drafts):
-        _sync(folder)
-
-
-def _replace(path: Path, draft: Path) -> None:
-    try:
-        draft.replace(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # a file that is mounted, or that must not be changed
-        raise _cannot_write(path, error) from None
+    replace_all(
+        [
+            Draft(path, folder.path / inside / path.name, folder.path / stem_of(path.name))
+            for path, folder in drafts.items()
+        ]
+    )
 
 
 def _check_end(path: Path, folder: PrivateFolder) -> None:
@@ -157,7 +155,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
             exists = folder.is_dir()
             is_taken = not overwrite and _is_used(folder) if exists else os.path.lexists(folder)
         except (OSError, ValueError) as error:
-            raise _cannot_write(folder, error) from None
+            raise cannot_write(folder, error) from None
         if is_taken:
             raise OutputError(
                 f"{folder} already exists. Give a new or an empty folder",
@@ -168,15 +166,10 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
             temporary.mkdir()
             yield temporary
             if exists:
-                files = sorted(temporary.iterdir())
-                for file in files:
-                    _check_end(folder / file.name, private)
-                for file in files:
-                    _replace(folder / file.name, file)
-                _sync(folder)
+                _rename({folder / file.name: private for file in sorted(temporary.iterdir())}, INNER)
             else:
                 _move_folder(private, folder)
-                _sync(folder.parent)
+                sync(folder.parent)
 
 
 def _move_folder(private: PrivateFolder, folder: Path) -> None:
@@ -209,7 +202,7 @@ def _private(path: Path) -> Generator[PrivateFolder]:
         try:
             folder = stack.enter_context(private_folder(path))
         except (OSError, ValueError) as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         try:
             yield folder
         except FileNotFoundError:
@@ -221,7 +214,7 @@ def _private(path: Path) -> Generator[PrivateFolder]:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise _cannot_write(output_of(path), error) from None
+            raise cannot_write(output_of(path), error) from None
 
 
 def _is_used(folder: Path) -> bool:
@@ -252,11 +245,6 @@ def made_folder(folder: Path) -> Generator[None]:
         raise
 
 
-def _cannot_write(path: Path, error: Exception) -> OutputError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return OutputError(f"{path} cannot be written: {reason}. Choose another output path.")
-
-
 def written_bytes(*paths: Path) -> int:
     """Return the size of files that were written, in bytes; they may not be at their paths yet (see `together`).
 
@@ -273,12 +261,3 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -68,3 +68,9 @@ def _longest_name(folder: Path) -> int:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (OSError, ValueError, AttributeError):  # AttributeError: Windows
         return 255
+
+
+def cannot_write(path: Path, error: Exception) -> OutputError:
+    """Return the error for an output that the system refuses."""
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return OutputError(f"{path} cannot be written: {reason}. Choose another output path.")

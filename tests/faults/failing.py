@@ -1,6 +1,6 @@
 """Make the n-th operation of a process that changes a disk fail, as a full or failing disk would, or kill it there.
 
-Counted are: creating, writing and closing a file, fsync, rename, mkdir. Used in a fork of `worker.py`.
+Counted are: creating, writing and closing a file, fsync, link, rename, mkdir. Used in a fork of `worker.py`.
 """
 
 import builtins
@@ -23,7 +23,7 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> Non
     """
     open_, fsync, mkdir = io.open, os.fsync, os.mkdir
     replace, rename = Path.replace, Path.rename
-    os_open = os.open
+    os_open, link = os.open, os.link
 
     def tick(path: object) -> None:
         if isinstance(path, (str, Path)) and not str(path).startswith(folder):
@@ -84,6 +84,10 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> Non
         tick(path)
         mkdir(path, *args, **kwargs)
 
+    def counted_link(path: Any, *args: Any, **kwargs: Any) -> None:
+        tick(path)
+        link(path, *args, **kwargs)
+
     def counted_replace(self: Path, target: Any) -> Path:
         tick(self)
         return replace(self, target)
@@ -94,6 +98,6 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> Non
 
     for module in (io, builtins):
         setattr(module, "open", counted_open)  # noqa: B010
-    os.open, os.fsync, os.mkdir = counted_os_open, counted_fsync, counted_mkdir
+    os.open, os.fsync, os.mkdir, os.link = counted_os_open, counted_fsync, counted_mkdir, counted_link
     setattr(Path, "replace", counted_replace)  # noqa: B010
     setattr(Path, "rename", counted_rename)  # noqa: B010

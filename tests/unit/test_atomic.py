@@ -308,6 +308,37 @@ def test_an_error_keeps_all_old_outputs(tmp_path: Path, error: BaseException) ->
     assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
 
+@pytest.mark.parametrize("length", [1, 255])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_an_output_that_cannot_be_replaced_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, in_folder: bool
+) -> None:
+    old, refused = tmp_path / ("a" * length), tmp_path / ("b" * length)
+    replace = Path.replace
+
+    def replaced(self: Path, target: Path) -> Path:
+        if target == refused:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(self, target)
+
+    def write() -> None:
+        if in_folder:
+            with atomic_folder(tmp_path, overwrite=True) as folder:
+                for path in (old, refused):
+                    (folder / path.name).write_text("new")
+        else:
+            with together():
+                for path in (old, tmp_path / "new" / "c", refused):
+                    write_text(path, "new")
+
+    for path in (old, refused):
+        path.write_text("old")
+    monkeypatch.setattr(Path, "replace", replaced)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write()
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == {old: "old", refused: "old"}
+
+
 def test_a_draft_of_a_draft_can_be_read_before_outputs_appear(tmp_path: Path) -> None:
     with together(), atomic_path(tmp_path / "a.txt") as draft:
         write_text(draft, "new")

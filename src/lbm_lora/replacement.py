@@ -1,0 +1,81 @@
+"""New files get their paths: all of them, or after an error none.
+
+That a file cannot be replaced, because it is mounted, must not be changed, or is another user's, may only show when a
+new one is renamed to its path. So every old file first gets a second name (a hard link), and after an error or an
+interrupt its path again. At no moment is a path without its file. Where the disk has no hard links, or the system
+allows none to a file, that file cannot be put back.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbm_lora.output_place import cannot_write
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A complete file that waits for its path.
+
+    Attributes:
+        file: where it is, on the disk of its path.
+        spare: a free name there, for the file that it replaces. Whoever chose it removes what is left of that name.
+    """
+
+    path: Path
+    file: Path
+    spare: Path
+
+
+def replace_all(drafts: Sequence[Draft]) -> None:
+    """Rename files to their paths, and flush them to disk. After an error the paths have their old files.
+
+    Raises:
+        OutputError: the file at a path cannot be replaced.
+        FileNotFoundError: a file is not where it was, as its folder was removed or moved.
+    """
+    before = [(draft, draft.file.stat(), os.path.lexists(draft.path)) for draft in drafts]
+    for draft, _, was_there in before:
+        if was_there:
+            with suppress(OSError, NotImplementedError):
+                os.link(draft.path, draft.spare, follow_symlinks=False)
+    try:
+        for draft in drafts:
+            _rename(draft)
+        for folder in dict.fromkeys(draft.path.parent for draft in drafts):
+            sync(folder)
+    except BaseException:
+        for draft, new, was_there in before:
+            with suppress(OSError):
+                _put_back(draft, new, was_there=was_there)
+        raise
+
+
+def _rename(draft: Draft) -> None:
+    try:
+        draft.file.replace(draft.path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise cannot_write(draft.path, error) from None
+
+
+def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
+    """Undo a rename, unless it has not happened, or another writer has replaced the new file."""
+    if not os.path.samestat(draft.path.lstat(), new):
+        return
+    if os.path.lexists(draft.spare):
+        draft.spare.replace(draft.path)
+    elif not was_there:
+        draft.path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,137 @@
+"""New files get their paths together, and after an error the old ones have them again."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.errors import OutputError
+from lbm_lora.replacement import Draft, replace_all
+
+NAMES = ("a", "b", "c")
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def drafts(tmp_path: Path) -> list[Draft]:
+    """Drafts of three files in `out`, of which two are there."""
+    for name in ("out", "new", "old"):
+        (tmp_path / name).mkdir()
+    for name in NAMES:
+        (tmp_path / "new" / name).write_text(f"new {name}")
+    for name in ("a", "c"):
+        (tmp_path / "out" / name).write_text(f"old {name}")
+    return [Draft(tmp_path / "out" / name, tmp_path / "new" / name, tmp_path / "old" / name) for name in NAMES]
+
+
+def before_rename(monkeypatch: pytest.MonkeyPatch, name: str, do: Callable[[Path], object]) -> None:
+    replace = Path.replace
+
+    def replaced(self: Path, target: Path) -> Path:
+        if self.parent.name == "new" and self.name == name:
+            do(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+
+
+def refuse(path: Path) -> None:
+    """What the system says of a file that is mounted."""
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), "a draft", None, str(path))
+
+
+def interrupt(_: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_all_are_replaced(tmp_path: Path, drafts: list[Draft]) -> None:
+    replace_all(drafts)
+    assert files(tmp_path / "out") == {name: f"new {name}" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", [refuse, interrupt])
+def test_a_rename_that_fails_puts_all_old_files_back(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[Path], object]
+) -> None:
+    before_rename(monkeypatch, name, fault)
+    with pytest.raises((OutputError, KeyboardInterrupt)) as caught:
+        replace_all(drafts)
+    assert files(tmp_path / "out") == {"a": "old a", "c": "old c"}
+    if fault is refuse:
+        reason = os.strerror(errno.EBUSY)
+        said = f"{tmp_path / 'out' / name} cannot be written: {reason}. Choose another output path."
+        assert str(caught.value) == said
+
+
+def test_a_folder_that_is_not_flushed_gets_its_files_back(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        replace_all(drafts)
+    assert files(tmp_path / "out") == {"a": "old a", "c": "old c"}
+
+
+def test_a_path_is_never_without_its_file(tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed there leaves the old file, and one more name of it."""
+    found: list[str] = []
+    before_rename(monkeypatch, "a", lambda path: found.append(path.read_text()))
+    before_rename(monkeypatch, "c", lambda path: found.append(path.read_text()))
+    replace_all(drafts)
+    assert found == ["old a", "old c"]
+
+
+def test_what_another_writer_put_there_meanwhile_stays(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_and_refuse(path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / "theirs").write_text(f"their {name}")
+            (tmp_path / "theirs").rename(tmp_path / "out" / name)
+        refuse(path)
+
+    before_rename(monkeypatch, "c", write_and_refuse)
+    with pytest.raises(OutputError):
+        replace_all(drafts)
+    assert files(tmp_path / "out") == {"a": "their a", "b": "their b", "c": "old c"}
+
+
+def test_a_link_gets_its_path_back_as_a_link(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out" / "a").rename(tmp_path / "linked")
+    (tmp_path / "out" / "a").symlink_to("../linked")
+    before_rename(monkeypatch, "c", refuse)
+    with pytest.raises(OutputError):
+        replace_all(drafts)
+    assert (tmp_path / "out" / "a").readlink() == Path("../linked")
+    assert (tmp_path / "linked").read_text() == "old a"
+
+
+def test_a_disk_without_hard_links_has_complete_files(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was replaced there stays replaced: the old file has no other name."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", failing)
+    with monkeypatch.context() as patch:
+        before_rename(patch, "c", refuse)
+        with pytest.raises(OutputError):
+            replace_all(drafts)
+    assert files(tmp_path / "out") == {"a": "new a", "c": "old c"}
+    (tmp_path / "new" / "a").write_text("newer a")
+    (tmp_path / "new" / "b").write_text("newer b")
+    replace_all(drafts)
+    assert files(tmp_path / "out") == {"a": "newer a", "b": "newer b", "c": "new c"}
