@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_IRWXU
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late
 from lbm_lora.output_place import cannot_write, check_replaceable
-from lbm_lora.private_folder import INNER, PrivateFolder, output_of, private_folder, remove_leftover, stem_of
+from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
 from lbm_lora.replacement import Draft, replace_all, sync
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
@@ -58,7 +59,10 @@ def atomic_path(path: Path) -> Generator[Path]:
         check_replaceable(path)
         temporary = _draft(path, folder)
         yield temporary
-        sync(temporary)
+        try:
+            sync(temporary)
+        except PermissionError as error:  # the umask lets nobody read it
+            raise cannot_write(output_of(path), error) from None
         waiting = _waiting.get()
         if waiting is None or output_of(path) != path:  # a draft of a draft: somebody reads it before the end
             _rename({path: folder})
@@ -164,6 +168,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
         with _private(folder / INNER if exists else folder) as private:
             temporary = private.path / INNER
             temporary.mkdir()
+            permit(temporary, S_IRWXU)
             yield temporary
             if exists:
                 _rename({folder / file.name: private for file in sorted(temporary.iterdir())}, INNER)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from stat import S_IMODE, S_IRUSR, S_IRWXU
 
 try:
     import fcntl
@@ -98,6 +99,7 @@ def private_folder(path: Path) -> Generator[PrivateFolder]:
     try:
         folder = _take(path, taken)
         (folder.path / NOTE).write_bytes(NOTE_TEXT)
+        permit(folder.path / NOTE, S_IRUSR)
         yield folder
     finally:
         try:
@@ -114,6 +116,8 @@ def remove_leftover(folder: Path) -> bool:
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except PermissionError:
+        return _removed_new(folder)
     except (OSError, AttributeError):  # no folder; or Windows, which opens none
         return False
     try:
@@ -123,6 +127,24 @@ def remove_leftover(folder: Path) -> bool:
         return not os.path.lexists(folder)
     finally:
         os.close(descriptor)
+
+
+def _removed_new(folder: Path) -> bool:
+    """Remove a folder whose writer was killed before it gave itself the permissions that its umask denies."""
+    try:
+        if folder.lstat().st_mode & S_IRWXU == S_IRWXU:  # of another user
+            return False
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def permit(path: Path, mode: int) -> None:
+    """Give the owner permissions that the umask may deny. Others keep theirs, and new files the folder's group."""
+    found = S_IMODE(path.stat().st_mode)
+    if found & mode != mode:
+        path.chmod(found | mode)
 
 
 def output_of(path: Path) -> Path:
@@ -183,6 +205,7 @@ def _take(path: Path, taken: _Taken) -> PrivateFolder:
 def _create(folder: Path, taken: _Taken) -> PrivateFolder:
     taken.folder = folder
     folder.mkdir()
+    permit(folder, S_IRWXU)
     taken.lock = os.open(folder, os.O_RDONLY)
     return PrivateFolder(folder, taken.lock)
 

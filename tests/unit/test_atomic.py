@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from stat import S_IRWXU
+from typing import Any
 
 import pytest
 
@@ -373,6 +375,34 @@ def test_a_full_disk_names_the_output_in_a_folder_that_is_made(tmp_path: Path, e
     with pytest.raises(OutputError) as caught:
         write()
     assert str(caught.value).startswith(f"{tmp_path / 'shards' / 'a.tar'} cannot be written: No space left on device.")
+
+
+def test_a_umask_that_lets_nobody_read_names_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ = os.open
+
+    def opened(path: Path, *arguments: int, **options: Any) -> int:
+        if path == tmp_path / ".a.txt.0.part" / "a.txt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(OutputError) as caught:
+        write_text(tmp_path / "a.txt", "new")
+    said = f"{tmp_path / 'a.txt'} cannot be written: Permission denied. Choose another output path."
+    assert str(caught.value) == said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_umask_does_not_close_a_folder_that_is_made(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "out").mkdir()
+    before = os.umask(0o777)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            assert folder.stat().st_mode & S_IRWXU == S_IRWXU
+    finally:
+        os.umask(before)
 
 
 def test_what_appears_meanwhile_and_is_no_file_stays(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Private folders are their writer's alone, and only those of dead writers are removed."""
 
+import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from stat import S_IMODE, S_IRUSR, S_IRWXU, S_ISGID
 from typing import Any
 
 import pytest
@@ -73,12 +76,73 @@ def test_files_and_links_of_a_leftovers_name_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == [".a.bin.0.part", ".a.bin.1.part", ".a.bin.2.part", "kept"]
 
 
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], object]]:
+    """Sets the umask for a test."""
+    before = os.umask(0)
+    os.umask(before)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o777, 0o400, 0o222])
+def test_the_umask_does_not_close_it_to_its_writer(tmp_path: Path, umask: Callable[[int], object], mask: int) -> None:
+    umask(mask)
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert folder.path.stat().st_mode & S_IRWXU == S_IRWXU
+        assert (folder.path / NOTE).stat().st_mode & S_IRUSR
+        (folder.path / "a.bin").touch()
+        assert S_IMODE((folder.path / "a.bin").stat().st_mode) == 0o666 & ~mask
+        others = S_IMODE(folder.path.stat().st_mode) & ~S_IRWXU
+        assert others == 0o077 & ~mask
+
+
+def test_the_group_of_a_folder_goes_on_to_new_files(tmp_path: Path, umask: Callable[[int], object]) -> None:
+    tmp_path.chmod(0o2775)
+    umask(0o777)
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert folder.path.stat().st_mode & S_ISGID
+
+
+def closed(monkeypatch: pytest.MonkeyPatch, folder: Path, mode: int) -> None:
+    """Make a folder that cannot be opened, as it is for a user who is not root."""
+    folder.mkdir()
+    folder.chmod(mode)
+    open_ = os.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> int:
+        if path == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+
+
+def test_a_leftover_of_mode_0_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / ".a.bin.0.part"
+    closed(monkeypatch, left, 0)
+    assert remove_leftover(left)
+    assert names(tmp_path) == []
+
+
+def test_a_closed_folder_stays_if_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, theirs = tmp_path / ".a.bin.0.part", tmp_path / ".a.bin.1.part"
+    closed(monkeypatch, left, 0)
+    (left / "mine").write_text("1")
+    closed(monkeypatch, theirs, 0o700)
+    with private_folder(tmp_path / "a.bin") as folder:
+        assert folder.path.name == ".a.bin.2.part"
+    assert names(tmp_path) == [left.name, theirs.name]
+
+
 @pytest.mark.parametrize(
-    ("module", "name"), [(os, "open"), (fcntl, "flock"), (Path, "write_bytes"), (shutil, "rmtree")]
+    ("module", "name"),
+    [(os, "open"), (fcntl, "flock"), (Path, "write_bytes"), (Path, "chmod"), (shutil, "rmtree")],
 )
 def test_an_interrupt_at_any_step_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: Callable[[int], object], module: object, name: str
 ) -> None:
+    umask(0o777)
     given = getattr(module, name)
 
     def interrupted(*arguments: Any, **options: Any) -> None:
