@@ -10,7 +10,7 @@ from pathlib import Path
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
-from lbm_lora.atomic import atomic_path, write_text, written_bytes
+from lbm_lora.atomic import atomic_path, together, write_text, written_bytes
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
 from lbm_lora.file_plan import FilePlan
@@ -143,10 +143,16 @@ def _delivered(
     """Publish the files, or write them to the folder of `save_to`."""
     if config.save_to is None:
         return publish(name, files, private=config.private, message=config.message or message, progress=progress)
-    for path, file in files.items():
-        with atomic_path(config.save_to / path) as temporary:
-            shutil.copyfile(file, temporary)
+    with together():
+        for path, file in files.items():
+            _copy(file, config.save_to / path)
     return None
+
+
+def _copy(file: Path, path: Path) -> None:
+    """Copy a file atomically; what fails names the copy."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(file, temporary)
 
 
 def _default_base(adapter: Adapter) -> str:
@@ -195,7 +201,7 @@ def _native(config: PushConfig, adapter: Adapter, folder: Path) -> Path:
     is_given = adapter.path is not None and adapter.path.is_file() and adapter.file_format == "native"
     path = folder / _native_name(config)
     if is_given and adapter.metadata.format and adapter.path is not None:
-        shutil.copyfile(adapter.path, path)
+        _copy(adapter.path, path)
     else:
         save_adapter(adapter, path)
     return path

@@ -1,5 +1,10 @@
 """The workflow `push`: a repository that lbm-lora and diffusers load, in one commit, or nothing at all."""
 
+import errno
+import os
+import re
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,3 +183,37 @@ def test_a_card_that_was_edited_and_another_kind_of_file_stay(config: PushConfig
     with pytest.raises(OutputError, match=r"relight\.safetensors exists, and it is another kind of file"):
         run(again)
     run(replace(again, overwrite=True))
+
+
+def failing_copy(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    """Let copying to a file of a name fail."""
+    copyfile = shutil.copyfile
+
+    def copied(source: Path, target: Path) -> Path:
+        if target.name == name:
+            raise error
+        return copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copied)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_files_that_are_not_all_copied_are_the_old_ones(
+    config: PushConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    again = replace(config, save_to=tmp_path / "look")
+    run(again)
+    before = {path: path.read_bytes() for path in (tmp_path / "look").iterdir()}
+    failing_copy(monkeypatch, TWIN, error)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        run(replace(again, base_model="user/other"))
+    assert {path: path.read_bytes() for path in (tmp_path / "look").iterdir()} == before
+
+
+def test_a_copy_that_is_too_large_is_named(config: PushConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_copy(monkeypatch, "relight.safetensors", OSError(errno.EFBIG, os.strerror(errno.EFBIG), "the input"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OutputError) as caught:
+        run(replace(config, save_to=tmp_path / "look"))
+    assert re.fullmatch(rf"{tmp_path}/lbm-lora-\w+/relight\.safetensors cannot be written: .*", str(caught.value))
+    assert list(tmp_path.iterdir()) == []
