@@ -5,6 +5,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import OutputError
+from lbm_lora.missing_path import real_path
 from lbm_lora.regular_file import status_of
 
 
@@ -36,6 +37,8 @@ def check_link(path: Path) -> None:
 def check_writable(path: Path, name: str = "") -> None:
     """Refuse an output whose folder is a file or cannot be written to, or whose name is too long for the disk.
 
+    A file that is there is refused if it cannot be replaced, as far as this can be told in advance.
+
     Args:
         path: neither it nor its folder need exist yet.
         name: what the message calls the output.
@@ -60,6 +63,33 @@ def check_writable(path: Path, name: str = "") -> None:
         raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{name} cannot be written: {folder} is read-only for this user. Choose another path.")
+    here = status_of(path)
+    if here is not None and S_ISREG(here.st_mode) and not path.is_symlink():
+        _check_unprotected(path, name)
+
+
+def _check_unprotected(path: Path, name: str) -> None:
+    """Refuse a file that is mounted, as containers do, that must not be changed, or that a sticky folder protects."""
+    if _is_mounted(path):
+        raise OutputError(f"{name} cannot be replaced: it is mounted. Mount its folder, or choose another path.")
+    try:
+        os.rmdir(path)  # noqa: PTH106 - never removes a file, and Linux says whether it could be removed
+    except PermissionError as error:
+        raise OutputError(f"{name} cannot be replaced: {error.strerror}. Choose another path.") from None
+    except OSError:
+        return
+
+
+def _is_mounted(path: Path) -> bool:
+    """Return whether a file is a mount point; systems other than Linux do not tell."""
+    wanted = os.fsencode(real_path(path))
+    for sign in b"\\ \t\n":  # the backslash first
+        wanted = wanted.replace(bytes([sign]), b"\\%03o" % sign)
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+    except OSError:
+        return False
+    return any(mount.split(b" ")[4:5] == [wanted] for mount in mounts)
 
 
 def _longest_name(folder: Path) -> int:

@@ -14,12 +14,13 @@ counted: list[str] = []
 """Operations so far."""
 
 
-def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> None:
+def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0, once: bool = False) -> None:
     """Let operation number `at` below a folder fail, and those after it: a full disk stays full.
 
     Args:
         at: from 1; 0 counts alone.
         number: a signal that the process gets in place of the failure, before the operation.
+        once: whether those after it succeed.
     """
     open_, fsync, mkdir = io.open, os.fsync, os.mkdir
     replace, rename = Path.replace, Path.rename
@@ -31,7 +32,7 @@ def fail(folder: str, at: int, code: int = errno.ENOSPC, number: int = 0) -> Non
         counted.append(str(path))
         if number and len(counted) == at:
             os.kill(os.getpid(), number)
-        elif not number and 0 < at <= len(counted):
+        elif not number and (len(counted) == at or (0 < at < len(counted) and not once)):
             raise OSError(code, os.strerror(code), str(path) if isinstance(path, (str, Path)) else None)
 
     class Failing:

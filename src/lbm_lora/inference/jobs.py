@@ -158,7 +158,7 @@ def plan_jobs(
         files.writes(job.output, ours=of_kind(RESULT))
         if job.comparison is not None:  # it does not replace the result of a source of that name
             files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
-        if job.copy is not None:  # an existing file is kept, see `write_copy`
+        if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
             check_writable(job.copy, f"the copy of the source {job.copy}")
     files.check(overwrite=overwrite)
     return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))
