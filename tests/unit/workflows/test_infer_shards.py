@@ -136,6 +136,26 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
     assert contents(tmp_path / "out") == unbroken
 
 
+def test_a_run_that_was_killed_before_its_results_got_their_name_leaves_nothing_that_counts_as_done(
+    infer: Callable[..., InferShardsConfig], tmp_path: Path
+) -> None:
+    """The record is there, and so is somebody's shard, which `overwrite` was to replace."""
+    run(infer())
+    unbroken = contents(tmp_path / "out")
+    output = tmp_path / "out/000.tar"
+    leftover = tmp_path / "out/.000.tar.0.part"
+    leftover.mkdir()
+    (leftover / NOTE).write_bytes(NOTE_TEXT)
+    output.replace(leftover / "000.tar")
+    output.write_bytes(b"theirs")
+    with pytest.raises(OutputError, match=r"000\.tar is not the result that 000\.tar\.json records"):
+        run(infer())
+    assert output.read_bytes() == b"theirs"
+    result = run(infer(overwrite=True))
+    assert (result.written, result.present) == (1, 1)
+    assert contents(tmp_path / "out") == unbroken
+
+
 OTHER: dict[str, dict[str, Any]] = {
     "seed was 0 and is now 1": {"seed": 1},
     "lora_scale was [1.0] and is now [0.5]": {"lora_scale": (0.5,)},

@@ -10,7 +10,7 @@ import xxhash
 
 from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, read_record, record_path
+from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, is_result, read_record, record_path
 from lbm_lora.late_files import expect
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.fetch import local_shards
@@ -48,7 +48,7 @@ class ShardJob:
         digest: digest of the shard's members: names, positions, sizes, and both ends of their contents.
         samples: all samples, usable or not.
         skipped: unusable samples, as far as headers show them.
-        record: record of the output, if it already exists.
+        record: record of the output, if it is finished.
     """
 
     name: str
@@ -80,7 +80,8 @@ def plan_shards(
     Raises:
         ConfigError: an output was made from another or an unknown shard; a copy needs `cache_dir`.
         DataError: a shard does not exist or is not a tar file.
-        OutputError: two outputs have one name, or an output is an input, or the record of one a file of somebody else.
+        OutputError: two outputs have one name, or an output is an input, or not the one that its record describes; or
+            a record is a file of somebody else.
     """
     if folder.is_file():
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
@@ -93,11 +94,11 @@ def plan_shards(
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
     files.reads(*paths)
     for name in names:
-        files.writes(folder / name, ours=lambda _: True)  # its record tells; see `_job`
+        files.writes(folder / name, ours=lambda _: True)  # its record tells; see `_finished`
         files.writes(record_path(folder / name), "the record", ours=is_record)
     files.check(overwrite=overwrite)
     for name in names:
-        expect(folder / name, None if overwrite else _has_record)
+        expect(folder / name, None if overwrite else is_result)
     progress.start(len(paths), "reading shards")
     jobs: list[ShardJob] = []
     for path, name in zip(paths, names, strict=True):
@@ -136,8 +137,7 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
                 digest.update(b"" if part is None else part.ends())
         except ImageError as error:
             skipped.append(Skipped(found.key, str(error)))
-    is_there = output.exists() and (not overwrite or is_record(record_path(output)))
-    record = read_record(output) if is_there else None
+    record = _finished(output, overwrite=overwrite)
     if record is not None and record.source != digest.hexdigest():
         raise ConfigError(f"{output} was made from another shard than {path}. Translate into another folder.")
     return ShardJob(
@@ -151,8 +151,11 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
     )
 
 
-def _has_record(output: Path) -> bool:
-    return is_record(record_path(output))
+def _finished(output: Path, *, overwrite: bool) -> ShardRecord | None:
+    """Return the record of an output; None if the output is missing, or is to be replaced."""
+    if not output.exists() or (overwrite and not is_result(output)):
+        return None
+    return read_record(output)
 
 
 def _output_name(shard: str) -> str:

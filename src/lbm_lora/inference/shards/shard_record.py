@@ -2,7 +2,10 @@
 
 infer.json     the settings that every image in the folder depends on; written before the first NAME.tar appears
 NAME.tar       results
-NAME.tar.json  the source shard of the results, and its unusable samples; written before NAME.tar appears
+NAME.tar.json  the source shard, its unusable samples, and what tells the results from any other file; written before
+               NAME.tar appears
+
+So a record without its NAME.tar, or beside another one, means nothing: those results have yet to be made.
 """
 
 import json
@@ -11,16 +14,52 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from lbm_lora.atomic import write_text
-from lbm_lora.errors import ConfigError, listing
+from lbm_lora.errors import ConfigError, Option, OutputError, listing
 from lbm_lora.plain_text import parse_json, read_text
+from lbm_lora.regular_file import check_regular
 from lbm_lora.shards.samples import Skipped
 
 SETTINGS = "infer.json"
 """Written once; a folder with another one is refused."""
 
+ENDS = 2**16
+"""Bytes at either end of a shard that its record has a digest of."""
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What tells a shard from others.
+
+    Attributes:
+        nbytes: its size.
+        ends: digest of its first and last `ENDS` bytes.
+    """
+
+    nbytes: int
+    ends: str
+
+
+def contents_of(path: Path) -> Contents:
+    """Return what tells a shard from others: a cut, a replacement, another run's results.
+
+    Reading all of a large shard at every resume would take too long, so a change in its middle that keeps its size is
+    not seen.
+
+    Raises:
+        OSError: it is not a regular file, or cannot be read.
+    """
+    nbytes = check_regular(path)
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        digest.update(file.read(ENDS))
+        file.seek(max(0, nbytes - ENDS))
+        digest.update(file.read(ENDS))
+    return Contents(nbytes=nbytes, ends=digest.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +70,23 @@ class ShardRecord:
         source: digest of the source shard.
         images: number of its images.
         skipped: samples that could not be used.
+        result: the output shard; None in a record of an earlier version.
     """
 
     source: str
     images: int
     skipped: tuple[Skipped, ...]
+    result: Contents | None
 
 
 def write_record(record: ShardRecord, output: Path) -> None:
     """Write the record of an output shard."""
-    held = {"source": record.source, "pictures": record.images, "skipped": [asdict(item) for item in record.skipped]}
+    held = {
+        "source": record.source,
+        "pictures": record.images,
+        "skipped": [asdict(item) for item in record.skipped],
+        "result": None if record.result is None else asdict(record.result),
+    }
     write_text(record_path(output), json.dumps(held, indent=2) + "\n")
 
 
@@ -49,14 +95,39 @@ def read_record(output: Path) -> ShardRecord:
 
     Raises:
         ConfigError: there is none, or it cannot be read.
+        OutputError: the shard is not the recorded one.
     """
     try:
-        return _read(record_path(output))
+        record = _read(record_path(output))
+        found = contents_of(output)
     except _UNREADABLE:
         raise ConfigError(
             f"{output} exists, but no {record_path(output).name} records how it was made. Translate into another "
             "folder, or remove it."
         ) from None
+    if found != record.result:
+        raise OutputError(
+            _difference(output, found, record.result), " Move it, or use ", Option("overwrite"), " to replace it."
+        )
+    return record
+
+
+def _difference(output: Path, found: Contents, recorded: Contents | None) -> str:
+    name = record_path(output).name
+    if recorded is None:
+        return f"{output} exists, but {name} is of an earlier version and does not describe its result."
+    why = f"it has {found.nbytes} bytes, the result {recorded.nbytes}"
+    if found.nbytes == recorded.nbytes:
+        why = f"it has other contents (the first or last {ENDS >> 10} KiB)"
+    return f"{output} is not the result that {name} records: {why}."
+
+
+def is_result(output: Path) -> bool:
+    """Return whether a file is the output shard that its record describes."""
+    try:
+        return _read(record_path(output)).result == contents_of(output)
+    except _UNREADABLE:
+        return False
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) -> None:
@@ -106,7 +177,13 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def _read(path: Path) -> ShardRecord:
     held = parse_json(read_text(path))
     skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
-    return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped)
+    result = held.get("result")
+    return ShardRecord(
+        source=held["source"],
+        images=held["pictures"],
+        skipped=skipped,
+        result=None if result is None else Contents(nbytes=result["nbytes"], ends=result["ends"]),
+    )
 
 
 def is_record(path: Path) -> bool:

@@ -11,7 +11,12 @@ from lbm_lora.errors import ImageError
 from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
-from lbm_lora.inference.shards.shard_record import ShardRecord, write_record, write_settings
+from lbm_lora.inference.shards.shard_record import (
+    ShardRecord,
+    contents_of,
+    write_record,
+    write_settings,
+)
 from lbm_lora.late_files import expect, settle
 from lbm_lora.ownership import RESULT
 from lbm_lora.shards.samples import Found, Skipped
@@ -66,9 +71,9 @@ def translate_shard(
                     tar.write({"__key__": key, f"output.{task.format}": made})
                     images += 1
                     take(None)
-        settle(job.output)  # its record makes any file there look like ours
+        settle(job.output)  # another run's results may be there, and its record is replaced now
         write_settings(job.output.parent, task.settings)
-        record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped))
+        record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped), result=contents_of(temporary))
         write_record(record, job.output)
     expect(job.output, None)  # with its record, it is known as ours
     return record

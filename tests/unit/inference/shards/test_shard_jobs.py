@@ -10,7 +10,7 @@ import pytest
 from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, check_corrupt, plan_shards
-from lbm_lora.inference.shards.shard_record import ShardRecord, write_record
+from lbm_lora.inference.shards.shard_record import ShardRecord, contents_of, write_record
 from lbm_lora.late_files import check_late
 from lbm_lora.shards.samples import Skipped
 
@@ -60,17 +60,41 @@ def test_too_much_is_refused(tmp_path: Path, write_shard: Callable[..., Path]) -
         check_corrupt(jobs, [Skipped("a.tar/001", "cannot be decoded")], 0.1)
 
 
+def finished(job: ShardJob, data: bytes = b"results") -> ShardRecord:
+    """Write an output with its record."""
+    job.output.parent.mkdir(exist_ok=True)
+    job.output.write_bytes(data)
+    record = ShardRecord(source=job.digest, images=2, skipped=(), result=contents_of(job.output))
+    write_record(record, job.output)
+    return record
+
+
 def test_an_output_that_is_there_is_known_by_its_record(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
     shard = write_shard("in/a.tar", SAMPLES)
     (job,) = plan(tmp_path / "out", shard)
-    record = ShardRecord(source=job.digest, images=2, skipped=())
-    write_record(record, job.output)
+    record = finished(job)
+    for overwrite in (False, True):
+        assert plan(tmp_path / "out", shard, overwrite=overwrite)[0].record == record
+    job.output.unlink()
     assert plan(tmp_path / "out", shard)[0].record is None
-    job.output.write_bytes(b"")
-    assert plan(tmp_path / "out", shard)[0].record == record
+    finished(job)
     write_shard("in/a.tar", {**SAMPLES, "002": {"source.png": b"4"}})
     with pytest.raises(ConfigError, match=r"out/a\.tar was made from another shard than .*in/a\.tar"):
         plan(tmp_path / "out", shard)
+
+
+def test_an_output_that_is_not_the_recorded_one_is_refused_or_made_anew(
+    tmp_path: Path, write_shard: Callable[..., Path]
+) -> None:
+    shard = write_shard("in/a.tar", SAMPLES)
+    (job,) = plan(tmp_path / "out", shard)
+    finished(job)
+    job.output.write_bytes(b"theirs")
+    with pytest.raises(
+        OutputError, match=r"out/a\.tar is not the result that a\.tar\.json records: it has 6 bytes, the"
+    ):
+        plan(tmp_path / "out", shard)
+    assert plan(tmp_path / "out", shard, overwrite=True)[0].record is None
 
 
 def test_inputs_are_not_overwritten(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
@@ -109,9 +133,7 @@ def test_a_shard_with_other_contents_of_the_same_sizes_is_another_one(
 ) -> None:
     shard, out = write_shard("in/a.tar", SAMPLES), tmp_path / "out"
     (job,) = plan(out, shard)
-    out.mkdir()
-    (out / "a.tar").write_bytes(b"results")
-    write_record(ShardRecord(source=job.digest, images=2, skipped=()), out / "a.tar")
+    finished(job)
     assert plan(out, shard)[0].record is not None
     write_shard("in/a.tar", SAMPLES | {"000": {"source.png": b"9"}})
     with pytest.raises(ConfigError, match=r"was made from another shard than"):
@@ -130,3 +152,14 @@ def test_a_file_that_appears_at_an_outputs_path_stays(tmp_path: Path, write_shar
             with pytest.raises(OutputError, match=r"out/a\.tar appeared while this command ran"):
                 check_late(job.output)
         output.unlink()
+
+
+def test_a_result_of_another_run_may_be_replaced_late_and_a_file_beside_its_record_not(
+    tmp_path: Path, write_shard: Callable[..., Path]
+) -> None:
+    (job,) = plan(tmp_path / "out", write_shard("in/a.tar", SAMPLES))
+    finished(job)
+    check_late(job.output)
+    job.output.write_bytes(b"theirs")
+    with pytest.raises(OutputError, match=r"out/a\.tar appeared while this command ran"):
+        check_late(job.output)

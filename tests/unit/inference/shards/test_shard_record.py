@@ -1,13 +1,20 @@
 """What is kept of a folder of results, and what is refused because of it."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.inference.shards.shard_record import (
+    ENDS,
     ShardRecord,
     check_settings,
+    contents_of,
+    is_record,
+    is_result,
     read_record,
     write_record,
     write_settings,
@@ -15,16 +22,88 @@ from lbm_lora.inference.shards.shard_record import (
 from lbm_lora.shards.samples import Skipped
 
 
-def test_a_record_comes_back(tmp_path: Path) -> None:
-    record = ShardRecord(source="abc", images=3, skipped=(Skipped("a.tar/001", "no source.jpg"),))
-    write_record(record, tmp_path / "a.tar")
-    assert read_record(tmp_path / "a.tar") == record
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.json"]
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A result with its record."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(range(256)) * 1024)
+    write_record(ShardRecord(source="abc", images=3, skipped=(), result=contents_of(path)), path)
+    return path
 
 
-@pytest.mark.parametrize(
-    "text", [None, "", "[]", '{"source": "abc"}', '{"source": "a", "pictures": 1, "skipped": [1]}']
+def test_a_record_comes_back(output: Path) -> None:
+    record = ShardRecord(
+        source="abc", images=3, skipped=(Skipped("a.tar/001", "no source.jpg"),), result=contents_of(output)
+    )
+    write_record(record, output)
+    assert read_record(output) == record
+    assert is_result(output)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["a.tar", "a.tar.json"]
+
+
+def test_an_empty_file_has_contents(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").touch()
+    assert contents_of(tmp_path / "a.tar").nbytes == 0
+
+
+def changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("at", [0, ENDS - 1, -ENDS, -2])
+def test_a_change_at_either_end_is_seen(output: Path, at: int) -> None:
+    data = output.read_bytes()
+    output.write_bytes(changed(data, at % len(data)))
+    assert not is_result(output)
+    with pytest.raises(
+        OutputError,
+        match=r"a\.tar is not the result that a\.tar\.json records: it has other contents "
+        r"\(the first or last 64 KiB\)\. Move it, or use overwrite to replace it\.$",
+    ):
+        read_record(output)
+    output.write_bytes(data)
+    assert is_result(output)
+
+
+@pytest.mark.parametrize("data", [b"", b"half", bytes(300_000)])
+def test_a_result_of_another_size_is_refused_with_both_sizes(output: Path, data: bytes) -> None:
+    output.write_bytes(data)
+    with pytest.raises(OutputError, match=rf"records: it has {len(data)} bytes, the result 262144\. Move it, or use"):
+        read_record(output)
+    assert not is_result(output)
+
+
+def test_a_record_of_an_earlier_version_describes_no_result(output: Path) -> None:
+    path = output.with_name("a.tar.json")
+    held: dict[str, Any] = json.loads(path.read_text())
+    del held["result"]
+    path.write_text(json.dumps(held))
+    assert is_record(path)
+    assert not is_result(output)
+    with pytest.raises(
+        OutputError, match=r"a\.tar\.json is of an earlier version and does not describe its result\. Move"
+    ):
+        read_record(output)
+
+
+def test_what_is_not_a_file_is_no_result(output: Path) -> None:
+    output.unlink()
+    assert not is_result(output)
+    os.mkfifo(output)
+    assert not is_result(output)
+
+
+UNREADABLE = (
+    None,
+    "",
+    "[]",
+    '{"source": "abc"}',
+    '{"source": "a", "pictures": 1, "skipped": [1]}',
+    '{"source": "a", "pictures": 1, "skipped": [], "result": 1}',
 )
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
 def test_an_output_of_unknown_origin_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "a.tar.json").write_text(text)

@@ -14,7 +14,7 @@ from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards import translate_shard as module
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
-from lbm_lora.inference.shards.shard_record import ShardRecord, read_record, write_record
+from lbm_lora.inference.shards.shard_record import ShardRecord, contents_of, read_record, write_record
 from lbm_lora.inference.shards.translate_shard import Dropped, ShardTask, Translate, translate_shard
 from lbm_lora.shards.samples import Skipped
 
@@ -62,7 +62,9 @@ def test_every_sample_gives_a_member_of_its_key(tmp_path: Path, png: Png, write_
     made = members(tmp_path / "out/a.tar")
     assert list(made) == ["000.output.png", "sub/a-1.output.png"]
     assert np.array_equal(pixels(made["000.output.png"]), 255 - pixels(png(0)))
-    assert record == ShardRecord(source=job.digest, images=2, skipped=()) == read_record(tmp_path / "out/a.tar")
+    result = contents_of(tmp_path / "out/a.tar")
+    assert record == ShardRecord(source=job.digest, images=2, skipped=(), result=result)
+    assert record == read_record(tmp_path / "out/a.tar")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("jpg", "JPEG"), ("webp", "WEBP")])
