@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from threading import Event, Timer
@@ -24,7 +24,7 @@ from filelock import FileLock
 from webdataset.gopen import Pipe, gopen
 
 from lbm_lora.atomic import atomic_path
-from lbm_lora.errors import ConfigError, DataError, listing, plural
+from lbm_lora.errors import ConfigError, DataError, Option, OutputError, listing, plural
 from lbm_lora.missing_path import home_path, not_there
 from lbm_lora.progress import SILENT, Progress
 
@@ -52,6 +52,7 @@ def local_shards(
     Raises:
         ConfigError: a copy is needed but there is no `cache_dir`, or a `pipe:` is not allowed.
         DataError: shards do not exist, or cannot be fetched or unpacked.
+        OutputError: `cache_dir` cannot hold copies.
     """
     paths = [_path_of(shard) for shard in shards]
     _check(shards, paths, cache_dir, allow_pipe)
@@ -193,14 +194,37 @@ def _place(cache_dir: Path, origin: str, name: str) -> Path:
 
 @contextmanager
 def _to_make(copy: Path) -> Generator[Path | None]:
-    """Yield the temporary path of a copy to create; None if it exists, or another process has just created it."""
-    if copy.exists():
-        yield None
-        return
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{copy}.lock"):
-        if copy.exists():
+    """Yield the temporary path of a copy to create; None if it exists, or another process has just created it.
+
+    Raises:
+        OutputError: the cache folder cannot be made or written to, or holds something else in the place of the copy.
+    """
+    with ExitStack() as lock:
+        try:
+            if not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(FileLock(f"{copy}.lock"))
+            is_there = copy.exists()
+        except (OSError, ValueError) as error:
+            raise _unusable(copy.parent, error) from None
+        if is_there and not copy.is_file():
+            raise OutputError(
+                f"{copy} is in the place of a shard's copy, and is not a regular file. Remove it, or choose another ",
+                Option("cache_dir"),
+                ".",
+            )
+        if is_there:
             yield None
             return
         with atomic_path(copy) as temporary:
             yield temporary
+
+
+def _unusable(folder: Path, error: OSError | ValueError) -> OutputError:
+    where, reason = folder, str(error)
+    if isinstance(error, OSError):
+        where = error.filename or folder
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+    return OutputError(
+        f"{where} cannot be used for copies of shards: {reason}. Choose another ", Option("cache_dir"), "."
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from webdataset.gopen import Pipe, gopen_schemes
 
-from lbm_lora.errors import ConfigError, DataError
+from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.shards import fetch
 from lbm_lora.shards.fetch import local_shards
 
@@ -173,6 +173,59 @@ def test_a_copy_needs_a_cache(shard: Path) -> None:
     packed.write_bytes(gzip.compress(shard.read_bytes()))
     with pytest.raises(ConfigError, match=r"the shard .*t\.tgz is compressed\. Set cache_dir"):
         local(str(packed))
+
+
+def packed_beside(shard: Path) -> Path:
+    path = shard.with_name("t.tgz")
+    path.write_bytes(gzip.compress(shard.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("name", ["", "shards"])
+def test_a_cache_that_is_a_file_or_a_dangling_link_is_said(shard: Path, tmp_path: Path, name: str) -> None:
+    packed, taken = packed_beside(shard), tmp_path / "cache" / name
+    taken.parent.mkdir(exist_ok=True)
+    for make in (taken.touch, lambda: taken.symlink_to("nowhere")):
+        make()
+        with pytest.raises(OutputError) as caught:
+            local(str(packed), cache_dir=tmp_path / "cache")
+        assert re.fullmatch(
+            rf"{tmp_path}/cache(/shards)? cannot be used for copies of shards: Not a directory\. "
+            r"Choose another cache_dir\.",
+            str(caught.value),
+        )
+        taken.unlink()
+
+
+@pytest.mark.parametrize(
+    ("cache", "reason"),
+    [("/proc/nowhere", "No such file or directory"), ("x" * 300, "File name too long"), ("a\0b", "embedded null byte")],
+)
+def test_a_cache_that_cannot_be_made_is_said(shard: Path, tmp_path: Path, cache: str, reason: str) -> None:
+    with pytest.raises(OutputError, match=f"cannot be used for copies of shards: {reason}\\. Choose another cache_dir"):
+        local(str(packed_beside(shard)), cache_dir=tmp_path / cache)
+
+
+def test_what_is_no_file_in_the_place_of_a_copy_is_said(shard: Path, tmp_path: Path) -> None:
+    packed = packed_beside(shard)
+    (copy,) = local(str(packed), cache_dir=tmp_path / "cache")
+    lock = Path(f"{copy}.lock")
+    lock.unlink(missing_ok=True)
+    for make in (copy.mkdir, lambda: os.mkfifo(copy)):
+        copy.rmdir() if copy.is_dir() else copy.unlink()
+        make()
+        with pytest.raises(OutputError) as caught:
+            local(str(packed), cache_dir=tmp_path / "cache")
+        assert str(caught.value) == (
+            f"{copy} is in the place of a shard's copy, and is not a regular file. Remove it, or choose another "
+            "cache_dir."
+        )
+    copy.unlink()
+    lock.mkdir()
+    with pytest.raises(
+        OutputError, match=r"t\.unpacked\.tar\.lock cannot be used for copies of shards: Is a directory\."
+    ):
+        local(str(packed), cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])

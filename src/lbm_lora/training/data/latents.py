@@ -19,6 +19,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.encoded import Size
+from lbm_lora.output_place import check_writable
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import check_regular
 from lbm_lora.training.data.batches import loader_of
@@ -36,10 +37,15 @@ class LatentCache:
     Args:
         cache_dir: folder whose subfolder `latents/` holds the files.
         vae: identity of the encoder: the fingerprint of its weights, and how it is used.
+
+    Raises:
+        OutputError: that subfolder is not there and cannot be made: it or `cache_dir` is a file, or a link to nothing.
     """
 
     def __init__(self, cache_dir: Path, vae: str) -> None:
         self.folder = cache_dir / "latents"
+        if not self.folder.is_dir():
+            check_writable(self.folder / "...", "the cached latents")
         self._vae = vae
 
     def path(self, pair: Pair, size: Size) -> Path:

@@ -59,6 +59,21 @@ def test_the_name_is_a_hash_of_all_that_latents_depend_on(tmp_path: Path) -> Non
     assert len({path, *others}) == 5
 
 
+@pytest.mark.parametrize("name", ["", "latents"])
+def test_a_cache_that_is_a_file_or_a_dangling_link_is_said_at_once(tmp_path: Path, name: str) -> None:
+    taken = tmp_path / "cache" / name
+    taken.parent.mkdir(exist_ok=True)
+    taken.touch()
+    with pytest.raises(
+        OutputError, match=rf"^the cached latents would be in {taken}, which is a file\. Choose another"
+    ):
+        LatentCache(tmp_path / "cache", "vae")
+    taken.unlink()
+    taken.symlink_to("nowhere")
+    with pytest.raises(OutputError, match=rf"^{taken} is a link to nowhere, where no file is\."):
+        LatentCache(tmp_path / "cache", "vae")
+
+
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path, rand: Callable[..., Tensor]) -> None:
     cache = LatentCache(tmp_path, "vae")
     assert cache.load(PAIR, (64, 64)) is None
