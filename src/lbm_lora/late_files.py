@@ -8,12 +8,16 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from lbm_lora.errors import OutputError
-from lbm_lora.missing_path import real_path
+from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.regular_file import status_of
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _Notes = dict[Path, Callable[[Path], bool]]
 _notes: ContextVar[_Notes] = ContextVar("_notes", default={})  # noqa: B039 - those of a process that runs one command
 """A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
@@ -27,6 +31,17 @@ def notes_of_one_call() -> Generator[None]:
         yield
     finally:
         _notes.reset(token)
+
+
+def one_call(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function whose notes end with it."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        with notes_of_one_call():
+            return function(*args, **options)
+
+    return call
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
@@ -82,4 +97,4 @@ def _noted(path: Path) -> Callable[[Path], bool] | None:
 
 def _names(path: Path) -> tuple[Path, Path]:
     """The path without links on the way to it, and as it was given; it may be a link itself."""
-    return real_path(path.parent) / path.name, path.absolute()
+    return real_path(path.parent) / path.name, absolute_path(path)

@@ -25,11 +25,22 @@ def home_path(text: str | Path) -> Path:
 
 
 def real_path(path: Path) -> Path:
-    """Resolve links in a path; if they form a loop or the name is invalid, return it absolute but unresolved."""
+    """Resolve links in a path; if they form a loop or the name is invalid, return it absolute but unresolved.
+
+    A relative path stays as it is if the current folder was removed.
+    """
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError):
+        return absolute_path(path)
+
+
+def absolute_path(path: Path) -> Path:
+    """Return the path from the root, links and all; as it is if the current folder was removed."""
+    try:
         return path.absolute()
+    except FileNotFoundError:
+        return path
 
 
 def not_there(path: Path, suffixes: Collection[str] = ()) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbm_lora.api.networks import calibrate_network
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, image_files, listed
+from lbm_lora.api.values import Images, LoraLike, image_files, listed, path_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
@@ -214,7 +214,9 @@ def fuse(
             save_to=Path(save_to or "fused.safetensors"),
         )
         if save_to is not None:
-            fuse_workflow.check_output(config)
+            # adapters too are inputs, by the files that they were read from
+            inputs = tuple(path_of(one, f"LoRA {number}") for number, one in enumerate(loras, 1))
+            fuse_workflow.check_output(replace(config, lora_path=inputs))
         adapters, _ = fuse_workflow.read_adapters(config, opened, loras, progress)
         if save_to is None:
             return dict(fuse_workflow.fused_entries(opened, adapters, progress))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbm_lora import __version__
@@ -56,10 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _no_command(name, rest)
         if is_asked_for_help(split_line(rest)[0] if name == "doctor" else rest):
             return _show(help_of(name, rest))
+        _check_current_folder()
         config, output = parse(name, rest)
     except ConfigError as error:
         return _refuse(error)
     return _run(name, rest, config, output)
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed. Change to another one, and run the command again.") from None
 
 
 def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.errors import ConfigError, Option, OutputError, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.ownership import REFINEMENT_STATE
@@ -100,12 +100,13 @@ def distill(
     Raises:
         QualityError: the loss is no longer finite.
         ConfigError: `state` is damaged.
+        OutputError: the best LoRA of an earlier part is gone at the end.
         InputError: a value leaves the range of the stored dtype.
     """
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
     best, done = DistillResult(before=before, after=before, step=0), 0
-    given = student.adapter()
+    newest: Adapter | None = student.adapter()
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
     saved = _saved(state, identity)
     if saved is not None and (not saved.best_step or is_kept(saved.best_step)):
@@ -114,6 +115,7 @@ def distill(
         after = _checked(saved, student, settings.steps, state)
         restore(saved, student.parameters, optimizer, None)
         best, done = DistillResult(before=before, after=after, step=saved.best_step or 0), saved.step
+        newest = newest if best.step == 0 else None  # it is in its file
     batches = list(_batches(learnt, settings))
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
     progress.start(settings.steps - done, "refining")
@@ -123,12 +125,15 @@ def distill(
             after = student.errors(held)
             if after.typical < best.after.typical:
                 best = DistillResult(before=before, after=after, step=step + 1)
-                keep(student.adapter(), best)
+                newest = student.adapter()
+                keep(newest, best)
             if state is not None:
                 save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
         progress.advance()
-    if best.step == 0:
-        keep(given, best)
+    if best.step == 0 or not is_kept(best.step):
+        if newest is None:
+            raise OutputError("the best LoRA so far was removed or replaced meanwhile. Run the command again.")
+        keep(newest, best)
     return best
 
 

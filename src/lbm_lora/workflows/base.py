@@ -12,6 +12,7 @@ from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, open_backbone
 from lbm_lora.model.baseline import BaselineReport, compare_base
@@ -54,7 +55,7 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     return BaseResult(base=base, baseline=_baseline(base.safetensors, tuned, progress), ledger_file=ledger_file)
 
 
-run_base = run
+run_base = one_call(run)
 """Its name on the public page."""
 
 

@@ -8,10 +8,19 @@ import torch
 import xxhash
 
 from lbm_lora.atomic import written_bytes
-from lbm_lora.calibration import CalibrationSettings, PartialFile, Statistics, collect, save_statistics, with_checks
-from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint, open_checkpoint
+from lbm_lora.calibration import (
+    CalibrationSettings,
+    Origin,
+    PartialFile,
+    Statistics,
+    collect,
+    load_statistics,
+    save_statistics,
+    with_checks,
+)
+from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
-from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
@@ -20,6 +29,8 @@ from lbm_lora.model.build import load_model
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
+from lbm_lora.model.resolve import resolve_config
+from lbm_lora.model.schedule import schedule_of
 from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
 
@@ -54,6 +65,62 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     save_statistics(statistics, config.save_to)
     partial.remove()
     return _result(config, statistics)
+
+
+def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
+    """Measure for another command, or take the file at the output's path if it is what measuring would give.
+
+    Returns:
+        The path of the statistics.
+
+    Raises:
+        InputError: as of `run`.
+        OutputError: the file holds other statistics, which nobody named and which may have taken hours.
+    """
+    config = localized(config, progress)
+    images = chosen_images(config, expand_sources(config.images))
+    path = config.save_to
+    found = _found(path)
+    if found is not None and _is_origin(found, config, images):
+        progress.note(f"{path} was measured on these images: it is used again.")
+        return path
+    if found is not None and not config.overwrite:
+        raise OutputError(
+            f"{path} holds statistics of another model, other images or other settings. Move it, choose another output "
+            "path, or use ",
+            Option("overwrite"),
+            " to replace it.",
+        )
+    return run(config, progress).statistics
+
+
+def _found(path: Path) -> Origin | None:
+    """Return the origin of existing statistics; None if there are none, or they cannot be read."""
+    try:
+        return load_statistics(path).origin if path.is_file() else None
+    except CheckpointError:
+        return None
+
+
+def _is_origin(found: Origin, config: CalibrateConfig, images: Sequence[Path]) -> bool:
+    """Return whether statistics have the origin that measuring would give them."""
+    settings = _settings(config)
+    with open_checkpoint(config.tuned_model_path) as tuned:
+        lbm = resolve_config(tuned, config_path=config.config_path)
+        return found == Origin(
+            tuned=fingerprint(tuned.component()).digest,
+            around=around(tuned, lbm),
+            images=digests_of(images).together,
+            count=len(images),
+            schedule=schedule_of(lbm, settings.timesteps),
+            probes=settings.probes_for(len(images)),
+            size=settings.size,
+            seed=settings.seed,
+            dense_up_to=settings.dense_up_to,
+            sketch_rank=settings.sketch_rank,
+            dtype=dtype_name(dtype_of(config.torch_dtype)),
+            conv_dense_up_to=settings.conv_dense_up_to,
+        )
 
 
 def collected(

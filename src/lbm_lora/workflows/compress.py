@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
-from lbm_lora.calibration import load_statistics
-from lbm_lora.checkpoint import fingerprint, open_checkpoint
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
-from lbm_lora.errors import CheckpointError, ConfigError, Option, PairingError
+from lbm_lora.errors import ConfigError, Option, PairingError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name, localized
-from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
-from lbm_lora.model.resolve import config_beside, resolve_config
+from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
@@ -87,7 +85,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     steps = _Steps(config, config.output or Path(f"{name}_lora"), name, seen, measured_on, nbytes)
     steps.planned().check(overwrite=config.overwrite)
     base_file = _base(steps, progress)
-    statistics = config.calibration or _calibrated(steps.calibrate, seen, progress)
+    statistics = config.calibration or calibrate.measured(steps.calibrate, progress)
     extracted = extract.run(steps.extract(base_file, statistics), progress)
     compared = validate.run(steps.validate(base_file, extracted.adapter), progress)
     by_suffix = {path.suffix: path for path in compared.files}
@@ -253,28 +251,6 @@ def _check_base(path: Path, baseline: BaselineReport) -> None:
             Option("backbone_signature"),
             ".",
         )
-
-
-def _calibrated(settings: CalibrateConfig, images: Sequence[Path], progress: Progress) -> Path:
-    """Measure, or take the statistics in the folder if they were measured on the same model and images."""
-    if settings.save_to.is_file() and _is_measured(settings, images):
-        progress.note(f"{settings.save_to} was measured on these images: it is used again.")
-        return settings.save_to
-    return calibrate.run(settings, progress).statistics
-
-
-def _is_measured(settings: CalibrateConfig, images: Sequence[Path]) -> bool:
-    """Return whether the file of statistics is what calibrating would give."""
-    try:
-        origin = load_statistics(settings.save_to).origin
-    except CheckpointError:
-        return False  # an older format, or cut off: measured anew
-    with open_checkpoint(settings.tuned_model_path) as tuned:
-        lbm = resolve_config(tuned, config_path=settings.config_path)
-        same_model = origin.tuned == fingerprint(tuned.component()).digest
-        same_model &= origin.around == calibrate.around(tuned, lbm)
-    chosen = calibrate.chosen_images(settings, images)
-    return same_model and origin.images == digests_of(chosen).together and origin.seed == settings.seed
 
 
 def _texts(images: Sequence[Path]) -> tuple[str, ...]:

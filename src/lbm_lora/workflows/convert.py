@@ -16,6 +16,7 @@ from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.ownership import is_empty, is_lora
 from lbm_lora.progress import SILENT, Progress
@@ -83,7 +84,7 @@ def run(config: ConvertConfig, progress: Progress = SILENT) -> ConvertResult:
     return written(config, adapter.file_format, made, saved)
 
 
-run_convert = run
+run_convert = one_call(run)
 """Its name on the public page."""
 
 

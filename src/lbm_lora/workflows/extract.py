@@ -22,6 +22,7 @@ from lbm_lora.extraction import (
 )
 from lbm_lora.factorize import PACKED
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress
@@ -109,7 +110,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     return replace(first, further=tuple(further))
 
 
-run_extract = run
+run_extract = one_call(run)
 """Its name on the public page."""
 
 
@@ -235,7 +236,7 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
     assert config.statistics is not None
     if config.calibration_images is not None:
         with at_once():
-            calibrate.run(calibration_of(config), progress)
+            calibrate.measured(calibration_of(config), progress)
     return load_statistics(config.statistics)
 
 

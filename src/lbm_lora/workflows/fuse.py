@@ -15,6 +15,7 @@ from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
@@ -56,7 +57,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
         )
 
 
-run_fuse = run
+run_fuse = one_call(run)
 """Its name on the public page."""
 
 

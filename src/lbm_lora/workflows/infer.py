@@ -17,6 +17,7 @@ from lbm_lora.imaging.image_file import read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Tiles
+from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.moved_folder import FolderWatch
@@ -93,7 +94,7 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     return translated(config, batch, base, config.lora_path, config.tuned_model_path, progress)
 
 
-run_infer = run
+run_infer = one_call(run)
 """Its name on the public page."""
 
 

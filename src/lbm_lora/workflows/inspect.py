@@ -11,6 +11,7 @@ from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.constants import has_lbm_unet, has_sdxl_vae
 from lbm_lora.model.resolve import config_beside, own_values
@@ -52,7 +53,7 @@ def run(config: InspectConfig, progress: Progress = SILENT) -> Inspection:
     return found if config.report is None else replace(found, written=(write_page(found, config.report),))
 
 
-run_inspect = run
+run_inspect = one_call(run)
 """Its name on the public page."""
 
 

@@ -15,6 +15,7 @@ from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError, listing, plural
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.ownership import is_lora
 from lbm_lora.progress import SILENT, Progress, warn
@@ -104,7 +105,7 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
     )
 
 
-run_merge = run
+run_merge = one_call(run)
 """Its name on the public page."""
 
 

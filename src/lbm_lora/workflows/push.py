@@ -10,6 +10,7 @@ from pathlib import Path
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
+from lbm_lora.adapter.unchanged import is_unchanged
 from lbm_lora.atomic import atomic_path, together, write_text, written_bytes
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
@@ -19,6 +20,7 @@ from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.hub.publish import CARD, Commit, destination, publish
 from lbm_lora.imaging.paths import expand_sources, readable_sources
+from lbm_lora.late_files import one_call
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
@@ -67,7 +69,7 @@ def run(config: PushConfig, progress: Progress = SILENT) -> PushResult:
     return pushed(config, load_adapter(config.lora_path), config.images, progress)
 
 
-run_push = run
+run_push = one_call(run)
 """Its name on the public page."""
 
 
@@ -198,9 +200,9 @@ def _folder_of(images: str | Sequence[str] | None) -> Path:
 
 def _native(config: PushConfig, adapter: Adapter, folder: Path) -> Path:
     """Return the native file: the given one, byte for byte, or one that is written."""
-    is_given = adapter.path is not None and adapter.path.is_file() and adapter.file_format == "native"
     path = folder / _native_name(config)
-    if is_given and adapter.metadata.format and adapter.path is not None:
+    is_native = adapter.file_format == "native" and adapter.metadata.format
+    if is_native and adapter.path is not None and is_unchanged(adapter):
         _copy(adapter.path, path)
     else:
         save_adapter(adapter, path)

@@ -17,6 +17,7 @@ from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import AdapterError, ConfigError, Option
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
 from lbm_lora.ownership import is_lora
@@ -52,7 +53,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     return replace(first, further=tuple(further))
 
 
-run_resize = run
+run_resize = one_call(run)
 """Its name on the public page."""
 
 

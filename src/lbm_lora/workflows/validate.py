@@ -12,6 +12,7 @@ from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_c
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.hub import localized
+from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
@@ -82,7 +83,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     return written(config, found)
 
 
-run_validate = run
+run_validate = one_call(run)
 """Its name on the public page."""
 
 

@@ -201,3 +201,16 @@ sys.exit(bool(loaded or set(codes) != {0, 2}))
 def test_threads_are_bounded(count: str) -> None:
     with pytest.raises(ConfigError, match=rf"threads must be a whole number from 1 to 1024, got '{count}'"):
         parse("layers", ["--model_path", "m", "--threads", count])
+
+
+def test_a_current_folder_that_was_removed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["inspect", "x.safetensors", "--report", "page"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the current folder was removed. Change to another one, and run the command again.\n"
+    )
