@@ -1,6 +1,5 @@
 """Publish a LoRA on the Hugging Face hub: the verb `push`."""
 
-import filecmp
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,13 @@ from lbm_lora.hub import HubName, localized
 from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.hub.publish import CARD, Commit, destination, publish
+from lbm_lora.hub.replaced import check_replaced, is_copy
 from lbm_lora.imaging.paths import expand_sources, readable_sources
 from lbm_lora.late_files import one_call
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import PICTURES, is_lora, is_ours
+from lbm_lora.ownership import is_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.temp_folder import temp_folder
 
@@ -110,6 +110,8 @@ def pushed(
         check_card(text)
         write_text(folder / CARD, text)
         files = {CARD: folder / CARD, lora.name: lora, **({} if twin is None else {TWIN: twin.path}), **pictures}
+        if config.save_to is None and not config.overwrite:
+            check_replaced(name, files)
         commit = _delivered(config, name, files, f"Upload {lora.name}", progress)
         return PushResult(
             repo=name.repo,
@@ -129,14 +131,8 @@ def _planned(config: PushConfig, folder: Path, adapter: Adapter, pictures: Mappi
     for name in (_native_name(config), TWIN):
         plan.writes(folder / name, ours=is_lora)
     for name, picture in pictures.items():
-        plan.writes(folder / name, ours=partial(_is_copy, picture))
+        plan.writes(folder / name, ours=partial(is_copy, picture))
     return plan
-
-
-def _is_copy(picture: Path, path: Path) -> bool:
-    if any(is_ours(picture, kind) and is_ours(path, kind) for kind in PICTURES):
-        return True
-    return filecmp.cmp(picture, path, shallow=False)
 
 
 def _delivered(

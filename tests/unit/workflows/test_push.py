@@ -103,6 +103,22 @@ def test_save_to_writes_the_files_and_uploads_nothing(hub: HubServer, config: Pu
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("path", ["README.md", "relight.safetensors", TWIN, "images/lemon.png"])
+def test_files_of_others_in_the_repository_stay(hub: HubServer, config: PushConfig, tmp_path: Path, path: str) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "lemon.png")
+    config = replace(config, images=str(tmp_path / "lemon.png"))
+    for _ in range(2):
+        run(config)
+    repo = hub.repos["user/repo"]
+    ours = repo.commits[repo.branches["main"]]
+    before = hub.put("user/repo", {path: b"theirs"})
+    with pytest.raises(OutputError, match=rf"^{path} exists in user/repo, and .*, or use overwrite to replace it\.$"):
+        run(config)
+    assert repo.branches["main"] == before
+    run(replace(config, overwrite=True))
+    assert repo.commits[repo.branches["main"]] == ours
+
+
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:
     run(replace(config, save_to=tmp_path / "look"))
     run(replace(config, lora_path=tmp_path / "look" / TWIN, to="user/other"))
