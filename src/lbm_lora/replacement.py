@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_IMODE, S_ISREG
 
 from lbm_lora.output_place import cannot_write
 
@@ -41,6 +42,7 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         if was_there:
             with suppress(OSError, NotImplementedError):
                 os.link(draft.path, draft.spare, follow_symlinks=False)
+            _keep_mode(draft)
     try:
         for draft in drafts:
             _rename(draft)
@@ -51,6 +53,14 @@ def replace_all(drafts: Sequence[Draft]) -> None:
             with suppress(OSError):
                 _put_back(draft, new, was_there=was_there)
         raise
+
+
+def _keep_mode(draft: Draft) -> None:
+    """Give a new file the permissions of the old one: what was private stays private."""
+    old = draft.path.lstat()
+    if S_ISREG(old.st_mode):
+        with suppress(OSError):
+            draft.file.chmod(S_IMODE(old.st_mode))
 
 
 def _rename(draft: Draft) -> None:

@@ -54,6 +54,14 @@ def test_all_are_replaced(tmp_path: Path, drafts: list[Draft]) -> None:
     assert files(tmp_path / "out") == {name: f"new {name}" for name in NAMES}
 
 
+def test_what_was_private_stays_private(tmp_path: Path, drafts: list[Draft]) -> None:
+    (tmp_path / "out" / "a").chmod(0o600)
+    fresh = (tmp_path / "new" / "b").stat().st_mode
+    replace_all(drafts)
+    assert (tmp_path / "out" / "a").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "out" / "b").stat().st_mode == fresh
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fault", [refuse, interrupt])
 def test_a_rename_that_fails_puts_all_old_files_back(

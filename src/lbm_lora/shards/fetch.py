@@ -172,7 +172,11 @@ def _unpacked(path: Path, cache_dir: Path | None) -> Path:
     if cache_dir is None:
         raise ConfigError(f"the shard {path} is compressed. Set cache_dir, the folder to unpack it into.")
     stat = path.stat()
-    copy = _place(cache_dir, f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"{path.stem}.unpacked.tar")
+    copy = _place(
+        cache_dir,
+        " ".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns))),
+        f"{path.stem}.unpacked.tar",
+    )
     with _to_make(copy) as temporary:
         if temporary is not None:
             try:

@@ -243,6 +243,20 @@ def test_compressed_shards_are_unpacked_once(
     assert other.read_bytes() == shard.read_bytes() * 2
 
 
+def test_another_shard_of_the_same_size_and_time_is_unpacked(shard: Path, tmp_path: Path) -> None:
+    packed, other = tmp_path / "t.tgz", tmp_path / "other.tgz"
+    content = shard.read_bytes()
+    for path, contents in ((packed, content), (other, content[::-1])):
+        path.write_bytes(gzip.compress(contents, 0))
+    assert packed.stat().st_size == other.stat().st_size
+    (first,) = local(str(packed), cache_dir=tmp_path / "cache")
+    times = packed.stat()
+    other.replace(packed)
+    os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (second,) = local(str(packed), cache_dir=tmp_path / "cache")
+    assert (first.read_bytes(), second.read_bytes()) == (content, content[::-1])
+
+
 def test_a_damaged_compressed_shard_is_said(shard: Path, tmp_path: Path) -> None:
     packed = shard.with_name("t.tgz")
     packed.write_bytes(gzip.compress(shard.read_bytes())[:-20])
