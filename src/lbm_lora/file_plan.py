@@ -21,7 +21,7 @@ from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_writable
-from lbm_lora.ownership import MARK_LINE, is_any_kind, is_empty, is_ours
+from lbm_lora.ownership import MARK_LINE, is_any_kind, is_ours
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import status_of
 
@@ -137,24 +137,17 @@ class FilePlan:
                     why = f"{output.name} exists, and it is another kind of file. "
                 raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
         for output in self.outputs:
-            was_empty = is_empty(output.path)
-            expect(output.path, self._replaceable(output.is_ours, overwrite=overwrite, was_empty=was_empty))
+            expect(output.path, self._replaceable(output.is_ours, overwrite=overwrite))
         for folder, ours in self.open_folders.items():
             expect(folder, self._replaceable(ours, overwrite=overwrite))
 
-    def _replaceable(
-        self, is_ours: Callable[[Path], bool], *, overwrite: bool, was_empty: bool = False
-    ) -> Callable[[Path], bool]:
-        """Return whether a file may be replaced later: never an input, whose folder may have been moved there.
-
-        Args:
-            was_empty: whether an empty file is there already. One that appears later may be what somebody writes.
-        """
+    def _replaceable(self, is_ours: Callable[[Path], bool], *, overwrite: bool) -> Callable[[Path], bool]:
+        """Return whether a file may be replaced later: never an input, whose folder may have been moved there."""
 
         def is_replaceable(path: Path) -> bool:
             found = status_of(path)
             is_input = found is not None and (found.st_dev, found.st_ino) in self.inputs
-            return not is_input and (overwrite or (is_ours(path) and (was_empty or not is_empty(path))))
+            return not is_input and (overwrite or is_ours(path))
 
         return is_replaceable
 

@@ -52,14 +52,14 @@ _SEARCHED = 2**16  # bytes at either end of a file
 def is_ours(path: Path, *marks: str) -> bool:
     r"""Return whether lbm-lora wrote a file: a mark is near the file's beginning or end.
 
-    A file of no bytes is anybody's, and holds nothing to lose.
+    One of no bytes is not: somebody may have just begun to write it.
 
     Args:
         marks: the marks of the kind of file. One that ends with `\n` is the end of a line; if it also begins with `# `,
             the whole line.
     """
     ends = _ends(path)
-    return ends is not None and (not ends or any(_sought(mark) in ends for mark in marks))
+    return any(_sought(mark) in ends for mark in marks)
 
 
 def of_kind(*marks: str) -> Callable[[Path], bool]:
@@ -70,12 +70,7 @@ def of_kind(*marks: str) -> Callable[[Path], bool]:
 def is_any_kind(path: Path) -> bool:
     """Return whether lbm-lora seems to have written a file, for a message: whoever replaces it asks for its kind."""
     ends = _ends(path)
-    return ends is not None and _ANY.search(ends) is not None
-
-
-def is_empty(path: Path) -> bool:
-    """Return whether a file has no bytes."""
-    return _ends(path) == b""
+    return _ANY.search(ends) is not None
 
 
 def is_statistics(path: Path) -> bool:
@@ -111,10 +106,11 @@ def _sought(mark: str) -> bytes:
     return (f"\n{mark}" if mark.startswith("# ") else mark).encode()
 
 
-def _ends(path: Path) -> bytes | None:
-    """Return the bytes at either end of a file, with `\\n` before them and at the end of lines; none if it is empty.
+def _ends(path: Path) -> bytes:
+    """Return the bytes at either end of a file, with `\\n` before them and at the end of lines.
 
-    None if there is no such file.
+    Returns:
+        No bytes if there is no such file.
     """
     try:
         check_regular(path)
@@ -125,5 +121,5 @@ def _ends(path: Path) -> bytes | None:
             file.seek(max(0, size - _SEARCHED))
             ends += file.read(_SEARCHED)
     except OSError:
-        return None
-    return b"\n" + ends.replace(b"\r\n", b"\n") + b"\n" if size else b""
+        return b""
+    return b"\n" + ends.replace(b"\r\n", b"\n") + b"\n"

@@ -100,13 +100,12 @@ def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     plan.check(overwrite=True)
 
 
-def test_our_own_files_and_empty_ones_are_replaced(tmp_path: Path) -> None:
+def test_our_own_files_are_replaced(tmp_path: Path) -> None:
     plan = FilePlan()
     plan.writes(
         file(tmp_path / "report.html", f'<head>\n <meta name="generator" content="{MARK}">\r\n</head>'), ours=OURS
     )
     plan.writes(file(tmp_path / "config.yaml", f"{MARK_LINE}rank: 4\n"), ours=OURS)
-    plan.writes(file(tmp_path / "empty", ""), ours=OURS)
     save_file({"a": torch.ones(2)}, tmp_path / "lora.safetensors", {"lbm_lora_format": "1"})
     plan.writes(tmp_path / "lora.safetensors", ours=OURS)
     plan.writes(tmp_path / "new.safetensors", ours=OURS)
@@ -133,6 +132,13 @@ def test_a_write_protected_file_stays(tmp_path: Path, overwrite: bool) -> None:
     assert refused(plan, overwrite=overwrite) == (
         f"{path} is write-protected. Choose another path, or make it writable."
     )
+
+
+def test_a_file_of_no_bytes_stays(tmp_path: Path) -> None:
+    """Somebody may have just begun to write it."""
+    plan = FilePlan()
+    plan.writes(file(tmp_path / "report.html", ""), ours=OURS)
+    assert "exists, and lbm-lora did not write it" in refused(plan)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

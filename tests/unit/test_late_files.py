@@ -118,23 +118,6 @@ def test_an_input_whose_folder_is_moved_to_the_outputs_stays(tmp_path: Path, ove
     assert output.read_text() == MARK_LINE
 
 
-@pytest.mark.parametrize("when", ["before", "later"])
-def test_a_file_of_no_bytes_that_appears_later_stays(tmp_path: Path, when: str) -> None:
-    """Somebody may be writing it."""
-    output = tmp_path / "out.txt"
-    plan = FilePlan()
-    plan.writes(output, ours=of_kind(MARK_LINE))
-    if when == "before":
-        output.touch()
-    plan.check()
-    if when == "before":
-        write_text(output, MARK_LINE)
-        return
-    output.touch()
-    with pytest.raises(OutputError, match=r"out\.txt appeared while this command ran"):
-        write_text(output, MARK_LINE)
-
-
 def test_a_dangling_link_that_appears_later_stays(tmp_path: Path) -> None:
     output = tmp_path / "out.txt"
     plan = FilePlan()

@@ -17,7 +17,6 @@ from lbm_lora.ownership import (
     TRAINED,
     is_any_kind,
     is_base,
-    is_empty,
     is_fused,
     is_lora,
     is_ours,
@@ -104,8 +103,6 @@ def test_a_file_that_mentions_us_is_somebody_elses(tmp_path: Path, content: str)
     assert not any(kind(tmp_path / "a") for kind in (*KINDS, is_any_kind, of_kind(RESULT), of_kind(MARK_LINE)))
 
 
-def test_a_file_of_no_bytes_is_of_any_kind(tmp_path: Path) -> None:
+def test_a_file_of_no_bytes_is_somebody_elses(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert all(kind(tmp_path / "a") for kind in (*KINDS, of_kind(RESULT), is_empty))
-    assert not is_any_kind(tmp_path / "a")
-    assert not is_empty(tmp_path / "none")
+    assert not any(kind(tmp_path / "a") for kind in (*KINDS, of_kind(RESULT), of_kind(MARK_LINE), is_any_kind))

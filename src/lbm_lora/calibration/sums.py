@@ -158,7 +158,7 @@ class PartialFile:
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Return whether a file holds unfinished sums, or nothing."""
+        """Return whether a file holds unfinished sums."""
         return is_ours(path, f'"{_ORIGIN_KEY}":"')
 
 

@@ -84,12 +84,12 @@ def _signed(text: str) -> str:
 
 
 def is_unedited_card(path: Path) -> bool:
-    """Return whether a file is a card of lbm-lora as it was written, or has no bytes: cards are there to be edited."""
+    """Return whether a file is a card of lbm-lora as it was written: cards are there to be edited."""
     try:
         text = read_text(path)
     except (OSError, ValueError):
         return False
-    return not text or text == _signed(_SIGNATURE.sub("", text))
+    return text == _signed(_SIGNATURE.sub("", text))
 
 
 def _metadata(facts: CardFacts) -> dict[str, Any]:

@@ -303,11 +303,14 @@ class LatentBridgePipeline(DiffusionPipeline):
         """Write the model into a folder, with this file as pipeline.py; see diffusers.
 
         Raises:
-            FileExistsError: the folder has another program of that name.
+            FileExistsError: the folder has another program of that name, or another pipeline.
         """
-        program = Path(save_directory) / _PROGRAM
-        if program.exists() and _TITLE not in program.read_text(encoding="utf-8", errors="replace"):
+        program, index = Path(save_directory) / _PROGRAM, Path(save_directory) / "model_index.json"
+        is_ours = program.exists() and _TITLE in program.read_text(encoding="utf-8", errors="replace")
+        if program.exists() and not is_ours:
             raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
+        if index.exists() and not is_ours:
+            raise FileExistsError(f"{index} exists, and is that of another pipeline. Choose another folder.")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
-from lbm_lora.ownership import is_empty, is_lora
+from lbm_lora.ownership import is_lora
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -125,7 +125,7 @@ def plan_files(plan: FilePlan, path: Path, to: FormatName, what: str = "") -> No
     weights, *configs = files_of(path, to)
     plan.writes(weights, what, ours=is_lora)
     for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
-        plan.writes(config, what, ours=lambda path: is_empty(path) or is_config_as_written(path, weights))
+        plan.writes(config, what, ours=lambda path: is_config_as_written(path, weights))
 
 
 def _check_form(path: Path, to: FormatName) -> None:

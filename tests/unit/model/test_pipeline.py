@@ -610,3 +610,11 @@ def test_the_text_of_a_pipeline_ends_with_its_loras(pipe: LBMPipeline, loras: di
         assert repr(pipe).endswith("LoRAs: a 0.25, b 0.5")
         pipe.set_adapters("a", "1,attn1=0")
         assert repr(pipe).endswith("LoRAs: a 1,attn1=0 x 0.5")
+
+
+def test_another_pipeline_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:
+    index = tmp_path / "model_index.json"
+    index.write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    with pytest.raises(FileExistsError, match=r"model_index\.json exists, and is that of another pipeline"):
+        LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model_index.json"]

@@ -107,7 +107,8 @@ def test_the_config_of_a_twin_is_ours_as_it_was_written(lora: Path) -> None:
     with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
         plan.check()
     config.write_bytes(b"")
-    plan.check()
+    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
+        plan.check()
 
 
 def test_extract_writes_a_twin_of_each_lora(lbm: Lbm, tmp_path: Path) -> None:
