@@ -81,12 +81,12 @@ from lbm_lora.inference.shards import translate_shard as work
 
 def wrapped(function):
     count = 0
-    def counted(*arguments):
+    def counted(*arguments, **named):
         nonlocal count
         count += 1
         if count == {number} and {when!r} != "after":
             os.kill(os.getpid(), signal.{name})
-        done = function(*arguments)
+        done = function(*arguments, **named)
         if count == {number} and {when!r} == "after":
             os.kill(os.getpid(), signal.{name})
         return done

@@ -1,7 +1,6 @@
 """Translate WebDataset shards with an LBM checkpoint and LoRAs, by one process or several: `infer --source_shards`."""
 
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +186,10 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
 
 def _remove_parts(folder: Path, jobs: "list[ShardJob]") -> None:
     """Remove the unfinished files of a killed run, not those of another run that lives."""
-    from lbm_lora.inference.shards.shard_record import SETTINGS
+    from lbm_lora.inference.shards.shard_record import SETTINGS, record_path
 
-    for name in (SETTINGS, *(job.name for job in jobs if job.record is None)):
-        for part in folder.glob(f"{escape(stem_of(name))}.*.part"):
+    names = {SETTINGS, *(job.name for job in jobs), *(record_path(job.output).name for job in jobs)}
+    stems = {stem_of(name) for name in names}
+    for part in folder.glob(".*.*.part"):
+        if part.name.rsplit(".", 2)[0] in stems:
             remove_leftover(part)

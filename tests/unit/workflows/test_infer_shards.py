@@ -122,15 +122,16 @@ def test_what_is_there_is_not_made_again(infer: Callable[..., InferShardsConfig]
     assert sorted(unbroken) == ["000.tar", "000.tar.json", "001.tar", "001.tar.json", "infer.json"]
     (tmp_path / "out/000.tar").unlink()  # as if the run had been killed before
     stamp = (tmp_path / "out/001.tar").stat().st_mtime_ns
-    dead = tmp_path / "out/.000.tar.7.part"
-    dead.mkdir()
-    (dead / NOTE).write_bytes(NOTE_TEXT)
+    dead = [tmp_path / f"out/.{name}.7.part" for name in ("000.tar", "000.tar.json", "001.tar", "infer.json")]
+    for folder in dead:
+        folder.mkdir()
+        (folder / NOTE).write_bytes(NOTE_TEXT)
     with atomic_path(tmp_path / "out/000.tar") as living:  # of another run
         living.write_text("half")
         result = run(infer())
         assert living.exists()
         living.write_bytes((tmp_path / "out/000.tar").read_bytes())
-    assert not dead.exists()
+    assert not any(folder.exists() for folder in dead)
     assert (result.written, result.present, result.images) == (1, 1, 2)
     assert (tmp_path / "out/001.tar").stat().st_mtime_ns == stamp
     assert contents(tmp_path / "out") == unbroken
