@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+import xxhash
+
 
 def check_regular(path: Path) -> int:
     """Return the size of a regular file, in bytes; links are followed.
@@ -18,6 +20,20 @@ def check_regular(path: Path) -> int:
     if not S_ISREG(status.st_mode):
         raise OSError(errno.ENXIO, "Not a regular file", str(path))
     return status.st_size
+
+
+def file_digest(path: Path) -> str:
+    """Return the XXH3 128-bit digest of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    check_regular(path)
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def status_of(path: Path) -> os.stat_result | None:

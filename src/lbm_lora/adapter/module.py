@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.metadata import AdapterMetadata
+from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
 from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option
@@ -220,7 +220,11 @@ class Adapter:
         modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
         dense = {name: delta for name, delta in self.dense.items() if keep(name)}
         grids = {name: grid for name, grid in self.grids.items() if name in dense}
-        return replace(self._with(modules, dense, self.dtype), grids=grids)
+        part = replace(self._with(modules, dense, self.dtype), grids=grids)
+        if part.params == self.params:
+            return part
+        facts = {key: value for key, value in self.metadata.facts.items() if key != ERRORS_KEY}  # those of the whole
+        return replace(part, metadata=replace(self.metadata, facts=facts))
 
     def _with(
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None

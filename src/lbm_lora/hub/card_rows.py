@@ -9,6 +9,8 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import REFINEMENT_KEY, SETTINGS_KEY, parsed
 from lbm_lora.errors import plural
+from lbm_lora.progress import warn
+from lbm_lora.regular_file import file_digest
 
 Row = tuple[str, str]
 """What, and its value."""
@@ -56,13 +58,22 @@ def error_rows(errors: Mapping[str, float]) -> list[Row]:
     return [(_ERRORS.get(name, name.replace("_", " ")), f"{100 * value:.3g} %") for name, value in errors.items()]
 
 
-def report_rows(folder: Path) -> list[Row]:
-    """Return the PSNR of base + LoRA in a report folder of `lbm-lora validate`; none if there is no report."""
+def report_rows(folder: Path, lora: Path | None) -> list[Row]:
+    """Return the PSNR of base + LoRA in a report folder of `lbm-lora validate`; none if there is no report.
+
+    Args:
+        lora: the file of the LoRA: a report of another one is left out, with a warning. None: it has none.
+    """
     path = folder / "report.json"
     if not path.is_file():
         return []
     try:
-        outputs: Any = json.loads(path.read_text(encoding="utf-8"))["outputs"]
+        report: Any = json.loads(path.read_text(encoding="utf-8"))
+        outputs = report["outputs"]
+        digest = report["provenance"].get("digests", {}).get("LoRA")
+        if outputs and (lora is None or digest != file_digest(lora)):
+            warn(f"{path} is not of this LoRA as it is now: the card does not show its PSNR. Validate it again.")
+            return []
         entries = [entry for entry in (outputs or {}).get("summary", ()) if entry["variant"] == "base + LoRA"]
         return [
             (

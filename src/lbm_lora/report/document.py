@@ -43,11 +43,13 @@ class Provenance:
 
     Attributes:
         files: role -> file name without its folder, with what is known of it.
+        digests: role -> xxh3_128 of the file's bytes, for LoRAs.
         settings: flag -> value.
         versions: library -> version.
     """
 
     files: Mapping[str, str] = Field(default_factory=dict[str, str])
+    digests: Mapping[str, str] = Field(default_factory=dict[str, str])
     settings: Mapping[str, bool | int | Float | str | None] = Field(default_factory=dict)
     versions: Mapping[str, str] = Field(default_factory=dict[str, str])
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
 from lbm_lora.ownership import COMPARISON, GENERATOR, MARK_LINE, is_ours
+from lbm_lora.progress import warn
 from lbm_lora.report.document import SCHEMA, Provenance, Report, report_json
 from lbm_lora.report.html import render_html
 from lbm_lora.report.images import ImageSet
 from lbm_lora.report.text import full_text
 
+_IMAGE = "comparison.png"
 _MARKS = {
     ".txt": MARK_LINE,
     ".json": f'"schema": "{SCHEMA.rpartition("/")[0]}/',
@@ -48,6 +50,9 @@ def write_report(
     texts = (f"{full_text(report)}\n\n{MARK_LINE}", report_json(report, provenance=provenance), page)
     for path, text in zip(paths, texts, strict=False):
         write_text(path, text)
+    old = Path(folder) / _IMAGE
+    if image is None and is_report(old):
+        warn(f"{old} is of an earlier report: this one has no images.")
     if image is not None:
         with atomic_path(paths[-1]) as temporary:
             temporary.write_bytes(image)
@@ -56,7 +61,7 @@ def write_report(
 
 def report_paths(folder: Path, *, has_image: bool) -> tuple[Path, ...]:
     """Return the files of a report: as text, JSON and page, and the side-by-side image if there is one."""
-    names = ("report.txt", "report.json", "report.html", *(["comparison.png"] if has_image else []))
+    names = ("report.txt", "report.json", "report.html", *([_IMAGE] if has_image else []))
     return tuple(folder / name for name in names)
 
 

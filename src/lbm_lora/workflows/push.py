@@ -87,8 +87,9 @@ def pushed(
     pictures = _pictures(images)
     if config.save_to is not None:
         _planned(config, config.save_to, adapter, pictures).check(overwrite=config.overwrite)
+    file = adapter.path if is_unchanged(adapter) else None
     with temp_folder() as folder:
-        lora = _native(config, adapter, folder)
+        lora = _native(config, adapter, file, folder)
         twin = _twin(adapter, folder)
         errors = measured_errors(adapter)
         text = card_text(
@@ -100,7 +101,7 @@ def pushed(
                 lora=lora.name,
                 twin=None if twin is None else TWIN,
                 contents=content_rows(adapter, written_bytes(lora)),
-                measured=[*error_rows(errors), *report_rows(_folder_of(images))],
+                measured=[*error_rows(errors), *report_rows(_folder_of(images), lora=file)],
                 lost="" if twin is None else _lost(adapter, twin.dropped),
                 remarks=() if twin is None else twin.notes,
                 images=[*pictures],
@@ -194,12 +195,12 @@ def _folder_of(images: str | Sequence[str] | None) -> Path:
     return first if first.is_dir() else first.parent
 
 
-def _native(config: PushConfig, adapter: Adapter, folder: Path) -> Path:
-    """Return the native file: the given one, byte for byte, or one that is written."""
+def _native(config: PushConfig, adapter: Adapter, file: Path | None, folder: Path) -> Path:
+    """Return the native file: that of the adapter, byte for byte, or one that is written."""
     path = folder / _native_name(config)
     is_native = adapter.file_format == "native" and adapter.metadata.format
-    if is_native and adapter.path is not None and is_unchanged(adapter):
-        _copy(adapter.path, path)
+    if is_native and file is not None:
+        _copy(file, path)
     else:
         save_adapter(adapter, path)
     return path

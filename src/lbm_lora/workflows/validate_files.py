@@ -8,6 +8,7 @@ from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name
 from lbm_lora.ownership import LIST_MARK, of_kind
+from lbm_lora.regular_file import file_digest
 from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
 
 
@@ -63,8 +64,12 @@ def provenance_of(config: ValidateConfig) -> Provenance:
         "size": config.size,
         "torch_dtype": config.torch_dtype,
     }
+    loras = {role: path for role, path in paths.items() if role.startswith("LoRA") and path.is_file()}
     return Provenance(
-        files={role: path.name for role, path in paths.items()}, settings=settings, versions=installed_versions()
+        files={role: path.name for role, path in paths.items()},
+        digests={role: file_digest(path) for role, path in loras.items()},
+        settings=settings,
+        versions=installed_versions(),
     )
 
 

@@ -1,7 +1,7 @@
 """Lora modules and adapters as values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, common_dtype
+from lbm_lora.adapter.metadata import ERRORS_KEY
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
@@ -135,6 +136,12 @@ class Measured(Adapter):
     """An adapter with a number that was measured on it."""
 
     error: float = 0.5
+
+
+def test_errors_of_the_whole_are_not_those_of_a_part(adapter: Adapter) -> None:
+    known = replace(adapter, metadata=replace(adapter.metadata, facts={ERRORS_KEY: "{}", "a": "b"}))
+    assert known.filtered(lambda _: True).metadata.facts == known.metadata.facts
+    assert known.filtered(lambda name: name.startswith("a.")).metadata.facts == {"a": "b"}
 
 
 def test_what_was_measured_on_an_adapter_is_not_said_of_a_part_of_it(adapter: Adapter) -> None:

@@ -9,6 +9,8 @@ import torch
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.regular_file import file_digest
 
 
 def adapter(**facts: object) -> Adapter:
@@ -47,16 +49,23 @@ def test_errors_of_an_extraction_and_of_a_refinement() -> None:
 
 
 def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:
-    assert report_rows(tmp_path) == []
+    made = tmp_path / "x.safetensors"
+    made.write_bytes(b"a LoRA")
+    assert report_rows(tmp_path, made) == []
     lora = {"variant": "base + LoRA", "steps": 1, "mean_psnr": 41.26, "worst_psnr": 38.0}
-    summary = {"outputs": {"summary": [{**lora, "variant": "base"}, lora]}}
+    outputs = {"summary": [{**lora, "variant": "base"}, lora]}
+    summary = {"outputs": outputs, "provenance": {"digests": {"LoRA": file_digest(made)}}}
     (tmp_path / "report.json").write_text(json.dumps(summary))
-    assert report_rows(tmp_path) == [
+    assert report_rows(tmp_path, made) == [
         ("images at 1 step, to the tuned model's", "PSNR 41.3 dB in the mean, 38.0 dB at worst")
     ]
+    made.write_bytes(b"another LoRA of that name")
+    for lora_file in (made, None):
+        with pytest.warns(LbmLoraWarning, match=r"report\.json is not of this LoRA as it is now"):
+            assert report_rows(tmp_path, lora_file) == []
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"outputs": null}', '{"outputs": {"summary": [1]}}'])
 def test_a_report_of_another_kind_gives_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
-    assert report_rows(tmp_path) == []
+    assert report_rows(tmp_path, None) == []

@@ -53,7 +53,7 @@ def test_a_new_repository_and_other_files_need_no_question(hub: HubServer, files
 
 
 OURS = {
-    "README.md": [CARD, b""],
+    "README.md": [CARD],
     "a.safetensors": [
         weights(lbm_lora_format="1"),
         weights(lbm_lora_export="diffusers 1"),

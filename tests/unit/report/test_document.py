@@ -103,6 +103,7 @@ def test_provenance(report: Report) -> None:
     found = json.loads(report_json(report, provenance=given))["provenance"]
     assert found == {
         "files": {"base": "b.safetensors"},
+        "digests": {},
         "settings": {"size": None, "seed": 3, "scale": "inf", "images": True},
         "versions": {},
     }

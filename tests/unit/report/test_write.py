@@ -5,7 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lbm_lora.ownership import MARK_LINE
+import pytest
+from PIL import Image
+
+from lbm_lora.imaging.image_file import encode_image
+from lbm_lora.ownership import COMPARISON, MARK_LINE
+from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.report import ImageSet, Report, full_text, installed_versions, parse_report, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
@@ -24,6 +29,14 @@ def test_all_forms_lie_in_one_folder(report: Report, build_set: Callable[..., Im
 
 def test_without_an_image_there_is_none(report: Report, tmp_path: Path) -> None:
     assert [path.name for path in write_report(report, tmp_path)] == ["report.txt", "report.json", "report.html"]
+
+
+def test_an_earlier_image_beside_a_report_without_one_is_named(report: Report, tmp_path: Path) -> None:
+    image = encode_image(Image.new("RGB", (4, 4)), ".png", mark=COMPARISON)
+    write_report(report, tmp_path, image=image)
+    with pytest.warns(LbmLoraWarning, match=r"comparison\.png is of an earlier report: this one has no images"):
+        write_report(report, tmp_path)
+    assert (tmp_path / "comparison.png").read_bytes() == image
 
 
 def test_versions_of_what_is_installed() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from lightning.fabric import Fabric
 
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
@@ -18,6 +17,7 @@ from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.plain_text import parse_yaml, read_text
 from lbm_lora.progress import Progress
+from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, Values, changed_keys, check_identity, check_values, load_state
 from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
 from lbm_lora.training.loss.losses import Lpips
@@ -251,7 +251,7 @@ def _identity(config: TrainConfig, base: str, pairs: int, world: int) -> dict[st
     given = config.lora_weights_path
     return {key: values[key] for key in _SAME} | {
         "base_model_path (by content)": base,
-        "lora_weights_path (by content)": None if given is None else xxhash.xxh3_128_hexdigest(given.read_bytes()),
+        "lora_weights_path (by content)": None if given is None else file_digest(given),
         "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # earlier runs lack it
         "number of training pairs": pairs,
         "samples of a forward pass over all processes": config.batch_size * world,
