@@ -36,6 +36,7 @@ from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.signals import Terminated, terminated_as_exception
 
 _UNEXPECTED = LbmLoraError.exit_code
+_REFUSED_MEMORY = ("can't allocate memory", "could not create a primitive", "unable to mmap", "bad_alloc")
 _OUT_OF_MEMORY = (
     "Out of memory. If the command has them, these need less: --torch_dtype bf16, a smaller --size, --vae_tiling on, "
     "--device cpu."
@@ -124,6 +125,15 @@ def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
     return context
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was refused; torch and oneDNN say so by a RuntimeError on the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, on a device
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSED_MEMORY))
+    )
+
+
 def described(error: Exception) -> tuple[str, int]:
     """Return the line and the exit code of an exception."""
     if isinstance(error, LbmLoraError) and error.exit_code != _UNEXPECTED:
@@ -134,7 +144,7 @@ def described(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _REFUSED:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}.", InputError.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a device
+    if _is_out_of_memory(error):
         return f"{_OUT_OF_MEMORY} {error}".rstrip(), InputError.exit_code
     report = "please report the lines above, with what `lbm-lora doctor` says"
     return f"{type(error).__name__}: {error} (a defect of lbm-lora: {report})", _UNEXPECTED

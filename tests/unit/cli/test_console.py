@@ -177,7 +177,13 @@ def test_what_the_machine_refuses_is_no_defect(error: OSError, line: str, code: 
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
 )
 def test_too_little_memory_is_no_defect_and_says_what_needs_less(error: Exception) -> None:
     line, code = described(error)

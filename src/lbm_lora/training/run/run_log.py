@@ -12,7 +12,8 @@ from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from lbm_lora.errors import MissingExtraError
+from lbm_lora.errors import ConfigError, MissingExtraError
+from lbm_lora.missing_path import absolute_path
 from lbm_lora.progress import Pace, as_clock
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
@@ -99,11 +100,18 @@ def step_line(step: int, total: int, loss: float, pace: Pace) -> str:
 
 
 def check_logger(settings: RunSettings) -> None:
-    """Check that the chosen logger is installed.
+    """Check that the chosen logger is installed, and can write to the folder of the run.
 
     Raises:
+        ConfigError: the folder's name means something else to it.
         MissingExtraError: its package is not installed.
     """
+    folder = str(settings.save_ckpt_path)
+    if settings.logger != "none" and "::" in folder:
+        raise ConfigError(
+            f"logger {settings.logger} takes save_ckpt_path {folder} for a URL. Choose a folder without ::, or set "
+            "logger to none."
+        )
     package = _PACKAGES.get(settings.logger)
     if package is not None and find_spec(package) is None:
         raise MissingExtraError(
@@ -113,7 +121,8 @@ def check_logger(settings: RunSettings) -> None:
 
 
 def _open(settings: RunSettings, folder: RunFolder, step: int) -> Logger | None:
-    root, name = folder.logs.parent, folder.logs.name
+    # loggers go by fsspec, which takes what stands before a colon of a relative path for a file system
+    root, name = absolute_path(folder.logs.parent), folder.logs.name
     if settings.logger == "tensorboard":
         return TensorBoardLogger(root, name=name, version="", purge_step=step + 1 if step else None)
     if settings.logger == "csv":

@@ -2,12 +2,13 @@
 
 import csv
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from lbm_lora.errors import MissingExtraError
+from lbm_lora.errors import ConfigError, MissingExtraError
 from lbm_lora.progress import Pace
 from lbm_lora.training.run import run_log as module
 from lbm_lora.training.run.run_folder import RunFolder
@@ -77,6 +78,25 @@ def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="logger wandb needs the package wandb, which is not installed: pip"):
         check_logger(config(logger="wandb", wandb_project="p"))
+
+
+def test_a_folder_that_a_logger_takes_for_a_url_is_refused(config: Config) -> None:
+    with pytest.raises(ConfigError, match="logger csv takes save_ckpt_path runs::1 for a URL"):
+        check_logger(config(logger="csv", save_ckpt_path="runs::1"))
+    check_logger(config(logger="none", save_ckpt_path="runs::1"))
+
+
+def test_a_folder_with_a_colon_has_its_own_logs(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = config(logger="csv", save_ckpt_path="file:run")
+    log = RunLog(chosen, RunFolder(chosen.save_ckpt_path), 0)
+    log.metrics({"train/loss": 1.0}, 1)
+    log.close()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.csv")] == [
+        "file:run/logs/version_0/metrics.csv"
+    ]
 
 
 def test_the_line_of_a_step_has_the_time_left_and_fits_80_columns_behind_note() -> None:
