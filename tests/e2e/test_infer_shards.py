@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,23 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LBM_LORA = ["-m", "lbm_lora.cli.main"]
 PICTURES = sorted(bundled.PAIRS.glob("*.source.png"))[:6]
 KEYS = [path.name.partition(".")[0] for path in PICTURES]
+
+
+FAILING = """
+import os
+from pathlib import Path
+
+if os.environ.get("LOCAL_RANK") == "1":
+    replace = Path.replace
+
+    def failing(self, target):
+        if Path(target).name == "001.tar.json":
+            raise OSError(5, "Input/output error", str(target))
+        return replace(self, target)
+
+    Path.replace = failing
+"""
+"""A disk on which the second process cannot write the record of the second shard."""
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +68,14 @@ def unbroken(infer: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
     return found
 
 
-def start(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def start(words: Sequence[str], environment: Mapping[str, Path] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *words],
+        env=ENVIRONMENT | {name: str(path) for name, path in (environment or {}).items()},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
 
 
@@ -172,10 +194,11 @@ def test_two_nodes_of_torchrun_are_one(infer: list[str], unbroken: dict[str, byt
 @pytest.mark.faults
 def test_an_error_of_one_process_ends_all(infer: list[str], tmp_path: Path) -> None:
     """The second process cannot write its record: the first one finishes its shards, and both end with exit code 2."""
-    folder = tmp_path / "out"
-    (folder / "001.tar.json").mkdir(parents=True)
-    done = start([*infer, "--output_path", str(folder), "--devices", "2"])
+    folder, patch = tmp_path / "out", tmp_path / "patch" / "sitecustomize.py"  # Python imports it in every process
+    patch.parent.mkdir()
+    patch.write_text(FAILING)
+    done = start([*infer, "--output_path", str(folder), "--devices", "2"], {"PYTHONPATH": patch.parent})
     assert done.returncode == 2, done.stderr
     assert "process 1 has ended: " in done.stderr
-    assert "001.tar.json is a folder" in done.stderr
+    assert "001.tar.json cannot be written: Input/output error" in done.stderr
     assert sorted(path.name for path in folder.glob("*.tar")) == ["000.tar", "002.tar"]

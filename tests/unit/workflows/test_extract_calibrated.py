@@ -283,7 +283,7 @@ def test_a_refit_replaces_the_file_by_a_better_one(config: ExtractConfig, images
 def test_a_refit_that_is_stopped_leaves_the_old_file(
     config: ExtractConfig, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config.save_to.write_bytes(b"")  # a file of no bytes may be replaced
+    config.save_to.write_bytes(b"")
     seen: list[list[str]] = []
 
     def stop(found: list[ExtractedAdapter], *_: object, **__: object) -> None:
@@ -296,7 +296,7 @@ def test_a_refit_that_is_stopped_leaves_the_old_file(
     monkeypatch.setattr("lbm_lora.workflows.refit.refitted", stop)
     alone = dataclasses.replace(config, calibration=None, calibration_images=str(images), rank=1, conv_rank=1)
     with pytest.raises(KeyboardInterrupt):
-        run(dataclasses.replace(alone, check=False))
+        run(dataclasses.replace(alone, check=False, overwrite=True))
     assert sorted(seen[0]) == ["l.safetensors", "l_calibration.safetensors"]
     assert config.save_to.read_bytes() == b""
 
