@@ -10,17 +10,16 @@ nothing. A file that exists is replaced only if it is ours and of the same kind:
 writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG, S_IWGRP, S_IWOTH, S_IWUSR
+from stat import S_ISDIR, S_ISREG
 from typing import cast
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import real_path
-from lbm_lora.output_place import check_link, check_writable
+from lbm_lora.output_place import check_link, check_writable, is_protected
 from lbm_lora.ownership import MARK_LINE, is_any_kind, is_ours
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import status_of
@@ -30,7 +29,6 @@ _WEIGHTS = (*_CONTAINERS, ".bin", ".pt", ".pth")
 _INDEX = ".index.json"
 _LORAS = {"adapter_model", "pytorch_lora_weights"}  # read from a folder whatever else it holds
 _CONFIGS = ("config.yaml", "config.json", "model_index.json", "adapter_config.json", "scheduler_config.json")
-_WRITE = S_IWUSR | S_IWGRP | S_IWOTH
 _NETWORKS = ("unet", "vae", "scheduler")  # folders of a model of diffusers
 
 
@@ -41,11 +39,13 @@ class Output:
     Attributes:
         what: what it is, where the user did not name the path: `the report`.
         is_ours: whether an existing file of that path may be replaced without being asked.
+        may_stay: whether an existing file may also stay, so that one that cannot be replaced is no error yet.
     """
 
     path: Path
     what: str
     is_ours: Callable[[Path], bool]
+    may_stay: bool = False
 
     @property
     def name(self) -> str:
@@ -85,14 +85,15 @@ class FilePlan:
                     self.inputs.setdefault(identity, one)
                     self.read_as.setdefault(identity, set()).add(real_path(Path(path)))
 
-    def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool]) -> None:
+    def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool], may_stay: bool = False) -> None:
         """Note a file that the command will write.
 
         Args:
             what: what it is, where the user did not name the path: `the report`.
             ours: whether an existing file is one of ours, of the same kind.
+            may_stay: whether an existing file may also stay as it is: it is finished already.
         """
-        self.outputs.append(Output(Path(path), what, ours))
+        self.outputs.append(Output(Path(path), what, ours, may_stay))
 
     def writes_in(self, folder: Path, *, ours: Callable[[Path], bool]) -> None:
         """Note a folder for files whose names depend on the run; those that exist are noted one by one.
@@ -182,9 +183,11 @@ class FilePlan:
         given = self.inputs.get((found.st_dev, found.st_ino))
         if given is not None:
             raise OutputError(f"{output.name} {_is_input(path, given)} Choose another path.")
+        if output.may_stay:
+            return
         if path.is_symlink():  # a rename would replace the link, and not what it leads to
             raise OutputError(f"{output.name} is a link to {path.readlink()}. Give that path, or remove the link.")
-        if not found.st_mode & _WRITE or not os.access(path, os.W_OK):
+        if is_protected(path):
             raise OutputError(f"{output.name} is write-protected. Choose another path, or make it writable.")
         check_writable(path, output.name)
 

@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, real_path
+from lbm_lora.output_place import is_protected
 from lbm_lora.regular_file import status_of
 
 P = ParamSpec("P")
@@ -59,13 +60,17 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
 
 
 def check_late(path: Path) -> None:
-    """Refuse to replace a file that is not ours, if its path or its folder was noted.
+    """Refuse to replace a file that is not ours, if its path or its folder was noted, and any that is protected.
 
     Raises:
         OutputError: there is one.
     """
+    if not os.path.lexists(path):
+        return
+    if is_protected(path):
+        raise OutputError(f"{path} is write-protected. It was kept. Choose another path, or make it writable.")
     is_ours = _noted(path)
-    if is_ours is not None and os.path.lexists(path) and (path.is_symlink() or not is_ours(path)):
+    if is_ours is not None and (path.is_symlink() or not is_ours(path)):
         raise OutputError(
             f"{path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
             "choose another output path, and run the command again."

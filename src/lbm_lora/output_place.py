@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISREG, S_IWGRP, S_IWOTH, S_IWUSR
 
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import real_path
 from lbm_lora.regular_file import status_of
+
+_WRITE = S_IWUSR | S_IWGRP | S_IWOTH
 
 
 def check_replaceable(path: Path) -> None:
@@ -32,6 +34,14 @@ def check_link(path: Path) -> None:
         raise OutputError(
             f"{path} is a link to {path.readlink()}, where no file is. Remove the link, or choose another output path."
         )
+
+
+def is_protected(path: Path) -> bool:
+    """Return whether a file is write-protected, and would be lost: it has no second name."""
+    found = status_of(path)
+    if found is None or found.st_nlink > 1:
+        return False
+    return not found.st_mode & _WRITE or not os.access(path, os.W_OK)
 
 
 def check_writable(path: Path, name: str = "") -> None:

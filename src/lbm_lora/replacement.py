@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_IMODE, S_ISREG
+from stat import S_IMODE, S_IRWXG, S_ISREG
 
 from lbm_lora.output_place import cannot_write
+
+_ACL = "system.posix_acl_access"  # Linux's list of users and groups with permissions of their own
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,29 @@ def replace_all(drafts: Sequence[Draft]) -> None:
 
 
 def _keep_mode(draft: Draft) -> None:
-    """Give a new file the permissions of the old one: what was private stays private."""
-    old = draft.path.lstat()
-    if S_ISREG(old.st_mode):
-        with suppress(OSError):
-            draft.file.chmod(S_IMODE(old.st_mode))
+    """Give a new file the permissions of the old one: what was private stays private.
+
+    A group that cannot be given to the new file leaves its members no permissions.
+    """
+    old, new = draft.path.lstat(), draft.file.stat()
+    if not S_ISREG(old.st_mode) or new.st_nlink > 1:  # a second name of another file, whose permissions stay
+        return
+    mode = S_IMODE(old.st_mode)
+    with suppress(OSError):
+        if new.st_gid != old.st_gid and not _has_group(draft.file, old.st_gid):
+            mode &= ~S_IRWXG
+        draft.file.chmod(mode)
+        if hasattr(os, "getxattr"):
+            os.setxattr(draft.file, _ACL, os.getxattr(draft.path, _ACL))
+
+
+def _has_group(file: Path, group: int) -> bool:
+    """Give a file a group, and return whether that worked."""
+    try:
+        os.chown(file, -1, group)
+    except OSError:
+        return False
+    return True
 
 
 def _rename(draft: Draft) -> None:

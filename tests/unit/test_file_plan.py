@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lbm_lora.atomic import write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.ownership import GENERATOR, MARK, MARK_LINE, is_lora, of_kind
@@ -132,6 +133,33 @@ def test_a_write_protected_file_stays(tmp_path: Path, overwrite: bool) -> None:
     assert refused(plan, overwrite=overwrite) == (
         f"{path} is write-protected. Choose another path, or make it writable."
     )
+
+
+def test_a_finished_file_that_may_stay_is_no_obstacle(tmp_path: Path) -> None:
+    protected, link = file(tmp_path / "a", MARK_LINE), tmp_path / "b"
+    protected.chmod(0o444)
+    link.symlink_to(file(tmp_path / "elsewhere", MARK_LINE))
+    plan = FilePlan()
+    for path in (protected, link):
+        plan.writes(path, ours=OURS, may_stay=True)
+    plan.check()
+    for path in (protected, link):
+        with pytest.raises(OutputError, match=r"write-protected\. It was kept|appeared while this command ran"):
+            write_text(path, "new")
+    plan.writes(file(tmp_path / "theirs"), ours=OURS, may_stay=True)
+    assert "theirs exists, and lbm-lora did not write it" in refused(plan)
+
+
+def test_a_second_name_of_a_protected_file_is_replaced(tmp_path: Path) -> None:
+    """As `last.safetensors` is of the file of the last step: nothing is lost."""
+    protected = file(tmp_path / "step", MARK_LINE)
+    protected.chmod(0o444)
+    (tmp_path / "last").hardlink_to(protected)
+    plan = FilePlan()
+    plan.writes(tmp_path / "last", ours=OURS)
+    plan.check()
+    write_text(tmp_path / "last", "new")
+    assert protected.read_text() == MARK_LINE
 
 
 def test_a_file_of_no_bytes_stays(tmp_path: Path) -> None:

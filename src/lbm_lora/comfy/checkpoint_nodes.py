@@ -186,14 +186,15 @@ class Fuse(io.ComfyNode):
     def execute(cls, checkpoint: str, lora: str, strength: float, filename_prefix: str) -> Any:
         from lbm_lora.api.models import fuse
 
-        with running({"base_model_path": "checkpoint", "lora_path": "lora", "lora_scale": "strength"}):
-            path = files.new_path(filename_prefix)
+        names = {"base_model_path": "checkpoint", "lora_path": "lora", "lora_scale": "strength"}
+        with running(names), files.new_path(filename_prefix) as path:
             base = files.path_of("diffusion_models", checkpoint)
             fuse(
                 base,
                 files.path_of("loras", lora),
                 save_to=path,
                 lora_scale=strength,
+                overwrite=True,  # the path is held by an empty file
                 progress=NodeProgress(),
             )
             return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))

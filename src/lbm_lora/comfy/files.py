@@ -1,5 +1,8 @@
 """Files by the names that ComfyUI's lists show, and paths for new ones."""
 
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +30,11 @@ def stamp(kind: Kind, name: str) -> tuple[str, int, int]:
     return name, *_written(path_of(kind, name))
 
 
-def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
-    """Return a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
+@contextmanager
+def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
+    """Hold a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
+
+    It is held by an empty file, or folder, which the result replaces: another instance may write to the same folder.
 
     Args:
         suffix: of the file; empty for a folder.
@@ -38,9 +44,30 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
     """
     folder, stem = _inside_output(prefix)
     folder.mkdir(parents=True, exist_ok=True)
-    taken = {path.name for path in folder.iterdir() if path.name.startswith(f"{stem}_")}
-    number = next(number for number in range(1, len(taken) + 2) if f"{stem}_{number:05}_{suffix}" not in taken)
-    return folder / f"{stem}_{number:05}_{suffix}"
+    path = _held(folder, stem, suffix)
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            if path.is_dir():
+                path.rmdir()  # fails unless it is empty
+            elif path.stat().st_size == 0:
+                path.unlink()
+
+
+def _held(folder: Path, stem: str, suffix: str) -> Path:
+    taken = {path.name.casefold() for path in folder.iterdir()}  # some disks do not tell cases apart
+    for number in count(1):
+        name = f"{stem}_{number:05}_{suffix}"
+        if name.casefold() in taken:
+            continue
+        path = folder / name
+        try:
+            path.touch(exist_ok=False) if suffix else path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError("numbers do not end")
 
 
 def output_path(name: str) -> Path:

@@ -163,8 +163,8 @@ class Save(io.ComfyNode):
         biases: BiasesAs = "keep",
         norms: NormsAs = "keep",
     ) -> Any:
-        with running({"biases": "biases", "norms": "norms"}):
-            path = files.new_path(filename_prefix, "" if format == "peft" else ".safetensors")
+        suffix = "" if format == "peft" else ".safetensors"
+        with running({"biases": "biases", "norms": "norms"}), files.new_path(filename_prefix, suffix) as path:
             saved = str(lora.save(path, format, biases=biases, norms=norms))
             return io.NodeOutput(saved, ui=ui.PreviewText(saved))
 

@@ -25,6 +25,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import not_there
+from lbm_lora.output_place import is_protected
 from lbm_lora.progress import warn
 from lbm_lora.regular_file import check_regular
 
@@ -233,6 +234,9 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
             return False
         if not _is_copy(path):
             warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
+            return False
+        if path.is_symlink() or is_protected(path):
+            warn(f"{path} is a link, or write-protected: it is kept, and no copy of the input is written.")
             return False
     expect(path, _is_copy)
     write_image(image, path, mark=_COPY)

@@ -14,7 +14,7 @@ from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.pipeline import LBMPipeline
-from lbm_lora.output_place import check_writable
+from lbm_lora.output_place import check_link, check_writable
 from lbm_lora.ownership import RESULT, SIDE_BY_SIDE, of_kind
 from lbm_lora.progress import Progress, warn
 
@@ -159,6 +159,7 @@ def plan_jobs(
         if job.comparison is not None:  # it does not replace the result of a source of that name
             files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
         if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
+            check_link(job.copy)
             check_writable(job.copy, f"the copy of the source {job.copy}")
     files.check(overwrite=overwrite)
     return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))

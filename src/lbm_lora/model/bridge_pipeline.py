@@ -30,7 +30,6 @@ from torch.nn import functional
 logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
-_TITLE = _SOURCE.splitlines()[1]
 _PROGRAM = "pipeline.py"
 _POSTERIOR = 0x705
 """Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
@@ -303,14 +302,17 @@ class LatentBridgePipeline(DiffusionPipeline):
         """Write the model into a folder, with this file as pipeline.py; see diffusers.
 
         Raises:
-            FileExistsError: the folder has another program of that name, or another pipeline.
+            FileExistsError: the folder has another program of that name or one that was edited, or another model.
         """
-        program, index = Path(save_directory) / _PROGRAM, Path(save_directory) / "model_index.json"
-        is_ours = program.exists() and _TITLE in program.read_text(encoding="utf-8", errors="replace")
-        if program.exists() and not is_ours:
-            raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
-        if index.exists() and not is_ours:
-            raise FileExistsError(f"{index} exists, and is that of another pipeline. Choose another folder.")
+        folder = Path(save_directory)
+        program, is_ours = folder / _PROGRAM, False
+        if program.exists():
+            is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
+            if not is_ours:
+                raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
+        for name in ("model_index.json", *self.components):
+            if (folder / name).exists() and not is_ours:
+                raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:

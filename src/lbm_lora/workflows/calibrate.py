@@ -74,32 +74,34 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
         The path of the statistics.
 
     Raises:
-        InputError: as of `run`.
+        InputError: as of `run`; or the file cannot be read.
         OutputError: the file holds other statistics, which nobody named and which may have taken hours.
     """
     config = localized(config, progress)
     images = chosen_images(config, expand_sources(config.images))
     path = config.save_to
-    found = _found(path)
+    found = _found(path, overwrite=config.overwrite)
     if found is not None and _is_origin(found, config, images):
         progress.note(f"{path} was measured on these images: it is used again.")
         return path
     if found is not None and not config.overwrite:
         raise OutputError(
-            f"{path} holds statistics of another model, other images or other settings. Move it, choose another output "
-            "path, or use ",
+            f"{path} holds statistics of another model, other images or other settings, or is of an earlier version. "
+            "Move it, choose another output path, or use ",
             Option("overwrite"),
             " to replace it.",
         )
     return run(config, progress).statistics
 
 
-def _found(path: Path) -> Origin | None:
-    """Return the origin of existing statistics; None if there are none, or they cannot be read."""
+def _found(path: Path, *, overwrite: bool) -> Origin | None:
+    """Return the origin of existing statistics; None if there are none, or some that cannot be read may be replaced."""
     try:
         return load_statistics(path).origin if path.is_file() else None
     except CheckpointError:
-        return None
+        if overwrite:
+            return None
+        raise
 
 
 def _is_origin(found: Origin, config: CalibrateConfig, images: Sequence[Path]) -> bool:
@@ -189,11 +191,15 @@ def check_output(config: CalibrateConfig, images: Sequence[Path]) -> None:
     planned(config, images).check(overwrite=config.overwrite)
 
 
-def planned(config: CalibrateConfig, images: Sequence[Path]) -> FilePlan:
-    """Return what the command reads and writes."""
+def planned(config: CalibrateConfig, images: Sequence[Path], *, may_stay: bool = False) -> FilePlan:
+    """Return what the command reads and writes.
+
+    Args:
+        may_stay: whether existing statistics may be taken again, as `measured` does.
+    """
     plan = FilePlan()
     plan.reads(config.tuned_model_path, config.config_path, *images)
-    plan.writes(config.save_to, ours=is_statistics)
+    plan.writes(config.save_to, ours=is_statistics, may_stay=may_stay)
     unfinished = PartialFile(config.save_to)
     plan.writes(unfinished.path, "the file of unfinished sums", ours=PartialFile.is_one)
     return plan

@@ -187,7 +187,7 @@ class _Steps:
             base_file = self.base.save_path
             made.append(base_file)
         if statistics is None:
-            plan.then(calibrate.planned(self.calibrate, self.seen))
+            plan.then(calibrate.planned(self.calibrate, self.seen, may_stay=True))
             statistics = self.calibrate.save_to
             made.append(statistics)
         extraction = self.extract(base_file, statistics)

@@ -36,7 +36,7 @@ def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]
     if config.calibration_images is not None:
         from lbm_lora.workflows import calibrate
 
-        plan.then(calibrate.planned(calibration_of(config), images))
+        plan.then(calibrate.planned(calibration_of(config), images, may_stay=True))
         made.append(config.statistics)
     step = FilePlan()
     step.reads(config.base_model_path, config.statistics)

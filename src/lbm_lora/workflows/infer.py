@@ -20,9 +20,9 @@ from lbm_lora.inference.tiles import Tiles
 from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
-from lbm_lora.moved_folder import FolderWatch
 from lbm_lora.ownership import RESULT, SIDE_BY_SIDE
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.result_watch import ResultWatch
 from lbm_lora.workflows.base import ensure_base, planned_missing
 
 Columns = dict[str, Tiles]
@@ -122,11 +122,12 @@ def translated(
     put_in(config, pipe, adapters)
     if config.compare:
         columns[_label(applied)] = Tiles()
-    outputs = _write_all(config, batch.jobs, pipe, columns.get(_label(applied)), failures, progress)
+    watch = ResultWatch()
+    outputs = _write_all(config, batch.jobs, pipe, columns.get(_label(applied)), failures, watch, progress)
     device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
     del pipe  # so that the tuned model is not in memory at the same time
     return InferResult(
-        outputs=_with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, progress),
+        outputs=_with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, watch, progress),
         failed=tuple(failures.images),
         present=batch.present,
         adapters=applied,
@@ -214,17 +215,17 @@ def _write_all(
     pipe: LBMPipeline,
     tiles: Tiles | None,
     failures: Failures,
+    watch: ResultWatch,
     progress: Progress,
 ) -> list[TranslatedImage]:
     """Translate and write every job; with --compare also their tiles."""
     outputs: list[TranslatedImage] = []
-    watch = FolderWatch()
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
-            watch.check(job.output.parent)
+            watch.before(job.output)
             write_image(translation.image, job.output, mark=RESULT)
-            watch.check(job.output.parent)
+            watch.after(job.output)
             copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None
@@ -254,6 +255,7 @@ def _with_comparisons(
     columns: Columns,
     tuned: CheckpointLike | None,
     failures: Failures,
+    watch: ResultWatch,
     progress: Progress,
 ) -> tuple[TranslatedImage, ...]:
     """Return the outputs and write their side-by-side images, with the tuned model's column if requested."""
@@ -264,6 +266,8 @@ def _with_comparisons(
     for job in failures.left(jobs):
         if job.comparison is not None:
             row = [tiles[job.output] for tiles in columns.values()]
+            watch.before(job.comparison)
             write_image(comparison_grid(list(columns), [row]), job.comparison, mark=SIDE_BY_SIDE)
+            watch.after(job.comparison)
             written[job.output] = job.comparison
     return tuple(replace(made, comparison=written.get(made.output)) for made in outputs)

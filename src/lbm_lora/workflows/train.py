@@ -111,10 +111,12 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     result, picture = is_trained if settings.mode == "full" else is_lora, of_kind(SAMPLES)
     step.writes(folder.config, "the run's file", ours=of_kind(MARK_LINE))
     step.writes(folder.state, "the run's file", ours=of_kind(TRAINING_STATE))
-    for path in (folder.last, folder.best, *folder.step_files()):
+    for path in (folder.last, folder.best):
         step.writes(path, "the run's file", ours=result)
+    for path in folder.step_files():
+        step.writes(path, "the run's file", ours=result, may_stay=True)
     for path in folder.grids():
-        step.writes(path, "the run's picture", ours=picture)
+        step.writes(path, "the run's picture", ours=picture, may_stay=True)
     step.writes_in(folder.path, ours=result)
     step.writes_in(folder.grid(0).parent, ours=picture)
     plan_twins(step, [folder.last, folder.best], also)

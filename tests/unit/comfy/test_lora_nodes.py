@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.comfy import files
 from lbm_lora.errors import AdapterError, ConfigError, OutputError
 
 
@@ -110,6 +111,19 @@ def test_validate_gives_numbers_and_a_heat_map(run: Run) -> None:
     assert heat.ndim == 4
     assert heat.shape[-1] == 3
     assert "total relative error" in summary
+
+
+def test_a_name_is_held_until_the_result_is_there(lists: Path) -> None:
+    """Two instances may write to one output folder, which may be on a disk that does not tell cases apart."""
+    with files.new_path("models/Lbm") as first:
+        with files.new_path("models/lbm") as second, files.new_path("models/lbm", "") as folder:
+            second.write_text("a result")
+        assert (first.name, second.name, folder.name) == (
+            "Lbm_00001_.safetensors",
+            "lbm_00002_.safetensors",
+            "lbm_00001_",
+        )
+    assert [path.name for path in first.parent.iterdir()] == ["lbm_00002_.safetensors"], "empty ones do not stay"
 
 
 def test_fuse_writes_a_checkpoint_with_the_lora_in_it(run: Run, lists: Path) -> None:

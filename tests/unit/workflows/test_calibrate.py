@@ -11,9 +11,9 @@ from lbm_lora.calibration import load_statistics
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.layers import LayersConfig
-from lbm_lora.errors import ConfigError, ImageError, OutputError
+from lbm_lora.errors import CheckpointError, ConfigError, ImageError, OutputError
 from lbm_lora.imaging.digests import digests_of
-from lbm_lora.workflows.calibrate import run
+from lbm_lora.workflows.calibrate import measured, run
 from lbm_lora.workflows.layers import run as list_layers
 from standins import Lbm
 
@@ -54,6 +54,21 @@ def test_it_measures_every_layer(config: CalibrateConfig, lbm: Lbm) -> None:
     assert statistics.origin.images == digests_of(evenly_spread).together
     assert statistics.image_digests == digests_of(evenly_spread).each
     assert [path.name for path in config.save_to.parent.glob("*.safetensors")] == ["s.safetensors"]
+
+
+@pytest.mark.slow
+def test_statistics_of_the_same_origin_are_taken_again(config: CalibrateConfig) -> None:
+    path = measured(config)
+    before = path.stat().st_mtime_ns
+    assert measured(config).stat().st_mtime_ns == before
+    with pytest.raises(OutputError, match=r"holds statistics of another model, other images or other settings"):
+        measured(replace(config, seed=5))
+    assert path.stat().st_mtime_ns == before
+    path.write_bytes(path.read_bytes().replace(b'"lbm_lora_statistics":"2"', b'"lbm_lora_statistics":"9"'))
+    with pytest.raises(CheckpointError):
+        measured(config)
+    assert path.stat().st_mtime_ns > before, "only the test has written it"
+    assert b'"lbm_lora_statistics":"2"' in measured(replace(config, overwrite=True)).read_bytes()
 
 
 def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch: pytest.MonkeyPatch) -> None:

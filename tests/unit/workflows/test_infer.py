@@ -296,6 +296,16 @@ def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_pat
     assert result.outputs[0].source_copy is None
 
 
+def test_a_write_protected_copy_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
+    run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
+    copy = tmp_path / "out_input.jpg"
+    copy.chmod(0o444)
+    before = copy.read_bytes()
+    with pytest.warns(LbmLoraWarning, match=r"out_input\.jpg is a link, or write-protected: it is kept, and no copy"):
+        run(infer(files, photos / "b.jpg", tmp_path / "out.jpg", save_input=True))
+    assert copy.read_bytes() == before
+
+
 def test_a_copy_that_is_a_source_now_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
     run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
     copy = tmp_path / "out_input.jpg"

@@ -87,15 +87,17 @@ def plan_shards(
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
     shards = expand_shards(patterns)
     names = [_output_name(shard) for shard in shards]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    # some disks do not tell cases apart
+    folded = [name.casefold() for name in names]
+    twice = next((name for name, count in Counter(folded).items() if count > 1), None)
     if twice:
-        both = " and ".join(shard for shard, name in zip(shards, names, strict=True) if name == twice)
+        both = " and ".join(shard for shard, name in zip(shards, folded, strict=True) if name == twice)
         raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into separate folders.")
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
     files.reads(*paths)
     for name in names:
-        files.writes(folder / name, ours=lambda _: True)  # its record tells; see `_finished`
-        files.writes(record_path(folder / name), "the record", ours=is_record)
+        files.writes(folder / name, ours=lambda _: True, may_stay=True)  # its record tells; see `_finished`
+        files.writes(record_path(folder / name), "the record", ours=is_record, may_stay=True)
     files.check(overwrite=overwrite)
     for name in names:
         expect(folder / name, None if overwrite else is_result)

@@ -20,7 +20,7 @@ from pathlib import Path
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
-from lbm_lora.output_place import check_writable
+from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.ownership import is_lora, is_trained
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import status_of
@@ -174,7 +174,7 @@ class RunFolder:
         steps = sorted({*saved, step})
         kept = steps[-keep:] if keep else steps
         for old in (self.step_file(one) for one in steps if one not in kept):
-            if is_lora(old) or is_trained(old):
+            if not old.is_symlink() and not is_protected(old) and (is_lora(old) or is_trained(old)):
                 old.unlink()
         return tuple(kept)
 

@@ -46,6 +46,16 @@ def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in folder.step_files()] == [f"step-00000{step}.safetensors" for step in (1, 2, 4)]
 
 
+def test_a_protected_step_is_not_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    saved: tuple[int, ...] = ()
+    for step in (1, 2, 3):
+        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved)
+        if step == 1:
+            folder.step_file(1).chmod(0o444)
+    assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
+
+
 def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_step(1, write("1"), keep=None)

@@ -1,0 +1,52 @@
+"""Notice that the place of a result is not what it seems.
+
+A folder may have been moved away between two writes, with another one at its path now. On a disk that does not tell
+cases apart, the path of a result may be that of an earlier one.
+"""
+
+from pathlib import Path
+
+from lbm_lora.errors import OutputError
+from lbm_lora.regular_file import status_of
+
+
+class ResultWatch:
+    """Results that one command writes one after another: their files and folders are known by device and inode."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, tuple[int, int]] = {}
+        self._files: dict[tuple[int, int], Path] = {}
+
+    def before(self, path: Path) -> None:
+        """Check a path to which a result is going to be written.
+
+        Raises:
+            OutputError: the folder is another one than before, or is gone; or the path is that of an earlier result.
+        """
+        folder, now = path.parent, _identity(path.parent)
+        if folder in self._folders and now != self._folders[folder]:
+            state = "is gone" if now is None else "is another folder now"
+            raise OutputError(f"{folder} {state}: it was moved while results were written to it, which are in it.")
+        there = _identity(path)
+        first = None if there is None else self._files.get(there)
+        if first is not None and first != path:
+            raise OutputError(f"{first} and {path} are one file: the disk does not tell their names apart. Rename one.")
+
+    def after(self, path: Path) -> None:
+        """Note a result that was written.
+
+        Raises:
+            OutputError: as of `before`: the folder was moved meanwhile.
+        """
+        folder, file = _identity(path.parent), _identity(path)
+        if path.parent in self._folders:
+            self.before(path)
+        elif folder is not None:
+            self._folders[path.parent] = folder
+        if file is not None:
+            self._files[file] = path
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino)

@@ -1,0 +1,37 @@
+"""Results whose folder is moved away, or whose names are one to the disk."""
+
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.errors import OutputError
+from lbm_lora.result_watch import ResultWatch
+
+
+def test_a_folder_that_is_another_one_later(tmp_path: Path) -> None:
+    watch, folder = ResultWatch(), tmp_path / "out"
+    watch.before(folder / "a")  # the folder need not exist yet
+    folder.mkdir()
+    watch.after(folder / "a")
+    watch.before(folder / "b")
+    watch.after(folder / "b")
+    folder.rename(tmp_path / "old")
+    with pytest.raises(OutputError, match=r"out is gone: it was moved while results were written to it"):
+        watch.before(folder / "c")
+    folder.mkdir()
+    with pytest.raises(OutputError, match=r"out is another folder now"):
+        watch.before(folder / "c")
+    with pytest.raises(OutputError, match=r"out is another folder now"):
+        watch.after(folder / "c")
+
+
+def test_two_names_of_one_file(tmp_path: Path) -> None:
+    """As `IMG.png` and `img.png` are on a disk that does not tell cases apart: here they are hard links."""
+    watch = ResultWatch()
+    first, second = tmp_path / "IMG.png", tmp_path / "img.png"
+    first.touch()
+    watch.after(first)
+    watch.before(first)
+    second.hardlink_to(first)
+    with pytest.raises(OutputError, match=r"IMG\.png and .*img\.png are one file: the disk does not tell their names"):
+        watch.before(second)
