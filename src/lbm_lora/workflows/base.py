@@ -90,16 +90,16 @@ def planned_missing(
     """Return what `ensure_base` reads and writes: nothing if it makes no base.
 
     Raises:
-        OutputError: the base's twin would replace a file that is no base.
+        OutputError: the base's twin would replace a file.
     """
     config = _missing(path, backbone_signature, config_path, is_made=is_made)
     if config is None:
         return FilePlan()
     for twin in twin_paths(path):
-        if twin.exists() and not is_base(twin):  # the suffix may be mistyped, and --overwrite is meant for the result
+        if twin.exists():  # the suffix may be mistyped, and --overwrite is meant for the result
             raise OutputError(
-                f"{path} does not exist. A base would be made there and in the other container, over {twin}, which is "
-                f"none. If you mean {twin}, give that path; else choose another one for the base."
+                f"{path} does not exist. A base would be made there and in the other container, over {twin}. If you "
+                f"mean {twin}, give that path; else choose another one for the base."
             )
     return planned(config, _lbm_config(config))
 

@@ -255,22 +255,10 @@ def test_an_input_is_not_replaced(
 def test_a_base_that_is_missing_is_not_made_over_another_model(
     folder: Path, lbm: Lbm, line: str, victim: str, overwrite: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = refused(line.replace("LBM", str(lbm.backbone)) + overwrite, capsys)
-    assert f"If you mean {victim}, give that path" in message
-
-
-@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
-def test_a_base_of_ours_that_is_the_tuned_model_is_not_made_again(
-    folder: Path, overwrite: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As after a kill between the two containers, but with the twin named as another input."""
-    Path("t.safetensors").write_text(kind(BASE_KIND))
-    message = refused(
-        "extract --base_model_path t.ckpt --create_base_model --backbone_signature backbone.safetensors "
-        f"--tuned_model_path t.safetensors --save_to l.safetensors{overwrite}",
-        capsys,
-    )
-    assert "t.safetensors is an input of this command and would be overwritten" in message
+    for content in ("somebody's", kind(BASE_KIND)):  # a base of another backbone or precision, too
+        Path(victim).write_text(content)
+        message = refused(line.replace("LBM", str(lbm.backbone)) + overwrite, capsys)
+        assert f"If you mean {victim}, give that path" in message
 
 
 def by_symlink(source: Path, link: Path) -> None:

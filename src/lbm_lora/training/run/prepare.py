@@ -164,16 +164,22 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
     """
     state = load_state(Path(config.resume))
     if folder.state.exists():
+        own = load_state(folder.state)
+        if own.identity == state.identity and own.step >= state.step:  # the same command was run before
+            return own
         raise ConfigError(
             f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
-    _refuse_another(config, folder)
+    _refuse_another(config, folder, start=state.step)
     return replace(state, saved_steps=(), best=None, best_step=None, validated=-1)
 
 
-def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
+def _refuse_another(config: TrainConfig, folder: RunFolder, *, start: int = 0) -> None:
     """Refuse results of a run with other settings that has not saved its state: the two would mix their files.
+
+    Args:
+        start: the steps after which the run begins in this folder.
 
     Raises:
         ConfigError: names what differs.
@@ -198,10 +204,10 @@ def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
         )
     # a run that was killed before its first state has left at most the best of its first validations
     steps = trained_steps(folder.best) if folder.results() == [folder.best] else None
-    if steps is None or steps > config.save_interval:
+    if steps is None or not start <= steps <= start + config.save_interval:
         raise ConfigError(
             f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of a run that has lost "
-            f"its {folder.state.name}, and would start from scratch over them. Choose another save_ckpt_path, or move "
+            f"its {folder.state.name}, and would begin again over them. Choose another save_ckpt_path, or move "
             "that run away; lora_weights_path goes on from its LoRA."
         )
 

@@ -126,14 +126,26 @@ def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tm
     state = prepared(config(resume=first)).state
     assert state is not None
     assert (state.step, state.saved_steps, state.best) == (2, (), None), "its results are in another folder"
-    save_state(a_state(prepared(config()), config()), other.state, mark=TRAINING_STATE)
+    other.path.mkdir()
+    save_file({"a": torch.ones(1)}, other.best, {TRAINING_KEY: '{"step": 3}'})
+    other.config.write_text(config(resume=first, save_interval=2).to_yaml())
+    again = prepared(config(resume=first, save_interval=2)).state
+    assert again is not None
+    assert again.step == 2, "it was killed after its first validation"
+    own = a_state(prepared(config(resume=first, save_interval=2)), config())
+    save_state(replace(own, step=3), other.state, mark=TRAINING_STATE)
+    again = prepared(config(resume=first)).state
+    assert again is not None
+    assert again.step == 3, "the same command goes on"
+    save_state(replace(own, identity={"seed": 9}), other.state, mark=TRAINING_STATE)
     with pytest.raises(ConfigError, match=r"holds a run with a state of its own, and resume names .*a/resume\.pt"):
         prepared(config(resume=first))
+    save_state(own, other.state, mark=TRAINING_STATE)
     kept = prepared(config(resume=other.state)).state
     assert kept is not None
     assert kept.saved_steps == (2,)
     other.state.rename(other.best)
-    with pytest.raises(ConfigError, match=r"holds best\.safetensors of another run"):
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run that has lost its resume\.pt"):
         prepared(config(resume=first))
 
 
