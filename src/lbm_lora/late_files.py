@@ -60,7 +60,7 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
 
 
 def check_late(path: Path) -> None:
-    """Refuse to replace a file that is not ours, if its path or its folder was noted, and any that is protected.
+    """Refuse to replace a file that is not ours, if its path or its folder was noted, and any link or protected file.
 
     Raises:
         OutputError: there is one.
@@ -69,8 +69,10 @@ def check_late(path: Path) -> None:
         return
     if is_protected(path):
         raise OutputError(f"{path} is write-protected. It was kept. Choose another path, or make it writable.")
+    if path.is_symlink() and path.exists():
+        raise OutputError(f"{path} is a link to {path.readlink()}. It was kept. Give that path, or remove the link.")
     is_ours = _noted(path)
-    if is_ours is not None and (path.is_symlink() or not is_ours(path)):
+    if is_ours is not None and not is_ours(path):
         raise OutputError(
             f"{path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
             "choose another output path, and run the command again."

@@ -184,7 +184,8 @@ def _refuse_another(config: TrainConfig, folder: RunFolder, *, start: int = 0) -
     Raises:
         ConfigError: names what differs.
     """
-    if not folder.results():
+    there = [*folder.results(), *folder.grids()]
+    if not there:
         return
     try:
         held = dict(parse_yaml(read_text(folder.config)))
@@ -198,10 +199,12 @@ def _refuse_another(config: TrainConfig, folder: RunFolder, *, start: int = 0) -
         differing = [f"its {folder.config.name} cannot be read"]
     if differing:
         raise ConfigError(
-            f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of another run, without "
+            f"{folder.path} holds {listing((path.name for path in there), limit=3)} of another run, without "
             f"a state to resume from: {listing(differing, limit=3)}. Choose another save_ckpt_path, or move that run "
             "away."
         )
+    if not folder.results():
+        return
     # a run that was killed before its first state has left at most the best of its first validations
     steps = trained_steps(folder.best) if folder.results() == [folder.best] else None
     if steps is None or not start <= steps <= start + config.save_interval:

@@ -162,6 +162,17 @@ def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> 
     assert "the best score so far was measured otherwise" in notes.lines[-1]
 
 
+def test_pictures_of_another_run_stay(config: Config) -> None:
+    folder = RunFolder(config().save_ckpt_path)
+    folder.grid(2).parent.mkdir(parents=True)
+    folder.grid(2).touch()
+    folder.config.write_text(config(learning_rate=0.5).to_yaml())
+    with pytest.raises(ConfigError, match=r"holds step-000002\.png of another run.*: learning_rate was 0\.5 and is"):
+        prepared(config())
+    folder.config.write_text(config().to_yaml())
+    assert prepared(config()).done == 0  # it was killed before its first save, and starts again
+
+
 def test_results_of_another_run_without_its_state(config: Config) -> None:
     folder = RunFolder(config().save_ckpt_path)
     folder.path.mkdir(parents=True)
