@@ -138,15 +138,16 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_link_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.bin").symlink_to("elsewhere.bin")
     with pytest.raises(OutputError, match=r"a\.bin is a link to elsewhere\.bin, where no file is\. Remove"):
         write_text(tmp_path / "a.bin", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
     (tmp_path / "elsewhere.bin").write_text("old")
-    write_text(tmp_path / "a.bin", "new")  # the link becomes a file; what it named stays
+    with pytest.raises(OutputError, match=r"a\.bin is a link to elsewhere\.bin\. It was kept\. Give that path"):
+        write_text(tmp_path / "a.bin", "new")
     assert (tmp_path / "elsewhere.bin").read_text() == "old"
-    assert (tmp_path / "a.bin").read_text() == "new"
+    assert (tmp_path / "a.bin").is_symlink()
 
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:
