@@ -59,7 +59,7 @@ def test_the_error_of_an_extraction_goes_and_other_facts_stay(adapter: Adapter) 
     assert limited(adapter, 3).adapter.metadata.facts == {"note": "kept"}
     assert limited(adapter, 3).adapter.metadata.base_fingerprint == "base"
     factors = adapter.filtered(lambda name: name != DENSE)
-    assert limited(factors, 6).adapter.metadata == adapter.metadata
+    assert limited(factors, 6).adapter.metadata == factors.metadata
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
