@@ -7,6 +7,9 @@ from stat import S_ISDIR, S_ISREG
 
 import xxhash
 
+ENDS = 2**16
+"""Bytes at either end of a file that `ends_digest` reads."""
+
 
 def check_regular(path: Path) -> int:
     """Return the size of a regular file, in bytes; links are followed.
@@ -33,6 +36,21 @@ def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def ends_digest(path: Path) -> str:
+    """Return the XXH3 128-bit digest of a file's first and last 64 KiB, in hexadecimal.
+
+    Raises:
+        OSError: it is not a regular file, or cannot be read.
+    """
+    nbytes = check_regular(path)
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        digest.update(file.read(ENDS))
+        file.seek(max(0, nbytes - ENDS))
+        digest.update(file.read(ENDS))
     return digest.hexdigest()
 
 

@@ -26,6 +26,7 @@ from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import not_there
 from lbm_lora.output_place import is_protected
+from lbm_lora.ownership import is_ours
 from lbm_lora.progress import warn
 from lbm_lora.regular_file import check_regular
 
@@ -251,11 +252,7 @@ def _marked(kind: str, mark: str) -> dict[str, Any]:
 
 
 def _is_copy(path: Path) -> bool:
-    try:
-        with open_image(path) as opened:
-            return opened.getexif().get(_SOFTWARE) == _COPY
-    except BROKEN:
-        return False
+    return is_ours(path, _COPY)
 
 
 def encode_image(image: Image.Image, extension: str, *, mark: str, optimize: bool = False) -> bytes:

@@ -27,6 +27,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, DataError, Option, OutputError, listing, plural
 from lbm_lora.missing_path import home_path, not_there
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import ends_digest
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 """Map from the first bytes of a file to its decompressor."""
@@ -174,7 +175,7 @@ def _unpacked(path: Path, cache_dir: Path | None) -> Path:
     stat = path.stat()
     copy = _place(
         cache_dir,
-        " ".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns))),
+        " ".join(map(str, (path.resolve(), stat.st_size, stat.st_mtime_ns, ends_digest(path)))),
         f"{path.stem}.unpacked.tar",
     )
     with _to_make(copy) as temporary:

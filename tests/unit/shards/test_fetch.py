@@ -255,6 +255,9 @@ def test_another_shard_of_the_same_size_and_time_is_unpacked(shard: Path, tmp_pa
     os.utime(packed, ns=(times.st_atime_ns, times.st_mtime_ns))
     (second,) = local(str(packed), cache_dir=tmp_path / "cache")
     assert (first.read_bytes(), second.read_bytes()) == (content, content[::-1])
+    packed.chmod(0o600)
+    (tmp_path / "backup").hardlink_to(packed)
+    assert local(str(packed), cache_dir=tmp_path / "cache") == [second], "the same contents are not unpacked again"
 
 
 def test_a_damaged_compressed_shard_is_said(shard: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,15 @@ def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_pat
         result = run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
     assert theirs.read_bytes() == before
     assert result.outputs[0].source_copy is None
+
+
+@pytest.mark.parametrize("extension", ["png", "webp", "bmp", "gif", "tif"])
+def test_a_copy_of_any_format_is_known_again(files: Files, photos: Path, tmp_path: Path, extension: str) -> None:
+    for source in ("a.png", "b.jpg"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*256 colours")
+            (made,) = run(infer(files, photos / source, tmp_path / f"out.{extension}", save_input=True)).outputs
+        assert made.source_copy == tmp_path / f"out_input.{extension}"
 
 
 def test_a_write_protected_copy_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:

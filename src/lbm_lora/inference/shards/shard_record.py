@@ -14,19 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from lbm_lora.atomic import write_text
 from lbm_lora.errors import ConfigError, Option, OutputError, listing
 from lbm_lora.plain_text import parse_json, read_text
-from lbm_lora.regular_file import check_regular
+from lbm_lora.regular_file import ENDS, check_regular, ends_digest
 from lbm_lora.shards.samples import Skipped
 
 SETTINGS = "infer.json"
 """Written once; a folder with another one is refused."""
-
-ENDS = 2**16
-"""Bytes at either end of a shard that its record has a digest of."""
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
@@ -53,13 +48,7 @@ def contents_of(path: Path) -> Contents:
     Raises:
         OSError: it is not a regular file, or cannot be read.
     """
-    nbytes = check_regular(path)
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        digest.update(file.read(ENDS))
-        file.seek(max(0, nbytes - ENDS))
-        digest.update(file.read(ENDS))
-    return Contents(nbytes=nbytes, ends=digest.hexdigest())
+    return Contents(nbytes=check_regular(path), ends=ends_digest(path))
 
 
 @dataclass(frozen=True, kw_only=True)

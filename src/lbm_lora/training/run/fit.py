@@ -14,9 +14,10 @@ from lbm_lora.ownership import MARK_LINE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.loss.step import BatchLoss
-from lbm_lora.training.run.loop import Standing, TrainingLoop, standing_of, was_cut_off
+from lbm_lora.training.run.loop import Standing, TrainingLoop, standing_of
 from lbm_lora.training.run.optimizer import check_optimizer
 from lbm_lora.training.run.prepare import prepare
+from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.run_log import check_logger
 from lbm_lora.training.settings.train_config import TrainConfig
@@ -67,7 +68,7 @@ def fit(
         run = prepare(config, base, fabric, progress)
         standing = standing_of(run.state)
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
-        if run.done < run.total or was_cut_off(run):
+        if run.done < run.total or was_cut_off(run.state, run.folder):
             with run.folder.held() if fabric.is_global_zero else nullcontext(_unchecked) as check_folder:
                 if fabric.is_global_zero:
                     run.folder.check_same(found)

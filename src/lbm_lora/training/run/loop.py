@@ -18,8 +18,8 @@ from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
+from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
-from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores, Validator
 
 
@@ -60,12 +60,6 @@ def standing_of(state: TrainState | None) -> Standing:
         best_step=state.best_step,
         validated=state.validated,
     )
-
-
-def was_cut_off(run: PreparedRun) -> bool:
-    """Return whether the last save was cut off after its state: the result of that step is still to be written."""
-    state = run.state
-    return state is not None and state.step in state.saved_steps and trained_steps(run.folder.last) != state.step
 
 
 class TrainingLoop:
@@ -266,7 +260,7 @@ class TrainingLoop:
             )
 
     def _save_again_if_cut(self) -> None:
-        if was_cut_off(self._run):
+        if was_cut_off(self._run.state, self._run.folder):
             self._save_result()
 
     def _result(self) -> Values:

@@ -1,0 +1,159 @@
+"""Where a run goes on: the state that it resumes from, and what must not have changed since.
+
+A run without a state may start in a folder that holds nothing of another run: the two would mix their files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lbm_lora.errors import ConfigError, listing
+from lbm_lora.plain_text import parse_yaml, read_text
+from lbm_lora.progress import Progress
+from lbm_lora.regular_file import file_digest
+from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.run.trainee import trained_steps
+from lbm_lora.training.settings.train_config import TrainConfig
+
+_SAME = (
+    "mode", "lora_rank", "lora_conv_rank", "lora_alpha", "lora_conv_alpha", "lora_target_modules", "rank_pattern",
+    "alpha_pattern", "trainable_lora_modules", "train_biases", "train_norms", "use_rslora", "init_lora", "optimizer",
+    "seed", "accumulate", "image_size", "image_size_prob", "aspect_buckets", "shuffle",
+)  # fmt: skip
+"""Keys that must not change when a run resumes: what is trained, and the order of the data."""
+_FREE = ("save_ckpt_path", "resume", "device", "devices", "num_nodes", "batch_size", "num_workers")
+"""Keys whose changes are not reported."""
+_MEASURED = {
+    "best_metric", "validation_shards", "validation_folder", "validation_samples", "num_steps", "lpips_net",
+    "lpips_weights", "source_key", "target_key", "mask_key", "latent_loss_type", "latent_loss_weight",
+    "pixel_loss_type", "pixel_loss_weight", "pixel_loss_max_size", "timestep_sampling", "selected_timesteps", "prob",
+    "logit_mean", "logit_std", "bridge_noise_sigma",
+}  # fmt: skip
+"""Keys that scores depend on, besides those that must not change."""
+
+
+def find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
+    """Return the state to resume from; None for a new run.
+
+    Raises:
+        ConfigError: the folder holds another run, or the state is damaged.
+    """
+    if config.resume == "never":
+        folder.refuse_results()
+        return None
+    if config.resume != "auto" and not (folder.state.exists() and folder.state.samefile(config.resume)):
+        return _from_another_folder(config, folder)
+    if folder.state.exists():
+        return load_state(folder.state)
+    _refuse_another(config, folder)
+    return None
+
+
+def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
+    """Return a state that goes on in a folder of its own: results of the first folder are no longer the run's.
+
+    Raises:
+        ConfigError: the folder holds another run.
+    """
+    state = load_state(Path(config.resume))
+    if folder.state.exists():
+        own = load_state(folder.state)
+        if own.identity == state.identity and own.step >= state.step:  # the same command was run before
+            return own
+        raise ConfigError(
+            f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "
+            "to go on with the run in the folder, or choose another save_ckpt_path."
+        )
+    _refuse_another(config, folder, start=state.step)
+    return replace(state, saved_steps=(), best=None, best_step=None, validated=-1)
+
+
+def _refuse_another(config: TrainConfig, folder: RunFolder, *, start: int = 0) -> None:
+    """Refuse results of a run with other settings that has not saved its state: the two would mix their files.
+
+    Args:
+        start: the steps after which the run begins in this folder.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    there = [*folder.results(), *folder.grids()]
+    if not there:
+        return
+    try:
+        held = dict(parse_yaml(read_text(folder.config)))
+        wanted = parse_yaml(config.to_yaml())
+        differing = [
+            f"{key} was {held[key]!r} and is now {value!r}"
+            for key, value in wanted.items()
+            if key not in _FREE and key in held and held[key] != value
+        ]
+    except (OSError, TypeError, ValueError):
+        differing = [f"its {folder.config.name} cannot be read"]
+    if differing:
+        raise ConfigError(
+            f"{folder.path} holds {listing((path.name for path in there), limit=3)} of another run, without "
+            f"a state to resume from: {listing(differing, limit=3)}. Choose another save_ckpt_path, or move that run "
+            "away."
+        )
+    if not folder.results():
+        return
+    # a run that was killed before its first state has left at most the best of its first validations
+    steps = trained_steps(folder.best) if folder.results() == [folder.best] else None
+    if steps is None or not start <= steps <= start + config.save_interval:
+        raise ConfigError(
+            f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of a run that has lost "
+            f"its {folder.state.name}, and would begin again over them. Choose another save_ckpt_path, or move "
+            "that run away; lora_weights_path goes on from its LoRA."
+        )
+
+
+def state_file(config: TrainConfig) -> Path:
+    """Return the file of the state that a run resumes from."""
+    return RunFolder(config.save_ckpt_path).state if config.resume in ("auto", "never") else Path(config.resume)
+
+
+def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
+    """Return whether the last save was cut off after its state: the result of that step is still to be written."""
+    return state is not None and state.step in state.saved_steps and trained_steps(folder.last) != state.step
+
+
+def identity_of(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:
+    """Return the values that must match when the run resumes."""
+    values = config.model_dump(mode="json")
+    given = config.lora_weights_path
+    return {key: values[key] for key in _SAME} | {
+        "base_model_path (by content)": base,
+        "lora_weights_path (by content)": None if given is None else file_digest(given),
+        "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # earlier runs lack it
+        "number of training pairs": pairs,
+        "samples of a forward pass over all processes": config.batch_size * world,
+    }
+
+
+def resumed(state: TrainState, config: TrainConfig, identity: Mapping[str, Any], progress: Progress) -> TrainState:
+    """Return the state as the run goes on from it; what has changed is noted.
+
+    Args:
+        identity: from `identity_of`.
+
+    Raises:
+        ConfigError: it is the state of another run.
+    """
+    check_identity(state, identity, state_file(config))
+    values = config.model_dump(mode="json")
+    changed = changed_keys(state, {key: value for key, value in values.items() if key not in (*_SAME, *_FREE)})
+    progress.note(f"resuming after step {state.step:,}.")
+    if changed:
+        progress.note(f"changed since its last save: {', '.join(changed.values())}.")
+    return _comparable(state, changed, progress)
+
+
+def _comparable(state: TrainState, changed: Mapping[str, str], progress: Progress) -> TrainState:
+    """Return the state without its best score if new ones are measured otherwise."""
+    if state.best is None or not changed.keys() & _MEASURED:
+        return state
+    progress.note("the best score so far was measured otherwise: the best save is chosen anew from here on.")
+    return replace(state, best=None, best_step=None, validated=-1)

@@ -1,0 +1,116 @@
+"""What a run goes on from, and what it must not mix with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import ConfigError
+from lbm_lora.launch import open_fabric
+from lbm_lora.ownership import TRAINING_STATE
+from lbm_lora.progress import Silent
+from lbm_lora.trainable.state import TrainState, copied, save_state
+from lbm_lora.training.run.prepare import PreparedRun, prepare
+from lbm_lora.training.run.run_folder import RunFolder
+from lbm_lora.training.run.trainee import TRAINING_KEY
+from lbm_lora.training.settings.train_config import TrainConfig
+
+Config = Callable[..., TrainConfig]
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def prepared(config: TrainConfig, notes: Notes | None = None) -> PreparedRun:
+    assert config.base_model_path is not None
+    with open_checkpoint(config.base_model_path) as base:
+        return prepare(config, base, open_fabric(config), notes or Notes())
+
+
+def a_state(run: PreparedRun, config: TrainConfig) -> TrainState:
+    return TrainState(
+        step=2, epoch=0, batch=2, values=copied(run.trainee.parameters), optimizer={}, average=None, origins={},
+        best=3.0, best_step=2, validated=2, saved_steps=(2,), identity=run.identity,
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tmp_path: Path) -> None:
+    first, other = tmp_path / "a" / "resume.pt", RunFolder(config().save_ckpt_path)
+    first.parent.mkdir()
+    save_state(a_state(prepared(config()), config()), first, mark=TRAINING_STATE)
+    state = prepared(config(resume=first)).state
+    assert state is not None
+    assert (state.step, state.saved_steps, state.best) == (2, (), None), "its results are in another folder"
+    other.path.mkdir()
+    save_file({"a": torch.ones(1)}, other.best, {TRAINING_KEY: '{"step": 3}'})
+    other.config.write_text(config(resume=first, save_interval=2).to_yaml())
+    again = prepared(config(resume=first, save_interval=2)).state
+    assert again is not None
+    assert again.step == 2, "it was killed after its first validation"
+    own = a_state(prepared(config(resume=first, save_interval=2)), config())
+    save_state(replace(own, step=3), other.state, mark=TRAINING_STATE)
+    again = prepared(config(resume=first)).state
+    assert again is not None
+    assert again.step == 3, "the same command goes on"
+    save_state(replace(own, identity={"seed": 9}), other.state, mark=TRAINING_STATE)
+    with pytest.raises(ConfigError, match=r"holds a run with a state of its own, and resume names .*a/resume\.pt"):
+        prepared(config(resume=first))
+    save_state(own, other.state, mark=TRAINING_STATE)
+    kept = prepared(config(resume=other.state)).state
+    assert kept is not None
+    assert kept.saved_steps == (2,)
+    other.state.rename(other.best)
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run that has lost its resume\.pt"):
+        prepared(config(resume=first))
+
+
+def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> None:
+    chosen = config()
+    save_state(a_state(prepared(chosen), chosen), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
+    state = prepared(config(learning_rate=1e-3)).state
+    assert state is not None
+    assert (state.best, state.best_step, state.validated) == (3.0, 2, 2)
+    notes = Notes()
+    state = prepared(config(num_steps=(1,)), notes).state
+    assert state is not None
+    assert (state.best, state.best_step, state.validated) == (None, None, -1)
+    assert "the best score so far was measured otherwise" in notes.lines[-1]
+
+
+def test_pictures_of_another_run_stay(config: Config) -> None:
+    folder = RunFolder(config().save_ckpt_path)
+    folder.grid(2).parent.mkdir(parents=True)
+    folder.grid(2).touch()
+    folder.config.write_text(config(learning_rate=0.5).to_yaml())
+    with pytest.raises(ConfigError, match=r"holds step-000002\.png of another run.*: learning_rate was 0\.5 and is"):
+        prepared(config())
+    folder.config.write_text(config().to_yaml())
+    assert prepared(config()).done == 0  # it was killed before its first save, and starts again
+
+
+def test_results_of_another_run_without_its_state(config: Config) -> None:
+    folder = RunFolder(config().save_ckpt_path)
+    folder.path.mkdir(parents=True)
+    folder.best.write_text("made by lbm-lora")
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of another run, .*its config\.yaml cannot be read"):
+        prepared(config())
+    folder.config.write_text(config(learning_rate=0.5, device="cpu").to_yaml())
+    with pytest.raises(ConfigError, match=r"another run, .*: learning_rate was 0\.5 and is now 0\.01\. Choose"):
+        prepared(config())
+    folder.config.write_text(config(num_workers=3, save_interval=2).to_yaml())
+    save_file({"a": torch.ones(1)}, folder.best, {TRAINING_KEY: '{"step": 2}'})
+    assert prepared(config(save_interval=2)).done == 0  # it was killed before its first save, and starts again
+    for facts in ('{"step": 3}', '{"step": 1e99}', "[]"):
+        save_file({"a": torch.ones(1)}, folder.best, {TRAINING_KEY: facts})
+        with pytest.raises(ConfigError, match=r"best\.safetensors of a run that has lost its resume\.pt"):
+            prepared(config(save_interval=2))
