@@ -19,7 +19,9 @@ from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Tiles
 from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
+from lbm_lora.model.names import check_shapes, checkpoint_shapes
 from lbm_lora.model.pipeline import LBMPipeline
+from lbm_lora.model.resolve import resolve_config
 from lbm_lora.ownership import RESULT, SIDE_BY_SIDE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.result_watch import ResultWatch
@@ -114,6 +116,8 @@ def translated(
     """
     with open_checkpoint(base) as checkpoint:
         adapters, applied = read_adapters(config, checkpoint, progress, loras)
+    if tuned is not None:
+        _check_tuned(config, tuned)
     pipe = _load(config, base, "base", progress)
     pipe.check_steps(config.num_inference_steps)
     warn_of_size(config.size, pipe.size)
@@ -156,6 +160,13 @@ def plan(config: InferConfig, images: str | Sequence[str], mask: str | None) -> 
         overwrite=config.overwrite,
         skip_existing=config.skip_existing,
     )
+
+
+def _check_tuned(config: InferConfig, tuned: CheckpointLike) -> None:
+    """Check the tuned model before a result is written: it is run last."""
+    with open_checkpoint(tuned) as checkpoint:
+        lbm = resolve_config(checkpoint, config_path=config.config_path)
+        check_shapes(checkpoint.specs, checkpoint_shapes(lbm), where=checkpoint.path)
 
 
 def _load(config: InferConfig, checkpoint: CheckpointLike, what: str, progress: Progress) -> LBMPipeline:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision_name
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, parsed
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.checkpoint import Checkpoint, fingerprint, open_checkpoint
+from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
+from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import InputError, WrongBaseError
 
@@ -34,6 +36,9 @@ def identity_of(
     Args:
         images: digest of all images.
     """
+    from lbm_lora.model.resolve import resolve_config
+    from lbm_lora.workflows.calibrate import around
+
     component = base.component()
     check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
     before, after = fingerprint(component), fingerprint(tuned.component())
@@ -42,16 +47,33 @@ def identity_of(
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
     del settings["images"], settings["held_images"], settings["also"], settings["overwrite"]
-    inputs = {"base": before.digest, "tuned": after.digest, "lora": _digest(adapter), "pictures": images}
+    lbm = resolve_config(base, config_path=config.config_path)
+    inputs = {
+        "base": before.digest,
+        "around": around(base, lbm),
+        "tuned": after.digest,
+        "lora": _digest(adapter),
+        "pictures": images,
+    }
     return json.loads(json.dumps({**settings, **inputs}))
 
 
 def _digest(adapter: Adapter) -> str:
-    """Return the fingerprint of its file; empty without a file: such a run is not resumed."""
-    if adapter.path is None:
-        return ""
-    with open_checkpoint(adapter.path) as file:
-        return fingerprint(file.component("")).digest
+    """Return the digest of what an adapter holds, which need not be what its file holds."""
+    digest = xxhash.xxh3_128()
+    for name, module in sorted(adapter.modules.items()):
+        digest.update(f"{name} {module.alpha}\n".encode())
+        _add(digest, module.down)
+        _add(digest, module.up)
+    for name, delta in sorted(adapter.dense.items()):
+        digest.update(f"{name}\n".encode())
+        _add(digest, delta)
+    return digest.hexdigest()
+
+
+def _add(digest: xxhash.xxh3_128, tensor: torch.Tensor) -> None:
+    digest.update(f"{TensorSpec.of(tensor)}\n".encode())
+    digest.update(bytes_of(tensor))
 
 
 def metadata_of(

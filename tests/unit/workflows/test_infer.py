@@ -15,7 +15,7 @@ from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.cli.main import parse
 from lbm_lora.configs.infer import InferConfig
-from lbm_lora.errors import ConfigError, ImageError, OutputError, WrongBaseError
+from lbm_lora.errors import ConfigError, ImageError, InputError, OutputError, WrongBaseError
 from lbm_lora.model import bridge_pipeline
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
@@ -295,6 +295,20 @@ def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_pat
         result = run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
     assert theirs.read_bytes() == before
     assert result.outputs[0].source_copy is None
+
+
+def test_a_tuned_model_that_cannot_be_run_is_found_before_a_result_is_written(
+    files: Files, photos: Path, tmp_path: Path
+) -> None:
+    config = infer(files, photos, tmp_path / "out", compare=True)
+    run(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(files.tuned.read_bytes()[:-8])
+    for wrong in (tmp_path / "none.safetensors", cut, files.lora):
+        with pytest.raises(InputError):
+            run(dataclasses.replace(config, tuned_model_path=wrong, seed=5))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.parametrize("extension", ["png", "webp", "bmp", "gif", "tif"])
