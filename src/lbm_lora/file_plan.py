@@ -19,7 +19,7 @@ from typing import cast
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import real_path
-from lbm_lora.output_place import check_link, check_writable, is_protected
+from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import MARK_LINE, is_any_kind, is_ours
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import status_of
@@ -173,6 +173,7 @@ class FilePlan:
 
     def _check_place(self, output: Output) -> None:
         path, found = output.path, status_of(output.path)
+        check_way(path, output.name)
         if found is None:
             check_writable(path, output.name)
             check_link(path)

@@ -36,6 +36,21 @@ def check_link(path: Path) -> None:
         )
 
 
+def check_way(path: Path, name: str) -> None:
+    """Refuse a way through a folder that does not exist and back: what is there shows only once the folder is made.
+
+    Args:
+        name: what the message calls the output.
+
+    Raises:
+        OutputError: there is one.
+    """
+    for index, part in enumerate(path.parts):
+        folder = Path(*path.parts[:index])
+        if part == ".." and index and not folder.exists():
+            raise OutputError(f"{name} goes through {folder}, which does not exist, and back. Leave both out.")
+
+
 def is_protected(path: Path) -> bool:
     """Return whether a file is write-protected, and would be lost: it has no second name."""
     found = status_of(path)

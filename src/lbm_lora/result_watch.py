@@ -1,7 +1,7 @@
 """Notice that the place of a result is not what it seems.
 
 A folder may have been moved away between two writes, with another one at its path now. On a disk that does not tell
-cases apart, the path of a result may be that of an earlier one.
+cases apart, the path of a result may be that of an earlier one. A run's own file may have become another run's.
 """
 
 from pathlib import Path
@@ -45,6 +45,33 @@ class ResultWatch:
             self._folders[path.parent] = folder
         if file is not None:
             self._files[file] = path
+
+
+class OwnFile:
+    """A file that one run writes again and again, and removes at its end. One of another run in its place stays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: tuple[int, int] | None = None
+
+    def note(self) -> None:
+        """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""
+        self._known = _identity(self.path)
+
+    def check(self) -> None:
+        """Check that no other file is there; call it before a write.
+
+        Raises:
+            OutputError: there is one.
+        """
+        there = _identity(self.path)
+        if there is not None and there != self._known:
+            raise OutputError(f"{self.path} is another run's by now, and was kept. Choose another output path.")
+
+    def remove(self) -> None:
+        """Remove the file if it is this run's."""
+        if self._known is not None and _identity(self.path) == self._known:
+            self.path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

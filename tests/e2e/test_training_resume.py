@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lbm_lora.configs.train import TrainRunConfig
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, DataError
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.validation import measure
@@ -135,6 +135,22 @@ def test_a_finished_run_without_its_state_is_not_begun_again(config: Config) -> 
     with pytest.raises(ConfigError, match=r"holds step-000002\.safetensors, last.* of a run that has lost its resume"):
         train(config(max_steps=2))
     assert folder.last.read_bytes() == before
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_the_configuration(
+    config: Config, pairs: Path, tmp_path: Path
+) -> None:
+    folder = train(config(max_steps=2)).folder
+    before = folder.config.read_text()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for path in pairs.iterdir():
+        (bad / path.name).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError):
+        train(config(max_steps=4, learning_rate=3e-3, train_folder=bad))
+    assert folder.config.read_text() == before
+    train(config(max_steps=3, learning_rate=1e-3))
+    assert "learning_rate: 0.001" in folder.config.read_text()
 
 
 def test_a_finished_run_says_so_and_can_be_made_longer(config: Config, tmp_path: Path) -> None:

@@ -271,6 +271,7 @@ def test_a_folder_that_is_read_for_its_one_checkpoint_gets_no_second(
     tmp_path: Path, held: list[str], written: str, is_ambiguous: bool
 ) -> None:
     folder = tmp_path / "model"
+    folder.mkdir()
     for name in held:
         file(folder / name)
     plan = FilePlan()

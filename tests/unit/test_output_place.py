@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import OutputError
-from lbm_lora.output_place import check_writable
+from lbm_lora.output_place import check_way, check_writable
 
 
 def test_a_folder_that_is_a_link_to_nothing(tmp_path: Path) -> None:
@@ -67,3 +67,13 @@ def test_the_check_leaves_folders_and_links(tmp_path: Path) -> None:
     for path in before:
         check_writable(path)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_way_through_a_missing_folder_and_back_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    check_way(tmp_path / "there" / ".." / "a", "the report")
+    check_way(tmp_path / "new" / "a", "the report")
+    with pytest.raises(OutputError, match=r"^the report goes through .*/new, which does not exist, and back\."):
+        check_way(tmp_path / "new" / ".." / "a", "the report")
+    with pytest.raises(OutputError, match=r"^x goes through new/folder, which does not exist"):
+        check_way(Path("new/folder/../../a"), "x")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import OutputError
-from lbm_lora.result_watch import ResultWatch
+from lbm_lora.result_watch import OwnFile, ResultWatch
 
 
 def test_a_folder_that_is_another_one_later(tmp_path: Path) -> None:
@@ -35,3 +35,21 @@ def test_two_names_of_one_file(tmp_path: Path) -> None:
     second.hardlink_to(first)
     with pytest.raises(OutputError, match=r"IMG\.png and .*img\.png are one file: the disk does not tell their names"):
         watch.before(second)
+
+
+def test_a_file_that_is_another_runs_by_now(tmp_path: Path) -> None:
+    own = OwnFile(tmp_path / "a")
+    own.remove()
+    own.check()
+    own.path.write_text("this run's")
+    own.note()
+    own.check()
+    (tmp_path / "b").write_text("another run's")
+    (tmp_path / "b").rename(own.path)
+    with pytest.raises(OutputError, match=r"a is another run's by now, and was kept\."):
+        own.check()
+    own.remove()
+    assert own.path.read_text() == "another run's"
+    own.note()
+    own.remove()
+    assert not own.path.exists()

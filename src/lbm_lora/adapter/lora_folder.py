@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import xxhash
+
 from lbm_lora.checkpoint import NATIVE, kind_of, open_checkpoint
 from lbm_lora.errors import AdapterError, listing
+from lbm_lora.regular_file import file_digest
 
 NAMES = (
     "adapter_model.safetensors",
@@ -29,6 +32,20 @@ def lora_in(folder: Path) -> Path:
         raise AdapterError(f"{folder} holds several LoRAs: {listing(file.name for file in native)}. Name one.")
     known = [folder / name for name in NAMES if (folder / name).is_file()]
     return next(iter([*native, *known]), folder)
+
+
+def lora_digest(path: Path) -> str:
+    """Return the digest of what a LoRA is read from: its file and PEFT's configuration next to it, or a folder's files.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if path.is_dir():
+        files = sorted(one for one in path.iterdir() if one.suffix in (".safetensors", ".bin", ".json"))
+    else:
+        config = path.with_name("adapter_config.json")
+        files = [path, *([config] if path.stem == "adapter_model" and config.is_file() else [])]
+    return xxhash.xxh3_128_hexdigest(" ".join(f"{one.name} {file_digest(one)}" for one in files).encode())
 
 
 def _is_native(file: Path) -> bool:

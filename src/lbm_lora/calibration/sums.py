@@ -18,6 +18,7 @@ from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.ownership import is_ours
+from lbm_lora.result_watch import OwnFile
 
 Accumulators = dict[ModuleName, MomentAccumulator]
 VectorAccumulators = dict[ParamName, MomentAccumulator]
@@ -121,6 +122,7 @@ class PartialFile:
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
         self.overwrite = overwrite
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
+        self._file = OwnFile(self.path)
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
         """Return the sums of a run of the same origin; None if there is no file, or one that may be replaced.
@@ -131,6 +133,7 @@ class PartialFile:
         """
         if not self.path.exists():
             return None
+        self._file.note()
         with open_checkpoint(self.path) as file:
             if file.metadata.get(_ORIGIN_KEY) != _identity(origin):
                 if self.overwrite:
@@ -144,17 +147,22 @@ class PartialFile:
             return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
 
     def save(self, sums: Sums, origin: Origin) -> None:
-        """Write the sums atomically."""
+        """Write the sums atomically.
+
+        Raises:
+            OutputError: the file is another run's by now.
+        """
+        self._file.check()
         state = sums.state()
         specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
         with SafetensorsWriter(self.path, specs, metadata={_ORIGIN_KEY: _identity(origin)}) as writer:
             for key, tensor in state.items():
                 writer.write(key, tensor)
+        self._file.note()
 
     def remove(self) -> None:
-        """Remove the file, unless it is somebody else's."""
-        if self.is_one(self.path):
-            self.path.unlink(missing_ok=True)
+        """Remove the file, unless it is somebody else's or another run's."""
+        self._file.remove()
 
     @staticmethod
     def is_one(path: Path) -> bool:

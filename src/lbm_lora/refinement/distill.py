@@ -30,6 +30,7 @@ from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.refinement.student import Student
+from lbm_lora.result_watch import OwnFile
 from lbm_lora.trainable.state import TrainState, check_values, copied, load_state, optimizer_state, restore, save_state
 
 _WARMUP = 10  # steps
@@ -100,7 +101,7 @@ def distill(
     Raises:
         QualityError: the loss is no longer finite.
         ConfigError: `state` is damaged.
-        OutputError: the best LoRA of an earlier part is gone at the end.
+        OutputError: the best LoRA of an earlier part is gone at the end, or the state is another run's by now.
         InputError: a value leaves the range of the stored dtype.
     """
     progress.start(0, "measuring the LoRA")
@@ -109,6 +110,8 @@ def distill(
     newest: Adapter | None = student.adapter()
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
     saved = _saved(state, identity)
+    own = OwnFile(state or Path())
+    own.note()
     if saved is not None and (not saved.best_step or is_kept(saved.best_step)):
         assert state is not None
         check_values(saved, student.parameters, state)
@@ -128,7 +131,9 @@ def distill(
                 newest = student.adapter()
                 keep(newest, best)
             if state is not None:
+                own.check()
                 save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
+                own.note()
         progress.advance()
     if best.step == 0 or not is_kept(best.step):
         if newest is None:

@@ -8,6 +8,7 @@ import torch
 import xxhash
 
 from lbm_lora.adapter import LoraScale
+from lbm_lora.adapter.lora_folder import lora_digest
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
@@ -27,7 +28,6 @@ from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.private_folder import remove_leftover, stem_of
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import file_digest
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import ensure_base, planned_missing
@@ -164,7 +164,7 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
         "base_model_path (by content)": fingerprint(checkpoint.component()).digest,
         "VAE (by content)": fingerprint(checkpoint.component(VAE_PREFIX)).digest,
         "configuration (by content)": xxhash.xxh3_128_hexdigest(lbm.model_dump_json().encode()),
-        "lora_path (by content)": [file_digest(path) for path in config.lora_path],
+        "lora_path (by content)": [lora_digest(path) for path in config.lora_path],
         "lora_scale": [LoraScale.parse(scale).plain for scale in config.lora_scale],
         "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # runs before it had none
         "crop": config.crop or None,  # likewise

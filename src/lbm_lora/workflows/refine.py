@@ -119,9 +119,19 @@ def refined(
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
-    if state is not None and is_ours(state, REFINEMENT_STATE):
+    if state is not None and is_ours(state, REFINEMENT_STATE) and _is_of(state, identity):
         state.unlink(missing_ok=True)
     return distilled
+
+
+def _is_of(state: Path, identity: Mapping[str, Any]) -> bool:
+    """Return whether a state is of this run, and not of one that has started in its place."""
+    from lbm_lora.trainable.state import load_state
+
+    try:
+        return identity.items() <= load_state(state).identity.items()
+    except ConfigError:
+        return False
 
 
 def state_of(config: RefineConfig) -> Path | None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter
-from lbm_lora.adapter.lora_folder import NAMES, lora_in
+from lbm_lora.adapter.lora_folder import NAMES, lora_digest, lora_in
 from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.naming import ModuleName
 
@@ -69,3 +69,19 @@ def test_a_folder_is_read_as_its_lora(tmp_path: Path, name: str) -> None:
 def test_a_folder_without_a_lora_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path} holds no .safetensors or .ckpt file.")):
         load_adapter(tmp_path)
+
+
+def test_the_digest_is_of_all_that_is_read(tmp_path: Path) -> None:
+    LORA.save(tmp_path / "peft", "peft")
+    folder, weights = tmp_path / "peft", tmp_path / "peft" / "adapter_model.safetensors"
+    before = lora_digest(folder), lora_digest(weights)
+    (folder / "notes.txt").write_text("mine")
+    assert (lora_digest(folder), lora_digest(weights)) == before
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha":  '))
+    assert lora_digest(folder) != before[0]
+    assert lora_digest(weights) != before[1]
+    native = LORA.save(folder / "native.safetensors")
+    alone = lora_digest(native)
+    config.unlink()
+    assert lora_digest(native) == alone, "it is not read with it"

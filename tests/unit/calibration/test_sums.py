@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.calibration import CalledLayer, Origin, PartialFile, Sums
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.naming import ModuleName, ParamName
 
 Q, K, CONV = ModuleName("z.attn1.to_q"), ModuleName("a.attn1.to_k"), ModuleName("m.conv")
@@ -147,7 +147,10 @@ def test_a_file_of_somebody_else_at_its_path_stays(sums: Sums, tmp_path: Path) -
     partial = PartialFile(tmp_path / "s.safetensors")
     partial.path.write_text("somebody else's")
     partial.remove()
+    with pytest.raises(OutputError, match=r"s\.partial\.safetensors is another run's by now, and was kept"):
+        partial.save(sums, ORIGIN)
     assert partial.path.read_text() == "somebody else's"
+    partial.path.unlink()
     partial.save(sums, ORIGIN)
     partial.remove()
     assert not partial.path.exists()

@@ -1,6 +1,7 @@
 """Run one training, from a configuration to a folder."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,9 @@ def fit(
                 if fabric.is_global_zero:
                     run.folder.check_same(found)
                     run.folder.remove_parts()
-                    if path_config is None or not _is_same(run.folder.config, path_config):
-                        write_text(run.folder.config, f"{MARK_LINE}{config.to_yaml()}")
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
                 fabric.launch()
-                loop = TrainingLoop(run, fabric, progress, stop, check_folder)
+                loop = TrainingLoop(run, fabric, progress, stop, _Begun(run.folder, config, path_config, check_folder))
                 loop.train()
                 standing = loop.standing
         else:
@@ -90,6 +89,26 @@ def fit(
         seconds=time.monotonic() - began,
         process=fabric.global_rank,
     )
+
+
+class _Begun:
+    """Check the folder before each write, and before the first write the run's configuration to it.
+
+    A run that ends before it has a result leaves the configuration of those that are there.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, path_config: Path | None, check_folder: Callable[[], None]
+    ) -> None:
+        self._folder, self._config, self._path_config, self._check_folder = folder, config, path_config, check_folder
+        self._is_first = True
+
+    def __call__(self) -> None:
+        self._check_folder()
+        if self._is_first and self._check_folder is not _unchecked:
+            if self._path_config is None or not _is_same(self._folder.config, self._path_config):
+                write_text(self._folder.config, f"{MARK_LINE}{self._config.to_yaml()}")
+            self._is_first = False
 
 
 def _is_same(one: Path, other: Path) -> bool:

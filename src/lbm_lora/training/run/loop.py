@@ -261,6 +261,7 @@ class TrainingLoop:
 
     def _save_again_if_cut(self) -> None:
         if was_cut_off(self._run.state, self._run.folder):
+            self._check_folder()
             self._save_result()
 
     def _result(self) -> Values:

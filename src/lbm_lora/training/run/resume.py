@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lbm_lora.adapter.lora_folder import lora_digest
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.plain_text import parse_yaml, read_text
 from lbm_lora.progress import Progress
-from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import trained_steps
@@ -46,9 +46,26 @@ def find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
     if config.resume != "auto" and not (folder.state.exists() and folder.state.samefile(config.resume)):
         return _from_another_folder(config, folder)
     if folder.state.exists():
-        return load_state(folder.state)
+        state = load_state(folder.state)
+        _refuse_later(state, folder)
+        return state
     _refuse_another(config, folder)
     return None
+
+
+def _refuse_later(state: TrainState, folder: RunFolder) -> None:
+    """Refuse results of later steps than the state's, which is an old copy: the run would write over them.
+
+    Raises:
+        ConfigError: names them.
+    """
+    files = [*folder.step_files(), *([folder.last] if folder.last.exists() else [])]
+    later = [path.name for path in files if (trained_steps(path) or 0) > state.step]
+    if later:
+        raise ConfigError(
+            f"{folder.state} is of step {state.step:,}, but {folder.path} holds results of later steps, which would be "
+            f"replaced: {listing(later, limit=3)}. Put the newest resume.pt back, or move them away."
+        )
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
@@ -117,7 +134,9 @@ def state_file(config: TrainConfig) -> Path:
 
 def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
     """Return whether the last save was cut off after its state: the result of that step is still to be written."""
-    return state is not None and state.step in state.saved_steps and trained_steps(folder.last) != state.step
+    if state is None or state.step not in state.saved_steps:
+        return False
+    return not folder.last.exists() or (trained_steps(folder.last) or state.step) < state.step
 
 
 def identity_of(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:
@@ -126,7 +145,7 @@ def identity_of(config: TrainConfig, base: str, pairs: int, world: int) -> dict[
     given = config.lora_weights_path
     return {key: values[key] for key in _SAME} | {
         "base_model_path (by content)": base,
-        "lora_weights_path (by content)": None if given is None else file_digest(given),
+        "lora_weights_path (by content)": None if given is None else lora_digest(given),
         "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # earlier runs lack it
         "number of training pairs": pairs,
         "samples of a forward pass over all processes": config.batch_size * world,

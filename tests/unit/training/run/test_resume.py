@@ -15,6 +15,7 @@ from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Silent
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.run.prepare import PreparedRun, prepare
+from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import TRAINING_KEY
 from lbm_lora.training.settings.train_config import TrainConfig
@@ -85,6 +86,31 @@ def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> 
     assert state is not None
     assert (state.best, state.best_step, state.validated) == (None, None, -1)
     assert "the best score so far was measured otherwise" in notes.lines[-1]
+
+
+def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> None:
+    """As one that a backup has put back."""
+    chosen = config()
+    folder = RunFolder(chosen.save_ckpt_path)
+    save_state(a_state(prepared(chosen), chosen), folder.state, mark=TRAINING_STATE)
+    for path, step in ((folder.step_file(2), 2), (folder.last, 2), (folder.best, 9)):
+        save_file({"a": torch.ones(1)}, path, {TRAINING_KEY: f'{{"step": {step}}}'})
+    assert prepared(chosen).done == 2, "a validation may have come after the last save"
+    save_file({"a": torch.ones(1)}, folder.step_file(4), {TRAINING_KEY: '{"step": 4}'})
+    with pytest.raises(ConfigError, match=r"resume\.pt is of step 2, but .* later steps.*: step-000004\.safetensors\."):
+        prepared(chosen)
+
+
+@pytest.mark.parametrize(("last", "cut"), [(1, True), (2, False), (3, False), (None, True), ("theirs", False)])
+def test_a_save_that_was_cut_off_is_known_by_its_last_file(config: Config, last: int | str | None, cut: bool) -> None:
+    folder, state = RunFolder(config().save_ckpt_path), a_state(prepared(config()), config())
+    folder.path.mkdir()
+    if last is not None:
+        facts = {} if last == "theirs" else {TRAINING_KEY: f'{{"step": {last}}}'}
+        save_file({"a": torch.ones(1)}, folder.last, facts)
+    assert was_cut_off(state, folder) == cut
+    assert not was_cut_off(None, folder)
+    assert not was_cut_off(replace(state, saved_steps=()), folder)
 
 
 def test_pictures_of_another_run_stay(config: Config) -> None:
