@@ -17,8 +17,8 @@ from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.output_place import is_protected
 from lbm_lora.regular_file import status_of
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
 _notes: ContextVar[_Notes] = ContextVar("_notes", default={})  # noqa: B039 - those of a process that runs one command
 """A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
@@ -34,11 +34,11 @@ def notes_of_one_call() -> Generator[None]:
         _notes.reset(token)
 
 
-def one_call(function: Callable[P, T]) -> Callable[P, T]:
+def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Return a function whose notes end with it."""
 
     @wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> T:
+    def call(*args: _P.args, **options: _P.kwargs) -> _T:
         with notes_of_one_call():
             return function(*args, **options)
 
