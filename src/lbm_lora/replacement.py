@@ -58,14 +58,17 @@ def replace_all(drafts: Sequence[Draft]) -> None:
 
 
 def _keep_mode(draft: Draft) -> None:
-    """Give a new file the permissions of the old one: what was private stays private.
+    """Give a new file the owner, group and permissions of the old one: what was private stays private.
 
-    A group that cannot be given to the new file leaves its members no permissions.
+    Only root gives a file to another owner. A group that cannot be given to it leaves its members no permissions.
     """
     old, new = draft.path.lstat(), draft.file.stat()
     if not S_ISREG(old.st_mode) or new.st_nlink > 1:  # a second name of another file, whose permissions stay
         return
     mode = S_IMODE(old.st_mode)
+    if new.st_uid != old.st_uid and hasattr(os, "chown"):
+        with suppress(OSError):
+            os.chown(draft.file, old.st_uid, -1)
     with suppress(OSError):
         if new.st_gid != old.st_gid and not _has_group(draft.file, old.st_gid):
             mode &= ~S_IRWXG

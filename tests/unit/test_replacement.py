@@ -62,6 +62,33 @@ def test_what_was_private_stays_private(tmp_path: Path, drafts: list[Draft]) -> 
     assert (tmp_path / "out" / "b").stat().st_mode == fresh
 
 
+@pytest.mark.parametrize("may_give", [True, False])
+def test_owner_and_group_are_kept_or_the_group_loses_its_permissions(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch, may_give: bool
+) -> None:
+    old, given = tmp_path / "out" / "a", list[tuple[str, int, int]]()
+    old.chmod(0o640)
+    lstat = Path.lstat
+
+    def of_somebody(path: Path) -> os.stat_result:
+        found = lstat(path)
+        if path != old:
+            return found
+        return os.stat_result((*found[:4], found.st_uid + 7, found.st_gid + 8, *found[6:10]))
+
+    def chown(path: Path, user: int, group: int) -> None:
+        given.append((path.name, user, group))
+        if not may_give:
+            raise PermissionError
+
+    monkeypatch.setattr(Path, "lstat", of_somebody)
+    monkeypatch.setattr(os, "chown", chown)
+    user, group = os.getuid(), lstat(old).st_gid
+    replace_all(drafts)
+    assert given == [("a", user + 7, -1), ("a", -1, group + 8)]
+    assert lstat(old).st_mode & 0o777 == (0o640 if may_give else 0o600)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fault", [refuse, interrupt])
 def test_a_rename_that_fails_puts_all_old_files_back(
