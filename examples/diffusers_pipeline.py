@@ -52,6 +52,6 @@ plain.set_progress_bar_config(disable=True)
 again = plain(images, num_inference_steps=2, batch_size=2, seed=0).images
 
 for path, one, other in zip(given.images, results, again, strict=True):
-    one.save(given.to / f"{path.name.partition('.')[0]}.png")
+    one.save(given.to / f"{path.stem}_relit.png")
     assert one.tobytes() == other.tobytes()  # the same model
 print(f"{len(results)} images in {given.to}; {folder} gives the same")

@@ -35,6 +35,11 @@ def real_path(path: Path) -> Path:
         return absolute_path(path)
 
 
+def with_name(path: Path) -> Path:
+    """Return the path of a file or folder by its own name, which `.` and `..` are not."""
+    return path if path.name not in ("", "..") else real_path(path)
+
+
 def absolute_path(path: Path) -> Path:
     """Return the path from the root, links and all; as it is if the current folder was removed."""
     try:

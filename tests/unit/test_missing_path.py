@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lbm_lora.missing_path import held_by, home_path, not_there, real_path
+from lbm_lora.missing_path import held_by, home_path, not_there, real_path, with_name
 
 WEIGHTS = (".safetensors", ".ckpt")
 
@@ -93,3 +93,11 @@ def test_a_loop_of_links_has_a_path_too(tmp_path: Path) -> None:
     assert real_path(tmp_path / "loop" / "a") == tmp_path / "loop" / "a"
     assert real_path(tmp_path / "link" / "a") == tmp_path / "a"
     assert real_path(Path("a\0b")) == Path("a\0b").absolute()
+
+
+def test_a_folder_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "peft.v2" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "peft.v2")
+    assert with_name(Path()) == tmp_path / "peft.v2"
+    assert with_name(Path("inner/..")) == tmp_path / "peft.v2"
+    assert with_name(Path("x.safetensors")) == Path("x.safetensors")

@@ -83,10 +83,10 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
     line: list[str] = []
     if name == "train":
         from lbm_lora.cli.overrides import split_overrides
-        from lbm_lora.cli.training_keys import check_keys, list_keys
+        from lbm_lora.cli.training_keys import check_keys, list_keys, text_keys
 
         own_flags = {name for flag in (*flags, *output) for name in (flag.name, f"no_{flag.name}")}
-        words, keys = split_overrides(words, own_flags, list_keys())
+        words, keys = split_overrides(words, own_flags, list_keys(), text_keys())
         check_keys(keys, [*flags, *output])
         overrides = {"overrides": keys}
     if name == "doctor":

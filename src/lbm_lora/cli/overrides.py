@@ -10,7 +10,7 @@ from lbm_lora.plain_text import TextError, parse_yaml
 
 
 def split_overrides(
-    arguments: Sequence[str], own_flags: Collection[str], lists: Collection[str] = ()
+    arguments: Sequence[str], own_flags: Collection[str], lists: Collection[str] = (), texts: Collection[str] = ()
 ) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """Split arguments into the command's own, and (dotted key, YAML text) pairs of all others.
 
@@ -19,6 +19,7 @@ def split_overrides(
     Args:
         own_flags: names of flags that are not keys of the file.
         lists: keys that take a list, also of one word.
+        texts: keys that take texts or paths: their words are these as they are, and no YAML.
 
     Raises:
         ConfigError: a word that belongs to no flag.
@@ -32,16 +33,28 @@ def split_overrides(
         if not flag.startswith("--") or key.replace("-", "_") in own_flags:
             own += [flag, *words]
         else:
-            overrides.append((key, _yaml([value, *words] if equals else words, key.replace("-", "_") in lists)))
+            name = key.replace("-", "_")
+            given = [value, *words] if equals else words
+            overrides.append((key, _yaml(given, is_list=name in lists, is_text=name in texts)))
     return own, tuple(overrides)
 
 
-def _yaml(words: Sequence[str], is_list: bool) -> str:
+def _yaml(words: Sequence[str], *, is_list: bool, is_text: bool) -> str:
     if not words:
         return "true"
-    if len(words) == 1 and not (is_list and words[0] != "null" and not words[0].startswith("[")):
-        return words[0]
+    if len(words) == 1 and (words[0] == "null" or not is_list or words[0].startswith("[")):
+        is_literal = is_text and words[0] != "null" and not is_list
+        return _dumped(words[0]) if is_literal else words[0]
+    if is_text:
+        return _dumped(list(words))
     return yaml.safe_dump([_scalar(word) for word in words], default_flow_style=True, width=float("inf"))
+
+
+def _dumped(texts: str | list[str]) -> str:
+    """Return texts as YAML in quotes, whatever they mean without."""
+    return yaml.safe_dump(
+        texts, default_flow_style=True, default_style='"', width=float("inf"), allow_unicode=True
+    ).strip()
 
 
 def _scalar(word: str) -> object:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from lbm_lora.cli.arguments import unknown_flag
 from lbm_lora.cli.flags import Flag, taken_apart
@@ -56,6 +56,23 @@ def training_sections() -> dict[str, list[Flag]]:
 def list_keys() -> set[str]:
     """The keys whose value is a list."""
     return {name for name, key in TrainConfig.model_fields.items() if "tuple[" in str(key.annotation)}
+
+
+def text_keys() -> set[str]:
+    """The keys whose values are texts or paths."""
+    return {name for name, key in TrainConfig.model_fields.items() if _leaves(key.annotation) <= {str, Path}}
+
+
+def _leaves(hint: Any) -> set[type[Any]]:
+    """Return the types that a type hint is made of, without None."""
+    if get_origin(hint) is Literal:
+        return {type(value) for value in get_args(hint)}
+    parts = get_args(hint)
+    if get_origin(hint) is Annotated:
+        parts = parts[:1]
+    if not parts:
+        return set() if hint in (type(None), ...) else {hint}
+    return set[type[Any]]().union(*map(_leaves, parts))
 
 
 def check_keys(overrides: Iterable[tuple[str, str]], own: Sequence[Flag]) -> None:

@@ -21,6 +21,7 @@ from lbm_lora.hub.publish import CARD, Commit, destination, publish
 from lbm_lora.hub.replaced import check_replaced, is_copy
 from lbm_lora.imaging.paths import expand_sources, readable_sources
 from lbm_lora.late_files import one_call
+from lbm_lora.missing_path import with_name
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
@@ -207,7 +208,8 @@ def _native(config: PushConfig, adapter: Adapter, file: Path | None, folder: Pat
 
 
 def _native_name(config: PushConfig) -> str:
-    name = f"{config.lora_path.stem}.safetensors"
+    path = with_name(config.lora_path)
+    name = f"{path.name if path.is_dir() else path.stem}.safetensors"
     return "lora.safetensors" if name == TWIN else name
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name
+from lbm_lora.missing_path import with_name
 from lbm_lora.ownership import LIST_MARK, of_kind
 from lbm_lora.regular_file import file_digest
 from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
@@ -45,7 +46,8 @@ def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
 
 def report_folder(config: ValidateConfig) -> Path:
     """Return the folder of the reports, by default next to the LoRA."""
-    return config.report or config.lora_path.with_name(f"{config.lora_path.stem}_report")
+    lora = with_name(config.lora_path)
+    return config.report or lora.with_name(f"{lora.stem}_report")
 
 
 def layer_names_file(config: ValidateConfig) -> Path:

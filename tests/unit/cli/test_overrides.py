@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lbm_lora.cli.overrides import split_overrides
 from lbm_lora.errors import ConfigError
+from lbm_lora.plain_text import parse_yaml
 
 OWN = ("path_config", "json", "no_json", "verbose", "no_verbose", "debug", "no_debug", "threads")
 PATTERNS = st.text("abz:.,^[]{}", min_size=1, max_size=6).map("m_{}_".format)
@@ -66,3 +67,17 @@ def test_a_word_that_is_no_yaml_is_a_text(word: str) -> None:
 def test_flags_of_the_command_are_no_keys(name: str, spelled: type[str]) -> None:
     arguments = ["--seed", "1", f"--{spelled(name)}"]
     assert split_overrides(arguments, OWN) == (arguments[2:], (("seed", "1"),))
+
+
+@pytest.mark.parametrize("word", ["run #2", "2024", "0123", "1e3", "true", "a: b", "r\nx", "'x'", "[a]", "é", "~"])
+def test_words_of_text_keys_are_no_yaml(word: str) -> None:
+    """A path may be whatever the shell gives, and not the part before a comment."""
+    _, ((_, text),) = split_overrides(["--folder", word], OWN, texts={"folder"})
+    assert parse_yaml(text) == word
+    _, ((_, text),) = split_overrides(["--folders", word, "b"], OWN, {"folders"}, {"folders"})
+    assert parse_yaml(text) == [word, "b"]
+
+
+def test_a_text_key_may_still_be_null_and_a_list_be_in_brackets() -> None:
+    assert split_overrides(["--folder", "null"], OWN, texts={"folder"}) == ([], (("folder", "null"),))
+    assert split_overrides(["--folders", "[a, b]"], OWN, {"folders"}, {"folders"}) == ([], (("folders", "[a, b]"),))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbm_lora.cli.training_keys import check_keys, list_keys, training_sections
+from lbm_lora.cli.training_keys import check_keys, list_keys, text_keys, training_sections
 from lbm_lora.configs.marks import Bounds
 from lbm_lora.errors import ConfigError
 from lbm_lora.training.settings.train_config import TrainConfig
@@ -47,3 +47,9 @@ def test_other_keys_are_refused_with_the_nearest(key: str, message: str) -> None
     with pytest.raises(ConfigError) as caught:
         check_keys([(key, "1")], [])
     assert str(caught.value) == message
+
+
+def test_keys_of_texts() -> None:
+    texts = text_keys()
+    assert texts >= {"save_ckpt_path", "resume", "train_folder", "train_shards", "lora_weights_path", "mode", "device"}
+    assert not texts & {"learning_rate", "flip", "num_steps", "optimizer_kwargs", "max_steps", "rank_pattern"}
