@@ -205,6 +205,7 @@ def test_values_that_are_no_numbers_are_not_saved(config: Config) -> None:
     with pytest.raises(QualityError, match=r"^trained values are infinite or NaN at step 1: .* Nothing was saved"):
         train(chosen)
     assert not list(chosen.save_ckpt_path.rglob("*.safetensors"))
+    assert not list(chosen.save_ckpt_path.rglob("resume.pt")), "a state of such values could only go on to diverge"
 
 
 def test_a_validation_image_that_is_no_image_ends_the_run(config: Config, pairs: Path) -> None:

@@ -241,16 +241,16 @@ class TrainingLoop:
         run, standing = self._run, self.standing
         if standing.step == self._saved:
             return
-        state = self._state()
+        result, state = self._result(), self._state()
         self._check_folder()
         if self._fabric.is_global_zero:  # the state first: without it, results are those of a run that has lost it
             saved = (*self._saved_steps, standing.step)
             save_state(replace(state, saved_steps=saved), run.folder.state, mark=TRAINING_STATE)
-        self._save_result()
+        self._save_result(result)
         self._saved = standing.step
 
-    def _save_result(self) -> None:
-        run, step, result = self._run, self.standing.step, self._result()
+    def _save_result(self, result: Values) -> None:
+        run, step = self._run, self.standing.step
         if self._fabric.is_global_zero:
             self._saved_steps = run.folder.save_step(
                 step,
@@ -262,7 +262,7 @@ class TrainingLoop:
     def _save_again_if_cut(self) -> None:
         if was_cut_off(self._run.state, self._run.folder):
             self._check_folder()
-            self._save_result()
+            self._save_result(self._result())
 
     def _result(self) -> Values:
         """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""

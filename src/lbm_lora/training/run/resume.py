@@ -78,6 +78,7 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
     if folder.state.exists():
         own = load_state(folder.state)
         if own.identity == state.identity and own.step >= state.step:  # the same command was run before
+            _refuse_later(own, folder)
             return own
         raise ConfigError(
             f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "
