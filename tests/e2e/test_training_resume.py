@@ -14,6 +14,7 @@ from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import ConfigError, DataError
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.validation import measure
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.workflows.train import run
@@ -151,6 +152,40 @@ def test_a_run_that_fails_before_its_first_result_leaves_the_configuration(
     assert folder.config.read_text() == before
     train(config(max_steps=3, learning_rate=1e-3))
     assert "learning_rate: 0.001" in folder.config.read_text()
+
+
+def test_a_run_that_is_killed_after_its_first_validation_goes_on(config: Config, pairs: Path, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("the machine went away")
+
+    values = {"max_steps": 4, "save_interval": 4, "validation_interval": 2, "validation_folder": pairs}
+    unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values)).folder
+    chosen = config(save_ckpt_path=tmp_path / "broken", **values)
+    with pytest.raises(RuntimeError, match="went away"):
+        train(chosen, Recorder(at=1, action=fail))
+    folder = RunFolder(chosen.save_ckpt_path)
+    assert sorted(path.name for path in folder.results()) == ["best.safetensors", "resume.pt"]
+    train(chosen)
+    assert same(unbroken.last, folder.last)
+    assert same(unbroken.best, folder.best)
+    folder.state.unlink()
+    with pytest.raises(ConfigError, match="of a run that has lost its resume"):
+        train(chosen)
+
+
+def test_a_copied_folder_does_not_train_over_the_first_one(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(config(max_steps=2)).folder
+    before = folder.last.read_bytes()
+    shutil.copytree(folder.path, tmp_path / "copy")
+    copied = tmp_path / "copy" / "config.yaml"
+    with pytest.raises(ConfigError, match=r"copy/config\.yaml is in the folder of a run, but its save_ckpt_path is "):
+        run(TrainRunConfig(path_config=copied, overrides=(("max_steps", "4"),)))
+    assert folder.last.read_bytes() == before
+    again = (("max_steps", "4"), ("save_ckpt_path", str(tmp_path / "copy")))
+    assert run(TrainRunConfig(path_config=copied, overrides=again)).last == tmp_path / "copy" / "last.safetensors"
+    assert folder.last.read_bytes() == before
 
 
 def test_a_finished_run_says_so_and_can_be_made_longer(config: Config, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.missing_path import real_path
 from lbm_lora.ownership import MARK_LINE, SAMPLES, TRAINING_STATE, is_lora, is_ours, is_trained, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.run.run_folder import RunFolder
@@ -62,12 +63,32 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         QualityError: the loss is no longer finite.
     """
     settings = read_train_config(config.path_config, config.overrides)
+    _check_home(config, settings)
     if config.also and settings.mode == "full":
         raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
     result = trained(settings, progress, path_config=config.path_config, also=config.also, overwrite=config.overwrite)
     loras = [] if result.stopped_by or result.process else [path for path in (result.last, result.best) if path]
     twins = [twin for lora in loras for twin in write_twins(lora, config.also, progress)]
     return replace(result, twins=tuple(twins))
+
+
+def _check_home(config: TrainRunConfig, settings: TrainConfig) -> None:
+    """Refuse the training file of a run's folder that was copied or moved, and still names the first folder.
+
+    Raises:
+        ConfigError: it is one, and the command line gives no folder.
+    """
+    path = config.path_config
+    if any(key.replace("-", "_") == "save_ckpt_path" for key, _ in config.overrides):
+        return
+    is_moved = real_path(path.parent) != real_path(settings.save_ckpt_path)
+    if is_moved and is_ours(path, MARK_LINE) and RunFolder(path.parent).results():
+        raise ConfigError(
+            f"{path} is in the folder of a run, but its save_ckpt_path is {settings.save_ckpt_path}: the folder was "
+            "copied or moved. Add ",
+            Option("save_ckpt_path", str(path.parent)),
+            " to go on with the run in it, or name another folder.",
+        )
 
 
 def trained(

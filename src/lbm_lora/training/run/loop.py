@@ -90,6 +90,7 @@ class TrainingLoop:
         self._meter, self._pace = Meter(), Pace(0)
         self._next = self.standing.epoch, self.standing.batch
         self._saved = run.done
+        self._has_state = run.folder.state.exists()
         self._saved_steps = run.state.saved_steps if run.state else ()
 
     def train(self) -> None:
@@ -225,12 +226,22 @@ class TrainingLoop:
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
             values = self._result()
+            self._save_state_first()
             if self._fabric.is_global_zero:
                 run.write(values, standing.step, run.folder.best)
         if self._log is not None:
             path = Validator.write_grid(images, run.folder.grid(standing.step))
             self._log.metrics(scores.metrics(), standing.step)
             self._log.grid(images, path, standing.step)
+
+    def _save_state_first(self) -> None:
+        """Save a state before the first result; from it the validation is repeated. Every process must call this."""
+        if self._has_state:
+            return
+        state = replace(self._state(), best=None, best_step=None, validated=-1)
+        if self._fabric.is_global_zero:
+            save_state(state, self._run.folder.state, mark=TRAINING_STATE)
+        self._has_state = True
 
     def _save_if_due(self) -> None:
         if self.standing.step >= self._run.total or self.standing.step % self._run.config.save_interval == 0:
@@ -246,6 +257,7 @@ class TrainingLoop:
         if self._fabric.is_global_zero:  # the state first: without it, results are those of a run that has lost it
             saved = (*self._saved_steps, standing.step)
             save_state(replace(state, saved_steps=saved), run.folder.state, mark=TRAINING_STATE)
+        self._has_state = True
         self._save_result(result)
         self._saved = standing.step
 

@@ -77,25 +77,24 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
     state = load_state(Path(config.resume))
     if folder.state.exists():
         own = load_state(folder.state)
-        if own.identity == state.identity and own.step >= state.step:  # the same command was run before
+        if own.config.get("resume") == str(config.resume) and own.step >= state.step:  # the same command was run before
             _refuse_later(own, folder)
             return own
         raise ConfigError(
             f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
-    _refuse_another(config, folder, start=state.step)
+    _refuse_another(config, folder)
     return replace(state, saved_steps=(), best=None, best_step=None, validated=-1)
 
 
-def _refuse_another(config: TrainConfig, folder: RunFolder, *, start: int = 0) -> None:
-    """Refuse results of a run with other settings that has not saved its state: the two would mix their files.
+def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
+    """Refuse results of a run without its state, and pictures of one with other settings.
 
-    Args:
-        start: the steps after which the run begins in this folder.
+    A run saves its state before its first result, so that a run that was killed has one.
 
     Raises:
-        ConfigError: names what differs.
+        ConfigError: there are some.
     """
     there = [*folder.results(), *folder.grids()]
     if not there:
@@ -116,11 +115,7 @@ def _refuse_another(config: TrainConfig, folder: RunFolder, *, start: int = 0) -
             f"a state to resume from: {listing(differing, limit=3)}. Choose another save_ckpt_path, or move that run "
             "away."
         )
-    if not folder.results():
-        return
-    # a run that was killed before its first state has left at most the best of its first validations
-    steps = trained_steps(folder.best) if folder.results() == [folder.best] else None
-    if steps is None or not start <= steps <= start + config.save_interval:
+    if folder.results():
         raise ConfigError(
             f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of a run that has lost "
             f"its {folder.state.name}, and would begin again over them. Choose another save_ckpt_path, or move "
