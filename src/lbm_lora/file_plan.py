@@ -20,7 +20,7 @@ from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
-from lbm_lora.ownership import MARK_LINE, is_any_kind, is_ours
+from lbm_lora.ownership import RUN_LINE, is_any_kind, is_ours
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import status_of
 
@@ -224,7 +224,7 @@ def _behind(path: Path) -> Iterator[Path]:
     if path.suffix in _CONTAINERS:
         yield from (path.with_suffix(suffix) for suffix in _CONTAINERS)
         beside = path.with_name("config.yaml")
-        if not is_ours(beside, MARK_LINE):  # that of a training run configures no checkpoint
+        if not is_ours(beside, RUN_LINE):  # that of a training run configures no checkpoint
             yield beside
     if path.stem == "adapter_model":
         yield path.with_name("adapter_config.json")

@@ -30,6 +30,8 @@ REFINEMENT_STATE = f"{MARK}: refinement"
 MARK_LINE = f"# {MARK}\n"
 """A text of ours: a line of its own, since a text of somebody else may say what we made. A model card, which is there
 to be edited, has a mark of its own (`lbm_lora.hub.card`)."""
+RUN_LINE = f"# {MARK}: configuration of a run\n"
+"""The configuration in a training run's folder."""
 LIST_MARK = f"({MARK}).\n"
 """A list of layers, whose lines are documented: the end of a comment."""
 GENERATOR = f'<meta name="generator" content="{MARK}">'

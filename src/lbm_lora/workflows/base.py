@@ -45,6 +45,9 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     tuned = _tuned_path(config)
     lbm = _lbm_config(config)
     planned(config, lbm).check(overwrite=config.overwrite)
+    if tuned is not None:
+        with open_checkpoint(tuned) as opened:  # before an older base is replaced
+            opened.component()
     with _backbone(config, lbm, progress) as backbone:
         progress.start(len(backbone.unet.specs) + len(backbone.vae.specs), "making the base")
         source = read_yaml(config.config_path) if config.config_path else None

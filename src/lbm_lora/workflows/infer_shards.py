@@ -73,7 +73,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     need_packages("translating shards", _PACKAGES, "train")
     from lbm_lora.inference.shards.predict import predict
     from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
-    from lbm_lora.inference.shards.shard_record import check_settings
+    from lbm_lora.inference.shards.shard_record import check_settings, has_records
     from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
     from lbm_lora.launch import open_fabric, quiet_lightning
 
@@ -111,7 +111,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             check_step_count(config.num_inference_steps, step_counts(lbm), what="num_inference_steps")
             adapters, applied = read_adapters(config, checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
-        check_settings(folder, settings, started=any(job.record is not None for job in jobs))
+        check_settings(folder, settings, started=has_records(folder))
         if fabric.is_global_zero:
             _remove_parts(folder, jobs)
 

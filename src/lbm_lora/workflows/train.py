@@ -11,7 +11,7 @@ from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.missing_path import real_path
-from lbm_lora.ownership import MARK_LINE, SAMPLES, TRAINING_STATE, is_lora, is_ours, is_trained, of_kind
+from lbm_lora.ownership import RUN_LINE, SAMPLES, TRAINING_STATE, is_lora, is_ours, is_trained, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
@@ -82,7 +82,7 @@ def _check_home(config: TrainRunConfig, settings: TrainConfig) -> None:
     if any(key.replace("-", "_") == "save_ckpt_path" for key, _ in config.overrides):
         return
     is_moved = real_path(path.parent) != real_path(settings.save_ckpt_path)
-    if is_moved and is_ours(path, MARK_LINE) and RunFolder(path.parent).results():
+    if is_moved and is_ours(path, RUN_LINE) and RunFolder(path.parent).results():
         raise ConfigError(
             f"{path} is in the folder of a run, but its save_ckpt_path is {settings.save_ckpt_path}: the folder was "
             "copied or moved. Add ",
@@ -126,11 +126,11 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     step.reads(_base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
     step.reads(*_images(settings))
     if path_config is not None and not is_ours(
-        path_config, MARK_LINE
+        path_config, RUN_LINE
     ):  # a run may be resumed with the file that it wrote
         step.reads(path_config)
     result, picture = is_trained if settings.mode == "full" else is_lora, of_kind(SAMPLES)
-    step.writes(folder.config, "the run's file", ours=of_kind(MARK_LINE))
+    step.writes(folder.config, "the run's file", ours=of_kind(RUN_LINE))
     step.writes(folder.state, "the run's file", ours=of_kind(TRAINING_STATE))
     for path in (folder.last, folder.best):
         step.writes(path, "the run's file", ours=result)

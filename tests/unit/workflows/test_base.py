@@ -1,13 +1,14 @@
 """The workflow `base`: where the backbone comes from, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.errors import CheckpointError, ConfigError, HubError, OutputError
+from lbm_lora.errors import CheckpointError, ConfigError, HubError, InputError, OutputError
 from lbm_lora.workflows.base import ensure_base, planned_missing, run
 from standins import Lbm
 
@@ -63,3 +64,16 @@ def test_ensure_base_makes_a_missing_base_and_leaves_one_that_is_there(lbm: Lbm,
     for make in (planned_missing, ensure_base):
         with pytest.raises(CheckpointError, match=r"^The backbone zzz .* is not at zzz, and is not a hub id"):
             make(path, backbone_signature="zzz", config_path=None)
+
+
+@pytest.mark.parametrize("content", [None, b"cut"])
+def test_a_wrong_tuned_model_leaves_the_older_base(lbm: Lbm, tmp_path: Path, content: bytes | None) -> None:
+    config = BaseConfig(save_path=tmp_path / "b.safetensors", backbone_signature=str(lbm.backbone))
+    made = run(config).base.safetensors
+    before = made.stat().st_mtime_ns
+    wrong = tmp_path / "wrong.safetensors"
+    if content is not None:
+        wrong.write_bytes(content)
+    with pytest.raises(InputError):
+        run(replace(config, tuned_model_path=wrong))
+    assert made.stat().st_mtime_ns == before

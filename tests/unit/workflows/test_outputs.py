@@ -309,6 +309,7 @@ OTHER_KINDS = [
     (TRAIN, "run/last.safetensors", kind(TRAINED)),
     (TRAIN, "run/resume.pt", f"\0{REFINEMENT_STATE}"),
     (TRAIN, "run/pictures/step-000002.png", RESULT),
+    (TRAIN, "run/config.yaml", f"{MARK_LINE}extraction_method: lbm_lora\n"),
 ]
 
 

@@ -119,6 +119,11 @@ def is_result(output: Path) -> bool:
         return False
 
 
+def has_records(folder: Path) -> bool:
+    """Return whether a folder holds records of output shards, of whichever command."""
+    return any(is_record(path) for path in folder.glob("*.tar.json"))
+
+
 def check_settings(folder: Path, settings: Mapping[str, Any], *, started: bool) -> None:
     """Refuse a folder whose shards were made with other settings.
 

@@ -11,7 +11,7 @@ from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
 from lbm_lora.launch import open_fabric, quiet_lightning, shard
-from lbm_lora.ownership import MARK_LINE
+from lbm_lora.ownership import RUN_LINE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.loss.step import BatchLoss
@@ -107,7 +107,7 @@ class _Begun:
         self._check_folder()
         if self._is_first and self._check_folder is not _unchecked:
             if self._path_config is None or not _is_same(self._folder.config, self._path_config):
-                write_text(self._folder.config, f"{MARK_LINE}{self._config.to_yaml()}")
+                write_text(self._folder.config, f"{RUN_LINE}{self._config.to_yaml()}")
             self._is_first = False
 
 

@@ -13,6 +13,7 @@ from lbm_lora.inference.shards.shard_record import (
     ShardRecord,
     check_settings,
     contents_of,
+    has_records,
     is_record,
     is_result,
     read_record,
@@ -139,3 +140,11 @@ def test_damaged_settings_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "infer.json").write_text(text)
     with pytest.raises(ConfigError, match=r"infer\.json cannot be read as the settings of a run"):
         check_settings(tmp_path, {"seed": 0}, started=False)
+
+
+def test_records_of_any_command_tell_that_a_folder_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.json").write_text('{"mine": true}')
+    assert not has_records(tmp_path)
+    write_record(ShardRecord(source="s", images=1, skipped=(), result=None), tmp_path / "b.tar")
+    assert has_records(tmp_path)
+    assert not has_records(tmp_path / "none")
