@@ -489,3 +489,8 @@ def test_a_rename_that_fails_names_the_output(tmp_path: Path, monkeypatch: pytes
     reason = os.strerror(errno.EBUSY)
     assert str(caught.value) == f"{tmp_path / 'a.bin'} cannot be written: {reason}. Choose another output path."
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_in_another_encoding_does_not_break_a_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "b\udce9.png\n")
+    assert (tmp_path / "a").read_text() == "b?.png\n"

@@ -112,7 +112,8 @@ def _header(entries: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, (spec, offset) in entries.items():
         header[name] = {"dtype": spec.code, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
-    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # a file name in another encoding may be among the metadata; it is for people
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def _aligned(size: int) -> int:
