@@ -112,12 +112,23 @@ def _expanded(text: str) -> tuple[Path, ...]:
             f"{not_there(path, readable_extensions())} Give an image, a folder of images, or a quoted glob."
         )
     # Path.glob takes no absolute patterns.
-    found = _images_of(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    found = _images_of(map(Path, glob.glob(_pattern(path), recursive=True)))  # noqa: PTH207
     if not found:
         folder = _folder_of(path)
         reason = held_by(folder) if folder.is_dir() else not_there(folder)
         raise ImageError(f"'{text}' matches no image. {reason} Give an image, a folder of images, or a quoted glob.")
     return found
+
+
+def _pattern(path: Path) -> str:
+    """Return a glob whose leading folders that exist are no patterns: a browser calls a second download `photos [1]`."""
+    there, parts = Path(), list(path.parts)
+    for index, part in enumerate(parts):
+        there /= part
+        if not there.exists():
+            break
+        parts[index] = glob.escape(part)
+    return str(Path(*parts))
 
 
 def _images_of(paths: Iterable[Path]) -> tuple[Path, ...]:

@@ -117,3 +117,12 @@ def test_two_results_with_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_the_image_beside_an_output() -> None:
     assert sibling(Path("out/a.b.png"), "compare") == Path("out/a.b_compare.png")
+
+
+def test_signs_in_the_name_of_a_folder_are_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "photos [1]"
+    folder.mkdir()
+    for name in ("a.png", "b.jpg"):
+        (folder / name).touch()
+    assert expand_sources(f"{folder}/*.jpg") == (folder / "b.jpg",)
+    assert expand_sources(f"{tmp_path}/photos*/*.png") == (folder / "a.png",)
