@@ -5,34 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prepared_runs import Notes, prepared
 
-from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.launch import open_fabric
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.ownership import TRAINING_STATE
-from lbm_lora.progress import Silent
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.data import BucketBatches, open_data
-from lbm_lora.training.run.prepare import PreparedRun, prepare, total_steps
+from lbm_lora.training.run.prepare import total_steps
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
-
-
-def prepared(config: TrainConfig, notes: Notes | None = None) -> PreparedRun:
-    assert config.base_model_path is not None
-    with open_checkpoint(config.base_model_path) as base:
-        return prepare(config, base, open_fabric(config), notes or Notes())
 
 
 @pytest.mark.parametrize(

@@ -6,35 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from prepared_runs import Notes, prepared
 from safetensors.torch import save_file
 
-from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import ConfigError
-from lbm_lora.launch import open_fabric
 from lbm_lora.ownership import TRAINING_STATE
-from lbm_lora.progress import Silent
 from lbm_lora.trainable.state import TrainState, copied, save_state
-from lbm_lora.training.run.prepare import PreparedRun, prepare
+from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import TRAINING_KEY
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
-
-
-def prepared(config: TrainConfig, notes: Notes | None = None) -> PreparedRun:
-    assert config.base_model_path is not None
-    with open_checkpoint(config.base_model_path) as base:
-        return prepare(config, base, open_fabric(config), notes or Notes())
 
 
 def a_state(run: PreparedRun, config: TrainConfig) -> TrainState:
