@@ -39,7 +39,7 @@ class Output:
     Attributes:
         what: what it is, where the user did not name the path: `the report`.
         is_ours: whether an existing file of that path may be replaced without being asked.
-        may_stay: whether an existing file may also stay, so that one that cannot be replaced is no error yet.
+        may_stay: whether the command may leave an existing file as it is; it need not be replaceable then.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class FilePlan:
         Args:
             what: what it is, where the user did not name the path: `the report`.
             ours: whether an existing file is one of ours, of the same kind.
-            may_stay: whether an existing file may also stay as it is: it is finished already.
+            may_stay: whether the command may leave an existing file as it is, because it is already finished.
         """
         self.outputs.append(Output(Path(path), what, ours, may_stay))
 
@@ -107,8 +107,8 @@ class FilePlan:
         """Note the files of a later step of the same command.
 
         Args:
-            made: what earlier steps make for the later one. An older file of such a path, or its twin, is no input,
-                unless the later step reads it by another path too.
+            made: files that earlier steps make for the later one. An older file at such a path, or its twin, does not
+                count as an input, unless the later step also reads it by another path.
         """
         made_here = {real_path(path) for path in made if path is not None}
         for identity, path in later.inputs.items():

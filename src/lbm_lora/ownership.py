@@ -112,7 +112,7 @@ def _ends(path: Path) -> bytes:
     """Return the bytes at either end of a file, with `\\n` before them and at the end of lines.
 
     Returns:
-        No bytes if there is no such file.
+        Empty if the file is missing or unreadable.
     """
     try:
         check_regular(path)

@@ -125,7 +125,7 @@ class PartialFile:
         self._file = OwnFile(self.path)
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
-        """Return the sums of a run of the same origin; None if there is no file, or one that may be replaced.
+        """Return the sums of a run with the same origin; None if there is no file, or its sums may be replaced.
 
         Raises:
             CheckpointError: the file is damaged.

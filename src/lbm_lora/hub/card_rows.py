@@ -59,7 +59,7 @@ def error_rows(errors: Mapping[str, float]) -> list[Row]:
 
 
 def report_rows(folder: Path, lora: Path | None) -> list[Row]:
-    """Return the PSNR of base + LoRA in a report folder of `lbm-lora validate`; none if there is no report.
+    """Return the PSNR rows for base + LoRA from the report of `lbm-lora validate`; none without a report.
 
     Args:
         lora: the file of the LoRA: a report of another one is left out, with a warning. None: it has none.

@@ -121,7 +121,7 @@ def _expanded(text: str) -> tuple[Path, ...]:
 
 
 def _pattern(path: Path) -> str:
-    """Return a glob whose first folders, if they are there, are no patterns: browsers make `photos [1]`."""
+    """Return a glob in which leading folders that exist are literal: browsers create folders like `photos [1]`."""
     there, parts = Path(), list(path.parts)
     for index, part in enumerate(parts):
         there /= part

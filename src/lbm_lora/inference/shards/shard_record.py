@@ -28,7 +28,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What tells a shard from others.
+    """Facts that identify the contents of a shard.
 
     Attributes:
         nbytes: its size.
@@ -40,7 +40,7 @@ class Contents:
 
 
 def contents_of(path: Path) -> Contents:
-    """Return what tells a shard from others: a cut, a replacement, another run's results.
+    """Return the facts that reveal a truncated or replaced shard, or one with another run's results.
 
     Reading all of a large shard at every resume would take too long, so a change in its middle that keeps its size is
     not seen.

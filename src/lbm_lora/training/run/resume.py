@@ -69,7 +69,7 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
-    """Return a state that goes on in a folder of its own: results of the first folder are no longer the run's.
+    """Return a state to continue in a new folder: results in the old folder no longer belong to the run.
 
     Raises:
         ConfigError: the folder holds another run.
