@@ -104,8 +104,8 @@ def refine(
         lora: the LoRA to refine, a path or an adapter; the best start is a calibrated extraction.
         images: two or more sources of the kind that the model is used on, the more the better.
         held_images: other images to measure on. None: one in 8 of the images, up to 16, which are not learnt from.
-        save_to: write the best LoRA whenever there is a new one; a run that was stopped is resumed. None: nothing is
-            written.
+        save_to: write the refined LoRA to this path. A state next to it, until it is there, lets a run that was stopped
+            go on. None: nothing is written.
         progress: a listener.
         overwrite: Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never
             replaced.

@@ -9,7 +9,7 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from numbers import Integral
 from os import PathLike
@@ -304,23 +304,31 @@ class LatentBridgePipeline(DiffusionPipeline):
         Raises:
             FileExistsError: the folder has another program of that name or one that was edited, or another model.
         """
-        folder = Path(save_directory)
-        program, is_ours = folder / _PROGRAM, False
-        if program.exists():
-            is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
-            if not is_ours:
-                raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
-        for name in ("model_index.json", *self.components):
-            if (folder / name).exists() and not is_ours:
-                raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
+        _check_folder(Path(save_directory), ("model_index.json", *self.components))
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write model_index.json, and this file as pipeline.py."""
+        """Write model_index.json, and this file as pipeline.py; see diffusers.
+
+        Raises:
+            FileExistsError: the folder has another program of that name or one that was edited, or another model.
+        """
+        _check_folder(Path(save_directory), ("model_index.json",))
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         program = Path(save_directory) / _PROGRAM
         program.unlink(missing_ok=True)  # it may have another name elsewhere
         program.write_text(_SOURCE, encoding="utf-8")
+
+
+def _check_folder(folder: Path, names: Iterable[str]) -> None:
+    program, is_ours = folder / _PROGRAM, False
+    if program.exists():
+        is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
+        if not is_ours:
+            raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
+    for name in names:
+        if (folder / name).exists() and not is_ours:
+            raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
 
 
 def _check_whole(name: str, value: object) -> None:

@@ -9,12 +9,12 @@ error of the given LoRA: the smaller the error, the smaller the remaining change
 and decays to 0 along half a cosine.
 
 The stored file is what matters, so the LoRA is measured with its values rounded to the stored dtype, on held-out
-images: at the start, a few times in between, and at the end. The best one is kept.
+images: at the start, a few times in between, and at the end. The best one is the result.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,23 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.errors import ConfigError, Option, OutputError, QualityError
+from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.refinement.student import Student
 from lbm_lora.result_watch import OwnFile
-from lbm_lora.trainable.state import TrainState, check_values, copied, load_state, optimizer_state, restore, save_state
+from lbm_lora.trainable.state import (
+    TrainState,
+    Values,
+    check_values,
+    copied,
+    load_state,
+    optimizer_state,
+    restore,
+    save_state,
+)
 
 _WARMUP = 10  # steps
 _PARTS = 8  # parts of a run, with a measurement at the end of each
@@ -59,7 +68,7 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
-    """Errors of the given LoRA and of the best one, both as stored in a file.
+    """Best LoRA, and the errors of the given LoRA and of the best one, all as stored in a file.
 
     Attributes:
         step: step after which the best one was measured; 0 is the given LoRA.
@@ -68,6 +77,7 @@ class DistillResult:
     before: OutputErrors
     after: OutputErrors
     step: int
+    adapter: Adapter = field(compare=False)
 
     @property
     def gain(self) -> float:
@@ -81,8 +91,6 @@ def distill(
     held: Sequence[AnsweredPoint],
     settings: DistillSettings,
     *,
-    keep: Callable[[Adapter, DistillResult], None],
-    is_kept: Callable[[int], bool],
     state: Path | None,
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
@@ -92,33 +100,27 @@ def distill(
     Args:
         learnt: points to train on.
         held: points to measure on, from other images.
-        keep: receives each new best LoRA; at the end the given one, rounded, if none was better.
-        is_kept: returns whether the best LoRA of this step, or of a later one, is still where `keep` put it. If it is
-            not, an interrupted run starts again: the state holds the newest LoRA, but not the best one.
         state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
         identity: values that must match for a saved run to be resumed.
 
     Raises:
         QualityError: the loss is no longer finite.
         ConfigError: `state` is damaged.
-        OutputError: the best LoRA of an earlier part is gone at the end, or the state is another run's by now.
+        OutputError: the state is another run's by now.
         InputError: a value leaves the range of the stored dtype.
     """
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
-    best, done = DistillResult(before=before, after=before, step=0), 0
-    newest: Adapter | None = student.adapter()
+    best, done = _Best(after=before, step=0, values=copied(student.parameters)), 0
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
     saved = _saved(state, identity)
     own = OwnFile(state or Path())
     own.note()
-    if saved is not None and (not saved.best_step or is_kept(saved.best_step)):
+    if saved is not None:
         assert state is not None
         check_values(saved, student.parameters, state)
-        after = _checked(saved, student, settings.steps, state)
+        best, done = _checked(saved, student, settings.steps, state), saved.step
         restore(saved, student.parameters, optimizer, None)
-        best, done = DistillResult(before=before, after=after, step=saved.best_step or 0), saved.step
-        newest = newest if best.step == 0 else None  # it is in its file
     batches = list(_batches(learnt, settings))
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
     progress.start(settings.steps - done, "refining")
@@ -127,19 +129,22 @@ def distill(
         if step + 1 in measured:
             after = student.errors(held)
             if after.typical < best.after.typical:
-                best = DistillResult(before=before, after=after, step=step + 1)
-                newest = student.adapter()
-                keep(newest, best)
+                best = _Best(after=after, step=step + 1, values=copied(student.parameters))
             if state is not None:
                 own.check()
                 save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
                 own.note()
         progress.advance()
-    if best.step == 0 or not is_kept(best.step):
-        if newest is None:
-            raise OutputError("the best LoRA so far was removed or replaced meanwhile. Run the command again.")
-        keep(newest, best)
-    return best
+    return DistillResult(before=before, after=best.after, step=best.step, adapter=student.adapter(best.values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """Best LoRA so far: its errors, the step after which it was measured, and its parameters, fp32."""
+
+    after: OutputErrors
+    step: int
+    values: Values
 
 
 def refuse_another(path: Path, identity: Mapping[str, Any]) -> None:
@@ -184,7 +189,7 @@ def _take(
         if not torch.isfinite(loss):
             raise QualityError(
                 f"the loss is {loss.item()} at step {step + 1}: the learning rate {settings.learning_rate:g} is too "
-                "high. The best LoRA so far is kept."
+                "high. Give a smaller one."
             )
         loss.backward()
     factor = min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -200,8 +205,8 @@ def _saved(path: Path | None, identity: Mapping[str, Any]) -> TrainState | None:
     return state if state is not None and state.identity == identity else None
 
 
-def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> OutputErrors:
-    """Return the errors of a saved run's best LoRA, once the state is known to be one that `_state` can make.
+def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> _Best:
+    """Return a saved run's best LoRA, once the state is known to be one that `_state` can make.
 
     Raises:
         ConfigError: it is not.
@@ -215,7 +220,9 @@ def _checked(saved: TrainState, student: Student, steps: int, path: Path) -> Out
         kept = saved.optimizer.get(name)
         if kept is not None and not _is_kept(kept, parameter.shape):
             raise ConfigError(f"{path} is damaged: what Adam has kept for {name} does not fit it. {_INSTEAD}")
-    return OutputErrors(**saved.config)
+    if saved.average is None or saved.best_step is None:
+        raise ConfigError(f"{path} is damaged: it holds no best LoRA. {_INSTEAD}")
+    return _Best(after=OutputErrors(**saved.config), step=saved.best_step, values=saved.average)
 
 
 def _is_error(value: object) -> bool:
@@ -236,16 +243,14 @@ def _is_kept(kept: Mapping[str, Any], shape: torch.Size) -> bool:
     )
 
 
-def _state(
-    student: Student, optimizer: Optimizer, best: DistillResult, step: int, identity: Mapping[str, Any]
-) -> TrainState:
+def _state(student: Student, optimizer: Optimizer, best: _Best, step: int, identity: Mapping[str, Any]) -> TrainState:
     return TrainState(
         step=step,
         epoch=0,
         batch=step,
         values=copied(student.parameters),
         optimizer=optimizer_state(optimizer, student.parameters),
-        average=None,
+        average=best.values,
         origins={},
         best=best.after.typical,
         best_step=best.step,

@@ -69,13 +69,13 @@ class Student:
         typical = typical_error(errors, (one.point.probability for one in answered))
         return OutputErrors(typical=typical, worst=max(errors))
 
-    def adapter(self) -> Adapter:
-        """Return the current LoRA, rounded to the stored dtype.
+    def adapter(self, values: Mapping[str, Tensor] | None = None) -> Adapter:
+        """Return the LoRA of the given parameters, rounded to the stored dtype. None: of the current ones.
 
         Raises:
             InputError: a value leaves the range of the dtype.
         """
-        made = export_adapter(self._live, self.parameters, self._given.metadata)
+        made = export_adapter(self._live, values or self.parameters, self._given.metadata)
         return replace(made.cast(self._dtype), prefix=self._given.prefix)
 
     @contextmanager

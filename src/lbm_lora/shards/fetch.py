@@ -55,7 +55,7 @@ def local_shards(
         DataError: shards do not exist, or cannot be fetched or unpacked.
         OutputError: `cache_dir` cannot hold copies.
     """
-    paths = [_path_of(shard) for shard in shards]
+    paths = list(map(path_of, shards))
     _check(shards, paths, cache_dir, allow_pipe)
     missing = [path for path in paths if path is not None and not path.is_file()]
     if missing and missing[0].exists():
@@ -88,7 +88,7 @@ def _same_files(paths: Iterable[Path]) -> list[Path]:
     return twice
 
 
-def _path_of(shard: str) -> Path | None:
+def path_of(shard: str) -> Path | None:
     """Return the path of a local shard; None for any other URL."""
     parsed = urlparse(shard)
     if parsed.scheme == "file":

@@ -45,7 +45,7 @@ class TrainState:
         epoch, batch: the next batch of the data.
         values: trainable values by name, fp32.
         optimizer: name -> the optimizer's state for it.
-        average: the moving average, if there is one.
+        average: the moving average, if there is one; of a refinement, the values of the best LoRA so far.
         origins: module -> (down, up) of its `InitialFactors`.
         best: the best metric so far; larger is better.
         best_step: the step after which it was measured.

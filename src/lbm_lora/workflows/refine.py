@@ -9,16 +9,16 @@ import torch
 
 from lbm_lora.adapter import Adapter, load_adapter, precision, precision_name, save_adapter
 from lbm_lora.apply import adapted_to_lbm
-from lbm_lora.atomic import written_bytes
+from lbm_lora.atomic import together, written_bytes
 from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
-from lbm_lora.errors import ConfigError, Option, OutputError, need_packages
+from lbm_lora.errors import ConfigError, Option, OutputError, QualityError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.ownership import REFINEMENT_STATE, is_lora, is_ours, of_kind
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.refine_record import identity_of, metadata_of, refinement_of, run_facts, steps_of
+from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
 
     images = split_images(config.images, config.held_images)
     check_output(config, images.all)
+    twins: list[Twin] = []
+
+    def keep(made: Adapter) -> None:
+        with together():
+            save_adapter(made, config.save_to)
+            twins.extend(write_twins(config.save_to, config.also, progress))
+
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=base.component())
         distilled = refined(
@@ -74,7 +81,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
             tuned,
             adapter,
             images,
-            keep=lambda made: save_adapter(made, config.save_to),
+            keep=keep,
             state=state_of(config),
             progress=progress,
         )
@@ -88,7 +95,7 @@ def run(config: RefineConfig, progress: Progress = SILENT) -> RefineResult:
         steps=steps_of(config),
         images=len(images.learnt),
         held=len(images.held),
-        twins=write_twins(config.save_to, config.also, progress),
+        twins=tuple(twins),
     )
 
 
@@ -107,7 +114,7 @@ def refined(
 
     Args:
         config: its paths name things for messages and metadata; nothing is read from them.
-        keep: receives each new best adapter.
+        keep: receives the refined adapter.
         state: file to which the run is saved until its end, to be resumed; None: not saved. A file of somebody else
             at this path stays.
     """
@@ -118,10 +125,20 @@ def refined(
     identity = identity_of(config, base, tuned, adapter, digests.together)
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
-    distilled = _distill(config, base, tuned, adapter, dtype, images, learnt, identity, keep, state, progress)
+    try:
+        distilled = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
+    except QualityError:
+        _forget(state, identity)  # the run would fail again
+        raise
+    keep(replace(distilled.adapter, metadata=metadata_of(config, adapter, dtype, learnt, distilled)))
+    _forget(state, identity)
+    return distilled
+
+
+def _forget(state: Path | None, identity: Mapping[str, Any]) -> None:
+    """Remove the state of this run."""
     if state is not None and is_ours(state, REFINEMENT_STATE) and _is_of(state, identity):
         state.unlink(missing_ok=True)
-    return distilled
 
 
 def _is_of(state: Path, identity: Mapping[str, Any]) -> bool:
@@ -179,24 +196,12 @@ def _distill(
     adapter: Adapter,
     dtype: torch.dtype,
     images: "ImageSplit",
-    learnt_images: Sequence[str],
     identity: Mapping[str, Any],
-    keep: Callable[[Adapter], object],
     state: Path | None,
     progress: Progress,
 ) -> "DistillResult":
     """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.images import answered_images
-
-    def keep_measured(made: Adapter, distilled: "DistillResult") -> None:
-        keep(replace(made, metadata=metadata_of(config, adapter, dtype, learnt_images, distilled)))
-
-    def is_kept(step: int) -> bool:
-        found = refinement_of(config.save_to)
-        kept = found.pop("step", None)
-        return (
-            isinstance(kept, int) and kept >= step and run_facts(config, dtype, learnt_images).items() <= found.items()
-        )
 
     identity = {**identity, "dtype": precision_name(dtype)}
     if state is not None and not config.overwrite:
@@ -214,7 +219,7 @@ def _distill(
     )
     model = _load(config, base, progress, "loading the base")
     if config.method == "joint":
-        return _joint(config, model, adapter, dtype, learnt, held, keep_measured, progress)
+        return _joint(config, model, adapter, dtype, learnt, held, progress)
     from lbm_lora.refinement.distill import DistillSettings, distill
     from lbm_lora.refinement.student import Student
 
@@ -228,8 +233,6 @@ def _distill(
             learning_rate=config.learning_rate,
             seed=config.seed,
         ),
-        keep=keep_measured,
-        is_kept=is_kept,
         state=state,
         identity=identity,
         progress=progress,
@@ -243,7 +246,6 @@ def _joint(
     dtype: torch.dtype,
     learnt: "Sequence[AnsweredPoint]",
     held: "Sequence[AnsweredPoint]",
-    keep: "Callable[[Adapter, DistillResult], None]",
     progress: Progress,
 ) -> "DistillResult":
     """Fit biases, norms and ranks together; a run takes few steps and is not resumed."""
@@ -261,9 +263,7 @@ def _joint(
         points=config.batch_size,
         progress=progress,
     )
-    distilled = DistillResult(before=found.before, after=found.after, step=found.step)
-    keep(found.adapter, distilled)
-    return distilled
+    return DistillResult(before=found.before, after=found.after, step=found.step, adapter=found.adapter)
 
 
 def _load(config: RefineConfig, checkpoint: Checkpoint, progress: Progress, what: str) -> "LBMModel":

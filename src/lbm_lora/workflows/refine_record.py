@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
-from lbm_lora.adapter import Adapter, AdapterMetadata, load_adapter, precision_name
-from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, parsed
+from lbm_lora.adapter import Adapter, AdapterMetadata, precision_name
+from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.configs.refine import RefineConfig
-from lbm_lora.errors import InputError, WrongBaseError
+from lbm_lora.errors import WrongBaseError
 
 if TYPE_CHECKING:
     from lbm_lora.refinement.distill import DistillResult
@@ -80,24 +80,9 @@ def metadata_of(
     config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
 ) -> AdapterMetadata:
     """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors."""
-    facts = {
-        **run_facts(config, dtype, learnt_images),
-        "step": distilled.step,
-        "error_before": _short(distilled.before.typical),
-        "error_after": _short(distilled.after.typical),
-        "worst_error_before": _short(distilled.before.worst),
-        "worst_error_after": _short(distilled.after.worst),
-    }
-    kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
-    kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return replace(given.metadata, facts=kept)
-
-
-def run_facts(config: RefineConfig, dtype: torch.dtype, learnt_images: Sequence[str]) -> dict[str, object]:
-    """Return what the metadata of every LoRA of a run say alike."""
     from lbm_lora.imaging.digests import packed
 
-    return {
+    facts = {
         "method": config.method,
         "steps": steps_of(config),
         "batch_size": config.batch_size,
@@ -107,15 +92,15 @@ def run_facts(config: RefineConfig, dtype: torch.dtype, learnt_images: Sequence[
         "dtype": precision_name(dtype),
         "lora": config.lora_path.name,
         "images": packed(learnt_images),
+        "step": distilled.step,
+        "error_before": _short(distilled.before.typical),
+        "error_after": _short(distilled.after.typical),
+        "worst_error_before": _short(distilled.before.worst),
+        "worst_error_after": _short(distilled.after.worst),
     }
-
-
-def refinement_of(path: Path) -> dict[str, object]:
-    """Return what a LoRA says of the run that refined it; empty if it is not there, or was not refined."""
-    try:
-        return parsed(load_adapter(path).metadata.facts, REFINEMENT_KEY)
-    except InputError:
-        return {}
+    kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
+    kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return replace(given.metadata, facts=kept)
 
 
 def _short(error: float) -> float:

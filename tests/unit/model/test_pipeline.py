@@ -619,6 +619,9 @@ def test_another_pipeline_in_the_folder_is_kept(base: Path, tmp_path: Path) -> N
         folder = tmp_path / name.replace("/", "-")
         with pytest.raises(FileExistsError, match=rf"{name.partition('/')[0]} exists, and is that of another model"):
             pipe.save_pretrained(folder)
+        if name == "model_index.json":
+            with pytest.raises(FileExistsError, match=r"model_index\.json exists, and is that of another model"):
+                pipe.save_config(folder)
         assert [path for path in folder.rglob("*") if path.is_file()] == [kept]
 
 
@@ -629,6 +632,7 @@ def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> 
     program = tmp_path / "pipeline.py"
     edited = f"{program.read_text()}# edited"
     program.write_text(edited)
-    with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
-        pipe.save_pretrained(tmp_path)
+    for save in (pipe.save_pretrained, pipe.save_config):
+        with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
+            save(tmp_path)
     assert program.read_text() == edited

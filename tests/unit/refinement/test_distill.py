@@ -64,16 +64,6 @@ def lessons(base: Path, adapter: Adapter, seeds: Sequence[int], side: int = 8) -
     return found
 
 
-class Kept:
-    """What was kept, the newest last."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[Adapter, DistillResult]] = []
-
-    def __call__(self, adapter: Adapter, refined: DistillResult) -> None:
-        self.all.append((adapter, refined))
-
-
 @pytest.mark.slow
 def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
     true, other = lora(base, 0), lora(base, 1)
@@ -83,23 +73,18 @@ def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
     }
     given = dataclasses.replace(true, modules=mixed)
     taught, held = lessons(base, true, range(12)), lessons(base, true, range(100, 104))
-    kept = Kept()
     refined = distill(
         Student(model_of(base), given, torch.float32),
         taught,
         held,
         dataclasses.replace(SETTINGS, steps=48),
-        keep=kept,
-        is_kept=lambda step: True,
         state=tmp_path / "s.pt",
         identity={},
     )
     assert refined.gain > 6
     assert refined.after.worst < refined.before.worst
-    assert kept.all[0][1].step > 0, "the given one is not saved before a better one"
-    best = kept.all[-1][0]
-    assert kept.all[-1][1] == refined
-    # what is kept is what was measured
+    best = refined.adapter
+    # what is returned is what was measured
     model = model_of(base)
     fuse_module(model.denoiser, [ScaledAdapter(best)])
     with torch.no_grad():
@@ -115,58 +100,68 @@ def test_a_disturbed_lora_finds_back(base: Path, tmp_path: Path) -> None:
 
 def test_the_given_lora_is_kept_where_nothing_is_better(base: Path, tmp_path: Path) -> None:
     true = lora(base, 0)
-    kept = Kept()
     refined = distill(
         Student(model_of(base), true, torch.bfloat16),
         lessons(base, lora(base, 1), range(4)),  # of another teacher
         lessons(base, true, range(100, 102)),
         SETTINGS,
-        keep=kept,
-        is_kept=lambda step: True,
         state=tmp_path / "s.pt",
         identity={},
     )
     assert refined.step == 0
     assert refined.gain == 0
-    ((adapter, _),) = kept.all
     for name, module in true.modules.items():
-        assert torch.equal(adapter.modules[name].up, module.up)
-        assert torch.equal(adapter.modules[name].down, module.down)
-    assert adapter.modules[ModuleName("conv_in")].up.dtype == torch.bfloat16
+        assert torch.equal(refined.adapter.modules[name].up, module.up)
+        assert torch.equal(refined.adapter.modules[name].down, module.down)
+    assert refined.adapter.modules[ModuleName("conv_in")].up.dtype == torch.bfloat16
 
 
-def test_a_stopped_run_ends_the_same(base: Path, tmp_path: Path) -> None:
+class Stop(Exception):
+    pass
+
+
+class Counting(Student):
+    """Counts its steps, and ends a run that takes more of them than it may."""
+
+    steps, may_take = 0, 1000
+
+    def losses(self, answered: Sequence[AnsweredPoint]) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps > self.may_take:
+                raise Stop
+        return super().losses(answered)
+
+
+@pytest.mark.parametrize(("learning_rate", "part"), [(0.05, 1.0), (0.5, 0.01)])
+def test_a_stopped_run_ends_the_same(base: Path, tmp_path: Path, learning_rate: float, part: float) -> None:
+    """Also where the best LoRA is from before the stop: one that is to learn a part of the change learns too much."""
     true, given = lora(base, 0), lora(base, 1)
-    taught, held = lessons(base, true, range(8)), lessons(base, true, range(100, 102))
+    dense = {name: torch.lerp(delta.float(), true.dense[name].float(), part) for name, delta in given.dense.items()}
+    mixed = {
+        name: dataclasses.replace(module, up=torch.lerp(module.up.float(), true.modules[name].up.float(), part))
+        for name, module in given.modules.items()
+    }
+    wanted = true if part == 1 else dataclasses.replace(given, modules=mixed, dense=dense)
+    taught, held = lessons(base, true, range(8)), lessons(base, wanted, range(100, 102))
+    settings = dataclasses.replace(SETTINGS, learning_rate=learning_rate)
 
-    def whole(state: Path, keep: Kept, student: Student) -> DistillResult:
-        return distill(
-            student, taught, held, SETTINGS, keep=keep, is_kept=lambda step: True, state=state, identity={"a": 1}
-        )
+    def whole(state: Path, student: Student) -> DistillResult:
+        return distill(student, taught, held, settings, state=state, identity={"a": 1})
 
-    class Stop(Exception):
-        pass
-
-    class Stopping(Student):
-        calls = 0
-
-        def losses(self, answered: Sequence[AnsweredPoint]) -> torch.Tensor:
-            if torch.is_grad_enabled():
-                self.calls += 1
-                if self.calls > 9:  # in the step after the fourth of eight measurements
-                    raise Stop
-            return super().losses(answered)
-
-    unbroken, broken = Kept(), Kept()
-    first = whole(tmp_path / "a.pt", unbroken, Student(model_of(base), given, torch.float32))
+    first = whole(tmp_path / "a.pt", Student(model_of(base), given, torch.float32))
+    stopping = Counting(model_of(base), given, torch.float32)
+    stopping.may_take = 9  # it stops in the step after the fourth of eight measurements
     with pytest.raises(Stop):
-        whole(tmp_path / "b.pt", broken, Stopping(model_of(base), given, torch.float32))
-    second = whole(tmp_path / "b.pt", broken, Student(model_of(base), given, torch.float32))
+        whole(tmp_path / "b.pt", stopping)
+    resumed = Counting(model_of(base), given, torch.float32)
+    second = whole(tmp_path / "b.pt", resumed)
+    assert resumed.steps == 8
     assert first == second
-    assert first.step > 8
-    for name, module in unbroken.all[-1][0].modules.items():
-        assert torch.equal(module.up, broken.all[-1][0].modules[name].up)
-        assert torch.equal(module.down, broken.all[-1][0].modules[name].down)
+    assert first.step > 8 if part == 1 else 0 < first.step < 9
+    for name, module in first.adapter.modules.items():
+        assert torch.equal(module.up, second.adapter.modules[name].up)
+        assert torch.equal(module.down, second.adapter.modules[name].down)
 
 
 Damage = Callable[[dict[str, Any]], None]
@@ -181,6 +176,7 @@ Damage = Callable[[dict[str, Any]], None]
         (lambda held: held.update(step=10**15), "its step is 1000000000000000 of 8"),
         (lambda held: held.update(step=7), "its step is 7 of 8"),
         (lambda held: held.update(best_step=9), "its step is 8 of 8"),
+        (lambda held: held.update(average=None), "it holds no best LoRA"),
         (
             lambda held: held["optimizer"]["conv_in.bias"].update(exp_avg=torch.zeros(3)),
             "what Adam has kept for conv_in",
@@ -211,7 +207,7 @@ def refine(base: Path, state: Path) -> None:
     taught, given = taught_and_given(base)
     student = Student(model_of(base), given, torch.float32)
     settings = DistillSettings(steps=8, batch_size=1, learning_rate=0.05, seed=0)
-    distill(student, taught, taught, settings, keep=Kept(), is_kept=lambda step: True, state=state, identity={})
+    distill(student, taught, taught, settings, state=state, identity={})
 
 
 @pytest.fixture(scope="module")
@@ -225,26 +221,12 @@ def test_a_state_of_another_run_is_not_taken(base: Path, tmp_path: Path) -> None
     true, given = lora(base, 0), lora(base, 1)
     taught, held = lessons(base, true, range(4)), lessons(base, true, range(100, 101))
     found: list[DistillResult] = []
-    steps: list[list[int]] = []
     for identity in ({"a": 1}, {"a": 2}):
-        student = Student(model_of(base), given, torch.float32)
-        kept = Kept()
+        student = Counting(model_of(base), given, torch.float32)
         settings = dataclasses.replace(SETTINGS, steps=8)
-        found.append(
-            distill(
-                student,
-                taught,
-                held,
-                settings,
-                keep=kept,
-                is_kept=lambda step: True,
-                state=tmp_path / "s.pt",
-                identity=identity,
-            )
-        )
-        steps.append([made.step for _, made in kept.all])
+        found.append(distill(student, taught, held, settings, state=tmp_path / "s.pt", identity=identity))
+        assert student.steps == 8, "from the start"
     assert found[0] == found[1]
-    assert steps[0] == steps[1], "both from the start"
 
 
 def test_the_state_of_another_run_is_refused(base: Path, tmp_path: Path) -> None:
@@ -253,35 +235,10 @@ def test_the_state_of_another_run_is_refused(base: Path, tmp_path: Path) -> None
     state, held = tmp_path / "s.pt", lessons(base, true, range(100, 101))
     refuse_another(state, {})
     settings = dataclasses.replace(SETTINGS, steps=8)
-    distill(student, held, held, settings, keep=Kept(), is_kept=lambda step: True, state=state, identity={"a": 1})
+    distill(student, held, held, settings, state=state, identity={"a": 1})
     refuse_another(state, {"a": 1})
     with pytest.raises(ConfigError, match=r"s\.pt is the state of an interrupted refinement with other inputs"):
         refuse_another(state, {"a": 2})
-
-
-def test_a_state_whose_best_lora_is_gone_is_not_taken(base: Path, tmp_path: Path) -> None:
-    true, given = lora(base, 0), lora(base, 1)
-    taught, held = lessons(base, true, range(4)), lessons(base, true, range(100, 101))
-    asked: list[int] = []
-
-    def is_kept(step: int) -> bool:
-        asked.append(step)
-        return False
-
-    found: list[DistillResult] = []
-    steps: list[list[int]] = []
-    for _ in range(2):
-        kept = Kept()
-        settings = dataclasses.replace(SETTINGS, steps=8)
-        student = Student(model_of(base), given, torch.float32)
-        found.append(
-            distill(student, taught, held, settings, keep=kept, is_kept=is_kept, state=tmp_path / "s.pt", identity={})
-        )
-        steps.append([made.step for _, made in kept.all])
-        assert kept.all[-1][1] == found[-1]
-    assert found[0] == found[1]
-    assert steps[0] == steps[1], "both from the start"
-    assert asked == [found[0].step] * 3, "at the end of each run, and where the second one starts"
 
 
 def test_lessons_of_several_shapes(base: Path) -> None:
@@ -304,8 +261,6 @@ def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
             lessons(base, true, range(2)),
             lessons(base, true, range(100, 101)),
             dataclasses.replace(SETTINGS, learning_rate=1e30),
-            keep=Kept(),
-            is_kept=lambda step: True,
             state=tmp_path / "s.pt",
             identity={},
         )

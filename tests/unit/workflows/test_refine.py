@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,8 @@ from lbm_lora.adapter import load_adapter, save_adapter
 from lbm_lora.cli.present import present
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.refine import RefineConfig
-from lbm_lora.errors import ConfigError, OutputError, WrongBaseError
+from lbm_lora.errors import ConfigError, OutputError, QualityError, WrongBaseError
+from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.progress import Silent
 from lbm_lora.workflows.extract import run as extract
@@ -130,21 +133,36 @@ class Stopping(Silent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_state_without_the_lora_it_belongs_to_is_not_resumed(
-    config: RefineConfig, lora: Path, *, is_replaced: bool
-) -> None:
+def test_an_earlier_lora_stays_until_the_run_is_complete(config: RefineConfig, lora: Path) -> None:
+    shutil.copy(lora, config.save_to)
+    earlier = config.save_to.read_bytes()
     asked = dataclasses.replace(config, steps=2, mirror=False)
-    expected = run(asked)
-    wanted = expected.adapter.read_bytes()
     with pytest.raises(Stop):
         run(asked, Stopping())
-    assert config.save_to.read_bytes() == wanted
-    config.save_to.unlink()
-    if is_replaced:
-        shutil.copy(lora, config.save_to)
-    assert run(asked) == expected
-    assert config.save_to.read_bytes() == wanted
+    assert config.save_to.read_bytes() == earlier
+    result = run(asked)
+    assert result.step > 0
+    assert config.save_to.read_bytes() != earlier
+    assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
+
+
+def test_a_run_that_fails_leaves_an_earlier_lora_and_no_state(
+    config: RefineConfig, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lbm_lora.refinement.student import Student
+
+    losses, calls = Student.losses, []
+
+    def failing(student: Student, answered: Sequence[AnsweredPoint]) -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        return losses(student, answered) * (math.nan if calls.count(True) == 2 else 1)
+
+    monkeypatch.setattr(Student, "losses", failing)
+    shutil.copy(lora, config.save_to)
+    with pytest.raises(QualityError, match=r"the loss is nan at step 2: the learning rate 0\.04 is too high\."):
+        run(dataclasses.replace(config, mirror=False))
+    assert config.save_to.read_bytes() == lora.read_bytes()
+    assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
 
 
 @pytest.mark.slow

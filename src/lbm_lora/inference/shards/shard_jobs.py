@@ -13,7 +13,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, is_result, read_record, record_path
 from lbm_lora.late_files import expect
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.shards.fetch import local_shards
+from lbm_lora.shards.fetch import local_shards, path_of
 from lbm_lora.shards.samples import Found, Part, Skipped, complaint
 from lbm_lora.shards.tar import expand_shards, read_shard
 
@@ -94,7 +94,7 @@ def plan_shards(
         both = " and ".join(shard for shard, name in zip(shards, folded, strict=True) if name == twice)
         raise OutputError(f"{both} would all be written to {folder / twice}. Translate them into separate folders.")
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
-    files.reads(*paths)
+    files.reads(*paths, *map(path_of, shards))  # of a compressed one, the unpacked copy and the given file
     for name in names:
         files.writes(folder / name, ours=lambda _: True, may_stay=True)  # its record tells; see `_finished`
         files.writes(record_path(folder / name), "the record", ours=is_record, may_stay=True)

@@ -101,6 +101,11 @@ def test_inputs_are_not_overwritten(tmp_path: Path, write_shard: Callable[..., P
     shard = write_shard("in/a.tar", SAMPLES)
     with pytest.raises(OutputError, match=r"a\.tar is an input of this command"):
         plan(tmp_path / "in", shard)
+    packed = tmp_path / "packed" / "a.tar"  # its content tells that it is compressed, not its name
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(OutputError, match=r"packed/a\.tar is an input of this command"):
+        plan(packed.parent, packed, cache_dir=tmp_path / "cache", overwrite=True)
     (tmp_path / "b.tar").write_bytes(b"")
     with pytest.raises(OutputError, match="so it must be a folder"):
         plan(tmp_path / "b.tar", shard)
