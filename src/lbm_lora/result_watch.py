@@ -4,6 +4,7 @@ A folder may have been moved away between two writes, with another one at its pa
 cases apart, the path of a result may be that of an earlier one. A run's own file may have become another run's.
 """
 
+import os
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
@@ -11,11 +12,23 @@ from lbm_lora.regular_file import status_of
 
 
 class ResultWatch:
-    """Results that one command writes one after another: their files and folders are known by device and inode."""
+    """Results that one command writes one after another: their files and folders are known by device and inode.
+
+    Folders are held open until the end: the inode of one that was removed would soon be that of another one.
+    """
 
     def __init__(self) -> None:
         self._folders: dict[Path, tuple[int, int]] = {}
+        self._held: list[int] = []
         self._files: dict[tuple[int, int], Path] = {}
+
+    def __enter__(self) -> "ResultWatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._held:
+            os.close(descriptor)
+        self._held.clear()
 
     def before(self, path: Path) -> None:
         """Check a path to which a result is going to be written.
@@ -43,8 +56,15 @@ class ResultWatch:
             self.before(path)
         elif folder is not None:
             self._folders[path.parent] = folder
+            self._hold(path.parent)
         if file is not None:
             self._files[file] = path
+
+    def _hold(self, folder: Path) -> None:
+        try:
+            self._held.append(os.open(folder, getattr(os, "O_PATH", os.O_RDONLY)))
+        except OSError:  # Windows opens no folders
+            return
 
 
 class OwnFile:
@@ -52,11 +72,11 @@ class OwnFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: tuple[int, int] | None = None
+        self._known: tuple[int, int, int, int] | None = None
 
     def note(self) -> None:
         """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""
-        self._known = _identity(self.path)
+        self._known = _content(self.path)
 
     def check(self) -> None:
         """Check that no other file is there; call it before a write.
@@ -64,16 +84,22 @@ class OwnFile:
         Raises:
             OutputError: there is one.
         """
-        there = _identity(self.path)
+        there = _content(self.path)
         if there is not None and there != self._known:
             raise OutputError(f"{self.path} is another run's by now, and was kept. Choose another output path.")
 
     def remove(self) -> None:
         """Remove the file if it is this run's."""
-        if self._known is not None and _identity(self.path) == self._known:
+        if self._known is not None and _content(self.path) == self._known:
             self.path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     found = status_of(path)
     return None if found is None else (found.st_dev, found.st_ino)
+
+
+def _content(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what a file has that was not written since: the inode of one that was removed is soon another one's."""
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

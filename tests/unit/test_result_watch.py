@@ -1,5 +1,6 @@
 """Results whose folder is moved away, or whose names are one to the disk."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ def test_a_folder_that_is_another_one_later(tmp_path: Path) -> None:
         watch.before(folder / "c")
     with pytest.raises(OutputError, match=r"out is another folder now"):
         watch.after(folder / "c")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="a folder can be held on Linux alone")
+def test_a_folder_is_held_so_that_no_other_one_gets_its_inode(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o300)
+    with ResultWatch() as watch:
+        watch.after(folder / "a")
+        assert folder.stat().st_ino in open_inodes()
+    assert folder.stat().st_ino not in open_inodes()
+
+
+def open_inodes() -> set[int]:
+    """The inodes that this process holds open."""
+    return {path.stat().st_ino for path in Path("/proc/self/fd").iterdir() if path.exists()}
 
 
 def test_two_names_of_one_file(tmp_path: Path) -> None:
@@ -53,3 +69,13 @@ def test_a_file_that_is_another_runs_by_now(tmp_path: Path) -> None:
     own.note()
     own.remove()
     assert not own.path.exists()
+
+
+def test_a_file_of_the_same_inode_is_another_one(tmp_path: Path) -> None:
+    """Systems give the inode of a removed file to the next one: here it is the same one, written anew."""
+    own = OwnFile(tmp_path / "a")
+    own.path.write_text("this run's")
+    own.note()
+    own.path.write_text("another run's")
+    with pytest.raises(OutputError, match=r"a is another run's by now, and was kept\."):
+        own.check()

@@ -45,12 +45,14 @@ def train(
         InputError: invalid input of any kind; see `lbm_lora.errors`.
         QualityError: the loss is not finite any more.
     """
-    from lbm_lora.workflows.train import trained
+    from lbm_lora.workflows.train import check_home, trained
 
     _TRAIN.check_names("train", options)
     file = Path(config) if isinstance(config, str | Path) else None
     given = read_values(Path(config)) if isinstance(config, str | Path) else config or {}
     settings = train_config({**given, **_TRAIN.plain(options)}, where="train" if file is None else str(file))
+    if file is not None:
+        check_home(file, settings, options)
     return trained(settings, progress, path_config=file, overwrite=overwrite)
 
 

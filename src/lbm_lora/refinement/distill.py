@@ -91,7 +91,7 @@ def distill(
     held: Sequence[AnsweredPoint],
     settings: DistillSettings,
     *,
-    state: Path | None,
+    state: OwnFile | None,
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> DistillResult:
@@ -100,7 +100,8 @@ def distill(
     Args:
         learnt: points to train on.
         held: points to measure on, from other images.
-        state: file to which the run is saved at every measurement; the caller removes it at the end. None: not saved.
+        state: file to which the run is saved at every measurement; the caller has noted it, and removes it at the end.
+            None: not saved.
         identity: values that must match for a saved run to be resumed.
 
     Raises:
@@ -109,17 +110,17 @@ def distill(
         OutputError: the state is another run's by now.
         InputError: a value leaves the range of the stored dtype.
     """
+    if state is not None:
+        state.check()
+    saved = None if state is None else _saved(state.path, identity)
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
     best, done = _Best(after=before, step=0, values=copied(student.parameters)), 0
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
-    saved = _saved(state, identity)
-    own = OwnFile(state or Path())
-    own.note()
     if saved is not None:
         assert state is not None
-        check_values(saved, student.parameters, state)
-        best, done = _checked(saved, student, settings.steps, state), saved.step
+        check_values(saved, student.parameters, state.path)
+        best, done = _checked(saved, student, settings.steps, state.path), saved.step
         restore(saved, student.parameters, optimizer, None)
     batches = list(_batches(learnt, settings))
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
@@ -131,9 +132,9 @@ def distill(
             if after.typical < best.after.typical:
                 best = _Best(after=after, step=step + 1, values=copied(student.parameters))
             if state is not None:
-                own.check()
-                save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
-                own.note()
+                state.check()
+                save_state(_state(student, optimizer, best, step + 1, identity), state.path, mark=REFINEMENT_STATE)
+                state.note()
         progress.advance()
     return DistillResult(before=before, after=best.after, step=best.step, adapter=student.adapter(best.values))
 
@@ -199,9 +200,9 @@ def _take(
     optimizer.zero_grad()
 
 
-def _saved(path: Path | None, identity: Mapping[str, Any]) -> TrainState | None:
+def _saved(path: Path, identity: Mapping[str, Any]) -> TrainState | None:
     """Return the saved state of this run, if there is one."""
-    state = load_state(path) if path is not None and path.exists() else None
+    state = load_state(path) if path.exists() else None
     return state if state is not None and state.identity == identity else None
 
 

@@ -126,12 +126,13 @@ def translated(
     put_in(config, pipe, adapters)
     if config.compare:
         columns[_label(applied)] = Tiles()
-    watch = ResultWatch()
-    outputs = _write_all(config, batch.jobs, pipe, columns.get(_label(applied)), failures, watch, progress)
-    device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
-    del pipe  # so that the tuned model is not in memory at the same time
+    with ResultWatch() as watch:
+        outputs = _write_all(config, batch.jobs, pipe, columns.get(_label(applied)), failures, watch, progress)
+        device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
+        del pipe  # so that the tuned model is not in memory at the same time
+        outputs = _with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, watch, progress)
     return InferResult(
-        outputs=_with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, watch, progress),
+        outputs=outputs,
         failed=tuple(failures.images),
         present=batch.present,
         adapters=applied,

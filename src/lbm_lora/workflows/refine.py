@@ -18,6 +18,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.ownership import REFINEMENT_STATE, is_lora, is_ours, of_kind
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.result_watch import OwnFile
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
@@ -204,10 +205,13 @@ def _distill(
     from lbm_lora.refinement.images import answered_images
 
     identity = {**identity, "dtype": precision_name(dtype)}
-    if state is not None and not config.overwrite:
+    own = None if state is None else OwnFile(state)
+    if own is not None:
         from lbm_lora.refinement.distill import refuse_another
 
-        refuse_another(state, identity)
+        if not config.overwrite:
+            refuse_another(own.path, identity)
+        own.note()
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
         images,
@@ -233,7 +237,7 @@ def _distill(
             learning_rate=config.learning_rate,
             seed=config.seed,
         ),
-        state=state,
+        state=own,
         identity=identity,
         progress=progress,
     )

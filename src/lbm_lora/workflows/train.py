@@ -1,6 +1,6 @@
 """Train a LoRA, new or continued, or the full denoiser, by a training file: the verb `train`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +63,8 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         QualityError: the loss is no longer finite.
     """
     settings = read_train_config(config.path_config, config.overrides)
-    _check_home(config, settings)
+    names = {key.replace("-", "_") for key, _ in config.overrides}
+    check_home(config.path_config, settings, names)
     if config.also and settings.mode == "full":
         raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
     result = trained(settings, progress, path_config=config.path_config, also=config.also, overwrite=config.overwrite)
@@ -72,14 +73,16 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
     return replace(result, twins=tuple(twins))
 
 
-def _check_home(config: TrainRunConfig, settings: TrainConfig) -> None:
+def check_home(path: Path, settings: TrainConfig, given: Container[str]) -> None:
     """Refuse the training file of a run's folder that was copied or moved, and still names the first folder.
 
+    Args:
+        given: keys that are given besides the file.
+
     Raises:
-        ConfigError: it is one, and the command line gives no folder.
+        ConfigError: it is one, and no folder is given.
     """
-    path = config.path_config
-    if any(key.replace("-", "_") == "save_ckpt_path" for key, _ in config.overrides):
+    if "save_ckpt_path" in given:
         return
     is_moved = real_path(path.parent) != real_path(settings.save_ckpt_path)
     if is_moved and is_ours(path, RUN_LINE) and RunFolder(path.parent).results():

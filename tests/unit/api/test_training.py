@@ -1,5 +1,6 @@
 """`train`, `pack_data`, `check_data`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ def test_options_take_the_place_of_the_keys_of_a_file(keys: dict[str, Any], tmp_
     wrong: Any = {"lora_rnk": 2}
     with pytest.raises(TypeError, match=r"^train\(\) got an unexpected keyword argument 'lora_rnk'\. Did you mean"):
         lbm_lora.train(**wrong)
+
+
+def test_the_file_of_a_copied_run_does_not_train_over_the_first_one(keys: dict[str, Any], tmp_path: Path) -> None:
+    lbm_lora.train(**keys)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run", copy)
+    first = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match=r"the folder was copied or moved\."):
+        lbm_lora.train(copy / "config.yaml", max_steps=2)
+    assert lbm_lora.train(copy / "config.yaml", max_steps=2, save_ckpt_path=copy).step == 2
+    assert {path: path.read_bytes() for path in first} == first
 
 
 def test_data_are_packed_and_checked(pairs: Path, tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, OutputError, QualityError, WrongBaseError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.imaging.digests import digests_of
+from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import Silent
+from lbm_lora.trainable.state import TrainState, save_state
 from lbm_lora.workflows.extract import run as extract
-from lbm_lora.workflows.refine import run
+from lbm_lora.workflows.refine import run, state_of
 from standins import TINY, Lbm, write_lbm
 
 
@@ -112,6 +114,27 @@ def test_a_file_of_somebody_else_with_the_states_name_stays(
     theirs = config.save_to.with_name("refined.refine.pt")
     run(dataclasses.replace(config, method=method, steps=1, mirror=False), Placing(theirs, when))
     assert theirs.read_text() == "my work of a week"
+
+
+def test_a_state_that_appears_while_the_answers_are_computed_is_kept(config: RefineConfig, tmp_path: Path) -> None:
+    """Another run of other settings has begun at the same output."""
+    theirs = state_of(config)
+    assert theirs is not None
+    state = TrainState(
+        step=1, epoch=0, batch=1, values={}, optimizer={}, average={}, origins={}, best=1.0, best_step=0, validated=1,
+        identity={"seed": 9}, config={},
+    )  # fmt: skip
+    save_state(state, tmp_path / "theirs.pt", mark=REFINEMENT_STATE)
+
+    class Beginning(Silent):
+        def start(self, total: int, what: str) -> None:
+            if what == "loading the base":
+                shutil.copy(tmp_path / "theirs.pt", theirs)
+
+    with pytest.raises(OutputError, match=r"refined\.refine\.pt is another run's by now, and was kept"):
+        run(dataclasses.replace(config, steps=1, mirror=False), Beginning())
+    assert theirs.read_bytes() == (tmp_path / "theirs.pt").read_bytes()
+    assert not config.save_to.exists()
 
 
 class Stop(Exception):

@@ -20,6 +20,7 @@ from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
+from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores, Validator
 
 
@@ -89,8 +90,7 @@ class TrainingLoop:
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
         self._meter, self._pace = Meter(), Pace(0)
         self._next = self.standing.epoch, self.standing.batch
-        self._saved = run.done
-        self._has_state = run.folder.state.exists()
+        self._saved = None if was_cut_off(run.state, run.folder) else run.done
         self._saved_steps = run.state.saved_steps if run.state else ()
 
     def train(self) -> None:
@@ -107,8 +107,8 @@ class TrainingLoop:
         batches = iter(loader_of(self._pairs(), draws, num_workers=config.num_workers, pin_memory=pin))
         self._stop.listen()
         self._check_start()
-        self._save_again_if_cut()
         self._validate_if_due()
+        self._save_if_due()
         self._progress.start(run.total - standing.step, "training")
         self._pace = Pace(run.total - standing.step)
         self._meter.start()
@@ -222,11 +222,11 @@ class TrainingLoop:
         self._check_folder()
         standing.scores = scores
         self._progress.note(f"step {standing.step:,}: validation on {scores.samples} pairs: {scores}")
+        values = self._result()
+        self._save_before_validation()
         quality = scores.quality(run.config.best_metric)
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
-            values = self._result()
-            self._save_state_first()
             if self._fabric.is_global_zero:
                 run.write(values, standing.step, run.folder.best)
         if self._log is not None:
@@ -234,17 +234,19 @@ class TrainingLoop:
             self._log.metrics(scores.metrics(), standing.step)
             self._log.grid(images, path, standing.step)
 
-    def _save_state_first(self) -> None:
-        """Save a state before the first result; from it the validation is repeated. Every process must call this."""
-        if self._has_state:
-            return
-        state = replace(self._state(), best=None, best_step=None, validated=-1)
+    def _save_before_validation(self) -> None:
+        """Save a state from which the validation is repeated, so that none of its results is of a later step.
+
+        Every process must call this.
+        """
+        state = replace(self._state(), saved_steps=self._saved_steps, validated=-1)
         if self._fabric.is_global_zero:
             save_state(state, self._run.folder.state, mark=TRAINING_STATE)
-        self._has_state = True
 
     def _save_if_due(self) -> None:
-        if self.standing.step >= self._run.total or self.standing.step % self._run.config.save_interval == 0:
+        """Save at the set interval, at the last step, and at one whose save was cut off."""
+        step = self.standing.step
+        if step >= self._run.total or step % self._run.config.save_interval == 0 or step in self._saved_steps:
             self._save()
 
     def _save(self) -> None:
@@ -255,26 +257,16 @@ class TrainingLoop:
         result, state = self._result(), self._state()
         self._check_folder()
         if self._fabric.is_global_zero:  # the state first: without it, results are those of a run that has lost it
-            saved = (*self._saved_steps, standing.step)
+            saved = tuple(sorted({*self._saved_steps, standing.step}))
             save_state(replace(state, saved_steps=saved), run.folder.state, mark=TRAINING_STATE)
-        self._has_state = True
-        self._save_result(result)
-        self._saved = standing.step
-
-    def _save_result(self, result: Values) -> None:
-        run, step = self._run, self.standing.step
-        if self._fabric.is_global_zero:
             self._saved_steps = run.folder.save_step(
-                step,
-                lambda path: run.write(result, step, path),
+                standing.step,
+                lambda path: run.write(result, standing.step, path),
                 keep=run.config.keep_last,
                 saved=self._saved_steps,
+                step_of=trained_steps,
             )
-
-    def _save_again_if_cut(self) -> None:
-        if was_cut_off(self._run.state, self._run.folder):
-            self._check_folder()
-            self._save_result(self._result())
+        self._saved = standing.step
 
     def _result(self) -> Values:
         """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""

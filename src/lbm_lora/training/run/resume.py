@@ -10,7 +10,6 @@ from typing import Any
 
 from lbm_lora.adapter.lora_folder import lora_digest
 from lbm_lora.errors import ConfigError, listing
-from lbm_lora.plain_text import parse_yaml, read_text
 from lbm_lora.progress import Progress
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.run.run_folder import RunFolder
@@ -49,23 +48,27 @@ def find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
         state = load_state(folder.state)
         _refuse_later(state, folder)
         return state
-    _refuse_another(config, folder)
+    _refuse_another(folder)
     return None
 
 
 def _refuse_later(state: TrainState, folder: RunFolder) -> None:
-    """Refuse results of later steps than the state's, which is an old copy: the run would write over them.
+    """Refuse what the run would write over: results of later steps than the state's, which is an old copy, and others.
 
     Raises:
         ConfigError: names them.
     """
-    files = [*folder.step_files(), *([folder.last] if folder.last.exists() else [])]
-    later = [path.name for path in files if (trained_steps(path) or 0) > state.step]
+    named = {path: int(path.stem.removeprefix("step-")) for path in (*folder.step_files(), *folder.grids())}
+    held = {path: trained_steps(path) for path in (folder.last, folder.best) if path.exists()}
+    later = [path.name for path, step in (named | held).items() if step is not None and step > state.step]
     if later:
         raise ConfigError(
             f"{folder.state} is of step {state.step:,}, but {folder.path} holds results of later steps, which would be "
-            f"replaced: {listing(later, limit=3)}. Put the newest resume.pt back, or move them away."
+            f"replaced: {listing(later, limit=8)}. Put the newest resume.pt back, or move them away."
         )
+    others = [str(path) for path, step in held.items() if step is None]
+    if others:
+        raise ConfigError(f"{listing(others)} is no result of this run, and would be replaced. Move it away.")
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
@@ -84,42 +87,22 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
             f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
-    _refuse_another(config, folder)
+    _refuse_another(folder)
     return replace(state, saved_steps=(), best=None, best_step=None, validated=-1)
 
 
-def _refuse_another(config: TrainConfig, folder: RunFolder) -> None:
-    """Refuse results of a run without its state, and pictures of one with other settings.
-
-    A run saves its state before its first result, so that a run that was killed has one.
+def _refuse_another(folder: RunFolder) -> None:
+    """Refuse results and pictures of a run without its state; a run saves its state before the first of them.
 
     Raises:
         ConfigError: there are some.
     """
     there = [*folder.results(), *folder.grids()]
-    if not there:
-        return
-    try:
-        held = dict(parse_yaml(read_text(folder.config)))
-        wanted = parse_yaml(config.to_yaml())
-        differing = [
-            f"{key} was {held[key]!r} and is now {value!r}"
-            for key, value in wanted.items()
-            if key not in _FREE and key in held and held[key] != value
-        ]
-    except (OSError, TypeError, ValueError):
-        differing = [f"its {folder.config.name} cannot be read"]
-    if differing:
+    if there:
         raise ConfigError(
-            f"{folder.path} holds {listing((path.name for path in there), limit=3)} of another run, without "
-            f"a state to resume from: {listing(differing, limit=3)}. Choose another save_ckpt_path, or move that run "
-            "away."
-        )
-    if folder.results():
-        raise ConfigError(
-            f"{folder.path} holds {listing((path.name for path in folder.results()), limit=3)} of a run that has lost "
-            f"its {folder.state.name}, and would begin again over them. Choose another save_ckpt_path, or move "
-            "that run away; lora_weights_path goes on from its LoRA."
+            f"{folder.path} holds {listing((path.name for path in there), limit=3)} of a run without a "
+            f"{folder.state.name} to go on from: it would begin again over them. Choose another save_ckpt_path, or "
+            "move that run away; lora_weights_path goes on from its LoRA."
         )
 
 
@@ -129,10 +112,11 @@ def state_file(config: TrainConfig) -> Path:
 
 
 def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
-    """Return whether the last save was cut off after its state: the result of that step is still to be written."""
-    if state is None or state.step not in state.saved_steps:
+    """Return whether a run was killed after it had saved its state, and before the result of the state's step."""
+    if state is None or not folder.state.exists():  # or it is the state of another folder
         return False
-    return not folder.last.exists() or (trained_steps(folder.last) or state.step) < state.step
+    is_there = folder.last.exists() and trained_steps(folder.last) == state.step
+    return state.step not in state.saved_steps or not is_there
 
 
 def identity_of(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
 from lbm_lora.output_place import check_writable, is_protected
-from lbm_lora.ownership import is_lora, is_trained
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import status_of
 
 _VERSION = re.compile(r"version_\d+")
 """Folders that the CSV logger makes in `logs`."""
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
+_GRID = re.compile(r"step-(\d{6,})\.png")
 _PART = re.compile(
     r"\.((step-\d{6,}|last|best)\.safetensors|resume\.pt|config\.yaml|step-\d{6,}\.png)\.[0-9a-f]+\.part"
 )
@@ -67,22 +67,19 @@ class RunFolder:
 
     def step_files(self) -> list[Path]:
         """Return the existing saves, in the order of their steps."""
-        if not self.path.is_dir():
-            return []
-        found = [(match, path) for path in self.path.iterdir() if (match := _STEP.fullmatch(path.name))]
-        return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
+        return _numbered(self.path, _STEP)
 
     def results(self) -> list[Path]:
         """Return all output files of a run."""
         return [*self.step_files(), *(path for path in (self.last, self.best, self.state) if path.exists())]
 
     def refuse_results(self) -> None:
-        """Check that the folder has no run in it.
+        """Check that the folder holds no run, and no pictures of one.
 
         Raises:
             ConfigError: the folder already holds a run.
         """
-        found = self.results()
+        found = [*self.results(), *self.grids()]
         if found:
             raise ConfigError(
                 f"resume is never, but {self.path} already holds a run: {listing((p.name for p in found), limit=3)}. "
@@ -125,8 +122,8 @@ class RunFolder:
             )
 
     def grids(self) -> list[Path]:
-        """Return the existing pictures."""
-        return sorted(self.grid(0).parent.glob("step-*.png"))
+        """Return the existing pictures, in the order of their steps."""
+        return _numbered(self.grid(0).parent, _GRID)
 
     @contextmanager
     def held(self) -> Generator[Callable[[], None]]:
@@ -158,12 +155,20 @@ class RunFolder:
                     remove_leftover(path)
 
     def save_step(
-        self, step: int, write: Callable[[Path], None], *, keep: int | None, saved: Sequence[int] = ()
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        keep: int | None,
+        saved: Sequence[int] = (),
+        step_of: Callable[[Path], int | None],
     ) -> tuple[int, ...]:
         """Write the file of a step, make it the last one, and remove all but the newest `keep` of the run.
 
         Args:
             saved: steps that the run has saved before. Files of other steps are not the run's, and stay.
+            step_of: returns the step after which a file was saved, as it says: one that says another step, or none, was
+                put there meanwhile, and stays.
 
         Returns:
             The steps whose files are there now.
@@ -174,9 +179,18 @@ class RunFolder:
         steps = sorted({*saved, step})
         kept = steps[-keep:] if keep else steps
         for old in (self.step_file(one) for one in steps if one not in kept):
-            if not old.is_symlink() and not is_protected(old) and (is_lora(old) or is_trained(old)):
+            step_there = step_of(old) if old.exists() else None
+            if not old.is_symlink() and not is_protected(old) and step_there == int(old.stem.removeprefix("step-")):
                 old.unlink()
         return tuple(kept)
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Return the files in a folder whose names fit a pattern, in the order of the number in it."""
+    if not folder.is_dir():
+        return []
+    found = [(match, path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
 
 
 def link(source: Path, target: Path) -> None:

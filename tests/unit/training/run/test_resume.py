@@ -50,7 +50,7 @@ def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tm
     assert kept is not None
     assert kept.saved_steps == (2,)
     other.state.rename(other.best)
-    with pytest.raises(ConfigError, match=r"holds best\.safetensors of another run, without a state"):
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run without a resume\.pt"):
         prepared(config(resume=first))
 
 
@@ -72,46 +72,63 @@ def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> No
     chosen = config()
     folder = RunFolder(chosen.save_ckpt_path)
     save_state(a_state(prepared(chosen), chosen), folder.state, mark=TRAINING_STATE)
-    for path, step in ((folder.step_file(2), 2), (folder.last, 2), (folder.best, 9)):
-        save_file({"a": torch.ones(1)}, path, {TRAINING_KEY: f'{{"step": {step}}}'})
-    assert prepared(chosen).done == 2, "a validation may have come after the last save"
-    save_file({"a": torch.ones(1)}, folder.step_file(4), {TRAINING_KEY: '{"step": 4}'})
-    with pytest.raises(ConfigError, match=r"resume\.pt is of step 2, but .* later steps.*: step-000004\.safetensors\."):
+    for path in (folder.step_file(2), folder.last, folder.best):
+        save_of_step(2, path)
+    folder.grid(2).parent.mkdir()
+    folder.grid(2).touch()
+    assert prepared(chosen).done == 2
+    save_of_step(4, folder.step_file(4))
+    save_of_step(4, folder.best)
+    folder.grid(3).touch()
+    with pytest.raises(ConfigError, match=r"resume\.pt is of step 2, but .* later steps.*: step-000004\.safetensors, "):
+        prepared(chosen)
+    folder.step_file(4).unlink()
+    with pytest.raises(ConfigError, match=r"later steps.*: step-000003\.png, best\.safetensors\."):
         prepared(chosen)
 
 
-@pytest.mark.parametrize(("last", "cut"), [(1, True), (2, False), (3, False), (None, True), ("theirs", False)])
+@pytest.mark.parametrize("name", ["last", "best", "step-000003"])
+def test_a_lora_of_somebody_else_stays(config: Config, name: str) -> None:
+    chosen = config()
+    folder = RunFolder(chosen.save_ckpt_path)
+    save_state(a_state(prepared(chosen), chosen), folder.state, mark=TRAINING_STATE)
+    save_file({"a": torch.ones(1)}, folder.path / f"{name}.safetensors")
+    with pytest.raises(ConfigError, match=rf"{name}\.safetensors.*ove (it|them) away\."):
+        prepared(chosen)
+
+
+def save_of_step(step: int, path: Path) -> None:
+    save_file({"a": torch.ones(1)}, path, {TRAINING_KEY: f'{{"step": {step}}}'})
+
+
+@pytest.mark.parametrize(("last", "cut"), [(1, True), (2, False), (None, True), ("theirs", True)])
 def test_a_save_that_was_cut_off_is_known_by_its_last_file(config: Config, last: int | str | None, cut: bool) -> None:
     folder, state = RunFolder(config().save_ckpt_path), a_state(prepared(config()), config())
     folder.path.mkdir()
-    if last is not None:
-        facts = {} if last == "theirs" else {TRAINING_KEY: f'{{"step": {last}}}'}
-        save_file({"a": torch.ones(1)}, folder.last, facts)
+    folder.state.touch()
+    if isinstance(last, int):
+        save_of_step(last, folder.last)
+    elif last is not None:
+        save_file({"a": torch.ones(1)}, folder.last)
     assert was_cut_off(state, folder) == cut
+    assert was_cut_off(replace(state, saved_steps=()), folder), "killed while it validated"
     assert not was_cut_off(None, folder)
-    assert not was_cut_off(replace(state, saved_steps=()), folder)
+    folder.state.unlink()
+    assert not was_cut_off(state, folder), "it is the state of another folder"
 
 
 def test_pictures_of_another_run_stay(config: Config) -> None:
     folder = RunFolder(config().save_ckpt_path)
     folder.grid(2).parent.mkdir(parents=True)
     folder.grid(2).touch()
-    folder.config.write_text(config(learning_rate=0.5).to_yaml())
-    with pytest.raises(ConfigError, match=r"holds step-000002\.png of another run.*: learning_rate was 0\.5 and is"):
-        prepared(config())
-    folder.config.write_text(config().to_yaml())
-    assert prepared(config()).done == 0  # it was killed before its first save, and starts again
+    for resume in ("auto", "never"):
+        with pytest.raises(ConfigError, match=r"step-000002\.png"):
+            prepared(config(resume=resume))
 
 
-def test_results_of_another_run_without_its_state(config: Config) -> None:
+def test_results_of_a_run_without_its_state(config: Config) -> None:
     folder = RunFolder(config().save_ckpt_path)
     folder.path.mkdir(parents=True)
     folder.best.write_text("made by lbm-lora")
-    with pytest.raises(ConfigError, match=r"holds best\.safetensors of another run, .*its config\.yaml cannot be read"):
-        prepared(config())
-    folder.config.write_text(config(learning_rate=0.5, device="cpu").to_yaml())
-    with pytest.raises(ConfigError, match=r"another run, .*: learning_rate was 0\.5 and is now 0\.01\. Choose"):
-        prepared(config())
-    folder.config.write_text(config(num_workers=3).to_yaml())
-    with pytest.raises(ConfigError, match=r"best\.safetensors of a run that has lost its resume\.pt"):
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run without a resume\.pt to go on from"):
         prepared(config())
