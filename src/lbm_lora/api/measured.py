@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.adapter.unchanged import is_unchanged
 from lbm_lora.api.adapters import RefinedAdapter, contents
 from lbm_lora.api.options import Options
 from lbm_lora.api.values import Images, LoraLike, adapter_of, image_files, listed, opened_pair, path_of
@@ -16,6 +17,7 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import Report
 from lbm_lora.workflows import refine as refine_workflow
 from lbm_lora.workflows import validate as validate_workflow
+from lbm_lora.workflows.validate_files import lora_digests
 
 _VALIDATE = Options(
     ValidateConfig,
@@ -77,13 +79,24 @@ def validate(
         if report is not None:
             validate_workflow.check_output(config, validate_workflow.sources(sources))
         component = opened[0].component()
+        digests = {} if report is None else _digests_of(config, (lora, *others))
         adapter, *further = [adapter_of(one, config.lora_alpha_is, component) for one in (lora, *others)]
         plan = validate_workflow.planned(config, sources)
         variants = dict(zip(names, further, strict=True))
         found = validate_workflow.measured(config, *opened, adapter, variants, plan, progress)
     if report is not None:
-        validate_workflow.written(config, found)
+        validate_workflow.written(config, found, digests)
     return found.report
+
+
+def _digests_of(config: ValidateConfig, loras: Sequence[LoraLike]) -> dict[str, str]:
+    """Return the digests of those LoRAs that are what their files hold, by their role in the report."""
+    changed = {
+        f"LoRA {number}" if number > 1 else "LoRA"
+        for number, lora in enumerate(loras, 1)
+        if isinstance(lora, Adapter) and not is_unchanged(lora)
+    }
+    return {role: digest for role, digest in lora_digests(config).items() if role not in changed}
 
 
 @_REFINE.documented

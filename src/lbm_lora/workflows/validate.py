@@ -32,6 +32,7 @@ from lbm_lora.workflows.validate_files import (
     check_output,
     layer_names_file,
     layer_names_text,
+    lora_digests,
     provenance_of,
     report_folder,
     with_report,
@@ -77,10 +78,11 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     plan = planned(config, config.images)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = base.component()
+        digests = lora_digests(config)
         adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=component)
         others = {name: load_adapter(path, config.lora_alpha_is, base=component) for name, path in names.items()}
         found = measured(config, base, tuned, adapter, others, plan, progress)
-    return written(config, found)
+    return written(config, found, digests)
 
 
 run_validate = one_call(run)
@@ -136,13 +138,16 @@ def measured(
     )
 
 
-def written(config: ValidateConfig, found: Measured) -> ValidateResult:
-    """Write the reports, and the list of layer names."""
+def written(config: ValidateConfig, found: Measured, digests: Mapping[str, str]) -> ValidateResult:
+    """Write the reports, and the list of layer names.
+
+    Args:
+        digests: role -> digest of the file of a LoRA that was measured.
+    """
     folder, layer_names = report_folder(config), layer_names_file(config)
     with together():
-        files = write_report(
-            found.report, folder, image=found.image, shown=found.shown, provenance=provenance_of(config)
-        )
+        provenance = provenance_of(config, digests)
+        files = write_report(found.report, folder, image=found.image, shown=found.shown, provenance=provenance)
         write_text(layer_names, layer_names_text(config, found.layers))
     return ValidateResult(
         report=found.report,

@@ -1,6 +1,6 @@
 """The files of a validation: the report, and the list of layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,10 +55,18 @@ def layer_names_file(config: ValidateConfig) -> Path:
     return config.layer_names or report_folder(config) / "lora_layer_names.txt"
 
 
-def provenance_of(config: ValidateConfig) -> Provenance:
-    """Return what was compared, how, and with which libraries."""
-    paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, "LoRA": config.lora_path}
-    paths |= {f"LoRA {number}": path for number, path in enumerate(config.other_lora_path, 2)}
+def lora_digests(config: ValidateConfig) -> dict[str, str]:
+    """Return the digests of the LoRAs' files by role. They may be replaced while they are measured: ask before."""
+    return {role: file_digest(path) for role, path in _lora_paths(config).items() if path.is_file()}
+
+
+def provenance_of(config: ValidateConfig, digests: Mapping[str, str]) -> Provenance:
+    """Return what was compared, how, and with which libraries.
+
+    Args:
+        digests: from `lora_digests`.
+    """
+    paths = {"base": config.base_model_path, "tuned": config.tuned_model_path, **_lora_paths(config)}
     settings = {
         "images": config.images is not None,
         "num_inference_steps": " ".join(map(str, config.num_inference_steps)) or "as trained",
@@ -66,13 +74,16 @@ def provenance_of(config: ValidateConfig) -> Provenance:
         "size": config.size,
         "torch_dtype": config.torch_dtype,
     }
-    loras = {role: path for role, path in paths.items() if role.startswith("LoRA") and path.is_file()}
     return Provenance(
         files={role: path.name for role, path in paths.items()},
-        digests={role: file_digest(path) for role, path in loras.items()},
+        digests=digests,
         settings=settings,
         versions=installed_versions(),
     )
+
+
+def _lora_paths(config: ValidateConfig) -> dict[str, Path]:
+    return {"LoRA": config.lora_path} | {f"LoRA {n}": path for n, path in enumerate(config.other_lora_path, 2)}
 
 
 def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:

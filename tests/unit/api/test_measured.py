@@ -1,5 +1,6 @@
 """`validate` and `refine`: values in, values out, as the commands have them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import lbm_lora
 from lbm_lora import Adapter, ConfigError, MeasuredAdapter, RefinedAdapter, ValidateConfig
+from lbm_lora.regular_file import file_digest
 from standins import Lbm
 
 States = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
@@ -74,6 +76,16 @@ def test_further_loras_are_measured_and_the_report_is_written_where_it_is_asked_
     assert [entry.variant for entry in report.outputs.summary] == ["base", "base + LoRA", "small"]
     names = {path.name for path in (tmp_path / "r").iterdir()}
     assert names == {"report.txt", "report.json", "report.html", "comparison.png", "lora_layer_names.txt"}
+
+
+def test_a_part_of_a_lora_has_not_the_digest_of_its_file(lbm: Lbm, tmp_path: Path) -> None:
+    whole = lbm_lora.extract(lbm.base, lbm.tuned, rank=1, conv_rank=1, save_to=tmp_path / "l.safetensors")
+    part = whole.filtered(lambda name: "mid_block" in name)
+    digests: list[object] = []
+    for adapter in (whole, part):
+        lbm_lora.validate(lbm.base, lbm.tuned, adapter, report=tmp_path / "r")
+        digests.append(json.loads((tmp_path / "r" / "report.json").read_text())["provenance"]["digests"])
+    assert digests == [{"LoRA": file_digest(tmp_path / "l.safetensors")}, {}]
 
 
 def test_options_of_images_need_images(lbm: Lbm, lora: MeasuredAdapter) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
 from lbm_lora.naming import ParamName, module_of
-from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.progress import LbmLoraWarning, Silent
+from lbm_lora.regular_file import file_digest
 from lbm_lora.workflows import extract, validate
 from lbm_lora.workflows.validate import run
 from standins import TINY, Lbm, write_base, write_tuned
@@ -100,6 +102,20 @@ def test_the_files(config: ValidateConfig) -> None:
     assert names[2] == ""
     assert len(names) - 3 == result.report.weights.matched
     assert "denoiser.conv_in" in names
+
+
+def test_the_digest_is_that_of_the_lora_that_was_measured(config: ValidateConfig, tmp_path: Path) -> None:
+    lora = tmp_path / "l.safetensors"
+    shutil.copy(config.lora_path, lora)
+    measured = file_digest(lora)
+
+    class Replacing(Silent):
+        def start(self, total: int, what: str) -> None:
+            (tmp_path / "another").write_bytes(b"another one by now")
+            (tmp_path / "another").replace(lora)
+
+    result = run(dataclasses.replace(config, lora_path=lora, report=tmp_path / "r"), Replacing())
+    assert json.loads(result.files[1].read_text())["provenance"]["digests"] == {"LoRA": measured}
 
 
 def test_alpha_as_asked_for(config: ValidateConfig, tmp_path: Path) -> None:
