@@ -19,7 +19,7 @@ from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late
 from lbm_lora.output_place import cannot_write, check_replaceable
 from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
-from lbm_lora.replacement import Draft, replace_all, sync
+from lbm_lora.replacement import Draft, replace_all, sync, sync_folder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _LEFT = re.compile(rf"\.{INNER}\.[0-9a-f]+\.part")
@@ -174,7 +174,7 @@ def atomic_folder(folder: Path, *, overwrite: bool = False) -> Generator[Path]:
                 _rename({folder / file.name: private for file in sorted(temporary.iterdir())}, INNER)
             else:
                 _move_folder(private, folder)
-                sync(folder.parent)
+                sync_folder(folder.parent)
 
 
 def _move_folder(private: PrivateFolder, folder: Path) -> None:

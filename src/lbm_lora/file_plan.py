@@ -10,6 +10,7 @@ nothing. A file that exists is replaced only if it is ours and of the same kind:
 writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,13 +166,19 @@ class FilePlan:
                 what = seen[real].what or "another output"
                 raise OutputError(f"{output.name} would be written twice: it is {what} too.")
             seen[real] = output
+        names = Counter(_identity(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)
             if inside is not None:
                 raise OutputError(f"{output.name} would be in {inside.name}, which is a file. Choose another path.")
-            self._check_place(output)
+            self._check_place(output, names[_identity(output.path)])
 
-    def _check_place(self, output: Output) -> None:
+    def _check_place(self, output: Output, names: int) -> None:
+        """Check one output.
+
+        Args:
+            names: how many outputs are names of the file that is there.
+        """
         path, found = output.path, status_of(output.path)
         check_way(path, output.name)
         if found is None:
@@ -188,7 +195,7 @@ class FilePlan:
             return
         if path.is_symlink():  # a rename would replace the link, and not what it leads to
             raise OutputError(f"{output.name} is a link to {path.readlink()}. Give that path, or remove the link.")
-        if is_protected(path):
+        if is_protected(path, names=names):
             raise OutputError(f"{output.name} is write-protected. Choose another path, or make it writable.")
         check_writable(path, output.name)
 
@@ -200,6 +207,11 @@ class FilePlan:
                 f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
                 "Choose another folder, or name the checkpoint in it instead of the folder."
             )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _is_input(path: Path, given: Path) -> str:

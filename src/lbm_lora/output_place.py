@@ -51,10 +51,14 @@ def check_way(path: Path, name: str) -> None:
             raise OutputError(f"{name} goes through {folder}, which does not exist, and back. Leave both out.")
 
 
-def is_protected(path: Path) -> bool:
-    """Return whether a file is write-protected, and would be lost: it has no second name."""
+def is_protected(path: Path, *, names: int = 1) -> bool:
+    """Return whether a file is write-protected, and would be lost: it has no other names than those.
+
+    Args:
+        names: how many of its names are to be replaced.
+    """
     found = status_of(path)
-    if found is None or found.st_nlink > 1:
+    if found is None or found.st_nlink > names:
         return False
     return not found.st_mode & _WRITE or not os.access(path, os.W_OK)
 

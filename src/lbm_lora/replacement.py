@@ -6,6 +6,7 @@ interrupt its path again. At no moment is a path without its file. Where the dis
 allows none to a file, that file cannot be put back.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from stat import S_IMODE, S_IRWXG, S_ISREG
 
 from lbm_lora.output_place import cannot_write
 
+_UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
 _ACL = "system.posix_acl_access"  # Linux's list of users and groups with permissions of their own
 
 
@@ -49,7 +51,7 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         for draft in drafts:
             _rename(draft)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
-            sync(folder)
+            sync_folder(folder)
     except BaseException:
         for draft, new, was_there in before:
             with suppress(OSError):
@@ -106,9 +108,18 @@ def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to disk."""
+    """Flush a file to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, where the system can: some disks refuse it, and a folder may be unreadable."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in _UNABLE:
+            raise

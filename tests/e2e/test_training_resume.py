@@ -117,12 +117,16 @@ def test_a_save_that_was_cut_off_after_its_state_is_made_up_for(config: Config, 
     values = {"save_interval": 2, "keep_last": 1}
     unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", max_steps=max_steps, **values)).folder
     chosen = config(save_ckpt_path=tmp_path / "cut", max_steps=4, **values)
-    folder = train(chosen).folder
-    old = train(config(save_ckpt_path=tmp_path / "old", max_steps=2, **values)).folder
+    old = tmp_path / "old.safetensors"  # of the save before, which the cut one would have removed
+
+    def keep_the_save_of_step_2() -> None:
+        shutil.copy(chosen.save_ckpt_path / "last.safetensors", old)
+
+    folder = train(chosen, Recorder(at=3, action=keep_the_save_of_step_2)).folder
     folder.step_file(4).unlink()
     folder.last.unlink()
-    shutil.copy(old.last, folder.step_file(2))  # of the save before, which the cut one would have removed
-    shutil.copy(old.last, folder.last)
+    shutil.copy(old, folder.step_file(2))
+    shutil.copy(old, folder.last)
     train(config(save_ckpt_path=tmp_path / "cut", max_steps=max_steps, **values))
     assert [path.name for path in folder.step_files()] == [path.name for path in unbroken.step_files()]
     assert same(unbroken.last, folder.last)

@@ -150,6 +150,17 @@ def test_a_finished_file_that_may_stay_is_no_obstacle(tmp_path: Path) -> None:
     assert "theirs exists, and lbm-lora did not write it" in refused(plan)
 
 
+def test_not_all_names_of_a_protected_file_are_replaced(tmp_path: Path) -> None:
+    first, second = file(tmp_path / "a", MARK_LINE), tmp_path / "b"
+    second.hardlink_to(first)
+    first.chmod(0o444)
+    plan = FilePlan()
+    for path in (first, second):
+        plan.writes(path, ours=of_kind(MARK_LINE))
+    with pytest.raises(OutputError, match=r"a is write-protected\. Choose another path"):
+        plan.check(overwrite=True)
+
+
 def test_a_second_name_of_a_protected_file_is_replaced(tmp_path: Path) -> None:
     """As `last.safetensors` is of the file of the last step: nothing is lost."""
     protected = file(tmp_path / "step", MARK_LINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.errors import OutputError
-from lbm_lora.replacement import Draft, replace_all
+from lbm_lora.replacement import Draft, replace_all, sync_folder
 
 NAMES = ("a", "b", "c")
 
@@ -170,3 +170,19 @@ def test_a_disk_without_hard_links_has_complete_files(
     (tmp_path / "new" / "b").write_text("newer b")
     replace_all(drafts)
     assert files(tmp_path / "out") == {"a": "newer a", "b": "newer b", "c": "new c"}
+
+
+def test_a_disk_that_cannot_flush_folders_takes_files_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As shared folders of virtual machines."""
+    reason = errno.EINVAL
+
+    def failing(descriptor: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    sync_folder(tmp_path)
+    reason = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)

@@ -17,6 +17,8 @@ EXPORT_KEY = "lbm_lora_export"
 """In place of `lbm_lora_format` in a file of another program's format: that format, and the version here."""
 CONFIG_DIGEST_KEY = "lbm_lora_config_digest"
 """Digest of the configuration that was written next to an exported file: PEFT's has no room for a mark of ours."""
+STEP_KEY = "lbm_lora_step"
+"""The steps after which a training saved this very file: no LoRA that is made of it has this key."""
 SETTINGS_KEY = "lbm_lora_settings"
 COUNTS_KEY = "lbm_lora_counts"
 ERRORS_KEY = "lbm_lora_errors"
@@ -77,6 +79,7 @@ class AdapterMetadata:
         facts = dict(header)
         facts.pop(MARK_KEY, None)
         facts.pop(CONFIG_DIGEST_KEY, None)
+        facts.pop(STEP_KEY, None)
         exported = facts.pop(EXPORT_KEY, "").partition(" ")[2]
         return cls(
             format=facts.pop("lbm_lora_format", exported),

@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
+_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 _POSTERIOR = 0x705
 """Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
 
@@ -306,6 +307,10 @@ class LatentBridgePipeline(DiffusionPipeline):
         """
         _check_folder(Path(save_directory), ("model_index.json", *self.components))
         super().save_pretrained(save_directory, *args, **kwargs)
+        for name in self.components:
+            index = Path(save_directory) / name / _INDEX
+            if not any((index.parent / shard).exists() for shard in _indexed(index)):
+                index.unlink(missing_ok=True)  # of an earlier save in shards, which diffusers has removed
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file as pipeline.py; see diffusers.
@@ -321,6 +326,8 @@ class LatentBridgePipeline(DiffusionPipeline):
 
 
 def _check_folder(folder: Path, names: Iterable[str]) -> None:
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file. Choose another folder.")
     program, is_ours = folder / _PROGRAM, False
     if program.exists():
         is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
@@ -329,6 +336,22 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if (folder / name).exists() and not is_ours:
             raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
+        stray = next(_stray_shards(folder / name), None)
+        if stray is not None:  # diffusers would remove it as one of an earlier save
+            raise FileExistsError(f"{stray} exists, and is not a part of this model. Choose another folder.")
+
+
+def _indexed(index: Path) -> set[str]:
+    """Return the files that an index of shards names; none if there is no index."""
+    return set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+
+
+def _stray_shards(folder: Path) -> Iterator[Path]:
+    """Yield files that are named like shards of a network's weights, but are not in the index beside them."""
+    known = _indexed(folder / _INDEX)
+    for path in sorted(folder.glob("diffusion_pytorch_model-*-of-*.*")):
+        if path.name not in known:
+            yield path
 
 
 def _check_whole(name: str, value: object) -> None:

@@ -51,6 +51,7 @@ class TrainState:
         best_step: the step after which it was measured.
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
+        result: digest of the run's newest result when the state was saved; None if there was none.
         identity: values that must match for the state to be usable.
         config: all keys, to report what has changed.
 
@@ -72,6 +73,7 @@ class TrainState:
     identity: dict[str, Any]
     config: dict[str, Any]
     saved_steps: tuple[_Count, ...] = ()
+    result: str | None = None
     format: int = field(default=FORMAT)
 
     def initial_factors(self) -> dict[ModuleName, InitialFactors]:

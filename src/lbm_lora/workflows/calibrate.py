@@ -25,6 +25,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
+from lbm_lora.late_files import expect
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
@@ -58,6 +59,10 @@ def run(config: CalibrateConfig, progress: Progress = SILENT) -> CalibrateResult
     config = localized(config, progress)
     images = chosen_images(config, expand_sources(config.images))
     check_output(config, images)
+    return _run(config, images, progress)
+
+
+def _run(config: CalibrateConfig, images: Sequence[Path], progress: Progress) -> CalibrateResult:
     partial = PartialFile(config.save_to, overwrite=config.overwrite)
     with open_checkpoint(config.tuned_model_path) as tuned:
         statistics = collected(config, tuned, images, partial, progress)
@@ -91,7 +96,10 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
             Option("overwrite"),
             " to replace it.",
         )
-    return run(config, progress).statistics
+    check_output(config, images)
+    if not config.overwrite:  # nor those that come while these are measured
+        expect(path, lambda _: False)
+    return _run(config, images, progress).statistics
 
 
 def _found(path: Path, *, overwrite: bool) -> Origin | None:

@@ -625,6 +625,22 @@ def test_another_pipeline_in_the_folder_is_kept(base: Path, tmp_path: Path) -> N
         assert [path for path in folder.rglob("*") if path.is_file()] == [kept]
 
 
+def test_shards_of_another_model_in_the_folder_are_kept(base: Path, tmp_path: Path) -> None:
+    pipe = LBMPipeline.from_checkpoint(base)
+    folder = tmp_path / "pipe"
+    pipe.save_pretrained(folder, max_shard_size="1MB")
+    pipe.save_pretrained(folder)
+    assert not list(folder.rglob("*-of-*")), "they were this model's"
+    LBMPipeline.from_pretrained(folder)
+    theirs = folder / "unet" / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(FileExistsError, match=r"00001-of-00002\.safetensors exists, and is not a part of this model"):
+        pipe.save_pretrained(folder)
+    assert theirs.read_bytes() == b"theirs"
+    with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
+        pipe.save_pretrained(folder / "pipeline.py")
+
+
 def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     pipe.save_pretrained(tmp_path)

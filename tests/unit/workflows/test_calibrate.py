@@ -13,6 +13,7 @@ from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, OutputError
 from lbm_lora.imaging.digests import digests_of
+from lbm_lora.progress import Silent
 from lbm_lora.workflows.calibrate import measured, run
 from lbm_lora.workflows.layers import run as list_layers
 from standins import Lbm
@@ -69,6 +70,22 @@ def test_statistics_of_the_same_origin_are_taken_again(config: CalibrateConfig) 
         measured(config)
     assert path.stat().st_mtime_ns > before, "only the test has written it"
     assert b'"lbm_lora_statistics":"2"' in measured(replace(config, overwrite=True)).read_bytes()
+
+
+def test_statistics_that_come_while_others_are_measured_are_kept(config: CalibrateConfig, tmp_path: Path) -> None:
+    """Another command has measured another model into the same file."""
+    theirs = run(replace(config, save_to=tmp_path / "theirs.safetensors", seed=5)).statistics.read_bytes()
+
+    class Coming(Silent):
+        def start(self, total: int, what: str) -> None:
+            if what == "writing":
+                config.save_to.write_bytes(theirs)
+
+    with pytest.raises(OutputError, match="appeared while this command ran, and this command did not write it"):
+        measured(config, Coming())
+    assert config.save_to.read_bytes() == theirs
+    run(config, Coming())  # a command that names it replaces statistics by statistics
+    assert config.save_to.read_bytes() != theirs
 
 
 def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Pace, Progress
+from lbm_lora.regular_file import ends_digest
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
@@ -288,6 +289,7 @@ class TrainingLoop:
             validated=standing.validated,
             identity=run.identity,
             config=run.config.model_dump(mode="json"),
+            result=ends_digest(run.folder.last) if run.folder.last.exists() else None,
         )
 
     def _must_stop(self) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 from lbm_lora.adapter.lora_folder import lora_digest
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.progress import Progress
+from lbm_lora.regular_file import ends_digest
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import trained_steps
+from lbm_lora.training.run.trainee import is_save_of, trained_steps
 from lbm_lora.training.settings.train_config import TrainConfig
 
 _SAME = (
@@ -66,9 +67,21 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
             f"{folder.state} is of step {state.step:,}, but {folder.path} holds results of later steps, which would be "
             f"replaced: {listing(later, limit=8)}. Put the newest resume.pt back, or move them away."
         )
-    others = [str(path) for path, step in held.items() if step is None]
+    others = [path for path, step in held.items() if step is None]
+    if folder.last.exists() and not _is_newest(folder.last, state):
+        others.append(folder.last)
+    again = folder.step_file(state.step)
+    if was_cut_off(state, folder) and again.exists() and trained_steps(again) != state.step:
+        others.append(again)
     if others:
-        raise ConfigError(f"{listing(others)} is no result of this run, and would be replaced. Move it away.")
+        raise ConfigError(
+            f"{others[0]} is no result of the run whose state is {folder.state}, and would be replaced. Move it away."
+        )
+
+
+def _is_newest(last: Path, state: TrainState) -> bool:
+    """Return whether a file is the newest result of the run of a state: that of its step, or the one before."""
+    return is_save_of(last, state.config, state.step) or ends_digest(last) == state.result
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
+from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter, open_checkpoint
 from lbm_lora.errors import InputError
@@ -16,7 +17,6 @@ from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.resolve import config_to_metadata
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName
 from lbm_lora.ownership import MARK_KEY, TRAINED
-from lbm_lora.plain_text import parse_json
 from lbm_lora.trainable.export import export_adapter
 from lbm_lora.trainable.inject import InitialFactors, LiveAdapter, inject_plan
 from lbm_lora.trainable.layout import layout_of
@@ -146,28 +146,45 @@ def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, 
         "lbm_lora_architecture": "latent-bridge-matching",
         "lbm_lora_counts": _json(counts),
         TRAINING_KEY: _json(training_facts(config, step)),
+        STEP_KEY: str(step),
     }
     return AdapterMetadata(FORMAT, base.digest, base.packed(), facts=facts)
 
 
 def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
     """Return the configuration as recorded in a file, without folders, and the number of optimizer steps."""
-    values = config.model_dump(mode="json", exclude=_FOLDERS)
-    return {"step": step, **{key: _without_folders(value) for key, value in values.items()}}
+    return _facts(config.model_dump(mode="json"), step)
+
+
+def _facts(values: Mapping[str, object], step: int) -> dict[str, object]:
+    return {"step": step, **{key: _without_folders(value) for key, value in values.items() if key not in _FOLDERS}}
 
 
 def trained_steps(path: Path) -> int | None:
-    """Return the steps after which a file of a training was saved; None if it does not say so."""
+    """Return the steps after which a training saved this very file; None if it is no such file."""
     try:
         with open_checkpoint(path) as file:
-            step = parse_json(file.metadata[TRAINING_KEY])["step"]
-    except (InputError, OSError, KeyError, TypeError, ValueError):
+            return int(file.metadata[STEP_KEY])
+    except (InputError, OSError, KeyError, ValueError):
         return None
-    return step if isinstance(step, int) else None
+
+
+def is_save_of(path: Path, values: Mapping[str, object], step: int) -> bool:
+    """Return whether a training with these keys and values has saved a file after a step."""
+    try:
+        with open_checkpoint(path) as file:
+            held = file.metadata
+    except (InputError, OSError):
+        return False
+    return held.get(STEP_KEY) == str(step) and held.get(TRAINING_KEY) == _json(_facts(values, step))
 
 
 def write_tuned(
-    path: Path, checkpoint: Checkpoint, config: LBMConfig, values: Mapping[str, Tensor], facts: Mapping[str, object]
+    path: Path,
+    checkpoint: Checkpoint,
+    config: LBMConfig,
+    values: Mapping[str, Tensor],
+    facts: Mapping[str, object],
 ) -> None:
     """Write a checkpoint whose denoiser has the given values; everything else is the base's, byte for byte.
 
@@ -175,9 +192,10 @@ def write_tuned(
 
     Args:
         values: param name -> value, for every trained parameter.
-        facts: facts about the training, for the header.
+        facts: facts about the training, for the header, from `training_facts`.
     """
-    metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), TRAINING_KEY: _json(facts)}
+    training = {TRAINING_KEY: _json(facts), STEP_KEY: str(facts["step"])}
+    metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), **training}
     with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
         for key, tensor in _tuned_tensors(checkpoint, values):
             writer.write(key, tensor)

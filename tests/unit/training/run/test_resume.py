@@ -1,5 +1,6 @@
 """What a run goes on from, and what it must not mix with."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import torch
 from prepared_runs import Notes, prepared
 from safetensors.torch import save_file
 
+from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.errors import ConfigError
 from lbm_lora.ownership import TRAINING_STATE
+from lbm_lora.regular_file import ends_digest
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import TRAINING_KEY
+from lbm_lora.training.run.trainee import TRAINING_KEY, training_facts
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
@@ -71,14 +74,15 @@ def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> No
     """As one that a backup has put back."""
     chosen = config()
     folder = RunFolder(chosen.save_ckpt_path)
-    save_state(a_state(prepared(chosen), chosen), folder.state, mark=TRAINING_STATE)
+    state = a_state(prepared(chosen), chosen)
+    save_state(state, folder.state, mark=TRAINING_STATE)
     for path in (folder.step_file(2), folder.last, folder.best):
-        save_of_step(2, path)
+        save_of_step(2, path, chosen)
     folder.grid(2).parent.mkdir()
     folder.grid(2).touch()
     assert prepared(chosen).done == 2
-    save_of_step(4, folder.step_file(4))
-    save_of_step(4, folder.best)
+    save_of_step(4, folder.step_file(4), chosen)
+    save_of_step(4, folder.best, chosen)
     folder.grid(3).touch()
     with pytest.raises(ConfigError, match=r"resume\.pt is of step 2, but .* later steps.*: step-000004\.safetensors, "):
         prepared(chosen)
@@ -87,7 +91,7 @@ def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> No
         prepared(chosen)
 
 
-@pytest.mark.parametrize("name", ["last", "best", "step-000003"])
+@pytest.mark.parametrize("name", ["last", "best", "step-000002", "step-000003"])
 def test_a_lora_of_somebody_else_stays(config: Config, name: str) -> None:
     chosen = config()
     folder = RunFolder(chosen.save_ckpt_path)
@@ -97,8 +101,24 @@ def test_a_lora_of_somebody_else_stays(config: Config, name: str) -> None:
         prepared(chosen)
 
 
-def save_of_step(step: int, path: Path) -> None:
-    save_file({"a": torch.ones(1)}, path, {TRAINING_KEY: f'{{"step": {step}}}'})
+def test_the_last_file_is_that_of_the_state(config: Config) -> None:
+    """A state of another run may have been put into the folder, or a file of another one."""
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = a_state(prepared(chosen), chosen)
+    folder.path.mkdir()
+    save_of_step(1, folder.last, chosen)
+    before = replace(state, result=ends_digest(folder.last))
+    save_state(before, folder.state, mark=TRAINING_STATE)
+    assert prepared(chosen).done == 2, "the save of step 2 was cut off"
+    for step in (1, 2):
+        save_of_step(step, folder.last, config(learning_rate=0.5))
+        with pytest.raises(ConfigError, match=r"last\.safetensors is no result of the run whose state is .*resume\.pt"):
+            prepared(chosen)
+
+
+def save_of_step(step: int, path: Path, config: TrainConfig) -> None:
+    facts = json.dumps(training_facts(config, step), sort_keys=True, separators=(",", ":"))
+    save_file({"a": torch.ones(1)}, path, {STEP_KEY: str(step), TRAINING_KEY: facts})
 
 
 @pytest.mark.parametrize(("last", "cut"), [(1, True), (2, False), (None, True), ("theirs", True)])
@@ -107,7 +127,7 @@ def test_a_save_that_was_cut_off_is_known_by_its_last_file(config: Config, last:
     folder.path.mkdir()
     folder.state.touch()
     if isinstance(last, int):
-        save_of_step(last, folder.last)
+        save_of_step(last, folder.last, config())
     elif last is not None:
         save_file({"a": torch.ones(1)}, folder.last)
     assert was_cut_off(state, folder) == cut

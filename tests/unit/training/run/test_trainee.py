@@ -17,7 +17,15 @@ from lbm_lora.naming import ModuleName, ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.trainable.inject import LiveAdapter
 from lbm_lora.training.run import trainee as trainee_module
-from lbm_lora.training.run.trainee import FullModel, ResultWriter, make_trainee, read_given, training_facts, write_tuned
+from lbm_lora.training.run.trainee import (
+    FullModel,
+    ResultWriter,
+    make_trainee,
+    read_given,
+    trained_steps,
+    training_facts,
+    write_tuned,
+)
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
@@ -99,6 +107,8 @@ def test_a_lora_names_its_base_and_the_configuration(base_fp32: Path, model: LBM
         write = ResultWriter(model=model, trainee=trainee, config=config, base=checkpoint, fingerprint=found)
         write(trainee.parameters, 7, tmp_path / "l.safetensors")
     adapter = load_adapter(tmp_path / "l.safetensors")
+    assert trained_steps(tmp_path / "l.safetensors") == 7
+    assert trained_steps(save_adapter(adapter, tmp_path / "copy.safetensors").path) is None, "no file of the training"
     assert adapter.metadata.base_fingerprint == found.digest
     facts = adapter.metadata.facts
     assert (facts["ss_network_dim"], json.loads(facts["ss_network_args"])) == ("4", {"conv_dim": 2})
