@@ -231,13 +231,13 @@ def _behind(path: Path) -> Iterator[Path]:
             for one in _listed(folder):
                 if one.suffix in _WEIGHTS or one.name in _CONFIGS or one.name.endswith(_INDEX):
                     yield one
+        yield from _configurations(path)
         return
     yield path
     if path.suffix in _CONTAINERS:
         yield from (path.with_suffix(suffix) for suffix in _CONTAINERS)
-        beside = path.with_name("config.yaml")
-        if not is_ours(beside, RUN_LINE):  # that of a training run configures no checkpoint
-            yield beside
+    if path.suffix in _CONTAINERS or path.name.endswith(_INDEX):
+        yield from _configurations(path.parent)
     if path.stem == "adapter_model":
         yield path.with_name("adapter_config.json")
     if path.name.endswith(_INDEX):
@@ -246,6 +246,18 @@ def _behind(path: Path) -> Iterator[Path]:
             yield from (path.parent / name for name in set(names))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # whoever reads the index says what is wrong with it
+
+
+def _configurations(folder: Path) -> Iterator[Path]:
+    """Yield what may configure the checkpoints in a folder: the config.yaml, or the only other one. No run's does."""
+    found = [one for one in _listed(folder) if one.suffix == ".yaml" and not one.name.endswith("_config.yaml")]
+    named = folder / "config.yaml"
+    if named in found and not is_ours(named, RUN_LINE):
+        yield named
+        return
+    others = [one for one in found if one != named]
+    if len(others) == 1:
+        yield others[0]
 
 
 def _has_one_checkpoint(folder: Path) -> bool:

@@ -72,10 +72,14 @@ def test_an_input_is_never_an_output(tmp_path: Path, road: Callable[[Path], Path
         ("base.safetensors", "base.ckpt"),
         ("base.ckpt", "base.safetensors"),
         ("base.safetensors", "config.yaml"),
+        ("model.safetensors.index.json", "config.yaml"),
+        ("other", "other/lbm.yaml"),
+        ("other/base.safetensors", "other/lbm.yaml"),
     ],
 )
 def test_files_behind_an_input_are_inputs(tmp_path: Path, given: str, written: str) -> None:
-    for name in ("unet/model.safetensors", "model-2.safetensors", "base.ckpt", "base.safetensors", "config.yaml"):
+    names = ("unet/model.safetensors", "model-2.safetensors", "base.ckpt", "base.safetensors", "config.yaml")
+    for name in (*names, "other/base.safetensors", "other/lbm.yaml", "other/x_lora_config.yaml"):
         file(tmp_path / name)
     file(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
     plan = FilePlan()

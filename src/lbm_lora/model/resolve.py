@@ -14,6 +14,7 @@ from lbm_lora.errors import ConfigError, Option
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
+from lbm_lora.ownership import RUN_LINE, is_ours
 from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.progress import warn
 
@@ -70,12 +71,14 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
 def config_beside(path: Path) -> Path | None:
     """Return the config.yaml in a checkpoint's folder, or the only other .yaml there with keys of LBM.
 
-    A LoRA's sidecar `..._config.yaml` does not count.
+    A LoRA's sidecar `..._config.yaml` does not count, nor does the config.yaml of a training run in the folder.
     """
     folder = path if path.is_dir() else path.parent
-    if (folder / "config.yaml").is_file():
-        return folder / "config.yaml"
-    others = [found for found in sorted(folder.glob("*.yaml")) if not found.name.endswith("_config.yaml")]
+    named = folder / "config.yaml"
+    if named.is_file() and not is_ours(named, RUN_LINE):
+        return named
+    yamls = (found for found in sorted(folder.glob("*.yaml")) if found != named)
+    others = [found for found in yamls if not found.name.endswith("_config.yaml")]
     return others[0] if len(others) == 1 and _has_lbm_keys(others[0]) else None
 
 
