@@ -306,11 +306,12 @@ class LatentBridgePipeline(DiffusionPipeline):
             FileExistsError: the folder has another program of that name or one that was edited, or another model.
         """
         _check_folder(Path(save_directory), ("model_index.json", *self.components))
+        indexes = [Path(save_directory) / name / _INDEX for name in self.components]
+        earlier = [index for index in indexes if _has_shards(index)]
         super().save_pretrained(save_directory, *args, **kwargs)
-        for name in self.components:
-            index = Path(save_directory) / name / _INDEX
-            if not any((index.parent / shard).exists() for shard in _indexed(index)):
-                index.unlink(missing_ok=True)  # of an earlier save in shards, which diffusers has removed
+        for index in earlier:
+            if not _has_shards(index):  # diffusers has removed those of an earlier save, but not their index
+                index.unlink(missing_ok=True)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file as pipeline.py; see diffusers.
@@ -343,7 +344,16 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
 
 def _indexed(index: Path) -> set[str]:
     """Return the files that an index of shards names; none if there is no index."""
-    return set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    if not index.is_file():
+        return set()
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise FileExistsError(f"{index} exists, and is no index of shards. Choose another folder.") from None
+
+
+def _has_shards(index: Path) -> bool:
+    return any((index.parent / shard).exists() for shard in _indexed(index))
 
 
 def _stray_shards(folder: Path) -> Iterator[Path]:

@@ -637,6 +637,11 @@ def test_shards_of_another_model_in_the_folder_are_kept(base: Path, tmp_path: Pa
     with pytest.raises(FileExistsError, match=r"00001-of-00002\.safetensors exists, and is not a part of this model"):
         pipe.save_pretrained(folder)
     assert theirs.read_bytes() == b"theirs"
+    theirs.unlink()
+    index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text("[]")
+    with pytest.raises(FileExistsError, match=r"index\.json exists, and is no index of shards"):
+        pipe.save_pretrained(folder)
     with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
         pipe.save_pretrained(folder / "pipeline.py")
 
