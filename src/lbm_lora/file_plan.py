@@ -10,6 +10,7 @@ nothing. A file that exists is replaced only if it is ours and of the same kind:
 writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import cast
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import expect
-from lbm_lora.missing_path import real_path
+from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import RUN_LINE, is_any_kind, is_ours
 from lbm_lora.plain_text import parse_json, read_text
@@ -60,12 +61,14 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
+        sizes: size of an input in bytes -> the paths of all inputs of that size.
         read_as: file identity -> all paths, as given to `reads` and without links, that stand for it.
         folders: folder of a model, without links -> the path as given.
         open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
+    sizes: dict[int, set[Path]] = field(default_factory=dict[int, set[Path]])
     read_as: dict[tuple[int, int], set[Path]] = field(default_factory=dict[tuple[int, int], set[Path]])
     folders: dict[Path, Path] = field(default_factory=dict[Path, Path])
     outputs: list[Output] = field(default_factory=list[Output])
@@ -84,6 +87,7 @@ class FilePlan:
                 if path is not None and found is not None and S_ISREG(found.st_mode):
                     identity = found.st_dev, found.st_ino
                     self.inputs.setdefault(identity, one)
+                    self.sizes.setdefault(found.st_size, set()).add(absolute_path(one))
                     self.read_as.setdefault(identity, set()).add(real_path(Path(path)))
 
     def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool], may_stay: bool = False) -> None:
@@ -117,6 +121,8 @@ class FilePlan:
             if not read_as <= made_here:
                 self.inputs.setdefault(identity, path)
                 self.read_as.setdefault(identity, set()).update(read_as)
+        for size, paths in later.sizes.items():
+            self.sizes.setdefault(size, set()).update(paths)
         self.folders |= later.folders
         self.outputs += later.outputs
         self.open_folders |= later.open_folders
@@ -144,14 +150,16 @@ class FilePlan:
             expect(folder, self._replaceable(ours, overwrite=overwrite))
 
     def _replaceable(self, is_ours: Callable[[Path], bool], *, overwrite: bool) -> Callable[[Path], bool]:
-        """Return whether a file may be replaced later: never an input, whose folder may have been moved there."""
+        """Return whether a file may be replaced later: never an input that was moved there, or its folder."""
+        return lambda path: not self._is_input_by_now(path) and (overwrite or is_ours(path))
 
-        def is_replaceable(path: Path) -> bool:
-            found = status_of(path)
-            is_input = found is not None and (found.st_dev, found.st_ino) in self.inputs
-            return not is_input and (overwrite or is_ours(path))
-
-        return is_replaceable
+    def _is_input_by_now(self, path: Path) -> bool:
+        """Return whether a file is an input. One that comes from another disk is a copy: the input itself is gone."""
+        found = status_of(path)
+        if found is None:
+            return False
+        is_gone = any(not os.path.lexists(one) for one in self.sizes.get(found.st_size, ()))
+        return is_gone or (found.st_dev, found.st_ino) in self.inputs
 
     def check_apart(self) -> None:
         """Check that every output can be written, and is neither an input nor another output.

@@ -59,6 +59,12 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
             notes[name] = is_ours
 
 
+def expect_only(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Note that a file at a noted output's path may be replaced only if this holds too."""
+    before = _noted(path)
+    expect(path, lambda now: (before is None or before(now)) and is_ours(now))
+
+
 def check_late(path: Path) -> None:
     """Refuse to replace a file that is not ours, if its path or its folder was noted, and any link or protected file.
 

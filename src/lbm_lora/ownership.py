@@ -30,6 +30,8 @@ REFINEMENT_STATE = f"{MARK}: refinement"
 MARK_LINE = f"# {MARK}\n"
 """A text of ours: a line of its own, since a text of somebody else may say what we made. A model card, which is there
 to be edited, has a mark of its own (`lbm_lora.hub.card`)."""
+REPORT_LINE = f"# {MARK}: report\n"
+"""A report as text."""
 RUN_LINE = f"# {MARK}: configuration of a run\n"
 """The configuration in a training run's folder."""
 LIST_MARK = f"({MARK}).\n"
@@ -49,19 +51,21 @@ _ANY = re.compile(
     rb"|\n# made by lbm-lora\n|made by lbm-lora(: |\)\.\n)"
 )
 _SEARCHED = 2**16  # bytes at either end of a file
+_TAR_MAGIC = 258  # where a tar header has its magic bytes (POSIX ustar), after the line feed that `_ends` adds
 
 
 def is_ours(path: Path, *marks: str) -> bool:
     r"""Return whether lbm-lora wrote a file: a mark is near the file's beginning or end.
 
-    One of no bytes is not: somebody may have just begun to write it.
+    One of no bytes is not: somebody may have just begun to write it. Nor is a tar archive, whose members have marks of
+    their own.
 
     Args:
         marks: the marks of the kind of file. One that ends with `\n` is the end of a line; if it also begins with `# `,
             the whole line.
     """
     ends = _ends(path)
-    return any(_sought(mark) in ends for mark in marks)
+    return not ends.startswith(b"ustar", _TAR_MAGIC) and any(_sought(mark) in ends for mark in marks)
 
 
 def of_kind(*marks: str) -> Callable[[Path], bool]:

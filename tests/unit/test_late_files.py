@@ -1,5 +1,6 @@
 """Files that appear at an output's path while a command runs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,24 @@ def test_an_input_whose_folder_is_moved_to_the_outputs_stays(tmp_path: Path, ove
     given.parent.rename(output.parent)
     with pytest.raises(OutputError, match=r"a\.txt appeared while this command ran"):
         write_text(output, f"{MARK_LINE}third")
+    assert output.read_text() == MARK_LINE
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_that_is_moved_from_another_disk_stays(tmp_path: Path, overwrite: bool) -> None:
+    """It is copied then, and removed where it was."""
+    given, output = tmp_path / "in" / "a.txt", tmp_path / "a.txt"
+    given.parent.mkdir()
+    given.write_text(MARK_LINE)
+    plan = FilePlan()
+    plan.reads(given)
+    plan.writes(output, ours=of_kind(MARK_LINE))
+    plan.check(overwrite=overwrite)
+    shutil.copy(given, output)
+    write_text(output, MARK_LINE)  # as of another run, while the input is where it was
+    given.unlink()
+    with pytest.raises(OutputError, match=r"a\.txt appeared while this command ran"):
+        write_text(output, "new")
     assert output.read_text() == MARK_LINE
 
 

@@ -1,5 +1,6 @@
 """The marks of files that lbm-lora wrote, and of their kinds."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None
     assert not is_ours(tmp_path / "b", RESULT)
     assert not is_any_kind(tmp_path / "b")
     assert not is_ours(tmp_path / "none", RESULT)
+
+
+def test_an_archive_of_results_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text(RESULT)
+    with tarfile.open(tmp_path / "b.png", "w") as archive:
+        archive.add(tmp_path / "a.png", "a.png")
+    assert of_kind(RESULT)(tmp_path / "a.png")
+    assert not of_kind(RESULT)(tmp_path / "b.png")
 
 
 def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.finite import check_finite
-from lbm_lora.adapter.foreign_file import read_foreign, without_unwanted, write_foreign
+from lbm_lora.adapter.foreign_file import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    is_config_as_written,
+    read_foreign,
+    without_unwanted,
+    write_foreign,
+)
 from lbm_lora.adapter.formats import Saved, Source, Wishes, codec_named, codec_of
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.lora_folder import lora_in
@@ -27,7 +34,9 @@ from lbm_lora.checkpoint import (
 from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import PACKED, rank_bound
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ModuleName
+from lbm_lora.ownership import is_lora
 from lbm_lora.progress import warn
 
 _ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
@@ -118,7 +127,7 @@ def save_adapter(
 ) -> Saved:
     """Write a complete adapter atomically, in its `dtype`, else in the dtype of its tensors.
 
-    An existing file is replaced, whoever made it, as by `save` of other libraries. Commands look first (`FilePlan`).
+    An existing file is replaced, whoever made it: `Adapter.save` and the commands look first.
 
     Args:
         path: a file; for `peft` a folder.
@@ -142,6 +151,23 @@ def save_adapter(
         return Saved(path, dropped)
     saved = write_foreign(adapter, path, codec_named(format), wishes)
     return replace(saved, dropped=(*dropped, *saved.dropped))
+
+
+def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
+    """Return the files that writing a format gives."""
+    return (path / PEFT_WEIGHTS, path / PEFT_CONFIG) if format == "peft" else (path,)
+
+
+def plan_files(plan: FilePlan, path: Path, format: FormatName, what: str = "") -> None:
+    """Note the files of an adapter in a format.
+
+    Args:
+        what: what they are, where the user did not name the path; see `FilePlan.writes`.
+    """
+    weights, *configs = files_of(path, format)
+    plan.writes(weights, what, ours=is_lora)
+    for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
+        plan.writes(config, what, ours=lambda path: is_config_as_written(path, weights))
 
 
 def _write_native(adapter: Adapter, path: Path) -> None:

@@ -12,6 +12,8 @@ from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
+from lbm_lora.file_plan import FilePlan
+from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 from lbm_lora.progress import warn
 
@@ -114,22 +116,32 @@ class Adapter:
         biases: BiasesAs = "keep",
         norms: NormsAs = "keep",
         base: Component | None = None,
+        overwrite: bool = False,
     ) -> Path:
-        """Write the adapter as a file, atomically; see `save_adapter`. An existing file is replaced, whoever made it.
+        """Write the adapter as a file, atomically; see `save_adapter`. A LoRA that lbm-lora wrote is replaced.
 
         Args:
             path: a `.safetensors` file; for `peft` a folder.
             format: the format of the file, for the program that will read it.
             biases, norms: what becomes of these deltas if the format cannot hold them.
             base: the component that the adapter is for; `replace` needs its values.
+            overwrite: also replace a file that is no LoRA that lbm-lora wrote.
 
         Returns:
             The path.
+
+        Raises:
+            AdapterError: the format cannot hold a part of it.
+            OutputError: the path cannot be written, or has another file.
         """
-        from lbm_lora.adapter.adapter_file import save_adapter  # it takes this class
+        from lbm_lora.adapter.adapter_file import plan_files, save_adapter  # they take this class
         from lbm_lora.adapter.formats import Wishes
 
-        saved = save_adapter(self, path, format=format, wishes=Wishes(biases, norms, base))
+        with notes_of_one_call():
+            plan = FilePlan()
+            plan_files(plan, Path(path), format)
+            plan.check(overwrite=overwrite)
+            saved = save_adapter(self, path, format=format, wishes=Wishes(biases, norms, base))
         for note in saved.notes:
             warn(f"{saved.path}: {note}")
         return saved.path

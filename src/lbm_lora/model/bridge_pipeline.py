@@ -9,11 +9,13 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +33,6 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
-_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 _POSTERIOR = 0x705
 """Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
 
@@ -302,16 +303,19 @@ class LatentBridgePipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write the model into a folder, with this file as pipeline.py; see diffusers.
 
+        All files are complete before the first one gets its path.
+
         Raises:
-            FileExistsError: the folder has another program of that name or one that was edited, or another model.
+            FileExistsError: the folder has another program of that name or one that was edited, or another model; or a
+                file that would be replaced is a link or write-protected.
         """
-        _check_folder(Path(save_directory), ("model_index.json", *self.components))
-        indexes = [Path(save_directory) / name / _INDEX for name in self.components]
-        earlier = [index for index in indexes if _has_shards(index)]
-        super().save_pretrained(save_directory, *args, **kwargs)
-        for index in earlier:
-            if not _has_shards(index):  # diffusers has removed those of an earlier save, but not their index
-                index.unlink(missing_ok=True)
+        folder = Path(save_directory)
+        _check_folder(folder, ("model_index.json", *self.components))
+        folder.mkdir(parents=True, exist_ok=True)
+        kwargs.setdefault("repo_id", folder.resolve().name)
+        with TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
+            super().save_pretrained(made, *args, **kwargs)
+            _move_into(folder, Path(made))
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file as pipeline.py; see diffusers.
@@ -319,11 +323,12 @@ class LatentBridgePipeline(DiffusionPipeline):
         Raises:
             FileExistsError: the folder has another program of that name or one that was edited, or another model.
         """
-        _check_folder(Path(save_directory), ("model_index.json",))
+        folder = Path(save_directory)
+        _check_folder(folder, ("model_index.json",))
+        for name in ("model_index.json", _PROGRAM):
+            (folder / name).unlink(missing_ok=True)  # it may have another name elsewhere
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        program = Path(save_directory) / _PROGRAM
-        program.unlink(missing_ok=True)  # it may have another name elsewhere
-        program.write_text(_SOURCE, encoding="utf-8")
+        (folder / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
 
 
 def _check_folder(folder: Path, names: Iterable[str]) -> None:
@@ -337,31 +342,35 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if (folder / name).exists() and not is_ours:
             raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
-        stray = next(_stray_shards(folder / name), None)
-        if stray is not None:  # diffusers would remove it as one of an earlier save
-            raise FileExistsError(f"{stray} exists, and is not a part of this model. Choose another folder.")
 
 
-def _indexed(index: Path) -> set[str]:
-    """Return the files that an index of shards names; none if there is no index."""
-    if not index.is_file():
+def _move_into(folder: Path, made: Path) -> None:
+    """Move a complete model into its folder, and remove shards of the earlier one that it does not replace."""
+    files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
+    for file in files:
+        path = folder / file
+        if path.is_symlink() or (path.exists() and not path.stat().st_mode & 0o222):
+            state = "a link" if path.is_symlink() else "write-protected"
+            raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
+    earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files
+    for file in sorted(files):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (made / file).replace(folder / file)
+    for file in earlier:
+        (folder / file).unlink(missing_ok=True)
+
+
+def _shards_beside(folder: Path, weights: Path) -> set[Path]:
+    """Return the index, and the shards that it names, of the earlier weights in the place of a file of weights."""
+    name = re.fullmatch(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)", weights.name)
+    index = None if name is None else weights.with_name(f"{name[1]}.{name[3]}.index{name[2]}.json")
+    if index is None or not (folder / index).is_file():
         return set()
     try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise FileExistsError(f"{index} exists, and is no index of shards. Choose another folder.") from None
-
-
-def _has_shards(index: Path) -> bool:
-    return any((index.parent / shard).exists() for shard in _indexed(index))
-
-
-def _stray_shards(folder: Path) -> Iterator[Path]:
-    """Yield files that are named like shards of a network's weights, but are not in the index beside them."""
-    known = _indexed(folder / _INDEX)
-    for path in sorted(folder.glob("diffusion_pytorch_model-*-of-*.*")):
-        if path.name not in known:
-            yield path
+        raise FileExistsError(f"{folder / index} exists, and is no index of shards. Choose another folder.") from None
+    return {index, *(index.with_name(Path(shard).name) for shard in shards)}
 
 
 def _check_whole(name: str, value: object) -> None:

@@ -14,7 +14,7 @@ images: at the start, a few times in between, and at the end. The best one is th
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class DistillSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
-    """Best LoRA, and the errors of the given LoRA and of the best one, all as stored in a file.
+    """Errors of the given LoRA and of the best one, both as stored in a file.
 
     Attributes:
         step: step after which the best one was measured; 0 is the given LoRA.
@@ -77,7 +77,6 @@ class DistillResult:
     before: OutputErrors
     after: OutputErrors
     step: int
-    adapter: Adapter = field(compare=False)
 
     @property
     def gain(self) -> float:
@@ -94,7 +93,7 @@ def distill(
     state: OwnFile | None,
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
-) -> DistillResult:
+) -> tuple[Adapter, DistillResult]:
     """Refine a LoRA. An interrupted run resumes from its last measurement, with the same result.
 
     Args:
@@ -103,6 +102,9 @@ def distill(
         state: file to which the run is saved at every measurement; the caller has noted it, and removes it at the end.
             None: not saved.
         identity: values that must match for a saved run to be resumed.
+
+    Returns:
+        The best LoRA, rounded to the stored dtype, and its errors.
 
     Raises:
         QualityError: the loss is no longer finite.
@@ -136,7 +138,7 @@ def distill(
                 save_state(_state(student, optimizer, best, step + 1, identity), state.path, mark=REFINEMENT_STATE)
                 state.note()
         progress.advance()
-    return DistillResult(before=before, after=best.after, step=best.step, adapter=student.adapter(best.values))
+    return student.adapter(best.values), DistillResult(before=before, after=best.after, step=best.step)
 
 
 @dataclass(frozen=True, kw_only=True)

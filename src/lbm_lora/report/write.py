@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
-from lbm_lora.ownership import COMPARISON, GENERATOR, MARK_LINE, is_ours
+from lbm_lora.ownership import COMPARISON, GENERATOR, REPORT_LINE, is_ours
 from lbm_lora.progress import warn
 from lbm_lora.report.document import SCHEMA, Provenance, Report, report_json
 from lbm_lora.report.html import render_html
@@ -14,7 +14,7 @@ from lbm_lora.report.text import full_text
 
 _IMAGE = "comparison.png"
 _MARKS = {
-    ".txt": MARK_LINE,
+    ".txt": REPORT_LINE,
     ".json": f'"schema": "{SCHEMA.rpartition("/")[0]}/',
     ".html": GENERATOR,
     ".png": COMPARISON,
@@ -47,7 +47,7 @@ def write_report(
     """
     page = render_html(report, images=shown, provenance=provenance)
     paths = report_paths(Path(folder), has_image=image is not None)
-    texts = (f"{full_text(report)}\n\n{MARK_LINE}", report_json(report, provenance=provenance), page)
+    texts = (f"{full_text(report)}\n\n{REPORT_LINE}", report_json(report, provenance=provenance), page)
     for path, text in zip(paths, texts, strict=False):
         write_text(path, text)
     old = Path(folder) / _IMAGE

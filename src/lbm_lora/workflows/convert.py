@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lbm_lora.adapter import FORMAT, Adapter, Saved, Wishes, load_adapter, precision, save_adapter
-from lbm_lora.adapter.foreign_file import PEFT_CONFIG, PEFT_WEIGHTS, is_config_as_written
+from lbm_lora.adapter.adapter_file import files_of, plan_files
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.limit import limited
 from lbm_lora.apply import check_base, check_fit
@@ -18,7 +18,6 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
-from lbm_lora.ownership import is_lora
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -111,24 +110,12 @@ def check_output(config: ConvertConfig) -> None:
     """
     plan = FilePlan()
     plan.reads(config.lora_path, config.base_model_path)
+    check_form(config.save_to, config.to)
     plan_files(plan, config.save_to, config.to)
     plan.check(overwrite=config.overwrite)
 
 
-def plan_files(plan: FilePlan, path: Path, to: FormatName, what: str = "") -> None:
-    """Note the files of a LoRA in a format.
-
-    Raises:
-        OutputError: the path is not that of the format.
-    """
-    _check_form(path, to)
-    weights, *configs = files_of(path, to)
-    plan.writes(weights, what, ours=is_lora)
-    for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
-        plan.writes(config, what, ours=lambda path: is_config_as_written(path, weights))
-
-
-def _check_form(path: Path, to: FormatName) -> None:
+def check_form(path: Path, to: FormatName) -> None:
     """Refuse a path that is not that of a format.
 
     Raises:
@@ -139,11 +126,6 @@ def _check_form(path: Path, to: FormatName) -> None:
         raise OutputError(Option("save_to"), f" {path}: an adapter of PEFT is a folder.")
     if to != "peft" and not is_file:
         raise OutputError(Option("save_to"), f" {path}: a LoRA is a .safetensors file.")
-
-
-def files_of(path: Path, to: FormatName) -> tuple[Path, ...]:
-    """Return the files that writing a format gives."""
-    return (path / PEFT_WEIGHTS, path / PEFT_CONFIG) if to == "peft" else (path,)
 
 
 def wishes_of(config: ConvertConfig, base: Component | None) -> Wishes:

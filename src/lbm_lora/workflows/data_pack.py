@@ -1,6 +1,6 @@
 """Make WebDataset shards of a folder of pairs: the verb `data pack`."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def _check(config: PackConfig) -> None:
         raise ConfigError(Option("name"), f" {name} must be a file name: no folders, no braces, no control characters.")
 
 
-def _check_outputs(index: PairIndex, shards: Iterable[Path], *, overwrite: bool) -> None:
+def _check_outputs(index: PairIndex, shards: Collection[Path], *, overwrite: bool) -> None:
     """Refuse shards at paths of files to pack. `write_shards` looks into their folder, which must be empty by then."""
     plan = FilePlan()
     for number in range(len(index)):
@@ -90,5 +90,9 @@ def _check_outputs(index: PairIndex, shards: Iterable[Path], *, overwrite: bool)
         plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
     for shard in shards:
         plan.writes(shard, "the shard", ours=lambda _: False)
-        expect(shard, None if overwrite else lambda _: False)
+    if overwrite:
+        plan.check(overwrite=True)
+        return
     plan.check_apart()
+    for shard in shards:
+        expect(shard, lambda _: False)

@@ -151,6 +151,8 @@ def _delivered(
 
 def _copy(file: Path, path: Path) -> None:
     """Copy a file atomically; what fails names the copy."""
+    if not file.exists():
+        raise OutputError(f"{file} was removed or moved while it was in use. Run the command again.")
     with atomic_path(path) as temporary:
         shutil.copyfile(file, temporary)
 

@@ -127,13 +127,13 @@ def refined(
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     try:
-        distilled = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
+        refined, result = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
     except QualityError:
         _forget(state, identity)  # the run would fail again
         raise
-    keep(replace(distilled.adapter, metadata=metadata_of(config, adapter, dtype, learnt, distilled)))
+    keep(replace(refined, metadata=metadata_of(config, adapter, dtype, learnt, result)))
     _forget(state, identity)
-    return distilled
+    return result
 
 
 def _forget(state: Path | None, identity: Mapping[str, Any]) -> None:
@@ -200,7 +200,7 @@ def _distill(
     identity: Mapping[str, Any],
     state: Path | None,
     progress: Progress,
-) -> "DistillResult":
+) -> "tuple[Adapter, DistillResult]":
     """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.images import answered_images
 
@@ -251,7 +251,7 @@ def _joint(
     learnt: "Sequence[AnsweredPoint]",
     held: "Sequence[AnsweredPoint]",
     progress: Progress,
-) -> "DistillResult":
+) -> "tuple[Adapter, DistillResult]":
     """Fit biases, norms and ranks together; a run takes few steps and is not resumed."""
     from lbm_lora.refinement.distill import DistillResult
     from lbm_lora.refinement.joint import JointSettings
@@ -267,7 +267,7 @@ def _joint(
         points=config.batch_size,
         progress=progress,
     )
-    return DistillResult(before=found.before, after=found.after, step=found.step, adapter=found.adapter)
+    return found.adapter, DistillResult(before=found.before, after=found.after, step=found.step)
 
 
 def _load(config: RefineConfig, checkpoint: Checkpoint, progress: Progress, what: str) -> "LBMModel":

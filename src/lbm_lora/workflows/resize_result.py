@@ -8,6 +8,7 @@ from lbm_lora.atomic import written_bytes
 from lbm_lora.combine import Resized
 from lbm_lora.naming import leaf_of, module_of
 from lbm_lora.ranks import FixedRanks, Prediction, RankRule, TrialImages
+from lbm_lora.regular_file import status_of
 from lbm_lora.report.wording import plural
 
 
@@ -57,7 +58,8 @@ class ResizeResult:
 
 
 def written(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> ResizeResult:
-    """Return the result of a written LoRA."""
+    """Return the result of a written LoRA. The given file may have been removed since."""
+    before = None if adapter.path is None else status_of(adapter.path)
     ranks = {name: module.rank for name, module in adapter.modules.items()}
     layers = tuple(
         ResizedLayer(
@@ -74,7 +76,7 @@ def written(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> Res
         source=adapter.path.name if adapter.path else adapter.label,
         adapter=path,
         nbytes=written_bytes(path),
-        nbytes_before=adapter.path.stat().st_size if adapter.path else adapter.nbytes,
+        nbytes_before=adapter.nbytes if before is None else before.st_size,
         linear_rank=found.rank,
         conv_rank=found.conv_rank,
         linear_rank_before=_highest(adapter, 2),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.adapter import load_adapter, save_adapter
+from lbm_lora.adapter.adapter_file import files_of, plan_files
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.atomic import current, written_bytes
@@ -17,7 +18,7 @@ from lbm_lora.errors import InputError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.workflows.convert import files_of, plan_files
+from lbm_lora.workflows.convert import check_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,9 @@ def plan_twins(plan: FilePlan, loras: Iterable[Path], also: Sequence[ForeignForm
     """
     for lora in loras:
         for to in dict.fromkeys(also):
-            plan_files(plan, twin_path(lora, to), to, f"the {to} twin")
+            path = twin_path(lora, to)
+            check_form(path, to)
+            plan_files(plan, path, to, f"the {to} twin")
 
 
 def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = SILENT) -> tuple[Twin, ...]:

@@ -39,7 +39,9 @@ def test_a_lora_of_another_program_stays_one(tmp_path: Path) -> None:
     path = LORA.save(tmp_path / "x.safetensors", "comfyui")
     save_file(load_file(path), path, metadata={"ss_network_dim": "2"})
     found = load_adapter(path)
-    found.save(path, "comfyui")
+    with pytest.raises(OutputError, match=r"x\.safetensors exists, and lbm-lora did not write it"):
+        found.save(path, "comfyui")
+    found.save(path, "comfyui", overwrite=True)
     assert load_adapter(path).metadata == AdapterMetadata(facts={"ss_network_dim": "2"})
 
 

@@ -625,25 +625,67 @@ def test_another_pipeline_in_the_folder_is_kept(base: Path, tmp_path: Path) -> N
         assert [path for path in folder.rglob("*") if path.is_file()] == [kept]
 
 
-def test_shards_of_another_model_in_the_folder_are_kept(base: Path, tmp_path: Path) -> None:
+def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path: Path) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     folder = tmp_path / "pipe"
-    pipe.save_pretrained(folder, max_shard_size="1MB")
+    for variant in (None, "fp16"):
+        pipe.save_pretrained(folder, max_shard_size="50KB", variant=variant)
+    others = {path for path in folder.rglob("*fp16*") if path.is_file()}
+    assert len(others) > 4
+    for name in (
+        "diffusion_pytorch_model-00001-of-00099.safetensors",
+        "diffusion_pytorch_model_before-00001-of-00002.bin",
+    ):
+        (folder / "unet" / name).write_bytes(b"theirs")
+        others.add(folder / "unet" / name)
     pipe.save_pretrained(folder)
-    assert not list(folder.rglob("*-of-*")), "they were this model's"
+    assert {path for path in folder.rglob("*") if "-of-" in path.name or "fp16" in path.name} == others
+    assert not list(folder.rglob("*.index.json")), "the index of the earlier shards"
     LBMPipeline.from_pretrained(folder)
-    theirs = folder / "unet" / "diffusion_pytorch_model-00001-of-00002.safetensors"
-    theirs.write_bytes(b"theirs")
-    with pytest.raises(FileExistsError, match=r"00001-of-00002\.safetensors exists, and is not a part of this model"):
-        pipe.save_pretrained(folder)
-    assert theirs.read_bytes() == b"theirs"
-    theirs.unlink()
+    LBMPipeline.from_pretrained(folder, variant="fp16")
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text("[]")
     with pytest.raises(FileExistsError, match=r"index\.json exists, and is no index of shards"):
         pipe.save_pretrained(folder)
     with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
         pipe.save_pretrained(folder / "pipeline.py")
+
+
+def another(base: Path) -> LBMPipeline:
+    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
+    pipe.register_to_config(trained_steps=[1])
+    return pipe
+
+
+def test_another_name_of_a_file_in_the_folder_keeps_its_content(base: Path, tmp_path: Path) -> None:
+    first, second = LBMPipeline.from_checkpoint(base), another(base)
+    folder, backup = tmp_path / "pipe", tmp_path / "backup.json"
+    first.save_pretrained(folder)
+    backup.hardlink_to(folder / "model_index.json")
+    before = backup.read_bytes()
+    second.save_pretrained(folder)
+    assert backup.read_bytes() == before != (folder / "model_index.json").read_bytes()
+    backup.unlink()
+    backup.hardlink_to(folder / "model_index.json")
+    before = backup.read_bytes()
+    first.save_config(folder)
+    assert backup.read_bytes() == before
+
+
+def test_a_save_that_fails_leaves_the_earlier_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pipe"
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    later = another(base)
+    (folder / "vae" / "config.json").chmod(0o444)
+    with pytest.raises(FileExistsError, match=r"vae/config\.json is write-protected, and was kept"):
+        later.save_pretrained(folder)
+    monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
+    with pytest.raises(pytest.fail.Exception, match="no space left"):
+        later.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
 def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:

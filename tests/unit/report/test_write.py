@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lbm_lora.imaging.image_file import encode_image
-from lbm_lora.ownership import COMPARISON, MARK_LINE
+from lbm_lora.ownership import COMPARISON, REPORT_LINE
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.report import ImageSet, Report, full_text, installed_versions, parse_report, write_report
 
@@ -21,7 +21,7 @@ def test_all_forms_lie_in_one_folder(report: Report, build_set: Callable[..., Im
     assert [path.name for path in paths] == ["report.txt", "report.json", "report.html", "comparison.png"]
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     text, json_file, page, image = paths
-    assert text.read_text() == f"{full_text(report)}\n\n{MARK_LINE}"
+    assert text.read_text() == f"{full_text(report)}\n\n{REPORT_LINE}"
     assert parse_report(json_file.read_text()) == report
     assert "data:image/png;base64," in page.read_text()
     assert image.read_bytes() == PNG

@@ -11,7 +11,7 @@ import xxhash
 from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, is_result, read_record, record_path
-from lbm_lora.late_files import expect
+from lbm_lora.late_files import expect_only
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.fetch import local_shards, path_of
 from lbm_lora.shards.samples import Found, Part, Skipped, complaint
@@ -99,8 +99,8 @@ def plan_shards(
         files.writes(folder / name, ours=lambda _: True, may_stay=True)  # its record tells; see `_finished`
         files.writes(record_path(folder / name), "the record", ours=is_record, may_stay=True)
     files.check(overwrite=overwrite)
-    for name in names:
-        expect(folder / name, None if overwrite else is_result)
+    for name in () if overwrite else names:
+        expect_only(folder / name, is_result)
     progress.start(len(paths), "reading shards")
     jobs: list[ShardJob] = []
     for path, name in zip(paths, names, strict=True):

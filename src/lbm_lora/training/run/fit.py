@@ -105,7 +105,8 @@ class _Begun:
 
     def __call__(self) -> None:
         self._check_folder()
-        if self._is_first and self._check_folder is not _unchecked:
+        is_due = self._is_first or not self._folder.config.exists()  # a folder that was removed is made again
+        if is_due and self._check_folder is not _unchecked:
             if self._path_config is None or not _is_same(self._folder.config, self._path_config):
                 write_text(self._folder.config, f"{RUN_LINE}{self._config.to_yaml()}")
             self._is_first = False

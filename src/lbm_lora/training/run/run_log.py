@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lbm_lora.errors import ConfigError, MissingExtraError
 from lbm_lora.missing_path import absolute_path
+from lbm_lora.output_place import cannot_write
 from lbm_lora.progress import Pace, as_clock
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
@@ -68,25 +69,43 @@ class RunLog:
     """
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
-        self._logger = _open(settings, folder, step)
+        self._logger, self._place = _open(settings, folder, step), folder.logs
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics by name, after a step."""
         if self._logger is not None:
-            self._logger.log_metrics(dict(values), step)
+            with self._writing():
+                self._logger.log_metrics(dict(values), step)
 
     def grid(self, images: Image.Image, path: Path, step: int) -> None:
         """Log the image grid of a validation, which is also in a file."""
         logger: Any = self._logger
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(_GRID, np.asarray(images), step, dataformats="HWC")
+            with self._writing():
+                logger.experiment.add_image(_GRID, np.asarray(images), step, dataformats="HWC")
         elif hasattr(logger, "log_image"):  # W&B's
             logger.log_image(_GRID, [str(path)], step)
 
     def close(self) -> None:
         """Flush what is still in memory."""
         if self._logger is not None:
-            self._logger.finalize("success")
+            with self._writing():
+                self._logger.finalize("success")
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        """Name the log in an error of the disk; Lightning makes a ValueError of one.
+
+        Raises:
+            OutputError: the disk is full, or the folder is gone.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(reason, OSError):
+                raise
+            raise cannot_write(self._place, reason) from None
 
 
 def step_line(step: int, total: int, loss: float, pace: Pace) -> str:

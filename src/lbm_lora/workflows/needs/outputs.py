@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lbm_lora.adapter import precision
+from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.checkpoint import Checkpoint, dtype_of
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
@@ -27,7 +28,6 @@ from lbm_lora.model.write_base import twin_paths
 from lbm_lora.naming import leaf_of
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.regular_file import check_regular
-from lbm_lora.workflows.convert import files_of
 from lbm_lora.workflows.needs.inputs import Inputs
 from lbm_lora.workflows.needs.memory import LBM_PARAMETERS
 from lbm_lora.workflows.needs.sizes import Delta, lora_nbytes, statistics_nbytes

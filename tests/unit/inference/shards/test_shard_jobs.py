@@ -159,6 +159,18 @@ def test_a_file_that_appears_at_an_outputs_path_stays(tmp_path: Path, write_shar
         output.unlink()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_source_that_is_moved_to_an_outputs_path_stays(
+    tmp_path: Path, write_shard: Callable[..., Path], *, overwrite: bool
+) -> None:
+    shard = write_shard("in/a.tar", SAMPLES)
+    (job,) = plan(tmp_path / "out", shard, overwrite=overwrite)
+    job.output.parent.mkdir()
+    shard.rename(job.output)
+    with pytest.raises(OutputError, match=r"out/a\.tar appeared while this command ran"):
+        check_late(job.output)
+
+
 def test_a_result_of_another_run_may_be_replaced_late_and_a_file_beside_its_record_not(
     tmp_path: Path, write_shard: Callable[..., Path]
 ) -> None:

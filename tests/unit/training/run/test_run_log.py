@@ -1,6 +1,7 @@
 """The meter and the logs of a run."""
 
 import csv
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lbm_lora.errors import ConfigError, MissingExtraError
+from lbm_lora.errors import ConfigError, MissingExtraError, OutputError
 from lbm_lora.progress import Pace
 from lbm_lora.training.run import run_log as module
 from lbm_lora.training.run.run_folder import RunFolder
@@ -67,6 +68,27 @@ def test_tensorboard_drops_what_a_killed_run_wrote_of_later_steps(config: Config
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
     assert [event.step for event in events.Scalars("validation/loss")] == [3]
     assert [event.step for event in events.Images("validation/pictures")] == [3]
+
+
+@pytest.mark.parametrize(
+    ("logger", "writes"),
+    [
+        ("csv", "lightning.fabric.loggers.csv_logs._ExperimentWriter.save"),
+        ("tensorboard", "torch.utils.tensorboard.SummaryWriter.add_scalar"),
+    ],
+)
+def test_a_log_whose_disk_fails_is_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch, logger: str, writes: str
+) -> None:
+    chosen = config(logger=logger)
+    log = RunLog(chosen, RunFolder(chosen.save_ckpt_path), 0)
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writes, failing)
+    with pytest.raises(OutputError, match=r"logs cannot be written: No space left on device\."):
+        log.metrics({"loss": 1.0}, 1)
 
 
 def test_none_leaves_nothing(config: Config) -> None:
