@@ -127,11 +127,11 @@ def refined(
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     try:
-        refined, result = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
+        made, result = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
     except QualityError:
         _forget(state, identity)  # the run would fail again
         raise
-    keep(replace(refined, metadata=metadata_of(config, adapter, dtype, learnt, result)))
+    keep(replace(made, metadata=metadata_of(config, adapter, dtype, learnt, result)))
     _forget(state, identity)
     return result
 

@@ -180,11 +180,7 @@ def is_save_of(path: Path, values: Mapping[str, object], step: int) -> bool:
 
 
 def write_tuned(
-    path: Path,
-    checkpoint: Checkpoint,
-    config: LBMConfig,
-    values: Mapping[str, Tensor],
-    facts: Mapping[str, object],
+    path: Path, checkpoint: Checkpoint, config: LBMConfig, values: Mapping[str, Tensor], facts: Mapping[str, object]
 ) -> None:
     """Write a checkpoint whose denoiser has the given values; everything else is the base's, byte for byte.
 
