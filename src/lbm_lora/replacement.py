@@ -8,12 +8,13 @@ allows none to a file, that file cannot be put back.
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE, S_IRWXG, S_ISREG
 
+from lbm_lora.errors import OutputError
 from lbm_lora.output_place import cannot_write
 
 _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
@@ -38,7 +39,7 @@ def replace_all(drafts: Sequence[Draft]) -> None:
     """Rename files to their paths, and flush them to disk. After an error the paths have their old files.
 
     Raises:
-        OutputError: the file at a path cannot be replaced.
+        OutputError: the file at a path cannot be replaced, or two paths are one to the disk.
         FileNotFoundError: a file is not where it was, as its folder was removed or moved.
     """
     before = [(draft, draft.file.stat(), os.path.lexists(draft.path)) for draft in drafts]
@@ -48,8 +49,11 @@ def replace_all(drafts: Sequence[Draft]) -> None:
                 os.link(draft.path, draft.spare, follow_symlinks=False)
             _keep_mode(draft)
     try:
-        for draft in drafts:
+        done: list[tuple[Draft, os.stat_result]] = []
+        for draft, new, _ in before:
+            _check_own_place(draft, done)
             _rename(draft)
+            done.append((draft, new))
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
     except BaseException:
@@ -57,6 +61,19 @@ def replace_all(drafts: Sequence[Draft]) -> None:
             with suppress(OSError):
                 _put_back(draft, new, was_there=was_there)
         raise
+
+
+def _check_own_place(draft: Draft, done: Iterable[tuple[Draft, os.stat_result]]) -> None:
+    """Check that the path is not that of a draft before: some disks do not tell cases, or forms of a letter, apart."""
+    try:
+        there = draft.path.lstat()
+    except OSError:
+        return
+    for first, new in done:
+        if os.path.samestat(there, new):
+            raise OutputError(
+                f"{first.path} and {draft.path} are one file: the disk does not tell their names apart. Rename one."
+            )
 
 
 def _keep_mode(draft: Draft) -> None:

@@ -104,6 +104,27 @@ def test_a_rename_that_fails_puts_all_old_files_back(
         assert str(caught.value) == said
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_two_names_that_are_one_to_the_disk(tmp_path: Path, *, was_there: bool) -> None:
+    """As `Photo.jpg` and `photo.jpg` are on some disks: here the folder has two names."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    out.mkdir()
+    again.symlink_to(out)
+    if was_there:
+        (out / "a").write_text("old")
+    for name in ("1", "2"):
+        (tmp_path / name).write_text(f"new {name}")
+    drafts = [
+        Draft(path=folder / "a", file=tmp_path / name, spare=tmp_path / f"spare {name}")
+        for folder, name in ((out, "1"), (again, "2"))
+    ]
+    with pytest.raises(
+        OutputError, match=r"out/a and .*again/a are one file: the disk does not tell"
+    ):
+        replace_all(drafts)
+    assert files(out) == ({"a": "old"} if was_there else {})
+
+
 def test_a_folder_that_is_not_flushed_gets_its_files_back(
     tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
 ) -> None:
