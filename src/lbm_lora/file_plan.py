@@ -127,11 +127,13 @@ class FilePlan:
         self.outputs += later.outputs
         self.open_folders |= later.open_folders
 
-    def check(self, *, overwrite: bool = False) -> None:
+    def check(self, *, overwrite: bool = False, folders_may_change: bool = False) -> None:
         """Check all of it. A foreign file that appears at an output's path later is not replaced either.
 
         Args:
             overwrite: whether files that are not ours may be replaced.
+            folders_may_change: whether files may be replaced also in a folder that has come to the path of an output's
+                folder meanwhile: the command itself looks out for that.
 
         Raises:
             OutputError: an output is an input, a folder, a link to nothing, another output, or a file that lbm-lora
@@ -145,13 +147,26 @@ class FilePlan:
                     why = f"{output.name} exists, and it is another kind of file. "
                 raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
         for output in self.outputs:
-            expect(output.path, self._replaceable(output.is_ours, overwrite=overwrite))
+            folder = None if folders_may_change else _identity(output.path.parent)
+            expect(output.path, self._replaceable(output.is_ours, folder, overwrite=overwrite))
         for folder, ours in self.open_folders.items():
-            expect(folder, self._replaceable(ours, overwrite=overwrite))
+            expect(folder, self._replaceable(ours, None, overwrite=overwrite))
 
-    def _replaceable(self, is_ours: Callable[[Path], bool], *, overwrite: bool) -> Callable[[Path], bool]:
-        """Return whether a file may be replaced later: never an input that was moved there, or its folder."""
-        return lambda path: not self._is_input_by_now(path) and (overwrite or is_ours(path))
+    def _replaceable(
+        self, is_ours: Callable[[Path], bool], folder: tuple[int, int] | None, *, overwrite: bool
+    ) -> Callable[[Path], bool]:
+        """Return whether a file may be replaced later: never an input that was moved there, or its folder.
+
+        Args:
+            folder: identity of the file's folder, if it may not have become another one; None: it may.
+        """
+
+        def is_replaceable(path: Path) -> bool:
+            if folder is not None and _identity(path.parent) != folder:
+                return False
+            return not self._is_input_by_now(path) and (overwrite or is_ours(path))
+
+        return is_replaceable
 
     def _is_input_by_now(self, path: Path) -> bool:
         """Return whether a file is an input. One that comes from another disk is a copy: the input itself is gone."""
@@ -244,7 +259,7 @@ def _behind(path: Path) -> Iterator[Path]:
     yield path
     if path.suffix in _CONTAINERS:
         yield from (path.with_suffix(suffix) for suffix in _CONTAINERS)
-    if path.suffix in _CONTAINERS or path.name.endswith(_INDEX):
+    if path.suffix in _WEIGHTS or path.name.endswith(_INDEX):
         yield from _configurations(path.parent)
     if path.stem == "adapter_model":
         yield path.with_name("adapter_config.json")

@@ -120,6 +120,24 @@ def test_an_input_whose_folder_is_moved_to_the_outputs_stays(tmp_path: Path, ove
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_a_folder_that_was_moved_to_the_outputs_stays(tmp_path: Path, overwrite: bool) -> None:
+    output, other = tmp_path / "out" / "a.txt", tmp_path / "other"
+    output.parent.mkdir()
+    other.mkdir()
+    (other / "a.txt").write_text(MARK_LINE)
+    plan = FilePlan()
+    plan.writes(output, ours=of_kind(MARK_LINE))
+    plan.check(overwrite=overwrite)
+    output.parent.rename(tmp_path / "old")
+    other.rename(output.parent)
+    with pytest.raises(OutputError, match=r"a\.txt appeared while this command ran"):
+        write_text(output, "new")
+    assert output.read_text() == MARK_LINE
+    output.unlink()
+    write_text(output, "new")  # nothing is lost
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_an_input_that_is_moved_from_another_disk_stays(tmp_path: Path, overwrite: bool) -> None:
     """It is copied then, and removed where it was."""
     given, output = tmp_path / "in" / "a.txt", tmp_path / "a.txt"

@@ -118,9 +118,7 @@ def test_two_names_that_are_one_to_the_disk(tmp_path: Path, *, was_there: bool) 
         Draft(path=folder / "a", file=tmp_path / name, spare=tmp_path / f"spare {name}")
         for folder, name in ((out, "1"), (again, "2"))
     ]
-    with pytest.raises(
-        OutputError, match=r"out/a and .*again/a are one file: the disk does not tell"
-    ):
+    with pytest.raises(OutputError, match=r"out/a and .*again/a are one file: the disk does not tell"):
         replace_all(drafts)
     assert files(out) == ({"a": "old"} if was_there else {})
 

@@ -14,6 +14,10 @@ _UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, surrogates, and separators of lines and paragraphs."""
 
 
+class UnreadableError(ImageError):
+    """A file that was there cannot be read, which says nothing about what is in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A range of bytes in a file: a complete image file, or a member of a tar."""
@@ -26,7 +30,8 @@ class Part:
         """Read the bytes, or the first `limit` of them.
 
         Raises:
-            ImageError: the file no longer exists, or is shorter than before.
+            UnreadableError: the file no longer exists, or its disk fails.
+            ImageError: it is shorter than before.
         """
         wanted = self.nbytes if limit is None else min(limit, self.nbytes)
         try:
@@ -35,7 +40,7 @@ class Part:
                 file.seek(self.offset)
                 data = file.read(wanted)
         except OSError as error:
-            raise ImageError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise UnreadableError(f"{self.path} cannot be read: {error.strerror}") from None
         if len(data) < wanted:
             raise ImageError(f"{self.path} ends at byte {self.offset + len(data)}, within an image")
         return data

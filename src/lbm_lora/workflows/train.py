@@ -113,7 +113,8 @@ def trained(
     from lbm_lora.training.run.fit import fit
 
     settings = localized(settings, progress)
-    _planned(settings, path_config, also).check(overwrite=overwrite)
+    # a run holds its folder, and makes it again if it was removed
+    _planned(settings, path_config, also).check(overwrite=overwrite, folders_may_change=True)
     RunFolder(settings.save_ckpt_path).check_folders(pictures=settings.has_validation, logger=settings.logger)
     return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress, path_config=path_config))
 

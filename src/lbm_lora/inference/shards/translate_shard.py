@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from lbm_lora.atomic import atomic_path
-from lbm_lora.errors import ImageError
+from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
@@ -19,7 +19,7 @@ from lbm_lora.inference.shards.shard_record import (
 )
 from lbm_lora.late_files import expect, settle
 from lbm_lora.ownership import RESULT
-from lbm_lora.shards.samples import Found, Skipped
+from lbm_lora.shards.samples import Found, Skipped, UnreadableError
 from lbm_lora.shards.tar import read_shard, shard_writer
 
 Translate = Callable[[Image.Image, Image.Image | None], Image.Image]
@@ -91,11 +91,17 @@ def _results(translate: Translate, job: ShardJob, task: ShardTask) -> Iterator[t
 
 
 def _read(found: Found, keys: ShardKeys) -> tuple[Image.Image, Image.Image | None] | Skipped:
-    """Return source and mask of a sample."""
+    """Return source and mask of a sample.
+
+    Raises:
+        DataError: the shard itself cannot be read: it is gone, or its disk is.
+    """
     try:
         source_part, mask_part = keys.parts(found)
         source = decode_image(source_part.read(), found.key)
         mask = decode_fitted_mask(mask_part.read(), "the mask", source.size) if mask_part else None
+    except UnreadableError as error:
+        raise DataError(f"{error}. It was there before: run the command again to go on.") from None
     except ImageError as error:
         return Skipped(found.key, str(error))
     return source, mask
