@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.output_place import is_protected
-from lbm_lora.regular_file import status_of
+from lbm_lora.regular_file import version_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -91,15 +91,10 @@ def settle(path: Path) -> None:
     Raises:
         OutputError: it is not ours.
     """
-    before = _state(path)
+    before = version_of(path)
     check_late(path)
     if _noted(path) is not None:
-        expect(path, lambda now: before is not None and _state(now) == before)
-
-
-def _state(path: Path) -> tuple[int, int, int, int] | None:
-    found = status_of(path)
-    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        expect(path, lambda now: before is not None and version_of(now) == before)
 
 
 def _noted(path: Path) -> Callable[[Path], bool] | None:

@@ -60,3 +60,12 @@ def status_of(path: Path) -> os.stat_result | None:
         return path.stat()
     except (OSError, ValueError):
         return None
+
+
+def version_of(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what tells one content of a path from the next: device, inode, size, and time; None if nothing is there.
+
+    The inode alone does not: that of a file that was removed is soon another one's.
+    """
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
-from lbm_lora.regular_file import status_of
+from lbm_lora.regular_file import status_of, version_of
 
 
 class ResultWatch:
@@ -76,7 +76,7 @@ class OwnFile:
 
     def note(self) -> None:
         """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""
-        self._known = _content(self.path)
+        self._known = version_of(self.path)
 
     def check(self) -> None:
         """Check that no other file is there; call it before a write.
@@ -84,22 +84,16 @@ class OwnFile:
         Raises:
             OutputError: there is one.
         """
-        there = _content(self.path)
+        there = version_of(self.path)
         if there is not None and there != self._known:
             raise OutputError(f"{self.path} is another run's by now, and was kept. Choose another output path.")
 
     def remove(self) -> None:
         """Remove the file if it is this run's."""
-        if self._known is not None and _content(self.path) == self._known:
+        if self._known is not None and version_of(self.path) == self._known:
             self.path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     found = status_of(path)
     return None if found is None else (found.st_dev, found.st_ino)
-
-
-def _content(path: Path) -> tuple[int, int, int, int] | None:
-    """Return what a file has that was not written since: the inode of one that was removed is soon another one's."""
-    found = status_of(path)
-    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -244,7 +244,8 @@ def infer(
         images: images to translate. PIL images are named image-1.png and so on.
         output_path: file to write, or a folder; several images need a folder. The format follows the extension.
         lora: LoRAs, all applied together: paths or adapters. None: the checkpoint as it is.
-        mask: a mask, or a folder with one of each image's name: white takes the result, black keeps the source.
+        mask: a mask, or a folder with one of each image's name, or one for each image: white takes the result, black
+            keeps the source.
         tuned: the fully fine-tuned checkpoint, for the last column of `compare`.
         progress: a listener.
 
@@ -271,5 +272,5 @@ def infer(
             source_image=str(sources),
             output_path=str(output_path),
         )
-        jobs = infer_workflow.plan(config, sources, masks if masks is None or isinstance(masks, str) else masks[0])
+        jobs = infer_workflow.plan(config, sources, masks)
         return infer_workflow.translated(config, jobs, opened, loras, compared, progress)

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ImageError, OutputError
-from lbm_lora.late_files import expect
+from lbm_lora.late_files import expect_only
 from lbm_lora.missing_path import not_there
 from lbm_lora.output_place import is_protected
 from lbm_lora.ownership import is_ours
@@ -239,7 +239,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
         if path.is_symlink() or is_protected(path):
             warn(f"{path} is a link, or write-protected: it is kept, and no copy of the input is written.")
             return False
-    expect(path, _is_copy)
+    expect_only(path, _is_copy)
     write_image(image, path, mark=_COPY)
     return True
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lbm_lora.errors import ImageError
+from lbm_lora.errors import ImageError, plural
 from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
 from lbm_lora.missing_path import home_path, not_there, real_path
@@ -48,15 +48,23 @@ def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.I
     return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
-def find_masks(text: str, sources: Sequence[Path]) -> tuple[Path, ...]:
+def find_masks(text: str | Sequence[str], sources: Sequence[Path]) -> tuple[Path, ...]:
     """The mask file of each source: one file for all, or in a folder the one that is called as the source is.
+
+    Several files are one for each source.
 
     A source `lemon.png` or `lemon.source.png` has the mask `lemon.mask.png`, else one of its own name, else
     `lemon.png`; the extension may be another, and a source is not its own mask.
 
     Raises:
-        ImageError: no such file, or a source without a mask, or with two.
+        ImageError: no such file, or a source without a mask, or with two; or several files, but not one for each.
     """
+    if not isinstance(text, str):
+        if len(text) == 1:
+            return find_masks(text[0], sources)
+        if len(text) != len(sources):
+            raise ImageError(f"{plural(len(text), 'mask')} for {plural(len(sources), 'image')}: give one for each.")
+        return tuple(find_masks(one, [source])[0] for one, source in zip(text, sources, strict=True))
     path = home_path(text)
     if os.path.lexists(path) and not path.is_dir():
         return (path,) * len(sources)  # whoever opens it says what is wrong with it

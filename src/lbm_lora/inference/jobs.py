@@ -44,6 +44,8 @@ class Job:
 class Translation:
     """Result, in the source's size."""
 
+    source: Image.Image
+    """The source as it was read."""
     image: Image.Image
     model_size: tuple[int, int]
     """(width, height) that the model worked on."""
@@ -114,7 +116,7 @@ def plan_jobs(
     source_image: str | Sequence[str],
     output_path: str,
     *,
-    mask: str | None,
+    mask: str | Sequence[str] | None,
     compare: bool,
     files: FilePlan,
     copy: bool = False,
@@ -126,7 +128,7 @@ def plan_jobs(
     Args:
         source_image: images, folders or globs, one or several.
         output_path: file, or folder.
-        mask: one for all, or a folder with a mask of each image's name.
+        mask: one for all, or a folder with a mask of each image's name; several are one for each image.
         compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
         files: what else the command reads and writes.
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
@@ -206,7 +208,7 @@ def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> T
     mask = read_mask(job.mask, source.size) if job.mask else None
     made = translate_image(pipe, source, settings, mask=mask)
     bucket = pipe.bucket(source.width, source.height, settings.size)
-    return Translation(image=made, model_size=bucket, seconds=time.perf_counter() - begin)
+    return Translation(source=source, image=made, model_size=bucket, seconds=time.perf_counter() - begin)
 
 
 def _warn_of_scale(job: Job, made: Translation, pipe: LBMPipeline) -> bool:

@@ -141,8 +141,8 @@ def translated(
     )
 
 
-def plan(config: InferConfig, images: str | Sequence[str], mask: str | None) -> JobPlan:
-    """Return the paths to read and write, checked before a model is loaded."""
+def plan(config: InferConfig, images: str | Sequence[str], mask: str | Sequence[str] | None) -> JobPlan:
+    """Return the paths to read and write, checked before a model is loaded; see `plan_jobs`."""
     if config.tuned_model_path is not None and not config.compare:
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
@@ -238,7 +238,7 @@ def _write_all(
             watch.before(job.output)
             write_image(translation.image, job.output, mark=RESULT)
             watch.after(job.output)
-            copied = job.copy is not None and write_copy(read_image(job.source), job.copy, inputs=inputs)
+            copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None
         failures.written += 1

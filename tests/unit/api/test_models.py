@@ -122,3 +122,8 @@ def test_images_of_pil_are_translated_as_their_files(
     assert np.array_equal(found, wanted)
     assert np.array_equal(found[:, 32:], np.asarray(images[0])[:, 32:])
     assert result.adapters[0].path == Path("LoRA 1")
+    both = [mask, Image.new("L", (64, 64), 255)]
+    made = lbm_lora.infer(states[0], [images[0]] * 2, tmp_path / "two", lora, mask=both, **options).outputs
+    first, second = (np.asarray(Image.open(each.output)) for each in made)
+    assert np.array_equal(first, found)
+    assert not np.array_equal(second, found), "each has its own mask"

@@ -70,6 +70,17 @@ def test_one_mask_for_all_or_one_each(tmp_path: Path) -> None:
         find_masks(str(tmp_path / "gone"), [Path("x/c.jpg")])
 
 
+def test_several_masks_are_one_for_each_image(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.png", tmp_path / "2.png"
+    for path in (first, second):
+        Image.new("L", (8, 8), 255).save(path)
+    sources = [Path("x/p.png"), Path("x/q.png")]
+    assert find_masks((str(first), str(second)), sources) == (first, second)
+    assert find_masks((str(first),), sources) == (first, first)
+    with pytest.raises(ImageError, match=r"2 masks for 3 images: give one for each\."):
+        find_masks((str(first), str(second)), [*sources, Path("x/r.png")])
+
+
 def test_the_mask_of_a_pair_is_found_among_its_files(tmp_path: Path) -> None:
     for name in ("a.source.png", "a.target.png", "a.mask.png", "b.source.png", "b.source.webp"):
         Image.new("L", (8, 8), 255).save(tmp_path / name)

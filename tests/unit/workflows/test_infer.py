@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lbm_lora.errors import ConfigError, ImageError, InputError, OutputError, Wr
 from lbm_lora.model import bridge_pipeline
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.workflows import infer as module
 from lbm_lora.workflows.infer import run
 from standins import TINY, base_tensors, delta, write_backbone, write_base, write_tuned
 
@@ -283,6 +285,23 @@ def test_the_source_beside_the_output(files: Files, photos: Path, tmp_path: Path
     again = run(infer(files, photos / "b.jpg", tmp_path / "out" / "a.png", save_input=True))
     assert again.outputs[0].source_copy == tmp_path / "out" / "a_input.png"
     assert pixels(tmp_path / "out" / "a_input.png").shape == (64, 36, 3), "a copy of ours follows its output"
+
+
+def test_the_copy_is_the_source_that_was_translated(
+    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the source is removed meanwhile."""
+    source = tmp_path / "a.png"
+    shutil.copy(photos / "a.png", source)
+    write = module.write_image
+
+    def write_and_remove(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        source.unlink()
+
+    monkeypatch.setattr(module, "write_image", write_and_remove)
+    run(infer(files, source, tmp_path / "out.png", save_input=True))
+    assert np.array_equal(pixels(tmp_path / "out_input.png"), pixels(photos / "a.png"))
 
 
 def test_a_file_in_place_of_the_copy_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, is_result, read_record, record_path
 from lbm_lora.late_files import expect_only
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import version_of
 from lbm_lora.shards.fetch import local_shards, path_of
 from lbm_lora.shards.samples import Found, Part, Skipped, complaint
 from lbm_lora.shards.tar import expand_shards, read_shard
@@ -45,6 +46,7 @@ class ShardJob:
     Attributes:
         name: name of the output; it precedes the keys of its samples in messages.
         source: a local, uncompressed file.
+        version: version of the source when it was planned; see `version_of`.
         digest: digest of the shard's members: names, positions, sizes, and both ends of their contents.
         samples: all samples, usable or not.
         skipped: unusable samples, as far as headers show them.
@@ -54,6 +56,7 @@ class ShardJob:
     name: str
     source: Path
     output: Path
+    version: tuple[int, int, int, int] | None
     digest: str
     samples: int
     skipped: tuple[Skipped, ...]
@@ -127,7 +130,7 @@ def check_corrupt(jobs: Sequence[ShardJob], skipped: Iterable[Skipped], max_corr
 
 
 def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> ShardJob:
-    digest = xxhash.xxh3_128()
+    digest, version = xxhash.xxh3_128(), version_of(path)
     samples = 0
     skipped: list[Skipped] = []
     for found in read_shard(path, output.name):
@@ -146,6 +149,7 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
         name=output.name,
         source=path,
         output=output,
+        version=version,
         digest=digest.hexdigest(),
         samples=samples,
         skipped=tuple(skipped),

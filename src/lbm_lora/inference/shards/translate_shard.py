@@ -19,6 +19,7 @@ from lbm_lora.inference.shards.shard_record import (
 )
 from lbm_lora.late_files import expect, settle
 from lbm_lora.ownership import RESULT
+from lbm_lora.regular_file import version_of
 from lbm_lora.shards.samples import Found, Skipped, UnreadableError
 from lbm_lora.shards.tar import read_shard, shard_writer
 
@@ -57,6 +58,7 @@ def translate_shard(
     Raises:
         ImageError: a result is not finite.
         ConfigError: the folder holds results of other settings.
+        DataError: the shard was replaced or removed meanwhile.
         OutputError: the output cannot be written.
     """
     skipped: list[Skipped] = []
@@ -71,6 +73,8 @@ def translate_shard(
                     tar.write({"__key__": key, f"output.{task.format}": made})
                     images += 1
                     take(None)
+        if version_of(job.source) != job.version:
+            raise DataError(f"{job.source} was replaced while it was translated. Run the command again.")
         settle(job.output)  # another run's results may be there, and its record is replaced now
         write_settings(job.output.parent, task.settings)
         record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped), result=contents_of(temporary))

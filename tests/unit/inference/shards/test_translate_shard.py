@@ -1,6 +1,7 @@
 """One shard through a model that only inverts: names, bytes, what is left out, and that nothing half done is left."""
 
 import io
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.errors import DataError, ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards import translate_shard as module
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
@@ -135,6 +136,26 @@ def test_a_shard_that_is_dropped_leaves_nothing(tmp_path: Path, png: Png, write_
     with pytest.raises(Dropped):
         translated(job, take=take)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_shard_that_is_not_the_planned_one_any_more(
+    tmp_path: Path, png: Png, write_shard: Callable[..., Path], *, is_gone: bool
+) -> None:
+    shard = write_shard("in/a.tar", {"000": {"source.png": png(0)}, "001": {"source.png": png(1)}})
+    other = write_shard("other/a.tar", {"000": {"source.png": png(2)}, "001": {"source.png": png(3)}})
+    job = job_of(shard, tmp_path / "out/a.tar")
+
+    def exchange(skipped: Skipped | None) -> None:
+        shard.unlink(missing_ok=True)
+        if not is_gone:
+            shutil.copy(other, shard)
+
+    with pytest.raises(
+        DataError, match=r"in/a\.tar (cannot be read: No such file|was replaced while it was translated)"
+    ):
+        translated(job, take=exchange)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_a_result_that_is_not_finite_ends_the_work(tmp_path: Path, png: Png, write_shard: Callable[..., Path]) -> None:
