@@ -45,7 +45,8 @@ def hooks(network: nn.Module) -> int:
 def living() -> int:
     """Bytes of all tensors that something holds."""
     gc.collect()
-    held = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]
+    tensors = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]
+    held = [one for one in tensors if one.layout == torch.strided]  # others are none of ours, and have no storage
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in held}.values())
 
 
