@@ -104,6 +104,11 @@ def is_lora(path: Path) -> bool:
     return is_ours(path, *_LORAS)
 
 
+def has_factors_of_peft(path: Path) -> bool:
+    """Return whether a file, whoever wrote it, holds factors as PEFT names them: it has a configuration beside it."""
+    return b".lora_A." in _ends(path)
+
+
 def _is_checkpoint(path: Path, kind: str) -> bool:
     return is_ours(path, f'"{MARK_KEY}":"{kind}"', f"{MARK}: {kind}")
 

@@ -69,3 +69,9 @@ def version_of(path: Path) -> tuple[int, int, int, int] | None:
     """
     found = status_of(path)
     return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file or folder that is there."""
+    first, second = status_of(one), status_of(other)
+    return first is not None and second is not None and os.path.samestat(first, second)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from lbm_lora.atomic import write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.ownership import GENERATOR, MARK, MARK_LINE, is_lora, of_kind
+from lbm_lora.ownership import BASE, GENERATOR, MARK, MARK_KEY, MARK_LINE, is_lora, of_kind
+from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
 OURS = of_kind(MARK_LINE, GENERATOR, '"lbm_lora_format":"')
 
@@ -61,6 +62,32 @@ def test_an_input_is_never_an_output(tmp_path: Path, road: Callable[[Path], Path
     plan.reads(source)
     plan.writes(road(source), ours=OURS)
     assert "an input of this command" in refused(plan, overwrite=overwrite)
+
+
+def test_the_twin_of_a_base_and_pefts_configuration_are_inputs(tmp_path: Path) -> None:
+    file(tmp_path / "m.pth")
+    file(tmp_path / "m.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{BASE}"}}}}')
+    save_file({"base_model.model.a.lora_A.weight": torch.zeros(1)}, tmp_path / "v1.safetensors")
+    file(tmp_path / "adapter_config.json", "{}")
+    for given, written in (("m.pth", "m.safetensors"), ("v1.safetensors", "adapter_config.json")):
+        plan = FilePlan()
+        plan.reads(tmp_path / given)
+        plan.writes(tmp_path / written, ours=OURS)
+        assert "an input of this command" in refused(plan, overwrite=True)
+
+
+def test_an_input_in_what_a_killed_command_has_left(tmp_path: Path) -> None:
+    output = tmp_path / "r.safetensors"
+    left = file(tmp_path / ".r.safetensors.0.part" / "r.safetensors")
+    file(left.with_name(NOTE), NOTE_TEXT.decode())
+    plan = FilePlan()
+    plan.reads(left)
+    plan.writes(output, ours=OURS)
+    assert refused(plan) == f"{left} is in what a killed command has left of {output}, and would be removed. Move it."
+    plan = FilePlan()
+    plan.reads(left)
+    plan.writes(tmp_path / "other.safetensors", ours=OURS)
+    plan.check()
 
 
 @pytest.mark.parametrize(
@@ -277,7 +304,10 @@ def test_an_output_is_not_the_folder_of_another(tmp_path: Path) -> None:
         (["base.safetensors", "base.ckpt"], "lora.safetensors", True),
         (["model.safetensors"], "lora/lora.safetensors", False),
         (["model.safetensors"], "report.html", False),
-        (["adapter_model.safetensors"], "lora.safetensors", False),
+        (["model.safetensors", "ema.ckpt"], "lora.safetensors", True),
+        (["adapter_model.safetensors"], "lora.safetensors", True),
+        (["lora.safetensors", "pytorch_lora_weights.safetensors"], "other.safetensors", True),
+        (["a.safetensors", "b.safetensors"], "lora.safetensors", False),
         (["a-1.safetensors", "model.safetensors.index.json"], "lora.safetensors", False),
         ([], "lora.safetensors", False),
     ],

@@ -147,9 +147,9 @@ def test_an_input_that_is_moved_from_another_disk_stays(tmp_path: Path, overwrit
     plan.reads(given)
     plan.writes(output, ours=of_kind(MARK_LINE))
     plan.check(overwrite=overwrite)
-    shutil.copy(given, output)
-    write_text(output, MARK_LINE)  # as of another run, while the input is where it was
-    given.unlink()
+    write_text(output, f"{MARK_LINE}as of another run")
+    shutil.copy2(given, output)
+    given.write_text("a new version of it")
     with pytest.raises(OutputError, match=r"a\.txt appeared while this command ran"):
         write_text(output, "new")
     assert output.read_text() == MARK_LINE

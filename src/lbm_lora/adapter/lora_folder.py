@@ -6,6 +6,7 @@ import xxhash
 
 from lbm_lora.checkpoint import NATIVE, kind_of, open_checkpoint
 from lbm_lora.errors import AdapterError, listing
+from lbm_lora.ownership import has_factors_of_peft
 from lbm_lora.regular_file import file_digest
 
 NAMES = (
@@ -44,7 +45,7 @@ def lora_digest(path: Path) -> str:
         files = sorted(one for one in path.iterdir() if one.suffix in (".safetensors", ".bin", ".json"))
     else:
         config = path.with_name("adapter_config.json")
-        files = [path, *([config] if path.stem == "adapter_model" and config.is_file() else [])]
+        files = [path, *([config] if config.is_file() and has_factors_of_peft(path) else [])]
     return xxhash.xxh3_128_hexdigest(" ".join(f"{one.name} {file_digest(one)}" for one in files).encode())
 
 

@@ -270,7 +270,7 @@ def infer(
             lora_path=tuple(one for one in loras if isinstance(one, Path)),
             tuned_model_path=None if compared is None else compared.path,
             source_image=str(sources),
-            output_path=str(output_path),
+            output_path=str(Path(output_path)) if isinstance(output_path, Path) else output_path,
         )
         jobs = infer_workflow.plan(config, sources, masks)
         return infer_workflow.translated(config, jobs, opened, loras, compared, progress)

@@ -99,12 +99,15 @@ class Options(Generic[C]):
             for one in self.fields.values()
         ]
         kept = [one for one in own.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        paths = {one.name for one in (*kept, *named) if "Path" in str(one.annotation)}
         progress = [one for one in kept if one.name == "progress"]
         kept = [one for one in kept if one.name != "progress"]
 
         @wraps(function)
         def call(*given: Any, **options: Any) -> Any:
             try:
+                for name in paths & _empty(own, given, options):  # `.` to pathlib
+                    raise ConfigError(Option(name), " needs a value, got an empty text.")
                 with notes_of_one_call():
                     return function(*given, **options)
             except LbmLoraError as error:
@@ -168,6 +171,15 @@ class Options(Generic[C]):
             textwrap.fill(f"{one.name}: {one.doc}", 108, subsequent_indent="    ", break_on_hyphens=False)
             for one in self.fields.values()
         )
+
+
+def _empty(signature: inspect.Signature, given: Sequence[Any], options: Mapping[str, Any]) -> set[str]:
+    """Return the names of arguments that are empty texts."""
+    try:
+        named = signature.bind_partial(*given, **options).arguments
+    except TypeError:  # the call itself says what is wrong
+        return set()
+    return {name for name, value in {**named, **options}.items() if isinstance(value, str) and not value}
 
 
 def _declared(config: type) -> Iterator[tuple[str, Any, Any]]:

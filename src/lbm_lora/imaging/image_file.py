@@ -233,13 +233,13 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
     if path.exists():
         if any(taken.exists() and taken.samefile(path) for taken in inputs):
             return False
-        if not _is_copy(path):
+        if not is_source_copy(path):
             warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
             return False
         if path.is_symlink() or is_protected(path):
             warn(f"{path} is a link, or write-protected: it is kept, and no copy of the input is written.")
             return False
-    expect_only(path, _is_copy)
+    expect_only(path, is_source_copy)
     write_image(image, path, mark=_COPY)
     return True
 
@@ -251,7 +251,8 @@ def _marked(kind: str, mark: str) -> dict[str, Any]:
     return {**_WRITERS[kind], **({"comment": mark} if kind == "GIF" else {"exif": exif})}
 
 
-def _is_copy(path: Path) -> bool:
+def is_source_copy(path: Path) -> bool:
+    """Return whether a file is a copy of a source that `write_copy` wrote."""
     return is_ours(path, _COPY)
 
 

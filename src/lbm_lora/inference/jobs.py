@@ -9,7 +9,7 @@ from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.imaging.image_file import read_image
+from lbm_lora.imaging.image_file import is_source_copy, read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
@@ -163,6 +163,8 @@ def plan_jobs(
         if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
             check_link(job.copy)
             check_writable(job.copy, f"the copy of the source {job.copy}")
+        if job.copy is not None:
+            files.may_write(job.copy, ours=is_source_copy)
     files.check(overwrite=overwrite)
     return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))
 

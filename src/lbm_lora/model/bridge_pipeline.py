@@ -33,6 +33,8 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
+_WEIGHTS = re.compile(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)")
+"""A file of weights as diffusers names it: name, variant with its dot, number, container."""
 _POSTERIOR = 0x705
 """Turns the seed of the bridge noise into the posterior's; torch uses 32 bits of a seed on the CPU."""
 
@@ -307,7 +309,7 @@ class LatentBridgePipeline(DiffusionPipeline):
 
         Raises:
             FileExistsError: the folder has another program of that name or one that was edited, or another model; or a
-                file that would be replaced is a link or write-protected.
+                file that would be replaced is a link or write-protected; or other weights there would be loaded.
         """
         folder = Path(save_directory)
         _check_folder(folder, ("model_index.json", *self.components))
@@ -321,20 +323,25 @@ class LatentBridgePipeline(DiffusionPipeline):
         """Write model_index.json, and this file as pipeline.py; see diffusers.
 
         Raises:
-            FileExistsError: the folder has another program of that name or one that was edited, or another model.
+            FileExistsError: as of `save_pretrained`.
         """
         folder = Path(save_directory)
         _check_folder(folder, ("model_index.json",))
-        for name in ("model_index.json", _PROGRAM):
-            (folder / name).unlink(missing_ok=True)  # it may have another name elsewhere
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        (folder / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        kwargs.setdefault("repo_id", folder.resolve().name)
+        with TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
+            super().save_config(made, push_to_hub=push_to_hub, **kwargs)
+            (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
+            _move_into(folder, Path(made))
 
 
 def _check_folder(folder: Path, names: Iterable[str]) -> None:
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file. Choose another folder.")
     program, is_ours = folder / _PROGRAM, False
+    link = next((folder / name for name in (_PROGRAM, *names) if (folder / name).is_symlink()), None)
+    if link is not None:
+        raise FileExistsError(f"{link} is a link, and what it leads to was kept. Choose another folder.")
     if program.exists():
         is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
         if not is_ours:
@@ -348,10 +355,7 @@ def _move_into(folder: Path, made: Path) -> None:
     """Move a complete model into its folder, and remove shards of the earlier one that it does not replace."""
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
     for file in files:
-        path = folder / file
-        if path.is_symlink() or (path.exists() and not path.stat().st_mode & 0o222):
-            state = "a link" if path.is_symlink() else "write-protected"
-            raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
+        _check_place(folder / file, made)
     earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files
     for file in sorted(files):
         (folder / file).parent.mkdir(exist_ok=True)
@@ -360,9 +364,23 @@ def _move_into(folder: Path, made: Path) -> None:
         (folder / file).unlink(missing_ok=True)
 
 
+def _check_place(path: Path, made: Path) -> None:
+    """Check that a file can replace the one at its path, and will be loaded from there."""
+    if path.is_symlink() or (path.exists() and not path.stat().st_mode & 0o222):
+        state = "a link" if path.is_symlink() else "write-protected"
+        raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
+    if path.parent.exists() and path.parent.stat().st_dev != made.stat().st_dev:
+        raise FileExistsError(f"{path.parent} is on another disk than the folder above it. Choose another folder.")
+    name = _WEIGHTS.fullmatch(path.name)
+    if name is not None and name[3] == "bin":
+        for other in (f"{name[1]}{name[2]}.safetensors", f"{name[1]}.safetensors.index{name[2]}.json"):
+            if path.with_name(other).exists():
+                raise FileExistsError(f"{path.with_name(other)} exists, and would be loaded in its place. Remove it.")
+
+
 def _shards_beside(folder: Path, weights: Path) -> set[Path]:
     """Return the index, and the shards that it names, of the earlier weights in the place of a file of weights."""
-    name = re.fullmatch(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)", weights.name)
+    name = _WEIGHTS.fullmatch(weights.name)
     index = None if name is None else weights.with_name(f"{name[1]}.{name[3]}.index{name[2]}.json")
     if index is None or not (folder / index).is_file():
         return set()

@@ -24,6 +24,7 @@ from lbm_lora.model.block_scales import BlockScales, scale_of_blocks
 from lbm_lora.model.bridge_pipeline import LatentBridgePipeline
 from lbm_lora.model.loaded_loras import LoadedLoras, LoraState
 from lbm_lora.progress import warn
+from lbm_lora.regular_file import version_of
 
 Scale = float | str | LoraScale | BlockScales
 """A LoRA's scale: one number, numbers by layer, or numbers by block as diffusers has them."""
@@ -44,6 +45,7 @@ class LoraPipeline(LatentBridgePipeline):
         super().__init__(unet, vae, scheduler, bridge_noise_sigma, trained_steps, base_fingerprint)
         self._loras = LoadedLoras(lambda: self.unet)
         self._base: CheckpointLike | None = None
+        self._base_version: tuple[int, int, int, int] | None = None
         self._base_found: Fingerprint | None = None
 
     def load_lora_weights(
@@ -202,7 +204,7 @@ class LoraPipeline(LatentBridgePipeline):
     def _check_base(self, adapter: Adapter, allow_other_base: bool) -> None:
         if adapter.metadata.base_fingerprint and adapter.metadata.base_fingerprint == self.config["base_fingerprint"]:
             return
-        if self._base is None:
+        if self._base is None or self._is_replaced():
             warn(f"{adapter.path}: this pipeline does not know the file of its base, so they cannot be compared.")
             return
         with open_checkpoint(self._base) as checkpoint:
@@ -211,9 +213,13 @@ class LoraPipeline(LatentBridgePipeline):
                 self._base_found = self._base_found or fingerprint(component)
             check_base(adapter, component, allow_other_base=allow_other_base, found=self._base_found)
 
+    def _is_replaced(self) -> bool:
+        """Return whether the file of the base is another one by now: it says nothing about this pipeline's weights."""
+        return isinstance(self._base, Path) and self._base.is_file() and version_of(self._base) != self._base_version
+
     def _base_digest(self) -> str | None:
         """The fingerprint of the checkpoint that the weights came from."""
-        if self.config["base_fingerprint"] is None and self._base is not None:
+        if self.config["base_fingerprint"] is None and self._base is not None and not self._is_replaced():
             with open_checkpoint(self._base) as checkpoint:
                 self._base_found = self._base_found or fingerprint(checkpoint.component())
             return self._base_found.digest

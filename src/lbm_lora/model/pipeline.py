@@ -20,6 +20,7 @@ from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.lora_pipeline import LoraPipeline
 from lbm_lora.model.schedule import check_step_count, step_counts
+from lbm_lora.regular_file import version_of
 
 _ELSEWHERE = {
     "prompt": "LBM takes no prompt: the image alone decides.",
@@ -65,9 +66,11 @@ class LBMPipeline(LoraPipeline):
         """
         dtype = dtype_of(torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         checkpoint = local_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+        version = version_of(checkpoint) if isinstance(checkpoint, Path) else None
         pipe = cls.from_model(load_model(checkpoint, config_path=config_path, device=device, dtype=dtype))
         # an open checkpoint may be closed by its owner: keep a view of our own
         pipe._base = open_checkpoint(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
+        pipe._base_version = version
         return pipe
 
     @classmethod

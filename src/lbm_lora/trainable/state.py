@@ -51,7 +51,7 @@ class TrainState:
         best_step: the step after which it was measured.
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
-        result: digest of the run's newest result when the state was saved; None if there was none.
+        results: step -> digest of the file that the run has written after it, as far as the state is later than it.
         identity: values that must match for the state to be usable.
         config: all keys, to report what has changed.
 
@@ -73,7 +73,7 @@ class TrainState:
     identity: dict[str, Any]
     config: dict[str, Any]
     saved_steps: tuple[_Count, ...] = ()
-    result: str | None = None
+    results: dict[int, str] = field(default_factory=dict[int, str])
     format: int = field(default=FORMAT)
 
     def initial_factors(self) -> dict[ModuleName, InitialFactors]:

@@ -13,6 +13,7 @@ from lbm_lora.hub import localized
 from lbm_lora.missing_path import real_path
 from lbm_lora.ownership import RUN_LINE, SAMPLES, TRAINING_STATE, is_lora, is_ours, is_trained, of_kind
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import is_same
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -129,9 +130,11 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     step, folder = FilePlan(), RunFolder(settings.save_ckpt_path)
     step.reads(_base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
     step.reads(*_images(settings))
-    if path_config is not None and not is_ours(
-        path_config, RUN_LINE
-    ):  # a run may be resumed with the file that it wrote
+    if settings.resume not in ("auto", "never"):
+        state = Path(settings.resume)
+        step.reads(None if is_same(state, folder.state) else state)
+    # a run may be resumed with the file that it wrote
+    if path_config is not None and not (is_ours(path_config, RUN_LINE) and is_same(path_config, folder.config)):
         step.reads(path_config)
     result, picture = is_trained if settings.mode == "full" else is_lora, of_kind(SAMPLES)
     step.writes(folder.config, "the run's file", ours=of_kind(RUN_LINE))

@@ -672,6 +672,44 @@ def test_another_name_of_a_file_in_the_folder_keeps_its_content(base: Path, tmp_
     assert backup.read_bytes() == before
 
 
+def test_a_save_in_another_container_is_refused_where_the_earlier_one_would_be_loaded(
+    base: Path, tmp_path: Path
+) -> None:
+    pipe = LBMPipeline.from_checkpoint(base)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(
+        FileExistsError, match=r"diffusion_pytorch_model\.safetensors exists, and would be loaded in its"
+    ):
+        pipe.save_pretrained(tmp_path, safe_serialization=False)
+    pipe.save_pretrained(tmp_path, safe_serialization=False, variant="fp16")
+    pipe.save_pretrained(tmp_path / "bin", safe_serialization=False)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".lbm-")]
+
+
+@pytest.mark.parametrize("name", ["unet", "pipeline.py", "model_index.json"])
+def test_what_a_link_leads_to_is_kept(base: Path, tmp_path: Path, name: str) -> None:
+    pipe = LBMPipeline.from_checkpoint(base)
+    pipe.save_pretrained(tmp_path / "a")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "pipeline.py").write_bytes((tmp_path / "a" / "pipeline.py").read_bytes())
+    (tmp_path / "b" / name).unlink(missing_ok=True)
+    (tmp_path / "b" / name).symlink_to(tmp_path / "a" / name)
+    with pytest.raises(FileExistsError, match=rf"b/{name} is a link, and what it leads to was kept"):
+        another(base).save_pretrained(tmp_path / "b")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_base_that_was_replaced_says_nothing_about_the_pipeline(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    file.write_bytes(base.read_bytes())
+    pipe = LBMPipeline.from_checkpoint(file, config_path=base.parent / "config.yaml")
+    (tmp_path / "new").write_bytes(base.read_bytes())
+    (tmp_path / "new").replace(file)
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert json.loads((tmp_path / "pipe" / "model_index.json").read_text())["base_fingerprint"] is None
+
+
 def test_a_save_that_fails_leaves_the_earlier_model(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

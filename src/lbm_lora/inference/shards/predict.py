@@ -14,6 +14,7 @@ from lbm_lora.inference.shards.shard_jobs import ShardJob, check_corrupt
 from lbm_lora.inference.shards.shard_record import ShardRecord
 from lbm_lora.inference.shards.translate_shard import Dropped, ShardTask, Translate, translate_shard
 from lbm_lora.progress import Progress
+from lbm_lora.result_watch import ResultWatch
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.signals import StopRequest
 
@@ -77,8 +78,9 @@ def predict(
             if mine:
                 progress.start(sum(job.samples for job in mine), "translating")
                 translate = load(fabric.device)
-                for job in mine:
-                    records[job.name] = translate_shard(translate, job, task, take=take)
+                with ResultWatch() as watch:
+                    for job in mine:
+                        records[job.name] = translate_shard(translate, job, task, take=take, watch=watch)
         except Dropped:
             pass
         except Exception as raised:  # whatever it is, the other processes must not wait for this one

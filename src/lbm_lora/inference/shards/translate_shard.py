@@ -20,6 +20,7 @@ from lbm_lora.inference.shards.shard_record import (
 from lbm_lora.late_files import expect, settle
 from lbm_lora.ownership import RESULT
 from lbm_lora.regular_file import version_of
+from lbm_lora.result_watch import ResultWatch
 from lbm_lora.shards.samples import Found, Skipped, UnreadableError
 from lbm_lora.shards.tar import read_shard, shard_writer
 
@@ -46,7 +47,7 @@ class Dropped(Exception):
 
 
 def translate_shard(
-    translate: Translate, job: ShardJob, task: ShardTask, *, take: Callable[[Skipped | None], None]
+    translate: Translate, job: ShardJob, task: ShardTask, *, take: Callable[[Skipped | None], None], watch: ResultWatch
 ) -> ShardRecord:
     """Translate every image of a shard into members `KEY.output.png` of its output, which appears once all are done.
 
@@ -54,6 +55,7 @@ def translate_shard(
 
     Args:
         take: called for every sample, with the sample if it is unusable. An exception from it drops the shard.
+        watch: of all shards of this process.
 
     Raises:
         ImageError: a result is not finite.
@@ -75,10 +77,12 @@ def translate_shard(
                     take(None)
         if version_of(job.source) != job.version:
             raise DataError(f"{job.source} was replaced while it was translated. Run the command again.")
+        watch.before(job.output)
         settle(job.output)  # another run's results may be there, and its record is replaced now
         write_settings(job.output.parent, task.settings)
         record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped), result=contents_of(temporary))
         write_record(record, job.output)
+    watch.after(job.output)
     expect(job.output, None)  # with its record, it is known as ours
     return record
 

@@ -13,6 +13,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.launch import open_fabric, quiet_lightning, shard
 from lbm_lora.ownership import RUN_LINE
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import is_same
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.loss.step import BatchLoss
 from lbm_lora.training.run.loop import Standing, TrainingLoop, standing_of
@@ -107,13 +108,9 @@ class _Begun:
         self._check_folder()
         is_due = self._is_first or not self._folder.config.exists()  # a folder that was removed is made again
         if is_due and self._check_folder is not _unchecked:
-            if self._path_config is None or not _is_same(self._folder.config, self._path_config):
+            if self._path_config is None or not is_same(self._folder.config, self._path_config):
                 write_text(self._folder.config, f"{RUN_LINE}{self._config.to_yaml()}")
             self._is_first = False
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _unchecked() -> None:

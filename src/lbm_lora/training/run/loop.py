@@ -14,14 +14,14 @@ from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Pace, Progress
 from lbm_lora.regular_file import ends_digest
+from lbm_lora.result_watch import ResultWatch
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
-from lbm_lora.training.run.resume import was_cut_off
+from lbm_lora.training.run.resume import results_of, was_cut_off
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
-from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores, Validator
 
 
@@ -89,10 +89,11 @@ class TrainingLoop:
         self._check_folder = check_folder
         self._learner = Learner(run, fabric)
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
-        self._meter, self._pace = Meter(), Pace(0)
+        self._meter, self._pace, self._pictures = Meter(), Pace(0), ResultWatch()
         self._next = self.standing.epoch, self.standing.batch
         self._saved = None if was_cut_off(run.state, run.folder) else run.done
         self._saved_steps = run.state.saved_steps if run.state else ()
+        self._results = {} if run.state is None else results_of(run.state, run.folder)
 
     def train(self) -> None:
         """Train to the end, or until a signal arrives.
@@ -100,8 +101,13 @@ class TrainingLoop:
         Raises:
             ConfigError: the processes would not resume after the same step.
             DataError: too many pairs are corrupt.
+            OutputError: the folder of the pictures is another one by now.
             QualityError: the loss is no longer finite.
         """
+        with self._pictures:
+            self._train()
+
+    def _train(self) -> None:
         run, config, standing = self._run, self._run.config, self.standing
         draws = run.batches.through(config.max_epochs, epoch=standing.epoch, batch=standing.batch)
         pin = self._fabric.device.type == "cuda"
@@ -231,7 +237,11 @@ class TrainingLoop:
             if self._fabric.is_global_zero:
                 run.write(values, standing.step, run.folder.best)
         if self._log is not None:
-            path = Validator.write_grid(images, run.folder.grid(standing.step))
+            path = run.folder.grid(standing.step)
+            if path.exists():
+                self._pictures.before(path)
+            Validator.write_grid(images, path)
+            self._pictures.after(path)
             self._log.metrics(scores.metrics(), standing.step)
             self._log.grid(images, path, standing.step)
 
@@ -265,8 +275,9 @@ class TrainingLoop:
                 lambda path: run.write(result, standing.step, path),
                 keep=run.config.keep_last,
                 saved=self._saved_steps,
-                step_of=trained_steps,
+                is_own=lambda step, path: ends_digest(path) == self._results.get(step),
             )
+            self._results[standing.step] = ends_digest(run.folder.step_file(standing.step))
         self._saved = standing.step
 
     def _result(self) -> Values:
@@ -289,7 +300,7 @@ class TrainingLoop:
             validated=standing.validated,
             identity=run.identity,
             config=run.config.model_dump(mode="json"),
-            result=ends_digest(run.folder.last) if run.folder.last.exists() else None,
+            results=dict(self._results),
         )
 
     def _must_stop(self) -> bool:

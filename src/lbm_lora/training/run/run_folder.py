@@ -161,14 +161,13 @@ class RunFolder:
         *,
         keep: int | None,
         saved: Sequence[int] = (),
-        step_of: Callable[[Path], int | None],
+        is_own: Callable[[int, Path], bool],
     ) -> tuple[int, ...]:
         """Write the file of a step, make it the last one, and remove all but the newest `keep` of the run.
 
         Args:
             saved: steps that the run has saved before. Files of other steps are not the run's, and stay.
-            step_of: returns the step after which a file was saved, as it says: one that says another step, or none, was
-                put there meanwhile, and stays.
+            is_own: returns whether the file of a step is still the one that the run has written: another one stays.
 
         Returns:
             The steps whose files are there now.
@@ -178,9 +177,9 @@ class RunFolder:
         link(path, self.last)
         steps = sorted({*saved, step})
         kept = steps[-keep:] if keep else steps
-        for old in (self.step_file(one) for one in steps if one not in kept):
-            step_there = step_of(old) if old.exists() else None
-            if not old.is_symlink() and not is_protected(old) and step_there == int(old.stem.removeprefix("step-")):
+        for one in steps:
+            old = self.step_file(one)
+            if one not in kept and old.exists() and not old.is_symlink() and not is_protected(old) and is_own(one, old):
                 old.unlink()
         return tuple(kept)
 

@@ -17,6 +17,7 @@ from lbm_lora.inference.shards import translate_shard as module
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
 from lbm_lora.inference.shards.shard_record import ShardRecord, contents_of, read_record, write_record
 from lbm_lora.inference.shards.translate_shard import Dropped, ShardTask, Translate, translate_shard
+from lbm_lora.result_watch import ResultWatch
 from lbm_lora.shards.samples import Skipped
 
 Png = Callable[..., bytes]
@@ -43,7 +44,9 @@ def translated(
     translate: Translate = invert,
     kind: str = "png",
 ) -> ShardRecord:
-    return translate_shard(translate, job, ShardTask(keys=keys, format=kind, settings={"seed": 0}), take=take)
+    return translate_shard(
+        translate, job, ShardTask(keys=keys, format=kind, settings={"seed": 0}), take=take, watch=ResultWatch()
+    )
 
 
 def members(path: Path) -> dict[str, bytes]:

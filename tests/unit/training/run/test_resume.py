@@ -107,7 +107,7 @@ def test_the_last_file_is_that_of_the_state(config: Config) -> None:
     state = a_state(prepared(chosen), chosen)
     folder.path.mkdir()
     save_of_step(1, folder.last, chosen)
-    before = replace(state, result=ends_digest(folder.last))
+    before = replace(state, results={1: ends_digest(folder.last)})
     save_state(before, folder.state, mark=TRAINING_STATE)
     assert prepared(chosen).done == 2, "the save of step 2 was cut off"
     for step in (1, 2):

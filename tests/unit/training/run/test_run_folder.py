@@ -22,21 +22,19 @@ def write(text: str) -> Callable[[Path], None]:
     return to
 
 
-def stated(path: Path) -> int | None:
-    """The step that such a text says."""
-    text = path.read_text().removeprefix(OURS)
-    return int(text) if text.isdecimal() else None
+def is_own(step: int, path: Path) -> bool:
+    return path.read_text() == f"{OURS}{step}"
 
 
 def test_saves_are_numbered_and_the_newest_is_the_last(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     saved: tuple[int, ...] = ()
     for step in (999_998, 999_999, 1_000_000):
-        saved = folder.save_step(step, write(str(step)), keep=2, saved=saved, step_of=stated)
+        saved = folder.save_step(step, write(str(step)), keep=2, saved=saved, is_own=is_own)
     assert saved == (999_999, 1_000_000)
     assert [path.name for path in folder.step_files()] == ["step-999999.safetensors", "step-1000000.safetensors"]
     assert folder.last.read_text() == f"{OURS}1000000"
-    assert folder.save_step(1_000_001, write("x"), keep=None, saved=saved, step_of=stated) == (*saved, 1_000_001)
+    assert folder.save_step(1_000_001, write("x"), keep=None, saved=saved, is_own=is_own) == (*saved, 1_000_001)
     assert len(folder.step_files()) == 3
 
 
@@ -46,7 +44,7 @@ def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:
     folder.step_file(1).write_text(f"{OURS}another run's")
     saved: tuple[int, ...] = ()
     for step in (2, 3, 4, 5):
-        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, step_of=stated)
+        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, is_own=is_own)
         if step == 2:
             folder.step_file(2).write_text("somebody's")
         if step == 3:
@@ -58,7 +56,7 @@ def test_a_protected_step_is_not_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     saved: tuple[int, ...] = ()
     for step in (1, 2, 3):
-        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, step_of=stated)
+        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, is_own=is_own)
         if step == 1:
             folder.step_file(1).chmod(0o444)
     assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
@@ -66,7 +64,7 @@ def test_a_protected_step_is_not_removed(tmp_path: Path) -> None:
 
 def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.save_step(1, write("1"), keep=None, step_of=stated)
+    folder.save_step(1, write("1"), keep=None, is_own=is_own)
     path = folder.step_file(1)
     assert path.samefile(folder.last)
     path.unlink()
@@ -94,7 +92,7 @@ def test_another_file_of_a_like_name_is_no_save(tmp_path: Path) -> None:
 
 def test_a_run_is_not_started_over(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.save_step(1, write("1"), keep=None, step_of=stated)
+    folder.save_step(1, write("1"), keep=None, is_own=is_own)
     with pytest.raises(ConfigError, match=r"holds a run: step-000001\.safetensors, last\.safetensors\. Choose another"):
         folder.refuse_results()
 
