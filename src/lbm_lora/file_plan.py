@@ -76,7 +76,8 @@ class FilePlan:
         for path in paths:
             if path is not None and has_one_checkpoint(Path(path)):
                 self.folders.setdefault(real_path(Path(path)), Path(path))
-            for one in () if path is None else files_behind(Path(path)):
+            behind = () if path is None else (Path(path), real_path(Path(path)))
+            for one in dict.fromkeys(one for given in behind for one in files_behind(given)):
                 found = status_of(one)
                 if path is not None and found is not None and S_ISREG(found.st_mode):
                     identity = found.st_dev, found.st_ino

@@ -21,6 +21,8 @@ COMPARISON = f"{MARK}: comparison"
 SAMPLES = f"{MARK}: samples"
 """An image that shows samples of a training run."""
 PICTURES = (RESULT, SIDE_BY_SIDE, COMPARISON, SAMPLES)
+SOURCE_COPY = "lbm-lora: copy of an input"
+"""The source of a result next to it, which is nothing that we made."""
 
 TRAINING_STATE = f"{MARK}: training"
 """A file from which a training run goes on."""
@@ -114,6 +116,9 @@ def _is_checkpoint(path: Path, kind: str) -> bool:
 
 
 def _sought(mark: str) -> bytes:
+    """Return the bytes of a mark: a whole line of a text, a whole value of an image's metadata."""
+    if mark in (*PICTURES, SOURCE_COPY):
+        return f"{mark}\0".encode()
     return (f"\n{mark}" if mark.startswith("# ") else mark).encode()
 
 

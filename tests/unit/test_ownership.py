@@ -31,7 +31,7 @@ KINDS = (is_lora, is_statistics, is_base, is_fused, is_trained)
 
 @pytest.mark.parametrize("place", [0, 2**17])
 def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None:
-    content = bytearray(2**17 + len(RESULT))
+    content = bytearray(2**17 + len(RESULT) + 1)
     content[place : place + len(RESULT)] = RESULT.encode()
     (tmp_path / "a").write_bytes(content)
     assert is_ours(tmp_path / "a", RESULT)
@@ -43,7 +43,7 @@ def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None
 
 
 def test_an_archive_of_results_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text(RESULT)
+    (tmp_path / "a.png").write_text(f"{RESULT}\0")
     with tarfile.open(tmp_path / "b.png", "w") as archive:
         archive.add(tmp_path / "a.png", "a.png")
     assert of_kind(RESULT)(tmp_path / "a.png")
@@ -52,9 +52,11 @@ def test_an_archive_of_results_is_none(tmp_path: Path) -> None:
 
 def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_text(SIDE_BY_SIDE)
+    path.write_text(f"{SIDE_BY_SIDE}\0")
     assert is_ours(path, RESULT, SIDE_BY_SIDE)
     assert not of_kind(RESULT)(path)
+    path.write_text(f"a caption that says {SIDE_BY_SIDE} once")
+    assert not of_kind(SIDE_BY_SIDE)(path)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.late_files import expect_only
 from lbm_lora.missing_path import not_there
 from lbm_lora.output_place import is_protected
-from lbm_lora.ownership import is_ours
+from lbm_lora.ownership import SOURCE_COPY, is_ours
 from lbm_lora.progress import warn
 from lbm_lora.regular_file import check_regular
 
@@ -34,7 +34,6 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 """Errors of Pillow's decoders on damaged files."""
 
 _SOFTWARE = 0x0131  # the EXIF tag
-_COPY = "lbm-lora: copy of an input"
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 """Formats that may be opened, by Pillow's names; MPO, of cameras, is JPEG's. HEIF needs the package pillow-heif."""
@@ -240,7 +239,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
             warn(f"{path} is a link, or write-protected: it is kept, and no copy of the input is written.")
             return False
     expect_only(path, is_source_copy)
-    write_image(image, path, mark=_COPY)
+    write_image(image, path, mark=SOURCE_COPY)
     return True
 
 
@@ -253,7 +252,7 @@ def _marked(kind: str, mark: str) -> dict[str, Any]:
 
 def is_source_copy(path: Path) -> bool:
     """Return whether a file is a copy of a source that `write_copy` wrote."""
-    return is_ours(path, _COPY)
+    return is_ours(path, SOURCE_COPY)
 
 
 def encode_image(image: Image.Image, extension: str, *, mark: str, optimize: bool = False) -> bytes:

@@ -33,6 +33,7 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
+_CARD = "README.md"
 _WEIGHTS = re.compile(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)")
 """A file of weights as diffusers names it: name, variant with its dot, number, container."""
 _POSTERIOR = 0x705
@@ -354,6 +355,8 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
 def _move_into(folder: Path, made: Path) -> None:
     """Move a complete model into its folder, and remove shards of the earlier one that it does not replace."""
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
+    if (folder / _CARD).exists():  # diffusers makes one for the hub
+        files.discard(Path(_CARD))
     for file in files:
         _check_place(folder / file, made)
     earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files

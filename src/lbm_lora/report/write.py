@@ -15,7 +15,7 @@ from lbm_lora.report.text import full_text
 _IMAGE = "comparison.png"
 _MARKS = {
     ".txt": REPORT_LINE,
-    ".json": f'"schema": "{SCHEMA.rpartition("/")[0]}/',
+    ".json": f'\n{{\n "schema": "{SCHEMA.rpartition("/")[0]}/',
     ".html": GENERATOR,
     ".png": COMPARISON,
 }

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import together, write_text
+from lbm_lora.atomic import current, together, write_text
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
@@ -55,7 +55,8 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
         with together():
             base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
             ledger_file = _write_ledger(base)
-    return BaseResult(base=base, baseline=_baseline(base.safetensors, tuned, progress), ledger_file=ledger_file)
+            baseline = _baseline(current(base.safetensors), tuned, progress)  # an older base stays if this fails
+    return BaseResult(base=base, baseline=baseline, ledger_file=ledger_file)
 
 
 run_base = one_call(run)

@@ -11,6 +11,7 @@ import torch
 from lbm_lora.adapter import Adapter, common_dtype, load_adapter, precision
 from lbm_lora.adapter.metadata import SETTINGS_KEY, parsed
 from lbm_lora.apply import check_base, check_fit
+from lbm_lora.atomic import together
 from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lbm_lora.combine import Resized, resize_adapter
 from lbm_lora.configs.resize import ResizeConfig
@@ -41,7 +42,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     rule = check(config)
     paths = output_paths(config, rule, sources(config.images))
     images = readable(config.images)
-    with ExitStack() as stack:
+    with ExitStack() as stack, together():
         base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
         component = None if base is None else base.component()
         adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=component)
@@ -49,7 +50,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
             config, rule, adapter, paths, statistics=lambda: _statistics(config), base=base, images=images,
             progress=progress,
         )  # fmt: skip
-    first, *further = [written(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
+        first, *further = [written(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
     return replace(first, further=tuple(further))
 
 

@@ -16,6 +16,7 @@ from lbm_lora.errors import ConfigError, MissingExtraError
 from lbm_lora.missing_path import absolute_path
 from lbm_lora.output_place import cannot_write
 from lbm_lora.progress import Pace, as_clock
+from lbm_lora.result_watch import ResultWatch
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
 
@@ -69,7 +70,7 @@ class RunLog:
     """
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
-        self._logger, self._place = _open(settings, folder, step), folder.logs
+        self._logger, self._place, self._watch = _open(settings, folder, step), folder.logs, ResultWatch()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics by name, after a step."""
@@ -89,7 +90,7 @@ class RunLog:
     def close(self) -> None:
         """Flush what is still in memory."""
         if self._logger is not None:
-            with self._writing():
+            with self._watch, self._writing():
                 self._logger.finalize("success")
 
     @contextmanager
@@ -97,10 +98,14 @@ class RunLog:
         """Name the log in an error of the disk; Lightning makes a ValueError of one.
 
         Raises:
-            OutputError: the disk is full, or the folder is gone.
+            OutputError: the disk is full, or the folder is gone or is another one by now.
         """
+        log = self._place / "a log"
+        if self._place.exists():
+            self._watch.before(log)
         try:
             yield
+            self._watch.after(log)
         except (OSError, ValueError) as error:
             reason = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(reason, OSError):
