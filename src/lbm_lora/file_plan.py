@@ -18,7 +18,7 @@ from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
-from lbm_lora.late_files import expect
+from lbm_lora.late_files import expect_planned
 from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
@@ -151,11 +151,11 @@ class FilePlan:
                 raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
         late = {"overwrite": overwrite, "folder_may_change": folders_may_change}
         for output in self.outputs:
-            expect(output.path, self._replaceable(output.path, output.is_ours, **late))
+            expect_planned(output.path, self._replaceable(output.path, output.is_ours, **late))
         for path, ours in self.extras.items():
-            expect(path, self._replaceable(path, ours, overwrite=False, folder_may_change=False))
+            expect_planned(path, self._replaceable(path, ours, overwrite=False, folder_may_change=False))
         for folder, ours in self.open_folders.items():
-            expect(folder, self._replaceable(folder, ours, overwrite=overwrite, folder_may_change=True))
+            expect_planned(folder, self._replaceable(folder, ours, overwrite=overwrite, folder_may_change=True))
 
     def _replaceable(
         self, path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool, folder_may_change: bool
@@ -176,7 +176,8 @@ class FilePlan:
             is_moved = found is not None and (found.st_size, found.st_mtime_ns) in self.moments
             if is_moved and version_of(now) != before:  # from another disk, which gives it another inode
                 return False
-            return overwrite or is_ours(now)
+            # --overwrite is for what was there when the command began
+            return is_ours(now) or (overwrite and before is not None and version_of(now) == before)
 
         return is_replaceable
 

@@ -20,14 +20,18 @@ from lbm_lora.regular_file import version_of
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
-_notes: ContextVar[_Notes] = ContextVar("_notes", default={})  # noqa: B039 - those of a process that runs one command
+_UNSCOPED: _Notes = {}
+_notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 """A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
 
 
 @contextmanager
 def notes_of_one_call() -> Generator[None]:
-    """Notes that are made inside end here: in Python, a process runs many commands, and saves files without a plan."""
-    token = _notes.set({})
+    """Notes that are made inside end here: in Python, a process runs many commands, and saves files without a plan.
+
+    Those that are there already hold inside too.
+    """
+    token = _notes.set(dict(_notes.get()))
     try:
         yield
     finally:
@@ -63,6 +67,14 @@ def expect_only(path: Path, is_ours: Callable[[Path], bool]) -> None:
     """Note that a file at a noted output's path may be replaced only if this holds too."""
     before = _noted(path)
     expect(path, lambda now: (before is None or before(now)) and is_ours(now))
+
+
+def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Note an output of one step of a call: what its other steps have noted holds too."""
+    if _notes.get() is _UNSCOPED:  # of an earlier call
+        expect(path, is_ours)
+    else:
+        expect_only(path, is_ours)
 
 
 def check_late(path: Path) -> None:

@@ -65,9 +65,6 @@ def test_a_folder_for_files_whose_names_are_not_known_yet(tmp_path: Path, overwr
         write_text(tmp_path / "run" / name, MARK_LINE)
         write_text(tmp_path / "run" / name, f"{MARK_LINE}again")
     (tmp_path / "run" / "step-3").write_text(THEIRS)
-    if overwrite:
-        write_text(tmp_path / "run" / "step-3", "ours")
-        return
     with pytest.raises(OutputError, match="step-3 appeared while this command ran"):
         write_text(tmp_path / "run" / "step-3", "ours")
 
@@ -117,6 +114,37 @@ def test_an_input_whose_folder_is_moved_to_the_outputs_stays(tmp_path: Path, ove
     with pytest.raises(OutputError, match=r"a\.txt appeared while this command ran"):
         write_text(output, f"{MARK_LINE}third")
     assert output.read_text() == MARK_LINE
+
+
+def test_overwrite_is_for_what_was_there_at_the_start(tmp_path: Path) -> None:
+    output, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    output.write_text(THEIRS)
+    plan = FilePlan()
+    for path in (output, other):
+        plan.writes(path, ours=of_kind(MARK_LINE))
+    plan.check(overwrite=True)
+    write_text(output, MARK_LINE)
+    write_text(output, f"{MARK_LINE}again")
+    output.write_text(THEIRS)
+    other.write_text(THEIRS)
+    for path in (output, other):
+        with pytest.raises(OutputError, match="appeared while this command ran"):
+            write_text(path, "ours")
+
+
+def test_what_several_steps_of_one_call_have_noted_holds_together(tmp_path: Path) -> None:
+    given, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    given.write_text(MARK_LINE)
+    with notes_of_one_call():
+        for inputs in ([given], []):
+            plan = FilePlan()
+            plan.reads(*inputs)
+            plan.writes(output, ours=of_kind(MARK_LINE))
+            plan.check()
+        given.rename(output)
+        with notes_of_one_call(), pytest.raises(OutputError, match=r"out\.txt appeared while this command ran"):
+            write_text(output, "ours")
+    write_text(output, "ours")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -122,7 +122,7 @@ class PartialFile:
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
         self.overwrite = overwrite
         self.path = output.with_name(f"{output.stem}.partial.safetensors")
-        self._file = OwnFile(self.path)
+        self._file, self._is_own = OwnFile(self.path), False
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
         """Return the sums of a run with the same origin; None if there is no file, or its sums may be replaced.
@@ -144,6 +144,7 @@ class PartialFile:
                     Option("overwrite"),
                     " to replace it.",
                 )
+            self._is_own = True
             return Sums.from_state({key: file.read(key).to(device, copy=True) for key in file.specs})
 
     def save(self, sums: Sums, origin: Origin) -> None:
@@ -159,10 +160,12 @@ class PartialFile:
             for key, tensor in state.items():
                 writer.write(key, tensor)
         self._file.note()
+        self._is_own = True
 
     def remove(self) -> None:
         """Remove the file, unless it is somebody else's or another run's."""
-        self._file.remove()
+        if self._is_own:
+            self._file.remove()
 
     @staticmethod
     def is_one(path: Path) -> bool:

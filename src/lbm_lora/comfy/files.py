@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from lbm_lora.errors import OutputError
+from lbm_lora.late_files import expect, notes_of_one_call
+from lbm_lora.regular_file import version_of
 
 Kind = Literal["diffusion_models", "loras"]
 
@@ -45,8 +47,12 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
     folder, stem = _inside_output(prefix)
     folder.mkdir(parents=True, exist_ok=True)
     path = _held(folder, stem, suffix)
+    held = version_of(path)
     try:
-        yield path
+        with notes_of_one_call():
+            if suffix:  # another instance, or a program that copies files, may not know that the name is taken
+                expect(path, lambda now: version_of(now) == held)
+            yield path
     finally:
         with suppress(OSError):
             if path.is_dir():

@@ -154,9 +154,16 @@ def plan_jobs(
         for source, mask_path, output in zip(sources, masks, outputs, strict=True)
     ]
     refuse_twins((path, job.source) for job in jobs for path in (*job.written, *([job.copy] if job.copy else [])))
-    left = [job for job in jobs if not (skip_existing and all(path.exists() for path in job.written))]
+    left: list[Job] = []
+    present = 0
     files.reads(*sources, *masks)
-    for job in left:
+    for job in jobs:
+        if skip_existing and all(path.exists() for path in job.written):
+            present += 1
+            for path in job.written:  # none of them is an input
+                files.writes(path, ours=lambda _: True, may_stay=True)
+            continue
+        left.append(job)
         files.writes(job.output, ours=of_kind(RESULT))
         if job.comparison is not None:  # it does not replace the result of a source of that name
             files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
@@ -166,7 +173,7 @@ def plan_jobs(
         if job.copy is not None:
             files.may_write(job.copy, ours=is_source_copy)
     files.check(overwrite=overwrite)
-    return JobPlan(jobs=tuple(left), present=len(jobs) - len(left))
+    return JobPlan(jobs=tuple(left), present=present)
 
 
 def translations(

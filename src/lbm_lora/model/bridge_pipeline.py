@@ -318,6 +318,9 @@ class LatentBridgePipeline(DiffusionPipeline):
         kwargs.setdefault("repo_id", folder.resolve().name)
         with TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
             super().save_pretrained(made, *args, **kwargs)
+            if not Path(made).is_dir():
+                raise FileNotFoundError(f"{folder} was moved or removed while the model was written. Save it again.")
+            _check_folder(folder, ("model_index.json", *self.components))
             _move_into(folder, Path(made))
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:

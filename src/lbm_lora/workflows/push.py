@@ -146,6 +146,8 @@ def _delivered(
     with together():
         for path, file in files.items():
             _copy(file, config.save_to / path)
+    if TWIN not in files and (config.save_to / TWIN).exists():
+        warn(f"{config.save_to / TWIN} is of an earlier LoRA: this one has none for diffusers. Remove it.")
     return None
 
 

@@ -123,7 +123,7 @@ def refined(
 
     adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
     digests = digests_of(images.all)
-    identity = identity_of(config, base, tuned, adapter, digests.together)
+    identity = identity_of(config, base, tuned, adapter, digests.each, len(images.learnt))
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     learnt = digests.each[: len(images.learnt)]
     try:

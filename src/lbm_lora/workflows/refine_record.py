@@ -29,12 +29,13 @@ def steps_of(config: RefineConfig) -> int:
 
 
 def identity_of(
-    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: str
+    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: Sequence[str], learnt: int
 ) -> dict[str, Any]:
     """Return the values that must match for a run to resume; the LoRA is checked against base and tuned model.
 
     Args:
-        images: digest of all images.
+        images: digests of all images.
+        learnt: how many of them, the first ones, are trained on; the others are measured on.
     """
     from lbm_lora.model.resolve import resolve_config
     from lbm_lora.workflows.calibrate import around
@@ -53,7 +54,7 @@ def identity_of(
         "around": around(base, lbm),
         "tuned": after.digest,
         "lora": _digest(adapter),
-        "pictures": images,
+        "pictures": xxhash.xxh3_128_hexdigest(f"{' '.join(images[:learnt])}, {' '.join(images[learnt:])}".encode()),
     }
     return json.loads(json.dumps({**settings, **inputs}))
 

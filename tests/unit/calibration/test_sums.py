@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.calibration import CalledLayer, Origin, PartialFile, Sums
@@ -154,3 +155,12 @@ def test_a_file_of_somebody_else_at_its_path_stays(sums: Sums, tmp_path: Path) -
     partial.save(sums, ORIGIN)
     partial.remove()
     assert not partial.path.exists()
+
+
+def test_a_file_in_the_place_of_the_sums_that_a_run_has_not_replaced_stays(tmp_path: Path) -> None:
+    theirs = tmp_path / "s.partial.safetensors"
+    save_file({"a": torch.ones(1)}, theirs)
+    partial = PartialFile(tmp_path / "s.safetensors", overwrite=True)
+    assert partial.load(ORIGIN, torch.device("cpu")) is None
+    partial.remove()
+    assert theirs.exists()

@@ -143,8 +143,8 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
         except ImageError as error:
             skipped.append(Skipped(found.key, str(error)))
     record = _finished(output, overwrite=overwrite)
-    if record is not None and record.source != digest.hexdigest():
-        raise ConfigError(f"{output} was made from another shard than {path}. Translate into another folder.")
+    if record is not None:
+        check_source(output, record, digest.hexdigest(), path)
     return ShardJob(
         name=output.name,
         source=path,
@@ -155,6 +155,16 @@ def _job(path: Path, output: Path, keys: ShardKeys, *, overwrite: bool) -> Shard
         skipped=tuple(skipped),
         record=record,
     )
+
+
+def check_source(output: Path, record: ShardRecord, digest: str, source: Path) -> None:
+    """Refuse an output that was made from another shard.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if record.source != digest:
+        raise ConfigError(f"{output} was made from another shard than {source}. Translate into another folder.")
 
 
 def _finished(output: Path, *, overwrite: bool) -> ShardRecord | None:

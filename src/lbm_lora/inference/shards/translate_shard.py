@@ -10,10 +10,12 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
 from lbm_lora.imaging.image_file import encode_image
-from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys
+from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, check_source
 from lbm_lora.inference.shards.shard_record import (
     ShardRecord,
     contents_of,
+    is_result,
+    read_record,
     write_record,
     write_settings,
 )
@@ -78,6 +80,8 @@ def translate_shard(
         if version_of(job.source) != job.version:
             raise DataError(f"{job.source} was replaced while it was translated. Run the command again.")
         watch.before(job.output)
+        if is_result(job.output):  # of another command, meanwhile
+            check_source(job.output, read_record(job.output), job.digest, job.source)
         settle(job.output)  # another run's results may be there, and its record is replaced now
         write_settings(job.output.parent, task.settings)
         record = ShardRecord(source=job.digest, images=images, skipped=tuple(skipped), result=contents_of(temporary))
