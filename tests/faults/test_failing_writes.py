@@ -112,4 +112,6 @@ def test_a_full_stdout_is_not_success(goods: Goods, worker: Worker, tmp_path: Pa
         code = finish(worker, start(worker, writing, folder, log, to="/dev/full"))
         text = log.read_text()
         assert code == 2, text
-        assert [line for line in text.splitlines() if line.startswith("error: ")] == ["error: No space left on device."]
+        assert [line for line in text.splitlines() if line.startswith("error: ")] == [
+            "error: stdout: No space left on device."
+        ]

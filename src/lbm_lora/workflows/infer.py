@@ -68,9 +68,10 @@ class InferResult:
         """A sentence on why the batch is incomplete."""
         if not self.failed:
             return ()
-        total = len(self.outputs) + len(self.failed) + self.present
-        names = listing(dict.fromkeys(image.source.name for image in self.failed))
-        return (QualityError(f"{len(self.failed)} of {total} images failed: {names}."),)
+        failed = dict.fromkeys(image.source for image in self.failed)
+        total = len({made.source for made in self.outputs} | failed.keys()) + self.present
+        names = listing(dict.fromkeys(source.name for source in failed))
+        return (QualityError(f"{len(failed)} of {total} images failed: {names}."),)
 
 
 def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:

@@ -146,3 +146,14 @@ def test_calibrate_writes_statistics_that_extract_takes(run: Run, comfy: State, 
     assert Path(path) == comfy.root / "output/statistics/a.safetensors"
     (lora,) = run("LbmLoraExtract", base="base.safetensors", tuned="tuned.safetensors", calibration=path)
     assert lora.metadata.is_made_for_output
+
+
+def test_a_lora_that_comes_to_a_held_name_is_kept(lists: Path, tmp_path: Path) -> None:
+    """As another machine's does that a program copies into the folder."""
+    lora = Adapter.load(lists / "loras/relight.safetensors")
+    theirs = lora.cast(torch.float16).save(tmp_path / "theirs.safetensors").read_bytes()
+    with files.new_path("loras/x") as path:
+        path.write_bytes(theirs)
+        with pytest.raises(OutputError, match=r"x_00001_\.safetensors appeared while this command ran"):
+            lora.save(path, overwrite=True)
+    assert path.read_bytes() == theirs
