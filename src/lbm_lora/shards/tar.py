@@ -5,6 +5,7 @@ order, so that shuffling covers all shards and an interrupted epoch resumes exac
 """
 
 import math
+import posixpath
 import re
 import tarfile
 from collections import Counter
@@ -102,8 +103,9 @@ def read_shard(path: Path, name: str) -> Iterator[Found]:
     seen: set[str] = set()
     for key, group in groupby(members, key=lambda member: member.key):
         found = _found(f"{name}/{key}", list(group), size)
-        yield replace(found, problem="another sample of the shard has its name") if key in seen else found
-        seen.add(key)
+        place = posixpath.normpath(key)  # where it is unpacked: `./a/b` is `a/b`
+        yield replace(found, problem="another sample of the shard has its name") if place in seen else found
+        seen.add(place)
     # a tar ends with blocks of zeros; tarfile mistakes damage for the end
     if not block or any(block):
         yield Found(name, {}, f"the shard ends or is damaged at byte {min(end, size)}; the rest is lost")

@@ -34,10 +34,10 @@ def test_samples_and_bytes_are_those_of_webdataset(write_shard: Callable[..., Pa
 
 def test_a_name_that_comes_again_is_a_problem(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("000.source.jpg", "001.source.jpg", "000.source.jpg"):
+        for name in ("z/000.source.jpg", "z/001.source.jpg", "z/000.source.jpg", "./z/001.source.jpg"):
             tar.addfile(tarfile.TarInfo(name))
     problems = [found.problem for found in read_shard(tmp_path / "a.tar", "a")]
-    assert problems == ["", "", "another sample of the shard has its name"]
+    assert problems == ["", "", *["another sample of the shard has its name"] * 2]
 
 
 def test_long_names_folders_and_meta_members(tmp_path: Path) -> None:
