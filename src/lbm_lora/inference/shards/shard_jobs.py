@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 from urllib.parse import urlparse
 
 import xxhash
@@ -90,8 +91,8 @@ def plan_shards(
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
     shards = expand_shards(patterns)
     names = [_output_name(shard) for shard in shards]
-    # some disks do not tell cases apart
-    folded = [name.casefold() for name in names]
+    # some disks do not tell cases apart, nor forms of a letter
+    folded = [normalize("NFC", name).casefold() for name in names]
     twice = next((name for name, count in Counter(folded).items() if count > 1), None)
     if twice:
         both = " and ".join(shard for shard, name in zip(shards, folded, strict=True) if name == twice)
