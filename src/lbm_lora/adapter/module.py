@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
+from lbm_lora.atomic import at_once
 from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option
@@ -137,7 +138,7 @@ class Adapter:
         from lbm_lora.adapter.adapter_file import plan_files, save_adapter  # they take this class
         from lbm_lora.adapter.formats import Wishes
 
-        with notes_of_one_call():
+        with notes_of_one_call(), at_once():  # a listener of another call may save too
             plan = FilePlan()
             plan_files(plan, Path(path), format)
             plan.check(overwrite=overwrite)

@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_or
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from lbm_lora.atomic import at_once
 from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
 from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option
@@ -108,7 +109,7 @@ class Options(Generic[C]):
             try:
                 for name in paths & _empty(own, given, options):  # `.` to pathlib
                     raise ConfigError(Option(name), " needs a value, got an empty text.")
-                with notes_of_one_call():
+                with notes_of_one_call(), at_once():  # a listener of another call may have called this one
                     return function(*given, **options)
             except LbmLoraError as error:
                 error.args = tuple(map(self._renamed, error.args))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, common_dtype
 from lbm_lora.adapter.metadata import ERRORS_KEY
+from lbm_lora.atomic import together
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, OutputError
 from lbm_lora.naming import ModuleName, ParamName
 
 Rand = Callable[..., Tensor]
@@ -107,6 +108,24 @@ def test_the_bytes_of_an_adapter_are_those_of_its_file_without_the_header(
     path = cast.save(tmp_path / "l.safetensors")
     with open_checkpoint(path) as file:
         assert cast.nbytes == sum(spec.nbytes for spec in file.specs.values())
+
+
+def test_save_looks_at_what_is_there(adapter: Adapter, tmp_path: Path) -> None:
+    path = tmp_path / "l.safetensors"
+    path.write_text("theirs")
+    with pytest.raises(
+        OutputError, match=r"l\.safetensors exists, and lbm-lora did not write it\. .* use overwrite to"
+    ):
+        adapter.save(path)
+    assert path.read_text() == "theirs"
+    adapter.save(path, overwrite=True)
+    adapter.save(path)
+    assert Adapter.load(path).params == adapter.params
+
+
+def test_save_within_another_call_is_done_at_once(adapter: Adapter, tmp_path: Path) -> None:
+    with together():
+        assert adapter.save(tmp_path / "l.safetensors").is_file()
 
 
 def test_load_reads_what_save_wrote(adapter: Adapter, tmp_path: Path) -> None:
