@@ -161,6 +161,15 @@ def output_of(path: Path) -> Path:
     return path
 
 
+def leftover_around(path: Path) -> Path | None:
+    """Return the path of the output in whose private folder a file is, with its `stem_of`; None if it is in none."""
+    for private in path.parents:
+        named = _NAME.fullmatch(private.name)
+        if named is not None and (private / NOTE).is_file() and _is_ours(private):
+            return private.parent if named[1] == INNER else private.parent / named[1]
+    return None
+
+
 def _is_ours(folder: Path) -> bool:
     """Return whether a folder holds our note, or nothing: then its writer was killed before the note was there."""
     try:

@@ -347,6 +347,8 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
     if link is not None:
         raise FileExistsError(f"{link} is a link, and what it leads to was kept. Choose another folder.")
     if program.exists():
+        if not program.is_file():  # a FIFO would be waited for
+            raise FileExistsError(f"{program} exists, and is no file. Choose another folder.")
         is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
         if not is_ours:
             raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
@@ -363,6 +365,8 @@ def _move_into(folder: Path, made: Path) -> None:
     for file in files:
         _check_place(folder / file, made)
     earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files
+    for file in earlier:
+        _check_replaceable(folder / file)
     for file in sorted(files):
         (folder / file).parent.mkdir(exist_ok=True)
         (made / file).replace(folder / file)
@@ -372,9 +376,7 @@ def _move_into(folder: Path, made: Path) -> None:
 
 def _check_place(path: Path, made: Path) -> None:
     """Check that a file can replace the one at its path, and will be loaded from there."""
-    if path.is_symlink() or (path.exists() and not path.stat().st_mode & 0o222):
-        state = "a link" if path.is_symlink() else "write-protected"
-        raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
+    _check_replaceable(path)
     if path.parent.exists() and path.parent.stat().st_dev != made.stat().st_dev:
         raise FileExistsError(f"{path.parent} is on another disk than the folder above it. Choose another folder.")
     name = _WEIGHTS.fullmatch(path.name)
@@ -382,6 +384,12 @@ def _check_place(path: Path, made: Path) -> None:
         for other in (f"{name[1]}{name[2]}.safetensors", f"{name[1]}.safetensors.index{name[2]}.json"):
             if path.with_name(other).exists():
                 raise FileExistsError(f"{path.with_name(other)} exists, and would be loaded in its place. Remove it.")
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.stat().st_mode & 0o222):
+        state = "a link" if path.is_symlink() else "write-protected"
+        raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
 
 
 def _shards_beside(folder: Path, weights: Path) -> set[Path]:

@@ -83,7 +83,9 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
     steps = _Steps(config, config.output or Path(f"{name}_lora"), name, seen, measured_on, nbytes)
-    steps.planned().check(overwrite=config.overwrite)
+    plan = steps.planned()
+    plan.reads(*images)
+    plan.check(overwrite=config.overwrite)
     base_file = _base(steps, progress)
     statistics = config.calibration or calibrate.measured(steps.calibrate, progress)
     extracted = extract.run(steps.extract(base_file, statistics), progress)

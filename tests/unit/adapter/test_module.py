@@ -113,9 +113,7 @@ def test_the_bytes_of_an_adapter_are_those_of_its_file_without_the_header(
 def test_save_looks_at_what_is_there(adapter: Adapter, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
     path.write_text("theirs")
-    with pytest.raises(
-        OutputError, match=r"l\.safetensors exists, and lbm-lora did not write it"
-    ):
+    with pytest.raises(OutputError, match=r"l\.safetensors exists, and lbm-lora did not write it"):
         adapter.save(path)
     assert path.read_text() == "theirs"
     adapter.save(path, overwrite=True)

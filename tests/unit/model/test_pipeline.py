@@ -643,6 +643,12 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
     assert not list(folder.rglob("*.index.json")), "the index of the earlier shards"
     LBMPipeline.from_pretrained(folder)
     LBMPipeline.from_pretrained(folder, variant="fp16")
+    pipe.save_pretrained(folder, max_shard_size="50KB")
+    shard = next((folder / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))
+    shard.chmod(0o444)
+    with pytest.raises(FileExistsError, match=rf"{shard.name} is write-protected, and was kept"):
+        pipe.save_pretrained(folder)
+    shard.chmod(0o644)
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text("[]")
     with pytest.raises(FileExistsError, match=r"index\.json exists, and is no index of shards"):

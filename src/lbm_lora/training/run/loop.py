@@ -13,7 +13,7 @@ from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Pace, Progress
-from lbm_lora.regular_file import ends_digest
+from lbm_lora.regular_file import file_digest
 from lbm_lora.result_watch import ResultWatch
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, Values, save_state
@@ -275,9 +275,9 @@ class TrainingLoop:
                 lambda path: run.write(result, standing.step, path),
                 keep=run.config.keep_last,
                 saved=self._saved_steps,
-                is_own=lambda step, path: ends_digest(path) == self._results.get(step),
+                is_own=lambda step, path: file_digest(path) == self._results.get(step),
             )
-            self._results[standing.step] = ends_digest(run.folder.step_file(standing.step))
+            self._results[standing.step] = file_digest(run.folder.step_file(standing.step))
         self._saved = standing.step
 
     def _result(self) -> Values:

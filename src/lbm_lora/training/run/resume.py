@@ -11,7 +11,7 @@ from typing import Any
 from lbm_lora.adapter.lora_folder import lora_digest
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.progress import Progress
-from lbm_lora.regular_file import ends_digest
+from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import is_save_of, trained_steps
@@ -81,7 +81,7 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
 
 def _is_newest(last: Path, state: TrainState) -> bool:
     """Return whether a file is the newest result of the run of a state: that of its step, or the one before."""
-    return is_save_of(last, state.config, state.step) or ends_digest(last) == state.results.get(
+    return is_save_of(last, state.config, state.step) or file_digest(last) == state.results.get(
         max(state.results, default=-1)
     )
 
@@ -90,7 +90,7 @@ def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
     """Return the digests of a run's results by step, with that of the state's own step, if it is there."""
     path = folder.step_file(state.step)
     own = path.exists() and is_save_of(path, state.config, state.step)
-    return {**state.results, **({state.step: ends_digest(path)} if own else {})}
+    return {**state.results, **({state.step: file_digest(path)} if own else {})}
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:

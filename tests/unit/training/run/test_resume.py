@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.errors import ConfigError
 from lbm_lora.ownership import TRAINING_STATE
-from lbm_lora.regular_file import ends_digest
+from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import was_cut_off
@@ -107,7 +107,7 @@ def test_the_last_file_is_that_of_the_state(config: Config) -> None:
     state = a_state(prepared(chosen), chosen)
     folder.path.mkdir()
     save_of_step(1, folder.last, chosen)
-    before = replace(state, results={1: ends_digest(folder.last)})
+    before = replace(state, results={1: file_digest(folder.last)})
     save_state(before, folder.state, mark=TRAINING_STATE)
     assert prepared(chosen).done == 2, "the save of step 2 was cut off"
     for step in (1, 2):
