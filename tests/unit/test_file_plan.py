@@ -91,13 +91,6 @@ def test_an_input_in_what_a_killed_command_has_left(tmp_path: Path) -> None:
         plan.reads(given)
         plan.writes(output, ours=OURS)
         assert refused(plan).startswith(f"{given} is in what a killed command has left of {output}")
-    (tmp_path / "rescued").symlink_to(left.parent)
-    put_aside = file(left.with_name(".r.safetensors"))
-    for given in (tmp_path / "rescued" / "r.safetensors", put_aside):
-        plan = FilePlan()
-        plan.reads(given)
-        plan.writes(output, ours=OURS)
-        assert refused(plan).startswith(f"{given} is in what a killed command has left of {output}")
     plan = FilePlan()
     plan.reads(left)
     plan.writes(tmp_path / "other.safetensors", ours=OURS)
