@@ -22,7 +22,7 @@ from lbm_lora.late_files import expect_planned
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
-from lbm_lora.private_folder import leftover_around, stem_of
+from lbm_lora.private_folder import is_leftover
 from lbm_lora.regular_file import status_of, version_of
 
 
@@ -194,12 +194,9 @@ class FilePlan:
                 what = seen[real].what or "another output"
                 raise OutputError(f"{output.name} would be written twice: it is {what} too.")
             seen[real] = output
-        removed = {real.with_name(stem_of(real.name)[1:]): real for real in seen}
         for path in self.inputs.values():
-            left = leftover_around(real_path(path))
-            if left in removed:
-                what = f"what a killed command has left of {removed[left]}"
-                raise OutputError(f"{path} is in {what}, and would be removed. Move it.")
+            if is_leftover(real_path(path)):
+                raise OutputError(f"{path} is in what an unfinished command has left, and may be removed. Move it.")
         names = Counter(_identity(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)

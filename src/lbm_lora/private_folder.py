@@ -161,13 +161,10 @@ def output_of(path: Path) -> Path:
     return path
 
 
-def leftover_around(path: Path) -> Path | None:
-    """Return the path of the output in whose private folder a file is, with its `stem_of`; None if it is in none."""
-    for private in path.parents:
-        named = _NAME.fullmatch(private.name)
-        if named is not None and (private / NOTE).is_file() and _is_ours(private):
-            return private.parent if named[1] == INNER else private.parent / named[1]
-    return None
+def is_leftover(path: Path) -> bool:
+    """Return whether a file is in a private folder, whose writer may be dead: another command may remove it."""
+    named = (folder for folder in path.parents if _NAME.fullmatch(folder.name))
+    return any((folder / NOTE).is_file() and _is_ours(folder) for folder in named)
 
 
 def _is_ours(folder: Path) -> bool:
