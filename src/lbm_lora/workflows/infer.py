@@ -239,10 +239,10 @@ def _write_all(
             watch.before(job.output)
             write_image(translation.image, job.output, mark=RESULT)
             watch.after(job.output)
+            failures.written += 1
             copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None
-        failures.written += 1
         if tiles is not None:
             tiles.add(job.output, translation.image)
         outputs.append(
