@@ -348,7 +348,7 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
         raise FileExistsError(f"{link} is a link, and what it leads to was kept. Choose another folder.")
     if program.exists():
         if not program.is_file():  # a FIFO would be waited for
-            raise FileExistsError(f"{program} exists, and is no file. Choose another folder.")
+            raise FileExistsError(f"{program} exists, but is not a regular file. Choose another folder.")
         is_ours = program.read_text(encoding="utf-8", errors="replace") == _SOURCE
         if not is_ours:
             raise FileExistsError(f"{program} exists, and is another program. Choose another folder.")
@@ -401,7 +401,9 @@ def _shards_beside(folder: Path, weights: Path) -> set[Path]:
     try:
         shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise FileExistsError(f"{folder / index} exists, and is no index of shards. Choose another folder.") from None
+        raise FileExistsError(
+            f"{folder / index} exists, but is not an index of shards. Choose another folder."
+        ) from None
     return {index, *(index.with_name(Path(shard).name) for shard in shards)}
 
 

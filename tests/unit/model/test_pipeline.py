@@ -651,7 +651,7 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
     shard.chmod(0o644)
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text("[]")
-    with pytest.raises(FileExistsError, match=r"index\.json exists, and is no index of shards"):
+    with pytest.raises(FileExistsError, match=r"index\.json exists, but is not an index of shards"):
         pipe.save_pretrained(folder)
     with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
         pipe.save_pretrained(folder / "pipeline.py")

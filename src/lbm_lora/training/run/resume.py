@@ -75,7 +75,7 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
         others.append(again)
     if others:
         raise ConfigError(
-            f"{others[0]} is no result of the run whose state is {folder.state}, and would be replaced. Move it away."
+            f"{others[0]} is not a result of the run whose state is {folder.state}, and would be replaced. Move it away."
         )
 
 

@@ -112,7 +112,9 @@ def test_the_last_file_is_that_of_the_state(config: Config) -> None:
     assert prepared(chosen).done == 2, "the save of step 2 was cut off"
     for step in (1, 2):
         save_of_step(step, folder.last, config(learning_rate=0.5))
-        with pytest.raises(ConfigError, match=r"last\.safetensors is no result of the run whose state is .*resume\.pt"):
+        with pytest.raises(
+            ConfigError, match=r"last\.safetensors is not a result of the run whose state is .*resume\.pt"
+        ):
             prepared(chosen)
 
 
