@@ -52,6 +52,7 @@ class TrainState:
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
         results: step -> digest of the file that the run has written after it, as far as the state is later than it.
+        best_result: digest of the file of the best step, likewise.
         identity: values that must match for the state to be usable.
         config: all keys, to report what has changed.
 
@@ -74,6 +75,7 @@ class TrainState:
     config: dict[str, Any]
     saved_steps: tuple[_Count, ...] = ()
     results: dict[int, str] = field(default_factory=dict[int, str])
+    best_result: str | None = None
     format: int = field(default=FORMAT)
 
     def initial_factors(self) -> dict[ModuleName, InitialFactors]:

@@ -94,6 +94,7 @@ class TrainingLoop:
         self._saved = None if was_cut_off(run.state, run.folder) else run.done
         self._saved_steps = run.state.saved_steps if run.state else ()
         self._results = {} if run.state is None else results_of(run.state, run.folder)
+        self._best_result = file_digest(run.folder.best) if run.state and run.folder.best.exists() else None
 
     def train(self) -> None:
         """Train to the end, or until a signal arrives.
@@ -236,6 +237,7 @@ class TrainingLoop:
             standing.best, standing.best_step = quality, standing.step
             if self._fabric.is_global_zero:
                 run.write(values, standing.step, run.folder.best)
+                self._best_result = file_digest(run.folder.best)
         if self._log is not None:
             path = run.folder.grid(standing.step)
             if path.exists():
@@ -301,6 +303,7 @@ class TrainingLoop:
             identity=run.identity,
             config=run.config.model_dump(mode="json"),
             results=dict(self._results),
+            best_result=self._best_result,
         )
 
     def _must_stop(self) -> bool:

@@ -67,23 +67,21 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
             f"{folder.state} is of step {state.step:,}, but {folder.path} holds results of later steps, which would be "
             f"replaced: {listing(later, limit=8)}. Put the newest resume.pt back, or move them away."
         )
-    others = [path for path, step in held.items() if step is None]
-    if folder.last.exists() and not _is_newest(folder.last, state):
-        others.append(folder.last)
+    known = {folder.last: state.results.get(max(state.results, default=-1)), folder.best: state.best_result}
+    others = [path for path in held if not _is_of(path, state, known[path])]
     again = folder.step_file(state.step)
     if was_cut_off(state, folder) and again.exists() and trained_steps(again) != state.step:
         others.append(again)
     if others:
         raise ConfigError(
-            f"{others[0]} is not a result of the run whose state is {folder.state}, and would be replaced. Move it away."
+            f"{others[0]} is not a result of the run whose state is {folder.state}, and would be replaced. "
+            "Move it away."
         )
 
 
-def _is_newest(last: Path, state: TrainState) -> bool:
-    """Return whether a file is the newest result of the run of a state: that of its step, or the one before."""
-    return is_save_of(last, state.config, state.step) or file_digest(last) == state.results.get(
-        max(state.results, default=-1)
-    )
+def _is_of(path: Path, state: TrainState, digest: str | None) -> bool:
+    """Return whether a file is of the run of a state: a result of its step, or the one that it knows by its digest."""
+    return is_save_of(path, state.config, state.step) or file_digest(path) == digest
 
 
 def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:

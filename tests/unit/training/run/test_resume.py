@@ -118,6 +118,20 @@ def test_the_last_file_is_that_of_the_state(config: Config) -> None:
             prepared(chosen)
 
 
+def test_the_best_file_is_that_of_the_state(config: Config) -> None:
+    """One of another training may have been put there."""
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = a_state(prepared(chosen), chosen)
+    folder.path.mkdir()
+    save_of_step(1, folder.best, chosen)
+    save_of_step(2, folder.last, chosen)
+    save_state(replace(state, best_result=file_digest(folder.best)), folder.state, mark=TRAINING_STATE)
+    assert prepared(chosen).done == 2
+    save_of_step(1, folder.best, config(learning_rate=0.5))
+    with pytest.raises(ConfigError, match=r"best\.safetensors is not a result of the run whose state is .*resume\.pt"):
+        prepared(chosen)
+
+
 def save_of_step(step: int, path: Path, config: TrainConfig) -> None:
     facts = json.dumps(training_facts(config, step), sort_keys=True, separators=(",", ":"))
     save_file({"a": torch.ones(1)}, path, {STEP_KEY: str(step), TRAINING_KEY: facts})
