@@ -53,6 +53,7 @@ _ANY = re.compile(
     rb"|\n# made by lbm-lora\n|made by lbm-lora(: |\)\.\n)"
 )
 _SEARCHED = 2**16  # bytes at either end of a file
+_HEADER = 10**8  # bytes; the format's limit for the header of a `.safetensors`
 _TAR_MAGIC = 258  # where a tar header has its magic bytes (POSIX ustar), after the line feed that `_ends` adds
 
 
@@ -108,7 +109,14 @@ def is_lora(path: Path) -> bool:
 
 def has_factors_of_peft(path: Path) -> bool:
     """Return whether a file, whoever wrote it, holds factors as PEFT names them: it has a configuration beside it."""
-    return b".lora_A." in _ends(path)
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) if path.suffix == ".safetensors" and size <= _HEADER else b""
+    except OSError:
+        return False
+    return b".lora_A." in header + _ends(path)
 
 
 def _is_checkpoint(path: Path, kind: str) -> bool:

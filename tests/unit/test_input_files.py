@@ -40,6 +40,9 @@ def test_the_twin_of_a_base_in_other_containers(tmp_path: Path, kind: str, *, is
 def test_pefts_configuration_beside_weights_of_any_name(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(1)}, tmp_path / "v1.safetensors")
+    metadata = {"ss_tag_frequency": "x" * 200_000}
+    save_file({"base_model.model.a.lora_A.weight": torch.zeros(1)}, tmp_path / "v2.safetensors", metadata)
+    assert names(tmp_path / "v2.safetensors") == {"v2.safetensors", "adapter_config.json"}
     save_file({"lora.a.lora_down": torch.zeros(1)}, tmp_path / "native.safetensors")
     assert names(tmp_path / "v1.safetensors") == {"v1.safetensors", "adapter_config.json"}
     assert names(tmp_path / "native.safetensors") == {"native.safetensors"}

@@ -9,8 +9,10 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from numbers import Integral
 from os import PathLike
@@ -367,9 +369,22 @@ def _move_into(folder: Path, made: Path) -> None:
     earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files
     for file in earlier:
         _check_replaceable(folder / file)
-    for file in sorted(files):
-        (folder / file).parent.mkdir(exist_ok=True)
-        (made / file).replace(folder / file)
+    moved: list[tuple[Path, Path, bool]] = []
+    try:
+        for number, file in enumerate(sorted(files)):
+            path, spare = folder / file, made / f"old-{number}"
+            path.parent.mkdir(exist_ok=True)
+            with suppress(OSError):  # nothing there, or a disk without hard links: then it cannot be put back
+                os.link(path, spare)
+            moved.append((path, spare, path.exists()))
+            (made / file).replace(path)
+    except BaseException:
+        for path, spare, was_there in moved:
+            if not was_there:
+                path.unlink(missing_ok=True)
+            elif spare.exists() and not spare.samefile(path):
+                spare.replace(path)
+        raise
     for file in earlier:
         (folder / file).unlink(missing_ok=True)
 

@@ -726,6 +726,19 @@ def test_a_save_that_fails_leaves_the_earlier_model(
     (folder / "vae" / "config.json").chmod(0o444)
     with pytest.raises(FileExistsError, match=r"vae/config\.json is write-protected, and was kept"):
         later.save_pretrained(folder)
+    (folder / "vae" / "config.json").chmod(0o644)
+    replace = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target == folder / "vae" / "config.json":
+            raise PermissionError("of somebody else")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(PermissionError, match="of somebody else"):
+            later.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
     monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
     with pytest.raises(pytest.fail.Exception, match="no space left"):
         later.save_pretrained(folder)
