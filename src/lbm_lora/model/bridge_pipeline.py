@@ -419,7 +419,7 @@ def _shards_beside(folder: Path, weights: Path) -> set[Path]:
         raise FileExistsError(
             f"{folder / index} exists, but is not an index of shards. Choose another folder."
         ) from None
-    return {index, *(index.with_name(Path(shard).name) for shard in shards)}
+    return {index, *(index.with_name(shard) for shard in shards if _WEIGHTS.fullmatch(str(shard)))}
 
 
 def _check_whole(name: str, value: object) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from lbm_lora.checkpoint import Checkpoint, TensorSpec
+import xxhash
+
+from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
-from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, has_lbm_unet, has_sdxl_vae
+from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, VAE_PREFIX, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.ownership import RUN_LINE, is_ours
 from lbm_lora.plain_text import TextError, parse_json
@@ -66,6 +68,12 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     if missing:
         raise _missing(checkpoint, missing, beside, config_path)
     return parse_config(config.model_dump() | {"unet": unet, "vae": vae}, where=str(checkpoint.path))
+
+
+def around(checkpoint: Checkpoint, config: LBMConfig) -> str:
+    """Return the digest of what a denoiser works with: the VAE, and the model's configuration."""
+    vae = fingerprint(checkpoint.component(VAE_PREFIX)).digest
+    return xxhash.xxh3_128_hexdigest(f"{vae} {config.model_dump_json()}".encode())
 
 
 def config_beside(path: Path) -> Path | None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import xxhash
 
 from lbm_lora.atomic import written_bytes
 from lbm_lora.calibration import (
@@ -27,10 +26,8 @@ from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.late_files import expect
 from lbm_lora.model.build import load_model
-from lbm_lora.model.config import LBMConfig
-from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
-from lbm_lora.model.resolve import resolve_config
+from lbm_lora.model.resolve import around, resolve_config
 from lbm_lora.model.schedule import schedule_of
 from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
@@ -161,12 +158,6 @@ def collected(
         del model
         model = load_model(tuned, config_path=config.config_path, device=device, dtype=torch.float32, is_streamed=True)
     return with_checks(statistics, model, images, progress)
-
-
-def around(tuned: Checkpoint, config: LBMConfig) -> str:
-    """Return the digest of the VAE and of the model's configuration, for the statistics' `Origin`."""
-    vae = fingerprint(tuned.component(VAE_PREFIX)).digest
-    return xxhash.xxh3_128_hexdigest(f"{vae} {config.model_dump_json()}".encode())
 
 
 def _settings(config: CalibrateConfig) -> CalibrationSettings:

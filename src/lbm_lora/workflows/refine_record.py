@@ -37,8 +37,7 @@ def identity_of(
         images: digests of all images.
         learnt: how many of them, the first ones, are trained on; the others are measured on.
     """
-    from lbm_lora.model.resolve import resolve_config
-    from lbm_lora.workflows.calibrate import around
+    from lbm_lora.model.resolve import around, resolve_config
 
     component = base.component()
     check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})

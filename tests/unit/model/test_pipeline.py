@@ -644,11 +644,20 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
     LBMPipeline.from_pretrained(folder)
     LBMPipeline.from_pretrained(folder, variant="fp16")
     pipe.save_pretrained(folder, max_shard_size="50KB")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    (folder / "unet" / "notes.txt").write_text("mine")
+    named = json.loads(index.read_text())
+    index.write_text(
+        json.dumps({**named, "weight_map": {**named["weight_map"], "x": "notes.txt", "y": "../vae/config.json"}})
+    )
     shard = next((folder / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))
     shard.chmod(0o444)
     with pytest.raises(FileExistsError, match=rf"{shard.name} is write-protected, and was kept"):
         pipe.save_pretrained(folder)
     shard.chmod(0o644)
+    pipe.save_pretrained(folder)
+    assert (folder / "unet" / "notes.txt").read_text() == "mine"
+    assert (folder / "vae" / "config.json").exists()
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text("[]")
     with pytest.raises(FileExistsError, match=r"index\.json exists, but is not an index of shards"):

@@ -14,7 +14,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.imaging.perceptual import load_lpips
 from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
 from lbm_lora.model.constants import VAE_PREFIX
-from lbm_lora.model.resolve import resolve_config
+from lbm_lora.model.resolve import around, resolve_config
 from lbm_lora.progress import Progress
 from lbm_lora.trainable.state import TrainState, Values, check_values
 from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
@@ -85,7 +85,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     component = base.component()
     found = fingerprint(component)
     given = read_given(config, component, found)
-    identity = identity_of(config, found.digest, len(train), fabric.world_size)
+    identity = identity_of(config, found.digest, around(base, lbm), len(train), fabric.world_size)
     if state is not None:
         state = resumed(state, config, identity, progress)
     model = _load(config, base)

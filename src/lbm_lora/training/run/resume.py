@@ -139,12 +139,18 @@ def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
     return state.step not in state.saved_steps or not is_there
 
 
-def identity_of(config: TrainConfig, base: str, pairs: int, world: int) -> dict[str, Any]:
-    """Return the values that must match when the run resumes."""
+def identity_of(config: TrainConfig, base: str, around: str, pairs: int, world: int) -> dict[str, Any]:
+    """Return the values that must match when the run resumes.
+
+    Args:
+        base: digest of the base's denoiser.
+        around: digest of its VAE and of the model's configuration.
+    """
     values = config.model_dump(mode="json")
     given = config.lora_weights_path
     return {key: values[key] for key in _SAME} | {
         "base_model_path (by content)": base,
+        "VAE and configuration of base_model_path (by content)": around,
         "lora_weights_path (by content)": None if given is None else lora_digest(given),
         "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # earlier runs lack it
         "number of training pairs": pairs,
