@@ -647,9 +647,8 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     (folder / "unet" / "notes.txt").write_text("mine")
     named = json.loads(index.read_text())
-    index.write_text(
-        json.dumps({**named, "weight_map": {**named["weight_map"], "x": "notes.txt", "y": "../vae/config.json"}})
-    )
+    named["weight_map"] |= {"x": "notes.txt", "y": "../vae/config.json", "z": 5}
+    index.write_text(json.dumps(named))
     shard = next((folder / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))
     shard.chmod(0o444)
     with pytest.raises(FileExistsError, match=rf"{shard.name} is write-protected, and was kept"):
