@@ -1,5 +1,6 @@
 """The files of a validation: the report, and the list of layers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,13 @@ from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name
 from lbm_lora.missing_path import with_name
-from lbm_lora.ownership import LIST_MARK, of_kind
-from lbm_lora.regular_file import file_digest
+from lbm_lora.ownership import LIST_MARK
+from lbm_lora.regular_file import check_regular, file_digest
 from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
+
+_USE = "# Copy names, or parts of them"
+_NAME = re.compile(r"#.*|\S*")
+"""A line of the list of layers, which is a comment if the LoRA lacks the layer."""
 
 
 def with_report(config: ValidateConfig) -> ValidateConfig:
@@ -40,8 +45,19 @@ def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
     for path in report_paths(report_folder(config), has_image=bool(images)):
         plan.writes(path, "the report", ours=is_report)
     named = config.layer_names
-    plan.writes(layer_names_file(config), "" if named else "the list of layers", ours=of_kind(LIST_MARK))
+    plan.writes(layer_names_file(config), "" if named else "the list of layers", ours=_is_list)
     return plan
+
+
+def _is_list(path: Path) -> bool:
+    """Return whether a file is a list of layers as `layer_names_text` makes it, and nothing else."""
+    try:
+        check_regular(path)
+        head, use, *lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    is_headed = head.startswith("# The ") and use.startswith(_USE) and f"{use}\n".endswith(LIST_MARK)
+    return is_headed and all(_NAME.fullmatch(line) for line in lines)
 
 
 def report_folder(config: ValidateConfig) -> Path:
@@ -91,5 +107,5 @@ def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:
     lacking = any(line.startswith("#") for line in lines)
     more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
-    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration {LIST_MARK}"
+    use = f"{_USE}, into trainable_lora_modules of a training configuration {LIST_MARK}"
     return head + use + "\n" + "\n".join(lines) + "\n"

@@ -296,6 +296,12 @@ OTHER_KINDS = [
     (f"{VALIDATE} --images photos --report out", "out/comparison.png", RESULT),
     (f"{VALIDATE} --layer_names {{}}", "report.txt", f"1 image\n\n{REPORT_LINE}"),
     (f"{VALIDATE} --report out", "out/report.txt", f"{MARK_LINE}extraction_method: lbm_lora\n"),
+    (f"{VALIDATE} --layer_names {{}}", "notes.txt", f"x is the LoRA for the lobby ({MARK}).\n"),
+    (
+        f"{VALIDATE} --layer_names {{}}",
+        "t.yaml",
+        f"# The 2 layers\n# Copy names, or parts of them ({MARK}).\n\na.b\nlora_rank: 4\n",
+    ),
     (f"{VALIDATE} --layer_names {{}}", "run.yaml", MARK_LINE),
     (f"{VALIDATE} --report out", "out/report.txt", f"# Copy names ({MARK}).\n"),
     (f"{VALIDATE} --report out", "out/report.json", LEDGER),

@@ -167,6 +167,8 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
     assert 0 < len(names) < every
     assert "# denoiser.conv_in: dense in this LoRA" in lines
     assert "# denoiser.conv_out: not in this LoRA" in lines
+    again = run(dataclasses.replace(config, lora_path=attention.adapter))
+    assert again.layer_names.read_text(encoding="utf-8").splitlines() == lines, "it replaces its own list"
 
 
 @pytest.fixture
