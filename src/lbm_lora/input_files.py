@@ -68,8 +68,8 @@ def has_one_checkpoint(folder: Path) -> bool:
     files = _listed(folder)
     if any(one.name.endswith(_INDEX) for one in files):
         return False
-    found = ({one.stem for one in files if one.suffix == suffix} for suffix in CONTAINERS)
-    stems = next(filter(None, found), set[str]())  # a .ckpt is read only where no .safetensors is
+    found = ({one.stem for one in files if one.suffix == suffix} for suffix in (*CONTAINERS, ".bin"))
+    stems = next(filter(None, found), set[str]())  # the first of them that is there is read
     return bool(stems) and len(stems - _LORAS) <= 1
 
 

@@ -82,6 +82,7 @@ def test_a_folder_of_networks(tmp_path: Path) -> None:
         (["model.safetensors", "ema.ckpt"], True),
         (["a.ckpt", "b.ckpt"], False),
         (["adapter_model.safetensors"], True),
+        (["adapter_model.bin"], True),
         (["lora.safetensors", "pytorch_lora_weights.safetensors"], True),
         (["a.safetensors", "b.safetensors"], False),
         (["a.safetensors", "model.safetensors.index.json"], False),
