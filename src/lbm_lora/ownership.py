@@ -5,8 +5,9 @@ header of a `.safetensors`, EXIF data, a line of its own. So a file of somebody 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 from lbm_lora.regular_file import check_regular
 
@@ -68,7 +69,8 @@ def is_ours(path: Path, *marks: str) -> bool:
             the whole line.
     """
     ends = _ends(path)
-    return not ends.startswith(b"ustar", _TAR_MAGIC) and any(_sought(mark) in ends for mark in marks)
+    is_archive = ends.startswith(b"ustar", _TAR_MAGIC)
+    return not is_archive and any(sought in ends for mark in marks for sought in _sought(mark, ends))
 
 
 def of_kind(*marks: str) -> Callable[[Path], bool]:
@@ -120,14 +122,27 @@ def has_factors_of_peft(path: Path) -> bool:
 
 
 def _is_checkpoint(path: Path, kind: str) -> bool:
-    return is_ours(path, f'"{MARK_KEY}":"{kind}"', f"{MARK}: {kind}")
+    """Return whether a file is a checkpoint of ours: by its header, or by the name of an entry of its zip archive."""
+    if path.suffix == ".safetensors":
+        return is_ours(path, f'"{MARK_KEY}":"{kind}"')
+    try:
+        check_regular(path)
+        with ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == f"{MARK}: {kind}" for name in archive.namelist())
+    except (OSError, BadZipFile, ValueError, NotImplementedError):
+        return False
 
 
-def _sought(mark: str) -> bytes:
-    """Return the bytes of a mark: a whole line of a text, a whole value of an image's metadata."""
-    if mark in (*PICTURES, SOURCE_COPY):
-        return f"{mark}\0".encode()
-    return (f"\n{mark}" if mark.startswith("# ") else mark).encode()
+def _sought(mark: str, ends: bytes) -> Iterator[bytes]:
+    """Yield the bytes of a mark: a whole line of a text, a whole value of an image's metadata."""
+    if mark not in (*PICTURES, SOURCE_COPY):
+        yield (f"\n{mark}" if mark.startswith("# ") else mark).encode()
+        return
+    value = f"{mark}\0".encode()
+    yield b"\0" + value
+    yield bytes([len(mark)]) + value  # a comment of a GIF begins with its length
+    if ends.startswith((b"\nII*\0", b"\nMM\0*")):  # a TIFF has its values side by side
+        yield value
 
 
 def _ends(path: Path) -> bytes:

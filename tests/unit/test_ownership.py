@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -31,8 +32,8 @@ KINDS = (is_lora, is_statistics, is_base, is_fused, is_trained)
 
 @pytest.mark.parametrize("place", [0, 2**17])
 def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None:
-    content = bytearray(2**17 + len(RESULT) + 1)
-    content[place : place + len(RESULT)] = RESULT.encode()
+    content = bytearray(2**17 + len(RESULT) + 2)
+    content[place + 1 : place + 1 + len(RESULT)] = RESULT.encode()
     (tmp_path / "a").write_bytes(content)
     assert is_ours(tmp_path / "a", RESULT)
     assert is_any_kind(tmp_path / "a")
@@ -43,7 +44,7 @@ def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None
 
 
 def test_an_archive_of_results_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text(f"{RESULT}\0")
+    (tmp_path / "a.png").write_text(f"\0{RESULT}\0")
     with tarfile.open(tmp_path / "b.png", "w") as archive:
         archive.add(tmp_path / "a.png", "a.png")
     assert of_kind(RESULT)(tmp_path / "a.png")
@@ -52,11 +53,16 @@ def test_an_archive_of_results_is_none(tmp_path: Path) -> None:
 
 def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_text(f"{SIDE_BY_SIDE}\0")
+    path.write_text(f"\0{SIDE_BY_SIDE}\0")
     assert is_ours(path, RESULT, SIDE_BY_SIDE)
     assert not of_kind(RESULT)(path)
-    path.write_text(f"a caption that says {SIDE_BY_SIDE} once")
-    assert not of_kind(SIDE_BY_SIDE)(path)
+    for caption in (
+        f"\0a caption that says {SIDE_BY_SIDE} once\0",
+        f"\0it is {SIDE_BY_SIDE}\0",
+        f"\0{SIDE_BY_SIDE}, too\0",
+    ):
+        path.write_text(caption)
+        assert not of_kind(SIDE_BY_SIDE)(path)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +92,7 @@ def test_the_mark_of_a_text_is_a_line_or_its_end(tmp_path: Path, content: str, m
         ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{BASE}"}}}}', is_base),
         ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{FUSED}"}}}}', is_fused),
         ("a.safetensors", f'{{"__metadata__":{{"{MARK_KEY}":"{TRAINED}","lbm_lora_training":"{{}}"}}}}', is_trained),
-        ("a.ckpt", f"archive/{MARK}: {BASE}\0", is_base),
-        ("a.ckpt", f"archive/{MARK}: {FUSED}\0", is_fused),
+        ("a.safetensors", f'{{"__metadata__":{{"notes":"from a base ({MARK}: {BASE})"}}}}', None),
         ("a.safetensors", '{"__metadata__":{"format":"pt"}}', None),
     ],
 )
@@ -97,7 +102,17 @@ def test_loras_statistics_and_checkpoints_are_told_apart(
     path = tmp_path / name
     path.write_text(content)
     assert [one for one in KINDS if one(path)] == ([kind] if kind else [])
-    assert is_any_kind(path) == (kind is not None)
+    assert is_any_kind(path) == (kind is not None or MARK in content)
+
+
+@pytest.mark.parametrize(("kind", "one"), [(BASE, is_base), (FUSED, is_fused), (TRAINED, is_trained)])
+def test_a_ckpt_has_an_entry_of_its_kind(tmp_path: Path, kind: str, one: Callable[[Path], bool]) -> None:
+    with ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        archive.writestr("archive/data.pkl", f"of somebody else, from {MARK}: {kind}")
+    assert not one(tmp_path / "a.ckpt")
+    with ZipFile(tmp_path / "a.ckpt", "a") as archive:
+        archive.writestr(f"archive/{MARK}: {kind}", "")
+    assert [is_kind for is_kind in KINDS if is_kind(tmp_path / "a.ckpt")] == [one]
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
             image.save(temporary, format=kind, **_marked(kind, mark))
             if kind == "BMP":  # it holds no text, and readers stop after the pixels
                 with temporary.open("ab") as file:
-                    file.write(f"{mark}\0".encode())  # as EXIF data end a text
+                    file.write(f"\0{mark}\0".encode())  # as EXIF data end a text
     except OutputError:
         raise
     except (OSError, ValueError, KeyError) as error:

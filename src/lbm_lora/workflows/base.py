@@ -120,7 +120,7 @@ def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
     named, *_ = outputs = twin_paths(config.save_path)
     for output in outputs:
         plan.writes(output, "" if output == config.save_path else "the base in the other container,", ours=is_base)
-    plan.writes(_ledger_path(named), "the ledger", ours=of_kind(f'"{MARK_KEY}": "{_LEDGER}"'))
+    plan.writes(_ledger_path(named), "the ledger", ours=of_kind(f'\n{{\n "{MARK_KEY}": "{_LEDGER}"'))
     return plan
 
 

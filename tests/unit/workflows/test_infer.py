@@ -433,10 +433,10 @@ def test_a_full_disk_ends_the_batch_and_says_how_far_it_came(
 
 def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.png").write_bytes(b"made by lbm-lora: result\0 earlier")
+    (tmp_path / "out" / "a.png").write_bytes(b"\0made by lbm-lora: result\0 earlier")
     result = run(infer(files, photos, tmp_path / "out", skip_existing=True))
     assert ([made.source.name for made in result.outputs], result.present) == (["b.jpg"], 1)
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"made by lbm-lora: result\0 earlier"
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"\0made by lbm-lora: result\0 earlier"
     again = run(infer(files, photos, tmp_path / "out", skip_existing=True))
     assert (again.outputs, again.present, again.device, again.dtype) == ((), 2, "cpu", "fp32")
     compared = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))
