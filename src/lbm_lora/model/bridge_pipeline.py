@@ -411,7 +411,7 @@ def _shards_beside(folder: Path, weights: Path) -> set[Path]:
     """Return the index, and the shards that it names, of the earlier weights in the place of a file of weights."""
     name = _WEIGHTS.fullmatch(weights.name)
     index = None if name is None else weights.with_name(f"{name[1]}.{name[3]}.index{name[2]}.json")
-    if index is None or not (folder / index).is_file():
+    if name is None or index is None or not (folder / index).is_file():
         return set()
     try:
         shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
@@ -419,7 +419,8 @@ def _shards_beside(folder: Path, weights: Path) -> set[Path]:
         raise FileExistsError(
             f"{folder / index} exists, but is not an index of shards. Choose another folder."
         ) from None
-    return {index, *(index.with_name(shard) for shard in shards if _WEIGHTS.fullmatch(str(shard)))}
+    numbered = re.compile(rf"{re.escape(name[1] + name[2])}-\d{{5}}-of-\d{{5}}\.{name[3]}")
+    return {index, *(index.with_name(shard) for shard in shards if numbered.fullmatch(str(shard)))}
 
 
 def _check_whole(name: str, value: object) -> None:

@@ -645,9 +645,10 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
     LBMPipeline.from_pretrained(folder, variant="fp16")
     pipe.save_pretrained(folder, max_shard_size="50KB")
     index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    (folder / "unet" / "notes.txt").write_text("mine")
+    for mine in ("notes.txt", "mine.safetensors"):
+        (folder / "unet" / mine).write_text("mine")
     named = json.loads(index.read_text())
-    named["weight_map"] |= {"x": "notes.txt", "y": "../vae/config.json", "z": 5}
+    named["weight_map"] |= {"x": "notes.txt", "y": "../vae/config.json", "z": 5, "w": "mine.safetensors"}
     index.write_text(json.dumps(named))
     shard = next((folder / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))
     shard.chmod(0o444)
@@ -655,7 +656,7 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
         pipe.save_pretrained(folder)
     shard.chmod(0o644)
     pipe.save_pretrained(folder)
-    assert (folder / "unet" / "notes.txt").read_text() == "mine"
+    assert {(folder / "unet" / mine).read_text() for mine in ("notes.txt", "mine.safetensors")} == {"mine"}
     assert (folder / "vae" / "config.json").exists()
     index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text("[]")
