@@ -196,7 +196,9 @@ class FilePlan:
             seen[real] = output
         for path in self.inputs.values():
             if is_leftover(real_path(path)):
-                raise OutputError(f"{path} is in what an unfinished command has left, and may be removed. Move it.")
+                raise OutputError(
+                    f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it."
+                )
         names = Counter(_identity(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)

@@ -29,7 +29,7 @@ _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 def notes_of_one_call() -> Generator[None]:
     """Notes that are made inside end here: in Python, a process runs many commands, and saves files without a plan.
 
-    Those that are there already hold inside too.
+    Notes made outside apply inside too.
     """
     token = _notes.set(dict(_notes.get()))
     try:
@@ -70,7 +70,7 @@ def expect_only(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
 
 def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Note an output of one step of a call: what its other steps have noted holds too."""
+    """Note an output of one step of a call, in addition to what the other steps have noted."""
     if _notes.get() is _UNSCOPED:  # of an earlier call
         expect(path, is_ours)
     else:

@@ -23,7 +23,7 @@ SAMPLES = f"{MARK}: samples"
 """An image that shows samples of a training run."""
 PICTURES = (RESULT, SIDE_BY_SIDE, COMPARISON, SAMPLES)
 SOURCE_COPY = "lbm-lora: copy of an input"
-"""The source of a result next to it, which is nothing that we made."""
+"""A copy of a source next to its result: an image of the user's, not one that a model made."""
 
 TRAINING_STATE = f"{MARK}: training"
 """A file from which a training run goes on."""
@@ -110,7 +110,7 @@ def is_lora(path: Path) -> bool:
 
 
 def has_factors_of_peft(path: Path) -> bool:
-    """Return whether a file, whoever wrote it, holds factors as PEFT names them: it has a configuration beside it."""
+    """Return whether a file of any program names its factors as PEFT does, and is read with the configuration beside it."""
     try:
         check_regular(path)
         with path.open("rb") as file:

@@ -83,7 +83,10 @@ def test_an_input_in_what_a_killed_command_has_left(tmp_path: Path) -> None:
     for given in (left, tmp_path / "rescued" / "r.safetensors", file(left.with_name(".r.safetensors"))):
         plan = FilePlan()
         plan.reads(given)
-        assert refused(plan) == f"{given} is in what an unfinished command has left, and may be removed. Move it."
+        assert (
+            refused(plan)
+            == f"{given} is in a temporary folder of an unfinished command, which may be removed. Move it."
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lbm_lora.ownership import BASE, MARK_KEY, RUN_LINE
 
 
 def names(path: Path) -> set[str]:
-    """Of the files behind a path that exist, relative to the folder above it."""
+    """Names of the existing files behind a path, relative to its parent folder."""
     return {one.relative_to(path.parent).as_posix() for one in files_behind(path) if one.is_file()}
 
 

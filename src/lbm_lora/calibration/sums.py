@@ -125,7 +125,7 @@ class PartialFile:
         self._file, self._is_own = OwnFile(self.path), False
 
     def load(self, origin: Origin, device: torch.device) -> Sums | None:
-        """Return the sums of a run with the same origin; None if there is no file, or its sums may be replaced.
+        """Return the saved sums of a run with the same origin; None if there are none, or if they may be replaced.
 
         Raises:
             CheckpointError: the file is damaged.

@@ -107,7 +107,7 @@ class RunFolder:
                 if (number := one.name.partition("_")[2]).isdigit() and not number.isdecimal()
             ]  # as a superscript is, which the logger takes for a number
             if strange:
-                raise OutputError(f"{strange[0]} has a number that the logger csv cannot take. Rename it.")
+                raise OutputError(f"{strange[0]} has a number that the csv logger cannot read. Rename it.")
         for folder in folders:
             check_writable(folder / "a log", "a log of the run")
 

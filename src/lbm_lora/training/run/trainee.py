@@ -161,7 +161,7 @@ def _facts(values: Mapping[str, object], step: int) -> dict[str, object]:
 
 
 def trained_steps(path: Path) -> int | None:
-    """Return the steps after which a training saved this very file; None if it is no such file."""
+    """Return the number of steps after which a training saved this file; None if no training saved it."""
     try:
         with open_checkpoint(path) as file:
             return int(file.metadata[STEP_KEY])

@@ -128,7 +128,7 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
         ("logs", False, "csv", "a log of the run would be in {}, which is a file. Choose another path."),
         ("logs/version_0", False, "csv", "a log of the run would be in {}, which is a file. Choose another path."),
         ("logs/version_0", False, "tensorboard", ""),
-        ("logs/version_²", False, "csv", "{} has a number that the logger csv cannot take. Rename it."),
+        ("logs/version_²", False, "csv", "{} has a number that the csv logger cannot read. Rename it."),
         ("logs", True, "wandb", ""),
     ],
 )
