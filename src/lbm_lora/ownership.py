@@ -110,7 +110,7 @@ def is_lora(path: Path) -> bool:
 
 
 def has_factors_of_peft(path: Path) -> bool:
-    """Return whether a file of any program names its factors as PEFT does, and is read with the configuration beside it."""
+    """Return whether a file of any program names its factors as PEFT does: the configuration beside it applies."""
     try:
         check_regular(path)
         with path.open("rb") as file:
