@@ -23,7 +23,7 @@ from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
 from lbm_lora.private_folder import is_leftover
-from lbm_lora.regular_file import status_of, version_of
+from lbm_lora.regular_file import identity_of, status_of, version_of
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ class FilePlan:
         Args:
             path: of an output, or the folder of several.
         """
-        before, folder = version_of(path), None if folder_may_change else _identity(path.parent)
+        before, folder = version_of(path), None if folder_may_change else identity_of(path.parent)
 
         def is_replaceable(now: Path) -> bool:
-            if folder is not None and _identity(now.parent) != folder:
+            if folder is not None and identity_of(now.parent) != folder:
                 return False
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:
@@ -199,12 +199,12 @@ class FilePlan:
                 raise OutputError(
                     f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it."
                 )
-        names = Counter(_identity(output.path) for output in self.outputs if not output.may_stay)
+        names = Counter(identity_of(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)
             if inside is not None:
                 raise OutputError(f"{output.name} would be in {inside.name}, which is a file. Choose another path.")
-            self._check_place(output, names[_identity(output.path)])
+            self._check_place(output, names[identity_of(output.path)])
 
     def _check_place(self, output: Output, names: int) -> None:
         """Check one output.
@@ -240,11 +240,6 @@ class FilePlan:
                 f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
                 "Choose another folder, or name the checkpoint in it instead of the folder."
             )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    found = status_of(path)
-    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _is_input(path: Path, given: Path) -> str:

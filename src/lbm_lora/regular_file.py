@@ -62,6 +62,12 @@ def status_of(path: Path) -> os.stat_result | None:
         return None
 
 
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of what is at a path; None if nothing is there."""
+    found = status_of(path)
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
 def version_of(path: Path) -> tuple[int, int, int, int] | None:
     """Return what tells one content of a path from the next: device, inode, size, and time; None if nothing is there.
 

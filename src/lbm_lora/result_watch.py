@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
-from lbm_lora.regular_file import status_of, version_of
+from lbm_lora.regular_file import identity_of, version_of
 
 
 class ResultWatch:
@@ -36,11 +36,11 @@ class ResultWatch:
         Raises:
             OutputError: the folder is another one than before, or is gone; or the path is that of an earlier result.
         """
-        folder, now = path.parent, _identity(path.parent)
+        folder, now = path.parent, identity_of(path.parent)
         if folder in self._folders and now != self._folders[folder]:
             state = "is gone" if now is None else "is another folder now"
             raise OutputError(f"{folder} {state}: it was moved while results were written to it, which are in it.")
-        there = _identity(path)
+        there = identity_of(path)
         first = None if there is None else self._files.get(there)
         if first is not None and first != path:
             raise OutputError(f"{first} and {path} are one file: the disk does not tell their names apart. Rename one.")
@@ -51,7 +51,7 @@ class ResultWatch:
         Raises:
             OutputError: as of `before`: the folder was moved meanwhile.
         """
-        folder, file = _identity(path.parent), _identity(path)
+        folder, file = identity_of(path.parent), identity_of(path)
         if path.parent in self._folders:
             self.before(path)
         elif folder is not None:
@@ -92,8 +92,3 @@ class OwnFile:
         """Remove the file if it is this run's."""
         if self._known is not None and version_of(self.path) == self._known:
             self.path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    found = status_of(path)
-    return None if found is None else (found.st_dev, found.st_ino)
