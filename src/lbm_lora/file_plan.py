@@ -22,7 +22,7 @@ from lbm_lora.late_files import expect_planned
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
-from lbm_lora.private_folder import is_leftover
+from lbm_lora.private_folder import NOTE, is_leftover
 from lbm_lora.regular_file import identity_of, status_of, version_of
 
 
@@ -195,10 +195,7 @@ class FilePlan:
                 raise OutputError(f"{output.name} would be written twice: it is {what} too.")
             seen[real] = output
         for path in self.inputs.values():
-            if is_leftover(real_path(path)):
-                raise OutputError(
-                    f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it."
-                )
+            check_stays(path)
         names = Counter(identity_of(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)
@@ -214,6 +211,8 @@ class FilePlan:
         """
         path, found = output.path, status_of(output.path)
         check_way(path, output.name)
+        if path.name.casefold() == NOTE:
+            raise OutputError(f"{output.name} has a name that temporary folders need. Choose another one.")
         if found is None:
             check_writable(path, output.name)
             check_link(path)
@@ -240,6 +239,16 @@ class FilePlan:
                 f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
                 "Choose another folder, or name the checkpoint in it instead of the folder."
             )
+
+
+def check_stays(path: Path) -> None:
+    """Refuse an input that is in what a killed command has left: a command that writes removes that.
+
+    Raises:
+        OutputError: it is.
+    """
+    if is_leftover(real_path(path)):
+        raise OutputError(f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it.")
 
 
 def _is_input(path: Path, given: Path) -> str:

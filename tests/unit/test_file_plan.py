@@ -347,3 +347,9 @@ def test_another_kind_of_our_own_files_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"exists, and it is another kind of file\. Choose another path"):
         plan.check()
     plan.check(overwrite=True)
+
+
+def test_an_output_named_as_the_note_of_private_folders(tmp_path: Path) -> None:
+    plan = FilePlan()
+    plan.writes(tmp_path / "LBM-LoRA.txt", ours=OURS)
+    assert refused(plan).endswith("LBM-LoRA.txt has a name that temporary folders need. Choose another one.")

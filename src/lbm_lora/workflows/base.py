@@ -19,6 +19,7 @@ from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
 from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from lbm_lora.ownership import MARK_KEY, is_base, of_kind
+from lbm_lora.private_folder import output_of
 from lbm_lora.progress import SILENT, Progress
 
 _LEDGER = "ledger of a base"
@@ -181,4 +182,5 @@ def _baseline(base: Path, tuned: Path | None, progress: Progress) -> BaselineRep
     if tuned is None:
         return None
     with open_checkpoint(base) as one, open_checkpoint(tuned) as other:
+        one.path = output_of(base)  # messages name the base, which is not there yet
         return compare_base(one.component(), other.component(), progress=progress)

@@ -14,6 +14,7 @@ from lbm_lora.atomic import together
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError, OutputError
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
 Rand = Callable[..., Tensor]
 
@@ -119,6 +120,15 @@ def test_save_looks_at_what_is_there(adapter: Adapter, tmp_path: Path) -> None:
     adapter.save(path, overwrite=True)
     adapter.save(path)
     assert Adapter.load(path).params == adapter.params
+
+
+def test_an_adapter_in_what_a_killed_command_has_left_is_not_saved(adapter: Adapter, tmp_path: Path) -> None:
+    left = adapter.save(tmp_path / ".x.safetensors.0.part" / "x.safetensors")
+    left.with_name(NOTE).write_bytes(NOTE_TEXT)
+    rescued = Adapter.load(left)
+    with pytest.raises(OutputError, match=r"is in a temporary folder of an unfinished command"):
+        rescued.save(tmp_path / "x.safetensors")
+    assert left.exists()
 
 
 def test_save_within_another_call_is_done_at_once(adapter: Adapter, tmp_path: Path) -> None:

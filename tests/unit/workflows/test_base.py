@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.errors import CheckpointError, ConfigError, HubError, InputError, OutputError
+from lbm_lora.errors import CheckpointError, ConfigError, HubError, InputError, OutputError, PairingError
 from lbm_lora.workflows.base import ensure_base, planned_missing, run
 from standins import Lbm
 
@@ -64,6 +66,15 @@ def test_ensure_base_makes_a_missing_base_and_leaves_one_that_is_there(lbm: Lbm,
     for make in (planned_missing, ensure_base):
         with pytest.raises(CheckpointError, match=r"^The backbone zzz .* is not at zzz, and is not a hub id"):
             make(path, backbone_signature="zzz", config_path=None)
+
+
+def test_a_tuned_model_of_another_kind_is_told_apart_from_the_base_by_its_path(lbm: Lbm, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"denoiser.a.weight": torch.zeros(2, 2)}, other)
+    path = tmp_path / "b.safetensors"
+    with pytest.raises(PairingError) as caught:
+        run(BaseConfig(save_path=path, backbone_signature=str(lbm.backbone), tuned_model_path=other))
+    assert str(caught.value).startswith(f"{path} and {other} have no tensors")
 
 
 @pytest.mark.parametrize("content", [None, b"cut"])
