@@ -287,6 +287,9 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.server.large[value["oid"]]
             else:
                 raise _Refusal(400, message=f"unknown operation {one['key']}")
+        parent = header["value"].get("parentCommit")
+        if parent is not None and parent != self._commit_of(repo, revision):
+            raise _Refusal(412, message="A commit has happened since. Please refresh and try again.")
         commit = repo.commit(files, header["value"]["summary"], revision)
         self._json({"commitUrl": f"{self.server.url}/{name}/commit/{commit}", "commitOid": commit})
 

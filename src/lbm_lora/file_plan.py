@@ -195,7 +195,10 @@ class FilePlan:
                 raise OutputError(f"{output.name} would be written twice: it is {what} too.")
             seen[real] = output
         for path in self.inputs.values():
-            check_stays(path)
+            if is_leftover(real_path(path)):
+                raise OutputError(
+                    f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it."
+                )
         names = Counter(identity_of(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)
@@ -239,16 +242,6 @@ class FilePlan:
                 f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
                 "Choose another folder, or name the checkpoint in it instead of the folder."
             )
-
-
-def check_stays(path: Path) -> None:
-    """Refuse an input that is in what a killed command has left: a command that writes removes that.
-
-    Raises:
-        OutputError: it is.
-    """
-    if is_leftover(real_path(path)):
-        raise OutputError(f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it.")
 
 
 def _is_input(path: Path, given: Path) -> str:

@@ -6,7 +6,7 @@ from stat import S_ISDIR, S_ISREG, S_IWGRP, S_IWOTH, S_IWUSR
 
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import real_path
-from lbm_lora.regular_file import status_of
+from lbm_lora.regular_file import is_same, status_of
 
 _WRITE = S_IWUSR | S_IWGRP | S_IWOTH
 
@@ -52,15 +52,25 @@ def check_way(path: Path, name: str) -> None:
 
 
 def is_protected(path: Path, *, names: int = 1) -> bool:
-    """Return whether a file is write-protected, and would be lost: it has no other names than those.
+    """Return whether a file is write-protected, and would be lost: it has no other name in its folder.
+
+    A run's last.safetensors is such another name.
 
     Args:
         names: how many of its names are to be replaced.
     """
     found = status_of(path)
-    if found is None or found.st_nlink > names:
+    if found is None or (found.st_mode & _WRITE and os.access(path, os.W_OK)):
         return False
-    return not found.st_mode & _WRITE or not os.access(path, os.W_OK)
+    return found.st_nlink <= names or _names_beside(path) <= names
+
+
+def _names_beside(path: Path) -> int:
+    """Return how many names a file has in its folder; 0 if that cannot be listed."""
+    try:
+        return sum(is_same(one, path) for one in path.parent.iterdir())
+    except OSError:
+        return 0
 
 
 def check_writable(path: Path, name: str = "") -> None:

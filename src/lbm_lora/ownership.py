@@ -5,8 +5,11 @@ header of a `.safetensors`, EXIF data, a line of its own. So a file of somebody 
 """
 
 import re
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile
 
 from lbm_lora.regular_file import check_regular
@@ -54,6 +57,9 @@ _ANY = re.compile(
     rb"|\n# made by lbm-lora\n|made by lbm-lora(: |\)\.\n)"
 )
 _SEARCHED = 2**16  # bytes at either end of a file
+_TIFF = re.compile(rb"II\*\0|MM\0\*")  # the beginning of a TIFF, and of EXIF data
+_BLOCKS = 64  # of one image
+_SOFTWARE, _ASCII = 0x131, 2  # tag and type
 _HEADER = 10**8  # bytes; the format's limit for the header of a `.safetensors`
 _TAR_MAGIC = 258  # where a tar header has its magic bytes (POSIX ustar), after the line feed that `_ends` adds
 
@@ -69,8 +75,11 @@ def is_ours(path: Path, *marks: str) -> bool:
             the whole line.
     """
     ends = _ends(path)
-    is_archive = ends.startswith(b"ustar", _TAR_MAGIC)
-    return not is_archive and any(sought in ends for mark in marks for sought in _sought(mark, ends))
+    if ends.startswith(b"ustar", _TAR_MAGIC):
+        return False
+    pictures = [mark for mark in marks if mark in (*PICTURES, SOURCE_COPY)]
+    others = [mark for mark in marks if mark not in pictures]
+    return any(_sought(mark) in ends for mark in others) or any(_is_picture(path, mark) for mark in pictures)
 
 
 def of_kind(*marks: str) -> Callable[[Path], bool]:
@@ -133,16 +142,48 @@ def _is_checkpoint(path: Path, kind: str) -> bool:
         return False
 
 
-def _sought(mark: str, ends: bytes) -> Iterator[bytes]:
-    """Yield the bytes of a mark: a whole line of a text, a whole value of an image's metadata."""
-    if mark not in (*PICTURES, SOURCE_COPY):
-        yield (f"\n{mark}" if mark.startswith("# ") else mark).encode()
-        return
+def _is_picture(path: Path, mark: str) -> bool:
+    """Return whether a mark is an image's Software tag (EXIF, TIFF), a GIF's comment, or the text after a BMP."""
     value = f"{mark}\0".encode()
-    yield b"\0" + value
-    yield bytes([len(mark)]) + value  # a comment of a GIF begins with its length
-    if ends.startswith((b"\nII*\0", b"\nMM\0*")):  # a TIFF has its values side by side
-        yield value
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            starts = dict.fromkeys((0, max(0, size - _SEARCHED)))
+            parts = {start: _read_at(file, start, _SEARCHED) for start in starts}
+            if parts[0].startswith(b"BM"):
+                return parts[max(starts)].endswith(b"\0" + value)
+            if parts[0].startswith(b"GIF8"):  # a comment begins with its length
+                return any(bytes([len(mark)]) + value in part for part in parts.values())
+            blocks = (start + found.start() for start, part in parts.items() for found in _TIFF.finditer(part))
+            return any(_has_software(file, block, value) for block in islice(blocks, _BLOCKS))
+    except OSError:
+        return False
+
+
+def _has_software(file: BinaryIO, block: int, value: bytes) -> bool:
+    """Return whether the first directory of a TIFF block has a value as its Software tag (TIFF 6.0, section 2)."""
+    order = "<" if _read_at(file, block, 1) == b"I" else ">"
+    try:
+        (directory,) = struct.unpack(f"{order}I", _read_at(file, block + 4, 4))
+        (count,) = struct.unpack(f"{order}H", _read_at(file, block + directory, 2))
+        entries = _read_at(file, block + directory + 2, 12 * count)
+        for tag, kind, length, place in struct.iter_unpack(f"{order}HHII", entries):
+            if (tag, kind, length) == (_SOFTWARE, _ASCII, len(value)):
+                return _read_at(file, block + place, length) == value
+    except struct.error:  # the block is cut, or none
+        return False
+    return False
+
+
+def _read_at(file: BinaryIO, start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
+
+
+def _sought(mark: str) -> bytes:
+    """Return the bytes of a mark; if it begins a line, with the end of the line before."""
+    return (f"\n{mark}" if mark.startswith("# ") else mark).encode()
 
 
 def _ends(path: Path) -> bytes:

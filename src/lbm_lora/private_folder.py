@@ -5,6 +5,7 @@ says whose it is. Nothing is removed for its name alone: a folder without the no
 
 The writer holds a lock (flock) on the folder for as long as it lives, also across containers. So whoever finds a name
 taken knows whether its writer is alive, and takes the next name, or was killed: then the folder is removed.
+Windows opens no folders, and so locks none: there, such a folder is left to the user.
 """
 
 import os
@@ -20,7 +21,7 @@ from stat import S_IMODE, S_IRUSR, S_IRWXU
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:  # Windows, which opens no folders either
     fcntl = None
 
 NOTE = "lbm-lora.txt"
@@ -52,15 +53,17 @@ class PrivateFolder:
     """A private folder that its writer holds.
 
     Attributes:
-        lock: descriptor of the folder.
+        lock: descriptor of the folder; None: the system opens no folders.
+        status: what the system said about it when it was made.
     """
 
     path: Path
-    lock: int
+    lock: int | None
+    status: os.stat_result
 
     def is_here(self) -> bool:
         """Return whether the path still names it: a folder above may be moved, and another writer start there."""
-        return _is_at(self.lock, self.path)
+        return _is_at(self.status, self.path)
 
 
 @dataclass
@@ -69,23 +72,27 @@ class _Taken:
 
     Attributes:
         folder: a path that is being created, or is.
-        lock: descriptor of the folder; None: it may be somebody else's.
+        status: of the created folder; None: it may be somebody else's.
+        lock: descriptor of the folder.
     """
 
     folder: Path | None = None
+    status: os.stat_result | None = None
     lock: int | None = None
 
     def remove(self) -> None:
         if self.folder is None:
             return
-        if self.lock is None:
+        if self.status is None:
             remove_leftover(self.folder)
-        else:
-            if _is_at(self.lock, self.folder):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # closed before an interrupt
-                os.close(self.lock)
-        self.folder = self.lock = None
+        elif _is_at(self.status, self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.forget()
+
+    def forget(self) -> None:
+        lock, self.folder, self.status, self.lock = self.lock, None, None, None
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
@@ -121,7 +128,7 @@ def remove_leftover(folder: Path) -> bool:
     except (OSError, AttributeError):  # no folder; or Windows, which opens none
         return False
     try:
-        if not _locked(descriptor) or not _is_at(descriptor, folder) or not _is_ours(folder):
+        if not _locked(descriptor) or not _is_at(os.fstat(descriptor), folder) or not _is_ours(folder):
             return False
         shutil.rmtree(folder, ignore_errors=True)
         return not os.path.lexists(folder)
@@ -183,27 +190,26 @@ def _take(path: Path, taken: _Taken) -> PrivateFolder:
     with suppress(FileNotFoundError):
         path.lstat()  # raises if the disk takes no name as long as the output's
     for number in range(_WRITERS):
-        if fcntl is None:
-            break
         folder = path.with_name(f"{stem_of(path.name)}.{number}.part")
         while os.path.lexists(folder) and remove_leftover(folder):
             pass
         try:
             made = _create(folder, taken)
         except FileExistsError:
-            taken.folder = None
+            taken.forget()
             continue
+        if fcntl is None or made.lock is None:  # nobody can take it for a leftover
+            return made
         try:
             fcntl.flock(made.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody takes it for a leftover
+        except BlockingIOError:  # somebody takes it for one
             pass
-        except OSError:  # a disk without locks: nobody can take it for one
+        except OSError:  # a disk without locks: nobody can
             return made
         else:
             if made.is_here():
                 return made  # else somebody did before it was locked
-        taken.folder = taken.lock = None
-        os.close(made.lock)
+        taken.forget()
     folder = path.with_name(f"{stem_of(path.name)}.{secrets.token_hex(4)}.part")
     return _create(folder, taken)
 
@@ -212,8 +218,12 @@ def _create(folder: Path, taken: _Taken) -> PrivateFolder:
     taken.folder = folder
     folder.mkdir()
     permit(folder, S_IRWXU)
-    taken.lock = os.open(folder, os.O_RDONLY)
-    return PrivateFolder(folder, taken.lock)
+    if fcntl is None:
+        taken.status = folder.lstat()
+    else:
+        taken.lock = os.open(folder, os.O_RDONLY)
+        taken.status = os.fstat(taken.lock)
+    return PrivateFolder(folder, taken.lock, taken.status)
 
 
 def _locked(descriptor: int) -> bool:
@@ -227,9 +237,9 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether a path still names an open folder: its writer may have removed it."""
+def _is_at(status: os.stat_result, path: Path) -> bool:
+    """Return whether a path still names a folder: its writer may have removed it."""
     try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+        return os.path.samestat(path.lstat(), status)
     except OSError:
         return False

@@ -126,7 +126,7 @@ def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
 
 def sync(path: Path) -> None:
     """Flush a file to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers alone
     try:
         os.fsync(descriptor)
     finally:

@@ -78,6 +78,10 @@ class OwnFile:
         """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""
         self._known = version_of(self.path)
 
+    def is_here(self) -> bool:
+        """Return whether it is there, as it was noted."""
+        return self._known is not None and version_of(self.path) == self._known
+
     def check(self) -> None:
         """Check that no other file is there; call it before a write.
 
@@ -90,5 +94,5 @@ class OwnFile:
 
     def remove(self) -> None:
         """Remove the file if it is this run's."""
-        if self._known is not None and version_of(self.path) == self._known:
+        if self.is_here():
             self.path.unlink()

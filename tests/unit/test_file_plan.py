@@ -191,6 +191,17 @@ def test_not_all_names_of_a_protected_file_are_replaced(tmp_path: Path) -> None:
         plan.check(overwrite=True)
 
 
+def test_a_protected_file_with_a_second_name_elsewhere_stays(tmp_path: Path) -> None:
+    """As in a snapshot of hard links: the path would lose its contents."""
+    protected = file(tmp_path / "x", MARK_LINE)
+    protected.chmod(0o444)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "x").hardlink_to(protected)
+    plan = FilePlan()
+    plan.writes(protected, ours=OURS)
+    assert "write-protected" in refused(plan)
+
+
 def test_a_second_name_of_a_protected_file_is_replaced(tmp_path: Path) -> None:
     """As `last.safetensors` is of the file of the last step: nothing is lost."""
     protected = file(tmp_path / "step", MARK_LINE)

@@ -3,10 +3,13 @@
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from PIL import Image
 
+from lbm_lora.imaging.image_file import write_image
 from lbm_lora.ownership import (
     BASE,
     FUSED,
@@ -27,42 +30,64 @@ from lbm_lora.ownership import (
     of_kind,
 )
 
+DESCRIPTION, SOFTWARE, ARTIST = 0x10E, 0x131, 0x13B
 KINDS = (is_lora, is_statistics, is_base, is_fused, is_trained)
 
 
 @pytest.mark.parametrize("place", [0, 2**17])
 def test_the_mark_is_looked_for_at_both_ends(tmp_path: Path, place: int) -> None:
-    content = bytearray(2**17 + len(RESULT) + 2)
-    content[place + 1 : place + 1 + len(RESULT)] = RESULT.encode()
+    content = bytearray(2**17 + len(MARK_LINE) + 2)
+    content[place : place + len(MARK_LINE)] = MARK_LINE.encode()
     (tmp_path / "a").write_bytes(content)
-    assert is_ours(tmp_path / "a", RESULT)
+    assert is_ours(tmp_path / "a", MARK_LINE) == (place == 0), "a line of its own"
+    content[place - 1 if place else 0] = ord("\n" if place else "#")
+    (tmp_path / "a").write_bytes(content)
+    assert is_ours(tmp_path / "a", MARK_LINE)
     assert is_any_kind(tmp_path / "a")
     (tmp_path / "b").write_bytes(bytes(2**18))
-    assert not is_ours(tmp_path / "b", RESULT)
+    assert not is_ours(tmp_path / "b", MARK_LINE)
     assert not is_any_kind(tmp_path / "b")
-    assert not is_ours(tmp_path / "none", RESULT)
+    assert not is_ours(tmp_path / "none", MARK_LINE)
+
+
+def test_the_mark_of_an_image_is_at_either_end(tmp_path: Path) -> None:
+    """PNG and JPEG have their EXIF data at the beginning, WebP at the end, TIFF where its writer likes."""
+    exif = Image.Exif()
+    exif[SOFTWARE] = RESULT
+    block = exif.tobytes()
+    for name, content in {"a": block + bytes(2**18), "b": bytes(2**18) + block}.items():
+        (tmp_path / name).write_bytes(content)
+        assert is_ours(tmp_path / name, RESULT)
+        assert not is_ours(tmp_path / name, SIDE_BY_SIDE)
+        (tmp_path / name).write_bytes(content[: len(block) // 2])
+        assert not is_ours(tmp_path / name, RESULT)
+    (tmp_path / "c").write_bytes(b"II*\0" + b"\xff" * 12 + b"MM\0*")
+    assert not is_ours(tmp_path / "c", RESULT)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff", "gif", "bmp"])
+@pytest.mark.filterwarnings("ignore:.*a GIF holds 256 colours")
+def test_a_caption_is_no_mark(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    image = Image.effect_noise((300, 300), 90).convert("RGB")
+    write_image(image, path, mark=RESULT)
+    assert is_ours(path, SIDE_BY_SIDE, RESULT)
+    for tag in (DESCRIPTION, ARTIST, SOFTWARE):
+        for text in (f"it is {RESULT}", f"{RESULT}, too", *([RESULT] if tag != SOFTWARE else [])):
+            exif = Image.Exif()
+            exif[tag] = text
+            options: dict[str, Any] = {"comment": text} if extension == "gif" else {"exif": exif}
+            if extension != "gif" or text != RESULT:
+                image.save(path, **options)
+                assert not is_ours(path, RESULT)
 
 
 def test_an_archive_of_results_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text(f"\0{RESULT}\0")
+    write_image(Image.new("RGB", (4, 4)), tmp_path / "a.png", mark=RESULT)
     with tarfile.open(tmp_path / "b.png", "w") as archive:
         archive.add(tmp_path / "a.png", "a.png")
     assert of_kind(RESULT)(tmp_path / "a.png")
     assert not of_kind(RESULT)(tmp_path / "b.png")
-
-
-def test_a_mark_of_one_kind_is_told_from_others(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_text(f"\0{SIDE_BY_SIDE}\0")
-    assert is_ours(path, RESULT, SIDE_BY_SIDE)
-    assert not of_kind(RESULT)(path)
-    for caption in (
-        f"\0a caption that says {SIDE_BY_SIDE} once\0",
-        f"\0it is {SIDE_BY_SIDE}\0",
-        f"\0{SIDE_BY_SIDE}, too\0",
-    ):
-        path.write_text(caption)
-        assert not of_kind(SIDE_BY_SIDE)(path)
 
 
 @pytest.mark.parametrize(

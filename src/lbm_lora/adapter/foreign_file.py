@@ -16,6 +16,7 @@ from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.errors import InputError, OutputError
 from lbm_lora.factorize import PACKED
 from lbm_lora.naming import ParamName, leaf_of
+from lbm_lora.plain_text import TextError, read_text
 from lbm_lora.progress import warn
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -92,8 +93,8 @@ def is_config_as_written(path: Path, weights: Path) -> bool:
     """Return whether a configuration is the one that was written with the weights next to it, and not edited since."""
     try:
         with open_checkpoint(weights) as file:
-            return file.metadata.get(CONFIG_DIGEST_KEY) == _digest(path.read_bytes())
-    except (InputError, OSError):
+            return file.metadata.get(CONFIG_DIGEST_KEY) == _digest(read_text(path).encode())
+    except (InputError, OSError, TextError):
         return False
 
 

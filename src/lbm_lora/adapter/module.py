@@ -13,7 +13,7 @@ from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
-from lbm_lora.file_plan import FilePlan, check_stays
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 from lbm_lora.progress import warn
@@ -133,16 +133,15 @@ class Adapter:
 
         Raises:
             AdapterError: the format cannot hold a part of it.
-            OutputError: the path cannot be written, or has another file; or the adapter was read from what a killed
-                command has left.
+            OutputError: the path cannot be written, or has another file; or it is the file that the adapter was read
+                from.
         """
         from lbm_lora.adapter.adapter_file import plan_files, save_adapter  # they take this class
         from lbm_lora.adapter.formats import Wishes
 
         with notes_of_one_call(), at_once():  # a listener of another call may save too
-            if self.path is not None:
-                check_stays(self.path)
             plan = FilePlan()
+            plan.reads(self.path)
             plan_files(plan, Path(path), format)
             plan.check(overwrite=overwrite)
             saved = save_adapter(self, path, format=format, wishes=Wishes(biases, norms, base))

@@ -19,6 +19,7 @@ from lbm_lora.api.values import (
     path_of,
     statistics_of,
 )
+from lbm_lora.atomic import together
 from lbm_lora.checkpoint import CheckpointLike, open_checkpoint
 from lbm_lora.combine import Resized, merge_rule
 from lbm_lora.configs.merge import MergeConfig
@@ -207,16 +208,17 @@ def _resized(
             paths = resize_workflow.output_paths(config, rule, extract_workflow.sources(sources))
         component = None if opened is None else opened.component()
         adapter = adapter_of(lora, config.lora_alpha_is, base=component)
-        found = resize_workflow.resized(
-            config,
-            rule,
-            adapter,
-            paths,
-            statistics=lambda: statistics_of(calibration),
-            base=opened,
-            images=readable(sources),
-            progress=progress,
-        )
+        with together():
+            found = resize_workflow.resized(
+                config,
+                rule,
+                adapter,
+                paths,
+                statistics=lambda: statistics_of(calibration),
+                base=opened,
+                images=readable(sources),
+                progress=progress,
+            )
     return [_with_error(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
 
 

@@ -21,6 +21,7 @@ from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
 from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option
 from lbm_lora.late_files import notes_of_one_call
+from lbm_lora.missing_path import home_path
 
 _FLAG = re.compile(r"--(?=[a-z])")
 """What makes a flag (`--max_size`) of a name (`max_size`)."""
@@ -109,8 +110,9 @@ class Options(Generic[C]):
             try:
                 for name in paths & _empty(own, given, options):  # `.` to pathlib
                     raise ConfigError(Option(name), " needs a value, got an empty text.")
+                at_home = {name: _at_home(value) if name in paths else value for name, value in options.items()}
                 with notes_of_one_call(), at_once():  # a listener of another call may have called this one
-                    return function(*given, **options)
+                    return function(*map(_at_home, given), **at_home)
             except LbmLoraError as error:
                 error.args = tuple(map(self._renamed, error.args))
                 raise
@@ -181,6 +183,11 @@ def _empty(signature: inspect.Signature, given: Sequence[Any], options: Mapping[
     except TypeError:  # the call itself says what is wrong
         return set()
     return {name for name, value in {**named, **options}.items() if isinstance(value, str) and not value}
+
+
+def _at_home(value: Any) -> Any:
+    """Return a path with the home folder in the place of `~`, which no shell has replaced; anything else as it is."""
+    return home_path(value) if isinstance(value, str | Path) and str(value).startswith("~") else value
 
 
 def _declared(config: type) -> Iterator[tuple[str, Any, Any]]:

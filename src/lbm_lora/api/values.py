@@ -10,7 +10,7 @@ from torch import nn
 from lbm_lora.adapter import Adapter
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import ImageError
+from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.hub import load_adapter, local_lora, open_checkpoint
 from lbm_lora.temp_folder import temp_folder
 
@@ -92,15 +92,19 @@ def _file(image: Path | str | ImageLike, path: Path) -> str:
     try:
         image.save(path, format="PNG")
     except OSError as error:
+        if error.errno is not None:
+            raise OutputError(
+                f"{path.parent.parent} cannot be written to: {error.strerror}. Set TMPDIR to another folder."
+            ) from None
         raise ImageError(f"{path.stem}: {error}. Give it in mode RGB: image.convert('RGB').") from None
     return str(path)
 
 
 def label_of(calibration: "Path | str | Statistics | None") -> Path | None:
-    """Return the name of statistics in messages and metadata."""
+    """Return the file of statistics, or what messages and metadata call those that are in memory."""
     if calibration is None:
         return None
-    return Path(calibration) if isinstance(calibration, str | Path) else Path("statistics")
+    return Path(calibration) if isinstance(calibration, str | Path) else calibration.path or Path("statistics")
 
 
 def statistics_of(calibration: "Path | str | Statistics | None") -> "Statistics":

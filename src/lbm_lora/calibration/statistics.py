@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.configs.values import CONV_DENSE_UP_TO, DENSE_UP_TO, SKETCH_RANK, SMALLEST_SIZE
@@ -109,6 +110,7 @@ class Statistics(Mapping[ModuleName, Weights]):
         image_digests: digest of each image (see `imaging.digests`); a file keeps the first 512, and older files none.
         unmeasured: modules whose weight is not used as a matrix, with the reason, as in `layers.unmeasured`. Their
             deltas stay dense.
+        path: the file that the moments are read from; None if they are in memory.
     """
 
     layers: Mapping[ModuleName, CalledLayer]
@@ -122,6 +124,7 @@ class Statistics(Mapping[ModuleName, Weights]):
     checks: tuple[Check, ...] = ()
     image_digests: tuple[str, ...] = ()
     unmeasured: Mapping[ModuleName, str] = field(default_factory=dict[ModuleName, str])
+    path: Path | None = None
 
     def __repr__(self) -> str:
         """Return `<Statistics: 794 layers, 64 images>`, with samples in the place of images for other networks."""

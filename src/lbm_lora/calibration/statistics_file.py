@@ -94,6 +94,7 @@ def load_statistics(path: Path | str) -> Statistics:
             checks=tuple(_check(file, index, *row) for index, row in enumerate(facts["checks"]) if len(row) == _ROW),
             image_digests=tuple(facts.get("images", "").split()),
             unmeasured={ModuleName(name): str(reason) for name, reason in facts.get("unmeasured", {}).items()},
+            path=file.path,
         )
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):

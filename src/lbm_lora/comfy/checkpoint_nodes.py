@@ -194,7 +194,6 @@ class Fuse(io.ComfyNode):
                 files.path_of("loras", lora),
                 save_to=path,
                 lora_scale=strength,
-                overwrite=True,  # the path is held by an empty file
                 progress=NodeProgress(),
             )
             return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))

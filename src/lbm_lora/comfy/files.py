@@ -1,14 +1,16 @@
 """Files by the names that ComfyUI's lists show, and paths for new ones."""
 
+import os
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from lbm_lora.atomic import scratch_folder
 from lbm_lora.errors import OutputError
 from lbm_lora.late_files import expect, notes_of_one_call
-from lbm_lora.regular_file import version_of
+from lbm_lora.private_folder import stem_of
 
 Kind = Literal["diffusion_models", "loras"]
 
@@ -36,7 +38,8 @@ def stamp(kind: Kind, name: str) -> tuple[str, int, int]:
 def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
     """Hold a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
 
-    It is held by an empty file, or folder, which the result replaces: another instance may write to the same folder.
+    It is held by a private folder beside it: another instance may write to the same folder. What a killed instance has
+    left there is removed.
 
     Args:
         suffix: of the file; empty for a folder.
@@ -46,33 +49,24 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
     """
     folder, stem = _inside_output(prefix)
     folder.mkdir(parents=True, exist_ok=True)
-    path = _held(folder, stem, suffix)
-    held = version_of(path)
-    try:
-        with notes_of_one_call():
-            if suffix:  # another instance, or a program that copies files, may not know that the name is taken
-                expect(path, lambda now: version_of(now) == held)
-            yield path
-    finally:
-        with suppress(OSError):
-            if path.is_dir():
-                path.rmdir()  # fails unless it is empty
-            elif path.stat().st_size == 0:
-                path.unlink()
+    with _held(folder, stem, suffix) as path, notes_of_one_call():
+        expect(path, lambda _: False)  # a program that copies files does not know that the name is taken
+        yield path
 
 
-def _held(folder: Path, stem: str, suffix: str) -> Path:
-    taken = {path.name.casefold() for path in folder.iterdir()}  # some disks do not tell cases apart
+@contextmanager
+def _held(folder: Path, stem: str, suffix: str) -> Generator[Path]:
+    names = {path.name for path in folder.iterdir()}
     for number in count(1):
-        name = f"{stem}_{number:05}_{suffix}"
-        if name.casefold() in taken:
+        path = folder / f"{stem}_{number:05}_{suffix}"
+        hold = f"{stem_of(path.name)}.0.part"
+        alike = (path.name.casefold(), hold.casefold())  # some disks do not tell cases apart
+        if any(name.casefold() in alike for name in names - {hold}):
             continue
-        path = folder / name
-        try:
-            path.touch(exist_ok=False) if suffix else path.mkdir()
-        except FileExistsError:
-            continue
-        return path
+        with scratch_folder(path) as held:
+            if held.name == hold and not os.path.lexists(path):  # else another instance was faster
+                yield path
+                return
     raise AssertionError("numbers do not end")
 
 

@@ -165,7 +165,7 @@ class Save(io.ComfyNode):
     ) -> Any:
         suffix = "" if format == "peft" else ".safetensors"
         with running({"biases": "biases", "norms": "norms"}), files.new_path(filename_prefix, suffix) as path:
-            saved = str(lora.save(path, format, biases=biases, norms=norms, overwrite=True))  # its own empty file
+            saved = str(lora.save(path, format, biases=biases, norms=norms))
             return io.NodeOutput(saved, ui=ui.PreviewText(saved))
 
 

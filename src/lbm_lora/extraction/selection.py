@@ -163,7 +163,7 @@ def surveyed(
             return WidthAllocator(survey.widths, prefix=plan.pairing.tuned.prefix, overhead=overhead)
         return rank_allocator(capped, survey, settings.dtype, overhead=overhead, is_weighted=norm is not None)
 
-    with scratch_folder(beside.with_name(f"{beside.stem}.vectors")) as folder:
+    with scratch_folder(beside) as folder:
         vectors: list[Path] = []
 
         def survey_of(plan: Plan) -> Survey:

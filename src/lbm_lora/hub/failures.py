@@ -45,6 +45,8 @@ def reason(error: BaseException, repo: str, *, has_cache: bool = True) -> str:
         return f"the token is missing, or not valid. Make one on {constants.ENDPOINT}/settings/tokens, and {_LOGIN}."
     if status == 403:
         return f"the token does not permit it ({said}). Use one that may write to {repo.partition('/')[0]}: {_LOGIN}."
+    if status == 412:
+        return "somebody has changed the repository meanwhile, and nothing was replaced. Run the command again."
     if _is_offline(error):
         return f"{'it is not in the cache, and ' if has_cache else ''}HF_HUB_OFFLINE forbids the network. Unset it."
     if status is not None:

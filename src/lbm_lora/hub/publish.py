@@ -48,13 +48,20 @@ def destination(to: str) -> HubName:
 
 
 def publish(
-    name: HubName, files: Mapping[str, Path], *, private: bool, message: str, progress: Progress = SILENT
+    name: HubName,
+    files: Mapping[str, Path],
+    *,
+    private: bool,
+    message: str,
+    on: str | None = None,
+    progress: Progress = SILENT,
 ) -> Commit:
     """Commit files to a repository, made if it does not exist. Nothing is made or uploaded if the card is not valid.
 
     Args:
         files: path in the repository -> local file; README.md is the card.
         private: a repository that is made is private; an existing one must be.
+        on: the newest commit of the branch: the hub refuses the files if there is a newer one by now. None: on any.
 
     Raises:
         ConfigError: the card is not valid, or the repository is public and should be private.
@@ -73,7 +80,7 @@ def publish(
         progress.start(0, f"uploading to {name}")
         added = [CommitOperationAdd(path, file) for path, file in files.items()]
         with _without_bars():
-            done = api.create_commit(name.repo, added, commit_message=message, revision=name.revision)
+            done = api.create_commit(name.repo, added, commit_message=message, revision=name.revision, parent_commit=on)
     tree = f"/tree/{name.revision}" if name.revision else ""
     return Commit(id=done.oid, url=f"{api.endpoint}/{name.repo}{tree}")
 

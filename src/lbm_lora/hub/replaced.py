@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-def check_replaced(name: HubName, files: Mapping[str, Path]) -> None:
+def check_replaced(name: HubName, files: Mapping[str, Path]) -> str | None:
     """Refuse a commit that would replace a file which lbm-lora did not write, or a model card that was edited.
 
     A repository or a branch that does not exist yet has nothing to lose: its files stay where the branch starts.
 
     Args:
         files: path in the repository -> local file, as for `publish`.
+
+    Returns:
+        The commit that was looked at, for `publish`; None if there is none.
 
     Raises:
         OutputError: there is such a file.
@@ -38,7 +41,7 @@ def check_replaced(name: HubName, files: Mapping[str, Path]) -> None:
         try:
             info = api.model_info(name.repo, revision=name.revision, timeout=PATIENCE)
         except (RepositoryNotFoundError, RevisionNotFoundError):
-            return
+            return None
         for path in sorted({one.rfilename for one in info.siblings or ()} & files.keys()):
             problem = _problem(api, name.repo, str(info.sha), path, files[path])
             if problem:
@@ -47,6 +50,7 @@ def check_replaced(name: HubName, files: Mapping[str, Path]) -> None:
                     Option("overwrite"),
                     " to replace it.",
                 )
+    return info.sha or None
 
 
 def _problem(api: "HfApi", repo: str, commit: str, path: str, new: Path) -> str:

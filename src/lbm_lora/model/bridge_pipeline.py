@@ -11,8 +11,8 @@ stretched to the nearest of LBM's sizes, and results are stretched back.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from numbers import Integral
 from os import PathLike
@@ -316,9 +316,8 @@ class LatentBridgePipeline(DiffusionPipeline):
         """
         folder = Path(save_directory)
         _check_folder(folder, ("model_index.json", *self.components))
-        folder.mkdir(parents=True, exist_ok=True)
         kwargs.setdefault("repo_id", folder.resolve().name)
-        with TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
+        with _made(folder), TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
             super().save_pretrained(made, *args, **kwargs)
             if not Path(made).is_dir():
                 raise FileNotFoundError(f"{folder} was moved or removed while the model was written. Save it again.")
@@ -333,12 +332,34 @@ class LatentBridgePipeline(DiffusionPipeline):
         """
         folder = Path(save_directory)
         _check_folder(folder, ("model_index.json",))
-        folder.mkdir(parents=True, exist_ok=True)
         kwargs.setdefault("repo_id", folder.resolve().name)
-        with TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
+        with _made(folder), TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
             super().save_config(made, push_to_hub=push_to_hub, **kwargs)
             (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
             _move_into(folder, Path(made))
+
+
+@contextmanager
+def _made(folder: Path) -> Generator[None]:
+    """Create a folder, with those above it; after an error, those that were created are removed if they are empty."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Flush a file to disk, or the entries of a folder."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers alone
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_folder(folder: Path, names: Iterable[str]) -> None:
@@ -369,21 +390,31 @@ def _move_into(folder: Path, made: Path) -> None:
     earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files
     for file in earlier:
         _check_replaceable(folder / file)
+    for file in files:
+        _sync(made / file)
     moved: list[tuple[Path, Path, bool]] = []
+    missing = {(folder / file).parent for file in files if not (folder / file).parent.exists()}
     try:
+        for one in missing:
+            one.mkdir(exist_ok=True)
         for number, file in enumerate(sorted(files)):
             path, spare = folder / file, made / f"old-{number}"
-            path.parent.mkdir(exist_ok=True)
             with suppress(OSError):  # nothing there, or a disk without hard links: then it cannot be put back
                 os.link(path, spare)
             moved.append((path, spare, path.exists()))
             (made / file).replace(path)
+        for one in {path.parent for path, _, _ in moved}:
+            with suppress(OSError):  # some disks, and Windows, flush no folders
+                _sync(one)
     except BaseException:
         for path, spare, was_there in moved:
             if not was_there:
                 path.unlink(missing_ok=True)
             elif spare.exists() and not spare.samefile(path):
                 spare.replace(path)
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
         raise
     for file in earlier:
         (folder / file).unlink(missing_ok=True)

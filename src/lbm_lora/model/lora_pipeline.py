@@ -45,7 +45,7 @@ class LoraPipeline(LatentBridgePipeline):
         super().__init__(unet, vae, scheduler, bridge_noise_sigma, trained_steps, base_fingerprint)
         self._loras = LoadedLoras(lambda: self.unet)
         self._base: CheckpointLike | None = None
-        self._base_version: tuple[int, int, int, int] | None = None
+        self._base_version: object = None
         self._base_found: Fingerprint | None = None
 
     def load_lora_weights(
@@ -215,7 +215,7 @@ class LoraPipeline(LatentBridgePipeline):
 
     def _is_replaced(self) -> bool:
         """Return whether the file of the base is another one by now: it says nothing about this pipeline's weights."""
-        return isinstance(self._base, Path) and self._base.is_file() and version_of(self._base) != self._base_version
+        return isinstance(self._base, Path) and versions(self._base) != self._base_version
 
     def _base_digest(self) -> str | None:
         """The fingerprint of the checkpoint that the weights came from."""
@@ -224,6 +224,11 @@ class LoraPipeline(LatentBridgePipeline):
                 self._base_found = self._base_found or fingerprint(checkpoint.component())
             return self._base_found.digest
         return self.config["base_fingerprint"]
+
+
+def versions(base: Path) -> object:
+    """Return what tells one content of a file, or of the files in a folder, from the next."""
+    return [version_of(one) for one in sorted(base.iterdir())] if base.is_dir() else version_of(base)
 
 
 def _names(names: str | Sequence[str]) -> list[str]:

@@ -18,9 +18,9 @@ from lbm_lora.hub import local_checkpoint
 from lbm_lora.model.bridge_pipeline import Generators, Given, LatentBridgePipeline
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.device import resolve_device
-from lbm_lora.model.lora_pipeline import LoraPipeline
+from lbm_lora.model.lora_pipeline import LoraPipeline, versions
 from lbm_lora.model.schedule import check_step_count, step_counts
-from lbm_lora.regular_file import version_of
+from lbm_lora.regular_file import is_same
 
 _ELSEWHERE = {
     "prompt": "LBM takes no prompt: the image alone decides.",
@@ -66,7 +66,7 @@ class LBMPipeline(LoraPipeline):
         """
         dtype = dtype_of(torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         checkpoint = local_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
-        version = version_of(checkpoint) if isinstance(checkpoint, Path) else None
+        version = versions(checkpoint) if isinstance(checkpoint, Path) else None
         pipe = cls.from_model(load_model(checkpoint, config_path=config_path, device=device, dtype=dtype))
         # an open checkpoint may be closed by its owner: keep a view of our own
         pipe._base = open_checkpoint(checkpoint) if isinstance(checkpoint, Checkpoint) else checkpoint
@@ -90,7 +90,8 @@ class LBMPipeline(LoraPipeline):
         """The pipeline of a folder that `save_pretrained` has written, or of such a repository; see diffusers."""
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path) / "unet"
-        pipe._base = folder if folder.is_dir() else None
+        if folder.is_dir():
+            pipe._base, pipe._base_version = folder, versions(folder)
         return pipe
 
     @classmethod
@@ -106,12 +107,17 @@ class LBMPipeline(LoraPipeline):
         LoRAs that are fused are part of the weights that are written; they can be unfused here, not from the folder.
 
         Args:
-            save_directory: the folder.
+            save_directory: the folder, other than the one that the pipeline was loaded from.
             args, kwargs: see diffusers.
 
         Raises:
-            ConfigError: LoRAs act that are not fused.
+            ConfigError: LoRAs act that are not fused, or the folder is the pipeline's own base.
         """
+        if isinstance(self._base, Path) and self._base.is_dir() and is_same(self._base.parent, Path(save_directory)):
+            raise ConfigError(
+                f"{save_directory} is the model that this pipeline was loaded from, and would be overwritten. Choose "
+                "another folder."
+            )
         state = self._loras.state
         if state.acting and not state.is_fused:
             raise ConfigError(

@@ -123,6 +123,8 @@ def _fetched(url: str, cache_dir: Path | None) -> Path:
                         _copy(stream, file)
                     else:
                         shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
+                    if not file.tell():  # as when the first command of a pipe fails
+                        raise EOFError("nothing came")
             except Exception as error:  # the errors of several HTTP libraries, and plain ones
                 raise DataError(f"the shard {url} cannot be fetched: {_reason(error)}.") from None
     return copy

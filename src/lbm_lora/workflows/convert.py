@@ -19,6 +19,7 @@ from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.workflows.files_beside import warn_of_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def run(config: ConvertConfig, progress: Progress = SILENT) -> ConvertResult:
         adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=base)
         made = converted(config, adapter, base, progress)
         saved = save_adapter(made.adapter, config.save_to, format=config.to, wishes=wishes_of(config, base))
+    warn_of_others(saved.path)
     return written(config, adapter.file_format, made, saved)
 
 

@@ -20,6 +20,7 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.ownership import is_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
+from lbm_lora.workflows.files_beside import warn_of_others
 from lbm_lora.workflows.sources import readable, sources
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
         with open_checkpoint(config.base_model_path) as first, open_checkpoint(config.tuned_model_path) as tuned:
             loras, base, fit = fitted(config, loras, base, first, tuned, images, progress)
     found = merged(config, rule, loras, base, config.save_to, None, progress)
+    warn_of_others(config.save_to)
     return MergeResult(
         adapter=config.save_to,
         nbytes=written_bytes(config.save_to),

@@ -112,9 +112,8 @@ def pushed(
         check_card(text)
         write_text(folder / CARD, text)
         files = {CARD: folder / CARD, lora.name: lora, **({} if twin is None else {TWIN: twin.path}), **pictures}
-        if config.save_to is None and not config.overwrite:
-            check_replaced(name, files)
-        commit = _delivered(config, name, files, f"Upload {lora.name}", progress)
+        looked_at = check_replaced(name, files) if config.save_to is None and not config.overwrite else None
+        commit = _delivered(config, name, files, f"Upload {lora.name}", looked_at, progress)
         return PushResult(
             repo=name.repo,
             url="" if commit is None else commit.url,
@@ -138,11 +137,12 @@ def _planned(config: PushConfig, folder: Path, adapter: Adapter, pictures: Mappi
 
 
 def _delivered(
-    config: PushConfig, name: HubName, files: Mapping[str, Path], message: str, progress: Progress
+    config: PushConfig, name: HubName, files: Mapping[str, Path], message: str, on: str | None, progress: Progress
 ) -> Commit | None:
-    """Publish the files, or write them to the folder of `save_to`."""
+    """Publish the files on top of a commit, or write them to the folder of `save_to`."""
     if config.save_to is None:
-        return publish(name, files, private=config.private, message=config.message or message, progress=progress)
+        message = config.message or message
+        return publish(name, files, private=config.private, message=message, on=on, progress=progress)
     with together():
         for path, file in files.items():
             _copy(file, config.save_to / path)

@@ -25,6 +25,7 @@ from lbm_lora.ownership import is_lora
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
 from lbm_lora.workflows.extract_plan import lora_paths
+from lbm_lora.workflows.files_beside import warn_of_others
 from lbm_lora.workflows.resize_result import ResizeResult, written
 from lbm_lora.workflows.sources import readable, sources
 
@@ -51,6 +52,8 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
             progress=progress,
         )  # fmt: skip
         first, *further = [written(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
+        for path in paths:
+            warn_of_others(path)
     return replace(first, further=tuple(further))
 
 

@@ -19,6 +19,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.workflows.convert import check_form
+from lbm_lora.workflows.files_beside import twin_path, warn_of_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,6 @@ class Twin:
     """What a user of the file should know, one sentence each."""
 
 
-def twin_path(lora: Path, to: ForeignFormat) -> Path:
-    """Return the path of a twin: `x.comfyui.safetensors` for `x.safetensors`, the folder `x.peft`."""
-    return lora.with_name(f"{lora.stem}.{to}{'' if to == 'peft' else lora.suffix}")
-
-
 def plan_twins(plan: FilePlan, loras: Iterable[Path], also: Sequence[ForeignFormat]) -> None:
     """Note the files of all twins.
 
@@ -57,6 +53,7 @@ def plan_twins(plan: FilePlan, loras: Iterable[Path], also: Sequence[ForeignForm
 
 def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = SILENT) -> tuple[Twin, ...]:
     """Write the twins of a native file; see the module's docstring for what they leave out."""
+    warn_of_others(lora, also)
     if not also:
         return ()
     adapter, formats = load_adapter(current(lora), "file"), dict.fromkeys(also)

@@ -10,7 +10,8 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name
 from lbm_lora.missing_path import with_name
 from lbm_lora.ownership import LIST_MARK
-from lbm_lora.regular_file import check_regular, file_digest
+from lbm_lora.plain_text import read_text
+from lbm_lora.regular_file import file_digest
 from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
 
 _USE = "# Copy names, or parts of them"
@@ -52,8 +53,7 @@ def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
 def _is_list(path: Path) -> bool:
     """Return whether a file is a list of layers as `layer_names_text` makes it, and nothing else."""
     try:
-        check_regular(path)
-        head, use, *lines = path.read_text(encoding="utf-8").splitlines()
+        head, use, *lines = read_text(path).splitlines()
     except (OSError, ValueError):
         return False
     is_headed = head.startswith("# The ") and use.startswith(_USE) and f"{use}\n".endswith(LIST_MARK)

@@ -39,10 +39,12 @@ def test_a_lora_of_another_program_stays_one(tmp_path: Path) -> None:
     path = LORA.save(tmp_path / "x.safetensors", "comfyui")
     save_file(load_file(path), path, metadata={"ss_network_dim": "2"})
     found = load_adapter(path)
-    with pytest.raises(OutputError, match=r"x\.safetensors exists, and lbm-lora did not write it"):
-        found.save(path, "comfyui")
-    found.save(path, "comfyui", overwrite=True)
-    assert load_adapter(path).metadata == AdapterMetadata(facts={"ss_network_dim": "2"})
+    other = path.with_name("y.safetensors")
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(OutputError, match=r"y\.safetensors exists, and lbm-lora did not write it"):
+        found.save(other, "comfyui")
+    found.save(other, "comfyui", overwrite=True)
+    assert load_adapter(other).metadata == AdapterMetadata(facts={"ss_network_dim": "2"})
 
 
 def test_factors_in_8_bits_are_expanded(tmp_path: Path) -> None:

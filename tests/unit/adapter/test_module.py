@@ -131,6 +131,14 @@ def test_an_adapter_in_what_a_killed_command_has_left_is_not_saved(adapter: Adap
     assert left.exists()
 
 
+def test_an_adapter_is_not_saved_over_its_own_file(adapter: Adapter, tmp_path: Path) -> None:
+    path = adapter.save(tmp_path / "l.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=r"l\.safetensors is an input of this command and would be overwritten"):
+        Adapter.load(path).save(path, "comfyui", biases="drop", norms="drop", overwrite=True)
+    assert path.read_bytes() == before
+
+
 def test_save_within_another_call_is_done_at_once(adapter: Adapter, tmp_path: Path) -> None:
     with together():
         assert adapter.save(tmp_path / "l.safetensors").is_file()

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import lbm_lora
-from lbm_lora import Adapter, ConfigError, MergeConfig, ResizeConfig
+from lbm_lora import Adapter, ConfigError, MergeConfig, OutputError, ResizeConfig
 from lbm_lora.naming import ParamName
+from lbm_lora.progress import Silent
 from smallnet import small_state
 
 WEIGHT = ParamName("head.0.weight")
@@ -70,3 +71,15 @@ def test_several_ranks_are_several_adapters(loras: list[Adapter]) -> None:
     assert [max(module.rank for module in one.modules.values()) for one in several] == [1, 2]
     with pytest.raises(ConfigError, match=r"^ranks asks for 2 LoRAs, resize gives one\. Call resize_several\.$"):
         lbm_lora.resize(loras[0], **several_ranks)
+
+
+def test_several_files_get_their_paths_together_or_not_at_all(loras: list[Adapter], tmp_path: Path) -> None:
+    class Meanwhile(Silent):
+        def start(self, total: int, what: str) -> None:
+            if what == "resizing":
+                (tmp_path / "o_r2.safetensors").write_bytes(b"theirs")
+
+    options: Any = {"ranks": (1, 2), "save_to": tmp_path / "o.safetensors", "progress": Meanwhile()}
+    with pytest.raises(OutputError, match=r"o_r2\.safetensors appeared while this command ran"):
+        lbm_lora.resize_several(loras[0], **options)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("o_r2.safetensors", b"theirs")]

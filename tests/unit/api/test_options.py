@@ -178,3 +178,14 @@ def test_what_a_call_was_going_to_write_counts_until_its_end(tmp_path: Path) -> 
         Options(Config).documented(write)()
     path.write_text("theirs")
     check_late(path)
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def found(base: Path | str, *, save_to: Path | str | None = None, text: str = "", **options: Any) -> list[object]:
+        return [base, save_to, text]
+
+    call = Options(Config).documented(found)
+    assert call("~/a", save_to="~/b", text="~/c") == [tmp_path / "a", tmp_path / "b", "~/c"]
+    assert call("./~/a", save_to="b~") == ["./~/a", "b~", ""]

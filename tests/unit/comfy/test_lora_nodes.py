@@ -12,6 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter
 from lbm_lora.comfy import files
 from lbm_lora.errors import AdapterError, ConfigError, OutputError
+from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
 
 @pytest.mark.slow
@@ -148,6 +149,20 @@ def test_calibrate_writes_statistics_that_extract_takes(run: Run, comfy: State, 
     assert lora.metadata.is_made_for_output
 
 
+def test_what_a_killed_instance_has_left_is_removed(lists: Path) -> None:
+    with files.new_path("loras/x") as path:
+        folder = path.parent
+    left = folder / ".x_00001_.safetensors.0.part"
+    left.mkdir()
+    (left / NOTE).write_bytes(NOTE_TEXT)
+    with files.new_path("loras/x") as path:
+        assert path.name == "x_00001_.safetensors"
+        assert not path.exists(), "no list shows a file that is not there yet"
+        with files.new_path("loras/x") as other:
+            assert other.name == "x_00002_.safetensors"
+    assert list(folder.iterdir()) == []
+
+
 def test_a_lora_that_comes_to_a_held_name_is_kept(lists: Path, tmp_path: Path) -> None:
     """As another machine's does that a program copies into the folder."""
     lora = Adapter.load(lists / "loras/relight.safetensors")
@@ -155,5 +170,5 @@ def test_a_lora_that_comes_to_a_held_name_is_kept(lists: Path, tmp_path: Path) -
     with files.new_path("loras/x") as path:
         path.write_bytes(theirs)
         with pytest.raises(OutputError, match=r"x_00001_\.safetensors appeared while this command ran"):
-            lora.save(path, overwrite=True)
+            lora.save(path)
     assert path.read_bytes() == theirs

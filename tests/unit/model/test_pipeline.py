@@ -754,6 +754,43 @@ def test_a_save_that_fails_leaves_the_earlier_model(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
+def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
+    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
+    before = {path: path.read_bytes() for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
+    pipe = LBMPipeline.from_pretrained(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(ConfigError, match=r"link is the model that this pipeline was loaded from, and would be"):
+        pipe.save_pretrained(tmp_path / "link")
+    assert {path: path.read_bytes() for path in before} == before
+    pipe.save_pretrained(tmp_path / "other")
+
+
+def test_a_save_that_fails_leaves_no_new_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, replace = LBMPipeline.from_checkpoint(base), Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name == "model_index.json":
+            raise OSError("no space left")
+        return replace(path, target)
+
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        for folder in ("there", "a/new"):
+            with pytest.raises(OSError, match="no space left"):
+                pipe.save_pretrained(tmp_path / folder)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_a_folder_whose_weights_were_replaced_is_no_base_any_more(base: Path, tmp_path: Path) -> None:
+    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
+    pipe = LBMPipeline.from_pretrained(tmp_path / "pipe")
+    another(base).unet.save_pretrained(tmp_path / "pipe" / "unet")
+    pipe.register_to_config(base_fingerprint=None)
+    pipe.save_pretrained(tmp_path / "later")
+    assert json.loads((tmp_path / "later" / "model_index.json").read_text())["base_fingerprint"] is None
+
+
 def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     pipe.save_pretrained(tmp_path)

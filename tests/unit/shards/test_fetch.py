@@ -81,6 +81,12 @@ def test_a_failing_pipe_leaves_nothing(shard: Path, tmp_path: Path) -> None:
     assert leftovers(cache) == []
 
 
+def test_a_pipe_that_gives_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be fetched: nothing came\."):
+        local("pipe:cat /nothing 2> /dev/null | head -c 10", cache_dir=tmp_path / "cache", allow_pipe=True)
+    assert leftovers(tmp_path / "cache") == []
+
+
 def test_a_failed_command_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["sh", "-c", "exit 22", "Authorization:Bearer secret"]
     monkeypatch.setitem(gopen_schemes, "hf", lambda *_: Pipe(command, mode="rb", bufsize=8192))

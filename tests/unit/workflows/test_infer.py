@@ -17,8 +17,10 @@ from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.cli.main import parse
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, InputError, OutputError, WrongBaseError
+from lbm_lora.imaging.image_file import write_image
 from lbm_lora.model import bridge_pipeline
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName
+from lbm_lora.ownership import RESULT
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import infer as module
 from lbm_lora.workflows.infer import run
@@ -433,10 +435,11 @@ def test_a_full_disk_ends_the_batch_and_says_how_far_it_came(
 
 def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.png").write_bytes(b"\0made by lbm-lora: result\0 earlier")
+    write_image(Image.new("RGB", (3, 3)), tmp_path / "out" / "a.png", mark=RESULT)
+    earlier = (tmp_path / "out" / "a.png").read_bytes()
     result = run(infer(files, photos, tmp_path / "out", skip_existing=True))
     assert ([made.source.name for made in result.outputs], result.present) == (["b.jpg"], 1)
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"\0made by lbm-lora: result\0 earlier"
+    assert (tmp_path / "out" / "a.png").read_bytes() == earlier
     again = run(infer(files, photos, tmp_path / "out", skip_existing=True))
     assert (again.outputs, again.present, again.device, again.dtype) == ((), 2, "cpu", "fp32")
     compared = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))

@@ -22,6 +22,7 @@ from lbm_lora.errors import ConfigError, HubError, OutputError
 from lbm_lora.hub import local_lora
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
+from lbm_lora.progress import Silent
 from lbm_lora.workflows.push import TWIN, run
 from standins import Lbm
 
@@ -117,6 +118,22 @@ def test_files_of_others_in_the_repository_stay(hub: HubServer, config: PushConf
     assert repo.branches["main"] == before
     run(replace(config, overwrite=True))
     assert repo.commits[repo.branches["main"]] == ours
+
+
+def test_what_somebody_commits_during_the_upload_stays(hub: HubServer, config: PushConfig) -> None:
+    run(config)
+    repo = hub.repos["user/repo"]
+
+    class Meanwhile(Silent):
+        def start(self, total: int, what: str) -> None:
+            if what.startswith("uploading"):
+                hub.put("user/repo", {"README.md": b"theirs"})
+
+    with pytest.raises(HubError, match=r"somebody has changed the repository meanwhile, and nothing was replaced\."):
+        run(config, Meanwhile())
+    assert repo.commits[repo.branches["main"]]["README.md"] == b"theirs"
+    run(replace(config, overwrite=True), Meanwhile())
+    assert repo.commits[repo.branches["main"]]["README.md"] != b"theirs"
 
 
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:

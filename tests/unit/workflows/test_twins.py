@@ -21,7 +21,8 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
-from lbm_lora.workflows.twins import plan_twins, twin_path, write_twins
+from lbm_lora.workflows.files_beside import twin_path
+from lbm_lora.workflows.twins import plan_twins, write_twins
 from standins import Lbm
 
 FORMATS: tuple[ForeignFormat, ...] = get_args(ForeignFormat)

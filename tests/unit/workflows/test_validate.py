@@ -17,7 +17,7 @@ from lbm_lora.cli.main import parse
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, ImageError, QualityError, WrongBaseError
+from lbm_lora.errors import AdapterError, ConfigError, ImageError, OutputError, QualityError, WrongBaseError
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.regular_file import file_digest
@@ -169,6 +169,13 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
     assert "# denoiser.conv_out: not in this LoRA" in lines
     again = run(dataclasses.replace(config, lora_path=attention.adapter))
     assert again.layer_names.read_text(encoding="utf-8").splitlines() == lines, "it replaces its own list"
+
+
+def test_a_large_file_at_the_path_of_the_list_is_not_read(config: ValidateConfig, tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(OutputError, match=r"model\.safetensors exists, and lbm-lora did not write it"):
+        run(dataclasses.replace(config, layer_names=tmp_path / "model.safetensors"))
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ def plan_shards(
     paths = local_shards(shards, cache_dir=cache_dir, allow_pipe=False, progress=progress)
     files.reads(*paths, *map(path_of, shards))  # of a compressed one, the unpacked copy and the given file
     for name in names:
-        files.writes(folder / name, ours=lambda _: True, may_stay=True)  # its record tells; see `_finished`
+        ours = is_result if overwrite else lambda _: True  # its record tells; see `_finished`
+        files.writes(folder / name, ours=ours, may_stay=True)
         files.writes(record_path(folder / name), "the record", ours=is_record, may_stay=True)
     files.check(overwrite=overwrite)
     for name in () if overwrite else names:

@@ -70,7 +70,7 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
     known = {folder.last: state.results.get(max(state.results, default=-1)), folder.best: state.best_result}
     others = [path for path in held if not _is_of(path, state, known[path])]
     again = folder.step_file(state.step)
-    if was_cut_off(state, folder) and again.exists() and trained_steps(again) != state.step:
+    if was_cut_off(state, folder) and again.exists() and not is_save_of(again, state.config, state.step):
         others.append(again)
     if others:
         raise ConfigError(

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path
-from lbm_lora.errors import ConfigError, OutputError, listing
+from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
 from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import status_of
 
-_VERSION = re.compile(r"version_\d+")
-"""Folders that the CSV logger makes in `logs`."""
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _GRID = re.compile(r"step-(\d{6,})\.png")
 _PART = re.compile(
@@ -94,20 +92,11 @@ class RunFolder:
             logger: the chosen logger.
 
         Raises:
-            OutputError: one is a file, or read-only, or its name is none that the logger takes.
+            OutputError: one is a file, or read-only.
         """
         if pictures:
             check_writable(self.grid(0), "a picture of the run")
         folders = [self.logs] if logger in ("csv", "tensorboard") else []
-        if logger == "csv" and self.logs.is_dir():
-            folders += [one for one in self.logs.iterdir() if _VERSION.fullmatch(one.name)]
-            strange = [
-                one
-                for one in self.logs.iterdir()
-                if (number := one.name.partition("_")[2]).isdigit() and not number.isdecimal()
-            ]  # as a superscript is, which the logger takes for a number
-            if strange:
-                raise OutputError(f"{strange[0]} has a number that the csv logger cannot read. Rename it.")
         for folder in folders:
             check_writable(folder / "a log", "a log of the run")
 

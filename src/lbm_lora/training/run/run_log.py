@@ -1,14 +1,16 @@
 """Log the metrics of a run, with means and times, to TensorBoard, W&B, CSV, or nowhere."""
 
+import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.fabric.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from lbm_lora.missing_path import absolute_path
 from lbm_lora.output_place import cannot_write
 from lbm_lora.progress import Pace, as_clock
 from lbm_lora.result_watch import ResultWatch
+from lbm_lora.training.run.metrics_table import MetricsTable
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
 
@@ -71,12 +74,17 @@ class RunLog:
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
         self._logger, self._place, self._watch = _open(settings, folder, step), folder.logs, ResultWatch()
+        self._hook = threading.excepthook
+        threading.excepthook = partial(_unless_tensorboard, self._hook)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics by name, after a step."""
         if self._logger is not None:
             with self._writing():
-                self._logger.log_metrics(dict(values), step)
+                if isinstance(self._logger, MetricsTable):
+                    self._logger.add(values, step)
+                else:
+                    self._logger.log_metrics(dict(values), step)
 
     def grid(self, images: Image.Image, path: Path, step: int) -> None:
         """Log the image grid of a validation, which is also in a file."""
@@ -89,9 +97,12 @@ class RunLog:
 
     def close(self) -> None:
         """Flush what is still in memory."""
-        if self._logger is not None:
-            with self._watch, self._writing():
-                self._logger.finalize("success")
+        try:
+            if isinstance(self._logger, Logger):
+                with self._watch, self._writing():
+                    self._logger.finalize("success")
+        finally:
+            threading.excepthook = self._hook
 
     @contextmanager
     def _writing(self) -> Generator[None]:
@@ -113,6 +124,12 @@ class RunLog:
             raise cannot_write(self._place, reason) from None
 
 
+def _unless_tensorboard(hook: Callable[[Any], object], failed: Any) -> None:
+    """Report an error of a thread, but not of TensorBoard's: it is raised again at the next entry."""
+    if type(failed.thread).__name__ != "_AsyncWriterThread":
+        hook(failed)
+
+
 def step_line(step: int, total: int, loss: float, pace: Pace) -> str:
     """What the user reads after a step, behind `note: ` in 80 columns; gradient, rate and pace are in the log.
 
@@ -131,10 +148,10 @@ def check_logger(settings: RunSettings) -> None:
         MissingExtraError: its package is not installed.
     """
     folder = str(settings.save_ckpt_path)
-    if settings.logger != "none" and "::" in folder:
+    if settings.logger not in ("csv", "none") and "::" in folder:
         raise ConfigError(
             f"logger {settings.logger} takes save_ckpt_path {folder} for a URL. Choose a folder without ::, or set "
-            "logger to none."
+            "logger to csv or none."
         )
     package = _PACKAGES.get(settings.logger)
     if package is not None and find_spec(package) is None:
@@ -144,13 +161,13 @@ def check_logger(settings: RunSettings) -> None:
         )
 
 
-def _open(settings: RunSettings, folder: RunFolder, step: int) -> Logger | None:
+def _open(settings: RunSettings, folder: RunFolder, step: int) -> Logger | MetricsTable | None:
     # loggers go by fsspec, which takes what stands before a colon of a relative path for a file system
     root, name = absolute_path(folder.logs.parent), folder.logs.name
     if settings.logger == "tensorboard":
         return TensorBoardLogger(root, name=name, version="", purge_step=step + 1 if step else None)
     if settings.logger == "csv":
-        return CSVLogger(root, name=name, flush_logs_every_n_steps=1)
+        return MetricsTable(folder.logs)
     if settings.logger == "wandb":
         from lightning.pytorch.loggers import WandbLogger  # Fabric has no W&B logger, but accepts this one
 

@@ -101,10 +101,12 @@ def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Col
     Raises:
         ConfigError: a key is unknown, a value is invalid, or values are incompatible.
     """
-    for key in values:
+    for key, value in values.items():
+        place = COMMAND_LINE if key in changed else where
         if key not in model.model_fields:
-            place = COMMAND_LINE if key in changed else where
             raise ConfigError(_sentence(f"{place}: {_unknown(key, model.model_fields)}"))
+        if value == "" and "Path" in str(model.model_fields[key].annotation):  # `.` to pathlib
+            raise ConfigError(f"{place}: {key} needs a value, got an empty text.")
     try:
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except TypeError as error:

@@ -28,10 +28,10 @@ from lbm_lora.model.write_base import twin_paths
 from lbm_lora.naming import leaf_of
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.regular_file import check_regular
+from lbm_lora.workflows.files_beside import twin_path
 from lbm_lora.workflows.needs.inputs import Inputs
 from lbm_lora.workflows.needs.memory import LBM_PARAMETERS
 from lbm_lora.workflows.needs.sizes import Delta, lora_nbytes, statistics_nbytes
-from lbm_lora.workflows.twins import twin_path
 from lbm_lora.workflows.validate_files import layer_names_file, report_folder
 
 _SIDECAR = 1_000

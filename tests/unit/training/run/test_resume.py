@@ -132,6 +132,18 @@ def test_the_best_file_is_that_of_the_state(config: Config) -> None:
         prepared(chosen)
 
 
+def test_a_step_file_of_another_run_stays_where_a_save_was_cut_off(config: Config) -> None:
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = replace(a_state(prepared(chosen), chosen), saved_steps=())
+    folder.path.mkdir()
+    save_state(state, folder.state, mark=TRAINING_STATE)
+    save_of_step(2, folder.step_file(2), chosen)
+    assert prepared(chosen).done == 2, "its own, killed before it became the last file"
+    save_of_step(2, folder.step_file(2), config(learning_rate=0.5))
+    with pytest.raises(ConfigError, match=r"step-000002\.safetensors is not a result of the run whose state is"):
+        prepared(chosen)
+
+
 def save_of_step(step: int, path: Path, config: TrainConfig) -> None:
     facts = json.dumps(training_facts(config, step), sort_keys=True, separators=(",", ":"))
     save_file({"a": torch.ones(1)}, path, {STEP_KEY: str(step), TRAINING_KEY: facts})

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_tensorboard_drops_what_a_killed_run_wrote_of_later_steps(config: Config
 @pytest.mark.parametrize(
     ("logger", "writes"),
     [
-        ("csv", "lightning.fabric.loggers.csv_logs._ExperimentWriter.save"),
+        ("csv", "csv.DictWriter.writerows"),
         ("tensorboard", "torch.utils.tensorboard.SummaryWriter.add_scalar"),
     ],
 )
@@ -87,8 +88,22 @@ def test_a_log_whose_disk_fails_is_named(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writes, failing)
-    with pytest.raises(OutputError, match=r"logs cannot be written: No space left on device\."):
+    with pytest.raises(OutputError, match=r"logs.* cannot be written: No space left on device\."):
         log.metrics({"loss": 1.0}, 1)
+
+
+def test_an_error_of_tensorboards_thread_is_said_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: said.append(str(failed.exc_value)))
+    before = threading.excepthook
+    log = RunLog(config(logger="tensorboard"), RunFolder(config().save_ckpt_path), 0)
+    for name in ("_AsyncWriterThread", "Other"):
+        thread = type(name, (threading.Thread,), {"run": lambda self: {}[type(self).__name__]})()
+        thread.start()
+        thread.join()
+    log.close()
+    assert said == ["'Other'"]
+    assert threading.excepthook == before
 
 
 def test_none_leaves_nothing(config: Config) -> None:
@@ -103,9 +118,10 @@ def test_wandb_must_be_installed(config: Config, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_folder_that_a_logger_takes_for_a_url_is_refused(config: Config) -> None:
-    with pytest.raises(ConfigError, match="logger csv takes save_ckpt_path runs::1 for a URL"):
-        check_logger(config(logger="csv", save_ckpt_path="runs::1"))
-    check_logger(config(logger="none", save_ckpt_path="runs::1"))
+    with pytest.raises(ConfigError, match="logger tensorboard takes save_ckpt_path runs::1 for a URL"):
+        check_logger(config(logger="tensorboard", save_ckpt_path="runs::1"))
+    for logger in ("csv", "none"):
+        check_logger(config(logger=logger, save_ckpt_path="runs::1"))
 
 
 def test_a_folder_with_a_colon_has_its_own_logs(

@@ -252,3 +252,11 @@ def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytes
     config = read_train_config(written(tmp_path, values))
     paths = (config.save_ckpt_path, config.resume, config.cache_dir)
     assert paths == (Path("/home/me/run"), Path("/home/me/resume.pt"), Path("/home/me/cache"))
+
+
+@pytest.mark.parametrize("key", ["save_ckpt_path", "train_folder", "config_path", "cache_dir"])
+def test_an_empty_text_is_no_path(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    with pytest.raises(ConfigError, match=rf"{key}.*needs a value, got an empty text"):
+        read_train_config(path, [(key, "''")])

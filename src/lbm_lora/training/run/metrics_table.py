@@ -1,0 +1,82 @@
+"""Table of a run's metrics: `logs/version_0/metrics.csv`, with a row for each step that is logged.
+
+The CSV loggers of Lightning empty the file when a metric comes that has no column yet, and write to whatever file is at
+their path by then. This table never loses a row, and keeps a file that somebody has edited or put there.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lbm_lora.atomic import atomic_path
+from lbm_lora.progress import warn
+from lbm_lora.result_watch import OwnFile
+
+_VERSION = re.compile(r"version_([0-9]+)")
+
+
+class MetricsTable:
+    """The table of one part of a run; a part that goes on later begins another one.
+
+    Args:
+        folder: the folder of the logs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: OwnFile | None = None
+        self._columns: list[str] = []
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Add a row, with a column for every metric that has none.
+
+        Raises:
+            OSError, OutputError: the disk is full, or cannot be written to; earlier rows stay.
+        """
+        if self._file is not None and not self._file.is_here():
+            warn(f"{self._file.path} was changed meanwhile, and is kept as it is. A new table is begun beside it.")
+            self._file = None
+        if self._file is None:
+            self._file, self._columns = OwnFile(_new_folder(self._folder) / "metrics.csv"), []
+        row = {**values, "step": step}
+        columns = sorted({*self._columns, *row})
+        if columns == self._columns:
+            _append(self._file.path, columns, row)
+        else:
+            _write_again(self._file.path, columns, row)
+        self._columns = columns
+        self._file.note()
+
+
+def _new_folder(logs: Path) -> Path:
+    """Create `version_N` with the next number that is free."""
+    logs.mkdir(parents=True, exist_ok=True)
+    numbers = [int(found[1]) for path in logs.iterdir() if (found := _VERSION.fullmatch(path.name))]
+    folder = logs / f"version_{max(numbers, default=-1) + 1}"
+    folder.mkdir()
+    return folder
+
+
+def _append(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
+    size = path.stat().st_size
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, columns).writerow(row)
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)  # no half row stays
+        raise
+
+
+def _write_again(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
+    rows: list[Mapping[str, str | float]] = [row]
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows[:0] = csv.DictReader(file)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

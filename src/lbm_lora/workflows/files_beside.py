@@ -1,0 +1,30 @@
+"""Files that belong to a LoRA and stand beside it: its sidecar, and its twins in formats of other programs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from lbm_lora.adapter.adapter_file import files_of
+from lbm_lora.atomic import current
+from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.extraction import is_sidecar, sidecar_of
+from lbm_lora.ownership import is_lora
+from lbm_lora.progress import warn
+
+
+def twin_path(lora: Path, to: ForeignFormat) -> Path:
+    """Return the path of a twin: `x.comfyui.safetensors` for `x.safetensors`, the folder `x.peft`."""
+    return lora.with_name(f"{lora.stem}.{to}{'' if to == 'peft' else lora.suffix}")
+
+
+def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
+    """Warn of a sidecar and of twins that an earlier LoRA at a path has left: they are not those of the new one.
+
+    Args:
+        also: formats of the twins that the new one gets.
+    """
+    left = [to for to in get_args(ForeignFormat) if to not in also]
+    files = {sidecar_of(lora): is_sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
+    for path, is_ours in files.items():
+        if current(path) == path and is_ours(path):  # not one that is about to be replaced
+            warn(f"{path} is of an earlier {lora.name}. Remove it.")

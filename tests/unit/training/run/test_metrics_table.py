@@ -1,0 +1,69 @@
+"""The table of a run's metrics: no row is lost, and no other file is touched."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from lbm_lora.errors import OutputError
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.training.run.metrics_table import MetricsTable
+
+
+def rows(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_metric_without_a_column_gets_one(tmp_path: Path) -> None:
+    table = MetricsTable(tmp_path / "logs")
+    for step, values in enumerate([{"b": 1.0}, {"b": 2.0}, {"a": 3.0}, {"b": 4.0}], 1):
+        table.add(values, step)
+    assert rows(tmp_path / "logs/version_0/metrics.csv") == ["a,b,step", ",1.0,1", ",2.0,2", "3.0,,3", ",4.0,4"]
+
+
+def test_each_table_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    for name in ("version_0", "version_7", "version_x", "version_\u00b2"):
+        (tmp_path / name).mkdir()
+    MetricsTable(tmp_path).add({"a": 1.0}, 1)
+    assert rows(tmp_path / "version_8/metrics.csv") == ["a,step", "1.0,1"]
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_full_disk_leaves_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whether the row is appended, or the table gets another column."""
+    table = MetricsTable(tmp_path)
+    table.add({"a": 1.0}, 1)
+    path = tmp_path / "version_0/metrics.csv"
+
+    def half(*_: object) -> None:
+        with path.open("a") as file:
+            file.write("2.0")
+        full()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    written, fails = ("writerow", half) if name == "a" else ("writerows", full)
+    monkeypatch.setattr(f"csv.DictWriter.{written}", fails)
+    with pytest.raises((OSError, OutputError), match="No space left on device"):
+        table.add({name: 2.0}, 2)
+    assert rows(path) == ["a,step", "1.0,1"]
+
+
+@pytest.mark.parametrize("change", ["edited", "exchanged", "removed"])
+def test_a_table_that_is_changed_meanwhile_is_kept(tmp_path: Path, change: str) -> None:
+    table = MetricsTable(tmp_path)
+    table.add({"a": 1.0}, 1)
+    path = tmp_path / "version_0/metrics.csv"
+    if change == "exchanged":
+        path.parent.rename(tmp_path / "kept")
+        path.parent.mkdir()
+    path.write_text("step,a,note\n1,1.0,looks good\n")
+    if change == "removed":
+        path.unlink()
+    with pytest.warns(LbmLoraWarning, match=r"metrics\.csv was changed meanwhile, and is kept as it is\."):
+        table.add({"a": 2.0, "b": 3.0}, 2)
+    table.add({"a": 4.0}, 3)
+    if change != "removed":
+        assert rows(path) == ["step,a,note", "1,1.0,looks good"]
+    assert rows(tmp_path / "version_1/metrics.csv") == ["a,b,step", "2.0,3.0,2", "4.0,,3"]
