@@ -22,6 +22,7 @@ from lbm_lora.late_files import expect_planned
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
+from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import NOTE, is_leftover
 from lbm_lora.regular_file import identity_of, status_of, version_of
 
@@ -58,6 +59,7 @@ class FilePlan:
         folders: folder of a model, without links -> the path as given.
         open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
         extras: file that the command writes only where nothing else is -> whether a file there may be replaced.
+        pinned: folders of outputs as they are at the check.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
@@ -67,6 +69,7 @@ class FilePlan:
     outputs: list[Output] = field(default_factory=list[Output])
     open_folders: dict[Path, Callable[[Path], bool]] = field(default_factory=dict[Path, Callable[[Path], bool]])
     extras: dict[Path, Callable[[Path], bool]] = field(default_factory=dict[Path, Callable[[Path], bool]])
+    pinned: dict[Path, PinnedFolder] = field(default_factory=dict[Path, PinnedFolder])
 
     def reads(self, *paths: Path | None) -> None:
         """Note files, folders of a model or a LoRA, or indexes with their shards. What does not exist is left out.
@@ -165,10 +168,10 @@ class FilePlan:
         Args:
             path: of an output, or the folder of several.
         """
-        before, folder = version_of(path), None if folder_may_change else identity_of(path.parent)
+        before, folder = version_of(path), self.pinned.setdefault(path.parent, PinnedFolder(path.parent))
 
         def is_replaceable(now: Path) -> bool:
-            if folder is not None and identity_of(now.parent) != folder:
+            if not folder_may_change and not folder.is_missing and not folder.is_at(now.parent):
                 return False
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:

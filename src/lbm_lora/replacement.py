@@ -18,6 +18,8 @@ from lbm_lora.errors import OutputError
 from lbm_lora.output_place import cannot_write
 
 _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
+FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY
+"""How a file is opened to be flushed: Windows flushes for writers alone."""
 _ACL = "system.posix_acl_access"  # Linux's list of users and groups with permissions of their own
 
 
@@ -126,7 +128,7 @@ def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
 
 def sync(path: Path) -> None:
     """Flush a file to disk."""
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers alone
+    descriptor = os.open(path, FLUSHABLE)
     try:
         os.fsync(descriptor)
     finally:

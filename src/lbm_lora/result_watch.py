@@ -4,31 +4,25 @@ A folder may have been moved away between two writes, with another one at its pa
 cases apart, the path of a result may be that of an earlier one. A run's own file may have become another run's.
 """
 
-import os
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
+from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.regular_file import identity_of, version_of
 
 
 class ResultWatch:
-    """Results that one command writes one after another: their files and folders are known by device and inode.
-
-    Folders are held open until the end: the inode of one that was removed would soon be that of another one.
-    """
+    """Results that one command writes one after another: their files are known by device and inode."""
 
     def __init__(self) -> None:
-        self._folders: dict[Path, tuple[int, int]] = {}
-        self._held: list[int] = []
+        self._folders: dict[Path, PinnedFolder] = {}
         self._files: dict[tuple[int, int], Path] = {}
 
     def __enter__(self) -> "ResultWatch":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._held:
-            os.close(descriptor)
-        self._held.clear()
+        self._folders.clear()
 
     def before(self, path: Path) -> None:
         """Check a path to which a result is going to be written.
@@ -36,9 +30,9 @@ class ResultWatch:
         Raises:
             OutputError: the folder is another one than before, or is gone; or the path is that of an earlier result.
         """
-        folder, now = path.parent, identity_of(path.parent)
-        if folder in self._folders and now != self._folders[folder]:
-            state = "is gone" if now is None else "is another folder now"
+        folder = path.parent
+        if folder in self._folders and not self._folders[folder].is_at(folder):
+            state = "is another folder now" if folder.exists() else "is gone"
             raise OutputError(f"{folder} {state}: it was moved while results were written to it, which are in it.")
         there = identity_of(path)
         first = None if there is None else self._files.get(there)
@@ -51,20 +45,13 @@ class ResultWatch:
         Raises:
             OutputError: as of `before`: the folder was moved meanwhile.
         """
-        folder, file = identity_of(path.parent), identity_of(path)
+        folder, file = PinnedFolder(path.parent), identity_of(path)
         if path.parent in self._folders:
             self.before(path)
-        elif folder is not None:
+        elif not folder.is_missing:
             self._folders[path.parent] = folder
-            self._hold(path.parent)
         if file is not None:
             self._files[file] = path
-
-    def _hold(self, folder: Path) -> None:
-        try:
-            self._held.append(os.open(folder, getattr(os, "O_PATH", os.O_RDONLY)))
-        except OSError:  # Windows opens no folders
-            return
 
 
 class OwnFile:

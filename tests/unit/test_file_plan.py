@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from lbm_lora.atomic import write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
+from lbm_lora.late_files import check_late, notes_of_one_call
 from lbm_lora.ownership import BASE, GENERATOR, MARK, MARK_KEY, MARK_LINE, is_lora, of_kind
 from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
@@ -189,6 +190,20 @@ def test_not_all_names_of_a_protected_file_are_replaced(tmp_path: Path) -> None:
         plan.writes(path, ours=of_kind(MARK_LINE))
     with pytest.raises(OutputError, match=r"a is write-protected\. Choose another path"):
         plan.check(overwrite=True)
+
+
+def test_a_folder_that_is_made_anew_is_another_one(tmp_path: Path) -> None:
+    """Also where the disk gives it the inode of the one that was removed."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    plan = FilePlan()
+    plan.writes(folder / "x", ours=OURS)
+    with notes_of_one_call():
+        plan.check()
+        folder.rmdir()
+        file(folder / "x", MARK_LINE)
+        with pytest.raises(OutputError, match=r"x appeared while this command ran"):
+            check_late(folder / "x")
 
 
 def test_a_protected_file_with_a_second_name_elsewhere_stays(tmp_path: Path) -> None:

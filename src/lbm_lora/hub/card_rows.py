@@ -1,6 +1,5 @@
 """Rows of a model card's tables: what a LoRA holds, and what was measured of it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import REFINEMENT_KEY, SETTINGS_KEY, parsed
 from lbm_lora.errors import plural
+from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.progress import warn
 from lbm_lora.regular_file import file_digest
 
@@ -68,7 +68,7 @@ def report_rows(folder: Path, lora: Path | None) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        report: Any = json.loads(path.read_text(encoding="utf-8"))
+        report: Any = parse_json(read_text(path))
         outputs = report["outputs"]
         digest = report["provenance"].get("digests", {}).get("LoRA")
         if outputs and (lora is None or digest != file_digest(lora)):

@@ -35,6 +35,7 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
+_FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes for writers alone
 _CARD = "README.md"
 _WEIGHTS = re.compile(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)")
 """A file of weights as diffusers names it: name, variant with its dot, number, container."""
@@ -355,7 +356,7 @@ def _made(folder: Path) -> Generator[None]:
 
 def _sync(path: Path) -> None:
     """Flush a file to disk, or the entries of a folder."""
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes for writers alone
+    descriptor = os.open(path, _FLUSHABLE)
     try:
         os.fsync(descriptor)
     finally:
