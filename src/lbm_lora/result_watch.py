@@ -7,6 +7,7 @@ cases apart, the path of a result may be that of an earlier one. A run's own fil
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
+from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.regular_file import identity_of, version_of
 
@@ -80,6 +81,6 @@ class OwnFile:
             raise OutputError(f"{self.path} is another run's by now, and was kept. Choose another output path.")
 
     def remove(self) -> None:
-        """Remove the file if it is this run's."""
-        if self.is_here():
+        """Remove the file if it is this run's, and nobody has protected it meanwhile."""
+        if self.is_here() and not is_protected(self.path):
             self.path.unlink()

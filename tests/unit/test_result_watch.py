@@ -67,6 +67,10 @@ def test_a_file_that_is_another_runs_by_now(tmp_path: Path) -> None:
     own.remove()
     assert own.path.read_text() == "another run's"
     own.note()
+    own.path.chmod(0o444)
+    own.remove()
+    assert own.path.exists(), "somebody wants to keep it"
+    own.path.chmod(0o644)
     own.remove()
     assert not own.path.exists()
 

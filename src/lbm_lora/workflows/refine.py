@@ -16,6 +16,7 @@ from lbm_lora.errors import ConfigError, Option, OutputError, QualityError, need
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.output_place import is_protected
 from lbm_lora.ownership import REFINEMENT_STATE, is_lora, is_ours, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.result_watch import OwnFile
@@ -137,8 +138,10 @@ def refined(
 
 
 def _forget(state: Path | None, identity: Mapping[str, Any]) -> None:
-    """Remove the state of this run."""
-    if state is not None and is_ours(state, REFINEMENT_STATE) and _is_of(state, identity):
+    """Remove the state of this run, unless somebody has protected it meanwhile."""
+    if state is None or is_protected(state):
+        return
+    if is_ours(state, REFINEMENT_STATE) and _is_of(state, identity):
         state.unlink(missing_ok=True)
 
 

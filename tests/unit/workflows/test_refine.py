@@ -137,6 +137,20 @@ def test_a_state_that_appears_while_the_answers_are_computed_is_kept(config: Ref
     assert not config.save_to.exists()
 
 
+def test_a_state_that_is_protected_meanwhile_is_kept(config: RefineConfig) -> None:
+    state = state_of(config)
+    assert state is not None
+
+    class Protecting(Silent):
+        def advance(self, n: int = 1) -> None:
+            if state.exists():
+                state.chmod(0o444)
+
+    run(dataclasses.replace(config, steps=1, mirror=False), Protecting())
+    assert state.exists()
+    assert config.save_to.exists()
+
+
 class Stop(Exception):
     pass
 
