@@ -388,7 +388,7 @@ def _move_into(folder: Path, made: Path) -> None:
         files.discard(Path(_CARD))
     for file in files:
         _check_place(folder / file, made)
-    earlier = {shard for file in files for shard in _shards_beside(folder, file)} - files
+    earlier = {one for file in files for one in _shards_beside(folder, file) if (folder / one).is_file()} - files
     for file in earlier:
         _check_replaceable(folder / file)
     for file in files:
@@ -398,11 +398,14 @@ def _move_into(folder: Path, made: Path) -> None:
     try:
         for one in missing:
             one.mkdir(exist_ok=True)
-        for number, file in enumerate(sorted(files)):
+        for number, file in enumerate((*sorted(files), *sorted(earlier))):
             path, spare = folder / file, made / f"old-{number}"
+            moved.append((path, spare, path.exists()))
+            if file in earlier:
+                path.replace(spare)
+                continue
             with suppress(OSError):  # nothing there, or a disk without hard links: then it cannot be put back
                 os.link(path, spare)
-            moved.append((path, spare, path.exists()))
             (made / file).replace(path)
         for one in {path.parent for path, _, _ in moved}:
             with suppress(OSError):  # some disks, and Windows, flush no folders
@@ -411,14 +414,12 @@ def _move_into(folder: Path, made: Path) -> None:
         for path, spare, was_there in moved:
             if not was_there:
                 path.unlink(missing_ok=True)
-            elif spare.exists() and not spare.samefile(path):
+            elif spare.exists() and not (path.exists() and spare.samefile(path)):
                 spare.replace(path)
         for one in missing:
             with suppress(OSError):
                 one.rmdir()
         raise
-    for file in earlier:
-        (folder / file).unlink(missing_ok=True)
 
 
 def _check_place(path: Path, made: Path) -> None:

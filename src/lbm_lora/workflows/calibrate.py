@@ -31,6 +31,7 @@ from lbm_lora.model.resolve import around, resolve_config
 from lbm_lora.model.schedule import schedule_of
 from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import version_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,8 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
             " to replace it.",
         )
     check_output(config, images)
-    if not config.overwrite:  # nor those that come while these are measured
-        expect(path, lambda _: False)
+    before = version_of(path)  # those that come while these are measured are not replaced either
+    expect(path, lambda now: before is not None and version_of(now) == before)
     return _run(config, images, progress).statistics
 
 

@@ -754,6 +754,28 @@ def test_a_save_that_fails_leaves_the_earlier_model(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
+def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pipe"
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder, max_shard_size="50KB")
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    last = sorted((folder / "unet").glob("*-of-*"))[-1]
+    replace = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path == last:
+            raise PermissionError("must not be changed")
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(PermissionError, match="must not be changed"):
+            another(base).save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    last.unlink()
+    another(base).save_pretrained(folder)
+    assert not list(folder.rglob("*-of-*"))
+
+
 def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
     before = {path: path.read_bytes() for path in (tmp_path / "pipe").rglob("*") if path.is_file()}

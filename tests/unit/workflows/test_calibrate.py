@@ -72,7 +72,10 @@ def test_statistics_of_the_same_origin_are_taken_again(config: CalibrateConfig) 
     assert b'"lbm_lora_statistics":"2"' in measured(replace(config, overwrite=True)).read_bytes()
 
 
-def test_statistics_that_come_while_others_are_measured_are_kept(config: CalibrateConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_statistics_that_come_while_others_are_measured_are_kept(
+    config: CalibrateConfig, tmp_path: Path, overwrite: bool
+) -> None:
     """Another command has measured another model into the same file."""
     theirs = run(replace(config, save_to=tmp_path / "theirs.safetensors", seed=5)).statistics.read_bytes()
 
@@ -82,7 +85,7 @@ def test_statistics_that_come_while_others_are_measured_are_kept(config: Calibra
                 config.save_to.write_bytes(theirs)
 
     with pytest.raises(OutputError, match="appeared while this command ran, and this command did not write it"):
-        measured(config, Coming())
+        measured(replace(config, overwrite=overwrite), Coming())
     assert config.save_to.read_bytes() == theirs
     run(config, Coming())  # a command that names it replaces statistics by statistics
     assert config.save_to.read_bytes() != theirs
