@@ -10,6 +10,7 @@ nothing. A file that exists is replaced only if it is ours and of the same kind:
 writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from lbm_lora.ownership import is_any_kind
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import NOTE, is_leftover
 from lbm_lora.regular_file import identity_of, status_of, version_of
+
+_ROUNDING = 2 * 10**9
+"""Nanoseconds by which a disk may round the time of a file (FAT). Programs that copy round it to microseconds."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
-        moments: size in bytes and time of last change of every input, which a move to another disk keeps.
+        moments: size in bytes and time of last change, in nanoseconds, of every input.
         read_as: file identity -> all paths, as given to `reads` and without links, that stand for it.
         folders: folder of a model, without links -> the path as given.
         open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
@@ -176,13 +180,17 @@ class FilePlan:
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:
                 return False
-            is_moved = found is not None and (found.st_size, found.st_mtime_ns) in self.moments
-            if is_moved and version_of(now) != before:  # from another disk, which gives it another inode
+            if found is not None and self._is_moved(found) and version_of(now) != before:
                 return False
             # --overwrite is for what was there when the command began
             return is_ours(now) or (overwrite and before is not None and version_of(now) == before)
 
         return is_replaceable
+
+    def _is_moved(self, found: os.stat_result) -> bool:
+        """Return whether a file has the size and time of an input, which a move to another disk keeps."""
+        most = 0 if found.st_mtime_ns % 1000 else _ROUNDING
+        return any(found.st_size == size and abs(found.st_mtime_ns - changed) <= most for size, changed in self.moments)
 
     def check_apart(self) -> None:
         """Check that every output can be written, and is neither an input nor another output.

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,26 @@ def test_a_folder_that_is_made_anew_is_another_one(tmp_path: Path) -> None:
         file(folder / "x", MARK_LINE)
         with pytest.raises(OutputError, match=r"x appeared while this command ran"):
             check_late(folder / "x")
+
+
+@pytest.mark.parametrize(
+    ("shift", "stays"),
+    [(0, True), (-123_456_789, True), (1_876_543_211, True), (-2_123_456_789, False), (1, False)],
+)
+def test_an_input_that_was_moved_to_another_disk(tmp_path: Path, shift: int, stays: bool) -> None:
+    """It has another inode there, and maybe a rounded time."""
+    given, output = file(tmp_path / "a", MARK_LINE), tmp_path / "b"
+    changed = 1_700_000_000_123_456_789
+    os.utime(given, ns=(changed, changed))
+    plan = FilePlan()
+    plan.reads(given)
+    plan.writes(output, ours=of_kind(MARK_LINE))
+    with notes_of_one_call():
+        plan.check()
+        file(output, MARK_LINE)
+        os.utime(output, ns=(changed + shift, changed + shift))
+        with pytest.raises(OutputError, match=r"b appeared while this command ran") if stays else nullcontext():
+            check_late(output)
 
 
 def test_a_protected_file_with_a_second_name_elsewhere_stays(tmp_path: Path) -> None:
