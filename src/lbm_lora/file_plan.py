@@ -19,7 +19,7 @@ from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
-from lbm_lora.late_files import expect_planned
+from lbm_lora.late_files import appeared, expect_planned, has_appeared
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
@@ -151,7 +151,11 @@ class FilePlan:
         """
         self.check_apart()
         for output in self.outputs:
-            if not overwrite and status_of(output.path) is not None and not output.is_ours(output.path):
+            if status_of(output.path) is None or output.is_ours(output.path):
+                continue
+            if overwrite and has_appeared(output.path):  # while inputs were read
+                raise appeared(output.path, output.name)
+            if not overwrite:
                 why = f"{output.name} exists, and lbm-lora did not write it. "
                 if is_any_kind(output.path):
                     why = f"{output.name} exists, and it is another kind of file. "

@@ -5,6 +5,7 @@ code that renames a new file to its path checks here whether that still holds.
 """
 
 import os
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,12 +16,14 @@ from typing import ParamSpec, TypeVar
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.output_place import is_protected
-from lbm_lora.regular_file import version_of
+from lbm_lora.regular_file import status_of, version_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
 _UNSCOPED: _Notes = {}
+_start: ContextVar[float | None] = ContextVar("_start", default=None)
+"""When the call began, in seconds since the epoch."""
 _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 """A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
 
@@ -31,11 +34,13 @@ def notes_of_one_call() -> Generator[None]:
 
     Notes made outside apply inside too.
     """
-    token = _notes.set(dict(_notes.get()))
+    start = _start.get()
+    began, token = _start.set(time.time() if start is None else start), _notes.set(dict(_notes.get()))
     try:
         yield
     finally:
         _notes.reset(token)
+        _start.reset(began)
 
 
 def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -77,6 +82,12 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
         expect_only(path, is_ours)
 
 
+def has_appeared(path: Path) -> bool:
+    """Return whether a file came to a path after the call began, or was changed since: before anybody looked there."""
+    start, found = _start.get(), status_of(path)
+    return start is not None and found is not None and found.st_ctime > start
+
+
 def check_late(path: Path) -> None:
     """Refuse to replace a file that is not ours, if its path or its folder was noted, and any link or protected file.
 
@@ -91,10 +102,19 @@ def check_late(path: Path) -> None:
         raise OutputError(f"{path} is a link to {path.readlink()}. It was kept. Give that path, or remove the link.")
     is_ours = _noted(path)
     if is_ours is not None and not is_ours(path):
-        raise OutputError(
-            f"{path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
-            "choose another output path, and run the command again."
-        )
+        raise appeared(path)
+
+
+def appeared(path: Path, name: str = "") -> OutputError:
+    """Return the error for a file that appeared at an output's path.
+
+    Args:
+        name: what the message calls the output.
+    """
+    return OutputError(
+        f"{name or path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
+        "choose another output path, and run the command again."
+    )
 
 
 def settle(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -205,6 +206,21 @@ def test_a_folder_that_is_made_anew_is_another_one(tmp_path: Path) -> None:
         file(folder / "x", MARK_LINE)
         with pytest.raises(OutputError, match=r"x appeared while this command ran"):
             check_late(folder / "x")
+
+
+def test_overwrite_is_for_files_that_were_there_when_the_call_began(tmp_path: Path) -> None:
+    """Inputs may be read for a long time before the plan is made."""
+    plan = FilePlan()
+    plan.writes(tmp_path / "theirs", "the report", ours=OURS)
+    file(tmp_path / "theirs")
+    with notes_of_one_call():
+        plan.check(overwrite=True)
+        (tmp_path / "theirs").rename(tmp_path / "moved")
+        time.sleep(0.05)  # the clock of files is coarse
+        (tmp_path / "moved").rename(tmp_path / "theirs")
+        with notes_of_one_call(), pytest.raises(OutputError, match=r"^the report .*theirs appeared while this command"):
+            plan.check(overwrite=True)
+    plan.check(overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def run(config: PushConfig, progress: Progress = SILENT) -> PushResult:
     """
     destination(config.to)
     config = localized(config, progress)
+    check_output(config, config.images)
     return pushed(config, load_adapter(config.lora_path), config.images, progress)
 
 
@@ -74,10 +75,30 @@ run_push = one_call(run)
 """Its name on the public page."""
 
 
+def check_output(config: PushConfig, images: str | Sequence[str] | None) -> None:
+    """Check the folder of `save_to`, if one is given. Call it before anything is read: an input may be moved there.
+
+    Raises:
+        OutputError: a file there would be replaced.
+        ConfigError: there are too many pictures, or two of one name.
+    """
+    if config.save_to is None:
+        return
+    pictures = _names(images)
+    plan = FilePlan()
+    plan.reads(config.lora_path, *pictures.values())
+    plan.writes(config.save_to / CARD, ours=is_unedited_card)
+    for name in (_native_name(config), TWIN):
+        plan.writes(config.save_to / name, ours=is_lora)
+    for name, picture in pictures.items():  # a copy that is there already may be replaced
+        plan.writes(config.save_to / name, ours=partial(is_copy, picture))
+    plan.check(overwrite=config.overwrite)
+
+
 def pushed(
     config: PushConfig, adapter: Adapter, images: str | Sequence[str] | None, progress: Progress = SILENT
 ) -> PushResult:
-    """Publish an adapter.
+    """Publish an adapter. The folder of `save_to` is checked before (`check_output`).
 
     Args:
         config: its `lora_path` names the LoRA; nothing is read from it.
@@ -85,9 +106,9 @@ def pushed(
     """
     name = destination(config.to)
     base_model = config.base_model or _default_base(adapter)
-    pictures = _pictures(images)
-    if config.save_to is not None:
-        _planned(config, config.save_to, adapter, pictures).check(overwrite=config.overwrite)
+    pictures = _names(images)
+    if images is not None:
+        readable_sources(images)
     file = adapter.path if is_unchanged(adapter) else None
     with temp_folder() as folder:
         lora = _native(config, adapter, file, folder)
@@ -122,18 +143,6 @@ def pushed(
             files=tuple(PushedFile(path=path, nbytes=written_bytes(file)) for path, file in files.items()),
             dropped=() if twin is None else twin.dropped,
         )
-
-
-def _planned(config: PushConfig, folder: Path, adapter: Adapter, pictures: Mapping[str, Path]) -> FilePlan:
-    """Return what is read, and written to a folder. A copy of a picture that is there already may be replaced."""
-    plan = FilePlan()
-    plan.reads(config.lora_path, adapter.path, *pictures.values())
-    plan.writes(folder / CARD, ours=is_unedited_card)
-    for name in (_native_name(config), TWIN):
-        plan.writes(folder / name, ours=is_lora)
-    for name, picture in pictures.items():
-        plan.writes(folder / name, ours=partial(is_copy, picture))
-    return plan
 
 
 def _delivered(
@@ -175,8 +184,8 @@ def _default_base(adapter: Adapter) -> str:
     )
 
 
-def _pictures(images: str | Sequence[str] | None) -> dict[str, Path]:
-    """Return path in the repository -> picture, each readable.
+def _names(images: str | Sequence[str] | None) -> dict[str, Path]:
+    """Return path in the repository -> picture.
 
     Raises:
         ConfigError: there are too many, or two of one name.
@@ -188,7 +197,7 @@ def _pictures(images: str | Sequence[str] | None) -> dict[str, Path]:
         raise ConfigError(
             Option("images"), f" gives {len(found)} pictures, and a card shows {_MOST_IMAGES} at most. Choose some."
         )
-    pictures = {f"images/{path.name}": path for path in readable_sources(images)}
+    pictures = {f"images/{path.name}": path for path in found}
     if len(pictures) < len(found):
         raise ConfigError(Option("images"), " gives several pictures of one name. Rename one.")
     return pictures

@@ -20,6 +20,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, HubError, OutputError
 from lbm_lora.hub import local_lora
+from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
 from lbm_lora.progress import Silent
@@ -118,6 +119,24 @@ def test_files_of_others_in_the_repository_stay(hub: HubServer, config: PushConf
     assert repo.branches["main"] == before
     run(replace(config, overwrite=True))
     assert repo.commits[repo.branches["main"]] == ours
+
+
+def test_a_lora_that_is_moved_to_the_folder_while_pictures_are_read_is_kept(
+    config: PushConfig, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "lemon.png")
+    mine, out = tmp_path / "relight.safetensors", tmp_path / "out"
+    shutil.copy(lora, mine)
+    out.mkdir()
+
+    def moving(images: object) -> None:
+        mine.rename(out / TWIN)
+
+    monkeypatch.setattr("lbm_lora.workflows.push.readable_sources", moving)
+    given = replace(config, lora_path=mine, images=str(tmp_path / "lemon.png"), save_to=out)
+    with notes_of_one_call(), pytest.raises(OutputError):
+        run(given)
+    assert (out / TWIN).read_bytes() == lora.read_bytes()
 
 
 def test_what_somebody_commits_during_the_upload_stays(hub: HubServer, config: PushConfig) -> None:
