@@ -15,6 +15,7 @@ from lbm_lora.errors import AdapterError, InputError, Option
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.late_files import notes_of_one_call
+from lbm_lora.missing_path import home_path
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 from lbm_lora.progress import warn
 
@@ -107,7 +108,7 @@ class Adapter:
         """Read an adapter file; see `load_adapter`."""
         from lbm_lora.adapter.adapter_file import load_adapter  # it is made of this class
 
-        return load_adapter(path, alpha_is)
+        return load_adapter(home_path(path), alpha_is)
 
     def save(
         self,
@@ -142,9 +143,9 @@ class Adapter:
         with notes_of_one_call(), at_once():  # a listener of another call may save too
             plan = FilePlan()
             plan.reads(self.path)
-            plan_files(plan, Path(path), format)
+            plan_files(plan, home_path(path), format)
             plan.check(overwrite=overwrite)
-            saved = save_adapter(self, path, format=format, wishes=Wishes(biases, norms, base))
+            saved = save_adapter(self, home_path(path), format=format, wishes=Wishes(biases, norms, base))
         for note in saved.notes:
             warn(f"{saved.path}: {note}")
         return saved.path

@@ -144,6 +144,14 @@ def test_save_within_another_call_is_done_at_once(adapter: Adapter, tmp_path: Pa
         assert adapter.save(tmp_path / "l.safetensors").is_file()
 
 
+def test_a_path_may_begin_with_the_home_folder(
+    adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert adapter.save("~/l.safetensors") == tmp_path / "l.safetensors"
+    assert Adapter.load("~/l.safetensors").params == adapter.params
+
+
 def test_load_reads_what_save_wrote(adapter: Adapter, tmp_path: Path) -> None:
     path = adapter.save(str(tmp_path / "l.safetensors"))
     found = Adapter.load(path)
