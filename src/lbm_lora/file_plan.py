@@ -27,9 +27,6 @@ from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import NOTE, is_leftover
 from lbm_lora.regular_file import identity_of, status_of, version_of
 
-_ROUNDING = 2 * 10**9
-"""Nanoseconds by which a disk may round the time of a file (FAT). Programs that copy round it to microseconds."""
-
 
 @dataclass(frozen=True)
 class Output:
@@ -58,7 +55,7 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
-        moments: size in bytes and time of last change, in nanoseconds, of every input.
+        moments: size in bytes and time of last change, in nanoseconds, of every input, and its path without links.
         read_as: file identity -> all paths, as given to `reads` and without links, that stand for it.
         folders: folder of a model, without links -> the path as given.
         open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
@@ -67,7 +64,7 @@ class FilePlan:
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
-    moments: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    moments: set[tuple[int, int, Path]] = field(default_factory=set[tuple[int, int, Path]])
     read_as: dict[tuple[int, int], set[Path]] = field(default_factory=dict[tuple[int, int], set[Path]])
     folders: dict[Path, Path] = field(default_factory=dict[Path, Path])
     outputs: list[Output] = field(default_factory=list[Output])
@@ -89,7 +86,7 @@ class FilePlan:
                 if path is not None and found is not None and S_ISREG(found.st_mode):
                     identity = found.st_dev, found.st_ino
                     self.inputs.setdefault(identity, one)
-                    self.moments.add((found.st_size, found.st_mtime_ns))
+                    self.moments.add((found.st_size, found.st_mtime_ns, real_path(one)))
                     self.read_as.setdefault(identity, set()).add(real_path(Path(path)))
 
     def writes(self, path: Path, what: str = "", *, ours: Callable[[Path], bool], may_stay: bool = False) -> None:
@@ -192,9 +189,12 @@ class FilePlan:
         return is_replaceable
 
     def _is_moved(self, found: os.stat_result) -> bool:
-        """Return whether a file has the size and time of an input, which a move to another disk keeps."""
-        most = 0 if found.st_mtime_ns % 1000 else _ROUNDING
-        return any(found.st_size == size and abs(found.st_mtime_ns - changed) <= most for size, changed in self.moments)
+        """Return whether a file may be an input that was moved from another disk, or copied from its path.
+
+        It has the size of one, and its time; or that one is gone, as disks round times, and programs do not keep them.
+        """
+        alike = [(time, path) for size, time, path in self.moments if size == found.st_size]
+        return any(time == found.st_mtime_ns or identity_of(path) not in self.inputs for time, path in alike)
 
     def check_apart(self) -> None:
         """Check that every output can be written, and is neither an input nor another output.

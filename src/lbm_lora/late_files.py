@@ -25,7 +25,7 @@ _UNSCOPED: _Notes = {}
 _start: ContextVar[float | None] = ContextVar("_start", default=None)
 """When the call began, in seconds since the epoch."""
 _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
-"""A file, or a folder for all files in it: with and without the links on the way to it, which may be changed."""
+"""A file, or a folder for all files in it, by each of its `_names`."""
 
 
 @contextmanager
@@ -135,6 +135,9 @@ def _noted(path: Path) -> Callable[[Path], bool] | None:
     return next(found, None)
 
 
-def _names(path: Path) -> tuple[Path, Path]:
-    """The path without links on the way to it, and as it was given; it may be a link itself."""
-    return real_path(path.parent) / path.name, absolute_path(path)
+def _names(path: Path) -> tuple[Path, ...]:
+    """The path without links on the way to it, and as it was given: the current folder may be renamed meanwhile.
+
+    The path may be a link itself.
+    """
+    return real_path(path.parent) / path.name, absolute_path(path), Path(path)

@@ -11,6 +11,7 @@ from lbm_lora.errors import ConfigError, Option
 from lbm_lora.hub.card import check_card
 from lbm_lora.hub.failures import hub_errors
 from lbm_lora.hub.names import HubName, hub_name
+from lbm_lora.hub.repository import PATIENCE
 from lbm_lora.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def publish(
     Args:
         files: path in the repository -> local file; README.md is the card.
         private: a repository that is made is private; an existing one must be.
-        on: the newest commit of the branch: the hub refuses the files if there is a newer one by now. None: on any.
+        on: the newest commit of the branch: the hub refuses the files if there is a newer one by now. None: the one
+            that a new repository or branch begins with.
 
     Raises:
         ConfigError: the card is not valid, or the repository is public and should be private.
@@ -77,6 +79,7 @@ def publish(
         api.create_repo(name.repo, private=private, exist_ok=True)
         if name.revision is not None:
             api.create_branch(name.repo, branch=name.revision, exist_ok=True)
+        on = on or api.model_info(name.repo, revision=name.revision, timeout=PATIENCE).sha
         progress.start(0, f"uploading to {name}")
         added = [CommitOperationAdd(path, file) for path, file in files.items()]
         with _without_bars():

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-def check_replaced(name: HubName, files: Mapping[str, Path]) -> str | None:
+def check_replaced(name: HubName, files: Mapping[str, Path], *, overwrite: bool = False) -> str | None:
     """Refuse a commit that would replace a file which lbm-lora did not write, or a model card that was edited.
 
     A repository or a branch that does not exist yet has nothing to lose: its files stay where the branch starts.
 
     Args:
         files: path in the repository -> local file, as for `publish`.
+        overwrite: whether any file may be replaced that is there now.
 
     Returns:
         The commit that was looked at, for `publish`; None if there is none.
@@ -42,7 +43,8 @@ def check_replaced(name: HubName, files: Mapping[str, Path]) -> str | None:
             info = api.model_info(name.repo, revision=name.revision, timeout=PATIENCE)
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return None
-        for path in sorted({one.rfilename for one in info.siblings or ()} & files.keys()):
+        there = {one.rfilename for one in info.siblings or ()}
+        for path in () if overwrite else sorted(there & files.keys()):
             problem = _problem(api, name.repo, str(info.sha), path, files[path])
             if problem:
                 raise OutputError(

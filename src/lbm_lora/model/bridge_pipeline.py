@@ -37,6 +37,7 @@ _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
 _FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes for writers alone
 _CARD = "README.md"
+_TEMPORARY = ".lbm-"
 _WEIGHTS = re.compile(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)")
 """A file of weights as diffusers names it: name, variant with its dot, number, container."""
 _POSTERIOR = 0x705
@@ -318,7 +319,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         folder = Path(save_directory)
         _check_folder(folder, ("model_index.json", *self.components))
         kwargs.setdefault("repo_id", folder.resolve().name)
-        with _made(folder), TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
+        with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
             super().save_pretrained(made, *args, **kwargs)
             if not Path(made).is_dir():
                 raise FileNotFoundError(f"{folder} was moved or removed while the model was written. Save it again.")
@@ -332,9 +333,10 @@ class LatentBridgePipeline(DiffusionPipeline):
             FileExistsError: as of `save_pretrained`.
         """
         folder = Path(save_directory)
-        _check_folder(folder, ("model_index.json",))
+        is_part = folder.name.startswith(_TEMPORARY)  # of `save_pretrained`, which has written the networks there
+        _check_folder(folder, ("model_index.json", *(() if is_part else self.components)))
         kwargs.setdefault("repo_id", folder.resolve().name)
-        with _made(folder), TemporaryDirectory(prefix=".lbm-", dir=folder) as made:
+        with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
             super().save_config(made, push_to_hub=push_to_hub, **kwargs)
             (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
             _move_into(folder, Path(made))

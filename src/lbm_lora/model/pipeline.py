@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -92,6 +92,14 @@ class LBMPipeline(LoraPipeline):
         folder = Path(pretrained_model_name_or_path) / "unet"
         if folder.is_dir():
             pipe._base, pipe._base_version = folder, versions(folder)
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> "LBMPipeline":
+        """A pipeline with the networks of another one; see diffusers. It has the same base."""
+        pipe = cast("LBMPipeline", super().from_pipe(pipeline, **kwargs))
+        if isinstance(pipeline, LoraPipeline):
+            pipe._base, pipe._base_version = pipeline._base, pipeline._base_version
         return pipe
 
     @classmethod

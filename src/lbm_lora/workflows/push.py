@@ -133,7 +133,7 @@ def pushed(
         check_card(text)
         write_text(folder / CARD, text)
         files = {CARD: folder / CARD, lora.name: lora, **({} if twin is None else {TWIN: twin.path}), **pictures}
-        looked_at = check_replaced(name, files) if config.save_to is None and not config.overwrite else None
+        looked_at = None if config.save_to else check_replaced(name, files, overwrite=config.overwrite)
         commit = _delivered(config, name, files, f"Upload {lora.name}", looked_at, progress)
         return PushResult(
             repo=name.repo,

@@ -498,7 +498,7 @@ def test_arguments_of_other_pipelines(pipe: LBMPipeline, name: str, advice: str)
 
 
 def test_a_pipeline_of_a_pipeline(pipe: LBMPipeline) -> None:
-    twin = cast(LBMPipeline, LBMPipeline.from_pipe(pipe))
+    twin = LBMPipeline.from_pipe(pipe)
     twin.set_progress_bar_config(disable=True)
     assert torch.equal(made(twin), made(pipe))
 
@@ -784,7 +784,18 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"link is the model that this pipeline was loaded from, and would be"):
         pipe.save_pretrained(tmp_path / "link")
     assert {path: path.read_bytes() for path in before} == before
+    again = LBMPipeline.from_pipe(pipe)
+    with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
+        again.save_pretrained(tmp_path / "pipe")
     pipe.save_pretrained(tmp_path / "other")
+
+
+def test_the_configuration_does_not_make_another_models_networks_ours(base: Path, tmp_path: Path) -> None:
+    pipe = LBMPipeline.from_checkpoint(base)
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(FileExistsError, match=r"unet exists, and is that of another model"):
+        pipe.save_config(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
 
 
 def test_a_save_that_fails_leaves_no_new_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,20 +139,26 @@ def test_a_lora_that_is_moved_to_the_folder_while_pictures_are_read_is_kept(
     assert (out / TWIN).read_bytes() == lora.read_bytes()
 
 
-def test_what_somebody_commits_during_the_upload_stays(hub: HubServer, config: PushConfig) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("to", ["user/repo", "user/repo@new", "user/new"])
+def test_what_somebody_commits_during_the_upload_stays(
+    hub: HubServer, config: PushConfig, to: str, overwrite: bool
+) -> None:
     run(config)
-    repo = hub.repos["user/repo"]
+    name, _, branch = to.partition("@")
 
     class Meanwhile(Silent):
         def start(self, total: int, what: str) -> None:
             if what.startswith("uploading"):
-                hub.put("user/repo", {"README.md": b"theirs"})
+                hub.put(name, {"README.md": b"theirs"}, branch=branch or "main")
 
+    given = replace(config, to=to, overwrite=overwrite)
     with pytest.raises(HubError, match=r"somebody has changed the repository meanwhile, and nothing was replaced\."):
-        run(config, Meanwhile())
-    assert repo.commits[repo.branches["main"]]["README.md"] == b"theirs"
-    run(replace(config, overwrite=True), Meanwhile())
-    assert repo.commits[repo.branches["main"]]["README.md"] != b"theirs"
+        run(given, Meanwhile())
+    repo = hub.repos[name]
+    assert repo.commits[repo.branches[branch or "main"]]["README.md"] == b"theirs"
+    run(replace(given, overwrite=True))
+    assert repo.commits[repo.branches[branch or "main"]]["README.md"] != b"theirs"
 
 
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:

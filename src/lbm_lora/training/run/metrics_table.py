@@ -43,7 +43,7 @@ class MetricsTable:
             self._file, self._columns = OwnFile(_new_folder(self._folder) / "metrics.csv"), []
         row = {**values, "step": step}
         columns = sorted({*self._columns, *row})
-        if columns == self._columns:
+        if columns == self._columns and self._file.path.stat().st_nlink == 1:  # else a snapshot would be changed
             _append(self._file.path, columns, row)
         else:
             _write_again(self._file.path, columns, row)

@@ -67,3 +67,14 @@ def test_a_table_that_is_changed_meanwhile_is_kept(tmp_path: Path, change: str) 
     if change != "removed":
         assert rows(path) == ["step,a,note", "1,1.0,looks good"]
     assert rows(tmp_path / "version_1/metrics.csv") == ["a,b,step", "2.0,3.0,2", "4.0,,3"]
+
+
+def test_a_snapshot_of_hard_links_is_not_changed(tmp_path: Path) -> None:
+    table = MetricsTable(tmp_path)
+    table.add({"a": 1.0}, 1)
+    path, snapshot = tmp_path / "version_0/metrics.csv", tmp_path / "snapshot.csv"
+    snapshot.hardlink_to(path)
+    for step in (2, 3):
+        table.add({"a": 2.0}, step)
+    assert rows(snapshot) == ["a,step", "1.0,1"]
+    assert rows(path) == ["a,step", "1.0,1", "2.0,2", "2.0,3"]
