@@ -60,7 +60,7 @@ class FilePlan:
         folders: folder of a model, without links -> the path as given.
         open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
         extras: file that the command writes only where nothing else is -> whether a file there may be replaced.
-        pinned: folders of outputs as they are at the check.
+        pinned: folders of outputs as they were at first.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
@@ -115,6 +115,11 @@ class FilePlan:
         """
         self.open_folders[Path(folder)] = ours
 
+    def pins(self, *folders: Path) -> None:
+        """Note folders of outputs as they are now, before inputs are read: that may take long."""
+        for folder in folders:
+            self.pinned.setdefault(Path(folder), PinnedFolder(Path(folder)))
+
     def then(self, later: "FilePlan", *, made: Iterable[Path | None] = ()) -> None:
         """Note the files of a later step of the same command.
 
@@ -147,6 +152,11 @@ class FilePlan:
                 did not write; it cannot be in its folder; or it makes a model's folder ambiguous.
         """
         self.check_apart()
+        for folder, pinned in self.pinned.items():
+            if not pinned.is_missing and not pinned.is_at(folder):
+                raise OutputError(
+                    f"{folder} is another folder than when the command began, and was kept. Run the command again."
+                )
         for output in self.outputs:
             if status_of(output.path) is None or output.is_ours(output.path):
                 continue

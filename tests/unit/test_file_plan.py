@@ -241,6 +241,18 @@ def test_an_input_that_was_moved_to_another_disk(tmp_path: Path, is_gone: bool, 
             check_late(output)
 
 
+def test_a_folder_that_is_exchanged_while_inputs_are_read(tmp_path: Path) -> None:
+    file(tmp_path / "out" / "x", MARK_LINE)
+    plan = FilePlan()
+    plan.pins(tmp_path / "out", tmp_path / "none")
+    (tmp_path / "out").rename(tmp_path / "away")
+    file(tmp_path / "out" / "x", MARK_LINE)
+    plan.writes(tmp_path / "out" / "x", ours=OURS)
+    assert refused(plan) == (
+        f"{tmp_path / 'out'} is another folder than when the command began, and was kept. Run the command again."
+    )
+
+
 def test_the_current_folder_may_be_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
