@@ -9,7 +9,7 @@ from pathlib import Path
 from lbm_lora.errors import OutputError
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import identity_of, version_of
+from lbm_lora.regular_file import identity_of, is_same, version_of
 
 
 class ResultWatch:
@@ -37,7 +37,7 @@ class ResultWatch:
             raise OutputError(f"{folder} {state}: it was moved while results were written to it, which are in it.")
         there = identity_of(path)
         first = None if there is None else self._files.get(there)
-        if first is not None and first != path:
+        if first is not None and first != path and is_same(first, path):  # not a new file with a freed inode
             raise OutputError(f"{first} and {path} are one file: the disk does not tell their names apart. Rename one.")
 
     def after(self, path: Path) -> None:

@@ -53,6 +53,17 @@ def test_two_names_of_one_file(tmp_path: Path) -> None:
         watch.before(second)
 
 
+def test_a_freed_inode_is_no_second_name(tmp_path: Path) -> None:
+    """Another command has replaced the first file, and a new one has its inode: here it was moved."""
+    watch = ResultWatch()
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    first.touch()
+    watch.after(first)
+    first.rename(second)
+    first.touch()
+    watch.before(second)
+
+
 def test_a_file_that_is_another_runs_by_now(tmp_path: Path) -> None:
     own = OwnFile(tmp_path / "a")
     own.remove()

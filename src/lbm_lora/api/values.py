@@ -89,8 +89,11 @@ def _file(image: Path | str | ImageLike, path: Path) -> str:
     """The text of a path, or of the file that an image is written to."""
     if isinstance(image, str | Path):
         return str(image)
+    from PIL import Image, ImageOps  # whoever has such an image has PIL
+
     try:
-        image.save(path, format="PNG")
+        upright = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image  # PNG has no orientation
+        upright.save(path, format="PNG")
     except OSError as error:
         if error.errno is not None:
             raise OutputError(

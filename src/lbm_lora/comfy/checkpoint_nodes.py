@@ -101,6 +101,10 @@ class Calibrate(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, tuned: str, save_as: str, **others: Any) -> Any:
+        return files.stamp("diffusion_models", tuned), save_as
+
+    @classmethod
     def execute(cls, tuned: str, images: Any, save_as: str) -> Any:
         from lbm_lora.api.models import calibrate
 

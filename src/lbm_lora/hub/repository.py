@@ -15,7 +15,7 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import HubError, listing
 from lbm_lora.hub.failures import hub_errors, is_absent_network
 from lbm_lora.hub.names import HubName
-from lbm_lora.progress import SILENT, Progress
+from lbm_lora.progress import SILENT, Progress, warn
 
 PATIENCE = 30.0
 """Seconds to wait for the hub's answer about a repository; for a part of a file the client's own limits hold."""
@@ -94,8 +94,13 @@ def open_repository(name: HubName) -> Repository:
             found = _in_cache(name) if is_absent_network(error) else None
             if found is None:
                 raise
-            return found
-        return Repository(name, str(info.sha), tuple(sorted(one.rfilename for one in info.siblings or ())))
+        else:
+            return Repository(name, str(info.sha), tuple(sorted(one.rfilename for one in info.siblings or ())))
+    warn(
+        f"{name}: the Hugging Face hub cannot be reached. What was fetched earlier is used, of commit "
+        f"{found.commit[:7]}; the repository may have more."
+    )
+    return found
 
 
 def _in_cache(name: HubName) -> Repository | None:

@@ -111,9 +111,9 @@ def as_srgb(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
     Raises:
         ImageError: its pixels have no fixed range.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(grey_of_wide(image, kind, path)).convert("RGB")
     profile = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(grey_of_wide(image, kind, path))
     if image.has_transparency_data:
         image = _flattened(image, path)
     if profile:

@@ -8,6 +8,7 @@ The bridge runs from sigma 1 (source) to 0 (target), and the timestep that the n
 stretched to the nearest of LBM's sizes, and results are stretched back.
 """
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import PIL.ImageOps
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
@@ -651,9 +653,9 @@ def images_of(image: Any) -> Iterator[Image]:
         for one in image:
             yield from images_of(one)
     elif isinstance(image, str | PathLike):
-        yield _opened(cast("str | PathLike[str]", image)).convert("RGB")
+        yield _in_srgb(_opened(cast("str | PathLike[str]", image)))
     elif isinstance(image, PIL.Image.Image):
-        yield image.convert("RGB")
+        yield _in_srgb(image)
     elif isinstance(image, np.ndarray | Tensor):
         if image.ndim not in (3, 4) or image.shape[-3 if isinstance(image, Tensor) else -1] != 3:
             raise ValueError(
@@ -705,9 +707,9 @@ def _greys(mask: Any) -> Iterator[PIL.Image.Image | None]:
         for one in mask:
             yield from _greys(one)
     elif isinstance(mask, str | PathLike):
-        yield _opened(cast("str | PathLike[str]", mask)).convert("L")
+        yield _grey(_opened(cast("str | PathLike[str]", mask)))
     elif mask is None or isinstance(mask, PIL.Image.Image):
-        yield None if mask is None else mask.convert("L")
+        yield None if mask is None else _grey(mask)
     elif isinstance(mask, np.ndarray | Tensor):
         values = (mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))).squeeze().cpu()
         if values.ndim not in (2, 3):
@@ -725,6 +727,39 @@ def _opened(path: str | PathLike[str]) -> PIL.Image.Image:
     """Read an image file, upright. Only formats that Pillow decodes itself: others may run programs."""
     with PIL.Image.open(Path(path).expanduser(), formats=_FORMATS) as image:
         return PIL.ImageOps.exif_transpose(image)
+
+
+def _in_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return an image upright in 8 bits of sRGB, on white where it is transparent."""
+    profile = image.info.get("icc_profile")
+    image = _in_8_bits(PIL.ImageOps.exif_transpose(image))
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        image = PIL.Image.new("RGB", image.size, "white")
+        image.paste(layered, mask=layered.getchannel("A"))
+    if profile:
+        direct = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
+        with suppress(PIL.ImageCms.PyCMSError, OSError):  # a profile that cannot be used: the colours are taken as sRGB
+            source, target = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
+            if "sRGB" not in PIL.ImageCms.getProfileDescription(source):
+                image = PIL.ImageCms.profileToProfile(direct, source, target, outputMode="RGB") or image
+    return image.convert("RGB")
+
+
+def _grey(mask: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a mask upright in mode `L`: its alpha channel where that says something, else its brightness."""
+    mask = _in_8_bits(PIL.ImageOps.exif_transpose(mask))
+    if mask.has_transparency_data:
+        alpha = mask.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha
+    return mask.convert("L")
+
+
+def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    if not image.mode.startswith("I"):  # 16 bits, which Pillow reads as 32 in some versions
+        return image
+    return PIL.Image.fromarray(np.round(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
 
 
 def _size_of(image: Image) -> tuple[int, int]:

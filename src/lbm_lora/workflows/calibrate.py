@@ -24,7 +24,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.late_files import expect
+from lbm_lora.late_files import expect, has_appeared
 from lbm_lora.model.build import load_model
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import around, resolve_config
@@ -95,7 +95,8 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
             " to replace it.",
         )
     check_output(config, images)
-    before = version_of(path)  # those that come while these are measured are not replaced either
+    # those that come while these are measured are not replaced either
+    before = None if has_appeared(path) else version_of(path)
     expect(path, lambda now: before is not None and version_of(now) == before)
     return _run(config, images, progress).statistics
 

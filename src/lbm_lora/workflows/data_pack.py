@@ -2,14 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 
 from lbm_lora.atomic import written_bytes
 from lbm_lora.configs.data_pack import PackConfig
-from lbm_lora.errors import ConfigError, Option, need_packages
+from lbm_lora.errors import ConfigError, Option, listing, need_packages
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.late_files import expect
-from lbm_lora.progress import SILENT, Progress
+from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped, problem_of_name
 from lbm_lora.training.data.index import PairIndex, check_corrupt, make_index
@@ -63,6 +64,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     progress.start(len(index), "writing shards")
     write_shards(index, keys, members, overwrite=config.overwrite, progress=progress)
     shards = tuple(members)
+    _warn_of_others(config, shards)
     return PackResult(
         shards=shards,
         pattern=pattern_of(shards),
@@ -74,6 +76,13 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
         target_key=keys.target,
         mask_key=keys.mask if index.masks else None,
     )
+
+
+def _warn_of_others(config: PackConfig, shards: Collection[Path]) -> None:
+    """Warn of shards that an earlier, larger data set has left: whoever reads the folder would read them too."""
+    others = sorted(set(config.to.glob(f"{escape(config.name)}-[0-9]*.tar")) - {*shards})
+    if others:
+        warn(f"{config.to} has shards of an earlier data set: {listing(one.name for one in others)}. Remove them.")
 
 
 def _check(config: PackConfig) -> None:

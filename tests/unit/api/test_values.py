@@ -35,6 +35,13 @@ def test_images_of_pil_are_files_for_a_while_and_stand_beside_paths(tmp_path: Pa
         assert len(files) == 1
 
 
+def test_an_image_of_pil_is_turned_as_its_exif_data_say() -> None:
+    image = Image.new("RGB", (3, 2))
+    image.getexif()[0x112] = 6
+    with image_files(image) as (file,), Image.open(file) as read:
+        assert read.size == (2, 3)
+
+
 def test_a_mode_that_png_does_not_hold_is_named() -> None:
     text = r"^image-1: cannot write mode CMYK as PNG\. Give it in mode RGB: image\.convert\('RGB'\)\.$"
     with pytest.raises(ImageError, match=text), image_files(Image.new("CMYK", (2, 2))):

@@ -16,6 +16,7 @@ from lbm_lora.errors import HubError
 from lbm_lora.hub import repository
 from lbm_lora.hub.names import HubName
 from lbm_lora.hub.repository import open_repository
+from lbm_lora.progress import LbmLoraWarning
 
 DATA = save({"a": torch.arange(20_000.0)}, {"lbm_lora_format": "1"})
 FILE = "lora.safetensors"
@@ -68,7 +69,10 @@ def test_without_a_network_the_cache_is_the_repository(
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     else:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    found = open_repository(HubName("user/repo", revision=commit))
+    with pytest.warns(
+        LbmLoraWarning, match=rf"cannot be reached\. What was fetched earlier is used, of commit {commit[:7]};"
+    ):
+        found = open_repository(HubName("user/repo", revision=commit))
     assert found.files == (FILE,)
     assert found.header(FILE) == {"lbm_lora_format": "1"}
     assert (found.fetch([FILE]) / FILE).read_bytes() == DATA

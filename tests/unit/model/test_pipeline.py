@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +21,10 @@ from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, LoraScale, lo
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, PatternError, WrongBaseError
+from lbm_lora.imaging.image_file import read_image
+from lbm_lora.imaging.masks import read_mask
 from lbm_lora.model import lora_pipeline
+from lbm_lora.model.bridge_pipeline import images_of, masks_of
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
@@ -752,6 +755,42 @@ def test_a_save_that_fails_leaves_the_earlier_model(
     with pytest.raises(pytest.fail.Exception, match="no space left"):
         later.save_pretrained(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.filterwarnings("ignore:images with 16 bits")
+@pytest.mark.filterwarnings("ignore:.*is partly transparent")
+def test_files_are_read_as_the_commands_read_them(tmp_path: Path) -> None:
+    """16 bits, transparent parts, colour profiles, orientation; the published program has code of its own."""
+    ramp = np.tile(np.linspace(0, 1, 64), (64, 1))
+    wide = Image.fromarray((ramp * 65535).round().astype(np.uint16))
+    cut = np.zeros((64, 64, 4), np.uint8)
+    cut[16:48, 16:48] = (200, 100, 50, 255)
+    photo = Image.effect_noise((64, 64), 60).convert("RGB")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    other = profile.replace("sRGB".encode("utf-16-be"), "xyz!".encode("utf-16-be"))
+    assert other != profile, "by its description it is another one"
+    turned = Image.Exif()
+    turned[0x112] = 6
+    photo.crop((0, 0, 32, 64)).save(tmp_path / "turned.jpg", exif=turned)
+    photo.save(tmp_path / "srgb.png", icc_profile=profile)
+    photo.save(tmp_path / "other.png", icc_profile=other)
+    photo.save(tmp_path / "broken.png", icc_profile=b"no profile" * 20)
+    wide.save(tmp_path / "wide.png")
+    wide.save(tmp_path / "wide.tiff")
+    Image.fromarray(cut).save(tmp_path / "cut.png")
+    photo.quantize(8).save(tmp_path / "palette.png", transparency=0)
+    for path in sorted(tmp_path.iterdir()):
+        (found,) = images_of(path)
+        (given,) = images_of(Image.open(path))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*colour profile cannot be used")
+            wanted = read_image(path)
+        assert isinstance(found, Image.Image)
+        assert isinstance(given, Image.Image)
+        assert found.tobytes() == given.tobytes() == wanted.tobytes(), path.name
+        mask = next(masks_of(path, [wanted]))
+        assert mask is not None
+        assert mask.tobytes() == read_mask(path, wanted.size).tobytes(), path.name
 
 
 def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The workflow `data pack`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lbm_lora.cli.main import parse
 from lbm_lora.configs.data_check import CheckConfig
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError
+from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.training.data import pack
 from lbm_lora.workflows import data_check, data_pack
 
@@ -62,6 +64,16 @@ def test_overwrite_adds_to_a_folder(pairs: Path, tmp_path: Path) -> None:
     assert data_pack.run(again).shards == (one, other)
     assert one.read_bytes() == wanted
     assert sorted(path.name for path in (tmp_path / "shards").rglob("*")) == ["more", "notes.txt", one.name, other.name]
+
+
+def test_shards_of_an_earlier_data_set_are_named(pairs: Path, tmp_path: Path) -> None:
+    given = PackConfig(folder=pairs, to=tmp_path / "shards", shard_count=4)
+    data_pack.run(given)
+    (tmp_path / "shards/pairs-mine.tar").write_bytes(b"theirs")
+    with pytest.warns(
+        LbmLoraWarning, match=r"of an earlier data set: pairs-000001\.tar, pairs-000002\.tar\. Remove them"
+    ):
+        data_pack.run(replace(given, shard_count=12, overwrite=True))
 
 
 def test_a_shard_is_never_a_file_to_pack(pairs: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter, open_checkpoint
-from lbm_lora.errors import InputError
+from lbm_lora.blocks import is_finite
+from lbm_lora.checkpoint import Checkpoint, Component, Fingerprint, SafetensorsWriter, dtype_name, open_checkpoint
+from lbm_lora.errors import ConfigError, InputError
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.resolve import config_to_metadata
@@ -189,6 +190,9 @@ def write_tuned(
     Args:
         values: param name -> value, for every trained parameter.
         facts: facts about the training, for the header, from `training_facts`.
+
+    Raises:
+        ConfigError: a value exceeds the range of the base's dtype.
     """
     training = {TRAINING_KEY: _json(facts), STEP_KEY: str(facts["step"])}
     metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), **training}
@@ -200,8 +204,16 @@ def write_tuned(
 def _tuned_tensors(checkpoint: Checkpoint, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for key, spec in checkpoint.specs.items():
         name = key.removeprefix(DENOISER_PREFIX)
-        is_trained = key.startswith(DENOISER_PREFIX) and name in values
-        yield key, values[name].detach().to("cpu", spec.dtype) if is_trained else checkpoint.read(key)
+        if not key.startswith(DENOISER_PREFIX) or name not in values:
+            yield key, checkpoint.read(key)
+            continue
+        value = values[name].detach().to("cpu", spec.dtype)
+        if not is_finite(value):
+            raise ConfigError(
+                f"{name} was trained to values beyond the range of the base's dtype, {dtype_name(spec.dtype)}. Train "
+                "on a base in bf16 or float."
+            )
+        yield key, value
 
 
 def _without_folders(value: object) -> object:

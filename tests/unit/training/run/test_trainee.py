@@ -12,6 +12,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint, pair
 from lbm_lora.configs.values import AlphaIs
+from lbm_lora.errors import ConfigError
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning
@@ -119,6 +120,19 @@ def test_a_lora_names_its_base_and_the_configuration(base_fp32: Path, model: LBM
     assert str(tmp_path) not in json.dumps(dict(facts))
     places = {"save_ckpt_path", "cache_dir", "train_folder", "validation_folder", "resume"}
     assert training_facts(config, 7).keys() == {"step", *TrainConfig.model_fields} - places
+
+
+def test_a_value_beyond_the_dtype_of_the_base_is_not_written(base_fp32: Path, model: LBMModel, tmp_path: Path) -> None:
+    values = {name: p.detach().clone() for name, p in model.denoiser.named_parameters()}
+    with open_checkpoint(base_fp32) as checkpoint:
+        half = {key: checkpoint.read(key).half() for key in checkpoint.specs}
+    values["conv_in.weight"][0] = 70_000
+    with (
+        open_checkpoint(half) as base,
+        pytest.raises(ConfigError, match=r"conv_in\.weight was trained to values beyond the range of .*, fp16\."),
+    ):
+        write_tuned(tmp_path / "x.safetensors", base, model.config, values, {"step": 7})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_training_writes_a_checkpoint_that_can_be_extracted_from(
