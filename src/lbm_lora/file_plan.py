@@ -19,11 +19,10 @@ from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
-from lbm_lora.late_files import appeared, expect_planned, has_appeared
+from lbm_lora.late_files import appeared, expect_planned, has_appeared, pinned_folder
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
-from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import NOTE, is_leftover
 from lbm_lora.regular_file import identity_of, status_of, version_of
 
@@ -60,7 +59,6 @@ class FilePlan:
         folders: folder of a model, without links -> the path as given.
         open_folders: folder for outputs whose names are not known yet -> whether a file in it may be replaced.
         extras: file that the command writes only where nothing else is -> whether a file there may be replaced.
-        pinned: folders of outputs as they were at first.
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
@@ -70,7 +68,6 @@ class FilePlan:
     outputs: list[Output] = field(default_factory=list[Output])
     open_folders: dict[Path, Callable[[Path], bool]] = field(default_factory=dict[Path, Callable[[Path], bool]])
     extras: dict[Path, Callable[[Path], bool]] = field(default_factory=dict[Path, Callable[[Path], bool]])
-    pinned: dict[Path, PinnedFolder] = field(default_factory=dict[Path, PinnedFolder])
 
     def reads(self, *paths: Path | None) -> None:
         """Note files, folders of a model or a LoRA, or indexes with their shards. What does not exist is left out.
@@ -115,11 +112,6 @@ class FilePlan:
         """
         self.open_folders[Path(folder)] = ours
 
-    def pins(self, *folders: Path) -> None:
-        """Note folders of outputs as they are now, before inputs are read: that may take long."""
-        for folder in folders:
-            self.pinned.setdefault(Path(folder), PinnedFolder(Path(folder)))
-
     def then(self, later: "FilePlan", *, made: Iterable[Path | None] = ()) -> None:
         """Note the files of a later step of the same command.
 
@@ -152,7 +144,8 @@ class FilePlan:
                 did not write; it cannot be in its folder; or it makes a model's folder ambiguous.
         """
         self.check_apart()
-        for folder, pinned in self.pinned.items():
+        for folder in dict.fromkeys(output.path.parent for output in self.outputs):
+            pinned = pinned_folder(folder)
             if not pinned.is_missing and not pinned.is_at(folder):
                 raise OutputError(
                     f"{folder} is another folder than when the command began, and was kept. Run the command again."
@@ -183,7 +176,7 @@ class FilePlan:
         Args:
             path: of an output, or the folder of several.
         """
-        before, folder = version_of(path), self.pinned.setdefault(path.parent, PinnedFolder(path.parent))
+        before, folder = version_of(path), pinned_folder(path.parent)
 
         def is_replaceable(now: Path) -> bool:
             if not folder_may_change and not folder.is_missing and not folder.is_at(now.parent):

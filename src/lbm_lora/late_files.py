@@ -6,7 +6,7 @@ code that renames a new file to its path checks here whether that still holds.
 
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -16,42 +16,68 @@ from typing import ParamSpec, TypeVar
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.output_place import is_protected
+from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.regular_file import status_of, version_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
 _UNSCOPED: _Notes = {}
+_UNPINNED: dict[Path, PinnedFolder] = {}
 _start: ContextVar[float | None] = ContextVar("_start", default=None)
 """When the call began, in seconds since the epoch."""
+_folders: ContextVar[dict[Path, PinnedFolder]] = ContextVar("_folders", default=_UNPINNED)
+"""Folders as they were when the call began, or first looked at."""
 _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 """A file, or a folder for all files in it, by each of its `_names`."""
 
 
 @contextmanager
-def notes_of_one_call() -> Generator[None]:
+def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     """Notes that are made inside end here: in Python, a process runs many commands, and saves files without a plan.
 
     Notes made outside apply inside too.
+
+    Args:
+        given: values of the call. The folders among the paths, and those that the paths are in, are pinned: inputs may
+            be read for a long time before the outputs are noted.
     """
     start = _start.get()
-    began, token = _start.set(time.time() if start is None else start), _notes.set(dict(_notes.get()))
+    began, notes = _start.set(time.time() if start is None else start), _notes.set(dict(_notes.get()))
+    folders = _folders.set(dict(_folders.get()))
+    for path in (Path(value) for value in given if isinstance(value, str | Path)):
+        for folder in (path, path.parent):
+            if status_of(folder) is not None and folder.is_dir():
+                pinned_folder(folder)
     try:
         yield
     finally:
-        _notes.reset(token)
+        _folders.reset(folders)
+        _notes.reset(notes)
         _start.reset(began)
 
 
+def given_in(config: object) -> list[object]:
+    """Return the values of a configuration."""
+    return list(vars(config).values()) if hasattr(config, "__dict__") else []
+
+
 def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Return a function whose notes end with it."""
+    """Return a function of a configuration whose notes end with it."""
 
     @wraps(function)
     def call(*args: _P.args, **options: _P.kwargs) -> _T:
-        with notes_of_one_call():
+        with notes_of_one_call(given_in(args[0]) if args else ()):
             return function(*args, **options)
 
     return call
+
+
+def pinned_folder(folder: Path) -> PinnedFolder:
+    """Return a folder as it was when the call began, or at its first look in it."""
+    if _notes.get() is _UNSCOPED:
+        return PinnedFolder(folder)
+    return _folders.get().setdefault(folder, PinnedFolder(folder))
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:

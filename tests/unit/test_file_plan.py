@@ -241,16 +241,19 @@ def test_an_input_that_was_moved_to_another_disk(tmp_path: Path, is_gone: bool, 
             check_late(output)
 
 
-def test_a_folder_that_is_exchanged_while_inputs_are_read(tmp_path: Path) -> None:
-    file(tmp_path / "out" / "x", MARK_LINE)
-    plan = FilePlan()
-    plan.pins(tmp_path / "out", tmp_path / "none")
-    (tmp_path / "out").rename(tmp_path / "away")
-    file(tmp_path / "out" / "x", MARK_LINE)
-    plan.writes(tmp_path / "out" / "x", ours=OURS)
-    assert refused(plan) == (
-        f"{tmp_path / 'out'} is another folder than when the command began, and was kept. Run the command again."
-    )
+@pytest.mark.parametrize("given", ["out", "out/x"])
+def test_a_folder_that_is_exchanged_while_inputs_are_read(tmp_path: Path, given: str) -> None:
+    out = tmp_path / "out"
+    file(out / "x", MARK_LINE)
+    with notes_of_one_call([tmp_path / given, "none", 5, "\0"]):
+        out.rename(tmp_path / "away")
+        file(out / "x", MARK_LINE)
+        plan = FilePlan()
+        plan.writes(out / "x", ours=OURS)
+        assert refused(plan) == (
+            f"{out} is another folder than when the command began, and was kept. Run the command again."
+        )
+    plan.check()
 
 
 def test_the_current_folder_may_be_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

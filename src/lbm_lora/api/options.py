@@ -111,7 +111,7 @@ class Options(Generic[C]):
                 for name in paths & _empty(own, given, options):  # `.` to pathlib
                     raise ConfigError(Option(name), " needs a value, got an empty text.")
                 at_home = {name: _at_home(value) if name in paths else value for name, value in options.items()}
-                with notes_of_one_call(), at_once():  # a listener of another call may have called this one
+                with notes_of_one_call([*given, *at_home.values()]), at_once():  # a listener of another call may call
                     return function(*map(_at_home, given), **at_home)
             except LbmLoraError as error:
                 error.args = tuple(map(self._renamed, error.args))

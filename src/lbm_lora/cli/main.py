@@ -20,7 +20,7 @@ from lbm_lora.cli.nested import split_line
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write_result
 from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
-from lbm_lora.late_files import notes_of_one_call
+from lbm_lora.late_files import given_in, notes_of_one_call
 from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
     with session(debug=output.debug) as console, chosen_threads(output.threads, console.progress.note):
         command = command_for(name, words)
         console.progress.start(0, "loading libraries")
-        with notes_of_one_call():
+        with notes_of_one_call(given_in(config)):
             result = command.workflow().run(config, console.progress)
         if getattr(result, "process", 0):
             return console.exit_code  # only the first of several processes reports

@@ -1,7 +1,7 @@
 """Make a small LoRA of a fine-tuned model in one step, and measure it in images: the verb `compress`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
@@ -27,7 +27,6 @@ from lbm_lora.workflows.twins import Twin
 _HELD_OUT_EVERY = 4
 _MOST_HELD_OUT = 8
 _FRACTION = 50  # of the tuned checkpoint's bytes: the default size of a LoRA
-_REPORT = "report"
 _BASE_NAMES = ("exact_base.safetensors", "exact_base.ckpt")
 
 
@@ -79,14 +78,12 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
         parse_nbytes(config.size, "size")
     name = _name(config)
     config = localized(config, progress)
-    folder, start = config.output or Path(f"{name}_lora"), FilePlan()
-    start.pins(folder, folder / _REPORT)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
-    steps = _Steps(config, folder, name, seen, measured_on, nbytes)
-    plan = replace(steps.planned(), pinned=start.pinned)
+    steps = _Steps(config, config.output or Path(f"{name}_lora"), name, seen, measured_on, nbytes)
+    plan = steps.planned()
     plan.reads(*images)
     plan.check(overwrite=config.overwrite)
     base_file = _base(steps, progress)
@@ -168,7 +165,7 @@ class _Steps:
             tuned_model_path=self.config.tuned,
             lora_path=lora,
             images=_texts(self.measured_on),
-            report=self.folder / _REPORT,
+            report=self.folder / "report",
             num_inference_steps=(1,),
             seed=self.config.seed,
             device=self.config.device,

@@ -51,8 +51,6 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     from lbm_lora.training.data.pack import pattern_of, shards_of, write_shards
 
     _check(config)
-    plan = FilePlan()
-    plan.pins(config.to)
     keys = Keys(source=config.source_key, target=config.target_key, mask=config.mask_key, mask_optional=True)
     found = [replace(one, problem=problem_of_name(one.key)) for one in find_pairs(config.folder, keys)]
     progress.start(len(found), "reading headers")
@@ -60,7 +58,7 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     check_corrupt(str(config.folder), index.skipped, len(found), config.max_corrupt)
     max_bytes = config.shard_mb * 1_000_000
     members = shards_of(index, config.to, name=config.name, max_bytes=max_bytes, max_count=config.shard_count)
-    _check_outputs(plan, index, members, overwrite=config.overwrite)
+    _check_outputs(index, members, overwrite=config.overwrite)
     progress.start(len(index), "writing shards")
     write_shards(index, keys, members, overwrite=config.overwrite, progress=progress)
     shards = tuple(members)
@@ -93,8 +91,9 @@ def _check(config: PackConfig) -> None:
         raise ConfigError(Option("name"), f" {name} must be a file name: no folders, no braces, no control characters.")
 
 
-def _check_outputs(plan: FilePlan, index: PairIndex, shards: Collection[Path], *, overwrite: bool) -> None:
+def _check_outputs(index: PairIndex, shards: Collection[Path], *, overwrite: bool) -> None:
     """Refuse shards at paths of files to pack. `write_shards` looks into their folder, which must be empty by then."""
+    plan = FilePlan()
     for number in range(len(index)):
         record = index.record(number)
         plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))

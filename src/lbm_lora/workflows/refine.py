@@ -16,6 +16,7 @@ from lbm_lora.errors import ConfigError, Option, OutputError, QualityError, need
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
+from lbm_lora.late_files import has_appeared
 from lbm_lora.output_place import is_protected
 from lbm_lora.ownership import REFINEMENT_STATE, is_lora, is_ours, of_kind
 from lbm_lora.progress import SILENT, Progress
@@ -212,7 +213,7 @@ def _distill(
     if own is not None:
         from lbm_lora.refinement.distill import refuse_another
 
-        if not config.overwrite:
+        if not config.overwrite or has_appeared(own.path):
             refuse_another(own.path, identity)
         own.note()
     learnt, held = answered_images(

@@ -89,7 +89,6 @@ def plan_shards(
     """
     if folder.is_file():
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
-    files.pins(folder)
     shards = expand_shards(patterns)
     names = [_output_name(shard) for shard in shards]
     # some disks do not tell cases apart, nor forms of a letter
