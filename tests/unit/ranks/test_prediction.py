@@ -123,7 +123,7 @@ def test_no_more_ranks_are_found_than_can_be_needed(
 
 def test_the_scratch_file_goes(plan: Plan, tmp_path: Path) -> None:
     with opened(plan, HALF, tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [".l.vectors.0.part"]
+        assert [path.name for path in tmp_path.iterdir()] == [".l.safetensors.0.part"]
     assert list(tmp_path.iterdir()) == []
 
 

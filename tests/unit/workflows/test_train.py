@@ -105,7 +105,7 @@ def test_the_command_is_registered_and_light_to_import() -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", ["pictures", "logs", "logs/version_0"])
+@pytest.mark.parametrize("name", ["pictures", "logs"])
 def test_a_file_where_the_run_makes_a_folder_is_refused_before_a_model_is_loaded(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -1,15 +1,17 @@
 """Run one training, from a configuration to a folder."""
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
+
 from lbm_lora.atomic import write_text
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, DataError
 from lbm_lora.launch import open_fabric, quiet_lightning, shard
 from lbm_lora.ownership import RUN_LINE
 from lbm_lora.progress import SILENT, Progress
@@ -78,7 +80,8 @@ def fit(
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
                 fabric.launch()
                 loop = TrainingLoop(run, fabric, progress, stop, _Begun(run.folder, config, path_config, check_folder))
-                loop.train()
+                with _named_loss(fabric.world_size):
+                    loop.train()
                 standing = loop.standing
         else:
             progress.note("the run is already complete. To continue it, raise max_steps or max_epochs.")
@@ -111,6 +114,24 @@ class _Begun:
             if self._path_config is None or not is_same(self._folder.config, self._path_config):
                 write_text(self._folder.config, f"{RUN_LINE}{self._config.to_yaml()}")
             self._is_first = False
+
+
+@contextmanager
+def _named_loss(world: int) -> Generator[None]:
+    """Name the loss of another of several processes, which reaches this one as a lost connection.
+
+    Raises:
+        DataError: it has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+        if world == 1 or not is_lost:
+            raise
+        raise DataError(
+            "another process of this run has ended. Start the run again to go on from its last save."
+        ) from None
 
 
 def _unchecked() -> None:

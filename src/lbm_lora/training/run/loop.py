@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -100,12 +101,12 @@ class TrainingLoop:
         """Train to the end, or until a signal arrives.
 
         Raises:
-            ConfigError: the processes would not resume after the same step.
+            ConfigError: the processes would not resume after the same step, or have other settings.
             DataError: too many pairs are corrupt.
             OutputError: the folder of the pictures is another one by now.
             QualityError: the loss is no longer finite.
         """
-        with self._pictures:
+        with self._pictures, self._log or nullcontext():
             self._train()
 
     def _train(self) -> None:
@@ -151,7 +152,13 @@ class TrainingLoop:
         return run.train.with_latents(run.latents, images=run.config.pixel_loss_weight > 0)
 
     def _check_start(self) -> None:
-        step, first = self.standing.step, self._fabric.broadcast(self.standing.step)
+        step, settings = self.standing.step, self._run.config.model_dump_json()
+        first, firsts = self._fabric.broadcast((step, settings))
+        if firsts != settings:
+            raise ConfigError(
+                f"process {self._fabric.global_rank} has other settings than process 0: the training file was changed "
+                "while the run began. Start it again."
+            )
         if first != step:
             raise ConfigError(
                 f"process {self._fabric.global_rank} resumes after step {step:,}, but process 0 after step {first:,}: "

@@ -75,7 +75,13 @@ class RunLog:
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
         self._logger, self._place, self._watch = _open(settings, folder, step), folder.logs, ResultWatch()
         self._hook = threading.excepthook
+
+    def __enter__(self) -> "RunLog":
         threading.excepthook = partial(_unless_tensorboard, self._hook)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        threading.excepthook = self._hook
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics by name, after a step."""
@@ -97,12 +103,9 @@ class RunLog:
 
     def close(self) -> None:
         """Flush what is still in memory."""
-        try:
-            if isinstance(self._logger, Logger):
-                with self._watch, self._writing():
-                    self._logger.finalize("success")
-        finally:
-            threading.excepthook = self._hook
+        if isinstance(self._logger, Logger):
+            with self._watch, self._writing():
+                self._logger.finalize("success")
 
     @contextmanager
     def _writing(self) -> Generator[None]:

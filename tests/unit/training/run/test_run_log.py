@@ -96,12 +96,11 @@ def test_an_error_of_tensorboards_thread_is_said_once(config: Config, monkeypatc
     said: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda failed: said.append(str(failed.exc_value)))
     before = threading.excepthook
-    log = RunLog(config(logger="tensorboard"), RunFolder(config().save_ckpt_path), 0)
-    for name in ("_AsyncWriterThread", "Other"):
-        thread = type(name, (threading.Thread,), {"run": lambda self: {}[type(self).__name__]})()
-        thread.start()
-        thread.join()
-    log.close()
+    with RunLog(config(logger="tensorboard"), RunFolder(config().save_ckpt_path), 0):
+        for name in ("_AsyncWriterThread", "Other"):
+            thread = type(name, (threading.Thread,), {"run": lambda self: {}[type(self).__name__]})()
+            thread.start()
+            thread.join()
     assert said == ["'Other'"]
     assert threading.excepthook == before
 
