@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from lightning.fabric import Fabric
+from torch.distributed import DistError
 
 from lbm_lora import held_folder
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, DataError
+from lbm_lora.training.run import fit as fit_module
 from lbm_lora.training.run.fit import fit
 from lbm_lora.training.run.learner import Learner
 from lbm_lora.training.run.run_folder import RunFolder
@@ -81,3 +84,38 @@ def test_a_folder_in_which_another_run_has_started_meanwhile(config: Config, mon
         fit(chosen, chosen.base_model_path)
     assert [path.name for path in folder.iterdir()] == ["last.safetensors"]
     assert (folder / "last.safetensors").read_text() == "of another run"
+
+
+def test_processes_with_other_settings_are_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may have read the training file before it was edited, another one after it."""
+    chosen = config()
+    assert chosen.base_model_path is not None
+
+    def first(_: Fabric, value: tuple[int, str]) -> tuple[int, str]:
+        return value[0], value[1].replace('"seed":0', '"seed":1')
+
+    monkeypatch.setattr(Fabric, "broadcast", first)
+    with pytest.raises(ConfigError, match="process 0 has other settings than process 0: the training file"):
+        fit(chosen, chosen.base_model_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[gloo/transport/tcp/pair.cc:553] closed"), DistError("NCCL")])
+def test_the_loss_of_another_process_is_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise error
+
+    chosen = config()
+    assert chosen.base_model_path is not None
+    monkeypatch.setattr(Learner, "add_gradients", lost)
+    with pytest.raises(type(error)):
+        fit(chosen, chosen.base_model_path)
+    named = r"another process of this run has ended\. Start the run again to go on"
+    with pytest.raises(DataError, match=named), fit_module._named_loss(2):
+        raise error
+
+
+def test_an_error_of_ours_keeps_its_name() -> None:
+    with pytest.raises(RuntimeError, match="a defect"), fit_module._named_loss(2):
+        raise RuntimeError("a defect")
