@@ -90,7 +90,9 @@ class LBMPipeline(LoraPipeline):
         """The pipeline of a folder that `save_pretrained` has written, or of such a repository; see diffusers."""
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         folder = Path(pretrained_model_name_or_path) / "unet"
-        if folder.is_dir():
+        if "unet" in kwargs:  # not the weights of the folder
+            pipe.register_to_config(base_fingerprint=None)
+        elif folder.is_dir():
             pipe._base, pipe._base_version = folder, versions(folder)
         return pipe
 

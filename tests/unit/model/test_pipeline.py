@@ -863,6 +863,12 @@ def test_a_folder_whose_weights_were_replaced_is_no_base_any_more(base: Path, tm
     assert json.loads((tmp_path / "later" / "model_index.json").read_text())["base_fingerprint"] is None
 
 
+def test_a_unet_that_is_given_is_of_no_known_base(base: Path, tmp_path: Path) -> None:
+    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path)
+    assert LBMPipeline.from_pretrained(tmp_path).config["base_fingerprint"] is not None
+    assert LBMPipeline.from_pretrained(tmp_path, unet=another(base).unet).config["base_fingerprint"] is None
+
+
 def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     pipe.save_pretrained(tmp_path)
