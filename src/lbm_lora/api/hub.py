@@ -42,6 +42,6 @@ def push(
         config = _PUSH.bind(
             "push", options, lora_path=path_of(lora, "lora"), to=to, images=None if pictures is None else str(pictures)
         )
-        push_workflow.check_output(config, pictures)
+        planned = push_workflow.planned_pictures(config, pictures)
         adapter = lora if isinstance(lora, Adapter) else load_adapter(lora)
-        return push_workflow.pushed(config, adapter, pictures, progress)
+        return push_workflow.pushed(config, adapter, planned, pictures, progress)

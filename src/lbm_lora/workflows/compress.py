@@ -15,6 +15,7 @@ from lbm_lora.errors import ConfigError, Option, PairingError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name, localized
 from lbm_lora.imaging.paths import readable_sources
+from lbm_lora.late_files import pinned_folder
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
@@ -77,12 +78,15 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     if config.size is not None:
         parse_nbytes(config.size, "size")
     name = _name(config)
+    output = config.output or Path(f"{name}_lora")
+    for folder in (output, output / "report"):
+        pinned_folder(folder)  # it may be exchanged while images are read
     config = localized(config, progress)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
-    steps = _Steps(config, config.output or Path(f"{name}_lora"), name, seen, measured_on, nbytes)
+    steps = _Steps(config, output, name, seen, measured_on, nbytes)
     plan = steps.planned()
     plan.reads(*images)
     plan.check(overwrite=config.overwrite)

@@ -19,7 +19,8 @@ from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.hub.publish import CARD, Commit, destination, publish
 from lbm_lora.hub.replaced import check_replaced, is_copy
-from lbm_lora.imaging.paths import expand_sources, readable_sources
+from lbm_lora.imaging.digests import digests_of
+from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.late_files import one_call
 from lbm_lora.missing_path import with_name
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
@@ -67,24 +68,26 @@ def run(config: PushConfig, progress: Progress = SILENT) -> PushResult:
     """
     destination(config.to)
     config = localized(config, progress)
-    check_output(config, config.images)
-    return pushed(config, load_adapter(config.lora_path), config.images, progress)
+    pictures = planned_pictures(config, config.images)
+    return pushed(config, load_adapter(config.lora_path), pictures, config.images, progress)
 
 
 run_push = one_call(run)
 """Its name on the public page."""
 
 
-def check_output(config: PushConfig, images: str | Sequence[str] | None) -> None:
-    """Check the folder of `save_to`, if one is given. Call it before anything is read: an input may be moved there.
+def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> dict[str, Path]:
+    """Return path in the repository -> picture, and check the folder of `save_to`, if one is given.
+
+    Call it before anything is read: an input may be moved there.
 
     Raises:
         OutputError: a file there would be replaced.
         ConfigError: there are too many pictures, or two of one name.
     """
-    if config.save_to is None:
-        return
     pictures = _names(images)
+    if config.save_to is None:
+        return pictures
     plan = FilePlan()
     plan.reads(config.lora_path, *pictures.values())
     plan.writes(config.save_to / CARD, ours=is_unedited_card)
@@ -93,22 +96,26 @@ def check_output(config: PushConfig, images: str | Sequence[str] | None) -> None
     for name, picture in pictures.items():  # a copy that is there already may be replaced
         plan.writes(config.save_to / name, ours=partial(is_copy, picture))
     plan.check(overwrite=config.overwrite)
+    return pictures
 
 
 def pushed(
-    config: PushConfig, adapter: Adapter, images: str | Sequence[str] | None, progress: Progress = SILENT
+    config: PushConfig,
+    adapter: Adapter,
+    pictures: Mapping[str, Path],
+    images: str | Sequence[str] | None,
+    progress: Progress = SILENT,
 ) -> PushResult:
-    """Publish an adapter. The folder of `save_to` is checked before (`check_output`).
+    """Publish an adapter.
 
     Args:
         config: its `lora_path` names the LoRA; nothing is read from it.
-        images: pictures for the card.
+        pictures: path in the repository -> picture, from `planned_pictures`.
+        images: as the user gave them: a report may be beside them.
     """
     name = destination(config.to)
     base_model = config.base_model or _default_base(adapter)
-    pictures = _names(images)
-    if images is not None:
-        readable_sources(images)
+    digests_of(list(pictures.values()))  # each can be read
     file = adapter.path if is_unchanged(adapter) else None
     with temp_folder() as folder:
         lora = _native(config, adapter, file, folder)

@@ -131,8 +131,9 @@ def test_a_lora_that_is_moved_to_the_folder_while_pictures_are_read_is_kept(
 
     def moving(images: object) -> None:
         mine.rename(out / TWIN)
+        (tmp_path / "lime.png").write_bytes(b"comes later, and is not sought")
 
-    monkeypatch.setattr("lbm_lora.workflows.push.readable_sources", moving)
+    monkeypatch.setattr("lbm_lora.workflows.push.digests_of", moving)
     given = replace(config, lora_path=mine, images=str(tmp_path / "lemon.png"), save_to=out)
     with notes_of_one_call(), pytest.raises(OutputError):
         run(given)

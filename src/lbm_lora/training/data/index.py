@@ -6,9 +6,11 @@ skipped, and recorded with its name and the reason.
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from lbm_lora.errors import DataError
@@ -63,6 +65,13 @@ class PairIndex:
     def nbytes(self) -> int:
         """Bytes of all files, or of their members in shards."""
         return int(self._parts[:, :, 2].sum())
+
+    @cached_property
+    def digest(self) -> str:
+        """XXH3 128-bit digest of all sizes, in pixels and in bytes, in hexadecimal; the same in folders and shards."""
+        digest = xxhash.xxh3_128(self.sizes.tobytes())
+        digest.update(np.ascontiguousarray(self._parts[:, :, 2]).tobytes())
+        return digest.hexdigest()
 
     def record(self, index: int) -> Record:
         """Return where the bytes of one pair are."""

@@ -85,7 +85,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     component = base.component()
     found = fingerprint(component)
     given = read_given(config, component, found)
-    identity = identity_of(config, found.digest, around(base, lbm), len(train), fabric.world_size)
+    identity = identity_of(config, found.digest, around(base, lbm), train.index, fabric.world_size)
     if state is not None:
         state = resumed(state, config, identity, progress)
     model = _load(config, base)
@@ -103,7 +103,9 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
         identity=identity,
         loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
         trainee=trainee,
-        write=ResultWriter(model=model, trainee=trainee, config=config, base=base, fingerprint=found),
+        write=ResultWriter(
+            model=model, trainee=trainee, config=config, base=base, fingerprint=found, identity=identity
+        ),
         train=train,
         batches=batches,
         latents=_latents(config, base, model),

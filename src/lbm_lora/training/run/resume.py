@@ -13,6 +13,7 @@ from lbm_lora.errors import ConfigError, listing
 from lbm_lora.progress import Progress
 from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
+from lbm_lora.training.data.index import PairIndex
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import is_save_of, trained_steps
 from lbm_lora.training.settings.train_config import TrainConfig
@@ -70,7 +71,7 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
     known = {folder.last: state.results.get(max(state.results, default=-1)), folder.best: state.best_result}
     others = [path for path in held if not _is_of(path, state, known[path])]
     again = folder.step_file(state.step)
-    if was_cut_off(state, folder) and again.exists() and not is_save_of(again, state.config, state.step):
+    if was_cut_off(state, folder) and again.exists() and not _is_own(again, state):
         others.append(again)
     if others:
         raise ConfigError(
@@ -81,13 +82,17 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
 
 def _is_of(path: Path, state: TrainState, digest: str | None) -> bool:
     """Return whether a file is of the run of a state: a result of its step, or the one that it knows by its digest."""
-    return is_save_of(path, state.config, state.step) or file_digest(path) == digest
+    return _is_own(path, state) or file_digest(path) == digest
+
+
+def _is_own(path: Path, state: TrainState) -> bool:
+    return is_save_of(path, state.config, state.step, state.identity)
 
 
 def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
     """Return the digests of a run's results by step, with that of the state's own step, if it is there."""
     path = folder.step_file(state.step)
-    own = path.exists() and is_save_of(path, state.config, state.step)
+    own = path.exists() and _is_own(path, state)
     return {**state.results, **({state.step: file_digest(path)} if own else {})}
 
 
@@ -139,7 +144,7 @@ def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
     return state.step not in state.saved_steps or not is_there
 
 
-def identity_of(config: TrainConfig, base: str, around: str, pairs: int, world: int) -> dict[str, Any]:
+def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, world: int) -> dict[str, Any]:
     """Return the values that must match when the run resumes.
 
     Args:
@@ -153,7 +158,8 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: int, world: 
         "VAE and configuration of base_model_path (by content)": around,
         "lora_weights_path (by content)": None if given is None else lora_digest(given),
         "lora_alpha_is": None if config.lora_alpha_is == "auto" else config.lora_alpha_is,  # earlier runs lack it
-        "number of training pairs": pairs,
+        "number of training pairs": len(pairs),
+        "training pairs (by the sizes of their files)": pairs.digest,
         "samples of a forward pass over all processes": config.batch_size * world,
     }
 

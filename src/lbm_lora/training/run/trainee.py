@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
+import xxhash
 from torch import Tensor, nn
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, load_adapter, save_adapter
@@ -113,6 +115,7 @@ class ResultWriter:
     Attributes:
         base: the open file of the base.
         fingerprint: fingerprint of its denoiser.
+        identity: values that stay the same in all parts of the run (see `resume.identity_of`).
     """
 
     model: LBMModel
@@ -120,18 +123,26 @@ class ResultWriter:
     config: TrainConfig
     base: Checkpoint
     fingerprint: Fingerprint
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __call__(self, values: Mapping[str, Tensor], step: int, path: Path) -> None:
         """Write the trainable values after a step, atomically."""
         if isinstance(self.trainee, FullModel):
-            write_tuned(path, self.base, self.model.config, values, training_facts(self.config, step))
+            facts = training_facts(self.config, step)
+            write_tuned(path, self.base, self.model.config, values, facts, run=_digest(self.identity))
         else:
-            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step)
+            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, _digest(self.identity))
             save_adapter(export_adapter(self.trainee, values, metadata), path)
 
 
-def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, step: int) -> AdapterMetadata:
-    """Return a trained adapter's metadata: its base, its ranks, and the configuration with file names only."""
+def adapter_metadata(
+    base: Fingerprint, live: LiveAdapter, config: TrainConfig, step: int, run: str = ""
+) -> AdapterMetadata:
+    """Return a trained adapter's metadata: its base, its ranks, and the configuration with file names only.
+
+    Args:
+        run: digest of the run's identity.
+    """
     ranks = [lora.rank for lora in live.plan.loras if not lora.is_conv] or [0]
     conv_ranks = [lora.rank for lora in live.plan.loras if lora.is_conv] or [0]
     counts = {
@@ -147,7 +158,7 @@ def adapter_metadata(base: Fingerprint, live: LiveAdapter, config: TrainConfig, 
         "lbm_lora_architecture": "latent-bridge-matching",
         "lbm_lora_counts": _json(counts),
         TRAINING_KEY: _json(training_facts(config, step)),
-        STEP_KEY: str(step),
+        STEP_KEY: _step_text(step, run),
     }
     return AdapterMetadata(FORMAT, base.digest, base.packed(), facts=facts)
 
@@ -165,23 +176,39 @@ def trained_steps(path: Path) -> int | None:
     """Return the number of steps after which a training saved this file; None if no training saved it."""
     try:
         with open_checkpoint(path) as file:
-            return int(file.metadata[STEP_KEY])
-    except (InputError, OSError, KeyError, ValueError):
+            return int(file.metadata[STEP_KEY].split()[0])
+    except (InputError, OSError, LookupError, ValueError):
         return None
 
 
-def is_save_of(path: Path, values: Mapping[str, object], step: int) -> bool:
-    """Return whether a training with these keys and values has saved a file after a step."""
+def is_save_of(path: Path, values: Mapping[str, object], step: int, identity: Mapping[str, Any]) -> bool:
+    """Return whether a training with these keys and values, and this identity, has saved a file after a step."""
     try:
         with open_checkpoint(path) as file:
             held = file.metadata
     except (InputError, OSError):
         return False
-    return held.get(STEP_KEY) == str(step) and held.get(TRAINING_KEY) == _json(_facts(values, step))
+    is_step = held.get(STEP_KEY) == _step_text(step, _digest(identity))
+    return is_step and held.get(TRAINING_KEY) == _json(_facts(values, step))
+
+
+def _step_text(step: int, run: str) -> str:
+    """Return the value of `STEP_KEY`: a copy of the file by another command lacks it."""
+    return f"{step} {run}".rstrip()
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(_json(identity).encode()) if identity else ""
 
 
 def write_tuned(
-    path: Path, checkpoint: Checkpoint, config: LBMConfig, values: Mapping[str, Tensor], facts: Mapping[str, object]
+    path: Path,
+    checkpoint: Checkpoint,
+    config: LBMConfig,
+    values: Mapping[str, Tensor],
+    facts: Mapping[str, object],
+    *,
+    run: str = "",
 ) -> None:
     """Write a checkpoint whose denoiser has the given values; everything else is the base's, byte for byte.
 
@@ -190,11 +217,12 @@ def write_tuned(
     Args:
         values: param name -> value, for every trained parameter.
         facts: facts about the training, for the header, from `training_facts`.
+        run: digest of the run's identity.
 
     Raises:
         ConfigError: a value exceeds the range of the base's dtype.
     """
-    training = {TRAINING_KEY: _json(facts), STEP_KEY: str(facts["step"])}
+    training = {TRAINING_KEY: _json(facts), STEP_KEY: _step_text(cast(int, facts["step"]), run)}
     metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), **training}
     with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
         for key, tensor in _tuned_tensors(checkpoint, values):

@@ -15,6 +15,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, copied, save_state
+from lbm_lora.training.run import trainee
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
@@ -132,6 +133,19 @@ def test_the_best_file_is_that_of_the_state(config: Config) -> None:
         prepared(chosen)
 
 
+def test_a_run_on_other_data_is_another_one(config: Config) -> None:
+    """Its files differ in nothing but the digest of what stays the same in a run."""
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = a_state(prepared(chosen), chosen)
+    folder.path.mkdir()
+    save_state(state, folder.state, mark=TRAINING_STATE)
+    save_of_step(2, folder.last, chosen)
+    assert prepared(chosen).done == 2
+    save_of_step(2, folder.last, chosen, run="0123456789abcdef")
+    with pytest.raises(ConfigError, match=r"last\.safetensors is not a result of the run whose state is"):
+        prepared(chosen)
+
+
 def test_a_step_file_of_another_run_stays_where_a_save_was_cut_off(config: Config) -> None:
     chosen, folder = config(), RunFolder(config().save_ckpt_path)
     state = replace(a_state(prepared(chosen), chosen), saved_steps=())
@@ -144,9 +158,15 @@ def test_a_step_file_of_another_run_stays_where_a_save_was_cut_off(config: Confi
         prepared(chosen)
 
 
-def save_of_step(step: int, path: Path, config: TrainConfig) -> None:
+def digest_of(config: TrainConfig) -> str:
+    """Digest of the identity that a run would have in an empty folder."""
+    elsewhere = config.model_copy(update={"save_ckpt_path": config.save_ckpt_path.with_name("elsewhere")})
+    return trainee._digest(prepared(elsewhere).identity)
+
+
+def save_of_step(step: int, path: Path, config: TrainConfig, run: str = "") -> None:
     facts = json.dumps(training_facts(config, step), sort_keys=True, separators=(",", ":"))
-    save_file({"a": torch.ones(1)}, path, {STEP_KEY: str(step), TRAINING_KEY: facts})
+    save_file({"a": torch.ones(1)}, path, {STEP_KEY: f"{step} {run or digest_of(config)}", TRAINING_KEY: facts})
 
 
 @pytest.mark.parametrize(("last", "cut"), [(1, True), (2, False), (None, True), ("theirs", True)])
