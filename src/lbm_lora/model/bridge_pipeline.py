@@ -433,8 +433,9 @@ def _check_place(path: Path, made: Path) -> None:
         raise FileExistsError(f"{path.parent} is on another disk than the folder above it. Choose another folder.")
     name = _WEIGHTS.fullmatch(path.name)
     if name is not None and name[3] == "bin":
-        for other in (f"{name[1]}{name[2]}.safetensors", f"{name[1]}.safetensors.index{name[2]}.json"):
-            if path.with_name(other).exists():
+        others = [f"{name[1]}{name[2]}.{ending}" for ending in ("safetensors", "bin")]
+        for other in (*others, f"{name[1]}.safetensors.index{name[2]}.json"):
+            if other != path.name and path.with_name(other).exists():
                 raise FileExistsError(f"{path.with_name(other)} exists, and would be loaded in its place. Remove it.")
 
 

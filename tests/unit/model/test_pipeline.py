@@ -701,6 +701,8 @@ def test_a_save_in_another_container_is_refused_where_the_earlier_one_would_be_l
         pipe.save_pretrained(tmp_path, safe_serialization=False)
     pipe.save_pretrained(tmp_path, safe_serialization=False, variant="fp16")
     pipe.save_pretrained(tmp_path / "bin", safe_serialization=False)
+    with pytest.raises(FileExistsError, match=r"diffusion_pytorch_model\.bin exists, and would be loaded in its"):
+        pipe.save_pretrained(tmp_path / "bin", safe_serialization=False, max_shard_size="50KB")
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".lbm-")]
 
 

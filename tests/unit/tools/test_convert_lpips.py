@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lbm_lora.errors import CheckpointError
+from lbm_lora.errors import CheckpointError, OutputError
 from lbm_lora.imaging.perceptual import load_lpips
 from tools.convert_lpips import LAYERS, convert
 
@@ -57,6 +57,16 @@ def test_load_lpips_takes_it(tmp_path: Path) -> None:
     distances = load_lpips("alex", tmp_path / "alex.safetensors")(images, images.flip(0))
     assert distances[0] == pytest.approx(float(distances[1]))
     assert float(distances[0]) > 0.01
+
+
+@pytest.mark.parametrize("name", ["alexnet.ckpt", "theirs.safetensors"])
+def test_a_file_that_is_there_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / "theirs.safetensors").write_bytes(b"theirs")
+    source = write(tmp_path / "alexnet.ckpt", alexnet())
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(OutputError):
+        convert(source, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
 
 
 class Harmful:
