@@ -184,7 +184,7 @@ class FilePlan:
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:
                 return False
-            if found is not None and self._is_moved(found) and version_of(now) != before:
+            if found is not None and version_of(now) != before and self._is_moved(found):
                 return False
             # --overwrite is for what was there when the command began
             return is_ours(now) or (overwrite and before is not None and version_of(now) == before)
