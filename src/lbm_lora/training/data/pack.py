@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lbm_lora.atomic import atomic_folder, atomic_path
-from lbm_lora.errors import DataError, listing
+from lbm_lora.errors import DataError, ImageError, listing
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Part
 from lbm_lora.shards.tar import shard_writer
@@ -45,7 +45,7 @@ def write_shards(
 
     Raises:
         DataError: two pairs would have the same name in the shards, where names have no dots.
-        ImageError: a file no longer exists.
+        ImageError: a file no longer exists, or has changed.
         OutputError: the folder is not empty, or cannot be written.
     """
     names = _names(pairs.keys)
@@ -69,8 +69,20 @@ def _write_shard(file: BinaryIO, members: Sequence[tuple[str, Record]], keys: Ke
     with shard_writer(file) as tar:
         for name, record in members:
             parts = ((keys.source, record.source), (keys.target, record.target), (keys.mask, record.mask))
-            tar.write({"__key__": name} | {_word(key, part): part.read() for key, part in parts if key and part})
+            tar.write({"__key__": name} | {_word(key, part): _whole(part) for key, part in parts if key and part})
             progress.advance()
+
+
+def _whole(part: Part) -> bytes:
+    """Read a file.
+
+    Raises:
+        ImageError: its size has changed since it was listed.
+    """
+    data, nbytes = part.read(), part.path.stat().st_size
+    if nbytes != part.nbytes:
+        raise ImageError(f"{part.path} had {part.nbytes:,} bytes when it was listed, and has {nbytes:,} now.")
+    return data
 
 
 def _word(key: str, part: Part) -> str:

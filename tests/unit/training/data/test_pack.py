@@ -116,6 +116,16 @@ def test_a_failure_leaves_nothing(write_pairs: Callable[..., Path], tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
 
+def test_a_file_that_has_grown_is_not_cut(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_pairs(count=1)
+    index = indexed(folder)
+    with (folder / "000.target.png").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ImageError, match=r"000\.target\.png had [\d,]+ bytes when it was listed, and has [\d,]+ now"):
+        write_shards(index, KEYS, shards_of(index, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
+
+
 def test_what_a_killed_run_left_is_replaced(write_pairs: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / ".out.0.part").mkdir()
     (tmp_path / ".out.0.part" / "pairs-000009.tar").write_bytes(b"half")
