@@ -22,6 +22,7 @@ from lbm_lora.regular_file import status_of, version_of
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
+_BEGAN = "LBM_LORA_BEGAN"  # environment variable
 _UNSCOPED: _Notes = {}
 _UNPINNED: dict[Path, PinnedFolder] = {}
 _start: ContextVar[float | None] = ContextVar("_start", default=None)
@@ -43,7 +44,7 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
             be read for a long time before the outputs are noted.
     """
     start = _start.get()
-    began, notes = _start.set(time.time() if start is None else start), _notes.set(dict(_notes.get()))
+    began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
     folders = _folders.set(dict(_folders.get()))
     for path in (Path(value) for value in given if isinstance(value, str | Path)):
         for folder in (path, path.parent):
@@ -55,6 +56,19 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
         _folders.reset(folders)
         _notes.reset(notes)
         _start.reset(began)
+
+
+def hand_on_start() -> None:
+    """Tell processes that this one is going to start, and that run the same command, when it began."""
+    start = _start.get()
+    if start is not None:
+        os.environ[_BEGAN] = repr(start)
+
+
+def _first_start() -> float:
+    """Return the present time; in a process that another one has started for the same command, when that one began."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return time.time() if is_first else float(os.environ.get(_BEGAN, time.time()))
 
 
 def given_in(config: object) -> list[object]:

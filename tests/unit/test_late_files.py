@@ -1,6 +1,7 @@
 """Files that appear at an output's path while a command runs."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import check_late, expect, notes_of_one_call, settle
+from lbm_lora.late_files import check_late, expect, hand_on_start, has_appeared, notes_of_one_call, settle
 from lbm_lora.ownership import MARK_LINE, of_kind
 
 THEIRS = "somebody else's"
@@ -221,3 +222,23 @@ def test_what_appears_after_a_file_was_settled_stays(tmp_path: Path, before: str
     output.write_text(THEIRS)
     with pytest.raises(OutputError, match="appeared while this command ran"):
         check_late(output)
+
+
+def test_a_process_that_another_one_starts_counts_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    monkeypatch.setenv("LBM_LORA_BEGAN", "")
+    with notes_of_one_call():
+        hand_on_start()
+        time.sleep(0.05)  # the clock of files is coarse
+        path.write_text("theirs")
+        assert has_appeared(path)
+    with notes_of_one_call():
+        assert not has_appeared(path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with notes_of_one_call():
+        assert has_appeared(path)
+    monkeypatch.delenv("LBM_LORA_BEGAN")
+    with notes_of_one_call():
+        assert not has_appeared(path)
