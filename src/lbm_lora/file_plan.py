@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from lbm_lora.errors import Option, OutputError
+from lbm_lora.errors import Option, OutputError, listing
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
 from lbm_lora.late_files import appeared, expect_planned, has_appeared, pinned_folder
 from lbm_lora.missing_path import real_path
@@ -150,16 +150,13 @@ class FilePlan:
                 raise OutputError(
                     f"{folder} is another folder than when the command began, and was kept. Run the command again."
                 )
-        for output in self.outputs:
-            if status_of(output.path) is None or output.is_ours(output.path):
-                continue
-            if overwrite and has_appeared(output.path):  # while inputs were read
-                raise appeared(output.path, output.name)
-            if not overwrite:
-                why = f"{output.name} exists, and lbm-lora did not write it. "
-                if is_any_kind(output.path):
-                    why = f"{output.name} exists, and it is another kind of file. "
-                raise OutputError(why, "Choose another path, or use ", Option("overwrite"), " to replace it.")
+        there = [output for output in self.outputs if status_of(output.path) is not None]
+        foreign = [output for output in there if not output.is_ours(output.path)]
+        late_ones = [output for output in foreign if overwrite and has_appeared(output.path)]  # while inputs were read
+        if late_ones:
+            raise appeared(late_ones[0].path, late_ones[0].name)
+        if foreign and not overwrite:
+            raise _foreign(*foreign)
         late = {"overwrite": overwrite, "folder_may_change": folders_may_change}
         for output in self.outputs:
             expect_planned(output.path, self._replaceable(output.path, output.is_ours, **late))
@@ -260,6 +257,15 @@ class FilePlan:
                 f"{output.name} would be a second checkpoint in {self.folders[folder]}, an input of this command. "
                 "Choose another folder, or name the checkpoint in it instead of the folder."
             )
+
+
+def _foreign(first: Output, *others: Output) -> OutputError:
+    """Return the error for outputs that would replace files which are not ours: all of them are named."""
+    why = f"{first.name} exists, and lbm-lora did not write it. "
+    if is_any_kind(first.path):
+        why = f"{first.name} exists, and it is another kind of file. "
+    too = f", and also {listing(one.name for one in others)}" if others else ""
+    return OutputError(why, "Choose another path, or use ", Option("overwrite"), f" to replace it{too}.")
 
 
 def _is_input(path: Path, given: Path) -> str:

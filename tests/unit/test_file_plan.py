@@ -208,6 +208,17 @@ def test_a_folder_that_is_made_anew_is_another_one(tmp_path: Path) -> None:
             check_late(folder / "x")
 
 
+def test_all_files_that_overwrite_would_replace_are_named(tmp_path: Path) -> None:
+    plan = FilePlan()
+    for name, what in {"a": "", "b": "", "c": "the sidecar", "d": "the report"}.items():
+        plan.writes(tmp_path / name, what, ours=OURS)
+    for name in ("a", "c", "d"):
+        file(tmp_path / name)
+    message = refused(plan)
+    assert message.startswith(f"{tmp_path / 'a'} exists, and lbm-lora did not write it.")
+    assert message.endswith(f"to replace it, and also the sidecar {tmp_path / 'c'}, the report {tmp_path / 'd'}.")
+
+
 def test_overwrite_is_for_files_that_were_there_when_the_call_began(tmp_path: Path) -> None:
     """Inputs may be read for a long time before the plan is made."""
     plan = FilePlan()
