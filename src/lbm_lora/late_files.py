@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from lbm_lora.errors import OutputError
-from lbm_lora.missing_path import absolute_path, real_path
+from lbm_lora.missing_path import absolute_path, home_path, real_path
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.regular_file import status_of, version_of
@@ -46,7 +46,7 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     start = _start.get()
     began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
     folders = _folders.set(dict(_folders.get()))
-    for path in (Path(value) for value in given if isinstance(value, str | Path)):
+    for path in (home_path(value) for value in given if isinstance(value, str | Path)):
         for folder in (path, path.parent):
             if status_of(folder) is not None and folder.is_dir():
                 pinned_folder(folder)

@@ -12,7 +12,7 @@ from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_c
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
+from lbm_lora.late_files import one_call, pinned_folder
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
@@ -72,7 +72,9 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
-    config = localized(with_report(config), progress)
+    config = with_report(config)
+    pinned_folder(report_folder(config))  # it may be exchanged while models are fetched
+    config = localized(config, progress)
     names = check(config)
     check_output(config, sources(config.images))
     plan = planned(config, config.images)

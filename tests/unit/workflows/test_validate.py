@@ -18,6 +18,7 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, OutputError, QualityError, WrongBaseError
+from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.regular_file import file_digest
@@ -169,6 +170,28 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
     assert "# denoiser.conv_out: not in this LoRA" in lines
     again = run(dataclasses.replace(config, lora_path=attention.adapter))
     assert again.layer_names.read_text(encoding="utf-8").splitlines() == lines, "it replaces its own list"
+
+
+def test_a_default_folder_that_is_exchanged_while_models_are_fetched_is_kept(
+    config: ValidateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora, folder = tmp_path / "l.safetensors", tmp_path / "l_report"
+    shutil.copy(config.lora_path, lora)
+    for path in (folder, tmp_path / "theirs"):
+        path.mkdir()
+
+    def fetching(given: ValidateConfig, progress: object) -> ValidateConfig:
+        folder.rename(tmp_path / "away")
+        (tmp_path / "theirs").rename(folder)
+        return given
+
+    monkeypatch.setattr("lbm_lora.workflows.validate.localized", fetching)
+    with (
+        notes_of_one_call(),
+        pytest.raises(OutputError, match="l_report is another folder than when the command began"),
+    ):
+        run(dataclasses.replace(config, lora_path=lora, report=None))
+    assert list(folder.iterdir()) == []
 
 
 def test_a_large_file_at_the_path_of_the_list_is_not_read(config: ValidateConfig, tmp_path: Path) -> None:
