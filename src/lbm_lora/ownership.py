@@ -119,7 +119,7 @@ def is_lora(path: Path) -> bool:
 
 
 def has_factors_of_peft(path: Path) -> bool:
-    """Return whether a file of any program names its factors as PEFT does: the configuration beside it applies."""
+    """Return whether a file has PEFT's names for its factors, so that a configuration beside it applies."""
     try:
         check_regular(path)
         with path.open("rb") as file:

@@ -19,7 +19,7 @@ from lbm_lora.output_place import cannot_write
 
 _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
 FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY
-"""How a file is opened to be flushed: Windows flushes for writers alone."""
+"""Flags for opening a file in order to flush it: Windows requires write access."""
 _ACL = "system.posix_acl_access"  # Linux's list of users and groups with permissions of their own
 
 

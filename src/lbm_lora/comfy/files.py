@@ -38,8 +38,8 @@ def stamp(kind: Kind, name: str) -> tuple[str, int, int]:
 def new_path(prefix: str, suffix: str = ".safetensors") -> Generator[Path]:
     """Hold a path in ComfyUI's output folder with the next free number: `loras/relight` gives relight_00001_.
 
-    It is held by a private folder beside it: another instance may write to the same folder. What a killed instance has
-    left there is removed.
+    Another instance may write to the same folder, so a private folder next to the path reserves it. One that a killed
+    instance has left is removed.
 
     Args:
         suffix: of the file; empty for a folder.

@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _PROGRAM = "pipeline.py"
-_FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes for writers alone
+_FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows flushes with write access only
 _CARD = "README.md"
 _TEMPORARY = ".lbm-"
 _WEIGHTS = re.compile(r"(\w+)((?:\.[^.-]+)?)(?:-\d{5}-of-\d{5})?\.(safetensors|bin)")

@@ -1,4 +1,4 @@
-"""Files that belong to a LoRA and stand beside it: its sidecar, and its twins in formats of other programs."""
+"""Files next to a LoRA that belong to it: its sidecar, and its twins in formats of other programs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def twin_path(lora: Path, to: ForeignFormat) -> Path:
 
 
 def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
-    """Warn of a sidecar and of twins that an earlier LoRA at a path has left: they are not those of the new one.
+    """Warn about the sidecar and the twins of an earlier LoRA at a path, which do not belong to the new one.
 
     Args:
         also: formats of the twins that the new one gets.
@@ -27,4 +27,4 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     files = {sidecar_of(lora): is_sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
     for path, is_ours in files.items():
         if current(path) == path and is_ours(path):  # not one that is about to be replaced
-            warn(f"{path} is of an earlier {lora.name}. Remove it.")
+            warn(f"{path} belongs to an earlier {lora.name}. Remove it.")

@@ -111,7 +111,7 @@ def pushed(
     Args:
         config: its `lora_path` names the LoRA; nothing is read from it.
         pictures: path in the repository -> picture, from `planned_pictures`.
-        images: as the user gave them: a report may be beside them.
+        images: the pictures as the user gave them, to find a report next to them.
     """
     name = destination(config.to)
     base_model = config.base_model or _default_base(adapter)

@@ -30,7 +30,7 @@ def test_what_is_of_an_earlier_lora_is_named(lora: Path) -> None:
     with pytest.warns(LbmLoraWarning) as warned:
         warn_of_others(lora)
     assert [str(one.message) for one in warned] == [
-        f"{lora.parent / name} is of an earlier x.safetensors. Remove it."
+        f"{lora.parent / name} belongs to an earlier x.safetensors. Remove it."
         for name in ("x_config.yaml", "x.comfyui.safetensors", "x.peft/adapter_model.safetensors")
     ]
 

@@ -1,7 +1,7 @@
 """Table of a run's metrics: `logs/version_0/metrics.csv`, with a row for each step that is logged.
 
-The CSV loggers of Lightning empty the file when a metric comes that has no column yet, and write to whatever file is at
-their path by then. This table never loses a row, and keeps a file that somebody has edited or put there.
+Lightning's CSV loggers empty the file when a metric has no column yet, and write to whatever file is at the path by
+then. This table never loses a row, and keeps a file that somebody has edited or put there.
 """
 
 import csv
@@ -37,7 +37,7 @@ class MetricsTable:
             OSError, OutputError: the disk is full, or cannot be written to; earlier rows stay.
         """
         if self._file is not None and not self._file.is_here():
-            warn(f"{self._file.path} was changed meanwhile, and is kept as it is. A new table is begun beside it.")
+            warn(f"{self._file.path} was changed by another program and was kept. The metrics continue in a new table.")
             self._file = None
         if self._file is None:
             self._file, self._columns = OwnFile(_new_folder(self._folder) / "metrics.csv"), []

@@ -61,7 +61,7 @@ def test_a_table_that_is_changed_meanwhile_is_kept(tmp_path: Path, change: str) 
     path.write_text("step,a,note\n1,1.0,looks good\n")
     if change == "removed":
         path.unlink()
-    with pytest.warns(LbmLoraWarning, match=r"metrics\.csv was changed meanwhile, and is kept as it is\."):
+    with pytest.warns(LbmLoraWarning, match=r"metrics\.csv was changed by another program and was kept\."):
         table.add({"a": 2.0, "b": 3.0}, 2)
     table.add({"a": 4.0}, 3)
     if change != "removed":
