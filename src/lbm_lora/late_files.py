@@ -91,7 +91,10 @@ def pinned_folder(folder: Path) -> PinnedFolder:
     """Return a folder as it was when the call began, or at its first look in it."""
     if _notes.get() is _UNSCOPED:
         return PinnedFolder(folder)
-    return _folders.get().setdefault(folder, PinnedFolder(folder))
+    folders = _folders.get()
+    if folder not in folders:
+        folders[folder] = PinnedFolder(folder)
+    return folders[folder]
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:

@@ -46,11 +46,11 @@ class ResultWatch:
         Raises:
             OutputError: as of `before`: the folder was moved meanwhile.
         """
-        folder, file = PinnedFolder(path.parent), identity_of(path)
+        file = identity_of(path)
         if path.parent in self._folders:
             self.before(path)
-        elif not folder.is_missing:
-            self._folders[path.parent] = folder
+        elif path.parent.exists():
+            self._folders[path.parent] = PinnedFolder(path.parent)
         if file is not None:
             self._files[file] = path
 
