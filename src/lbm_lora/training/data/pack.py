@@ -81,7 +81,10 @@ def _whole(part: Part) -> bytes:
     """
     data, nbytes = part.read(), part.path.stat().st_size
     if nbytes != part.nbytes:
-        raise ImageError(f"{part.path} had {part.nbytes:,} bytes when it was listed, and has {nbytes:,} now.")
+        raise ImageError(
+            f"{part.path} has changed since it was listed: {part.nbytes:,} bytes then, {nbytes:,} now. Run the command "
+            "again."
+        )
     return data
 
 

@@ -10,7 +10,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from lbm_lora.bundled import PAIRS
 from lbm_lora.errors import DataError, ImageError, OutputError
 from lbm_lora.private_folder import NOTE, NOTE_TEXT
-from lbm_lora.shards.tar import expand_shards
+from lbm_lora.shards.tar import expand_shards, read_shard
 from lbm_lora.training.data.index import PairIndex, make_index
 from lbm_lora.training.data.open_data import find_pairs
 from lbm_lora.training.data.pack import pattern_of, shards_of, write_shards
@@ -121,7 +121,9 @@ def test_a_file_that_has_grown_is_not_cut(write_pairs: Callable[..., Path], tmp_
     index = indexed(folder)
     with (folder / "000.target.png").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(ImageError, match=r"000\.target\.png had [\d,]+ bytes when it was listed, and has [\d,]+ now"):
+    with pytest.raises(
+        ImageError, match=r"000\.target\.png has changed since it was listed: [\d,]+ bytes then, [\d,]+ now\. Run"
+    ):
         write_shards(index, KEYS, shards_of(index, tmp_path / "out", name="pairs", max_bytes=10**9, max_count=1))
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
@@ -139,3 +141,11 @@ def test_what_a_killed_run_left_is_replaced(write_pairs: Callable[..., Path], tm
 def test_the_pattern_stands_for_all_shards(count: int) -> None:
     shards = [Path(f"out/my-pairs-{number:06d}.tar") for number in range(count)]
     assert expand_shards([pattern_of(shards)]) == [shard.as_posix() for shard in shards]
+
+
+def test_pairs_have_the_same_digest_in_a_folder_and_in_shards(tmp_path: Path) -> None:
+    """So that a training goes on when its pairs have been packed."""
+    before = indexed(PAIRS)
+    shards = packed(PAIRS, tmp_path / "out", max_count=5)
+    found = [one for shard in shards for one in read_shard(shard, shard.name)]
+    assert make_index(found, KEYS).digest == before.digest
