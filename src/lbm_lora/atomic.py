@@ -16,7 +16,7 @@ from pathlib import Path
 from stat import S_IRWXU
 
 from lbm_lora.errors import Option, OutputError
-from lbm_lora.late_files import check_late
+from lbm_lora.late_files import check_late, pin_made
 from lbm_lora.output_place import cannot_write, check_replaceable
 from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
 from lbm_lora.replacement import Draft, replace_all, sync, sync_folder
@@ -238,7 +238,7 @@ def made_folder(folder: Path) -> Generator[None]:
     try:
         try:
             made = [one for one in (folder, *folder.parents) if not one.exists()]  # the innermost first
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise OutputError(f"{folder} cannot be created: {reason}. Choose another output path.") from None
@@ -248,6 +248,16 @@ def made_folder(folder: Path) -> Generator[None]:
             with suppress(OSError, ValueError):
                 one.rmdir()
         raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        pin_made(folder)
 
 
 def written_bytes(*paths: Path) -> int:

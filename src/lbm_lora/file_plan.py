@@ -19,7 +19,7 @@ from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import Option, OutputError, listing
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
-from lbm_lora.late_files import appeared, expect_planned, has_appeared, pinned_folder
+from lbm_lora.late_files import appeared, came_with_folder, expect_planned, has_appeared, pinned_folder
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind
@@ -131,52 +131,61 @@ class FilePlan:
         self.open_folders |= later.open_folders
         self.extras |= later.extras
 
-    def check(self, *, overwrite: bool = False, folders_may_change: bool = False) -> None:
+    def check(self, *, overwrite: bool = False, watched: Path | None = None) -> None:
         """Check all of it. A foreign file that appears at an output's path later is not replaced either.
 
         Args:
             overwrite: whether files that are not ours may be replaced.
-            folders_may_change: whether files may be replaced also in a folder that has come to the path of an output's
-                folder meanwhile: the command itself looks out for that.
+            watched: folder in which files may be replaced also if another one has come to its path meanwhile: the
+                command itself looks out for that.
 
         Raises:
             OutputError: an output is an input, a folder, a link to nothing, another output, or a file that lbm-lora
                 did not write; it cannot be in its folder; or it makes a model's folder ambiguous.
         """
         self.check_apart()
+        there = [output for output in self.outputs if status_of(output.path) is not None]
         for folder in dict.fromkeys(output.path.parent for output in self.outputs):
             pinned = pinned_folder(folder)
             if not pinned.is_missing and not pinned.is_at(folder):
                 raise OutputError(
                     f"{folder} is another folder than when the command began, and was kept. Run the command again."
                 )
-        there = [output for output in self.outputs if status_of(output.path) is not None]
+        for output in there:
+            if came_with_folder(output.path, pinned_folder(output.path.parent)):
+                raise OutputError(
+                    f"{output.path.parent} was changed, or moved there, since the command began. {output.name} was "
+                    "kept. Run the command again."
+                )
         foreign = [output for output in there if not output.is_ours(output.path)]
         late_ones = [output for output in foreign if overwrite and has_appeared(output.path)]  # while inputs were read
         if late_ones:
             raise appeared(late_ones[0].path, late_ones[0].name)
         if foreign and not overwrite:
             raise _foreign(*foreign)
-        late = {"overwrite": overwrite, "folder_may_change": folders_may_change}
         for output in self.outputs:
-            expect_planned(output.path, self._replaceable(output.path, output.is_ours, **late))
+            late = {"overwrite": overwrite, "folder_may_change": output.path.parent == watched}
+            expect_planned(output.path, self._replaceable(output.path.parent, output.path, output.is_ours, **late))
         for path, ours in self.extras.items():
-            expect_planned(path, self._replaceable(path, ours, overwrite=False, folder_may_change=False))
+            expect_planned(path, self._replaceable(path.parent, path, ours, overwrite=False, folder_may_change=False))
         for folder, ours in self.open_folders.items():
-            expect_planned(folder, self._replaceable(folder, ours, overwrite=overwrite, folder_may_change=True))
+            expect_planned(folder, self._replaceable(folder, folder, ours, overwrite=overwrite, folder_may_change=True))
 
     def _replaceable(
-        self, path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool, folder_may_change: bool
+        self, folder: Path, path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool, folder_may_change: bool
     ) -> Callable[[Path], bool]:
         """Return whether a file may be replaced later: never an input that was moved there, or its folder.
 
         Args:
-            path: of an output, or the folder of several.
+            path: of an output in the folder, or the folder itself, for several.
         """
-        before, folder = version_of(path), pinned_folder(path.parent)
+        before, first = version_of(path), pinned_folder(folder)
 
         def is_replaceable(now: Path) -> bool:
-            if not folder_may_change and not folder.is_missing and not folder.is_at(now.parent):
+            known = pinned_folder(folder) if first.is_missing else first  # the command may have made it
+            if not folder_may_change and not known.is_missing and not known.is_at(now.parent):
+                return False
+            if came_with_folder(now, known):
                 return False
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:

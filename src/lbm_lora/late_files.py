@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
+from stat import S_ISDIR
 from typing import ParamSpec, TypeVar
 
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, home_path, real_path
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import status_of, version_of
+from lbm_lora.regular_file import link_status, status_of, version_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,16 +41,17 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     Notes made outside apply inside too.
 
     Args:
-        given: values of the call. The folders among the paths, and those that the paths are in, are pinned: inputs may
+        given: values of the call. The folders among the paths, and all that the paths are in, are pinned: inputs may
             be read for a long time before the outputs are noted.
     """
     start = _start.get()
     began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
     folders = _folders.set(dict(_folders.get()))
-    for path in (home_path(value) for value in given if isinstance(value, str | Path)):
-        for folder in (path, path.parent):
-            if status_of(folder) is not None and folder.is_dir():
-                pinned_folder(folder)
+    for path in (Path(), *(home_path(value) for value in given if isinstance(value, str | Path))):
+        for folder in (path, path.parent, *absolute_path(path).parents):
+            found = status_of(folder)
+            if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
+                _folders.get()[folder] = PinnedFolder(folder)
     try:
         yield
     finally:
@@ -67,8 +69,12 @@ def hand_on_start() -> None:
 
 def _first_start() -> float:
     """Return the present time; in a process that another one has started for the same command, when that one began."""
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    return time.time() if is_first else float(os.environ.get(_BEGAN, time.time()))
+    return time.time() if _is_first() else float(os.environ.get(_BEGAN, time.time()))
+
+
+def _is_first() -> bool:
+    """Return whether this is the first of several processes that run one command, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def given_in(config: object) -> list[object]:
@@ -93,8 +99,41 @@ def pinned_folder(folder: Path) -> PinnedFolder:
         return PinnedFolder(folder)
     folders = _folders.get()
     if folder not in folders:
-        folders[folder] = PinnedFolder(folder)
+        folders[folder] = PinnedFolder(folder, came_late=_may_have_come(folder))
     return folders[folder]
+
+
+def pin_made(folder: Path) -> None:
+    """Pin a folder that the command has just made."""
+    if _notes.get() is not _UNSCOPED:
+        _folders.get()[folder] = PinnedFolder(folder)
+
+
+def _may_have_come(folder: Path) -> bool:
+    """Return whether a folder may have been moved to its path since the call began.
+
+    A rename changes the time of the folder that gets another name, which may be one above. So does a new file in it:
+    then nobody can tell. Other processes of the command, which start later, leave this to the first one.
+    """
+    way = absolute_path(folder)
+    for one in (way, *way.parents) if _is_first() else ():
+        known = _folders.get().get(one)
+        if known is not None:
+            return known.came_late or not known.is_at(one)
+        if has_appeared(one):
+            return True
+    return False
+
+
+def came_with_folder(path: Path, folder: PinnedFolder) -> bool:
+    """Return whether the file at a path may have come there after the call began, with its folder or one above it.
+
+    Args:
+        folder: the one that it is in.
+    """
+    start, found = _start.get(), status_of(path)
+    may_have_come = folder.is_missing or folder.came_late
+    return may_have_come and start is not None and found is not None and found.st_ctime <= start
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
@@ -126,9 +165,13 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
 
 def has_appeared(path: Path) -> bool:
-    """Return whether a file came to a path after the call began, or was changed since: before anybody looked there."""
-    start, found = _start.get(), status_of(path)
-    return start is not None and found is not None and found.st_ctime > start
+    """Return whether a file came to a path after the call began, or was changed since: before anybody looked there.
+
+    For a link, also the link.
+    """
+    start = _start.get()
+    found = () if start is None else (status_of(path), link_status(path))
+    return start is not None and any(one is not None and one.st_ctime > start for one in found)
 
 
 def check_late(path: Path) -> None:

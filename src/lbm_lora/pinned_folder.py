@@ -12,9 +12,13 @@ class PinnedFolder:
     """The folder that is at a path now; it is held open for as long as this object lives.
 
     The inode of a folder that is removed would soon be another one's, and the device of a disk that is taken out too.
+
+    Attributes:
+        came_late: whether it may have been moved to the path after the command began, before anybody looked there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, came_late: bool = False) -> None:
+        self.came_late = came_late
         self._identity = identity_of(path)
         with suppress(OSError, ValueError):  # nothing is there; or Windows, which opens no folders
             descriptor = os.open(path, getattr(os, "O_PATH", os.O_RDONLY))

@@ -62,6 +62,14 @@ def status_of(path: Path) -> os.stat_result | None:
         return None
 
 
+def link_status(path: Path) -> os.stat_result | None:
+    """Return the same of a link itself, where the path is one."""
+    try:
+        return path.lstat()
+    except (OSError, ValueError):
+        return None
+
+
 def identity_of(path: Path) -> tuple[int, int] | None:
     """Return device and inode of what is at a path; None if nothing is there."""
     found = status_of(path)

@@ -1,7 +1,10 @@
 """Files that appear at an output's path while a command runs."""
 
+import os
 import shutil
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -164,6 +167,101 @@ def test_a_file_in_a_folder_that_was_moved_to_the_outputs_stays(tmp_path: Path, 
     assert output.read_text() == MARK_LINE
     output.unlink()
     write_text(output, "new")  # nothing is lost
+
+
+@pytest.fixture
+def default_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that no value of the call names; another file for it is in the folder `old`, and was there before."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("new", "old"):
+        (tmp_path / name / "out").mkdir(parents=True)
+        (tmp_path / name / "out" / "a.txt").write_text(MARK_LINE)
+    return Path("new/out/a.txt")
+
+
+@contextmanager
+def _later_call() -> Generator[None]:
+    """A call that begins well after the last change, and before the next one: the clock of files is coarse."""
+    time.sleep(0.05)
+    with notes_of_one_call():
+        time.sleep(0.05)
+        yield
+
+
+def _planned(output: Path, *, overwrite: bool = False) -> None:
+    plan = FilePlan()
+    plan.writes(output, ours=of_kind(MARK_LINE))
+    plan.check(overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("moved", ["out", "."])
+def test_a_folder_that_is_exchanged_before_the_first_look_at_it(
+    default_output: Path, moved: str, overwrite: bool
+) -> None:
+    """Nothing is known of it then but that it, or one above it, has changed since the call began."""
+    with _later_call():
+        Path("new", moved).rename("kept")
+        Path("old", moved).rename(Path("new", moved))
+        with pytest.raises(OutputError, match=r"new/out was changed, or moved there, since .* new/out/a\.txt was kept"):
+            _planned(default_output, overwrite=overwrite)
+    with _later_call():
+        _planned(default_output, overwrite=overwrite)
+        write_text(default_output, "ours")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_folder_that_is_moved_to_where_none_was(default_output: Path, looked: bool, overwrite: bool) -> None:
+    shutil.rmtree("new")
+    with _later_call():
+        if looked:
+            _planned(default_output, overwrite=overwrite)
+        Path("old").rename("new")
+        with pytest.raises(OutputError, match=r"a\.txt (appeared|was kept)"):
+            _planned(default_output, overwrite=overwrite)
+        if looked:
+            with pytest.raises(OutputError, match=r"a\.txt appeared"):
+                write_text(default_output, "ours")
+        write_text(Path("new/out/b.txt"), "ours")
+
+
+def test_a_folder_that_the_command_makes_is_its_own(default_output: Path) -> None:
+    """Also if the disk's clock is behind."""
+    shutil.rmtree("new")
+    with _later_call():
+        _planned(default_output)
+        for _ in range(2):
+            write_text(default_output, MARK_LINE)
+            os.utime(default_output, (0, 0))
+        default_output.parent.rename("kept")
+        Path("old/out").rename("new/out")
+        with pytest.raises(OutputError, match=r"a\.txt appeared"):
+            write_text(default_output, "ours")
+
+
+def test_a_current_folder_that_is_exchanged_before_the_first_look(default_output: Path, tmp_path: Path) -> None:
+    """A relative path goes on leading to the folder in which the command was started; an absolute one does not."""
+    other = tmp_path.with_name("other")
+    shutil.copytree(tmp_path, other)
+    with _later_call():
+        tmp_path.rename(tmp_path.with_name("kept"))
+        other.rename(tmp_path)
+        with pytest.raises(OutputError, match=r"a\.txt was kept"):
+            _planned(tmp_path / default_output)
+
+
+def test_other_processes_leave_moved_folders_to_the_first_one(
+    default_output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They start later, when the first one may have written files."""
+    monkeypatch.setenv("LBM_LORA_BEGAN", "")
+    with _later_call():
+        hand_on_start()
+        write_text(Path("new/out/b.txt"), MARK_LINE)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with _later_call():
+        _planned(default_output)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -123,7 +123,7 @@ class LBMPipeline(LoraPipeline):
         Raises:
             ConfigError: LoRAs act that are not fused, or the folder is the pipeline's own base.
         """
-        if isinstance(self._base, Path) and self._base.is_dir() and is_same(self._base.parent, Path(save_directory)):
+        if any(is_same(home, Path(save_directory)) for home in self._homes()):
             raise ConfigError(
                 f"{save_directory} is the model that this pipeline was loaded from, and would be overwritten. Choose "
                 "another folder."
@@ -137,6 +137,12 @@ class LBMPipeline(LoraPipeline):
         digest = None if state.acting else self._base_digest()
         self.register_to_config(base_fingerprint=digest)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _homes(self) -> list[Path]:
+        """Return the folders that the networks may be from; diffusers hands on that of a pipeline of another class."""
+        loaded_from = self.config.get("_name_or_path")
+        homes = [self._base.parent] if isinstance(self._base, Path) and self._base.is_dir() else []
+        return [*homes, Path(loaded_from)] if loaded_from else homes
 
     def to(self, *args: Any, **kwargs: Any) -> "LBMPipeline":
         """Move or cast the networks; see diffusers. LoRAs that are loaded go along.

@@ -115,7 +115,7 @@ def trained(
 
     settings = localized(settings, progress)
     # a run holds its folder, and makes it again if it was removed
-    _planned(settings, path_config, also).check(overwrite=overwrite, folders_may_change=True)
+    _planned(settings, path_config, also).check(overwrite=overwrite, watched=settings.save_ckpt_path)
     RunFolder(settings.save_ckpt_path).check_folders(pictures=settings.has_validation, logger=settings.logger)
     return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress, path_config=path_config))
 

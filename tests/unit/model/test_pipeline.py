@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 from torch import Tensor
@@ -829,6 +830,9 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
         again.save_pretrained(tmp_path / "pipe")
     pipe.save_pretrained(tmp_path / "other")
+    diffusers = DiffusionPipeline.from_pretrained(tmp_path / "pipe", trust_remote_code=True)
+    with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
+        LBMPipeline.from_pipe(diffusers).save_pretrained(tmp_path / "pipe")
 
 
 def test_the_configuration_does_not_make_another_models_networks_ours(base: Path, tmp_path: Path) -> None:
