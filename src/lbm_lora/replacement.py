@@ -41,14 +41,13 @@ def replace_all(drafts: Sequence[Draft]) -> None:
     """Rename files to their paths, and flush them to disk. After an error the paths have their old files.
 
     Raises:
-        OutputError: the file at a path cannot be replaced, or two paths are one to the disk.
+        OutputError: the file at a path cannot be replaced, two paths are one to the disk, or the disk is full.
         FileNotFoundError: a file is not where it was, as its folder was removed or moved.
     """
     before = [(draft, draft.file.stat(), os.path.lexists(draft.path)) for draft in drafts]
     for draft, _, was_there in before:
         if was_there:
-            with suppress(OSError, NotImplementedError):
-                os.link(draft.path, draft.spare, follow_symlinks=False)
+            _keep(draft)
             _keep_mode(draft)
     try:
         done: list[tuple[Draft, os.stat_result]] = []
@@ -63,6 +62,17 @@ def replace_all(drafts: Sequence[Draft]) -> None:
             with suppress(OSError):
                 _put_back(draft, new, was_there=was_there)
         raise
+
+
+def _keep(draft: Draft) -> None:
+    """Give an old file a second name, where the disk and the system allow it."""
+    try:
+        os.link(draft.path, draft.spare, follow_symlinks=False)
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # it could, but is full
+            raise cannot_write(draft.path, error) from None
 
 
 def _check_own_place(draft: Draft, done: Iterable[tuple[Draft, os.stat_result]]) -> None:

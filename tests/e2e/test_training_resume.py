@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from lbm_lora import held_folder
 from lbm_lora.configs.train import TrainRunConfig
-from lbm_lora.errors import ConfigError, DataError
+from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.run_folder import RunFolder
@@ -110,6 +111,20 @@ def test_a_failure_between_saves_loses_only_the_steps_since(config: Config, tmp_
     train(chosen, listener)
     assert "resuming after step 2." in listener.notes
     assert same(unbroken.folder.last, chosen.save_ckpt_path / "last.safetensors")
+
+
+def test_two_machines_that_do_not_see_each_others_locks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network disks: the run that has saved first keeps the folder."""
+    monkeypatch.setattr(held_folder, "_is_free", lambda _: True)
+    kept: dict[Path, bytes] = {}
+
+    def train_there_too() -> None:
+        folder = train(config(max_steps=2, save_interval=1, seed=7)).folder
+        kept.update((path, path.read_bytes()) for path in folder.results())
+
+    with pytest.raises(OutputError, match=r"resume\.pt is another run's by now, and was kept"):
+        train(config(max_steps=3, save_interval=2), Recorder(at=1, action=train_there_too))
+    assert {path: path.read_bytes() for path in kept} == kept
 
 
 @pytest.mark.parametrize("max_steps", [4, 6])

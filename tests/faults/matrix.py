@@ -449,7 +449,7 @@ def _shards(goods: Goods) -> Iterator[Case]:
         "NUL": "a\0b.tar",
         "surrogate": "\udcff.tar",
         "300 characters": "a" * 300 + ".tar",
-        "a folder": ".",
+        "a folder without shards": goods.text("lbm"),
         "empty": "",
     }
     for fault, pattern in patterns.items():

@@ -191,6 +191,21 @@ def test_a_disk_without_hard_links_has_complete_files(
     assert files(tmp_path / "out") == {"a": "newer a", "b": "newer b", "c": "new c"}
 
 
+def test_a_disk_without_room_for_a_second_name_keeps_the_old_files(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link may take an inode of its own, as on tmpfs."""
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = files(tmp_path / "out")
+    monkeypatch.setattr(os, "link", failing)
+    with pytest.raises(OutputError, match="No space left on device"):
+        replace_all(drafts)
+    assert files(tmp_path / "out") == before
+
+
 def test_a_disk_that_cannot_flush_folders_takes_files_all_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

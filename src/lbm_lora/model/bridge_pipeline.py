@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from numbers import Integral
@@ -315,10 +315,17 @@ class LatentBridgePipeline(DiffusionPipeline):
         All files are complete before the first one gets its path.
 
         Raises:
-            FileExistsError: the folder has another program of that name or one that was edited, or another model; or a
-                file that would be replaced is a link or write-protected; or other weights there would be loaded.
+            FileExistsError: the folder is the one that the pipeline was loaded from; has another program of that name
+                or one that was edited, or another model; or a file that would be replaced is a link, write-protected,
+                or came there meanwhile; or other weights there would be loaded.
         """
-        folder = Path(save_directory)
+        folder, loaded_from = Path(save_directory), self.config.get("_name_or_path")
+        if loaded_from and _is_same(folder, Path(loaded_from)):
+            raise FileExistsError(
+                f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose another "
+                "folder."
+            )
+        before = _versions(folder, self.components)
         _check_folder(folder, ("model_index.json", *self.components))
         kwargs.setdefault("repo_id", folder.resolve().name)
         with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
@@ -326,7 +333,7 @@ class LatentBridgePipeline(DiffusionPipeline):
             if not Path(made).is_dir():
                 raise FileNotFoundError(f"{folder} was moved or removed while the model was written. Save it again.")
             _check_folder(folder, ("model_index.json", *self.components))
-            _move_into(folder, Path(made))
+            _move_into(folder, Path(made), before)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file as pipeline.py; see diffusers.
@@ -335,13 +342,14 @@ class LatentBridgePipeline(DiffusionPipeline):
             FileExistsError: as of `save_pretrained`.
         """
         folder = Path(save_directory)
+        before = _versions(folder)
         is_part = folder.name.startswith(_TEMPORARY)  # of `save_pretrained`, which has written the networks there
         _check_folder(folder, ("model_index.json", *(() if is_part else self.components)))
         kwargs.setdefault("repo_id", folder.resolve().name)
         with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
             super().save_config(made, push_to_hub=push_to_hub, **kwargs)
             (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
-            _move_into(folder, Path(made))
+            _move_into(folder, Path(made), before)
 
 
 @contextmanager
@@ -385,8 +393,27 @@ def _check_folder(folder: Path, names: Iterable[str]) -> None:
             raise FileExistsError(f"{folder / name} exists, and is that of another model. Choose another folder.")
 
 
-def _move_into(folder: Path, made: Path) -> None:
-    """Move a complete model into its folder, and remove shards of the earlier one that it does not replace."""
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _versions(folder: Path, parts: Iterable[str] = ()) -> dict[Path, tuple[int, int, int, int]]:
+    """Return the files in a folder and in parts of it, each with what tells it from another one at its path."""
+    files = [path for one in (folder, *(folder / part for part in parts)) if one.is_dir() for path in one.iterdir()]
+    return {path: _version(path) for path in files if path.is_file()}
+
+
+def _version(path: Path) -> tuple[int, int, int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
+    """Move a complete model into its folder, and remove shards of the earlier one that it does not replace.
+
+    Args:
+        before: `_versions` of the folder when the call began.
+    """
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
     if (folder / _CARD).exists():  # diffusers makes one for the hub
         files.discard(Path(_CARD))
@@ -404,6 +431,8 @@ def _move_into(folder: Path, made: Path) -> None:
             one.mkdir(exist_ok=True)
         for number, file in enumerate((*sorted(files), *sorted(earlier))):
             path, spare = folder / file, made / f"old-{number}"
+            if path.exists() and before.get(path) != _version(path):
+                raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.")
             moved.append((path, spare, path.exists()))
             if file in earlier:
                 path.replace(spare)

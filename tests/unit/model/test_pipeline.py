@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import shutil
 import warnings
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -24,7 +25,7 @@ from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, PatternError, WrongBaseError
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import read_mask
-from lbm_lora.model import lora_pipeline
+from lbm_lora.model import bridge_pipeline, lora_pipeline
 from lbm_lora.model.bridge_pipeline import images_of, masks_of
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
@@ -830,9 +831,38 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
         again.save_pretrained(tmp_path / "pipe")
     pipe.save_pretrained(tmp_path / "other")
+    tuned = LBMPipeline.from_pretrained(tmp_path / "pipe", unet=pipe.unet)
+    with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
+        tuned.save_pretrained(tmp_path / "pipe")
     diffusers = DiffusionPipeline.from_pretrained(tmp_path / "pipe", trust_remote_code=True)
     with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
         LBMPipeline.from_pipe(diffusers).save_pretrained(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
+        diffusers.save_pretrained(tmp_path / "pipe")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("late", ["unet", "model_index.json"])
+def test_a_file_that_comes_while_a_pipeline_is_saved_stays(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "mine")
+    folder, sync = tmp_path / "new", bridge_pipeline._sync
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    shutil.rmtree(folder / "unet")
+
+    def move(path: Path) -> None:
+        sync(path)
+        if (tmp_path / "mine" / late).exists():
+            (tmp_path / "mine" / late).replace(folder / late)
+
+    monkeypatch.setattr(bridge_pipeline, "_sync", move)
+    mine = [path for path in (tmp_path / "mine").rglob("*") if path.is_file() and late in path.parts]
+    before = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in mine}
+    assert before
+    with pytest.raises(FileExistsError, match=f"{late}.* appeared while the model was written, and was kept"):
+        LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    assert {path: (folder / path).read_bytes() for path in before} == before
 
 
 def test_the_configuration_does_not_make_another_models_networks_ours(base: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Pace, Progress
 from lbm_lora.regular_file import file_digest
-from lbm_lora.result_watch import ResultWatch
+from lbm_lora.result_watch import OwnFile, ResultWatch
 from lbm_lora.signals import StopRequest
 from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
@@ -88,6 +88,8 @@ class TrainingLoop:
         self.standing = standing_of(run.state)
         self._run, self._fabric, self._progress, self._stop = run, fabric, progress, stop
         self._check_folder = check_folder
+        self._state_file = OwnFile(run.folder.state)
+        self._state_file.note()
         self._learner = Learner(run, fabric)
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
         self._meter, self._pace, self._pictures = Meter(), Pace(0), ResultWatch()
@@ -261,7 +263,12 @@ class TrainingLoop:
         """
         state = replace(self._state(), saved_steps=self._saved_steps, validated=-1)
         if self._fabric.is_global_zero:
-            save_state(state, self._run.folder.state, mark=TRAINING_STATE)
+            self._write_state(state)
+
+    def _write_state(self, state: TrainState) -> None:
+        self._state_file.check()  # another machine may have begun a run in the folder, on a disk without locks
+        save_state(state, self._state_file.path, mark=TRAINING_STATE)
+        self._state_file.note()
 
     def _save_if_due(self) -> None:
         """Save at the set interval, at the last step, and at one whose save was cut off."""
@@ -278,7 +285,7 @@ class TrainingLoop:
         self._check_folder()
         if self._fabric.is_global_zero:  # the state first: without it, results are those of a run that has lost it
             saved = tuple(sorted({*self._saved_steps, standing.step}))
-            save_state(replace(state, saved_steps=saved), run.folder.state, mark=TRAINING_STATE)
+            self._write_state(replace(state, saved_steps=saved))
             self._saved_steps = run.folder.save_step(
                 standing.step,
                 lambda path: run.write(result, standing.step, path),
