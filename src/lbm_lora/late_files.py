@@ -26,10 +26,13 @@ _Notes = dict[Path, Callable[[Path], bool]]
 _BEGAN = "LBM_LORA_BEGAN"  # environment variable
 _UNSCOPED: _Notes = {}
 _UNPINNED: dict[Path, PinnedFolder] = {}
+_UNKNOWN: dict[Path, object] = {}
 _start: ContextVar[float | None] = ContextVar("_start", default=None)
 """When the call began, in seconds since the epoch."""
 _folders: ContextVar[dict[Path, PinnedFolder]] = ContextVar("_folders", default=_UNPINNED)
 """Folders as they were when the call began, or first looked at."""
+_versions: ContextVar[dict[Path, object]] = ContextVar("_versions", default=_UNKNOWN)
+"""What the paths of the call led to when it began (see `version_of`)."""
 _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 """A file, or a folder for all files in it, by each of its `_names`."""
 
@@ -46,8 +49,10 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     """
     start = _start.get()
     began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
-    folders = _folders.set(dict(_folders.get()))
+    folders, versions = _folders.set(dict(_folders.get())), _versions.set(dict(_versions.get()))
     for path in (Path(), *(home_path(value) for value in given if isinstance(value, str | Path))):
+        if _is_first():
+            _versions.get().setdefault(path, version_of(path))
         for folder in (path, path.parent, *absolute_path(path).parents):
             found = status_of(folder)
             if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
@@ -55,6 +60,7 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     try:
         yield
     finally:
+        _versions.reset(versions)
         _folders.reset(folders)
         _notes.reset(notes)
         _start.reset(began)
@@ -167,8 +173,10 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
 def has_appeared(path: Path) -> bool:
     """Return whether a file came to a path after the call began, or was changed since: before anybody looked there.
 
-    For a link, also the link.
+    For a link, also the link. Where no value of the call names the path, the time of change tells, if the disk has one.
     """
+    if path in _versions.get():
+        return path.exists() and version_of(path) != _versions.get()[path]
     start = _start.get()
     found = () if start is None else (status_of(path), link_status(path))
     return start is not None and any(one is not None and one.st_ctime > start for one in found)

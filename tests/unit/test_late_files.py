@@ -322,6 +322,23 @@ def test_what_appears_after_a_file_was_settled_stays(tmp_path: Path, before: str
         check_late(output)
 
 
+def test_a_given_path_is_known_without_a_clock(tmp_path: Path) -> None:
+    """FAT has no time of change, and a disk on the network a clock of its own."""
+    path, other = tmp_path / "x", tmp_path / "other"
+    for one in (path, other):
+        one.write_text(THEIRS)
+    os.utime(other, (0, 0))
+    with notes_of_one_call([path]):
+        assert not has_appeared(path)
+        other.replace(path)
+        assert has_appeared(path)
+        path.unlink()
+        assert not has_appeared(path)
+    with notes_of_one_call([path]):
+        path.write_text(THEIRS)
+        assert has_appeared(path)
+
+
 def test_a_process_that_another_one_starts_counts_from_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
