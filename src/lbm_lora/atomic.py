@@ -18,6 +18,7 @@ from stat import S_IRWXU
 from lbm_lora.errors import Option, OutputError
 from lbm_lora.late_files import check_late, pin_made
 from lbm_lora.output_place import cannot_write, check_replaceable
+from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
 from lbm_lora.replacement import Draft, replace_all, sync, sync_folder
 
@@ -234,30 +235,34 @@ def made_folder(folder: Path) -> Generator[None]:
     Raises:
         OutputError: it cannot be created.
     """
-    made: list[Path] = []
+    made: dict[Path, PinnedFolder] = {}
     try:
         try:
-            made = [one for one in (folder, *folder.parents) if not one.exists()]  # the innermost first
-            _make(folder)
+            missing = [one for one in (folder, *folder.parents) if not one.exists()]
+            for one in (*reversed(missing), folder):
+                if _is_made(one):
+                    made[one] = pin_made(one)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise OutputError(f"{folder} cannot be created: {reason}. Choose another output path.") from None
         yield
     except BaseException:
-        for one in made:
+        for one, pinned in reversed(made.items()):
             with suppress(OSError, ValueError):
-                one.rmdir()
+                if pinned.is_at(one):  # and none that was moved there
+                    one.rmdir()
         raise
 
 
-def _make(folder: Path) -> None:
+def _is_made(folder: Path) -> bool:
+    """Create a folder; return False if somebody else just has."""
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir()
     except FileExistsError:
         if not folder.is_dir():
             raise
-    else:
-        pin_made(folder)
+        return False
+    return True
 
 
 def written_bytes(*paths: Path) -> int:

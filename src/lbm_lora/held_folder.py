@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.atomic import made_folder
+from lbm_lora.pinned_folder import PinnedFolder
 
 try:
     import fcntl
@@ -23,25 +24,26 @@ class HeldFolder:
     """A folder that its writer holds.
 
     Attributes:
+        pinned: what the folder is known by.
         lock: descriptor of the folder; None: the system has no locks.
     """
 
     path: Path
+    pinned: PinnedFolder
     lock: int | None
 
     def keep(self) -> bool:
         """Make and hold the folder again if it is gone; return whether the folder at the path is the held one."""
-        if self.lock is None:
-            return True
-        try:
-            return os.path.samestat(self.path.stat(), os.fstat(self.lock))
-        except FileNotFoundError:
-            pass
+        if self.pinned.is_at(self.path) or self.path.exists():
+            return self.pinned.is_at(self.path)
         with made_folder(self.path):
-            lock = os.open(self.path, os.O_RDONLY)
+            self.pinned = PinnedFolder(self.path)
+            lock = None if self.lock is None else os.open(self.path, os.O_RDONLY)
+        if self.lock is None or lock is None:
+            return True
         os.close(self.lock)
         self.lock = lock
-        return _is_free(self.lock)
+        return _is_free(lock)
 
 
 @contextmanager
@@ -54,11 +56,12 @@ def held_folder(folder: Path) -> Generator[HeldFolder | None]:
         OutputError: it cannot be created.
     """
     with made_folder(folder):
+        pinned = PinnedFolder(folder)
         if fcntl is None:
-            yield HeldFolder(folder, None)
+            yield HeldFolder(folder, pinned, None)
             return
         lock = os.open(folder, os.O_RDONLY)
-        held = HeldFolder(folder, lock)
+        held = HeldFolder(folder, pinned, lock)
         try:
             yield held if _is_free(lock) else None
         finally:

@@ -53,7 +53,7 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     for path in (Path(), *(home_path(value) for value in given if isinstance(value, str | Path))):
         if _is_first():
             _versions.get().setdefault(path, version_of(path))
-        for folder in (path, path.parent, *absolute_path(path).parents):
+        for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
             found = status_of(folder)
             if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
                 _folders.get()[folder] = PinnedFolder(folder)
@@ -75,12 +75,18 @@ def hand_on_start() -> None:
 
 def _first_start() -> float:
     """Return the present time; in a process that another one has started for the same command, when that one began."""
-    return time.time() if _is_first() else float(os.environ.get(_BEGAN, time.time()))
+    try:
+        return time.time() if _is_first() else float(os.environ[_BEGAN])
+    except (KeyError, ValueError):
+        return time.time()
 
 
 def _is_first() -> bool:
-    """Return whether this is the first of several processes that run one command, or the only one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Return whether this is the first of several processes that run one command, or the only one.
+
+    A shell in a job of several processes has a number too.
+    """
+    return os.environ.get("LOCAL_RANK", "0") == "0" or _BEGAN not in os.environ
 
 
 def given_in(config: object) -> list[object]:
@@ -109,10 +115,12 @@ def pinned_folder(folder: Path) -> PinnedFolder:
     return folders[folder]
 
 
-def pin_made(folder: Path) -> None:
-    """Pin a folder that the command has just made."""
+def pin_made(folder: Path) -> PinnedFolder:
+    """Return a folder that the command has just made, and pin it."""
+    pinned = PinnedFolder(folder)
     if _notes.get() is not _UNSCOPED:
-        _folders.get()[folder] = PinnedFolder(folder)
+        _folders.get()[folder] = pinned
+    return pinned
 
 
 def _may_have_come(folder: Path) -> bool:
@@ -121,8 +129,17 @@ def _may_have_come(folder: Path) -> bool:
     A rename changes the time of the folder that gets another name, which may be one above. So does a new file in it:
     then nobody can tell. Other processes of the command, which start later, leave this to the first one.
     """
-    way = absolute_path(folder)
-    for one in (way, *way.parents) if _is_first() else ():
+    ways = (absolute_path(folder), real_path(folder))  # a link may lead to a folder in another one that is exchanged
+    return _is_first() and any(_has_changed((way, *way.parents)) for way in ways)
+
+
+def _has_changed(folders: Iterable[Path]) -> bool:
+    """Return whether a folder, or one above it, has changed since the call began.
+
+    Args:
+        folders: from the innermost on, up to one that is pinned.
+    """
+    for one in folders:
         known = _folders.get().get(one)
         if known is not None:
             return known.came_late or not known.is_at(one)

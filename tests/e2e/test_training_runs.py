@@ -17,6 +17,7 @@ from lbm_lora.errors import DataError, OutputError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
 from lbm_lora.progress import SILENT
 from lbm_lora.trainable.state import load_state
+from lbm_lora.training.run import run_folder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.workflows.train import trained
 from nano import Recorder, distance, same, tensors, train
@@ -109,6 +110,23 @@ def test_a_file_of_the_run_is_no_input_of_it(config: Config) -> None:
     chosen = config(lora_weights_path=made.folder.last, lora_rank=None, lora_target_modules=None)
     with pytest.raises(OutputError, match=r"last\.safetensors is an input of this command"):
         trained(chosen, SILENT)
+
+
+def test_a_file_that_takes_the_place_of_a_save_at_once_is_not_removed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, link = tmp_path / "theirs", run_folder.link
+    theirs.write_text("theirs")
+
+    def move(source: Path, target: Path) -> None:
+        link(source, target)
+        if theirs.exists():
+            theirs.replace(source)
+
+    monkeypatch.setattr(run_folder, "link", move)
+    folder = train(config(max_steps=3, save_interval=1, keep_last=1)).folder
+    assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
+    assert folder.step_file(1).read_text() == "theirs"
 
 
 def test_a_lora_of_another_base_is_refused(config: Config, base_bf16: Path, tmp_path: Path) -> None:

@@ -65,6 +65,21 @@ def test_an_exception_leaves_no_folder_that_was_not_there(tmp_path: Path) -> Non
     assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
 
 
+def test_an_empty_folder_that_is_moved_to_the_path_of_a_new_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "theirs" / "b").mkdir(parents=True)
+    theirs = (tmp_path / "theirs" / "b").stat().st_ino
+
+    def write() -> None:
+        with atomic_path(tmp_path / "a" / "b" / "out") as path:
+            path.write_text("ours")
+            (tmp_path / "a" / "b").rename(tmp_path / "moved")
+            (tmp_path / "theirs" / "b").rename(tmp_path / "a" / "b")
+
+    with pytest.raises(OutputError, match="was removed or moved while a file was written to it"):
+        write()
+    assert (tmp_path / "a" / "b").stat().st_ino == theirs
+
+
 def test_an_existing_folder_may_be_a_link_or_hold_leftovers(tmp_path: Path) -> None:
     (tmp_path / "real" / ".new.0.part").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")

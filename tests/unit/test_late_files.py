@@ -251,6 +251,23 @@ def test_a_current_folder_that_is_exchanged_before_the_first_look(default_output
             _planned(tmp_path / default_output)
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_folder_above_that_of_a_link_is_exchanged(
+    default_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """Also in a shell that has the number of a process."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    (tmp_path / "disk").mkdir()
+    Path("new").rename("disk/new")
+    Path("old").rename("disk/old")
+    (tmp_path / "out").symlink_to("disk/new/out")
+    with _later_call():
+        Path("disk/new").rename("disk/kept")
+        Path("disk/old").rename("disk/new")
+        with pytest.raises(OutputError, match=r"out/a\.txt was kept"):
+            _planned(Path("out/a.txt"))
+
+
 def test_other_processes_leave_moved_folders_to_the_first_one(
     default_output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,13 @@
 """Publish files in a repository of the Hugging Face hub, in one commit."""
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbm_lora.errors import ConfigError, Option
+from lbm_lora.errors import ConfigError, Option, OutputError, listing
 from lbm_lora.hub.card import check_card
 from lbm_lora.hub.failures import hub_errors
 from lbm_lora.hub.names import HubName, hub_name
@@ -67,6 +67,7 @@ def publish(
 
     Raises:
         ConfigError: the card is not valid, or the repository is public and should be private.
+        OutputError: somebody else has made the repository meanwhile.
         HubError: the hub refuses the token or the commit, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -79,13 +80,26 @@ def publish(
         api.create_repo(name.repo, private=private, exist_ok=True)
         if name.revision is not None:
             api.create_branch(name.repo, branch=name.revision, exist_ok=True)
-        on = on or api.model_info(name.repo, revision=name.revision, timeout=PATIENCE).sha
+        on = on or _first_commit(api, name, files)
         progress.start(0, f"uploading to {name}")
         added = [CommitOperationAdd(path, file) for path, file in files.items()]
         with _without_bars():
             done = api.create_commit(name.repo, added, commit_message=message, revision=name.revision, parent_commit=on)
     tree = f"/tree/{name.revision}" if name.revision else ""
     return Commit(id=done.oid, url=f"{api.endpoint}/{name.repo}{tree}")
+
+
+def _first_commit(api: "HfApi", name: HubName, files: Iterable[str]) -> str | None:
+    """Return the commit that a new repository or branch begins with.
+
+    Raises:
+        OutputError: somebody else has made the repository meanwhile, with files that would be replaced.
+    """
+    info = api.model_info(name.repo, revision=name.revision, timeout=PATIENCE)
+    late = sorted({one.rfilename for one in info.siblings or ()} & set(files))
+    if late and name.revision is None:  # a branch begins with files that stay in the one that it is from
+        raise OutputError(f"{name} was made while this command ran, with {listing(late)}. Run the command again.")
+    return info.sha
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Files of a repository that a commit would replace: only those that lbm-lora wrote, unless the user says otherwise."""
 
-import filecmp
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from lbm_lora.hub.names import HubName
 from lbm_lora.hub.publish import CARD
 from lbm_lora.hub.repository import PATIENCE
 from lbm_lora.ownership import MARK_KEY, PICTURES, is_ours
+from lbm_lora.regular_file import file_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -84,4 +84,4 @@ def is_copy(picture: Path, path: Path) -> bool:
     """Return whether a file may be replaced by a picture: it has the same bytes, or both are ours, of one kind."""
     if any(is_ours(picture, kind) and is_ours(path, kind) for kind in PICTURES):
         return True
-    return filecmp.cmp(picture, path, shallow=False)
+    return file_digest(picture) == file_digest(path)

@@ -319,12 +319,8 @@ class LatentBridgePipeline(DiffusionPipeline):
                 or one that was edited, or another model; or a file that would be replaced is a link, write-protected,
                 or came there meanwhile; or other weights there would be loaded.
         """
-        folder, loaded_from = Path(save_directory), self.config.get("_name_or_path")
-        if loaded_from and _is_same(folder, Path(loaded_from)):
-            raise FileExistsError(
-                f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose another "
-                "folder."
-            )
+        folder = Path(save_directory)
+        self._check_home(folder)
         before = _versions(folder, self.components)
         _check_folder(folder, ("model_index.json", *self.components))
         kwargs.setdefault("repo_id", folder.resolve().name)
@@ -335,6 +331,14 @@ class LatentBridgePipeline(DiffusionPipeline):
             _check_folder(folder, ("model_index.json", *self.components))
             _move_into(folder, Path(made), before)
 
+    def _check_home(self, folder: Path) -> None:
+        loaded_from = self.config.get("_name_or_path")
+        if loaded_from and _is_same(folder, Path(loaded_from)):
+            raise FileExistsError(
+                f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose another "
+                "folder."
+            )
+
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file as pipeline.py; see diffusers.
 
@@ -342,6 +346,7 @@ class LatentBridgePipeline(DiffusionPipeline):
             FileExistsError: as of `save_pretrained`.
         """
         folder = Path(save_directory)
+        self._check_home(folder)
         before = _versions(folder)
         is_part = folder.name.startswith(_TEMPORARY)  # of `save_pretrained`, which has written the networks there
         _check_folder(folder, ("model_index.json", *(() if is_part else self.components)))
@@ -356,14 +361,22 @@ class LatentBridgePipeline(DiffusionPipeline):
 def _made(folder: Path) -> Generator[None]:
     """Create a folder, with those above it; after an error, those that were created are removed if they are empty."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    made: dict[Path, os.stat_result] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        made = {one: one.stat() for one in missing}
         yield
     except BaseException:
-        for one in missing:
-            with suppress(OSError):
-                one.rmdir()
+        _remove_empty(made)
         raise
+
+
+def _remove_empty(made: Mapping[Path, os.stat_result]) -> None:
+    """Remove folders that are empty, the innermost first, but none that was moved to their paths."""
+    for folder, status in made.items():
+        with suppress(OSError):
+            if os.path.samestat(folder.stat(), status):
+                folder.rmdir()
 
 
 def _sync(path: Path) -> None:
@@ -425,10 +438,12 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
     for file in files:
         _sync(made / file)
     moved: list[tuple[Path, Path, bool]] = []
-    missing = {(folder / file).parent for file in files if not (folder / file).parent.exists()}
+    made_here: dict[Path, os.stat_result] = {}
     try:
-        for one in missing:
-            one.mkdir(exist_ok=True)
+        for one in {(folder / file).parent for file in files}:
+            if not one.exists():
+                one.mkdir()
+                made_here[one] = one.stat()
         for number, file in enumerate((*sorted(files), *sorted(earlier))):
             path, spare = folder / file, made / f"old-{number}"
             if path.exists() and before.get(path) != _version(path):
@@ -449,9 +464,7 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
                 path.unlink(missing_ok=True)
             elif spare.exists() and not (path.exists() and spare.samefile(path)):
                 spare.replace(path)
-        for one in missing:
-            with suppress(OSError):
-                one.rmdir()
+        _remove_empty(made_here)
         raise
 
 
@@ -469,7 +482,8 @@ def _check_place(path: Path, made: Path) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    if path.is_symlink() or (path.exists() and not path.stat().st_mode & 0o222):
+    is_protected = path.exists() and not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK))
+    if path.is_symlink() or is_protected:
         state = "a link" if path.is_symlink() else "write-protected"
         raise FileExistsError(f"{path} is {state}, and was kept. Choose another folder.")
 

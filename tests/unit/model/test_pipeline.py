@@ -839,6 +839,8 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
         LBMPipeline.from_pipe(diffusers).save_pretrained(tmp_path / "pipe")
     with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
         diffusers.save_pretrained(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
+        pipe.save_config(tmp_path / "pipe")
     assert {path: path.read_bytes() for path in before} == before
 
 

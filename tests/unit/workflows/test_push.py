@@ -19,7 +19,7 @@ from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, HubError, OutputError
-from lbm_lora.hub import local_lora
+from lbm_lora.hub import local_lora, publish
 from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
@@ -160,6 +160,17 @@ def test_what_somebody_commits_during_the_upload_stays(
     assert repo.commits[repo.branches[branch or "main"]]["README.md"] == b"theirs"
     run(replace(given, overwrite=True))
     assert repo.commits[repo.branches[branch or "main"]]["README.md"] != b"theirs"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_repository_that_somebody_makes_meanwhile_stays(
+    hub: HubServer, config: PushConfig, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    monkeypatch.setattr(publish, "_check_at_hub", lambda _: hub.put("user/repo", {"README.md": b"theirs"}))
+    with pytest.raises(OutputError, match=r"user/repo was made while this command ran, with README\.md\. Run"):
+        run(replace(config, overwrite=overwrite))
+    repo = hub.repos["user/repo"]
+    assert repo.commits[repo.branches["main"]]["README.md"] == b"theirs"
 
 
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:

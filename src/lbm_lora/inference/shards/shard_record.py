@@ -16,6 +16,7 @@ from typing import Any
 
 from lbm_lora.atomic import write_text
 from lbm_lora.errors import ConfigError, Option, OutputError, listing
+from lbm_lora.late_files import expect
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.regular_file import ENDS, check_regular, ends_digest
 from lbm_lora.shards.samples import Skipped
@@ -164,8 +165,17 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         ConfigError: another run, with other settings, has written to the folder in the meantime.
     """
     check_settings(folder, settings, started=False)
-    if not (folder / SETTINGS).exists():
-        write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    path, text = folder / SETTINGS, json.dumps(settings, indent=2) + "\n"
+    if not path.exists():
+        expect(path, lambda now: _holds(now, text))  # that of another process of this run
+        write_text(path, text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return read_text(path) == text
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path) -> ShardRecord:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.fabric import Fabric
@@ -21,7 +22,7 @@ from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
-from lbm_lora.training.run.resume import results_of, was_cut_off
+from lbm_lora.training.run.resume import own_digest, results_of, was_cut_off
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
 from lbm_lora.training.run.validation import Scores, Validator
 
@@ -246,7 +247,7 @@ class TrainingLoop:
             standing.best, standing.best_step = quality, standing.step
             if self._fabric.is_global_zero:
                 run.write(values, standing.step, run.folder.best)
-                self._best_result = file_digest(run.folder.best)
+                self._best_result = self._own_digest(run.folder.best)
         if self._log is not None:
             path = run.folder.grid(standing.step)
             if path.exists():
@@ -293,8 +294,13 @@ class TrainingLoop:
                 saved=self._saved_steps,
                 is_own=lambda step, path: file_digest(path) == self._results.get(step),
             )
-            self._results[standing.step] = file_digest(run.folder.step_file(standing.step))
+            digest = self._own_digest(run.folder.step_file(standing.step))
+            self._results |= {} if digest is None else {standing.step: digest}
         self._saved = standing.step
+
+    def _own_digest(self, path: Path) -> str | None:
+        run = self._run
+        return own_digest(path, run.config.model_dump(mode="json"), self.standing.step, run.identity)
 
     def _result(self) -> Values:
         """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""

@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from lbm_lora.atomic import atomic_path
+from lbm_lora.errors import OutputError
+from lbm_lora.late_files import expect
 from lbm_lora.progress import warn
 from lbm_lora.result_watch import OwnFile
 
@@ -46,7 +49,13 @@ class MetricsTable:
         if columns == self._columns and self._file.path.stat().st_nlink == 1:  # else a snapshot would be changed
             _append(self._file.path, columns, row)
         else:
-            _write_again(self._file.path, columns, row)
+            try:
+                _write_again(self._file, columns, row)
+            except OutputError:
+                if self._file.is_here() or not self._file.path.exists():
+                    raise
+                self.add(values, step)  # in a new table: this one has been changed just now
+                return
         self._columns = columns
         self._file.note()
 
@@ -71,8 +80,9 @@ def _append(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> Non
         raise
 
 
-def _write_again(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
-    rows: list[Mapping[str, str | float]] = [row]
+def _write_again(own: OwnFile, columns: Sequence[str], row: Mapping[str, float]) -> None:
+    path, rows = own.path, cast(list[Mapping[str, str | float]], [row])
+    expect(path, lambda _: own.is_here())
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             rows[:0] = csv.DictReader(file)

@@ -91,9 +91,17 @@ def _is_own(path: Path, state: TrainState) -> bool:
 
 def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
     """Return the digests of a run's results by step, with that of the state's own step, if it is there."""
-    path = folder.step_file(state.step)
-    own = path.exists() and _is_own(path, state)
-    return {**state.results, **({state.step: file_digest(path)} if own else {})}
+    digest = own_digest(folder.step_file(state.step), state.config, state.step, state.identity)
+    return {**state.results, **({} if digest is None else {state.step: digest})}
+
+
+def own_digest(path: Path, values: Mapping[str, object], step: int, identity: Mapping[str, Any]) -> str | None:
+    """Return the digest of the file that a run has saved after a step; None if another one is there by now.
+
+    Args:
+        values, identity: as of `is_save_of`.
+    """
+    return file_digest(path) if path.exists() and is_save_of(path, values, step, identity) else None
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:

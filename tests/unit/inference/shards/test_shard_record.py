@@ -2,11 +2,13 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lbm_lora import atomic
 from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.inference.shards.shard_record import (
     ENDS,
@@ -122,6 +124,25 @@ def test_the_same_settings_pass_and_are_kept(tmp_path: Path) -> None:
     check_settings(tmp_path, settings, started=True)
     write_settings(tmp_path, settings)
     assert (tmp_path / "infer.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_settings_that_appear_while_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Another process of the same run may have written them; those of another run stay."""
+    (tmp_path / "theirs").mkdir()
+    write_settings(tmp_path / "theirs", {"seed": seed})
+    theirs, sync = tmp_path / "theirs" / "infer.json", atomic.sync
+
+    def appear(path: Path) -> None:
+        sync(path)
+        theirs.replace(tmp_path / "infer.json")
+
+    monkeypatch.setattr(atomic, "sync", appear)
+    with nullcontext() if seed == 0 else pytest.raises(OutputError, match=r"infer\.json appeared while this command"):
+        write_settings(tmp_path, {"seed": 0})
+    check_settings(tmp_path, {"seed": seed}, started=True)
 
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lbm_lora import atomic
 from lbm_lora.errors import OutputError
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.training.run.metrics_table import MetricsTable
@@ -67,6 +68,25 @@ def test_a_table_that_is_changed_meanwhile_is_kept(tmp_path: Path, change: str) 
     if change != "removed":
         assert rows(path) == ["step,a,note", "1,1.0,looks good"]
     assert rows(tmp_path / "version_1/metrics.csv") == ["a,b,step", "2.0,3.0,2", "4.0,,3"]
+
+
+def test_a_table_that_is_changed_while_it_gets_a_column_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, sync = MetricsTable(tmp_path), atomic.sync
+    table.add({"a": 1.0}, 1)
+    path = tmp_path / "version_0/metrics.csv"
+
+    def edit(temporary: Path) -> None:
+        sync(temporary)
+        if temporary.parent.parent == path.parent:
+            path.write_text("a,step\n1.0,1\nmine\n")
+
+    monkeypatch.setattr(atomic, "sync", edit)
+    with pytest.warns(LbmLoraWarning, match=r"metrics\.csv was changed by another program and was kept"):
+        table.add({"b": 2.0}, 2)
+    assert rows(path) == ["a,step", "1.0,1", "mine"]
+    assert rows(tmp_path / "version_1/metrics.csv") == ["b,step", "2.0,2"]
 
 
 def test_a_snapshot_of_hard_links_is_not_changed(tmp_path: Path) -> None:
