@@ -22,7 +22,7 @@ from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
 from lbm_lora.late_files import appeared, came_with_folder, expect_planned, has_appeared, pinned_folder
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
-from lbm_lora.ownership import is_any_kind
+from lbm_lora.ownership import is_any_kind, is_saved_by_run
 from lbm_lora.private_folder import NOTE, is_leftover
 from lbm_lora.regular_file import identity_of, status_of, version_of
 
@@ -223,6 +223,12 @@ class FilePlan:
                 raise OutputError(
                     f"{path} is in a temporary folder of an unfinished command, which may be removed. Move it."
                 )
+        for output in self.outputs:
+            if is_leftover(real_path(output.path)):
+                raise OutputError(
+                    f"{output.name} would be in a temporary folder of an unfinished command, which may be removed. "
+                    "Choose another path."
+                )
         names = Counter(identity_of(output.path) for output in self.outputs if not output.may_stay)
         for real, output in seen.items():
             inside = next((seen[above] for above in real.parents if above in seen), None)
@@ -271,7 +277,9 @@ class FilePlan:
 def _foreign(first: Output, *others: Output) -> OutputError:
     """Return the error for outputs that would replace files which are not ours: all of them are named."""
     why = f"{first.name} exists, and lbm-lora did not write it. "
-    if is_any_kind(first.path):
+    if is_saved_by_run(first.path):
+        why = f"{first.name} exists, and a training run has saved it. "
+    elif is_any_kind(first.path):
         why = f"{first.name} exists, and it is another kind of file. "
     too = f", and also {listing(one.name for one in others)}" if others else ""
     return OutputError(why, "Choose another path, or use ", Option("overwrite"), f" to replace it{too}.")

@@ -156,7 +156,8 @@ def came_with_folder(path: Path, folder: PinnedFolder) -> bool:
     """
     start, found = _start.get(), status_of(path)
     may_have_come = folder.is_missing or folder.came_late
-    return may_have_come and start is not None and found is not None and found.st_ctime <= start
+    is_older = found is not None and start is not None and min(found.st_ctime, found.st_mtime) <= start
+    return may_have_come and is_older  # a folder from another disk is copied, with the times of its files
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:

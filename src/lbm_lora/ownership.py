@@ -51,6 +51,7 @@ BASE, FUSED, TRAINED = "base", "fused checkpoint", "trained checkpoint"
 """Kinds of checkpoints: values of `MARK_KEY`, and the end of the mark in a `.ckpt`."""
 
 _LORAS = (f'"{MARK_KEY}":"LoRA"', '"lbm_lora_format":"', '"lbm_lora_export":"')
+_SAVE = '"lbm_lora_step":"'
 _STATISTICS = '"lbm_lora_statistics":"'
 _ANY = re.compile(
     rb'"lbm_lora_[a-z_]+": ?"|"schema": ?"lbm-lora/report/|content="made by lbm-lora"'
@@ -116,6 +117,16 @@ def is_fused(path: Path) -> bool:
 def is_lora(path: Path) -> bool:
     """Return whether lbm-lora wrote a file, and it is a LoRA, in any format."""
     return is_ours(path, *_LORAS)
+
+
+def is_spare_lora(path: Path) -> bool:
+    """Return whether it is one that another may replace: none that a training run has saved, perhaps after hours."""
+    return is_lora(path) and not is_saved_by_run(path)
+
+
+def is_saved_by_run(path: Path) -> bool:
+    """Return whether a training run has saved a file, or a copy of its bytes."""
+    return is_ours(path, _SAVE)
 
 
 def has_factors_of_peft(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """New files get their paths: all of them, or after an error none.
 
 That a file cannot be replaced, because it is mounted, must not be changed, or is another user's, may only show when a
-new one is renamed to its path. So every old file first gets a second name (a hard link), and after an error or an
+new one is renamed to its path. So every old file gets a second name before that (a hard link), and after an error or an
 interrupt its path again. At no moment is a path without its file. Where the disk has no hard links, or the system
 allows none to a file, that file cannot be put back.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from stat import S_IMODE, S_IRWXG, S_ISREG
 
 from lbm_lora.errors import OutputError
+from lbm_lora.late_files import check_late
 from lbm_lora.output_place import cannot_write
 
 _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
@@ -44,21 +45,21 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         OutputError: the file at a path cannot be replaced, two paths are one to the disk, or the disk is full.
         FileNotFoundError: a file is not where it was, as its folder was removed or moved.
     """
-    before = [(draft, draft.file.stat(), os.path.lexists(draft.path)) for draft in drafts]
-    for draft, _, was_there in before:
-        if was_there:
-            _keep(draft)
-            _keep_mode(draft)
+    files = [draft.file.stat() for draft in drafts]
+    begun: list[tuple[Draft, os.stat_result, bool]] = []
     try:
-        done: list[tuple[Draft, os.stat_result]] = []
-        for draft, new, _ in before:
-            _check_own_place(draft, done)
-            _rename(draft)
-            done.append((draft, new))
+        for draft, new in zip(drafts, files, strict=True):
+            _check_own_place(draft, [(one, file) for one, file, _ in begun])
+            was_there = os.path.lexists(draft.path)
+            begun.append((draft, new, was_there))
+            if was_there:  # not earlier: another writer may have replaced it since
+                _keep(draft)
+                _keep_mode(draft)
+            _rename(draft, was_there=was_there)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
     except BaseException:
-        for draft, new, was_there in before:
+        for draft, new, was_there in begun:
             with suppress(OSError):
                 _put_back(draft, new, was_there=was_there)
         raise
@@ -117,13 +118,31 @@ def _has_group(file: Path, group: int) -> bool:
     return True
 
 
-def _rename(draft: Draft) -> None:
+def _rename(draft: Draft, *, was_there: bool) -> None:
     try:
-        draft.file.replace(draft.path)
+        if was_there or not _is_linked(draft):
+            draft.file.replace(draft.path)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise cannot_write(draft.path, error) from None
+
+
+def _is_linked(draft: Draft) -> bool:
+    """Give a file its path by a link, which replaces nothing; return False if the disk has none, or something is there.
+
+    Raises:
+        OutputError: what has appeared there may not be replaced.
+    """
+    try:
+        os.link(draft.file, draft.path)
+    except FileExistsError:
+        check_late(draft.path)
+        return False
+    except (OSError, NotImplementedError):
+        return False
+    draft.file.unlink()
+    return True
 
 
 def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:

@@ -7,6 +7,7 @@ cases apart, the path of a result may be that of an earlier one. A run's own fil
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
+from lbm_lora.late_files import expect_planned
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.regular_file import identity_of, is_same, version_of
@@ -56,11 +57,15 @@ class ResultWatch:
 
 
 class OwnFile:
-    """A file that one run writes again and again, and removes at its end. One of another run in its place stays."""
+    """A file that one run writes again and again, and removes at its end. One of another run in its place stays.
+
+    Also one that comes there while the file is written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: tuple[int, int, int, int] | None = None
+        expect_planned(path, lambda now: version_of(now) == self._known)
 
     def note(self) -> None:
         """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""

@@ -499,6 +499,7 @@ def test_a_rename_that_fails_names_the_output(tmp_path: Path, monkeypatch: pytes
             write_text(tmp_path / "a.bin", "new")
 
     monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(OutputError) as caught:
         write()
     reason = os.strerror(errno.EBUSY)

@@ -90,6 +90,9 @@ def test_an_input_in_what_a_killed_command_has_left(tmp_path: Path) -> None:
             refused(plan)
             == f"{given} is in a temporary folder of an unfinished command, which may be removed. Move it."
         )
+        plan = FilePlan()
+        plan.writes(given.with_name("new"), ours=OURS)
+        assert "would be in a temporary folder of an unfinished command, which may be removed." in refused(plan)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -224,6 +224,37 @@ def test_a_folder_that_is_moved_to_where_none_was(default_output: Path, looked: 
             with pytest.raises(OutputError, match=r"a\.txt appeared"):
                 write_text(default_output, "ours")
         write_text(Path("new/out/b.txt"), "ours")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_moved_from_another_disk_to_where_none_was(default_output: Path, overwrite: bool) -> None:
+    """It is copied then, with the times of its files."""
+    shutil.rmtree("new")
+    with _later_call():
+        _planned(default_output, overwrite=overwrite)
+        shutil.copytree("old", "new")
+        with pytest.raises(OutputError, match=r"a\.txt appeared"):
+            write_text(default_output, "ours")
+
+
+@pytest.mark.parametrize("text", [THEIRS, MARK_LINE])
+def test_a_file_that_comes_between_the_last_look_and_the_rename(
+    default_output: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    default_output.unlink()
+    link = os.link
+
+    def appear(source: Path, target: Path, **options: bool) -> None:
+        if not default_output.exists():
+            default_output.write_text(text)
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", appear)
+    refusal = nullcontext() if text == MARK_LINE else pytest.raises(OutputError, match=r"a\.txt appeared")
+    with notes_of_one_call(), refusal:
+        _planned(default_output)
+        write_text(default_output, "ours")
+    assert default_output.read_text() == ("ours" if text == MARK_LINE else text)
 
 
 def test_a_folder_that_the_command_makes_is_its_own(default_output: Path) -> None:

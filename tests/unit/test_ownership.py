@@ -9,6 +9,8 @@ from zipfile import ZipFile
 import pytest
 from PIL import Image
 
+from lbm_lora.errors import OutputError
+from lbm_lora.file_plan import FilePlan
 from lbm_lora.imaging.image_file import write_image
 from lbm_lora.ownership import (
     BASE,
@@ -25,6 +27,7 @@ from lbm_lora.ownership import (
     is_fused,
     is_lora,
     is_ours,
+    is_spare_lora,
     is_statistics,
     is_trained,
     of_kind,
@@ -128,6 +131,20 @@ def test_loras_statistics_and_checkpoints_are_told_apart(
     path.write_text(content)
     assert [one for one in KINDS if one(path)] == ([kind] if kind else [])
     assert is_any_kind(path) == (kind is not None or MARK in content)
+
+
+def test_a_lora_that_a_training_run_has_saved_is_not_replaced_by_another_command(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_text('{"__metadata__":{"lbm_lora_format":"1"}}')
+    assert is_spare_lora(path)
+    path.write_text('{"__metadata__":{"lbm_lora_format":"1","lbm_lora_step":"100 0123"}}')
+    assert is_lora(path)
+    assert not is_spare_lora(path)
+    plan = FilePlan()
+    plan.writes(path, ours=is_spare_lora)
+    with pytest.raises(OutputError) as caught:
+        plan.check()
+    assert str(caught.value).startswith(f"{path} exists, and a training run has saved it. Choose another path, or use")
 
 
 @pytest.mark.parametrize(("kind", "one"), [(BASE, is_base), (FUSED, is_fused), (TRAINED, is_trained)])

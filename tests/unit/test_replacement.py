@@ -30,14 +30,20 @@ def drafts(tmp_path: Path) -> list[Draft]:
 
 
 def before_rename(monkeypatch: pytest.MonkeyPatch, name: str, do: Callable[[Path], object]) -> None:
-    replace = Path.replace
+    replace, link = Path.replace, os.link
 
     def replaced(self: Path, target: Path) -> Path:
         if self.parent.name == "new" and self.name == name:
             do(target)
         return replace(self, target)
 
+    def linked(source: Path, target: Path, **options: bool) -> None:
+        if source.parent.name == "new" and source.name == name:
+            do(target)
+        link(source, target, **options)
+
     monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "link", linked)
 
 
 def refuse(path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lbm_lora import atomic
+from lbm_lora.atomic import write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.result_watch import OwnFile, ResultWatch
 
@@ -84,6 +86,24 @@ def test_a_file_that_is_another_runs_by_now(tmp_path: Path) -> None:
     own.path.chmod(0o644)
     own.remove()
     assert not own.path.exists()
+
+
+def test_another_runs_file_that_comes_during_a_write_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, sync = OwnFile(tmp_path / "a"), atomic.sync
+    (tmp_path / "b").write_text("another run's")
+    for text in ("first", "second"):
+        own.check()
+        write_text(own.path, text)
+        own.note()
+
+    def move(path: Path) -> None:
+        sync(path)
+        (tmp_path / "b").replace(own.path)
+
+    monkeypatch.setattr(atomic, "sync", move)
+    with pytest.raises(OutputError, match=r"a appeared while this command ran, and this command did not write it"):
+        write_text(own.path, "third")
+    assert own.path.read_text() == "another run's"
 
 
 def test_a_file_of_the_same_inode_is_another_one(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import PACKED, rank_bound
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ModuleName
-from lbm_lora.ownership import is_lora
+from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import warn
 
 _ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
@@ -165,7 +165,7 @@ def plan_files(plan: FilePlan, path: Path, format: FormatName, what: str = "") -
         what: what they are, where the user did not name the path; see `FilePlan.writes`.
     """
     weights, *configs = files_of(path, format)
-    plan.writes(weights, what, ours=is_lora)
+    plan.writes(weights, what, ours=is_spare_lora)
     for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
         plan.writes(config, what, ours=lambda path: is_config_as_written(path, weights))
 

@@ -437,7 +437,7 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
         _check_replaceable(folder / file)
     for file in files:
         _sync(made / file)
-    moved: list[tuple[Path, Path, bool]] = []
+    moved: list[tuple[Path, Path, os.stat_result | None]] = []  # path, spare, the new file where nothing was
     made_here: dict[Path, os.stat_result] = {}
     try:
         for one in {(folder / file).parent for file in files}:
@@ -448,7 +448,7 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
             path, spare = folder / file, made / f"old-{number}"
             if path.exists() and before.get(path) != _version(path):
                 raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.")
-            moved.append((path, spare, path.exists()))
+            moved.append((path, spare, None if path.exists() else (made / file).stat()))
             if file in earlier:
                 path.replace(spare)
                 continue
@@ -459,9 +459,10 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
             with suppress(OSError):  # some disks, and Windows, flush no folders
                 _sync(one)
     except BaseException:
-        for path, spare, was_there in moved:
-            if not was_there:
-                path.unlink(missing_ok=True)
+        for path, spare, new in moved:
+            if new is not None:
+                if path.exists() and os.path.samestat(path.stat(), new):
+                    path.unlink()
             elif spare.exists() and not (path.exists() and spare.samefile(path)):
                 spare.replace(path)
         _remove_empty(made_here)

@@ -9,7 +9,7 @@ from lbm_lora.errors import Option, OutputError
 from lbm_lora.extraction import is_sidecar, sidecar_of
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.model.resolve import config_beside
-from lbm_lora.ownership import is_lora
+from lbm_lora.ownership import is_spare_lora
 from lbm_lora.ranks import (
     RankRule,
 )
@@ -41,7 +41,7 @@ def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]
     step = FilePlan()
     step.reads(config.base_model_path, config.statistics)
     for path in paths:
-        step.writes(path, ours=is_lora)
+        step.writes(path, ours=is_spare_lora)
         step.writes(sidecar_of(path), "the sidecar", ours=is_sidecar)
     plan_twins(step, paths, config.also)
     plan.then(step, made=made)

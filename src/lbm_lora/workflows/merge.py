@@ -17,7 +17,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
-from lbm_lora.ownership import is_lora
+from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
 from lbm_lora.workflows.files_beside import warn_of_others
@@ -122,7 +122,7 @@ def check_output(config: MergeConfig, images: Sequence[Path]) -> None:
     plan = FilePlan()
     plan.reads(*config.lora_path, config.calibration, config.base_model_path, config.tuned_model_path)
     plan.reads(config.config_path, *images)
-    plan.writes(config.save_to, ours=is_lora)
+    plan.writes(config.save_to, ours=is_spare_lora)
     plan.check(overwrite=config.overwrite)
 
 

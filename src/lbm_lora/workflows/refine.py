@@ -18,7 +18,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import has_appeared
 from lbm_lora.output_place import is_protected
-from lbm_lora.ownership import REFINEMENT_STATE, is_lora, is_ours, of_kind
+from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.result_watch import OwnFile
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
@@ -187,7 +187,7 @@ def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
         raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
     plan = FilePlan()
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
-    plan.writes(config.save_to, ours=is_lora)
+    plan.writes(config.save_to, ours=is_spare_lora)
     if state := state_of(config):
         plan.writes(state, "the state of the run", ours=of_kind(REFINEMENT_STATE))
     plan_twins(plan, [config.save_to], config.also)

@@ -21,7 +21,7 @@ from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
-from lbm_lora.ownership import is_lora
+from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
 from lbm_lora.workflows.extract_plan import lora_paths
@@ -85,7 +85,7 @@ def output_paths(config: ResizeConfig, rule: RankRule, images: Sequence[Path]) -
     plan = FilePlan()
     plan.reads(config.lora_path, config.base_model_path, config.calibration, config.config_path, *images)
     for path in paths:
-        plan.writes(path, ours=is_lora)
+        plan.writes(path, ours=is_spare_lora)
     plan.check(overwrite=config.overwrite)
     return paths
 

@@ -14,7 +14,6 @@ from typing import cast
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import OutputError
-from lbm_lora.late_files import expect
 from lbm_lora.progress import warn
 from lbm_lora.result_watch import OwnFile
 
@@ -82,7 +81,6 @@ def _append(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> Non
 
 def _write_again(own: OwnFile, columns: Sequence[str], row: Mapping[str, float]) -> None:
     path, rows = own.path, cast(list[Mapping[str, str | float]], [row])
-    expect(path, lambda _: own.is_here())
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             rows[:0] = csv.DictReader(file)
