@@ -42,7 +42,8 @@ def replace_all(drafts: Sequence[Draft]) -> None:
     """Rename files to their paths, and flush them to disk. After an error the paths have their old files.
 
     Raises:
-        OutputError: the file at a path cannot be replaced, two paths are one to the disk, or the disk is full.
+        OutputError: the file at a path cannot be replaced, or has appeared there; two paths are one to the disk; or the
+            disk is full.
         FileNotFoundError: a file is not where it was, as its folder was removed or moved.
     """
     files = [draft.file.stat() for draft in drafts]
@@ -55,6 +56,7 @@ def replace_all(drafts: Sequence[Draft]) -> None:
             if was_there:  # not earlier: another writer may have replaced it since
                 _keep(draft)
                 _keep_mode(draft)
+            check_late(draft.path)  # again, as late as can be
             _rename(draft, was_there=was_there)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
