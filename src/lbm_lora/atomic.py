@@ -183,6 +183,8 @@ def _move_folder(private: PrivateFolder, folder: Path) -> None:
     if not private.is_here():
         raise FileNotFoundError(private.path)
     try:
+        if os.path.lexists(folder):  # a rename replaces an empty folder
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         (private.path / INNER).rename(folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -239,9 +241,11 @@ def made_folder(folder: Path) -> Generator[None]:
     try:
         try:
             missing = [one for one in (folder, *folder.parents) if not one.exists()]
-            for one in (*reversed(missing), folder):
+            for one in reversed(missing):
                 if _is_made(one):
                     made[one] = pin_made(one)
+            if not folder.is_dir():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise OutputError(f"{folder} cannot be created: {reason}. Choose another output path.") from None

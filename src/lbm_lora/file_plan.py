@@ -12,7 +12,7 @@ writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for out
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -131,12 +131,12 @@ class FilePlan:
         self.open_folders |= later.open_folders
         self.extras |= later.extras
 
-    def check(self, *, overwrite: bool = False, watched: Path | None = None) -> None:
+    def check(self, *, overwrite: bool = False, watched: Collection[Path] = ()) -> None:
         """Check all of it. A foreign file that appears at an output's path later is not replaced either.
 
         Args:
             overwrite: whether files that are not ours may be replaced.
-            watched: folder in which files may be replaced also if another one has come to its path meanwhile: the
+            watched: outputs that may be replaced also if another folder has come to the path of theirs meanwhile: the
                 command itself looks out for that.
 
         Raises:
@@ -164,7 +164,7 @@ class FilePlan:
         if foreign and not overwrite:
             raise _foreign(*foreign)
         for output in self.outputs:
-            late = {"overwrite": overwrite, "folder_may_change": output.path.parent == watched}
+            late = {"overwrite": overwrite, "folder_may_change": output.path in watched}
             expect_planned(output.path, self._replaceable(output.path.parent, output.path, output.is_ours, **late))
         for path, ours in self.extras.items():
             expect_planned(path, self._replaceable(path.parent, path, ours, overwrite=False, folder_may_change=False))

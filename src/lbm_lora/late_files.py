@@ -4,11 +4,13 @@ Before a command starts, its file plan settles what may be replaced (`lbm_lora.f
 code that renames a new file to its path checks here whether that still holds.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import is_dataclass
 from functools import wraps
 from pathlib import Path
 from stat import S_ISDIR
@@ -50,20 +52,25 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     start = _start.get()
     began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
     folders, versions = _folders.set(dict(_folders.get())), _versions.set(dict(_versions.get()))
-    for path in (Path(), *(home_path(value) for value in given if isinstance(value, str | Path))):
-        if _is_first():
-            _versions.get().setdefault(path, version_of(path))
-        for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
-            found = status_of(folder)
-            if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
-                _folders.get()[folder] = PinnedFolder(folder)
     try:
+        _pin(home_path(value) for value in (Path(), *given) if isinstance(value, str | Path))
         yield
     finally:
         _versions.reset(versions)
         _folders.reset(folders)
         _notes.reset(notes)
         _start.reset(began)
+
+
+def _pin(paths: Iterable[Path]) -> None:
+    """Remember what is at paths at the beginning of a call, and the folders that are there, or that they are in."""
+    for path in paths:
+        if _is_first():
+            _versions.get().setdefault(path, version_of(path))
+        for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
+            found = status_of(folder)
+            if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
+                _folders.get()[folder] = PinnedFolder(folder)
 
 
 def hand_on_start() -> None:
@@ -90,8 +97,9 @@ def _is_first() -> bool:
 
 
 def given_in(config: object) -> list[object]:
-    """Return the values of a configuration."""
-    return list(vars(config).values()) if hasattr(config, "__dict__") else []
+    """Return the values of a configuration, and of those in it: `doctor` is given that of another command."""
+    values = list(vars(config).values()) if hasattr(config, "__dict__") else []
+    return [*values, *(inner for value in values if is_dataclass(value) for inner in given_in(value))]
 
 
 def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -126,24 +134,28 @@ def pin_made(folder: Path) -> PinnedFolder:
 def _may_have_come(folder: Path) -> bool:
     """Return whether a folder may have been moved to its path since the call began.
 
-    A rename changes the time of the folder that gets another name, which may be one above. So does a new file in it:
-    then nobody can tell. Other processes of the command, which start later, leave this to the first one.
+    Other processes of the command, which start later, leave this to the first one.
     """
     ways = (absolute_path(folder), real_path(folder))  # a link may lead to a folder in another one that is exchanged
-    return _is_first() and any(_has_changed((way, *way.parents)) for way in ways)
+    return _is_first() and any(_was_moved((way, *way.parents)) for way in ways)
 
 
-def _has_changed(folders: Iterable[Path]) -> bool:
-    """Return whether a folder, or one above it, has changed since the call began.
+def _was_moved(folders: Iterable[Path]) -> bool:
+    """Return whether a folder, or one above it, was moved to its path since the call began.
+
+    A rename changes the time of what gets another name, and not that of its contents; a new file in a folder changes
+    both. If a file is made in a folder that was just moved, nobody can tell.
 
     Args:
         folders: from the innermost on, up to one that is pinned.
     """
+    start = _start.get()
     for one in folders:
         known = _folders.get().get(one)
         if known is not None:
             return known.came_late or not known.is_at(one)
-        if has_appeared(one):
+        found = [status for status in (status_of(one), link_status(one)) if status is not None]
+        if start is not None and any(status.st_ctime > max(start, status.st_mtime) for status in found):
             return True
     return False
 
@@ -197,7 +209,12 @@ def has_appeared(path: Path) -> bool:
         return path.exists() and version_of(path) != _versions.get()[path]
     start = _start.get()
     found = () if start is None else (status_of(path), link_status(path))
-    return start is not None and any(one is not None and one.st_ctime > start for one in found)
+    return any(_is_later(one.st_ctime, start) for one in found if one is not None)
+
+
+def _is_later(time: float, start: float | None) -> bool:
+    """Return whether a file's time is after the start. Some disks count in whole seconds: then also the same second."""
+    return start is not None and (time > start or time == math.floor(start))
 
 
 def check_late(path: Path) -> None:
@@ -227,6 +244,22 @@ def appeared(path: Path, name: str = "") -> OutputError:
         f"{name or path} appeared while this command ran, and this command did not write it. It was kept. Move it, or "
         "choose another output path, and run the command again."
     )
+
+
+@contextmanager
+def spared(path: Path, is_ours: Callable[[Path], bool]) -> Generator[None]:
+    """Only a file that is ours is replaced at a path inside, where other notes allow it too."""
+    notes = _notes.get()
+    before = {name: notes.get(name) for name in _names(path)}
+    expect_only(path, is_ours)
+    try:
+        yield
+    finally:
+        for name, noted in before.items():
+            if noted is None:
+                notes.pop(name, None)
+            else:
+                notes[name] = noted
 
 
 def settle(path: Path) -> None:

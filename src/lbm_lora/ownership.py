@@ -51,7 +51,7 @@ BASE, FUSED, TRAINED = "base", "fused checkpoint", "trained checkpoint"
 """Kinds of checkpoints: values of `MARK_KEY`, and the end of the mark in a `.ckpt`."""
 
 _LORAS = (f'"{MARK_KEY}":"LoRA"', '"lbm_lora_format":"', '"lbm_lora_export":"')
-_SAVE = '"lbm_lora_step":"'
+_SAVE = b'"lbm_lora_step":"'
 _STATISTICS = '"lbm_lora_statistics":"'
 _ANY = re.compile(
     rb'"lbm_lora_[a-z_]+": ?"|"schema": ?"lbm-lora/report/|content="made by lbm-lora"'
@@ -126,19 +126,23 @@ def is_spare_lora(path: Path) -> bool:
 
 def is_saved_by_run(path: Path) -> bool:
     """Return whether a training run has saved a file, or a copy of its bytes."""
-    return is_ours(path, _SAVE)
+    return _SAVE in _header(path)
 
 
 def has_factors_of_peft(path: Path) -> bool:
     """Return whether a file has PEFT's names for its factors, so that a configuration beside it applies."""
+    return b".lora_A." in _header(path) + _ends(path)
+
+
+def _header(path: Path) -> bytes:
+    """Return the whole header of a `.safetensors`; empty if the file is another one, missing or unreadable."""
     try:
         check_regular(path)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = file.read(size) if path.suffix == ".safetensors" and size <= _HEADER else b""
+            return file.read(size) if path.suffix == ".safetensors" and size <= _HEADER else b""
     except OSError:
-        return False
-    return b".lora_A." in header + _ends(path)
+        return b""
 
 
 def _is_checkpoint(path: Path, kind: str) -> bool:

@@ -29,7 +29,7 @@ NOTE = "lbm-lora.txt"
 NOTE_TEXT = b"Unfinished files of lbm-lora. The next command that writes the same output removes them.\n"
 INNER = "new"
 """Name of a folder that is made in a private folder."""
-_NAME = re.compile(r"\.(.+)\.[0-9a-f]+\.part")
+_NAME = re.compile(r"\.(.+)\.[0-9a-f]+\.part", re.DOTALL)
 _WRITERS = 100  # living writers of one output
 
 

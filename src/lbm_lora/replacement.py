@@ -47,24 +47,36 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         FileNotFoundError: a file is not where it was, as its folder was removed or moved.
     """
     files = [draft.file.stat() for draft in drafts]
+    looked_at = [_version(draft.path) for draft in drafts]  # the caller has
     begun: list[tuple[Draft, os.stat_result, bool]] = []
     try:
-        for draft, new in zip(drafts, files, strict=True):
+        for draft, new, version in zip(drafts, files, looked_at, strict=True):
             _check_own_place(draft, [(one, file) for one, file, _ in begun])
             was_there = os.path.lexists(draft.path)
             begun.append((draft, new, was_there))
             if was_there:  # not earlier: another writer may have replaced it since
                 _keep(draft)
                 _keep_mode(draft)
-            check_late(draft.path)  # again, as late as can be
+            if _version(draft.path) != version:  # as late as can be
+                check_late(draft.path)
             _rename(draft, was_there=was_there)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
     except BaseException:
-        for draft, new, was_there in begun:
-            with suppress(OSError):
-                _put_back(draft, new, was_there=was_there)
+        try:
+            _put_all_back(begun)
+        except KeyboardInterrupt:  # a second one
+            _put_all_back(begun)
         raise
+
+
+def _version(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what tells a file from another one at its path; of a link, the link."""
+    try:
+        found = path.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _keep(draft: Draft) -> None:
@@ -145,6 +157,12 @@ def _is_linked(draft: Draft) -> bool:
         return False
     draft.file.unlink()
     return True
+
+
+def _put_all_back(begun: Iterable[tuple[Draft, os.stat_result, bool]]) -> None:
+    for draft, new, was_there in begun:
+        with suppress(OSError):
+            _put_back(draft, new, was_there=was_there)
 
 
 def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:

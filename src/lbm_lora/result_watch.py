@@ -4,13 +4,15 @@ A folder may have been moved away between two writes, with another one at its pa
 cases apart, the path of a result may be that of an earlier one. A run's own file may have become another run's.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lbm_lora.errors import OutputError
-from lbm_lora.late_files import expect_planned
+from lbm_lora.late_files import spared
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import identity_of, is_same, version_of
+from lbm_lora.regular_file import ends_digest, identity_of, is_same, version_of
 
 
 class ResultWatch:
@@ -65,25 +67,43 @@ class OwnFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: tuple[int, int, int, int] | None = None
-        expect_planned(path, lambda now: version_of(now) == self._known)
+        self._ends = ""
 
     def note(self) -> None:
         """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""
         self._known = version_of(self.path)
+        self._ends = "" if self._known is None else ends_digest(self.path)
 
     def is_here(self) -> bool:
         """Return whether it is there, as it was noted."""
         return self._known is not None and version_of(self.path) == self._known
 
     def check(self) -> None:
-        """Check that no other file is there; call it before a write.
+        """Check that no other file is there.
 
         Raises:
             OutputError: there is one.
         """
-        there = version_of(self.path)
-        if there is not None and there != self._known:
+        if version_of(self.path) is not None and not self._is_known(self.path):
             raise OutputError(f"{self.path} is another run's by now, and was kept. Choose another output path.")
+
+    @contextmanager
+    def written(self) -> Generator[None]:
+        """Write the file inside: another one that is there, or comes there meanwhile, stays.
+
+        Raises:
+            OutputError: there is one.
+        """
+        self.check()
+        with spared(self.path, self._is_known):
+            yield
+        self.note()
+
+    def _is_known(self, path: Path) -> bool:
+        """Return whether a file is the noted one, of whose times `touch` may have changed one."""
+        there = version_of(path)
+        is_file = there is not None and self._known is not None and there[:3] == self._known[:3]
+        return is_file and (there == self._known or ends_digest(path) == self._ends)
 
     def remove(self) -> None:
         """Remove the file if it is this run's, and nobody has protected it meanwhile."""

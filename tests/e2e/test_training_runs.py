@@ -129,6 +129,21 @@ def test_a_file_that_takes_the_place_of_a_save_at_once_is_not_removed(
     assert folder.step_file(1).read_text() == "theirs"
 
 
+@pytest.mark.parametrize("name", ["last", "step-000002"])
+def test_what_another_run_has_saved_stays(config: Config, tmp_path: Path, name: str) -> None:
+    """It is moved to the folder of a run that goes on there."""
+    other = train(config(save_ckpt_path=tmp_path / "other", max_steps=2, save_interval=1, seed=9)).folder
+    theirs, chosen = other.path / f"{name}.safetensors", config(max_steps=3, save_interval=1)
+    before, path = theirs.read_bytes(), chosen.save_ckpt_path / theirs.name
+
+    def move() -> None:
+        theirs.replace(path)
+
+    with pytest.raises(OutputError, match=rf"{name}\.safetensors (is another run's by now|appeared while)"):
+        train(chosen, Recorder(at=1, action=move))
+    assert path.read_bytes() == before
+
+
 def test_a_lora_of_another_base_is_refused(config: Config, base_bf16: Path, tmp_path: Path) -> None:
     made = train(config(max_steps=1))
     chosen = config(

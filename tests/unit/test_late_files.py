@@ -1,18 +1,22 @@
 """Files that appear at an output's path while a command runs."""
 
+import math
 import os
 import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lbm_lora import late_files
 from lbm_lora.atomic import atomic_folder, write_text
+from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import check_late, expect, hand_on_start, has_appeared, notes_of_one_call, settle
+from lbm_lora.late_files import check_late, expect, given_in, hand_on_start, has_appeared, notes_of_one_call, settle
 from lbm_lora.ownership import MARK_LINE, of_kind
 
 THEIRS = "somebody else's"
@@ -237,6 +241,15 @@ def test_a_folder_that_is_moved_from_another_disk_to_where_none_was(default_outp
             write_text(default_output, "ours")
 
 
+def test_folders_that_others_write_to_are_no_moved_ones(default_output: Path) -> None:
+    """The one above the outputs may be that of temporary files."""
+    with _later_call():
+        for name in ("new/x", "new/out/x"):
+            Path(name).write_text(THEIRS)
+        _planned(default_output)
+        write_text(default_output, "ours")
+
+
 @pytest.mark.parametrize("text", [THEIRS, MARK_LINE])
 def test_a_file_that_comes_between_the_last_look_and_the_rename(
     default_output: Path, monkeypatch: pytest.MonkeyPatch, text: str
@@ -385,6 +398,26 @@ def test_a_given_path_is_known_without_a_clock(tmp_path: Path) -> None:
     with notes_of_one_call([path]):
         path.write_text(THEIRS)
         assert has_appeared(path)
+
+
+def test_the_values_of_a_configuration_and_of_one_in_it(tmp_path: Path) -> None:
+    inner = OutputOptions(overwrite=True)
+    assert given_in(SimpleNamespace(command="x", parsed=inner)) == ["x", inner, True]
+    assert given_in(None) == []
+
+
+def test_a_disk_that_counts_whole_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_text(THEIRS)
+    second = math.floor(path.stat().st_ctime)
+    os.utime(path, (second, second))
+    for start, expected in ((second + 0.5, True), (second - 0.5, True), (second + 1.5, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda start=start: start)
+            with notes_of_one_call():
+                patch.setattr(late_files, "status_of", lambda path: SimpleNamespace(st_ctime=float(second)))
+                patch.setattr(late_files, "link_status", lambda path: None)
+                assert has_appeared(path) == expected
 
 
 def test_a_process_that_another_one_starts_counts_from_its_beginning(

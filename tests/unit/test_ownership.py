@@ -137,7 +137,8 @@ def test_a_lora_that_a_training_run_has_saved_is_not_replaced_by_another_command
     path = tmp_path / "a.safetensors"
     path.write_text('{"__metadata__":{"lbm_lora_format":"1"}}')
     assert is_spare_lora(path)
-    path.write_text('{"__metadata__":{"lbm_lora_format":"1","lbm_lora_step":"100 0123"}}')
+    header = f'{{"__metadata__":{{"lbm_lora_format":"1","x":"{"x" * 100_000}","lbm_lora_step":"100 0123"}}}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(100_000))
     assert is_lora(path)
     assert not is_spare_lora(path)
     plan = FilePlan()

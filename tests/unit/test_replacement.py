@@ -3,10 +3,12 @@
 import errno
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from lbm_lora import replacement
 from lbm_lora.errors import OutputError
 from lbm_lora.replacement import Draft, replace_all, sync_folder
 
@@ -195,6 +197,23 @@ def test_a_disk_without_hard_links_has_complete_files(
     (tmp_path / "new" / "b").write_text("newer b")
     replace_all(drafts)
     assert files(tmp_path / "out") == {"a": "newer a", "b": "newer b", "c": "new c"}
+
+
+def test_a_second_interrupt_does_not_lose_the_old_files(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, put_back, calls = files(tmp_path / "out"), replacement._put_back, count()
+
+    def interrupted(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        put_back(draft, new, was_there=was_there)
+
+    before_rename(monkeypatch, "c", interrupt)
+    monkeypatch.setattr(replacement, "_put_back", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_all(drafts)
+    assert files(tmp_path / "out") == before
 
 
 def test_a_disk_without_room_for_a_second_name_keeps_the_old_files(

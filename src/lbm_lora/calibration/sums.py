@@ -154,13 +154,12 @@ class PartialFile:
         Raises:
             OutputError: the file is another run's by now.
         """
-        self._file.check()
         state = sums.state()
         specs = {key: TensorSpec.of(tensor) for key, tensor in state.items()}
-        with SafetensorsWriter(self.path, specs, metadata={_ORIGIN_KEY: _identity(origin)}) as writer:
+        header = {_ORIGIN_KEY: _identity(origin)}
+        with self._file.written(), SafetensorsWriter(self.path, specs, metadata=header) as writer:
             for key, tensor in state.items():
                 writer.write(key, tensor)
-        self._file.note()
         self._is_own = True
 
     def remove(self) -> None:

@@ -132,11 +132,14 @@ def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text"
 def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
     from lbm_lora.cli.console import session
 
-    with session(debug=output.debug) as console, chosen_threads(output.threads, console.progress.note):
+    with (
+        notes_of_one_call(given_in(config)),
+        session(debug=output.debug) as console,
+        chosen_threads(output.threads, console.progress.note),
+    ):
         command = command_for(name, words)
         console.progress.start(0, "loading libraries")
-        with notes_of_one_call(given_in(config)):
-            result = command.workflow().run(config, console.progress)
+        result = command.workflow().run(config, console.progress)
         if getattr(result, "process", 0):
             return console.exit_code  # only the first of several processes reports
         from lbm_lora.cli.present import present

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -33,6 +33,8 @@ class Job:
     """Path of the side-by-side image, if requested."""
     copy: Path | None
     """Path of the copy of the source, if requested."""
+    keeps_output: bool = False
+    """Whether the output that exists stays: only the side-by-side image is written."""
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -132,7 +134,8 @@ def plan_jobs(
         compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
         files: what else the command reads and writes.
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
-        skip_existing: skip images whose output, and with `compare` side-by-side image, already exists, judged by name.
+        skip_existing: keep outputs that already exist, judged by name, and skip their images, but for those that lack
+            the side-by-side image of `compare`.
         overwrite: whether existing files that are not ours may be replaced.
 
     Raises:
@@ -158,13 +161,16 @@ def plan_jobs(
     present = 0
     files.reads(*sources, *masks)
     for job in jobs:
-        if skip_existing and all(path.exists() for path in job.written):
-            present += 1
-            for path in job.written:  # none of them is an input
+        keeps = skip_existing and job.output.exists()
+        if keeps:  # none of these is an input
+            for path in filter(Path.exists, job.written):
                 files.writes(path, ours=lambda _: True, may_stay=True)
+        else:
+            files.writes(job.output, ours=of_kind(RESULT))
+        if keeps and all(path.exists() for path in job.written):
+            present += 1
             continue
-        left.append(job)
-        files.writes(job.output, ours=of_kind(RESULT))
+        left.append(replace(job, keeps_output=keeps))
         if job.comparison is not None:  # it does not replace the result of a source of that name
             files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
         if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`

@@ -452,6 +452,8 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
             if file in earlier:
                 path.replace(spare)
                 continue
+            if moved[-1][2] is not None and _is_linked(made / file, path):
+                continue
             with suppress(OSError):  # nothing there, or a disk without hard links: then it cannot be put back
                 os.link(path, spare)
             (made / file).replace(path)
@@ -467,6 +469,17 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
                 spare.replace(path)
         _remove_empty(made_here)
         raise
+
+
+def _is_linked(file: Path, path: Path) -> bool:
+    """Give a file its path by a link, which replaces nothing; return False if the disk has none."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.") from None
+    except OSError:
+        return False
+    return True
 
 
 def _check_place(path: Path, made: Path) -> None:

@@ -134,9 +134,8 @@ def distill(
             if after.typical < best.after.typical:
                 best = _Best(after=after, step=step + 1, values=copied(student.parameters))
             if state is not None:
-                state.check()
-                save_state(_state(student, optimizer, best, step + 1, identity), state.path, mark=REFINEMENT_STATE)
-                state.note()
+                with state.written():
+                    save_state(_state(student, optimizer, best, step + 1, identity), state.path, mark=REFINEMENT_STATE)
         progress.advance()
     return student.adapter(best.values), DistillResult(before=before, after=best.after, step=best.step)
 

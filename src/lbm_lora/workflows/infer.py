@@ -236,9 +236,10 @@ def _write_all(
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
     for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
         try:
-            watch.before(job.output)
-            write_image(translation.image, job.output, mark=RESULT)
-            watch.after(job.output)
+            if not job.keeps_output:
+                watch.before(job.output)
+                write_image(translation.image, job.output, mark=RESULT)
+                watch.after(job.output)
             failures.written += 1
             copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
         except OutputError as error:

@@ -26,7 +26,7 @@ from lbm_lora.missing_path import with_name
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import is_lora
+from lbm_lora.ownership import is_lora, is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.temp_folder import temp_folder
 
@@ -92,11 +92,16 @@ def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> 
     plan.reads(config.lora_path, *pictures.values())
     plan.writes(config.save_to / CARD, ours=is_unedited_card)
     for name in (_native_name(config), TWIN):
-        plan.writes(config.save_to / name, ours=is_lora)
+        plan.writes(config.save_to / name, ours=_is_pushed)
     for name, picture in pictures.items():  # a copy that is there already may be replaced
         plan.writes(config.save_to / name, ours=partial(is_copy, picture))
     plan.check(overwrite=config.overwrite)
     return pictures
+
+
+def _is_pushed(path: Path) -> bool:
+    """Return whether a LoRA may be replaced: a training run's is a copy of it only beside our card."""
+    return is_spare_lora(path) or (is_lora(path) and is_unedited_card(path.with_name(CARD)))
 
 
 def pushed(

@@ -114,9 +114,11 @@ def trained(
     from lbm_lora.training.run.fit import fit
 
     settings = localized(settings, progress)
+    folder = RunFolder(settings.save_ckpt_path)
+    watched = (folder.config, *folder.results(), folder.last, folder.best, folder.state, *folder.grids())
     # a run holds its folder, and makes it again if it was removed
-    _planned(settings, path_config, also).check(overwrite=overwrite, watched=settings.save_ckpt_path)
-    RunFolder(settings.save_ckpt_path).check_folders(pictures=settings.has_validation, logger=settings.logger)
+    _planned(settings, path_config, also).check(overwrite=overwrite, watched=watched)
+    folder.check_folders(pictures=settings.has_validation, logger=settings.logger)
     return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress, path_config=path_config))
 
 

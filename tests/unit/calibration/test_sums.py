@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lbm_lora.calibration import CalledLayer, Origin, PartialFile, Sums
 from lbm_lora.errors import ConfigError, OutputError
+from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.naming import ModuleName, ParamName
 
 Q, K, CONV = ModuleName("z.attn1.to_q"), ModuleName("a.attn1.to_k"), ModuleName("m.conv")
@@ -133,6 +134,15 @@ def test_sums_of_another_origin_are_not_taken(sums: Sums, tmp_path: Path, change
     with pytest.raises(ConfigError, match="with other inputs or settings"):
         partial.load(replace(ORIGIN, **changes), CPU)
     assert PartialFile(tmp_path / "s.safetensors", overwrite=True).load(replace(ORIGIN, **changes), CPU) is None
+
+
+def test_a_plan_of_the_file_does_not_keep_it_from_being_written_again(sums: Sums, tmp_path: Path) -> None:
+    with notes_of_one_call():
+        partial, _ = PartialFile(tmp_path / "s.safetensors"), PartialFile(tmp_path / "s.safetensors")
+        for _ in range(3):
+            partial.save(sums, ORIGIN)
+        partial.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_file_there_is_nothing_to_take_and_nothing_to_remove(sums: Sums, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import random
 import shutil
 import warnings
@@ -876,16 +877,22 @@ def test_the_configuration_does_not_make_another_models_networks_ours(base: Path
 
 
 def test_a_save_that_fails_leaves_no_new_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, replace = LBMPipeline.from_checkpoint(base), Path.replace
+    pipe, replace, link = LBMPipeline.from_checkpoint(base), Path.replace, os.link
 
     def refuse(path: Path, target: Path) -> Path:
         if target.name == "model_index.json":
             raise OSError("no space left")
         return replace(path, target)
 
+    def refuse_link(path: Path, target: Path) -> None:
+        if target.name == "model_index.json":
+            raise OSError("no space left")
+        link(path, target)
+
     (tmp_path / "there").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
+        patch.setattr(os, "link", refuse_link)
         for folder in ("there", "a/new"):
             with pytest.raises(OSError, match="no space left"):
                 pipe.save_pretrained(tmp_path / folder)

@@ -444,6 +444,8 @@ def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_pat
     assert (again.outputs, again.present, again.device, again.dtype) == ((), 2, "cpu", "fp32")
     compared = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))
     assert len(compared.outputs) == 2, "an output without its side-by-side image is not done"
+    assert all(made.comparison is not None and made.comparison.exists() for made in compared.outputs)
+    assert (tmp_path / "out" / "a.png").read_bytes() == earlier, "but it stays"
     with pytest.raises(OutputError, match=r"is an input of this command"):
         run(infer(files, photos, photos, skip_existing=True))
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hub_client import hub_of
 from hub_server import HubServer
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter, save_adapter
+from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, HubError, OutputError
@@ -253,6 +254,23 @@ def test_a_card_that_was_edited_and_another_kind_of_file_stay(config: PushConfig
     with pytest.raises(OutputError, match=r"relight\.safetensors exists, and it is another kind of file"):
         run(again)
     run(replace(again, overwrite=True))
+
+
+def test_what_a_training_run_has_saved_stays_in_its_folder(config: PushConfig, lora: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    saved = out / lora.name
+    adapter = load_adapter(lora)
+    save_adapter(replace(adapter, metadata=replace(adapter.metadata, facts={STEP_KEY: "100 0123"})), saved)
+    before = saved.read_bytes()
+    with pytest.raises(OutputError, match="exists, and a training run has saved it"):
+        run(replace(config, save_to=out))
+    assert saved.read_bytes() == before
+    given = tmp_path / "copies" / lora.name
+    run(replace(config, lora_path=saved, save_to=given.parent))
+    saved.chmod(0o644)
+    run(replace(config, lora_path=saved, save_to=given.parent))
+    assert given.read_bytes() == before
 
 
 def failing_copy(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:

@@ -1,11 +1,12 @@
 """What a file of tensors is: facts that every kind has, then those of a LoRA or of a checkpoint."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.checkpoint import Checkpoint, Component, FileKind, kind_of
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.report.inspection.checkpoints import dtypes_of
 from lbm_lora.report.inspection.values import FileFacts
 
@@ -30,11 +31,18 @@ def read_as_lora(
         return None if kind is None else error
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} was removed or moved while it was in use. Run the command again.") from None
+
+
 def file_facts(checkpoint: Checkpoint, found: Adapter | AdapterError | None) -> FileFacts:
     """Return the facts that any file has."""
     files = () if checkpoint.in_memory else checkpoint.files
     tensor_nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    nbytes = sum(path.stat().st_size for path in files) if files else tensor_nbytes
+    nbytes = sum(_size(path) for path in files) if files else tensor_nbytes
     return FileFacts(
         path=checkpoint.path,
         kind=_kind(checkpoint, found),

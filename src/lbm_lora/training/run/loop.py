@@ -13,6 +13,7 @@ from PIL import Image
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import ConfigError, QualityError
 from lbm_lora.imaging.tensors import NotFiniteError
+from lbm_lora.late_files import spared
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import Pace, Progress
 from lbm_lora.regular_file import file_digest
@@ -89,8 +90,9 @@ class TrainingLoop:
         self.standing = standing_of(run.state)
         self._run, self._fabric, self._progress, self._stop = run, fabric, progress, stop
         self._check_folder = check_folder
-        self._state_file = OwnFile(run.folder.state)
-        self._state_file.note()
+        self._state_file, self._last, self._best = map(OwnFile, (run.folder.state, run.folder.last, run.folder.best))
+        for file in (self._state_file, self._last, self._best):
+            file.note()
         self._learner = Learner(run, fabric)
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
         self._meter, self._pace, self._pictures = Meter(), Pace(0), ResultWatch()
@@ -246,7 +248,8 @@ class TrainingLoop:
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
             if self._fabric.is_global_zero:
-                run.write(values, standing.step, run.folder.best)
+                with self._best.written():
+                    run.write(values, standing.step, run.folder.best)
                 self._best_result = self._own_digest(run.folder.best)
         if self._log is not None:
             path = run.folder.grid(standing.step)
@@ -267,9 +270,8 @@ class TrainingLoop:
             self._write_state(state)
 
     def _write_state(self, state: TrainState) -> None:
-        self._state_file.check()  # another machine may have begun a run in the folder, on a disk without locks
-        save_state(state, self._state_file.path, mark=TRAINING_STATE)
-        self._state_file.note()
+        with self._state_file.written():  # another machine may have begun a run there, on a disk without locks
+            save_state(state, self._state_file.path, mark=TRAINING_STATE)
 
     def _save_if_due(self) -> None:
         """Save at the set interval, at the last step, and at one whose save was cut off."""
@@ -287,14 +289,16 @@ class TrainingLoop:
         if self._fabric.is_global_zero:  # the state first: without it, results are those of a run that has lost it
             saved = tuple(sorted({*self._saved_steps, standing.step}))
             self._write_state(replace(state, saved_steps=saved))
-            self._saved_steps = run.folder.save_step(
-                standing.step,
-                lambda path: run.write(result, standing.step, path),
-                keep=run.config.keep_last,
-                saved=self._saved_steps,
-                is_own=lambda step, path: file_digest(path) == self._results.get(step),
-            )
-            digest = self._own_digest(run.folder.step_file(standing.step))
+            path = run.folder.step_file(standing.step)
+            with self._last.written(), spared(path, lambda now: self._own_digest(now) is not None):
+                self._saved_steps = run.folder.save_step(
+                    standing.step,
+                    lambda path: run.write(result, standing.step, path),
+                    keep=run.config.keep_last,
+                    saved=self._saved_steps,
+                    is_own=lambda step, path: file_digest(path) == self._results.get(step),
+                )
+            digest = self._own_digest(path)
             self._results |= {} if digest is None else {standing.step: digest}
         self._saved = standing.step
 

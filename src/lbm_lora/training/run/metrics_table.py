@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import OutputError
@@ -49,7 +48,8 @@ class MetricsTable:
             _append(self._file.path, columns, row)
         else:
             try:
-                _write_again(self._file, columns, row)
+                with self._file.written():
+                    _write_again(self._file.path, columns, row)
             except OutputError:
                 if self._file.is_here() or not self._file.path.exists():
                     raise
@@ -79,8 +79,8 @@ def _append(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> Non
         raise
 
 
-def _write_again(own: OwnFile, columns: Sequence[str], row: Mapping[str, float]) -> None:
-    path, rows = own.path, cast(list[Mapping[str, str | float]], [row])
+def _write_again(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
+    rows: list[Mapping[str, str | float]] = [row]
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             rows[:0] = csv.DictReader(file)
