@@ -446,6 +446,7 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
                 made_here[one] = one.stat()
         for number, file in enumerate((*sorted(files), *sorted(earlier))):
             path, spare = folder / file, made / f"old-{number}"
+            _check_replaceable(path)
             if path.exists() and before.get(path) != _version(path):
                 raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.")
             moved.append((path, spare, None if path.exists() else (made / file).stat()))

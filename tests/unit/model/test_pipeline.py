@@ -845,6 +845,24 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_file_that_is_protected_while_a_pipeline_is_saved_stays(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, sync = LBMPipeline.from_checkpoint(base), bridge_pipeline._sync
+    pipe.save_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    inode = weights.stat().st_ino
+
+    def protect(path: Path) -> None:
+        sync(path)
+        weights.chmod(0o444)
+
+    monkeypatch.setattr(bridge_pipeline, "_sync", protect)
+    with pytest.raises(FileExistsError, match=r"model\.safetensors is write-protected, and was kept"):
+        pipe.save_pretrained(tmp_path)
+    assert weights.stat().st_ino == inode
+
+
 @pytest.mark.parametrize("late", ["unet", "model_index.json"])
 def test_a_file_that_comes_while_a_pipeline_is_saved_stays(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str

@@ -1,19 +1,23 @@
 """The workflow `calibrate`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lbm_lora.calibration import load_statistics
+from lbm_lora.calibration import Origin, PartialFile, Sums, load_statistics
+from lbm_lora.calibration.collect import collect
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, OutputError
 from lbm_lora.imaging.digests import digests_of
+from lbm_lora.late_files import given_in, notes_of_one_call
 from lbm_lora.progress import Silent
+from lbm_lora.workflows import calibrate
 from lbm_lora.workflows.calibrate import measured, run
 from lbm_lora.workflows.layers import run as list_layers
 from standins import Lbm
@@ -70,6 +74,28 @@ def test_statistics_of_the_same_origin_are_taken_again(config: CalibrateConfig) 
         measured(config)
     assert path.stat().st_mtime_ns > before, "only the test has written it"
     assert b'"lbm_lora_statistics":"2"' in measured(replace(config, overwrite=True)).read_bytes()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_sums_are_saved_after_every_image_and_a_stopped_run_goes_on(
+    config: CalibrateConfig, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    whole = run(replace(config, save_to=config.save_to.with_name("whole.safetensors"))).statistics.read_bytes()
+    monkeypatch.setattr(calibrate, "collect", partial(collect, save_every=0.0))
+    save = PartialFile.save
+
+    def stop(file: PartialFile, sums: Sums, origin: Origin) -> None:
+        save(file, sums, origin)
+        raise KeyboardInterrupt
+
+    if stops:
+        monkeypatch.setattr(PartialFile, "save", stop)
+        with notes_of_one_call(given_in(config)), pytest.raises(KeyboardInterrupt):
+            run(config)
+        monkeypatch.setattr(PartialFile, "save", save)
+    with notes_of_one_call(given_in(config)):
+        assert run(config).statistics.read_bytes() == whole
+    assert not list(config.save_to.parent.glob("*.partial.*"))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
