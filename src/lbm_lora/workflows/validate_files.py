@@ -61,9 +61,9 @@ def _is_list(path: Path) -> bool:
 
 
 def report_folder(config: ValidateConfig) -> Path:
-    """Return the folder of the reports, by default next to the LoRA."""
+    """Return the folder of the reports, by default next to the LoRA: a folder of PEFT has no ending."""
     lora = with_name(config.lora_path)
-    return config.report or lora.with_name(f"{lora.stem}_report")
+    return config.report or lora.with_name(f"{lora.name if lora.is_dir() else lora.stem}_report")
 
 
 def layer_names_file(config: ValidateConfig) -> Path:

@@ -24,6 +24,7 @@ from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.regular_file import file_digest
 from lbm_lora.workflows import extract, validate
 from lbm_lora.workflows.validate import run
+from lbm_lora.workflows.validate_files import report_folder
 from standins import TINY, Lbm, write_base, write_tuned
 
 
@@ -192,6 +193,16 @@ def test_a_default_folder_that_is_exchanged_while_models_are_fetched_is_kept(
     ):
         run(dataclasses.replace(config, lora_path=lora, report=None))
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_of_peft_has_a_report_of_its_own(config: ValidateConfig, tmp_path: Path) -> None:
+    """Not that of the file next to it, nor that of another folder with a dot in its name."""
+    for name in ("x.peft", "relight.v1", "relight.v2"):
+        (tmp_path / name).mkdir()
+        given = dataclasses.replace(config, lora_path=tmp_path / name, report=None)
+        assert report_folder(given) == tmp_path / f"{name}_report"
+    given = dataclasses.replace(config, lora_path=tmp_path / "relight.v1.safetensors", report=None)
+    assert report_folder(given) == tmp_path / "relight.v1_report"
 
 
 def test_a_large_file_at_the_path_of_the_list_is_not_read(config: ValidateConfig, tmp_path: Path) -> None:
