@@ -20,7 +20,7 @@ from lbm_lora.late_files import check_late, pin_made
 from lbm_lora.output_place import cannot_write, check_replaceable
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
-from lbm_lora.replacement import Draft, replace_all, sync, sync_folder
+from lbm_lora.replacement import Draft, replace_all, sync, sync_folder, version_at
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _LEFT = re.compile(rf"\.{INNER}\.[0-9a-f]+\.part")
@@ -118,14 +118,12 @@ def _rename(drafts: Mapping[Path, PrivateFolder], inside: str = "") -> None:
     Args:
         inside: folder in the private folders that the files are in.
     """
+    complete: list[Draft] = []
     for path, folder in drafts.items():
+        file, spare = folder.path / inside / path.name, folder.path / stem_of(path.name)
+        complete.append(Draft(path, file, spare, replaced=version_at(path)))
         _check_end(path, folder)
-    replace_all(
-        [
-            Draft(path, folder.path / inside / path.name, folder.path / stem_of(path.name))
-            for path, folder in drafts.items()
-        ]
-    )
+    replace_all(complete)
 
 
 def _check_end(path: Path, folder: PrivateFolder) -> None:

@@ -31,11 +31,13 @@ class Draft:
     Attributes:
         file: where it is, on the disk of its path.
         spare: a free name there, for the file that it replaces. Whoever chose it removes what is left of that name.
+        replaced: the file at the path that was looked at, and may be replaced; see `version_at`.
     """
 
     path: Path
     file: Path
     spare: Path
+    replaced: tuple[int, int, int, int] | None
 
 
 def replace_all(drafts: Sequence[Draft]) -> None:
@@ -47,17 +49,16 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         FileNotFoundError: a file is not where it was, as its folder was removed or moved.
     """
     files = [draft.file.stat() for draft in drafts]
-    looked_at = [_version(draft.path) for draft in drafts]  # the caller has
     begun: list[tuple[Draft, os.stat_result, bool]] = []
     try:
-        for draft, new, version in zip(drafts, files, looked_at, strict=True):
+        for draft, new in zip(drafts, files, strict=True):
             _check_own_place(draft, [(one, file) for one, file, _ in begun])
             was_there = os.path.lexists(draft.path)
             begun.append((draft, new, was_there))
             if was_there:  # not earlier: another writer may have replaced it since
                 _keep(draft)
                 _keep_mode(draft)
-            if _version(draft.path) != version:  # as late as can be
+            if version_at(draft.path) != draft.replaced:  # as late as can be
                 check_late(draft.path)
             _rename(draft, was_there=was_there)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
@@ -70,7 +71,7 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         raise
 
 
-def _version(path: Path) -> tuple[int, int, int, int] | None:
+def version_at(path: Path) -> tuple[int, int, int, int] | None:
     """Return what tells a file from another one at its path; of a link, the link."""
     try:
         found = path.stat(follow_symlinks=False)

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from lbm_lora import replacement
 from lbm_lora.errors import OutputError
-from lbm_lora.replacement import Draft, replace_all, sync_folder
+from lbm_lora.replacement import Draft, replace_all, sync_folder, version_at
 
 NAMES = ("a", "b", "c")
 
@@ -28,7 +29,11 @@ def drafts(tmp_path: Path) -> list[Draft]:
         (tmp_path / "new" / name).write_text(f"new {name}")
     for name in ("a", "c"):
         (tmp_path / "out" / name).write_text(f"old {name}")
-    return [Draft(tmp_path / "out" / name, tmp_path / "new" / name, tmp_path / "old" / name) for name in NAMES]
+    return [draft(tmp_path / "out" / name, tmp_path / "new" / name, tmp_path / "old" / name) for name in NAMES]
+
+
+def draft(path: Path, file: Path, spare: Path) -> Draft:
+    return Draft(path=path, file=file, spare=spare, replaced=version_at(path))
 
 
 def before_rename(monkeypatch: pytest.MonkeyPatch, name: str, do: Callable[[Path], object]) -> None:
@@ -123,8 +128,7 @@ def test_two_names_that_are_one_to_the_disk(tmp_path: Path, *, was_there: bool) 
     for name in ("1", "2"):
         (tmp_path / name).write_text(f"new {name}")
     drafts = [
-        Draft(path=folder / "a", file=tmp_path / name, spare=tmp_path / f"spare {name}")
-        for folder, name in ((out, "1"), (again, "2"))
+        draft(folder / "a", tmp_path / name, tmp_path / f"spare {name}") for folder, name in ((out, "1"), (again, "2"))
     ]
     with pytest.raises(OutputError, match=r"out/a and .*again/a are one file: the disk does not tell"):
         replace_all(drafts)
@@ -172,6 +176,7 @@ def test_a_link_gets_its_path_back_as_a_link(
 ) -> None:
     (tmp_path / "out" / "a").rename(tmp_path / "linked")
     (tmp_path / "out" / "a").symlink_to("../linked")
+    drafts[0] = replace(drafts[0], replaced=version_at(drafts[0].path))
     before_rename(monkeypatch, "c", refuse)
     with pytest.raises(OutputError):
         replace_all(drafts)

@@ -27,6 +27,7 @@ from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
 from lbm_lora.ownership import is_lora, is_spare_lora
+from lbm_lora.plain_text import read_text
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.temp_folder import temp_folder
 
@@ -100,8 +101,9 @@ def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> 
 
 
 def _is_pushed(path: Path) -> bool:
-    """Return whether a LoRA may be replaced: a training run's is a copy of it only beside our card."""
-    return is_spare_lora(path) or (is_lora(path) and is_unedited_card(path.with_name(CARD)))
+    """Return whether a LoRA may be replaced: one that a training run has saved only if our card beside it names it."""
+    card = path.with_name(CARD)
+    return is_spare_lora(path) or (is_lora(path) and is_unedited_card(card) and f"`{path.name}`" in read_text(card))
 
 
 def pushed(

@@ -266,6 +266,11 @@ def test_what_a_training_run_has_saved_stays_in_its_folder(config: PushConfig, l
     with pytest.raises(OutputError, match="exists, and a training run has saved it"):
         run(replace(config, save_to=out))
     assert saved.read_bytes() == before
+    save_adapter(adapter, tmp_path / "other.safetensors")
+    run(replace(config, lora_path=tmp_path / "other.safetensors", save_to=out))
+    with pytest.raises(OutputError, match="exists, and a training run has saved it"):
+        run(replace(config, save_to=out))  # beside a card of another LoRA
+    assert saved.read_bytes() == before
     given = tmp_path / "copies" / lora.name
     run(replace(config, lora_path=saved, save_to=given.parent))
     saved.chmod(0o644)
