@@ -155,7 +155,7 @@ def _was_moved(folders: Iterable[Path]) -> bool:
         if known is not None:
             return known.came_late or not known.is_at(one)
         found = [status for status in (status_of(one), link_status(one)) if status is not None]
-        if start is not None and any(status.st_ctime > max(start, status.st_mtime) for status in found):
+        if any(_is_later(status.st_ctime, start) and status.st_ctime > status.st_mtime for status in found):
             return True
     return False
 

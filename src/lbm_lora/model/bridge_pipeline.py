@@ -332,8 +332,9 @@ class LatentBridgePipeline(DiffusionPipeline):
             _move_into(folder, Path(made), before)
 
     def _check_home(self, folder: Path) -> None:
-        loaded_from = self.config.get("_name_or_path")
-        if loaded_from and _is_same(folder, Path(loaded_from)):
+        configs = {"": self.config, **{name: getattr(part, "config", {}) for name, part in self.components.items()}}
+        homes = {name: config.get("_name_or_path") for name, config in configs.items()}
+        if any(home and _is_same(folder / name, Path(home)) for name, home in homes.items()):
             raise FileExistsError(
                 f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose another "
                 "folder."

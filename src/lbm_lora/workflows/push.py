@@ -29,6 +29,7 @@ from lbm_lora.naming import ParamName
 from lbm_lora.ownership import is_lora, is_spare_lora
 from lbm_lora.plain_text import read_text
 from lbm_lora.progress import SILENT, Progress, warn
+from lbm_lora.regular_file import file_digest
 from lbm_lora.temp_folder import temp_folder
 
 TWIN = "pytorch_lora_weights.safetensors"
@@ -101,9 +102,9 @@ def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> 
 
 
 def _is_pushed(path: Path) -> bool:
-    """Return whether a LoRA may be replaced: one that a training run has saved only if our card beside it names it."""
+    """Return whether a LoRA may be replaced: a training run's only if it is the one that our card is of."""
     card = path.with_name(CARD)
-    return is_spare_lora(path) or (is_lora(path) and is_unedited_card(card) and f"`{path.name}`" in read_text(card))
+    return is_spare_lora(path) or (is_lora(path) and is_unedited_card(card) and file_digest(path) in read_text(card))
 
 
 def pushed(
@@ -135,6 +136,7 @@ def pushed(
                 is_backbone=base_model == SDXL_SIGNATURE,
                 license=config.license,
                 lora=lora.name,
+                digest=file_digest(lora),
                 twin=None if twin is None else TWIN,
                 contents=content_rows(adapter, written_bytes(lora)),
                 measured=[*error_rows(errors), *report_rows(_folder_of(images), lora=file)],

@@ -20,6 +20,7 @@ CARD = card_text(
         is_backbone=False,
         license="mit",
         lora="a.safetensors",
+        digest="0123",
         twin=None,
         contents=[],
         measured=[],

@@ -842,6 +842,8 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
         diffusers.save_pretrained(tmp_path / "pipe")
     with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
         pipe.save_config(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
+        LBMPipeline(pipe.unet, pipe.vae, pipe.scheduler).save_pretrained(tmp_path / "pipe")
     assert {path: path.read_bytes() for path in before} == before
 
 
