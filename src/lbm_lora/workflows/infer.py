@@ -245,7 +245,11 @@ def _write_all(
         except OutputError as error:
             raise OutputError(*error.args, failures.so_far()) from None
         if tiles is not None:
-            tiles.add(job.output, translation.image)
+            try:
+                tiles.add(job.output, read_image(job.output) if job.keeps_output else translation.image)
+            except ImageError as error:  # of an earlier run, or of somebody else
+                failures.add(job, error)
+                continue
         outputs.append(
             TranslatedImage(
                 source=job.source,

@@ -446,6 +446,11 @@ def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_pat
     assert len(compared.outputs) == 2, "an output without its side-by-side image is not done"
     assert all(made.comparison is not None and made.comparison.exists() for made in compared.outputs)
     assert (tmp_path / "out" / "a.png").read_bytes() == earlier, "but it stays"
+    (tmp_path / "out" / "a.png").write_bytes(b"no image")
+    (tmp_path / "out" / "a_compare.png").unlink()
+    failed = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))
+    assert [(one.source.name, failed.present) for one in failed.failed] == [("a.png", 1)]
+    assert not (tmp_path / "out" / "a_compare.png").exists()
     with pytest.raises(OutputError, match=r"is an input of this command"):
         run(infer(files, photos, photos, skip_existing=True))
 
