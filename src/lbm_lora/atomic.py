@@ -8,6 +8,7 @@ together, after the last one is complete (`together`).
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from lbm_lora.late_files import check_late, pin_made
 from lbm_lora.output_place import cannot_write, check_replaceable
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
+from lbm_lora.regular_file import identity_of
 from lbm_lora.replacement import Draft, replace_all, sync, sync_folder, version_at
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
@@ -119,15 +121,19 @@ def _rename(drafts: Mapping[Path, PrivateFolder], inside: str = "") -> None:
         inside: folder in the private folders that the files are in.
     """
     complete: list[Draft] = []
+    names = Counter(map(identity_of, drafts))
     for path, folder in drafts.items():
         file, spare = folder.path / inside / path.name, folder.path / stem_of(path.name)
         complete.append(Draft(path, file, spare, replaced=version_at(path)))
-        _check_end(path, folder)
+        _check_end(path, folder, names[identity_of(path)])
     replace_all(complete)
 
 
-def _check_end(path: Path, folder: PrivateFolder) -> None:
+def _check_end(path: Path, folder: PrivateFolder, names: int) -> None:
     """Check, before a file from a private folder gets its path, what may have changed since the folder was made.
+
+    Args:
+        names: how many outputs are names of the file that is at the path.
 
     Raises:
         FileNotFoundError: the private folder was removed or moved; `_private` says so.
@@ -136,7 +142,7 @@ def _check_end(path: Path, folder: PrivateFolder) -> None:
     if not folder.is_here():
         raise FileNotFoundError(folder.path)
     check_replaceable(path)
-    check_late(path)
+    check_late(path, names=names)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for out
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -144,6 +144,7 @@ class FilePlan:
                 did not write; it cannot be in its folder; or it makes a model's folder ambiguous.
         """
         self.check_apart()
+        later = [*self._replaceable_later(overwrite, watched)]  # before the look, so that later files are told apart
         there = [output for output in self.outputs if status_of(output.path) is not None]
         for folder in dict.fromkeys(output.path.parent for output in self.outputs):
             pinned = pinned_folder(folder)
@@ -163,13 +164,20 @@ class FilePlan:
             raise appeared(late_ones[0].path, late_ones[0].name)
         if foreign and not overwrite:
             raise _foreign(*foreign)
+        for path, is_replaceable in later:
+            expect_planned(path, is_replaceable)
+
+    def _replaceable_later(
+        self, overwrite: bool, watched: Collection[Path]
+    ) -> Iterator[tuple[Path, Callable[[Path], bool]]]:
+        """Yield each output, extra, and folder of outputs, with whether a file there may be replaced later."""
         for output in self.outputs:
             late = {"overwrite": overwrite, "folder_may_change": output.path in watched}
-            expect_planned(output.path, self._replaceable(output.path.parent, output.path, output.is_ours, **late))
+            yield output.path, self._replaceable(output.path.parent, output.path, output.is_ours, **late)
         for path, ours in self.extras.items():
-            expect_planned(path, self._replaceable(path.parent, path, ours, overwrite=False, folder_may_change=False))
+            yield path, self._replaceable(path.parent, path, ours, overwrite=False, folder_may_change=False)
         for folder, ours in self.open_folders.items():
-            expect_planned(folder, self._replaceable(folder, folder, ours, overwrite=overwrite, folder_may_change=True))
+            yield folder, self._replaceable(folder, folder, ours, overwrite=overwrite, folder_may_change=True)
 
     def _replaceable(
         self, folder: Path, path: Path, is_ours: Callable[[Path], bool], *, overwrite: bool, folder_may_change: bool

@@ -217,15 +217,18 @@ def _is_later(time: float, start: float | None) -> bool:
     return start is not None and (time > start or time == math.floor(start))
 
 
-def check_late(path: Path) -> None:
+def check_late(path: Path, *, names: int = 1) -> None:
     """Refuse to replace a file that is not ours, if its path or its folder was noted, and any link or protected file.
+
+    Args:
+        names: how many of the file's names are to be replaced.
 
     Raises:
         OutputError: there is one.
     """
     if not os.path.lexists(path):
         return
-    if is_protected(path):
+    if is_protected(path, names=names):
         raise OutputError(f"{path} is write-protected. It was kept. Choose another path, or make it writable.")
     if path.is_symlink() and path.exists():
         raise OutputError(f"{path} is a link to {path.readlink()}. It was kept. Give that path, or remove the link.")

@@ -357,6 +357,22 @@ def test_an_output_that_cannot_be_replaced_keeps_the_others(
     assert {path: path.read_text() for path in tmp_path.iterdir()} == {old: "old", refused: "old"}
 
 
+def test_a_protected_file_whose_names_are_all_replaced_stays(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def write() -> None:
+        with together():
+            write_text(one, "new")
+            write_text(two, "new")
+            one.write_text("old")
+            two.hardlink_to(one)
+            one.chmod(0o444)
+
+    with pytest.raises(OutputError, match="one is write-protected"):
+        write()
+    assert [path.read_text() for path in (one, two)] == ["old", "old"]
+
+
 def test_a_draft_of_a_draft_can_be_read_before_outputs_appear(tmp_path: Path) -> None:
     with together(), atomic_path(tmp_path / "a.txt") as draft:
         write_text(draft, "new")

@@ -1,6 +1,6 @@
 """Read and write complete adapter files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,14 +158,22 @@ def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
     return (path / PEFT_WEIGHTS, path / PEFT_CONFIG) if format == "peft" else (path,)
 
 
-def plan_files(plan: FilePlan, path: Path, format: FormatName, what: str = "") -> None:
+def plan_files(
+    plan: FilePlan,
+    path: Path,
+    format: FormatName,
+    what: str = "",
+    *,
+    ours: Callable[[Path], bool] = is_spare_lora,
+) -> None:
     """Note the files of an adapter in a format.
 
     Args:
         what: what they are, where the user did not name the path; see `FilePlan.writes`.
+        ours: whether an existing file of weights may be replaced.
     """
     weights, *configs = files_of(path, format)
-    plan.writes(weights, what, ours=is_spare_lora)
+    plan.writes(weights, what, ours=ours)
     for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
         plan.writes(config, what, ours=lambda path: is_config_as_written(path, weights))
 

@@ -149,7 +149,7 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
         step.writes(path, "the run's picture", ours=picture, may_stay=True)
     step.writes_in(folder.path, ours=result)
     step.writes_in(folder.grid(0).parent, ours=picture)
-    plan_twins(step, [folder.last, folder.best], also)
+    plan_twins(step, [folder.last, folder.best], also, ours=is_lora)
     plan.then(step, made=[_base_path(settings)] if plan.outputs else ())
     return plan
 

@@ -4,19 +4,22 @@ A twin holds all that its format can. Biases and norms that it cannot hold are l
 them. A twin that its format cannot express at all is also a warning: the native file holds everything.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lbm_lora.adapter import load_adapter, save_adapter
+from lbm_lora.adapter import Adapter, load_adapter, save_adapter
 from lbm_lora.adapter.adapter_file import files_of, plan_files
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
+from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.atomic import current, written_bytes
+from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import InputError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
+from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.workflows.convert import check_form
 from lbm_lora.workflows.files_beside import twin_path, warn_of_others
@@ -38,8 +41,17 @@ class Twin:
     """What a user of the file should know, one sentence each."""
 
 
-def plan_twins(plan: FilePlan, loras: Iterable[Path], also: Sequence[ForeignFormat]) -> None:
+def plan_twins(
+    plan: FilePlan,
+    loras: Iterable[Path],
+    also: Sequence[ForeignFormat],
+    *,
+    ours: Callable[[Path], bool] = is_spare_lora,
+) -> None:
     """Note the files of all twins.
+
+    Args:
+        ours: whether an existing twin may be replaced.
 
     Raises:
         OutputError: a file has the path of a folder.
@@ -48,7 +60,15 @@ def plan_twins(plan: FilePlan, loras: Iterable[Path], also: Sequence[ForeignForm
         for to in dict.fromkeys(also):
             path = twin_path(lora, to)
             check_form(path, to)
-            plan_files(plan, path, to, f"the {to} twin")
+            plan_files(plan, path, to, f"the {to} twin", ours=ours)
+
+
+def _marked(adapter: Adapter, file: Path) -> Adapter:
+    """Return an adapter whose files count as saved by a training run if the one that it was read from does."""
+    with open_checkpoint(file) as checkpoint:
+        step = checkpoint.metadata.get(STEP_KEY)
+    facts = {**adapter.metadata.facts, **({STEP_KEY: step} if step else {})}
+    return replace(adapter, metadata=replace(adapter.metadata, facts=facts))
 
 
 def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = SILENT) -> tuple[Twin, ...]:
@@ -56,7 +76,7 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
     warn_of_others(lora, also)
     if not also:
         return ()
-    adapter, formats = load_adapter(current(lora), "file"), dict.fromkeys(also)
+    adapter, formats = _marked(load_adapter(current(lora), "file"), current(lora)), dict.fromkeys(also)
     progress.start(len(formats), "writing other formats")
     twins: list[Twin] = []
     for to in formats:

@@ -51,12 +51,12 @@ def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
 
 
 def _is_list(path: Path) -> bool:
-    """Return whether a file is a list of layers as `layer_names_text` makes it, and nothing else."""
+    """Return whether a file is a list of layers as `layer_names_text` makes it: all of them, and nothing else."""
     try:
         head, use, *lines = read_text(path).splitlines()
     except (OSError, ValueError):
         return False
-    is_headed = head.startswith("# The ") and use.startswith(_USE) and f"{use}\n".endswith(LIST_MARK)
+    is_headed = head.startswith(f"# The {len(lines) - 1} ") and use.startswith(_USE) and f"{use}\n".endswith(LIST_MARK)
     return is_headed and all(_NAME.fullmatch(line) for line in lines)
 
 

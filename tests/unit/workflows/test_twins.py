@@ -3,15 +3,18 @@
 import dataclasses
 import errno
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from lbm_lora.adapter import Adapter, LoraModule, load_adapter
+from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
+from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import SGM, is_norm
+from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.atomic import atomic_path
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.train import TrainRunConfig
@@ -19,6 +22,7 @@ from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.ownership import is_lora, is_saved_by_run
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
 from lbm_lora.workflows.files_beside import twin_path
@@ -135,6 +139,28 @@ def test_a_full_fine_tune_has_no_twins(lbm: Lbm, tmp_path: Path) -> None:
     path.write_text(f"{{mode: full, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 1}}")
     with pytest.raises(ConfigError, match="also is for LoRAs, but mode full trains a checkpoint"):
         train.run(TrainRunConfig(path_config=path, also=("comfyui",)))
+
+
+@pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
+@pytest.mark.parametrize("to", get_args(ForeignFormat))
+def test_a_twin_of_what_a_training_run_has_saved_counts_as_saved_by_it(
+    lora: Path, tmp_path: Path, to: ForeignFormat
+) -> None:
+    adapter, saved = load_adapter(lora), tmp_path / "last.safetensors"
+    save_adapter(replace(adapter, metadata=replace(adapter.metadata, facts={STEP_KEY: "100 0123"})), saved)
+    for path in (lora, saved):
+        write_twins(path, (to,))
+        weights = files_of(twin_path(path, to), to)[0]
+        plan, own = FilePlan(), FilePlan()
+        plan_twins(plan, [path], (to,))
+        plan_twins(own, [path], (to,), ours=is_lora)
+        own.check()
+        if path == saved:
+            with pytest.raises(OutputError, match="exists, and a training run has saved it"):
+                plan.check()
+            assert is_saved_by_run(weights)
+        else:
+            plan.check()
 
 
 @pytest.mark.parametrize(("changes", "count"), [({}, 2), ({"stopped_by": "SIGTERM"}, 0), ({"process": 1}, 0)])

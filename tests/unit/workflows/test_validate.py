@@ -171,6 +171,9 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
     assert "# denoiser.conv_out: not in this LoRA" in lines
     again = run(dataclasses.replace(config, lora_path=attention.adapter))
     assert again.layer_names.read_text(encoding="utf-8").splitlines() == lines, "it replaces its own list"
+    again.layer_names.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"lora_layer_names\.txt exists"):  # somebody has shortened it
+        run(dataclasses.replace(config, lora_path=attention.adapter))
 
 
 def test_a_default_folder_that_is_exchanged_while_models_are_fetched_is_kept(
