@@ -5,6 +5,7 @@ The position therefore also determines the random numbers and the schedule.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -110,7 +111,7 @@ def save_state(state: TrainState, path: Path, *, mark: str) -> None:
     Raises:
         OSError: the disk is full, or limits the size of files.
     """
-    held = {mark: True} | {entry.name: getattr(state, entry.name) for entry in fields(state)}
+    held = _plain({mark: True} | {entry.name: getattr(state, entry.name) for entry in fields(state)})
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         target = _Target(file)
         try:
@@ -119,6 +120,20 @@ def save_state(state: TrainState, path: Path, *, mark: str) -> None:
             if target.error is None:
                 raise
             raise target.error from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy of containers in which equal texts are one object, and nothing else is shared.
+
+    A pickle refers back to objects, so without this the bytes would depend on where the values come from.
+    """
+    if type(value) is str:
+        return sys.intern(value)
+    if type(value) is dict:
+        return {_plain(key): _plain(one) for key, one in cast(dict[Any, Any], value).items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def load_state(path: Path) -> TrainState:

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -235,3 +236,17 @@ def test_what_an_optimizer_has_kept_is_finite() -> None:
     optimizer.state[parameters["b.lora_up"]]["exp_avg"] *= torch.nan
     with pytest.raises(ConfigError, match=r"the optimizer's values of b\.lora_up are not finite"):
         check_values(state_of(parameters, optimizer), parameters, Path("resume.pt"))
+
+
+def test_the_bytes_are_the_same_after_a_state_was_read(tmp_path: Path) -> None:
+    parameters = learning(0)
+    optimizer = torch.optim.AdamW(parameters.values())
+    step(parameters, optimizer, 0)
+    for name in ("a", "b"):
+        save_state(
+            load_state(tmp_path / "a") if name == "b" else state_of(parameters, optimizer),
+            tmp_path / name,
+            mark=TRAINING_STATE,
+        )
+    one, two = (ZipFile(tmp_path / name).read("archive/data.pkl") for name in ("a", "b"))
+    assert one == two
