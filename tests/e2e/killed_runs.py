@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lbm_lora import replacement
 from lbm_lora.training.run.fit import fit
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import read_train_config
@@ -43,19 +44,18 @@ def kill() -> None:
 
 def kill_at_replace(number: int, *, before: bool) -> None:
     """End this process before or after the n-th file takes its name."""
-    replace, count = Path.replace, 0
+    rename, count = replacement._rename, 0
 
-    def counted(self: Path, target: Path) -> Path:
+    def counted(draft: replacement.Draft, *, was_there: bool) -> None:
         nonlocal count
         count += 1
         if count == number and before:
             kill()
-        done = replace(self, target)
+        rename(draft, was_there=was_there)
         if count == number:
             kill()
-        return done
 
-    Path.replace = counted  # pyright: ignore[reportAttributeAccessIssue]
+    replacement._rename = counted
 
 
 def run(file: Path, folder: Path, prepare: Callable[[], Killer]) -> int:

@@ -31,14 +31,21 @@ import os
 from pathlib import Path
 
 if os.environ.get("LOCAL_RANK") == "1":
-    replace = Path.replace
+    replace, link = Path.replace, os.link
 
-    def failing(self, target):
+    def check(target):
         if Path(target).name == "001.tar.json":
             raise OSError(5, "Input/output error", str(target))
+
+    def failing(self, target):
+        check(target)
         return replace(self, target)
 
-    Path.replace = failing
+    def failing_link(source, target, **options):
+        check(target)
+        link(source, target, **options)
+
+    Path.replace, os.link = failing, failing_link
 """
 """A disk on which the second process cannot write the record of the second shard."""
 
@@ -97,7 +104,7 @@ def signalled(infer: list[str], folder: Path, moment: str, name: str) -> str:
     when, number = moment.split()
     return f"""
 import os, signal, sys
-from pathlib import Path
+from lbm_lora import replacement
 from lbm_lora.cli.main import main
 from lbm_lora.inference.shards import translate_shard as work
 
@@ -117,7 +124,7 @@ def wrapped(function):
 if {when!r} == "within":
     work.encode_image = wrapped(work.encode_image)
 else:
-    Path.replace = wrapped(Path.replace)
+    replacement._rename = wrapped(replacement._rename)
 sys.exit(main({[*infer[2:], "--output_path", str(folder)]!r}))
 """
 
