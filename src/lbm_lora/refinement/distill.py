@@ -28,7 +28,7 @@ from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
 from lbm_lora.ownership import REFINEMENT_STATE
-from lbm_lora.progress import SILENT, Progress
+from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.refinement.student import Student
 from lbm_lora.result_watch import OwnFile
 from lbm_lora.trainable.state import (
@@ -107,7 +107,7 @@ def distill(
         The best LoRA, rounded to the stored dtype, and its errors.
 
     Raises:
-        QualityError: the loss is no longer finite.
+        QualityError: the loss is no longer finite, and no measurement has found a better LoRA than the given one.
         ConfigError: `state` is damaged.
         OutputError: the state is another run's by now.
         InputError: a value leaves the range of the stored dtype.
@@ -128,7 +128,13 @@ def distill(
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
     progress.start(settings.steps - done, "refining")
     for step in range(done, settings.steps):
-        _take(student, batches[step], optimizer, settings, step)
+        try:
+            _take(student, batches[step], optimizer, settings, step)
+        except QualityError as error:
+            if not best.step:
+                raise
+            warn(*error.args, f" The LoRA of step {best.step}, the best so far, was kept.")
+            break
         if step + 1 in measured:
             after = student.errors(held)
             if after.typical < best.after.typical:

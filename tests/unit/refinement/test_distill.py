@@ -18,6 +18,8 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.refinement import distill as work
 from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill, refuse_another
 from lbm_lora.refinement.student import Student
 from lbm_lora.result_watch import OwnFile
@@ -270,6 +272,26 @@ def test_a_loss_that_is_no_number_is_said(base: Path, tmp_path: Path) -> None:
             state=noted(tmp_path / "s.pt"),
             identity={},
         )
+
+
+def test_the_best_lora_of_a_run_that_diverges_later_is_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true, given, take = lora(base, 0), lora(base, 1), work._take
+
+    def diverging(*arguments: Any) -> None:
+        if arguments[-1] == 12:
+            raise QualityError("the loss is nan.")
+        take(*arguments)
+
+    def distilled() -> tuple[Adapter, DistillResult]:
+        student = Student(model_of(base), given, torch.float32)
+        points = lessons(base, true, range(4)), lessons(base, true, range(100, 102))
+        return distill(student, *points, SETTINGS, state=None, identity={})
+
+    monkeypatch.setattr(work, "_take", diverging)
+    with pytest.warns(LbmLoraWarning, match=r"^the loss is nan\. The LoRA of step \d+, the best so far, was kept\.$"):
+        _, result = distilled()
+    assert 0 < result.step <= 12
+    assert result.after.typical < result.before.typical
 
 
 def test_modules_that_take_no_lora_are_named(base: Path) -> None:

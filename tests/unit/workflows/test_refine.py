@@ -22,7 +22,7 @@ from lbm_lora.errors import ConfigError, OutputError, QualityError, WrongBaseErr
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.ownership import REFINEMENT_STATE
-from lbm_lora.progress import Silent
+from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.trainable.state import TrainState, save_state
 from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.refine import run, state_of
@@ -183,8 +183,9 @@ def test_an_earlier_lora_stays_until_the_run_is_complete(config: RefineConfig, l
     assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
 
 
-def test_a_run_that_fails_leaves_an_earlier_lora_and_no_state(
-    config: RefineConfig, lora: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_that_fails_leaves_an_earlier_lora_or_its_best_one_and_no_state(
+    config: RefineConfig, lora: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     from lbm_lora.refinement.student import Student
 
@@ -192,13 +193,18 @@ def test_a_run_that_fails_leaves_an_earlier_lora_and_no_state(
 
     def failing(student: Student, answered: Sequence[AnsweredPoint]) -> torch.Tensor:
         calls.append(torch.is_grad_enabled())
-        return losses(student, answered) * (math.nan if calls.count(True) == 2 else 1)
+        return losses(student, answered) * (math.nan if calls.count(True) == step else 1)
 
     monkeypatch.setattr(Student, "losses", failing)
     shutil.copy(lora, config.save_to)
-    with pytest.raises(QualityError, match=r"the loss is nan at step 2: the learning rate 0\.04 is too high\."):
-        run(dataclasses.replace(config, mirror=False))
-    assert config.save_to.read_bytes() == lora.read_bytes()
+    message = rf"the loss is nan at step {step}: the learning rate 0\.04 is too high\."
+    if step == 1:
+        with pytest.raises(QualityError, match=message):
+            run(dataclasses.replace(config, mirror=False))
+    else:
+        with pytest.warns(LbmLoraWarning, match=rf"{message}.* The LoRA of step 1, the best so far, was kept\."):
+            assert run(dataclasses.replace(config, mirror=False)).step == 1
+    assert (config.save_to.read_bytes() == lora.read_bytes()) == (step == 1)
     assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
 
 
