@@ -66,9 +66,9 @@ def is_protected(path: Path, *, names: int = 1) -> bool:
 
 
 def _names_beside(path: Path) -> int:
-    """Return how many names a file has in its folder; 0 if that cannot be listed."""
+    """Return how many names a file has in its folder, links to it aside; 0 if that cannot be listed."""
     try:
-        return sum(is_same(one, path) for one in path.parent.iterdir())
+        return sum(is_same(one, path) for one in path.parent.iterdir() if not one.is_symlink())
     except OSError:
         return 0
 

@@ -171,6 +171,17 @@ def test_a_write_protected_file_stays(tmp_path: Path, overwrite: bool) -> None:
     )
 
 
+def test_a_link_to_a_write_protected_file_is_no_second_name_of_it(tmp_path: Path) -> None:
+    path = file(tmp_path / "v2", MARK_LINE)
+    (tmp_path / "latest").symlink_to("v2")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "v2").hardlink_to(path)
+    path.chmod(0o444)
+    plan = FilePlan()
+    plan.writes(path, ours=OURS)
+    assert "is write-protected" in refused(plan)
+
+
 def test_a_finished_file_that_may_stay_is_no_obstacle(tmp_path: Path) -> None:
     protected, link = file(tmp_path / "a", MARK_LINE), tmp_path / "b"
     protected.chmod(0o444)

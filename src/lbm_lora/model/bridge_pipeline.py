@@ -438,7 +438,8 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
         _check_replaceable(folder / file)
     for file in files:
         _sync(made / file)
-    moved: list[tuple[Path, Path, os.stat_result | None]] = []  # path, spare, the new file where nothing was
+    moved: list[tuple[Path, Path, os.stat_result, bool]] = []  # path, spare, the new file, whether there was an old one
+    removed: list[tuple[Path, Path]] = []  # shards of the earlier model, and where they are meanwhile
     made_here: dict[Path, os.stat_result] = {}
     try:
         for one in {(folder / file).parent for file in files}:
@@ -450,25 +451,33 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
             _check_replaceable(path)
             if path.exists() and before.get(path) != _version(path):
                 raise FileExistsError(f"{path} appeared while the model was written, and was kept. Move it.")
-            moved.append((path, spare, None if path.exists() else (made / file).stat()))
             if file in earlier:
+                removed.append((path, spare))
                 path.replace(spare)
                 continue
-            if moved[-1][2] is not None and _is_linked(made / file, path):
+            was_there = path.exists()
+            moved.append((path, spare, (made / file).stat(), was_there))
+            if not was_there and _is_linked(made / file, path):
                 continue
-            with suppress(OSError):  # nothing there, or a disk without hard links: then it cannot be put back
+            with suppress(OSError):  # a disk without hard links: then it cannot be put back
                 os.link(path, spare)
             (made / file).replace(path)
-        for one in {path.parent for path, _, _ in moved}:
+        for one in {path.parent for path, *_ in (*moved, *removed)}:
             with suppress(OSError):  # some disks, and Windows, flush no folders
                 _sync(one)
     except BaseException:
-        for path, spare, new in moved:
-            if new is not None:
-                if path.exists() and os.path.samestat(path.stat(), new):
+        for path, spare in removed:
+            with suppress(OSError):
+                if not path.exists():
+                    spare.replace(path)
+        for path, spare, new, was_there in moved:
+            with suppress(OSError):
+                if not os.path.samestat(path.stat(), new):  # something that came there since
+                    continue
+                if spare.exists():
+                    spare.replace(path)
+                elif not was_there:
                     path.unlink()
-            elif spare.exists() and not (path.exists() and spare.samefile(path)):
-                spare.replace(path)
         _remove_empty(made_here)
         raise
 

@@ -896,6 +896,25 @@ def test_the_configuration_does_not_make_another_models_networks_ours(base: Path
     assert [path.name for path in tmp_path.iterdir()] == ["unet"]
 
 
+def test_what_comes_to_an_earlier_path_before_a_save_fails_stays(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, replace, theirs = LBMPipeline.from_checkpoint(base), Path.replace, tmp_path / "theirs"
+    pipe.save_pretrained(tmp_path / "pipe")
+    theirs.write_text("theirs")
+
+    def refuse(path: Path, target: Path) -> Path:
+        if target.name == "diffusion_pytorch_model.safetensors":
+            replace(theirs, tmp_path / "pipe" / "model_index.json")
+            raise OSError("no space left")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        pipe.save_pretrained(tmp_path / "pipe")
+    assert (tmp_path / "pipe" / "model_index.json").read_text() == "theirs"
+
+
 def test_a_save_that_fails_leaves_no_new_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, replace, link = LBMPipeline.from_checkpoint(base), Path.replace, os.link
 
