@@ -1,5 +1,6 @@
 """Short runs on a small random LBM: what they leave, and that what they leave is what was trained."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from lbm_lora.model.build import load_model
 from lbm_lora.progress import SILENT
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.run import run_folder
+from lbm_lora.training.run.trainee import trained_steps
+from lbm_lora.training.run.validation import Scores
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.workflows.train import trained
 from nano import Recorder, distance, same, tensors, train
@@ -127,6 +130,23 @@ def test_a_file_that_takes_the_place_of_a_save_at_once_is_not_removed(
     folder = train(config(max_steps=3, save_interval=1, keep_last=1)).folder
     assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
     assert folder.step_file(1).read_text() == "theirs"
+
+
+def test_the_best_lora_by_another_validation_gets_a_name_of_its_own(
+    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling = itertools.count(0, -1)
+    monkeypatch.setattr(Scores, "quality", lambda *_: float(next(falling)))
+    values = {"validation_folder": pairs, "save_interval": 2, "keep_last": 1}
+    folder = train(config(max_steps=4, validation_samples=1, **values)).folder
+    best, step = folder.best.read_bytes(), trained_steps(folder.best)
+    assert step != 4
+    train(config(max_steps=6, validation_samples=2, **values))
+    (kept,) = folder.path.glob("best-of-step-*")
+    assert (kept.name, kept.read_bytes()) == (f"best-of-step-{step:06d}.safetensors", best)
+    assert folder.best.read_bytes() != best
+    train(config(max_steps=8, validation_samples=2, **values))
+    assert [*folder.path.glob("best-of-step-*")] == [kept]
 
 
 @pytest.mark.parametrize("name", ["last", "step-000002"])

@@ -301,6 +301,7 @@ def test_a_folder_above_that_of_a_link_is_exchanged(
 ) -> None:
     """Also in a shell that has the number of a process."""
     monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.delenv("LBM_LORA_BEGAN", raising=False)
     (tmp_path / "disk").mkdir()
     Path("new").rename("disk/new")
     Path("old").rename("disk/old")

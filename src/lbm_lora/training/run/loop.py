@@ -25,6 +25,7 @@ from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import own_digest, results_of, was_cut_off
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
+from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores, Validator
 
 
@@ -245,6 +246,9 @@ class TrainingLoop:
         values = self._result()
         self._save_before_validation()
         quality = scores.quality(run.config.best_metric)
+        earlier = trained_steps(run.folder.best)
+        if standing.best is None and earlier not in (None, standing.step) and self._fabric.is_global_zero:
+            run.folder.keep_best(earlier)  # by another validation
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
             if self._fabric.is_global_zero:

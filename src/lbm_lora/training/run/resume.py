@@ -194,5 +194,8 @@ def _comparable(state: TrainState, changed: Mapping[str, str], progress: Progres
     """Return the state without its best score if new ones are measured otherwise."""
     if state.best is None or not changed.keys() & _MEASURED:
         return state
-    progress.note("the best score so far was measured otherwise: the best save is chosen anew from here on.")
+    progress.note(
+        "the best score so far was measured otherwise: the best save is chosen anew from here on, and the "
+        "earlier one gets a name of its own."
+    )
     return replace(state, best=None, best_step=None, validated=-1)

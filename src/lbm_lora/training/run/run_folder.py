@@ -3,6 +3,8 @@
 step-000500.safetensors   the LoRA after 500 steps (mode full: a tuned checkpoint)
 last.safetensors          the newest of them
 best.safetensors          the best by the chosen metric
+best-of-step-000500.safetensors
+                          the best before the validation was changed
 resume.pt                 trainable values, optimizer and position: a stopped run resumes from it
 config.yaml               the configuration with all defaults
 pictures/step-000500.png  source, predictions and target of validation pairs
@@ -83,6 +85,16 @@ class RunFolder:
                 f"resume is never, but {self.path} already holds a run: {listing((p.name for p in found), limit=3)}. "
                 "Choose another save_ckpt_path, or move the run away."
             )
+
+    def keep_best(self, step: int) -> None:
+        """Give the best result by another validation a name of its own: `best` is chosen anew.
+
+        Args:
+            step: after which it was saved.
+        """
+        path = self.path / f"best-of-step-{step:06d}.safetensors"
+        if not path.exists():
+            link(self.best, path)
 
     def check_folders(self, *, pictures: bool, logger: str) -> None:
         """Check that the folders in it can be made, or written to.
