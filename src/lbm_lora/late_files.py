@@ -34,7 +34,7 @@ _start: ContextVar[float | None] = ContextVar("_start", default=None)
 _folders: ContextVar[dict[Path, PinnedFolder]] = ContextVar("_folders", default=_UNPINNED)
 """Folders as they were when the call began, or first looked at."""
 _versions: ContextVar[dict[Path, object]] = ContextVar("_versions", default=_UNKNOWN)
-"""What the paths of the call led to when it began (see `version_of`)."""
+"""Versions of the files at the paths of the call when it began (see `version_of`)."""
 _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 """A file, or a folder for all files in it, by each of its `_names`."""
 

@@ -107,7 +107,7 @@ def distill(
         The best LoRA, rounded to the stored dtype, and its errors.
 
     Raises:
-        QualityError: the loss is no longer finite, and no measurement has found a better LoRA than the given one.
+        QualityError: the loss became infinite or NaN before any measurement improved on the given LoRA.
         ConfigError: `state` is damaged.
         OutputError: the state is another run's by now.
         InputError: a value leaves the range of the stored dtype.

@@ -196,6 +196,6 @@ def _comparable(state: TrainState, changed: Mapping[str, str], progress: Progres
         return state
     progress.note(
         "the best score so far was measured otherwise: the best save is chosen anew from here on, and the "
-        "earlier one gets a name of its own."
+        "earlier one is kept."
     )
     return replace(state, best=None, best_step=None, validated=-1)
