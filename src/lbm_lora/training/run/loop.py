@@ -246,9 +246,10 @@ class TrainingLoop:
         values = self._result()
         self._save_before_validation()
         quality = scores.quality(run.config.best_metric)
-        earlier = trained_steps(run.folder.best)
-        if standing.best is None and earlier not in (None, standing.step) and self._fabric.is_global_zero:
-            run.folder.keep_best(earlier)  # by another validation
+        if standing.best is None and self._fabric.is_global_zero:
+            earlier = trained_steps(run.folder.best)
+            if earlier is not None and earlier != standing.step:
+                run.folder.keep_best(earlier)  # by another validation
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
             if self._fabric.is_global_zero:
