@@ -19,10 +19,12 @@ from lbm_lora.model.build import load_model
 from lbm_lora.progress import SILENT
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.run import run_folder
+from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.workflows.train import trained
+from lbm_lora.workflows.twins import write_twins
 from nano import Recorder, distance, same, tensors, train
 
 pytestmark = pytest.mark.e2e
@@ -132,21 +134,54 @@ def test_a_file_that_takes_the_place_of_a_save_at_once_is_not_removed(
     assert folder.step_file(1).read_text() == "theirs"
 
 
+@pytest.mark.parametrize("step", [0, 4])
 def test_the_best_lora_by_another_validation_gets_a_name_of_its_own(
-    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    falling = itertools.count(0, -1)
-    monkeypatch.setattr(Scores, "quality", lambda *_: float(next(falling)))
+    """Also that of the step at which the other validation begins."""
+    qualities = itertools.count(0, 1 if step else -1)
+    monkeypatch.setattr(Scores, "quality", lambda *_: float(next(qualities)))
     values = {"validation_folder": pairs, "save_interval": 2, "keep_last": 1}
     folder = train(config(max_steps=4, validation_samples=1, **values)).folder
-    best, step = folder.best.read_bytes(), trained_steps(folder.best)
-    assert step != 4
+    best = folder.best.read_bytes()
+    assert trained_steps(folder.best) == step
     train(config(max_steps=6, validation_samples=2, **values))
     (kept,) = folder.path.glob("best-of-step-*")
     assert (kept.name, kept.read_bytes()) == (f"best-of-step-{step:06d}.safetensors", best)
     assert folder.best.read_bytes() != best
     train(config(max_steps=8, validation_samples=2, **values))
     assert [*folder.path.glob("best-of-step-*")] == [kept]
+
+
+@pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
+def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
+    def go_on(steps: int) -> RunFolder:
+        result = trained(config(max_steps=steps), SILENT, also=("comfyui",))
+        write_twins(RunFolder(result.folder).last, ("comfyui",))
+        return RunFolder(result.folder)
+
+    folder = go_on(1)
+    go_on(2)
+    for path in (*folder.step_files(), folder.last):
+        path.unlink()
+    go_on(3)  # its state is there
+    for path in folder.results():
+        path.unlink()
+    with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
+        go_on(3)
+
+
+def test_each_validation_keeps_its_best_lora_of_one_step(
+    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scores, "quality", lambda *_: 0.0)
+    values = {"validation_folder": pairs, "save_interval": 2, "max_steps": 2}
+    made = set[bytes]()
+    for samples in (1, 2, 3):
+        folder = train(config(validation_samples=samples, **values)).folder
+        made.add(folder.best.read_bytes())
+    held = {path.read_bytes() for path in folder.path.glob("*best*.safetensors")}
+    assert made <= held
 
 
 @pytest.mark.parametrize("name", ["last", "step-000002"])

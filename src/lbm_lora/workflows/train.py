@@ -1,6 +1,6 @@
 """Train a LoRA, new or continued, or the full denoiser, by a training file: the verb `train`."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,16 @@ from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.missing_path import real_path
-from lbm_lora.ownership import RUN_LINE, SAMPLES, TRAINING_STATE, is_lora, is_ours, is_trained, of_kind
+from lbm_lora.ownership import (
+    RUN_LINE,
+    SAMPLES,
+    TRAINING_STATE,
+    is_lora,
+    is_ours,
+    is_trained,
+    of_kind,
+    run_of,
+)
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import is_same
 from lbm_lora.training.run.run_folder import RunFolder
@@ -149,9 +158,26 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
         step.writes(path, "the run's picture", ours=picture, may_stay=True)
     step.writes_in(folder.path, ours=result)
     step.writes_in(folder.grid(0).parent, ours=picture)
-    plan_twins(step, [folder.last, folder.best], also, ours=is_lora)
+    plan_twins(step, [folder.last, folder.best], also, ours=_spare_twins(folder))
     plan.then(step, made=[_base_path(settings)] if plan.outputs else ())
     return plan
+
+
+def _spare_twins(folder: RunFolder) -> Callable[[Path], bool]:
+    """Return a function that tells whether a twin may be replaced: no run has saved it, or the one in the folder."""
+    from lbm_lora.trainable.state import load_state
+    from lbm_lora.training.run.trainee import run_digest
+
+    def is_spare(path: Path) -> bool:
+        return is_lora(path) and run_of(path) in (None, *runs())
+
+    def runs() -> list[str | None]:
+        natives = [path for path in (folder.last, folder.best, *folder.step_files()) if path.exists()]
+        if not natives and folder.state.exists():
+            return [run_digest(load_state(folder.state).identity)]
+        return [run_of(path) for path in natives]
+
+    return is_spare
 
 
 def _images(settings: TrainConfig) -> Iterator[Path]:

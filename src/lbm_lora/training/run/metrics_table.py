@@ -5,10 +5,10 @@ then. This table never loses a row, and keeps a file that somebody has edited or
 """
 
 import csv
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path
@@ -69,14 +69,18 @@ def _new_folder(logs: Path) -> Path:
 
 
 def _append(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
-    size = path.stat().st_size
-    try:
-        with path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, columns).writerow(row)
-    except OSError:
-        with suppress(OSError):
-            os.truncate(path, size)  # no half row stays
-        raise
+    text = StringIO(newline="")
+    csv.DictWriter(text, columns).writerow(row)
+    left = text.getvalue().encode()
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)  # no half row stays
+            raise
 
 
 def _write_again(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:

@@ -191,11 +191,11 @@ def resumed(state: TrainState, config: TrainConfig, identity: Mapping[str, Any],
 
 
 def _comparable(state: TrainState, changed: Mapping[str, str], progress: Progress) -> TrainState:
-    """Return the state without its best score if new ones are measured otherwise."""
+    """Return the state without its best score if new ones are measured otherwise; the step stays: its file is kept."""
     if state.best is None or not changed.keys() & _MEASURED:
         return state
     progress.note(
         "the best score so far was measured otherwise: the best save is chosen anew from here on, and the "
         "earlier one is kept."
     )
-    return replace(state, best=None, best_step=None, validated=-1)
+    return replace(state, best=None, validated=-1)

@@ -4,13 +4,14 @@ step-000500.safetensors   the LoRA after 500 steps (mode full: a tuned checkpoin
 last.safetensors          the newest of them
 best.safetensors          the best by the chosen metric
 best-of-step-000500.safetensors
-                          the best before the validation was changed
+                          the best before the validation was changed; with -2, -3, ... if that name is taken
 resume.pt                 trainable values, optimizer and position: a stopped run resumes from it
 config.yaml               the configuration with all defaults
 pictures/step-000500.png  source, predictions and target of validation pairs
 logs/                     TensorBoard, CSV or W&B
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
 from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.private_folder import remove_leftover
-from lbm_lora.regular_file import status_of
+from lbm_lora.regular_file import file_digest, status_of
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _GRID = re.compile(r"step-(\d{6,})\.png")
@@ -92,9 +93,14 @@ class RunFolder:
         Args:
             step: after which it was saved.
         """
-        path = self.path / f"best-of-step-{step:06d}.safetensors"
-        if not path.exists():
-            link(self.best, path)
+        digest = file_digest(self.best)
+        for number in itertools.count(1):
+            name = f"best-of-step-{step:06d}" + (f"-{number}" if number > 1 else "")
+            path = self.path / f"{name}.safetensors"
+            if not path.exists():
+                link(self.best, path)
+            if file_digest(path) == digest:
+                return
 
     def check_folders(self, *, pictures: bool, logger: str) -> None:
         """Check that the folders in it can be made, or written to.

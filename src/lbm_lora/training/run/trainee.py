@@ -129,9 +129,9 @@ class ResultWriter:
         """Write the trainable values after a step, atomically."""
         if isinstance(self.trainee, FullModel):
             facts = training_facts(self.config, step)
-            write_tuned(path, self.base, self.model.config, values, facts, run=_digest(self.identity))
+            write_tuned(path, self.base, self.model.config, values, facts, run=run_digest(self.identity))
         else:
-            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, _digest(self.identity))
+            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, run_digest(self.identity))
             save_adapter(export_adapter(self.trainee, values, metadata), path)
 
 
@@ -188,7 +188,7 @@ def is_save_of(path: Path, values: Mapping[str, object], step: int, identity: Ma
             held = file.metadata
     except (InputError, OSError):
         return False
-    is_step = held.get(STEP_KEY) == _step_text(step, _digest(identity))
+    is_step = held.get(STEP_KEY) == _step_text(step, run_digest(identity))
     return is_step and held.get(TRAINING_KEY) == _json(_facts(values, step))
 
 
@@ -197,7 +197,8 @@ def _step_text(step: int, run: str) -> str:
     return f"{step} {run}".rstrip()
 
 
-def _digest(identity: Mapping[str, Any]) -> str:
+def run_digest(identity: Mapping[str, Any]) -> str:
+    """Return the digest of a run's identity; empty if it has none."""
     return xxhash.xxh3_64_hexdigest(_json(identity).encode()) if identity else ""
 
 

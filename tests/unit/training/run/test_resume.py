@@ -67,7 +67,7 @@ def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> 
     notes = Notes()
     state = prepared(config(num_steps=(1,)), notes).state
     assert state is not None
-    assert (state.best, state.best_step, state.validated) == (None, None, -1)
+    assert (state.best, state.best_step, state.validated) == (None, 2, -1)
     assert "the best score so far was measured otherwise" in notes.lines[-1]
 
 
@@ -161,7 +161,7 @@ def test_a_step_file_of_another_run_stays_where_a_save_was_cut_off(config: Confi
 def digest_of(config: TrainConfig) -> str:
     """Digest of the identity that a run would have in an empty folder."""
     elsewhere = config.model_copy(update={"save_ckpt_path": config.save_ckpt_path.with_name("elsewhere")})
-    return trainee._digest(prepared(elsewhere).identity)
+    return trainee.run_digest(prepared(elsewhere).identity)
 
 
 def save_of_step(step: int, path: Path, config: TrainConfig, run: str = "") -> None:
