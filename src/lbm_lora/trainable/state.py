@@ -52,6 +52,7 @@ class TrainState:
         best_step: the step after which it was measured, also by another validation, whose value does not count.
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
+        measured: digest of what scores were measured on; of a run without validation, and of earlier versions, None.
         results: step -> digest of the file that the run has written after it, as far as the state is later than it.
         best_result: digest of the file of the best step, likewise.
         identity: values that must match for the state to be usable.
@@ -75,6 +76,7 @@ class TrainState:
     identity: dict[str, Any]
     config: dict[str, Any]
     saved_steps: tuple[_Count, ...] = ()
+    measured: str | None = None
     results: dict[int, str] = field(default_factory=dict[int, str])
     best_result: str | None = None
     format: int = field(default=FORMAT)

@@ -332,6 +332,7 @@ class TrainingLoop:
             validated=standing.validated,
             identity=run.identity,
             config=run.config.model_dump(mode="json"),
+            measured=run.measured,
             results=dict(self._results),
             best_result=self._best_result,
         )

@@ -16,6 +16,7 @@ from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.resolve import around, resolve_config
 from lbm_lora.progress import Progress
+from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, Values, check_values
 from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
 from lbm_lora.training.loss.losses import Lpips
@@ -47,6 +48,7 @@ class PreparedRun:
         batches: this process's share of them.
         latents: the cache of their latents, if there is one.
         validator: None if there are no validation pairs.
+        measured: digest of what it measures on.
     """
 
     config: TrainConfig
@@ -61,6 +63,7 @@ class PreparedRun:
     batches: BucketBatches
     latents: LatentCache | None
     validator: Validator | None
+    measured: str | None
 
     @property
     def done(self) -> int:
@@ -82,12 +85,13 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     lpips = _lpips(config, objective, fabric.device)
     train, batches = _pairs(config, fabric, progress)
     validator = _validator(config, lpips, progress)
+    measured = _digest_of_validation(config, validator)
     component = base.component()
     found = fingerprint(component)
     given = read_given(config, component, found)
     identity = identity_of(config, found.digest, around(base, lbm), train.index, fabric.world_size)
     if state is not None:
-        state = resumed(state, config, identity, progress)
+        state = resumed(state, config, identity, measured, progress)
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
     make_optimizer(trainee.parameters, config)  # refuses what it cannot train
@@ -110,6 +114,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
         batches=batches,
         latents=_latents(config, base, model),
         validator=validator,
+        measured=measured,
     )
 
 
@@ -162,6 +167,14 @@ def _validator(config: TrainConfig, lpips: Lpips | None, progress: Progress) -> 
         return None
     dataset = open_data(config, "validation", seed=config.seed, progress=progress)
     return Validator(dataset, count=config.validation_samples, num_steps=config.num_steps, lpips=lpips)
+
+
+def _digest_of_validation(config: TrainConfig, validator: Validator | None) -> str | None:
+    """Return a digest of the sizes of the validation pairs, and of LPIPS' weights; None without validation."""
+    if validator is None:
+        return None
+    weights = "" if config.lpips_weights is None else file_digest(config.lpips_weights)
+    return f"{validator.dataset.index.digest} {weights}".rstrip()
 
 
 def _load(config: TrainConfig, base: Checkpoint) -> LBMModel:

@@ -172,11 +172,14 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, w
     }
 
 
-def resumed(state: TrainState, config: TrainConfig, identity: Mapping[str, Any], progress: Progress) -> TrainState:
+def resumed(
+    state: TrainState, config: TrainConfig, identity: Mapping[str, Any], measured: str | None, progress: Progress
+) -> TrainState:
     """Return the state as the run goes on from it; what has changed is noted.
 
     Args:
         identity: from `identity_of`.
+        measured: digest of what scores are measured on.
 
     Raises:
         ConfigError: it is the state of another run.
@@ -187,12 +190,13 @@ def resumed(state: TrainState, config: TrainConfig, identity: Mapping[str, Any],
     progress.note(f"resuming after step {state.step:,}.")
     if changed:
         progress.note(f"changed since its last save: {', '.join(changed.values())}.")
-    return _comparable(state, changed, progress)
+    is_comparable = not changed.keys() & _MEASURED and state.measured in (None, measured)
+    return state if is_comparable else _without_best(state, progress)
 
 
-def _comparable(state: TrainState, changed: Mapping[str, str], progress: Progress) -> TrainState:
-    """Return the state without its best score if new ones are measured otherwise; the step stays: its file is kept."""
-    if state.best is None or not changed.keys() & _MEASURED:
+def _without_best(state: TrainState, progress: Progress) -> TrainState:
+    """Return the state without its best score: new ones are measured otherwise. The step stays: its file is kept."""
+    if state.best is None:
         return state
     progress.note(
         "the best score so far was measured otherwise: the best save is chosen anew from here on, and the "

@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path
@@ -25,7 +26,7 @@ from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
 from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.private_folder import remove_leftover
-from lbm_lora.regular_file import file_digest, status_of
+from lbm_lora.regular_file import file_digest, status_of, version_of
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _GRID = re.compile(r"step-(\d{6,})\.png")
@@ -193,9 +194,17 @@ class RunFolder:
         kept = steps[-keep:] if keep else steps
         for one in steps:
             old = self.step_file(one)
-            if one not in kept and old.exists() and not old.is_symlink() and not is_protected(old) and is_own(one, old):
-                old.unlink()
+            if one not in kept and old.exists() and not old.is_symlink() and not is_protected(old):
+                with suppress(FileNotFoundError):  # somebody has moved it away just now
+                    _remove(old, partial(is_own, one))
         return tuple(kept)
+
+
+def _remove(path: Path, is_own: Callable[[Path], bool]) -> None:
+    """Remove a file of the run, and no other one that comes to its path while it is looked at."""
+    before = version_of(path)
+    if is_own(path) and version_of(path) == before:
+        path.unlink()
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[Path]:

@@ -104,10 +104,13 @@ class Validator:
         count: most pairs to use, evenly spread.
         num_steps: numbers of denoiser calls for the images.
         lpips: LPIPS network; None omits that score.
+
+    Attributes:
+        dataset: all of them.
     """
 
     def __init__(self, dataset: PairDataset, *, count: int, num_steps: Sequence[int], lpips: Lpips | None) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self._indices = chosen_indices(dataset, count)
         self._num_steps = tuple(num_steps)
         self._lpips = lpips
@@ -124,7 +127,7 @@ class Validator:
         # every process calls the model equally often, as sharded models require
         filled = self._indices + self._indices[:1] * (-len(self._indices) % world)
         mine: list[Measured] = []
-        for one in measure(step, self._dataset, filled[rank::world], self._num_steps, self._lpips):
+        for one in measure(step, self.dataset, filled[rank::world], self._num_steps, self._lpips):
             mine.append(one)
             if stop():
                 return None

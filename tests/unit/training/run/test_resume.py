@@ -1,6 +1,7 @@
 """What a run goes on from, and what it must not mix with."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,24 @@ def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> 
     assert state is not None
     assert (state.best, state.best_step, state.validated) == (None, 2, -1)
     assert "the best score so far was measured otherwise" in notes.lines[-1]
+
+
+def test_scores_on_other_pairs_are_not_compared(config: Config, pairs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pairs, tmp_path / "validation"))
+    chosen = config(validation_folder=folder)
+    run = prepared(chosen)
+    state = a_state(run, chosen)
+    for measured in (run.measured, None):  # that of earlier versions is not known
+        save_state(replace(state, measured=measured), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
+        again = prepared(chosen).state
+        assert again is not None
+        assert again.best == 3.0
+    save_state(replace(state, measured=run.measured), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
+    for path in folder.glob("0.*"):
+        path.unlink()
+    again = prepared(chosen).state
+    assert again is not None
+    assert (again.best, again.best_step, again.validated) == (None, 2, -1)
 
 
 def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> None:

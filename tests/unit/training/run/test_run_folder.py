@@ -52,6 +52,23 @@ def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in folder.step_files()] == [f"step-00000{step}.safetensors" for step in (1, 2, 3, 5)]
 
 
+@pytest.mark.parametrize("is_exchanged", [True, False])
+def test_a_step_that_is_moved_away_while_it_is_looked_at_is_not_removed(tmp_path: Path, is_exchanged: bool) -> None:
+    folder = RunFolder(tmp_path)
+    saved = folder.save_step(1, write("1"), keep=1, is_own=is_own)
+
+    def is_own_but_moved(step: int, path: Path) -> bool:
+        found = is_own(step, path)
+        path.rename(tmp_path / "moved")
+        if is_exchanged:
+            path.write_text("somebody's")
+        return found
+
+    assert folder.save_step(2, write("2"), keep=1, saved=saved, is_own=is_own_but_moved) == (2,)
+    assert (tmp_path / "moved").read_text() == f"{OURS}1"
+    assert folder.step_file(1).exists() == is_exchanged
+
+
 def test_a_protected_step_is_not_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     saved: tuple[int, ...] = ()
