@@ -153,6 +153,18 @@ def test_the_best_lora_by_another_validation_gets_a_name_of_its_own(
     assert [*folder.path.glob("best-of-step-*")] == [kept]
 
 
+def test_a_run_whose_last_lora_was_moved_away_goes_on_with_other_settings(config: Config, tmp_path: Path) -> None:
+    folder = RunFolder(trained(config(max_steps=2), SILENT).folder)
+    saved = folder.step_file(2).read_bytes()
+    folder.last.rename(tmp_path / "moved.safetensors")
+    trained(config(max_steps=2, learning_rate=5e-3), SILENT)
+    assert folder.last.samefile(folder.step_file(2))
+    folder.last.unlink()
+    trained(config(max_steps=4, learning_rate=1e-3), SILENT)
+    assert folder.step_file(2).read_bytes() == saved
+    assert folder.last.samefile(folder.step_file(4))
+
+
 @pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
 def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
     def go_on(steps: int) -> RunFolder:

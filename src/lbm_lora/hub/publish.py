@@ -67,7 +67,7 @@ def publish(
 
     Raises:
         ConfigError: the card is not valid, or the repository is public and should be private.
-        OutputError: somebody else has made the repository meanwhile.
+        OutputError: somebody else has made the repository or the branch meanwhile.
         HubError: the hub refuses the token or the commit, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -93,11 +93,12 @@ def _first_commit(api: "HfApi", name: HubName, files: Iterable[str]) -> str | No
     """Return the commit that a new repository or branch begins with.
 
     Raises:
-        OutputError: somebody else has made the repository meanwhile, with files that would be replaced.
+        OutputError: somebody else has made it meanwhile, with files that would be replaced.
     """
     info = api.model_info(name.repo, revision=name.revision, timeout=PATIENCE)
     late = sorted({one.rfilename for one in info.siblings or ()} & set(files))
-    if late and name.revision is None:  # a branch begins with files that stay in the one that it is from
+    # a branch of ours begins with the files of the main one, where they stay
+    if late and (name.revision is None or info.sha != api.model_info(name.repo, timeout=PATIENCE).sha):
         raise OutputError(f"{name} was made while this command ran, with {listing(late)}. Run the command again.")
     return info.sha
 

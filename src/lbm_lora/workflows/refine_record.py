@@ -16,6 +16,7 @@ from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import WrongBaseError
+from lbm_lora.model.device import resolve_device
 
 if TYPE_CHECKING:
     from lbm_lora.refinement.distill import DistillResult
@@ -46,7 +47,9 @@ def identity_of(
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
-    del settings["images"], settings["held_images"], settings["also"], settings["overwrite"]
+    for key in ("images", "held_images", "also", "overwrite", "save_precision"):  # the dtype itself must match
+        del settings[key]
+    settings |= {"steps": steps_of(config), "device": resolve_device(config.device).type}
     lbm = resolve_config(base, config_path=config.config_path)
     inputs = {
         "base": before.digest,

@@ -164,14 +164,19 @@ def test_what_somebody_commits_during_the_upload_stays(
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_repository_that_somebody_makes_meanwhile_stays(
-    hub: HubServer, config: PushConfig, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+@pytest.mark.parametrize("to", ["user/repo", "user/repo@new"])
+def test_what_somebody_makes_meanwhile_stays(
+    hub: HubServer, config: PushConfig, monkeypatch: pytest.MonkeyPatch, to: str, overwrite: bool
 ) -> None:
-    monkeypatch.setattr(publish, "_check_at_hub", lambda _: hub.put("user/repo", {"README.md": b"theirs"}))
-    with pytest.raises(OutputError, match=r"user/repo was made while this command ran, with README\.md\. Run"):
-        run(replace(config, overwrite=overwrite))
+    branch = to.partition("@")[2] or "main"
+    if branch != "main":
+        hub.put("user/repo", {"README.md": b"of the main branch"})
+    theirs = {"README.md": b"theirs"}
+    monkeypatch.setattr(publish, "_check_at_hub", lambda _: hub.put("user/repo", theirs, branch=branch))
+    with pytest.raises(OutputError, match=rf"{to} was made while this command ran, with README\.md\. Run"):
+        run(replace(config, to=to, overwrite=overwrite))
     repo = hub.repos["user/repo"]
-    assert repo.commits[repo.branches["main"]]["README.md"] == b"theirs"
+    assert repo.commits[repo.branches[branch]]["README.md"] == b"theirs"
 
 
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:

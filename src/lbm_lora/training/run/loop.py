@@ -296,10 +296,11 @@ class TrainingLoop:
             saved = tuple(sorted({*self._saved_steps, standing.step}))
             self._write_state(replace(state, saved_steps=saved))
             path = run.folder.step_file(standing.step)
+            is_there = path.exists() and file_digest(path) == self._results.get(standing.step)  # lacks its other name
             with self._last.written(), spared(path, lambda now: self._own_digest(now) is not None):
                 self._saved_steps = run.folder.save_step(
                     standing.step,
-                    lambda path: run.write(result, standing.step, path),
+                    lambda path: None if is_there else run.write(result, standing.step, path),
                     keep=run.config.keep_last,
                     saved=self._saved_steps,
                     is_own=lambda step, path: file_digest(path) == self._results.get(step),

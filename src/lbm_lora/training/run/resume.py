@@ -11,7 +11,7 @@ from typing import Any
 from lbm_lora.adapter.lora_folder import lora_digest
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.progress import Progress
-from lbm_lora.regular_file import file_digest
+from lbm_lora.regular_file import file_digest, is_same
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.data.index import PairIndex
 from lbm_lora.training.run.run_folder import RunFolder
@@ -44,7 +44,7 @@ def find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
     if config.resume == "never":
         folder.refuse_results()
         return None
-    if config.resume != "auto" and not (folder.state.exists() and folder.state.samefile(config.resume)):
+    if config.resume != "auto" and not is_same(folder.state, Path(config.resume)):
         return _from_another_folder(config, folder)
     if folder.state.exists():
         state = load_state(folder.state)
@@ -71,7 +71,7 @@ def _refuse_later(state: TrainState, folder: RunFolder) -> None:
     known = {folder.last: state.results.get(max(state.results, default=-1)), folder.best: state.best_result}
     others = [path for path in held if not _is_of(path, state, known[path])]
     again = folder.step_file(state.step)
-    if was_cut_off(state, folder) and again.exists() and not _is_own(again, state):
+    if was_cut_off(state, folder) and again.exists() and not _is_of(again, state, state.results.get(state.step)):
         others.append(again)
     if others:
         raise ConfigError(
@@ -110,10 +110,11 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
     Raises:
         ConfigError: the folder holds another run.
     """
-    state = load_state(Path(config.resume))
+    given = Path(config.resume)
     if folder.state.exists():
         own = load_state(folder.state)
-        if own.config.get("resume") == str(config.resume) and own.step >= state.step:  # the same command was run before
+        is_same_command = own.config.get("resume") == str(config.resume)  # was run before
+        if is_same_command and (not given.exists() or own.step >= load_state(given).step):
             _refuse_later(own, folder)
             return own
         raise ConfigError(
@@ -121,7 +122,7 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
     _refuse_another(folder)
-    return replace(state, saved_steps=(), best=None, best_step=None, validated=-1)
+    return replace(load_state(given), saved_steps=(), best=None, best_step=None, validated=-1)
 
 
 def _refuse_another(folder: RunFolder) -> None:

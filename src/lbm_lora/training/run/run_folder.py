@@ -181,6 +181,7 @@ class RunFolder:
         """Write the file of a step, make it the last one, and remove all but the newest `keep` of the run.
 
         Args:
+            write: writes the file, unless it is there.
             saved: steps that the run has saved before. Files of other steps are not the run's, and stay.
             is_own: returns whether the file of a step is still the one that the run has written: another one stays.
 
