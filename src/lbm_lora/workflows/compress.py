@@ -1,5 +1,6 @@
 """Make a small LoRA of a fine-tuned model in one step, and measure it in images: the verb `compress`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,11 +221,11 @@ def _name(config: CompressConfig) -> str:
     on_hub = hub_name(config.tuned)
     if on_hub is not None:
         return on_hub.repo.partition("/")[2] if on_hub.stem == "model" else on_hub.stem
-    tuned = config.tuned.resolve()
+    tuned = Path(os.path.abspath(config.tuned))  # as it was given: a link may lead to `v3`, or to a hash
     if tuned.is_dir():
         return tuned.name
-    stem = tuned.name.partition(".")[0]
-    return tuned.parent.name if stem == "model" else stem
+    stem = Path(tuned.name.removesuffix(".index.json")).stem
+    return tuned.parent.name if stem.partition(".")[0] == "model" else stem
 
 
 def _base(steps: _Steps, progress: Progress) -> Path:
