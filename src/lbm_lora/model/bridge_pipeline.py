@@ -334,7 +334,11 @@ class LatentBridgePipeline(DiffusionPipeline):
     def _check_home(self, folder: Path) -> None:
         configs = {"": self.config, **{name: getattr(part, "config", {}) for name, part in self.components.items()}}
         homes = {name: config.get("_name_or_path") for name, config in configs.items()}
-        if any(home and _is_same(folder / name, Path(home)) for name, home in homes.items()):
+        # a network has the folder of its model as its home if it was loaded from there with `subfolder`
+        if any(
+            home and any(_is_same(place, Path(home)) for place in (folder / name, folder))
+            for name, home in homes.items()
+        ):
             raise FileExistsError(
                 f"{folder} is the model that this pipeline was loaded from, and would be overwritten. Choose another "
                 "folder."

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from threading import Event, Timer
@@ -223,8 +223,14 @@ def _to_make(copy: Path) -> Generator[Path | None]:
         if is_there:
             yield None
             return
-        with atomic_path(copy) as temporary:
+        with suppress(_ComesFirst), atomic_path(copy) as temporary:
             yield temporary
+            if os.path.lexists(copy):
+                raise _ComesFirst
+
+
+class _ComesFirst(Exception):
+    """Somebody else has put a file in the place of a copy meanwhile: it stays."""
 
 
 def _unusable(folder: Path, error: OSError | ValueError) -> OutputError:

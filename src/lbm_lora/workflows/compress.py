@@ -221,7 +221,8 @@ def _name(config: CompressConfig) -> str:
     on_hub = hub_name(config.tuned)
     if on_hub is not None:
         return on_hub.repo.partition("/")[2] if on_hub.stem == "model" else on_hub.stem
-    tuned = Path(os.path.abspath(config.tuned))  # as it was given: a link may lead to `v3`, or to a hash
+    # as it was given: a link may lead to `v3`, or to a hash
+    tuned = Path(os.path.abspath(config.tuned))  # noqa: PTH100
     if tuned.is_dir():
         return tuned.name
     stem = Path(tuned.name.removesuffix(".index.json")).stem

@@ -85,3 +85,4 @@ def test_the_digest_is_of_all_that_is_read(tmp_path: Path) -> None:
     alone = lora_digest(native)
     config.unlink()
     assert lora_digest(native) == alone, "it is not read with it"
+    assert lora_digest(native.rename(folder / "renamed.safetensors")) == alone

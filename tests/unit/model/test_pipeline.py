@@ -832,6 +832,9 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
         again.save_pretrained(tmp_path / "pipe")
     pipe.save_pretrained(tmp_path / "other")
+    vae = type(pipe.vae).from_pretrained(tmp_path / "pipe", subfolder="vae")
+    with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
+        LBMPipeline.from_pretrained(tmp_path / "other", vae=vae).save_pretrained(tmp_path / "pipe")
     tuned = LBMPipeline.from_pretrained(tmp_path / "pipe", unet=pipe.unet)
     with pytest.raises(ConfigError, match="is the model that this pipeline was loaded from"):
         tuned.save_pretrained(tmp_path / "pipe")

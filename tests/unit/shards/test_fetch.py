@@ -157,6 +157,16 @@ class ConnectError(Exception):
     """Like that of httpx, which is neither an OSError nor a ValueError."""
 
 
+def test_a_copy_that_somebody_puts_there_meanwhile_stays(tmp_path: Path) -> None:
+    place = fetch._place(tmp_path, "origin", "a.tar")
+    with fetch._to_make(place) as temporary:
+        assert temporary is not None
+        temporary.write_text("ours")
+        place.write_text("theirs")
+    assert place.read_text() == "theirs"
+    assert {path.suffix for path in place.parent.iterdir()} == {".tar", ".lock"}
+
+
 @pytest.mark.parametrize(
     "error", [OSError("no route"), ValueError("no handler"), FileNotFoundError("curl"), ConnectError("[Errno -2] Name")]
 )
