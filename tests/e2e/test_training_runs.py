@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import DataError, OutputError, QualityError, WrongBaseError
 from lbm_lora.model.build import load_model
+from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.progress import SILENT
-from lbm_lora.trainable.state import load_state
+from lbm_lora.trainable.state import load_state, save_state
 from lbm_lora.training.run import run_folder
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import trained_steps
@@ -181,6 +183,16 @@ def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> Non
         path.unlink()
     with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
         go_on(3)
+
+
+def test_the_best_lora_of_a_run_that_was_killed_before_it_saved_the_score_is_kept(config: Config, pairs: Path) -> None:
+    values = {"validation_folder": pairs, "save_interval": 2, "keep_last": 1}
+    folder = train(config(max_steps=2, **values)).folder
+    best = folder.best.read_bytes()
+    state = load_state(folder.state)
+    save_state(replace(state, best=None, best_step=None, validated=-1), folder.state, mark=TRAINING_STATE)
+    train(config(max_steps=6, best_metric="psnr", **values))
+    assert best in [path.read_bytes() for path in folder.path.glob("best*.safetensors")]
 
 
 def test_each_validation_keeps_its_best_lora_of_one_step(

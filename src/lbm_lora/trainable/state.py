@@ -49,7 +49,7 @@ class TrainState:
         average: the moving average, if there is one; of a refinement, the values of the best LoRA so far.
         origins: module -> (down, up) of its `InitialFactors`.
         best: the best metric so far; larger is better.
-        best_step: the step after which it was measured, also by another validation, whose value does not count.
+        best_step: the step after which it was measured; without `best`, that of another validation.
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
         measured: digest of what scores were measured on; of a run without validation, and of earlier versions, None.

@@ -218,7 +218,7 @@ def _result(fitted: "FitResult") -> TrainResult:
         learning=fitted.learning,
         loss=standing.loss,
         scores=standing.scores,
-        best_step=standing.best_step,
+        best_step=None if standing.best is None else standing.best_step,
         stopped_by=standing.stopped_by,
         seconds=fitted.seconds,
         process=fitted.process,

@@ -36,8 +36,8 @@ class Standing:
     Attributes:
         step: completed optimizer steps, including earlier parts of the run.
         epoch, batch: the next batch of the data.
-        best, best_step: the best metric so far (larger is better), and the step after which it was measured. Only the
-            step if it was measured by another validation.
+        best, best_step: the best metric so far (larger is better), and the step after which it was measured. A step
+            without a metric: the best save so far, if there is one, is another validation's.
         validated: the last step after which a validation ran; -1 for none.
         loss: mean over the last logged steps; NaN before the first log line.
         scores: scores of the last validation.
@@ -249,7 +249,7 @@ class TrainingLoop:
         quality = scores.quality(run.config.best_metric)
         if standing.best is None and self._fabric.is_global_zero:
             earlier = trained_steps(run.folder.best)
-            if earlier is not None and earlier == standing.best_step:
+            if earlier is not None and standing.best_step is not None:
                 run.folder.keep_best(earlier)  # by another validation
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step

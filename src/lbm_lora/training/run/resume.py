@@ -196,11 +196,15 @@ def resumed(
 
 
 def _without_best(state: TrainState, progress: Progress) -> TrainState:
-    """Return the state without its best score: new ones are measured otherwise. The step stays: its file is kept."""
-    if state.best is None:
-        return state
-    progress.note(
-        "the best score so far was measured otherwise: the best save is chosen anew from here on, and the "
-        "earlier one is kept."
-    )
-    return replace(state, best=None, validated=-1)
+    """Return the state without its best score: new ones are measured otherwise.
+
+    The step stays, and says that a best save is another validation's. There may be one without a score, of a run that
+    was killed before it saved the score.
+    """
+    if state.best is not None:
+        progress.note(
+            "the best score so far was measured otherwise: the best save is chosen anew from here on, and the "
+            "earlier one is kept."
+        )
+    step = state.step if state.best_step is None else state.best_step
+    return replace(state, best=None, best_step=step, validated=-1)
