@@ -34,8 +34,8 @@ class CompressConfig(OutputOptions):
     output: Folder | None = None
     """Write everything to this folder. Default: NAME_lora in the current folder."""
     base_model_path: Checkpoint | None = None
-    """The base. Default: the exact_base.safetensors in the output folder or next to the tuned checkpoint. If there
-    is none, it is made."""
+    """The base. Default: the exact_base.safetensors in the output folder, or next to the tuned checkpoint if that is
+    given as a file. If there is none, it is made."""
     backbone_signature: Annotated[str | None, Named("BACKBONE")] = None
     """Make the base from this backbone: hub id, folder or file. Default: that of config.yaml, else SDXL on the hub."""
     device: Annotated[str, Named("DEVICE")] = "auto"
