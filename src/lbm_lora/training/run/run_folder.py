@@ -98,9 +98,10 @@ class RunFolder:
         for number in itertools.count(1):
             name = f"best-of-step-{step:06d}" + (f"-{number}" if number > 1 else "")
             path = self.path / f"{name}.safetensors"
-            if not path.exists():
+            if not os.path.lexists(path):
                 link(self.best, path)
-            if file_digest(path) == digest:
+                return
+            if path.is_file() and file_digest(path) == digest:
                 return
 
     def check_folders(self, *, pictures: bool, logger: str) -> None:
