@@ -181,6 +181,7 @@ def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> Non
     go_on(3)  # its state is there
     for path in folder.results():
         path.unlink()
+    trained(config(max_steps=3, learning_rate=5e-3), SILENT)  # another run
     with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
         go_on(3)
 

@@ -166,7 +166,6 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
 def _spare_twins(folder: RunFolder) -> Callable[[Path], bool]:
     """Return a function that tells whether a twin may be replaced: no run has saved it, or the one in the folder."""
     from lbm_lora.trainable.state import load_state
-    from lbm_lora.training.run.trainee import run_digest
 
     def is_spare(path: Path) -> bool:
         return is_lora(path) and run_of(path) in (None, *runs())
@@ -174,7 +173,7 @@ def _spare_twins(folder: RunFolder) -> Callable[[Path], bool]:
     def runs() -> list[str | None]:
         natives = [path for path in (folder.last, folder.best, *folder.step_files()) if path.exists()]
         if not natives and folder.state.exists():
-            return [run_digest(load_state(folder.state).identity)]
+            return [load_state(folder.state).run]
         return [run_of(path) for path in natives]
 
     return is_spare

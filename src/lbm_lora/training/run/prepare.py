@@ -25,7 +25,7 @@ from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.optimizer import check_kept, make_optimizer
 from lbm_lora.training.run.resume import find_state, identity_of, resumed, state_file
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given
+from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given, run_digest
 from lbm_lora.training.run.validation import Validator
 from lbm_lora.training.settings.train_config import TrainConfig
 
@@ -41,6 +41,7 @@ class PreparedRun:
         total: optimizer steps of the complete run, including earlier parts.
         state: state to resume from.
         identity: values that must match when it resumes; see `TrainState`.
+        run: digest that names the run; see `TrainState`.
         loss: the loss; its model is on the CPU.
         trainee: the trainable part of the model.
         write: writes the file of a step.
@@ -56,6 +57,7 @@ class PreparedRun:
     total: int
     state: TrainState | None
     identity: dict[str, Any]
+    run: str
     loss: BridgeStep
     trainee: Trainee
     write: Write
@@ -92,6 +94,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     identity = identity_of(config, found.digest, around(base, lbm), train.index, fabric.world_size)
     if state is not None:
         state = resumed(state, config, identity, measured, progress)
+    run = state.run if state and state.run else run_digest(identity, config, measured)
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
     make_optimizer(trainee.parameters, config)  # refuses what it cannot train
@@ -105,11 +108,10 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
         total=total_steps(batches, config, state),
         state=state,
         identity=identity,
+        run=run,
         loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
         trainee=trainee,
-        write=ResultWriter(
-            model=model, trainee=trainee, config=config, base=base, fingerprint=found, identity=identity
-        ),
+        write=ResultWriter(model=model, trainee=trainee, config=config, base=base, fingerprint=found, run=run),
         train=train,
         batches=batches,
         latents=_latents(config, base, model),

@@ -86,22 +86,22 @@ def _is_of(path: Path, state: TrainState, digest: str | None) -> bool:
 
 
 def _is_own(path: Path, state: TrainState) -> bool:
-    return is_save_of(path, state.config, state.step, state.identity)
+    return is_save_of(path, state.config, state.step, state.run)
 
 
 def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
     """Return the digests of a run's results by step, with that of the state's own step, if it is there."""
-    digest = own_digest(folder.step_file(state.step), state.config, state.step, state.identity)
+    digest = own_digest(folder.step_file(state.step), state.config, state.step, state.run)
     return {**state.results, **({} if digest is None else {state.step: digest})}
 
 
-def own_digest(path: Path, values: Mapping[str, object], step: int, identity: Mapping[str, Any]) -> str | None:
+def own_digest(path: Path, values: Mapping[str, object], step: int, run: str) -> str | None:
     """Return the digest of the file that a run has saved after a step; None if another one is there by now.
 
     Args:
-        values, identity: as of `is_save_of`.
+        values, run: as of `is_save_of`.
     """
-    return file_digest(path) if path.exists() and is_save_of(path, values, step, identity) else None
+    return file_digest(path) if path.exists() and is_save_of(path, values, step, run) else None
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
@@ -122,7 +122,7 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
     _refuse_another(folder)
-    return replace(load_state(given), saved_steps=(), best=None, best_step=None, validated=-1)
+    return replace(load_state(given), saved_steps=(), best=None, best_step=None, validated=-1, run="")
 
 
 def _refuse_another(folder: RunFolder) -> None:

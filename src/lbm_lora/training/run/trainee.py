@@ -115,7 +115,7 @@ class ResultWriter:
     Attributes:
         base: the open file of the base.
         fingerprint: fingerprint of its denoiser.
-        identity: values that stay the same in all parts of the run (see `resume.identity_of`).
+        run: digest of the run, from `run_digest`.
     """
 
     model: LBMModel
@@ -123,15 +123,15 @@ class ResultWriter:
     config: TrainConfig
     base: Checkpoint
     fingerprint: Fingerprint
-    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    run: str = ""
 
     def __call__(self, values: Mapping[str, Tensor], step: int, path: Path) -> None:
         """Write the trainable values after a step, atomically."""
         if isinstance(self.trainee, FullModel):
             facts = training_facts(self.config, step)
-            write_tuned(path, self.base, self.model.config, values, facts, run=run_digest(self.identity))
+            write_tuned(path, self.base, self.model.config, values, facts, run=self.run)
         else:
-            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, run_digest(self.identity))
+            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, self.run)
             save_adapter(export_adapter(self.trainee, values, metadata), path)
 
 
@@ -141,7 +141,7 @@ def adapter_metadata(
     """Return a trained adapter's metadata: its base, its ranks, and the configuration with file names only.
 
     Args:
-        run: digest of the run's identity.
+        run: digest of the run.
     """
     ranks = [lora.rank for lora in live.plan.loras if not lora.is_conv] or [0]
     conv_ranks = [lora.rank for lora in live.plan.loras if lora.is_conv] or [0]
@@ -181,14 +181,14 @@ def trained_steps(path: Path) -> int | None:
         return None
 
 
-def is_save_of(path: Path, values: Mapping[str, object], step: int, identity: Mapping[str, Any]) -> bool:
-    """Return whether a training with these keys and values, and this identity, has saved a file after a step."""
+def is_save_of(path: Path, values: Mapping[str, object], step: int, run: str) -> bool:
+    """Return whether a run, with these keys and values by then, has saved a file after a step."""
     try:
         with open_checkpoint(path) as file:
             held = file.metadata
     except (InputError, OSError):
         return False
-    is_step = held.get(STEP_KEY) == _step_text(step, run_digest(identity))
+    is_step = held.get(STEP_KEY) == _step_text(step, run)
     return is_step and held.get(TRAINING_KEY) == _json(_facts(values, step))
 
 
@@ -197,9 +197,13 @@ def _step_text(step: int, run: str) -> str:
     return f"{step} {run}".rstrip()
 
 
-def run_digest(identity: Mapping[str, Any]) -> str:
-    """Return the digest of a run's identity; empty if it has none."""
-    return xxhash.xxh3_64_hexdigest(_json(identity).encode()) if identity else ""
+def run_digest(identity: Mapping[str, Any], config: TrainConfig, measured: str | None) -> str:
+    """Return the digest that names a run from its first step on: what it learns, how, and what it is measured on.
+
+    Runs with the same digest give the same files.
+    """
+    begun = {"identity": identity, "settings": training_facts(config, 0), "measured": measured}
+    return xxhash.xxh3_64_hexdigest(_json(begun).encode())
 
 
 def write_tuned(
@@ -218,7 +222,7 @@ def write_tuned(
     Args:
         values: param name -> value, for every trained parameter.
         facts: facts about the training, for the header, from `training_facts`.
-        run: digest of the run's identity.
+        run: digest of the run.
 
     Raises:
         ConfigError: a value exceeds the range of the base's dtype.

@@ -16,7 +16,6 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, copied, save_state
-from lbm_lora.training.run import trainee
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
@@ -29,7 +28,7 @@ Config = Callable[..., TrainConfig]
 def a_state(run: PreparedRun, config: TrainConfig) -> TrainState:
     return TrainState(
         step=2, epoch=0, batch=2, values=copied(run.trainee.parameters), optimizer={}, average=None, origins={},
-        best=3.0, best_step=2, validated=2, saved_steps=(2,), identity=run.identity,
+        best=3.0, best_step=2, validated=2, saved_steps=(2,), identity=run.identity, run=run.run,
         config=config.model_dump(mode="json"),
     )  # fmt: skip
 
@@ -62,6 +61,16 @@ def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tm
     other.state.rename(other.best)
     with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run without a resume\.pt"):
         prepared(config(resume=first))
+
+
+def test_a_run_keeps_the_digest_that_it_begins_with(config: Config, tmp_path: Path) -> None:
+    chosen, other = config(), config(learning_rate=0.5)
+    run = prepared(chosen).run
+    assert prepared(chosen).run == run != prepared(other).run
+    save_state(a_state(prepared(chosen), chosen), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
+    assert prepared(other).run == run, "it goes on with other settings"
+    fork = config(resume=RunFolder(chosen.save_ckpt_path).state, save_ckpt_path=tmp_path / "fork")
+    assert prepared(fork).run != run
 
 
 def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> None:
@@ -183,9 +192,9 @@ def test_a_step_file_of_another_run_stays_where_a_save_was_cut_off(config: Confi
 
 
 def digest_of(config: TrainConfig) -> str:
-    """Digest of the identity that a run would have in an empty folder."""
+    """Digest that a run would have in an empty folder."""
     elsewhere = config.model_copy(update={"save_ckpt_path": config.save_ckpt_path.with_name("elsewhere")})
-    return trainee.run_digest(prepared(elsewhere).identity)
+    return prepared(elsewhere).run
 
 
 def save_of_step(step: int, path: Path, config: TrainConfig, run: str = "") -> None:
