@@ -206,8 +206,8 @@ def compress(
             replaced.
         size: Largest size of the LoRA file (50MB, 800KB). Default: a fiftieth of the tuned checkpoint's size.
         output: Write everything to this folder. Default: NAME_lora in the current folder.
-        base_model_path: The base. Default: the exact_base.safetensors in the output folder or next to the tuned
-            checkpoint. If there is none, it is made.
+        base_model_path: The base. Default: the exact_base.safetensors in the output folder, or next to the tuned
+            checkpoint if that is given as a file. If there is none, it is made.
         backbone_signature: Make the base from this backbone: hub id, folder or file. Default: that of config.yaml,
             else SDXL on the hub.
         device: Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.

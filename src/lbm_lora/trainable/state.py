@@ -52,7 +52,7 @@ class TrainState:
         best_step: the step after which it was measured; without `best`, that of another validation.
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
-        run: digest that names the run, from its first step on; empty for one that begins with a state of another run.
+        run: digest that names the run, from its first step on; empty in states of earlier versions.
         measured: digest of what scores were measured on; of a run without validation, and of earlier versions, None.
         results: step -> digest of the file that the run has written after it, as far as the state is later than it.
         best_result: digest of the file of the best step, likewise.

@@ -94,7 +94,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     identity = identity_of(config, found.digest, around(base, lbm), train.index, fabric.world_size)
     if state is not None:
         state = resumed(state, config, identity, measured, progress)
-    run = state.run if state and state.run else run_digest(identity, config, measured)
+    run = state.run if state and state.run else run_digest(config, {"identity": identity, "measured": measured})
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
     make_optimizer(trainee.parameters, config)  # refuses what it cannot train

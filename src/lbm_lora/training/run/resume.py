@@ -15,7 +15,7 @@ from lbm_lora.regular_file import file_digest, is_same
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.data.index import PairIndex
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import is_save_of, trained_steps
+from lbm_lora.training.run.trainee import is_save_of, run_digest, trained_steps
 from lbm_lora.training.settings.train_config import TrainConfig
 
 _SAME = (
@@ -122,7 +122,9 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
     _refuse_another(folder)
-    return replace(load_state(given), saved_steps=(), best=None, best_step=None, validated=-1, run="")
+    state = load_state(given)
+    run = run_digest(config, {"run": state.run, "step": state.step})
+    return replace(state, saved_steps=(), best=None, best_step=None, validated=-1, run=run)
 
 
 def _refuse_another(folder: RunFolder) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import xxhash
 from torch import Tensor, nn
@@ -197,13 +197,13 @@ def _step_text(step: int, run: str) -> str:
     return f"{step} {run}".rstrip()
 
 
-def run_digest(identity: Mapping[str, Any], config: TrainConfig, measured: str | None) -> str:
-    """Return the digest that names a run from its first step on: what it learns, how, and what it is measured on.
+def run_digest(config: TrainConfig, begins_with: Mapping[str, object]) -> str:
+    """Return the digest that names a run from its first step on. Runs with the same one give the same files.
 
-    Runs with the same digest give the same files.
+    Args:
+        begins_with: what it depends on, besides its settings.
     """
-    begun = {"identity": identity, "settings": training_facts(config, 0), "measured": measured}
-    return xxhash.xxh3_64_hexdigest(_json(begun).encode())
+    return xxhash.xxh3_64_hexdigest(_json({"settings": training_facts(config, 0), **begins_with}).encode())
 
 
 def write_tuned(
