@@ -121,11 +121,12 @@ def _rename(drafts: Mapping[Path, PrivateFolder], inside: str = "") -> None:
         inside: folder in the private folders that the files are in.
     """
     complete: list[Draft] = []
-    names = Counter(map(identity_of, drafts))
     for path, folder in drafts.items():
         file, spare = folder.path / inside / path.name, folder.path / stem_of(path.name)
         complete.append(Draft(path, file, spare, replaced=version_at(path)))
-        _check_end(path, folder, names[identity_of(path)])
+    names = Counter(map(identity_of, drafts))
+    for path, folder in drafts.items():
+        _check_end(path, folder, max(1, names[identity_of(path)]))  # one that has come since has its own name at least
     replace_all(complete)
 
 

@@ -64,10 +64,12 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
     except BaseException:
-        try:
-            _put_all_back(begun)
-        except KeyboardInterrupt:  # a second one
-            _put_all_back(begun)
+        while True:
+            try:
+                _put_all_back(begun)
+                break
+            except KeyboardInterrupt:  # another one
+                continue
         raise
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lbm_lora import atomic
 from lbm_lora.atomic import at_once, atomic_folder, atomic_path, current, together, write_text, written_bytes
 from lbm_lora.errors import OutputError
 from lbm_lora.private_folder import remove_leftover
@@ -371,6 +372,22 @@ def test_a_protected_file_whose_names_are_all_replaced_stays(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="one is write-protected"):
         write()
     assert [path.read_text() for path in (one, two)] == ["old", "old"]
+
+
+def test_a_protected_file_that_comes_right_before_the_rename_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, version_at = tmp_path / "a", atomic.version_at
+
+    def late(place: Path) -> Any:
+        path.write_text("theirs")
+        path.chmod(0o444)
+        return version_at(place)
+
+    monkeypatch.setattr(atomic, "version_at", late)
+    with pytest.raises(OutputError, match="a is write-protected"):
+        write_text(path, "new")
+    assert path.read_text() == "theirs"
 
 
 def test_a_draft_of_a_draft_can_be_read_before_outputs_appear(tmp_path: Path) -> None:

@@ -204,13 +204,13 @@ def test_a_disk_without_hard_links_has_complete_files(
     assert files(tmp_path / "out") == {"a": "newer a", "b": "newer b", "c": "new c"}
 
 
-def test_a_second_interrupt_does_not_lose_the_old_files(
+def test_further_interrupts_do_not_lose_the_old_files(
     tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, put_back, calls = files(tmp_path / "out"), replacement._put_back, count()
 
     def interrupted(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
-        if next(calls) == 1:
+        if 1 <= next(calls) <= 3:
             raise KeyboardInterrupt
         put_back(draft, new, was_there=was_there)
 
