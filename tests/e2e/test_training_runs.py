@@ -140,17 +140,18 @@ def test_a_file_that_takes_the_place_of_a_save_at_once_is_not_removed(
 def test_the_best_lora_by_another_validation_gets_a_name_of_its_own(
     config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Also that of the step at which the other validation begins."""
+    """Also that of the step at which the other validation begins, with its picture."""
     qualities = itertools.count(0, 1 if step else -1)
     monkeypatch.setattr(Scores, "quality", lambda *_: float(next(qualities)))
     values = {"validation_folder": pairs, "save_interval": 2, "keep_last": 1}
     folder = train(config(max_steps=4, validation_samples=1, **values)).folder
-    best = folder.best.read_bytes()
+    best, picture = folder.best.read_bytes(), folder.grid(4).read_bytes()
     assert trained_steps(folder.best) == step
     train(config(max_steps=6, validation_samples=2, **values))
     (kept,) = folder.path.glob("best-of-step-*")
     assert (kept.name, kept.read_bytes()) == (f"best-of-step-{step:06d}.safetensors", best)
     assert folder.best.read_bytes() != best
+    assert folder.grid(4).with_name("step-000004-earlier.png").read_bytes() == picture != folder.grid(4).read_bytes()
     train(config(max_steps=8, validation_samples=2, **values))
     assert [*folder.path.glob("best-of-step-*")] == [kept]
 

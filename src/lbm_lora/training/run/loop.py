@@ -248,9 +248,7 @@ class TrainingLoop:
         self._save_before_validation()
         quality = scores.quality(run.config.best_metric)
         if standing.best is None and self._fabric.is_global_zero:
-            earlier = trained_steps(run.folder.best)
-            if earlier is not None and standing.best_step is not None:
-                run.folder.keep_best(earlier)  # by another validation
+            self._keep_earlier_validation()
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
             if self._fabric.is_global_zero:
@@ -265,6 +263,15 @@ class TrainingLoop:
             self._pictures.after(path)
             self._log.metrics(scores.metrics(), standing.step)
             self._log.grid(images, path, standing.step)
+
+    def _keep_earlier_validation(self) -> None:
+        """Give what another validation has left, which this one is going to replace, a name of its own."""
+        if self.standing.best_step is None:
+            return
+        step = trained_steps(self._run.folder.best)
+        if step is not None:
+            self._run.folder.keep_best(step)
+        self._run.folder.keep_grid(self.standing.step)
 
     def _save_before_validation(self) -> None:
         """Save a state from which the validation is repeated, so that none of its results is of a later step.

@@ -8,6 +8,8 @@ best-of-step-000500.safetensors
 resume.pt                 trainable values, optimizer and position: a stopped run resumes from it
 config.yaml               the configuration with all defaults
 pictures/step-000500.png  source, predictions and target of validation pairs
+pictures/step-000500-earlier.png
+                          the same before the validation was changed at this step
 logs/                     TensorBoard, CSV or W&B
 """
 
@@ -94,15 +96,12 @@ class RunFolder:
         Args:
             step: after which it was saved.
         """
-        digest = file_digest(self.best)
-        for number in itertools.count(1):
-            name = f"best-of-step-{step:06d}" + (f"-{number}" if number > 1 else "")
-            path = self.path / f"{name}.safetensors"
-            if not os.path.lexists(path):
-                link(self.best, path)
-                return
-            if path.is_file() and file_digest(path) == digest:
-                return
+        _keep(self.best, f"best-of-step-{step:06d}")
+
+    def keep_grid(self, step: int) -> None:
+        """Likewise to the picture of a step by another validation, if there is one."""
+        if self.grid(step).exists():
+            _keep(self.grid(step), f"step-{step:06d}-earlier")
 
     def check_folders(self, *, pictures: bool, logger: str) -> None:
         """Check that the folders in it can be made, or written to.
@@ -207,6 +206,18 @@ def _remove(path: Path, is_own: Callable[[Path], bool]) -> None:
     before = version_of(path)
     if is_own(path) and version_of(path) == before:
         path.unlink()
+
+
+def _keep(path: Path, name: str) -> None:
+    """Give a file a second name, with a number if that is taken by another one."""
+    digest = file_digest(path)
+    for number in itertools.count(1):
+        kept = path.with_name(f"{name}-{number}{path.suffix}" if number > 1 else f"{name}{path.suffix}")
+        if not os.path.lexists(kept):
+            link(path, kept)
+            return
+        if kept.is_file() and file_digest(kept) == digest:
+            return
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
