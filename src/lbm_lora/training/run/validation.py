@@ -138,7 +138,6 @@ class Validator:
     @staticmethod
     def write_grid(images: Image.Image, path: Path) -> Path:
         """Write the grid as a PNG file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_image(images, path, mark=SAMPLES)
         return path
 
