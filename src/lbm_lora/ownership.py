@@ -51,7 +51,7 @@ BASE, FUSED, TRAINED = "base", "fused checkpoint", "trained checkpoint"
 """Kinds of checkpoints: values of `MARK_KEY`, and the end of the mark in a `.ckpt`."""
 
 _LORAS = (f'"{MARK_KEY}":"LoRA"', '"lbm_lora_format":"', '"lbm_lora_export":"')
-_SAVE = re.compile(rb'"lbm_lora_step":"(?:[0-9]+ ?)?([^"]*)"')
+_SAVE = re.compile(rb'"lbm_lora_step":"([0-9]*) ?([^"]*)"')
 _STATISTICS = '"lbm_lora_statistics":"'
 _ANY = re.compile(
     rb'"lbm_lora_[a-z_]+": ?"|"schema": ?"lbm-lora/report/|content="made by lbm-lora"'
@@ -126,16 +126,17 @@ def is_spare_lora(path: Path) -> bool:
 
 def is_saved_by_run(path: Path) -> bool:
     """Return whether a training run has saved a file, or a copy of its bytes."""
-    return run_of(path) is not None
+    return save_of(path) is not None
 
 
-def run_of(path: Path) -> str | None:
-    """Return the digest of the training run that saved a file, or the LoRA that it is a twin of; None if none did.
+def save_of(path: Path) -> tuple[int, str] | None:
+    """Return when a training run has saved a file, or the LoRA that it is a twin of; None if none has.
 
-    Files of earlier versions have an empty one.
+    Returns:
+        The step, and the digest of the part of the run (see `lbm_lora.trainable.state.TrainState`).
     """
     found = _SAVE.search(_header(path))
-    return None if found is None else found[1].decode(errors="replace")
+    return None if found is None else (int(found[1] or b"0"), found[2].decode(errors="replace"))
 
 
 def has_factors_of_peft(path: Path) -> bool:

@@ -169,22 +169,33 @@ def test_a_run_whose_last_lora_was_moved_away_goes_on_with_other_settings(config
 
 
 @pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
-def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
-    def go_on(steps: int) -> RunFolder:
-        result = trained(config(max_steps=steps), SILENT, also=("comfyui",))
-        write_twins(RunFolder(result.folder).last, ("comfyui",))
-        return RunFolder(result.folder)
+def test_only_twins_of_the_run_in_the_folder_are_replaced(config: Config, tmp_path: Path) -> None:
+    twin = tmp_path / "run/last.comfyui.safetensors"
+
+    def go_on(steps: int, **values: float) -> RunFolder:
+        folder = RunFolder(trained(config(max_steps=steps, **values), SILENT, also=("comfyui",)).folder)
+        write_twins(folder.last, ("comfyui",))
+        return folder
 
     folder = go_on(1)
+    earlier = folder.state.read_bytes()
     go_on(2)
     for path in (*folder.step_files(), folder.last):
         path.unlink()
-    go_on(3)  # its state is there
+    go_on(3, learning_rate=5e-3)  # its state is there
+    held = twin.read_bytes()
     for path in folder.results():
         path.unlink()
-    trained(config(max_steps=3, learning_rate=5e-3), SILENT)  # another run
-    with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
-        go_on(3)
+    for state in (None, earlier):  # a run anew, and one that goes on from an earlier step
+        if state is not None:
+            folder.state.write_bytes(state)
+        else:
+            trained(config(max_steps=3), SILENT)
+        with pytest.raises(OutputError, match=r"last\.comfyui\.safetensors exists, and a training run has saved it"):
+            go_on(4)
+        for path in folder.results():
+            path.unlink()
+    assert twin.read_bytes() == held
 
 
 def test_the_best_lora_of_a_run_that_was_killed_before_it_saved_the_score_is_kept(config: Config, pairs: Path) -> None:

@@ -52,7 +52,9 @@ class TrainState:
         best_step: the step after which it was measured; without `best`, that of another validation.
         validated: the last step after which a validation ran; -1 for none.
         saved_steps: steps whose files the run has written and not removed.
-        run: digest that names the run, from its first step on; empty in states of earlier versions.
+        part: digest that names the part of the run since its settings were changed last. It depends on all that went
+            before: other runs have others. Empty in states of earlier versions.
+        earlier_parts: digest of each earlier part -> the step after which it ended.
         measured: digest of what scores were measured on; of a run without validation, and of earlier versions, None.
         results: step -> digest of the file that the run has written after it, as far as the state is later than it.
         best_result: digest of the file of the best step, likewise.
@@ -77,7 +79,8 @@ class TrainState:
     identity: dict[str, Any]
     config: dict[str, Any]
     saved_steps: tuple[_Count, ...] = ()
-    run: str = ""
+    part: str = ""
+    earlier_parts: dict[str, _Count] = field(default_factory=dict[str, int])
     measured: str | None = None
     results: dict[int, str] = field(default_factory=dict[int, str])
     best_result: str | None = None

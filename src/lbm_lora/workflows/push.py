@@ -26,8 +26,7 @@ from lbm_lora.missing_path import with_name
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import is_lora, is_spare_lora, run_of
-from lbm_lora.plain_text import read_text
+from lbm_lora.ownership import is_lora, is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.regular_file import file_digest
 from lbm_lora.temp_folder import temp_folder
@@ -94,22 +93,16 @@ def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> 
     plan.reads(config.lora_path, *pictures.values())
     plan.writes(config.save_to / CARD, ours=is_unedited_card)
     for name in (_native_name(config), TWIN):
-        plan.writes(config.save_to / name, ours=partial(_is_pushed, run=run_of(config.lora_path)))
+        plan.writes(config.save_to / name, ours=partial(_is_pushed, given=config.lora_path))
     for name, picture in pictures.items():  # a copy that is there already may be replaced
         plan.writes(config.save_to / name, ours=partial(is_copy, picture))
     plan.check(overwrite=config.overwrite)
     return pictures
 
 
-def _is_pushed(path: Path, *, run: str | None) -> bool:
-    """Return whether a LoRA may be replaced: a training run's only if it is the one that our card is of.
-
-    Args:
-        run: digest of the run whose LoRA replaces it.
-    """
-    card = path.with_name(CARD)
-    is_of_card = is_lora(path) and is_unedited_card(card) and file_digest(path) in read_text(card)
-    return is_spare_lora(path) or (is_of_card and run_of(path) == run)
+def _is_pushed(path: Path, *, given: Path) -> bool:
+    """Return whether a LoRA may be replaced: a training run's only by itself."""
+    return is_spare_lora(path) or (is_lora(path) and given.is_file() and file_digest(path) == file_digest(given))
 
 
 def pushed(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from lbm_lora.ownership import (
     is_ours,
     is_trained,
     of_kind,
-    run_of,
+    save_of,
 )
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import is_same
@@ -165,16 +166,17 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
 
 def _spare_twins(folder: RunFolder) -> Callable[[Path], bool]:
     """Return a function that tells whether a twin may be replaced: no run has saved it, or the one in the folder."""
-    from lbm_lora.trainable.state import load_state
+
+    @cache
+    def parts() -> dict[str, int]:
+        from lbm_lora.trainable.state import load_state
+
+        state = load_state(folder.state) if folder.state.exists() else None
+        return {} if state is None else {**state.earlier_parts, state.part: state.step}
 
     def is_spare(path: Path) -> bool:
-        return is_lora(path) and run_of(path) in (None, *runs())
-
-    def runs() -> list[str | None]:
-        natives = [path for path in (folder.last, folder.best, *folder.step_files()) if path.exists()]
-        if not natives and folder.state.exists():
-            return [load_state(folder.state).run]
-        return [run_of(path) for path in natives]
+        save = save_of(path)
+        return is_lora(path) and (save is None or save[0] <= parts().get(save[1], -1))
 
     return is_spare
 

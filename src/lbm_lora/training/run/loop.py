@@ -318,7 +318,7 @@ class TrainingLoop:
 
     def _own_digest(self, path: Path) -> str | None:
         run = self._run
-        return own_digest(path, run.config.model_dump(mode="json"), self.standing.step, run.run)
+        return own_digest(path, run.config.model_dump(mode="json"), self.standing.step, run.part)
 
     def _result(self) -> Values:
         """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""
@@ -339,7 +339,8 @@ class TrainingLoop:
             best_step=standing.best_step,
             validated=standing.validated,
             identity=run.identity,
-            run=run.run,
+            part=run.part,
+            earlier_parts=run.earlier_parts,
             config=run.config.model_dump(mode="json"),
             measured=run.measured,
             results=dict(self._results),

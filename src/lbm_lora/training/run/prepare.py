@@ -23,9 +23,9 @@ from lbm_lora.training.loss.losses import Lpips
 from lbm_lora.training.loss.objective import Objective, objective_of
 from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.optimizer import check_kept, make_optimizer
-from lbm_lora.training.run.resume import find_state, identity_of, resumed, state_file
+from lbm_lora.training.run.resume import find_state, identity_of, parts_of, resumed, state_file
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given, run_digest
+from lbm_lora.training.run.trainee import ResultWriter, Trainee, make_trainee, read_given
 from lbm_lora.training.run.validation import Validator
 from lbm_lora.training.settings.train_config import TrainConfig
 
@@ -41,7 +41,7 @@ class PreparedRun:
         total: optimizer steps of the complete run, including earlier parts.
         state: state to resume from.
         identity: values that must match when it resumes; see `TrainState`.
-        run: digest that names the run; see `TrainState`.
+        part, earlier_parts: digests of the part of the run that begins, and of earlier ones; see `TrainState`.
         loss: the loss; its model is on the CPU.
         trainee: the trainable part of the model.
         write: writes the file of a step.
@@ -57,7 +57,8 @@ class PreparedRun:
     total: int
     state: TrainState | None
     identity: dict[str, Any]
-    run: str
+    part: str
+    earlier_parts: dict[str, int]
     loss: BridgeStep
     trainee: Trainee
     write: Write
@@ -94,7 +95,7 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
     identity = identity_of(config, found.digest, around(base, lbm), train.index, fabric.world_size)
     if state is not None:
         state = resumed(state, config, identity, measured, progress)
-    run = state.run if state and state.run else run_digest(config, {"identity": identity, "measured": measured})
+    part, earlier_parts = parts_of(state, config, identity, measured)
     model = _load(config, base)
     trainee = make_trainee(model, config, given, state.initial_factors() if state else None)
     make_optimizer(trainee.parameters, config)  # refuses what it cannot train
@@ -108,10 +109,11 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
         total=total_steps(batches, config, state),
         state=state,
         identity=identity,
-        run=run,
+        part=part,
+        earlier_parts=earlier_parts,
         loss=BridgeStep(model=model, objective=objective, seed=config.seed, lpips=lpips, mixed=mixed),
         trainee=trainee,
-        write=ResultWriter(model=model, trainee=trainee, config=config, base=base, fingerprint=found, run=run),
+        write=ResultWriter(model=model, trainee=trainee, config=config, base=base, fingerprint=found, part=part),
         train=train,
         batches=batches,
         latents=_latents(config, base, model),

@@ -15,7 +15,7 @@ from lbm_lora.regular_file import file_digest, is_same
 from lbm_lora.trainable.state import TrainState, changed_keys, check_identity, load_state
 from lbm_lora.training.data.index import PairIndex
 from lbm_lora.training.run.run_folder import RunFolder
-from lbm_lora.training.run.trainee import is_save_of, run_digest, trained_steps
+from lbm_lora.training.run.trainee import has_settings, is_save_of, part_digest, trained_steps
 from lbm_lora.training.settings.train_config import TrainConfig
 
 _SAME = (
@@ -86,22 +86,22 @@ def _is_of(path: Path, state: TrainState, digest: str | None) -> bool:
 
 
 def _is_own(path: Path, state: TrainState) -> bool:
-    return is_save_of(path, state.config, state.step, state.run)
+    return is_save_of(path, state.config, state.step, state.part)
 
 
 def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
     """Return the digests of a run's results by step, with that of the state's own step, if it is there."""
-    digest = own_digest(folder.step_file(state.step), state.config, state.step, state.run)
+    digest = own_digest(folder.step_file(state.step), state.config, state.step, state.part)
     return {**state.results, **({} if digest is None else {state.step: digest})}
 
 
-def own_digest(path: Path, values: Mapping[str, object], step: int, run: str) -> str | None:
+def own_digest(path: Path, values: Mapping[str, object], step: int, part: str) -> str | None:
     """Return the digest of the file that a run has saved after a step; None if another one is there by now.
 
     Args:
-        values, run: as of `is_save_of`.
+        values, part: as of `is_save_of`.
     """
-    return file_digest(path) if path.exists() and is_save_of(path, values, step, run) else None
+    return file_digest(path) if path.exists() and is_save_of(path, values, step, part) else None
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
@@ -123,8 +123,8 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
         )
     _refuse_another(folder)
     state = load_state(given)
-    run = run_digest(config, {"run": state.run, "step": state.step})
-    return replace(state, saved_steps=(), best=None, best_step=None, validated=-1, run=run)
+    part = part_digest(config, {"begins with": state.part, "step": state.step})
+    return replace(state, saved_steps=(), best=None, best_step=None, validated=-1, part=part, earlier_parts={})
 
 
 def _refuse_another(folder: RunFolder) -> None:
@@ -195,6 +195,18 @@ def resumed(
         progress.note(f"changed since its last save: {', '.join(changed.values())}.")
     is_comparable = not changed.keys() & _MEASURED and state.measured in (None, measured)
     return state if is_comparable else _without_best(state, progress)
+
+
+def parts_of(
+    state: TrainState | None, config: TrainConfig, identity: Mapping[str, Any], measured: str | None
+) -> tuple[str, dict[str, int]]:
+    """Return the digest of the part of the run that begins, and those of earlier parts, as of `TrainState`."""
+    if state is None:
+        return part_digest(config, {"identity": identity, "measured": measured}), {}
+    if state.part and has_settings(state.config, config) and state.measured == measured:
+        return state.part, state.earlier_parts
+    part = part_digest(config, {"begins with": state.part, "step": state.step, "measured": measured})
+    return part, {**state.earlier_parts, state.part: state.step}
 
 
 def _without_best(state: TrainState, progress: Progress) -> TrainState:

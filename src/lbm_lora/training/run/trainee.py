@@ -115,7 +115,7 @@ class ResultWriter:
     Attributes:
         base: the open file of the base.
         fingerprint: fingerprint of its denoiser.
-        run: digest of the run, from `run_digest`.
+        part: digest of the part of the run; see `TrainState`.
     """
 
     model: LBMModel
@@ -123,25 +123,25 @@ class ResultWriter:
     config: TrainConfig
     base: Checkpoint
     fingerprint: Fingerprint
-    run: str = ""
+    part: str = ""
 
     def __call__(self, values: Mapping[str, Tensor], step: int, path: Path) -> None:
         """Write the trainable values after a step, atomically."""
         if isinstance(self.trainee, FullModel):
             facts = training_facts(self.config, step)
-            write_tuned(path, self.base, self.model.config, values, facts, run=self.run)
+            write_tuned(path, self.base, self.model.config, values, facts, part=self.part)
         else:
-            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, self.run)
+            metadata = adapter_metadata(self.fingerprint, self.trainee, self.config, step, self.part)
             save_adapter(export_adapter(self.trainee, values, metadata), path)
 
 
 def adapter_metadata(
-    base: Fingerprint, live: LiveAdapter, config: TrainConfig, step: int, run: str = ""
+    base: Fingerprint, live: LiveAdapter, config: TrainConfig, step: int, part: str = ""
 ) -> AdapterMetadata:
     """Return a trained adapter's metadata: its base, its ranks, and the configuration with file names only.
 
     Args:
-        run: digest of the run.
+        part: digest of the part of the run.
     """
     ranks = [lora.rank for lora in live.plan.loras if not lora.is_conv] or [0]
     conv_ranks = [lora.rank for lora in live.plan.loras if lora.is_conv] or [0]
@@ -158,9 +158,14 @@ def adapter_metadata(
         "lbm_lora_architecture": "latent-bridge-matching",
         "lbm_lora_counts": _json(counts),
         TRAINING_KEY: _json(training_facts(config, step)),
-        STEP_KEY: _step_text(step, run),
+        STEP_KEY: _step_text(step, part),
     }
     return AdapterMetadata(FORMAT, base.digest, base.packed(), facts=facts)
+
+
+def has_settings(values: Mapping[str, object], config: TrainConfig) -> bool:
+    """Return whether keys and values, of a state, are those of a configuration, folders aside."""
+    return _facts(values, 0) == training_facts(config, 0)
 
 
 def training_facts(config: TrainConfig, step: int) -> dict[str, object]:
@@ -181,24 +186,24 @@ def trained_steps(path: Path) -> int | None:
         return None
 
 
-def is_save_of(path: Path, values: Mapping[str, object], step: int, run: str) -> bool:
-    """Return whether a run, with these keys and values by then, has saved a file after a step."""
+def is_save_of(path: Path, values: Mapping[str, object], step: int, part: str) -> bool:
+    """Return whether a part of a run, with these keys and values, has saved a file after a step."""
     try:
         with open_checkpoint(path) as file:
             held = file.metadata
     except (InputError, OSError):
         return False
-    is_step = held.get(STEP_KEY) == _step_text(step, run)
+    is_step = held.get(STEP_KEY) == _step_text(step, part)
     return is_step and held.get(TRAINING_KEY) == _json(_facts(values, step))
 
 
-def _step_text(step: int, run: str) -> str:
+def _step_text(step: int, part: str) -> str:
     """Return the value of `STEP_KEY`: a copy of the file by another command lacks it."""
-    return f"{step} {run}".rstrip()
+    return f"{step} {part}".rstrip()
 
 
-def run_digest(config: TrainConfig, begins_with: Mapping[str, object]) -> str:
-    """Return the digest that names a run from its first step on. Runs with the same one give the same files.
+def part_digest(config: TrainConfig, begins_with: Mapping[str, object]) -> str:
+    """Return the digest that names a part of a run. Parts with the same one give the same files.
 
     Args:
         begins_with: what it depends on, besides its settings.
@@ -213,7 +218,7 @@ def write_tuned(
     values: Mapping[str, Tensor],
     facts: Mapping[str, object],
     *,
-    run: str = "",
+    part: str = "",
 ) -> None:
     """Write a checkpoint whose denoiser has the given values; everything else is the base's, byte for byte.
 
@@ -222,12 +227,12 @@ def write_tuned(
     Args:
         values: param name -> value, for every trained parameter.
         facts: facts about the training, for the header, from `training_facts`.
-        run: digest of the run.
+        part: digest of the part of the run.
 
     Raises:
         ConfigError: a value exceeds the range of the base's dtype.
     """
-    training = {TRAINING_KEY: _json(facts), STEP_KEY: _step_text(cast(int, facts["step"]), run)}
+    training = {TRAINING_KEY: _json(facts), STEP_KEY: _step_text(cast(int, facts["step"]), part)}
     metadata = {"format": "pt", MARK_KEY: TRAINED, **config_to_metadata(config), **training}
     with SafetensorsWriter(path, checkpoint.specs, metadata=metadata) as writer:
         for key, tensor in _tuned_tensors(checkpoint, values):

@@ -28,7 +28,7 @@ Config = Callable[..., TrainConfig]
 def a_state(run: PreparedRun, config: TrainConfig) -> TrainState:
     return TrainState(
         step=2, epoch=0, batch=2, values=copied(run.trainee.parameters), optimizer={}, average=None, origins={},
-        best=3.0, best_step=2, validated=2, saved_steps=(2,), identity=run.identity, run=run.run,
+        best=3.0, best_step=2, validated=2, saved_steps=(2,), identity=run.identity, part=run.part,
         config=config.model_dump(mode="json"),
     )  # fmt: skip
 
@@ -63,14 +63,21 @@ def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tm
         prepared(config(resume=first))
 
 
-def test_a_run_keeps_the_digest_that_it_begins_with(config: Config, tmp_path: Path) -> None:
+def test_a_part_of_a_run_depends_on_all_that_went_before(config: Config, tmp_path: Path) -> None:
     chosen, other = config(), config(learning_rate=0.5)
-    run = prepared(chosen).run
-    assert prepared(chosen).run == run != prepared(other).run
-    save_state(a_state(prepared(chosen), chosen), RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
-    assert prepared(other).run == run, "it goes on with other settings"
-    fork = config(resume=RunFolder(chosen.save_ckpt_path).state, save_ckpt_path=tmp_path / "fork")
-    assert prepared(fork).run not in (run, prepared(config(resume="auto", save_ckpt_path=tmp_path / "new")).run)
+    first, folder = prepared(chosen), RunFolder(chosen.save_ckpt_path)
+    assert prepared(chosen).part == first.part != prepared(other).part
+    save_state(a_state(first, chosen), folder.state, mark=TRAINING_STATE)
+    same, changed = prepared(chosen), prepared(other)
+    assert (same.part, same.earlier_parts) == (first.part, {})
+    assert changed.part not in (first.part, prepared(config(learning_rate=0.5, save_ckpt_path=tmp_path / "new")).part)
+    assert changed.earlier_parts == {first.part: 2}
+    save_state(replace(a_state(changed, other), earlier_parts={first.part: 2}), folder.state, mark=TRAINING_STATE)
+    again = prepared(chosen)
+    assert again.part not in (first.part, changed.part)
+    assert again.earlier_parts == {first.part: 2, changed.part: 2}
+    fork = prepared(config(resume=folder.state, save_ckpt_path=tmp_path / "fork"))
+    assert fork.part not in (*again.earlier_parts, again.part)
 
 
 def test_scores_that_are_measured_otherwise_are_not_compared(config: Config) -> None:
@@ -194,7 +201,7 @@ def test_a_step_file_of_another_run_stays_where_a_save_was_cut_off(config: Confi
 def digest_of(config: TrainConfig) -> str:
     """Digest that a run would have in an empty folder."""
     elsewhere = config.model_copy(update={"save_ckpt_path": config.save_ckpt_path.with_name("elsewhere")})
-    return prepared(elsewhere).run
+    return prepared(elsewhere).part
 
 
 def save_of_step(step: int, path: Path, config: TrainConfig, run: str = "") -> None:
