@@ -112,11 +112,13 @@ def _check_unprotected(path: Path, name: str) -> None:
     if _is_mounted(path):
         raise OutputError(f"{name} cannot be replaced: it is mounted. Mount its folder, or choose another path.")
     try:
-        os.rmdir(path)  # noqa: PTH106 - never removes a file, and Linux says whether it could be removed
+        os.rmdir(path)  # noqa: PTH106 - removes no file, and Linux says whether it could be removed
     except PermissionError as error:
         raise OutputError(f"{name} cannot be replaced: {error.strerror}. Choose another path.") from None
     except OSError:
         return
+    path.mkdir()  # an empty folder has taken the file's place just now
+    raise OutputError(f"{name} is a folder. Give the path of a file.")
 
 
 def _is_mounted(path: Path) -> bool:

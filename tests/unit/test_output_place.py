@@ -58,6 +58,21 @@ def test_a_file_that_must_not_be_changed(tmp_path: Path, monkeypatch: pytest.Mon
     assert path.read_text() == "protected"
 
 
+def test_an_empty_folder_that_takes_the_place_of_a_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rmdir = tmp_path / "a.bin", os.rmdir
+    path.write_text("mine")
+
+    def moved(path: Path) -> None:
+        path.rename(tmp_path / "moved")
+        path.mkdir()
+        rmdir(path)
+
+    monkeypatch.setattr(os, "rmdir", moved)
+    with pytest.raises(OutputError, match=r"a\.bin is a folder\. Give the path of a file\."):
+        check_writable(path)
+    assert path.is_dir()
+
+
 def test_the_check_leaves_folders_and_links(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")

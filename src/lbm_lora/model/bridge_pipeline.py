@@ -470,20 +470,30 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
             with suppress(OSError):  # some disks, and Windows, flush no folders
                 _sync(one)
     except BaseException:
-        for path, spare in removed:
-            with suppress(OSError):
-                if not path.exists():
-                    spare.replace(path)
-        for path, spare, new, was_there in moved:
-            with suppress(OSError):
-                if not os.path.samestat(path.stat(), new):  # something that came there since
-                    continue
-                if spare.exists():
-                    spare.replace(path)
-                elif not was_there:
-                    path.unlink()
-        _remove_empty(made_here)
+        while True:
+            try:
+                _put_back(removed, moved)
+                _remove_empty(made_here)
+                break
+            except KeyboardInterrupt:  # another one
+                continue
         raise
+
+
+def _put_back(removed: Iterable[tuple[Path, Path]], moved: Iterable[tuple[Path, Path, os.stat_result, bool]]) -> None:
+    """Give the files of an earlier model their paths back; see `_move_into`."""
+    for path, spare in removed:
+        with suppress(OSError):
+            if not path.exists():
+                spare.replace(path)
+    for path, spare, new, was_there in moved:
+        with suppress(OSError):
+            if not os.path.samestat(path.stat(), new):  # something that came there since
+                continue
+            if spare.exists():
+                spare.replace(path)
+            elif not was_there:
+                path.unlink()
 
 
 def _is_linked(file: Path, path: Path) -> bool:

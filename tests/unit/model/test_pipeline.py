@@ -820,6 +820,33 @@ def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch
     assert not list(folder.rglob("*-of-*"))
 
 
+def test_further_interrupts_do_not_lose_an_earlier_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pipe"
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again, interrupts = another(base), iter([True, True, True])
+    replace, put_back = Path.replace, bridge_pipeline._put_back
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target == folder / "vae/config.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    def interrupted_again(*values: Any) -> None:
+        if next(interrupts, False):
+            raise KeyboardInterrupt
+        put_back(*values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        patch.setattr(bridge_pipeline, "_put_back", interrupted_again)
+        with pytest.raises(KeyboardInterrupt):
+            again.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+
+
 def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
     before = {path: path.read_bytes() for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
