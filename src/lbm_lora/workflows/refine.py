@@ -125,8 +125,9 @@ def refined(
 
     adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
     digests = digests_of(images.all)
-    identity = identity_of(config, base, tuned, adapter, digests.each, len(images.learnt))
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
+    identity = identity_of(config, base, tuned, adapter, digests.each, len(images.learnt))
+    identity |= {"dtype": precision_name(dtype)}
     learnt = digests.each[: len(images.learnt)]
     try:
         made, result = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
@@ -151,7 +152,7 @@ def _is_of(state: Path, identity: Mapping[str, Any]) -> bool:
     from lbm_lora.trainable.state import load_state
 
     try:
-        return identity.items() <= load_state(state).identity.items()
+        return load_state(state).identity == identity
     except ConfigError:
         return False
 
@@ -208,7 +209,6 @@ def _distill(
     """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.images import answered_images
 
-    identity = {**identity, "dtype": precision_name(dtype)}
     own = None if state is None else OwnFile(state)
     if own is not None:
         from lbm_lora.refinement.distill import refuse_another

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from lbm_lora.adapter import load_adapter, save_adapter
+from lbm_lora.adapter import load_adapter, precision_name, save_adapter
 from lbm_lora.cli.present import present
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.refine import RefineConfig
@@ -177,7 +177,9 @@ def test_an_earlier_lora_stays_until_the_run_is_complete(config: RefineConfig, l
     with pytest.raises(Stop):
         run(asked, Stopping())
     assert config.save_to.read_bytes() == earlier
-    result = run(asked)
+    stored = load_adapter(lora)
+    name: Any = precision_name(stored.dtype or next(iter(stored.modules.values())).up.dtype)
+    result = run(dataclasses.replace(asked, save_precision=name))  # the same, spelt out
     assert result.step > 0
     assert config.save_to.read_bytes() != earlier
     assert [path.name for path in config.save_to.parent.iterdir()] == ["refined.safetensors"]
