@@ -303,7 +303,8 @@ class TrainingLoop:
             saved = tuple(sorted({*self._saved_steps, standing.step}))
             self._write_state(replace(state, saved_steps=saved))
             path = run.folder.step_file(standing.step)
-            is_there = path.exists() and file_digest(path) == self._results.get(standing.step)  # lacks its other name
+            # an earlier part has written it: only last.safetensors is missing
+            is_there = path.exists() and file_digest(path) == self._results.get(standing.step)
             with self._last.written(), spared(path, lambda now: self._own_digest(now) is not None):
                 self._saved_steps = run.folder.save_step(
                     standing.step,
