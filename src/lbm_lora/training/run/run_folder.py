@@ -99,7 +99,7 @@ class RunFolder:
         _keep(self.best, f"best-of-step-{step:06d}")
 
     def keep_grid(self, step: int) -> None:
-        """Likewise to the picture of a step by another validation, if there is one."""
+        """Give the picture of a step, if there is one, a name of its own: another validation draws it again."""
         if self.grid(step).exists():
             _keep(self.grid(step), f"step-{step:06d}-earlier")
 
