@@ -30,7 +30,6 @@ class CardFacts:
         is_backbone: whether that is the backbone that the exact base is made from, not an LBM.
         license: in the hub's spelling.
         lora: name of the native file.
-        digest: of its bytes; see `file_digest`.
         twin: name of the file for diffusers; None if that format cannot hold the LoRA.
         contents: rows about the file: what, and its value.
         measured: rows of measurements: what, and its value.
@@ -45,7 +44,6 @@ class CardFacts:
     is_backbone: bool
     license: str
     lora: str
-    digest: str
     twin: str | None
     contents: Sequence[tuple[str, str]]
     measured: Sequence[tuple[str, str]]

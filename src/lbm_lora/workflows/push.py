@@ -134,7 +134,6 @@ def pushed(
                 is_backbone=base_model == SDXL_SIGNATURE,
                 license=config.license,
                 lora=lora.name,
-                digest=file_digest(lora),
                 twin=None if twin is None else TWIN,
                 contents=content_rows(adapter, written_bytes(lora)),
                 measured=[*error_rows(errors), *report_rows(_folder_of(images), lora=file)],

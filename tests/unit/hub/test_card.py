@@ -16,7 +16,6 @@ FACTS = CardFacts(
     is_backbone=True,
     license="cc-by-nc-4.0",
     lora="a.safetensors",
-    digest="0123",
     twin="pytorch_lora_weights.safetensors",
     contents=[("layers", "792"), ("file", "a|b <script> `x`")],
     measured=[("relative error", "5 %")],

@@ -20,7 +20,6 @@ CARD = card_text(
         is_backbone=False,
         license="mit",
         lora="a.safetensors",
-        digest="0123",
         twin=None,
         contents=[],
         measured=[],
