@@ -38,7 +38,7 @@ def lora_in(folder: Path) -> Path:
 def lora_digest(path: Path) -> str:
     """Return the digest of what a LoRA is read from: its file and PEFT's configuration next to it, or a folder's files.
 
-    The name of a file does not count.
+    The name of a single file does not count.
 
     Raises:
         OSError: a file cannot be read.
@@ -48,9 +48,8 @@ def lora_digest(path: Path) -> str:
     else:
         config = path.with_name("adapter_config.json")
         files = [path, *([config] if config.is_file() and has_factors_of_peft(path) else [])]
-    names = ["" if one == path else one.name for one in files]
-    named = (f"{name} {file_digest(one)}" for name, one in zip(names, files, strict=True))
-    return xxhash.xxh3_128_hexdigest(" ".join(named).encode())
+    held = (f"{'' if one == path else one.name} {file_digest(one)}" for one in files)
+    return xxhash.xxh3_128_hexdigest(" ".join(held).encode())
 
 
 def _is_native(file: Path) -> bool:

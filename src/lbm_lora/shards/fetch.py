@@ -223,14 +223,14 @@ def _to_make(copy: Path) -> Generator[Path | None]:
         if is_there:
             yield None
             return
-        with suppress(_ComesFirst), atomic_path(copy) as temporary:
+        with suppress(_CameFirst), atomic_path(copy) as temporary:
             yield temporary
             if os.path.lexists(copy):
-                raise _ComesFirst
+                raise _CameFirst
 
 
-class _ComesFirst(Exception):
-    """Somebody else has put a file in the place of a copy meanwhile: it stays."""
+class _CameFirst(Exception):
+    """Somebody else has put a file in the place of a copy meanwhile, and it stays."""
 
 
 def _unusable(folder: Path, error: OSError | ValueError) -> OutputError:
