@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lbm_lora.adapter import Adapter, load_adapter, precision, precision_name, save_adapter
+from lbm_lora.adapter import Adapter, load_adapter, precision, save_adapter
 from lbm_lora.apply import adapted_to_lbm
 from lbm_lora.atomic import together, written_bytes
 from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
@@ -126,8 +126,7 @@ def refined(
     adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
     digests = digests_of(images.all)
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
-    identity = identity_of(config, base, tuned, adapter, digests.each, len(images.learnt))
-    identity |= {"dtype": precision_name(dtype)}
+    identity = identity_of(config, base, tuned, adapter, dtype, digests.each, len(images.learnt))
     learnt = digests.each[: len(images.learnt)]
     try:
         made, result = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)

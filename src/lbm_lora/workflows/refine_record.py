@@ -30,11 +30,18 @@ def steps_of(config: RefineConfig) -> int:
 
 
 def identity_of(
-    config: RefineConfig, base: Checkpoint, tuned: Checkpoint, adapter: Adapter, images: Sequence[str], learnt: int
+    config: RefineConfig,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    adapter: Adapter,
+    dtype: torch.dtype,
+    images: Sequence[str],
+    learnt: int,
 ) -> dict[str, Any]:
     """Return the values that must match for a run to resume; the LoRA is checked against base and tuned model.
 
     Args:
+        dtype: of the LoRA that is written.
         images: digests of all images.
         learnt: how many of them, the first ones, are trained on; the others are measured on.
     """
@@ -47,9 +54,10 @@ def identity_of(
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
     settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
-    for key in ("images", "held_images", "also", "overwrite", "save_precision"):  # the dtype itself must match
+    for key in ("images", "held_images", "also", "overwrite", "save_precision"):
         del settings[key]
-    settings |= {"steps": steps_of(config), "device": resolve_device(config.device).type}
+    # a default that is spelt out changes nothing
+    chosen = {"steps": steps_of(config), "device": resolve_device(config.device).type, "dtype": precision_name(dtype)}
     lbm = resolve_config(base, config_path=config.config_path)
     inputs = {
         "base": before.digest,
@@ -58,7 +66,7 @@ def identity_of(
         "lora": _digest(adapter),
         "pictures": xxhash.xxh3_128_hexdigest(f"{' '.join(images[:learnt])}, {' '.join(images[learnt:])}".encode()),
     }
-    return json.loads(json.dumps({**settings, **inputs}))
+    return json.loads(json.dumps({**settings, **chosen, **inputs}))
 
 
 def _digest(adapter: Adapter) -> str:
