@@ -244,3 +244,15 @@ def test_the_training_file_of_a_run_stays_as_the_user_has_left_it(config: Config
     edited = file.read_text()
     assert run(TrainRunConfig(path_config=file)).step == 2
     assert file.read_text() == edited
+    file.write_text("".join(edited.splitlines(keepends=True)[2:]).replace("max_steps: 2", "max_steps: 3"))
+    edited = file.read_text()
+    assert run(TrainRunConfig(path_config=file)).step == 3, "also without the line that marks it as ours"
+    assert file.read_text() == edited
+
+
+def test_a_run_goes_on_without_the_folder_of_the_run_that_it_continues(config: Config, tmp_path: Path) -> None:
+    first = train(config(max_steps=1, save_ckpt_path=tmp_path / "first")).folder
+    again = {"resume": str(first.state), "save_ckpt_path": tmp_path / "second"}
+    train(config(max_steps=2, **again))
+    shutil.rmtree(first.path)
+    assert train(config(max_steps=3, **again)).standing.step == 3

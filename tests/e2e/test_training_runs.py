@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,22 @@ def test_the_best_lora_of_a_run_that_was_killed_before_it_saved_the_score_is_kep
     save_state(replace(state, best=None, best_step=None, validated=-1), folder.state, mark=TRAINING_STATE)
     train(config(max_steps=6, best_metric="psnr", **values))
     assert best in [path.read_bytes() for path in folder.path.glob("best*.safetensors")]
+
+
+def test_a_best_lora_without_a_score_is_validated_again(
+    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written just before the run was killed; now its step is no longer one of those that are validated."""
+    qualities = iter((0.0, 2.0, 2.0, 1.0))
+    monkeypatch.setattr(Scores, "quality", lambda *_: next(qualities))
+    values = {"validation_folder": pairs, "save_interval": 5}
+    folder = train(config(max_steps=2, **values)).folder
+    best = Path(shutil.copy(folder.best, folder.path.with_name("best.safetensors")))
+    state = load_state(folder.state)
+    assert (state.step, state.best_step) == (2, 2)
+    save_state(replace(state, best=0.0, best_step=0, validated=-1), folder.state, mark=TRAINING_STATE)
+    assert train(config(max_steps=5, **values)).standing.best_step == 2
+    assert same(folder.best, best)
 
 
 def test_each_validation_keeps_its_best_lora_of_one_step(

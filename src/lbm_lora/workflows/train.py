@@ -145,11 +145,10 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     if settings.resume not in ("auto", "never"):
         state = Path(settings.resume)
         step.reads(None if is_same(state, folder.state) else state)
-    # a run may be resumed with the file that it wrote
-    if path_config is not None and not (is_ours(path_config, RUN_LINE) and is_same(path_config, folder.config)):
-        step.reads(path_config)
+    step.reads(path_config)
     result, picture = is_trained if settings.mode == "full" else is_lora, of_kind(SAMPLES)
-    step.writes(folder.config, "the run's file", ours=of_kind(RUN_LINE))
+    if path_config is None or not is_same(path_config, folder.config):  # the given file stays as it is
+        step.writes(folder.config, "the run's file", ours=of_kind(RUN_LINE))
     step.writes(folder.state, "the run's file", ours=of_kind(TRAINING_STATE))
     for path in (folder.last, folder.best):
         step.writes(path, "the run's file", ours=result)

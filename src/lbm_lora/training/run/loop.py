@@ -23,7 +23,7 @@ from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
 from lbm_lora.training.run.learner import Learner, rate_factor
 from lbm_lora.training.run.prepare import PreparedRun
-from lbm_lora.training.run.resume import own_digest, results_of, was_cut_off
+from lbm_lora.training.run.resume import best_result_of, has_unscored_best, own_digest, results_of, was_cut_off
 from lbm_lora.training.run.run_log import Meter, RunLog, step_line
 from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores, Validator
@@ -101,8 +101,9 @@ class TrainingLoop:
         self._next = self.standing.epoch, self.standing.batch
         self._saved = None if was_cut_off(run.state, run.folder) else run.done
         self._saved_steps = run.state.saved_steps if run.state else ()
+        self._lacks_score = run.state is not None and has_unscored_best(run.state, run.folder)
         self._results = {} if run.state is None else results_of(run.state, run.folder)
-        self._best_result = file_digest(run.folder.best) if run.state and run.folder.best.exists() else None
+        self._best_result = None if run.state is None else best_result_of(run.state, run.folder)
 
     def train(self) -> None:
         """Train to the end, or until a signal arrives.
@@ -225,7 +226,8 @@ class TrainingLoop:
         """Validate at the set interval and at the first and last step; repeat a validation that was interrupted."""
         run, standing, fabric = self._run, self.standing, self._fabric
         interval = run.config.validation_interval or run.config.save_interval
-        is_due = standing.step % interval == 0 or standing.step >= run.total
+        is_repeated = self._lacks_score and standing.step == run.done
+        is_due = standing.step % interval == 0 or standing.step >= run.total or is_repeated
         if run.validator is None or not is_due or standing.validated == standing.step:
             return
         try:

@@ -90,9 +90,20 @@ def _is_own(path: Path, state: TrainState) -> bool:
 
 
 def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
-    """Return the digests of a run's results by step, with that of the state's own step, if it is there."""
-    digest = own_digest(folder.step_file(state.step), state.config, state.step, state.part)
-    return {**state.results, **({} if digest is None else {state.step: digest})}
+    """Return the digests of a run's results by step, with that of the state's own step, if it is there.
+
+    Its file may have been deleted: `last` has the same bytes.
+    """
+    for path in (folder.step_file(state.step), folder.last):
+        digest = own_digest(path, state.config, state.step, state.part)
+        if digest is not None:
+            return state.results | {state.step: digest}
+    return dict(state.results)
+
+
+def best_result_of(state: TrainState, folder: RunFolder) -> str | None:
+    """Return the digest of a run's best result: that which the state knows, if the file was moved out for a while."""
+    return file_digest(folder.best) if folder.best.exists() else state.best_result
 
 
 def own_digest(path: Path, values: Mapping[str, object], step: int, part: str) -> str | None:
@@ -153,6 +164,17 @@ def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
         return False
     is_there = folder.last.exists() and trained_steps(folder.last) == state.step
     return state.step not in state.saved_steps or not is_there
+
+
+def has_unscored_best(state: TrainState, folder: RunFolder) -> bool:
+    """Return whether a run was killed after it had written its best result, and before it saved the score.
+
+    The validation is repeated then: a later one may be worse, and would replace that result.
+    """
+    is_another_validations = state.best is None and state.best_step is not None
+    if is_another_validations or state.best_step == state.step or not folder.best.exists():
+        return False
+    return _is_own(folder.best, state)
 
 
 def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, world: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from lbm_lora.held_folder import held_folder
 from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import file_digest, status_of, version_of
+from lbm_lora.training.settings.train_config import STATE_NAME
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
 _GRID = re.compile(r"step-(\d{6,})\.png")
@@ -53,7 +54,7 @@ class RunFolder:
 
     @property
     def state(self) -> Path:
-        return self.path / "resume.pt"
+        return self.path / STATE_NAME
 
     @property
     def config(self) -> Path:
@@ -216,7 +217,7 @@ def _keep(path: Path, name: str) -> None:
         if not os.path.lexists(kept):
             link(path, kept)
             return
-        if kept.is_file() and file_digest(kept) == digest:
+        if kept.is_file() and not kept.is_symlink() and file_digest(kept) == digest:
             return
 
 

@@ -19,6 +19,9 @@ from lbm_lora.training.settings.learning_keys import ObjectiveSettings, Optimize
 from lbm_lora.training.settings.model_keys import ModelSettings, only_lora
 from lbm_lora.training.settings.training_file import Count, Section, Text, override, parse, read_values
 
+STATE_NAME = "resume.pt"
+"""The state of a run, in its folder."""
+
 
 def _precision(value: object) -> object:
     """Turn the number that YAML reads for 32 into text."""
@@ -109,9 +112,12 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
         Raises:
             ConfigError: one is missing; names its key and path.
         """
-        is_made = self.backbone_signature is not None  # then a missing base is created
         keys = ["lora_weights_path", "config_path", "lpips_weights", "train_folder", "validation_folder"]
-        for key in [*keys, "resume", *([] if is_made else ["base_model_path"])]:
+        if self.backbone_signature is None:  # else a missing base is created
+            keys.append("base_model_path")
+        if not (self.save_ckpt_path / STATE_NAME).exists():  # else the run goes on from its own state
+            keys.append("resume")
+        for key in keys:
             path: Path | str | None = getattr(self, key)
             if isinstance(path, Path) and not path.exists():
                 raise ConfigError(f"{key}: {not_there(path)} Relative paths start from the current folder.")

@@ -17,7 +17,7 @@ from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, copied, save_state
 from lbm_lora.training.run.prepare import PreparedRun
-from lbm_lora.training.run.resume import was_cut_off
+from lbm_lora.training.run.resume import best_result_of, results_of, was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.trainee import TRAINING_KEY, training_facts
 from lbm_lora.training.settings.train_config import TrainConfig
@@ -171,6 +171,27 @@ def test_the_best_file_is_that_of_the_state(config: Config) -> None:
     save_of_step(1, folder.best, config(learning_rate=0.5))
     with pytest.raises(ConfigError, match=r"best\.safetensors is not a result of the run whose state is .*resume\.pt"):
         prepared(chosen)
+
+
+def test_a_best_file_that_was_moved_out_may_come_back(config: Config) -> None:
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = replace(a_state(prepared(chosen), chosen), best_result="0123")
+    assert best_result_of(state, folder) == "0123"
+    folder.path.mkdir()
+    save_of_step(1, folder.best, chosen)
+    assert best_result_of(state, folder) == file_digest(folder.best)
+
+
+def test_a_last_file_stays_known_without_that_of_its_step(config: Config) -> None:
+    """As where somebody has deleted the file of the step, and the run is killed later between two saves."""
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = replace(a_state(prepared(chosen), chosen), results={1: "0123"})
+    assert results_of(state, folder) == {1: "0123"}
+    folder.path.mkdir()
+    save_of_step(2, folder.last, chosen)
+    assert results_of(state, folder) == {1: "0123", 2: file_digest(folder.last)}
+    save_of_step(2, folder.last, config(learning_rate=0.5))
+    assert results_of(state, folder) == {1: "0123"}, "that of another run"
 
 
 def test_a_run_on_other_data_is_another_one(config: Config) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
+from lbm_lora.training.settings.train_config import STATE_NAME, TrainConfig, read_train_config
 
 SHIPPED = Path(__file__).parents[4] / "lora" / "lora_relight_config.yaml"
 
@@ -236,6 +236,18 @@ def test_files_that_a_run_reads_are_looked_for(tmp_path: Path, key: str) -> None
     text = str(caught.value)
     assert text.startswith(f"{key}: {tmp_path / key} does not exist. ")
     assert text.endswith(" Relative paths start from the current folder.")
+
+
+def test_a_run_with_a_state_of_its_own_goes_on_without_the_one_that_it_began_with(tmp_path: Path) -> None:
+    values = SMALL | {"resume": str(tmp_path / "gone.pt"), "save_ckpt_path": str(tmp_path / "run")}
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(values))
+    config = read_train_config(path).model_copy(update={"train_folder": tmp_path, "base_model_path": path})
+    with pytest.raises(ConfigError, match=r"resume: .*gone\.pt does not exist\."):
+        config.check_files()
+    config.save_ckpt_path.mkdir()
+    (config.save_ckpt_path / STATE_NAME).touch()
+    config.check_files()
 
 
 def test_a_base_that_is_made_need_not_be_there(tmp_path: Path) -> None:
