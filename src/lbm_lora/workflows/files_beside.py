@@ -8,7 +8,7 @@ from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.atomic import current
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.extraction import is_sidecar, sidecar_of
-from lbm_lora.ownership import is_lora
+from lbm_lora.ownership import is_lora, save_of
 from lbm_lora.progress import warn
 
 
@@ -25,6 +25,8 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     """
     left = [to for to in get_args(ForeignFormat) if to not in also]
     files = {sidecar_of(lora): is_sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
+    save = save_of(current(lora))
     for path, is_ours in files.items():
-        if current(path) == path and is_ours(path):  # not one that is about to be replaced
+        is_of_this_one = save is not None and save_of(path) == save  # of the same step of the same training
+        if current(path) == path and is_ours(path) and not is_of_this_one:  # nor one that is about to be replaced
             warn(f"{path} belongs to an earlier {lora.name}. Remove it.")

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, LoraModule
+from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.atomic import together, write_text
 from lbm_lora.naming import ModuleName
-from lbm_lora.ownership import MARK_LINE
+from lbm_lora.ownership import MARK_KEY, MARK_LINE
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows.files_beside import twin_path, warn_of_others
 
@@ -33,6 +35,15 @@ def test_what_is_of_an_earlier_lora_is_named(lora: Path) -> None:
         f"{lora.parent / name} belongs to an earlier x.safetensors. Remove it."
         for name in ("x_config.yaml", "x.comfyui.safetensors", "x.peft/adapter_model.safetensors")
     ]
+
+
+def test_a_twin_of_the_same_save_of_a_training_is_not_named(tmp_path: Path) -> None:
+    lora, earlier = tmp_path / "x.safetensors", tmp_path / "x.comfyui.safetensors"
+    for path, step in ((lora, 2), (tmp_path / "x.diffusers.safetensors", 2), (earlier, 1)):
+        save_file({"a": torch.ones(1)}, path, {MARK_KEY: "LoRA", STEP_KEY: f"{step} 0123"})
+    with pytest.warns(LbmLoraWarning) as warned:
+        warn_of_others(lora)
+    assert [str(one.message) for one in warned] == [f"{earlier} belongs to an earlier x.safetensors. Remove it."]
 
 
 def test_what_is_replaced_and_files_of_others_are_not(lora: Path) -> None:

@@ -160,8 +160,8 @@ def state_file(config: TrainConfig) -> Path:
 
 def was_cut_off(state: TrainState | None, folder: RunFolder) -> bool:
     """Return whether a run was killed after it had saved its state, and before the result of the state's step."""
-    if state is None or not folder.state.exists():  # or it is the state of another folder
-        return False
+    if state is None or not state.step or not folder.state.exists():  # or it is the state of another folder
+        return False  # a run saves no result before its first step
     is_there = folder.last.exists() and trained_steps(folder.last) == state.step
     return state.step not in state.saved_steps or not is_there
 

@@ -242,6 +242,7 @@ def test_a_save_that_was_cut_off_is_known_by_its_last_file(config: Config, last:
     assert was_cut_off(state, folder) == cut
     assert was_cut_off(replace(state, saved_steps=()), folder), "killed while it validated"
     assert not was_cut_off(None, folder)
+    assert not was_cut_off(replace(state, step=0, saved_steps=()), folder), "killed in its first validation"
     folder.state.unlink()
     assert not was_cut_off(state, folder), "it is the state of another folder"
 
