@@ -18,12 +18,13 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import is_same
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.loss.step import BatchLoss
-from lbm_lora.training.run.loop import Standing, TrainingLoop, standing_of
+from lbm_lora.training.run.loop import TrainingLoop
 from lbm_lora.training.run.optimizer import check_optimizer
 from lbm_lora.training.run.prepare import prepare
 from lbm_lora.training.run.resume import was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.run_log import check_logger
+from lbm_lora.training.run.standing import Standing, standing_of
 from lbm_lora.training.settings.train_config import TrainConfig
 
 _BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
@@ -80,6 +81,8 @@ def fit(
                 progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
                 fabric.launch()
                 loop = TrainingLoop(run, fabric, progress, stop, _Begun(run.folder, config, path_config, check_folder))
+                if fabric.is_global_zero:
+                    run.folder.check_same(found)  # what has come before the loop took note of its own files
                 with _named_loss(fabric.world_size):
                     loop.train()
                 standing = loop.standing

@@ -1,10 +1,10 @@
-"""Where a run stands at its start. The loop itself is tested by whole runs: tests/e2e/test_training_runs.py."""
+"""Where a run stands at its start."""
 
 import math
 from dataclasses import asdict
 
 from lbm_lora.trainable.state import TrainState
-from lbm_lora.training.run.loop import Standing, standing_of
+from lbm_lora.training.run.standing import Standing, standing_of
 
 
 def test_a_new_run_stands_at_its_beginning() -> None:
