@@ -170,6 +170,10 @@ def _put_all_back(begun: Iterable[tuple[Draft, os.stat_result, bool]]) -> None:
 
 def _put_back(draft: Draft, new: os.stat_result, *, was_there: bool) -> None:
     """Undo a rename, unless it has not happened, or another writer has replaced the new file."""
+    if not os.path.lexists(draft.path):  # somebody has moved the new file away
+        if draft.spare.lstat().st_nlink == 1:  # and not the old one
+            os.link(draft.spare, draft.path, follow_symlinks=False)
+        return
     if not os.path.samestat(draft.path.lstat(), new):
         return
     if os.path.lexists(draft.spare):

@@ -221,6 +221,36 @@ def test_further_interrupts_do_not_lose_the_old_files(
     assert files(tmp_path / "out") == before
 
 
+def test_an_old_file_comes_back_where_the_new_one_was_moved_away(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(tmp_path / "out")
+
+    def move(_: Path) -> None:
+        (tmp_path / "out" / "a").rename(tmp_path / "moved")
+        interrupt(_)
+
+    before_rename(monkeypatch, "b", move)
+    with pytest.raises(KeyboardInterrupt):
+        replace_all(drafts)
+    assert files(tmp_path / "out") == before
+    assert (tmp_path / "moved").read_text() == "new a"
+
+
+def test_an_old_file_that_was_moved_away_gets_no_second_name(
+    tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(path: Path) -> None:
+        path.rename(tmp_path / "moved")
+        interrupt(path)
+
+    before_rename(monkeypatch, "c", move)
+    with pytest.raises(KeyboardInterrupt):
+        replace_all(drafts)
+    assert files(tmp_path / "out") == {"a": "old a"}
+    assert (tmp_path / "moved").read_text() == "old c"
+
+
 def test_a_disk_without_room_for_a_second_name_keeps_the_old_files(
     tmp_path: Path, drafts: list[Draft], monkeypatch: pytest.MonkeyPatch
 ) -> None:

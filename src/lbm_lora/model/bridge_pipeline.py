@@ -488,6 +488,10 @@ def _put_back(removed: Iterable[tuple[Path, Path]], moved: Iterable[tuple[Path, 
                 spare.replace(path)
     for path, spare, new, was_there in moved:
         with suppress(OSError):
+            if not os.path.lexists(path):  # somebody has moved the new file away
+                if spare.stat().st_nlink == 1:  # and not the old one
+                    os.link(spare, path)
+                continue
             if not os.path.samestat(path.stat(), new):  # something that came there since
                 continue
             if spare.exists():

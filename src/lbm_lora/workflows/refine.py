@@ -20,6 +20,7 @@ from lbm_lora.late_files import has_appeared
 from lbm_lora.output_place import is_protected
 from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.regular_file import version_of
 from lbm_lora.result_watch import OwnFile
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -142,7 +143,9 @@ def _forget(state: Path | None, identity: Mapping[str, Any]) -> None:
     """Remove the state of this run, unless somebody has protected it meanwhile."""
     if state is None or is_protected(state):
         return
-    if is_ours(state, REFINEMENT_STATE) and _is_of(state, identity):
+    before = version_of(state)
+    is_own = is_ours(state, REFINEMENT_STATE) and _is_of(state, identity)
+    if is_own and version_of(state) == before:  # not one that has come there meanwhile
         state.unlink(missing_ok=True)
 
 

@@ -129,7 +129,8 @@ def trained(
     # a run holds its folder, and makes it again if it was removed
     _planned(settings, path_config, also).check(overwrite=overwrite, watched=watched)
     folder.check_folders(pictures=settings.has_validation, logger=settings.logger)
-    return _result(fit(settings, _base(settings, progress, overwrite=overwrite), progress, path_config=path_config))
+    base = _base(settings, progress, overwrite=overwrite)
+    return _result(fit(settings, base, progress, path_config=path_config), settings)
 
 
 def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[ForeignFormat]) -> FilePlan:
@@ -150,7 +151,8 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     if path_config is None or not is_same(path_config, folder.config):  # the given file stays as it is
         step.writes(folder.config, "the run's file", ours=of_kind(RUN_LINE))
     step.writes(folder.state, "the run's file", ours=of_kind(TRAINING_STATE))
-    for path in (folder.last, folder.best):
+    ends = [folder.last, *([folder.best] if settings.has_validation else [])]
+    for path in ends:
         step.writes(path, "the run's file", ours=result)
     for path in folder.step_files():
         step.writes(path, "the run's file", ours=result, may_stay=True)
@@ -158,7 +160,7 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
         step.writes(path, "the run's picture", ours=picture, may_stay=True)
     step.writes_in(folder.path, ours=result)
     step.writes_in(folder.grid(0).parent, ours=picture)
-    plan_twins(step, [folder.last, folder.best], also, ours=_spare_twins(folder))
+    plan_twins(step, ends, also, ours=_spare_twins(folder))
     plan.then(step, made=[_base_path(settings)] if plan.outputs else ())
     return plan
 
@@ -207,12 +209,12 @@ def _base(settings: TrainConfig, progress: Progress, *, overwrite: bool) -> Path
     )
 
 
-def _result(fitted: "FitResult") -> TrainResult:
+def _result(fitted: "FitResult", settings: TrainConfig) -> TrainResult:
     folder, standing = fitted.folder, fitted.standing
     return TrainResult(
         folder=folder.path,
         last=folder.last if folder.last.exists() else None,
-        best=folder.best if folder.best.exists() else None,
+        best=folder.best if settings.has_validation and folder.best.exists() else None,
         step=standing.step,
         total=fitted.total,
         learning=fitted.learning,

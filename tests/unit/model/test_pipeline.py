@@ -847,6 +847,27 @@ def test_further_interrupts_do_not_lose_an_earlier_model(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
+def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pipe"
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again, replace = another(base), Path.replace
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target == folder / "vae/config.json":
+            (folder / "unet/diffusion_pytorch_model.safetensors").rename(tmp_path / "moved.safetensors")
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+
+
 def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
     before = {path: path.read_bytes() for path in (tmp_path / "pipe").rglob("*") if path.is_file()}

@@ -24,6 +24,7 @@ from lbm_lora.imaging.digests import digests_of
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.trainable.state import TrainState, save_state
+from lbm_lora.workflows import refine
 from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.refine import run, state_of
 from standins import TINY, Lbm, write_lbm
@@ -149,6 +150,22 @@ def test_a_state_that_is_protected_meanwhile_is_kept(config: RefineConfig) -> No
     run(dataclasses.replace(config, steps=1, mirror=False), Protecting())
     assert state.exists()
     assert config.save_to.exists()
+
+
+def test_a_state_that_comes_while_this_one_is_looked_at_is_kept(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, theirs = state_of(config), tmp_path / "theirs.pt"
+    assert state is not None
+    theirs.write_bytes(b"theirs")
+
+    def looked_at(path: Path, identity: object) -> bool:
+        theirs.replace(path)
+        return True
+
+    monkeypatch.setattr(refine, "_is_of", looked_at)
+    run(dataclasses.replace(config, steps=1, mirror=False))
+    assert state.read_bytes() == b"theirs"
 
 
 class Stop(Exception):

@@ -48,20 +48,23 @@ def find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
         return _from_another_folder(config, folder)
     if folder.state.exists():
         state = load_state(folder.state)
-        _refuse_later(state, folder)
+        _refuse_later(state, config, folder)
         return state
     _refuse_another(folder)
     return None
 
 
-def _refuse_later(state: TrainState, folder: RunFolder) -> None:
+def _refuse_later(state: TrainState, config: TrainConfig, folder: RunFolder) -> None:
     """Refuse what the run would write over: results of later steps than the state's, which is an old copy, and others.
+
+    A run without a validation writes no best result.
 
     Raises:
         ConfigError: names them.
     """
     named = {path: int(path.stem.removeprefix("step-")) for path in (*folder.step_files(), *folder.grids())}
-    held = {path: trained_steps(path) for path in (folder.last, folder.best) if path.exists()}
+    written = (folder.last, folder.best) if config.has_validation else (folder.last,)
+    held = {path: trained_steps(path) for path in written if path.exists()}
     later = [path.name for path, step in (named | held).items() if step is not None and step > state.step]
     if later:
         raise ConfigError(
@@ -101,9 +104,13 @@ def results_of(state: TrainState, folder: RunFolder) -> dict[int, str]:
     return dict(state.results)
 
 
-def best_result_of(state: TrainState, folder: RunFolder) -> str | None:
-    """Return the digest of a run's best result: that which the state knows, if the file was moved out for a while."""
-    return file_digest(folder.best) if folder.best.exists() else state.best_result
+def best_result_of(state: TrainState, config: TrainConfig, folder: RunFolder) -> str | None:
+    """Return the digest of a run's best result: the one that the state knows, or one of its step that came after it.
+
+    Without a validation a file of that name is the user's own choice.
+    """
+    own = own_digest(folder.best, state.config, state.step, state.part) if config.has_validation else None
+    return state.best_result if own is None else own
 
 
 def own_digest(path: Path, values: Mapping[str, object], step: int, part: str) -> str | None:
@@ -126,7 +133,7 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
         own = load_state(folder.state)
         is_same_command = own.config.get("resume") == str(config.resume)  # was run before
         if is_same_command and (not given.exists() or own.step >= load_state(given).step):
-            _refuse_later(own, folder)
+            _refuse_later(own, config, folder)
             return own
         raise ConfigError(
             f"{folder.path} holds a run with a state of its own, and resume names {config.resume}. Set resume to auto "

@@ -3,11 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning.fabric.loggers import Logger, TensorBoardLogger
@@ -17,8 +17,8 @@ from torch import Tensor
 from lbm_lora.errors import ConfigError, MissingExtraError
 from lbm_lora.missing_path import absolute_path
 from lbm_lora.output_place import cannot_write
-from lbm_lora.progress import Pace, as_clock
-from lbm_lora.result_watch import ResultWatch
+from lbm_lora.pinned_folder import PinnedFolder
+from lbm_lora.progress import Pace, as_clock, warn
 from lbm_lora.training.run.metrics_table import MetricsTable
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import RunSettings
@@ -73,7 +73,9 @@ class RunLog:
     """
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
-        self._logger, self._place, self._watch = _open(settings, folder, step), folder.logs, ResultWatch()
+        self._settings, self._folder, self._place = settings, folder, folder.logs
+        self._logger = _open(settings, folder, step)
+        self._pinned: PinnedFolder | None = None
         self._hook = threading.excepthook
 
     def __enter__(self) -> "RunLog":
@@ -86,45 +88,53 @@ class RunLog:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics by name, after a step."""
         if self._logger is not None:
-            with self._writing():
-                if isinstance(self._logger, MetricsTable):
-                    self._logger.add(values, step)
+            with self._writing() as logger:
+                if isinstance(logger, MetricsTable):
+                    logger.add(values, step)
                 else:
-                    self._logger.log_metrics(dict(values), step)
+                    logger.log_metrics(dict(values), step)
 
     def grid(self, images: Image.Image, path: Path, step: int) -> None:
         """Log the image grid of a validation, which is also in a file."""
-        logger: Any = self._logger
-        if isinstance(logger, TensorBoardLogger):
-            with self._writing():
+        if isinstance(self._logger, TensorBoardLogger):
+            with self._writing() as logger:
                 logger.experiment.add_image(_GRID, np.asarray(images), step, dataformats="HWC")
-        elif hasattr(logger, "log_image"):  # W&B's
-            logger.log_image(_GRID, [str(path)], step)
+        elif hasattr(self._logger, "log_image"):  # W&B's
+            cast(Any, self._logger).log_image(_GRID, [str(path)], step)
 
     def close(self) -> None:
         """Flush what is still in memory."""
         if isinstance(self._logger, Logger):
-            with self._watch, self._writing():
-                self._logger.finalize("success")
+            with self._writing() as logger:
+                logger.finalize("success")
 
     @contextmanager
-    def _writing(self) -> Generator[None]:
-        """Name the log in an error of the disk; Lightning makes a ValueError of one.
+    def _writing(self) -> Generator[Any]:
+        """Yield the logger; name the log in an error of the disk, of which Lightning makes a ValueError.
 
         Raises:
-            OutputError: the disk is full, or the folder is gone or is another one by now.
+            OutputError: the disk is full.
         """
-        log = self._place / "a log"
-        if self._place.exists():
-            self._watch.before(log)
+        self._follow()
         try:
-            yield
-            self._watch.after(log)
+            yield self._logger
+            if self._pinned is None and self._place.exists():
+                self._pinned = PinnedFolder(self._place)
         except (OSError, ValueError) as error:
             reason = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(reason, OSError):
                 raise
             raise cannot_write(self._place, reason) from None
+
+    def _follow(self) -> None:
+        """Begin the log anew where its folder was moved away or removed: that is no reason to end a training."""
+        if self._pinned is None or self._pinned.is_at(self._place):
+            return
+        warn(f"{self._place} was moved or removed while a run was logging to it. The log goes on in a new folder.")
+        if isinstance(self._logger, TensorBoardLogger):
+            with suppress(OSError, ValueError):  # what it could not write to the folder that is gone
+                self._logger.finalize("success")
+        self._logger, self._pinned = _open(self._settings, self._folder, 0), None
 
 
 def _unless_tensorboard(hook: Callable[[Any], object], failed: Any) -> None:

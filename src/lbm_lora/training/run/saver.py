@@ -43,7 +43,7 @@ class Saver:
         self._saved = None if was_cut_off(state, folder) else run.done
         self._saved_steps = () if state is None else state.saved_steps
         self._results = {} if state is None else results_of(state, folder)
-        self._best_result = None if state is None else best_result_of(state, folder)
+        self._best_result = None if state is None else best_result_of(state, run.config, folder)
         self.lacks_score = state is not None and has_unscored_best(state, folder)
 
     def save_if_due(self) -> None:

@@ -111,9 +111,9 @@ def test_scores_on_other_pairs_are_not_compared(config: Config, pairs: Path, tmp
     assert (again.best, again.best_step, again.validated) == (None, 2, -1)
 
 
-def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> None:
+def test_a_state_that_is_older_than_the_results_is_refused(config: Config, pairs: Path) -> None:
     """As one that a backup has put back."""
-    chosen = config()
+    chosen = config(validation_folder=pairs)
     folder = RunFolder(chosen.save_ckpt_path)
     state = a_state(prepared(chosen), chosen)
     save_state(state, folder.state, mark=TRAINING_STATE)
@@ -133,8 +133,8 @@ def test_a_state_that_is_older_than_the_results_is_refused(config: Config) -> No
 
 
 @pytest.mark.parametrize("name", ["last", "best", "step-000002", "step-000003"])
-def test_a_lora_of_somebody_else_stays(config: Config, name: str) -> None:
-    chosen = config()
+def test_a_lora_of_somebody_else_stays(config: Config, pairs: Path, name: str) -> None:
+    chosen = config(validation_folder=pairs)
     folder = RunFolder(chosen.save_ckpt_path)
     save_state(a_state(prepared(chosen), chosen), folder.state, mark=TRAINING_STATE)
     save_file({"a": torch.ones(1)}, folder.path / f"{name}.safetensors")
@@ -159,9 +159,9 @@ def test_the_last_file_is_that_of_the_state(config: Config) -> None:
             prepared(chosen)
 
 
-def test_the_best_file_is_that_of_the_state(config: Config) -> None:
+def test_the_best_file_is_that_of_the_state(config: Config, pairs: Path) -> None:
     """One of another training may have been put there."""
-    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    chosen, folder = config(validation_folder=pairs), RunFolder(config().save_ckpt_path)
     state = a_state(prepared(chosen), chosen)
     folder.path.mkdir()
     save_of_step(1, folder.best, chosen)
@@ -173,13 +173,27 @@ def test_the_best_file_is_that_of_the_state(config: Config) -> None:
         prepared(chosen)
 
 
-def test_a_best_file_that_was_moved_out_may_come_back(config: Config) -> None:
-    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+def test_a_best_file_that_was_moved_out_may_come_back(config: Config, pairs: Path) -> None:
+    chosen, folder = config(validation_folder=pairs), RunFolder(config().save_ckpt_path)
     state = replace(a_state(prepared(chosen), chosen), best_result="0123")
-    assert best_result_of(state, folder) == "0123"
+    assert best_result_of(state, chosen, folder) == "0123"
     folder.path.mkdir()
-    save_of_step(1, folder.best, chosen)
-    assert best_result_of(state, folder) == file_digest(folder.best)
+    save_of_step(2, folder.best, chosen)
+    assert best_result_of(state, chosen, folder) == file_digest(folder.best)
+
+
+def test_a_best_file_that_the_user_has_chosen_stays(config: Config, pairs: Path) -> None:
+    """A run without a validation does not take it for its own; one with a validation refuses it."""
+    chosen, folder = config(), RunFolder(config().save_ckpt_path)
+    state = a_state(prepared(chosen), chosen)
+    folder.path.mkdir()
+    save_state(state, folder.state, mark=TRAINING_STATE)
+    for step in (2, 1):
+        save_of_step(step, folder.best, chosen)
+        assert prepared(chosen).done == 2
+        assert best_result_of(state, chosen, folder) is None
+    with pytest.raises(ConfigError, match=r"best\.safetensors is not a result of the run whose state is"):
+        prepared(config(validation_folder=pairs))
 
 
 def test_a_last_file_stays_known_without_that_of_its_step(config: Config) -> None:

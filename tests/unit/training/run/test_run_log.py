@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lbm_lora.errors import ConfigError, MissingExtraError, OutputError
-from lbm_lora.progress import Pace
+from lbm_lora.progress import LbmLoraWarning, Pace
 from lbm_lora.training.run import run_log as module
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.run_log import Meter, RunLog, check_logger, step_line
@@ -103,6 +103,30 @@ def test_an_error_of_tensorboards_thread_is_said_once(config: Config, monkeypatc
             thread.join()
     assert said == ["'Other'"]
     assert threading.excepthook == before
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+@pytest.mark.parametrize("comes", ["nothing", "another folder"])
+def test_a_log_whose_folder_is_moved_away_goes_on_in_a_new_one(
+    config: Config, tmp_path: Path, logger: str, comes: str
+) -> None:
+    chosen = config(logger=logger)
+    folder, moved = RunFolder(chosen.save_ckpt_path), tmp_path / "moved"
+    log = RunLog(chosen, folder, 0)
+    with log:
+        log.metrics({"train/loss": 0.5}, 1)
+        folder.logs.rename(moved)
+        held = sum(path.is_file() for path in moved.rglob("*"))
+        if comes == "another folder":
+            (folder.logs / "theirs").mkdir(parents=True)
+        with pytest.warns(LbmLoraWarning, match=r"logs was moved or removed while a run was logging to it\."):
+            log.metrics({"train/loss": 0.25}, 2)
+        log.metrics({"train/loss": 0.125}, 3)
+        log.close()
+    assert sum(path.is_file() for path in moved.rglob("*")) == held == 1
+    written = [path for path in folder.logs.rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(written) == 1
+    assert (folder.logs / "theirs").exists() == (comes == "another folder")
 
 
 def test_none_leaves_nothing(config: Config) -> None:
