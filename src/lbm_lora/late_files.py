@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import is_dataclass
 from functools import wraps
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISLNK
 from typing import ParamSpec, TypeVar
 
 from lbm_lora.errors import OutputError
@@ -144,7 +144,7 @@ def _was_moved(folders: Iterable[Path]) -> bool:
     """Return whether a folder, or one above it, was moved to its path since the call began.
 
     A rename changes the time of what gets another name, and not that of its contents; a new file in a folder changes
-    both. If a file is made in a folder that was just moved, nobody can tell.
+    both. If a file is made in a folder that was just moved, nobody can tell. A link has its time from when it was made.
 
     Args:
         folders: from the innermost on, up to one that is pinned.
@@ -154,9 +154,11 @@ def _was_moved(folders: Iterable[Path]) -> bool:
         known = _folders.get().get(one)
         if known is not None:
             return known.came_late or not known.is_at(one)
-        found = [status for status in (status_of(one), link_status(one)) if status is not None]
-        if any(_is_later(status.st_ctime, start) and status.st_ctime > status.st_mtime for status in found):
-            return True
+        for status in (status_of(one), link_status(one)):
+            if status is None or not _is_later(status.st_ctime, start):
+                continue
+            if status.st_ctime > status.st_mtime or S_ISLNK(status.st_mode):
+                return True
     return False
 
 

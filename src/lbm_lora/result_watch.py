@@ -43,6 +43,10 @@ class ResultWatch:
         if first is not None and first != path and is_same(first, path):  # not a new file with a freed inode
             raise OutputError(f"{first} and {path} are one file: the disk does not tell their names apart. Rename one.")
 
+    def forget(self, folder: Path) -> None:
+        """Let the next result go to whatever folder is at a path now."""
+        self._folders.pop(folder, None)
+
     def after(self, path: Path) -> None:
         """Note a result that was written.
 

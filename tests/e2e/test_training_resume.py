@@ -15,6 +15,7 @@ from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import ConfigError, DataError, OutputError
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.run.loop import TrainingLoop
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.run.validation import measure
 from lbm_lora.training.settings.train_config import TrainConfig
@@ -111,6 +112,45 @@ def test_a_failure_between_saves_loses_only_the_steps_since(config: Config, tmp_
     train(chosen, listener)
     assert "resuming after step 2." in listener.notes
     assert same(unbroken.folder.last, chosen.save_ckpt_path / "last.safetensors")
+
+
+def test_a_run_that_was_stopped_in_its_last_step_is_validated_later(
+    config: Config, pairs: Path, tmp_path: Path
+) -> None:
+    values = {"max_steps": 2, "save_interval": 2, "validation_folder": pairs}
+    unbroken = train(config(save_ckpt_path=tmp_path / "unbroken", **values))
+    chosen = config(**values)
+    folder = train(chosen, Recorder(at=2, action=lambda: os.kill(os.getpid(), signal.SIGTERM))).folder
+    assert not folder.grid(2).exists()
+    again = train(chosen)
+    assert (again.standing.best, again.standing.best_step) == (unbroken.standing.best, unbroken.standing.best_step)
+    assert same(folder.best, unbroken.folder.best)
+    assert folder.grid(2).exists()
+    listener = Recorder()
+    train(chosen, listener)
+    assert listener.notes[1:] == ["the run is already complete. To continue it, raise max_steps or max_epochs."]
+
+
+def test_the_scores_of_a_validation_are_saved_also_where_no_save_follows_it(
+    config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"save_interval": 2, "validation_folder": pairs}
+    folder = train(config(max_steps=2, **values)).folder
+    other = config(max_steps=4, best_metric="psnr", **values)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "_accumulate", lambda *_: False)  # stopped at once
+        train(other)
+    state = load_state(folder.state)
+    assert (state.step, state.validated, state.best_step) == (2, 2, 2)
+    train(other)
+    assert len([*folder.path.glob("best-of-*")]) == 1
+
+
+def test_pictures_that_are_removed_meanwhile_do_not_end_a_run(config: Config, pairs: Path) -> None:
+    chosen = config(max_steps=2, save_interval=1, validation_folder=pairs)
+    pictures = RunFolder(chosen.save_ckpt_path).grid(0).parent
+    folder = train(chosen, Recorder(at=1, action=lambda: shutil.rmtree(pictures))).folder
+    assert [path.name for path in folder.grids()] == ["step-000001.png", "step-000002.png"]
 
 
 def test_two_machines_that_do_not_see_each_others_locks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,18 @@ def test_a_folder_that_is_moved_to_where_none_was(default_output: Path, looked: 
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+def test_a_link_to_a_folder_that_is_made_where_none_was(default_output: Path, overwrite: bool) -> None:
+    shutil.rmtree("new")
+    with _later_call():
+        Path("new").symlink_to("old")
+        with pytest.raises(OutputError, match=r"new/out was changed, or moved there, since .* new/out/a\.txt was kept"):
+            _planned(default_output, overwrite=overwrite)
+    with _later_call():
+        _planned(default_output, overwrite=overwrite)
+        write_text(default_output, "ours")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_moved_from_another_disk_to_where_none_was(default_output: Path, overwrite: bool) -> None:
     """It is copied then, with the times of its files."""
     shutil.rmtree("new")

@@ -73,7 +73,8 @@ def fit(
         run = prepare(config, base, fabric, progress)
         standing = standing_of(run.state)
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
-        if run.done < run.total or was_cut_off(run.state, run.folder):
+        is_scored = run.validator is None or run.state is None or run.state.validated == run.done
+        if run.done < run.total or not is_scored or was_cut_off(run.state, run.folder):
             with run.folder.held() if fabric.is_global_zero else nullcontext(_unchecked) as check_folder:
                 if fabric.is_global_zero:
                     run.folder.check_same(found)

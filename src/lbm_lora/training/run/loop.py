@@ -190,10 +190,13 @@ class TrainingLoop:
         if standing.best is None or quality > standing.best:
             standing.best, standing.best_step = quality, standing.step
             self._saver.save_best(result)
+        self._saver.save_scores()
         if self._log is not None:
             path = run.folder.grid(standing.step)
             if path.exists():
                 self._pictures.before(path)
+            else:
+                self._pictures.forget(path.parent)  # which may have been tidied away: this one replaces nothing
             Validator.write_grid(images, path)
             self._pictures.after(path)
             self._log.metrics(scores.metrics(), standing.step)

@@ -86,6 +86,13 @@ class Saver:
         if self._writes:
             self._write_state(state)
 
+    def save_scores(self) -> None:
+        """Save what a validation of a step has measured whose save is complete: none follows it."""
+        if self._standing.step == self._saved:
+            state = replace(self._state(), saved_steps=self._saved_steps)
+            if self._writes:
+                self._write_state(state)
+
     def save_best(self, result: Values) -> None:
         """Write the result of this step as the best one."""
         if self._writes:

@@ -67,6 +67,18 @@ def test_a_folder_in_which_another_run_has_trained_meanwhile(config: Config, mon
     assert [path.name for path in chosen.save_ckpt_path.iterdir()] == [last.name]
 
 
+def test_a_file_that_comes_while_the_other_processes_start_stays(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config()
+    assert chosen.base_model_path is not None
+    last = RunFolder(chosen.save_ckpt_path).last
+    monkeypatch.setattr(Fabric, "launch", lambda _: last.write_bytes(b"of another run"))
+    with pytest.raises(ConfigError, match=r"^another run has trained in .* meanwhile\."):
+        fit(chosen, chosen.base_model_path)
+    assert last.read_bytes() == b"of another run"
+
+
 def test_a_folder_in_which_another_run_has_started_meanwhile(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = config()
     assert chosen.base_model_path is not None
