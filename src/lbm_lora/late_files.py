@@ -144,7 +144,8 @@ def _was_moved(folders: Iterable[Path]) -> bool:
     """Return whether a folder, or one above it, was moved to its path since the call began.
 
     A rename changes the time of what gets another name, and not that of its contents; a new file in a folder changes
-    both. If a file is made in a folder that was just moved, nobody can tell. A link has its time from when it was made.
+    both, to the same one. If a file is made in a folder that was just moved, nobody can tell. The time of a link is
+    when it was made.
 
     Args:
         folders: from the innermost on, up to one that is pinned.
@@ -157,7 +158,7 @@ def _was_moved(folders: Iterable[Path]) -> bool:
         for status in (status_of(one), link_status(one)):
             if status is None or not _is_later(status.st_ctime, start):
                 continue
-            if status.st_ctime > status.st_mtime or S_ISLNK(status.st_mode):
+            if status.st_ctime != status.st_mtime or S_ISLNK(status.st_mode):
                 return True
     return False
 

@@ -230,6 +230,18 @@ def test_a_folder_that_is_moved_to_where_none_was(default_output: Path, looked: 
         write_text(Path("new/out/b.txt"), "ours")
 
 
+def test_a_folder_whose_time_is_in_the_future_is_moved_to_where_none_was(default_output: Path) -> None:
+    """As one from an archive that another time zone has made."""
+    shutil.rmtree("new")
+    tomorrow = time.time() + 86_400
+    os.utime("old/out", (tomorrow, tomorrow))
+    with _later_call():
+        Path("new").mkdir()
+        Path("old/out").rename("new/out")
+        with pytest.raises(OutputError, match=r"new/out was changed, or moved there, since .* new/out/a\.txt was kept"):
+            _planned(default_output)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_link_to_a_folder_that_is_made_where_none_was(default_output: Path, overwrite: bool) -> None:
     shutil.rmtree("new")
