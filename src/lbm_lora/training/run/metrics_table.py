@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import OutputError
+from lbm_lora.output_place import is_protected
 from lbm_lora.progress import warn
 from lbm_lora.result_watch import OwnFile
 
@@ -37,8 +38,8 @@ class MetricsTable:
         Raises:
             OSError, OutputError: the disk is full, or cannot be written to; earlier rows stay.
         """
-        if self._file is not None and not self._file.is_here():
-            warn(f"{self._file.path} was changed by another program and was kept. The metrics continue in a new table.")
+        if self._file is not None and (not self._file.is_here() or is_protected(self._file.path)):
+            warn(f"{self._file.path} was changed by another program and was kept. The metrics go on in a new table.")
             self._file = None
         if self._file is None:
             self._file, self._columns = OwnFile(_new_folder(self._folder) / "metrics.csv"), []

@@ -61,6 +61,17 @@ def test_a_table_that_is_changed_meanwhile_is_kept(tmp_path: Path, change: str) 
     assert rows(tmp_path / "version_1/metrics.csv") == ["a,b,step", "2.0,3.0,2", "4.0,,3"]
 
 
+def test_a_table_that_is_protected_meanwhile_is_kept(tmp_path: Path) -> None:
+    table = MetricsTable(tmp_path)
+    table.add({"a": 1.0}, 1)
+    path = tmp_path / "version_0/metrics.csv"
+    path.chmod(0o444)
+    with pytest.warns(LbmLoraWarning, match=r"metrics\.csv was changed by another program and was kept\."):
+        table.add({"a": 2.0}, 2)
+    assert rows(path) == ["a,step", "1.0,1"]
+    assert rows(tmp_path / "version_1/metrics.csv") == ["a,step", "2.0,2"]
+
+
 def test_a_table_that_is_changed_while_it_gets_a_column_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
