@@ -74,12 +74,12 @@ def fit(
         standing = standing_of(run.state)
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
         is_scored = run.validator is None or run.state is None or run.state.validated == run.done
-        if run.done < run.total or not is_scored or was_cut_off(run.state, run.folder):
+        if run.left or not is_scored or was_cut_off(run.state, run.folder):
             with run.folder.held() if fabric.is_global_zero else nullcontext(_unchecked) as check_folder:
                 if fabric.is_global_zero:
                     run.folder.check_same(found)
                     run.folder.remove_parts()
-                progress.note(f"{learning:,} trainable parameters, {run.total - run.done:,} steps left.")
+                progress.note(f"{learning:,} trainable parameters, {run.left:,} steps left.")
                 fabric.launch()
                 loop = TrainingLoop(run, fabric, progress, stop, _Begun(run.folder, config, path_config, check_folder))
                 if fabric.is_global_zero:

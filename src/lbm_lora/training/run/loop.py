@@ -72,8 +72,8 @@ class TrainingLoop:
         self._check_start()
         self._validate_if_due()
         self._saver.save_if_due()
-        self._progress.start(run.total - standing.step, "training")
-        self._pace = Pace(run.total - standing.step)
+        self._progress.start(run.left, "training")
+        self._pace = Pace(run.left)
         self._meter.start()
         while standing.step < run.total and self._accumulate(batches):
             self._learner.take_step(standing.step)

@@ -73,6 +73,11 @@ class PreparedRun:
         """Optimizer steps of earlier parts of the run."""
         return self.state.step if self.state else 0
 
+    @property
+    def left(self) -> int:
+        """Optimizer steps of this part; none if earlier parts have done more than the configuration asks for."""
+        return max(0, self.total - self.done)
+
 
 def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> PreparedRun:
     """Read and check everything, then build the model.

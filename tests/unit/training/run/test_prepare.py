@@ -80,7 +80,8 @@ def test_a_run_goes_on_from_its_state_only_with_the_same_identity(config: Config
     save_state(state, RunFolder(chosen.save_ckpt_path).state, mark=TRAINING_STATE)
     notes = Notes()
     resumed = prepared(config(learning_rate=1e-3), notes)
-    assert resumed.done == 2
+    assert (resumed.done, resumed.left) == (2, resumed.total - 2)
+    assert prepared(config(max_steps=1)).left == 0
     assert notes.lines == [
         "resuming after step 2.",
         "changed since its last save: learning_rate: 0.01 -> 0.001.",
