@@ -128,11 +128,9 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
     Raises:
         ConfigError: the folder holds another run.
     """
-    given = Path(config.resume)
     if folder.state.exists():
         own = load_state(folder.state)
-        is_same_command = own.config.get("resume") == str(config.resume)  # was run before
-        if is_same_command and (not given.exists() or own.step >= load_state(given).step):
+        if own.config.get("resume") == str(config.resume):  # the same command was run before
             _refuse_later(own, config, folder)
             return own
         raise ConfigError(
@@ -140,7 +138,7 @@ def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:
             "to go on with the run in the folder, or choose another save_ckpt_path."
         )
     _refuse_another(folder)
-    state = load_state(given)
+    state = load_state(Path(config.resume))
     part = part_digest(config, {"begins with": state.part, "step": state.step})
     return replace(state, saved_steps=(), best=None, best_step=None, validated=-1, part=part, earlier_parts={})
 

@@ -51,6 +51,10 @@ def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tm
     assert again is not None
     assert again.step == 3, "it has all that it needs"
     (tmp_path / "away.pt").rename(first)
+    save_state(replace(own, step=9), first, mark=TRAINING_STATE)
+    again = prepared(config(resume=first)).state
+    assert again is not None
+    assert again.step == 3, "the other run has gone on by itself"
     save_state(replace(own, step=3), other.state, mark=TRAINING_STATE)  # another run with equal settings
     with pytest.raises(ConfigError, match=r"holds a run with a state of its own, and resume names .*a/resume\.pt"):
         prepared(config(resume=first))
