@@ -7,7 +7,7 @@ code that renames a new file to its path checks here whether that still holds.
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
@@ -25,6 +25,7 @@ from lbm_lora.regular_file import link_status, status_of, version_of
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
+_MOST_LINKS = 40  # on the way to one folder; Linux follows no more
 _BEGAN = "LBM_LORA_BEGAN"  # environment variable
 _UNSCOPED: _Notes = {}
 _UNPINNED: dict[Path, PinnedFolder] = {}
@@ -50,10 +51,12 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
             be read for a long time before the outputs are noted.
     """
     start = _start.get()
+    is_first_look = start is None and _is_first()
     began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
     folders, versions = _folders.set(dict(_folders.get())), _versions.set(dict(_versions.get()))
+    paths = [home_path(value) for value in (Path(), *given) if isinstance(value, str | Path)]
     try:
-        _pin(home_path(value) for value in (Path(), *given) if isinstance(value, str | Path))
+        _pin(paths, is_first_look=is_first_look)
         yield
     finally:
         _versions.reset(versions)
@@ -62,15 +65,20 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
         _start.reset(began)
 
 
-def _pin(paths: Iterable[Path]) -> None:
-    """Remember what is at paths at the beginning of a call, and the folders that are there, or that they are in."""
+def _pin(paths: Iterable[Path], *, is_first_look: bool) -> None:
+    """Remember what is at paths at the beginning of a call, and the folders that are there, or that they are in.
+
+    Args:
+        is_first_look: whether nobody has waited since the command began.
+    """
     for path in paths:
         if _is_first():
             _versions.get().setdefault(path, version_of(path))
         for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
             found = status_of(folder)
             if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
-                _folders.get()[folder] = PinnedFolder(folder)
+                came_late = not is_first_look and _may_have_come(folder)
+                _folders.get()[folder] = PinnedFolder(folder, came_late=came_late)
 
 
 def hand_on_start() -> None:
@@ -132,12 +140,20 @@ def pin_made(folder: Path) -> PinnedFolder:
 
 
 def _may_have_come(folder: Path) -> bool:
-    """Return whether a folder may have been moved to its path since the call began.
+    """Return whether a folder may have been moved to its path since the call began, or any that links lead through."""
+    return any(_was_moved((way, *way.parents)) for way in _ways(folder))
 
-    Other processes of the command, which start later, leave this to the first one.
-    """
-    ways = (absolute_path(folder), real_path(folder))  # a link may lead to a folder in another one that is exchanged
-    return _is_first() and any(_was_moved((way, *way.parents)) for way in ways)
+
+def _ways(folder: Path) -> Iterator[Path]:
+    """Yield the path of a folder, and the paths that the links on the way lead to, one after another."""
+    way = absolute_path(folder)
+    for _ in range(_MOST_LINKS):
+        yield way
+        link = next((one for one in (*reversed(way.parents), way) if one.is_symlink()), None)
+        if link is None:
+            return
+        way = link.parent / link.readlink() / way.relative_to(link)
+    yield real_path(folder)
 
 
 def _was_moved(folders: Iterable[Path]) -> bool:

@@ -337,10 +337,9 @@ def test_a_folder_above_that_of_a_link_is_exchanged(
             _planned(Path("out/a.txt"))
 
 
-def test_other_processes_leave_moved_folders_to_the_first_one(
+def test_what_the_first_process_writes_is_no_reason_for_others_to_stop(
     default_output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They start later, when the first one may have written files."""
     monkeypatch.setenv("LBM_LORA_BEGAN", "")
     with _later_call():
         hand_on_start()
@@ -348,6 +347,36 @@ def test_other_processes_leave_moved_folders_to_the_first_one(
     monkeypatch.setenv("LOCAL_RANK", "1")
     with _later_call():
         _planned(default_output)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_folder_that_comes_before_another_process_looks(
+    default_output: Path, monkeypatch: pytest.MonkeyPatch, named: bool, overwrite: bool
+) -> None:
+    """The other process pins what the call names when it begins itself, seconds later."""
+    monkeypatch.setenv("LBM_LORA_BEGAN", "")
+    with _later_call():
+        hand_on_start()
+        shutil.rmtree("new")
+        Path("new").symlink_to("old")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with (
+        notes_of_one_call([Path("new/out")] if named else []),
+        pytest.raises(OutputError, match=r"new/out was changed, or moved there, since .* new/out/a\.txt was kept"),
+    ):
+        _planned(default_output, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("link", ["first", "second", "third"])
+def test_a_link_in_a_chain_of_links_is_exchanged(default_output: Path, tmp_path: Path, link: str) -> None:
+    for name, to in (("first", "second/out"), ("second", tmp_path / "third"), ("third", "new")):
+        Path(name).symlink_to(to)
+    with _later_call():
+        Path(link).rename("kept")
+        Path(link).symlink_to("old/out" if link == "first" else "old")
+        with pytest.raises(OutputError, match=r"first was changed, or moved there, since .* first/a\.txt was kept"):
+            _planned(Path("first/a.txt"))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
