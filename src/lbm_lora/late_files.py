@@ -32,6 +32,8 @@ _UNPINNED: dict[Path, PinnedFolder] = {}
 _UNKNOWN: dict[Path, object] = {}
 _start: ContextVar[float | None] = ContextVar("_start", default=None)
 """When the call began, in seconds since the epoch."""
+_is_handed_on: ContextVar[bool] = ContextVar("_is_handed_on", default=False)
+"""Whether the call has started other processes, or was started as one of them."""
 _folders: ContextVar[dict[Path, PinnedFolder]] = ContextVar("_folders", default=_UNPINNED)
 """Folders as they were when the call began, or first looked at."""
 _versions: ContextVar[dict[Path, object]] = ContextVar("_versions", default=_UNKNOWN)
@@ -59,6 +61,9 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
         _pin(paths, is_first_look=is_first_look)
         yield
     finally:
+        if start is None and _is_handed_on.get():  # another call of this process begins later
+            os.environ.pop(_BEGAN, None)
+            _is_handed_on.set(False)
         _versions.reset(versions)
         _folders.reset(folders)
         _notes.reset(notes)
@@ -86,6 +91,7 @@ def hand_on_start() -> None:
     start = _start.get()
     if start is not None:
         os.environ[_BEGAN] = repr(start)
+        _is_handed_on.set(True)
 
 
 def _first_start() -> float:

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,14 +337,25 @@ def test_a_folder_above_that_of_a_link_is_exchanged(
             _planned(Path("out/a.txt"))
 
 
+def start_another(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what makes this process the second one of the present call."""
+    hand_on_start()
+    began = os.environ["LBM_LORA_BEGAN"]
+
+    def started() -> None:
+        monkeypatch.setenv("LBM_LORA_BEGAN", began)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+
+    return started
+
+
 def test_what_the_first_process_writes_is_no_reason_for_others_to_stop(
     default_output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LBM_LORA_BEGAN", "")
     with _later_call():
-        hand_on_start()
+        started = start_another(monkeypatch)
         write_text(Path("new/out/b.txt"), MARK_LINE)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    started()
     with _later_call():
         _planned(default_output)
 
@@ -355,12 +366,11 @@ def test_a_folder_that_comes_before_another_process_looks(
     default_output: Path, monkeypatch: pytest.MonkeyPatch, named: bool, overwrite: bool
 ) -> None:
     """The other process pins what the call names when it begins itself, seconds later."""
-    monkeypatch.setenv("LBM_LORA_BEGAN", "")
     with _later_call():
-        hand_on_start()
+        started = start_another(monkeypatch)
         shutil.rmtree("new")
         Path("new").symlink_to("old")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    started()
     with (
         notes_of_one_call([Path("new/out")] if named else []),
         pytest.raises(OutputError, match=r"new/out was changed, or moved there, since .* new/out/a\.txt was kept"),
@@ -478,17 +488,18 @@ def test_a_process_that_another_one_starts_counts_from_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
-    monkeypatch.setenv("LBM_LORA_BEGAN", "")
     with notes_of_one_call():
-        hand_on_start()
+        started = start_another(monkeypatch)
         time.sleep(0.05)  # the clock of files is coarse
         path.write_text("theirs")
         assert has_appeared(path)
     with notes_of_one_call():
         assert not has_appeared(path)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    started()
+    for _ in range(2):
+        with notes_of_one_call():
+            assert has_appeared(path)
     with notes_of_one_call():
-        assert has_appeared(path)
-    monkeypatch.delenv("LBM_LORA_BEGAN")
+        hand_on_start()
     with notes_of_one_call():
-        assert not has_appeared(path)
+        assert not has_appeared(path), "a call that begins later"

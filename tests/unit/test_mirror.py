@@ -61,6 +61,8 @@ REASONS = {
     "configs/output_options.py": "tests/unit/workflows/test_outputs.py: what is replaced, and what is not",
     "configs/rank_options.py": "tests/unit/ranks/test_rank_options.py: the rule that options ask for",
     "configs/values.py": "tests/unit/calibration/test_collect.py: the values at work",
+    "training/run/loop.py": "tests/e2e/test_training_runs.py: whole runs; test_training_resume.py",
+    "training/run/saver.py": "tests/e2e/test_training_runs.py: what runs save, and what they keep of others",
     "workflows/resize_result.py": "tests/unit/workflows/test_resize.py: results of runs",
     "workflows/demo.py": ".github/workflows/ci.yml: runs the command; its text in cli/present/test_inference.py",
 }

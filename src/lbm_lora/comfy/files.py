@@ -10,6 +10,7 @@ from typing import Literal
 from lbm_lora.atomic import scratch_folder
 from lbm_lora.errors import OutputError
 from lbm_lora.late_files import expect, notes_of_one_call
+from lbm_lora.missing_path import with_name
 from lbm_lora.private_folder import stem_of
 
 Kind = Literal["diffusion_models", "loras"]
@@ -105,9 +106,10 @@ def _output() -> Path:
 
 
 def _inside_output(name: str) -> tuple[Path, str]:
-    """Return the folder and the name of a file in the output folder."""
+    """Return the folder and the name of a file in the output folder; the name may be that of a link, which is kept."""
     root = _output().resolve()
-    path = (root / name.strip()).resolve()
+    path = with_name(root / name.strip())
+    path = path.parent.resolve() / path.name
     if not name.strip() or path == root or not path.is_relative_to(root):
         raise OutputError(f"'{name}' is not a name in ComfyUI's output folder. Give one such as loras/relight.")
     return path.parent, path.name

@@ -122,6 +122,7 @@ class LBMPipeline(LoraPipeline):
 
         Raises:
             ConfigError: LoRAs act that are not fused, or the folder is the pipeline's own base.
+            FileExistsError: as of `LatentBridgePipeline.save_pretrained`.
         """
         if any(is_same(home, Path(save_directory)) for home in self._homes()):
             raise ConfigError(
@@ -134,7 +135,10 @@ class LBMPipeline(LoraPipeline):
                 "LoRAs are loaded that the folder would not hold. Call fuse_lora() to save the model with them in its "
                 "weights, or unload_lora_weights() to save it without."
             )
+        before = versions(Path(save_directory))
         digest = None if state.acting else self._base_digest()
+        if versions(Path(save_directory)) != before:  # that takes seconds
+            raise FileExistsError(f"{save_directory} has changed while the model's digest was computed. Save it again.")
         self.register_to_config(base_fingerprint=digest)
         super().save_pretrained(save_directory, *args, **kwargs)
 

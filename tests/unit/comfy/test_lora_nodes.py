@@ -149,6 +149,17 @@ def test_calibrate_writes_statistics_that_extract_takes(run: Run, comfy: State, 
     assert lora.metadata.is_made_for_output
 
 
+def test_a_name_that_is_a_link_is_kept_as_one(lists: Path) -> None:
+    """Who writes there refuses it then."""
+    path = files.output_path("statistics/a.safetensors")
+    path.symlink_to("archive.safetensors")
+    assert files.output_path("statistics/a.safetensors") == path
+    assert path.is_symlink()
+    for name in ("..", "statistics/..", "statistics/../../x", ".", " "):
+        with pytest.raises(OutputError, match="is not a name in ComfyUI's output folder"):
+            files.output_path(name)
+
+
 def test_what_a_killed_instance_has_left_is_removed(lists: Path) -> None:
     with files.new_path("loras/x") as path:
         folder = path.parent

@@ -868,6 +868,26 @@ def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
+def test_a_model_that_comes_while_the_digest_is_computed_stays(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
+    another(base).save_pretrained(tmp_path / "mine")
+    files = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
+    digest = LBMPipeline._base_digest
+
+    def slow(self: LBMPipeline) -> str | None:
+        (tmp_path / "mine").rename(folder)
+        return digest(self)
+
+    monkeypatch.setattr(LBMPipeline, "_base_digest", slow)
+    with pytest.raises(
+        FileExistsError, match=r"pipe has changed while the model's digest was computed\. Save it again"
+    ):
+        pipe.save_pretrained(folder)
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} == files
+
+
 def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
     before = {path: path.read_bytes() for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
