@@ -19,7 +19,7 @@ from stat import S_ISDIR, S_ISREG
 
 from lbm_lora.errors import Option, OutputError, listing
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
-from lbm_lora.late_files import appeared, came_with_folder, expect_planned, has_appeared, pinned_folder
+from lbm_lora.late_files import appeared, came_with_folder, expect_planned, has_appeared, pinned_folder, remember
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind, is_saved_by_run
@@ -164,6 +164,8 @@ class FilePlan:
             raise appeared(late_ones[0].path, late_ones[0].name)
         if foreign and not overwrite:
             raise _foreign(*foreign)
+        for output in foreign:
+            remember(output.path)
         for path, is_replaceable in later:
             expect_planned(path, is_replaceable)
 

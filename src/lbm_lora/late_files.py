@@ -113,7 +113,8 @@ def _is_first() -> bool:
 def given_in(config: object) -> list[object]:
     """Return the values of a configuration, and of those in it: `doctor` is given that of another command."""
     values = list(vars(config).values()) if hasattr(config, "__dict__") else []
-    return [*values, *(inner for value in values if is_dataclass(value) for inner in given_in(value))]
+    overrides = (text for _, text in getattr(config, "overrides", ()))  # of the keys of a training file
+    return [*values, *overrides, *(inner for value in values if is_dataclass(value) for inner in given_in(value))]
 
 
 def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -223,6 +224,12 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
         expect(path, is_ours)
     else:
         expect_only(path, is_ours)
+
+
+def remember(path: Path) -> None:
+    """Note what is at a path: later steps of the call compare with it, and ask no clock."""
+    if _notes.get() is not _UNSCOPED:
+        _versions.get().setdefault(path, version_of(path))
 
 
 def has_appeared(path: Path) -> bool:

@@ -21,7 +21,8 @@ class PinnedFolder:
         self.came_late = came_late
         self._identity = identity_of(path)
         with suppress(OSError, ValueError):  # nothing is there; or Windows, which opens no folders
-            descriptor = os.open(path, getattr(os, "O_PATH", os.O_RDONLY))
+            inside = f"{path}{os.sep}."  # so that a disk which is mounted at the first look is mounted now
+            descriptor = os.open(inside, getattr(os, "O_PATH", os.O_RDONLY))
             weakref.finalize(self, os.close, descriptor)
             found = os.fstat(descriptor)
             self._identity = found.st_dev, found.st_ino

@@ -80,7 +80,7 @@ class OwnFile:
 
     def is_here(self) -> bool:
         """Return whether it is there, as it was noted."""
-        return self._known is not None and version_of(self.path) == self._known
+        return self._is_known(self.path, may_be_touched=False)
 
     def check(self) -> None:
         """Check that no other file is there.
@@ -103,11 +103,19 @@ class OwnFile:
             yield
         self.note()
 
-    def _is_known(self, path: Path) -> bool:
-        """Return whether a file is the noted one, of whose times `touch` may have changed one."""
-        there = version_of(path)
-        is_file = there is not None and self._known is not None and there[:3] == self._known[:3]
-        return is_file and (there == self._known or ends_digest(path) == self._ends)
+    def _is_known(self, path: Path, *, may_be_touched: bool = True) -> bool:
+        """Return whether a file is the noted one.
+
+        Some disks (FUSE) give a file another inode each time that they look it up.
+
+        Args:
+            may_be_touched: also if its time is another one, but neither its inode nor its contents.
+        """
+        there, known = version_of(path), self._known
+        if there is None or known is None:
+            return False
+        is_alike = there[2:] == known[2:] or (may_be_touched and there[:3] == known[:3])
+        return there == known or (is_alike and ends_digest(path) == self._ends)
 
     def remove(self) -> None:
         """Remove the file if it is this run's, and nobody has protected it meanwhile."""

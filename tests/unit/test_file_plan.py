@@ -238,11 +238,11 @@ def test_overwrite_is_for_files_that_were_there_when_the_call_began(tmp_path: Pa
     plan = FilePlan()
     plan.writes(tmp_path / "theirs", "the report", ours=OURS)
     file(tmp_path / "theirs")
+    file(tmp_path / "other", "of another size")
     with notes_of_one_call():
         plan.check(overwrite=True)
-        (tmp_path / "theirs").rename(tmp_path / "moved")
         time.sleep(0.05)  # the clock of files is coarse
-        (tmp_path / "moved").rename(tmp_path / "theirs")
+        (tmp_path / "other").replace(tmp_path / "theirs")
         with notes_of_one_call(), pytest.raises(OutputError, match=r"^the report .*theirs appeared while this command"):
             plan.check(overwrite=True)
     plan.check(overwrite=True)

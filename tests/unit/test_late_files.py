@@ -14,6 +14,7 @@ import pytest
 from lbm_lora import late_files
 from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.configs.output_options import OutputOptions
+from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.late_files import check_late, expect, given_in, hand_on_start, has_appeared, notes_of_one_call, settle
@@ -240,6 +241,27 @@ def test_a_folder_whose_time_is_in_the_future_is_moved_to_where_none_was(default
         Path("old/out").rename("new/out")
         with pytest.raises(OutputError, match=r"new/out was changed, or moved there, since .* new/out/a\.txt was kept"):
             _planned(default_output)
+
+
+def test_a_file_that_an_earlier_step_has_looked_at_may_get_another_time(tmp_path: Path) -> None:
+    """A backup by hard links, or `chmod`, changes the time that tells whether a file has come since."""
+    output = tmp_path / "a.txt"
+    output.write_text(THEIRS)
+    plan = FilePlan()
+    plan.writes(output, ours=of_kind(MARK_LINE))
+    with _later_call():
+        plan.check(overwrite=True)
+        output.chmod(0o640)
+        with notes_of_one_call():
+            plan.check(overwrite=True)
+        output.write_text(f"{THEIRS} and more")
+        with notes_of_one_call(), pytest.raises(OutputError, match=r"a\.txt appeared"):
+            plan.check(overwrite=True)
+
+
+def test_folders_of_a_training_are_known_from_its_command_line() -> None:
+    config = TrainRunConfig(path_config=Path("t.yaml"), overrides=(("save_ckpt_path", "runs/a"), ("seed", "3")))
+    assert {Path("t.yaml"), "runs/a"} <= {*given_in(config)}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -1,6 +1,7 @@
 """Results whose folder is moved away, or whose names are one to the disk."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,24 @@ def test_a_file_that_is_another_runs_by_now(tmp_path: Path) -> None:
     own.path.chmod(0o644)
     own.remove()
     assert not own.path.exists()
+
+
+def test_a_file_that_has_another_inode_at_each_look(tmp_path: Path) -> None:
+    """As on some FUSE disks: here it is a copy with the same time."""
+    own, other, another = OwnFile(tmp_path / "a"), tmp_path / "b", tmp_path / "c"
+    own.path.write_text("this run's")
+    another.write_text("this run/s")
+    own.note()
+    shutil.copy2(own.path, other)
+    other.replace(own.path)
+    own.check()
+    assert own.is_here()
+    time = own.path.stat().st_mtime_ns
+    os.utime(another, ns=(time, time))
+    another.replace(own.path)
+    assert not own.is_here()
+    with pytest.raises(OutputError, match="is another run's by now"):
+        own.check()
 
 
 def test_another_runs_file_that_comes_during_a_write_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

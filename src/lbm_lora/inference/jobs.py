@@ -170,6 +170,8 @@ def plan_jobs(
         if keeps and all(path.exists() for path in job.written):
             present += 1
             continue
+        if keeps and job.copy is not None and job.copy.exists():  # it belongs to the output
+            job = replace(job, copy=None)
         left.append(replace(job, keeps_output=keeps))
         if job.comparison is not None:  # it does not replace the result of a source of that name
             files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))

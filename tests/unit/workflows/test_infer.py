@@ -289,6 +289,16 @@ def test_the_source_beside_the_output(files: Files, photos: Path, tmp_path: Path
     assert pixels(tmp_path / "out" / "a_input.png").shape == (64, 36, 3), "a copy of ours follows its output"
 
 
+def test_a_copy_stays_with_a_result_that_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
+    """The camera counts from 1 again, and the first source is gone."""
+    out = tmp_path / "out.png"
+    run(infer(files, photos / "a.png", out, save_input=True))
+    held = {path: path.read_bytes() for path in tmp_path.glob("out*")}
+    run(infer(files, photos / "b.jpg", out, save_input=True, compare=True, skip_existing=True))
+    assert {path: path.read_bytes() for path in held} == held
+    assert (tmp_path / "out_compare.png").exists()
+
+
 def test_the_copy_is_the_source_that_was_translated(
     files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

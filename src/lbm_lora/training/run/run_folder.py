@@ -26,6 +26,7 @@ from pathlib import Path
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.held_folder import held_folder
+from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.private_folder import remove_leftover
 from lbm_lora.regular_file import file_digest, status_of, version_of
@@ -193,10 +194,12 @@ class RunFolder:
         write(path)
         link(path, self.last)
         steps = sorted({*saved, step})
+        chosen = {real_path(path) for path in self.path.iterdir() if path.is_symlink()}  # by a link beside it
         kept = steps[-keep:] if keep else steps
         for one in steps:
             old = self.step_file(one)
-            if one not in kept and old.exists() and not old.is_symlink() and not is_protected(old):
+            is_free = old.exists() and not old.is_symlink() and real_path(old) not in chosen and not is_protected(old)
+            if one not in kept and is_free:
                 with suppress(FileNotFoundError):  # somebody has moved it away just now
                     _remove(old, partial(is_own, one))
         return tuple(kept)

@@ -79,6 +79,17 @@ def test_a_protected_step_is_not_removed(tmp_path: Path) -> None:
     assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
 
 
+def test_a_step_that_a_link_in_the_folder_leads_to_is_not_removed(tmp_path: Path) -> None:
+    """The user's own choice, in a run without a validation."""
+    folder, saved = RunFolder(tmp_path), ()
+    for step in (1, 2, 3):
+        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, is_own=is_own)
+        if step == 1:
+            folder.best.symlink_to(folder.step_file(1).name)
+    assert folder.best.read_text() == f"{OURS}1"
+    assert folder.step_files() == [folder.step_file(1), folder.step_file(3)]
+
+
 def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_step(1, write("1"), keep=None, is_own=is_own)
