@@ -42,8 +42,10 @@ RUN_LINE = f"# {MARK}: configuration of a run\n"
 """The configuration in a training run's folder."""
 LIST_MARK = f"({MARK}).\n"
 """A list of layers, whose lines are documented: the end of a comment."""
-GENERATOR = f'<meta name="generator" content="{MARK}">'
-"""A page."""
+REPORT_PAGE = f'<meta name="generator" content="{MARK}">'
+"""A report as a page."""
+INSPECTION_PAGE = f'<meta name="generator" content="{MARK}: inspection">'
+"""What a file holds, as a page."""
 
 MARK_KEY = "lbm_lora_file"
 """Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""
@@ -54,7 +56,7 @@ _LORAS = (f'"{MARK_KEY}":"LoRA"', '"lbm_lora_format":"', '"lbm_lora_export":"')
 _SAVE = re.compile(rb'"lbm_lora_step":"([0-9]*) ?([^"]*)"')
 _STATISTICS = '"lbm_lora_statistics":"'
 _ANY = re.compile(
-    rb'"lbm_lora_[a-z_]+": ?"|"schema": ?"lbm-lora/report/|content="made by lbm-lora"'
+    rb'"lbm_lora_[a-z_]+": ?"|"schema": ?"lbm-lora/report/|content="made by lbm-lora[":]'
     rb"|\n# made by lbm-lora\n|made by lbm-lora(: |\)\.\n)"
 )
 _SEARCHED = 2**16  # bytes at either end of a file

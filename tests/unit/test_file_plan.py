@@ -15,10 +15,10 @@ from lbm_lora.atomic import write_text
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.late_files import check_late, notes_of_one_call
-from lbm_lora.ownership import BASE, GENERATOR, MARK, MARK_KEY, MARK_LINE, is_lora, of_kind
+from lbm_lora.ownership import BASE, MARK, MARK_KEY, MARK_LINE, REPORT_PAGE, is_lora, of_kind
 from lbm_lora.private_folder import NOTE, NOTE_TEXT
 
-OURS = of_kind(MARK_LINE, GENERATOR, '"lbm_lora_format":"')
+OURS = of_kind(MARK_LINE, REPORT_PAGE, '"lbm_lora_format":"')
 
 
 def refused(plan: FilePlan, *, overwrite: bool = False) -> str:

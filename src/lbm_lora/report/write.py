@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lbm_lora.atomic import atomic_path, write_text
-from lbm_lora.ownership import COMPARISON, GENERATOR, REPORT_LINE, is_ours
+from lbm_lora.ownership import COMPARISON, REPORT_LINE, REPORT_PAGE, is_ours
 from lbm_lora.progress import warn
 from lbm_lora.report.document import SCHEMA, Provenance, Report, report_json
 from lbm_lora.report.html import render_html
@@ -16,7 +16,7 @@ _IMAGE = "comparison.png"
 _MARKS = {
     ".txt": REPORT_LINE,
     ".json": f'\n{{\n "schema": "{SCHEMA.rpartition("/")[0]}/',
-    ".html": GENERATOR,
+    ".html": REPORT_PAGE,
     ".png": COMPARISON,
 }
 

@@ -8,6 +8,7 @@ from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.atomic import current
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.extraction import is_sidecar, sidecar_of
+from lbm_lora.missing_path import with_name
 from lbm_lora.ownership import is_lora, save_of
 from lbm_lora.progress import warn
 
@@ -23,10 +24,12 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     Args:
         also: formats of the twins that the new one gets.
     """
+    lora = with_name(lora)
     left = [to for to in get_args(ForeignFormat) if to not in also]
     files = {sidecar_of(lora): is_sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
     save = save_of(current(lora))
     for path, is_ours in files.items():
         is_of_this_one = save is not None and save_of(path) == save  # of the same step of the same training
-        if current(path) == path and is_ours(path) and not is_of_this_one:  # nor one that is about to be replaced
+        is_new = current(path) != path or lora in (path, path.parent)  # about to be replaced, or the LoRA itself
+        if is_ours(path) and not is_of_this_one and not is_new:
             warn(f"{path} belongs to an earlier {lora.name}. Remove it.")

@@ -15,7 +15,7 @@ from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.constants import has_lbm_unet, has_sdxl_vae
 from lbm_lora.model.resolve import config_beside, own_values
-from lbm_lora.ownership import GENERATOR, of_kind
+from lbm_lora.ownership import INSPECTION_PAGE, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import (
     KNOWN,
@@ -66,7 +66,7 @@ def check_output(config: InspectConfig) -> None:
     if config.report is not None:
         plan = FilePlan()
         plan.reads(*config.files, config.base_model_path)
-        plan.writes(config.report / PAGE, "the page", ours=of_kind(GENERATOR))
+        plan.writes(config.report / PAGE, "the page", ours=of_kind(INSPECTION_PAGE))
         plan.check(overwrite=config.overwrite)
 
 

@@ -37,6 +37,17 @@ def test_what_is_of_an_earlier_lora_is_named(lora: Path) -> None:
     ]
 
 
+def test_a_folder_is_no_earlier_one_of_its_own_name(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `convert --to peft --save_to x.peft` writes one, or `--save_to .` in it."""
+    folder = twin_path(lora, "peft")
+    monkeypatch.chdir(folder)
+    (lora.parent / "x_config.yaml").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in (folder, Path()):
+            warn_of_others(path)
+
+
 def test_a_twin_of_the_same_save_of_a_training_is_not_named(tmp_path: Path) -> None:
     lora, earlier = tmp_path / "x.safetensors", tmp_path / "x.comfyui.safetensors"
     for path, step in ((lora, 2), (tmp_path / "x.diffusers.safetensors", 2), (earlier, 1)):

@@ -21,12 +21,13 @@ from lbm_lora.ownership import BASE as BASE_KIND
 from lbm_lora.ownership import (
     COMPARISON,
     FUSED,
-    GENERATOR,
+    INSPECTION_PAGE,
     MARK,
     MARK_KEY,
     MARK_LINE,
     REFINEMENT_STATE,
     REPORT_LINE,
+    REPORT_PAGE,
     RESULT,
     SAMPLES,
     SIDE_BY_SIDE,
@@ -99,7 +100,7 @@ OTHERS = [
     (TRAIN, "run/resume.pt"),
     (TRAIN, "run/step-000002.safetensors"),
     (TRAIN, "run/pictures/step-000002.png"),
-    (f"{TRAIN} --also kohya", "run/best.kohya.safetensors"),
+    (f"{TRAIN} --also kohya", "run/last.kohya.safetensors"),
     ("compress LBM --output made --size 300KB", "made/exact_base_ledger.json"),
     ("compress LBM --output made --size 300KB", "made/calibration.safetensors"),
     ("compress LBM --output made --size 300KB --name x", "made/x_lora_config.yaml"),
@@ -152,7 +153,6 @@ INPUTS = [
     ("inspect rep/inspect.html --report rep", "rep/inspect.html"),
     ("push repo/real.safetensors --to user/repo --base_model user/lbm --save_to repo", "repo/real.safetensors"),
     (f"{TRAIN} --base_model_path run/last.safetensors", "run/last.safetensors"),
-    ("train --path_config run/config.yaml", "run/config.yaml"),
 ]
 """A command, and the input that it would write over."""
 
@@ -393,4 +393,5 @@ def test_overwrite_replaces_what_is_there(lbm: Lbm, tmp_path: Path, capsys: pyte
     line = f"inspect {lbm.base} --report {tmp_path / 'page'}"
     assert main(line.split()) == 2
     assert main([*line.split(), "--overwrite"]) == 0, capsys.readouterr().err
-    assert is_ours(tmp_path / "page" / "inspect.html", GENERATOR)
+    assert is_ours(tmp_path / "page" / "inspect.html", INSPECTION_PAGE)
+    assert not is_ours(tmp_path / "page" / "inspect.html", REPORT_PAGE), "a page of one kind replaces none of the other"
