@@ -12,7 +12,7 @@ import torch
 
 from lbm_lora import held_folder
 from lbm_lora.configs.train import TrainRunConfig
-from lbm_lora.errors import ConfigError, DataError, OutputError
+from lbm_lora.errors import ConfigError, DataError, OutputError, QualityError
 from lbm_lora.trainable.state import load_state
 from lbm_lora.training.loss.step import BridgeStep
 from lbm_lora.training.run.loop import TrainingLoop
@@ -288,6 +288,16 @@ def test_the_training_file_of_a_run_stays_as_the_user_has_left_it(config: Config
     edited = file.read_text()
     assert run(TrainRunConfig(path_config=file)).step == 3, "also without the line that marks it as ours"
     assert file.read_text() == edited
+
+
+def test_a_part_that_saves_nothing_leaves_the_configuration_of_the_one_before(config: Config) -> None:
+    folder = train(config(max_steps=1)).folder
+    before = {path: path.read_bytes() for path in folder.path.glob("*.*")}
+    with pytest.raises(QualityError, match="training has diverged"):
+        train(config(max_steps=6, save_interval=6, learning_rate=1e30, log_interval=1))
+    assert {path: path.read_bytes() for path in folder.path.glob("*.*")} == before
+    train(config(max_steps=2, learning_rate=1e-3))
+    assert "learning_rate: 0.001" in folder.config.read_text()
 
 
 def test_a_run_goes_on_without_the_folder_of_the_run_that_it_continues(config: Config, tmp_path: Path) -> None:

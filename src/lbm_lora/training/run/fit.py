@@ -81,7 +81,8 @@ def fit(
                     run.folder.remove_parts()
                 progress.note(f"{learning:,} trainable parameters, {run.left:,} steps left.")
                 fabric.launch()
-                loop = TrainingLoop(run, fabric, progress, stop, _Begun(run.folder, config, path_config, check_folder))
+                written = _RunConfig(run.folder, config, path_config, check_folder)
+                loop = TrainingLoop(run, fabric, progress, stop, written.check_folder, written.saved)
                 if fabric.is_global_zero:
                     run.folder.check_same(found)  # what has come before the loop took note of its own files
                 with _named_loss(fabric.world_size):
@@ -99,11 +100,8 @@ def fit(
     )
 
 
-class _Begun:
-    """Check the folder before each write, and before the first write the run's configuration to it.
-
-    A run that ends before it has a result leaves the configuration of those that are there.
-    """
+class _RunConfig:
+    """Write the run's configuration to its folder with its first save: until then that of an earlier part stays."""
 
     def __init__(
         self, folder: RunFolder, config: TrainConfig, path_config: Path | None, check_folder: Callable[[], None]
@@ -111,13 +109,21 @@ class _Begun:
         self._folder, self._config, self._path_config, self._check_folder = folder, config, path_config, check_folder
         self._is_first = True
 
-    def __call__(self) -> None:
+    def check_folder(self) -> None:
+        """Check that the run still holds its folder; there is a configuration in it afterwards."""
         self._check_folder()
-        is_due = self._is_first or not self._folder.config.exists()  # a folder that was removed is made again
-        if is_due and self._check_folder is not _unchecked:
-            if self._path_config is None or not is_same(self._folder.config, self._path_config):
-                write_text(self._folder.config, f"{RUN_LINE}{self._config.to_yaml()}")
-            self._is_first = False
+        if self._check_folder is not _unchecked and not self._folder.config.exists():
+            self._write()
+
+    def saved(self) -> None:
+        """Take notice of a save."""
+        if self._is_first:
+            self._write()
+
+    def _write(self) -> None:
+        if self._path_config is None or not is_same(self._folder.config, self._path_config):
+            write_text(self._folder.config, f"{RUN_LINE}{self._config.to_yaml()}")
+        self._is_first = False
 
 
 @contextmanager

@@ -29,6 +29,7 @@ class TrainingLoop:
         fabric: its processes are started.
         stop: asked before each forward pass, and within a validation.
         check_folder: raises if the run no longer holds its folder; called before files are written to it.
+        on_save: called after each save of the state.
 
     Attributes:
         standing: where the run stands.
@@ -41,12 +42,13 @@ class TrainingLoop:
         progress: Progress,
         stop: StopRequest,
         check_folder: Callable[[], None],
+        on_save: Callable[[], None],
     ) -> None:
         self.standing = standing_of(run.state)
         self._run, self._fabric, self._progress, self._stop = run, fabric, progress, stop
         self._check_folder = check_folder
         self._learner = Learner(run, fabric)
-        self._saver = Saver(run, self._learner, self.standing, check_folder, writes=fabric.is_global_zero)
+        self._saver = Saver(run, self._learner, self.standing, check_folder, on_save, writes=fabric.is_global_zero)
         self._log = RunLog(run.config, run.folder, run.done) if fabric.is_global_zero else None
         self._meter, self._pace, self._pictures = Meter(), Pace(0), ResultWatch()
         self._next = self.standing.epoch, self.standing.batch

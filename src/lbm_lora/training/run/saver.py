@@ -26,16 +26,24 @@ class Saver:
     Args:
         writes: whether this process writes the files.
         check_folder: raises if the run no longer holds its folder; called before files are written to it.
+        on_save: called after each save of the state.
 
     Attributes:
         lacks_score: whether the best result that is there has not been scored; see `has_unscored_best`.
     """
 
     def __init__(
-        self, run: PreparedRun, learner: Learner, standing: Standing, check_folder: Callable[[], None], *, writes: bool
+        self,
+        run: PreparedRun,
+        learner: Learner,
+        standing: Standing,
+        check_folder: Callable[[], None],
+        on_save: Callable[[], None],
+        *,
+        writes: bool,
     ) -> None:
         self._run, self._learner, self._standing = run, learner, standing
-        self._check_folder, self._writes = check_folder, writes
+        self._check_folder, self._on_save, self._writes = check_folder, on_save, writes
         self._state_file, self._last, self._best = map(OwnFile, (run.folder.state, run.folder.last, run.folder.best))
         for file in (self._state_file, self._last, self._best):
             file.note()
@@ -135,6 +143,7 @@ class Saver:
     def _write_state(self, state: TrainState) -> None:
         with self._state_file.written():  # another machine may have begun a run there, on a disk without locks
             save_state(state, self._state_file.path, mark=TRAINING_STATE)
+        self._on_save()
 
     def _own_digest(self, path: Path) -> str | None:
         run = self._run
