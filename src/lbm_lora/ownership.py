@@ -45,7 +45,7 @@ LIST_MARK = f"({MARK}).\n"
 REPORT_PAGE = f'<meta name="generator" content="{MARK}">'
 """A report as a page."""
 INSPECTION_PAGE = f'<meta name="generator" content="{MARK}: inspection">'
-"""What a file holds, as a page."""
+"""A page that `inspect` writes."""
 
 MARK_KEY = "lbm_lora_file"
 """Entry, with the kind of file as its value, in JSON and in `.safetensors` headers that have no other of our name."""

@@ -212,7 +212,7 @@ def test_the_best_lora_of_a_run_that_was_killed_before_it_saved_the_score_is_kep
 def test_a_best_lora_without_a_score_is_validated_again(
     config: Config, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was written just before the run was killed; now its step is no longer one of those that are validated."""
+    """The run was killed before it saved the score, and now resumes at a step where no validation is due."""
     qualities = iter((0.0, 2.0, 2.0, 1.0))
     monkeypatch.setattr(Scores, "quality", lambda *_: next(qualities))
     values = {"validation_folder": pairs, "save_interval": 5}

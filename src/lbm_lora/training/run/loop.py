@@ -161,7 +161,7 @@ class TrainingLoop:
             self._log.metrics({f"train/{name}": value for name, value in values.items()}, standing.step)
 
     def _validate_if_due(self) -> None:
-        """Validate at the set interval and at the first and last step; repeat a validation that was interrupted."""
+        """Validate at the set interval and at the first and last step; repeat one whose score was not saved."""
         run, standing, fabric = self._run, self.standing, self._fabric
         interval = run.config.validation_interval or run.config.save_interval
         is_repeated = self._saver.lacks_score and standing.step == run.done

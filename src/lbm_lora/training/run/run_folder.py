@@ -194,7 +194,7 @@ class RunFolder:
         write(path)
         link(path, self.last)
         steps = sorted({*saved, step})
-        chosen = {real_path(path) for path in self.path.iterdir() if path.is_symlink()}  # by a link beside it
+        chosen = {real_path(path) for path in self.path.iterdir() if path.is_symlink()}  # by the user
         kept = steps[-keep:] if keep else steps
         for one in steps:
             old = self.step_file(one)

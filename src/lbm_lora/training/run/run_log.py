@@ -127,7 +127,7 @@ class RunLog:
             raise cannot_write(self._place, reason) from None
 
     def _follow(self) -> None:
-        """Begin the log anew where its folder was moved away or removed: that is no reason to end a training."""
+        """Start a new log if its folder was moved or removed: losing a log must not end a training."""
         if self._pinned is None or self._pinned.is_at(self._place):
             return
         warn(f"{self._place} was moved or removed while a run was logging to it. The log goes on in a new folder.")

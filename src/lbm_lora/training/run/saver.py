@@ -1,4 +1,4 @@
-"""What a run saves: its results, and the state to resume from; and what it knows of those that are there."""
+"""Save a run's results and the state to resume from, and keep track of which files in its folder are its own."""
 
 from collections.abc import Callable
 from dataclasses import replace
