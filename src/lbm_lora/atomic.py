@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_IRWXU
 
+from lbm_lora.call_start import call_start
 from lbm_lora.errors import Option, OutputError
-from lbm_lora.late_files import check_late, pin_made
+from lbm_lora.late_files import check_late
 from lbm_lora.output_place import cannot_write, check_replaceable
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.private_folder import INNER, PrivateFolder, output_of, permit, private_folder, remove_leftover, stem_of
@@ -248,7 +249,7 @@ def made_folder(folder: Path) -> Generator[None]:
             missing = [one for one in (folder, *folder.parents) if not one.exists()]
             for one in reversed(missing):
                 if _is_made(one):
-                    made[one] = pin_made(one)
+                    made[one] = call_start().pin_made(one)
             if not folder.is_dir():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         except (OSError, ValueError) as error:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from lbm_lora.call_start import call_start
 from lbm_lora.errors import Option, OutputError, listing
 from lbm_lora.input_files import CONTAINERS, files_behind, has_one_checkpoint
-from lbm_lora.late_files import appeared, came_with_folder, expect_planned, has_appeared, pinned_folder, remember
+from lbm_lora.late_files import appeared, expect_planned
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind, is_saved_by_run
@@ -145,27 +146,27 @@ class FilePlan:
         """
         self.check_apart()
         later = [*self._replaceable_later(overwrite, watched)]  # before the look, so that later files are told apart
-        there = [output for output in self.outputs if status_of(output.path) is not None]
+        start, there = call_start(), [output for output in self.outputs if status_of(output.path) is not None]
         for folder in dict.fromkeys(output.path.parent for output in self.outputs):
-            pinned = pinned_folder(folder)
+            pinned = start.pinned_folder(folder)
             if not pinned.is_missing and not pinned.is_at(folder):
                 raise OutputError(
                     f"{folder} is another folder than when the command began, and was kept. Run the command again."
                 )
         for output in there:
-            if came_with_folder(output.path, pinned_folder(output.path.parent)):
+            if start.came_with_folder(output.path, start.pinned_folder(output.path.parent)):
                 raise OutputError(
                     f"{output.path.parent} was changed, or moved there, since the command began. {output.name} was "
                     "kept. Run the command again."
                 )
         foreign = [output for output in there if not output.is_ours(output.path)]
-        late_ones = [output for output in foreign if overwrite and has_appeared(output.path)]  # while inputs were read
-        if late_ones:
-            raise appeared(late_ones[0].path, late_ones[0].name)
+        late = [output for output in foreign if overwrite and start.has_appeared(output.path)]  # while inputs were read
+        if late:
+            raise appeared(late[0].path, late[0].name)
         if foreign and not overwrite:
             raise _foreign(*foreign)
         for output in foreign:
-            remember(output.path)
+            start.remember(output.path)
         for path, is_replaceable in later:
             expect_planned(path, is_replaceable)
 
@@ -189,13 +190,14 @@ class FilePlan:
         Args:
             path: of an output in the folder, or the folder itself, for several.
         """
-        before, first = version_of(path), pinned_folder(folder)
+        start = call_start()
+        before, first = version_of(path), start.pinned_folder(folder)
 
         def is_replaceable(now: Path) -> bool:
-            known = pinned_folder(folder) if first.is_missing else first  # the command may have made it
+            known = start.pinned_folder(folder) if first.is_missing else first  # the command may have made it
             if not folder_may_change and not known.is_missing and not known.is_at(now.parent):
                 return False
-            if came_with_folder(now, known):
+            if start.came_with_folder(now, known):
                 return False
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:

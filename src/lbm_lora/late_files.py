@@ -4,40 +4,25 @@ Before a command starts, its file plan settles what may be replaced (`lbm_lora.f
 code that renames a new file to its path checks here whether that still holds.
 """
 
-import math
 import os
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from functools import wraps
 from pathlib import Path
-from stat import S_ISDIR, S_ISLNK
 from typing import ParamSpec, TypeVar
 
+from lbm_lora.call_start import begun_call
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, home_path, real_path
 from lbm_lora.output_place import is_protected
-from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import link_status, status_of, version_of
+from lbm_lora.regular_file import version_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Notes = dict[Path, Callable[[Path], bool]]
-_MOST_LINKS = 40  # on the way to one folder; Linux follows no more
-_BEGAN = "LBM_LORA_BEGAN"  # environment variable
 _UNSCOPED: _Notes = {}
-_UNPINNED: dict[Path, PinnedFolder] = {}
-_UNKNOWN: dict[Path, object] = {}
-_start: ContextVar[float | None] = ContextVar("_start", default=None)
-"""When the call began, in seconds since the epoch."""
-_is_handed_on: ContextVar[bool] = ContextVar("_is_handed_on", default=False)
-"""Whether the call has started other processes, or was started as one of them."""
-_folders: ContextVar[dict[Path, PinnedFolder]] = ContextVar("_folders", default=_UNPINNED)
-"""Folders as they were when the call began, or first looked at."""
-_versions: ContextVar[dict[Path, object]] = ContextVar("_versions", default=_UNKNOWN)
-"""Versions of the files at the paths of the call when it began (see `version_of`)."""
 _notes: ContextVar[_Notes] = ContextVar("_notes", default=_UNSCOPED)
 """A file, or a folder for all files in it, by each of its `_names`."""
 
@@ -49,65 +34,14 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     Notes made outside apply inside too.
 
     Args:
-        given: values of the call. The folders among the paths, and all that the paths are in, are pinned: inputs may
-            be read for a long time before the outputs are noted.
+        given: values of the call; see `begun_call` for the paths among them.
     """
-    start = _start.get()
-    is_first_look = start is None and _is_first()
-    began, notes = _start.set(_first_start() if start is None else start), _notes.set(dict(_notes.get()))
-    folders, versions = _folders.set(dict(_folders.get())), _versions.set(dict(_versions.get()))
-    paths = [home_path(value) for value in (Path(), *given) if isinstance(value, str | Path)]
+    notes = _notes.set(dict(_notes.get()))
     try:
-        _pin(paths, is_first_look=is_first_look)
-        yield
+        with begun_call(home_path(value) for value in (Path(), *given) if isinstance(value, str | Path)):
+            yield
     finally:
-        if start is None and _is_handed_on.get():  # another call of this process begins later
-            os.environ.pop(_BEGAN, None)
-            _is_handed_on.set(False)
-        _versions.reset(versions)
-        _folders.reset(folders)
         _notes.reset(notes)
-        _start.reset(began)
-
-
-def _pin(paths: Iterable[Path], *, is_first_look: bool) -> None:
-    """Remember what is at paths at the beginning of a call, and the folders that are there, or that they are in.
-
-    Args:
-        is_first_look: whether nobody has waited since the command began.
-    """
-    for path in paths:
-        if _is_first():
-            _versions.get().setdefault(path, version_of(path))
-        for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
-            found = status_of(folder)
-            if folder not in _folders.get() and found is not None and S_ISDIR(found.st_mode):
-                came_late = not is_first_look and _may_have_come(folder)
-                _folders.get()[folder] = PinnedFolder(folder, came_late=came_late)
-
-
-def hand_on_start() -> None:
-    """Tell processes that this one is going to start, and that run the same command, when it began."""
-    start = _start.get()
-    if start is not None:
-        os.environ[_BEGAN] = repr(start)
-        _is_handed_on.set(True)
-
-
-def _first_start() -> float:
-    """Return the present time; in a process that another one has started for the same command, when that one began."""
-    try:
-        return time.time() if _is_first() else float(os.environ[_BEGAN])
-    except (KeyError, ValueError):
-        return time.time()
-
-
-def _is_first() -> bool:
-    """Return whether this is the first of several processes that run one command, or the only one.
-
-    A shell in a job of several processes has a number too.
-    """
-    return os.environ.get("LOCAL_RANK", "0") == "0" or _BEGAN not in os.environ
 
 
 def given_in(config: object) -> list[object]:
@@ -126,76 +60,6 @@ def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
             return function(*args, **options)
 
     return call
-
-
-def pinned_folder(folder: Path) -> PinnedFolder:
-    """Return a folder as it was when the call began, or at its first look in it."""
-    if _notes.get() is _UNSCOPED:
-        return PinnedFolder(folder)
-    folders = _folders.get()
-    if folder not in folders:
-        folders[folder] = PinnedFolder(folder, came_late=_may_have_come(folder))
-    return folders[folder]
-
-
-def pin_made(folder: Path) -> PinnedFolder:
-    """Return a folder that the command has just made, and pin it."""
-    pinned = PinnedFolder(folder)
-    if _notes.get() is not _UNSCOPED:
-        _folders.get()[folder] = pinned
-    return pinned
-
-
-def _may_have_come(folder: Path) -> bool:
-    """Return whether a folder may have been moved to its path since the call began, or any that links lead through."""
-    return any(_was_moved((way, *way.parents)) for way in _ways(folder))
-
-
-def _ways(folder: Path) -> Iterator[Path]:
-    """Yield the path of a folder, and the paths that the links on the way lead to, one after another."""
-    way = absolute_path(folder)
-    for _ in range(_MOST_LINKS):
-        yield way
-        link = next((one for one in (*reversed(way.parents), way) if one.is_symlink()), None)
-        if link is None:
-            return
-        way = link.parent / link.readlink() / way.relative_to(link)
-    yield real_path(folder)
-
-
-def _was_moved(folders: Iterable[Path]) -> bool:
-    """Return whether a folder, or one above it, was moved to its path since the call began.
-
-    A rename changes the time of what gets another name, and not that of its contents; a new file in a folder changes
-    both, to the same one. If a file is made in a folder that was just moved, nobody can tell. The time of a link is
-    when it was made.
-
-    Args:
-        folders: from the innermost on, up to one that is pinned.
-    """
-    start = _start.get()
-    for one in folders:
-        known = _folders.get().get(one)
-        if known is not None:
-            return known.came_late or not known.is_at(one)
-        for status in (status_of(one), link_status(one)):
-            if status is None or not _is_later(status.st_ctime, start):
-                continue
-            if status.st_ctime != status.st_mtime or S_ISLNK(status.st_mode):
-                return True
-    return False
-
-
-def came_with_folder(path: Path, folder: PinnedFolder) -> bool:
-    """Return whether the file at a path may have come there after the call began, with its folder or one above it.
-
-    Args:
-        folder: the one that it is in.
-    """
-    start, found = _start.get(), status_of(path)
-    may_have_come = folder.is_missing or folder.came_late
-    is_older = found is not None and start is not None and min(found.st_ctime, found.st_mtime) <= start
-    return may_have_come and is_older  # a folder from another disk is copied, with the times of its files
 
 
 def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
@@ -224,29 +88,6 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
         expect(path, is_ours)
     else:
         expect_only(path, is_ours)
-
-
-def remember(path: Path) -> None:
-    """Note what is at a path: later steps of the call compare with it, and ask no clock."""
-    if _notes.get() is not _UNSCOPED:
-        _versions.get().setdefault(path, version_of(path))
-
-
-def has_appeared(path: Path) -> bool:
-    """Return whether a file came to a path after the call began, or was changed since: before anybody looked there.
-
-    For a link, also the link. Where no value of the call names the path, the time of change tells, if the disk has one.
-    """
-    if path in _versions.get():
-        return path.exists() and version_of(path) != _versions.get()[path]
-    start = _start.get()
-    found = () if start is None else (status_of(path), link_status(path))
-    return any(_is_later(one.st_ctime, start) for one in found if one is not None)
-
-
-def _is_later(time: float, start: float | None) -> bool:
-    """Return whether a file's time is after the start. Some disks count in whole seconds: then also the same second."""
-    return start is not None and (time > start or time == math.floor(start))
 
 
 def check_late(path: Path, *, names: int = 1) -> None:

@@ -16,8 +16,8 @@ from lightning.fabric.strategies import ModelParallelStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lbm_lora.call_start import call_start
 from lbm_lora.errors import ConfigError
-from lbm_lora.late_files import hand_on_start
 from lbm_lora.model.device import resolve_device
 from lbm_lora.threads import share_cores
 
@@ -52,7 +52,7 @@ def open_fabric(config: Processes, parallelize: Parallelize | None = None) -> Fa
         ConfigError: Fabric refuses the devices or the strategy.
     """
     device = resolve_device(config.device)
-    hand_on_start()  # the processes run the same command
+    call_start().hand_on()  # the processes run the same command
     share_cores(max(1, config.devices))
     try:
         return Fabric(

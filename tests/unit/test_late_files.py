@@ -1,6 +1,5 @@
 """Files that appear at an output's path while a command runs."""
 
-import math
 import os
 import shutil
 import time
@@ -11,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbm_lora import late_files
 from lbm_lora.atomic import atomic_folder, write_text
 from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import check_late, expect, given_in, hand_on_start, has_appeared, notes_of_one_call, settle
+from lbm_lora.late_files import check_late, expect, given_in, notes_of_one_call, settle
 from lbm_lora.ownership import MARK_LINE, of_kind
 
 THEIRS = "somebody else's"
@@ -359,23 +357,11 @@ def test_a_folder_above_that_of_a_link_is_exchanged(
             _planned(Path("out/a.txt"))
 
 
-def start_another(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what makes this process the second one of the present call."""
-    hand_on_start()
-    began = os.environ["LBM_LORA_BEGAN"]
-
-    def started() -> None:
-        monkeypatch.setenv("LBM_LORA_BEGAN", began)
-        monkeypatch.setenv("LOCAL_RANK", "1")
-
-    return started
-
-
 def test_what_the_first_process_writes_is_no_reason_for_others_to_stop(
-    default_output: Path, monkeypatch: pytest.MonkeyPatch
+    default_output: Path, handed_on: Callable[[], Callable[[], None]]
 ) -> None:
     with _later_call():
-        started = start_another(monkeypatch)
+        started = handed_on()
         write_text(Path("new/out/b.txt"), MARK_LINE)
     started()
     with _later_call():
@@ -385,11 +371,11 @@ def test_what_the_first_process_writes_is_no_reason_for_others_to_stop(
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("named", [False, True])
 def test_a_folder_that_comes_before_another_process_looks(
-    default_output: Path, monkeypatch: pytest.MonkeyPatch, named: bool, overwrite: bool
+    default_output: Path, handed_on: Callable[[], Callable[[], None]], named: bool, overwrite: bool
 ) -> None:
     """The other process pins what the call names when it begins itself, seconds later."""
     with _later_call():
-        started = start_another(monkeypatch)
+        started = handed_on()
         shutil.rmtree("new")
         Path("new").symlink_to("old")
     started()
@@ -469,59 +455,7 @@ def test_what_appears_after_a_file_was_settled_stays(tmp_path: Path, before: str
         check_late(output)
 
 
-def test_a_given_path_is_known_without_a_clock(tmp_path: Path) -> None:
-    """FAT has no time of change, and a disk on the network a clock of its own."""
-    path, other = tmp_path / "x", tmp_path / "other"
-    for one in (path, other):
-        one.write_text(THEIRS)
-    os.utime(other, (0, 0))
-    with notes_of_one_call([path]):
-        assert not has_appeared(path)
-        other.replace(path)
-        assert has_appeared(path)
-        path.unlink()
-        assert not has_appeared(path)
-    with notes_of_one_call([path]):
-        path.write_text(THEIRS)
-        assert has_appeared(path)
-
-
 def test_the_values_of_a_configuration_and_of_one_in_it(tmp_path: Path) -> None:
     inner = OutputOptions(overwrite=True)
     assert given_in(SimpleNamespace(command="x", parsed=inner)) == ["x", inner, True]
     assert given_in(None) == []
-
-
-def test_a_disk_that_counts_whole_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x"
-    path.write_text(THEIRS)
-    second = math.floor(path.stat().st_ctime)
-    os.utime(path, (second, second))
-    for start, expected in ((second + 0.5, True), (second - 0.5, True), (second + 1.5, False)):
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda start=start: start)
-            with notes_of_one_call():
-                patch.setattr(late_files, "status_of", lambda path: SimpleNamespace(st_ctime=float(second)))
-                patch.setattr(late_files, "link_status", lambda path: None)
-                assert has_appeared(path) == expected
-
-
-def test_a_process_that_another_one_starts_counts_from_its_beginning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x"
-    with notes_of_one_call():
-        started = start_another(monkeypatch)
-        time.sleep(0.05)  # the clock of files is coarse
-        path.write_text("theirs")
-        assert has_appeared(path)
-    with notes_of_one_call():
-        assert not has_appeared(path)
-    started()
-    for _ in range(2):
-        with notes_of_one_call():
-            assert has_appeared(path)
-    with notes_of_one_call():
-        hand_on_start()
-    with notes_of_one_call():
-        assert not has_appeared(path), "a call that begins later"

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lbm_lora.calibration.layers import CalledLayer
 from lbm_lora.calibration.statistics import Origin
+from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import SafetensorsWriter, TensorSpec, open_checkpoint
 from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
-from lbm_lora.late_files import has_appeared
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.ownership import is_ours
 from lbm_lora.result_watch import OwnFile
@@ -137,7 +137,7 @@ class PartialFile:
         self._file.note()
         with open_checkpoint(self.path) as file:
             if file.metadata.get(_ORIGIN_KEY) != _identity(origin):
-                if self.overwrite and not has_appeared(self.path):
+                if self.overwrite and not call_start().has_appeared(self.path):
                     return None
                 raise ConfigError(
                     f"{self.path} holds the unfinished sums of a calibration with other inputs or settings. Run that "

@@ -17,6 +17,7 @@ from lbm_lora.calibration import (
     save_statistics,
     with_checks,
 )
+from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError
@@ -24,7 +25,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.late_files import expect, has_appeared
+from lbm_lora.late_files import expect
 from lbm_lora.model.build import load_model
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import around, resolve_config
@@ -96,7 +97,7 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
         )
     check_output(config, images)
     # those that come while these are measured are not replaced either
-    before = None if has_appeared(path) else version_of(path)
+    before = None if call_start().has_appeared(path) else version_of(path)
     expect(path, lambda now: before is not None and version_of(now) == before)
     return _run(config, images, progress).statistics
 

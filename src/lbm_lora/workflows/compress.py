@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
+from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
@@ -16,7 +17,6 @@ from lbm_lora.errors import ConfigError, Option, PairingError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name, localized
 from lbm_lora.imaging.paths import readable_sources
-from lbm_lora.late_files import pinned_folder
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
@@ -81,7 +81,7 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     name = _name(config)
     output = config.output or Path(f"{name}_lora")
     for folder in (output, output / "report"):
-        pinned_folder(folder)  # it may be exchanged while images are read
+        call_start().pinned_folder(folder)  # it may be exchanged while images are read
     config = localized(config, progress)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])

@@ -10,13 +10,13 @@ import torch
 from lbm_lora.adapter import Adapter, load_adapter, precision, save_adapter
 from lbm_lora.apply import adapted_to_lbm
 from lbm_lora.atomic import together, written_bytes
+from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, OutputError, QualityError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
-from lbm_lora.late_files import has_appeared
 from lbm_lora.output_place import is_protected
 from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
@@ -215,7 +215,7 @@ def _distill(
     if own is not None:
         from lbm_lora.refinement.distill import refuse_another
 
-        if not config.overwrite or has_appeared(own.path):
+        if not config.overwrite or call_start().has_appeared(own.path):
             refuse_another(own.path, identity)
         own.note()
     learnt, held = answered_images(

@@ -6,12 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbm_lora.call_start import call_start
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
-from lbm_lora.late_files import pinned_folder
 from lbm_lora.missing_path import real_path
 from lbm_lora.ownership import (
     RUN_LINE,
@@ -75,7 +75,7 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         QualityError: the loss is no longer finite.
     """
     settings = read_train_config(config.path_config, config.overrides)
-    pinned_folder(settings.save_ckpt_path)
+    call_start().pinned_folder(settings.save_ckpt_path)
     names = {key.replace("-", "_") for key, _ in config.overrides}
     check_home(config.path_config, settings, names)
     if config.also and settings.mode == "full":

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.atomic import together, write_text
+from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call, pinned_folder
+from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
@@ -73,7 +74,7 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
     config = with_report(config)
-    pinned_folder(report_folder(config))  # it may be exchanged while models are fetched
+    call_start().pinned_folder(report_folder(config))  # it may be exchanged while models are fetched
     config = localized(config, progress)
     names = check(config)
     check_output(config, sources(config.images))

@@ -1,0 +1,65 @@
+"""What has come to a path since a call began."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lbm_lora import call_start as module
+from lbm_lora.call_start import begun_call, call_start
+
+
+def test_a_given_path_is_known_without_a_clock(tmp_path: Path) -> None:
+    """FAT has no time of change, and a disk on the network a clock of its own."""
+    path, other = tmp_path / "x", tmp_path / "other"
+    for one in (path, other):
+        one.write_text("theirs")
+    os.utime(other, (0, 0))
+    with begun_call([path]):
+        assert not call_start().has_appeared(path)
+        other.replace(path)
+        assert call_start().has_appeared(path)
+        path.unlink()
+        assert not call_start().has_appeared(path)
+    with begun_call([path]):
+        path.write_text("theirs")
+        assert call_start().has_appeared(path)
+
+
+def test_a_disk_that_counts_whole_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    path.write_text("theirs")
+    second = math.floor(path.stat().st_ctime)
+    os.utime(path, (second, second))
+    for start, expected in ((second + 0.5, True), (second - 0.5, True), (second + 1.5, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda start=start: start)
+            with begun_call([]):
+                patch.setattr(module, "status_of", lambda path: SimpleNamespace(st_ctime=float(second)))
+                patch.setattr(module, "link_status", lambda path: None)
+                assert call_start().has_appeared(path) == expected
+
+
+def test_a_process_that_another_one_starts_counts_from_its_beginning(
+    tmp_path: Path, handed_on: Callable[[], Callable[[], None]]
+) -> None:
+    path = tmp_path / "x"
+    with begun_call([]):
+        started = handed_on()
+        time.sleep(0.05)  # the clock of files is coarse
+        path.write_text("theirs")
+        assert call_start().has_appeared(path)
+    with begun_call([]):
+        assert not call_start().has_appeared(path)
+    started()
+    for _ in range(2):
+        with begun_call([]):
+            assert call_start().has_appeared(path)
+    with begun_call([]):
+        call_start().hand_on()
+    with begun_call([]):
+        assert not call_start().has_appeared(path), "a call that begins later"
