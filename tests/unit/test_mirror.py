@@ -22,6 +22,7 @@ REASONS = {
     "workflows/validate_files.py": "tests/unit/workflows/test_validate.py: the files; test_outputs.py",
     "adapter/formats/codec.py": "tests/unit/adapter/formats/test_comfyui.py: a codec at work",
     "adapter/formats/peft_layers.py": "tests/unit/adapter/formats/test_peft.py: what has a place, and what has not",
+    "__main__.py": "tests/unit/cli/test___main__.py: it runs",
     "cli/present/lines.py": "tests/unit/cli/present/test_inference.py and its neighbours: lines of their texts",
     "combine/chooser.py": "tests/unit/combine/test_resize.py: ranks by each rule; see test_merge.py",
     "combine/merged_adapter.py": "tests/unit/workflows/test_merge.py: merged files and what they record",

@@ -20,7 +20,8 @@ def test_an_interrupt_while_it_starts_is_a_line(
     assert capsys.readouterr() == ("", "error: interrupted.\n")
 
 
-def test_it_is_a_module_that_runs() -> None:
-    words = [sys.executable, "-m", "lbm_lora.cli", "--version"]
+@pytest.mark.parametrize("module", ["lbm_lora", "lbm_lora.cli"])
+def test_it_is_a_module_that_runs(module: str) -> None:
+    words = [sys.executable, "-m", module, "--version"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == f"lbm-lora {__version__}\n"
