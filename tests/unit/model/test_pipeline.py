@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import warnings
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, cast
@@ -672,6 +673,10 @@ def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path:
         pipe.save_pretrained(folder / "pipeline.py")
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def another(base: Path) -> LBMPipeline:
     pipe = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
     pipe.register_to_config(trained_steps=[1])
@@ -713,7 +718,7 @@ def test_a_save_in_another_container_is_refused_where_the_earlier_one_would_be_l
 def test_what_a_link_leads_to_is_kept(base: Path, tmp_path: Path, name: str) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     pipe.save_pretrained(tmp_path / "a")
-    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    before = contents(tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "pipeline.py").write_bytes((tmp_path / "a" / "pipeline.py").read_bytes())
     (tmp_path / "b" / name).unlink(missing_ok=True)
@@ -738,7 +743,7 @@ def test_a_save_that_fails_leaves_the_earlier_model(
 ) -> None:
     folder = tmp_path / "pipe"
     LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = contents(folder)
     later = another(base)
     (folder / "vae" / "config.json").chmod(0o444)
     with pytest.raises(FileExistsError, match=r"vae/config\.json is write-protected, and was kept"):
@@ -755,11 +760,11 @@ def test_a_save_that_fails_leaves_the_earlier_model(
         patch.setattr(Path, "replace", refuse)
         with pytest.raises(PermissionError, match="of somebody else"):
             later.save_pretrained(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    assert contents(folder) == files
     monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
     with pytest.raises(pytest.fail.Exception, match="no space left"):
         later.save_pretrained(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    assert contents(folder) == files
 
 
 @pytest.mark.filterwarnings("ignore:images with 16 bits")
@@ -801,7 +806,7 @@ def test_files_are_read_as_the_commands_read_them(tmp_path: Path) -> None:
 def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "pipe"
     LBMPipeline.from_checkpoint(base).save_pretrained(folder, max_shard_size="50KB")
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = contents(folder)
     last = sorted((folder / "unet").glob("*-of-*"))[-1]
     replace = Path.replace
 
@@ -814,10 +819,29 @@ def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch
         patch.setattr(Path, "replace", refuse)
         with pytest.raises(PermissionError, match="must not be changed"):
             another(base).save_pretrained(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    assert contents(folder) == files
     last.unlink()
     another(base).save_pretrained(folder)
     assert not list(folder.rglob("*-of-*"))
+
+
+def interrupt_save(pipe: LBMPipeline, folder: Path, patch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
+    """Save a pipeline over an earlier one, and interrupt it while the files are renamed.
+
+    Args:
+        before: called just before the interrupt.
+    """
+    replace = Path.replace
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target == folder / "vae/config.json":
+            before()
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    patch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipe.save_pretrained(folder)
 
 
 def test_further_interrupts_do_not_lose_an_earlier_model(
@@ -825,26 +849,18 @@ def test_further_interrupts_do_not_lose_an_earlier_model(
 ) -> None:
     folder = tmp_path / "pipe"
     LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again, interrupts = another(base), iter([True, True, True])
-    replace, put_back = Path.replace, bridge_pipeline._put_back
-
-    def interrupted(path: Path, target: Path) -> Path:
-        if target == folder / "vae/config.json":
-            raise KeyboardInterrupt
-        return replace(path, target)
+    files = contents(folder)
+    interrupts, put_back = iter([True, True, True]), bridge_pipeline._put_back
 
     def interrupted_again(*values: Any) -> None:
         if next(interrupts, False):
             raise KeyboardInterrupt
         put_back(*values)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", interrupted)
-        patch.setattr(bridge_pipeline, "_put_back", interrupted_again)
-        with pytest.raises(KeyboardInterrupt):
-            again.save_pretrained(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    monkeypatch.setattr(bridge_pipeline, "_put_back", interrupted_again)
+    interrupt_save(another(base), folder, monkeypatch, lambda: None)
+    assert next(interrupts, None) is None, "all of them came"
+    assert contents(folder) == files
 
 
 def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
@@ -852,20 +868,9 @@ def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
 ) -> None:
     folder = tmp_path / "pipe"
     LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again, replace = another(base), Path.replace
-
-    def interrupted(path: Path, target: Path) -> Path:
-        if target == folder / "vae/config.json":
-            (folder / "unet/diffusion_pytorch_model.safetensors").rename(tmp_path / "moved.safetensors")
-            raise KeyboardInterrupt
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            again.save_pretrained(folder)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    files, new = contents(folder), folder / "unet/diffusion_pytorch_model.safetensors"
+    interrupt_save(another(base), folder, monkeypatch, lambda: new.rename(tmp_path / "moved.safetensors"))
+    assert contents(folder) == files
 
 
 def test_a_model_that_comes_while_the_digest_is_computed_stays(
@@ -890,7 +895,7 @@ def test_a_model_that_comes_while_the_digest_is_computed_stays(
 
 def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
-    before = {path: path.read_bytes() for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
+    before = contents(tmp_path / "pipe")
     pipe = LBMPipeline.from_pretrained(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     with pytest.raises(ConfigError, match=r"link is the model that this pipeline was loaded from, and would be"):
