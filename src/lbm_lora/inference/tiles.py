@@ -7,7 +7,7 @@ from weakref import finalize
 from PIL import Image
 
 from lbm_lora.errors import OutputError
-from lbm_lora.imaging.grids import tile
+from lbm_lora.imaging.grids import comparison_grid, tile
 from lbm_lora.temp_folder import PREFIX, temp_root
 
 
@@ -45,6 +45,29 @@ class Tiles:
         offset, (width, height) = self._places[output]
         self._file.seek(offset)
         return Image.frombytes("RGB", (width, height), self._file.read(3 * width * height))
+
+
+class Columns:
+    """Columns of side-by-side images, on either side of that of the results.
+
+    Args:
+        label: heading of the results.
+
+    Attributes:
+        left: heading -> column, from the left.
+        right: heading -> column.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.left: dict[str, Tiles] = {}
+        self.right: dict[str, Tiles] = {}
+        self._label = label
+
+    def beside(self, output: Path, result: Image.Image) -> Image.Image:
+        """Return the side-by-side image of a result, mode `RGB`."""
+        left, right = ({label: tiles[output] for label, tiles in side.items()} for side in (self.left, self.right))
+        columns = {**left, self._label: result, **right}
+        return comparison_grid(list(columns), [list(columns.values())])
 
 
 def _full(root: Path, error: OSError) -> str:

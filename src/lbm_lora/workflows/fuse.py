@@ -120,8 +120,8 @@ def _writer(path: Path, checkpoint: Checkpoint, *, is_lbm: bool) -> SafetensorsW
     """
     values = own_values(checkpoint) if is_lbm else None
     if path.suffix == ".safetensors":
-        metadata = {key: value for key, value in checkpoint.metadata.items() if key != ORIGIN_KEY}
-        metadata |= {MARK_KEY: FUSED}
+        kept = {key: value for key, value in checkpoint.metadata.items() if key not in (ORIGIN_KEY, MARK_KEY)}
+        metadata = {MARK_KEY: FUSED, **kept}  # first: others' values may be longer than what is searched for a mark
         if values:
             metadata.setdefault(METADATA_KEY, json.dumps(values))
         return SafetensorsWriter(path, checkpoint.specs, metadata=metadata)

@@ -1,22 +1,22 @@
 """Translate images with an LBM checkpoint and LoRAs: the verb `infer`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.apply import AppliedAdapter, ScaledAdapter
+from lbm_lora.apply import AppliedAdapter
+from lbm_lora.atomic import together
 from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
-from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.image_file import read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
-from lbm_lora.inference.tiles import Tiles
+from lbm_lora.inference.tiles import Columns, Tiles
 from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.names import check_shapes, checkpoint_shapes
@@ -26,9 +26,6 @@ from lbm_lora.ownership import RESULT, SIDE_BY_SIDE
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.result_watch import ResultWatch
 from lbm_lora.workflows.base import ensure_base, planned_missing
-
-Columns = dict[str, Tiles]
-"""Label -> column of the side-by-side images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,28 +114,28 @@ def translated(
     """
     with open_checkpoint(base) as checkpoint:
         adapters, applied = read_adapters(config, checkpoint, progress, loras)
-    if tuned is not None:
-        _check_tuned(config, tuned)
-    pipe = _load(config, base, "base", progress)
-    pipe.check_steps(config.num_inference_steps)
-    warn_of_size(config.size, pipe.size)
+    for model in (base, tuned):
+        if model is not None:
+            _check_shapes(config, model)
     failures = Failures(len(batch.jobs) + batch.present, is_fatal=config.fail_fast)
-    columns = _columns_without(config, batch.jobs, pipe, adapters, failures, progress)
-    put_in(config, pipe, adapters)
+    columns = Columns(_label(applied))
     if config.compare:
-        columns[_label(applied)] = Tiles()
-    with ResultWatch() as watch:
-        outputs = _write_all(config, batch.jobs, pipe, columns.get(_label(applied)), failures, watch, progress)
-        device, dtype = str(pipe.device), dtype_name(pipe.unet.dtype)
-        del pipe  # so that the tuned model is not in memory at the same time
-        outputs = _with_comparisons(config, outputs, batch.jobs, columns, tuned, failures, watch, progress)
+        columns.left["source"] = _source_tiles(batch.jobs, failures)
+    if tuned is not None:  # before the base, so that both are not in memory at the same time
+        columns.right["tuned"] = _tuned_tiles(config, batch.jobs, tuned, failures, progress)
+    pipe = _load(config, base, "base", progress)
+    warn_of_size(config.size, pipe.size)
+    if config.compare and adapters:
+        columns.left["base"] = _tiles(config, batch.jobs, pipe, failures, progress, "translating with the base")
+    put_in(config, pipe, adapters)
+    outputs = _write_all(config, batch.jobs, pipe, columns, failures, progress)
     return InferResult(
-        outputs=outputs,
+        outputs=tuple(outputs),
         failed=tuple(failures.images),
         present=batch.present,
         adapters=applied,
-        device=device,
-        dtype=dtype,
+        device=str(pipe.device),
+        dtype=dtype_name(pipe.unet.dtype),
     )
 
 
@@ -164,35 +161,27 @@ def plan(config: InferConfig, images: str | Sequence[str], mask: str | Sequence[
     )
 
 
-def _check_tuned(config: InferConfig, tuned: CheckpointLike) -> None:
-    """Check the tuned model before a result is written: it is run last."""
-    with open_checkpoint(tuned) as checkpoint:
+def _check_shapes(config: InferConfig, model: CheckpointLike) -> None:
+    """Check a model before another one is run."""
+    with open_checkpoint(model) as checkpoint:
         lbm = resolve_config(checkpoint, config_path=config.config_path)
         check_shapes(checkpoint.specs, checkpoint_shapes(lbm), where=checkpoint.path)
 
 
 def _load(config: InferConfig, checkpoint: CheckpointLike, what: str, progress: Progress) -> LBMPipeline:
     progress.start(0, f"loading the {what} model")
-    return LBMPipeline.from_checkpoint(
+    pipe = LBMPipeline.from_checkpoint(
         checkpoint, config_path=config.config_path, device=config.device, torch_dtype=config.torch_dtype
     )
+    pipe.check_steps(config.num_inference_steps)
+    return pipe
 
 
-def _columns_without(
-    config: InferConfig,
-    jobs: Sequence[Job],
-    pipe: LBMPipeline,
-    adapters: Sequence[ScaledAdapter],
-    failures: Failures,
-    progress: Progress,
-) -> Columns:
-    """Return the columns of --compare without LoRAs: the sources, and the base's results."""
-    columns: Columns = {}
-    if config.compare:
-        columns["source"] = _source_tiles(jobs, failures)
-        if adapters:
-            columns["base"] = _tiles(config, jobs, pipe, failures, progress, "translating with the base")
-    return columns
+def _tuned_tiles(
+    config: InferConfig, jobs: Sequence[Job], tuned: CheckpointLike, failures: Failures, progress: Progress
+) -> Tiles:
+    model = _load(config, tuned, "tuned", progress)
+    return _tiles(config, jobs, model, failures, progress, "translating with the tuned model")
 
 
 def _label(applied: Sequence[AppliedAdapter]) -> str:
@@ -226,66 +215,46 @@ def _write_all(
     config: InferConfig,
     jobs: Sequence[Job],
     pipe: LBMPipeline,
-    tiles: Tiles | None,
+    columns: Columns,
     failures: Failures,
-    watch: ResultWatch,
     progress: Progress,
 ) -> list[TranslatedImage]:
-    """Translate and write every job; with --compare also their tiles."""
+    """Translate and write every job: the result, the side-by-side image and the copy of the source appear together."""
     outputs: list[TranslatedImage] = []
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
-    for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
-        try:
-            if not job.keeps_output:
-                watch.before(job.output)
-                write_image(translation.image, job.output, mark=RESULT)
-                watch.after(job.output)
-            failures.written += 1
-            copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
-        except OutputError as error:
-            raise OutputError(*error.args, failures.so_far()) from None
-        if tiles is not None:
+    with ResultWatch() as watch:
+        for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
             try:
-                tiles.add(job.output, read_image(job.output) if job.keeps_output else translation.image)
+                image = read_image(job.output) if job.keeps_output else translation.image
             except ImageError as error:  # of an earlier run, or of somebody else
                 failures.add(job, error)
                 continue
-        outputs.append(
-            TranslatedImage(
-                source=job.source,
-                output=job.output,
-                comparison=None,
-                source_copy=job.copy if copied else None,
-                width=translation.image.width,
-                height=translation.image.height,
-                model_width=translation.model_size[0],
-                model_height=translation.model_size[1],
-                seconds=translation.seconds,
+            new = job.written[job.keeps_output :]
+            try:
+                for path in new:
+                    watch.before(path)
+                with together():
+                    if not job.keeps_output:
+                        write_image(image, job.output, mark=RESULT)
+                    if job.comparison is not None:
+                        write_image(columns.beside(job.output, image), job.comparison, mark=SIDE_BY_SIDE)
+                    copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
+                for path in new:
+                    watch.after(path)
+            except OutputError as error:
+                raise OutputError(*error.args, failures.so_far()) from None
+            failures.written += 1
+            outputs.append(
+                TranslatedImage(
+                    source=job.source,
+                    output=job.output,
+                    comparison=job.comparison,
+                    source_copy=job.copy if copied else None,
+                    width=translation.image.width,
+                    height=translation.image.height,
+                    model_width=translation.model_size[0],
+                    model_height=translation.model_size[1],
+                    seconds=translation.seconds,
+                )
             )
-        )
     return outputs
-
-
-def _with_comparisons(
-    config: InferConfig,
-    outputs: Sequence[TranslatedImage],
-    jobs: Sequence[Job],
-    columns: Columns,
-    tuned: CheckpointLike | None,
-    failures: Failures,
-    watch: ResultWatch,
-    progress: Progress,
-) -> tuple[TranslatedImage, ...]:
-    """Return the outputs and write their side-by-side images, with the tuned model's column if requested."""
-    if tuned is not None:
-        model = _load(config, tuned, "tuned", progress)
-        columns["tuned"] = _tiles(config, jobs, model, failures, progress, "translating with the tuned model")
-    written: dict[Path, Path] = {}
-    for job in failures.left(jobs):
-        if job.comparison is not None:
-            row = [tiles[job.output] for tiles in columns.values()]
-            watch.before(job.comparison)
-            write_image(comparison_grid(list(columns), [row]), job.comparison, mark=SIDE_BY_SIDE)
-            watch.after(job.comparison)
-            written[job.output] = job.comparison
-    return tuple(replace(made, comparison=written.get(made.output)) for made in outputs)

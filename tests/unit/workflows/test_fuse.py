@@ -136,6 +136,21 @@ def test_what_is_no_lbm_keeps_its_entries(tmp_path: Path) -> None:
     assert torch.equal(held["model_state_dict"]["a.weight"], torch.full((3, 2), 2.0))
 
 
+def test_it_is_replaced_by_itself_also_with_a_long_header_of_the_base(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
+    """A thumbnail, as ModelSpec has it."""
+    (tmp_path / "base").mkdir()
+    base, thumbnail = tmp_path / "base" / "b.safetensors", {"modelspec.thumbnail": "x" * 90_000}
+    with open_checkpoint(lbm.base) as checkpoint:
+        save_file(load_file(lbm.base), base, metadata={**checkpoint.metadata, **thumbnail})
+    config = FuseConfig(base_model_path=base, lora_path=(lora,), save_to=tmp_path / "f.safetensors")
+    run(config)
+    before = config.save_to.read_bytes()
+    run(config)
+    assert config.save_to.read_bytes() == before
+    with open_checkpoint(config.save_to) as fused:
+        assert fused.metadata.items() >= thumbnail.items()
+
+
 def test_another_base_is_refused_by_name(lbm: Lbm, lora: Path, tmp_path: Path) -> None:
     tensors = load_file(lbm.base)
     tensors["denoiser.conv_in.bias"] += 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
@@ -342,6 +344,36 @@ def test_a_tuned_model_that_cannot_be_run_is_found_before_a_result_is_written(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_a_result_appears_with_its_side_by_side_image_or_not_at_all(
+    files: Files, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tuned model that makes no image, and a disk that is full by then, leave earlier results."""
+    config = infer(files, photos / "a.png", tmp_path / "out.png", compare=True, save_input=True)
+    run(config)
+    before = {path: path.read_bytes() for path in tmp_path.glob("out*")}
+    assert len(before) == 3
+    tensors = load_file(files.tuned)
+    name = next(name for name in tensors if name.endswith("conv_in.weight"))
+    tensors[name].view(-1)[0] = math.nan
+    (tmp_path / "nan").mkdir()
+    save_file(tensors, tmp_path / "nan" / "nan.safetensors")
+    shutil.copy(files.tuned.with_name("config.yaml"), tmp_path / "nan")
+    with pytest.raises(ImageError, match="not finite"):
+        run(dataclasses.replace(config, tuned_model_path=tmp_path / "nan" / "nan.safetensors", seed=5))
+    assert {path: path.read_bytes() for path in tmp_path.glob("out*")} == before
+    save = Image.Image.save
+
+    def full(self: Image.Image, path: Path, *args: Any, **settings: Any) -> None:
+        if "_compare" in Path(path).name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, path, *args, **settings)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        run(dataclasses.replace(config, seed=5))
+    assert {path: path.read_bytes() for path in tmp_path.glob("out*")} == before
+
+
 @pytest.mark.parametrize("extension", ["png", "webp", "bmp", "gif", "tif"])
 def test_a_copy_of_any_format_is_known_again(files: Files, photos: Path, tmp_path: Path, extension: str) -> None:
     for source in ("a.png", "b.jpg"):
@@ -458,8 +490,9 @@ def test_outputs_that_are_there_are_left_out(files: Files, photos: Path, tmp_pat
     assert (tmp_path / "out" / "a.png").read_bytes() == earlier, "but it stays"
     (tmp_path / "out" / "a.png").write_bytes(b"no image")
     (tmp_path / "out" / "a_compare.png").unlink()
-    failed = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True))
+    failed = run(infer(files, photos, tmp_path / "out", skip_existing=True, compare=True, save_input=True))
     assert [(one.source.name, failed.present) for one in failed.failed] == [("a.png", 1)]
+    assert not (tmp_path / "out" / "a_input.png").exists(), "of no result"
     assert not (tmp_path / "out" / "a_compare.png").exists()
     with pytest.raises(OutputError, match=r"is an input of this command"):
         run(infer(files, photos, photos, skip_existing=True))
