@@ -26,6 +26,7 @@ from lbm_lora.regular_file import identity_of
 from lbm_lora.replacement import Draft, replace_all, sync, sync_folder, version_at
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
+_UNUSED = (".gitkeep", ".gitignore", ".DS_Store", "Thumbs.db", "desktop.ini")  # an empty folder may have them
 _LEFT = re.compile(rf"\.{INNER}\.[0-9a-f]+\.part")
 
 
@@ -232,8 +233,9 @@ def _private(path: Path) -> Generator[PrivateFolder]:
 
 
 def _is_used(folder: Path) -> bool:
-    """Return whether there is anything in a folder, apart from what a killed writer left."""
-    return any(not (_LEFT.fullmatch(one.name) and remove_leftover(one)) for one in folder.iterdir())
+    """Return whether there is anything in a folder, apart from what a killed writer, git or a file browser left."""
+    found = (one for one in folder.iterdir() if one.name not in _UNUSED)
+    return any(not (_LEFT.fullmatch(one.name) and remove_leftover(one)) for one in found)
 
 
 @contextmanager

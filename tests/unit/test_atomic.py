@@ -192,6 +192,14 @@ def test_a_folder_appears_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", [".gitkeep", ".DS_Store"])
+def test_what_git_or_a_file_browser_leaves_in_an_empty_folder_is_kept(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("theirs")
+    with atomic_folder(tmp_path) as temporary:
+        (temporary / "a").write_text("a")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "theirs", "a": "a"}
+
+
 def test_two_writers_of_one_folder_leave_that_of_the_first(tmp_path: Path) -> None:
     def write(text: str, meanwhile: Callable[[], None]) -> None:
         with atomic_folder(tmp_path / "out") as temporary:
