@@ -147,12 +147,13 @@ def has_factors_of_peft(path: Path) -> bool:
 
 
 def _header(path: Path) -> bytes:
-    """Return the whole header of a `.safetensors`; empty if the file is another one, missing or unreadable."""
+    """Return the whole header of a safetensors file of any name; empty if the file is another one, or unreadable."""
     try:
         check_regular(path)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            return file.read(size) if path.suffix == ".safetensors" and size <= _HEADER else b""
+            header = file.read(size) if size <= _HEADER else b""
+            return header if header.startswith(b"{") else b""
     except OSError:
         return b""
 

@@ -133,8 +133,9 @@ def test_loras_statistics_and_checkpoints_are_told_apart(
     assert is_any_kind(path) == (kind is not None or MARK in content)
 
 
-def test_a_lora_that_a_training_run_has_saved_is_not_replaced_by_another_command(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
+@pytest.mark.parametrize("name", ["a.safetensors", "a.safetensors.bak", "a.SAFETENSORS", "a"])
+def test_a_lora_that_a_training_run_has_saved_is_not_replaced_by_another_command(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     path.write_text('{"__metadata__":{"lbm_lora_format":"1"}}')
     assert is_spare_lora(path)
     header = f'{{"__metadata__":{{"lbm_lora_format":"1","x":"{"x" * 100_000}","lbm_lora_step":"100 0123"}}}}'

@@ -88,6 +88,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     rule, settings = check(config)
     paths = output_paths(config, rule, (*sources(config.images), *sources(config.calibration_images)))
     images = readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
+    refit_images = readable(config.calibration_images)
     with (
         open_checkpoint(_base(config, progress)) as base,
         open_checkpoint(config.tuned_model_path) as tuned,
@@ -102,7 +103,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             paths,
             statistics=lambda: _statistics(config, progress),
             images=images,
-            refit_images=readable(config.calibration_images),
+            refit_images=refit_images,
             progress=progress,
         )
         labels = file_labels(base.path, tuned.path)

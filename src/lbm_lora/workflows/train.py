@@ -81,8 +81,9 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
     if config.also and settings.mode == "full":
         raise ConfigError(Option("also"), " is for LoRAs, but mode full trains a checkpoint.")
     result = trained(settings, progress, path_config=config.path_config, also=config.also, overwrite=config.overwrite)
-    loras = [] if result.stopped_by or result.process else [path for path in (result.last, result.best) if path]
-    twins = [twin for lora in loras for twin in write_twins(lora, config.also, progress)]
+    loras = [] if result.process else [path for path in (result.last, result.best) if path]
+    also = () if result.stopped_by else config.also
+    twins = [twin for lora in loras for twin in write_twins(lora, also, progress)]
     return replace(result, twins=tuple(twins))
 
 

@@ -73,8 +73,8 @@ def _marked(adapter: Adapter, file: Path) -> Adapter:
 
 def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = SILENT) -> tuple[Twin, ...]:
     """Write the twins of a native file; see the module's docstring for what they leave out."""
-    warn_of_others(lora, also)
     if not also:
+        warn_of_others(lora)
         return ()
     adapter, formats = _marked(load_adapter(current(lora), "file"), current(lora)), dict.fromkeys(also)
     progress.start(len(formats), "writing other formats")
@@ -97,4 +97,5 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
             for note in saved.notes:
                 progress.note(f"{path}: {note}")
         progress.advance()
+    warn_of_others(lora, [twin.format for twin in twins])
     return tuple(twins)

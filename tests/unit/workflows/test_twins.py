@@ -79,6 +79,15 @@ def test_a_twin_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         assert write_twins(path, ["kohya"]) == ()
 
 
+def test_an_older_twin_of_a_format_that_cannot_hold_the_new_lora_is_named(lora: Path) -> None:
+    module = LoraModule(ModuleName("not.of.a.unet"), torch.ones(2, 4), torch.ones(8, 2), 3.0)
+    older = shutil.copy(lora, twin_path(lora, "kohya"))
+    path = Adapter({module.name: module}, {}).save(lora)
+    with pytest.warns(LbmLoraWarning) as warned:
+        write_twins(path, ["kohya"])
+    assert str(warned[-1].message) == f"{older} belongs to an earlier x.safetensors. Remove it."
+
+
 def test_every_format_says_what_becomes_of_biases_and_norms() -> None:
     assert tuple(WISHES) == FORMATS
 
@@ -175,6 +184,19 @@ def test_the_last_and_the_best_lora_of_a_complete_training_have_twins(
     path.write_text(f"{{lora_rank: 2, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 1}}")
     result = train.run(TrainRunConfig(path_config=path, also=("comfyui",)))
     assert [twin.path.name for twin in result.twins] == ["x.comfyui.safetensors", "best.comfyui.safetensors"][:count]
+
+
+def test_a_training_that_is_stopped_names_older_twins(
+    lbm: Lbm, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(lora, twin_path(lora, "diffusers"))
+    facts: dict[str, Any] = {"step": 1, "total": 9, "learning": 1, "loss": 0.0, "scores": None, "best_step": None}
+    facts |= {"folder": tmp_path, "last": lora, "best": None, "stopped_by": "SIGTERM", "seconds": 1.0, "process": 0}
+    monkeypatch.setattr(train, "trained", lambda settings, progress, **options: train.TrainResult(**facts))
+    path = tmp_path / "t.yaml"
+    path.write_text(f"{{lora_rank: 2, base_model_path: {lbm.base}, train_folder: {tmp_path}, max_steps: 9}}")
+    with pytest.warns(LbmLoraWarning, match=r"x\.diffusers\.safetensors belongs to an earlier x\.safetensors"):
+        train.run(TrainRunConfig(path_config=path, also=("diffusers",)))
 
 
 @pytest.mark.filterwarnings("ignore::lbm_lora.progress.LbmLoraWarning")
