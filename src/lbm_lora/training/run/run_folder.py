@@ -183,7 +183,7 @@ class RunFolder:
         """Write the file of a step, make it the last one, and remove all but the newest `keep` of the run.
 
         Args:
-            write: writes the file, unless it is there.
+            write: writes the file of the step to a path, unless it is there.
             saved: steps that the run has saved before. Files of other steps are not the run's, and stay.
             is_own: returns whether the file of a step is still the one that the run has written: another one stays.
 
@@ -192,7 +192,10 @@ class RunFolder:
         """
         path = self.step_file(step)
         write(path)
-        link(path, self.last)
+        try:
+            link(path, self.last)
+        except FileNotFoundError:  # somebody has moved it away just now
+            write(self.last)
         steps = sorted({*saved, step})
         chosen = {real_path(path) for path in self.path.iterdir() if path.is_symlink()}  # by the user
         kept = steps[-keep:] if keep else steps

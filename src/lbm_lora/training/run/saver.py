@@ -76,10 +76,15 @@ class Saver:
             path = run.folder.step_file(step)
             # an earlier part has written it: only last.safetensors is missing
             is_there = path.exists() and file_digest(path) == self._results.get(step)
+
+            def write(target: Path) -> None:
+                if target != path or not is_there:
+                    run.write(result, step, target)
+
             with self._last.written(), spared(path, lambda now: self._own_digest(now) is not None):
                 self._saved_steps = run.folder.save_step(
                     step,
-                    lambda path: None if is_there else run.write(result, step, path),
+                    write,
                     keep=run.config.keep_last,
                     saved=self._saved_steps,
                     is_own=lambda step, path: file_digest(path) == self._results.get(step),

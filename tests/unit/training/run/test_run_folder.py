@@ -99,6 +99,19 @@ def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
     assert folder.last.read_text() == f"{OURS}1"
 
 
+def test_the_last_one_is_there_also_if_somebody_moves_that_of_the_step_away_at_once(tmp_path: Path) -> None:
+    folder, moved = RunFolder(tmp_path), tmp_path / "moved.safetensors"
+    path = folder.step_file(1)
+
+    def write_and_move(target: Path) -> None:
+        write("1")(target)
+        if target == path:
+            path.rename(moved)
+
+    folder.save_step(1, write_and_move, keep=None, is_own=is_own)
+    assert folder.last.read_text() == moved.read_text() == f"{OURS}1"
+
+
 def test_a_disk_without_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
