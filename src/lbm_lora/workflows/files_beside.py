@@ -26,7 +26,9 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     """
     lora = with_name(lora)
     left = [to for to in get_args(ForeignFormat) if to not in also]
-    files = {sidecar_of(lora): is_sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
+    # a PEFT folder has none, and the one of its name is that of the native file beside it
+    sidecar = {sidecar_of(lora): is_sidecar} if lora.suffix == ".safetensors" else {}
+    files = {**sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
     save = save_of(current(lora))
     for path, is_ours in files.items():
         is_of_this_one = save is not None and save_of(path) == save  # of the same step of the same training

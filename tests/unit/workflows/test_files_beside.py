@@ -37,6 +37,12 @@ def test_what_is_of_an_earlier_lora_is_named(lora: Path) -> None:
     ]
 
 
+def test_the_sidecar_of_a_native_file_is_none_of_the_folder_beside_it(lora: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_others(tmp_path / "x.peft")
+
+
 def test_a_folder_is_no_earlier_one_of_its_own_name(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `convert --to peft --save_to x.peft` writes one, or `--save_to .` in it."""
     folder = twin_path(lora, "peft")

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 
 from lbm_lora.checkpoint import Checkpoint, dtype_of, fingerprint
-from lbm_lora.errors import ConfigError
+from lbm_lora.errors import ConfigError, InputError
 from lbm_lora.imaging.perceptual import load_lpips
 from lbm_lora.model.build import LBMModel, load_model, refuse_conditioning
 from lbm_lora.model.constants import VAE_PREFIX
@@ -86,7 +86,11 @@ def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Pro
         InputError: a subclass that fits the cause.
     """
     folder = RunFolder(config.save_ckpt_path)
-    state = find_state(config, folder)
+    try:
+        state = find_state(config, folder)
+    except InputError:  # what the message advises would disturb a run that is training there
+        folder.check_free()
+        raise
     lbm = resolve_config(base, config_path=config.config_path)
     refuse_conditioning(lbm, where=base.path)
     objective = objective_of(config, lbm)

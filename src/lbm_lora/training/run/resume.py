@@ -4,6 +4,7 @@ A run without a state may start in a folder that holds nothing of another run: t
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,9 @@ def own_digest(path: Path, values: Mapping[str, object], step: int, part: str) -
     Args:
         values, part: as of `is_save_of`.
     """
-    return file_digest(path) if path.exists() and is_save_of(path, values, step, part) else None
+    with suppress(FileNotFoundError):  # somebody has moved it away just now
+        return file_digest(path) if path.exists() and is_save_of(path, values, step, part) else None
+    return None
 
 
 def _from_another_folder(config: TrainConfig, folder: RunFolder) -> TrainState:

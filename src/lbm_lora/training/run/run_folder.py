@@ -164,6 +164,16 @@ class RunFolder:
                 )
             yield check
 
+    def check_free(self) -> None:
+        """Check that no run holds the folder, if there is one.
+
+        Raises:
+            ConfigError: one does.
+        """
+        if self.path.is_dir():
+            with self.held():
+                pass
+
     def remove_parts(self) -> None:
         """Remove partial files that a killed run left."""
         for folder in (self.path, self.grid(0).parent):

@@ -47,6 +47,12 @@ def test_a_folder_in_which_another_run_is_training(config: Config, monkeypatch: 
         ):
             fit(chosen, chosen.base_model_path)
         assert list(chosen.save_ckpt_path.iterdir()) == []
+        last = RunFolder(chosen.save_ckpt_path).last
+        last.write_bytes(b"of the other run")
+        with pytest.raises(ConfigError, match=r"right now"):  # and no advice to move its files
+            fit(chosen, chosen.base_model_path)
+    with pytest.raises(ConfigError, match=r"holds last\.safetensors of a run without a resume\.pt"):
+        fit(chosen, chosen.base_model_path)
 
 
 def test_a_folder_in_which_another_run_has_trained_meanwhile(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

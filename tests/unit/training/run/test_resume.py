@@ -16,6 +16,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.regular_file import file_digest
 from lbm_lora.trainable.state import TrainState, copied, save_state
+from lbm_lora.training.run import resume as module
 from lbm_lora.training.run.prepare import PreparedRun
 from lbm_lora.training.run.resume import best_result_of, results_of, was_cut_off
 from lbm_lora.training.run.run_folder import RunFolder
@@ -280,3 +281,15 @@ def test_results_of_a_run_without_its_state(config: Config) -> None:
     folder.best.write_text("made by lbm-lora")
     with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run without a resume\.pt to go on from"):
         prepared(config())
+
+
+def test_a_result_that_is_moved_away_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"ours")
+
+    def moved(*_: object) -> bool:
+        path.unlink()
+        return True
+
+    monkeypatch.setattr(module, "is_save_of", moved)
+    assert module.own_digest(path, {}, 1, "") is None
