@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
+from weakref import ref
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -43,7 +44,8 @@ class LoraPipeline(LatentBridgePipeline):
         base_fingerprint: str | None = None,
     ) -> None:
         super().__init__(unet, vae, scheduler, bridge_noise_sigma, trained_steps, base_fingerprint)
-        self._loras = LoadedLoras(lambda: self.unet)
+        held = ref(self)  # by itself it would be in a cycle, and its networks stay in memory until it is collected
+        self._loras = LoadedLoras(lambda: cast(Self, held()).unet)
         self._base: CheckpointLike | None = None
         self._base_version: object = None
         self._base_found: Fingerprint | None = None

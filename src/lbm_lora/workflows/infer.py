@@ -229,7 +229,7 @@ def _write_all(
             except ImageError as error:  # of an earlier run, or of somebody else
                 failures.add(job, error)
                 continue
-            new = job.written[job.keeps_output :]
+            new = job.written[1:] if job.keeps_output else job.written
             try:
                 for path in new:
                     watch.before(path)

@@ -1,5 +1,6 @@
 """LBMPipeline: an LBM checkpoint as a pipeline, LoRAs in it and out of it again, and the folder that it writes."""
 
+import gc
 import inspect
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import random
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -1040,3 +1042,17 @@ def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> 
         with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
             save(tmp_path)
     assert program.read_text() == edited
+
+
+def test_a_discarded_pipeline_leaves_the_memory_at_once(base: Path, loras: dict[str, Path]) -> None:
+    """Two models of 5 GB would not fit on many a GPU, and Python collects cycles when it likes."""
+    pipe = LBMPipeline.from_checkpoint(base)
+    pipe.load_lora_weights(next(iter(loras.values())))
+    pipe(Image.new("RGB", (64, 64)), num_inference_steps=1)
+    network = weakref.ref(pipe.unet)
+    gc.disable()
+    try:
+        del pipe
+        assert network() is None
+    finally:
+        gc.enable()
