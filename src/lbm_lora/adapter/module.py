@@ -134,15 +134,15 @@ class Adapter:
 
         Raises:
             AdapterError: the format cannot hold a part of it.
-            OutputError: the path cannot be written, or has another file; or it is the file that the adapter was read
-                from.
+            OutputError: the path cannot be written, or has another file; or it is the file that the adapter or the
+                base was read from.
         """
         from lbm_lora.adapter.adapter_file import plan_files, save_adapter  # they take this class
         from lbm_lora.adapter.formats import Wishes
 
         with notes_of_one_call(), at_once():  # a listener of another call may save too
             plan = FilePlan()
-            plan.reads(self.path)
+            plan.reads(self.path, None if base is None else base.path)
             plan_files(plan, home_path(path), format)
             plan.check(overwrite=overwrite)
             saved = save_adapter(self, home_path(path), format=format, wishes=Wishes(biases, norms, base))

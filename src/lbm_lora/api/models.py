@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbm_lora.api.networks import calibrate_network
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, image_files, listed, path_of
+from lbm_lora.api.values import Images, LoraLike, image_files, listed, opened_files, path_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
@@ -272,5 +272,5 @@ def infer(
             source_image=str(sources),
             output_path=str(Path(output_path)) if isinstance(output_path, Path) else output_path,
         )
-        jobs = infer_workflow.plan(config, sources, masks)
+        jobs = infer_workflow.plan(config, sources, masks, opened=opened_files(images, mask))
         return infer_workflow.translated(config, jobs, opened, loras, compared, progress)

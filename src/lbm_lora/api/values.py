@@ -79,10 +79,21 @@ def image_files(images: Images) -> Generator[str | tuple[str, ...]]:
     if isinstance(images, str | Path):
         yield str(images)
         return
-    several = [images] if isinstance(images, ImageLike) else list(images)
+    several = _listed(images)
     with temp_folder() as folder:
         files = [folder / f"image-{number}.png" for number in range(1, len(several) + 1)]
         yield tuple(_file(image, path) for image, path in zip(several, files, strict=True))
+
+
+def opened_files(*images: Images | None) -> list[Path]:
+    """Return the files that images of PIL were opened from. Images that were made from such ones have none."""
+    in_memory = [given for given in images if given is not None and not isinstance(given, str | Path)]
+    names = [getattr(one, "filename", "") for given in in_memory for one in _listed(given)]
+    return [Path(name) for name in names if name and isinstance(name, str | Path)]
+
+
+def _listed(images: ImageLike | Sequence[Path | str | ImageLike]) -> list[Path | str | ImageLike]:
+    return [images] if isinstance(images, ImageLike) else list(images)
 
 
 def _file(image: Path | str | ImageLike, path: Path) -> str:

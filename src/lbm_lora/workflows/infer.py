@@ -139,15 +139,25 @@ def translated(
     )
 
 
-def plan(config: InferConfig, images: str | Sequence[str], mask: str | Sequence[str] | None) -> JobPlan:
-    """Return the paths to read and write, checked before a model is loaded; see `plan_jobs`."""
+def plan(
+    config: InferConfig,
+    images: str | Sequence[str],
+    mask: str | Sequence[str] | None,
+    *,
+    opened: Sequence[Path] = (),
+) -> JobPlan:
+    """Return the paths to read and write, checked before a model is loaded; see `plan_jobs`.
+
+    Args:
+        opened: files of images that were opened in memory.
+    """
     if config.tuned_model_path is not None and not config.compare:
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
         )
     files = planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
     step = FilePlan()
-    step.reads(*config.input_files, config.tuned_model_path)
+    step.reads(*config.input_files, config.tuned_model_path, *opened)
     files.then(step, made=[config.base] if files.outputs else ())
     return plan_jobs(
         images,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, LoraModule, common_dtype
@@ -137,6 +138,16 @@ def test_an_adapter_is_not_saved_over_its_own_file(adapter: Adapter, tmp_path: P
     with pytest.raises(OutputError, match=r"l\.safetensors is an input of this command and would be overwritten"):
         Adapter.load(path).save(path, "comfyui", biases="drop", norms="drop", overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_an_adapter_is_not_saved_over_the_base_that_it_is_given(adapter: Adapter, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    save_file({"a.bias": torch.ones(2)}, base)
+    before = base.read_bytes()
+    is_input = pytest.raises(OutputError, match=r"base\.safetensors is an input of this command")
+    with open_checkpoint(base) as checkpoint, is_input:
+        adapter.save(base, base=checkpoint.component(), overwrite=True)
+    assert base.read_bytes() == before
 
 
 def test_save_within_another_call_is_done_at_once(adapter: Adapter, tmp_path: Path) -> None:

@@ -127,3 +127,9 @@ def test_images_of_pil_are_translated_as_their_files(
     first, second = (np.asarray(Image.open(each.output)) for each in made)
     assert np.array_equal(first, found)
     assert not np.array_equal(second, found), "each has its own mask"
+    held = {path: path.read_bytes() for path in (one.output, tmp_path / "mask.png")}
+    for path in held:
+        refused = pytest.raises(OutputError, match="is an input of this command and would be overwritten")
+        with Image.open(one.output) as source, Image.open(tmp_path / "mask.png") as opened, refused:
+            lbm_lora.infer(states[0], source, path, mask=opened, overwrite=True, **options)
+    assert {path: path.read_bytes() for path in held} == held

@@ -245,6 +245,17 @@ def test_too_many_pictures_and_two_of_one_name(config: PushConfig, tmp_path: Pat
         run(replace(config, images=str(tmp_path / "*" / "0.png")))
 
 
+def test_a_picture_that_is_a_link_to_nothing(config: PushConfig, tmp_path: Path) -> None:
+    look, pictures = tmp_path / "look", tmp_path / "pictures"
+    (look / "images").mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(look / "images" / "a.png")
+    pictures.mkdir()
+    (pictures / "a.png").symlink_to("nothing.png")
+    with pytest.raises(OutputError, match=r"images/a\.png exists, and lbm-lora did not write it"):
+        run(replace(config, images=str(pictures), save_to=look))
+    assert [path.name for path in look.iterdir()] == ["images"]
+
+
 def test_a_card_that_was_edited_and_another_kind_of_file_stay(config: PushConfig, tmp_path: Path) -> None:
     again = replace(config, save_to=tmp_path / "look")
     for _ in range(2):
