@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
+from lbm_lora.atomic import together
 from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
@@ -93,8 +95,11 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     plan.check(overwrite=config.overwrite)
     base_file = _base(steps, progress)
     statistics = config.calibration or calibrate.measured(steps.calibrate, progress)
-    extracted = extract.run(steps.extract(base_file, statistics), progress)
-    compared = validate.run(steps.validate(base_file, extracted.adapter), progress)
+    extraction = steps.extract(base_file, statistics)
+    # an earlier LoRA stays with its report until the new ones are there; where there is none, no comparison is awaited
+    with together() if extraction.save_to.exists() else nullcontext():
+        extracted = extract.run(extraction, progress)
+        compared = validate.compared(steps.validate(base_file, extracted.adapter), progress)
     by_suffix = {path.suffix: path for path in compared.files}
     return CompressResult(
         adapter=extracted.adapter,

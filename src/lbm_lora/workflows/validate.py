@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.atomic import together, write_text
+from lbm_lora.atomic import current, together, write_text
 from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
@@ -75,14 +75,22 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     """
     config = with_report(config)
     call_start().pinned_folder(report_folder(config))  # it may be exchanged while models are fetched
-    config = localized(config, progress)
+    return compared(localized(config, progress), progress)
+
+
+def compared(config: ValidateConfig, progress: Progress) -> ValidateResult:
+    """Validate a LoRA as `run` does. Its file may wait for others (see `lbm_lora.atomic.together`).
+
+    Args:
+        config: all its files are local.
+    """
     names = check(config)
     check_output(config, sources(config.images))
     plan = planned(config, config.images)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = base.component()
         digests = lora_digests(config)
-        adapter = load_adapter(config.lora_path, config.lora_alpha_is, base=component)
+        adapter = load_adapter(current(config.lora_path), config.lora_alpha_is, base=component)
         others = {name: load_adapter(path, config.lora_alpha_is, base=component) for name, path in names.items()}
         found = measured(config, base, tuned, adapter, others, plan, progress)
     return written(config, found, digests)

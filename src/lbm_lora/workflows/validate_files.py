@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lbm_lora.atomic import current
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import hub_name
@@ -73,7 +74,8 @@ def layer_names_file(config: ValidateConfig) -> Path:
 
 def lora_digests(config: ValidateConfig) -> dict[str, str]:
     """Return the digests of the LoRAs' files by role. They may be replaced while they are measured: ask before."""
-    return {role: file_digest(path) for role, path in _lora_paths(config).items() if path.is_file()}
+    files = {role: current(path) for role, path in _lora_paths(config).items()}
+    return {role: file_digest(path) for role, path in files.items() if path.is_file()}
 
 
 def provenance_of(config: ValidateConfig, digests: Mapping[str, str]) -> Provenance:

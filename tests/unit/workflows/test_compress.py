@@ -1,16 +1,21 @@
 """Compress: which base, which images, and what comes out."""
 
+import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from lbm_lora.cli.present import present
 from lbm_lora.configs.compress import CompressConfig
-from lbm_lora.errors import ConfigError, OutputError, PairingError
+from lbm_lora.errors import ConfigError, ImageError, OutputError, PairingError
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.late_files import notes_of_one_call
-from lbm_lora.workflows import compress
+from lbm_lora.regular_file import file_digest
+from lbm_lora.workflows import compress, validate
 from lbm_lora.workflows.compress import CompressResult, run, split_images
 from standins import Lbm, write_base
 
@@ -49,6 +54,34 @@ def test_five_lines_say_it(made: CompressResult) -> None:
     assert [line.split()[0] for line in lines] == ["Made", "Quality", "See", "Use", "Python", "ComfyUI"]
     assert f"on 1 image that it was not calibrated on; the base alone has {made.without.mean_psnr:.2f} dB." in lines[1]
     assert str(made.page) in lines[2]
+
+
+@pytest.mark.slow
+def test_an_earlier_lora_stays_with_its_report_until_the_new_one_is_compared(
+    lbm: Lbm, made: CompressResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made.adapter.parent, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = config(lbm, output=out, size="250KB", also=("comfyui",))
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "measured", lambda *_: tidied(made))
+        with pytest.raises(ImageError, match="is gone"):
+            run(again)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        with pytest.raises(ImageError, match="is gone"):
+            run(replace(again, name="new"))
+    assert (out / "new_lora.safetensors").is_file(), "no report awaits it"
+    found = run(again)
+    assert found.nbytes == (out / "tuned_lora.safetensors").stat().st_size <= 250_000
+    assert json.loads((out / "report/report.json").read_text())["provenance"]["digests"] == {
+        "LoRA": file_digest(found.adapter)
+    }
+    assert (out / "tuned_lora.comfyui.safetensors").is_file()
+
+
+def tidied(made: CompressResult) -> NoReturn:
+    raise ImageError(f"{made.page} is gone")
 
 
 @pytest.mark.slow
