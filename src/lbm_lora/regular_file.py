@@ -82,7 +82,12 @@ def version_of(path: Path) -> tuple[int, int, int, int] | None:
     The inode alone does not: that of a file that was removed is soon another one's.
     """
     found = status_of(path)
-    return None if found is None else (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return None if found is None else version_in(found)
+
+
+def version_in(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return the same of a status, such as that of an open file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def is_same(one: Path, other: Path) -> bool:

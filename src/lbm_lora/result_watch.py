@@ -4,15 +4,19 @@ A folder may have been moved away between two writes, with another one at its pa
 cases apart, the path of a result may be that of an earlier one. A run's own file may have become another run's.
 """
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from lbm_lora.errors import OutputError
 from lbm_lora.late_files import spared
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import ends_digest, identity_of, is_same, version_of
+from lbm_lora.regular_file import ends_digest, identity_of, is_same, version_in, version_of
+
+_BINARY = getattr(os, "O_BINARY", 0)  # on Windows
 
 
 class ResultWatch:
@@ -103,16 +107,36 @@ class OwnFile:
             yield
         self.note()
 
+    @contextmanager
+    def opened(self) -> Generator[BinaryIO]:
+        """Yield the file, open to write at its end: another one that comes to its path just now stays.
+
+        Raises:
+            OutputError: there is one.
+            OSError: it cannot be opened.
+        """
+        with os.fdopen(os.open(self.path, os.O_WRONLY | os.O_APPEND | _BINARY), "ab", buffering=0) as file:
+            if not self._is_version(version_in(os.fstat(file.fileno())), self.path, may_be_touched=False):
+                raise OutputError(f"{self.path} was changed by another program, and was kept.")
+            yield file
+            self._known, self._ends = version_in(os.fstat(file.fileno())), ends_digest(self.path)
+
     def _is_known(self, path: Path, *, may_be_touched: bool = True) -> bool:
         """Return whether a file is the noted one.
-
-        Some disks (FUSE) give a file another inode each time that they look it up.
 
         Args:
             may_be_touched: also if its time is another one, but neither its inode nor its contents.
         """
-        there, known = version_of(path), self._known
-        if there is None or known is None:
+        there = version_of(path)
+        return there is not None and self._is_version(there, path, may_be_touched=may_be_touched)
+
+    def _is_version(self, there: tuple[int, int, int, int], path: Path, *, may_be_touched: bool) -> bool:
+        """Return whether the file at a path, of a version, is the noted one.
+
+        Some disks (FUSE) give a file another inode each time that they look it up.
+        """
+        known = self._known
+        if known is None:
             return False
         is_alike = there[2:] == known[2:] or (may_be_touched and there[:3] == known[:3])
         return there == known or (is_alike and ends_digest(path) == self._ends)

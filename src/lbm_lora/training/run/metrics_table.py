@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
+from typing import BinaryIO
 
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import OutputError
@@ -45,19 +46,19 @@ class MetricsTable:
             self._file, self._columns = OwnFile(_new_folder(self._folder) / "metrics.csv"), []
         row = {**values, "step": step}
         columns = sorted({*self._columns, *row})
-        if columns == self._columns and self._file.path.stat().st_nlink == 1:  # else a snapshot would be changed
-            _append(self._file.path, columns, row)
-        else:
-            try:
+        try:
+            if columns == self._columns and self._file.path.stat().st_nlink == 1:  # else a snapshot would be changed
+                with self._file.opened() as file:
+                    _append(file, columns, row)
+            else:
                 with self._file.written():
                     _write_again(self._file.path, columns, row)
-            except OutputError:
-                if self._file.is_here() or not self._file.path.exists():
-                    raise
-                self.add(values, step)  # in a new table: this one has been changed just now
-                return
+        except OutputError:
+            if self._file.is_here() or not self._file.path.exists():
+                raise
+            self.add(values, step)  # in a new table: this one has been changed just now
+            return
         self._columns = columns
-        self._file.note()
 
 
 def _new_folder(logs: Path) -> Path:
@@ -69,19 +70,18 @@ def _new_folder(logs: Path) -> Path:
     return folder
 
 
-def _append(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:
+def _append(file: BinaryIO, columns: Sequence[str], row: Mapping[str, float]) -> None:
     text = StringIO(newline="")
     csv.DictWriter(text, columns).writerow(row)
     left = text.getvalue().encode()
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            while left:
-                left = left[file.write(left) :]
-        except OSError:
-            with suppress(OSError):
-                file.truncate(size)  # no half row stays
-            raise
+    size = file.seek(0, 2)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(size)  # no half row stays
+        raise
 
 
 def _write_again(path: Path, columns: Sequence[str], row: Mapping[str, float]) -> None:

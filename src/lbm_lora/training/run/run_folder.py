@@ -17,7 +17,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -181,24 +181,11 @@ class RunFolder:
                 if _PART.fullmatch(path.name):
                     remove_leftover(path)
 
-    def save_step(
-        self,
-        step: int,
-        write: Callable[[Path], None],
-        *,
-        keep: int | None,
-        saved: Sequence[int] = (),
-        is_own: Callable[[int, Path], bool],
-    ) -> tuple[int, ...]:
-        """Write the file of a step, make it the last one, and remove all but the newest `keep` of the run.
+    def save_step(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write the file of a step, and make it the last one.
 
         Args:
             write: writes the file of the step to a path, unless it is there.
-            saved: steps that the run has saved before. Files of other steps are not the run's, and stay.
-            is_own: returns whether the file of a step is still the one that the run has written: another one stays.
-
-        Returns:
-            The steps whose files are there now.
         """
         path = self.step_file(step)
         write(path)
@@ -206,7 +193,20 @@ class RunFolder:
             link(path, self.last)
         except FileNotFoundError:  # somebody has moved it away just now
             write(self.last)
-        steps = sorted({*saved, step})
+
+    def keep_newest(
+        self, keep: int | None, saved: Collection[int], *, is_own: Callable[[int, Path], bool]
+    ) -> tuple[int, ...]:
+        """Remove all but the newest `keep` files of the run's steps; None keeps them all.
+
+        Args:
+            saved: steps that the run has saved. Files of other steps are not the run's, and stay.
+            is_own: returns whether the file of a step is still the one that the run has written: another one stays.
+
+        Returns:
+            The steps whose files are there now.
+        """
+        steps = sorted(set(saved))
         chosen = {real_path(path) for path in self.path.iterdir() if path.is_symlink()}  # by the user
         kept = steps[-keep:] if keep else steps
         for one in steps:

@@ -82,13 +82,12 @@ class Saver:
                     run.write(result, step, target)
 
             with self._last.written(), spared(path, lambda now: self._own_digest(now) is not None):
-                self._saved_steps = run.folder.save_step(
-                    step,
-                    write,
-                    keep=run.config.keep_last,
-                    saved=self._saved_steps,
-                    is_own=lambda step, path: file_digest(path) == self._results.get(step),
-                )
+                run.folder.save_step(step, write)
+            self._saved_steps = run.folder.keep_newest(
+                run.config.keep_last,
+                {*self._saved_steps, step},
+                is_own=lambda step, path: file_digest(path) == self._results.get(step),
+            )
             digest = self._own_digest(path)
             self._results |= {} if digest is None else {step: digest}
         self._saved = step

@@ -8,6 +8,7 @@ from file_limits import largest_file
 from lbm_lora import atomic
 from lbm_lora.errors import OutputError
 from lbm_lora.progress import LbmLoraWarning
+from lbm_lora.training.run import metrics_table as module
 from lbm_lora.training.run.metrics_table import MetricsTable
 
 
@@ -89,6 +90,27 @@ def test_a_table_that_is_changed_while_it_gets_a_column_is_kept(
         table.add({"b": 2.0}, 2)
     assert rows(path) == ["a,step", "1.0,1", "mine"]
     assert rows(tmp_path / "version_1/metrics.csv") == ["b,step", "2.0,2"]
+
+
+def test_a_file_that_comes_to_its_place_just_before_a_row_is_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = MetricsTable(tmp_path)
+    table.add({"a": 1.0}, 1)
+    path, mine = tmp_path / "version_0/metrics.csv", tmp_path / "mine.csv"
+    mine.write_text("mine\n")
+    is_protected = module.is_protected
+
+    def exchange(here: Path) -> bool:
+        if mine.exists():
+            mine.replace(here)
+        return is_protected(here)
+
+    monkeypatch.setattr(module, "is_protected", exchange)
+    with pytest.warns(LbmLoraWarning, match=r"metrics\.csv was changed by another program and was kept\."):
+        table.add({"a": 2.0}, 2)
+    assert rows(path) == ["mine"]
+    assert rows(tmp_path / "version_1/metrics.csv") == ["a,step", "2.0,2"]
 
 
 def test_a_snapshot_of_hard_links_is_not_changed(tmp_path: Path) -> None:

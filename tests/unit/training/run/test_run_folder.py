@@ -26,15 +26,28 @@ def is_own(step: int, path: Path) -> bool:
     return path.read_text() == f"{OURS}{step}"
 
 
+def save(
+    folder: RunFolder,
+    step: int,
+    saved: tuple[int, ...],
+    *,
+    keep: int | None = 1,
+    is_own: Callable[[int, Path], bool] = is_own,
+) -> tuple[int, ...]:
+    """Save a step, and return the steps that are there then."""
+    folder.save_step(step, write(str(step)))
+    return folder.keep_newest(keep, {*saved, step}, is_own=is_own)
+
+
 def test_saves_are_numbered_and_the_newest_is_the_last(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     saved: tuple[int, ...] = ()
     for step in (999_998, 999_999, 1_000_000):
-        saved = folder.save_step(step, write(str(step)), keep=2, saved=saved, is_own=is_own)
+        saved = save(folder, step, saved, keep=2)
     assert saved == (999_999, 1_000_000)
     assert [path.name for path in folder.step_files()] == ["step-999999.safetensors", "step-1000000.safetensors"]
     assert folder.last.read_text() == f"{OURS}1000000"
-    assert folder.save_step(1_000_001, write("x"), keep=None, saved=saved, is_own=is_own) == (*saved, 1_000_001)
+    assert save(folder, 1_000_001, saved, keep=None) == (*saved, 1_000_001)
     assert len(folder.step_files()) == 3
 
 
@@ -44,7 +57,7 @@ def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:
     folder.step_file(1).write_text(f"{OURS}another run's")
     saved: tuple[int, ...] = ()
     for step in (2, 3, 4, 5):
-        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, is_own=is_own)
+        saved = save(folder, step, saved)
         if step == 2:
             folder.step_file(2).write_text("somebody's")
         if step == 3:
@@ -55,7 +68,7 @@ def test_only_files_of_the_run_are_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_exchanged", [True, False])
 def test_a_step_that_is_moved_away_while_it_is_looked_at_is_not_removed(tmp_path: Path, is_exchanged: bool) -> None:
     folder = RunFolder(tmp_path)
-    saved = folder.save_step(1, write("1"), keep=1, is_own=is_own)
+    saved = save(folder, 1, ())
 
     def is_own_but_moved(step: int, path: Path) -> bool:
         found = is_own(step, path)
@@ -64,7 +77,7 @@ def test_a_step_that_is_moved_away_while_it_is_looked_at_is_not_removed(tmp_path
             path.write_text("somebody's")
         return found
 
-    assert folder.save_step(2, write("2"), keep=1, saved=saved, is_own=is_own_but_moved) == (2,)
+    assert save(folder, 2, saved, is_own=is_own_but_moved) == (2,)
     assert (tmp_path / "moved").read_text() == f"{OURS}1"
     assert folder.step_file(1).exists() == is_exchanged
 
@@ -73,7 +86,7 @@ def test_a_protected_step_is_not_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     saved: tuple[int, ...] = ()
     for step in (1, 2, 3):
-        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, is_own=is_own)
+        saved = save(folder, step, saved)
         if step == 1:
             folder.step_file(1).chmod(0o444)
     assert [path.name for path in folder.step_files()] == ["step-000001.safetensors", "step-000003.safetensors"]
@@ -83,7 +96,7 @@ def test_a_step_that_a_link_in_the_folder_leads_to_is_not_removed(tmp_path: Path
     """The user's own choice, in a run without a validation."""
     folder, saved = RunFolder(tmp_path), ()
     for step in (1, 2, 3):
-        saved = folder.save_step(step, write(str(step)), keep=1, saved=saved, is_own=is_own)
+        saved = save(folder, step, saved)
         if step == 1:
             folder.best.symlink_to(folder.step_file(1).name)
     assert folder.best.read_text() == f"{OURS}1"
@@ -92,7 +105,7 @@ def test_a_step_that_a_link_in_the_folder_leads_to_is_not_removed(tmp_path: Path
 
 def test_the_last_one_takes_no_room_of_its_own(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.save_step(1, write("1"), keep=None, is_own=is_own)
+    folder.save_step(1, write("1"))
     path = folder.step_file(1)
     assert path.samefile(folder.last)
     path.unlink()
@@ -108,7 +121,7 @@ def test_the_last_one_is_there_also_if_somebody_moves_that_of_the_step_away_at_o
         if target == path:
             path.rename(moved)
 
-    folder.save_step(1, write_and_move, keep=None, is_own=is_own)
+    folder.save_step(1, write_and_move)
     assert folder.last.read_text() == moved.read_text() == f"{OURS}1"
 
 
@@ -133,7 +146,7 @@ def test_another_file_of_a_like_name_is_no_save(tmp_path: Path) -> None:
 
 def test_a_run_is_not_started_over(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.save_step(1, write("1"), keep=None, is_own=is_own)
+    folder.save_step(1, write("1"))
     with pytest.raises(ConfigError, match=r"holds a run: step-000001\.safetensors, last\.safetensors\. Choose another"):
         folder.refuse_results()
 
