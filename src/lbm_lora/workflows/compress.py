@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +94,8 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     plan.check(overwrite=config.overwrite)
     base_file = _base(steps, progress)
     statistics = config.calibration or calibrate.measured(steps.calibrate, progress)
-    extraction = steps.extract(base_file, statistics)
-    # an earlier LoRA stays with its report until the new ones are there; where there is none, no comparison is awaited
-    with together() if extraction.save_to.exists() else nullcontext():
-        extracted = extract.run(extraction, progress)
+    with together():  # an earlier LoRA stays with its report until the new ones are there
+        extracted = extract.run(steps.extract(base_file, statistics), progress)
         compared = validate.compared(steps.validate(base_file, extracted.adapter), progress)
     by_suffix = {path.suffix: path for path in compared.files}
     return CompressResult(
