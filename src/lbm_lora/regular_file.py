@@ -7,6 +7,9 @@ from stat import S_ISDIR, S_ISREG
 
 import xxhash
 
+Version = tuple[int, int, int, int]
+"""Device, inode, size, and time of change in nanoseconds. The inode alone does not tell one file from the next: that of
+a file that was removed is soon another one's."""
 ENDS = 2**16
 """Bytes at either end of a file that `ends_digest` reads."""
 
@@ -76,16 +79,13 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return None if found is None else (found.st_dev, found.st_ino)
 
 
-def version_of(path: Path) -> tuple[int, int, int, int] | None:
-    """Return what tells one content of a path from the next: device, inode, size, and time; None if nothing is there.
-
-    The inode alone does not: that of a file that was removed is soon another one's.
-    """
+def version_of(path: Path) -> Version | None:
+    """Return what tells one content of a path from the next; None if nothing is there."""
     found = status_of(path)
     return None if found is None else version_in(found)
 
 
-def version_in(status: os.stat_result) -> tuple[int, int, int, int]:
+def version_in(status: os.stat_result) -> Version:
     """Return the same of a status, such as that of an open file."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

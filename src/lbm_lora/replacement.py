@@ -8,8 +8,9 @@ allows none to a file, that file cannot be put back.
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE, S_IRWXG, S_ISREG
@@ -17,6 +18,7 @@ from stat import S_IMODE, S_IRWXG, S_ISREG
 from lbm_lora.errors import OutputError
 from lbm_lora.late_files import check_late
 from lbm_lora.output_place import cannot_write
+from lbm_lora.regular_file import Version, version_in
 
 _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.EBADF}
 FLUSHABLE = os.O_RDWR if os.name == "nt" else os.O_RDONLY
@@ -37,7 +39,21 @@ class Draft:
     path: Path
     file: Path
     spare: Path
-    replaced: tuple[int, int, int, int] | None
+    replaced: Version | None
+
+
+_placed: ContextVar[dict[Path, Version] | None] = ContextVar("_placed", default=None)
+
+
+@contextmanager
+def placed_files() -> Generator[dict[Path, Version]]:
+    """Yield what gets the version of each file that gets its path inside: another one may be there soon after."""
+    placed: dict[Path, Version] = {}
+    before = _placed.set(placed)
+    try:
+        yield placed
+    finally:
+        _placed.reset(before)
 
 
 def replace_all(drafts: Sequence[Draft]) -> None:
@@ -63,6 +79,9 @@ def replace_all(drafts: Sequence[Draft]) -> None:
             _rename(draft, was_there=was_there)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
+        placed = _placed.get()
+        if placed is not None:
+            placed |= {draft.path: version_in(new) for draft, new in zip(drafts, files, strict=True)}
     except BaseException:
         while True:
             try:
@@ -73,13 +92,12 @@ def replace_all(drafts: Sequence[Draft]) -> None:
         raise
 
 
-def version_at(path: Path) -> tuple[int, int, int, int] | None:
+def version_at(path: Path) -> Version | None:
     """Return what tells a file from another one at its path; of a link, the link."""
     try:
-        found = path.stat(follow_symlinks=False)
+        return version_in(path.stat(follow_symlinks=False))
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _keep(draft: Draft) -> None:

@@ -14,7 +14,8 @@ from lbm_lora.errors import OutputError
 from lbm_lora.late_files import spared
 from lbm_lora.output_place import is_protected
 from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import ends_digest, identity_of, is_same, version_in, version_of
+from lbm_lora.regular_file import Version, ends_digest, identity_of, is_same, version_in, version_of
+from lbm_lora.replacement import placed_files
 
 _BINARY = getattr(os, "O_BINARY", 0)  # on Windows
 
@@ -74,7 +75,7 @@ class OwnFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: tuple[int, int, int, int] | None = None
+        self._known: Version | None = None
         self._ends = ""
 
     def note(self) -> None:
@@ -103,9 +104,11 @@ class OwnFile:
             OutputError: there is one.
         """
         self.check()
-        with spared(self.path, self._is_known):
+        with spared(self.path, self._is_known), placed_files() as placed:
             yield
-        self.note()
+        self._known = placed.get(self.path, version_of(self.path))
+        is_there = self._known is not None and (version_of(self.path) or ())[2:] == self._known[2:]
+        self._ends = ends_digest(self.path) if is_there else ""
 
     @contextmanager
     def opened(self) -> Generator[BinaryIO]:
@@ -130,7 +133,7 @@ class OwnFile:
         there = version_of(path)
         return there is not None and self._is_version(there, path, may_be_touched=may_be_touched)
 
-    def _is_version(self, there: tuple[int, int, int, int], path: Path, *, may_be_touched: bool) -> bool:
+    def _is_version(self, there: Version, path: Path, *, may_be_touched: bool) -> bool:
         """Return whether the file at a path, of a version, is the noted one.
 
         Some disks (FUSE) give a file another inode each time that they look it up.

@@ -107,6 +107,18 @@ def test_a_file_that_has_another_inode_at_each_look(tmp_path: Path) -> None:
         own.check()
 
 
+def test_another_runs_file_that_comes_right_after_a_write_stays(tmp_path: Path) -> None:
+    own, other = OwnFile(tmp_path / "a"), tmp_path / "b"
+    other.write_text("another run's")
+    with own.written():
+        write_text(own.path, "first")
+        other.replace(own.path)
+    with pytest.raises(OutputError, match="is another run's by now"), own.written():
+        pytest.fail("it is not written again")
+    own.remove()
+    assert own.path.read_text() == "another run's"
+
+
 def test_another_runs_file_that_comes_during_a_write_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, sync = OwnFile(tmp_path / "a"), atomic.sync
     (tmp_path / "b").write_text("another run's")

@@ -14,7 +14,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, is_result, read_record, record_path
 from lbm_lora.late_files import expect_only
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import version_of
+from lbm_lora.regular_file import Version, version_of
 from lbm_lora.shards.fetch import local_shards, path_of
 from lbm_lora.shards.samples import Found, Part, Skipped, complaint
 from lbm_lora.shards.tar import expand_shards, read_shard
@@ -57,7 +57,7 @@ class ShardJob:
     name: str
     source: Path
     output: Path
-    version: tuple[int, int, int, int] | None
+    version: Version | None
     digest: str
     samples: int
     skipped: tuple[Skipped, ...]
