@@ -98,7 +98,7 @@ def write_shard(tmp_path: Path) -> Callable[[str, Mapping[str, Mapping[str, byte
 
 @pytest.fixture
 def handed_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Callable[[], None]]:
-    """What hands the present call on, and returns what makes this process the second one of it."""
+    """Hand the running call on; the returned function turns this process into its second one."""
 
     def hand_on() -> Callable[[], None]:
         call_start().hand_on()

@@ -1,4 +1,4 @@
-"""What has come to a path since a call began."""
+"""Files that appear at a path after a call has begun."""
 
 import math
 import os

@@ -26,7 +26,7 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     """
     lora = with_name(lora)
     left = [to for to in get_args(ForeignFormat) if to not in also]
-    # a PEFT folder has none, and the one of its name is that of the native file beside it
+    # x.peft has no sidecar: x_config.yaml belongs to x.safetensors
     sidecar = {sidecar_of(lora): is_sidecar} if lora.suffix == ".safetensors" else {}
     files = {**sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
     save = save_of(current(lora))
