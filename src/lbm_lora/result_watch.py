@@ -80,8 +80,13 @@ class OwnFile:
 
     def note(self) -> None:
         """Note the file that is there as this run's: it was written, read to go on, or may be replaced."""
-        self._known = version_of(self.path)
-        self._ends = "" if self._known is None else ends_digest(self.path)
+        self._note(version_of(self.path))
+
+    def _note(self, version: Version | None) -> None:
+        """Note a version of the file as this run's; another file may be at the path by now."""
+        there = version_of(self.path)
+        is_there = version is not None and there is not None and there[2:] == version[2:]
+        self._known, self._ends = version, ends_digest(self.path) if is_there else ""
 
     def is_here(self) -> bool:
         """Return whether it is there, as it was noted."""
@@ -106,9 +111,7 @@ class OwnFile:
         self.check()
         with spared(self.path, self._is_known), placed_files() as placed:
             yield
-        self._known = placed.get(self.path, version_of(self.path))
-        is_there = self._known is not None and (version_of(self.path) or ())[2:] == self._known[2:]
-        self._ends = ends_digest(self.path) if is_there else ""
+        self._note(placed.get(self.path, version_of(self.path)))
 
     @contextmanager
     def opened(self) -> Generator[BinaryIO]:
@@ -122,7 +125,7 @@ class OwnFile:
             if not self._is_version(version_in(os.fstat(file.fileno())), self.path, may_be_touched=False):
                 raise OutputError(f"{self.path} was changed by another program, and was kept.")
             yield file
-            self._known, self._ends = version_in(os.fstat(file.fileno())), ends_digest(self.path)
+            self._note(version_in(os.fstat(file.fileno())))
 
     def _is_known(self, path: Path, *, may_be_touched: bool = True) -> bool:
         """Return whether a file is the noted one.
