@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK
 
+from lbm_lora.input_files import files_behind
 from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.pinned_folder import PinnedFolder
 from lbm_lora.regular_file import link_status, status_of, version_of
@@ -45,19 +46,24 @@ class CallStart:
             self._versions |= outer._versions
 
     def pin(self, paths: Iterable[Path], *, is_first_look: bool) -> None:
-        """Remember what is at paths at the beginning of a call, and the folders that are there, or that they are in.
+        """Remember the files behind paths at the beginning of a call, and the folders there, or that they are in.
 
         Args:
             is_first_look: whether nobody has waited since the command began.
         """
         for path in paths:
             if _is_first():
-                self._versions.setdefault(path, version_of(path))
-            for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
-                found = status_of(folder)
-                if folder not in self._folders and found is not None and S_ISDIR(found.st_mode):
-                    came_late = not is_first_look and self._may_have_come(folder)
-                    self._folders[folder] = PinnedFolder(folder, came_late=came_late)
+                for file in (path, *files_behind(path)):
+                    self._versions.setdefault(file, version_of(file))
+            self._pin_folders(path, is_first_look=is_first_look)
+        self._pin_folders(Path(), is_first_look=is_first_look)
+
+    def _pin_folders(self, path: Path, *, is_first_look: bool) -> None:
+        for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
+            found = None if folder in self._folders else status_of(folder)
+            if found is not None and S_ISDIR(found.st_mode):
+                came_late = not is_first_look and self._may_have_come(folder)
+                self._folders[folder] = PinnedFolder(folder, came_late=came_late)
 
     def pinned_folder(self, folder: Path) -> PinnedFolder:
         """Return a folder as it was when the call began, or at its first look in it."""
@@ -89,6 +95,10 @@ class CallStart:
             return path.exists() and version_of(path) != self._versions[path]
         found = () if self.began is None else (status_of(path), link_status(path))
         return any(self._is_later(one.st_ctime) for one in found if one is not None)
+
+    def has_moved(self, path: Path) -> bool:
+        """Return whether the file at a path was another one of the call when it began: perhaps an input."""
+        return self.has_appeared(path) and version_of(path) in self._versions.values()
 
     def came_with_folder(self, path: Path, folder: PinnedFolder) -> bool:
         """Return whether the file at a path may have come there after the call began, with its folder or one above it.
@@ -156,8 +166,8 @@ def begun_call(paths: Iterable[Path]) -> Generator[None]:
     """A call begins, and ends here.
 
     Args:
-        paths: of the call. What is there is remembered, and the folders among them, and all that they are in, are
-            pinned: inputs may be read for a long time before the outputs are noted.
+        paths: of the call. The files behind them are remembered, and the folders among them, and all that they are in,
+            are pinned: inputs may be read for a long time before the outputs are noted.
     """
     outer = call_start()
     call = CallStart(outer)

@@ -151,13 +151,19 @@ class FilePlan:
             pinned = start.pinned_folder(folder)
             if not pinned.is_missing and not pinned.is_at(folder):
                 raise OutputError(
-                    f"{folder} is another folder than when the command began, and was kept. Run the command again."
+                    f"{folder} is no longer the folder that it was when the command began, and was kept. Run the "
+                    "command again."
                 )
         for output in there:
             if start.came_with_folder(output.path, start.pinned_folder(output.path.parent)):
                 raise OutputError(
                     f"{output.path.parent} was changed, or moved there, since the command began. {output.name} was "
                     "kept. Run the command again."
+                )
+            if start.has_moved(output.path):
+                raise OutputError(
+                    f"{output.name} was at another path of this command when it began, and was kept. Run the command "
+                    "again."
                 )
         foreign = [output for output in there if not output.is_ours(output.path)]
         late = [output for output in foreign if overwrite and start.has_appeared(output.path)]  # while inputs were read
@@ -197,7 +203,7 @@ class FilePlan:
             known = start.pinned_folder(folder) if first.is_missing else first  # the command may have made it
             if not folder_may_change and not known.is_missing and not known.is_at(now.parent):
                 return False
-            if start.came_with_folder(now, known):
+            if start.came_with_folder(now, known) or start.has_moved(now):
                 return False
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:
@@ -228,7 +234,7 @@ class FilePlan:
             real = real_path(output.path)
             if real in seen:
                 what = seen[real].what or "another output"
-                raise OutputError(f"{output.name} would be written twice: it is {what} too.")
+                raise OutputError(f"{output.name} would be written twice: it is also {what}.")
             seen[real] = output
         for path in self.inputs.values():
             if is_leftover(real_path(path)):

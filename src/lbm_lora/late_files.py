@@ -5,13 +5,13 @@ code that renames a new file to its path checks here whether that still holds.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from lbm_lora.call_start import begun_call
 from lbm_lora.errors import OutputError
@@ -38,10 +38,16 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     """
     notes = _notes.set(dict(_notes.get()))
     try:
-        with begun_call(home_path(value) for value in (Path(), *given) if isinstance(value, str | Path)):
+        with begun_call(home_path(value) for value in _flat(given) if isinstance(value, str | Path)):
             yield
     finally:
         _notes.reset(notes)
+
+
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    """Yield values, and those in lists among them."""
+    for value in values:
+        yield from cast(Sequence[object], value) if isinstance(value, list | tuple) else (value,)
 
 
 def given_in(config: object) -> list[object]:

@@ -41,8 +41,10 @@ class ResultWatch:
         """
         folder = path.parent
         if folder in self._folders and not self._folders[folder].is_at(folder):
-            state = "is another folder now" if folder.exists() else "is gone"
-            raise OutputError(f"{folder} {state}: it was moved while results were written to it, which are in it.")
+            state = ", and another one is there now" if folder.exists() else ""
+            raise OutputError(
+                f"{folder} was moved while results were written to it{state}. The results are in the moved one."
+            )
         there = identity_of(path)
         first = None if there is None else self._files.get(there)
         if first is not None and first != path and is_same(first, path):  # not a new file with a freed inode

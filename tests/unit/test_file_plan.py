@@ -124,7 +124,7 @@ def test_two_outputs_of_one_path(tmp_path: Path) -> None:
     plan = FilePlan()
     plan.writes(tmp_path / "a.png", "the image", ours=OURS)
     plan.writes(tmp_path / "x" / ".." / "a.png", ours=OURS)
-    assert refused(plan).endswith("a.png would be written twice: it is the image too.")
+    assert refused(plan).endswith("a.png would be written twice: it is also the image.")
 
 
 def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
@@ -276,8 +276,30 @@ def test_a_folder_that_is_exchanged_while_inputs_are_read(tmp_path: Path, given:
         plan = FilePlan()
         plan.writes(out / "x", ours=OURS)
         assert refused(plan) == (
-            f"{out} is another folder than when the command began, and was kept. Run the command again."
+            f"{out} is no longer the folder that it was when the command began, and was kept. Run the command again."
         )
+    plan.check()
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_an_input_that_comes_to_an_outputs_path_while_the_command_begins(tmp_path: Path, is_planned: bool) -> None:
+    """Libraries are loaded, and LoRAs come from the hub, before the plan is made: names may be exchanged meanwhile."""
+    given, output = file(tmp_path / "a", MARK_LINE), file(tmp_path / "b", MARK_LINE)
+    plan = FilePlan()
+    plan.writes(output, ours=OURS)
+    with notes_of_one_call([(given,), output]):
+        given.rename(tmp_path / "c")
+        output.rename(given)
+        if is_planned:
+            plan.reads(given)
+            plan.check()
+        (tmp_path / "c").rename(output)
+        if is_planned:
+            with pytest.raises(OutputError, match=r"b appeared while this command ran"):
+                check_late(output)
+        else:
+            plan.reads(given)
+            assert refused(plan).startswith(f"{output} was at another path of this command when it began")
     plan.check()
 
 

@@ -15,12 +15,13 @@ from lbm_lora.api.values import (
     image_files,
     label_of,
     listed,
+    opened_base,
     opened_pair,
     path_of,
     statistics_of,
 )
 from lbm_lora.atomic import together
-from lbm_lora.checkpoint import CheckpointLike, open_checkpoint
+from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.combine import Resized, merge_rule
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.configs.resize import ResizeConfig
@@ -100,7 +101,7 @@ def merge(
         rule = merge_rule(config)
         if save_to is not None:
             merge_workflow.check_output(config, extract_workflow.sources(sources))
-        read = [one if isinstance(one, Adapter) else load_adapter(one, config.lora_alpha_is) for one in given]
+        read = [adapter_of(one, config.lora_alpha_is) for one in given]
         scaled = merge_workflow.scaled(config, read)
         origin = merge_workflow.base_of(config, scaled)
         if models is not None:
@@ -187,7 +188,7 @@ def _resized(
 ) -> list[ResizedAdapter]:
     """Resize between values, by the path of the workflow."""
     with ExitStack() as stack:
-        opened = None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
+        opened = opened_base(stack, base)
         sources = None if images is None else stack.enter_context(image_files(images))
         config = _RESIZE.bind(
             function,

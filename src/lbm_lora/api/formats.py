@@ -4,10 +4,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lbm_lora.adapter import Adapter, load_adapter, save_adapter
+from lbm_lora.adapter import save_adapter
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import LoraLike, path_of
-from lbm_lora.checkpoint import CheckpointLike, open_checkpoint
+from lbm_lora.api.values import LoraLike, adapter_of, opened_base, path_of
+from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.progress import SILENT, Progress
@@ -42,7 +42,7 @@ def convert(
         InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
     """
     with ExitStack() as stack:
-        opened = None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
+        opened = opened_base(stack, base)
         component = None if opened is None else opened.component()
         config = _CONVERT.bind(
             "convert",
@@ -54,7 +54,7 @@ def convert(
         )
         convert_workflow.check(config)
         convert_workflow.check_output(config)
-        adapter = lora if isinstance(lora, Adapter) else load_adapter(lora, config.lora_alpha_is, base=component)
+        adapter = adapter_of(lora, config.lora_alpha_is, base=component)
         made = convert_workflow.converted(config, adapter, component, progress)
         wishes = convert_workflow.wishes_of(config, component)
         saved = save_adapter(made.adapter, config.save_to, format=config.to, wishes=wishes)

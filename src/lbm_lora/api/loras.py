@@ -123,7 +123,7 @@ def _extracted(
         raise give_one("calibration", "calibration_images", "weight the errors")
     tried = calibration_images if images is None and options.get("min_psnr") is not None else images
     if run is not None and (not isinstance(tuned, nn.Module) or calibration is None):
-        raise ConfigError("run needs calibration, and as tuned the module that it runs.")
+        raise ConfigError("run needs calibration, and tuned must be the module that it runs.")
     with ExitStack() as stack:
         opened = opened_pair(stack, base, tuned)
         sources = None if tried is None else stack.enter_context(image_files(tried))

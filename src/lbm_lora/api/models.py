@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbm_lora.api.networks import calibrate_network
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, image_files, listed, opened_files, path_of
+from lbm_lora.api.values import Images, LoraLike, image_files, listed, opened_base, opened_files, path_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
@@ -168,7 +168,7 @@ def inspect(
     with ExitStack() as stack:
         given = [one for one in (file, other) if one is not None]
         opened = [stack.enter_context(open_checkpoint(one)) for one in given]
-        against = None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
+        against = opened_base(stack, base)
         config = _INSPECT.bind(
             "inspect",
             options,

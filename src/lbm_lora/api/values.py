@@ -63,6 +63,11 @@ def opened_pair(stack: ExitStack, base: NetworkLike, tuned: NetworkLike) -> tupl
     )
 
 
+def opened_base(stack: ExitStack, base: CheckpointLike | None) -> Checkpoint | None:
+    """The base, open until the stack is left; None if none is given."""
+    return None if base is None else stack.enter_context(open_checkpoint(base, label="base state dict"))
+
+
 def _weights_of(network: NetworkLike) -> CheckpointLike:
     return network.state_dict() if isinstance(network, nn.Module) else network
 

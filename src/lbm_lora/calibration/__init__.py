@@ -1,4 +1,4 @@
-"""Measure on images or other samples what an error in each layer's matrix costs in the network's output (layer L5)."""
+"""Measure on images or other samples what an error in each layer's matrix costs in the network's output (layer L5b)."""
 
 from lbm_lora.calibration.check_points import with_checks
 from lbm_lora.calibration.collect import SAVE_EVERY, collect

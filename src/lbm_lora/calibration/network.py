@@ -145,7 +145,7 @@ def _forward(outputs: Iterator[Tensor], index: int) -> Callable[[], Tensor]:
     def forward() -> Tensor:
         output = next(outputs, None)
         if output is None:
-            raise InputError(f"run yielded {index} samples, and more when it was called before. Yield the same ones.")
+            raise InputError(f"run yielded {index} samples, and more in an earlier call. Yield the same ones.")
         if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
                 f"run must yield tensors, got {type(output).__name__}. Yield the output to preserve, such as "

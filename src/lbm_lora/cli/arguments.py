@@ -60,7 +60,7 @@ def values_of(flags: Sequence[Flag], words: Sequence[str], *, command: str) -> d
             loose += rest
         taken = [*given, *behind]
         if flag.takes_several and flag.name in values:
-            raise ConfigError(f"{flag.shown} is given twice. Put all its values behind one {flag.shown}.")
+            raise ConfigError(f"{flag.shown} is given twice. Put all its values after one {flag.shown}.")
         values[flag.name] = _switched(flag, is_on, taken) if flag.is_switch else _value(flag, taken)
     if loose:
         values |= _positional(positional, loose, command)

@@ -12,6 +12,6 @@ class DoctorConfig:
     memory and disk, and what would fail. The exit code is 1 if a problem was found."""
 
     command: Annotated[tuple[str, ...], Named("COMMAND"), POSITIONAL] = ()
-    """A command with its flags, behind `--` or in quotes. It is read and checked as usual, and not run."""
+    """A command with its flags, after `--` or in quotes. It is read and checked as usual, and not run."""
     parsed: Annotated[object, HIDDEN, Named("CONFIG")] = None
     """Config of that command, from the front end that has read it."""

@@ -40,7 +40,7 @@ class ExtractConfig(RankOptions, OutputOptions):
     include: Annotated[tuple[Pattern, ...], ADVANCED] = ()
     """Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX. Default: all."""
     exclude: Annotated[tuple[Pattern, ...], ADVANCED] = ()
-    """Leave out tensors that match one of these patterns. Wins over --include."""
+    """Leave out tensors that match one of these patterns. Takes precedence over --include."""
     target_coverage: Annotated[Literal["full", "attention", "extended"], ADVANCED] = "full"
     """Extract these layers: all of them (full), only attn1 and attn2 (attention), or also feed-forward and projections
     (extended)."""

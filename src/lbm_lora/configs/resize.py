@@ -39,7 +39,7 @@ class ResizeConfig(RankOptions, OutputOptions):
     include: Annotated[tuple[Pattern, ...], ADVANCED] = ()
     """Keep only tensors that match one of these patterns: part of a name, a glob, or re:REGEX. Default: all."""
     exclude: Annotated[tuple[Pattern, ...], ADVANCED] = ()
-    """Leave out tensors that match one of these patterns. Wins over --include."""
+    """Leave out tensors that match one of these patterns. Takes precedence over --include."""
     dense: Annotated[bool, ADVANCED] = True
     """Keep the dense deltas of biases and norms."""
     save_precision: Annotated[Literal["float", "fp16", "bf16", "int8"] | None, ADVANCED] = None

@@ -72,13 +72,13 @@ def report_rows(folder: Path, lora: Path | None) -> list[Row]:
         outputs = report["outputs"]
         digest = report["provenance"].get("digests", {}).get("LoRA")
         if outputs and (lora is None or digest != file_digest(lora)):
-            warn(f"{path} is not of this LoRA as it is now: the card does not show its PSNR. Validate it again.")
+            warn(f"{path} is not of this LoRA as it is now, so the card does not show its PSNR. Run validate again.")
             return []
         entries = [entry for entry in (outputs or {}).get("summary", ()) if entry["variant"] == "base + LoRA"]
         return [
             (
                 f"images at {plural(entry['steps'], 'step')}, to the tuned model's",
-                f"PSNR {float(entry['mean_psnr']):.1f} dB in the mean, {float(entry['worst_psnr']):.1f} dB at worst",
+                f"PSNR {float(entry['mean_psnr']):.1f} dB on average, {float(entry['worst_psnr']):.1f} dB at worst",
             )
             for entry in entries
         ]

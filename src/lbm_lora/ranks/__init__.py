@@ -1,4 +1,4 @@
-"""Choose the ranks of an adapter (layer L2): from the spectra of its deltas, by one rule, with or without a trial.
+"""Choose the ranks of an adapter (layer L2b): from the spectra of its deltas, by one rule, with or without a trial.
 
 Extraction finds the spectra in two checkpoints, `combine` in the factors of LoRAs; the choice is the same.
 

@@ -23,7 +23,7 @@ SMALL_SIDE = 192
 LEAST_CAP = 64
 """Ranks of any larger matrix that a survey finds, if there are as many."""
 
-_PACKED_SHARE = 0.25  # of 16 bits: what a value takes in the mean
+_PACKED_SHARE = 0.25  # of 16 bits: what a value takes on average
 _ABOVE_UNIFORM = 4  # the most that one layer may get, in multiples of the uniform rank
 _SHARE = 0.25  # of its bound that a rank may reach under an error limit: above it the dense delta is nearly as small
 

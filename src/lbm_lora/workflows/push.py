@@ -208,11 +208,11 @@ def _names(images: str | Sequence[str] | None) -> dict[str, Path]:
     found = expand_sources(images)
     if len(found) > _MOST_IMAGES:
         raise ConfigError(
-            Option("images"), f" gives {len(found)} pictures, and a card shows {_MOST_IMAGES} at most. Choose some."
+            Option("images"), f" gives {len(found)} images, and a card shows {_MOST_IMAGES} at most. Choose fewer."
         )
     pictures = {f"images/{path.name}": path for path in found}
     if len(pictures) < len(found):
-        raise ConfigError(Option("images"), " gives several pictures of one name. Rename one.")
+        raise ConfigError(Option("images"), " gives several images of the same name. Rename one.")
     return pictures
 
 

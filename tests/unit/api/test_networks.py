@@ -112,7 +112,7 @@ def test_a_lora_calibrated_on_some_words_is_not_worse_than_a_plain_one_on_others
     assert checked.predicted is not None
     assert checked.predicted.shifted == {"content": pytest.approx(found[2], rel=0.5)}
     assert {name: value.data_ptr() for name, value in tuned.state_dict().items()} == before
-    with pytest.raises(ConfigError, match="run needs calibration, and as tuned the module that it runs"):
+    with pytest.raises(ConfigError, match="run needs calibration, and tuned must be the module that it runs"):
         lbm_lora.extract(base, tuned.state_dict(), calibration=statistics, run=run)
 
 

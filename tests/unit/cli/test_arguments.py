@@ -92,7 +92,7 @@ def test_values(line: str, values: dict[str, Any]) -> None:
         ("--mode x", "--mode must be fused or live, got 'x'."),
         ("--dense=3", "--dense takes no value, got '3'. Write --dense or --no_dense alone."),
         ("--json false", "--json takes no value, got 'false'. Write --json or --no_json alone."),
-        ("--ranks 1 --ranks 2", "--ranks is given twice. Put all its values behind one --ranks."),
+        ("--ranks 1 --ranks 2", "--ranks is given twice. Put all its values after one --ranks."),
         ("--rank 1 2", "'2' belongs to no flag: --rank takes one value, here '1'."),
         ("a --rank 1", "'a' belongs to no flag. `lbm-lora make --help` lists the flags."),
         ("-r 1", "'-r' belongs to no flag. `lbm-lora make --help` lists the flags."),

@@ -57,7 +57,7 @@ def test_a_report_gives_the_psnr_of_the_lora(tmp_path: Path) -> None:
     summary = {"outputs": outputs, "provenance": {"digests": {"LoRA": file_digest(made)}}}
     (tmp_path / "report.json").write_text(json.dumps(summary))
     assert report_rows(tmp_path, made) == [
-        ("images at 1 step, to the tuned model's", "PSNR 41.3 dB in the mean, 38.0 dB at worst")
+        ("images at 1 step, to the tuned model's", "PSNR 41.3 dB on average, 38.0 dB at worst")
     ]
     made.write_bytes(b"another LoRA of that name")
     for lora_file in (made, None):

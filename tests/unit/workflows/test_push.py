@@ -241,7 +241,7 @@ def test_too_many_pictures_and_two_of_one_name(config: PushConfig, tmp_path: Pat
         Image.new("RGB", (2, 2), (number, 0, 0)).save(path)
     with pytest.raises(ConfigError, match="images gives 13 pictures, and a card shows 12 at most"):
         run(replace(config, images=str(tmp_path / "*" / "*.png")))
-    with pytest.raises(ConfigError, match="images gives several pictures of one name"):
+    with pytest.raises(ConfigError, match="images gives several images of the same name"):
         run(replace(config, images=str(tmp_path / "*" / "0.png")))
 
 

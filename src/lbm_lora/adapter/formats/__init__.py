@@ -1,4 +1,4 @@
-"""Formats of other programs: read into an `Adapter`, and written from one (layer L2)."""
+"""Formats of other programs: read into an `Adapter`, and written from one (layer L2a)."""
 
 from collections.abc import Collection, Mapping
 

@@ -120,7 +120,7 @@ def _resized_layers(result: "ResizeResult") -> str:
 def _ranks(result: "ExtractResult") -> str:
     """Return the requested ranks, or the highest chosen ones."""
     if _is_chosen(result):
-        return f"Ranks chosen for all layers together: up to {result.linear_rank}, of convs up to {result.conv_rank}."
+        return f"Ranks chosen for all layers together: up to {result.linear_rank}, for convs up to {result.conv_rank}."
     return f"Rank {_rank(result.linear_rank)}, conv rank {_rank(result.conv_rank)}, each as far as its matrix allows."
 
 
@@ -212,6 +212,6 @@ def _tried_images(result: "ExtractResult | ResizeResult", reference: str = "the 
         return ""
     predicted = "" if found.predicted_psnr is None else f", predicted {found.predicted_psnr:.1f} dB"
     return (
-        f"One-step images against {reference}, {found.count:,} of them: PSNR {found.mean_psnr:.1f} dB in the "
-        f"mean, {found.worst_psnr:.1f} dB at worst ({printable(found.worst_image)}{predicted})."
+        f"One-step images against {reference}, {found.count:,} of them: PSNR {found.mean_psnr:.1f} dB on "
+        f"average, {found.worst_psnr:.1f} dB at worst ({printable(found.worst_image)}{predicted})."
     )

@@ -179,7 +179,7 @@ def _finished(output: Path, *, overwrite: bool) -> ShardRecord | None:
 def _output_name(shard: str) -> str:
     """Return the file name of a shard, without the extension of its compression."""
     if shard.startswith("pipe:"):
-        raise ConfigError(f"the shard '{shard}' has no file name to name its results by. Give a path or a URL.")
+        raise ConfigError(f"the shard '{shard}' has no file name to name its results after. Give a path or a URL.")
     name = Path(urlparse(shard).path if "://" in shard else shard).name
     suffix = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
     return name.removesuffix(suffix)

@@ -37,7 +37,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSe
         return kind([group for group in groups if group["params"]], lr=rate, **kwargs)
     except Exception as error:  # whatever torch refuses
         raise ConfigError(
-            f"optimizer {settings.optimizer} cannot train what is to be trained: {_said(error)}. Choose another one, "
+            f"optimizer {settings.optimizer} cannot train the chosen parameters: {_said(error)}. Choose another one, "
             "or train other modules."
         ) from None
 
@@ -83,8 +83,8 @@ def check_kept(
         if missing:
             raise ConfigError(
                 f"optimizer_kwargs {settings.optimizer_kwargs} need {listing(sorted(missing))}, which "
-                f"{settings.optimizer} has not kept so far in this run. Give those that the run began with, or choose "
-                "another save_ckpt_path."
+                f"{settings.optimizer} has not kept so far in this run. Use the ones that the run began with, or "
+                "choose another save_ckpt_path."
             )
         for key, value in needed[size].items():
             if _shape(kept[name][key]) != _at_size(_shape(value), parameter.shape):

@@ -155,9 +155,9 @@ def _refuse_another(folder: RunFolder) -> None:
     there = [*folder.results(), *folder.grids()]
     if there:
         raise ConfigError(
-            f"{folder.path} holds {listing((path.name for path in there), limit=3)} of a run without a "
-            f"{folder.state.name} to go on from: it would begin again over them. Choose another save_ckpt_path, or "
-            "move that run away; lora_weights_path goes on from its LoRA."
+            f"{folder.path} holds {listing((path.name for path in there), limit=3)} of a run, but no "
+            f"{folder.state.name}: a new run would overwrite them. Choose another save_ckpt_path, move that run away, "
+            "or continue its LoRA with lora_weights_path."
         )
 
 

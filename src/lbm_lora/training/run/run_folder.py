@@ -134,8 +134,8 @@ class RunFolder:
         """
         if self.marks() != marks:
             raise ConfigError(
-                f"another run has trained in {self.path} meanwhile. Start again to continue it, or choose another "
-                "save_ckpt_path."
+                f"another run has written to {self.path} since this one began. Start again to continue it, or choose "
+                "another save_ckpt_path."
             )
 
     def grids(self) -> list[Path]:
@@ -153,8 +153,8 @@ class RunFolder:
         def check() -> None:
             if held is not None and not held.keep():
                 raise ConfigError(
-                    f"{self.path} was moved away while a run was training in it, and is another folder now, which was "
-                    "kept. Move the first one back and start again to continue, or choose another save_ckpt_path."
+                    f"{self.path} was moved away while a run was training in it. What is there now was kept. Move "
+                    "the first folder back and start again to continue, or choose another save_ckpt_path."
                 )
 
         with held_folder(self.path) as held:

@@ -83,7 +83,7 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
     )
     assert present("extract", result) == (
         f"{short}\n\n"
-        "Ranks chosen for all layers together: up to 16, of convs up to 8.\n\n"
+        "Ranks chosen for all layers together: up to 16, for convs up to 8.\n\n"
         "The VAEs differ.\n\n"
         "Predicted relative error of the denoiser's output: 1.23 %, 80 % of such inputs between 1.00 % and 2.00 %; "
         "3.00 % (2.00 % to 4.00 %) on inputs with other content, 2.00 % (1.00 % to 3.00 %) on inputs that are smaller. "
@@ -93,7 +93,7 @@ def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
         "  1.25 MB  0.30 %\n\n"
         "The statistics were worse than plain SVD on some inputs, and shrunk with a ridge of 1.0: output error 1.00 % "
         "against 10.0 % on inputs like the calibration's, 3.00 % against 4.00 % on inputs unlike them.\n\n"
-        "One-step images against the tuned model's, 2 of them: PSNR 41.3 dB in the mean, 40.5 dB at worst "
+        "One-step images against the tuned model's, 2 of them: PSNR 41.3 dB on average, 40.5 dB at worst "
         "(a.png, predicted 40.0 dB).\n\n"
         f"{WRITTEN}"
     )
@@ -257,4 +257,4 @@ def test_several_sizes_of_a_calibrated_resize_are_one_table(resized: ResizeResul
     )
     text = present("resize", first)
     assert "Lower bound of the relative error of the denoiser's output: 1.00 %, which takes layers as indep" in text
-    assert "One-step images against those of the LoRA before, 2 of them: PSNR 45.0 dB in the mean, 40.0 dB" in text
+    assert "One-step images against those of the LoRA before, 2 of them: PSNR 45.0 dB on average, 40.0 dB" in text

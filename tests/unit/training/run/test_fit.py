@@ -25,7 +25,7 @@ Config = Callable[..., TrainConfig]
         ({"base_dtype": "fp16"}, "base_dtype must be bf16 or float, got fp16"),
         ({"base_dtype": "bf16"}, "precision 32 computes in fp32, but base_dtype bf16"),
         ({"optimizer_kwargs": {"differentiable": True}}, "optimizer AdamW .* cannot take a step on cpu: "),
-        ({"optimizer": "Muon"}, "optimizer Muon cannot train what is to be trained: "),
+        ({"optimizer": "Muon"}, "optimizer Muon cannot train the chosen parameters: "),
         ({"accumulate": 1000}, "do not fill one step with accumulate 1000"),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_folder_in_which_another_run_has_trained_meanwhile(config: Config, mon
             yield check
 
     monkeypatch.setattr(RunFolder, "held", held_after_another)
-    with pytest.raises(ConfigError, match=r"^another run has trained in .* meanwhile\. Start again to continue it"):
+    with pytest.raises(ConfigError, match=r"^another run has written to .* since this one began\. Start again to "):
         fit(chosen, chosen.base_model_path)
     assert last.read_bytes() == b"of another run"
     assert [path.name for path in chosen.save_ckpt_path.iterdir()] == [last.name]
@@ -80,7 +80,7 @@ def test_a_file_that_comes_while_the_other_processes_start_stays(
     assert chosen.base_model_path is not None
     last = RunFolder(chosen.save_ckpt_path).last
     monkeypatch.setattr(Fabric, "launch", lambda _: last.write_bytes(b"of another run"))
-    with pytest.raises(ConfigError, match=r"^another run has trained in .* meanwhile\."):
+    with pytest.raises(ConfigError, match=r"^another run has written to .* since this one began\."):
         fit(chosen, chosen.base_model_path)
     assert last.read_bytes() == b"of another run"
 
@@ -98,7 +98,9 @@ def test_a_folder_in_which_another_run_has_started_meanwhile(config: Config, mon
         learn(learner, step)
 
     monkeypatch.setattr(Learner, "take_step", moved_away)
-    with pytest.raises(ConfigError, match=r"was moved away while a run was training in it, and is another folder now"):
+    with pytest.raises(
+        ConfigError, match=r"was moved away while a run was training in it\. What is there now was kept"
+    ):
         fit(chosen, chosen.base_model_path)
     assert [path.name for path in folder.iterdir()] == ["last.safetensors"]
     assert (folder / "last.safetensors").read_text() == "of another run"

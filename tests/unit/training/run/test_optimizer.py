@@ -81,7 +81,7 @@ def test_what_torch_refuses_in_a_step(values: dict[str, Any], message: str) -> N
 
 
 def test_an_optimizer_of_matrices_refuses_convs() -> None:
-    with pytest.raises(ConfigError, match=r"^optimizer Muon cannot train what is to be trained: .*2D"):
+    with pytest.raises(ConfigError, match=r"^optimizer Muon cannot train the chosen parameters: .*2D"):
         make_optimizer({"conv.lora_up": nn.Parameter(torch.ones(2, 2, 1, 1))}, make(optimizer="Muon"))
 
 

@@ -279,7 +279,7 @@ def test_results_of_a_run_without_its_state(config: Config) -> None:
     folder = RunFolder(config().save_ckpt_path)
     folder.path.mkdir(parents=True)
     folder.best.write_text("made by lbm-lora")
-    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run without a resume\.pt to go on from"):
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run, but no resume\.pt: a new run would"):
         prepared(config())
 
 
