@@ -16,7 +16,7 @@ from stat import S_ISDIR, S_ISLNK
 from lbm_lora.input_files import files_behind
 from lbm_lora.missing_path import absolute_path, real_path
 from lbm_lora.pinned_folder import PinnedFolder
-from lbm_lora.regular_file import link_status, status_of, version_of
+from lbm_lora.regular_file import Version, link_status, status_of, version_of
 
 _MOST_LINKS = 40  # on the way to one folder; Linux follows no more
 _BEGAN = "LBM_LORA_BEGAN"  # environment variable
@@ -39,11 +39,15 @@ class CallStart:
         self._outermost = self if outer is None or outer.began is None else outer._outermost
         self._is_handed_on = False  # to other processes
         self._folders: dict[Path, PinnedFolder] = {}  # as they were when the call began, or first looked at
-        self._versions: dict[Path, object] = {}  # of the files at the paths of the call when it began
+        self._versions: dict[Path, Version | None] = {}  # of the files at the paths of the call when it began
+        self._inputs: set[Version] = set()  # that steps of the call read
+        self._written: set[Version] = set()
         if outer is not None:
             self.began = _first_start() if outer.began is None else outer.began
             self._folders |= outer._folders
             self._versions |= outer._versions
+        if self._outermost is not self:
+            self._inputs, self._written = self._outermost._inputs, self._outermost._written  # of all steps
 
     def pin(self, paths: Iterable[Path], *, is_first_look: bool) -> None:
         """Remember the files behind paths at the beginning of a call, and the folders there, or that they are in.
@@ -96,9 +100,27 @@ class CallStart:
         found = () if self.began is None else (status_of(path), link_status(path))
         return any(self._is_later(one.st_ctime) for one in found if one is not None)
 
-    def has_moved(self, path: Path) -> bool:
-        """Return whether the file at a path was another one of the call when it began: perhaps an input."""
-        return self.has_appeared(path) and version_of(path) in self._versions.values()
+    def note_inputs(self, versions: Iterable[Version]) -> None:
+        """Note files that a step of the call reads: no later step replaces them, wherever they are by then."""
+        if self.began is not None:
+            self._inputs.update(versions)
+
+    def note_written(self, versions: Iterable[Version]) -> None:
+        """Note files that the call has written: it may replace them, also where no step has planned that."""
+        if self.began is not None:
+            self._written.update(versions)
+
+    def is_input(self, path: Path) -> bool:
+        """Return whether a step of the call reads the file at a path, or it was elsewhere when the call began.
+
+        Elsewhere: at another path that the call names, where it may have been an input.
+        """
+        there = version_of(path)
+        return there in self._inputs or (there in self._versions.values() and self.has_appeared(path))
+
+    def is_written(self, path: Path) -> bool:
+        """Return whether the call has written the file that is at a path now."""
+        return version_of(path) in self._written
 
     def came_with_folder(self, path: Path, folder: PinnedFolder) -> bool:
         """Return whether the file at a path may have come there after the call began, with its folder or one above it.

@@ -25,7 +25,7 @@ from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_link, check_way, check_writable, is_protected
 from lbm_lora.ownership import is_any_kind, is_saved_by_run
 from lbm_lora.private_folder import NOTE, is_leftover
-from lbm_lora.regular_file import identity_of, status_of, version_of
+from lbm_lora.regular_file import Version, identity_of, status_of, version_in, version_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class FilePlan:
 
     Attributes:
         inputs: file identity -> the path as given.
+        versions: the files among them as they were; see `version_of`.
         moments: size in bytes and time of last change, in nanoseconds, of every input, and its path without links.
         read_as: file identity -> all paths, as given to `reads` and without links, that stand for it.
         folders: folder of a model, without links -> the path as given.
@@ -63,6 +64,7 @@ class FilePlan:
     """
 
     inputs: dict[tuple[int, int], Path] = field(default_factory=dict[tuple[int, int], Path])
+    versions: set[Version] = field(default_factory=set[Version])
     moments: set[tuple[int, int, Path]] = field(default_factory=set[tuple[int, int, Path]])
     read_as: dict[tuple[int, int], set[Path]] = field(default_factory=dict[tuple[int, int], set[Path]])
     folders: dict[Path, Path] = field(default_factory=dict[Path, Path])
@@ -84,6 +86,7 @@ class FilePlan:
                 if path is not None and found is not None and S_ISREG(found.st_mode):
                     identity = found.st_dev, found.st_ino
                     self.inputs.setdefault(identity, one)
+                    self.versions.add(version_in(found))
                     self.moments.add((found.st_size, found.st_mtime_ns, real_path(one)))
                     self.read_as.setdefault(identity, set()).add(real_path(Path(path)))
 
@@ -126,6 +129,7 @@ class FilePlan:
             if not read_as <= made_here:
                 self.inputs.setdefault(identity, path)
                 self.read_as.setdefault(identity, set()).update(read_as)
+        self.versions |= later.versions
         self.moments |= later.moments
         self.folders |= later.folders
         self.outputs += later.outputs
@@ -160,10 +164,10 @@ class FilePlan:
                     f"{output.path.parent} was changed, or moved there, since the command began. {output.name} was "
                     "kept. Run the command again."
                 )
-            if start.has_moved(output.path):
+            if start.is_input(output.path):
                 raise OutputError(
-                    f"{output.name} was at another path of this command when it began, and was kept. Run the command "
-                    "again."
+                    f"{output.name} is an input of this command, or was one when it began. It was kept. Run the "
+                    "command again."
                 )
         foreign = [output for output in there if not output.is_ours(output.path)]
         late = [output for output in foreign if overwrite and start.has_appeared(output.path)]  # while inputs were read
@@ -173,6 +177,7 @@ class FilePlan:
             raise _foreign(*foreign)
         for output in foreign:
             start.remember(output.path)
+        start.note_inputs(version for version in self.versions if version[:2] in self.inputs)
         for path, is_replaceable in later:
             expect_planned(path, is_replaceable)
 
@@ -203,7 +208,7 @@ class FilePlan:
             known = start.pinned_folder(folder) if first.is_missing else first  # the command may have made it
             if not folder_may_change and not known.is_missing and not known.is_at(now.parent):
                 return False
-            if start.came_with_folder(now, known) or start.has_moved(now):
+            if start.came_with_folder(now, known):
                 return False
             found = status_of(now)
             if found is not None and (found.st_dev, found.st_ino) in self.inputs:

@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
-from lbm_lora.call_start import begun_call
+from lbm_lora.call_start import begun_call, call_start
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, home_path, real_path
 from lbm_lora.output_place import is_protected
@@ -72,7 +72,7 @@ def expect(path: Path, is_ours: Callable[[Path], bool] | None) -> None:
     """Note an output that is going to be written, or a folder for outputs whose names are not known yet.
 
     Args:
-        is_ours: whether a file at its path, or in it, may be replaced; None: every one may.
+        is_ours: whether a file at its path, or in it, may be replaced; None: as its folder's note says.
     """
     notes = _notes.get()
     for name in _names(path):
@@ -97,7 +97,10 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
 
 def check_late(path: Path, *, names: int = 1) -> None:
-    """Refuse to replace a file that is not ours, if its path or its folder was noted, and any link or protected file.
+    """Refuse to replace a link, a protected file, or an input of the call, and any other file that is not ours.
+
+    A call that has noted outputs replaces only those, and files that it has written itself: what names an output may
+    have changed since, such as whether a LoRA is a folder.
 
     Args:
         names: how many of the file's names are to be replaced.
@@ -111,8 +114,9 @@ def check_late(path: Path, *, names: int = 1) -> None:
         raise OutputError(f"{path} is write-protected. It was kept. Choose another path, or make it writable.")
     if path.is_symlink() and path.exists():
         raise OutputError(f"{path} is a link to {path.readlink()}. It was kept. Give that path, or remove the link.")
-    is_ours = _noted(path)
-    if is_ours is not None and not is_ours(path):
+    start, is_ours = call_start(), _noted(path)
+    is_planned = is_ours is not None or start.began is None or not _notes.get() or start.is_written(path)
+    if not is_planned or start.is_input(path) or (is_ours is not None and not is_ours(path)):
         raise appeared(path)
 
 

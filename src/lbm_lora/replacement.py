@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_IMODE, S_IRWXG, S_ISREG
 
+from lbm_lora.call_start import call_start
 from lbm_lora.errors import OutputError
 from lbm_lora.late_files import check_late
 from lbm_lora.output_place import cannot_write
@@ -79,9 +80,11 @@ def replace_all(drafts: Sequence[Draft]) -> None:
             _rename(draft, was_there=was_there)
         for folder in dict.fromkeys(draft.path.parent for draft in drafts):
             sync_folder(folder)
+        versions = {draft.path: version_in(new) for draft, new in zip(drafts, files, strict=True)}
+        call_start().note_written(versions.values())
         placed = _placed.get()
         if placed is not None:
-            placed |= {draft.path: version_in(new) for draft, new in zip(drafts, files, strict=True)}
+            placed |= versions
     except BaseException:
         while True:
             try:

@@ -35,15 +35,15 @@ def test_a_file_that_was_at_another_path_of_the_call(tmp_path: Path) -> None:
     for path in (one, other, third):
         path.write_text(path.name)
     with begun_call([one, other]):
-        assert not any(call_start().has_moved(path) for path in (one, other, third))
+        assert not any(call_start().is_input(path) for path in (one, other, third))
         third.unlink()
         one.rename(third)
         third.chmod(0o600)
         other.rename(one)
-        assert [call_start().has_moved(path) for path in (one, other, third)] == [True, False, True]
+        assert [call_start().is_input(path) for path in (one, other, third)] == [True, False, True]
         one.write_text("new")
-        assert not call_start().has_moved(one)
-    assert not call_start().has_moved(third)
+        assert not call_start().is_input(one)
+    assert not call_start().is_input(third)
 
 
 def test_a_file_that_was_in_a_folder_of_the_call(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_a_file_that_was_in_a_folder_of_the_call(tmp_path: Path) -> None:
     with begun_call([lora.parent, tmp_path / "a.safetensors"]):
         lora.rename(tmp_path / "a.safetensors")
         photo.rename(tmp_path / "a.png")
-        assert call_start().has_moved(tmp_path / "a.safetensors")
-        assert not call_start().has_moved(tmp_path / "a.png")
+        assert call_start().is_input(tmp_path / "a.safetensors")
+        assert not call_start().is_input(tmp_path / "a.png")
 
 
 def test_a_disk_that_counts_whole_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,26 @@ def test_overwrite_is_for_what_was_there_at_the_start(tmp_path: Path) -> None:
             write_text(path, "ours")
 
 
+def test_a_call_with_a_plan_replaces_no_file_that_it_has_not_planned(tmp_path: Path) -> None:
+    """What names an output may have changed since, such as whether a LoRA is a folder."""
+    planned, theirs, new = (tmp_path / name for name in ("planned", "theirs", "new"))
+    planned.write_text(MARK_LINE)
+    theirs.write_text(MARK_LINE)
+    plan = FilePlan()
+    plan.writes(planned, ours=of_kind(MARK_LINE))
+    with notes_of_one_call():
+        plan.check()
+        for path in (planned, new):
+            for text in ("1", "2"):
+                write_text(path, f"{MARK_LINE}{text}")
+        with pytest.raises(OutputError, match=r"theirs appeared while this command ran"):
+            write_text(theirs, "ours")
+        theirs.replace(new)
+        with pytest.raises(OutputError, match=r"new appeared while this command ran"):
+            write_text(new, "ours")
+    assert new.read_text() == MARK_LINE
+
+
 def test_what_several_steps_of_one_call_have_noted_holds_together(tmp_path: Path) -> None:
     given, output = tmp_path / "in.txt", tmp_path / "out.txt"
     given.write_text(MARK_LINE)

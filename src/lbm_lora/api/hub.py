@@ -42,6 +42,6 @@ def push(
         config = _PUSH.bind(
             "push", options, lora_path=path_of(lora, "lora"), to=to, images=None if pictures is None else str(pictures)
         )
-        planned = push_workflow.planned_pictures(config, pictures)
+        contents = push_workflow.planned(config, pictures)
         adapter = lora if isinstance(lora, Adapter) else load_adapter(lora)
-        return push_workflow.pushed(config, adapter, planned, pictures, progress)
+        return push_workflow.pushed(config, adapter, contents, pictures, progress)

@@ -69,16 +69,29 @@ def run(config: PushConfig, progress: Progress = SILENT) -> PushResult:
     """
     destination(config.to)
     config = localized(config, progress)
-    pictures = planned_pictures(config, config.images)
-    return pushed(config, load_adapter(config.lora_path), pictures, config.images, progress)
+    contents = planned(config, config.images)
+    return pushed(config, load_adapter(config.lora_path), contents, config.images, progress)
 
 
 run_push = one_call(run)
 """Its name on the public page."""
 
 
-def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> dict[str, Path]:
-    """Return path in the repository -> picture, and check the folder of `save_to`, if one is given.
+@dataclass(frozen=True)
+class Contents:
+    """What the repository will hold, apart from its card and the file for diffusers.
+
+    Attributes:
+        lora: name of the native file.
+        pictures: path in the repository -> picture.
+    """
+
+    lora: str
+    pictures: Mapping[str, Path]
+
+
+def planned(config: PushConfig, images: str | Sequence[str] | None) -> Contents:
+    """Return the contents of the repository, and check the folder of `save_to`, if one is given.
 
     Call it before anything is read: an input may be moved there.
 
@@ -86,18 +99,18 @@ def planned_pictures(config: PushConfig, images: str | Sequence[str] | None) -> 
         OutputError: a file there would be replaced.
         ConfigError: there are too many pictures, or two of one name.
     """
-    pictures = _names(images)
+    contents = Contents(lora=_native_name(config), pictures=_names(images))
     if config.save_to is None:
-        return pictures
+        return contents
     plan = FilePlan()
-    plan.reads(config.lora_path, *pictures.values())
+    plan.reads(config.lora_path, *contents.pictures.values())
     plan.writes(config.save_to / CARD, ours=is_unedited_card)
-    for name in (_native_name(config), TWIN):
+    for name in (contents.lora, TWIN):
         plan.writes(config.save_to / name, ours=partial(_is_pushed, given=config.lora_path))
-    for name, picture in pictures.items():  # a copy that is there already may be replaced
+    for name, picture in contents.pictures.items():  # a copy that is there already may be replaced
         plan.writes(config.save_to / name, ours=partial(is_copy, picture))
     plan.check(overwrite=config.overwrite)
-    return pictures
+    return contents
 
 
 def _is_pushed(path: Path, *, given: Path) -> bool:
@@ -108,7 +121,7 @@ def _is_pushed(path: Path, *, given: Path) -> bool:
 def pushed(
     config: PushConfig,
     adapter: Adapter,
-    pictures: Mapping[str, Path],
+    contents: Contents,
     images: str | Sequence[str] | None,
     progress: Progress = SILENT,
 ) -> PushResult:
@@ -116,15 +129,16 @@ def pushed(
 
     Args:
         config: its `lora_path` names the LoRA; nothing is read from it.
-        pictures: path in the repository -> picture, from `planned_pictures`.
+        contents: from `planned`.
         images: the pictures as the user gave them, to find a report next to them.
     """
     name = destination(config.to)
     base_model = config.base_model or _default_base(adapter)
+    pictures = contents.pictures
     digests_of(list(pictures.values()))  # each can be read
     file = adapter.path if is_unchanged(adapter) else None
     with temp_folder() as folder:
-        lora = _native(config, adapter, file, folder)
+        lora = _native(adapter, file, folder / contents.lora)
         twin = _twin(adapter, folder)
         errors = measured_errors(adapter)
         text = card_text(
@@ -222,9 +236,8 @@ def _folder_of(images: str | Sequence[str] | None) -> Path:
     return first if first.is_dir() else first.parent
 
 
-def _native(config: PushConfig, adapter: Adapter, file: Path | None, folder: Path) -> Path:
+def _native(adapter: Adapter, file: Path | None, path: Path) -> Path:
     """Return the native file: that of the adapter, byte for byte, or one that is written."""
-    path = folder / _native_name(config)
     is_native = adapter.file_format == "native" and adapter.metadata.format
     if is_native and file is not None:
         _copy(file, path)

@@ -21,9 +21,13 @@ _NAME = re.compile(r"#.*|\S*")
 
 
 def with_report(config: ValidateConfig) -> ValidateConfig:
-    """Return the config with a folder for the reports of a LoRA on the hub: not next to it, in the hub's cache."""
+    """Return the config with the folder for its reports, which for a LoRA on the hub is not next to it, in the cache.
+
+    It is chosen once: a folder of PEFT may have been moved away by the end, and would no longer count as a folder.
+    """
     name = hub_name(config.lora_path)
-    return config if name is None or config.report else replace(config, report=Path(f"{name.stem}_report"))
+    folder = report_folder(config) if name is None else config.report or Path(f"{name.stem}_report")
+    return replace(config, report=folder)
 
 
 def check_output(config: ValidateConfig, images: Sequence[Path]) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_
 from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
-from lbm_lora.errors import ConfigError, HubError, OutputError
+from lbm_lora.errors import ConfigError, HubError, InputError, OutputError
 from lbm_lora.hub import local_lora, publish
 from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.model.build import load_model
@@ -141,6 +142,21 @@ def test_a_lora_that_is_moved_to_the_folder_while_pictures_are_read_is_kept(
     assert (out / TWIN).read_bytes() == lora.read_bytes()
 
 
+def test_a_folder_that_is_moved_away_while_pictures_are_read_keeps_its_name(
+    config: PushConfig, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is `relight.v1`, while `relight` would be the stem of a file."""
+    folder, out, theirs = tmp_path / "relight.v1", tmp_path / "out", tmp_path / "out" / "relight.safetensors"
+    folder.mkdir()
+    shutil.copy(lora, folder)
+    out.mkdir()
+    theirs.write_text("theirs")
+    monkeypatch.setattr("lbm_lora.workflows.push.digests_of", lambda _: folder.rename(tmp_path / "away"))
+    with notes_of_one_call(), suppress(InputError):  # its file may be read again
+        run(replace(config, lora_path=folder, save_to=out))
+    assert theirs.read_text() == "theirs"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("to", ["user/repo", "user/repo@new", "user/new"])
 def test_what_somebody_commits_during_the_upload_stays(
@@ -239,7 +255,7 @@ def test_too_many_pictures_and_two_of_one_name(config: PushConfig, tmp_path: Pat
         path = tmp_path / f"{number // 12}" / f"{number % 12}.png"
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (2, 2), (number, 0, 0)).save(path)
-    with pytest.raises(ConfigError, match="images gives 13 pictures, and a card shows 12 at most"):
+    with pytest.raises(ConfigError, match="images gives 13 images, and a card shows 12 at most"):
         run(replace(config, images=str(tmp_path / "*" / "*.png")))
     with pytest.raises(ConfigError, match="images gives several images of the same name"):
         run(replace(config, images=str(tmp_path / "*" / "0.png")))

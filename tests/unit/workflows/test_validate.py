@@ -24,7 +24,7 @@ from lbm_lora.progress import LbmLoraWarning, Silent
 from lbm_lora.regular_file import file_digest
 from lbm_lora.workflows import extract, validate
 from lbm_lora.workflows.validate import run
-from lbm_lora.workflows.validate_files import report_folder
+from lbm_lora.workflows.validate_files import report_folder, with_report
 from standins import TINY, Lbm, write_base, write_tuned
 
 
@@ -204,6 +204,9 @@ def test_a_folder_of_peft_has_a_report_of_its_own(config: ValidateConfig, tmp_pa
         (tmp_path / name).mkdir()
         given = dataclasses.replace(config, lora_path=tmp_path / name, report=None)
         assert report_folder(given) == tmp_path / f"{name}_report"
+    chosen = with_report(dataclasses.replace(config, lora_path=tmp_path / "x.peft", report=None))
+    (tmp_path / "x.peft").rmdir()  # moved away while it is measured
+    assert report_folder(chosen) == tmp_path / "x.peft_report"
     given = dataclasses.replace(config, lora_path=tmp_path / "relight.v1.safetensors", report=None)
     assert report_folder(given) == tmp_path / "relight.v1_report"
 

@@ -19,6 +19,7 @@ from lbm_lora.atomic import atomic_path
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import DataError, ImageError
 from lbm_lora.imaging.encoded import Size
+from lbm_lora.late_files import expect
 from lbm_lora.output_place import check_writable
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import check_regular
@@ -84,6 +85,7 @@ class LatentCache:
         Raises:
             OutputError: the disk is full, or limits the size of files.
         """
+        expect(path.parent, lambda _: True)  # another run's latents of the pair, which may come first, are the same
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors))  # `save_file` would not say in an OSError why the disk refuses it
