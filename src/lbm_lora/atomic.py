@@ -128,7 +128,7 @@ def _rename(drafts: Mapping[Path, PrivateFolder], inside: str = "") -> None:
         complete.append(Draft(path, file, spare, replaced=version_at(path)))
     names = Counter(map(identity_of, drafts))
     for path, folder in drafts.items():
-        _check_end(path, folder, max(1, names[identity_of(path)]))  # one that has come since has its own name at least
+        _check_end(path, folder, max(1, names[identity_of(path)]))  # a file that appeared since has one name at least
     replace_all(complete)
 
 
@@ -250,7 +250,7 @@ def made_folder(folder: Path) -> Generator[None]:
         try:
             missing = [one for one in (folder, *folder.parents) if not one.exists()]
             for one in reversed(missing):
-                if _is_made(one):
+                if _try_mkdir(one):
                     made[one] = call_start().pin_made(one)
             if not folder.is_dir():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -266,8 +266,8 @@ def made_folder(folder: Path) -> Generator[None]:
         raise
 
 
-def _is_made(folder: Path) -> bool:
-    """Create a folder; return False if somebody else just has."""
+def _try_mkdir(folder: Path) -> bool:
+    """Create a folder; return whether this call did, and not somebody else just before."""
     try:
         folder.mkdir()
     except FileExistsError:

@@ -177,7 +177,7 @@ class FilePlan:
             raise _foreign(*foreign)
         for output in foreign:
             start.remember(output.path)
-        start.note_inputs(version for version in self.versions if version[:2] in self.inputs)
+        start.note_inputs(version for version in self.versions if version.identity in self.inputs)
         for path, is_replaceable in later:
             expect_planned(path, is_replaceable)
 

@@ -43,7 +43,7 @@ class HeldFolder:
             return True
         os.close(self.lock)
         self.lock = lock
-        return _is_free(lock)
+        return _try_lock(lock)
 
 
 @contextmanager
@@ -63,14 +63,14 @@ def held_folder(folder: Path) -> Generator[HeldFolder | None]:
         lock = os.open(folder, os.O_RDONLY)
         held = HeldFolder(folder, pinned, lock)
         try:
-            yield held if _is_free(lock) else None
+            yield held if _try_lock(lock) else None
         finally:
             if held.lock is not None:
                 os.close(held.lock)
 
 
-def _is_free(descriptor: int) -> bool:
-    """Lock an open folder; False if another process still holds it after `PATIENCE` seconds."""
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open folder; return False if another process still holds it after `PATIENCE` seconds."""
     assert fcntl is not None
     end = time.monotonic() + PATIENCE
     while True:

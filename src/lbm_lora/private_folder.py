@@ -124,11 +124,11 @@ def remove_leftover(folder: Path) -> bool:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except PermissionError:
-        return _removed_new(folder)
+        return _try_remove_new(folder)
     except (OSError, AttributeError):  # no folder; or Windows, which opens none
         return False
     try:
-        if not _locked(descriptor) or not _is_at(os.fstat(descriptor), folder) or not _is_ours(folder):
+        if not _try_lock(descriptor) or not _is_at(os.fstat(descriptor), folder) or not _is_ours(folder):
             return False
         shutil.rmtree(folder, ignore_errors=True)
         return not os.path.lexists(folder)
@@ -136,7 +136,7 @@ def remove_leftover(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def _removed_new(folder: Path) -> bool:
+def _try_remove_new(folder: Path) -> bool:
     """Remove a folder whose writer was killed before it gave itself the permissions that its umask denies."""
     try:
         if folder.lstat().st_mode & S_IRWXU == S_IRWXU:  # of another user
@@ -198,17 +198,17 @@ def _take(path: Path, taken: _Taken) -> PrivateFolder:
         except FileExistsError:
             taken.forget()
             continue
-        if fcntl is None or made.lock is None:  # nobody can take it for a leftover
+        if fcntl is None or made.lock is None:  # without locks, nobody takes it for a leftover
             return made
         try:
             fcntl.flock(made.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody takes it for one
+        except BlockingIOError:  # somebody is checking it as a leftover: take the next name
             pass
-        except OSError:  # a disk without locks: nobody can
+        except OSError:  # the disk has no locks
             return made
         else:
             if made.is_here():
-                return made  # else somebody did before it was locked
+                return made  # else it was removed as a leftover before it was locked
         taken.forget()
     folder = path.with_name(f"{stem_of(path.name)}.{secrets.token_hex(4)}.part")
     return _create(folder, taken)
@@ -226,8 +226,8 @@ def _create(folder: Path, taken: _Taken) -> PrivateFolder:
     return PrivateFolder(folder, taken.lock, taken.status)
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock an open folder if nobody has; False too where the disk has no locks."""
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open folder; return False if somebody has, or if the disk has no locks."""
     if fcntl is None:
         return False
     try:

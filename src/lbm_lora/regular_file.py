@@ -4,14 +4,31 @@ import errno
 import os
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import NamedTuple
 
 import xxhash
 
-Version = tuple[int, int, int, int]
-"""Device, inode, size, and time of change in nanoseconds. The inode alone does not tell one file from the next: that of
-a file that was removed is soon another one's."""
 ENDS = 2**16
 """Bytes at either end of a file that `ends_digest` reads."""
+
+
+class Version(NamedTuple):
+    """What tells a file from the next one at its path: the inode of one that was removed is soon another one's."""
+
+    device: int
+    inode: int
+    nbytes: int
+    changed_ns: int
+    """Time of change, in nanoseconds since the epoch."""
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.device, self.inode
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """Size and time: the same after a rename, also on another disk."""
+        return self.nbytes, self.changed_ns
 
 
 def check_regular(path: Path) -> int:
@@ -87,7 +104,7 @@ def version_of(path: Path) -> Version | None:
 
 def version_in(status: os.stat_result) -> Version:
     """Return the same of a status, such as that of an open file."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return Version(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def is_same(one: Path, other: Path) -> bool:

@@ -140,15 +140,15 @@ def _keep_mode(draft: Draft) -> None:
         with suppress(OSError):
             os.chown(draft.file, old.st_uid, -1)
     with suppress(OSError):
-        if new.st_gid != old.st_gid and not _has_group(draft.file, old.st_gid):
+        if new.st_gid != old.st_gid and not _try_chgrp(draft.file, old.st_gid):
             mode &= ~S_IRWXG
         draft.file.chmod(mode)
         if hasattr(os, "getxattr"):
             os.setxattr(draft.file, _ACL, os.getxattr(draft.path, _ACL))
 
 
-def _has_group(file: Path, group: int) -> bool:
-    """Give a file a group, and return whether that worked."""
+def _try_chgrp(file: Path, group: int) -> bool:
+    """Give a file a group; return whether that worked."""
     try:
         os.chown(file, -1, group)
     except OSError:
@@ -158,7 +158,7 @@ def _has_group(file: Path, group: int) -> bool:
 
 def _rename(draft: Draft, *, was_there: bool) -> None:
     try:
-        if was_there or not _is_linked(draft):
+        if was_there or not _try_link(draft):
             draft.file.replace(draft.path)
     except FileNotFoundError:
         raise
@@ -166,7 +166,7 @@ def _rename(draft: Draft, *, was_there: bool) -> None:
         raise cannot_write(draft.path, error) from None
 
 
-def _is_linked(draft: Draft) -> bool:
+def _try_link(draft: Draft) -> bool:
     """Give a file its path by a link, which replaces nothing; return False if the disk has none, or something is there.
 
     Raises:

@@ -155,7 +155,7 @@ def test_pictures_that_are_removed_meanwhile_do_not_end_a_run(config: Config, pa
 
 def test_two_machines_that_do_not_see_each_others_locks(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on some network disks: the run that has saved first keeps the folder."""
-    monkeypatch.setattr(held_folder, "_is_free", lambda _: True)
+    monkeypatch.setattr(held_folder, "_try_lock", lambda _: True)
     kept: dict[Path, bytes] = {}
 
     def train_there_too() -> None:

@@ -28,11 +28,10 @@ from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import RankRule
-from lbm_lora.workflows import extract as extract_workflow
 from lbm_lora.workflows import merge as merge_workflow
 from lbm_lora.workflows import resize as resize_workflow
 from lbm_lora.workflows.resize_result import names_left_out, notes
-from lbm_lora.workflows.sources import readable
+from lbm_lora.workflows.sources import checked_image_paths, image_paths
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -100,13 +99,13 @@ def merge(
         )
         rule = merge_rule(config)
         if save_to is not None:
-            merge_workflow.check_output(config, extract_workflow.sources(sources))
+            merge_workflow.check_output(config, image_paths(sources))
         read = [adapter_of(one, config.lora_alpha_is) for one in given]
         scaled = merge_workflow.scaled(config, read)
         origin = merge_workflow.base_of(config, scaled)
         if models is not None:
             scaled, origin, _ = merge_workflow.fitted(
-                config, scaled, origin, *models, extract_workflow.readable(sources), progress
+                config, scaled, origin, *models, checked_image_paths(sources), progress
             )
         statistics = None if isinstance(calibration, str | Path) else calibration
         path = None if save_to is None else config.save_to
@@ -206,7 +205,7 @@ def _resized(
             )
         paths = [None] * len(rule.names)
         if save_to is not None:
-            paths = resize_workflow.output_paths(config, rule, extract_workflow.sources(sources))
+            paths = resize_workflow.output_paths(config, rule, image_paths(sources))
         component = None if opened is None else opened.component()
         adapter = adapter_of(lora, config.lora_alpha_is, base=component)
         with together():
@@ -217,7 +216,7 @@ def _resized(
                 paths,
                 statistics=lambda: statistics_of(calibration),
                 base=opened,
-                images=readable(sources),
+                images=checked_image_paths(sources),
                 progress=progress,
             )
     return [_with_error(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]

@@ -58,4 +58,4 @@ def convert(
         made = convert_workflow.converted(config, adapter, component, progress)
         wishes = convert_workflow.wishes_of(config, component)
         saved = save_adapter(made.adapter, config.save_to, format=config.to, wishes=wishes)
-    return convert_workflow.written(config, adapter.file_format, made, saved)
+    return convert_workflow.result_of(config, adapter.file_format, made, saved)

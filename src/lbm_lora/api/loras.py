@@ -21,6 +21,7 @@ from lbm_lora.extraction import ExtractedAdapter
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.workflows import extract as extract_workflow
+from lbm_lora.workflows.sources import checked_image_paths, image_paths
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -144,7 +145,7 @@ def _extracted(
             )
         paths = [None] * len(rule.names)
         if save_to is not None:
-            paths = extract_workflow.output_paths(config, rule, extract_workflow.sources(sources))
+            paths = extract_workflow.output_paths(config, rule, image_paths(sources))
         labels = file_labels(opened[0].path, opened[1].path)
         with together():
             found = extract_workflow.extracted(
@@ -154,8 +155,8 @@ def _extracted(
                 *opened,
                 paths,
                 statistics=_statistics(config, opened[1], calibration, calibration_images, progress),
-                images=extract_workflow.readable(sources),
-                refit_images=() if learnt is None else extract_workflow.readable(learnt),
+                images=checked_image_paths(sources),
+                refit_images=() if learnt is None else checked_image_paths(learnt),
                 progress=progress,
                 network=_network(stack, tuned, run),
             )
@@ -200,7 +201,7 @@ def _statistics(
 def _report(config: ExtractConfig, path: Path | None, found: ExtractedAdapter, labels: tuple[str, str]) -> WeightReport:
     """Return the report of a LoRA; one with a file gets its sidecar."""
     if path is not None:
-        return extract_workflow.written(config, path, found, labels).report
+        return extract_workflow.finish(config, path, found, labels).report
     return weight_report(
         found.ledger,
         base=labels[0],

@@ -17,6 +17,7 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import Report
 from lbm_lora.workflows import refine as refine_workflow
 from lbm_lora.workflows import validate as validate_workflow
+from lbm_lora.workflows.sources import image_paths
 from lbm_lora.workflows.validate_files import lora_digests
 
 _VALIDATE = Options(
@@ -77,7 +78,7 @@ def validate(
         )
         names = validate_workflow.check(config)
         if report is not None:
-            validate_workflow.check_output(config, validate_workflow.sources(sources))
+            validate_workflow.check_output(config, image_paths(sources))
         component = opened[0].component()
         digests = {} if report is None else _digests_of(config, (lora, *others))
         adapter, *further = [adapter_of(one, config.lora_alpha_is, component) for one in (lora, *others)]
@@ -85,7 +86,7 @@ def validate(
         variants = dict(zip(names, further, strict=True))
         found = validate_workflow.measured(config, *opened, adapter, variants, plan, progress)
     if report is not None:
-        validate_workflow.written(config, found, digests)
+        validate_workflow.write_reports(config, found, digests)
     return found.report
 
 

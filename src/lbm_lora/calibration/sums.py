@@ -18,8 +18,8 @@ from lbm_lora.configs.values import VECTOR_DENSE_UP_TO, VECTOR_SKETCH_RANK
 from lbm_lora.errors import ConfigError, Option
 from lbm_lora.factorize import MomentAccumulator
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import is_ours
-from lbm_lora.result_watch import OwnFile
 
 Accumulators = dict[ModuleName, MomentAccumulator]
 VectorAccumulators = dict[ParamName, MomentAccumulator]

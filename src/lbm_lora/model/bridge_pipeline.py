@@ -461,7 +461,7 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
                 continue
             was_there = path.exists()
             moved.append((path, spare, (made / file).stat(), was_there))
-            if not was_there and _is_linked(made / file, path):
+            if not was_there and _try_link(made / file, path):
                 continue
             with suppress(OSError):  # a disk without hard links: then it cannot be put back
                 os.link(path, spare)
@@ -500,7 +500,7 @@ def _put_back(removed: Iterable[tuple[Path, Path]], moved: Iterable[tuple[Path, 
                 path.unlink()
 
 
-def _is_linked(file: Path, path: Path) -> bool:
+def _try_link(file: Path, path: Path) -> bool:
     """Give a file its path by a link, which replaces nothing; return False if the disk has none."""
     try:
         os.link(file, path)

@@ -27,10 +27,10 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
+from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.refinement.student import Student
-from lbm_lora.result_watch import OwnFile
 from lbm_lora.trainable.state import (
     TrainState,
     Values,

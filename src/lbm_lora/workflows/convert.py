@@ -82,7 +82,7 @@ def run(config: ConvertConfig, progress: Progress = SILENT) -> ConvertResult:
         made = converted(config, adapter, base, progress)
         saved = save_adapter(made.adapter, config.save_to, format=config.to, wishes=wishes_of(config, base))
     warn_of_others(saved.path)
-    return written(config, adapter.file_format, made, saved)
+    return result_of(config, adapter.file_format, made, saved)
 
 
 run_convert = one_call(run)
@@ -160,7 +160,7 @@ def converted(
     return Converted(adapter=adapter, reduced=reduced, relative_error=error)
 
 
-def written(config: ConvertConfig, source: FormatName, made: Converted, saved: Saved) -> ConvertResult:
+def result_of(config: ConvertConfig, source: FormatName, made: Converted, saved: Saved) -> ConvertResult:
     """Return the result of a written LoRA."""
     files, dropped = files_of(saved.path, config.to), set(saved.dropped)
     dense = [name for name in made.adapter.dense if name not in dropped]

@@ -39,7 +39,7 @@ from lbm_lora.ranks import (
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
 from lbm_lora.workflows.extract_plan import base_config, calibration_of, output_paths
-from lbm_lora.workflows.sources import readable, sources
+from lbm_lora.workflows.sources import checked_image_paths, image_paths
 from lbm_lora.workflows.twins import Twin, write_twins
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     """
     config = localized(config, progress)
     rule, settings = check(config)
-    paths = output_paths(config, rule, (*sources(config.images), *sources(config.calibration_images)))
-    images = readable(config.images or (config.calibration_images if config.min_psnr is not None else None))
-    refit_images = readable(config.calibration_images)
+    paths = output_paths(config, rule, (*image_paths(config.images), *image_paths(config.calibration_images)))
+    images = checked_image_paths(config.images or (config.calibration_images if config.min_psnr is not None else None))
+    refit_images = checked_image_paths(config.calibration_images)
     with (
         open_checkpoint(_base(config, progress)) as base,
         open_checkpoint(config.tuned_model_path) as tuned,
@@ -107,7 +107,7 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
             progress=progress,
         )
         labels = file_labels(base.path, tuned.path)
-        first, *further = [written(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
+        first, *further = [finish(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
     return replace(first, further=tuple(further))
 
 
@@ -266,10 +266,10 @@ def _calibration_images(statistics: "Statistics | None") -> dict[str, object]:
     return {"calibration_images": packed(statistics.image_digests)}
 
 
-def written(
+def finish(
     config: ExtractConfig, path: Path, found: ExtractedAdapter, labels: tuple[str, str], progress: Progress = SILENT
 ) -> ExtractResult:
-    """Return the result of a written LoRA, and write its sidecar and its twins next to it."""
+    """Write the sidecar and the twins of a LoRA next to it, and return the result."""
     ledger = found.ledger
     sidecar = write_sidecar(path, found.output, ledger, base=config.base_model_path.name, min_diff=config.min_diff)
     return ExtractResult(

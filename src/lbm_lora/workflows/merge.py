@@ -21,7 +21,7 @@ from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
 from lbm_lora.workflows.files_beside import warn_of_others
-from lbm_lora.workflows.sources import readable, sources
+from lbm_lora.workflows.sources import checked_image_paths, image_paths
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -79,8 +79,8 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
     start = time.perf_counter()
     config = localized(config, progress)
     rule = merge_rule(config)
-    check_output(config, sources(config.images))
-    images = readable(config.images)
+    check_output(config, image_paths(config.images))
+    images = checked_image_paths(config.images)
     loras = scaled(config, [load_adapter(path, config.lora_alpha_is) for path in config.lora_path])
     base, fit = base_of(config, loras), None
     if config.base_model_path is not None and config.tuned_model_path is not None:

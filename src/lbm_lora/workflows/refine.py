@@ -18,10 +18,10 @@ from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.output_place import is_protected
+from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import version_of
-from lbm_lora.result_watch import OwnFile
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 

@@ -26,8 +26,8 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
 from lbm_lora.workflows.extract_plan import lora_paths
 from lbm_lora.workflows.files_beside import warn_of_others
-from lbm_lora.workflows.resize_result import ResizeResult, written
-from lbm_lora.workflows.sources import readable, sources
+from lbm_lora.workflows.resize_result import ResizeResult, result_of
+from lbm_lora.workflows.sources import checked_image_paths, image_paths
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -41,8 +41,8 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     """
     config = localized(config, progress)
     rule = check(config)
-    paths = output_paths(config, rule, sources(config.images))
-    images = readable(config.images)
+    paths = output_paths(config, rule, image_paths(config.images))
+    images = checked_image_paths(config.images)
     with ExitStack() as stack, together():
         base = stack.enter_context(open_checkpoint(config.base_model_path)) if config.base_model_path else None
         component = None if base is None else base.component()
@@ -51,7 +51,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
             config, rule, adapter, paths, statistics=lambda: _statistics(config), base=base, images=images,
             progress=progress,
         )  # fmt: skip
-        first, *further = [written(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
+        first, *further = [result_of(adapter, rule, path, one) for path, one in zip(paths, found, strict=True)]
         for path in paths:
             warn_of_others(path)
     return replace(first, further=tuple(further))

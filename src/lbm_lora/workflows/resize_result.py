@@ -57,7 +57,7 @@ class ResizeResult:
     """LoRAs of the other ranks or sizes."""
 
 
-def written(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> ResizeResult:
+def result_of(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> ResizeResult:
     """Return the result of a written LoRA. The given file may have been removed since."""
     before = None if adapter.path is None else status_of(adapter.path)
     ranks = {name: module.rank for name, module in adapter.modules.items()}

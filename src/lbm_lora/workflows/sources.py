@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def sources(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+def image_paths(images: str | tuple[str, ...] | None) -> Sequence[Path]:
     """Return the images of a text or a list, none of them read yet; no images for None."""
     if images is None:
         return ()
@@ -13,7 +13,7 @@ def sources(images: str | tuple[str, ...] | None) -> Sequence[Path]:
     return expand_sources(images)
 
 
-def readable(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+def checked_image_paths(images: str | tuple[str, ...] | None) -> Sequence[Path]:
     """Return the images of a text or a list, each read once; no images for None."""
     if images is None:
         return ()

@@ -28,7 +28,7 @@ from lbm_lora.report import (
 )
 from lbm_lora.report.wording import plural
 from lbm_lora.workflows.layers import layer_lines
-from lbm_lora.workflows.sources import sources
+from lbm_lora.workflows.sources import image_paths
 from lbm_lora.workflows.validate_files import (
     check_output,
     layer_names_file,
@@ -85,7 +85,7 @@ def compared(config: ValidateConfig, progress: Progress) -> ValidateResult:
         config: all its files are local.
     """
     names = check(config)
-    check_output(config, sources(config.images))
+    check_output(config, image_paths(config.images))
     plan = planned(config, config.images)
     with open_checkpoint(config.base_model_path) as base, open_checkpoint(config.tuned_model_path) as tuned:
         component = base.component()
@@ -93,7 +93,7 @@ def compared(config: ValidateConfig, progress: Progress) -> ValidateResult:
         adapter = load_adapter(current(config.lora_path), config.lora_alpha_is, base=component)
         others = {name: load_adapter(path, config.lora_alpha_is, base=component) for name, path in names.items()}
         found = measured(config, base, tuned, adapter, others, plan, progress)
-    return written(config, found, digests)
+    return write_reports(config, found, digests)
 
 
 run_validate = one_call(run)
@@ -149,7 +149,7 @@ def measured(
     )
 
 
-def written(config: ValidateConfig, found: Measured, digests: Mapping[str, str]) -> ValidateResult:
+def write_reports(config: ValidateConfig, found: Measured, digests: Mapping[str, str]) -> ValidateResult:
     """Write the reports, and the list of layer names.
 
     Args:

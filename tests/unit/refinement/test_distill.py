@@ -18,11 +18,11 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.points import Point
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ModuleName, ParamName
+from lbm_lora.own_file import OwnFile
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.refinement import distill as work
 from lbm_lora.refinement.distill import DistillResult, DistillSettings, distill, refuse_another
 from lbm_lora.refinement.student import Student
-from lbm_lora.result_watch import OwnFile
 from standins import TINY, write_base
 
 MODULES = ("mid_block.attentions.0.proj_in", "conv_in", "up_blocks.2.resnets.0.conv1")

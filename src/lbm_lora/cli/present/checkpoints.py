@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import paragraphs, written
+from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.report.text.tables import facts, numbers, paragraph, table, words
 from lbm_lora.report.wording import dimensions, megabytes, percent, plural, share
@@ -30,14 +30,14 @@ def base(result: "BaseResult", verbose: bool) -> str:
         "\n".join(_ledger(result.base.ledger)),
         "" if result.baseline is None else "\n".join(_baseline(result.baseline)),
         "\n".join(result.base.notes),
-        written(result.base.safetensors, result.base.ckpt, result.ledger_file),
+        file_lines(result.base.safetensors, result.base.ckpt, result.ledger_file),
     )
 
 
 def fuse(result: "FuseResult", _: bool) -> str:
     """Return the number of changed tensors, and the file."""
     changed = f"{result.changed:,} of {plural(result.tensors, 'tensor')} changed"
-    return f"Fused: {changed}, the others copied byte for byte.\n{written(result.output)}"
+    return f"Fused: {changed}, the others copied byte for byte.\n{file_lines(result.output)}"
 
 
 def layers(result: "LayersResult", _: bool) -> str:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.formats.readers import calls_of
-from lbm_lora.cli.present.lines import paragraphs, written
+from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.errors import listing
 from lbm_lora.report.wording import percent, plural
 
@@ -30,5 +30,5 @@ def convert(result: "ConvertResult", verbose: bool) -> str:
             f"Approximated {plural(len(result.reduced), 'matrix', 'matrices')}; relative error of all changes {error}."
         )
     return paragraphs(
-        "\n".join(lines), "\n".join(result.notes), f"Read by {calls_of(result.to)}.", written(*result.files)
+        "\n".join(lines), "\n".join(result.notes), f"Read by {calls_of(result.to)}.", file_lines(*result.files)
     )

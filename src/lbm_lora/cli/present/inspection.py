@@ -1,10 +1,10 @@
 """Result of the command that says what a file is: inspect."""
 
-from lbm_lora.cli.present.lines import paragraphs, written
+from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.cli.spelling import as_flag
 from lbm_lora.report.inspection import Inspection, screen
 
 
 def inspect(result: Inspection, _: bool) -> str:
     """Return one screen, and the written page."""
-    return paragraphs(screen(result, as_flag), written(*result.written))
+    return paragraphs(screen(result, as_flag), file_lines(*result.written))

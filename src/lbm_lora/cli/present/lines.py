@@ -30,7 +30,7 @@ def skipped_lines(skipped: "Sequence[Skipped]", verbose: bool, *, indent: int = 
     return [" " * indent + line for line in lines]
 
 
-def written(*paths: Path) -> str:
+def file_lines(*paths: Path) -> str:
     """Return the written files, with their sizes.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import layer_lines, paragraphs, twin_files, written
+from lbm_lora.cli.present.lines import file_lines, layer_lines, paragraphs, twin_files
 from lbm_lora.errors import listing
 from lbm_lora.factorize import FULL_RANK
 from lbm_lora.ranks import SHIFTS
@@ -30,7 +30,7 @@ def extract(result: "ExtractResult", verbose: bool) -> str:
             *(f"{one.adapter.name}\n{layer_lines(one.report, verbose)}" for one in every if verbose),
             _comparison(every),
             "\n".join(result.notes),
-            written(*(path for one in every for path in (one.adapter, one.sidecar, *twin_files(one.twins)))),
+            file_lines(*(path for one in every for path in (one.adapter, one.sidecar, *twin_files(one.twins)))),
         )
     return paragraphs(
         layer_lines(result.report, verbose),
@@ -40,7 +40,7 @@ def extract(result: "ExtractResult", verbose: bool) -> str:
         _predictions(result),
         _shrinkage(result),
         _tried_images(result),
-        written(result.adapter, result.sidecar, *twin_files(result.twins)),
+        file_lines(result.adapter, result.sidecar, *twin_files(result.twins)),
     )
 
 
@@ -49,7 +49,7 @@ def validate(result: "ValidateResult", verbose: bool) -> str:
     return paragraphs(
         layer_lines(result.report.weights, verbose),
         full_text(result.report),
-        written(*result.files, result.layer_names),
+        file_lines(*result.files, result.layer_names),
     )
 
 
@@ -60,7 +60,7 @@ def calibrate(result: "CalibrateResult", _: bool) -> str:
         f"Measured {plural(result.layers, 'layer')} on {plural(result.images, 'image')} at timesteps {timesteps}, "
         f"{plural(result.probes, 'probe')} each: {plural(result.moments, 'second moment')}."
     )
-    return paragraphs(measured, written(result.statistics))
+    return paragraphs(measured, file_lines(result.statistics))
 
 
 def refine(result: "RefineResult", _: bool) -> str:
@@ -76,7 +76,9 @@ def refine(result: "RefineResult", _: bool) -> str:
         f"{percent(after.typical)}, worst {percent(before.worst)} -> {percent(after.worst)}; {kept}."
     )
     return paragraphs(
-        f"Learnt from {plural(result.images, 'image')}.", measured, written(result.adapter, *twin_files(result.twins))
+        f"Learnt from {plural(result.images, 'image')}.",
+        measured,
+        file_lines(result.adapter, *twin_files(result.twins)),
     )
 
 
@@ -89,7 +91,7 @@ def resize(result: "ResizeResult", verbose: bool) -> str:
         "\n".join([f"{head}:", *_resizes(every)]),
         "\n".join(f"{one.adapter.name}: {note}" if result.further else note for one in every for note in one.notes),
         *(() if result.further else (_predictions(result), _tried_images(result, "those of the LoRA before"))),
-        written(*(one.adapter for one in every)),
+        file_lines(*(one.adapter for one in every)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import paragraphs, written
+from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import percent, plural
 
@@ -29,7 +29,7 @@ def merge(result: "MergeResult", _: bool) -> str:
         "\n".join(lines),
         _fit(result),
         _chain(result),
-        written(result.adapter),
+        file_lines(result.adapter),
     )
 
 

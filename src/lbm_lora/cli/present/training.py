@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import paragraphs, skipped_lines, twin_files, written
+from lbm_lora.cli.present.lines import file_lines, paragraphs, skipped_lines, twin_files
 from lbm_lora.errors import listing
 from lbm_lora.report.wording import megabytes, plural
 
@@ -38,7 +38,7 @@ def train(result: "TrainResult", _: bool) -> str:
         head = f"{steps}: {listing(map(str, files or [result.folder]))}."
     best = f"{result.best} is of step {result.best_step:,}." if result.best and result.best_step is not None else ""
     made = [*(files if is_new else ()), *twin_files(result.twins)]
-    return paragraphs(head, _scores(result.scores), written(*made), best)
+    return paragraphs(head, _scores(result.scores), file_lines(*made), best)
 
 
 def _scores(scores: "Scores | None") -> str:

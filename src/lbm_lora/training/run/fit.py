@@ -75,13 +75,13 @@ def fit(
         learning = sum(parameter.numel() for parameter in run.trainee.parameters.values())
         is_scored = run.validator is None or run.state is None or run.state.validated == run.done
         if run.left or not is_scored or was_cut_off(run.state, run.folder):
-            with run.folder.held() if fabric.is_global_zero else nullcontext(_unchecked) as check_folder:
+            with run.folder.held() if fabric.is_global_zero else nullcontext(_no_check) as check_folder:
                 if fabric.is_global_zero:
                     run.folder.check_same(found)
                     run.folder.remove_parts()
                 progress.note(f"{learning:,} trainable parameters, {run.left:,} steps left.")
                 fabric.launch()
-                written = _RunConfig(run.folder, config, path_config, check_folder)
+                written = _RunConfig(run.folder, config, path_config, check_folder, is_writer=fabric.is_global_zero)
                 loop = TrainingLoop(run, fabric, progress, stop, written.check_folder, written.saved)
                 if fabric.is_global_zero:
                     run.folder.check_same(found)  # what has come before the loop took note of its own files
@@ -104,15 +104,28 @@ class _RunConfig:
     """Write the run's configuration to its folder with its first save: until then that of an earlier part stays."""
 
     def __init__(
-        self, folder: RunFolder, config: TrainConfig, path_config: Path | None, check_folder: Callable[[], None]
+        self,
+        folder: RunFolder,
+        config: TrainConfig,
+        path_config: Path | None,
+        check_folder: Callable[[], None],
+        *,
+        is_writer: bool,
     ) -> None:
+        """Take a configuration.
+
+        Args:
+            path_config: the file that it was read from, which is not written over.
+            check_folder: checks that the run still holds its folder.
+            is_writer: whether this process writes, which only the first does.
+        """
         self._folder, self._config, self._path_config, self._check_folder = folder, config, path_config, check_folder
-        self._is_first = True
+        self._is_writer, self._is_first = is_writer, True
 
     def check_folder(self) -> None:
         """Check that the run still holds its folder; there is a configuration in it afterwards."""
         self._check_folder()
-        if self._check_folder is not _unchecked and not self._folder.config.exists():
+        if self._is_writer and not self._folder.config.exists():
             self._write()
 
     def saved(self) -> None:
@@ -144,8 +157,8 @@ def _named_loss(world: int) -> Generator[None]:
         ) from None
 
 
-def _unchecked() -> None:
-    """Processes other than the first write nothing."""
+def _no_check() -> None:
+    """Check nothing: processes other than the first write nothing."""
 
 
 def _check(config: TrainConfig) -> None:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 from lbm_lora.atomic import atomic_path
 from lbm_lora.errors import OutputError
 from lbm_lora.output_place import is_protected
+from lbm_lora.own_file import OwnFile
 from lbm_lora.progress import warn
-from lbm_lora.result_watch import OwnFile
 
 _VERSION = re.compile(r"version_([0-9]+)")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import QualityError
 from lbm_lora.late_files import spared
+from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import TRAINING_STATE
 from lbm_lora.regular_file import file_digest
-from lbm_lora.result_watch import OwnFile
 from lbm_lora.trainable.state import TrainState, Values, save_state
 from lbm_lora.training.run.learner import Learner
 from lbm_lora.training.run.prepare import PreparedRun

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.present import present
-from lbm_lora.cli.present.lines import written
+from lbm_lora.cli.present.lines import file_lines
 from lbm_lora.errors import OutputError
 from lbm_lora.inference.jobs import FailedImage
 from lbm_lora.shards.samples import Skipped
@@ -59,12 +59,12 @@ def test_a_line_break_in_a_name_breaks_no_line(translated: InferResult, tmp_path
         "    side by side: out/a\\nb.png",
     ]
     (tmp_path / "a\nb").write_bytes(b"")
-    assert written(tmp_path / "a\nb") == f"wrote {tmp_path}/a\\nb (0.0 kB)"
+    assert file_lines(tmp_path / "a\nb") == f"wrote {tmp_path}/a\\nb (0.0 kB)"
 
 
 def test_an_image_that_was_removed_since(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"gone\.png was removed after it was written\. Run the command again\.$"):
-        written(tmp_path / "gone.png")
+        file_lines(tmp_path / "gone.png")
 
 
 def test_images_that_failed_or_were_there(translated: InferResult) -> None:
