@@ -100,6 +100,10 @@ class CallStart:
         found = () if self.began is None else (status_of(path), link_status(path))
         return any(self._is_later(one.st_ctime) for one in found if one is not None)
 
+    def has_gone(self, path: Path) -> bool:
+        """Return whether a path that the call names had a file when it began, and has none now."""
+        return self._versions.get(path) is not None and not path.exists()
+
     def note_inputs(self, versions: Iterable[Version]) -> None:
         """Note files that a step of the call reads: no later step replaces them, wherever they are by then."""
         if self.began is not None:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lbm_lora.atomic import current, together, write_text
+from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
@@ -131,12 +132,15 @@ def _missing(
     """Return how a missing base is made; None if it exists, or no backbone is given.
 
     Raises:
-        CheckpointError: the given backbone names nothing, also where the base exists and needs none.
+        CheckpointError: the given backbone names nothing, also where the base exists and needs none; or the base was
+            there when the command began.
     """
     if backbone_signature is not None:
         find_backbone(backbone_signature)
     if path.exists() or (backbone_signature is None and not is_made):
         return None
+    if call_start().has_gone(path):
+        raise CheckpointError(f"{path} was moved or removed since the command began. Move it back, or run it again.")
     return BaseConfig(
         save_path=path, config_path=config_path, backbone_signature=backbone_signature, overwrite=overwrite
     )

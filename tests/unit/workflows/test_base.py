@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,16 @@ def test_a_base_that_is_moved_after_the_plan_does_not_cost_its_twin(lbm: Lbm, tm
         with pytest.raises(OutputError, match=r"base\.ckpt is an input of this command, or was one when it began"):
             ensure_base(base, backbone_signature=str(lbm.backbone), config_path=config)
     assert os.path.samestat(ckpt.stat(), before)
+
+
+def test_a_base_that_was_there_when_the_command_began_is_not_made_again(lbm: Lbm, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    shutil.copy(lbm.base, base)
+    with notes_of_one_call([base]):
+        base.rename(tmp_path / "elsewhere.safetensors")
+        with pytest.raises(CheckpointError, match=r"base\.safetensors was moved or removed since the command began"):
+            ensure_base(base, backbone_signature=str(lbm.backbone), config_path=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere.safetensors"]
 
 
 def test_a_tuned_model_of_another_kind_is_told_apart_from_the_base_by_its_path(lbm: Lbm, tmp_path: Path) -> None:
