@@ -41,6 +41,11 @@ class Job:
         """The result, and the side-by-side image."""
         return (self.output,) if self.comparison is None else (self.output, self.comparison)
 
+    @property
+    def new(self) -> tuple[Path, ...]:
+        """Those of `written` that are not kept."""
+        return self.written[1:] if self.keeps_output else self.written
+
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:

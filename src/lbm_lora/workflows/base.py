@@ -119,11 +119,26 @@ def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
     plan = FilePlan()
     signature, folder = choose_signature(config.backbone_signature, lbm or _lbm_config(config), config.config_path)
     plan.reads(config.config_path, _tuned_path(config), folder / home_path(signature))
-    named, *_ = outputs = twin_paths(config.save_path)
+    *outputs, ledger = base_paths(config.save_path)
     for output in outputs:
         plan.writes(output, "" if output == config.save_path else "the base in the other container,", ours=is_base)
-    plan.writes(_ledger_path(named), "the ledger", ours=of_kind(f'\n{{\n "{MARK_KEY}": "{_LEDGER}"'))
+    plan.writes(ledger, "the ledger", ours=of_kind(f'\n{{\n "{MARK_KEY}": "{_LEDGER}"'))
     return plan
+
+
+def base_paths(save_path: Path) -> tuple[Path, Path, Path]:
+    """Return the `.safetensors` and `.ckpt` files of a base, and its ledger.
+
+    Raises:
+        OutputError: the path has another suffix.
+    """
+    named, twin = twin_paths(save_path)
+    return named, twin, named.with_name(f"{named.stem}_ledger.json")
+
+
+def makes_base(path: Path, *, backbone_signature: str | None, is_made: bool = False) -> bool:
+    """Return whether `ensure_base` makes a base: there is none, and a backbone or `is_made` is given."""
+    return not path.exists() and (backbone_signature is not None or is_made)
 
 
 def _missing(
@@ -137,7 +152,7 @@ def _missing(
     """
     if backbone_signature is not None:
         find_backbone(backbone_signature)
-    if path.exists() or (backbone_signature is None and not is_made):
+    if not makes_base(path, backbone_signature=backbone_signature, is_made=is_made):
         return None
     if call_start().has_gone(path):
         raise CheckpointError(f"{path} was moved or removed since the command began. Move it back, or run it again.")
@@ -172,14 +187,10 @@ def _backbone(config: BaseConfig, lbm: LBMConfig, progress: Progress) -> Generat
 
 
 def _write_ledger(base: BaseFiles) -> Path:
-    path = _ledger_path(base.safetensors)
+    *_, path = base_paths(base.safetensors)
     rows = [asdict(item) for item in base.ledger]
     write_text(path, json.dumps({MARK_KEY: _LEDGER, "tensors": rows}, indent=1) + "\n")
     return path
-
-
-def _ledger_path(base: Path) -> Path:
-    return base.with_name(f"{base.stem}_ledger.json")
 
 
 def _baseline(base: Path, tuned: Path | None, progress: Progress) -> BaselineReport | None:

@@ -1,6 +1,5 @@
 """Make a small LoRA of a fine-tuned model in one step, and measure it in images: the verb `compress`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
-from lbm_lora.errors import ConfigError, Option, PairingError
+from lbm_lora.errors import Option, PairingError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.hub import hub_name, localized
+from lbm_lora.hub import localized
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
 from lbm_lora.model.resolve import config_beside
@@ -25,12 +24,11 @@ from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
 from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.workflows import base, calibrate, extract, extract_plan, validate, validate_files
+from lbm_lora.workflows.compress_files import CompressFiles, size_of
 from lbm_lora.workflows.twins import Twin
 
 _HELD_OUT_EVERY = 4
 _MOST_HELD_OUT = 8
-_FRACTION = 50  # of the tuned checkpoint's bytes: the default size of a LoRA
-_BASE_NAMES = ("exact_base.safetensors", "exact_base.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +77,15 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     """
     if config.size is not None:
         parse_nbytes(config.size, "size")
-    name = _name(config)
-    output = config.output or Path(f"{name}_lora")
-    for folder in (output, output / "report"):
+    files = CompressFiles.of(config)
+    for folder in (files.folder, files.report):
         call_start().pinned_folder(folder)  # it may be exchanged while images are read
     config = localized(config, progress)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
-    steps = _Steps(config, output, name, seen, measured_on, nbytes)
+    steps = _Steps(config, files, seen, measured_on, nbytes)
     plan = steps.planned()
     plan.reads(*images)
     plan.check(overwrite=config.overwrite)
@@ -118,15 +115,13 @@ class _Steps:
     """The commands that one step stands for.
 
     Attributes:
-        folder: where everything is written.
-        name: of the LoRA.
+        files: where everything is written.
         seen, measured_on: images to calibrate on, and to compare.
         nbytes: of the tuned checkpoint's tensors.
     """
 
     config: CompressConfig
-    folder: Path
-    name: str
+    files: CompressFiles
     seen: Sequence[Path]
     measured_on: Sequence[Path]
     nbytes: int
@@ -134,7 +129,7 @@ class _Steps:
     @property
     def base(self) -> BaseConfig:
         return BaseConfig(
-            save_path=self.folder / _BASE_NAMES[0],
+            save_path=self.files.base,
             config_path=config_beside(self.config.tuned),
             backbone_signature=self.config.backbone_signature,
             tuned_model_path=self.config.tuned,
@@ -146,7 +141,7 @@ class _Steps:
         return CalibrateConfig(
             tuned_model_path=self.config.tuned,
             images=_texts(self.seen),
-            save_to=self.folder / "calibration.safetensors",
+            save_to=self.files.statistics,
             count=min(self.config.count, len(self.seen)),
             seed=self.config.seed,
             device=self.config.device,
@@ -157,9 +152,9 @@ class _Steps:
         return ExtractConfig(
             base_model_path=base_file,
             tuned_model_path=self.config.tuned,
-            save_to=self.folder / f"{self.name}_lora.safetensors",
+            save_to=self.files.lora,
             calibration=statistics,
-            max_size=(self.config.size or f"{self.nbytes / _FRACTION / 1e6:.3g}MB",),
+            max_size=(size_of(self.config, self.nbytes),),
             save_precision=self.config.save_precision,
             also=self.config.also,
             device=self.config.device,
@@ -172,7 +167,7 @@ class _Steps:
             tuned_model_path=self.config.tuned,
             lora_path=lora,
             images=_texts(self.measured_on),
-            report=self.folder / "report",
+            report=self.files.report,
             num_inference_steps=(1,),
             seed=self.config.seed,
             device=self.config.device,
@@ -183,7 +178,7 @@ class _Steps:
     @property
     def given_base(self) -> Path | None:
         """The base, if it need not be made."""
-        return self.config.base_model_path or _found_base(self.config.tuned, self.folder)
+        return self.config.base_model_path or self.files.found_base(self.config.tuned)
 
     def planned(self) -> FilePlan:
         """Return what all of them read and write."""
@@ -213,24 +208,6 @@ def split_images(images: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
     return tuple(image for image in images if image not in held_out), held_out or tuple(images)
 
 
-def _name(config: CompressConfig) -> str:
-    """Return the name for the files: by default that of the checkpoint, or of its folder or repository if that is more
-    specific."""
-    if config.name is not None:
-        if Path(config.name).name != config.name:
-            raise ConfigError(Option("name"), f" {config.name} must be a file name, not a path.")
-        return config.name
-    on_hub = hub_name(config.tuned)
-    if on_hub is not None:
-        return on_hub.repo.partition("/")[2] if on_hub.stem == "model" else on_hub.stem
-    # as it was given: a link may lead to `v3`, or to a hash
-    tuned = Path(os.path.abspath(config.tuned))  # noqa: PTH100
-    if tuned.is_dir():
-        return tuned.name
-    stem = Path(tuned.name.removesuffix(".index.json")).stem
-    return tuned.parent.name if stem.partition(".")[0] == "model" else stem
-
-
 def _base(steps: _Steps, progress: Progress) -> Path:
     """Return a base that the tuned checkpoint may have been tuned from: an existing one, else a new one."""
     found = steps.given_base
@@ -244,12 +221,6 @@ def _base(steps: _Steps, progress: Progress) -> Path:
         _check_base(found, compare_base(one.component(), other.component(), progress=progress))
         check_pair(one, other)
     return found
-
-
-def _found_base(tuned: Path, folder: Path) -> Path | None:
-    places = (folder, tuned if tuned.is_dir() else tuned.parent)
-    candidates = [place / name for place in places for name in _BASE_NAMES]
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def _check_base(path: Path, baseline: BaselineReport) -> None:

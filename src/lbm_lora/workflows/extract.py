@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from lbm_lora.adapter import precision, precision_name
 from lbm_lora.atomic import at_once, atomic_path, together, written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
@@ -15,6 +17,7 @@ from lbm_lora.extraction import (
     COVERAGES,
     DeltaSettings,
     ExtractedAdapter,
+    Plan,
     Shrinkage,
     extract_adapters,
     plan_extraction,
@@ -140,13 +143,7 @@ def extracted(
         refit_images: images that calibrated LoRAs are refitted on.
         network: the tuned network and what runs it, if it is not an LBM and LoRAs are to be run.
     """
-    plan = plan_extraction(
-        base.component(),
-        tuned.component(),
-        include=(*config.include, *COVERAGES[config.target_coverage]),
-        exclude=config.exclude,
-        keep_dense=config.dense,
-    )
+    plan = plan_of(config, base, tuned)
     check_pair(base, tuned)
     norm = measured = None
     if config.statistics is not None:
@@ -188,21 +185,56 @@ def extracted(
     return [replace(one, output=replace(one.output, path=path)) for one, path in zip(found, paths, strict=True)]
 
 
+def plan_of(config: ExtractConfig, base: Checkpoint, tuned: Checkpoint) -> Plan:
+    """Return what becomes of each tensor, by the options and before any tensor is read.
+
+    Raises:
+        PairingError: the checkpoints do not pair.
+        PatternError: a pattern matches nothing.
+    """
+    return plan_extraction(
+        base.component(),
+        tuned.component(),
+        include=(*config.include, *COVERAGES[config.target_coverage]),
+        exclude=config.exclude,
+        keep_dense=config.dense,
+    )
+
+
 def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
     """Return the rank rule and the storage of deltas; invalid options fail before a checkpoint is opened."""
-    has_images = config.images is not None or config.calibration_images is not None
-    rule = rank_rule(config, is_calibrated=config.statistics is not None, has_images=has_images)
+    rule = rule_of(config)
     if config.include and COVERAGES[config.target_coverage]:
         raise give_one("include", "target_coverage", "choose layers")
     if config.calibration is not None and config.calibration_images is not None:
         raise give_one("calibration", "calibration_images", "weight the errors")
     if config.images is not None and config.statistics is None:
         raise ConfigError(Option("images"), " needs ", Option("calibration"), "; for other LoRAs: lbm-lora validate.")
+    dtype = stored_dtype(config, rule)
+    device = resolve_device(config.device, fp64="the decomposition sums in")
+    return rule, DeltaSettings(dtype=dtype, min_diff=config.min_diff, device=device)
+
+
+def rule_of(config: ExtractConfig) -> RankRule:
+    """Return the rank rule, which also names the LoRAs.
+
+    Raises:
+        ConfigError: options that choose ranks do not go together.
+    """
+    has_images = config.images is not None or config.calibration_images is not None
+    return rank_rule(config, is_calibrated=config.statistics is not None, has_images=has_images)
+
+
+def stored_dtype(config: ExtractConfig, rule: RankRule) -> torch.dtype:
+    """Return the dtype of the file.
+
+    Raises:
+        ConfigError: the rule chooses no bits, and the given precision needs them.
+    """
     dtype = precision(config.save_precision or _default_precision(config, rule))
     if dtype == PACKED and not isinstance(rule, _WITH_BITS):
         raise needs_limit()
-    device = resolve_device(config.device, fp64="the decomposition sums in")
-    return rule, DeltaSettings(dtype=dtype, min_diff=config.min_diff, device=device)
+    return dtype
 
 
 def _default_precision(config: ExtractConfig, rule: RankRule) -> str:

@@ -18,6 +18,11 @@ def twin_path(lora: Path, to: ForeignFormat) -> Path:
     return lora.with_name(f"{lora.stem}.{to}{'' if to == 'peft' else lora.suffix}")
 
 
+def twins_of(lora: Path, also: Sequence[ForeignFormat]) -> dict[ForeignFormat, Path]:
+    """Return format -> path of a LoRA's twins; a format that is given twice counts once."""
+    return {to: twin_path(lora, to) for to in also}
+
+
 def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     """Warn about the sidecar and the twins of an earlier LoRA at a path, which do not belong to the new one.
 
@@ -28,7 +33,7 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
     left = [to for to in get_args(ForeignFormat) if to not in also]
     # x.peft has no sidecar: x_config.yaml belongs to x.safetensors
     sidecar = {sidecar_of(lora): is_sidecar} if lora.suffix == ".safetensors" else {}
-    files = {**sidecar, **{files_of(twin_path(lora, to), to)[0]: is_lora for to in left}}
+    files = {**sidecar, **{files_of(path, to)[0]: is_lora for to, path in twins_of(lora, left).items()}}
     save = save_of(current(lora))
     for path, is_ours in files.items():
         is_of_this_one = save is not None and save_of(path) == save  # of the same step of the same training

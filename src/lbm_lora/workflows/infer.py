@@ -239,9 +239,8 @@ def _write_all(
             except ImageError as error:  # of an earlier run, or of somebody else
                 failures.add(job, error)
                 continue
-            new = job.written[1:] if job.keeps_output else job.written
             try:
-                for path in new:
+                for path in job.new:
                     watch.before(path)
                 with together():
                     if not job.keeps_output:
@@ -249,7 +248,7 @@ def _write_all(
                     if job.comparison is not None:
                         write_image(columns.beside(job.output, image), job.comparison, mark=SIDE_BY_SIDE)
                     copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
-                for path in new:
+                for path in job.new:
                     watch.after(path)
             except OutputError as error:
                 raise OutputError(*error.args, failures.so_far()) from None

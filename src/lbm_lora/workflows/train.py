@@ -141,10 +141,10 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     from lbm_lora.workflows.base import planned_missing
 
     plan = planned_missing(
-        _base_path(settings), backbone_signature=settings.backbone_signature, config_path=settings.config_path
+        base_path(settings), backbone_signature=settings.backbone_signature, config_path=settings.config_path
     )
     step, folder = FilePlan(), RunFolder(settings.save_ckpt_path)
-    step.reads(_base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
+    step.reads(base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
     step.reads(*_images(settings))
     if settings.resume not in ("auto", "never"):
         state = Path(settings.resume)
@@ -164,7 +164,7 @@ def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[For
     step.writes_in(folder.path, ours=result)
     step.writes_in(folder.grid(0).parent, ours=picture)
     plan_twins(step, ends, also, ours=_spare_twins(folder))
-    plan.then(step, made=[_base_path(settings)] if plan.outputs else ())
+    plan.then(step, made=[base_path(settings)] if plan.outputs else ())
     return plan
 
 
@@ -195,7 +195,8 @@ def _images(settings: TrainConfig) -> Iterator[Path]:
             yield from (part.path for part in found.parts.values())
 
 
-def _base_path(settings: TrainConfig) -> Path:
+def base_path(settings: TrainConfig) -> Path:
+    """Return the path of the base, which is made if it is missing: by default in the run's folder."""
     return settings.base_model_path or settings.save_ckpt_path / "base.safetensors"
 
 
@@ -204,7 +205,7 @@ def _base(settings: TrainConfig, progress: Progress, *, overwrite: bool) -> Path
     from lbm_lora.workflows.base import ensure_base
 
     return ensure_base(
-        _base_path(settings),
+        base_path(settings),
         backbone_signature=settings.backbone_signature,
         config_path=settings.config_path,
         overwrite=overwrite,

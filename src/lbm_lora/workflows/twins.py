@@ -22,7 +22,7 @@ from lbm_lora.naming import ParamName
 from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.workflows.convert import check_form
-from lbm_lora.workflows.files_beside import twin_path, warn_of_others
+from lbm_lora.workflows.files_beside import twins_of, warn_of_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,7 @@ def plan_twins(
         OutputError: a file has the path of a folder.
     """
     for lora in loras:
-        for to in dict.fromkeys(also):
-            path = twin_path(lora, to)
+        for to, path in twins_of(lora, also).items():
             check_form(path, to)
             plan_files(plan, path, to, f"the {to} twin", ours=ours)
 
@@ -76,11 +75,10 @@ def write_twins(lora: Path, also: Sequence[ForeignFormat], progress: Progress = 
     if not also:
         warn_of_others(lora)
         return ()
-    adapter, formats = _marked(load_adapter(current(lora), "file"), current(lora)), dict.fromkeys(also)
-    progress.start(len(formats), "writing other formats")
+    adapter, paths = _marked(load_adapter(current(lora), "file"), current(lora)), twins_of(lora, also)
+    progress.start(len(paths), "writing other formats")
     twins: list[Twin] = []
-    for to in formats:
-        path = twin_path(lora, to)
+    for to, path in paths.items():
         try:
             saved = save_adapter(adapter, path, format=to, wishes=WISHES[to])
         except OutputError:  # the disk's fault: nothing of the command is kept

@@ -14,7 +14,7 @@ from lbm_lora.errors import ConfigError, ImageError, OutputError, PairingError
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.regular_file import file_digest
-from lbm_lora.workflows import compress, validate
+from lbm_lora.workflows import validate
 from lbm_lora.workflows.compress import CompressResult, run, split_images
 from standins import Lbm, write_base
 
@@ -135,27 +135,6 @@ def test_a_base_in_the_place_of_the_tuned_model_is_found_before_anything_is_meas
     with pytest.raises(PairingError, match=r"is marked as an exact base and .* is not: the two are swapped"):
         run(config(lbm, tuned=made.base, base_model_path=lbm.tuned, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "name"),
-    [
-        ("relight.v1.safetensors", "relight.v1"),
-        ("relight.v2.ckpt", "relight.v2"),
-        ("relighting/model.safetensors.index.json", "relighting"),
-        ("relighting/model.fp16.safetensors", "relighting"),
-        ("relighting", "relighting"),
-        ("link", "link"),
-        (".", "work"),
-    ],
-)
-def test_the_files_are_named_after_the_checkpoint_as_it_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, name: str
-) -> None:
-    (tmp_path / "work/relighting").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "work")
-    Path("link").symlink_to("relighting")
-    assert compress._name(CompressConfig(tuned=Path(given))) == name
 
 
 def test_a_default_folder_that_is_exchanged_while_images_are_read_is_kept(

@@ -41,6 +41,9 @@ def _said(one: Output) -> Check:
     if one.is_folder and one.path.exists() and not one.path.is_dir():
         remedy = "Give the path of a folder."
         return check(subject, f"{one.path} is a file", level="problem", remedy=remedy)
+    if one.path.exists() and one.is_temporary:
+        remedy = "An interrupted run left it: with the same inputs and settings, the command resumes from it."
+        return check(subject, f"{one.path}: {size}; exists", level="note", remedy=remedy)
     if one.path.exists() and not one.is_folder:
         remedy = "It is replaced, and needs its room until then. Choose another path to keep it."
         return check(subject, f"{one.path}: {size}; exists", level="note", remedy=remedy)

@@ -1,6 +1,7 @@
 """Predicted sizes of outputs, compared with those of real files."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lbm_lora import bundled
+from lbm_lora.calibration import PartialFile, collect
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.data_pack import PackConfig
@@ -15,9 +17,10 @@ from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import PairingError
-from lbm_lora.workflows import extract
+from lbm_lora.workflows import calibrate, extract
 from lbm_lora.workflows.needs.inputs import Inputs, inputs_of
 from lbm_lora.workflows.needs.outputs import Output, outputs_of
+from standins import Lbm
 
 MODEL = bundled.TUNED / "model.safetensors"
 UNET = bundled.BACKBONE / "unet" / "diffusion_pytorch_model.safetensors"
@@ -48,22 +51,38 @@ def test_several_loras_have_the_names_and_sizes_that_were_requested(tmp_path: Pa
     assert planned("extract", replace(config, max_size=(), max_error=0.3))[0].nbytes is None
 
 
+@pytest.mark.slow
+def test_unfinished_sums_are_at_most_as_large_as_predicted(lbm: Lbm, tmp_path: Path) -> None:
+    config = CalibrateConfig(
+        tuned_model_path=lbm.tuned, images=str(bundled.PHOTOS), save_to=tmp_path / "s.safetensors", count=1, size=64
+    )
+    _, sums = planned("calibrate", config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialFile, "remove", lambda _: None)
+        patch.setattr(calibrate, "collect", partial(collect, save_every=0))
+        calibrate.run(config)
+    assert sums.nbytes is not None
+    assert sums.path.stat().st_size < sums.nbytes < 2 * sums.path.stat().st_size
+
+
 def test_checkpoints_that_do_not_pair_are_refused(tmp_path: Path) -> None:
     config = ExtractConfig(base_model_path=UNET, tuned_model_path=MODEL, save_to=tmp_path / "lora.safetensors")
     with pytest.raises(PairingError):
         planned("extract", config)
 
 
-def test_a_base_has_two_twins_of_full_size_or_of_the_tuned_checkpoints() -> None:
+def test_a_base_has_two_twins_of_full_size_or_of_the_tuned_checkpoints_and_a_ledger() -> None:
     config = BaseConfig(save_path=Path("base.ckpt"))
-    assert [one.nbytes for one in planned("base", config)] == [5_020_000_000] * 2
+    *twins, ledger = planned("base", config)
+    assert [one.nbytes for one in twins] == [5_020_000_000] * 2
+    assert ledger.path == Path("base_ledger.json")
     tuned = planned("base", replace(config, tuned_model_path=MODEL))
     assert tuned[0].nbytes == pytest.approx(MODEL.stat().st_size, rel=0.03)
 
 
 def test_statistics_grow_with_the_widths_up_to_which_moments_are_dense() -> None:
     config = CalibrateConfig(tuned_model_path=MODEL, images=str(bundled.PHOTOS), save_to=Path("s.safetensors"))
-    (dense,), (narrow,) = (
+    (dense, sums), (narrow, _) = (
         planned("calibrate", config),
         planned("calibrate", replace(config, dense_up_to=0, sketch_rank=0, conv_dense_up_to=0)),
     )
@@ -72,6 +91,7 @@ def test_statistics_grow_with_the_widths_up_to_which_moments_are_dense() -> None
     measured = 39_867_804
     assert measured < dense.nbytes < 1.5 * measured
     assert narrow.nbytes * 5 < dense.nbytes
+    assert (sums.path, sums.is_temporary) == (Path("s.partial.safetensors"), True)
 
 
 def test_images_are_planned_one_by_one(tmp_path: Path) -> None:
@@ -79,6 +99,18 @@ def test_images_are_planned_one_by_one(tmp_path: Path) -> None:
     outputs = planned("infer", config)
     assert [one.path.parent.name for one in outputs] == ["out"] * 4
     assert all(one.nbytes and one.nbytes % 3 == 0 for one in outputs)
+
+
+def test_somebody_elses_file_in_place_of_the_copy_of_a_source_is_kept_and_not_named(tmp_path: Path) -> None:
+    config = InferConfig(
+        base_model_path=MODEL,
+        source_image=str(bundled.PHOTOS / "coffee.jpg"),
+        output_path=str(tmp_path / "o.png"),
+        save_input=True,
+    )
+    assert [one.path.name for one in planned("infer", config)] == ["o.png", "o_input.png"]
+    (tmp_path / "o_input.png").write_bytes(b"somebody's")
+    assert [one.path.name for one in planned("infer", config)] == ["o.png"]
 
 
 def test_folders_are_outputs_of_their_own(tmp_path: Path) -> None:

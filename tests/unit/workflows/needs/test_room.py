@@ -39,6 +39,14 @@ def test_an_output_that_is_an_input_is_a_problem_and_one_that_exists_a_note(tmp_
     assert "an input of this command" in problem[2]
 
 
+def test_a_state_that_exists_is_resumed_from(tmp_path: Path) -> None:
+    state = tmp_path / "x.refine.pt"
+    state.write_bytes(b"# made by lbm-lora: refinement")
+    note, *_ = shown(None, [Output(path=state, nbytes=None, is_temporary=True)])
+    assert note[0] == "note"
+    assert "the command resumes from it" in note[2]
+
+
 def test_too_little_room_is_a_problem_with_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: Usage(0, 0, 3_000_000_000))
     outputs = [Output(path=tmp_path / name, nbytes=2_000_000_000) for name in ("a", "b")]
