@@ -140,7 +140,7 @@ def resize(
             (0.3: 30 %).
         include: Keep only tensors that match one of these patterns: part of a name, a glob, or re:REGEX. Default:
             all.
-        exclude: Leave out tensors that match one of these patterns. Wins over include.
+        exclude: Leave out tensors that match one of these patterns. Takes precedence over include.
         dense: Keep the dense deltas of biases and norms.
         save_precision: Store the LoRA in this precision. Default: that of the file. int8 fits twice the ranks into
             a file, which only lbm-lora can read.
@@ -208,7 +208,7 @@ def resize_several(
             (0.3: 30 %).
         include: Keep only tensors that match one of these patterns: part of a name, a glob, or re:REGEX. Default:
             all.
-        exclude: Leave out tensors that match one of these patterns. Wins over include.
+        exclude: Leave out tensors that match one of these patterns. Takes precedence over include.
         dense: Keep the dense deltas of biases and norms.
         save_precision: Store the LoRA in this precision. Default: that of the file. int8 fits twice the ranks into
             a file, which only lbm-lora can read.

@@ -77,7 +77,7 @@ def extract(
             with the result.
         include: Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX.
             Default: all.
-        exclude: Leave out tensors that match one of these patterns. Wins over include.
+        exclude: Leave out tensors that match one of these patterns. Takes precedence over include.
         target_coverage: Extract these layers: all of them (full), only attn1 and attn2 (attention), or also
             feed-forward and projections (extended).
         dense: Keep the changes of biases and norms as dense deltas.
@@ -155,7 +155,7 @@ def extract_several(
             with the result.
         include: Extract only tensors that match one of these patterns: part of a name, a glob, or re:REGEX.
             Default: all.
-        exclude: Leave out tensors that match one of these patterns. Wins over include.
+        exclude: Leave out tensors that match one of these patterns. Takes precedence over include.
         target_coverage: Extract these layers: all of them (full), only attn1 and attn2 (attention), or also
             feed-forward and projections (extended).
         dense: Keep the changes of biases and norms as dense deltas.
