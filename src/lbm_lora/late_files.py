@@ -5,7 +5,7 @@ code that renames a new file to its path checks here whether that still holds.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
@@ -45,9 +45,14 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
 
 
 def _flat(values: Iterable[object]) -> Iterator[object]:
-    """Yield values, and those in lists among them."""
+    """Yield values, and those in lists and mappings among them, such as the keys of a training."""
     for value in values:
-        yield from cast(Sequence[object], value) if isinstance(value, list | tuple) else (value,)
+        if isinstance(value, Mapping):
+            yield from _flat(cast(Mapping[object, object], value).values())
+        elif isinstance(value, list | tuple):
+            yield from _flat(cast(Sequence[object], value))
+        else:
+            yield value
 
 
 def given_in(config: object) -> list[object]:

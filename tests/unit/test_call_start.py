@@ -35,6 +35,7 @@ def test_a_file_that_was_at_another_path_of_the_call(tmp_path: Path) -> None:
     for path in (one, other, third):
         path.write_text(path.name)
     with begun_call([one, other]):
+        time.sleep(0.05)  # the clock of files is coarse
         assert not any(call_start().is_input(path) for path in (one, other, third))
         third.unlink()
         one.rename(third)
@@ -52,6 +53,7 @@ def test_a_file_that_was_in_a_folder_of_the_call(tmp_path: Path) -> None:
     for path in (lora, photo):
         path.write_text(path.name)
     with begun_call([lora.parent, tmp_path / "a.safetensors"]):
+        time.sleep(0.05)  # the clock of files is coarse
         lora.rename(tmp_path / "a.safetensors")
         photo.rename(tmp_path / "a.png")
         assert call_start().is_input(tmp_path / "a.safetensors")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from lbm_lora.atomic import atomic_folder, write_text
+from lbm_lora.call_start import call_start
 from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import OutputError
@@ -280,6 +281,18 @@ def test_a_file_that_an_earlier_step_has_looked_at_may_get_another_time(tmp_path
 def test_folders_of_a_training_are_known_from_its_command_line() -> None:
     config = TrainRunConfig(path_config=Path("t.yaml"), overrides=(("save_ckpt_path", "runs/a"), ("seed", "3")))
     assert {Path("t.yaml"), "runs/a"} <= {*given_in(config)}
+
+
+def test_values_in_lists_and_mappings_are_known_at_once(tmp_path: Path) -> None:
+    """As those of `merge`, and of a training's keys in Python."""
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_text(path.name)
+    with notes_of_one_call([[paths[0]], {"base_model_path": str(paths[1]), "data": {"train_shards": [paths[2]]}}]):
+        time.sleep(0.05)  # the clock of files is coarse
+        for path in paths:
+            path.replace(tmp_path / "moved")
+            assert call_start().is_input(tmp_path / "moved")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -22,6 +22,7 @@ from lbm_lora.model.lora_pipeline import LoraPipeline, versions
 from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.regular_file import is_same
 
+_UNET = "unet"  # the folder of the denoiser, in a model's folder
 _ELSEWHERE = {
     "prompt": "LBM takes no prompt: the image alone decides.",
     "negative_prompt": "LBM takes no prompt: the image alone decides.",
@@ -89,7 +90,7 @@ class LBMPipeline(LoraPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> "LBMPipeline":
         """The pipeline of a folder that `save_pretrained` has written, or of such a repository; see diffusers."""
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        folder = Path(pretrained_model_name_or_path) / "unet"
+        folder = Path(pretrained_model_name_or_path) / _UNET
         if "unet" in kwargs:  # not the weights of the folder
             pipe.register_to_config(base_fingerprint=None)
         elif folder.is_dir():
@@ -145,7 +146,8 @@ class LBMPipeline(LoraPipeline):
     def _homes(self) -> list[Path]:
         """Return the folders that the networks may be from; diffusers hands on that of a pipeline of another class."""
         loaded_from = self.config.get("_name_or_path")
-        homes = [self._base.parent] if isinstance(self._base, Path) and self._base.is_dir() else []
+        base = self._base if isinstance(self._base, Path) and self._base.is_dir() else None
+        homes = [] if base is None else [base.parent if base.name == _UNET else base]
         return [*homes, Path(loaded_from)] if loaded_from else homes
 
     def to(self, *args: Any, **kwargs: Any) -> "LBMPipeline":

@@ -895,6 +895,19 @@ def test_a_model_that_comes_while_the_digest_is_computed_stays(
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} == files
 
 
+def test_a_pipeline_is_not_saved_into_the_folder_of_its_checkpoint(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "relighting"
+    folder.mkdir()
+    for file in (base, base.parent / "config.yaml"):
+        shutil.copy(file, folder)
+    pipe = LBMPipeline.from_checkpoint(folder)
+    with pytest.raises(ConfigError, match="relighting is the model that this pipeline was loaded from"):
+        pipe.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", base.name]
+    pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "unet").is_dir()
+
+
 def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -> None:
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
     before = contents(tmp_path / "pipe")
