@@ -55,11 +55,14 @@ class CallStart:
         Args:
             is_first_look: whether nobody has waited since the command began.
         """
+        seen: set[Path] = set()  # a list may hold thousands of images
         for path in paths:
             if _is_first():
                 for file in (path, *files_behind(path)):
                     self._versions.setdefault(file, version_of(file))
-            self._pin_folders(path, is_first_look=is_first_look)
+            if path.parent not in seen or path.is_dir() or path.is_symlink():
+                self._pin_folders(path, is_first_look=is_first_look)
+                seen.add(path.parent)
         self._pin_folders(Path(), is_first_look=is_first_look)
 
     def _pin_folders(self, path: Path, *, is_first_look: bool) -> None:
@@ -120,7 +123,7 @@ class CallStart:
         Elsewhere: at another path that the call names, where it may have been an input.
         """
         there = version_of(path)
-        return there in self._inputs or (there in self._versions.values() and self.has_appeared(path))
+        return there in self._inputs or (self.has_appeared(path) and there in self._versions.values())
 
     def is_written(self, path: Path) -> bool:
         """Return whether the call has written the file that is at a path now."""
