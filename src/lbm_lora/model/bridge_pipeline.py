@@ -325,9 +325,8 @@ class LatentBridgePipeline(DiffusionPipeline):
         _check_folder(folder, ("model_index.json", *self.components))
         kwargs.setdefault("repo_id", folder.resolve().name)
         with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
-            super().save_pretrained(made, *args, **kwargs)
-            if not Path(made).is_dir():
-                raise FileNotFoundError(f"{folder} was moved or removed while the model was written. Save it again.")
+            with _staying(Path(made)):
+                super().save_pretrained(made, *args, **kwargs)
             _check_folder(folder, ("model_index.json", *self.components))
             _move_into(folder, Path(made), before)
 
@@ -357,8 +356,9 @@ class LatentBridgePipeline(DiffusionPipeline):
         _check_folder(folder, ("model_index.json", *(() if is_part else self.components)))
         kwargs.setdefault("repo_id", folder.resolve().name)
         with _made(folder), TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as made:
-            super().save_config(made, push_to_hub=push_to_hub, **kwargs)
-            (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
+            with _staying(Path(made)):
+                super().save_config(made, push_to_hub=push_to_hub, **kwargs)
+                (Path(made) / _PROGRAM).write_text(_SOURCE, encoding="utf-8")
             _move_into(folder, Path(made), before)
 
 
@@ -376,11 +376,35 @@ def _made(folder: Path) -> Generator[None]:
         raise
 
 
+@contextmanager
+def _staying(made: Path) -> Generator[None]:
+    """Write files into a folder that is not moved meanwhile: diffusers would make another one at its path.
+
+    Raises:
+        FileNotFoundError: it was moved, or the one that it is in.
+    """
+    status = made.stat()
+    try:
+        yield
+    except Exception:
+        if _is_at(made, status):
+            raise
+    if not _is_at(made, status):
+        raise FileNotFoundError(f"{made.parent} was moved or removed while the model was written. Save it again.")
+
+
+def _is_at(folder: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), status)
+    except OSError:
+        return False
+
+
 def _remove_empty(made: Mapping[Path, os.stat_result]) -> None:
     """Remove folders that are empty, the innermost first, but none that was moved to their paths."""
     for folder, status in made.items():
         with suppress(OSError):
-            if os.path.samestat(folder.stat(), status):
+            if _is_at(folder, status):
                 folder.rmdir()
 
 

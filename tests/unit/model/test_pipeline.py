@@ -20,6 +20,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageCms
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -873,6 +874,31 @@ def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
     files, new = contents(folder), folder / "unet/diffusion_pytorch_model.safetensors"
     interrupt_save(another(base), folder, monkeypatch, lambda: new.rename(tmp_path / "moved.safetensors"))
     assert contents(folder) == files
+
+
+@pytest.mark.parametrize("name", ["unet", "vae"])
+def test_a_folder_that_is_moved_while_a_pipeline_is_saved(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Between two networks, diffusers makes the folder anew; within one, safetensors fails in its own way."""
+    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
+    pipe.save_pretrained(folder)
+    files, save = contents(folder), getattr(pipe, name).save_pretrained
+
+    def moved(*args: Any, **kwargs: Any) -> None:
+        if name == "unet":
+            Path(args[0]).mkdir()
+            folder.rename(tmp_path / "away")
+            raise SafetensorError("I/O error")
+        folder.rename(tmp_path / "away")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(getattr(pipe, name), "save_pretrained", moved)
+    with pytest.raises(FileNotFoundError, match=r"pipe was moved or removed while the model was written\. Save it"):
+        pipe.save_pretrained(folder)
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    away = contents(tmp_path / "away")
+    assert {tmp_path / "away" / path.relative_to(folder): text for path, text in files.items()}.items() <= away.items()
 
 
 def test_a_model_that_comes_while_the_digest_is_computed_stays(
