@@ -192,7 +192,7 @@ def test_a_finished_run_without_its_state_is_not_begun_again(config: Config) -> 
     folder = train(config(max_steps=2)).folder
     before = folder.last.read_bytes()
     folder.state.unlink()
-    with pytest.raises(ConfigError, match=r"holds step-000002\.safetensors, last.* of a run without a resume"):
+    with pytest.raises(ConfigError, match=r"holds step-000002\.safetensors, last.* of a run, but no resume"):
         train(config(max_steps=2))
     assert folder.last.read_bytes() == before
 
@@ -229,7 +229,7 @@ def test_a_run_that_is_killed_after_its_first_validation_goes_on(config: Config,
     assert same(unbroken.last, folder.last)
     assert same(unbroken.best, folder.best)
     folder.state.unlink()
-    with pytest.raises(ConfigError, match="of a run without a resume"):
+    with pytest.raises(ConfigError, match="of a run, but no resume"):
         train(chosen)
 
 

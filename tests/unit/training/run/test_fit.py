@@ -51,7 +51,7 @@ def test_a_folder_in_which_another_run_is_training(config: Config, monkeypatch: 
         last.write_bytes(b"of the other run")
         with pytest.raises(ConfigError, match=r"right now"):  # and no advice to move its files
             fit(chosen, chosen.base_model_path)
-    with pytest.raises(ConfigError, match=r"holds last\.safetensors of a run without a resume\.pt"):
+    with pytest.raises(ConfigError, match=r"holds last\.safetensors of a run, but no resume\.pt"):
         fit(chosen, chosen.base_model_path)
 
 

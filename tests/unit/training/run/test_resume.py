@@ -64,7 +64,7 @@ def test_a_state_of_another_folder_leaves_the_run_in_this_one(config: Config, tm
     assert kept is not None
     assert kept.saved_steps == (2,)
     other.state.rename(other.best)
-    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run without a resume\.pt"):
+    with pytest.raises(ConfigError, match=r"holds best\.safetensors of a run, but no resume\.pt"):
         prepared(config(resume=first))
 
 
