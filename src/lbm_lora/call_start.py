@@ -7,7 +7,7 @@ as part of it, and so does one in a process that a call has started to run the s
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -50,27 +50,23 @@ class CallStart:
             self._inputs, self._written = self._outermost._inputs, self._outermost._written  # of all steps
 
     def pin(self, paths: Iterable[Path], *, is_first_look: bool) -> None:
-        """Remember the files behind paths at the beginning of a call, and the folders there, or that they are in.
+        """Hold the folders at paths at the beginning of a call, and those that paths are in, and the current one.
 
         Args:
             is_first_look: whether nobody has waited since the command began.
         """
-        seen: set[Path] = set()  # a list may hold thousands of images
-        for path in paths:
-            if _is_first():
-                for file in (path, *files_behind(path)):
-                    self._versions.setdefault(file, version_of(file))
-            if path.parent not in seen or path.is_dir() or path.is_symlink():
-                self._pin_folders(path, is_first_look=is_first_look)
-                seen.add(path.parent)
-        self._pin_folders(Path(), is_first_look=is_first_look)
+        for path in (*paths, Path()):
+            for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
+                found = None if folder in self._folders else status_of(folder)
+                if found is not None and S_ISDIR(found.st_mode):
+                    came_late = not is_first_look and self._may_have_come(folder)
+                    self._folders[folder] = PinnedFolder(folder, came_late=came_late)
 
-    def _pin_folders(self, path: Path, *, is_first_look: bool) -> None:
-        for folder in (path, path.parent, *absolute_path(path).parents, *real_path(path).parents):
-            found = None if folder in self._folders else status_of(folder)
-            if found is not None and S_ISDIR(found.st_mode):
-                came_late = not is_first_look and self._may_have_come(folder)
-                self._folders[folder] = PinnedFolder(folder, came_late=came_late)
+    def know(self, paths: Iterable[Path]) -> None:
+        """Remember the files behind paths at the beginning of a call."""
+        for path in paths if _is_first() else ():
+            for file in (path, *files_behind(path)):
+                self.remember(file)
 
     def pinned_folder(self, folder: Path) -> PinnedFolder:
         """Return a folder as it was when the call began, or at its first look in it."""
@@ -191,17 +187,19 @@ def call_start() -> CallStart:
 
 
 @contextmanager
-def begun_call(paths: Iterable[Path]) -> Generator[None]:
+def begun_call(paths: Collection[Path], *, listed: Iterable[Path] = ()) -> Generator[None]:
     """A call begins, and ends here.
 
     Args:
         paths: of the call. The files behind them are remembered, and the folders among them, and all that they are in,
             are pinned: inputs may be read for a long time before the outputs are noted.
+        listed: paths in lists, of which there may be thousands. They are inputs: only the files are remembered.
     """
     outer = call_start()
     call = CallStart(outer)
     before = _start.set(call)
     try:
+        call.know((*paths, *listed))
         call.pin(paths, is_first_look=outer.began is None and _is_first())
         yield
     finally:

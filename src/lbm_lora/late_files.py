@@ -38,21 +38,30 @@ def notes_of_one_call(given: Iterable[object] = ()) -> Generator[None]:
     """
     notes = _notes.set(dict(_notes.get()))
     try:
-        with begun_call(home_path(value) for value in _flat(given) if isinstance(value, str | Path)):
+        with begun_call(_paths(_outside_lists(given)), listed=_paths(_in_lists(given))):
             yield
     finally:
         _notes.reset(notes)
 
 
-def _flat(values: Iterable[object]) -> Iterator[object]:
-    """Yield values, and those in lists and mappings among them, such as the keys of a training."""
+def _paths(values: Iterable[object]) -> list[Path]:
+    return [home_path(value) for value in values if isinstance(value, str | Path)]
+
+
+def _outside_lists(values: Iterable[object]) -> Iterator[object]:
+    """Yield values, and those in mappings among them, such as the keys of a training."""
     for value in values:
         if isinstance(value, Mapping):
-            yield from _flat(cast(Mapping[object, object], value).values())
-        elif isinstance(value, list | tuple):
-            yield from _flat(cast(Sequence[object], value))
+            yield from _outside_lists(cast(Mapping[object, object], value).values())
         else:
             yield value
+
+
+def _in_lists(values: Iterable[object]) -> Iterator[object]:
+    """Yield the values in lists among values."""
+    for value in _outside_lists(values):
+        if isinstance(value, list | tuple):
+            yield from cast(Sequence[object], value)
 
 
 def given_in(config: object) -> list[object]:

@@ -60,6 +60,21 @@ def test_a_file_that_was_in_a_folder_of_the_call(tmp_path: Path) -> None:
         assert not call_start().is_input(tmp_path / "a.png")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux alone")
+def test_folders_of_many_images_are_not_held(tmp_path: Path) -> None:
+    """A process may open 1,024 files on Linux, and 256 on macOS."""
+    images = [tmp_path / str(number) / "a.png" for number in range(300)]
+    for image in images:
+        image.parent.mkdir()
+        image.write_text(image.parent.name)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with begun_call([], listed=images):
+        time.sleep(0.05)  # the clock of files is coarse
+        assert len(list(Path("/proc/self/fd").iterdir())) < open_before + 100
+        images[0].rename(tmp_path / "b.png")
+        assert call_start().is_input(tmp_path / "b.png")
+
+
 def test_a_disk_that_counts_whole_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x"
     path.write_text("theirs")
