@@ -108,9 +108,14 @@ def extraction_facts(
         "ss_network_args": compact({"conv_dim": conv_rank, "conv_alpha": conv_rank}),
         "lbm_lora_architecture": "latent-bridge-matching",
         COUNTS_KEY: compact(counts),
-        ERRORS_KEY: compact({key: float(f"{value:.6g}") for key, value in errors.items()}),
+        ERRORS_KEY: compact({key: rounded(value) for key, value in errors.items()}),
         SETTINGS_KEY: compact(settings),
     }
+
+
+def rounded(error: float) -> float:
+    """Return an error as metadata hold it: with six digits."""
+    return float(f"{error:.6g}")
 
 
 def compact(value: object) -> str:

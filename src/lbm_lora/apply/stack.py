@@ -64,7 +64,7 @@ def fitting_adapters(
         AdapterError: a file is not an adapter, or does not fit the base.
         WrongBaseError: an adapter was made from another base.
     """
-    shapes = {name: spec.shape for name, spec in base.specs.items()}
+    shapes = base.shapes
     whole: list[Adapter] = []
     scaled: list[ScaledAdapter] = []
     applied: list[AppliedAdapter] = []

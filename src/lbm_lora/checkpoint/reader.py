@@ -136,6 +136,10 @@ class Component:
     def path(self) -> Path:
         return self.checkpoint.path
 
+    @property
+    def shapes(self) -> dict[ParamName, tuple[int, ...]]:
+        return {name: spec.shape for name, spec in self.specs.items()}
+
     def read(self, name: ParamName) -> torch.Tensor:
         """Return a tensor in its storage dtype, as a view of the file."""
         return self.checkpoint.read(self.prefix + name)

@@ -103,9 +103,7 @@ def _parsed(line: Sequence[str]) -> Any:
     """Return the config of the command line that `doctor` checks."""
     name, rest = _name_of(line)
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
-        hint = f"Did you mean '{near[0]}'?" if near else f"It begins with one of {', '.join(COMMANDS)}."
-        raise ConfigError(f"'{name}' is not a command of lbm-lora. {hint}")
+        raise _unknown(name)
     if is_asked_for_help(rest):
         raise ConfigError(f"The help of {name} is `lbm-lora {name} --help`; doctor takes the flags of a run.")
     return parse(name, rest)[0]
@@ -166,9 +164,14 @@ def _no_command(word: str, rest: Sequence[str]) -> int:
     if family and (not rest or is_asked_for_help(rest[:1])):
         return _show(family_help(word, family)) or (0 if rest else 2)
     typed = " ".join([word, *rest[:1]]) if family else word
+    raise _unknown(typed)
+
+
+def _unknown(typed: str) -> ConfigError:
+    """Return the error for what is no command, with the nearest one."""
     near = get_close_matches(typed, COMMANDS, n=1, cutoff=0.4)
-    hint = f"Did you mean '{near[0]}'?" if near else f"The first word is one of {', '.join(COMMANDS)}."
-    raise ConfigError(f"'{typed}' is not a command of lbm-lora. {hint}")
+    hint = f"Did you mean '{near[0]}'?" if near else f"A command line begins with one of {', '.join(COMMANDS)}."
+    return ConfigError(f"'{typed}' is not a command of lbm-lora. {hint}")
 
 
 def _show(text: "Text | str") -> int:

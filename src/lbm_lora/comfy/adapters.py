@@ -38,9 +38,8 @@ def with_lora(model: Any, lora: Path | Adapter, scale: LoraScale) -> Any:
     with open_checkpoint(loaded.path) as checkpoint:
         base = checkpoint.component()
         read = lora if isinstance(lora, Adapter) else load_adapter(lora, base=base)
-        shapes = {name: spec.shape for name, spec in base.specs.items()}
-        adapter = adapted_to_lbm(read, shapes).adapter
-        check_fit(adapter, shapes)
+        adapter = adapted_to_lbm(read, base.shapes).adapter
+        check_fit(adapter, base.shapes)
         check_base(adapter, base, found=loaded.found if adapter.metadata.base_fingerprint else None)
     return _onto_patcher(model, ScaledAdapter(adapter, scale.plain))
 

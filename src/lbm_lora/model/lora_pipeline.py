@@ -95,7 +95,7 @@ class LoraPipeline(LatentBridgePipeline):
             n for i in range(len(state.loaded) + 1) if (n := f"default_{i}") not in state.loaded
         )
         base = open_checkpoint(self._loras.base_weights(), label="the pipeline's unet").component("")
-        shapes = {key: spec.shape for key, spec in base.specs.items()}
+        shapes = base.shapes
         read = lora if isinstance(lora, Adapter) else load_adapter(lora, alpha_is, base=base)
         adapter = adapted_to_lbm(read, shapes, crop=crop).adapter
         fit = check_fit(adapter, shapes, allow_unmatched=allow_unmatched)

@@ -13,13 +13,13 @@ from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.errors import ConfigError, Option
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.files_beside import warn_of_others
+from lbm_lora.workflows.files_beside import check_form, warn_of_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +117,6 @@ def check_output(config: ConvertConfig) -> None:
     plan.check(overwrite=config.overwrite)
 
 
-def check_form(path: Path, to: FormatName) -> None:
-    """Refuse a path that is not that of a format.
-
-    Raises:
-        OutputError: a folder for a file, or a file for a folder.
-    """
-    is_file = path.suffix == ".safetensors"
-    if to == "peft" and (is_file or path.is_file()):
-        raise OutputError(Option("save_to"), f" {path}: an adapter of PEFT is a folder.")
-    if to != "peft" and not is_file:
-        raise OutputError(Option("save_to"), f" {path}: a LoRA is a .safetensors file.")
-
-
 def wishes_of(config: ConvertConfig, base: Component | None) -> Wishes:
     """Return what becomes of deltas that the format cannot hold."""
     return Wishes(config.biases, config.norms, base)
@@ -145,7 +132,7 @@ def converted(
         base: the base's denoiser, which the LoRA must fit.
     """
     if base is not None:
-        check_fit(adapter, {name: spec.shape for name, spec in base.specs.items()})
+        check_fit(adapter, base.shapes)
         if adapter.metadata.base_fingerprint:
             check_base(adapter, base)
     reduced, error = tuple[ParamName, ...](), 0.0

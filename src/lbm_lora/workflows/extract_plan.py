@@ -5,7 +5,6 @@ from pathlib import Path
 
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
-from lbm_lora.errors import Option, OutputError
 from lbm_lora.extraction import is_sidecar, sidecar_of
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.model.resolve import config_beside
@@ -13,6 +12,7 @@ from lbm_lora.ownership import is_spare_lora
 from lbm_lora.ranks import (
     RankRule,
 )
+from lbm_lora.workflows.files_beside import check_form
 from lbm_lora.workflows.twins import plan_twins
 
 
@@ -54,8 +54,7 @@ def lora_paths(save_to: Path, rule: RankRule) -> list[Path]:
     Raises:
         OutputError: it is not a .safetensors file.
     """
-    if save_to.suffix != ".safetensors":
-        raise OutputError(Option("save_to"), f" {save_to}: a LoRA is a .safetensors file.")
+    check_form(save_to)
     return [save_to.with_stem(f"{save_to.stem}_{name}" if name else save_to.stem) for name in rule.names]
 
 

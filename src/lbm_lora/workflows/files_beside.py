@@ -6,11 +6,25 @@ from typing import get_args
 
 from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.atomic import current
-from lbm_lora.configs.values import ForeignFormat
+from lbm_lora.configs.values import ForeignFormat, FormatName
+from lbm_lora.errors import Option, OutputError
 from lbm_lora.extraction import is_sidecar, sidecar_of
 from lbm_lora.missing_path import with_name
 from lbm_lora.ownership import is_lora, save_of
 from lbm_lora.progress import warn
+
+
+def check_form(path: Path, to: FormatName = "native") -> None:
+    """Refuse a path that is not that of a format.
+
+    Raises:
+        OutputError: a folder for a file, or a file for a folder.
+    """
+    is_file = path.suffix == ".safetensors"
+    if to == "peft" and (is_file or path.is_file()):
+        raise OutputError(Option("save_to"), f" {path}: an adapter of PEFT is a folder.")
+    if to != "peft" and not is_file:
+        raise OutputError(Option("save_to"), f" {path}: a LoRA is a .safetensors file.")
 
 
 def twin_path(lora: Path, to: ForeignFormat) -> Path:

@@ -12,7 +12,7 @@ from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.combine import MergedAdapter, MergedBase, Summand, merge_adapters, merge_rule, merged_base
 from lbm_lora.configs.merge import MergeConfig
-from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError, listing, plural
+from lbm_lora.errors import CheckpointError, ConfigError, Option, listing, plural
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
@@ -20,7 +20,7 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
-from lbm_lora.workflows.files_beside import warn_of_others
+from lbm_lora.workflows.files_beside import check_form, warn_of_others
 from lbm_lora.workflows.sources import checked_image_paths, image_paths
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def check_output(config: MergeConfig, images: Sequence[Path]) -> None:
     Raises:
         OutputError: in each case.
     """
-    if config.save_to.suffix != ".safetensors":
-        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
+    check_form(config.save_to)
     plan = FilePlan()
     plan.reads(*config.lora_path, config.calibration, config.base_model_path, config.tuned_model_path)
     plan.reads(config.config_path, *images)

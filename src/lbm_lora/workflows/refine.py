@@ -13,7 +13,7 @@ from lbm_lora.atomic import together, written_bytes
 from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
-from lbm_lora.errors import ConfigError, Option, OutputError, QualityError, need_packages
+from lbm_lora.errors import ConfigError, Option, QualityError, need_packages
 from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
@@ -22,6 +22,7 @@ from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import version_of
+from lbm_lora.workflows.files_beside import check_form
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
@@ -124,7 +125,7 @@ def refined(
     """
     from lbm_lora.imaging.digests import digests_of
 
-    adapter = adapted_to_lbm(adapter, {name: spec.shape for name, spec in base.component().specs.items()}).adapter
+    adapter = adapted_to_lbm(adapter, base.component().shapes).adapter
     digests = digests_of(images.all)
     dtype = precision(config.save_precision) if config.save_precision else _stored_dtype(adapter, config)
     identity = identity_of(config, base, tuned, adapter, dtype, digests.each, len(images.learnt))
@@ -186,8 +187,7 @@ def check(config: RefineConfig) -> None:
 
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     """Refuse an output that cannot be written, that is an input, or that is a file of somebody else."""
-    if config.save_to.suffix != ".safetensors":
-        raise OutputError(Option("save_to"), f" {config.save_to}: a LoRA is a .safetensors file.")
+    check_form(config.save_to)
     plan = FilePlan()
     plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
     plan.writes(config.save_to, ours=is_spare_lora)

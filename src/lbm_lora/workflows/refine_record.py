@@ -10,7 +10,7 @@ import torch
 import xxhash
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, precision_name
-from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY
+from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, rounded
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
@@ -48,7 +48,7 @@ def identity_of(
     from lbm_lora.model.resolve import around, resolve_config
 
     component = base.component()
-    check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()})
+    check_fit(adapter, component.shapes)
     before, after = fingerprint(component), fingerprint(tuned.component())
     check_base(adapter, component, found=before)
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
@@ -104,15 +104,11 @@ def metadata_of(
         "lora": config.lora_path.name,
         "images": packed(learnt_images),
         "step": distilled.step,
-        "error_before": _short(distilled.before.typical),
-        "error_after": _short(distilled.after.typical),
-        "worst_error_before": _short(distilled.before.worst),
-        "worst_error_after": _short(distilled.after.worst),
+        "error_before": rounded(distilled.before.typical),
+        "error_after": rounded(distilled.after.typical),
+        "worst_error_before": rounded(distilled.before.worst),
+        "worst_error_after": rounded(distilled.after.worst),
     }
     kept = {key: value for key, value in given.metadata.facts.items() if key != ERRORS_KEY}
     kept[REFINEMENT_KEY] = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return replace(given.metadata, facts=kept)
-
-
-def _short(error: float) -> float:
-    return float(f"{error:.6g}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lbm_lora.adapter import Adapter, load_adapter, save_adapter
-from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed
+from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed, rounded
 from lbm_lora.checkpoint import Component, Pairing
 from lbm_lora.extraction import DeltaSettings, ExtractedAdapter
 from lbm_lora.fidelity.answers import AnsweredPoint
@@ -128,14 +128,14 @@ def _replaced(found: ExtractedAdapter, result: JointResult, pairing: Pairing, tr
             chosen = replace(chosen, images=replace(images, predicted_psnr=chosen.images.predicted_psnr))
     facts: dict[str, object] = {
         **parsed(result.adapter.metadata.facts, ERRORS_KEY),
-        "relative_error": _short(ledger.total().relative_error),
-        "held_output_error_before_refit": _short(result.before.typical),
-        "held_output_error": _short(result.after.typical),
+        "relative_error": rounded(ledger.total().relative_error),
+        "held_output_error_before_refit": rounded(result.before.typical),
+        "held_output_error": rounded(result.after.typical),
     }
     if predicted is not None:
-        facts |= {name: _short(error) for name, error in predicted.facts().items()}
+        facts |= {name: rounded(error) for name, error in predicted.facts().items()}
     if chosen is not None and chosen.images is not None:
-        facts["measured_worst_psnr"] = _short(chosen.images.worst_psnr)
+        facts["measured_worst_psnr"] = rounded(chosen.images.worst_psnr)
     metadata = result.adapter.metadata
     made = replace(result.adapter, metadata=replace(metadata, facts={**metadata.facts, ERRORS_KEY: compact(facts)}))
     if found.output.path is not None:
@@ -157,7 +157,3 @@ def _predicted(predicted: Prediction | None, result: JointResult) -> Prediction 
         shifted={kind: factor * error for kind, error in predicted.shifted.items()},
         shifted_within={kind: (factor * low, factor * high) for kind, (low, high) in predicted.shifted_within.items()},
     )
-
-
-def _short(error: float) -> float:
-    return float(f"{error:.6g}")

@@ -115,7 +115,7 @@ def resized(
     dtype = precision(config.save_precision) if config.save_precision else common_dtype([adapter])
     if base is not None:
         component = base.component()
-        check_fit(adapter, {name: spec.shape for name, spec in component.specs.items()}, allow_unmatched=True)
+        check_fit(adapter, component.shapes, allow_unmatched=True)
         check_base(adapter, component, allow_other_base=config.allow_other_base)
     norm, measured = None, None
     if config.calibration is not None:

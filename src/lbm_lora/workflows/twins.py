@@ -21,8 +21,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.naming import ParamName
 from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.workflows.convert import check_form
-from lbm_lora.workflows.files_beside import twins_of, warn_of_others
+from lbm_lora.workflows.files_beside import check_form, twins_of, warn_of_others
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def measured(
         others: variant -> other adapter; see `check`.
         plan: plan of the comparison of images; see `planned`.
     """
-    shapes = {name: spec.shape for name, spec in base.component().specs.items()}
+    shapes = base.component().shapes
     adapter = adapted_to_lbm(adapter, shapes).adapter
     others = {name: adapted_to_lbm(other, shapes).adapter for name, other in others.items()}
     weights, lines = _weights(config, base, tuned, adapter, list(others.values()), progress)
@@ -208,7 +208,7 @@ def _weights(
     component = tuned.component()
     left_out = select(component, config.exclude, prefix=component.prefix, params=True) if config.exclude else set()
     pairing = pair(base.component(), component, excluded=frozenset(map(ParamName, left_out)))
-    shapes = {name: spec.shape for name, spec in component.specs.items()}
+    shapes = component.shapes
     fit, *_ = [check_fit(each, shapes, allow_unmatched=config.allow_unmatched) for each in (adapter, *others)]
     progress.start(len(pairing.pairs), "comparing weights")
     builder = FingerprintBuilder()

@@ -61,9 +61,8 @@ def read_given(config: TrainConfig, base: Component, found: Fingerprint) -> Adap
     if config.lora_weights_path is None:
         return None
     adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)
-    shapes = {name: spec.shape for name, spec in base.specs.items()}
-    adapter = adapted_to_lbm(adapter, shapes).adapter
-    check_fit(adapter, shapes)
+    adapter = adapted_to_lbm(adapter, base.shapes).adapter
+    check_fit(adapter, base.shapes)
     # no override: a LoRA trained on another base than its own would fit neither
     check_base(adapter, base, allow_other_base=None, found=found)
     return adapter
