@@ -104,7 +104,7 @@ class FilePlan:
         """Note a file that the command leaves out where another one is; it looks for itself.
 
         Args:
-            ours: as of `writes`.
+            ours: see `writes`.
         """
         self.extras[Path(path)] = ours
 
@@ -112,7 +112,7 @@ class FilePlan:
         """Note a folder for files whose names depend on the run; those that exist are noted one by one.
 
         Args:
-            ours: as of `writes`.
+            ours: see `writes`.
         """
         self.open_folders[Path(folder)] = ours
 

@@ -1,7 +1,7 @@
 """How the work says how far it is and what the user should know, without knowing who listens.
 
 A workflow gets one object with the three methods of `Progress` and calls them; the command line draws bars on
-stderr, the app fills its own widget, and a test records the calls. A library caller passes nothing.
+stderr, a node of ComfyUI fills its bar, and a test records the calls. A library caller passes nothing.
 
 What is wrong and stops nothing is a Python warning of one category, `LbmLoraWarning`, given by `warn` at any depth: a
 front end shows it in its own way, and a library caller filters it as any other.

@@ -49,7 +49,7 @@ class ResultWatch:
         """Note a result that was written.
 
         Raises:
-            OutputError: as of `before`: the folder was moved meanwhile.
+            OutputError: as in `before`: the folder was moved meanwhile.
         """
         file = identity_of(path)
         if path.parent in self._folders:

@@ -32,9 +32,11 @@ _DORA = (".dora_scale", ".lora_magnitude_vector")
 
 @dataclass(frozen=True)
 class FileKind:
-    """Attributes:
-    name: with its article, for a sentence: `a PEFT adapter`.
-    role: the use that it has. `foreign` is a LoRA that cannot be read.
+    """What a file is, by the names of its tensors.
+
+    Attributes:
+        name: with its article, for a sentence: `a PEFT adapter`.
+        role: the use that it has. `foreign` is a LoRA that cannot be read.
     """
 
     name: str

@@ -227,7 +227,7 @@ def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> boo
         Whether it was written.
 
     Raises:
-        OutputError: as of `write_image`; or a file without the mark appears while the copy is encoded.
+        OutputError: as in `write_image`; or a file without the mark appears while the copy is encoded.
     """
     if path.exists():
         if any(taken.exists() and taken.samefile(path) for taken in inputs):

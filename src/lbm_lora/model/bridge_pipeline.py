@@ -347,7 +347,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         """Write model_index.json, and this file as pipeline.py; see diffusers.
 
         Raises:
-            FileExistsError: as of `save_pretrained`.
+            FileExistsError: see `save_pretrained`.
         """
         folder = Path(save_directory)
         self._check_home(folder)

@@ -123,7 +123,7 @@ class LBMPipeline(LoraPipeline):
 
         Raises:
             ConfigError: LoRAs act that are not fused, or the folder is the pipeline's own base.
-            FileExistsError: as of `LatentBridgePipeline.save_pretrained`.
+            FileExistsError: see `LatentBridgePipeline.save_pretrained`.
         """
         if any(is_same(home, Path(save_directory)) for home in self._homes()):
             raise ConfigError(

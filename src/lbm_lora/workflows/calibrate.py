@@ -78,7 +78,7 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
         The path of the statistics.
 
     Raises:
-        InputError: as of `run`; or the file cannot be read.
+        InputError: as in `run`; or the file cannot be read.
         OutputError: the file holds other statistics, which nobody named and which may have taken hours.
     """
     config = localized(config, progress)

@@ -42,11 +42,13 @@ _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Attributes:
-    rank, alpha: of the layers that no pattern names.
-    rank_pattern, alpha_pattern: regular expression of layers -> value; the first that matches counts.
-    use_rslora: whether the scaling is alpha / sqrt(rank), in place of alpha / rank.
-    use_dora: whether every layer has magnitudes.
+    """The configuration of a PEFT adapter, as far as it decides what the factors mean.
+
+    Attributes:
+        rank, alpha: of the layers that no pattern names.
+        rank_pattern, alpha_pattern: regular expression of layers -> value; the first that matches counts.
+        use_rslora: whether the scaling is alpha / sqrt(rank), in place of alpha / rank.
+        use_dora: whether every layer has magnitudes.
     """
 
     rank: int

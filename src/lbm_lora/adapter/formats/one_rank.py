@@ -77,10 +77,12 @@ def _is_alpha(alpha: object, rank: object) -> bool:
 
 @dataclass(frozen=True)
 class OneRank:
-    """Attributes:
-    modules: with alpha = rank.
-    before: the way back.
-    padding: bytes of zeros that were added; None if the modules kept their ranks.
+    """Modules that all have one rank, and the way back to those they had.
+
+    Attributes:
+        modules: with alpha = rank.
+        before: the way back.
+        padding: bytes of zeros that were added; None if the modules kept their ranks.
     """
 
     modules: Mapping[ModuleName, LoraModule]

@@ -37,11 +37,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """Attributes:
-    title: what is shown.
-    about: how to read it, in one or two sentences.
-    layers: the columns.
-    rows: block -> its cells.
+    """A table of coloured cells: blocks by layers.
+
+    Attributes:
+        title: what is shown.
+        about: how to read it, in one or two sentences.
+        layers: the columns.
+        rows: block -> its cells.
     """
 
     title: str

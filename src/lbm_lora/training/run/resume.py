@@ -118,7 +118,7 @@ def own_digest(path: Path, values: Mapping[str, object], step: int, part: str) -
     """Return the digest of the file that a run has saved after a step; None if another one is there by now.
 
     Args:
-        values, part: as of `is_save_of`.
+        values, part: see `is_save_of`.
     """
     with suppress(FileNotFoundError):  # somebody has moved it away just now
         return file_digest(path) if path.exists() and is_save_of(path, values, step, part) else None
@@ -230,7 +230,7 @@ def resumed(
 def parts_of(
     state: TrainState | None, config: TrainConfig, identity: Mapping[str, Any], measured: str | None
 ) -> tuple[str, dict[str, int]]:
-    """Return the digest of the part of the run that begins, and those of earlier parts, as of `TrainState`."""
+    """Return the digest of the part of the run that begins, and those of earlier parts, as in `TrainState`."""
     if state is None:
         return part_digest(config, {"identity": identity, "measured": measured}), {}
     if state.part and has_settings(state.config, config) and state.measured == measured:
