@@ -10,7 +10,6 @@ nothing. A file that exists is replaced only if it is ours and of the same kind:
 writes carries a mark (see `lbm_lora.ownership`). `overwrite` lifts that for outputs, never for inputs.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -210,21 +209,29 @@ class FilePlan:
                 return False
             if start.came_with_folder(now, known):
                 return False
-            found = status_of(now)
-            if found is not None and (found.st_dev, found.st_ino) in self.inputs:
-                return False
-            if found is not None and version_of(now) != before and self._is_moved(found):
+            if not start.is_written(now) and self._may_be_input(now, before):
                 return False
             # --overwrite is for what was there when the command began
             return is_ours(now) or (overwrite and before is not None and version_of(now) == before)
 
         return is_replaceable
 
-    def _is_moved(self, found: os.stat_result) -> bool:
-        """Return whether a file may be an input that was moved from another disk, or copied from its path.
+    def _may_be_input(self, path: Path, before: Version | None) -> bool:
+        """Return whether a file may be an input, maybe one that was moved from another disk, or copied from its path.
 
-        It has the size of one, and its time; or that one is gone, as disks round times, and programs do not keep them.
+        Such a one has the size of an input, and its time; or that one is gone, as disks round times, and programs do
+        not keep them.
+
+        Args:
+            before: the file that was there when the command began.
         """
+        found = status_of(path)
+        if found is None:
+            return False
+        if (found.st_dev, found.st_ino) in self.inputs:
+            return True
+        if version_in(found) == before:
+            return False
         alike = [(time, path) for size, time, path in self.moments if size == found.st_size]
         return any(time == found.st_mtime_ns or identity_of(path) not in self.inputs for time, path in alike)
 

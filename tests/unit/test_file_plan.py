@@ -266,6 +266,23 @@ def test_an_input_that_was_moved_to_another_disk(tmp_path: Path, is_gone: bool, 
             check_late(output)
 
 
+def test_a_file_that_the_call_has_written_is_no_input(tmp_path: Path) -> None:
+    """A training's save may have the size of the LoRA that it began with, or the inode of an image that was removed."""
+    given, output = file(tmp_path / "a", MARK_LINE), tmp_path / "b"
+    plan = FilePlan()
+    plan.reads(given)
+    plan.writes(output, ours=OURS)
+    with notes_of_one_call():
+        plan.check()
+        write_text(output, MARK_LINE)
+        given.unlink()
+        write_text(output, MARK_LINE)
+        found = output.stat()
+        plan.inputs[found.st_dev, found.st_ino] = given
+        write_text(output, f"{MARK_LINE}again")
+    assert output.read_text() == f"{MARK_LINE}again"
+
+
 @pytest.mark.parametrize("given", ["out", "out/x"])
 def test_a_folder_that_is_exchanged_while_inputs_are_read(tmp_path: Path, given: str) -> None:
     out = tmp_path / "out"

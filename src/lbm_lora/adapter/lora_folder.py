@@ -5,7 +5,7 @@ from pathlib import Path
 import xxhash
 
 from lbm_lora.checkpoint import NATIVE, kind_of, open_checkpoint
-from lbm_lora.errors import AdapterError, listing
+from lbm_lora.errors import AdapterError, CheckpointError, listing
 from lbm_lora.ownership import has_factors_of_peft
 from lbm_lora.regular_file import file_digest
 
@@ -41,8 +41,11 @@ def lora_digest(path: Path) -> str:
     The name of a single file does not count.
 
     Raises:
+        CheckpointError: it is not there any more.
         OSError: a file cannot be read.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path} was moved or removed while it was in use. Run the command again.")
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.suffix in (".safetensors", ".bin", ".json"))
     else:

@@ -82,6 +82,8 @@ def test_the_digest_is_of_all_that_is_read(tmp_path: Path) -> None:
     assert lora_digest(folder) != before[0]
     assert lora_digest(weights) != before[1]
     native = LORA.save(folder / "native.safetensors")
+    with pytest.raises(CheckpointError, match=r"gone was moved or removed while it was in use"):
+        lora_digest(folder / "gone")
     alone = lora_digest(native)
     config.unlink()
     assert lora_digest(native) == alone, "it is not read with it"

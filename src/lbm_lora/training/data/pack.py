@@ -1,11 +1,12 @@
 """Write pairs into WebDataset shards."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lbm_lora.atomic import atomic_folder, atomic_path
+from lbm_lora.atomic import atomic_folder
 from lbm_lora.errors import DataError, ImageError, listing
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Part
@@ -51,8 +52,10 @@ def write_shards(
     names = _names(pairs.keys)
     with atomic_folder(next(iter(shards)).parent, overwrite=overwrite) as temporary:
         for shard, members in shards.items():
-            with atomic_path(temporary / shard.name) as path, path.open("wb") as file:
+            with (temporary / shard.name).open("wb") as file:
                 _write_shard(file, [(names[index], pairs.record(index)) for index in members], keys, progress)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def pattern_of(shards: Sequence[Path]) -> str:
