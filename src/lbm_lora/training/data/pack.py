@@ -1,6 +1,5 @@
 """Write pairs into WebDataset shards."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import BinaryIO
 from lbm_lora.atomic import atomic_folder
 from lbm_lora.errors import DataError, ImageError, listing
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.replacement import sync
 from lbm_lora.shards.samples import Part
 from lbm_lora.shards.tar import shard_writer
 from lbm_lora.training.data.index import PairIndex
@@ -52,10 +52,10 @@ def write_shards(
     names = _names(pairs.keys)
     with atomic_folder(next(iter(shards)).parent, overwrite=overwrite) as temporary:
         for shard, members in shards.items():
-            with (temporary / shard.name).open("wb") as file:
+            path = temporary / shard.name
+            with path.open("wb") as file:
                 _write_shard(file, [(names[index], pairs.record(index)) for index in members], keys, progress)
-                file.flush()
-                os.fsync(file.fileno())
+            sync(path)
 
 
 def pattern_of(shards: Sequence[Path]) -> str:
