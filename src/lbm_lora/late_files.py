@@ -17,6 +17,7 @@ from lbm_lora.call_start import begun_call, call_start
 from lbm_lora.errors import OutputError
 from lbm_lora.missing_path import absolute_path, home_path, real_path
 from lbm_lora.output_place import is_protected
+from lbm_lora.plain_text import TextError, parse_yaml
 from lbm_lora.regular_file import version_of
 
 _P = ParamSpec("_P")
@@ -67,8 +68,16 @@ def _in_lists(values: Iterable[object]) -> Iterator[object]:
 def given_in(config: object) -> list[object]:
     """Return the values of a configuration, and of those in it: `doctor` is given that of another command."""
     values = list(vars(config).values()) if hasattr(config, "__dict__") else []
-    overrides = (text for _, text in getattr(config, "overrides", ()))  # of the keys of a training file
+    overrides = (_value_of(text) for _, text in getattr(config, "overrides", ()))  # of the keys of a training file
     return [*values, *overrides, *(inner for value in values if is_dataclass(value) for inner in given_in(value))]
+
+
+def _value_of(text: str) -> object:
+    """Return the value of a key that is given as YAML: a path may stand in quotes, or in a list."""
+    try:
+        return parse_yaml(text)
+    except TextError:
+        return text
 
 
 def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:

@@ -279,8 +279,15 @@ def test_a_file_that_an_earlier_step_has_looked_at_may_get_another_time(tmp_path
 
 
 def test_folders_of_a_training_are_known_from_its_command_line() -> None:
-    config = TrainRunConfig(path_config=Path("t.yaml"), overrides=(("save_ckpt_path", "runs/a"), ("seed", "3")))
-    assert {Path("t.yaml"), "runs/a"} <= {*given_in(config)}
+    keys = (
+        ("save_ckpt_path", "runs/a"),
+        ("seed", "3"),
+        ("lora_weights_path", '"my.safetensors"'),
+        ("train_shards", "[a]"),
+    )
+    config = TrainRunConfig(path_config=Path("t.yaml"), overrides=keys)
+    given = given_in(config)
+    assert all(value in given for value in (Path("t.yaml"), "runs/a", "my.safetensors", ["a"]))
 
 
 def test_values_in_lists_and_mappings_are_known_at_once(tmp_path: Path) -> None:
