@@ -18,6 +18,7 @@ from itertools import groupby
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
+from stat import S_IMODE
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -464,7 +465,10 @@ def _move_into(folder: Path, made: Path, before: Mapping[Path, object]) -> None:
     earlier = {one for file in files for one in _shards_beside(folder, file) if (folder / one).is_file()} - files
     for file in earlier:
         _check_replaceable(folder / file)
+    mode = S_IMODE((made / _PROGRAM).stat().st_mode)
     for file in files:
+        with suppress(OSError):  # safetensors keeps others from reading its files, whatever the umask says
+            (made / file).chmod(mode)
         _sync(made / file)
     moved: list[tuple[Path, Path, os.stat_result, bool]] = []  # path, spare, the new file, whether there was an old one
     removed: list[tuple[Path, Path]] = []  # shards of the earlier model, and where they are meanwhile

@@ -876,6 +876,14 @@ def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
     assert contents(folder) == files
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
+def test_all_files_of_a_saved_pipeline_may_be_read_as_the_umask_allows(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
+    modes = {path.stat().st_mode for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "file").stat().st_mode}
+
+
 @pytest.mark.parametrize("name", ["unet", "vae"])
 def test_a_folder_that_is_moved_while_a_pipeline_is_saved(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
