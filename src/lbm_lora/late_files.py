@@ -85,7 +85,7 @@ def one_call(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @wraps(function)
     def call(*args: _P.args, **options: _P.kwargs) -> _T:
-        with notes_of_one_call(given_in(args[0]) if args else ()):
+        with notes_of_one_call([value for given in (*args, *options.values()) for value in given_in(given)]):
             return function(*args, **options)
 
     return call

@@ -16,7 +16,7 @@ from lbm_lora.configs.output_options import OutputOptions
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.errors import OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import check_late, expect, given_in, notes_of_one_call, settle
+from lbm_lora.late_files import check_late, expect, given_in, notes_of_one_call, one_call, settle
 from lbm_lora.ownership import MARK_LINE, of_kind
 
 THEIRS = "somebody else's"
@@ -288,6 +288,19 @@ def test_folders_of_a_training_are_known_from_its_command_line() -> None:
     config = TrainRunConfig(path_config=Path("t.yaml"), overrides=keys)
     given = given_in(config)
     assert all(value in given for value in (Path("t.yaml"), "runs/a", "my.safetensors", ["a"]))
+
+
+def test_a_configuration_that_is_given_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(THEIRS)
+
+    @one_call
+    def run(config: TrainRunConfig) -> bool:
+        time.sleep(0.05)  # the clock of files is coarse
+        config.path_config.rename(tmp_path / "moved")
+        return call_start().is_input(tmp_path / "moved")
+
+    assert run(config=TrainRunConfig(path_config=path))
 
 
 def test_values_in_lists_and_mappings_are_known_at_once(tmp_path: Path) -> None:
