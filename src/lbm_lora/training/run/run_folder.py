@@ -29,7 +29,7 @@ from lbm_lora.held_folder import held_folder
 from lbm_lora.missing_path import real_path
 from lbm_lora.output_place import check_writable, is_protected
 from lbm_lora.private_folder import remove_leftover
-from lbm_lora.regular_file import file_digest, status_of, version_of
+from lbm_lora.regular_file import file_digest, version_of
 from lbm_lora.training.settings.train_config import STATE_NAME
 
 _STEP = re.compile(r"step-(\d{6,})\.safetensors")
@@ -122,9 +122,12 @@ class RunFolder:
             check_writable(folder / "a log", "a log of the run")
 
     def marks(self) -> dict[str, tuple[int, int]]:
-        """Return what tells whether a run has written to the folder meanwhile: inode and time of each result."""
-        found = {path.name: status_of(path) for path in (self.config, *self.results())}
-        return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if status is not None}
+        """Return what tells whether a run has written to the folder meanwhile: size and time of each result.
+
+        Some disks (FUSE) give a file another inode each time that they look it up.
+        """
+        found = {path.name: version_of(path) for path in (self.config, *self.results())}
+        return {name: version.content for name, version in found.items() if version is not None}
 
     def check_same(self, marks: Mapping[str, tuple[int, int]]) -> None:
         """Check that no run has written to the folder since its marks were taken.

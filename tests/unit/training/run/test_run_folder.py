@@ -1,5 +1,6 @@
 """The files of a run: names, the last one, how many are kept, and what is refused."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,3 +199,16 @@ def test_a_file_where_a_folder_of_the_run_should_be(
     with pytest.raises(OutputError) as caught:
         folder.check_folders(pictures=pictures, logger=logger)
     assert str(caught.value) == said.format(folder.path / name)
+
+
+def test_a_save_of_another_run_is_noticed_and_another_inode_is_not(tmp_path: Path) -> None:
+    """Some disks (FUSE) give a file another inode each time that they look it up."""
+    folder = RunFolder(tmp_path)
+    folder.last.write_text(OURS)
+    before = folder.marks()
+    shutil.copy2(folder.last, tmp_path / "copy")
+    (tmp_path / "copy").replace(folder.last)
+    folder.check_same(before)
+    folder.state.write_text("another run's")
+    with pytest.raises(ConfigError, match="another run has written to"):
+        folder.check_same(before)
