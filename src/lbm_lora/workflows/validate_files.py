@@ -16,7 +16,8 @@ from lbm_lora.regular_file import file_digest
 from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
 
 _USE = "# Copy names, or parts of them"
-_NAME = re.compile(r"#.*|\S*")
+_HEAD = re.compile(r"# The (\d+) layers of .* that a LoRA can hold\.(?: Comments: (\d+) that .* lacks\.)?")
+_LINE = re.compile(r"# \S+: (?:dense|not) in this LoRA|\S*")
 """A line of the list of layers, which is a comment if the LoRA lacks the layer."""
 
 
@@ -61,8 +62,11 @@ def _is_list(path: Path) -> bool:
         head, use, *lines = read_text(path).splitlines()
     except (OSError, ValueError):
         return False
-    is_headed = head.startswith(f"# The {len(lines) - 1} ") and use.startswith(_USE) and f"{use}\n".endswith(LIST_MARK)
-    return is_headed and all(_NAME.fullmatch(line) for line in lines)
+    found = _HEAD.fullmatch(head)
+    if found is None or not use.startswith(_USE) or not f"{use}\n".endswith(LIST_MARK):
+        return False
+    counts = len(lines) - 1, sum(line.startswith("#") for line in lines)  # somebody may have made comments of names
+    return counts == (int(found[1]), int(found[2] or 0)) and all(_LINE.fullmatch(line) for line in lines)
 
 
 def report_folder(config: ValidateConfig) -> Path:
@@ -110,8 +114,8 @@ def _lora_paths(config: ValidateConfig) -> dict[str, Path]:
 
 def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:
     """Return the documented file: two comment lines, a blank one, the names."""
-    lacking = any(line.startswith("#") for line in lines)
-    more = f"; those that {config.lora_path.name} lacks are comments." if lacking else "."
-    head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold{more}\n"
+    lacking = sum(line.startswith("#") for line in lines)
+    more = f" Comments: {lacking} that {config.lora_path.name} lacks." if lacking else ""
+    head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold.{more}\n"
     use = f"{_USE}, into trainable_lora_modules of a training configuration {LIST_MARK}"
     return head + use + "\n" + "\n".join(lines) + "\n"

@@ -158,22 +158,25 @@ def test_names_that_the_lora_lacks_are_comments(lbm: Lbm, config: ValidateConfig
     result = run(dataclasses.replace(config, lora_path=attention.adapter))
     lines = result.layer_names.read_text(encoding="utf-8").splitlines()
     every = len(lines) - 3
+    names = [line for line in lines[3:] if not line.startswith("#")]
     assert lines[0] == (
-        f"# The {every} layers of model.safetensors that a LoRA can hold; those that attention.safetensors lacks are "
-        "comments."
+        f"# The {every} layers of model.safetensors that a LoRA can hold. Comments: {every - len(names)} that "
+        "attention.safetensors lacks."
     )
     assert lines[1].startswith("# Copy names")
     assert lines[2] == ""
-    names = [line for line in lines[3:] if not line.startswith("#")]
     assert names == sorted(f"denoiser.{name}" for name in load_adapter(attention.adapter).modules)
     assert 0 < len(names) < every
     assert "# denoiser.conv_in: dense in this LoRA" in lines
     assert "# denoiser.conv_out: not in this LoRA" in lines
     again = run(dataclasses.replace(config, lora_path=attention.adapter))
     assert again.layer_names.read_text(encoding="utf-8").splitlines() == lines, "it replaces its own list"
-    again.layer_names.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
-    with pytest.raises(OutputError, match=r"lora_layer_names\.txt exists"):  # somebody has shortened it
-        run(dataclasses.replace(config, lora_path=attention.adapter))
+    commented = [f"# {line}" if line == names[0] else line for line in lines]
+    uncommented = [line.removeprefix("# ").partition(":")[0] if "conv_out" in line else line for line in lines]
+    for edited in (lines[:-1], commented, uncommented):
+        again.layer_names.write_text("\n".join(edited) + "\n", encoding="utf-8")
+        with pytest.raises(OutputError, match=r"lora_layer_names\.txt exists"):
+            run(dataclasses.replace(config, lora_path=attention.adapter))
 
 
 def test_a_default_folder_that_is_exchanged_while_models_are_fetched_is_kept(
