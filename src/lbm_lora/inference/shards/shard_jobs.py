@@ -11,7 +11,7 @@ import xxhash
 
 from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError
 from lbm_lora.file_plan import FilePlan
-from lbm_lora.inference.shards.shard_record import ShardRecord, is_record, is_result, read_record, record_path
+from lbm_lora.inference.shards.shard_record import SETTINGS, ShardRecord, is_record, is_result, read_record, record_path
 from lbm_lora.late_files import expect_only
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import Version, version_of
@@ -177,9 +177,16 @@ def _finished(output: Path, *, overwrite: bool) -> ShardRecord | None:
 
 
 def _output_name(shard: str) -> str:
-    """Return the file name of a shard, without the extension of its compression."""
+    """Return the file name of a shard, without the extension of its compression.
+
+    Raises:
+        ConfigError: it has none, or its record would have the name of the folder's settings.
+    """
     if shard.startswith("pipe:"):
         raise ConfigError(f"the shard '{shard}' has no file name to name its results after. Give a path or a URL.")
     name = Path(urlparse(shard).path if "://" in shard else shard).name
     suffix = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
-    return name.removesuffix(suffix)
+    name = name.removesuffix(suffix)
+    if record_path(Path(name)).name == SETTINGS:
+        raise ConfigError(f"the record of the shard '{shard}' would be called {SETTINGS}, as the settings. Rename it.")
+    return name

@@ -131,6 +131,10 @@ def test_compressed_shards_and_urls_are_copied(tmp_path: Path, write_shard: Call
 def test_a_pipe_has_no_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the shard 'pipe:cat a' has no file name"):
         plan(tmp_path / "out", "pipe:cat a")
+    with pytest.raises(
+        ConfigError, match=r"the record of the shard 'in/infer\.gz' would be called infer\.json, as the"
+    ):
+        plan(tmp_path / "out", "in/infer.gz")
 
 
 def test_a_shard_with_other_contents_of_the_same_sizes_is_another_one(
