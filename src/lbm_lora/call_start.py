@@ -1,4 +1,4 @@
-"""What a call found at its paths when it began, and so what has appeared there since.
+"""Remember what was at a call's paths when it began, to tell what has appeared there since.
 
 A call is that of a command, or of a function in Python. One that runs in another, as the steps of `compress` do, counts
 as part of it, and so does one in a process that a call has started to run the same command.

@@ -154,7 +154,7 @@ class FilePlan:
             pinned = start.pinned_folder(folder)
             if not pinned.is_missing and not pinned.is_at(folder):
                 raise OutputError(
-                    f"{folder} is no longer the folder that it was when the command began, and was kept. Run the "
+                    f"{folder} was replaced by another folder after the command began, which was kept. Run the "
                     "command again."
                 )
         for output in there:

@@ -122,8 +122,8 @@ def expect_planned(path: Path, is_ours: Callable[[Path], bool]) -> None:
 def check_late(path: Path, *, names: int = 1) -> None:
     """Refuse to replace a link, a protected file, or an input of the call, and any other file that is not ours.
 
-    A call that has noted outputs replaces only those, and files that it has written itself: what names an output may
-    have changed since, such as whether a LoRA is a folder.
+    A call that has noted outputs replaces only those, and files that it has written itself. An output may get another
+    name by then: it depends on whether a LoRA is a folder, for example.
 
     Args:
         names: how many of the file's names are to be replaced.

@@ -13,7 +13,7 @@ ENDS = 2**16
 
 
 class Version(NamedTuple):
-    """What tells a file from the next one at its path: the inode of one that was removed is soon another one's."""
+    """Tells a file from a later one at the same path. The inode alone does not: it is reused once a file is removed."""
 
     device: int
     inode: int

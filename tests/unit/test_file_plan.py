@@ -293,7 +293,7 @@ def test_a_folder_that_is_exchanged_while_inputs_are_read(tmp_path: Path, given:
         plan = FilePlan()
         plan.writes(out / "x", ours=OURS)
         assert refused(plan) == (
-            f"{out} is no longer the folder that it was when the command began, and was kept. Run the command again."
+            f"{out} was replaced by another folder after the command began, which was kept. Run the command again."
         )
     plan.check()
 

@@ -141,7 +141,7 @@ def test_overwrite_is_for_what_was_there_at_the_start(tmp_path: Path) -> None:
 
 
 def test_a_call_with_a_plan_replaces_no_file_that_it_has_not_planned(tmp_path: Path) -> None:
-    """What names an output may have changed since, such as whether a LoRA is a folder."""
+    """An output may get another name by then: it depends on whether a LoRA is a folder, for example."""
     planned, theirs, new = (tmp_path / name for name in ("planned", "theirs", "new"))
     planned.write_text(MARK_LINE)
     theirs.write_text(MARK_LINE)

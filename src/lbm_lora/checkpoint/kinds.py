@@ -32,7 +32,7 @@ _DORA = (".dora_scale", ".lora_magnitude_vector")
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file is, by the names of its tensors.
+    """A kind of file, recognised by the names of its tensors.
 
     Attributes:
         name: with its article, for a sentence: `a PEFT adapter`.

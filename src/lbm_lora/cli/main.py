@@ -168,7 +168,7 @@ def _no_command(word: str, rest: Sequence[str]) -> int:
 
 
 def _unknown(typed: str) -> ConfigError:
-    """Return the error for what is no command, with the nearest one."""
+    """Return the error for an unknown command, with the nearest one."""
     near = get_close_matches(typed, COMMANDS, n=1, cutoff=0.4)
     hint = f"Did you mean '{near[0]}'?" if near else f"A command line begins with one of {', '.join(COMMANDS)}."
     return ConfigError(f"'{typed}' is not a command of lbm-lora. {hint}")

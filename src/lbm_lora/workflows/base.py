@@ -155,7 +155,9 @@ def _missing(
     if not makes_base(path, backbone_signature=backbone_signature, is_made=is_made):
         return None
     if call_start().has_gone(path):
-        raise CheckpointError(f"{path} was moved or removed since the command began. Move it back, or run it again.")
+        raise CheckpointError(
+            f"{path} was moved or removed after the command began. Move it back, or run the command again."
+        )
     return BaseConfig(
         save_path=path, config_path=config_path, backbone_signature=backbone_signature, overwrite=overwrite
     )

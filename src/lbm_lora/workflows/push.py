@@ -79,7 +79,7 @@ run_push = one_call(run)
 
 @dataclass(frozen=True)
 class Contents:
-    """What the repository will hold, apart from its card and the file for diffusers.
+    """Contents of the repository, except for its card and the file for diffusers.
 
     Attributes:
         lora: name of the native file.

@@ -93,7 +93,7 @@ def test_a_base_that_was_there_when_the_command_began_is_not_made_again(lbm: Lbm
     shutil.copy(lbm.base, base)
     with notes_of_one_call([base]):
         base.rename(tmp_path / "elsewhere.safetensors")
-        with pytest.raises(CheckpointError, match=r"base\.safetensors was moved or removed since the command began"):
+        with pytest.raises(CheckpointError, match=r"base\.safetensors was moved or removed after the command began"):
             ensure_base(base, backbone_signature=str(lbm.backbone), config_path=None)
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere.safetensors"]
 

@@ -152,7 +152,7 @@ def test_a_default_folder_that_is_exchanged_while_images_are_read_is_kept(
     monkeypatch.setattr("lbm_lora.workflows.compress.readable_sources", exchanging)
     with (
         notes_of_one_call(),
-        pytest.raises(OutputError, match="relight_lora is no longer the folder that it was when the command began"),
+        pytest.raises(OutputError, match="relight_lora was replaced by another folder after the command began"),
     ):
         run(config(lbm, name="relight", base_model_path=lbm.base))
     assert list(Path("relight_lora").iterdir()) == []

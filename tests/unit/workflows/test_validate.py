@@ -195,7 +195,7 @@ def test_a_default_folder_that_is_exchanged_while_models_are_fetched_is_kept(
     monkeypatch.setattr("lbm_lora.workflows.validate.localized", fetching)
     with (
         notes_of_one_call(),
-        pytest.raises(OutputError, match="l_report is no longer the folder that it was when the command began"),
+        pytest.raises(OutputError, match="l_report was replaced by another folder after the command began"),
     ):
         run(dataclasses.replace(config, lora_path=lora, report=None))
     assert list(folder.iterdir()) == []

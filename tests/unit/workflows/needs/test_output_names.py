@@ -101,7 +101,7 @@ def folder(lbm: Lbm, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def named(words: Sequence[str]) -> list[Output]:
-    """What `doctor` says that a command writes."""
+    """The outputs of a command, as `doctor` lists them."""
     config = parse("doctor", ["--", *words])[0].parsed
     name = type(config).__module__.rpartition(".")[2]
     if isinstance(config, TrainRunConfig):
