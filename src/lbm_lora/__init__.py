@@ -13,35 +13,105 @@
 Each command is a function of Python values: `compress`, `make_base`, `extract`, `calibrate`, `refine`, `resize`,
 `validate`, `fuse`, `merge`, `convert`, `infer`, `train`, `pack_data`, `check_data`, `layers`, `inspect`, `push`. Its
 options are those of the command, and nothing is written unless a path is given for it.
-`run_extract(ExtractConfig(...))` and its like are the commands themselves, from files to files.
 
-The names of this page stand in `__init__.pyi`, the stub that type checkers read, and nowhere else. Importing the
-package loads no torch; the first use of a name does.
+Importing the package loads no torch; the first use of a name does.
 """
 
-import ast
 from importlib import import_module
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lbm_lora.adapter import Adapter as Adapter
+    from lbm_lora.adapter import LoraModule as LoraModule
+    from lbm_lora.adapter import save_adapter as save_adapter
+    from lbm_lora.api.adapters import CombinedAdapter as CombinedAdapter
+    from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
+    from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
+    from lbm_lora.api.adapters import ResizedAdapter as ResizedAdapter
+    from lbm_lora.api.combined import merge as merge
+    from lbm_lora.api.combined import resize as resize
+    from lbm_lora.api.combined import resize_several as resize_several
+    from lbm_lora.api.doctor import doctor as doctor
+    from lbm_lora.api.formats import convert as convert
+    from lbm_lora.api.hub import push as push
+    from lbm_lora.api.loras import compress as compress
+    from lbm_lora.api.loras import extract as extract
+    from lbm_lora.api.loras import extract_several as extract_several
+    from lbm_lora.api.measured import refine as refine
+    from lbm_lora.api.measured import validate as validate
+    from lbm_lora.api.models import calibrate as calibrate
+    from lbm_lora.api.models import infer as infer
+    from lbm_lora.api.models import inspect as inspect
+    from lbm_lora.api.models import make_base as make_base
+    from lbm_lora.api.networks import validate_outputs as validate_outputs
+    from lbm_lora.api.training import check_data as check_data
+    from lbm_lora.api.training import pack_data as pack_data
+    from lbm_lora.api.training import train as train
+    from lbm_lora.apply import ScaledAdapter as ScaledAdapter
+    from lbm_lora.apply import fuse_module as fuse_module
+    from lbm_lora.apply import inject as inject
+    from lbm_lora.checkpoint import Checkpoint as Checkpoint
+    from lbm_lora.errors import AdapterError as AdapterError
+    from lbm_lora.errors import CheckpointError as CheckpointError
+    from lbm_lora.errors import ConfigError as ConfigError
+    from lbm_lora.errors import DataError as DataError
+    from lbm_lora.errors import HubError as HubError
+    from lbm_lora.errors import ImageError as ImageError
+    from lbm_lora.errors import InputError as InputError
+    from lbm_lora.errors import LbmLoraError as LbmLoraError
+    from lbm_lora.errors import MissingExtraError as MissingExtraError
+    from lbm_lora.errors import OutputError as OutputError
+    from lbm_lora.errors import PairingError as PairingError
+    from lbm_lora.errors import PatternError as PatternError
+    from lbm_lora.errors import QualityError as QualityError
+    from lbm_lora.errors import WrongBaseError as WrongBaseError
+    from lbm_lora.hub.load import load_adapter as load_adapter
+    from lbm_lora.hub.load import open_checkpoint as open_checkpoint
+    from lbm_lora.model.build import LBMModel as LBMModel
+    from lbm_lora.model.build import load_model as load_model
+    from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline
+    from lbm_lora.progress import SILENT as SILENT
+    from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
+    from lbm_lora.progress import Progress as Progress
+    from lbm_lora.verbs.fuse import fuse as fuse
+    from lbm_lora.verbs.layers import layers as layers
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "adapter": "Adapter LoraModule save_adapter",
+    "api.adapters": "CombinedAdapter MeasuredAdapter RefinedAdapter ResizedAdapter",
+    "api.combined": "merge resize resize_several",
+    "api.doctor": "doctor",
+    "api.formats": "convert",
+    "api.hub": "push",
+    "api.loras": "compress extract extract_several",
+    "api.measured": "refine validate",
+    "api.models": "calibrate infer inspect make_base",
+    "api.networks": "validate_outputs",
+    "api.training": "check_data pack_data train",
+    "apply": "ScaledAdapter fuse_module inject",
+    "checkpoint": "Checkpoint",
+    "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
+    "MissingExtraError OutputError PairingError PatternError QualityError WrongBaseError",
+    "hub.load": "load_adapter open_checkpoint",
+    "model.build": "LBMModel load_model",
+    "model.pipeline": "LBMPipeline",
+    "progress": "SILENT LbmLoraWarning Progress",
+    "verbs.fuse": "fuse",
+    "verbs.layers": "layers",
+}
+"""Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""
 
-def _homes() -> dict[str, str]:
-    """Public name -> the module that it is imported from."""
-    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: node.module for node in imports if node.module for alias in node.names}
-
-
-_HOMES = _homes()
-__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+_MODULES = {name: f"lbm_lora.{module}" for module, names in _HOMES.items() for name in names.split()}
+__all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name from its module on first use (PEP 562)."""
-    if name not in _HOMES:
+    """Load a public name from its module on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'lbm_lora' has no attribute '{name}'")
-    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -27,7 +27,7 @@ from lbm_lora.training.run.trainee import trained_steps
 from lbm_lora.training.run.validation import Scores
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.workflows.train import trained
-from lbm_lora.workflows.twins import write_twins
+from lbm_lora.adapter.twins import write_twins
 from nano import Recorder, distance, same, tensors, train
 
 pytestmark = pytest.mark.e2e

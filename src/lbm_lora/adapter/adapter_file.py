@@ -1,6 +1,6 @@
 """Read and write complete adapter files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from lbm_lora.adapter.finite import check_finite
 from lbm_lora.adapter.foreign_file import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
-    is_config_as_written,
     read_foreign,
     without_unwanted,
     write_foreign,
@@ -34,9 +33,8 @@ from lbm_lora.checkpoint import (
 from lbm_lora.configs.values import AlphaIs, FormatName
 from lbm_lora.errors import AdapterError, Option
 from lbm_lora.factorize import PACKED, rank_bound
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, is_ours
 from lbm_lora.naming import ModuleName
-from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import warn
 
 _ROUNDING = 2**-8  # relative rounding error of an alpha in bf16
@@ -158,24 +156,17 @@ def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
     return (path / PEFT_WEIGHTS, path / PEFT_CONFIG) if format == "peft" else (path,)
 
 
-def plan_files(
-    plan: FilePlan,
-    path: Path,
-    format: FormatName,
-    what: str = "",
-    *,
-    ours: Callable[[Path], bool] = is_spare_lora,
-) -> None:
+def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "") -> None:
     """Note the files of an adapter in a format.
 
     Args:
-        what: what they are, where the user did not name the path; see `FilePlan.writes`.
-        ours: whether an existing file of weights may be replaced.
+        what: what they are, where the user did not name the path; see `Outputs.writes`.
     """
     weights, *configs = files_of(path, format)
-    plan.writes(weights, what, ours=ours)
-    for config in configs:  # PEFT refuses unknown keys, so the mark is in the weights alone
-        plan.writes(config, what, ours=lambda path: is_config_as_written(path, weights))
+    outputs.writes(weights, what)
+    for config in configs:
+        if not is_ours(weights):  # PEFT refuses unknown keys, so the mark is in the weights alone
+            outputs.writes(config, what)
 
 
 def _write_native(adapter: Adapter, path: Path) -> None:

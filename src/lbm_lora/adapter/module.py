@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.metadata import ERRORS_KEY, AdapterMetadata
-from lbm_lora.atomic import at_once
 from lbm_lora.checkpoint import Component, dtype_name
 from lbm_lora.configs.values import AlphaIs, BiasesAs, FormatName, NormsAs
 from lbm_lora.errors import AdapterError, InputError, Option
 from lbm_lora.factorize import PACKED, Factors, Grid, dense_dtype, rounded, stored_factors
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import notes_of_one_call
+from lbm_lora.files import Outputs
 from lbm_lora.missing_path import home_path
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of, weight_of
 from lbm_lora.progress import warn
@@ -140,12 +138,10 @@ class Adapter:
         from lbm_lora.adapter.adapter_file import plan_files, save_adapter  # they take this class
         from lbm_lora.adapter.formats import Wishes
 
-        with notes_of_one_call(), at_once():  # a listener of another call may save too
-            plan = FilePlan()
-            plan.reads(self.path, None if base is None else base.path)
-            plan_files(plan, home_path(path), format)
-            plan.check(overwrite=overwrite)
-            saved = save_adapter(self, home_path(path), format=format, wishes=Wishes(biases, norms, base))
+        outputs = Outputs(overwrite=overwrite).reads(self.path, None if base is None else base.path)
+        plan_files(outputs, home_path(path), format)
+        outputs.check()
+        saved = save_adapter(self, home_path(path), format=format, wishes=Wishes(biases, norms, base))
         for note in saved.notes:
             warn(f"{saved.path}: {note}")
         return saved.path

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.api.adapters import CombinedAdapter, ResizedAdapter, contents
 from lbm_lora.api.options import FOR_ONE, Options
-from lbm_lora.api.values import (
+from lbm_lora.atomic import together
+from lbm_lora.checkpoint import CheckpointLike
+from lbm_lora.combine import Resized, merge_rule
+from lbm_lora.configs.merge import MergeConfig
+from lbm_lora.configs.resize import ResizeConfig
+from lbm_lora.errors import ConfigError, Option
+from lbm_lora.progress import SILENT, Progress
+from lbm_lora.ranks import RankRule
+from lbm_lora.verbs.values import (
     Images,
     LoraLike,
     adapter_of,
@@ -20,14 +28,6 @@ from lbm_lora.api.values import (
     path_of,
     statistics_of,
 )
-from lbm_lora.atomic import together
-from lbm_lora.checkpoint import CheckpointLike
-from lbm_lora.combine import Resized, merge_rule
-from lbm_lora.configs.merge import MergeConfig
-from lbm_lora.configs.resize import ResizeConfig
-from lbm_lora.errors import ConfigError, Option
-from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import RankRule
 from lbm_lora.workflows import merge as merge_workflow
 from lbm_lora.workflows import resize as resize_workflow
 from lbm_lora.workflows.resize_result import names_left_out, notes

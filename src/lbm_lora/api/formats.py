@@ -6,11 +6,11 @@ from typing import Any
 
 from lbm_lora.adapter import save_adapter
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import LoraLike, adapter_of, opened_base, path_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.verbs.values import LoraLike, adapter_of, opened_base, path_of
 from lbm_lora.workflows import convert as convert_workflow
 
 _CONVERT = Options(ConvertConfig, hidden=("lora_path", "to", "save_to", "base_model_path"))

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, image_files, path_of
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.hub import load_adapter
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.verbs.values import Images, LoraLike, image_files, path_of
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.push import PushResult

@@ -11,7 +11,6 @@ from lbm_lora.adapter import load_adapter
 from lbm_lora.api.adapters import MeasuredAdapter, contents
 from lbm_lora.api.models import calibrate
 from lbm_lora.api.options import FOR_ONE, Options
-from lbm_lora.api.values import Images, NetworkLike, image_files, label_of, opened_pair, statistics_of
 from lbm_lora.atomic import together
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.configs.compress import CompressConfig
@@ -20,6 +19,7 @@ from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import ExtractedAdapter
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
+from lbm_lora.verbs.values import Images, NetworkLike, image_files, label_of, opened_pair, statistics_of
 from lbm_lora.workflows import extract as extract_workflow
 from lbm_lora.workflows.sources import checked_image_paths, image_paths
 

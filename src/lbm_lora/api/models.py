@@ -6,25 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lbm_lora.api.networks import calibrate_network
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import Images, LoraLike, image_files, listed, opened_base, opened_files, path_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
-from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.inspect import InspectConfig
-from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import ConfigError
 from lbm_lora.hub import open_checkpoint
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import Inspection, write_page
-from lbm_lora.workflows import fuse as fuse_workflow
+from lbm_lora.verbs.values import Images, LoraLike, image_files, listed, opened_base, opened_files
 from lbm_lora.workflows import inspect as inspect_workflow
-from lbm_lora.workflows import layers as layers_workflow
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -34,9 +30,7 @@ if TYPE_CHECKING:
 
 _BASE = Options(BaseConfig, hidden=("save_path", "device"))
 _CALIBRATE = Options(CalibrateConfig, hidden=("tuned_model_path", "images", "save_to"))
-_LAYERS = Options(LayersConfig, hidden=("model_path", "patterns"))
 _INSPECT = Options(InspectConfig, hidden=("files", "base_model_path", "report"))
-_FUSE = Options(FuseConfig, hidden=("base_model_path", "lora_path", "save_to"))
 _INFER = Options(
     InferConfig,
     hidden=(
@@ -120,26 +114,6 @@ def calibrate(
         return statistics
 
 
-@_LAYERS.documented
-def layers(model: CheckpointLike, patterns: str | Sequence[str] = (), **options: Any) -> layers_workflow.LayersResult:
-    """List the layers that a LoRA can hold, or those that patterns select, and the size of a LoRA of them.
-
-    Args:
-        model: a checkpoint, base or tuned: a path, an open one or a state dict.
-        patterns: part of a name, a glob, or re:REGEX; one or several. None: every layer.
-
-    Returns:
-        The selected `layers`, and sums over them.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or a pattern matches nothing.
-    """
-    with open_checkpoint(model) as opened:
-        chosen = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-        config = _LAYERS.bind("layers", options, model_path=opened.path, patterns=chosen)
-        return layers_workflow.listed(config, opened)
-
-
 @_INSPECT.documented
 def inspect(
     file: CheckpointLike,
@@ -179,50 +153,6 @@ def inspect(
         inspect_workflow.check_output(config)
         found = inspect_workflow.inspected(opened, against, config.lora_alpha_is, progress)
     return found if config.report is None else replace(found, written=(write_page(found, config.report),))
-
-
-@_FUSE.documented
-def fuse(
-    base: CheckpointLike,
-    lora: LoraLike | Sequence[LoraLike],
-    *,
-    save_to: Path | str | None = None,
-    progress: Progress = SILENT,
-    **options: Any,
-) -> dict[str, Tensor]:
-    """Add LoRAs to a checkpoint's weights.
-
-    Args:
-        base: the checkpoint that the LoRAs were made for: a path, an open one or a state dict. It is not changed.
-        lora: one LoRA or several, all added: paths or adapters.
-        save_to: write the result tensor by tensor, as .safetensors or .ckpt. None: it is made in memory.
-        progress: a listener.
-
-    Returns:
-        Every tensor of the checkpoint by its key; with `save_to` they are views of the file.
-
-    Raises:
-        InputError: invalid input of any kind (see `lbm_lora.errors`); nothing is written then.
-    """
-    loras = listed(lora)
-    with open_checkpoint(base, label="base state dict") as opened:
-        config = _FUSE.bind(
-            "fuse",
-            options,
-            base_model_path=opened.path,
-            lora_path=tuple(one for one in loras if isinstance(one, Path)),
-            save_to=Path(save_to or "fused.safetensors"),
-        )
-        if save_to is not None:
-            # adapters too are inputs, by the files that they were read from
-            inputs = tuple(path_of(one, f"LoRA {number}") for number, one in enumerate(loras, 1))
-            fuse_workflow.check_output(replace(config, lora_path=inputs))
-        adapters, _ = fuse_workflow.read_adapters(config, opened, loras, progress)
-        if save_to is None:
-            return dict(fuse_workflow.fused_entries(opened, adapters, progress))
-        fuse_workflow.write(config, opened, adapters, progress)
-    with open_checkpoint(config.save_to) as written:
-        return written.state_dict()
 
 
 @_INFER.documented

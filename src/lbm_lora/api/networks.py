@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lbm_lora.api.options import Options
-from lbm_lora.api.values import LoraLike, adapter_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import OutputError
@@ -15,6 +14,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import open_checkpoint
 from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
+from lbm_lora.verbs.values import LoraLike, adapter_of
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics

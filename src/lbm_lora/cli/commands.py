@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from lbm_lora.verbs import VERBS, verb_named
+from lbm_lora.verbs.verb import Verb
+
 
 @dataclass(frozen=True)
 class Command:
@@ -27,6 +30,11 @@ class Command:
     def config_class(self) -> Any:
         """The class of its config, which is loaded without the libraries of the work."""
         return getattr(import_module(f"lbm_lora.configs.{self.module}"), self.config)
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of the docstring of its config."""
+        return (self.config_class().__doc__ or "").partition("\n\n")[0]
 
     def workflow(self) -> Any:
         """The module that does the work."""
@@ -242,12 +250,22 @@ INFER_SHARDS = Command(
 """Command behind `infer --source_shards`."""
 
 
-def command_for(name: str, words: Sequence[str]) -> Command:
+SHARDS = "infer --source_shards"
+
+
+def command_for(name: str, words: Sequence[str]) -> Command | Verb:
     """Return the command behind a name; images and shards have different flags."""
     flags = {word.partition("=")[0].replace("-", "_") for word in words}
-    return INFER_SHARDS if name == "infer" and "__source_shards" in flags else COMMANDS[name]
+    if name == "infer" and "__source_shards" in flags:
+        return verb_named(SHARDS) if SHARDS in VERBS else INFER_SHARDS
+    return verb_named(name) if name in VERBS else COMMANDS[name]
 
 
-def family_of(word: str) -> dict[str, Command]:
+def all_commands() -> dict[str, Command | Verb]:
+    """Every command by what a user types, in the order of the help."""
+    return {name: command_for(name, ()) for name in COMMANDS}
+
+
+def family_of(word: str) -> dict[str, Command | Verb]:
     """The commands of two words whose first one this is."""
-    return {name: command for name, command in COMMANDS.items() if name.startswith(f"{word} ")}
+    return {name: command for name, command in all_commands().items() if name.startswith(f"{word} ")}

@@ -1,13 +1,22 @@
-"""The flags of a command: the fields of its config, with their docstrings as help."""
+"""The flags of a command: the parameters of its verb, with their texts as help."""
 
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from annotated_types import Interval
+
 from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.configs.marks import Bounds, Mark, Named
+from lbm_lora.verbs import options
+from lbm_lora.verbs.options import ADVANCED, HIDDEN, POSITIONAL
+from lbm_lora.verbs.verb import Parameter, parameters
 
 _WORDS = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER", bool: ""}
 
@@ -27,6 +36,7 @@ class Flag:
         takes_several: whether it takes one or more values.
         bounds: least and greatest number that is allowed, if any.
         marks: marks in its annotation.
+        parameter: name in Python.
     """
 
     name: str
@@ -38,7 +48,8 @@ class Flag:
     choices: tuple[str, ...] = ()
     takes_several: bool = False
     bounds: Bounds | None = None
-    marks: frozenset[Mark] = frozenset()
+    marks: frozenset[Any] = frozenset()
+    parameter: str = ""
 
     @property
     def is_required(self) -> bool:
@@ -48,7 +59,12 @@ class Flag:
     @property
     def is_positional(self) -> bool:
         """Whether it is given as a word without its name."""
-        return Mark.POSITIONAL in self.marks
+        return Mark.POSITIONAL in self.marks or POSITIONAL in self.marks
+
+    @property
+    def is_advanced(self) -> bool:
+        """Whether it is listed after the options that most runs need."""
+        return Mark.ADVANCED in self.marks or ADVANCED in self.marks
 
     @property
     def is_switch(self) -> bool:
@@ -67,6 +83,41 @@ class Flag:
         if self.is_positional:
             return self.word + several
         return f"--{self.name} {self.word}{several}" if self.word else f"--{self.name}"
+
+
+def flags_of_verb(function: Callable[..., Any]) -> tuple[Flag, ...]:
+    """Return the flags of a verb, in the order of its parameters, without those for Python only."""
+    known = parameters(function)
+    return tuple(_flag_of(one, known) for one in known.values() if HIDDEN not in one.marks)
+
+
+def _flag_of(one: Parameter, known: Mapping[str, Parameter]) -> Flag:
+    kind, extras, several = taken_apart(one.hint)
+    choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
+    takes_text = kind == float | str
+    kind = str if choices else float if takes_text else kind
+    word = next((mark.word for mark in extras if isinstance(mark, options.Named)), "|".join(choices) or _WORDS[kind])
+    limits = next((mark for mark in extras if isinstance(mark, Interval)), None)
+    bounds = limits and Bounds(limits.ge, math.inf if limits.le is None else limits.le)
+    is_required = one.default is inspect.Parameter.empty or options.REQUIRED in extras
+
+    def as_flag(match: re.Match[str]) -> str:
+        name, off = match.groups()
+        return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
+
+    return Flag(
+        name=one.flag,
+        kind=kind,
+        word=word,
+        about=re.sub(r"`(\w+)(=False)?`", as_flag, one.doc),
+        default=MISSING if is_required else one.default,
+        takes_text=takes_text,
+        choices=choices,
+        takes_several=several,
+        bounds=bounds,
+        marks=frozenset(mark for mark in extras if isinstance(mark, options.Mark)),
+        parameter=one.name,
+    )
 
 
 @cache

@@ -15,7 +15,8 @@ from lbm_lora.cli.arguments import alternatives
 from lbm_lora.cli.commands import GROUPS, Command
 from lbm_lora.cli.flags import Flag
 from lbm_lora.cli.streams import named_stdout, write
-from lbm_lora.configs.marks import Bounds, Mark
+from lbm_lora.configs.marks import Bounds
+from lbm_lora.verbs.verb import Verb
 
 Sections = Mapping[str, Sequence[Flag]]
 """Heading -> the flags below it."""
@@ -42,7 +43,7 @@ def columns() -> int:
     return max(NARROWEST, min(Console().width, WIDEST))
 
 
-def overview(commands: Mapping[str, Command]) -> Text:
+def overview(commands: Mapping[str, Command | Verb]) -> Text:
     """Return the text of `lbm-lora --help`."""
     width = max(map(len, commands))
     text = Text(f"lbm-lora {__version__}: LoRA for Latent Bridge Matching\n\n")
@@ -55,7 +56,7 @@ def overview(commands: Mapping[str, Command]) -> Text:
     return text.append("\nlbm-lora COMMAND --help explains a command. New here? lbm-lora demo")
 
 
-def family_help(word: str, commands: Mapping[str, Command]) -> Text:
+def family_help(word: str, commands: Mapping[str, Command | Verb]) -> Text:
     """Return the text of `lbm-lora data --help`."""
     width = max(map(len, commands))
     text = Text(f"usage: lbm-lora {word} {'|'.join(name.removeprefix(f'{word} ') for name in commands)} ...\n\n")
@@ -64,7 +65,7 @@ def family_help(word: str, commands: Mapping[str, Command]) -> Text:
     return text.append(f"\nlbm-lora {word} COMMAND --help explains one of them.")
 
 
-def command_help(name: str, command: Command, sections: Sections, width: int) -> Text:
+def command_help(name: str, command: Command | Verb, sections: Sections, width: int) -> Text:
     """Return the text of `lbm-lora COMMAND --help`.
 
     Args:
@@ -74,7 +75,7 @@ def command_help(name: str, command: Command, sections: Sections, width: int) ->
     flags = [flag for section in sections.values() for flag in section]
     needed = [flag.usage if flag.is_required else f"[{flag.usage}]" for flag in flags if _is_in_usage(flag)]
     text = Text("\n".join(_filled(["usage: lbm-lora", name, *needed, "[--flag value ...]"], width)))
-    text.append(f"\n\n{fill(' '.join(_summary(command).split()), width)}\n")
+    text.append(f"\n\n{fill(' '.join(command.summary.split()), width)}\n")
     for heading, section in sections.items():
         if section:
             _heading(text, heading)
@@ -91,7 +92,7 @@ def sections_of(flags: Iterable[Flag], output: Iterable[Flag]) -> dict[str, list
     """Return the flags of a command by heading: required, common, advanced, output."""
     flags = list(flags)
     options = [flag for flag in flags if not flag.is_required]
-    advanced = [flag for flag in options if Mark.ADVANCED in flag.marks]
+    advanced = [flag for flag in options if flag.is_advanced]
     return {
         "required": [flag for flag in flags if flag.is_required],
         "common" if advanced else "options": [flag for flag in options if flag not in advanced],
@@ -129,11 +130,6 @@ def spelt(value: object) -> str:
 
 def _heading(text: Text, heading: str) -> None:
     text.append("\n").append(f"{heading}:\n", "bold underline")
-
-
-def _summary(command: Command) -> str:
-    """The first paragraph of the docstring of a config."""
-    return (command.config_class().__doc__ or "").partition("\n\n")[0]
 
 
 def _is_in_usage(flag: Flag) -> bool:

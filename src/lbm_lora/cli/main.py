@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from lbm_lora import __version__
 from lbm_lora.cli.arguments import is_asked_for_help, values_of
-from lbm_lora.cli.commands import COMMANDS, command_for, family_of
-from lbm_lora.cli.flags import flags_of
+from lbm_lora.cli.commands import COMMANDS, all_commands, command_for, family_of
+from lbm_lora.cli.flags import flags_of, flags_of_verb
 from lbm_lora.cli.nested import split_line
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write_result
 from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.late_files import given_in, notes_of_one_call
 from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
+from lbm_lora.verbs.verb import Verb
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -78,7 +79,10 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
     Raises:
         ConfigError: the words cannot be read as flags of the command; see `lbm_lora.cli.arguments`.
     """
-    config = command_for(name, words).config_class()
+    command = command_for(name, words)
+    if isinstance(command, Verb):
+        return _parsed_verb(command, name, words)
+    config = command.config_class()
     flags, output = flags_of(config), flags_of(Output)
     overrides: dict[str, Any] = {}
     line: list[str] = []
@@ -97,6 +101,14 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
         overrides = {"command": tuple(line), "parsed": _parsed(line)}
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
     return config(**values, **overrides), Output(**own)
+
+
+def _parsed_verb(verb: Verb, name: str, words: Sequence[str]) -> tuple[dict[str, Any], Output]:
+    """Return the values of a verb's parameters and the output settings."""
+    flags, output = flags_of_verb(verb.function), flags_of(Output)
+    values = values_of([*flags, *output], words, command=name)
+    own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
+    return {flag.parameter: values[flag.name] for flag in flags if flag.name in values}, Output(**own)
 
 
 def _parsed(line: Sequence[str]) -> Any:
@@ -118,7 +130,8 @@ def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text"
     from lbm_lora.cli.help import columns, command_help, sections_of
 
     command = command_for(name, words)
-    sections = sections_of(flags_of(command.config_class()), flags_of(Output))
+    flags = flags_of_verb(command.function) if isinstance(command, Verb) else flags_of(command.config_class())
+    sections = sections_of(flags, flags_of(Output))
     if name == "train":
         from lbm_lora.cli.training_keys import training_sections
 
@@ -137,6 +150,10 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
     ):
         command = command_for(name, words)
         console.progress.start(0, "loading libraries")
+        if isinstance(command, Verb):
+            _, result = command.function(**config, progress=console.progress)
+            console.print_result(command.text(result, output.verbose), result, as_json=output.json)
+            return console.exit_code
         result = command.workflow().run(config, console.progress)
         if getattr(result, "process", 0):
             return console.exit_code  # only the first of several processes reports
@@ -159,7 +176,7 @@ def _no_command(word: str, rest: Sequence[str]) -> int:
     from lbm_lora.cli.help import family_help, overview
 
     if word in ("", "-h", "--help"):
-        return _show(overview(COMMANDS)) or (0 if word else 2)
+        return _show(overview(all_commands())) or (0 if word else 2)
     family = family_of(word)
     if family and (not rest or is_asked_for_help(rest[:1])):
         return _show(family_help(word, family)) or (0 if rest else 2)

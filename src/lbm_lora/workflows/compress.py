@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
+from lbm_lora.adapter.twins import Twin
 from lbm_lora.atomic import together
 from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import open_checkpoint
@@ -25,7 +26,6 @@ from lbm_lora.report import Report
 from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.workflows import base, calibrate, extract, extract_plan, validate, validate_files
 from lbm_lora.workflows.compress_files import CompressFiles, size_of
-from lbm_lora.workflows.twins import Twin
 
 _HELD_OUT_EVERY = 4
 _MOST_HELD_OUT = 8

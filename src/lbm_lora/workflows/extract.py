@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lbm_lora.adapter import precision, precision_name
+from lbm_lora.adapter.twins import Twin, write_twins
 from lbm_lora.atomic import at_once, atomic_path, together, written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
@@ -43,7 +44,6 @@ from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
 from lbm_lora.workflows.extract_plan import base_config, calibration_of, output_paths
 from lbm_lora.workflows.sources import checked_image_paths, image_paths
-from lbm_lora.workflows.twins import Twin, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lbm_lora.adapter.twins import plan_twins
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.extraction import is_sidecar, sidecar_of
@@ -13,7 +14,6 @@ from lbm_lora.ranks import (
     RankRule,
 )
 from lbm_lora.workflows.files_beside import check_form
-from lbm_lora.workflows.twins import plan_twins
 
 
 def output_paths(config: ExtractConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:

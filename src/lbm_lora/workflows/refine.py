@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lbm_lora.adapter import Adapter, load_adapter, precision, save_adapter
+from lbm_lora.adapter.twins import Twin, plan_twins, write_twins
 from lbm_lora.apply import adapted_to_lbm
 from lbm_lora.atomic import together, written_bytes
 from lbm_lora.call_start import call_start
@@ -24,7 +25,6 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import version_of
 from lbm_lora.workflows.files_beside import check_form
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
-from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.fidelity.answers import AnsweredPoint

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbm_lora.adapter.twins import Twin, plan_twins, write_twins
 from lbm_lora.call_start import call_start
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
@@ -27,7 +28,6 @@ from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import is_same
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
-from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
 
 if TYPE_CHECKING:
     from lbm_lora.training.run.fit import FitResult

@@ -9,13 +9,14 @@ from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
 from lbm_lora.atomic import current, together, write_text
 from lbm_lora.call_start import call_start
-from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
+from lbm_lora.checkpoint import Checkpoint, Component, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
-from lbm_lora.naming import ParamName, select
+from lbm_lora.factorize import has_matrix_view
+from lbm_lora.naming import ParamName, leaf_of, module_of, select, weight_of
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.report import (
     ImageSet,
@@ -27,7 +28,6 @@ from lbm_lora.report import (
     write_report,
 )
 from lbm_lora.report.wording import plural
-from lbm_lora.workflows.layers import layer_lines
 from lbm_lora.workflows.sources import image_paths
 from lbm_lora.workflows.validate_files import (
     check_output,
@@ -289,3 +289,21 @@ def _failures(config: ValidateConfig, report: Report) -> tuple[QualityError, ...
                 )
             )
     return tuple(failures)
+
+
+def layer_lines(component: Component, adapter: Adapter) -> list[str]:
+    """Return a line for each layer with a weight matrix, sorted, with the component's prefix.
+
+    A line is the name alone if the adapter has a lora module for it, which training can use; else a comment.
+    """
+    names = sorted(
+        module_of(ParamName(name))
+        for name, spec in component.specs.items()
+        if leaf_of(ParamName(name)) == "weight" and has_matrix_view(spec.shape)
+    )
+    return [
+        component.prefix + name
+        if name in adapter.modules
+        else f"# {component.prefix}{name}: {'dense' if weight_of(name) in adapter.dense else 'not'} in this LoRA"
+        for name in names
+    ]

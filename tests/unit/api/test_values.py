@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lbm_lora.adapter import Adapter
-from lbm_lora.api.values import adapter_of, image_files, label_of, listed, path_of
+from lbm_lora.verbs.values import adapter_of, image_files, label_of, listed, path_of
 from lbm_lora.calibration import Statistics
 from lbm_lora.calibration.statistics import Origin
 from lbm_lora.checkpoint import open_checkpoint

@@ -26,7 +26,7 @@ from lbm_lora.ownership import is_lora, is_saved_by_run
 from lbm_lora.progress import LbmLoraWarning
 from lbm_lora.workflows import extract, train
 from lbm_lora.workflows.files_beside import twin_path
-from lbm_lora.workflows.twins import plan_twins, write_twins
+from lbm_lora.adapter.twins import plan_twins, write_twins
 from standins import Lbm
 
 FORMATS: tuple[ForeignFormat, ...] = get_args(ForeignFormat)

@@ -4,17 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.naming import DENOISER_PREFIX
 from lbm_lora.report.text.tables import facts, numbers, paragraph, table, words
-from lbm_lora.report.wording import dimensions, megabytes, percent, plural, share
+from lbm_lora.report.wording import percent, plural, share
+from lbm_lora.verbs.lines import file_lines, paragraphs
 
 if TYPE_CHECKING:
     from lbm_lora.model.base import BaseItem
     from lbm_lora.model.baseline import BaselineReport
     from lbm_lora.workflows.base import BaseResult
-    from lbm_lora.workflows.fuse import FuseResult
-    from lbm_lora.workflows.layers import LayersResult
 
 _ACTIONS = ("copied", "cropped", "padded", "added", "dropped")
 _MOST_REASONS = 4
@@ -32,28 +30,6 @@ def base(result: "BaseResult", verbose: bool) -> str:
         "\n".join(result.base.notes),
         file_lines(result.base.safetensors, result.base.ckpt, result.ledger_file),
     )
-
-
-def fuse(result: "FuseResult", _: bool) -> str:
-    """Return the number of changed tensors, and the file."""
-    changed = f"{result.changed:,} of {plural(result.tensors, 'tensor')} changed"
-    return f"Fused: {changed}, the others copied byte for byte.\n{file_lines(result.output)}"
-
-
-def layers(result: "LayersResult", _: bool) -> str:
-    """Return each layer, and the size of a LoRA of all of them."""
-    rows = [(layer.name, layer.kind, dimensions(layer.shape), f"{layer.rank:,}") for layer in result.layers]
-    columns = [words("layer"), words("kind"), numbers("shape"), numbers("rank")]
-    total = (
-        f"{len(result.layers):,} of {plural(result.total, 'layer')}, {result.parameters:,} parameters; a LoRA of "
-        f"them: {result.lora_parameters:,} parameters, {megabytes(result.file_bytes)} in bf16"
-    )
-    memory = (
-        f"Training it takes about {result.training_bytes / 1e9:,.2f} GB (the model in bf16 "
-        f"{result.model_bytes / 1e9:,.2f} GB, the rest for the trainable parameters and AdamW), plus activations, "
-        "which grow with image size and batch_size."
-    )
-    return paragraphs("\n".join(table(columns, rows, width=_UNFOLDED)), f"{total}\n{memory}")
 
 
 def _ledger(ledger: "Sequence[BaseItem]") -> list[str]:

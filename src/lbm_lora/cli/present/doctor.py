@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import paragraphs
 from lbm_lora.cli.spelling import as_flag
 from lbm_lora.report.text.tables import table, words
 from lbm_lora.report.wording import plural
+from lbm_lora.verbs.lines import paragraphs
 
 if TYPE_CHECKING:
     from lbm_lora.machine import Check

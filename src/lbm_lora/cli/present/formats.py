@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.formats.readers import calls_of
-from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.errors import listing
 from lbm_lora.report.wording import percent, plural
+from lbm_lora.verbs.lines import file_lines, paragraphs
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.convert import ConvertResult

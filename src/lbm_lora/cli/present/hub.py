@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import paragraphs
 from lbm_lora.errors import plural
 from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import megabytes, printable
+from lbm_lora.verbs.lines import paragraphs
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.push import PushResult

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present import compress
-from lbm_lora.cli.present.lines import paragraphs, skipped_lines
 from lbm_lora.report.wording import plural, printable
+from lbm_lora.verbs.lines import paragraphs, skipped_lines
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.demo import DemoResult

@@ -1,8 +1,8 @@
 """Result of the command that says what a file is: inspect."""
 
-from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.cli.spelling import as_flag
 from lbm_lora.report.inspection import Inspection, screen
+from lbm_lora.verbs.lines import file_lines, paragraphs
 
 
 def inspect(result: Inspection, _: bool) -> str:

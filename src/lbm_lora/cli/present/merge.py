@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import percent, plural
+from lbm_lora.verbs.lines import file_lines, paragraphs
 
 if TYPE_CHECKING:
     from lbm_lora.workflows.merge import MergeResult

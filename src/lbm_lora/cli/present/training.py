@@ -3,9 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from lbm_lora.cli.present.lines import file_lines, paragraphs, skipped_lines, twin_files
 from lbm_lora.errors import listing
 from lbm_lora.report.wording import megabytes, plural
+from lbm_lora.verbs.lines import file_lines, paragraphs, skipped_lines, twin_files
 
 if TYPE_CHECKING:
     from lbm_lora.training.data.check import Checked

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbm_lora.cli.present import present
-from lbm_lora.cli.present.lines import file_lines
+from lbm_lora.verbs.lines import file_lines
 from lbm_lora.errors import OutputError
 from lbm_lora.inference.jobs import FailedImage
 from lbm_lora.shards.samples import Skipped

@@ -10,8 +10,8 @@ from lbm_lora.report import TensorResult, WeightReport
 from lbm_lora.report.wording import megabytes, printable
 
 if TYPE_CHECKING:
+    from lbm_lora.adapter.twins import Twin
     from lbm_lora.shards.samples import Skipped
-    from lbm_lora.workflows.twins import Twin
 
 _FEW = 8  # samples listed without --verbose
 

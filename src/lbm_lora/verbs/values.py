@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import nn
 
@@ -16,6 +16,8 @@ from lbm_lora.temp_folder import temp_folder
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
+
+T = TypeVar("T")
 
 LoraLike = Path | str | Adapter
 """A LoRA: the path of its file, its name on the hub, or an adapter."""
@@ -49,6 +51,17 @@ def path_of(lora: LoraLike, label: str) -> Path:
     """Return the name of a LoRA in messages and reports: its path, or a label if it has none."""
     path = Path(lora) if isinstance(lora, str | Path) else lora.path
     return path or Path(label)
+
+
+def inputs(*values: object) -> list[Path]:
+    """Return the files among values, for `Outputs.reads`: paths, and those that an adapter or a checkpoint has."""
+    paths = [value if isinstance(value, str | Path) else getattr(value, "path", None) for value in values]
+    return [Path(path) for path in paths if isinstance(path, str | Path)]
+
+
+def several(value: T | Sequence[T]) -> tuple[T, ...]:
+    """Return one value or several as a tuple."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (cast(T, value),)
 
 
 NetworkLike = CheckpointLike | nn.Module
@@ -132,3 +145,17 @@ def statistics_of(calibration: "Path | str | Statistics | None") -> "Statistics"
 
     assert calibration is not None
     return load_statistics(Path(calibration)) if isinstance(calibration, str | Path) else calibration
+
+
+def image_paths(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+    """Return the images of a text or a list, none of them read yet; no images for None."""
+    from lbm_lora.imaging.paths import expand_sources
+
+    return () if images is None else expand_sources(images)
+
+
+def checked_image_paths(images: str | tuple[str, ...] | None) -> Sequence[Path]:
+    """Return the images of a text or a list, each read once; no images for None."""
+    from lbm_lora.imaging.paths import readable_sources
+
+    return () if images is None else readable_sources(images)

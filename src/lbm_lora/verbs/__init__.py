@@ -1,0 +1,17 @@
+"""The verbs: one file each. Their modules load no torch; their bodies do."""
+
+from importlib import import_module
+
+from lbm_lora.verbs.verb import Verb
+
+VERBS = {
+    "fuse": "fuse:fuse",
+    "layers": "layers:layers",
+}
+"""What a user types -> module and function."""
+
+
+def verb_named(name: str) -> Verb:
+    """Return a verb of the command line."""
+    module, _, function = VERBS[name].partition(":")
+    return getattr(import_module(f"lbm_lora.verbs.{module}"), function).verb

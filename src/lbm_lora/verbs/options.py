@@ -1,0 +1,153 @@
+"""Types of a verb's parameters: what a Python caller may give, and how the command line takes it.
+
+A type checker sees what Python takes (`Base`: a path, an open checkpoint, a state dict); the command line and `help()`
+see marks in an annotation:
+
+ADVANCED      listed after the options that most runs need
+POSITIONAL    a word of the command line without a flag
+REQUIRED      the command line needs it, Python does not
+HIDDEN        for Python only
+VALUE         Python may give an object in place of the path
+Named("DIR")  placeholder for the value in a help text
+FlagName("name")  name on the command line, if it is another one
+Doc("...")    text of an option that several verbs share; else it stands in the verb's docstring
+Interval      the allowed numbers (annotated_types), in Python as on the command line
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Interval
+
+
+class Mark(Enum):
+    """Marks without a value."""
+
+    ADVANCED = "advanced"
+    POSITIONAL = "positional"
+    REQUIRED = "required"
+    HIDDEN = "hidden"
+    VALUE = "value"
+
+
+ADVANCED, POSITIONAL, REQUIRED, HIDDEN, VALUE = Mark
+
+
+@dataclass(frozen=True)
+class Named:
+    """Placeholder for a value in a help text, such as FOLDER."""
+
+    word: str
+
+
+@dataclass(frozen=True)
+class FlagName:
+    """Name of a parameter on the command line."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Doc:
+    """Effect of an option, in sentences."""
+
+    text: str
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeVar
+
+    import torch
+    from torch import nn
+
+    from lbm_lora.adapter import Adapter
+    from lbm_lora.calibration import Statistics
+    from lbm_lora.checkpoint import CheckpointLike
+    from lbm_lora.imaging.paths import ImageLike
+
+    T = TypeVar("T")
+    Several = T | Sequence[T]
+    File = Folder = Path | str
+    Output = OutputFolder = Path | str | None
+    Base = Tuned = Model = CheckpointLike
+    Network = CheckpointLike | nn.Module
+    Lora = Path | str | Adapter
+    Calibration = Path | str | Statistics | None
+    Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
+    Precision = Literal["float", "fp16", "bf16"] | torch.dtype
+else:
+
+    class Several:
+        """`Several[int]`: one value or a list of them; the command line takes words up to the next flag."""
+
+        def __class_getitem__(cls, kind: object) -> object:
+            return tuple[kind, ...]
+
+    File = Annotated[Path, Named("FILE")]
+    Folder = Annotated[Path, Named("FOLDER")]
+    Output = Annotated[Path | None, Named("FILE"), FlagName("save_to"), REQUIRED]
+    OutputFolder = Annotated[Path | None, Named("FOLDER")]
+    Model = Annotated[Path, Named("CHECKPOINT"), VALUE]
+    Base = Annotated[Model, FlagName("base_model_path")]
+    Tuned = Annotated[Model, FlagName("tuned_model_path")]
+    Network = Model
+    Lora = Annotated[Path, Named("LORA"), FlagName("lora_path"), VALUE]
+    Calibration = Annotated[Path | None, Named("FILE"), FlagName("calibration"), VALUE]
+    Images = Annotated[str | tuple[str, ...], Named("IMAGES"), VALUE]
+    Precision = Literal["float", "fp16", "bf16"]
+
+Count = Annotated[int, Interval(ge=1)]
+Share = Annotated[float, Named("SHARE"), Interval(ge=0, le=1)]
+Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+Size = Annotated[int, Named("PIXELS"), Interval(ge=64, le=16384)]
+"""Square root of a pixel budget."""
+Steps = Annotated[int, Interval(ge=1, le=1000)]
+"""Denoiser calls per image; LBM has 1,000 timesteps."""
+Batch = Annotated[int, Interval(ge=1, le=4096)]
+Pattern = Annotated[str, Named("PATTERN")]
+Scale = Annotated[float | str, Named("SCALE")]
+"""Scale of a LoRA: a number, or the text of numbers by layer, which holds a `=`."""
+
+LoraScale = Annotated[
+    Scale,
+    Doc(
+        "Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative. By layer: "
+        "0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where attn1 does (the "
+        "last match counts). A pattern is part of a name, a glob, or re:REGEX."
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    ADVANCED,
+    Doc("Replace existing files at the output paths, even if lbm-lora did not write them; inputs are never replaced."),
+]
+Device = Annotated[
+    str, Named("DEVICE"), Doc("Run on this device: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.")
+]
+LoraAlphaIs = Annotated[
+    Literal["auto", "rank", "file"],
+    ADVANCED,
+    Doc(
+        "Meaning of alpha in a LoRA file: rank ignores it (scaling 1), file uses it. auto: rank for files of the "
+        "earlier implementation, else file."
+    ),
+]
+Crop = Annotated[
+    bool,
+    ADVANCED,
+    Doc(
+        "Crop the attn2 keys and values of a LoRA made for SDXL to their first columns, as the exact base does. "
+        "Default: leave them out, because an LBM's attn2 sees the image, not text."
+    ),
+]
+AllowOtherBase = Annotated[bool, ADVANCED, Doc("Continue even if a LoRA was made from another base.")]
+AllowUnmatched = Annotated[bool, ADVANCED, Doc("Continue even if keys of a LoRA match nothing in the model.")]
+ConfigPath = Annotated[
+    File | None,
+    ADVANCED,
+    Named("FILE"),
+    Doc("Read LBM's config.yaml from here, for a checkpoint that has none in it or next to it."),
+]
