@@ -152,14 +152,17 @@ def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
         console.progress.start(0, "loading libraries")
         if isinstance(command, Verb):
             _, result = command.function(**config, progress=console.progress)
-            console.print_result(command.text(result, output.verbose), result, as_json=output.json)
-            return console.exit_code
-        result = command.workflow().run(config, console.progress)
+        else:
+            result = command.workflow().run(config, console.progress)
         if getattr(result, "process", 0):
             return console.exit_code  # only the first of several processes reports
-        from lbm_lora.cli.present import present
+        if isinstance(command, Verb):
+            text = command.text(result, output.verbose)
+        else:
+            from lbm_lora.cli.present import present
 
-        console.print_result(present(command.module, result, verbose=output.verbose), result, as_json=output.json)
+            text = present(command.module, result, verbose=output.verbose)
+        console.print_result(text, result, as_json=output.json)
         for failure in getattr(result, "failures", ()):
             console.fail(failure)
     return console.exit_code
