@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.combined import resize as resize
     from lbm_lora.api.combined import resize_several as resize_several
     from lbm_lora.api.doctor import doctor as doctor
-    from lbm_lora.api.formats import convert as convert
     from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.loras import extract as extract
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
     from lbm_lora.progress import SILENT as SILENT
     from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
     from lbm_lora.progress import Progress as Progress
+    from lbm_lora.verbs.convert import convert as convert
     from lbm_lora.verbs.fuse import fuse as fuse
     from lbm_lora.verbs.layers import layers as layers
 
@@ -83,7 +83,6 @@ _HOMES = {
     "api.adapters": "CombinedAdapter MeasuredAdapter RefinedAdapter ResizedAdapter",
     "api.combined": "merge resize resize_several",
     "api.doctor": "doctor",
-    "api.formats": "convert",
     "api.hub": "push",
     "api.loras": "compress extract extract_several",
     "api.measured": "refine validate",
@@ -98,6 +97,7 @@ _HOMES = {
     "model.build": "LBMModel load_model",
     "model.pipeline": "LBMPipeline",
     "progress": "SILENT LbmLoraWarning Progress",
+    "verbs.convert": "convert",
     "verbs.fuse": "fuse",
     "verbs.layers": "layers",
 }

@@ -5,6 +5,7 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "convert": "convert:convert",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",
 }

@@ -12,10 +12,10 @@ from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, Component, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.factorize import has_matrix_view
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
-from lbm_lora.factorize import has_matrix_view
 from lbm_lora.naming import ParamName, leaf_of, module_of, select, weight_of
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.report import (
