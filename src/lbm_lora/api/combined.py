@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.api.adapters import CombinedAdapter, ResizedAdapter, contents
 from lbm_lora.api.options import FOR_ONE, Options
-from lbm_lora.atomic import together
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.combine import Resized, merge_rule
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import ConfigError, Option
+from lbm_lora.files import together
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import RankRule
 from lbm_lora.verbs.values import (

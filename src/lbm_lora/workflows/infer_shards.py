@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xxhash
@@ -13,7 +13,7 @@ from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
@@ -26,14 +26,10 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_step_count, step_counts
-from lbm_lora.private_folder import remove_leftover, stem_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import ensure_base, planned_missing
-
-if TYPE_CHECKING:
-    from lbm_lora.inference.shards.shard_jobs import ShardJob
 
 _PACKAGES = ("lightning", *SHARD_PACKAGES)
 
@@ -82,12 +78,11 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         fabric = open_fabric(config)
         progress = progress if fabric.is_global_zero else SILENT
         keys = ShardKeys(source=config.source_key, mask=config.mask_key)
-        files = planned_missing(
-            config.base, backbone_signature=config.backbone_signature, config_path=config.config_path
+        files = Outputs(overwrite=config.overwrite)
+        files.then(
+            planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
         )
-        step = FilePlan()
-        step.reads(*config.input_files)
-        files.then(step, made=[config.base] if files.outputs else ())
+        files.then(Outputs().reads(*config.input_files))
         jobs = plan_shards(
             config.source_shards,
             folder,
@@ -112,8 +107,6 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             adapters, applied = read_adapters(config, checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
         check_settings(folder, settings, started=has_records(folder))
-        if fabric.is_global_zero:
-            _remove_parts(folder, jobs)
 
         def load(device: torch.device) -> Translate:
             pipe = LBMPipeline.from_checkpoint(
@@ -183,14 +176,3 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
         "output_format": config.output_format,
         "device": resolve_device(config.device).type,
     }
-
-
-def _remove_parts(folder: Path, jobs: "list[ShardJob]") -> None:
-    """Remove the unfinished files of a killed run, not those of another run that lives."""
-    from lbm_lora.inference.shards.shard_record import SETTINGS, record_path
-
-    names = {SETTINGS, *(job.name for job in jobs), *(record_path(job.output).name for job in jobs)}
-    stems = {stem_of(name) for name in names}
-    for part in folder.glob(".*.*.part"):
-        if part.name.rsplit(".", 2)[0] in stems:
-            remove_leftover(part)
