@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.combined import merge as merge
     from lbm_lora.api.combined import resize as resize
     from lbm_lora.api.combined import resize_several as resize_several
-    from lbm_lora.api.doctor import doctor as doctor
     from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.loras import extract as extract
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.models import inspect as inspect
     from lbm_lora.api.models import make_base as make_base
     from lbm_lora.api.networks import validate_outputs as validate_outputs
-    from lbm_lora.api.training import check_data as check_data
-    from lbm_lora.api.training import pack_data as pack_data
     from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
     from lbm_lora.apply import fuse_module as fuse_module
@@ -73,6 +70,9 @@ if TYPE_CHECKING:
     from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
     from lbm_lora.progress import Progress as Progress
     from lbm_lora.verbs.convert import convert as convert
+    from lbm_lora.verbs.data_check import check_data as check_data
+    from lbm_lora.verbs.data_pack import pack_data as pack_data
+    from lbm_lora.verbs.doctor import doctor as doctor
     from lbm_lora.verbs.fuse import fuse as fuse
     from lbm_lora.verbs.layers import layers as layers
 
@@ -82,13 +82,12 @@ _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
     "api.adapters": "CombinedAdapter MeasuredAdapter RefinedAdapter ResizedAdapter",
     "api.combined": "merge resize resize_several",
-    "api.doctor": "doctor",
     "api.hub": "push",
     "api.loras": "compress extract extract_several",
     "api.measured": "refine validate",
     "api.models": "calibrate infer inspect make_base",
     "api.networks": "validate_outputs",
-    "api.training": "check_data pack_data train",
+    "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
@@ -98,6 +97,9 @@ _HOMES = {
     "model.pipeline": "LBMPipeline",
     "progress": "SILENT LbmLoraWarning Progress",
     "verbs.convert": "convert",
+    "verbs.data_check": "check_data",
+    "verbs.data_pack": "pack_data",
+    "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
     "verbs.layers": "layers",
 }

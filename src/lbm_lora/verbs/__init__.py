@@ -5,6 +5,9 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "doctor": "doctor:doctor",
+    "data pack": "data_pack:pack_data",
+    "data check": "data_check:check_data",
     "convert": "convert:convert",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",

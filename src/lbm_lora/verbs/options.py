@@ -107,6 +107,7 @@ Size = Annotated[int, Named("PIXELS"), Interval(ge=64, le=16384)]
 Steps = Annotated[int, Interval(ge=1, le=1000)]
 """Denoiser calls per image; LBM has 1,000 timesteps."""
 Batch = Annotated[int, Interval(ge=1, le=4096)]
+Workers = Annotated[int, Interval(ge=0, le=256)]
 Pattern = Annotated[str, Named("PATTERN")]
 Scale = Annotated[float | str, Named("SCALE")]
 """Scale of a LoRA: a number, or the text of numbers by layer, which holds a `=`."""

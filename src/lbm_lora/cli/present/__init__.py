@@ -9,7 +9,6 @@ from typing import Any
 from lbm_lora.cli.present import (
     checkpoints,
     compress,
-    doctor,
     hub,
     inference,
     inspection,
@@ -26,14 +25,11 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,
-    "data_pack": training.data_pack,
-    "data_check": training.data_check,
     "calibrate": loras.calibrate,
     "refine": loras.refine,
     "merge": merge.merge,
     "resize": loras.resize,
     "inspect": inspection.inspect,
-    "doctor": doctor.doctor,
     "push": hub.push,
     "demo": inference.demo,
 }
