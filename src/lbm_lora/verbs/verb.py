@@ -7,6 +7,7 @@ The function returns what a Python caller gets, and the result that the command 
 """
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
@@ -45,8 +46,8 @@ class Verb:
 
     @property
     def summary(self) -> str:
-        """The paragraphs of its docstring before `Args:`."""
-        return inspect.getdoc(self.function).partition("\n\nArgs:")[0]  # pyright: ignore[reportOptionalMemberAccess]
+        """Its docstring without `Args:` and what follows."""
+        return re.split(r"\n\n(?:Args|Returns|Raises):", inspect.getdoc(self.function) or "")[0]
 
 
 @dataclass(frozen=True)
