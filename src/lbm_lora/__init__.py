@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.models import calibrate as calibrate
     from lbm_lora.api.models import infer as infer
     from lbm_lora.api.models import inspect as inspect
-    from lbm_lora.api.models import make_base as make_base
     from lbm_lora.api.networks import validate_outputs as validate_outputs
     from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from lbm_lora.progress import SILENT as SILENT
     from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
     from lbm_lora.progress import Progress as Progress
+    from lbm_lora.verbs.base import make_base as make_base
     from lbm_lora.verbs.convert import convert as convert
     from lbm_lora.verbs.data_check import check_data as check_data
     from lbm_lora.verbs.data_pack import pack_data as pack_data
@@ -85,7 +85,7 @@ _HOMES = {
     "api.hub": "push",
     "api.loras": "compress extract extract_several",
     "api.measured": "refine validate",
-    "api.models": "calibrate infer inspect make_base",
+    "api.models": "calibrate infer inspect",
     "api.networks": "validate_outputs",
     "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
@@ -96,6 +96,7 @@ _HOMES = {
     "model.build": "LBMModel load_model",
     "model.pipeline": "LBMPipeline",
     "progress": "SILENT LbmLoraWarning Progress",
+    "verbs.base": "make_base",
     "verbs.convert": "convert",
     "verbs.data_check": "check_data",
     "verbs.data_pack": "pack_data",

@@ -5,6 +5,7 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "base": "base:make_base",
     "doctor": "doctor:doctor",
     "data pack": "data_pack:pack_data",
     "data check": "data_check:check_data",

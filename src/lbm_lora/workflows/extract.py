@@ -240,7 +240,7 @@ def _base(config: ExtractConfig, progress: Progress) -> Path:
     if not config.create_base_model:
         return config.base_model_path
     # only this needs the network classes: extraction itself works without them
-    from lbm_lora.workflows.base import ensure_base
+    from lbm_lora.model.make_base import ensure_base
 
     return ensure_base(
         config.base_model_path,

@@ -54,7 +54,7 @@ def lora_paths(save_to: Path, rule: RankRule) -> list[Path]:
 def _planned_base(config: ExtractConfig) -> Outputs:
     if not config.create_base_model:
         return Outputs()
-    from lbm_lora.workflows.base import planned_missing
+    from lbm_lora.model.make_base import planned_missing
 
     return planned_missing(
         config.base_model_path,

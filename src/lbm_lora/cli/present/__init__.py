@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from lbm_lora.cli.present import (
-    checkpoints,
     compress,
     hub,
     inference,
@@ -18,7 +17,6 @@ from lbm_lora.cli.present import (
 )
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
-    "base": checkpoints.base,
     "compress": compress.compress,
     "extract": loras.extract,
     "validate": loras.validate,
