@@ -10,6 +10,7 @@ HIDDEN        for Python only
 VALUE         Python may give an object in place of the path
 Named("DIR")  placeholder for the value in a help text
 FlagName("name")  name on the command line, if it is another one
+CommandDefault(x)  what the command line gives where the flag is left out, unlike Python
 Doc("...")    text of an option that several verbs share; else it stands in the verb's docstring
 Interval      the allowed numbers (annotated_types), in Python as on the command line
 """
@@ -47,6 +48,13 @@ class FlagName:
     """Name of a parameter on the command line."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class CommandDefault:
+    """Value that the command line gives where a flag is left out, and Python does not."""
+
+    value: object
 
 
 @dataclass(frozen=True)
