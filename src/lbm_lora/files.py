@@ -151,7 +151,7 @@ def atomic_path(path: Path) -> Generator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(2)}.part")
-    waiting = _waiting.get()
+    waiting = None if path.parent.suffix == ".part" else _waiting.get()  # a scratch folder's is read before the end
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
