@@ -7,28 +7,3 @@ from lbm_lora.checkpoint.reader import Checkpoint, CheckpointLike, Component, op
 from lbm_lora.checkpoint.safetensors_writer import SafetensorsWriter, entry_bytes
 from lbm_lora.checkpoint.spec import TORCH_NAMES, TensorSpec, dtype_name, dtype_of
 from lbm_lora.checkpoint.torch_writer import TorchWriter
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointLike",
-    "Component",
-    "FileKind",
-    "Fingerprint",
-    "NATIVE",
-    "STATISTICS_KEY",
-    "FingerprintBuilder",
-    "Pairing",
-    "ParamPair",
-    "SafetensorsWriter",
-    "TensorSpec",
-    "TorchWriter",
-    "differing",
-    "dtype_name",
-    "dtype_of",
-    "TORCH_NAMES",
-    "entry_bytes",
-    "fingerprint",
-    "kind_of",
-    "open_checkpoint",
-    "pair",
-]

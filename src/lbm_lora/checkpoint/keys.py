@@ -24,11 +24,7 @@ def normalized(key: str) -> str:
 
 
 def normalized_keys(keys: Iterable[str], where: object) -> dict[str, str]:
-    """Map each normalized key to the key in the file, in the file's order.
-
-    Raises:
-        CheckpointError: two keys of the file become the same key.
-    """
+    """Map each normalized key to the key in the file, in the file's order."""
     result: dict[str, str] = {}
     clashes: list[str] = []
     for key in keys:

@@ -36,9 +36,6 @@ class Pairing:
 
         Args:
             workspace: provides the buffer for the delta; by default new memory is allocated.
-
-        Raises:
-            PairingError: a value of either side or of their difference is not finite.
         """
         base, tuned = self.base.read(name), self.tuned.read(name)
         shape = tuple(tuned.shape)
@@ -75,9 +72,6 @@ def pair(base: Component, tuned: Component, *, excluded: frozenset[ParamName] = 
 
     Args:
         excluded: names that need not match; they are left out of the pairs.
-
-    Raises:
-        PairingError: names exist on one side only, shapes differ, or one side holds integers. Lists every such name.
     """
     for here, there, side in ((base, tuned, "base"), (tuned, base, "tuned")):
         alone = [name for name in here if name not in there and name not in excluded]

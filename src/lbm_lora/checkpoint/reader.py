@@ -22,10 +22,10 @@ from lbm_lora.checkpoint.spec import TensorSpec
 from lbm_lora.checkpoint.state_dict import StateDict
 from lbm_lora.checkpoint.torch_file import TorchFile
 from lbm_lora.errors import CheckpointError, LbmLoraError, Option, listing
+from lbm_lora.files import check_regular
 from lbm_lora.missing_path import not_there
 from lbm_lora.naming import DENOISER_PREFIX, ParamName
 from lbm_lora.plain_text import TextError, parse_json, read_text
-from lbm_lora.regular_file import check_regular
 
 _INDEX = ".safetensors.index.json"
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -78,22 +78,14 @@ class Checkpoint:
         return {key: self.read(key) for key in self.specs}
 
     def read(self, key: str) -> torch.Tensor:
-        """Return a tensor in its storage dtype, as a view of the file.
-
-        Raises:
-            CheckpointError: the key does not exist.
-        """
+        """Return a tensor in its storage dtype, as a view of the file."""
         if key not in self._places:
             raise CheckpointError(f"{key} is not in {self.path}.")
         file, key_in_file = self._places[key]
         return file.read(key_in_file)
 
     def component(self, prefix: str | None = None) -> "Component":
-        """Return the part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything.
-
-        Raises:
-            CheckpointError: no key starts with the given prefix; without one, the file is a LoRA or statistics.
-        """
+        """Return the part of the checkpoint under `prefix`; by default the denoiser of an LBM, else everything."""
         if prefix is None:
             self._check_kind()
             prefix = DENOISER_PREFIX if any(key.startswith(DENOISER_PREFIX) for key in self.specs) else ""
@@ -208,11 +200,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Return the shard of each key, as an index says.
-
-    Raises:
-        CheckpointError: it is not an index of shards.
-    """
+    """Return the shard of each key, as an index says."""
     try:
         weight_map = cast(dict[str, str], parse_json(read_text(path))["weight_map"])
         if weight_map and all(isinstance(name, str) for name in weight_map.values()):  # pyright: ignore[reportUnnecessaryIsInstance]

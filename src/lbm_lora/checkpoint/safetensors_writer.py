@@ -12,8 +12,8 @@ from types import TracebackType
 
 import torch
 
-from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint.spec import TensorSpec
+from lbm_lora.files import atomic_path
 
 _ALIGNMENT = 8
 _LENGTH_BYTES = 8

@@ -44,11 +44,7 @@ class TensorSpec:
 
     @property
     def code(self) -> str:
-        """The dtype as a safetensors header spells it.
-
-        Raises:
-            CheckpointError: safetensors does not support the dtype.
-        """
+        """The dtype as a safetensors header spells it."""
         if self.dtype not in _CODES:
             raise CheckpointError(f"{self.dtype} cannot be stored in a safetensors file. Cast the tensor first.")
         return _CODES[self.dtype]
@@ -75,11 +71,7 @@ TORCH_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in _SHORT}
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`, or for torch's own name of one: `float32`.
-
-    Raises:
-        ConfigError: any other name.
-    """
+    """Return the torch dtype for `float`, `fp32`, `fp16` or `bf16`, or for torch's own name of one: `float32`."""
     known = {"float": torch.float32, **{short: dtype for dtype, short in _SHORT.items()}, **TORCH_NAMES}
     if name.removeprefix("torch.") not in known:
         raise ConfigError(f"unknown dtype '{name}'. Choose one of {', '.join(known)}.")

@@ -15,9 +15,6 @@ class StateDict:
     Args:
         path: what errors call it.
         tensors: name -> tensor, of any device.
-
-    Raises:
-        CheckpointError: it is empty, or holds something else than tensors.
     """
 
     metadata: Mapping[str, str] = {}

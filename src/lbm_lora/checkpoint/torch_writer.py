@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch._utils import _rebuild_tensor_v2  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
-from lbm_lora.atomic import atomic_path
 from lbm_lora.checkpoint.safetensors_writer import bytes_of
 from lbm_lora.checkpoint.spec import TensorSpec, dtype_name
 from lbm_lora.errors import CheckpointError
-from lbm_lora.ownership import MARK
+from lbm_lora.files import MARK, atomic_path
 
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES = 30
@@ -80,13 +79,10 @@ class TorchWriter:
     Args:
         path: the file to write.
         specs: every tensor, in order.
-        kind: the kind of checkpoint for the mark, see `lbm_lora.ownership`.
+        kind: the kind of checkpoint for the mark, see `lbm_lora.files`.
         extra: plain entries next to the tensors.
         containers: each entry that holds the tensors -> the prefix of their names there; the bytes are stored once.
             The documented base has `model_state_dict`.
-
-    Raises:
-        CheckpointError: a dtype has no storage class in this format (fp8).
     """
 
     def __init__(

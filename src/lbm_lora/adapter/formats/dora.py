@@ -44,11 +44,7 @@ def dora_note(modules: int, nbytes: int) -> str:
 
 
 def base_weight(base: Component | None, name: ModuleName, shape: tuple[int, ...], where: Path) -> Tensor:
-    """Return the base's weight of a DoRA module.
-
-    Raises:
-        AdapterError: no base is given, or the base lacks the weight.
-    """
+    """Return the base's weight of a DoRA module."""
     if base is None:
         raise AdapterError(
             f"{where}: {name} has DoRA magnitudes: its delta depends on the base. `lbm-lora "

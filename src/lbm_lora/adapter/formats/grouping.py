@@ -60,9 +60,6 @@ def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | N
 
     Args:
         named: maps the part of a key before its ending to a module; None if it matches none.
-
-    Raises:
-        AdapterError: an ending or a module is unknown, or two keys mean the same.
     """
     found = Grouped()
     endless: list[str] = []
@@ -89,11 +86,7 @@ def grouped(tensors: Mapping[str, Tensor], named: Callable[[str], ModuleName | N
 
 
 def check_unrepeated(keys: list[str], where: Path) -> None:
-    """Refuse keys that mean the same as others of their file: one of them would count, unnoticed.
-
-    Raises:
-        AdapterError: there are such keys.
-    """
+    """Refuse keys that mean the same as others of their file: one of them would count, unnoticed."""
     _check(where, keys, "repeats what another key says", "repeat what other keys say")
 
 

@@ -70,9 +70,6 @@ def decode_layers(
     Args:
         config: of the layers; without one their alpha is in the file, or their rank.
         base: needed for DoRA and for values that replace the base's.
-
-    Raises:
-        AdapterError: a part is missing or unknown, contradicts another one, or needs the base.
     """
     keys = _sorted_out(tensors, where)
     modules = _modules(keys.parts, config, where)

@@ -45,9 +45,6 @@ def read(source: Source, named: Callable[[str], ModuleName | None]) -> Parts:
 
     Args:
         named: maps the part of a key before its ending to a module; None if it matches none.
-
-    Raises:
-        AdapterError: a key is unknown, factors do not belong together, or the base is needed and not at hand.
     """
     found = grouped(source.tensors, named, source.path)
     if len(found.left_out) == len(source.tensors):

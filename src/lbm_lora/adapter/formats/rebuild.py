@@ -27,9 +27,6 @@ def with_mid(mid: Tensor, down: Tensor) -> Tensor:
 
     Returns:
         fp32 (rank, in[, kh, kw]).
-
-    Raises:
-        InputError: it would have more than `MOST_VALUES` values.
     """
     _check_size(mid.numel() // mid.shape[1], down.shape[1])
     return torch.einsum("mn...,ni->mi...", mid.float(), down.float().flatten(1))
@@ -39,10 +36,6 @@ def loha(parts: Mapping[str, Tensor]) -> Factors | Tensor:
     """Return factors of (w1_a @ w1_b) * (w2_a @ w2_b), without alpha, or the matrix in fp32 if that is smaller.
 
     The rank is the product of both ranks.
-
-    Raises:
-        InputError: parts are missing, do not fit together, or make more than `MOST_VALUES` values. Its message
-            completes a list of the parts: `are incomplete ...`.
     """
     one = _tucker_or_product(parts, "hada_w1_a", "hada_w1_b", "hada_t1")
     two = _tucker_or_product(parts, "hada_w2_a", "hada_w2_b", "hada_t2")
@@ -57,11 +50,7 @@ def loha(parts: Mapping[str, Tensor]) -> Factors | Tensor:
 
 
 def lokr(parts: Mapping[str, Tensor]) -> Factors | Tensor:
-    """Return factors of the Kronecker product of w1 and w2, without alpha, or the matrix in fp32 if that is smaller.
-
-    Raises:
-        InputError: as for `loha`.
-    """
+    """Return factors of the Kronecker product of w1 and w2, without alpha, or the matrix in fp32 if that is smaller."""
     one, two = (
         exact_factors(_matrix(parts, f"lokr_{name}"))
         if f"lokr_{name}" in parts
