@@ -1,4 +1,4 @@
-"""Dtype and shape of a tensor, known before its bytes are read."""
+"""Dtype, shape and bytes of a tensor; the first two are known before the bytes are read."""
 
 import math
 from dataclasses import dataclass
@@ -54,11 +54,16 @@ class TensorSpec:
         return self.dtype.is_floating_point
 
     def __str__(self) -> str:
-        return f"{self.shape} {_SHORT.get(self.dtype, str(self.dtype).removeprefix('torch.'))}"
+        return f"{self.shape} {dtype_name(self.dtype)}"
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "TensorSpec":
         return cls(dtype=tensor.dtype, shape=tuple(tensor.shape))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor in C order, without a copy if it is already contiguous."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def dtype_name(dtype: torch.dtype) -> str:
