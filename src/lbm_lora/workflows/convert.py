@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lbm_lora.adapter import FORMAT, Adapter, Saved, Wishes, load_adapter, precision, save_adapter
-from lbm_lora.adapter.adapter_file import files_of, plan_files
+from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.limit import limited
 from lbm_lora.apply import check_base, check_fit
@@ -18,6 +18,7 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
+from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.files_beside import check_form, warn_of_others
 
@@ -113,7 +114,8 @@ def check_output(config: ConvertConfig) -> None:
     plan = FilePlan()
     plan.reads(config.lora_path, config.base_model_path)
     check_form(config.save_to, config.to)
-    plan_files(plan, config.save_to, config.to)
+    for file in files_of(config.save_to, config.to):
+        plan.writes(file, ours=lambda _: is_spare_lora(files_of(config.save_to, config.to)[0]))
     plan.check(overwrite=config.overwrite)
 
 

@@ -8,7 +8,7 @@ import torch
 import xxhash
 
 from lbm_lora.adapter import LoraScale
-from lbm_lora.adapter.lora_folder import lora_digest
+from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig

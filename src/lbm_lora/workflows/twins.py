@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lbm_lora.adapter import Adapter, load_adapter, save_adapter
-from lbm_lora.adapter.adapter_file import files_of, plan_files
+from lbm_lora.adapter.adapter_file import files_of
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import STEP_KEY
@@ -58,7 +58,10 @@ def plan_twins(
     for lora in loras:
         for to, path in twins_of(lora, also).items():
             check_form(path, to)
-            plan_files(plan, path, to, f"the {to} twin", ours=ours)
+            weights, *configs = files_of(path, to)
+            plan.writes(weights, f"the {to} twin", ours=ours)
+            for config in configs:
+                plan.writes(config, f"the {to} twin", ours=lambda _, weights=weights: ours(weights))
 
 
 def _marked(adapter: Adapter, file: Path) -> Adapter:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lbm_lora.adapter.lora_folder import lora_digest
+from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.errors import ConfigError, listing
 from lbm_lora.progress import Progress
 from lbm_lora.regular_file import file_digest, is_same

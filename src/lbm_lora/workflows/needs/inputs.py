@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from lbm_lora.adapter import load_adapter
-from lbm_lora.adapter.lora_folder import lora_in
+from lbm_lora.adapter.adapter_file import lora_in
 from lbm_lora.checkpoint import NATIVE, Checkpoint, kind_of, open_checkpoint
 from lbm_lora.configs.marks import HUB_CHECKPOINT, HUB_LORA, Named
 from lbm_lora.errors import DataError, LbmLoraError, Option, listing, plural

@@ -1,4 +1,4 @@
-"""Factors without a scaling and of one rank, for readers that look for neither; and the way back.
+"""An adapter as layers of PEFT and of diffusers: factors without a scaling and of one rank, and the way back.
 
 diffusers up to 0.39 scales a file of several ranks wrongly, and a bare path drops every alpha. So the scaling goes into
 `up`, and rows and columns of zeros fill each module up to the highest rank: the product stays the same to the bit.
@@ -11,19 +11,54 @@ and taken only where the file still is as it was written.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter.module import LoraModule
-from lbm_lora.factorize import down_shape, factorize, rank_bound, to_matrix, up_shape
-from lbm_lora.naming import ModuleName, ParamName, weight_of
+from lbm_lora.adapter.formats.names import is_norm
+from lbm_lora.adapter.formats.rebuild import up_and_down
+from lbm_lora.adapter.module import Adapter, LoraModule
+from lbm_lora.errors import plural
+from lbm_lora.factorize import has_matrix_view
+from lbm_lora.naming import ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
 from lbm_lora.plain_text import parse_json
 
 KEY = "lbm_lora_before_padding"
 """Header entry: `Before` as JSON."""
 _MOST_PADDING = 2  # times the bytes of the factors
+
+
+@dataclass(frozen=True)
+class DenseKinds:
+    """Dense deltas by kind.
+
+    Attributes:
+        matrices: of weights that could have factors, by module.
+        biases: of layers, not of norms.
+        norms: weights and biases of norms.
+        others: none of these.
+    """
+
+    matrices: dict[ModuleName, Tensor] = field(default_factory=dict[ModuleName, Tensor])
+    biases: dict[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
+    norms: dict[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
+    others: dict[ParamName, Tensor] = field(default_factory=dict[ParamName, Tensor])
+
+
+def dense_kinds(dense: Mapping[ParamName, Tensor]) -> DenseKinds:
+    """Sort dense deltas by their names and shapes."""
+    kinds = DenseKinds()
+    for name, delta in dense.items():
+        if is_norm(name):
+            kinds.norms[name] = delta
+        elif leaf_of(name) == "bias":
+            kinds.biases[name] = delta
+        elif leaf_of(name) == "weight" and has_matrix_view(tuple(delta.shape)):
+            kinds.matrices[module_of(name)] = delta
+        else:
+            kinds.others[name] = delta
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -50,29 +85,20 @@ class Before:
 
     @classmethod
     def of_header(cls, header: Mapping[str, str]) -> "Before | None":
-        """Invert `encoded`; None for a file of another program, or an entry that is not ours."""
+        """Invert `encoded`; None for a file of another program, or an entry that is not what `to_one_rank` writes."""
         try:
             before = cls(**parse_json(header.get(KEY, "")))
+            pairs = [*zip(before.alphas, before.ranks, strict=True)]
+            wholes: list[object] = [*before.ranks, *before.matrices]
         except (ValueError, TypeError):
             return None
-        return before if before._is_ours() else None
-
-    def _is_ours(self) -> bool:
-        """Return whether the fields are what `to_one_rank` writes; those of a file can be anything."""
-        fields: list[object] = [self.ranks, self.alphas, self.matrices]
-        if not all(isinstance(field, list) for field in fields) or len(self.ranks) != len(self.alphas):
-            return False
-        alphas_fit = all(
-            alpha is None or _is_alpha(alpha, rank) for alpha, rank in zip(self.alphas, self.ranks, strict=True)
+        texts: list[object] = [before.prefix, before.replaced]
+        # a scaling of 0 cannot have been folded
+        are_alphas = all(
+            alpha is None or (isinstance(alpha, int | float) and (alpha or alpha == rank)) for alpha, rank in pairs
         )
-        texts: list[object] = [self.prefix, self.replaced]
-        wholes: list[object] = [*self.ranks, *self.matrices]
-        return alphas_fit and all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in wholes)
-
-
-def _is_alpha(alpha: object, rank: object) -> bool:
-    """Return whether a module's scaling can have been folded: an alpha of 0 leads nowhere back."""
-    return isinstance(alpha, int | float) and (alpha != 0 or alpha == rank)
+        is_ours = all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in wholes)
+        return before if is_ours and are_alphas else None
 
 
 @dataclass(frozen=True)
@@ -107,7 +133,7 @@ def to_one_rank(
     folded = {name: _folded(module) for name, module in given.items()}
     rank = max((module.rank for module in folded.values()), default=1)
     nbytes = sum(module.up.nbytes + module.down.nbytes for module in folded.values())
-    padding = sum((rank - module.rank) * _rank_nbytes(module) for module in folded.values())
+    padding = sum((rank - m.rank) * (m.up.nbytes + m.down.nbytes) // m.rank for m in folded.values())
     is_mixed = padding > _MOST_PADDING * nbytes
     names = sorted(given)
     before = Before(
@@ -121,11 +147,8 @@ def to_one_rank(
 
 
 def _of_matrix(name: ModuleName, delta: Tensor) -> LoraModule:
-    shape = tuple(delta.shape)
-    rank = rank_bound(shape)
-    factors = factorize(to_matrix(delta.float()), rank, delta.dtype, seed=0)
-    down, up = factors.down.reshape(down_shape(shape, rank)), factors.up.reshape(up_shape(shape, rank))
-    return LoraModule(name, down, up, float(rank))
+    up, down = up_and_down(delta)
+    return LoraModule(name, down, up, float(len(down)))
 
 
 def _folded(module: LoraModule) -> LoraModule:
@@ -151,10 +174,6 @@ def _recoverable_alpha(module: LoraModule, folded: LoraModule) -> float | None:
     return module.alpha if torch.equal(back, module.up) else None
 
 
-def _rank_nbytes(module: LoraModule) -> int:
-    return (module.up.nbytes + module.down.nbytes) // module.rank
-
-
 def _padded(module: LoraModule, rank: int) -> LoraModule:
     missing = rank - module.rank
     if not missing:
@@ -162,6 +181,41 @@ def _padded(module: LoraModule, rank: int) -> LoraModule:
     up, down = module.up, module.down
     right, below = up.new_zeros(up.shape[0], missing, *up.shape[2:]), down.new_zeros(missing, *down.shape[1:])
     return replace(module, up=torch.cat((up, right), dim=1), down=torch.cat((down, below)), alpha=float(rank))
+
+
+def layer_tensors(prefix: str, layers: OneRank, biases: Mapping[ParamName, Tensor]) -> dict[str, Tensor]:
+    """Return the factors of all layers by PEFT's keys.
+
+    Args:
+        biases: deltas of biases, as biases of `lora_B`: its readers then expect one for every layer, else zeros.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, module in layers.modules.items():
+        tensors |= {f"{prefix}{name}.lora_A.weight": module.down, f"{prefix}{name}.lora_B.weight": module.up}
+        if biases:
+            bias = biases.get(bias_of(name), module.up.new_zeros(module.up.shape[0]))
+            tensors[f"{prefix}{name}.lora_B.bias"] = bias
+    return tensors
+
+
+def notes_of(adapter: Adapter, layers: OneRank) -> tuple[str, ...]:
+    """Return what the user should know about padding and folding."""
+    ranks = sorted({module.rank for module in layers.modules.values()})
+    notes: list[str] = []
+    if layers.padding:
+        notes.append(f"Zeros fill every module up to rank {ranks[-1]}: {layers.padding / 1e6:,.1f} MB more.")
+    if layers.padding is None:
+        notes.append(
+            f"The modules keep their ranks of {ranks[0]} to {ranks[-1]}, since filling them up to one would more than "
+            "triple the file."
+        )
+    widened = [name for name, module in adapter.modules.items() if module.up.dtype != layers.modules[name].up.dtype]
+    if widened:
+        notes.append(f"lora_B of {plural(len(widened), 'module')} is in fp32: it holds their scaling, unrounded.")
+    rounded = layers.before.alphas.count(None)
+    if rounded:
+        notes.append(f"The scaling of {plural(rounded, 'module')} changes the last bits of lora_B.")
+    return tuple(notes)
 
 
 def as_before(
@@ -176,9 +230,14 @@ def as_before(
         return dict(modules), {}
     rows = zip(names, before.ranks, before.alphas, strict=True)
     found = {name: _module_before(modules[name], rank, alpha) for name, rank, alpha in rows}
-    dense = {names[place]: _dense(found[names[place]]) for place in before.matrices if 0 <= place < len(names)}
-    kept = {name: found[name] for name in modules if dense.get(name) is None}
-    return kept, {weight_of(name): delta for name, delta in dense.items() if delta is not None}
+    dense: dict[ModuleName, Tensor] = {}
+    for place in before.matrices:
+        module = found[names[place]] if 0 <= place < len(names) else None
+        delta = None if module is None else module.factors().dense()
+        if module is not None and delta is not None:  # with the identity as one factor, as it was written
+            dense[module.name] = delta.to(module.down.dtype).reshape(module.shape)
+    kept = {name: found[name] for name in modules if name not in dense}
+    return kept, {weight_of(name): delta for name, delta in dense.items()}
 
 
 def _module_before(module: LoraModule, rank: int, alpha: float | None) -> LoraModule:
@@ -189,9 +248,3 @@ def _module_before(module: LoraModule, rank: int, alpha: float | None) -> LoraMo
     if alpha is None or alpha == rank:
         return replace(module, up=up, down=down, alpha=float(rank))
     return replace(module, up=_unfolded(up, rank, alpha, down.dtype), down=down, alpha=alpha)
-
-
-def _dense(module: LoraModule) -> Tensor | None:
-    """Return the delta of a module with the identity as one factor; None if it has none any more."""
-    delta = module.factors().dense()
-    return None if delta is None else delta.to(module.down.dtype).reshape(module.shape)
