@@ -31,7 +31,7 @@ from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.refinement.student import Student
-from lbm_lora.trainable.state import (
+from lbm_lora.training.checkpoint import (
     TrainState,
     Values,
     check_values,

@@ -5,11 +5,9 @@ from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 
-from lbm_lora.atomic import written_bytes
 from lbm_lora.configs.data_pack import PackConfig
-from lbm_lora.errors import ConfigError, Option, listing, need_packages
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import expect
+from lbm_lora.errors import ConfigError, Option, OutputError, listing, need_packages
+from lbm_lora.files import Outputs, written_bytes
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped, problem_of_name
@@ -58,9 +56,9 @@ def run(config: PackConfig, progress: Progress = SILENT) -> PackResult:
     check_corrupt(str(config.folder), index.skipped, len(found), config.max_corrupt)
     max_bytes = config.shard_mb * 1_000_000
     members = shards_of(index, config.to, name=config.name, max_bytes=max_bytes, max_count=config.shard_count)
-    _check_outputs(index, members, overwrite=config.overwrite)
+    _check_outputs(index, config.to, members, overwrite=config.overwrite)
     progress.start(len(index), "writing shards")
-    write_shards(index, keys, members, overwrite=config.overwrite, progress=progress)
+    write_shards(index, keys, members, progress)
     shards = tuple(members)
     _warn_of_others(config, shards)
     return PackResult(
@@ -91,17 +89,18 @@ def _check(config: PackConfig) -> None:
         raise ConfigError(Option("name"), f" {name} must be a file name: no folders, no braces, no control characters.")
 
 
-def _check_outputs(index: PairIndex, shards: Collection[Path], *, overwrite: bool) -> None:
-    """Refuse shards at paths of files to pack. `write_shards` looks into their folder, which must be empty by then."""
-    plan = FilePlan()
+def _check_outputs(index: PairIndex, folder: Path, shards: Collection[Path], *, overwrite: bool) -> None:
+    """Refuse a folder that holds files, unless they may be replaced, and shards at paths of files to pack."""
+    if folder.exists() and not overwrite and (folder.is_file() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} already exists. Give a new or an empty folder, or use ",
+            Option("overwrite"),
+            " to add to it.",
+        )
+    outputs = Outputs(overwrite=True)
     for number in range(len(index)):
         record = index.record(number)
-        plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
+        outputs.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
     for shard in shards:
-        plan.writes(shard, "the shard", ours=lambda _: False)
-    if overwrite:
-        plan.check(overwrite=True)
-        return
-    plan.check_apart()
-    for shard in shards:
-        expect(shard, lambda _: False)
+        outputs.writes(shard, "the shard")
+    outputs.check()

@@ -75,7 +75,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
     from lbm_lora.inference.shards.shard_record import check_settings, has_records
     from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
-    from lbm_lora.launch import open_fabric, quiet_lightning
+    from lbm_lora.training.launch import open_fabric, quiet_lightning
 
     folder = home_path(config.output_path)
     with quiet_lightning():

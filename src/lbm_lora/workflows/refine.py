@@ -152,7 +152,7 @@ def _forget(state: Path | None, identity: Mapping[str, Any]) -> None:
 
 def _is_of(state: Path, identity: Mapping[str, Any]) -> bool:
     """Return whether a state is of this run, and not of one that has started in its place."""
-    from lbm_lora.trainable.state import load_state
+    from lbm_lora.training.checkpoint import load_state
 
     try:
         return load_state(state).identity == identity

@@ -9,7 +9,7 @@ from lbm_lora.report.wording import megabytes, plural
 
 if TYPE_CHECKING:
     from lbm_lora.training.data.check import Checked
-    from lbm_lora.training.run.validation import Scores
+    from lbm_lora.training.validation import Scores
     from lbm_lora.workflows.data_check import CheckResult
     from lbm_lora.workflows.data_pack import PackResult
     from lbm_lora.workflows.train import TrainResult
