@@ -8,26 +8,3 @@ from lbm_lora.calibration.output_norm import keeping_unmeasured, lora_norm, outp
 from lbm_lora.calibration.statistics import FEW_IMAGES, CalibrationSettings, Origin, Statistics
 from lbm_lora.calibration.statistics_file import load_statistics, save_statistics
 from lbm_lora.calibration.sums import PartialFile, Sums
-
-__all__ = [
-    "FEW_IMAGES",
-    "SAVE_EVERY",
-    "CalibrationSettings",
-    "CalledLayer",
-    "Origin",
-    "PartialFile",
-    "Statistics",
-    "Sums",
-    "checkpointed",
-    "collect",
-    "collect_network",
-    "find_layers",
-    "keeping_unmeasured",
-    "load_statistics",
-    "lora_norm",
-    "measure",
-    "output_norm",
-    "save_statistics",
-    "vectors",
-    "with_checks",
-]

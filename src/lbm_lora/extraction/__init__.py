@@ -17,22 +17,3 @@ from lbm_lora.extraction.passes import DirectPass, SurveyedPass
 from lbm_lora.extraction.plan import COVERAGES, Action, Plan, PlanItem, plan_extraction
 from lbm_lora.extraction.shrinkage import Shrinkage
 from lbm_lora.extraction.survey import SurveyPass
-
-__all__ = [
-    "COVERAGES",
-    "Action",
-    "AdapterOutput",
-    "DeltaSettings",
-    "DirectPass",
-    "ExtractedAdapter",
-    "Plan",
-    "PlanItem",
-    "Shrinkage",
-    "SurveyPass",
-    "SurveyedPass",
-    "extract_adapters",
-    "is_sidecar",
-    "plan_extraction",
-    "sidecar_of",
-    "write_sidecar",
-]

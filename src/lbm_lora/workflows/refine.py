@@ -10,7 +10,6 @@ import torch
 from lbm_lora.adapter import Adapter, load_adapter, precision, save_adapter
 from lbm_lora.apply import adapted_to_lbm
 from lbm_lora.atomic import together, written_bytes
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, QualityError, need_packages
@@ -18,7 +17,6 @@ from lbm_lora.factorize import PACKED
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.output_place import is_protected
-from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.regular_file import version_of
@@ -211,13 +209,10 @@ def _distill(
     """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.images import answered_images
 
-    own = None if state is None else OwnFile(state)
-    if own is not None:
+    if state is not None and not config.overwrite:
         from lbm_lora.refinement.distill import refuse_another
 
-        if not config.overwrite or call_start().has_appeared(own.path):
-            refuse_another(own.path, identity)
-        own.note()
+        refuse_another(state, identity)
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
         images,
@@ -243,7 +238,7 @@ def _distill(
             learning_rate=config.learning_rate,
             seed=config.seed,
         ),
-        state=own,
+        state=state,
         identity=identity,
         progress=progress,
     )
@@ -260,8 +255,7 @@ def _joint(
 ) -> "tuple[Adapter, DistillResult]":
     """Fit biases, norms and ranks together; a run takes few steps and is not resumed."""
     from lbm_lora.refinement.distill import DistillResult
-    from lbm_lora.refinement.joint import JointSettings
-    from lbm_lora.refinement.joint_points import refit_points
+    from lbm_lora.refinement.joint import JointSettings, refit_points
 
     found = refit_points(
         model,
