@@ -30,7 +30,7 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lbm_lora.adapter.lora_folder import lora_digest
+from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.blocks import is_finite
 from lbm_lora.errors import ConfigError
 from lbm_lora.files import MARK, atomic_path, cannot_write, check_regular, is_same
