@@ -155,7 +155,7 @@ def atomic_path(path: Path) -> Generator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem[:50]}{path.suffix}.{secrets.token_hex(2)}.part")  # 255 bytes at most
-    waiting = _waiting.get()
+    waiting = None if path.parent.suffix == ".part" else _waiting.get()  # a scratch folder's is read before the end
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -32,7 +32,7 @@ LIBRARIES = (
     "lbm_lora.workflows.extract", "lbm_lora.workflows.validate", "lbm_lora.workflows.infer",
     "lbm_lora.workflows.infer_shards", "lbm_lora.workflows.merge", "lbm_lora.workflows.inspect",
     "lbm_lora.workflows.train", "lbm_lora.workflows.refine", "lbm_lora.workflows.calibrate",
-    "lbm_lora.workflows.data_pack", "lbm_lora.workflows.data_check", "lbm_lora.training.run.fit",
+    "lbm_lora.workflows.data_pack", "lbm_lora.workflows.data_check", "lbm_lora.training.fit",
 )  # fmt: skip
 
 

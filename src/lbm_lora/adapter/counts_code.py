@@ -32,11 +32,7 @@ def encode_counts(width: int, parts: Sequence[Int16[np.ndarray, "..."]]) -> byte
 
 
 def decode_counts(width: int, count: int, data: bytes) -> tuple[Int16[np.ndarray, " n"], bytes]:
-    """Return the counts at the beginning of the data, and what follows them.
-
-    Raises:
-        ValueError, zlib.error: the data is cut off, or is none of `encode_counts`.
-    """
+    """Return the counts at the beginning of the data, and what follows them."""
     per_byte, low = _PER_BYTE.get(width, 1), _low_bits(width)
     coder = zlib.decompressobj()
     nbytes = -(-count // per_byte)

@@ -1,11 +1,10 @@
 """Approximate the matrices of an adapter that exceed a rank: LoHa, LoKr and dense matrices have large exact forms."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from zlib import crc32
 
 import torch
 
-from lbm_lora.adapter.metadata import ERRORS_KEY
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.blocks import energy
 from lbm_lora.factorize import Measure, down_shape, factorize, has_matrix_view, to_matrix, up_shape, with_error
@@ -57,9 +56,7 @@ def limited(adapter: Adapter, rank: int) -> Limited:
         dense.pop(name, None)
         sums += with_error(Measure(delta_sq=squared), delta, factors)
         reduced.append(name)
-    # the error that an extraction measured no longer holds
-    facts = {key: value for key, value in adapter.metadata.facts.items() if not reduced or key != ERRORS_KEY}
-    metadata = replace(adapter.metadata, facts=facts)
+    metadata = adapter.metadata.without_errors() if reduced else adapter.metadata
     made = Adapter(modules, dense, metadata, adapter.prefix, adapter.path, adapter.dtype, adapter.file_format)
     return Limited(made, tuple(reduced), sums.relative_error)
 

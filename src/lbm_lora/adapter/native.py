@@ -99,11 +99,7 @@ def prefix_of(keys: Iterable[str]) -> str:
 def decode(
     tensors: Mapping[str, Tensor], prefix: str, where: Path
 ) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank.
-
-    Raises:
-        AdapterError: a key is unknown, a factor lacks its partner, their ranks differ, or a dense delta appears twice.
-    """
+    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank."""
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     dense: dict[ParamName, Tensor] = {}
     unknown: list[str] = []
@@ -164,11 +160,7 @@ def _module(name: ModuleName, part: Mapping[str, Tensor], where: Path) -> LoraMo
 
 
 def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
-    """Return a module's alpha as a file holds it.
-
-    Raises:
-        AdapterError: it is not one number.
-    """
+    """Return a module's alpha as a file holds it."""
     if stored.numel() != 1:
         raise AdapterError(
             f"{where}: the alpha of {name} has shape {tuple(stored.shape)}, but it must be one number. It is damaged."

@@ -54,11 +54,7 @@ _Bytes = UInt8[np.ndarray, " n"]
 
 
 def index_of(adapter: Adapter) -> Index:
-    """Return the index of an adapter whose modules and dense deltas all have grids.
-
-    Raises:
-        AdapterError: one of them has none.
-    """
+    """Return the index of an adapter whose modules and dense deltas all have grids."""
     lacking = [name for name, module in adapter.modules.items() if module.grid is None]
     lacking += [name for name in adapter.dense if name not in adapter.grids]
     if lacking:
@@ -71,11 +67,7 @@ def index_of(adapter: Adapter) -> Index:
 
 
 def encode_packed(adapter: Adapter) -> dict[str, Tensor]:
-    """Return the tensors of a packed file.
-
-    Raises:
-        AdapterError: a module or a dense delta has no grid, or values that are not on it.
-    """
+    """Return the tensors of a packed file."""
     index = index_of(adapter)
     parts: list[bytes] = []
     counted: dict[int, list[Int16[np.ndarray, ...]]] = {width: [] for width in WIDTHS}
@@ -145,11 +137,7 @@ def is_packed(keys: Mapping[str, object]) -> bool:
 def decode_packed(
     tensors: Mapping[str, Tensor], where: Path
 ) -> tuple[str, dict[ModuleName, LoraModule], dict[ParamName, Tensor], dict[ParamName, Grid]]:
-    """Return prefix, lora modules, dense deltas and the grids of these.
-
-    Raises:
-        AdapterError: the file is damaged.
-    """
+    """Return prefix, lora modules, dense deltas and the grids of these."""
     try:
         if set(tensors) != {INDEX, DATA} or any(tensor.dtype != torch.uint8 for tensor in tensors.values()):
             raise ValueError(f"it must hold {INDEX} and {DATA} alone, of uint8")
@@ -258,11 +246,7 @@ def _packed(counts: Int16[np.ndarray, " count"], width: int) -> _Bytes:
 
 
 def _unpacked(data: _Bytes, count: int, width: int) -> Int16[Tensor, " count"]:
-    """Invert `_packed`.
-
-    Raises:
-        ValueError: a value exceeds its width.
-    """
+    """Invert `_packed`."""
     whole = unpack_bits(data, count, width).astype(np.int32)
     if (whole > 2 * largest(width)).any():
         raise ValueError("a value exceeds its width")

@@ -43,9 +43,6 @@ def adapted_to_lbm(adapter: Adapter, shapes: Mapping[ParamName, tuple[int, ...]]
     Args:
         shapes: param name -> shape of the LBM's denoiser.
         crop: keep the first columns of those deltas, instead of leaving them out.
-
-    Raises:
-        AdapterError: nothing would be left.
     """
     wider = tuple(name for name in adapter.params if name.endswith(_OF_TEXT) and _is_wider(adapter, name, shapes))
     foreign = tuple(name for name in adapter.params if name.startswith(_NOT_IN_LBM) and name not in shapes)

@@ -8,22 +8,3 @@ from lbm_lora.combine.methods import combine_by
 from lbm_lora.combine.products import Products, Summand
 from lbm_lora.combine.resize import Resized, resize_adapter
 from lbm_lora.combine.shrink import Shrinking
-
-__all__ = [
-    "MergedAdapter",
-    "MergedBase",
-    "Products",
-    "Ranks",
-    "Resized",
-    "Shrinking",
-    "Summand",
-    "added_ranks",
-    "chosen_ranks",
-    "combine_by",
-    "lossless_ranks",
-    "merge_adapters",
-    "merge_rule",
-    "merged_base",
-    "resize_adapter",
-    "store_merged",
-]

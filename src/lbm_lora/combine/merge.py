@@ -74,9 +74,6 @@ def chosen_ranks(
     Args:
         header: metadata of the file, as far as it is known.
         norm: output norm, if errors are weighted by it; that of `shrinking`.
-
-    Raises:
-        InputError: no ranks meet the rule.
     """
     chooser = chooser_of(shrinking, [header], norm, progress, can_leave_out=False)
     (found,) = chooser.choose(rule, None)
@@ -90,10 +87,6 @@ def store_merged(
 
     Returns:
         A row for each parameter of the LoRAs.
-
-    Raises:
-        AdapterError: nothing is left of the LoRAs.
-        InputError: a value leaves the range of the stored dtype.
     """
     progress.start(len(shrinking.products.shapes), "merging")
     choice = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)

@@ -12,11 +12,7 @@ _LIMITS = ("rank", "max_size", "max_error", "max_output_error")
 
 
 def merge_rule(config: MergeConfig) -> RankRule | None:
-    """Return the rule that the options select; None if nothing is to be lost.
-
-    Raises:
-        ConfigError: several rules are selected, a value is invalid, or an option lacks or excludes another one.
-    """
+    """Return the rule that the options select; None if nothing is to be lost."""
     asked = [name for name in ("exact", *_LIMITS) if getattr(config, name) not in (None, False)]
     if len(asked) > 1:
         raise give_one(asked[0], asked[1], "choose the ranks")

@@ -64,11 +64,6 @@ def merge_adapters(
         rule: for the ranks; None if nothing is to be lost.
         path: the file to write; None for a LoRA that is kept in memory.
         norm: output norm, if what is lost is weighted by it.
-
-    Raises:
-        PatternError: a pattern of a scale matches no parameter of its LoRA.
-        AdapterError: the LoRAs have different shapes for a parameter, or cancel.
-        InputError: no ranks meet the rule, or a value leaves the range of the stored dtype.
     """
     density = DENSITY if config.density is None else config.density
     adapters = [adapter for adapter, _ in loras]

@@ -78,10 +78,6 @@ def resize_adapter(
         settings: settings recorded in the files' metadata, besides the rule.
         norm: output norm, if errors are weighted by it.
         open_trial: opens the network in which choices are run before they are written.
-
-    Raises:
-        AdapterError: nothing is left of the LoRA.
-        InputError: no ranks meet the rule, or a value leaves the range of `dtype`.
     """
     shrinking = Shrinking(
         products=Products((Summand.of(adapter),)),

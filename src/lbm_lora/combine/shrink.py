@@ -117,9 +117,6 @@ class Shrinking:
 
         Args:
             rank: 0 is nothing, None the dense delta.
-
-        Raises:
-            InputError: a value leaves the range of the stored dtype.
         """
         return self._several(name, [rank])[0]
 

@@ -60,9 +60,6 @@ def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtyp
         rank: 1 or more, capped at min(out, columns).
         dtype: the stored dtype: fp32, fp16, bf16, or int8.
         seed: seed of the randomized method.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
     """
     return factorize_ranks(matrix, [rank], dtype, seed=seed)[0]
 
@@ -90,31 +87,19 @@ def factorize_ranks(
 
 
 def factors_of(svd: TruncatedSVD, dtype: torch.dtype) -> Factors:
-    """Return the best factors for a truncated decomposition, rounded to `dtype`.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
-    """
+    """Return the best factors for a truncated decomposition, rounded to `dtype`."""
     root = svd.values.sqrt()
     down = rounded_down(root[:, None] * svd.right, dtype)
     return stored_factors(_refit(svd, down.float(), root), down, dtype)
 
 
 def rounded_down(down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Float[Tensor, "rank columns"]:
-    """Return `down` with its stored values, to which `up` is then fitted; fp32 for int8.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
-    """
+    """Return `down` with its stored values, to which `up` is then fitted; fp32 for int8."""
     return on_grid(down) if dtype == torch.int8 else rounded(down, dtype)
 
 
 def stored_factors(up: Float[Tensor, "out rank"], down: Float[Tensor, "rank columns"], dtype: torch.dtype) -> Factors:
-    """Return both factors with their stored values; fp32 for int8, see `eight_bit`.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
-    """
+    """Return both factors with their stored values; fp32 for int8, see `eight_bit`."""
     if dtype == torch.int8:
         return Factors(*quantize(up, down).factors())
     return Factors(rounded(up, dtype), rounded(down, dtype))
@@ -126,11 +111,7 @@ def dense_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a copy in the stored dtype.
-
-    Raises:
-        InputError: a finite value leaves the range of `dtype`, as values above 65504 do in fp16.
-    """
+    """Return a copy in the stored dtype."""
     stored = values.to(dtype, copy=True)
     if not torch.isfinite(stored).all():
         largest = values.abs().max().item()

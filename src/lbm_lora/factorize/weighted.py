@@ -78,9 +78,6 @@ class Weights:
         scale: E ||gradient of the matrix||^2 / (tr(C) tr(G)), over all columns: how the errors at an image's token
             positions add up; 1 if they are independent. On the bundled mini model it is 14 for an attention's to_v,
             whose errors are averaged over all positions, and 0.25 for its to_out.
-
-    Raises:
-        InputError: the scale is not positive and finite.
     """
 
     inputs: Moment | None = None
@@ -93,11 +90,7 @@ class Weights:
             raise InputError(f"the scale of a layer's weights must be above 0 and finite, got {self.scale:g}.")
 
     def whitening(self) -> Whitening:
-        """Return the roots of both sides, at O(n^3) for a dense moment: compute them once per layer.
-
-        Raises:
-            InputError: a moment is not finite, or the ridge is not above 0.
-        """
+        """Return the roots of both sides, at O(n^3) for a dense moment: compute them once per layer."""
         inputs, outputs = (None if side is None else side.root(self.ridge) for side in (self.inputs, self.outputs))
         return Whitening(inputs, outputs, math.sqrt(self.scale))
 
@@ -143,9 +136,6 @@ def weighted_svd(
         matrix: fp32, finite.
         rank: 1 to min(out, columns).
         seed, has_spare: see `truncated_svd`.
-
-    Raises:
-        InputError: see `truncated_svd`.
     """
     white = whitening(matrix)
     whole = energy(white)
@@ -165,9 +155,6 @@ def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening)
 
     `down` and `up` share the scale of each component; `down` is rounded, then `up` is refitted to the rounded `down` in
     the weighted norm: up = matrix C down^T (down C down^T)^-1, which does not depend on G.
-
-    Raises:
-        InputError: a value leaves the range of `dtype`.
     """
     lengths = torch.linalg.vector_norm(svd.right, dim=1)
     heights = torch.linalg.vector_norm(svd.left, dim=0) * svd.values

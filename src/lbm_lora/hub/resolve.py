@@ -11,8 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BaseModel
 
-from lbm_lora.adapter.foreign_file import PEFT_CONFIG
-from lbm_lora.adapter.lora_folder import NAMES
+from lbm_lora.adapter.adapter_file import NAMES, PEFT_CONFIG
 from lbm_lora.configs.marks import HUB_CHECKPOINT, HUB_LORA, Mark
 from lbm_lora.errors import HubError, listing
 from lbm_lora.hub.names import HubName, hub_name

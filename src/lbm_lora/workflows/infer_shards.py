@@ -8,7 +8,7 @@ import torch
 import xxhash
 
 from lbm_lora.adapter import LoraScale
-from lbm_lora.adapter.lora_folder import lora_digest
+from lbm_lora.adapter.adapter_file import lora_digest
 from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
@@ -71,7 +71,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
     from lbm_lora.inference.shards.shard_record import check_settings, has_records
     from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
-    from lbm_lora.launch import open_fabric, quiet_lightning
+    from lbm_lora.training.launch import open_fabric, quiet_lightning
 
     folder = home_path(config.output_path)
     with quiet_lightning():

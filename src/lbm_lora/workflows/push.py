@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
+from lbm_lora.adapter.adapter_file import is_unchanged
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
-from lbm_lora.adapter.unchanged import is_unchanged
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
 from lbm_lora.files import Outputs, atomic_path, file_digest, is_same, together, write_text, written_bytes

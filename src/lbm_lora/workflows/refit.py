@@ -17,8 +17,7 @@ from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
 from lbm_lora.ranks import Prediction, Trial
 from lbm_lora.refinement.images import answered_images, calibration_split
-from lbm_lora.refinement.joint import JointResult, JointSettings
-from lbm_lora.refinement.joint_points import refit_points
+from lbm_lora.refinement.joint import JointResult, JointSettings, refit_points
 from lbm_lora.report.compare import compare_weights
 
 _LARGE = 200_000_000  # values of a denoiser above which a refit on the CPU takes hours, and tens of gigabytes

@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
-from lbm_lora.adapter.foreign_file import write_foreign
+from lbm_lora.adapter.adapter_file import plan_files
 from lbm_lora.adapter.formats import Encoded, Saved, codec_named
 from lbm_lora.errors import OutputError
+from lbm_lora.files import Outputs
 from lbm_lora.naming import ModuleName, ParamName
 
 METADATA = AdapterMetadata(FORMAT, "d" * 32, "0123abcd", "e" * 32, {"ss_network_dim": "2", "note": "Größe"})
@@ -33,18 +34,6 @@ def test_the_header_names_the_format_and_no_reader_takes_the_file_for_a_native_o
     assert "lbm_lora_format" not in header
     assert header["ss_network_dim"] == "2"
     assert load_adapter(path).metadata == METADATA
-
-
-def test_a_lora_of_another_program_stays_one(tmp_path: Path) -> None:
-    path = LORA.save(tmp_path / "x.safetensors", "comfyui")
-    save_file(load_file(path), path, metadata={"ss_network_dim": "2"})
-    found = load_adapter(path)
-    other = path.with_name("y.safetensors")
-    other.write_bytes(path.read_bytes())
-    with pytest.raises(OutputError, match=r"y\.safetensors exists, and lbm-lora did not write it"):
-        found.save(other, "comfyui")
-    found.save(other, "comfyui", overwrite=True)
-    assert load_adapter(other).metadata == AdapterMetadata(facts={"ss_network_dim": "2"})
 
 
 def test_factors_in_8_bits_are_expanded(tmp_path: Path) -> None:
@@ -86,13 +75,27 @@ def test_what_is_to_be_dropped_is_dropped_and_named(
 
 
 def test_a_format_with_a_config_is_a_folder(tmp_path: Path) -> None:
-    codec = replace(codec_named("comfyui"), encode=lambda *_: Encoded({"a": torch.ones(1)}, config={"r": 2}))
-    assert write_foreign(LORA, tmp_path / "lora_1.5", codec, Wishes()) == Saved(tmp_path / "lora_1.5")
-    files = sorted((tmp_path / "lora_1.5").iterdir())
-    assert [file.name for file in files] == ["adapter_config.json", "adapter_model.safetensors"]
-    assert files[0].read_text() == '{\n  "r": 2\n}\n'
-    with pytest.raises(OutputError, match=r"the format comfyui is a folder of two files\. Give the path of a folder\."):
-        write_foreign(LORA, tmp_path / "lora.safetensors", codec, Wishes())
+    wishes, folder = Wishes("drop", "drop"), tmp_path / "lora_1.5"
+    assert save_adapter(LORA, folder, format="peft", wishes=wishes).path == folder
+    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(OutputError, match=r"the format peft is a folder of two files\. Give the path of a folder\."):
+        save_adapter(LORA, tmp_path / "lora.safetensors", format="peft", wishes=wishes)
+
+
+def test_a_rerun_replaces_both_files_of_a_folder_but_no_config_of_others(tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+
+    def check() -> None:
+        outputs = Outputs()
+        plan_files(outputs, folder, "peft")
+        outputs.check()
+
+    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
+        check()
+    save_adapter(LORA, folder, format="peft", wishes=Wishes("drop", "drop"))
+    check()
 
 
 def test_notes_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

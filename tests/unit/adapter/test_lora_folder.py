@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, load_adapter
-from lbm_lora.adapter.lora_folder import NAMES, lora_digest, lora_in
+from lbm_lora.adapter.adapter_file import NAMES, lora_digest, lora_in
 from lbm_lora.errors import AdapterError, CheckpointError
 from lbm_lora.naming import ModuleName
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter
-from lbm_lora.adapter.unchanged import is_unchanged
+from lbm_lora.adapter.adapter_file import is_unchanged
 from lbm_lora.naming import ModuleName, ParamName
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbm_lora.checkpoint.keys import normalized, normalized_keys
+from lbm_lora.checkpoint.reader import normalized, normalized_keys
 from lbm_lora.errors import CheckpointError
 
 

@@ -23,7 +23,7 @@ from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import LbmLoraWarning, Silent
-from lbm_lora.trainable.state import TrainState, save_state
+from lbm_lora.training.checkpoint import TrainState, save_state
 from lbm_lora.workflows import refine
 from lbm_lora.workflows.extract import run as extract
 from lbm_lora.workflows.refine import run, state_of

@@ -131,11 +131,7 @@ class Codec:
 
 
 def only_deltas(wishes: Wishes, format: str) -> None:
-    """Check that the wishes ask for nothing but deltas, for a format that has nothing else.
-
-    Raises:
-        AdapterError: biases or norms should be written in another way.
-    """
+    """Check that the wishes ask for nothing but deltas, for a format that has nothing else."""
     for name, value in (("biases", wishes.biases), ("norms", wishes.norms)):
         if value not in ("keep", "drop"):
             raise AdapterError(
@@ -158,9 +154,6 @@ def check_held(
     Args:
         remedies: for `biases` and `norms`: the option's values that would help.
         lead: what the options are for.
-
-    Raises:
-        AdapterError: there are such deltas.
     """
     if not (biases or norms or others):
         return

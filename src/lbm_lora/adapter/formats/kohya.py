@@ -22,8 +22,9 @@ What is written, and why:
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,17 +75,17 @@ def _decode(source: Source) -> Parts:
     return replace(parts, dense={name: delta for name, delta in parts.dense.items() if name not in added})
 
 
-def _encode_kohya(adapter: Adapter, wishes: Wishes, format: FormatName, stem: Callable[[ModuleName], str]) -> Encoded:
+def _encode_kohya(format: FormatName, adapter: Adapter, wishes: Wishes) -> Encoded:
     only_deltas(wishes, format)
     _check_names(adapter, format)
     vectors = [name for name, delta in adapter.dense.items() if leaf_of(name) != "weight" or delta.dim() < 2]
     biases = [name for name in vectors if leaf_of(name) == "bias" and not is_norm(name)]
     norms = [name for name in vectors if is_norm(name)]
     _check_held(adapter, format, biases, norms, [name for name in vectors if name not in {*biases, *norms}])
-    tensors = _factors(adapter, stem)
+    tensors = _factors(adapter, format)
     for name, delta in adapter.dense.items():
         up, down = up_and_down(delta)
-        tensors |= _keys(stem(module_of(name)), up, down, float(down.shape[0]))
+        tensors |= _keys(_stem(format, module_of(name)), up, down, float(down.shape[0]))
     count = plural(len(adapter.dense), "dense matrix", "dense matrices")
     exact = (f"{count} written as factors of full rank, exactly.",) if adapter.dense else ()
     return Encoded(tensors, notes=(*exact, *_ignored_alphas(tensors)))
@@ -115,38 +116,30 @@ def _encode_lycoris(adapter: Adapter, wishes: Wishes) -> Encoded:
         if leaf_of(name) == "bias" and not is_norm(name) and weight_of(module_of(name)) not in dense
     ]
     _check_held(adapter, "lycoris", biases, [], others)
-    tensors = _factors(adapter, _lycoris_stem)
+    tensors = _factors(adapter, "lycoris")
     for name, delta in dense.items():
         weight, bias = (W_NORM, B_NORM) if is_norm(name) else (DIFF, DIFF_BIAS)
-        stem = _lycoris_stem(module_of(name))
+        stem = _stem("lycoris", module_of(name))
         tensors[stem + (weight if leaf_of(name) == "weight" else bias)] = delta
         if is_norm(name) and weight_of(module_of(name)) not in dense:
             tensors[stem + weight] = torch.zeros_like(delta)
     return Encoded(tensors)
 
 
-def _factors(adapter: Adapter, stem: Callable[[ModuleName], str]) -> dict[str, Tensor]:
-    return {
-        key: tensor
-        for name, module in adapter.modules.items()
-        for key, tensor in _keys(stem(name), module.up, module.down, module.alpha).items()
-    }
+def _stem(format: FormatName, name: ModuleName) -> str:
+    prefix = LYCORIS_PREFIX if format == "lycoris" else UNET
+    return prefix + flat(SGM[name] if format == "kohya" else name)
+
+
+def _factors(adapter: Adapter, format: FormatName) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, module in adapter.modules.items():
+        tensors |= _keys(_stem(format, name), module.up, module.down, module.alpha)
+    return tensors
 
 
 def _keys(stem: str, up: Tensor, down: Tensor, alpha: float) -> dict[str, Tensor]:
     return {stem + UP: up, stem + DOWN: down, stem + ALPHA: torch.tensor(alpha, dtype=torch.float32)}
-
-
-def _sgm_stem(name: ModuleName) -> str:
-    return UNET + flat(SGM[name])
-
-
-def _diffusers_stem(name: ModuleName) -> str:
-    return UNET + flat(name)
-
-
-def _lycoris_stem(name: ModuleName) -> str:
-    return LYCORIS_PREFIX + flat(name)
 
 
 def _check_names(adapter: Adapter, format: FormatName) -> None:
@@ -178,9 +171,6 @@ def _check_held(
 
 LYCORIS = Codec("lycoris", _is_lycoris, _decode, _encode_lycoris)
 DIFFUSERS_NAMES = Codec(
-    "kohya-diffusers",
-    _is_kohya_with_names_of_diffusers,
-    _decode,
-    lambda adapter, wishes: _encode_kohya(adapter, wishes, "kohya-diffusers", _diffusers_stem),
+    "kohya-diffusers", _is_kohya_with_names_of_diffusers, _decode, partial(_encode_kohya, "kohya-diffusers")
 )
-KOHYA = Codec("kohya", _is_kohya, _decode, lambda adapter, wishes: _encode_kohya(adapter, wishes, "kohya", _sgm_stem))
+KOHYA = Codec("kohya", _is_kohya, _decode, partial(_encode_kohya, "kohya"))

@@ -63,9 +63,6 @@ class LoraConfig:
 
         Args:
             rank: the rank of its factors.
-
-        Raises:
-            AdapterError: the config says another rank, and so another scaling.
         """
         said = _matched(self.rank_pattern, name, self.rank)
         if said != rank:
@@ -107,11 +104,7 @@ def _compiled(key: str) -> "regex.Pattern[str]":
 
 
 def config_of(values: object, where: Path) -> LoraConfig:
-    """Return the config that a JSON object holds.
-
-    Raises:
-        AdapterError: it is no LoRA's, a rank or alpha is missing or out of its range, or it asks for what is not read.
-    """
+    """Return the config that a JSON object holds."""
     fields = cast(dict[str, object], values) if isinstance(values, dict) else {}
     _check_supported(fields, where)
     alpha = _ALPHAS[str(fields.get("peft_type", "LORA"))]

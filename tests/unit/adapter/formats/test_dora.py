@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lbm_lora.adapter.formats.dora import base_weight, dora_delta
+from lbm_lora.adapter.formats.rebuild import base_weight, dora_delta
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lbm_lora.adapter.formats.grouping import grouped
+from lbm_lora.adapter.formats.reading import grouped
 from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbm_lora.adapter import LoraModule
-from lbm_lora.adapter.formats.one_rank import KEY, Before, as_before, to_one_rank
+from lbm_lora.adapter.formats.layers import KEY, Before, as_before, to_one_rank
 from lbm_lora.naming import ModuleName
 
 seeded = settings(derandomize=True, deadline=None, database=None, max_examples=60)

@@ -16,8 +16,8 @@ from lbm_lora.file_plan import FilePlan
 from lbm_lora.inference.shards.predict import Predicted, predict
 from lbm_lora.inference.shards.shard_jobs import ShardJob, ShardKeys, plan_shards
 from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
-from lbm_lora.launch import open_fabric
 from lbm_lora.progress import Silent
+from lbm_lora.training.launch import open_fabric
 
 KEYS = ShardKeys(source="source.png")
 
