@@ -43,7 +43,6 @@ REASONS = {
     "inference/jobs.py": "tests/unit/workflows/test_infer.py: paths, masks and copies of whole runs",
     "model/constants.py": "tests/unit/model/test_names.py: values, and what tells them in a checkpoint",
     "model/loaded_loras.py": "tests/unit/model/test_pipeline.py: LoRAs that are loaded, mixed, scaled and unloaded",
-    "model/lora_pipeline.py": "tests/unit/model/test_pipeline.py: LoRAs of a pipeline",
     "refinement/student.py": "tests/unit/refinement/test_distill.py: a student that learns; errors of its modules",
     "workflows/refit.py": "tests/unit/workflows/test_extract_calibrated.py: extractions that are refitted",
     "report/inspection/adapter_values.py": "tests/unit/report/inspection/test_adapters.py: the values, measured",

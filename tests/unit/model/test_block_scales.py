@@ -8,7 +8,7 @@ from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales  # pyr
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.model.block_scales import scale_of_blocks
+from lbm_lora.model.loaded_loras import scale_of_blocks
 from lbm_lora.naming import ParamName
 from standins import TINY, lbm_unet_config
 

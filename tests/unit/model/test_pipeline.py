@@ -1,7 +1,6 @@
 """LBMPipeline: an LBM checkpoint as a pipeline, LoRAs in it and out of it again, and the folder that it writes."""
 
 import gc
-import inspect
 import json
 import logging
 import math
@@ -10,7 +9,6 @@ import random
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +18,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageCms
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,7 +27,7 @@ from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, ImageError, PatternError, WrongBaseError
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import read_mask
-from lbm_lora.model import bridge_pipeline, lora_pipeline
+from lbm_lora.model import pipeline
 from lbm_lora.model.bridge_pipeline import images_of, masks_of
 from lbm_lora.model.pipeline import LBMPipeline, check_finite
 from lbm_lora.naming import ModuleName, ParamName
@@ -267,7 +264,7 @@ def test_files_are_read_with_the_weights_of_the_base(
         found.append({name: base.read(name).reshape(-1).view(torch.uint8).numpy().tobytes() for name in base})
         return load_adapter(source, alpha_is, base=base)
 
-    monkeypatch.setattr(lora_pipeline, "load_adapter", reading)
+    monkeypatch.setattr(pipeline, "load_adapter", reading)
     pipe.load_lora_weights(loras["a"], "a")
     pipe.load_lora_weights(loras["b"], "b")
     pipe.fuse_lora()
@@ -430,28 +427,6 @@ def test_a_folder_gives_the_same_pipeline_with_its_loras(
     torch.testing.assert_close(made(found), made(pipe), rtol=1e-4, atol=1e-4)
 
 
-def test_a_program_of_somebody_else_is_not_replaced(pipe: LBMPipeline, tmp_path: Path) -> None:
-    program = tmp_path / "pipeline.py"
-    program.write_text("print('mine')")
-    with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
-        pipe.save_pretrained(tmp_path)
-    assert list(tmp_path.iterdir()) == [program]
-    program.unlink()
-    pipe.save_pretrained(tmp_path)
-    copy = tmp_path / "copy.py"
-    copy.hardlink_to(program)
-    pipe.save_pretrained(tmp_path)
-    assert not copy.samefile(program), "a file with a second name is not written into"
-
-
-def test_a_folder_in_another_dtype_still_knows_its_base(base: Path, loras: dict[str, Path], tmp_path: Path) -> None:
-    LBMPipeline.from_checkpoint(base, torch_dtype="bf16").save_pretrained(tmp_path / "folder")
-    found = LBMPipeline.from_pretrained(tmp_path / "folder")
-    found.load_lora_weights(loras["a"])
-    with pytest.raises(WrongBaseError):
-        found.load_lora_weights(lora(base, tmp_path / "other.safetensors", base_fingerprint="another"))
-
-
 def test_loras_are_saved_in_the_weights_or_not_at_all(
     pipe: LBMPipeline, loras: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -484,12 +459,6 @@ def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dt
         text = str(caught.value)
         assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
         assert ("torch_dtype" in text) == (dtype == torch.float16)
-
-
-def test_the_signature_of_a_call_is_that_of_the_plain_pipeline() -> None:
-    own, plain = (list(inspect.signature(kind.__call__).parameters.values()) for kind in LBMPipeline.__mro__[:2])
-    assert own[:-1] == plain
-    assert own[-1].kind == inspect.Parameter.VAR_KEYWORD
 
 
 @pytest.mark.parametrize(
@@ -532,7 +501,7 @@ def unchecked(path: str | None) -> Any:
 
 def test_scales_of_another_kind(shared: LBMPipeline, loras: dict[str, Path]) -> None:
     parts = shared.components
-    pipe: Any = unchecked(lora_pipeline.__file__).LoraPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
     pipe.set_progress_bar_config(disable=True)
     with pytest.warns(LbmLoraWarning, match="does not know the file of its base"):
         pipe.load_lora_weights(loras["a"], adapter_name="a")
@@ -581,7 +550,7 @@ def test_a_lora_is_a_file_a_file_in_a_folder_or_a_state_dict(pipe: LBMPipeline, 
 
 def test_what_is_no_lora_is_named(shared: LBMPipeline) -> None:
     parts = shared.components
-    pipe: Any = unchecked(lora_pipeline.__file__).LoraPipeline(parts["unet"], parts["vae"], parts["scheduler"])
+    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
     with pytest.raises(TypeError, match=r"^load_lora_weights takes the path of a file, an Adapter, .*; got int\.$"):
         pipe.load_lora_weights(3)
     with pytest.raises(TypeError, match=r"got dict and a weight_name\.$"):
@@ -635,47 +604,6 @@ def test_another_pipeline_in_the_folder_is_kept(base: Path, tmp_path: Path) -> N
         assert [path for path in folder.rglob("*") if path.is_file()] == [kept]
 
 
-def test_shards_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path: Path) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    folder = tmp_path / "pipe"
-    for variant in (None, "fp16"):
-        pipe.save_pretrained(folder, max_shard_size="50KB", variant=variant)
-    others = {path for path in folder.rglob("*fp16*") if path.is_file()}
-    assert len(others) > 4
-    for name in (
-        "diffusion_pytorch_model-00001-of-00099.safetensors",
-        "diffusion_pytorch_model_before-00001-of-00002.bin",
-    ):
-        (folder / "unet" / name).write_bytes(b"theirs")
-        others.add(folder / "unet" / name)
-    pipe.save_pretrained(folder)
-    assert {path for path in folder.rglob("*") if "-of-" in path.name or "fp16" in path.name} == others
-    assert not list(folder.rglob("*.index.json")), "the index of the earlier shards"
-    LBMPipeline.from_pretrained(folder)
-    LBMPipeline.from_pretrained(folder, variant="fp16")
-    pipe.save_pretrained(folder, max_shard_size="50KB")
-    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    for mine in ("notes.txt", "mine.safetensors"):
-        (folder / "unet" / mine).write_text("mine")
-    named = json.loads(index.read_text())
-    named["weight_map"] |= {"x": "notes.txt", "y": "../vae/config.json", "z": 5, "w": "mine.safetensors"}
-    index.write_text(json.dumps(named))
-    shard = next((folder / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))
-    shard.chmod(0o444)
-    with pytest.raises(FileExistsError, match=rf"{shard.name} is write-protected, and was kept"):
-        pipe.save_pretrained(folder)
-    shard.chmod(0o644)
-    pipe.save_pretrained(folder)
-    assert {(folder / "unet" / mine).read_text() for mine in ("notes.txt", "mine.safetensors")} == {"mine"}
-    assert (folder / "vae" / "config.json").exists()
-    index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text("[]")
-    with pytest.raises(FileExistsError, match=r"index\.json exists, but is not an index of shards"):
-        pipe.save_pretrained(folder)
-    with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
-        pipe.save_pretrained(folder / "pipeline.py")
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -684,90 +612,6 @@ def another(base: Path) -> LBMPipeline:
     pipe = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
     pipe.register_to_config(trained_steps=[1])
     return pipe
-
-
-def test_another_name_of_a_file_in_the_folder_keeps_its_content(base: Path, tmp_path: Path) -> None:
-    first, second = LBMPipeline.from_checkpoint(base), another(base)
-    folder, backup = tmp_path / "pipe", tmp_path / "backup.json"
-    first.save_pretrained(folder)
-    backup.hardlink_to(folder / "model_index.json")
-    before = backup.read_bytes()
-    second.save_pretrained(folder)
-    assert backup.read_bytes() == before != (folder / "model_index.json").read_bytes()
-    backup.unlink()
-    backup.hardlink_to(folder / "model_index.json")
-    before = backup.read_bytes()
-    first.save_config(folder)
-    assert backup.read_bytes() == before
-
-
-def test_a_save_in_another_container_is_refused_where_the_earlier_one_would_be_loaded(
-    base: Path, tmp_path: Path
-) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    pipe.save_pretrained(tmp_path)
-    with pytest.raises(
-        FileExistsError, match=r"diffusion_pytorch_model\.safetensors exists, and would be loaded in its"
-    ):
-        pipe.save_pretrained(tmp_path, safe_serialization=False)
-    pipe.save_pretrained(tmp_path, safe_serialization=False, variant="fp16")
-    pipe.save_pretrained(tmp_path / "bin", safe_serialization=False)
-    with pytest.raises(FileExistsError, match=r"diffusion_pytorch_model\.bin exists, and would be loaded in its"):
-        pipe.save_pretrained(tmp_path / "bin", safe_serialization=False, max_shard_size="50KB")
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".lbm-")]
-
-
-@pytest.mark.parametrize("name", ["unet", "pipeline.py", "model_index.json"])
-def test_what_a_link_leads_to_is_kept(base: Path, tmp_path: Path, name: str) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    pipe.save_pretrained(tmp_path / "a")
-    before = contents(tmp_path / "a")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "pipeline.py").write_bytes((tmp_path / "a" / "pipeline.py").read_bytes())
-    (tmp_path / "b" / name).unlink(missing_ok=True)
-    (tmp_path / "b" / name).symlink_to(tmp_path / "a" / name)
-    with pytest.raises(FileExistsError, match=rf"b/{name} is a link, and what it leads to was kept"):
-        another(base).save_pretrained(tmp_path / "b")
-    assert {path: path.read_bytes() for path in before} == before
-
-
-def test_a_base_that_was_replaced_says_nothing_about_the_pipeline(base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "m.safetensors"
-    file.write_bytes(base.read_bytes())
-    pipe = LBMPipeline.from_checkpoint(file, config_path=base.parent / "config.yaml")
-    (tmp_path / "new").write_bytes(base.read_bytes())
-    (tmp_path / "new").replace(file)
-    pipe.save_pretrained(tmp_path / "pipe")
-    assert json.loads((tmp_path / "pipe" / "model_index.json").read_text())["base_fingerprint"] is None
-
-
-def test_a_save_that_fails_leaves_the_earlier_model(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = contents(folder)
-    later = another(base)
-    (folder / "vae" / "config.json").chmod(0o444)
-    with pytest.raises(FileExistsError, match=r"vae/config\.json is write-protected, and was kept"):
-        later.save_pretrained(folder)
-    (folder / "vae" / "config.json").chmod(0o644)
-    replace = Path.replace
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target == folder / "vae" / "config.json":
-            raise PermissionError("of somebody else")
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        with pytest.raises(PermissionError, match="of somebody else"):
-            later.save_pretrained(folder)
-    assert contents(folder) == files
-    monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
-    with pytest.raises(pytest.fail.Exception, match="no space left"):
-        later.save_pretrained(folder)
-    assert contents(folder) == files
 
 
 @pytest.mark.filterwarnings("ignore:images with 16 bits")
@@ -806,127 +650,12 @@ def test_files_are_read_as_the_commands_read_them(tmp_path: Path) -> None:
         assert mask.tobytes() == read_mask(path, wanted.size).tobytes(), path.name
 
 
-def test_earlier_shards_are_put_back_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder, max_shard_size="50KB")
-    files = contents(folder)
-    last = sorted((folder / "unet").glob("*-of-*"))[-1]
-    replace = Path.replace
-
-    def refuse(path: Path, target: Path) -> Path:
-        if path == last:
-            raise PermissionError("must not be changed")
-        return replace(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        with pytest.raises(PermissionError, match="must not be changed"):
-            another(base).save_pretrained(folder)
-    assert contents(folder) == files
-    last.unlink()
-    another(base).save_pretrained(folder)
-    assert not list(folder.rglob("*-of-*"))
-
-
-def interrupt_save(pipe: LBMPipeline, folder: Path, patch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
-    """Save a pipeline over an earlier one, and interrupt it while the files are renamed.
-
-    Args:
-        before: called just before the interrupt.
-    """
-    replace = Path.replace
-
-    def interrupted(path: Path, target: Path) -> Path:
-        if target == folder / "vae/config.json":
-            before()
-            raise KeyboardInterrupt
-        return replace(path, target)
-
-    patch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pipe.save_pretrained(folder)
-
-
-def test_further_interrupts_do_not_lose_an_earlier_model(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files = contents(folder)
-    interrupts, put_back = iter([True, True, True]), bridge_pipeline._put_back
-
-    def interrupted_again(*values: Any) -> None:
-        if next(interrupts, False):
-            raise KeyboardInterrupt
-        put_back(*values)
-
-    monkeypatch.setattr(bridge_pipeline, "_put_back", interrupted_again)
-    interrupt_save(another(base), folder, monkeypatch, lambda: None)
-    assert next(interrupts, None) is None, "all of them came"
-    assert contents(folder) == files
-
-
-def test_an_earlier_model_comes_back_where_a_new_file_was_moved_away(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "pipe"
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    files, new = contents(folder), folder / "unet/diffusion_pytorch_model.safetensors"
-    interrupt_save(another(base), folder, monkeypatch, lambda: new.rename(tmp_path / "moved.safetensors"))
-    assert contents(folder) == files
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
 def test_all_files_of_a_saved_pipeline_may_be_read_as_the_umask_allows(base: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
     modes = {path.stat().st_mode for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
     assert modes == {(tmp_path / "file").stat().st_mode}
-
-
-@pytest.mark.parametrize("name", ["unet", "vae"])
-def test_a_folder_that_is_moved_while_a_pipeline_is_saved(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Between two networks, diffusers makes the folder anew; within one, safetensors fails in its own way."""
-    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
-    pipe.save_pretrained(folder)
-    files, save = contents(folder), getattr(pipe, name).save_pretrained
-
-    def moved(*args: Any, **kwargs: Any) -> None:
-        if name == "unet":
-            Path(args[0]).mkdir()
-            folder.rename(tmp_path / "away")
-            raise SafetensorError("I/O error")
-        folder.rename(tmp_path / "away")
-        save(*args, **kwargs)
-
-    monkeypatch.setattr(getattr(pipe, name), "save_pretrained", moved)
-    with pytest.raises(FileNotFoundError, match=r"pipe was moved or removed while the model was written\. Save it"):
-        pipe.save_pretrained(folder)
-    assert not [path for path in folder.rglob("*") if path.is_file()]
-    away = contents(tmp_path / "away")
-    assert {tmp_path / "away" / path.relative_to(folder): text for path, text in files.items()}.items() <= away.items()
-
-
-def test_a_model_that_comes_while_the_digest_is_computed_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
-    another(base).save_pretrained(tmp_path / "mine")
-    files = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
-    digest = LBMPipeline._base_digest
-
-    def slow(self: LBMPipeline) -> str | None:
-        (tmp_path / "mine").rename(folder)
-        return digest(self)
-
-    monkeypatch.setattr(LBMPipeline, "_base_digest", slow)
-    with pytest.raises(
-        FileExistsError, match=r"pipe has changed while the model's digest was computed\. Save it again"
-    ):
-        pipe.save_pretrained(folder)
-    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} == files
 
 
 def test_a_pipeline_is_not_saved_into_the_folder_of_its_checkpoint(base: Path, tmp_path: Path) -> None:
@@ -972,104 +701,12 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_file_that_is_protected_while_a_pipeline_is_saved_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, sync = LBMPipeline.from_checkpoint(base), bridge_pipeline._sync
-    pipe.save_pretrained(tmp_path)
-    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
-    inode = weights.stat().st_ino
-
-    def protect(path: Path) -> None:
-        sync(path)
-        weights.chmod(0o444)
-
-    monkeypatch.setattr(bridge_pipeline, "_sync", protect)
-    with pytest.raises(FileExistsError, match=r"model\.safetensors is write-protected, and was kept"):
-        pipe.save_pretrained(tmp_path)
-    assert weights.stat().st_ino == inode
-
-
-@pytest.mark.parametrize("late", ["unet", "model_index.json"])
-def test_a_file_that_comes_while_a_pipeline_is_saved_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
-) -> None:
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "mine")
-    folder, sync = tmp_path / "new", bridge_pipeline._sync
-    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    shutil.rmtree(folder / "unet")
-
-    def move(path: Path) -> None:
-        sync(path)
-        if (tmp_path / "mine" / late).exists():
-            (tmp_path / "mine" / late).replace(folder / late)
-
-    monkeypatch.setattr(bridge_pipeline, "_sync", move)
-    mine = [path for path in (tmp_path / "mine").rglob("*") if path.is_file() and late in path.parts]
-    before = {path.relative_to(tmp_path / "mine"): path.read_bytes() for path in mine}
-    assert before
-    with pytest.raises(FileExistsError, match=f"{late}.* appeared while the model was written, and was kept"):
-        LBMPipeline.from_checkpoint(base).save_pretrained(folder)
-    assert {path: (folder / path).read_bytes() for path in before} == before
-
-
 def test_the_configuration_does_not_make_another_models_networks_ours(base: Path, tmp_path: Path) -> None:
     pipe = LBMPipeline.from_checkpoint(base)
     pipe.unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(FileExistsError, match=r"unet exists, and is that of another model"):
         pipe.save_config(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["unet"]
-
-
-def test_what_comes_to_an_earlier_path_before_a_save_fails_stays(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe, replace, theirs = LBMPipeline.from_checkpoint(base), Path.replace, tmp_path / "theirs"
-    pipe.save_pretrained(tmp_path / "pipe")
-    theirs.write_text("theirs")
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target.name == "diffusion_pytorch_model.safetensors":
-            replace(theirs, tmp_path / "pipe" / "model_index.json")
-            raise OSError("no space left")
-        return replace(path, target)
-
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="no space left"):
-        pipe.save_pretrained(tmp_path / "pipe")
-    assert (tmp_path / "pipe" / "model_index.json").read_text() == "theirs"
-
-
-def test_a_save_that_fails_leaves_no_new_folder(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, replace, link = LBMPipeline.from_checkpoint(base), Path.replace, os.link
-
-    def refuse(path: Path, target: Path) -> Path:
-        if target.name == "model_index.json":
-            raise OSError("no space left")
-        return replace(path, target)
-
-    def refuse_link(path: Path, target: Path) -> None:
-        if target.name == "model_index.json":
-            raise OSError("no space left")
-        link(path, target)
-
-    (tmp_path / "there").mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", refuse)
-        patch.setattr(os, "link", refuse_link)
-        for folder in ("there", "a/new"):
-            with pytest.raises(OSError, match="no space left"):
-                pipe.save_pretrained(tmp_path / folder)
-    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-
-
-def test_a_folder_whose_weights_were_replaced_is_no_base_any_more(base: Path, tmp_path: Path) -> None:
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
-    pipe = LBMPipeline.from_pretrained(tmp_path / "pipe")
-    another(base).unet.save_pretrained(tmp_path / "pipe" / "unet")
-    pipe.register_to_config(base_fingerprint=None)
-    pipe.save_pretrained(tmp_path / "later")
-    assert json.loads((tmp_path / "later" / "model_index.json").read_text())["base_fingerprint"] is None
 
 
 def test_a_unet_that_is_given_is_of_no_known_base(base: Path, tmp_path: Path) -> None:
@@ -1086,7 +723,7 @@ def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> 
     edited = f"{program.read_text()}# edited"
     program.write_text(edited)
     for save in (pipe.save_pretrained, pipe.save_config):
-        with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is another program"):
+        with pytest.raises(FileExistsError, match=r"pipeline\.py exists, and is that of another model"):
             save(tmp_path)
     assert program.read_text() == edited
 
@@ -1103,3 +740,38 @@ def test_a_discarded_pipeline_leaves_the_memory_at_once(base: Path, loras: dict[
         assert network() is None
     finally:
         gc.enable()
+
+
+def test_weights_of_an_earlier_save_go_and_other_files_stay(base: Path, tmp_path: Path) -> None:
+    pipe, folder = LBMPipeline.from_checkpoint(base), tmp_path / "pipe"
+    for variant in (None, "fp16"):
+        pipe.save_pretrained(folder, max_shard_size="50KB", variant=variant)
+    others = {path for path in folder.rglob("*fp16*") if path.is_file()}
+    assert len(others) > 4
+    others.add(folder / "unet" / "mine.safetensors")
+    (folder / "unet" / "mine.safetensors").write_text("mine")
+    (folder / "README.md").write_text("mine")
+    for options in ({}, {"safe_serialization": False}, {"max_shard_size": "50KB"}):
+        later = LBMPipeline.from_checkpoint(base, torch_dtype="float")
+        later.unet.conv_in.bias = torch.nn.Parameter(later.unet.conv_in.bias + len(str(options)))
+        later.save_pretrained(folder, **options)
+        assert bits(LBMPipeline.from_pretrained(folder)) == bits(later)
+        assert {path for path in folder.rglob("*") if "fp16" in path.name or path.name == "mine.safetensors"} == others
+    LBMPipeline.from_pretrained(folder, variant="fp16")
+    assert (folder / "README.md").read_text() == "mine"
+    with pytest.raises(FileExistsError, match=r"pipeline\.py is a file"):
+        pipe.save_pretrained(folder / "pipeline.py")
+
+
+def test_a_save_that_fails_leaves_the_earlier_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pipe"
+    LBMPipeline.from_checkpoint(base).save_pretrained(folder)
+    files, later = contents(folder), another(base)
+    monkeypatch.setattr(later.vae, "save_pretrained", lambda *_, **__: pytest.fail("no space left"))
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(pytest.fail.Exception, match="no space left"):
+            later.save_pretrained(place)
+    assert contents(tmp_path) == files
+    assert not (tmp_path / "new").exists()
