@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from lbm_lora.errors import ImageError, plural
-from lbm_lora.imaging.image_file import grey_of_wide, open_upright, readable_extensions
+from lbm_lora.imaging.image_file import check_range, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
 from lbm_lora.missing_path import home_path, not_there, real_path
 
@@ -87,14 +87,12 @@ def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
     Raises:
         ImageError: its pixels have no fixed range.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(grey_of_wide(image, kind, path))
-    if image.has_transparency_data:
-        alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            return alpha
-        image = image.convert("RGB")
-    return image.convert("L")
+    check_range(image, kind, path)
+    if not image.has_transparency_data and not image.mode.startswith("I"):
+        return image.convert("L")
+    from lbm_lora.model.bridge_pipeline import in_grey  # diffusers takes seconds, and most masks need none of it
+
+    return in_grey(image)
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:

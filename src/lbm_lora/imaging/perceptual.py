@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import CheckpointError, HubError, ImageError, listing, missing_extra
+from lbm_lora.files import check_regular
 from lbm_lora.missing_path import not_there
-from lbm_lora.regular_file import check_regular
 
 Net = Literal["vgg", "alex", "squeeze"]
 Images = Float[Tensor, "batch 3 height width"]

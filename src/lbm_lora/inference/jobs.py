@@ -8,14 +8,12 @@ from pathlib import Path
 from PIL import Image
 
 from lbm_lora.errors import ImageError, Option
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.imaging.image_file import is_source_copy, read_image
+from lbm_lora.files import Outputs, identity_of
+from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import find_masks, read_mask
 from lbm_lora.imaging.paths import expand_sources, plan_outputs, refuse_twins, sibling
 from lbm_lora.inference.translate import TranslateSettings, translate_image
 from lbm_lora.model.pipeline import LBMPipeline
-from lbm_lora.output_place import check_link, check_writable
-from lbm_lora.ownership import RESULT, SIDE_BY_SIDE, of_kind
 from lbm_lora.progress import Progress, warn
 
 LARGE = 2.0
@@ -125,10 +123,9 @@ def plan_jobs(
     *,
     mask: str | Sequence[str] | None,
     compare: bool,
-    files: FilePlan,
+    files: Outputs,
     copy: bool = False,
     skip_existing: bool = False,
-    overwrite: bool = False,
 ) -> JobPlan:
     """Return every path that will be read and written, checked against each other.
 
@@ -141,7 +138,6 @@ def plan_jobs(
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
         skip_existing: keep outputs that already exist, judged by name, and skip their images, but for those that lack
             the side-by-side image of `compare`.
-        overwrite: whether existing files that are not ours may be replaced.
 
     Raises:
         ImageError: a source or a mask does not exist.
@@ -165,27 +161,22 @@ def plan_jobs(
     left: list[Job] = []
     present = 0
     files.reads(*sources, *masks)
+    inputs = {identity_of(path) for path in (*sources, *masks) if path is not None}
     for job in jobs:
-        keeps = skip_existing and job.output.exists()
-        if keeps:  # none of these is an input
-            for path in filter(Path.exists, job.written):
-                files.writes(path, ours=lambda _: True, may_stay=True)
-        else:
-            files.writes(job.output, ours=of_kind(RESULT))
+        keeps = skip_existing and job.output.exists() and inputs.isdisjoint(map(identity_of, job.written))
         if keeps and all(path.exists() for path in job.written):
             present += 1
             continue
-        if keeps and job.copy is not None and job.copy.exists():  # it belongs to the output
+        if not keeps:
+            files.writes(job.output)
+        if job.comparison is not None:
+            files.writes(job.comparison, "the side-by-side image")
+        if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
+            files.writes(job.copy, "the copy of the source")
+        elif keeps:  # an existing copy belongs to the output
             job = replace(job, copy=None)
         left.append(replace(job, keeps_output=keeps))
-        if job.comparison is not None:  # it does not replace the result of a source of that name
-            files.writes(job.comparison, "the side-by-side image", ours=of_kind(SIDE_BY_SIDE))
-        if job.copy is not None and not job.copy.exists():  # an existing file may be kept, see `write_copy`
-            check_link(job.copy)
-            check_writable(job.copy, f"the copy of the source {job.copy}")
-        if job.copy is not None:
-            files.may_write(job.copy, ours=is_source_copy)
-    files.check(overwrite=overwrite)
+    files.check()
     return JobPlan(jobs=tuple(left), present=present)
 
 

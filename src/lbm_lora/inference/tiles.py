@@ -8,7 +8,6 @@ from PIL import Image
 
 from lbm_lora.errors import OutputError
 from lbm_lora.imaging.grids import comparison_grid, tile
-from lbm_lora.temp_folder import PREFIX, temp_root
 
 
 class Tiles:
@@ -18,11 +17,10 @@ class Tiles:
     """
 
     def __init__(self) -> None:
-        root = temp_root()
         try:
-            self._file = tempfile.TemporaryFile(prefix=PREFIX, dir=root)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="lbm-lora-")  # noqa: SIM115
         except OSError as error:
-            raise OutputError(_full(root, error)) from None
+            raise _full(error) from None
         self._places: dict[Path, tuple[int, tuple[int, int]]] = {}  # offset; width and height
         finalize(self, self._file.close)
 
@@ -38,7 +36,7 @@ class Tiles:
             self._file.write(made.tobytes())
             self._file.flush()
         except OSError as error:
-            raise OutputError(_full(temp_root(), error)) from None
+            raise _full(error) from None
         self._places[output] = offset, made.size
 
     def __getitem__(self, output: Path) -> Image.Image:
@@ -70,8 +68,8 @@ class Columns:
         return comparison_grid(list(columns), [list(columns.values())])
 
 
-def _full(root: Path, error: OSError) -> str:
-    return (
-        f"{root}, the folder of temporary files, cannot hold the tiles of the side-by-side images: {error.strerror}. "
-        "Set TMPDIR to a folder with more space."
+def _full(error: OSError) -> OutputError:
+    return OutputError(
+        "the folder of temporary files cannot hold the tiles of the side-by-side images: "
+        f"{error.strerror}. Set TMPDIR to a folder with more space."
     )

@@ -418,6 +418,7 @@ def nearest_bucket(width: int, height: int, size: int, *, step: int) -> tuple[in
     """
     if size < 64:
         raise ValueError(f"size must be at least 64, got {size}.")
+    # Upstream measures the distance in width / height, so its choice is kept although it is not symmetric.
     bucket = min(BUCKETS, key=lambda sides: abs(sides[0] / sides[1] - width / height))
     wide, high = (max(step, round(side * size / 1024 / step) * step) for side in bucket)
     return wide, high
@@ -577,9 +578,9 @@ def images_of(image: Any) -> Iterator[Image]:
         for one in image:
             yield from images_of(one)
     elif isinstance(image, str | PathLike):
-        yield _in_srgb(_opened(cast("str | PathLike[str]", image)))
+        yield in_srgb(_opened(cast("str | PathLike[str]", image)))
     elif isinstance(image, PIL.Image.Image):
-        yield _in_srgb(image)
+        yield in_srgb(PIL.ImageOps.exif_transpose(image))
     elif isinstance(image, np.ndarray | Tensor):
         if image.ndim not in (3, 4) or image.shape[-3 if isinstance(image, Tensor) else -1] != 3:
             raise ValueError(
@@ -631,9 +632,9 @@ def _greys(mask: Any) -> Iterator[PIL.Image.Image | None]:
         for one in mask:
             yield from _greys(one)
     elif isinstance(mask, str | PathLike):
-        yield _grey(_opened(cast("str | PathLike[str]", mask)))
+        yield in_grey(_opened(cast("str | PathLike[str]", mask)))
     elif mask is None or isinstance(mask, PIL.Image.Image):
-        yield None if mask is None else _grey(mask)
+        yield None if mask is None else in_grey(PIL.ImageOps.exif_transpose(mask))
     elif isinstance(mask, np.ndarray | Tensor):
         values = (mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))).squeeze().cpu()
         if values.ndim not in (2, 3):
@@ -653,34 +654,42 @@ def _opened(path: str | PathLike[str]) -> PIL.Image.Image:
         return PIL.ImageOps.exif_transpose(image)
 
 
-def _in_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an image upright in 8 bits of sRGB, on white where it is transparent."""
+def in_srgb(image: PIL.Image.Image, complain: Callable[[Exception], object] = lambda _: None) -> PIL.Image.Image:
+    """An image in 8 bits of sRGB, mode `RGB`, on white where it is transparent.
+
+    Args:
+        complain: told of a colour profile that cannot be used; the colours are taken as sRGB.
+    """
     profile = image.info.get("icc_profile")
-    image = _in_8_bits(PIL.ImageOps.exif_transpose(image))
+    image = in_8_bits(image)
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         image = PIL.Image.new("RGB", image.size, "white")
         image.paste(layered, mask=layered.getchannel("A"))
     if profile:
         direct = image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
-        with suppress(PIL.ImageCms.PyCMSError, OSError):  # a profile that cannot be used: the colours are taken as sRGB
+        try:
             source, target = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
             if "sRGB" not in PIL.ImageCms.getProfileDescription(source):
                 image = PIL.ImageCms.profileToProfile(direct, source, target, outputMode="RGB") or image
+        except (PIL.ImageCms.PyCMSError, OSError) as error:
+            complain(error)
     return image.convert("RGB")
 
 
-def _grey(mask: PIL.Image.Image) -> PIL.Image.Image:
-    """Return a mask upright in mode `L`: its alpha channel where that says something, else its brightness."""
-    mask = _in_8_bits(PIL.ImageOps.exif_transpose(mask))
+def in_grey(mask: PIL.Image.Image) -> PIL.Image.Image:
+    """A mask in mode `L`: its alpha channel where that says something, else its brightness."""
+    mask = in_8_bits(mask)
     if mask.has_transparency_data:
         alpha = mask.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
             return alpha
+        mask = mask.convert("RGB")
     return mask.convert("L")
 
 
-def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+def in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image whose pixels of 16 bits are rounded to 8; any other stays."""
     if not image.mode.startswith("I"):  # 16 bits, which Pillow reads as 32 in some versions
         return image
     return PIL.Image.fromarray(np.round(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))

@@ -13,10 +13,10 @@ import xxhash
 
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, fingerprint
 from lbm_lora.errors import ConfigError, Option
+from lbm_lora.files import is_ours
 from lbm_lora.model.config import LBMConfig, parse_config, read_config, read_yaml
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE, VAE_PREFIX, has_lbm_unet, has_sdxl_vae
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.ownership import RUN_LINE, is_ours
 from lbm_lora.plain_text import TextError, parse_json
 from lbm_lora.progress import warn
 
@@ -83,7 +83,7 @@ def config_beside(path: Path) -> Path | None:
     """
     folder = path if path.is_dir() else path.parent
     named = folder / "config.yaml"
-    if named.is_file() and not is_ours(named, RUN_LINE):
+    if named.is_file() and not is_ours(named):
         return named
     yamls = (found for found in sorted(folder.glob("*.yaml")) if found != named)
     others = [found for found in yamls if not found.name.endswith("_config.yaml")]

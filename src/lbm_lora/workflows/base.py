@@ -16,9 +16,9 @@ from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, open_backbone
+from lbm_lora.model.base import BaseFiles, twin_paths, write_base
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
-from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from lbm_lora.ownership import MARK_KEY, is_base, of_kind
 from lbm_lora.private_folder import output_of
 from lbm_lora.progress import SILENT, Progress

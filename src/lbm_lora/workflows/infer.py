@@ -6,14 +6,13 @@ from pathlib import Path
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter
-from lbm_lora.atomic import together
 from lbm_lora.checkpoint import CheckpointLike, dtype_name, dtype_of, open_checkpoint
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.errors import ConfigError, ImageError, Option, OutputError, QualityError, listing
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, together
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
-from lbm_lora.imaging.image_file import read_image, write_copy, write_image
+from lbm_lora.imaging.image_file import RESULT, SIDE_BY_SIDE, read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Columns, Tiles
@@ -22,9 +21,7 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.names import check_shapes, checkpoint_shapes
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
-from lbm_lora.ownership import RESULT, SIDE_BY_SIDE
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.result_watch import ResultWatch
 from lbm_lora.workflows.base import ensure_base, planned_missing
 
 
@@ -155,10 +152,11 @@ def plan(
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
         )
-    files = planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
-    step = FilePlan()
-    step.reads(*config.input_files, config.tuned_model_path, *opened)
-    files.then(step, made=[config.base] if files.outputs else ())
+    made = planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
+    files = Outputs(overwrite=config.overwrite)
+    for output in made.outputs:
+        files.writes(output.path, output.what)
+    files.then(Outputs().reads(*config.input_files, config.tuned_model_path, *opened))
     return plan_jobs(
         images,
         config.output_path,
@@ -166,7 +164,6 @@ def plan(
         compare=config.compare,
         copy=config.save_input,
         files=files,
-        overwrite=config.overwrite,
         skip_existing=config.skip_existing,
     )
 
@@ -232,38 +229,33 @@ def _write_all(
     """Translate and write every job: the result, the side-by-side image and the copy of the source appear together."""
     outputs: list[TranslatedImage] = []
     inputs = [path for job in jobs for path in (job.source, job.mask) if path is not None]
-    with ResultWatch() as watch:
-        for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
-            try:
-                image = read_image(job.output) if job.keeps_output else translation.image
-            except ImageError as error:  # of an earlier run, or of somebody else
-                failures.add(job, error)
-                continue
-            try:
-                for path in job.new:
-                    watch.before(path)
-                with together():
-                    if not job.keeps_output:
-                        write_image(image, job.output, mark=RESULT)
-                    if job.comparison is not None:
-                        write_image(columns.beside(job.output, image), job.comparison, mark=SIDE_BY_SIDE)
-                    copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
-                for path in job.new:
-                    watch.after(path)
-            except OutputError as error:
-                raise OutputError(*error.args, failures.so_far()) from None
-            failures.written += 1
-            outputs.append(
-                TranslatedImage(
-                    source=job.source,
-                    output=job.output,
-                    comparison=job.comparison,
-                    source_copy=job.copy if copied else None,
-                    width=translation.image.width,
-                    height=translation.image.height,
-                    model_width=translation.model_size[0],
-                    model_height=translation.model_size[1],
-                    seconds=translation.seconds,
-                )
+    for job, translation in translations(pipe, jobs, translate_settings(config), failures, progress, "translating"):
+        try:
+            image = read_image(job.output) if job.keeps_output else translation.image
+        except ImageError as error:  # of an earlier run, or of somebody else
+            failures.add(job, error)
+            continue
+        try:
+            with together():
+                if not job.keeps_output:
+                    write_image(image, job.output, mark=RESULT)
+                if job.comparison is not None:
+                    write_image(columns.beside(job.output, image), job.comparison, mark=SIDE_BY_SIDE)
+                copied = job.copy is not None and write_copy(translation.source, job.copy, inputs=inputs)
+        except OutputError as error:
+            raise OutputError(*error.args, failures.so_far()) from None
+        failures.written += 1
+        outputs.append(
+            TranslatedImage(
+                source=job.source,
+                output=job.output,
+                comparison=job.comparison,
+                source_copy=job.copy if copied else None,
+                width=translation.image.width,
+                height=translation.image.height,
+                model_width=translation.model_size[0],
+                model_height=translation.model_size[1],
+                seconds=translation.seconds,
             )
+        )
     return outputs

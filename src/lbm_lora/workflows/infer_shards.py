@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xxhash
@@ -13,7 +13,7 @@ from lbm_lora.apply import AppliedAdapter
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
@@ -26,14 +26,10 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_step_count, step_counts
-from lbm_lora.private_folder import remove_leftover, stem_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
 from lbm_lora.workflows.base import ensure_base, planned_missing
-
-if TYPE_CHECKING:
-    from lbm_lora.inference.shards.shard_jobs import ShardJob
 
 _PACKAGES = ("lightning", *SHARD_PACKAGES)
 
@@ -71,10 +67,15 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
     config = localized(config, progress)
     _check(config)
     need_packages("translating shards", _PACKAGES, "train")
-    from lbm_lora.inference.shards.predict import predict
-    from lbm_lora.inference.shards.shard_jobs import ShardKeys, check_corrupt, plan_shards
-    from lbm_lora.inference.shards.shard_record import check_settings, has_records
-    from lbm_lora.inference.shards.translate_shard import ShardTask, Translate
+    from lbm_lora.inference.shards import (
+        ShardKeys,
+        ShardTask,
+        Translate,
+        check_corrupt,
+        check_settings,
+        plan_shards,
+        predict,
+    )
     from lbm_lora.launch import open_fabric, quiet_lightning
 
     folder = home_path(config.output_path)
@@ -82,19 +83,19 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         fabric = open_fabric(config)
         progress = progress if fabric.is_global_zero else SILENT
         keys = ShardKeys(source=config.source_key, mask=config.mask_key)
-        files = planned_missing(
+        made = planned_missing(
             config.base, backbone_signature=config.backbone_signature, config_path=config.config_path
         )
-        step = FilePlan()
-        step.reads(*config.input_files)
-        files.then(step, made=[config.base] if files.outputs else ())
+        files = Outputs(overwrite=config.overwrite)
+        for output in made.outputs:
+            files.writes(output.path, output.what)
+        files.then(Outputs().reads(*config.input_files))
         jobs = plan_shards(
             config.source_shards,
             folder,
             keys,
             cache_dir=config.cache_dir,
             files=files,
-            overwrite=config.overwrite,
             progress=progress,
         )
         check_corrupt(jobs, (), config.max_corrupt)
@@ -111,9 +112,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
             check_step_count(config.num_inference_steps, step_counts(lbm), what="num_inference_steps")
             adapters, applied = read_adapters(config, checkpoint, progress)
             settings = _identity(config, checkpoint, lbm)
-        check_settings(folder, settings, started=has_records(folder))
-        if fabric.is_global_zero:
-            _remove_parts(folder, jobs)
+        check_settings(folder, settings)
 
         def load(device: torch.device) -> Translate:
             pipe = LBMPipeline.from_checkpoint(
@@ -183,14 +182,3 @@ def _identity(config: InferShardsConfig, checkpoint: Checkpoint, lbm: LBMConfig)
         "output_format": config.output_format,
         "device": resolve_device(config.device).type,
     }
-
-
-def _remove_parts(folder: Path, jobs: "list[ShardJob]") -> None:
-    """Remove the unfinished files of a killed run, not those of another run that lives."""
-    from lbm_lora.inference.shards.shard_record import SETTINGS, record_path
-
-    names = {SETTINGS, *(job.name for job in jobs), *(record_path(job.output).name for job in jobs)}
-    stems = {stem_of(name) for name in names}
-    for part in folder.glob(".*.*.part"):
-        if part.name.rsplit(".", 2)[0] in stems:
-            remove_leftover(part)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.imaging.buckets import BUCKETS, nearest_bucket, resized, warn_of_size
+from lbm_lora.imaging.buckets import nearest_bucket, resized, warn_of_size
+from lbm_lora.model.bridge_pipeline import BUCKETS
 from lbm_lora.progress import LbmLoraWarning
 
 

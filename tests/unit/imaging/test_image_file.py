@@ -7,23 +7,22 @@ import zlib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from lbm_lora.errors import ImageError, OutputError
+from lbm_lora.files import is_ours
 from lbm_lora.imaging.image_file import (
+    RESULT,
     encode_image,
     known_formats,
     read_image,
     readable_extensions,
     writable_extensions,
-    write_copy,
     write_image,
 )
-from lbm_lora.ownership import RESULT, is_any_kind, is_ours
 from lbm_lora.progress import LbmLoraWarning
 
 
@@ -242,9 +241,7 @@ def test_every_image_says_who_made_it(tmp_path: Path, extension: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LbmLoraWarning)  # of a GIF's colours
         write_image(Image.fromarray(noise), path, mark=mark)
-    assert is_any_kind(path)
-    assert is_ours(path, mark)
-    assert not is_ours(path, "made by lbm-lora: another")
+    assert is_ours(path)
     assert read_image(path).size == (400, 400)
 
 
@@ -287,22 +284,3 @@ def test_what_is_written_can_be_read() -> None:
 def test_bytes_are_those_of_the_file(tmp_path: Path, photo: Image.Image, extension: str) -> None:
     write_image(photo, tmp_path / f"a{extension}", mark=RESULT)
     assert encode_image(photo, extension, mark=RESULT) == (tmp_path / f"a{extension}").read_bytes()
-
-
-def test_a_copy_replaces_no_file_that_appears_while_it_is_encoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, image = tmp_path / "a_input.png", Image.new("RGB", (8, 8))
-    for _ in range(2):
-        assert write_copy(image, path, inputs=())
-    path.unlink()
-    save = Image.Image.save
-
-    def save_late(self: Image.Image, *given: Any, **options: Any) -> None:
-        save(self, *given, **options)
-        path.write_text("theirs")
-
-    monkeypatch.setattr(Image.Image, "save", save_late)
-    with pytest.raises(OutputError, match=r"a_input\.png appeared while this command ran"):
-        write_copy(image, path, inputs=())
-    assert path.read_text() == "theirs"

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lbm_lora.imaging.photo import stretched
+from lbm_lora.imaging.tensors import stretched
 
 
 def test_stretching_is_that_of_pillow_without_its_rounding() -> None:

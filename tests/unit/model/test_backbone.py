@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lbm_lora.errors import CheckpointError, ConfigError
-from lbm_lora.model import sgm
+from lbm_lora.model import backbone
 from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
 from lbm_lora.model.config import LBMConfig
 from standins import (
@@ -39,9 +39,9 @@ def single_file() -> dict[str, Tensor]:
     """The stand-in as one SDXL file: its own names, and the VAE's projections as 1x1 convolutions."""
     unet, vae = backbone_unet(TINY), backbone_vae()
     plain = [name for name in unet if not name.startswith("add_embedding.")]
-    keys = sgm.unet_keys(plain, backbone_unet_config(TINY)) | sgm.ADD_EMBEDDING
+    keys = backbone.unet_keys(plain, backbone_unet_config(TINY)) | backbone.ADD_EMBEDDING
     tensors = {keys[name]: tensor for name, tensor in unet.items()}
-    for name, key in sgm.vae_keys(vae, vae_config()).items():
+    for name, key in backbone.vae_keys(vae, vae_config()).items():
         is_projection = ".attentions." in name and vae[name].ndim == 2
         tensors[key] = vae[name][:, :, None, None] if is_projection else vae[name]
     return tensors | {"conditioner.embedders.0.transformer.weight": torch.zeros(3)}

@@ -21,14 +21,12 @@ from lbm_lora.imaging import buckets
 from lbm_lora.imaging.tensors import to_images, to_tensor
 from lbm_lora.model import bridge_pipeline
 from lbm_lora.model.bridge_pipeline import (
-    BUCKETS,
     LatentBridgePipeline,
     adjust_to_source,
     decode_tiled,
     follow_bridge,
     images_of,
     masks_of,
-    nearest_bucket,
     standard_normal,
     tile_starts,
 )
@@ -78,13 +76,6 @@ def test_it_stands_alone() -> None:
     found |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
     packages = {str(name).split(".")[0] for name in found} - set(sys.stdlib_module_names)
     assert packages == {"numpy", "PIL", "torch", "diffusers"}
-
-
-@pytest.mark.parametrize("size", [(50, 83), (64, 64), (300, 90), (31, 200), (1024, 700)])
-def test_sizes_are_those_that_all_else_works_in(size: tuple[int, int]) -> None:
-    assert BUCKETS == buckets.BUCKETS
-    for budget in (64, 128, 200, 1024):
-        assert nearest_bucket(*size, budget, step=8) == buckets.nearest_bucket(*size, budget, step=8)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 20])

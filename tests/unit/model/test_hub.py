@@ -8,9 +8,8 @@ from hub_server import HubServer
 from lbm_lora.bundled import BACKBONE
 from lbm_lora.errors import HubError
 from lbm_lora.hub import HubName
-from lbm_lora.model.backbone import open_backbone
+from lbm_lora.model.backbone import fetch_backbone, open_backbone
 from lbm_lora.model.config import LBMConfig
-from lbm_lora.model.hub import fetch_backbone
 from standins import TINY, write_backbone
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -15,7 +15,6 @@ from lbm_lora.model.config import LBMConfig, read_config
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
 from lbm_lora.model.resolve import METADATA_KEY, ckpt_entries, config_beside, config_to_metadata, resolve_config
-from lbm_lora.ownership import RUN_LINE
 from lbm_lora.progress import LbmLoraWarning
 from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
 
@@ -100,7 +99,7 @@ def test_a_lora_sidecar_is_no_configuration(tmp_path: Path) -> None:
     assert config_beside(tmp_path / "model.safetensors") is None
     (tmp_path / "relight.yaml").write_text("source_key: source\n")
     assert config_beside(tmp_path / "model.safetensors") == tmp_path / "relight.yaml"
-    (tmp_path / "config.yaml").write_text(f"{RUN_LINE}train_folder: pairs\n")
+    (tmp_path / "config.yaml").write_text("# made by lbm-lora: configuration of a run\ntrain_folder: pairs\n")
     assert config_beside(tmp_path) == tmp_path / "relight.yaml", "a training run in the folder configures no model"
     (tmp_path / "more.yaml").write_text("source_key: source\n")
     assert config_beside(tmp_path / "model.safetensors") is None

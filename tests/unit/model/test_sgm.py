@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
-from lbm_lora.model import sgm
+from lbm_lora.model import backbone
 from standins import MINI, backbone_unet_config, unet_shapes, vae_config, vae_shapes
 
 UNET = backbone_unet_config(MINI)
@@ -13,7 +13,7 @@ UNET_NAMES = [name for name in unet_shapes(UNET) if not name.startswith("add_emb
 
 
 def test_unet_names_are_what_diffusers_converts_back() -> None:
-    keys = sgm.unet_keys(UNET_NAMES, UNET) | sgm.ADD_EMBEDDING
+    keys = backbone.unet_keys(UNET_NAMES, UNET) | backbone.ADD_EMBEDDING
     assert len(set(keys.values())) == 1680
     single_file = {key: torch.tensor(index) for index, key in enumerate(keys.values())}
     converted = convert_ldm_unet_checkpoint(single_file, UNET)
@@ -21,7 +21,7 @@ def test_unet_names_are_what_diffusers_converts_back() -> None:
 
 
 def test_vae_names_are_what_diffusers_converts_back() -> None:
-    keys = sgm.vae_keys(vae_shapes(VAE), VAE)
+    keys = backbone.vae_keys(vae_shapes(VAE), VAE)
     assert len(set(keys.values())) == 248
     single_file = {key: torch.full((1, 1, 1, 1), float(index)) for index, key in enumerate(keys.values())}
     converted = convert_ldm_vae_checkpoint(single_file, VAE)
@@ -45,7 +45,7 @@ def test_vae_names_are_what_diffusers_converts_back() -> None:
     ],
 )
 def test_names_of_the_published_single_file(name: str, key: str) -> None:
-    assert sgm.unet_keys([name], UNET) == {name: f"model.diffusion_model.{key}"}
+    assert backbone.unet_keys([name], UNET) == {name: f"model.diffusion_model.{key}"}
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_names_of_the_published_single_file(name: str, key: str) -> None:
     ],
 )
 def test_names_of_the_published_single_file_vae(name: str, key: str) -> None:
-    assert sgm.vae_keys([name], VAE) == {name: f"first_stage_model.{key}"}
+    assert backbone.vae_keys([name], VAE) == {name: f"first_stage_model.{key}"}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lbm_lora.errors import CheckpointError, ConfigError, OutputError
 from lbm_lora.model.backbone import open_backbone
+from lbm_lora.model.base import BaseFiles, twin_paths, write_base
 from lbm_lora.model.build import load_model
 from lbm_lora.model.config import LBMConfig, parse_config
-from lbm_lora.model.write_base import BaseFiles, twin_paths, write_base
 from standins import LBM_YAML, MINI, TINY, Depth, base_tensors, lbm_unet_config, write_backbone
 
 CONFIG = parse_config(LBM_YAML, where="config.yaml")

@@ -23,8 +23,8 @@ from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.extraction import Action, sidecar_of
 from lbm_lora.factorize import has_matrix_view, matrix_shape, rank_bound
+from lbm_lora.files import is_ours as is_source_copy
 from lbm_lora.imaging.encoded import encoded_size
-from lbm_lora.imaging.image_file import is_source_copy
 from lbm_lora.missing_path import home_path
 from lbm_lora.naming import leaf_of
 from lbm_lora.ranks import FixedRanks, RankRule, SizeLimits, parse_nbytes
