@@ -52,13 +52,7 @@ class ComparisonSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison that is ready to run: everything except the models has been read.
-
-    Attributes:
-        sources: the images.
-        digests: digest of each image; see `imaging.digests`.
-        lpips: the metric, if requested.
-    """
+    """A comparison that is ready to run: everything except the models has been read."""
 
     settings: ComparisonSettings
     sources: tuple[Path, ...]
@@ -76,13 +70,7 @@ class ComparisonResult:
 
 
 def plan_comparison(settings: ComparisonSettings) -> Comparison:
-    """Check and read all inputs before a model is loaded.
-
-    Raises:
-        ConfigError: a number of steps is below 1.
-        ImageError: an image does not exist or cannot be read.
-        CheckpointError, HubError, MissingExtraError: LPIPS cannot be measured; see `load_lpips`.
-    """
+    """Check and read all inputs before a model is loaded."""
     if any(count < 1 for count in settings.steps):
         raise ConfigError(f"steps must be 1 or more, got {min(settings.steps)}.")
     sources = expand_sources(settings.images)
@@ -114,9 +102,6 @@ def compare_outputs(
 
     Args:
         adapters: variant -> the adapter fused into the base for it. The side-by-side image shows the first.
-
-    Raises:
-        InputError: a subclass that fits the cause; see `lbm_lora.errors`.
     """
     progress.start((2 + len(adapters)) * len(comparison.sources), "comparing outputs")
     reference = _reference(comparison, tuned, progress)
@@ -185,7 +170,8 @@ def _measured(
     settings = comparison.settings
     model = _load(settings, base)
     if adapter is not None:
-        fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(_params_of(model).__contains__))])
+        names = {ParamName(name) for name, _ in model.denoiser.named_parameters()}
+        fuse_module(model.denoiser, [ScaledAdapter(adapter.filtered(names.__contains__))])
     measured = _Measured(scores=[], results=[], differences=[])
     for asked, wanted in zip(reference.questions, reference.answers, strict=True):
         found = answer(model, asked, reference.steps, seed=settings.seed)
@@ -209,10 +195,6 @@ def _steps(settings: ComparisonSettings, config: LBMConfig) -> tuple[int, ...]:
     for count in steps:
         check_steps(config, count)
     return steps
-
-
-def _params_of(model: LBMModel) -> set[ParamName]:
-    return {ParamName(name) for name, _ in model.denoiser.named_parameters()}
 
 
 def _shown(

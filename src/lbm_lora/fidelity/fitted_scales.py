@@ -38,7 +38,6 @@ class FittedScales:
 
     Attributes:
         factors: what each LoRA's scale is multiplied with.
-        images: number of images.
     """
 
     factors: tuple[float, ...]
@@ -57,18 +56,7 @@ def fit_scales(
     device: str | torch.device = "cpu",
     progress: Progress = SILENT,
 ) -> FittedScales:
-    """Fit one factor per LoRA to the tuned model's outputs at the points of the images' bridges, from 1 on.
-
-    Args:
-        base: the checkpoint that the LoRAs are added to.
-        tuned: the checkpoint whose outputs are the goal.
-        adapters: the LoRAs at their given scales.
-        images: source images of the kind that the model is used on.
-        device: runs the networks, in fp32, one at a time.
-
-    Raises:
-        InputError: a checkpoint or image cannot be read, or a LoRA does not fit.
-    """
+    """Fit one factor per LoRA to the tuned model's outputs at the points of the images' bridges, from 1 on."""
     progress.start(len(images), "running the tuned model")
     model = load_model(tuned, config_path=config_path, device=device, dtype=torch.float32)
     wanted = [point for index, image in enumerate(images) for point in _answers(model, index, image, progress)]

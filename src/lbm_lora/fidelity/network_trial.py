@@ -25,11 +25,6 @@ class NetworkTrial:
     """Network that starts as the tuned one, then takes base + deltas. It implements `Trial` of `lbm_lora.ranks`.
 
     The caller puts the module's weights back; see `kept_weights`.
-
-    Args:
-        base: the component that deltas are relative to.
-        checks: samples with the tuned network's outputs.
-        progress: counts the samples that are run.
     """
 
     def __init__(self, network: Network, base: Component, checks: Sequence[Check], progress: Progress) -> None:
@@ -46,11 +41,7 @@ class NetworkTrial:
         put_deltas(self._network.module, self._base, deltas)
 
     def error(self) -> TrialErrors | None:
-        """Return the relative errors of the output; None if there are no samples.
-
-        Raises:
-            InputError: `run` yields fewer samples than in the calibration.
-        """
+        """Return the relative errors of the output; None if there are no samples."""
         self._progress.start(len(self._checks), "checking the prediction")
         errors: list[float] = []
         for kind in _KINDS:
@@ -75,9 +66,6 @@ def network_checks(network: Network, count: int) -> tuple[Check, ...]:
     """Return held-out samples, and samples with other content, with the tuned network's outputs.
 
     Of fewer than four samples none is held out, and none is checked.
-
-    Args:
-        count: number of samples of the run.
     """
     held = held_out(count)
     if not held:

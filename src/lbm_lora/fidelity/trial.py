@@ -33,10 +33,7 @@ class LoraTrial:
 
     Args:
         tuned: the tuned checkpoint; the base itself if `wanted` makes it the model to compare with.
-        base: the component that deltas are relative to.
         checks: points at which the denoiser's outputs are compared with those that the tuned model gave there.
-        images: sources whose one-step results are compared.
-        progress: counts the runs of the network.
         wanted: deltas on the base that take the place of the tuned model: those of a LoRA to be resized.
     """
 
@@ -107,14 +104,11 @@ class LoraTrial:
                 self._progress.advance(len(part))
         return [found[index] for index in range(len(self._checks))]
 
-    def _output(self, point: Point) -> Tensor:
-        output = outputs_at(self._model, [point])
-        self._progress.advance()
-        return output
-
     def _image(self, latent: Tensor) -> Tensor:
         source = Point(timestep=bridge.TRAIN_TIMESTEPS, probability=1.0, state=latent)
-        target = bridge.predict_target(latent, 1.0, self._output(source))
+        output = outputs_at(self._model, [source])
+        self._progress.advance()
+        target = bridge.predict_target(latent, 1.0, output)
         return self._model.decode(target)[0].cpu().clamp(-1, 1)
 
 

@@ -24,9 +24,6 @@ def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int 
     Args:
         size: square root of the pixel budget; at 1024 the buckets are LBM's own.
         step: sides are multiples of it; the down-scaling factor of the VAE.
-
-    Raises:
-        ConfigError: `size` is below 64.
     """
     from lbm_lora.model.bridge_pipeline import nearest_bucket as nearest  # diffusers takes seconds
 
@@ -36,12 +33,7 @@ def nearest_bucket(width: int, height: int, size: int = FULL_SIZE, *, step: int 
 
 
 def warn_of_size(size: int | None, made_for: int) -> None:
-    """Warn of a pixel budget far from the model's: below a quarter of it, where LBM's training ends, or above twice.
-
-    Args:
-        size: square root of the budget that is asked for; None: the model's own.
-        made_for: the model's own.
-    """
+    """Warn of a pixel budget far from the model's: below a quarter of it, where LBM's training ends, or above twice."""
     if size is not None and not made_for <= 4 * size <= 8 * made_for:
         warn(
             Option("size"),

@@ -18,11 +18,7 @@ _TURNED = frozenset({5, 6, 7, 8})
 
 
 def encoded_size(data: bytes) -> Size:
-    """Return (width, height) of an image, upright, from its header.
-
-    Raises:
-        ImageError: the bytes begin no image that can be read.
-    """
+    """Return (width, height) of an image, upright, from its header."""
     try:
         with open_image(io.BytesIO(data)) as opened:
             # a PNG may hold its EXIF behind the pixels, and would be decoded to find it
@@ -36,24 +32,12 @@ def encoded_size(data: bytes) -> Size:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """The image as upright 8-bit sRGB, mode `RGB`; see `imaging.image_file.read_image`.
-
-    Args:
-        data: of an image file.
-        name: for errors and warnings.
-
-    Raises:
-        ImageError: the bytes are damaged or no image, or its pixels have no fixed range.
-    """
+    """The image as upright 8-bit sRGB, mode `RGB`; see `imaging.image_file.read_image`."""
     return as_srgb(*_open_upright(data), Path(name))
 
 
 def decode_mask(data: bytes, name: str) -> Image.Image:
-    """The mask as mode `L`: the alpha channel where it says something, else the brightness; see `imaging.masks`.
-
-    Raises:
-        ImageError: the bytes are damaged or no image, or the mask is black: nothing of the pair would count.
-    """
+    """The mask as mode `L`: the alpha channel where it says something, else the brightness; see `imaging.masks`."""
     mask = as_mask(*_open_upright(data), Path(name))
     if int(np.asarray(mask).max()) <= 1:
         raise ImageError("the mask is black, so no pixel of the pair would count")
@@ -61,11 +45,7 @@ def decode_mask(data: bytes, name: str) -> Image.Image:
 
 
 def decode_fitted_mask(data: bytes, name: str, size: Size) -> Image.Image:
-    """The mask as mode `L` in an image's size; see `imaging.masks.read_mask`.
-
-    Raises:
-        ImageError: the bytes are damaged or no image, its shape is not the image's, or it is black everywhere.
-    """
+    """The mask as mode `L` in an image's size; see `imaging.masks.read_mask`."""
     return fitted_mask(as_mask(*_open_upright(data), Path(name)), size, Path(name))
 
 

@@ -81,12 +81,7 @@ def writable_extensions() -> frozenset[str]:
 
 
 def open_image(file: Path | io.BytesIO) -> Image.Image:
-    """Open an image and read its header, not its pixels. All images are opened here.
-
-    Raises:
-        OSError: it is missing, or not a regular file.
-        UnidentifiedImageError: it is in none of the formats of `FORMATS`, whatever its name is.
-    """
+    """Open an image and read its header, not its pixels. All images are opened here."""
     if isinstance(file, Path):
         check_regular(file)
     return Image.open(file, formats=known_formats())
@@ -96,24 +91,12 @@ def read_image(path: Path) -> Image.Image:
     """Read the image of a file as upright 8-bit sRGB, mode `RGB`.
 
     Transparent parts become white, an animation its first frame, 16 bits a channel 8; each is a warning.
-
-    Raises:
-        ImageError: the file is missing, damaged or not an image, or its pixels have no fixed range.
     """
     return as_srgb(*open_upright(path), path)
 
 
 def as_srgb(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """Convert a decoded image to 8-bit sRGB, mode `RGB`; see `read_image`.
-
-    Args:
-        image: upright, in its own mode.
-        kind: the file's format.
-        path: for errors and warnings.
-
-    Raises:
-        ImageError: its pixels have no fixed range.
-    """
+    """Convert a decoded image to 8-bit sRGB, mode `RGB`; see `read_image`."""
     check_range(image, kind, path)
     is_wide = image.mode.startswith("I")
     if not is_wide and not image.has_transparency_data and "icc_profile" not in image.info:
@@ -129,11 +112,7 @@ def as_srgb(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
 
 
 def open_upright(path: Path) -> tuple[Image.Image, str | None]:
-    """The decoded first frame of a file in its own mode, turned as EXIF says, and the file's format.
-
-    Raises:
-        ImageError: see `read_image`.
-    """
+    """The decoded first frame of a file in its own mode, turned as EXIF says, and the file's format."""
     try:
         with open_image(path) as opened:
             frames = getattr(opened, "n_frames", 1)
@@ -155,9 +134,6 @@ def upright(opened: Image.Image) -> tuple[Image.Image, str | None]:
     """The decoded pixels of an opened image in its own mode, turned as EXIF says, and the file's format.
 
     Grey of 12 bits is brought to 16, and so is 16-bit grey whose zero is white: Pillow leaves both as they are stored.
-
-    Raises:
-        one of `BROKEN`: the file is damaged.
     """
     kind = opened.format
     tiles = getattr(opened, "tile", None) or [(None, None, None, "")]
@@ -195,11 +171,11 @@ def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
     Args:
         image: mode `RGB`.
         mark: what the file says about its origin, in its EXIF data: `RESULT` or another one built from `files.MARK`.
-
-    Raises:
-        OutputError: an unknown extension, or a file that cannot be written.
     """
-    kind = _writer_of(path)
+    extension = path.suffix.lower()
+    if extension not in writable_extensions():
+        raise OutputError(f"{path}: '{extension}' is not a supported output format. Use .png, .jpg or .webp.")
+    kind = Image.registered_extensions()[extension]
     if kind == "GIF":
         warn(f"{path}: a GIF holds 256 colours; the image is reduced to them.")
     try:
@@ -242,10 +218,3 @@ def encode_image(image: Image.Image, extension: str, *, mark: str, optimize: boo
     kind = Image.registered_extensions()[extension]
     image.save(file, format=kind, **{"optimize": optimize, **_marked(kind, mark)})
     return file.getvalue()
-
-
-def _writer_of(path: Path) -> str:
-    extension = path.suffix.lower()
-    if extension not in writable_extensions():
-        raise OutputError(f"{path}: '{extension}' is not a supported output format. Use .png, .jpg or .webp.")
-    return Image.registered_extensions()[extension]

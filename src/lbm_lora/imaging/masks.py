@@ -17,30 +17,17 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     """The mask of a file as mode `L` in an image's size, soft edges kept.
 
     The mask is the file's alpha channel where that says something, else its brightness.
-
-    Args:
-        path: of the mask.
-        size: (width, height) of the image that the mask belongs to.
-
-    Raises:
-        ImageError: the file cannot be read, its shape is not the image's, or it is black everywhere.
     """
     return fitted_mask(as_mask(*open_upright(path), path), size, path)
 
 
 def fitted_mask(mask: Image.Image, size: tuple[int, int], path: Path) -> Image.Image:
-    """A mask (mode `L`) in an image's size; see `read_mask`.
-
-    Args:
-        path: for errors.
-
-    Raises:
-        ImageError: its shape is not the image's, or it is black everywhere.
-    """
+    """A mask (mode `L`) in an image's size; see `read_mask`."""
     brightest = int(np.asarray(mask).max())
     if brightest <= 1:
         raise ImageError(f"{path} is black: its brightest value is {brightest} of 255. White marks the pixels to take.")
-    if not _same_shape(mask.size, size):
+    aspects = mask.width * size[1] / (mask.height * size[0])
+    if abs(aspects - 1) > 0.01 + 1 / min(*mask.size, *size):  # but for the rounding of a side to whole pixels, and 1 %
         raise ImageError(
             f"{path} is {mask.width}x{mask.height}, but its image {size[0]}x{size[1]}: the shapes differ. "
             "Make the mask from the image itself."
@@ -55,9 +42,6 @@ def find_masks(text: str | Sequence[str], sources: Sequence[Path]) -> tuple[Path
 
     A source `lemon.png` or `lemon.source.png` has the mask `lemon.mask.png`, else one of its own name, else
     `lemon.png`; the extension may be another, and a source is not its own mask.
-
-    Raises:
-        ImageError: no such file, or a source without a mask, or with two; or several files, but not one for each.
     """
     if not isinstance(text, str):
         if len(text) == 1:
@@ -78,27 +62,13 @@ def find_masks(text: str | Sequence[str], sources: Sequence[Path]) -> tuple[Path
 
 
 def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
-    """A decoded image as mode `L`: its alpha channel where that says something, else its brightness.
-
-    Args:
-        kind: the file's format.
-        path: for errors.
-
-    Raises:
-        ImageError: its pixels have no fixed range.
-    """
+    """A decoded image as mode `L`: its alpha channel where that says something, else its brightness."""
     check_range(image, kind, path)
     if not image.has_transparency_data and not image.mode.startswith("I"):
         return image.convert("L")
     from lbm_lora.model.bridge_pipeline import in_grey  # diffusers takes seconds, and most masks need none of it
 
     return in_grey(image)
-
-
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Equal aspect ratios, but for the rounding of a side to whole pixels (and 1 %)."""
-    short = min(*one, *other)
-    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= 0.01 + 1 / short
 
 
 def _named_like(source: Path, images: Sequence[Path]) -> list[Path]:

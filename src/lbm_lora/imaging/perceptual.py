@@ -61,11 +61,7 @@ class Lpips:
     linear: tuple[Float[Tensor, "_ 1 1"], ...] = field(repr=False)
 
     def __call__(self, a: Images, b: Images) -> Float[Tensor, " batch"]:
-        """The distances of `a` from `b`; differentiable in both.
-
-        Raises:
-            ImageError: a side is below 32 pixels.
-        """
+        """The distances of `a` from `b`; differentiable in both."""
         if min(a.shape[-2:]) < _SMALLEST:
             size = f"{a.shape[-1]}x{a.shape[-2]}"
             raise ImageError(f"LPIPS needs {_SMALLEST}x{_SMALLEST} pixels or more, not {size}.")
@@ -90,15 +86,8 @@ def load_lpips(net: Net = "vgg", weights: Path | None = None, device: torch.devi
     """Load the LPIPS metric of one network.
 
     Args:
-        net: `vgg` is the usual loss, `alex` the usual metric.
         weights: a file with torchvision's tensors of that network (`features.0.weight`, ...), `.safetensors` or of
             `torch.save`; tools/convert_lpips.py makes one. Without it torchvision's download is used.
-        device: device of the computation; images are moved there.
-
-    Raises:
-        MissingExtraError: lpips or torchvision is not installed.
-        CheckpointError: the file cannot be read, or holds another network.
-        HubError: no file is given and the download failed.
     """
     linear = _linear(net)
     state = _download(net) if weights is None else _read(weights)
@@ -116,12 +105,7 @@ def load_lpips(net: Net = "vgg", weights: Path | None = None, device: torch.devi
 
 
 def net_of(weights: Path) -> Net:
-    """The network whose weights a file holds.
-
-    Raises:
-        MissingExtraError: torchvision is not installed.
-        CheckpointError: the file cannot be read, or holds none of the networks.
-    """
+    """The network whose weights a file holds."""
     return _recognized(_read(weights), weights)
 
 

@@ -22,11 +22,7 @@ class NotFiniteError(ImageError):
 
 
 def to_images(tensor: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """The images of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256.
-
-    Raises:
-        NotFiniteError: NaN or infinite values, which would turn black without a word.
-    """
+    """The images of values in [-1, 1]; values outside are clamped, the rest rounded to the nearest of 256."""
     values = tensor.detach().float().cpu()
     broken = int((~torch.isfinite(values)).sum())
     if broken:

@@ -39,11 +39,6 @@ class Job:
         """The result, and the side-by-side image."""
         return (self.output,) if self.comparison is None else (self.output, self.comparison)
 
-    @property
-    def new(self) -> tuple[Path, ...]:
-        """Those of `written` that are not kept."""
-        return self.written[1:] if self.keeps_output else self.written
-
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
@@ -60,15 +55,11 @@ class Translation:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """Images to translate.
-
-    Attributes:
-        jobs: images to translate.
-        present: images that are skipped because their outputs already exist.
-    """
+    """Images to translate."""
 
     jobs: tuple[Job, ...]
     present: int
+    """Images that are skipped because their outputs already exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +76,6 @@ class Failures:
     Args:
         total: images in the batch.
         is_fatal: whether the first failure ends the batch; the failure of a single image always does.
-
-    Attributes:
-        images: failed images.
-        written: results so far.
     """
 
     def __init__(self, total: int, *, is_fatal: bool = False) -> None:
@@ -98,11 +85,7 @@ class Failures:
         self._is_fatal = is_fatal or total == 1
 
     def add(self, job: Job, error: ImageError) -> None:
-        """Record a failure.
-
-        Raises:
-            ImageError: it is fatal; says how many images were written before.
-        """
+        """Record a failure."""
         if self._is_fatal:
             raise ImageError(*error.args, self.so_far())
         self.images.append(FailedImage(source=job.source, reason=str(error)))
@@ -130,19 +113,11 @@ def plan_jobs(
     """Return every path that will be read and written, checked against each other.
 
     Args:
-        source_image: images, folders or globs, one or several.
-        output_path: file, or folder.
         mask: one for all, or a folder with a mask of each image's name; several are one for each image.
         compare: whether to write a side-by-side image next to every output, as `NAME_compare`.
-        files: what else the command reads and writes.
         copy: whether to write a copy of the source next to every output, as `NAME_input`; see `write_copy`.
         skip_existing: keep outputs that already exist, judged by name, and skip their images, but for those that lack
             the side-by-side image of `compare`.
-
-    Raises:
-        ImageError: a source or a mask does not exist.
-        OutputError: an output cannot be written as requested, is an input, a file of somebody else, or also the output
-            of another source.
     """
     sources = expand_sources(source_image)
     masks = find_masks(mask, sources) if mask else (None,) * len(sources)
@@ -188,14 +163,7 @@ def translations(
     progress: Progress,
     what: str,
 ) -> Iterator[tuple[Job, Translation]]:
-    """Yield the result of every job in turn, keeping none; images that fail, now or before, are skipped.
-
-    Args:
-        what: description of the phase.
-
-    Raises:
-        ImageError: a failure that is fatal.
-    """
+    """Yield the result of every job in turn, keeping none; images that fail, now or before, are skipped."""
     left = failures.left(jobs)
     is_said = False
     progress.start(len(left), what)
@@ -211,11 +179,7 @@ def translations(
 
 
 def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> Translation:
-    """Read one image and its mask, and translate it.
-
-    Raises:
-        ImageError: one of them cannot be read or does not fit, or the result is not finite.
-    """
+    """Read one image and its mask, and translate it."""
     begin = time.perf_counter()
     source = read_image(job.source)
     mask = read_mask(job.mask, source.size) if job.mask else None

@@ -55,11 +55,7 @@ class ShardKeys:
     mask: str | None = None
 
     def parts(self, found: Found) -> tuple[Part, Part | None]:
-        """Return the source and the mask of a sample.
-
-        Raises:
-            ImageError: one of them is missing, or the sample is damaged.
-        """
+        """Return the source and the mask of a sample."""
         if found.problem:
             raise ImageError(found.problem)
         return found.pick(self.source), found.pick(self.mask) if self.mask else None
@@ -70,21 +66,12 @@ class ShardTask:
     """Members to read and to write.
 
     Attributes:
-        format: format of the results: png, jpg or webp.
         settings: what every image depends on; recorded in the folder with its first shard.
     """
 
     keys: ShardKeys
     format: str
     settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """Size of a shard, and the digest of its ends: a change in its middle that keeps the size is not noticed."""
-
-    nbytes: int
-    ends: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +82,13 @@ class ShardRecord:
         source: digest of the source shard.
         images: number of its images.
         skipped: samples that could not be used.
-        result: the output shard; None in a record of an earlier version.
+        result: see `contents_of`; None in a record of an earlier version.
     """
 
     source: str
     images: int
     skipped: tuple[Skipped, ...]
-    result: Contents | None
+    result: Mapping[str, int | str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +115,7 @@ class ShardJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """Work done by one process or by all.
-
-    Attributes:
-        records: name -> record of every written shard.
-        stopped_by: the received signal, else empty.
-        error: the error that ended a process early, else empty.
-    """
+    """Work done by one process or by all."""
 
     records: Mapping[str, ShardRecord]
     stopped_by: str
@@ -154,17 +135,7 @@ def plan_shards(
     files: Outputs,
     progress: Progress = SILENT,
 ) -> list[ShardJob]:
-    """Return every shard in order, fetched if it is remote, with its output in `folder`.
-
-    Args:
-        patterns: paths and URLs; `{000..009}` is expanded.
-        files: what else the command reads and writes.
-
-    Raises:
-        ConfigError: an output was made from another shard; a copy needs `cache_dir`.
-        DataError: a shard does not exist or is not a tar file.
-        OutputError: two outputs have one name, or an output is an input or not ours.
-    """
+    """Return every shard in order, fetched if it is remote, with its output in `folder`."""
     if folder.is_file():
         raise OutputError(f"{folder} receives shards, so it must be a folder.")
     shards = expand_shards(patterns)
@@ -231,14 +202,7 @@ def _job(path: Path, output: Path, keys: ShardKeys, record: ShardRecord | None) 
 
 
 def check_corrupt(jobs: Sequence[ShardJob], skipped: Iterable[Skipped], max_corrupt: float) -> None:
-    """Refuse shards with too many unusable samples.
-
-    Args:
-        skipped: unusable samples beyond those that headers show.
-
-    Raises:
-        DataError: more than `max_corrupt` of all samples.
-    """
+    """Refuse shards with too many unusable samples."""
     known = {item.key: item for job in jobs for item in (job.record.skipped if job.record else job.skipped)}
     known |= {item.key: item for item in skipped}
     where = jobs[0].name if len(jobs) == 1 else f"{jobs[0].name} and {len(jobs) - 1} more"
@@ -261,9 +225,12 @@ def finished_record(output: Path) -> ShardRecord | None:
         return None
 
 
-def contents_of(path: Path) -> Contents:
-    """Return what tells a shard from a truncated one, and from one with the results of another run."""
-    return Contents(nbytes=check_regular(path), ends=ends_digest(path))
+def contents_of(path: Path) -> dict[str, int | str]:
+    """Return what tells a shard from a truncated one, and from one with the results of another run.
+
+    A change in its middle that keeps the size is not noticed: to read all of it at every start would take too long.
+    """
+    return {"nbytes": check_regular(path), "ends": ends_digest(path)}
 
 
 def write_record(record: ShardRecord, output: Path) -> None:
@@ -272,7 +239,7 @@ def write_record(record: ShardRecord, output: Path) -> None:
         "source": record.source,
         "pictures": record.images,
         "skipped": [asdict(item) for item in record.skipped],
-        "result": None if record.result is None else asdict(record.result),
+        "result": record.result,
     }
     write_text(record_path(output), json.dumps(held, indent=2) + "\n")
 
@@ -282,26 +249,13 @@ def _read_record(path: Path) -> ShardRecord | None:
     try:
         held = parse_json(read_text(path))
         skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
-        result = held.get("result")
-        return ShardRecord(
-            source=held["source"],
-            images=held["pictures"],
-            skipped=skipped,
-            result=None if result is None else Contents(nbytes=result["nbytes"], ends=result["ends"]),
-        )
+        return ShardRecord(source=held["source"], images=held["pictures"], skipped=skipped, result=held.get("result"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder whose shards were made with other settings.
-
-    Args:
-        settings: values that JSON can hold.
-
-    Raises:
-        ConfigError: names what differs, with both values; or the record of the settings is missing or damaged.
-    """
+    """Refuse a folder whose shards were made with other settings."""
     path = folder / SETTINGS
     if not path.exists():
         if any(_read_record(record) for record in folder.glob("*.tar.json")):
@@ -334,11 +288,6 @@ def translate_shard(
 
     Args:
         take: called for every sample, with the sample if it is unusable. An exception from it drops the shard.
-
-    Raises:
-        ImageError: a result is not finite.
-        DataError: the shard cannot be read any more.
-        OutputError: the output cannot be written.
     """
     skipped: list[Skipped] = []
     images = 0
@@ -389,19 +338,6 @@ def predict(
 
     Each process takes every n-th one. SIGTERM and Ctrl-C drop the current shard. After an error in one process the
     others finish; then all raise it.
-
-    Args:
-        jobs: of all processes.
-        load: puts the model on a device; called only if there is work.
-        max_corrupt: share of all samples that may be corrupt.
-
-    Returns:
-        What all processes have done together.
-
-    Raises:
-        ConfigError: the processes do not see the same outputs.
-        DataError: too much is corrupt, or another process has ended.
-        InputError: any other invalid input, by kind.
     """
     fabric.launch()
     # a group of its own: the others' limit of time is made for steps, not for shards

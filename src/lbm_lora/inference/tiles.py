@@ -25,11 +25,7 @@ class Tiles:
         finalize(self, self._file.close)
 
     def add(self, output: Path, image: Image.Image) -> None:
-        """Keep the tile of an image in mode `RGB`.
-
-        Raises:
-            OutputError: the disk of temporary files is full.
-        """
+        """Keep the tile of an image in mode `RGB`."""
         made = tile(image)
         try:
             offset = self._file.seek(0, 2)
@@ -46,15 +42,7 @@ class Tiles:
 
 
 class Columns:
-    """Columns of side-by-side images, on either side of that of the results.
-
-    Args:
-        label: heading of the results.
-
-    Attributes:
-        left: heading -> column, from the left.
-        right: heading -> column.
-    """
+    """Columns of side-by-side images, on either side of that of the results."""
 
     def __init__(self, label: str) -> None:
         self.left: dict[str, Tiles] = {}

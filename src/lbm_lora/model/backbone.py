@@ -52,6 +52,7 @@ _VAE_MID = re.compile(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+
 
 # diffusers' own names of a VAE's attention before its release 0.17.
 _OLD_VAE_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+_OLD_VAE = re.compile(r"(?<=attentions\.\d)(\.query\.|\.key\.|\.value\.|\.proj_attn\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,6 @@ class Network:
     """One network of a backbone.
 
     Attributes:
-        checkpoint: the file or files that contain it.
         keys: diffusers name -> key in the checkpoint.
         specs: diffusers name -> dtype and shape in diffusers.
     """
@@ -78,9 +78,7 @@ class Backbone:
     """An open backbone, as a context manager; tensors that were read stay valid after it.
 
     Attributes:
-        signature: the signature as given.
         name: the hub id, or the last part of the folder's or file's path.
-        unet, vae: the networks' tensors.
         unet_config, vae_config, scheduler_config: diffusers configurations; None if a single file has none.
     """
 
@@ -122,12 +120,7 @@ def choose_signature(flag: str | None, config: LBMConfig, config_path: Path | No
 
 
 def find_backbone(signature: str, folder: Path = Path()) -> Path | HubName:
-    """Return where a backbone is: its local path, or its name on the hub, where nothing is looked up.
-
-    Raises:
-        CheckpointError: it is neither.
-        ConfigError: it starts with `hf://` and is not a name.
-    """
+    """Return where a backbone is: its local path, or its name on the hub, where nothing is looked up."""
     local = folder / home_path(signature)
     if local.exists():
         return local
@@ -150,11 +143,6 @@ def open_backbone(signature: str, config: LBMConfig, *, folder: Path = Path()) -
         config: LBM's configuration; its sections `unet` and `vae`, if any, describe the networks of a
             single file of another size than SDXL.
         folder: folder that a relative path starts from.
-
-    Raises:
-        CheckpointError: a file is missing or cannot be read, or its tensors do not match its configuration.
-        ConfigError: a configuration is missing or cannot be read.
-        HubError: the hub repository cannot be reached or does not exist.
     """
     found = find_backbone(signature, folder)
     if isinstance(found, Path):
@@ -174,7 +162,7 @@ def _open_folder(signature: str, name: str, folder: Path) -> Backbone:
         signature=signature,
         name=name,
         unet=Network(checkpoint=unet, keys={name: name for name in unet.specs}, specs=unet.specs),
-        vae=_network(vae, {_new_vae_name(key): key for key in vae.specs}),
+        vae=_network(vae, {_OLD_VAE.sub(lambda old: _OLD_VAE_NAMES[old[0]], key): key for key in vae.specs}),
         unet_config=_read_json(folder / "unet" / "config.json"),
         vae_config=_read_json(folder / "vae" / "config.json"),
         scheduler_config=_read_json(scheduler) if scheduler.exists() else None,
@@ -221,22 +209,11 @@ def _unknown(checkpoint: Checkpoint, prefix: str, keys: Mapping[str, str]) -> di
 
 def _network(checkpoint: Checkpoint, keys: Mapping[str, str]) -> Network:
     present = {name: key for name, key in keys.items() if key in checkpoint.specs}
-    specs = {name: _as_diffusers(name, checkpoint.specs[key]) for name, key in present.items()}
+    specs = {name: checkpoint.specs[key] for name, key in present.items()}
+    for name, spec in specs.items():  # diffusers stores a VAE's attention projections as matrices, not 1x1 convolutions
+        if name.startswith(("encoder.mid_block.attentions.", "decoder.mid_block.attentions.")) and len(spec.shape) == 4:
+            specs[name] = TensorSpec(dtype=spec.dtype, shape=spec.shape[:2])
     return Network(checkpoint=checkpoint, keys=present, specs=specs)
-
-
-def _as_diffusers(name: str, spec: TensorSpec) -> TensorSpec:
-    """Return the spec in diffusers, which stores a VAE's attention projections as matrices, not 1x1 convolutions."""
-    if name.startswith(("encoder.mid_block.attentions.", "decoder.mid_block.attentions.")) and len(spec.shape) == 4:
-        return TensorSpec(dtype=spec.dtype, shape=spec.shape[:2])
-    return spec
-
-
-def _new_vae_name(key: str) -> str:
-    for old, new in _OLD_VAE_NAMES.items():
-        if ".attentions." in key:
-            key = key.replace(old, new)
-    return key
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -256,9 +233,6 @@ def fetch_backbone(name: HubName) -> Path:
 
     Only configurations and safetensors are fetched: full-precision weights, or the `fp16` variant if a network has no
     others.
-
-    Raises:
-        HubError: the repository or the file does not exist, or neither the hub nor the cache has the files.
     """
     try:
         if name.file:
@@ -277,7 +251,17 @@ def fetch_backbone(name: HubName) -> Path:
 
 def _files_of(repository: Repository) -> list[str]:
     for dot in ("", ".fp16"):
-        weights = [[file for file in repository.files if _is_weights(file, part, dot)] for part in PARTS]
+        escaped = re.escape(dot)
+        weights = [
+            [
+                file
+                for file in repository.files
+                if re.fullmatch(
+                    rf"{part}/{WEIGHTS}({escaped}(-.*)?\.safetensors|\.safetensors\.index{escaped}\.json)", file
+                )
+            ]
+            for part in PARTS
+        ]
         if all(any(file.endswith(".safetensors") for file in files) for files in weights):
             return [
                 *(file for file in _CONFIGS if file in repository.files),
@@ -286,21 +270,8 @@ def _files_of(repository: Repository) -> list[str]:
     raise HubError(f"{repository.name} on the Hugging Face hub has no unet/ and vae/ weights in safetensors.")
 
 
-def _is_weights(file: str, part: str, dot: str) -> bool:
-    """Whether it is a network's weights, a shard of them, or their index, in the precision that `dot` names."""
-    rest = file.removeprefix(f"{part}/{WEIGHTS}")
-    is_shard = rest.startswith(f"{dot}-") and rest.endswith(".safetensors")
-    return rest != file and (is_shard or rest in (f"{dot}.safetensors", f".safetensors.index{dot}.json"))
-
-
 def unet_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Return diffusers name -> single-file key for every tensor of a UNet.
-
-    Args:
-        names: diffusers' tensor names.
-        config: the diffusers configuration: `layers_per_block`, the block types and
-            `transformer_layers_per_block` are read.
-    """
+    """Return diffusers name -> single-file key for every tensor of a UNet."""
     depths: int | list[Any] = config.get("transformer_layers_per_block", 1)
     modules = unet_modules(
         ["CrossAttn" in kind for kind in config["down_block_types"]],
@@ -313,12 +284,7 @@ def unet_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]
 
 
 def vae_keys(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Return diffusers name -> single-file key for every tensor of a VAE.
-
-    Args:
-        names: diffusers' tensor names.
-        config: the diffusers configuration: the number of `block_out_channels` is read.
-    """
+    """Return diffusers name -> single-file key for every tensor of a VAE."""
     return {name: VAE_PREFIX + _vae_key(name, len(config["block_out_channels"])) for name in names}
 
 

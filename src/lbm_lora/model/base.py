@@ -79,16 +79,8 @@ def plan_base(
 ) -> tuple[BaseItem, ...]:
     """Decide what becomes of every tensor, from names and shapes alone.
 
-    Args:
-        unet, vae: the backbone's tensors under diffusers' names.
-        config: the base's configuration, with both sections.
-        where: the backbone, for error messages.
-
     Returns:
         One item for every tensor of the base, in diffusers' order, then one for every dropped tensor.
-
-    Raises:
-        CheckpointError: the rule does not cover some tensors; gives the reason for each.
     """
     expected = checkpoint_shapes(config)
     found = {DENOISER_PREFIX + name: (name, spec) for name, spec in unet.items()}
@@ -154,15 +146,7 @@ def _resize(key: str, name: str, have: tuple[int, ...], want: tuple[int, ...]) -
 
 @dataclass(frozen=True, kw_only=True)
 class BaseFiles:
-    """Result of `write_base`.
-
-    Attributes:
-        safetensors, ckpt: the twins.
-        ledger: one item for every tensor of the base and every dropped one.
-        config: configuration in both files.
-        dtype: dtype of every tensor.
-        notes: notes for the user, one sentence each.
-    """
+    """Result of `write_base`."""
 
     safetensors: Path
     ckpt: Path
@@ -183,11 +167,7 @@ class BaseFiles:
 
 
 def base_config(backbone: Backbone, config: LBMConfig) -> LBMConfig:
-    """Return the base's configuration: LBM's keys, and the sections from the config.yaml, else from the backbone.
-
-    Raises:
-        ConfigError: the sections contradict LBM's keys.
-    """
+    """Return the base's configuration: LBM's keys, and the sections from the config.yaml, else from the backbone."""
     if backbone.unet_config is None or backbone.vae_config is None:
         unet, vae = lbm_unet(config), dict(SDXL_VAE)
     else:
@@ -213,11 +193,7 @@ def exactness_notes(backbone: Backbone, dtype: torch.dtype) -> tuple[str, ...]:
 
 
 def twin_paths(save_path: Path) -> tuple[Path, Path]:
-    """Return the (`.safetensors`, `.ckpt`) paths of a base from either of them.
-
-    Raises:
-        OutputError: the path has another suffix.
-    """
+    """Return the (`.safetensors`, `.ckpt`) paths of a base from either of them."""
     if save_path.suffix not in _SUFFIXES:
         raise OutputError(
             Option("save_path"), f" must end in .ckpt or .safetensors (both are written), got {save_path}."
@@ -238,14 +214,7 @@ def write_base(
     """Write the base of a backbone.
 
     Args:
-        config: LBM's configuration, as read from config.yaml.
         save_path: `.ckpt` or `.safetensors`; the twin gets the same stem.
-        source_config: the config.yaml as it was read, for the `.ckpt`.
-
-    Raises:
-        CheckpointError: the rule does not cover some tensors, or some are not finite in `dtype`.
-        ConfigError: the configuration contradicts the backbone.
-        OutputError: the path cannot be written, or is one of the backbone's files.
     """
     safetensors, ckpt = twin_paths(save_path)
     # what may be replaced is for the caller to say

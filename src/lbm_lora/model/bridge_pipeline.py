@@ -121,11 +121,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         return model_size(self.unet, self.vae)
 
     def bucket(self, width: int, height: int, size: int | None = None) -> tuple[int, int]:
-        """The (width, height) that an image is stretched to before it is translated.
-
-        Raises:
-            ValueError: `size` is below 64.
-        """
+        """The (width, height) that an image is stretched to before it is translated."""
         return nearest_bucket(width, height, size or self.size, step=self.pixels_per_latent)
 
     def enable_vae_tiling(self) -> None:
@@ -137,11 +133,7 @@ class LatentBridgePipeline(DiffusionPipeline):
         self.tiled = False
 
     def check_steps(self, steps: int) -> None:
-        """Log a warning if a number of steps leaves the trained timesteps.
-
-        Raises:
-            ValueError: `steps` is below 1.
-        """
+        """Log a warning if a number of steps leaves the trained timesteps."""
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}.")
         trained = self.config["trained_steps"]
@@ -149,11 +141,7 @@ class LatentBridgePipeline(DiffusionPipeline):
             logger.warning(f"{steps} steps leave the timesteps that the model was trained on. Trained: {trained}.")
 
     def check_finite(self, values: Tensor, what: str) -> None:
-        """Refuse NaN and infinite values, which would silently turn black.
-
-        Raises:
-            ValueError: values are not finite.
-        """
+        """Refuse NaN and infinite values, which would silently turn black."""
         broken = int((~torch.isfinite(values)).sum())
         if broken:
             raise ValueError(f"{what} holds {broken} non-finite values of {values.numel()}. Try torch.bfloat16.")
@@ -200,10 +188,6 @@ class LatentBridgePipeline(DiffusionPipeline):
                 the tensors to continue with, or None. Setting `pipeline._interrupt` ends the call with the finished
                 images.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets: `latents`.
-
-        Raises:
-            ValueError: an argument is invalid, or a result is not finite.
-            TypeError: an argument has another type.
         """
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no argument '{name}'. {self._elsewhere.get(name, '')}".rstrip())
@@ -315,9 +299,6 @@ class LatentBridgePipeline(DiffusionPipeline):
         """Write the model into a folder, with this file as pipeline.py; see diffusers.
 
         All files are complete before the first one gets its path. Weights that the folder held before are removed.
-
-        Raises:
-            FileExistsError: the folder is the one that the pipeline was loaded from, or has another model or program.
         """
         folder = Path(save_directory)
         self._check_folder(folder)
@@ -332,11 +313,7 @@ class LatentBridgePipeline(DiffusionPipeline):
                 folder.rmdir()
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write model_index.json, and this file as pipeline.py; see diffusers.
-
-        Raises:
-            FileExistsError: see `save_pretrained`.
-        """
+        """Write model_index.json, and this file as pipeline.py; see diffusers."""
         folder = Path(save_directory)
         if not folder.name.endswith(".part"):  # of `save_pretrained`
             self._check_folder(folder)
@@ -411,11 +388,7 @@ def model_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
 
 
 def nearest_bucket(width: int, height: int, size: int, *, step: int) -> tuple[int, int]:
-    """The bucket nearest in width / height, for a budget of size x size pixels, with sides that are multiples of step.
-
-    Raises:
-        ValueError: `size` is below 64.
-    """
+    """The bucket nearest in width / height, for a budget of size x size pixels; sides are multiples of `step`."""
     if size < 64:
         raise ValueError(f"size must be at least 64, got {size}.")
     # Upstream measures the distance in width / height, so its choice is kept although it is not symmetric.
@@ -483,9 +456,6 @@ def follow_bridge(
 
     Returns:
         Latents in the dtype of `source_latent`.
-
-    Raises:
-        ValueError: `steps` is below 1, or the number of generators is not the batch size.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -511,9 +481,6 @@ def one_per_sample(generator: Generators, count: int) -> list[torch.Generator]:
     """Generators for a batch: those given, or one for each sample, seeded in turn by the one given.
 
     Sample i of a batch gets the same generator whatever the size of the batch.
-
-    Raises:
-        ValueError: the number of generators is not the batch size.
     """
     if isinstance(generator, torch.Generator):
         # 32 bits: the CPU generator ignores what a seed has above them.
@@ -567,13 +534,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def images_of(image: Any) -> Iterator[Image]:
-    """Yield the images that a caller gives, in order; paths are opened.
-
-    Raises:
-        OSError: a path is not that of an image file.
-        ValueError: an array does not have three channels, or has floats outside [0, 1].
-        TypeError: a value is not an image.
-    """
+    """Yield the images that a caller gives, in order; paths are opened."""
     if isinstance(image, list | tuple):
         for one in image:
             yield from images_of(one)
@@ -602,11 +563,7 @@ def images_of(image: Any) -> Iterator[Image]:
 
 
 def masks_of(mask: Any, images: Sequence[Image]) -> Iterator[PIL.Image.Image | None]:
-    """Yield a mask for each image, in mode `L` and of its size, or None.
-
-    Raises:
-        ValueError: the numbers of masks and images differ, a mask's shape differs from its image's, or it is black.
-    """
+    """Yield a mask for each image, in mode `L` and of its size, or None."""
     masks = list(_greys(mask))
     if len(masks) not in (1, len(images)):
         raise ValueError(f"{len(masks)} masks for {len(images)} images: give one for all, or one for each.")

@@ -71,11 +71,7 @@ class LoraState:
         return f"{name} {' x '.join(scale.text for scale in every)}"
 
     def with_loaded(self, name: str, adapter: Adapter) -> "LoraState":
-        """Return the state with another LoRA, which alone is active.
-
-        Raises:
-            ConfigError: the name is taken.
-        """
+        """Return the state with another LoRA, which alone is active."""
         if name in self.loaded:
             raise ConfigError(
                 f"a LoRA named '{name}' is already loaded. Give another adapter_name, or delete it first."
@@ -83,30 +79,18 @@ class LoraState:
         return replace(self, loaded={**self.loaded, name: adapter}, scales={name: LoraScale()})
 
     def without(self, names: Iterable[str]) -> "LoraState":
-        """Return the state without some LoRAs.
-
-        Raises:
-            ConfigError: none has such a name.
-        """
+        """Return the state without some LoRAs."""
         gone = self.known(names)
         kept = {name: adapter for name, adapter in self.loaded.items() if name not in gone}
         return replace(self, loaded=kept, scales={name: s for name, s in self.scales.items() if name in kept})
 
     def with_scales(self, names: Sequence[str], scales: Sequence[float | str | LoraScale]) -> "LoraState":
-        """Return the state with only the named LoRAs active, with one scale for each, or one for all.
-
-        Raises:
-            ConfigError: an unknown name, another number of scales than of names, or what is not a scale.
-        """
+        """Return the state with only the named LoRAs active, with one scale for each, or one for all."""
         self.known(names)
         return replace(self, scales=dict(zip(names, scales_for(len(names), scales), strict=True)))
 
     def known(self, names: Iterable[str]) -> set[str]:
-        """The names, each of which is loaded.
-
-        Raises:
-            ConfigError: none has such a name.
-        """
+        """The names, each of which is loaded."""
         for name in names:
             if name not in self.loaded:
                 near = get_close_matches(name, self.loaded, n=1)
@@ -128,13 +112,7 @@ class LoadedLoras:
         self._inside: Injection | Fused | None = None
 
     def put(self, state: LoraState) -> None:
-        """Make the network compute with a state; if that fails, nothing changes.
-
-        Raises:
-            AdapterError: a LoRA does not fit the network.
-            ConfigError: a network whose weights are offloaded one by one.
-            PatternError: a pattern of a scale matches nothing in its LoRA.
-        """
+        """Make the network compute with a state; if that fails, nothing changes."""
         before = self.state
         self.take_out()
         try:
@@ -185,11 +163,7 @@ def _refuse_offloaded(network: nn.Module) -> None:
 
 
 def scale_of_blocks(scales: BlockScales) -> LoraScale:
-    """Return scales by block as a scale by layer.
-
-    Raises:
-        ConfigError: an unknown block, or a value that is not a number.
-    """
+    """Return scales by block as a scale by layer."""
     inner = scales.get("unet")
     if len(scales) == 1 and isinstance(inner, Mapping):
         return scale_of_blocks(inner)

@@ -77,11 +77,6 @@ class LBMPipeline(LatentBridgePipeline):
             config_path: a config.yaml for a checkpoint that has none of its own.
             device: `cuda` where there is no CUDA gives a warning, and the CPU.
             torch_dtype: of the unet: a dtype, or `float`, `fp16` or `bf16`. The VAE stays fp32 where it would overflow.
-
-        Raises:
-            CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
-            HubError: it cannot be fetched from the hub.
-            ConfigError: the configuration is missing or wrong, or asks for conditioning images.
         """
         dtype = dtype_of(torch_dtype) if isinstance(torch_dtype, str) else torch_dtype
         checkpoint = local_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
@@ -136,10 +131,6 @@ class LBMPipeline(LatentBridgePipeline):
         Args:
             save_directory: the folder, other than the one that the pipeline was loaded from.
             args, kwargs: see diffusers.
-
-        Raises:
-            ConfigError: LoRAs act that are not fused, or the folder is the pipeline's own base.
-            FileExistsError: see `LatentBridgePipeline.save_pretrained`.
         """
         if any(is_same(home, Path(save_directory)) for home in self._homes()):
             raise ConfigError(
@@ -206,14 +197,6 @@ class LBMPipeline(LatentBridgePipeline):
             allow_unmatched: leave names aside that are not in the unet.
             crop: for a LoRA made for SDXL: apply the first columns of its attn2 keys and values, which are otherwise
                 left out.
-
-        Raises:
-            HubError: it cannot be fetched from the hub.
-            CheckpointError: the file cannot be read.
-            AdapterError: the file is not a LoRA, or does not fit the unet.
-            WrongBaseError: it was made from another base.
-            ConfigError: the name is taken.
-            TypeError: `lora` is something else.
         """
         given = cast(object, lora)
         if weight_name is not None and isinstance(lora, str | Path):
@@ -246,11 +229,6 @@ class LBMPipeline(LatentBridgePipeline):
             adapter_weights: a scale for each, or one for all: a number; numbers by layer as a text,
                 `1,down_blocks=0.5,attn1=0`; or numbers by block as diffusers has them,
                 `{"down": 0.5, "up": {"block_0": [0.5, 1, 0]}}`. None is 1.
-
-        Raises:
-            ConfigError: an unknown name, or scales that do not fit.
-            PatternError: a pattern matches nothing in its LoRA.
-            TypeError: a scale is something else.
         """
         names = _names(adapter_names)
         if isinstance(adapter_weights, str) or not isinstance(adapter_weights, Sequence):
@@ -275,11 +253,7 @@ class LBMPipeline(LatentBridgePipeline):
         return {"unet": loaded} if loaded else {}
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Unload some LoRAs.
-
-        Raises:
-            ConfigError: an unknown name.
-        """
+        """Unload some LoRAs."""
         self._loras.put(self._loras.state.without(_names(adapter_names)))
 
     def unload_lora_weights(self) -> None:
@@ -300,11 +274,6 @@ class LBMPipeline(LatentBridgePipeline):
         Args:
             lora_scale: a factor of all scales: a number, or numbers by layer; see `set_adapters`.
             adapter_names: LoRAs to make active first, with their present scales; by default those that are.
-
-        Raises:
-            ConfigError: an unknown name, or a factor that is not a scale.
-            PatternError: a pattern matches nothing in an active LoRA.
-            TypeError: the factor is something else.
         """
         factor = _scale("lora_scale", lora_scale)
         state = self._loras.state
@@ -323,11 +292,6 @@ class LBMPipeline(LatentBridgePipeline):
 
         Args:
             scale: a number, or numbers by layer; see `set_adapters`.
-
-        Raises:
-            ConfigError: it is not a scale.
-            PatternError: a pattern matches nothing in an active LoRA.
-            TypeError: it is something else.
         """
         factor = _scale("scale", scale)
         before = self._loras.state.factors
@@ -342,30 +306,18 @@ class LBMPipeline(LatentBridgePipeline):
         self._loras.refresh_for_compiled()
 
     def bucket(self, width: int, height: int, size: int | None = None) -> tuple[int, int]:
-        """The (width, height) that an image is stretched to before it is translated.
-
-        Raises:
-            ConfigError: `size` is below 64.
-        """
+        """The (width, height) that an image is stretched to before it is translated."""
         try:
             return super().bucket(width, height, size)
         except ValueError:
             raise ConfigError(f"size {size} is too small for the buckets. Use 64 or more.") from None
 
     def check_steps(self, steps: int) -> None:
-        """Warn of a number of steps that leaves the trained timesteps.
-
-        Raises:
-            ConfigError: `steps` is below 1.
-        """
+        """Warn of a number of steps that leaves the trained timesteps."""
         check_step_count(steps, self.config["trained_steps"], what="num_inference_steps")
 
     def check_finite(self, values: Tensor, what: str) -> None:
-        """Refuse NaN and infinite values; see `check_finite`.
-
-        Raises:
-            ImageError: there are some.
-        """
+        """Refuse NaN and infinite values; see `check_finite`."""
         check_finite(values, self.unet.dtype, what=what)
 
     def _check_base(self, adapter: Adapter, allow_other_base: bool) -> None:
@@ -417,9 +369,6 @@ def check_finite(images: Tensor, dtype: torch.dtype, *, what: str) -> None:
     Args:
         dtype: that the networks ran in.
         what: the name of `images` in the error.
-
-    Raises:
-        ImageError: a value is not finite.
     """
     broken = int((~torch.isfinite(images)).sum())
     if not broken:

@@ -37,9 +37,6 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     LBM's keys come from the first of these that exists, each section from the first that has it: the file
     itself, the config.yaml (or the only other .yaml) next to it, `config_path`; then, if the shapes are the
     real LBM's, LBM's own constants.
-
-    Raises:
-        ConfigError: a source has an unknown key or an invalid value, or a section is missing everywhere.
     """
     own = _own_config(checkpoint)
     if own is not None and own.unet and own.vae:
@@ -57,7 +54,9 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
         read_config(config_path) if config_path else None,
     ]
     found = [source for source in sources if source is not None]
-    config = found[0] if found else LBMConfig(unet_input_channels=_conv_in_channels(checkpoint, default=4))
+    conv_in = checkpoint.specs.get(f"{DENOISER_PREFIX}conv_in.weight")
+    channels = conv_in.shape[1] if conv_in is not None and len(conv_in.shape) == 4 else 4
+    config = found[0] if found else LBMConfig(unet_input_channels=channels)
     unet = next((source.unet for source in found if source.unet), None)
     vae = next((source.vae for source in found if source.vae), None)
     if unet is None and has_lbm_unet(checkpoint.specs):
@@ -111,11 +110,7 @@ def config_to_metadata(config: LBMConfig) -> dict[str, str]:
 
 
 def own_values(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return the unchecked configuration keys inside a checkpoint; None if it contains none.
-
-    Raises:
-        ConfigError: the configuration cannot be read.
-    """
+    """Return the unchecked configuration keys inside a checkpoint; None if it contains none."""
     text = checkpoint.metadata.get(METADATA_KEY)
     if text is not None:
         where = f"{checkpoint.path} (metadata {METADATA_KEY})"
@@ -163,11 +158,6 @@ def _own_config(checkpoint: Checkpoint) -> LBMConfig | None:
     else:
         entry = f"entry {METADATA_KEY if METADATA_KEY in checkpoint.extra else 'config'}"
     return parse_config(values, where=f"{checkpoint.path} ({entry})")
-
-
-def _conv_in_channels(checkpoint: Checkpoint, *, default: int) -> int:
-    spec = checkpoint.specs.get(f"{DENOISER_PREFIX}conv_in.weight")
-    return spec.shape[1] if spec is not None and len(spec.shape) == 4 else default
 
 
 def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, config_path: Path | None) -> ConfigError:

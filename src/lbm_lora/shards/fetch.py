@@ -42,11 +42,6 @@ def local_shards(
         shards: paths and URLs (http, https, ftps, sftp, hf, gs, ais, and `pipe:` commands), without patterns.
         cache_dir: folder for copies.
         allow_pipe: run the shell commands of `pipe:` shards.
-
-    Raises:
-        ConfigError: a copy is needed but there is no `cache_dir`, or a `pipe:` is not allowed.
-        DataError: shards do not exist, or cannot be fetched or unpacked.
-        OutputError: `cache_dir` cannot hold copies.
     """
     paths = list(map(path_of, shards))
     for shard, path in zip(shards, paths, strict=True):

@@ -31,12 +31,7 @@ class Part:
     nbytes: int
 
     def read(self, limit: int | None = None) -> bytes:
-        """Read the bytes, or the first `limit` of them.
-
-        Raises:
-            UnreadableError: the file no longer exists, or its disk fails.
-            ImageError: it is shorter than before.
-        """
+        """Read the bytes, or the first `limit` of them."""
         wanted = self.nbytes if limit is None else min(limit, self.nbytes)
         try:
             check_regular(self.path)
@@ -65,11 +60,7 @@ class Found:
     """Why it cannot be used, whatever its parts."""
 
     def pick(self, wanted: str) -> Part:
-        """Return the part of a key, or else the one part that differs from it only in the extension.
-
-        Raises:
-            ImageError: there is none, or more than one.
-        """
+        """Return the part of a key, or else the one part that differs from it only in the extension."""
         wanted = wanted.lower()
         if wanted in self.parts:
             return self.parts[wanted]
@@ -93,11 +84,7 @@ class Skipped:
 
 
 def ends_digest(path: Path) -> str:
-    """Return the XXH3 128-bit digest of a file's first and last 64 KiB, in hexadecimal.
-
-    Raises:
-        OSError: it is not a regular file, or cannot be read.
-    """
+    """Return the XXH3 128-bit digest of a file's first and last 64 KiB, in hexadecimal."""
     nbytes = check_regular(path)
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
@@ -116,12 +103,7 @@ def problem_of_name(name: str) -> str:
 
 
 def complaint(where: str, skipped: Sequence[Skipped], total: int, max_corrupt: float) -> str:
-    """Return the message for a data set with too many unusable samples, or only such; empty if it is good enough.
-
-    Args:
-        total: number of samples, usable or not.
-        max_corrupt: largest share of them that may be unusable.
-    """
+    """Return the message for a data set with too many unusable samples, or only such; empty if it is good enough."""
     if not skipped or (len(skipped) <= max_corrupt * total and len(skipped) < total):
         return ""
     return f"{where}: {said_of(skipped, total)}, but max_corrupt is {100 * max_corrupt:g} %."

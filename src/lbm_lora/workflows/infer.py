@@ -14,8 +14,8 @@ from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
 from lbm_lora.imaging.image_file import RESULT, SIDE_BY_SIDE, read_image, write_copy, write_image
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
-from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Columns, Tiles
+from lbm_lora.inference.translate import put_in, read_adapters, translate_settings
 from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.names import check_shapes, checkpoint_shapes

@@ -16,8 +16,7 @@ from lbm_lora.errors import ConfigError, Option, need_packages
 from lbm_lora.files import Outputs
 from lbm_lora.hub import localized
 from lbm_lora.imaging.buckets import warn_of_size
-from lbm_lora.inference.options import put_in, read_adapters, translate_settings
-from lbm_lora.inference.translate import translate_image
+from lbm_lora.inference.translate import put_in, read_adapters, translate_image, translate_settings
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.build import refuse_conditioning
 from lbm_lora.model.config import LBMConfig

@@ -15,8 +15,7 @@ from lbm_lora.apply import ScaledAdapter
 from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.configs.model_options import ModelOptions
 from lbm_lora.errors import AdapterError, WrongBaseError
-from lbm_lora.inference.options import put_in, read_adapters, translate_settings
-from lbm_lora.inference.translate import TranslateSettings
+from lbm_lora.inference.translate import TranslateSettings, put_in, read_adapters, translate_settings
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.naming import ModuleName
 from lbm_lora.progress import SILENT, LbmLoraWarning
