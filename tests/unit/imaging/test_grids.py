@@ -27,11 +27,6 @@ def test_tiles(size: tuple[int, int], shown: tuple[int, int]) -> None:
     assert tile(Image.new("RGB", size)).size == shown
 
 
-def test_enlarging_repeats_pixels() -> None:
-    image = Image.effect_noise((128, 128), 60).convert("RGB")
-    assert np.array_equal(np.asarray(tile(image))[::2, ::2], np.asarray(image))
-
-
 def test_every_image_is_whole_and_in_its_order() -> None:
     grid = comparison_grid(LABELS, [flat((128, 128)), flat((128, 64))])
     assert [count(grid, colour) for colour in COLOURS] == [256 * 256 + 256 * 128] * 4
@@ -48,19 +43,6 @@ def test_labels_are_drawn_above_and_high_enough() -> None:
     assert dark_rows.max() - dark_rows.min() >= 14
     for column in range(4):
         assert (head[:, 8 + column * 264 : 8 + column * 264 + 256] < 128).any()
-
-
-def test_a_long_label_widens_its_column() -> None:
-    label = "with LoRA, 31.2 dB to the tuned model's image and more words"
-    grid = comparison_grid([label, "b"], [flat((64, 256))[:2]])
-    assert grid.width > 2 * 64 + 400
-    assert (np.asarray(grid)[:, -8:] == 255).all()
-
-
-def test_labels_of_two_lines() -> None:
-    one = comparison_grid(["a", "b"], [flat((128, 128))[:2]])
-    two = comparison_grid(["a\n31.2 dB", "b"], [flat((128, 128))[:2]])
-    assert two.height >= one.height + 14
 
 
 def test_rows_must_fill_the_columns() -> None:

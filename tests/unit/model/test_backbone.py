@@ -6,20 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lbm_lora.errors import CheckpointError, ConfigError
+from hub_server import HubServer
+from lbm_lora.bundled import BACKBONE
+from lbm_lora.errors import CheckpointError, ConfigError, HubError
+from lbm_lora.hub import HubName
 from lbm_lora.model import backbone
-from lbm_lora.model.backbone import Backbone, choose_signature, open_backbone
+from lbm_lora.model.backbone import Backbone, fetch_backbone, open_backbone
 from lbm_lora.model.config import LBMConfig
 from standins import (
+    MINI,
     TINY,
     backbone_unet,
     backbone_unet_config,
     backbone_vae,
     lbm_unet_config,
+    unet_shapes,
     vae_config,
+    vae_shapes,
     write_backbone,
 )
 
@@ -56,11 +63,6 @@ def test_a_diffusers_folder(backbone_folder: Path) -> None:
         assert backbone.name == "backbone"
         assert backbone.storage_dtypes == {torch.float32}
         assert [path.parent.name for path in backbone.files] == ["unet", "vae"]
-
-
-def test_a_relative_path_counts_from_the_given_folder(backbone_folder: Path) -> None:
-    with open_backbone("../backbone", LBMConfig(), folder=backbone_folder.parent / "backbone") as backbone:
-        assert backbone.name == "backbone"
 
 
 def test_full_precision_is_preferred(tmp_path: Path) -> None:
@@ -180,8 +182,117 @@ def test_a_configuration_that_cannot_be_read(
         open_backbone(str(tmp_path / "copy"), LBMConfig())
 
 
-def test_the_flag_wins_over_the_configuration() -> None:
-    config, yaml_file = LBMConfig(backbone_signature="../backbone"), Path("models/config.yaml")
-    assert choose_signature("a/b", config, yaml_file) == ("a/b", Path())
-    assert choose_signature(None, config, yaml_file) == ("../backbone", Path("models"))
-    assert choose_signature(None, LBMConfig(), None) == ("stabilityai/stable-diffusion-xl-base-1.0", Path())
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+OTHERS = [
+    "model_index.json", "sd_xl_base_1.0.safetensors", "text_encoder/config.json", "text_encoder/model.safetensors",
+    "tokenizer/vocab.json", "unet/model.onnx", "unet/diffusion_flax_model.msgpack", "unet/openvino_model.bin",
+    "unet/diffusion_pytorch_model.bin", "vae_1_0/diffusion_pytorch_model.safetensors", "README.md",
+]  # fmt: skip
+FULL = [f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
+HALF = [f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae")]
+SHARDS = [
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+]
+
+
+@pytest.mark.parametrize(
+    ("offered", "fetched"),
+    [(FULL + HALF, FULL), (SHARDS + FULL[1:] + HALF, SHARDS + FULL[1:]), (FULL, FULL), (HALF, HALF)],
+    ids=["both precisions", "shards", "full only", "fp16 only"],
+)
+def test_only_one_precision_of_the_weights_and_configurations_are_fetched(
+    hub: HubServer, offered: list[str], fetched: list[str]
+) -> None:
+    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + offered})
+    folder = fetch_backbone(HubName(SDXL))
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    assert found == {name: name.encode() for name in CONFIGS + fetched}
+
+
+def test_a_single_file_of_a_repository(hub: HubServer) -> None:
+    hub.put(SDXL, {name: name.encode() for name in CONFIGS + OTHERS + FULL}, branch="v2")
+    path = fetch_backbone(HubName(SDXL, "sd_xl_base_1.0.safetensors", "v2"))
+    assert path.read_bytes() == b"sd_xl_base_1.0.safetensors"
+
+
+def test_a_repository_without_weights(hub: HubServer) -> None:
+    hub.put(SDXL, dict.fromkeys(CONFIGS + OTHERS, b""))
+    with pytest.raises(HubError, match=r"hub has no unet/ and vae/ weights in safetensors\. Give backbone_sig"):
+        fetch_backbone(HubName(SDXL))
+
+
+def test_a_repository_that_cannot_be_fetched_names_the_alternatives(hub: HubServer) -> None:
+    with pytest.raises(HubError) as caught:
+        open_backbone(SDXL, LBMConfig())
+    assert str(caught.value) == (
+        f"{SDXL} is not a local path, and cannot be fetched from the Hugging Face hub: there is no such repository, or "
+        "it is private. Check the name; for a private one, run `hf auth login`, or set HF_TOKEN. Give "
+        "backbone_signature a local diffusers folder (unet/, vae/, scheduler/), a single-file SDXL checkpoint "
+        f"(.safetensors), or the bundled mini model: {BACKBONE}"
+    )
+
+
+def test_a_hub_id_gives_a_backbone_of_that_name(hub: HubServer, tmp_path: Path) -> None:
+    folder = write_backbone(tmp_path / "backbone", TINY)
+    hub.put(SDXL, {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")})
+    with open_backbone(SDXL, LBMConfig()) as backbone:
+        assert backbone.name == SDXL
+
+
+UNET = backbone_unet_config(MINI)
+VAE = vae_config()
+UNET_NAMES = [name for name in unet_shapes(UNET) if not name.startswith("add_embedding.")]
+
+
+def test_unet_names_are_what_diffusers_converts_back() -> None:
+    keys = backbone.unet_keys(UNET_NAMES, UNET) | backbone.ADD_EMBEDDING
+    assert len(set(keys.values())) == 1680
+    single_file = {key: torch.tensor(index) for index, key in enumerate(keys.values())}
+    converted = convert_ldm_unet_checkpoint(single_file, UNET)
+    assert {name: int(tensor) for name, tensor in converted.items()} == {name: i for i, name in enumerate(keys)}
+
+
+def test_vae_names_are_what_diffusers_converts_back() -> None:
+    keys = backbone.vae_keys(vae_shapes(VAE), VAE)
+    assert len(set(keys.values())) == 248
+    single_file = {key: torch.full((1, 1, 1, 1), float(index)) for index, key in enumerate(keys.values())}
+    converted = convert_ldm_vae_checkpoint(single_file, VAE)
+    assert {name: int(tensor.flatten()[0]) for name, tensor in converted.items()} == {n: i for i, n in enumerate(keys)}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("conv_in.weight", "input_blocks.0.0.weight"),
+        ("time_embedding.linear_2.bias", "time_embed.2.bias"),
+        ("down_blocks.0.downsamplers.0.conv.weight", "input_blocks.3.0.op.weight"),
+        (
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
+        ),
+        ("mid_block.resnets.1.time_emb_proj.weight", "middle_block.2.emb_layers.1.weight"),
+        ("up_blocks.0.upsamplers.0.conv.weight", "output_blocks.2.2.conv.weight"),
+        ("up_blocks.1.resnets.0.conv_shortcut.weight", "output_blocks.3.0.skip_connection.weight"),
+        ("conv_norm_out.weight", "out.0.weight"),
+    ],
+)
+def test_names_of_the_published_single_file(name: str, key: str) -> None:
+    assert backbone.unet_keys([name], UNET) == {name: f"model.diffusion_model.{key}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("decoder.up_blocks.0.resnets.2.conv1.weight", "decoder.up.3.block.2.conv1.weight"),
+        ("decoder.up_blocks.2.upsamplers.0.conv.bias", "decoder.up.1.upsample.conv.bias"),
+        ("encoder.down_blocks.1.resnets.0.conv_shortcut.weight", "encoder.down.1.block.0.nin_shortcut.weight"),
+        ("encoder.mid_block.attentions.0.to_out.0.weight", "encoder.mid.attn_1.proj_out.weight"),
+        ("encoder.mid_block.attentions.0.group_norm.bias", "encoder.mid.attn_1.norm.bias"),
+        ("post_quant_conv.weight", "post_quant_conv.weight"),
+    ],
+)
+def test_names_of_the_published_single_file_vae(name: str, key: str) -> None:
+    assert backbone.vae_keys([name], VAE) == {name: f"first_stage_model.{key}"}

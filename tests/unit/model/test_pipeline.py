@@ -4,8 +4,6 @@ import gc
 import json
 import logging
 import math
-import os
-import random
 import shutil
 import warnings
 import weakref
@@ -17,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.unet_loader_utils import _maybe_expand_lora_scales  # pyright: ignore[reportPrivateUsage]
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image, ImageCms
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,15 +24,17 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, LoraScale, load_adapter, save_adapter
 from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
 from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, ImageError, PatternError, WrongBaseError
+from lbm_lora.errors import AdapterError, ConfigError, PatternError, WrongBaseError
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import read_mask
 from lbm_lora.model import pipeline
 from lbm_lora.model.bridge_pipeline import images_of, masks_of
-from lbm_lora.model.pipeline import LBMPipeline, check_finite
+from lbm_lora.model.loaded_loras import scale_of_blocks
+from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 from nano import write_nano
+from standins import TINY, lbm_unet_config
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
@@ -101,16 +103,6 @@ def hooks(pipe: LBMPipeline) -> int:
 
 def made(pipe: LBMPipeline, **options: Any) -> Any:
     return pipe(PHOTO, size=64, output_type="latent", **options).images
-
-
-def test_a_checkpoint_in_each_of_its_words(base: Path) -> None:
-    for word, dtype in (("float", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
-        pipe = LBMPipeline.from_checkpoint(str(base), torch_dtype=word, device="cpu")
-        assert (pipe.unet.dtype, pipe.vae.dtype) == (dtype, torch.float32 if dtype == torch.float16 else dtype)
-        assert dict(pipe.config)["trained_steps"] == [1, 2, 4]
-        assert set(pipe.components) == {"unet", "vae", "scheduler"}
-    with pytest.raises(ConfigError, match="unknown dtype 'half'"):
-        LBMPipeline.from_checkpoint(base, torch_dtype="half")
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
@@ -191,47 +183,6 @@ def test_scales_by_layer(pipe: LBMPipeline, loras: dict[str, Path], is_fused: bo
     assert bits(pipe) == before
 
 
-def test_any_order_of_changes_ends_at_the_base(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    """Each state computes what it computed before, whatever came in between; at the end each bit is the base's."""
-    before, draw = bits(pipe), random.Random(0)
-    seen: dict[str, dict[str, bytes]] = {}
-
-    def load(name: str) -> None:
-        if name not in pipe.get_list_adapters().get("unet", []):
-            pipe.load_lora_weights(loras[name], adapter_name=name)
-
-    def delete(name: str) -> None:
-        if name in pipe.get_list_adapters().get("unet", []):
-            pipe.delete_adapters(name)
-
-    def rescale() -> None:
-        loaded = pipe.get_list_adapters().get("unet", [])
-        pipe.set_adapters(loaded, [draw.choice([1.0, -0.5, "0.5,conv_in=2"]) for _ in loaded] or 1.0)
-
-    changes = [
-        *(lambda: load("a"), lambda: load("b"), lambda: delete("a"), lambda: delete("b"), rescale, rescale),
-        *(
-            pipe.fuse_lora,
-            pipe.unfuse_lora,
-            pipe.disable_lora,
-            pipe.enable_lora,
-            lambda: pipe.fuse_lora("1,conv_in=0.5"),
-        ),
-    ]
-    for _ in range(60):
-        draw.choice(changes)()
-        state = pipe._loras.state
-        acting = sorted((str(scaled.adapter.path), sorted(scaled.scales.items())) for scaled in state.acting)
-        # the order of the LoRAs is that of their sum in fp32, so only one LoRA is compared
-        if len(acting) < 2:
-            now = bits(pipe)
-            assert seen.setdefault(repr((acting, state.is_fused and acting)), now) == now
-    assert len(seen) > 5
-    pipe.unload_lora_weights()
-    assert bits(pipe) == before
-    assert hooks(pipe) == 0
-
-
 def test_a_lora_of_sdxl_is_taken_with_what_makes_sense(pipe: LBMPipeline, base: Path) -> None:
     with open_checkpoint(base) as checkpoint:
         specs = checkpoint.component().specs
@@ -273,14 +224,6 @@ def test_files_are_read_with_the_weights_of_the_base(
     assert found == [before] * 3
 
 
-def test_dense_deltas_are_scaled_too(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    bias = pipe.unet.get_parameter("conv_out.bias").clone()
-    pipe.load_lora_weights(loras["a"])
-    change = pipe.unet.get_parameter("conv_out.bias") - bias
-    pipe.set_adapters(pipe.get_active_adapters(), 0.25)
-    torch.testing.assert_close(pipe.unet.get_parameter("conv_out.bias") - bias, change / 4)
-
-
 def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
     assert pipe.get_list_adapters() == {}
     pipe.load_lora_weights(loras["a"])
@@ -305,24 +248,6 @@ def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: di
         pass
 
 
-def test_loras_can_be_switched_off_and_on(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    before, plain = bits(pipe), made(pipe)
-    pipe.load_lora_weights(loras["a"])
-    tuned = made(pipe)
-    pipe.disable_lora()
-    assert bits(pipe) == before
-    assert torch.equal(made(pipe), plain)
-    pipe.enable_lora()
-    assert torch.equal(made(pipe), tuned)
-
-
-def test_an_adapter_in_memory_is_loaded_as_its_file_is(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    pipe.load_lora_weights(loras["a"], "file")
-    tuned = made(pipe)
-    pipe.load_lora_weights(load_adapter(loras["a"]), "memory")
-    assert torch.equal(made(pipe), tuned)
-
-
 def test_a_lora_of_another_base_is_refused_and_let_in_on_demand(pipe: LBMPipeline, base: Path, tmp_path: Path) -> None:
     before = bits(pipe)
     other = lora(base, tmp_path / "other.safetensors", base_fingerprint="another")
@@ -343,17 +268,6 @@ def test_a_lora_that_does_not_fit_leaves_all_as_it_was(pipe: LBMPipeline, loras:
         pipe.load_lora_weights(Adapter({foreign.name: foreign}, {}))
     assert pipe.get_active_adapters() == ["default_0"]
     assert torch.equal(made(pipe), tuned)
-
-
-def test_networks_are_cast_with_their_loras(base: Path, loras: dict[str, Path]) -> None:
-    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
-    pipe.load_lora_weights(loras["a"])
-    assert pipe.to(torch.bfloat16) is pipe
-    assert {parameter.dtype for parameter in pipe.unet.parameters()} == {torch.bfloat16}
-    assert hooks(pipe) == 2
-    pipe.unload_lora_weights()
-    wanted = LBMPipeline.from_checkpoint(base, torch_dtype="bf16")
-    assert bits(pipe) == bits(wanted)
 
 
 def test_offloaded_networks_take_loras(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
@@ -444,24 +358,6 @@ def test_loras_are_saved_in_the_weights_or_not_at_all(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "advice"),
-    [
-        (torch.float16, "fp16 ends at 65504, which the networks can leave: use torch_dtype bf16 or float."),
-        (torch.bfloat16, "bf16 has room enough: a weight"),
-        (torch.float32, "fp32 has room enough: a weight"),
-    ],
-)
-def test_the_advice_about_values_that_are_not_finite_is_that_of_the_precision(dtype: torch.dtype, advice: str) -> None:
-    check_finite(torch.ones(3), dtype, what="the output")
-    for value in (math.nan, math.inf):
-        with pytest.raises(ImageError) as caught:
-            check_finite(torch.tensor([1.0, value]), dtype, what="the output")
-        text = str(caught.value)
-        assert text.startswith(f"the output holds 1 non-finite values of 2. {advice}")
-        assert ("torch_dtype" in text) == (dtype == torch.float16)
-
-
-@pytest.mark.parametrize(
     ("name", "advice"),
     [
         ("prompt", " LBM takes no prompt: the image alone decides."),
@@ -474,19 +370,6 @@ def test_arguments_of_other_pipelines(pipe: LBMPipeline, name: str, advice: str)
     with pytest.raises(TypeError) as caught:
         cast(Any, pipe)(PHOTO, **{name: 1})
     assert str(caught.value) == f"LBMPipeline has no argument '{name}'.{advice}"
-
-
-def test_a_pipeline_of_a_pipeline(pipe: LBMPipeline) -> None:
-    twin = LBMPipeline.from_pipe(pipe)
-    twin.set_progress_bar_config(disable=True)
-    assert torch.equal(made(twin), made(pipe))
-
-
-def test_one_name_stands_for_a_list_of_one(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    pipe.load_lora_weights(loras["a"], adapter_name="relight")
-    pipe.load_lora_weights(loras["b"], adapter_name="b")
-    pipe.fuse_lora(adapter_names="relight")
-    assert pipe.get_active_adapters() == ["relight"]
 
 
 def unchecked(path: str | None) -> Any:
@@ -546,15 +429,6 @@ def test_a_lora_is_a_file_a_file_in_a_folder_or_a_state_dict(pipe: LBMPipeline, 
         results.append(made(pipe))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-def test_what_is_no_lora_is_named(shared: LBMPipeline) -> None:
-    parts = shared.components
-    pipe: Any = unchecked(pipeline.__file__).LBMPipeline(parts["unet"], parts["vae"], parts["scheduler"])
-    with pytest.raises(TypeError, match=r"^load_lora_weights takes the path of a file, an Adapter, .*; got int\.$"):
-        pipe.load_lora_weights(3)
-    with pytest.raises(TypeError, match=r"got dict and a weight_name\.$"):
-        pipe.load_lora_weights({}, weight_name="a.safetensors")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a device that is not there")
@@ -650,14 +524,6 @@ def test_files_are_read_as_the_commands_read_them(tmp_path: Path) -> None:
         assert mask.tobytes() == read_mask(path, wanted.size).tobytes(), path.name
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no modes")
-def test_all_files_of_a_saved_pipeline_may_be_read_as_the_umask_allows(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path / "pipe")
-    modes = {path.stat().st_mode for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
-    assert modes == {(tmp_path / "file").stat().st_mode}
-
-
 def test_a_pipeline_is_not_saved_into_the_folder_of_its_checkpoint(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "relighting"
     folder.mkdir()
@@ -699,20 +565,6 @@ def test_a_pipeline_is_not_saved_over_its_own_base(base: Path, tmp_path: Path) -
     with pytest.raises(FileExistsError, match="is the model that this pipeline was loaded from"):
         LBMPipeline(pipe.unet, pipe.vae, pipe.scheduler).save_pretrained(tmp_path / "pipe")
     assert {path: path.read_bytes() for path in before} == before
-
-
-def test_the_configuration_does_not_make_another_models_networks_ours(base: Path, tmp_path: Path) -> None:
-    pipe = LBMPipeline.from_checkpoint(base)
-    pipe.unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(FileExistsError, match=r"unet exists, and is that of another model"):
-        pipe.save_config(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
-
-
-def test_a_unet_that_is_given_is_of_no_known_base(base: Path, tmp_path: Path) -> None:
-    LBMPipeline.from_checkpoint(base).save_pretrained(tmp_path)
-    assert LBMPipeline.from_pretrained(tmp_path).config["base_fingerprint"] is not None
-    assert LBMPipeline.from_pretrained(tmp_path, unet=another(base).unet).config["base_fingerprint"] is None
 
 
 def test_an_edited_program_in_the_folder_is_kept(base: Path, tmp_path: Path) -> None:
@@ -775,3 +627,51 @@ def test_a_save_that_fails_leaves_the_earlier_model(
             later.save_pretrained(place)
     assert contents(tmp_path) == files
     assert not (tmp_path / "new").exists()
+
+
+WITH_ATTENTION = ("down_blocks.1.", "down_blocks.2.", "mid_block.", "up_blocks.0.", "up_blocks.1.")
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"down": 0.5},
+        {"mid": 0.25},
+        {"mid": [0.25]},
+        {"down": 0.5, "mid": 2, "up": {"block_0": -1.0}},
+        {"up": {"block_0": 0.5, "block_1": [0.1, 0.2, 0.3]}, "down": {"block_2": [0.0, 4.0]}},
+    ],
+)
+def test_each_layer_is_scaled_as_by_diffusers(scales: dict[str, Any]) -> None:
+    """Compared on the blocks with attention: diffusers has no scale for the others."""
+    config = {key: value for key, value in lbm_unet_config(TINY).items() if not key.startswith("_")}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    names = [ParamName(name) for name in unet.state_dict() if name.startswith(WITH_ATTENTION)]
+    expanded: Any = _maybe_expand_lora_scales(unet, [scales])[0]
+    found = scale_of_blocks(scales).by_param(names)
+    for name in names:
+        parts = name.split(".")
+        block = "mid_block.attentions.0" if parts[0] == "mid_block" else ".".join([*parts[:2], "attentions", parts[3]])
+        assert found[name] == expanded[block], name
+    assert set(found.values()) > {1.0} or len(set(found.values())) > 1
+
+
+def test_the_key_of_the_unet_is_taken_off() -> None:
+    assert scale_of_blocks({"unet": {"down": 0.5}}) == scale_of_blocks({"down": 0.5})
+    assert scale_of_blocks({"unet": 0.5}).plain == 0.5
+
+
+@pytest.mark.parametrize(
+    ("scales", "text"),
+    [
+        ({"dwon": 0.5}, "adapter_weights: 'dwon' is not a block."),
+        ({"down": {"blocks_1": 1}}, "adapter_weights: 'blocks_1' is not a block."),
+        ({"down": "0.5"}, "adapter_weights: '0.5' is not a number."),
+        ({"down": {"block_1": [None]}}, "adapter_weights: None is not a number."),
+    ],
+)
+def test_what_is_not_a_scale_is_said_with_the_form(scales: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        scale_of_blocks(scales)
+    assert str(caught.value).startswith(f"{text} Give ")
