@@ -22,7 +22,6 @@ from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.paths import expand_sources
 from lbm_lora.imaging.perceptual import Lpips, Net, load_lpips, net_of
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.schedule import STEP_COUNTS, check_steps, from_source, schedule_of, step_counts
 from lbm_lora.naming import ParamName
@@ -147,7 +146,10 @@ class _Measured:
 def _reference(comparison: Comparison, tuned: CheckpointLike, progress: Progress) -> _Reference:
     settings = comparison.settings
     model = _load(settings, tuned)
-    steps, schedule = _steps(settings, model.config), from_source(schedule_of(model.config))
+    schedule, counts = from_source(schedule_of(model.config)), step_counts(model.config)
+    steps = tuple(sorted(set(settings.steps))) or (STEP_COUNTS if counts is None else counts or (1,))
+    for count in steps:
+        check_steps(model.config, count)
     questions: list[Question] = []
     answers: list[Answer] = []
     for source in comparison.sources:
@@ -166,7 +168,6 @@ def _measured(
     adapter: Adapter | None,
     progress: Progress,
 ) -> _Measured:
-    """Measure the base, with or without an adapter, against the reference."""
     settings = comparison.settings
     model = _load(settings, base)
     if adapter is not None:
@@ -187,20 +188,9 @@ def _load(settings: ComparisonSettings, checkpoint: CheckpointLike) -> LBMModel:
     return load_model(checkpoint, config_path=settings.config_path, device=settings.device, dtype=settings.dtype)
 
 
-def _steps(settings: ComparisonSettings, config: LBMConfig) -> tuple[int, ...]:
-    """Return the numbers of steps, ascending: as requested, else those that stay on trained timesteps."""
-    counts = step_counts(config)
-    trained = STEP_COUNTS if counts is None else counts or (1,)
-    steps = tuple(sorted(set(settings.steps))) or trained
-    for count in steps:
-        check_steps(config, count)
-    return steps
-
-
 def _shown(
     comparison: Comparison, result: OutputComparison, reference: _Reference, measured: Mapping[str, _Measured]
 ) -> list[ShownImage]:
-    """Return the worst images at the fewest steps."""
     variant = list(measured)[:2][-1]
     order = [result.images.index(image) for image in worst_first(result)]
     shown: list[ShownImage] = []

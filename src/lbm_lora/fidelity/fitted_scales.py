@@ -79,7 +79,6 @@ def fit_scales(
 
 
 def _answers(model: LBMModel, index: int, image: Path, progress: Progress) -> list[AnsweredPoint]:
-    """The points of one image, with the tuned model's outputs."""
     latent = image_latent(model, image)
     points = list(bridge_points(model, latent, schedule_of(model.config), image_noise(0, index)))
     progress.advance()
@@ -98,7 +97,6 @@ class _Fit:
         ]
 
     def outputs(self, factors: Sequence[float]) -> list[Tensor]:
-        """The denoiser's output at each point."""
         scaled = [ScaledAdapter(adapter, factor) for adapter, factor in zip(self._adapters, factors, strict=True)]
         fused = fuse_module(self._model.denoiser, scaled)
         try:
@@ -107,7 +105,6 @@ class _Fit:
             fused.unfuse()
 
     def squared(self, outputs: Sequence[Tensor]) -> float:
-        """The sum of squared relative errors, weighted by the probabilities of the timesteps."""
         return math.fsum(float(part.double().square().sum()) for part in self._residuals(outputs))
 
     def step(
@@ -139,7 +136,6 @@ class _Fit:
         return None
 
     def errors(self, outputs: Sequence[Tensor]) -> OutputErrors:
-        """The relative errors of outputs."""
         errors = [relative_error(out, one.wanted) for out, one in zip(outputs, self._wanted, strict=True)]
         typical = typical_error(errors, (one.point.probability for one in self._wanted))
         return OutputErrors(typical=typical, worst=max(errors))

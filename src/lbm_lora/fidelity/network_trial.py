@@ -52,7 +52,15 @@ class NetworkTrial:
                     f"run yields fewer samples than in the calibration: {len(found)} of {len(wanted)} that were held "
                     "out. Give the one that the network was calibrated with."
                 )
-            errors += [_error(found[check.sample], check) for check in wanted]
+            for check in wanted:
+                output = found[check.sample]
+                if output.shape != check.wanted.shape:
+                    raise InputError(
+                        f"run yields an output of shape {tuple(output.shape)} for sample {check.sample}, and "
+                        f"{tuple(check.wanted.shape)} in the calibration. Give the one that the network was "
+                        "calibrated with."
+                    )
+                errors.append(relative_error(output, check.wanted))
             self._progress.advance(len(wanted))
         ordered = [check for kind in _KINDS for check in self._checks if check.kind == kind]
         return trial_errors(ordered, errors)
@@ -96,15 +104,6 @@ def check_outputs(network: Network, kind: str, samples: set[int]) -> Iterator[tu
             if index == last:
                 break
             index += 1
-
-
-def _error(found: Tensor, check: Check) -> float:
-    if found.shape != check.wanted.shape:
-        raise InputError(
-            f"run yields an output of shape {tuple(found.shape)} for sample {check.sample}, and "
-            f"{tuple(check.wanted.shape)} in the calibration. Give the one that the network was calibrated with."
-        )
-    return relative_error(found, check.wanted)
 
 
 @contextmanager

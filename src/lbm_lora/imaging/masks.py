@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from lbm_lora.errors import ImageError, plural
+from lbm_lora.files import is_same
 from lbm_lora.imaging.image_file import check_range, open_upright, readable_extensions
 from lbm_lora.imaging.paths import image_name
-from lbm_lora.missing_path import home_path, not_there, real_path
+from lbm_lora.missing_path import home_path, not_there
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -58,7 +59,7 @@ def find_masks(text: str | Sequence[str], sources: Sequence[Path]) -> tuple[Path
         )
     extensions = readable_extensions()
     images = sorted(p for p in path.iterdir() if p.suffix.lower() in extensions)
-    return tuple(_only(path, _named_like(source, images), source) for source in sources)
+    return tuple(_mask_of(source, path, images) for source in sources)
 
 
 def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
@@ -71,23 +72,17 @@ def as_mask(image: Image.Image, kind: str | None, path: Path) -> Image.Image:
     return in_grey(image)
 
 
-def _named_like(source: Path, images: Sequence[Path]) -> list[Path]:
-    others = [path for path in images if real_path(path) != real_path(source)]
-    for stem in (f"{image_name(source)}.mask", source.stem, image_name(source)):
-        found = [path for path in others if path.stem == stem]
-        if found:
-            return found
-    return []
-
-
-def _only(folder: Path, candidates: Sequence[Path], source: Path) -> Path:
-    if len(candidates) == 1:
-        return candidates[0]
-    if not candidates:
-        name = image_name(source)
+def _mask_of(source: Path, folder: Path, images: Sequence[Path]) -> Path:
+    name = image_name(source)
+    others = [path for path in images if not is_same(path, source)]
+    named = ([path for path in others if path.stem == stem] for stem in (f"{name}.mask", source.stem, name))
+    masks = next(filter(None, named), [])
+    if not masks:
         raise ImageError(
             f"{folder} has no mask for {source.name}: no image in it is called '{name}' or '{name}.mask'. Add one, or "
             "omit the image."
         )
-    names = " and ".join(path.name for path in candidates)
-    raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")
+    if len(masks) > 1:
+        names = " and ".join(path.name for path in masks)
+        raise ImageError(f"{folder} has more than one mask for {source.name}: {names}. Keep one.")
+    return masks[0]

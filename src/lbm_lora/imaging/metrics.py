@@ -55,7 +55,6 @@ def _precise(image: Tensor) -> Tensor:
 
 
 def _mean(values: Float[Tensor, "height width"], mask: Weights | None) -> float:
-    """Mean over pixels, weighted by the mask."""
     if mask is None:
         return float(values.mean())
     weights = _precise(mask)

@@ -72,7 +72,6 @@ class Lpips:
         return total
 
     def _features(self, images: Images) -> Generator[Float[Tensor, "batch channels rows columns"]]:
-        """The compared layers, each position scaled to unit length."""
         shift, scale = (torch.tensor(v, device=self.device).reshape(3, 1, 1) for v in (_SHIFT, _SCALE))
         value = (images.to(self.device, torch.float32) - shift) / scale
         taps = _KINDS[self.net].taps
@@ -132,7 +131,6 @@ def _empty(net: Net) -> nn.Sequential:
 
 
 def _linear(net: Net) -> list[Float[Tensor, "_ 1 1"]]:
-    """The weights of each compared layer's channels, version 0.1, from the `lpips` package."""
     # found and not imported: the package imports plotting and training libraries
     folder = Path(_require("lpips"))
     state = _read(folder / "weights" / "v0.1" / f"{net}.pth")
@@ -140,7 +138,6 @@ def _linear(net: Net) -> list[Float[Tensor, "_ 1 1"]]:
 
 
 def _require(package: str) -> str:
-    """The folder of an installed package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_extra("LPIPS", [package], "train")
@@ -171,7 +168,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _download(net: Net) -> dict[str, Tensor]:
-    """torchvision's own weights, fetched once into torch's cache."""
     from torchvision import models
 
     try:

@@ -85,13 +85,11 @@ class Failures:
         self._is_fatal = is_fatal or total == 1
 
     def add(self, job: Job, error: ImageError) -> None:
-        """Record a failure."""
         if self._is_fatal:
             raise ImageError(*error.args, self.so_far())
         self.images.append(FailedImage(source=job.source, reason=str(error)))
 
     def left(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return the jobs that have not failed."""
         failed = {image.source for image in self.images}
         return [job for job in jobs if job.source not in failed]
 
@@ -189,7 +187,6 @@ def translate_job(pipe: LBMPipeline, job: Job, settings: TranslateSettings) -> T
 
 
 def _warn_of_scale(job: Job, made: Translation, pipe: LBMPipeline) -> bool:
-    """Warn of an image that is much reduced for the model, and return whether it was."""
     (width, height), (model_width, model_height) = made.image.size, made.model_size
     scale = (width * height / (model_width * model_height)) ** 0.5
     if scale <= LARGE:

@@ -27,7 +27,7 @@ from torch import distributed
 
 from lbm_lora.errors import ConfigError, DataError, ImageError, OutputError, listing
 from lbm_lora.files import Outputs, atomic_path, check_regular, write_text
-from lbm_lora.imaging.encoded import decode_fitted_mask, decode_image
+from lbm_lora.imaging.encoded import decode_image, decode_mask
 from lbm_lora.imaging.image_file import RESULT, encode_image
 from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.progress import SILENT, Progress
@@ -245,7 +245,6 @@ def write_record(record: ShardRecord, output: Path) -> None:
 
 
 def _read_record(path: Path) -> ShardRecord | None:
-    """Return the record in a file; None if it holds none."""
     try:
         held = parse_json(read_text(path))
         skipped = tuple(Skipped(item["key"], item["reason"]) for item in held["skipped"])
@@ -310,13 +309,12 @@ def translate_shard(
 
 
 def _results(translate: Translate, job: ShardJob, task: ShardTask) -> Iterator[tuple[str, bytes | Skipped]]:
-    """Yield every sample's name in the shard with its result, or the reason for having none."""
     for found in read_shard(job.source, job.name):
         key = found.key.removeprefix(f"{job.name}/")
         try:
             source_part, mask_part = task.keys.parts(found)
             source = decode_image(source_part.read(), found.key)
-            mask = decode_fitted_mask(mask_part.read(), "the mask", source.size) if mask_part else None
+            mask = decode_mask(mask_part.read(), "the mask", source.size) if mask_part else None
         except UnreadableError as error:
             raise DataError(f"{error}. It was there before: run the command again to go on.") from None
         except ImageError as error:

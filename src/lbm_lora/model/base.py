@@ -262,7 +262,6 @@ def _make(backbone: Backbone, item: BaseItem, dtype: torch.dtype) -> torch.Tenso
 
 
 def _entries(config: LBMConfig, dtype: torch.dtype, source_config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the documented entries of the `.ckpt` next to its tensors, of plain types."""
     return {
         **ckpt_entries(config.model_dump(mode="json")),
         "architecture": "LBM",

@@ -345,7 +345,6 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _move_into(folder: Path, made: Path) -> None:
-    """Move a complete model into its folder, and remove what would be loaded in the place of its weights."""
     files = {path.relative_to(made) for path in made.rglob("*") if path.is_file()}
     mode = (made / _PROGRAM).stat().st_mode
     for file in sorted(files):
@@ -653,7 +652,6 @@ def in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _size_of(image: Image) -> tuple[int, int]:
-    """(width, height)."""
     return image.size if isinstance(image, PIL.Image.Image) else (image.shape[-1], image.shape[-2])
 
 
@@ -722,7 +720,6 @@ def adjust_to_source(result: Tensor, source: Tensor, *, keep_detail: float = 0.0
 
 
 def _luma(values: Tensor) -> Tensor:
-    """Brightness of an image: [1, height, width]."""
     weights = torch.tensor(_LUMA, dtype=values.dtype, device=values.device)
     return (weights[:, None, None] * values).sum(0, keepdim=True)
 
@@ -757,7 +754,6 @@ def _blended(result: Tensor, image: Image, mask: PIL.Image.Image | None) -> Tens
 
 
 def _to_pil(values: Tensor) -> PIL.Image.Image:
-    """The image of values in [-1, 1], rounded to the nearest of 256."""
     return PIL.Image.fromarray(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 

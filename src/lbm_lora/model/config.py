@@ -75,12 +75,18 @@ class LBMConfig(BaseModel):
     @property
     def unet_config(self) -> dict[str, Any]:
         """Return the denoiser's diffusers configuration."""
-        return _section(self.unet, "unet")
+        return self._section("unet")
 
     @property
     def vae_config(self) -> dict[str, Any]:
         """Return the VAE's diffusers configuration."""
-        return _section(self.vae, "vae")
+        return self._section("vae")
+
+    def _section(self, name: Literal["unet", "vae"]) -> dict[str, Any]:
+        section = self.unet if name == "unet" else self.vae
+        if section is None:
+            raise ConfigError(f"the configuration has no section '{name}'. Add the diffusers config of that network.")
+        return section
 
 
 def parse_config(values: Mapping[str, Any], *, where: str) -> LBMConfig:
@@ -121,12 +127,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys.")
     return cast(dict[str, Any], values)
-
-
-def _section(section: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    if section is None:
-        raise ConfigError(f"the configuration has no section '{name}'. Add the diffusers config of that network.")
-    return section
 
 
 def _agree(key: str, value: int, section: str, config: dict[str, Any] | None, inner: str) -> None:

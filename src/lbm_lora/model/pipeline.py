@@ -353,7 +353,6 @@ def _scale(name: str, value: object) -> LoraScale:
 
 
 def _reachable(value: object) -> object:
-    """An argument of `to`: a device that this machine lacks becomes the CPU."""
     is_device = isinstance(value, torch.device) or (isinstance(value, str) and re.match("cuda|mps", value))
     return resolve_device(str(value)) if is_device and str(value) != "meta" else value
 

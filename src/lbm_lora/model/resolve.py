@@ -38,7 +38,10 @@ def resolve_config(checkpoint: Checkpoint, *, config_path: Path | None = None) -
     itself, the config.yaml (or the only other .yaml) next to it, `config_path`; then, if the shapes are the
     real LBM's, LBM's own constants.
     """
-    own = _own_config(checkpoint)
+    values = own_values(checkpoint)
+    place = f"{'metadata' if METADATA_KEY in checkpoint.metadata else 'entry'} "
+    place += METADATA_KEY if METADATA_KEY in {*checkpoint.metadata, *checkpoint.extra} else "config"
+    own = None if values is None else parse_config(values, where=f"{checkpoint.path} ({place})")
     if own is not None and own.unet and own.vae:
         if config_path is not None and not _repeats(own, config_path):
             warn(
@@ -147,17 +150,6 @@ def _repeats(own: LBMConfig, config_path: Path) -> bool:
         return False
     said = given.model_fields_set - {"backbone_signature"}
     return given.model_dump(include=said) == own.model_dump(include=said)
-
-
-def _own_config(checkpoint: Checkpoint) -> LBMConfig | None:
-    values = own_values(checkpoint)
-    if values is None:
-        return None
-    if METADATA_KEY in checkpoint.metadata:
-        entry = f"metadata {METADATA_KEY}"
-    else:
-        entry = f"entry {METADATA_KEY if METADATA_KEY in checkpoint.extra else 'config'}"
-    return parse_config(values, where=f"{checkpoint.path} ({entry})")
 
 
 def _missing(checkpoint: Checkpoint, sections: list[str], beside: Path | None, config_path: Path | None) -> ConfigError:

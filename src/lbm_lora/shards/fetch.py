@@ -114,7 +114,6 @@ def _reason(error: Exception) -> str:
 
 
 def _unpacked(path: Path, cache_dir: Path | None) -> Path:
-    """Return an unpacked copy, or the file itself if it is not compressed."""
     with path.open("rb") as file:
         head = file.read(6)
     opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)

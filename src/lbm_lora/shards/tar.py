@@ -109,7 +109,6 @@ def shard_writer(file: BinaryIO) -> TarWriter:
 
 
 def _members(path: Path) -> tuple[list[_Member], int]:
-    """Return the files of a shard as far as it can be read, and where they end."""
     members: list[_Member] = []
     end = 0
     try:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from two_levels import translate
 
 from lbm_lora.adapter import Adapter, load_adapter
@@ -19,11 +18,9 @@ from lbm_lora.errors import CheckpointError, ConfigError, ImageError
 from lbm_lora.fidelity import comparison
 from lbm_lora.fidelity.comparison import ComparisonSettings, compare_outputs, plan_comparison
 from lbm_lora.fidelity.output_errors import relative_error
-from lbm_lora.imaging import perceptual
 from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.metrics import psnr
-from lbm_lora.imaging.perceptual import load_lpips
 from lbm_lora.model.build import load_model
 from lbm_lora.workflows import extract
 from standins import Lbm
@@ -92,15 +89,6 @@ def test_the_numbers_are_those_of_the_images(
             assert float(variant.denoiser[0].error) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_files_behind_the_variants(compared: comparison.ComparisonResult, adapters: Mapping[str, Adapter]) -> None:
-    good, poor = compared.scores.loras
-    assert (good.variant, good.file, good.method) == (LORA, "rank8.safetensors", "plain")
-    assert (poor.variant, poor.file) == ("poor", "rank1.safetensors")
-    path = adapters["poor"].path
-    assert path is not None
-    assert poor.nbytes == path.stat().st_size < good.nbytes
-
-
 def test_the_image_shows_the_worst_first(compared: comparison.ComparisonResult) -> None:
     lowest = {
         image.image: min(float(score.psnr) for score in image.scores[1].images) for image in compared.scores.images
@@ -112,29 +100,6 @@ def test_the_image_shows_the_worst_first(compared: comparison.ComparisonResult) 
     # five columns of 64 pixels, shown four times as large
     assert image.width > 5 * 256
     assert 2 * 256 < image.height < 3 * 256
-
-
-@pytest.fixture
-def squeeze(tmp_path: Path) -> Path:
-    """Random weights of the smallest network."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {name: tensor.shape for name, tensor in perceptual._empty("squeeze").state_dict().items()}
-    weights = {f"features.{name}": 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    save_file(weights, tmp_path / "squeeze.safetensors")
-    return tmp_path / "squeeze.safetensors"
-
-
-def test_lpips_by_the_network_of_the_file(lbm: Lbm, settings: ComparisonSettings, photos: Path, squeeze: Path) -> None:
-    plan = plan_comparison(replace(settings, images=str(photos / "loud.png"), steps=(1,), lpips_weights=squeeze))
-    scores = compare_outputs(plan, base=lbm.base, tuned=lbm.tuned, adapters={}).scores
-    assert scores.lpips == "squeeze"
-    models = [load_model(path, dtype=torch.float32) for path in (lbm.base, lbm.tuned)]
-    source = to_bucket(read_image(photos / "loud.png"), 64, step=8)
-    images = [translate(model, source, seed=5) for model in models]
-    expected = float(load_lpips("squeeze", squeeze)(*images))
-    assert expected > 0
-    assert float(scores.images[0].scores[0].images[0].lpips or 0) == pytest.approx(expected, rel=1e-3)
-    assert scores.summary[0].worst_lpips == scores.images[0].scores[0].images[0].lpips
 
 
 def test_bad_input_is_found_while_planning(settings: ComparisonSettings, photos: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lbm_lora.api.loras import extract
-from lbm_lora.errors import InputError
 from lbm_lora.fidelity.network import Network, Run, component_of, kept_weights, network_errors, outputs_of
 from lbm_lora.fidelity.network_trial import NetworkTrial, check_outputs, network_checks
 from lbm_lora.fidelity.output_errors import relative_error
@@ -53,16 +52,6 @@ def test_errors_are_those_of_fused_weights_and_the_network_is_left_as_it_was() -
     assert found.worst == max(found.lora)
     assert min(found.lora) < found.typical < found.worst
     assert found.typical < found.typical_base
-
-
-def test_samples_must_be_the_same_each_time() -> None:
-    base, tuned = net(1), net(2)
-    lora = extract(base, tuned, rank=1, device="cpu")
-    data = iter([torch.zeros(1, 2, 5, 5)] * 3)
-    with pytest.raises(InputError, match="run yielded 3 samples first, and then another number"):
-        network_errors(tuned, lambda: (tuned(one) for one in data), component_of(base), lora)
-    with pytest.raises(InputError, match="run yields no sample"):
-        network_errors(tuned, list, component_of(base), lora)
 
 
 class Words(nn.Module):
@@ -118,14 +107,3 @@ def test_the_tuned_network_has_no_error_and_the_base_its_own() -> None:
     assert found.typical == pytest.approx(math.prod(errors) ** (1 / 3), rel=1e-4)
     assert found.shifted.keys() == {"content"}
     assert found.shifted["content"] != pytest.approx(found.typical, rel=1e-3)
-
-
-def test_another_run_is_refused() -> None:
-    tuned = network()
-    checks = network_checks(tuned, 12)
-    short = NetworkTrial(Network(tuned.module, network(count=5).run), component_of(tuned.module), checks, SILENT)
-    with pytest.raises(InputError, match="run yields fewer samples than in the calibration: 1 of 3"):
-        short.error()
-    other = Network(tuned.module, lambda: (torch.zeros(4) for _ in range(12)))
-    with pytest.raises(InputError, match=r"yields an output of shape \(4,\) for sample 2, and \(1, 5, 3\)"):
-        NetworkTrial(other, component_of(tuned.module), checks, SILENT).error()

@@ -97,14 +97,6 @@ def test_an_answer_is_the_pipelines(models: dict[str, LBMModel], images: list[Te
             assert torch.equal(found.predictions[point.timestep], expected)
 
 
-def test_no_call_of_the_denoiser_is_made_twice(models: dict[str, LBMModel], asked: list[Question]) -> None:
-    calls: list[float] = []
-    handle = models["base"].denoiser.register_forward_pre_hook(lambda _, inputs: calls.append(float(inputs[1])))
-    answer(models["base"], asked[0], (1, 2, 4))
-    handle.remove()
-    assert sorted(calls) == [250, 250, 500, 500, 500, 750, 750, 1000]
-
-
 def test_the_scores_are_those_of_the_images(models: dict[str, LBMModel], asked: list[Question]) -> None:
     found, wanted = (answer(models[name], asked[0], (1, 2)) for name in ("base", "tuned"))
     mask = torch.zeros(64, 64)
@@ -125,22 +117,6 @@ def test_the_scores_are_those_of_the_images(models: dict[str, LBMModel], asked: 
     assert {score.psnr for score in same.images} == {math.inf}
     assert {score.error for score in same.denoiser} == {0.0}
     assert same.images[0].mask_psnr is None
-
-
-def test_mean_and_worst() -> None:
-    outputs = {"base": [flat(v) for v in (0.2, 0.02, 0.0)], "tuned": [flat(0.0)] * 3}
-    report = compare(outputs, ["a", "b", "c"])
-    (base,) = report.summary
-    assert (base.variant, base.steps) == ("base", 1)
-    assert float(base.mean_psnr) == pytest.approx(30.0, abs=1e-4)
-    assert float(base.worst_psnr) == pytest.approx(20.0, abs=1e-4)
-    assert (base.worst_image, base.equal_images, base.mean_lpips) == ("a", 1, None)
-    source, later = report.denoiser
-    assert (source.timestep, later.timestep) == (1000.0, 500.0)
-    assert float(source.mean_error) == pytest.approx(0.22 / 3, abs=1e-6)
-    assert float(source.worst_error) == pytest.approx(0.2, abs=1e-6)
-    assert float(later.mean_error) == pytest.approx(0.44 / 3, abs=1e-6)
-    assert (source.worst_image, later.worst_image) == ("a", "a")
 
 
 def test_nothing_to_compare_is_said() -> None:

@@ -117,20 +117,6 @@ def test_a_large_network_gives_the_same_errors_with_its_weights_in_the_file(
     assert sum(one.numel() for one in streamed._model.denoiser.parameters()) == 0  # pyright: ignore[reportPrivateUsage]
 
 
-def test_a_large_network_is_run_at_few_checks_of_each_kind(
-    lbm: Lbm, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held, other, shifted = checks(lbm)
-    monkeypatch.setattr("lbm_lora.model.build.LARGE", 0)
-    listener = Listener()
-    tried = trial(lbm, plan, listener, checks=[held, held, other, other, shifted, shifted])
-    tried.take()
-    few = trial(lbm, plan, Listener(), checks=[held, other, shifted])
-    few.take()
-    assert error_of(tried) == pytest.approx(error_of(few))
-    assert len(tried._checks) == 3  # pyright: ignore[reportPrivateUsage]
-
-
 def test_images_are_those_of_inference(lbm: Lbm, plan: Plan, image: Path) -> None:
     tuned, base = (load_model(path, dtype=torch.float32) for path in (lbm.tuned, lbm.base))
     source = to_bucket(Image.open(image), tuned.size, step=tuned.pixels_per_latent)

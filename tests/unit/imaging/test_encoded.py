@@ -70,17 +70,6 @@ def test_bytes_are_read_as_the_file_is(tmp_path: Path, name: str) -> None:
         assert np.abs(np.asarray(image).astype(int) - np.asarray(NOISE)[:, :, ::-1]).mean() < 8
 
 
-def test_the_size_needs_only_the_header(png: Callable[..., bytes]) -> None:
-    assert encoded_size(png(0, (320, 200))[:100]) == (320, 200)
-    assert encoded_size(saved(NOISE, "JPEG", exif=turned())[:1000]) == (40, 64)
-
-
-def test_a_png_is_not_decoded_for_its_size(monkeypatch: pytest.MonkeyPatch, png: Callable[..., bytes]) -> None:
-    data = png(0, (64, 64))
-    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: pytest.fail("decoded"))
-    assert encoded_size(data) == (64, 64)
-
-
 @pytest.mark.parametrize(
     "read", [encoded_size, lambda data: decode_image(data, "a"), lambda data: decode_mask(data, "a")]
 )

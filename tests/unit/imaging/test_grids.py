@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lbm_lora.errors import ImageError
-from lbm_lora.imaging.grids import comparison_grid, tile
+from lbm_lora.imaging.grids import comparison_grid
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (120, 120, 10)]
 LABELS = ["source", "base", "with LoRA", "tuned"]
@@ -17,14 +17,6 @@ def flat(size: tuple[int, int]) -> list[Image.Image]:
 
 def count(grid: Image.Image, colour: tuple[int, int, int]) -> int:
     return int((np.asarray(grid) == colour).all(axis=2).sum())
-
-
-@pytest.mark.parametrize(
-    ("size", "shown"),
-    [((128, 128), (256, 256)), ((64, 100), (192, 300)), ((256, 64), (256, 64)), ((1536, 640), (768, 320))],
-)
-def test_tiles(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    assert tile(Image.new("RGB", size)).size == shown
 
 
 def test_every_image_is_whole_and_in_its_order() -> None:

@@ -62,12 +62,6 @@ def test_each_shard_has_an_output_of_its_name(tmp_path: Path, write_shard: Calla
     assert not (tmp_path / "out").exists()
 
 
-def test_a_name_that_is_not_utf8_is_unusable(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
-    shard = write_shard("in/a.tar", SAMPLES | {"\udcff": {"source.png": b"4"}})
-    (job,) = plan(tmp_path / "out", shard)
-    assert [item.reason for item in job.skipped] == ["its name holds control characters, or is not UTF-8"]
-
-
 def test_what_headers_say_is_counted(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
     shard = write_shard("in/a.tar", SAMPLES)
     (job,) = plan(tmp_path, shard, keys=ShardKeys(mask="mask.png"))
@@ -127,17 +121,6 @@ def test_inputs_are_not_overwritten(tmp_path: Path, write_shard: Callable[..., P
         plan(tmp_path / "b.tar", shard)
 
 
-def test_compressed_shards_and_urls_are_copied(tmp_path: Path, write_shard: Callable[..., Path]) -> None:
-    shard = write_shard("in/a.tar", SAMPLES)
-    packed = tmp_path / "in/b.tar.gz"
-    packed.write_bytes(gzip.compress(shard.read_bytes()))
-    jobs = plan(tmp_path / "out", shard.as_uri(), packed, cache_dir=tmp_path / "cache")
-    assert [job.name for job in jobs] == ["a.tar", "b.tar"]
-    assert jobs[1].source.is_relative_to(tmp_path / "cache")
-    with pytest.raises(ConfigError, match=r"b\.tar\.gz is compressed\. Set cache_dir"):
-        plan(tmp_path / "out", packed)
-
-
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
     (tmp_path / "infer.json").write_text(json.dumps({"seed": 0, "mode": "fused", "size": None}))
     with pytest.raises(ConfigError, match=r"seed was 0 and is now 1, size was None and is now 64\. Translate into"):
@@ -193,15 +176,6 @@ def test_every_sample_gives_a_member_of_its_key(tmp_path: Path, png: Png, write_
     result = contents_of(tmp_path / "out/a.tar")
     assert record == ShardRecord(source=job.digest, images=2, skipped=(), result=result)
     assert record == finished_record(tmp_path / "out/a.tar")
-
-
-def test_bytes_depend_on_the_shard_alone(tmp_path: Path, png: Png, write_shard: Callable[..., Path]) -> None:
-    shard = write_shard("in/a.tar", {"000": {"source.png": png()}})
-    for folder in ("one", "two"):
-        translated(job_of(shard, tmp_path / folder / "a.tar"))
-    assert (tmp_path / "one/a.tar").read_bytes() == (tmp_path / "two/a.tar").read_bytes()
-    with tarfile.open(tmp_path / "one/a.tar") as tar:
-        assert [(info.mtime, info.uname, info.uid, info.mode) for info in tar] == [(0, "", 0, 0o644)]
 
 
 def test_what_cannot_be_used_is_named_and_left_out(tmp_path: Path, png: Png, write_shard: Callable[..., Path]) -> None:
@@ -328,15 +302,6 @@ def test_a_signal_drops_the_shard_in_work(shards: Callable[[], list[ShardJob]], 
     assert (list(made.records), made.stopped_by) == (["0.tar"], "SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.tar", "0.tar.json", "infer.json"]
-
-
-def test_too_much_that_is_corrupt_ends_it(
-    shards: Callable[[], list[ShardJob]], tmp_path: Path, png: Callable[..., bytes], write_shard: Callable[..., Path]
-) -> None:
-    write_shard("in/1.tar", {"10": {"source.png": png(0)[:5000]}, "11": {"source.png": png(1)}})
-    with pytest.raises(DataError, match=r"1 of 6 samples cannot be used"):
-        run(shards(), copy)
-    assert len(run(shards(), copy, max_corrupt=0.5).records) == 2
 
 
 def test_a_process_that_is_gone_is_one_line(

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lbm_lora.checkpoint import TensorSpec
-from lbm_lora.errors import CheckpointError, ConfigError, OutputError
+from lbm_lora.errors import CheckpointError, OutputError
 from lbm_lora.model.backbone import open_backbone
-from lbm_lora.model.base import BaseFiles, BaseItem, apply_item, base_unet_config, plan_base, twin_paths, write_base
+from lbm_lora.model.base import BaseFiles, BaseItem, base_unet_config, plan_base, twin_paths, write_base
 from lbm_lora.model.config import LBMConfig, parse_config
 from lbm_lora.model.constants import LBM_UNET
 from lbm_lora.model.names import denoiser_shapes
@@ -70,24 +69,6 @@ def test_the_mini_plan_is_the_documented_one(vae: Specs) -> None:
             assert item.to_shape is None
 
 
-def test_every_item_says_what_it_does(unet: Specs, vae: Specs) -> None:
-    plan = {item.source: item for item in plan_base(unet, vae, config_of(), where="backbone")}
-    assert plan[TO_K] == BaseItem(
-        key=f"denoiser.{TO_K}", source=TO_K, action="cropped", from_shape=(64, 96), to_shape=(64, 64),
-        reason="the first 64 of 96 input columns",
-    )  # fmt: skip
-    assert plan["add_embedding.linear_1.weight"].reason == "LBM has no added text and time embedding"
-    assert plan[""].key == "num_iterations"
-    assert plan["quant_conv.weight"].key == "vae.vae_model.quant_conv.weight"
-
-
-def test_more_inputs_are_padded(unet: Specs, vae: Specs) -> None:
-    plan = {item.source: item for item in plan_base(unet, vae, config_of(in_channels=12), where="backbone")}
-    item = plan["conv_in.weight"]
-    assert (item.action, item.from_shape, item.to_shape) == ("padded", (16, 4, 3, 3), (16, 12, 3, 3))
-    assert item.reason == "zeros for 8 more inputs"
-
-
 def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> None:
     unet["mid_block.attentions.0.proj_in.weight"] = TensorSpec(torch.float32, (64, 64, 1, 1))
     unet[TO_K] = TensorSpec(torch.float32, (32, 96))
@@ -107,16 +88,6 @@ def test_what_the_rule_does_not_explain_is_an_error(unet: Specs, vae: Specs) -> 
 
 def item(have: tuple[int, ...], want: tuple[int, ...] | None) -> BaseItem:
     return BaseItem(key="k", source="s", action="copied", from_shape=have, to_shape=want, reason="")
-
-
-def test_cropping_keeps_the_first_columns() -> None:
-    tensor = torch.arange(6.0).reshape(2, 3)
-    assert apply_item(item((2, 3), (2, 2)), tensor).tolist() == [[0, 1], [3, 4]]
-
-
-def test_padding_adds_zeros_behind() -> None:
-    tensor = torch.ones(2, 1, 1, 1)
-    assert apply_item(item((2, 1, 1, 1), (2, 3, 1, 1)), tensor)[:, :, 0, 0].tolist() == [[1, 0, 0], [1, 0, 0]]
 
 
 def test_the_configuration_made_from_sdxls_is_lbms() -> None:
@@ -213,20 +184,6 @@ def test_the_ckpt_suits_lbms_own_loader(result: BaseFiles) -> None:
     assert result.ckpt.stat().st_size < 1.2 * result.safetensors.stat().st_size, "no tensor is stored twice"
 
 
-def test_the_same_inputs_give_the_same_bytes(result: BaseFiles, backbone_folder: Path, tmp_path: Path) -> None:
-    again = written(backbone_folder, tmp_path / "elsewhere" / "base.safetensors")
-    assert again.safetensors.read_bytes() == result.safetensors.read_bytes()
-    assert again.ckpt.read_bytes() == result.ckpt.read_bytes()
-
-
-def test_metadata_of_the_safetensors(result: BaseFiles) -> None:
-    with safe_open(result.safetensors, "pt") as file:
-        metadata = file.metadata()
-    assert metadata.keys() == {
-        "format", "lbm_lora_file", "lbm_config", "backbone_signature", "architecture", "torch_dtype", "initialization",
-    }  # fmt: skip
-
-
 def test_a_base_from_fp16_files_is_not_exact(tmp_path: Path) -> None:
     half = write_backbone(tmp_path / "half", TINY, dtype=torch.float16, variant="fp16")
     result = written(half, tmp_path / "base.ckpt")
@@ -254,12 +211,6 @@ def test_values_that_are_not_finite_stop_and_leave_nothing(tmp_path: Path) -> No
         "Download the files again, or choose another torch_dtype."
     )
     assert not (tmp_path / "out").exists()
-
-
-def test_a_configuration_that_contradicts_the_backbone(backbone_folder: Path, tmp_path: Path) -> None:
-    config = parse_config({"vae_num_channels": 8}, where="config.yaml")
-    with pytest.raises(ConfigError, match=r"vae_num_channels is 8, but vae\.latent_channels is 4"):
-        written(backbone_folder, tmp_path / "base.ckpt", config)
 
 
 def test_names_of_the_twins() -> None:

@@ -1,6 +1,5 @@
 """LBM's configuration: defaults, what is accepted, and what an error says."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.model.config import LBMConfig, parse_config, read_config
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import checkpoint_shapes
-from lbm_lora.model.resolve import METADATA_KEY, ckpt_entries, config_beside, config_to_metadata, resolve_config
+from lbm_lora.model.resolve import METADATA_KEY, config_beside, config_to_metadata, resolve_config
 from lbm_lora.model.schedule import step_counts
 from lbm_lora.progress import LbmLoraWarning
 from standins import LBM_YAML, TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml
@@ -38,11 +37,6 @@ def test_the_published_yaml_is_read(tmp_path: Path) -> None:
     config = read_config(path)
     assert config.target_key == "source_image_paste"
     assert step_counts(config) == (1, 2, 4)
-
-
-@pytest.mark.parametrize("key", ["train_shards", "batch_size", "ucg_keys", "name", "input_key", "guidance_scale"])
-def test_keys_of_lbms_own_training_are_left_alone(key: str) -> None:
-    assert parse_config({key: None}, where="c.yaml") == LBMConfig()
 
 
 @pytest.mark.parametrize(
@@ -139,13 +133,6 @@ def test_the_yaml_beside_the_file_comes_next(weights: Path, tmp_path: Path) -> N
     assert found.unet_config == lbm_unet_config(TINY)
 
 
-def test_keys_and_sections_may_come_from_two_places(weights: Path, tmp_path: Path) -> None:
-    write_lbm_yaml(tmp_path, TINY, networks=False, bridge_noise_sigma=0.125)
-    found = resolved(weights, write_lbm_yaml(tmp_path / "elsewhere", TINY))
-    assert found.bridge_noise_sigma == 0.125
-    assert found.unet_config == lbm_unet_config(TINY)
-
-
 def test_a_lora_sidecar_is_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "my_lora_config.yaml").write_text("architecture: LBM\n")
     assert config_beside(tmp_path / "model.safetensors") is None
@@ -173,18 +160,6 @@ def test_nothing_found_says_where_it_was_looked_for(weights: Path, tmp_path: Pat
     )
 
 
-def test_stable_diffusion_15_is_recognised(tmp_path: Path) -> None:
-    checkpoint = FakeCheckpoint(tmp_path, OWN)
-    name = "denoiser.down_blocks.3.resnets.0.conv1.weight"
-    checkpoint.specs[name] = TensorSpec(torch.bfloat16, (1280, 1280, 3, 3))
-    with pytest.raises(ConfigError, match=r"its shapes are those of Stable Diffusion 1\.5\. No section"):
-        resolve_config(checkpoint)
-
-
-def test_the_real_lbm_needs_no_configuration(tmp_path: Path) -> None:
-    assert resolve_config(FakeCheckpoint(tmp_path, real())) == real()
-
-
 def test_the_earlier_implementations_ckpt(tmp_path: Path) -> None:
     """Its `config` is LBMConfig as a dict, with LBM's own keys; the YAML that it was made from is `source_config`."""
     held = {
@@ -204,13 +179,6 @@ def test_damaged_metadata(weights: Path) -> None:
     save_file(base_tensors(TINY), weights, metadata={METADATA_KEY: "{"})
     with pytest.raises(ConfigError, match=r"\(metadata lbm_config\): the configuration is not JSON"):
         resolved(weights)
-
-
-def test_what_is_written_is_read_back() -> None:
-    entries = ckpt_entries(OWN.model_dump(mode="json"))
-    assert LBMConfig.model_validate(entries["lbm_config"]) == OWN
-    assert LBMConfig.model_validate(json.loads(config_to_metadata(OWN)[METADATA_KEY])) == OWN
-    assert yaml.safe_load(yaml.safe_dump(entries)) == entries, "plain types only"
 
 
 def test_a_state_dict_takes_no_config_of_the_folder_that_one_happens_to_be_in(

@@ -2,8 +2,6 @@
 
 import gc
 import json
-import logging
-import math
 import shutil
 import warnings
 import weakref
@@ -22,8 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, LoraScale, load_adapter, save_adapter
-from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
-from lbm_lora.configs.values import AlphaIs
+from lbm_lora.checkpoint import fingerprint, open_checkpoint
 from lbm_lora.errors import AdapterError, ConfigError, PatternError, WrongBaseError
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.masks import read_mask
@@ -205,49 +202,6 @@ def test_a_lora_of_sdxl_is_taken_with_what_makes_sense(pipe: LBMPipeline, base: 
     assert hooks(pipe) == 2
 
 
-def test_files_are_read_with_the_weights_of_the_base(
-    pipe: LBMPipeline, loras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also while another LoRA is in the weights: values that replace the base's are relative to the base alone."""
-    before, found = bits(pipe), list[dict[str, bytes]]()
-
-    def reading(source: Path, alpha_is: AlphaIs, *, base: Component) -> Adapter:
-        found.append({name: base.read(name).reshape(-1).view(torch.uint8).numpy().tobytes() for name in base})
-        return load_adapter(source, alpha_is, base=base)
-
-    monkeypatch.setattr(pipeline, "load_adapter", reading)
-    pipe.load_lora_weights(loras["a"], "a")
-    pipe.load_lora_weights(loras["b"], "b")
-    pipe.fuse_lora()
-    assert bits(pipe) != before
-    pipe.load_lora_weights(loras["a"], "c")
-    assert found == [before] * 3
-
-
-def test_loras_of_other_ranks_are_swapped_and_named(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
-    assert pipe.get_list_adapters() == {}
-    pipe.load_lora_weights(loras["a"])
-    first = made(pipe)
-    pipe.load_lora_weights(loras["b"])
-    assert pipe.get_list_adapters() == {"unet": ["default_0", "default_1"]}
-    assert pipe.get_active_adapters() == ["default_1"]
-    second = made(pipe)
-    assert not torch.equal(first, second)
-    pipe.set_adapters("default_0")
-    assert torch.equal(made(pipe), first)
-    pipe.delete_adapters("default_0")
-    assert pipe.get_list_adapters() == {"unet": ["default_1"]}
-    assert pipe.get_active_adapters() == []
-    with pytest.raises(ConfigError, match=r"^no LoRA named 'default_0' is loaded\. Did you mean 'default_1'\?$"):
-        pipe.set_adapters("default_0")
-    with pytest.raises(ConfigError, match=r"^a LoRA named 'default_1' is already loaded\."):
-        pipe.load_lora_weights(loras["a"], adapter_name="default_1")
-    with pytest.raises(ConfigError, match=r"^adapter_weights has 2 values for 1 LoRA"):
-        pipe.set_adapters(["default_1"], [1.0, 2.0])
-    with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan"), pipe.lora_scale(math.nan):
-        pass
-
-
 def test_a_lora_of_another_base_is_refused_and_let_in_on_demand(pipe: LBMPipeline, base: Path, tmp_path: Path) -> None:
     before = bits(pipe)
     other = lora(base, tmp_path / "other.safetensors", base_fingerprint="another")
@@ -280,16 +234,6 @@ def test_offloaded_networks_take_loras(pipe: LBMPipeline, loras: dict[str, Path]
     pipe.set_adapters("default_0")
     torch.testing.assert_close(made(pipe), tuned, rtol=1e-4, atol=1e-4)
     pipe.remove_all_hooks()
-
-
-def test_weights_that_are_offloaded_one_by_one_cannot_be_changed(base: Path, loras: dict[str, Path]) -> None:
-    pipe = LBMPipeline.from_checkpoint(base, torch_dtype="float")
-    pipe.load_lora_weights(loras["a"])
-    pipe.enable_sequential_cpu_offload(device="cpu")
-    for change in (pipe.unload_lora_weights, lambda: pipe.load_lora_weights(loras["b"])):
-        with pytest.raises(ConfigError, match=r"^the weights of the unet are offloaded one by one"):
-            change()
-    assert pipe.get_active_adapters() == ["default_0"]
 
 
 def test_hooks_give_way_to_fused_weights_where_the_unet_is_compiled(
@@ -437,15 +381,6 @@ def test_a_device_that_is_not_there_is_the_cpu(pipe: LBMPipeline, device: Any) -
     with pytest.warns(LbmLoraWarning, match=r"device cuda(:1)? is not available on this machine\. Using the CPU"):
         assert pipe.to(device) is pipe
     assert pipe.device == torch.device("cpu")
-
-
-def test_a_cast_gives_no_warning_about_nothing(pipe: LBMPipeline, caplog: pytest.LogCaptureFixture) -> None:
-    said = logging.getLogger("diffusers.models.modeling_utils")
-    said.addHandler(caplog.handler)
-    pipe.to(torch.float32)
-    said.warning("modules that should be kept in float32: []")
-    said.removeHandler(caplog.handler)
-    assert {id(record) for record in caplog.records} == {id(caplog.records[-1])}  # its own, and no other
 
 
 def test_the_text_of_a_pipeline_ends_with_its_loras(pipe: LBMPipeline, loras: dict[str, Path]) -> None:
@@ -655,11 +590,6 @@ def test_each_layer_is_scaled_as_by_diffusers(scales: dict[str, Any]) -> None:
         block = "mid_block.attentions.0" if parts[0] == "mid_block" else ".".join([*parts[:2], "attentions", parts[3]])
         assert found[name] == expanded[block], name
     assert set(found.values()) > {1.0} or len(set(found.values())) > 1
-
-
-def test_the_key_of_the_unet_is_taken_off() -> None:
-    assert scale_of_blocks({"unet": {"down": 0.5}}) == scale_of_blocks({"down": 0.5})
-    assert scale_of_blocks({"unet": 0.5}).plain == 0.5
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,6 @@ from lbm_lora.progress import LbmLoraWarning
 TRAINED = LBMConfig(selected_timesteps=(250, 500, 750, 1000), prob=(0.1, 0.2, 0.3, 0.4))
 
 
-def test_all_trained_timesteps_with_their_probabilities() -> None:
-    assert schedule_of(TRAINED) == ((250, 0.1), (500, 0.2), (750, 0.3), (1000, 0.4))
-
-
-def test_what_training_never_drew_is_left_out() -> None:
-    config = LBMConfig(selected_timesteps=(250, 1000), prob=(0, 1))
-    assert schedule_of(config) == ((1000, 1),)
-    with pytest.raises(ConfigError, match=r"^timestep 250 was not trained\. Choose from 1000\.$"):
-        schedule_of(config, (250,))
-
-
 def test_a_model_of_all_timesteps() -> None:
     config = LBMConfig(timestep_sampling="uniform", selected_timesteps=None, prob=None)
     assert schedule_of(config) == ((250, 0.25), (500, 0.25), (750, 0.25), (1000, 0.25))
@@ -75,17 +64,6 @@ def test_interpolate_by_hand() -> None:
     # 0.25 * 4 + 0.75 * 8 + 0.1 * sqrt(0.25 * 0.75) * 2 = 7 + 0.2 * 0.4330127
     point = bridge.interpolate(latents(4.0), latents(8.0), 0.25, latents(2.0), 0.1)
     assert point.item() == pytest.approx(7.08660254, abs=1e-6)
-
-
-def test_interpolate_takes_a_sigma_per_sample() -> None:
-    point = bridge.interpolate(latents(4.0, 4.0), latents(8.0, 8.0), torch.tensor([1.0, 0.0]), latents(9.0, 9.0), 0.5)
-    assert point.flatten().tolist() == [4.0, 8.0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_interpolate_at_sigma_one_is_the_source_bit_for_bit(dtype: torch.dtype) -> None:
-    source, target, noise = torch.randn(3, 2, 4, 3, 3, generator=seeded(0)).to(dtype)
-    assert torch.equal(bridge.interpolate(source, target, 1.0, noise, 0.005), source)
 
 
 def test_velocity_and_predict_target_are_inverse_without_noise() -> None:
