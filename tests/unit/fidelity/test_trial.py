@@ -81,10 +81,6 @@ def error_of(tried: LoraTrial) -> float:
     return found.typical
 
 
-def relative(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
 def outputs(model: LBMModel) -> list[Tensor]:
     with torch.no_grad():
         return [model.denoise(one.state, torch.tensor([one.timestep])) for one in POINTS]

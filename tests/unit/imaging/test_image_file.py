@@ -3,7 +3,6 @@
 import struct
 import sys
 import warnings
-import zlib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -33,17 +32,6 @@ def photo() -> Image.Image:
     ramp[:, :, 1] = np.linspace(30, 220, 24)[:, None]
     ramp[:, :3] = (255, 0, 0)
     return Image.fromarray(ramp.round().astype(np.uint8))
-
-
-def png_of_16_bits(rows: list[list[tuple[int, int, int]]]) -> bytes:
-    """An RGB file, which Pillow cannot write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 16, 2, 0, 0, 0)
-    pixels = b"".join(b"\0" + np.array(row, dtype=">u2").tobytes() for row in rows)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
 def values(image: Image.Image) -> np.ndarray:

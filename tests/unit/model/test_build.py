@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,20 +15,12 @@ from lbm_lora.errors import CheckpointError, ConfigError
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.model.streamed_weights import StreamedWeights
 from lbm_lora.naming import ModuleName, ParamName
-from standins import TINY, base_tensors, lbm_unet_config, vae_config, write_lbm_yaml, write_tuned
+from standins import TINY, base_tensors, vae_config, write_lbm_yaml, write_tuned
 
 
 @pytest.fixture(scope="module")
 def model(tuned_file: Path) -> LBMModel:
     return load_model(tuned_file, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def unet(tuned_file: Path) -> Any:
-    """The same denoiser, loaded the long way."""
-    network: Any = UNet2DConditionModel.from_config(lbm_unet_config(TINY))
-    network.load_state_dict(part(tuned_file, "denoiser."), strict=True)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")

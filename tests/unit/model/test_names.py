@@ -12,7 +12,6 @@ from lbm_lora.model.constants import LBM_UNET, SDXL_VAE
 from lbm_lora.model.names import check_shapes, checkpoint_shapes, denoiser_shapes, empty_unet, empty_vae
 from standins import MINI, TINY, lbm_unet_config, vae_config
 
-REAL = LBMConfig(unet=dict(LBM_UNET), vae=dict(SDXL_VAE))
 SMALL = LBMConfig(unet=lbm_unet_config(TINY), vae=vae_config())
 
 
