@@ -34,7 +34,7 @@ BASE, FUSED, TRAINED = "base", "fused checkpoint", "trained checkpoint"
 """Kinds of checkpoints, for the mark."""
 
 _SEARCHED = 2**16  # bytes at either end of a file
-_OURS = re.compile(rb'"lbm_lora_[a-z]+": ?"|"lbm-lora/|made by lbm-lora|lbm-lora: copy of an input')
+_OURS = re.compile(rb'"lbm_lora_[a-z_]+": ?"|"lbm-lora/|made by lbm-lora|lbm-lora: copy of an input')
 _TRAINED = re.compile(rb'"lbm_lora_step":|made by lbm-lora: trained|"lbm_lora_file":"trained')
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing fails with these
 _WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json", ".yaml")
@@ -46,10 +46,11 @@ class Outputs:
 
     Args:
         overwrite: whether files that lbm-lora did not make, or a training made, may be replaced.
+        replaces_trained: whether those of a training may be: it goes on in its own folder.
     """
 
-    def __init__(self, *, overwrite: bool = False) -> None:
-        self.overwrite = overwrite
+    def __init__(self, *, overwrite: bool = False, replaces_trained: bool = False) -> None:
+        self.overwrite, self._replaces_trained = overwrite, replaces_trained
         self._inputs: dict[tuple[int, int], Path] = {}
         self._outputs: list[tuple[Path, str]] = []
 
@@ -96,8 +97,8 @@ class Outputs:
                 raise OutputError(f"{name} would be written twice. Choose another path.")
             seen.add(real)
             self._check_place(path, name)
-        foreign = [(path, name) for path, name in self._outputs if path.exists() and not is_ours(path)]
-        if foreign and not self.overwrite:
+        foreign = [(path, name) for path, name in self._outputs if path.exists() and not self._is_replaceable(path)]
+        if foreign:
             (first, name), *others = foreign
             why = "a training run has saved it" if is_trained(first) else "lbm-lora did not write it"
             too = f", and also {listing(name for _, name in others)}" if others else ""
@@ -107,9 +108,10 @@ class Outputs:
                 f" to replace it{too}.",
             )
 
+    def _is_replaceable(self, path: Path) -> bool:
+        return self.overwrite or is_ours(path) or (self._replaces_trained and is_trained(path))
+
     def _check_place(self, path: Path, name: str) -> None:
-        if path.is_dir():
-            raise OutputError(f"{name} is a folder. Give the path of a file.")
         given = self._inputs.get(identity_of(path) or (0, 0))
         if given is not None:
             same = "" if given == path else f"{given}, "
@@ -117,6 +119,8 @@ class Outputs:
                 f"{name} is {same}an input of this command, and would be overwritten. Choose another path."
             )
         check_writable(path, name)
+        if path.is_dir():
+            raise OutputError(f"{name} is a folder. Give the path of a file.")
 
 
 def check_writable(path: Path, name: str = "") -> None:
@@ -134,7 +138,13 @@ def check_writable(path: Path, name: str = "") -> None:
         raise OutputError(f"{name} would be in {folder}, which is a file. Choose another path.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{name} cannot be written: {folder} is read-only for this user. Choose another path.")
-    if path.exists() and not os.access(path, os.W_OK):
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise cannot_write(path, error) from None
+    if not os.access(path, os.W_OK):
         raise OutputError(f"{name} is write-protected. Choose another path, or make it writable.")
 
 
@@ -150,7 +160,7 @@ def atomic_path(path: Path) -> Generator[Path]:
         OutputError: the folder cannot be created, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(2)}.part")
+    temporary = path.with_name(f".{path.stem[:50]}{path.suffix}.{secrets.token_hex(2)}.part")  # 255 bytes at most
     waiting = _waiting.get()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +170,8 @@ def atomic_path(path: Path) -> Generator[Path]:
         if waiting is None:
             temporary.replace(path)
         else:
+            if path in waiting:
+                waiting[path].unlink()
             waiting[path] = temporary
     except OSError as error:
         is_ours = error.errno in _FULL or str(error.filename) in (str(temporary), str(path.parent))

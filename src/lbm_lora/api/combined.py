@@ -20,12 +20,12 @@ from lbm_lora.api.values import (
     path_of,
     statistics_of,
 )
-from lbm_lora.atomic import together
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.combine import Resized, merge_rule
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import ConfigError, Option
+from lbm_lora.files import together
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import RankRule
 from lbm_lora.workflows import merge as merge_workflow

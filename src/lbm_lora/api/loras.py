@@ -1,6 +1,6 @@
 """LoRAs from two checkpoints, or from a tuned one alone: extract, extract_several, compress."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from lbm_lora.api.adapters import MeasuredAdapter, contents
 from lbm_lora.api.models import calibrate
 from lbm_lora.api.options import FOR_ONE, Options
 from lbm_lora.api.values import Images, NetworkLike, image_files, label_of, opened_pair, statistics_of
-from lbm_lora.atomic import together
 from lbm_lora.checkpoint import Checkpoint
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import ExtractedAdapter
+from lbm_lora.files import together
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.workflows import extract as extract_workflow
@@ -147,14 +147,16 @@ def _extracted(
         if save_to is not None:
             paths = extract_workflow.output_paths(config, rule, image_paths(sources))
         labels = file_labels(opened[0].path, opened[1].path)
+        plan = extract_workflow.plan_of(config, *opened)
+        statistics = _statistics(config, opened[1], calibration, calibration_images, progress)
         with together():
             found = extract_workflow.extracted(
                 config,
                 rule,
                 settings,
-                *opened,
+                plan,
                 paths,
-                statistics=_statistics(config, opened[1], calibration, calibration_images, progress),
+                statistics=statistics,
                 images=checked_image_paths(sources),
                 refit_images=() if learnt is None else checked_image_paths(learnt),
                 progress=progress,
@@ -185,17 +187,13 @@ def _statistics(
     calibration: "Path | str | Statistics | None",
     calibration_images: Images | None,
     progress: Progress,
-) -> "Callable[[], Statistics]":
-    """Gives the statistics when they are needed: once it is clear that the two checkpoints fit."""
-
-    def statistics() -> "Statistics":
-        if calibration_images is not None:
-            return calibrate(
-                tuned, calibration_images, device=config.device, config_path=config.config_path, progress=progress
-            )
-        return statistics_of(calibration)
-
-    return statistics
+) -> "Statistics | None":
+    """Return the statistics that weight the errors, if there are any."""
+    if calibration_images is not None:
+        return calibrate(
+            tuned, calibration_images, device=config.device, config_path=config.config_path, progress=progress
+        )
+    return None if calibration is None else statistics_of(calibration)
 
 
 def _report(config: ExtractConfig, path: Path | None, found: ExtractedAdapter, labels: tuple[str, str]) -> WeightReport:

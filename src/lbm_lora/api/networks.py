@@ -11,9 +11,8 @@ from lbm_lora.api.values import LoraLike, adapter_of
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import OutputError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs
 from lbm_lora.hub import open_checkpoint
-from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -76,9 +75,7 @@ def calibrate_network(
         probes=config.probes, seed=config.seed, dense_up_to=config.dense_up_to, sketch_rank=config.sketch_rank
     )
     if save_to is not None:
-        plan = FilePlan()
-        plan.writes(config.save_to, ours=is_statistics)
-        plan.check(overwrite=config.overwrite)
+        Outputs(overwrite=config.overwrite).writes(config.save_to).check()
     chosen = (names,) if isinstance(names, str) else tuple(names)
     statistics = collect_network(module, run, settings, names=chosen, progress=progress)
     if save_to is not None:

@@ -16,11 +16,9 @@ from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_or
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from lbm_lora.atomic import at_once
 from lbm_lora.checkpoint import TORCH_NAMES, dtype_name
 from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.errors import ConfigError, InputError, LbmLoraError, Option
-from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.missing_path import home_path
 
 _FLAG = re.compile(r"--(?=[a-z])")
@@ -111,8 +109,7 @@ class Options(Generic[C]):
                 for name in paths & _empty(own, given, options):  # `.` to pathlib
                     raise ConfigError(Option(name), " needs a value, got an empty text.")
                 at_home = {name: _at_home(value) if name in paths else value for name, value in options.items()}
-                with notes_of_one_call([*given, *at_home.values()]), at_once():  # a listener of another call may call
-                    return function(*map(_at_home, given), **at_home)
+                return function(*map(_at_home, given), **at_home)
             except LbmLoraError as error:
                 error.args = tuple(map(self._renamed, error.args))
                 raise

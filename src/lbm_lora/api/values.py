@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -12,7 +13,6 @@ from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ImageError, OutputError
 from lbm_lora.hub import load_adapter, local_lora, open_checkpoint
-from lbm_lora.temp_folder import temp_folder
 
 if TYPE_CHECKING:
     from lbm_lora.calibration import Statistics
@@ -85,8 +85,8 @@ def image_files(images: Images) -> Generator[str | tuple[str, ...]]:
         yield str(images)
         return
     several = _listed(images)
-    with temp_folder() as folder:
-        files = [folder / f"image-{number}.png" for number in range(1, len(several) + 1)]
+    with TemporaryDirectory(prefix="lbm-lora-") as folder:
+        files = [Path(folder) / f"image-{number}.png" for number in range(1, len(several) + 1)]
         yield tuple(_file(image, path) for image, path in zip(several, files, strict=True))
 
 

@@ -245,9 +245,10 @@ def _one_of_folder(folder: Path) -> Path:
 
 def _open_file(path: Path) -> _File:
     check_regular(path)
-    if path.suffix == ".safetensors":
+    suffix = path.suffixes[-3] if path.suffix == ".part" else path.suffix  # `.x.ckpt.1a2b.part`: see `files.current`
+    if suffix == ".safetensors":
         return SafetensorsFile(path)
-    if path.suffix in _TORCH_SUFFIXES:
+    if suffix in _TORCH_SUFFIXES:
         return TorchFile(path)
     raise CheckpointError(
         f"{path}: a checkpoint is a .safetensors, {', '.join(_TORCH_SUFFIXES)} file or an index of shards."

@@ -195,12 +195,9 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "doctor",
         "DoctorConfig",
-        "check this installation, or what a command would need",
+        "check this installation and the machine",
         START,
-        (
-            "lbm-lora doctor",
-            f"lbm-lora doctor -- extract {_PAIR} --save_to lora.safetensors",
-        ),
+        ("lbm-lora doctor",),
     ),
     "push": Command(
         "push",

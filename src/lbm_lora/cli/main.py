@@ -16,11 +16,9 @@ from lbm_lora import __version__
 from lbm_lora.cli.arguments import is_asked_for_help, values_of
 from lbm_lora.cli.commands import COMMANDS, command_for, family_of
 from lbm_lora.cli.flags import flags_of
-from lbm_lora.cli.nested import split_line
 from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, write_result
 from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
-from lbm_lora.late_files import given_in, notes_of_one_call
 from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             return _no_command(name, rest)
-        if is_asked_for_help(split_line(rest)[0] if name == "doctor" else rest):
+        if is_asked_for_help(rest):
             return _show(help_of(name, rest))
         _check_current_folder()
         config, output = parse(name, rest)
@@ -81,7 +79,6 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
     config = command_for(name, words).config_class()
     flags, output = flags_of(config), flags_of(Output)
     overrides: dict[str, Any] = {}
-    line: list[str] = []
     if name == "train":
         from lbm_lora.cli.overrides import split_overrides
         from lbm_lora.cli.training_keys import check_keys, list_keys, text_keys
@@ -90,23 +87,9 @@ def parse(name: str, words: Sequence[str]) -> tuple[Any, Output]:
         words, keys = split_overrides(words, own_flags, list_keys(), text_keys())
         check_keys(keys, [*flags, *output])
         overrides = {"overrides": keys}
-    if name == "doctor":
-        words, line = split_line(words)
     values = values_of([*flags, *output], words, command=name)
-    if line:
-        overrides = {"command": tuple(line), "parsed": _parsed(line)}
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
     return config(**values, **overrides), Output(**own)
-
-
-def _parsed(line: Sequence[str]) -> Any:
-    """Return the config of the command line that `doctor` checks."""
-    name, rest = _name_of(line)
-    if name not in COMMANDS:
-        raise _unknown(name)
-    if is_asked_for_help(rest):
-        raise ConfigError(f"The help of {name} is `lbm-lora {name} --help`; doctor takes the flags of a run.")
-    return parse(name, rest)[0]
 
 
 def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text":
@@ -130,11 +113,7 @@ def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text"
 def _run(name: str, words: Sequence[str], config: Any, output: Output) -> int:
     from lbm_lora.cli.console import session
 
-    with (
-        notes_of_one_call(given_in(config)),
-        session(debug=output.debug) as console,
-        chosen_threads(output.threads, console.progress.note),
-    ):
+    with session(debug=output.debug) as console, chosen_threads(output.threads, console.progress.note):
         command = command_for(name, words)
         console.progress.start(0, "loading libraries")
         result = command.workflow().run(config, console.progress)

@@ -6,21 +6,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lbm_lora.atomic import current, together, write_text
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import dtype_of, open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.errors import ConfigError, Option, OutputError
+from lbm_lora.files import MARK_KEY, Outputs, current, together, write_text
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.backbone import Backbone, choose_signature, find_backbone, open_backbone
 from lbm_lora.model.base import BaseFiles, twin_paths, write_base
 from lbm_lora.model.baseline import BaselineReport, compare_base
 from lbm_lora.model.config import LBMConfig, read_config, read_yaml
-from lbm_lora.ownership import MARK_KEY, is_base, of_kind
-from lbm_lora.private_folder import output_of
 from lbm_lora.progress import SILENT, Progress
 
 _LEDGER = "ledger of a base"
@@ -46,7 +41,7 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
     config = localized(config, progress)
     tuned = _tuned_path(config)
     lbm = _lbm_config(config)
-    planned(config, lbm).check(overwrite=config.overwrite)
+    planned(config, lbm).check()
     if tuned is not None:
         with open_checkpoint(tuned) as opened:  # before an older base is replaced
             opened.component()
@@ -57,11 +52,11 @@ def run(config: BaseConfig, progress: Progress = SILENT) -> BaseResult:
         with together():
             base = write_base(backbone, lbm, config.save_path, dtype=dtype, source_config=source, progress=progress)
             ledger_file = _write_ledger(base)
-            baseline = _baseline(current(base.safetensors), tuned, progress)  # an older base stays if this fails
+            baseline = _baseline(base.safetensors, tuned, progress)  # an older base stays if this fails
     return BaseResult(base=base, baseline=baseline, ledger_file=ledger_file)
 
 
-run_base = one_call(run)
+run_base = run
 """Its name on the public page."""
 
 
@@ -92,7 +87,7 @@ def ensure_base(
 
 def planned_missing(
     path: Path, *, backbone_signature: str | None, config_path: Path | None, is_made: bool = False
-) -> FilePlan:
+) -> Outputs:
     """Return what `ensure_base` reads and writes: nothing if it makes no base.
 
     Raises:
@@ -100,7 +95,7 @@ def planned_missing(
     """
     config = _missing(path, backbone_signature, config_path, is_made=is_made)
     if config is None:
-        return FilePlan()
+        return Outputs()
     for twin in twin_paths(path):
         if twin.exists():  # the suffix may be mistyped, and --overwrite is meant for the result
             raise OutputError(
@@ -110,20 +105,19 @@ def planned_missing(
     return planned(config, _lbm_config(config))
 
 
-def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> FilePlan:
+def planned(config: BaseConfig, lbm: LBMConfig | None = None) -> Outputs:
     """Return what the command reads and writes. A backbone on the hub is in the hub's cache, and left out.
 
     Args:
         lbm: the contents of its config.yaml; None: read from there.
     """
-    plan = FilePlan()
     signature, folder = choose_signature(config.backbone_signature, lbm or _lbm_config(config), config.config_path)
-    plan.reads(config.config_path, _tuned_path(config), folder / home_path(signature))
-    *outputs, ledger = base_paths(config.save_path)
-    for output in outputs:
-        plan.writes(output, "" if output == config.save_path else "the base in the other container,", ours=is_base)
-    plan.writes(ledger, "the ledger", ours=of_kind(f'\n{{\n "{MARK_KEY}": "{_LEDGER}"'))
-    return plan
+    outputs = Outputs(overwrite=config.overwrite)
+    outputs.reads(config.config_path, _tuned_path(config), folder / home_path(signature))
+    *bases, ledger = base_paths(config.save_path)
+    for path in bases:
+        outputs.writes(path, "" if path == config.save_path else "the base in the other container,")
+    return outputs.writes(ledger, "the ledger")
 
 
 def base_paths(save_path: Path) -> tuple[Path, Path, Path]:
@@ -147,17 +141,12 @@ def _missing(
     """Return how a missing base is made; None if it exists, or no backbone is given.
 
     Raises:
-        CheckpointError: the given backbone names nothing, also where the base exists and needs none; or the base was
-            there when the command began.
+        CheckpointError: the given backbone names nothing, also where the base exists and needs none.
     """
     if backbone_signature is not None:
         find_backbone(backbone_signature)
     if not makes_base(path, backbone_signature=backbone_signature, is_made=is_made):
         return None
-    if call_start().has_gone(path):
-        raise CheckpointError(
-            f"{path} was moved or removed after the command began. Move it back, or run the command again."
-        )
     return BaseConfig(
         save_path=path, config_path=config_path, backbone_signature=backbone_signature, overwrite=overwrite
     )
@@ -198,6 +187,6 @@ def _write_ledger(base: BaseFiles) -> Path:
 def _baseline(base: Path, tuned: Path | None, progress: Progress) -> BaselineReport | None:
     if tuned is None:
         return None
-    with open_checkpoint(base) as one, open_checkpoint(tuned) as other:
-        one.path = output_of(base)  # messages name the base, which is not there yet
+    with open_checkpoint(current(base)) as one, open_checkpoint(tuned) as other:
+        one.path = base  # messages name the base, which is not there yet
         return compare_base(one.component(), other.component(), progress=progress)

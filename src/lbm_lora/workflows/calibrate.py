@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from lbm_lora.atomic import written_bytes
 from lbm_lora.calibration import (
     CalibrationSettings,
     Origin,
@@ -17,22 +16,18 @@ from lbm_lora.calibration import (
     save_statistics,
     with_checks,
 )
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, dtype_name, dtype_of, fingerprint, open_checkpoint
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, OutputError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, written_bytes
 from lbm_lora.hub import localized
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.late_files import expect
 from lbm_lora.model.build import load_model
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.resolve import around, resolve_config
 from lbm_lora.model.schedule import schedule_of
-from lbm_lora.ownership import is_statistics
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import version_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +91,6 @@ def measured(config: CalibrateConfig, progress: Progress = SILENT) -> Path:
             " to replace it.",
         )
     check_output(config, images)
-    # those that come while these are measured are not replaced either
-    before = None if call_start().has_appeared(path) else version_of(path)
-    expect(path, lambda now: before is not None and version_of(now) == before)
     return _run(config, images, progress).statistics
 
 
@@ -190,21 +182,15 @@ def check_output(config: CalibrateConfig, images: Sequence[Path]) -> None:
     """Refuse an output that cannot be written, that is an input, or that is a file of somebody else."""
     if config.save_to.suffix != ".safetensors":
         raise OutputError(Option("save_to"), f" {config.save_to}: statistics are a .safetensors file.")
-    planned(config, images).check(overwrite=config.overwrite)
+    planned(config, images).check()
 
 
-def planned(config: CalibrateConfig, images: Sequence[Path], *, may_stay: bool = False) -> FilePlan:
-    """Return what the command reads and writes.
-
-    Args:
-        may_stay: whether existing statistics may be taken again, as `measured` does.
-    """
-    plan = FilePlan()
-    plan.reads(config.tuned_model_path, config.config_path, *images)
-    plan.writes(config.save_to, ours=is_statistics, may_stay=may_stay)
-    unfinished = PartialFile(config.save_to)
-    plan.writes(unfinished.path, "the file of unfinished sums", ours=PartialFile.is_one)
-    return plan
+def planned(config: CalibrateConfig, images: Sequence[Path]) -> Outputs:
+    """Return what the command reads and writes."""
+    outputs = Outputs(overwrite=config.overwrite)
+    outputs.reads(config.tuned_model_path, config.config_path, *images)
+    outputs.writes(config.save_to)
+    return outputs.writes(PartialFile(config.save_to).path, "the file of unfinished sums")
 
 
 def _result(config: CalibrateConfig, statistics: Statistics) -> CalibrateResult:

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora import bundled
-from lbm_lora.atomic import together
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
-from lbm_lora.errors import Option, PairingError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.errors import Option, OutputError, PairingError
+from lbm_lora.files import Outputs, is_same, together
 from lbm_lora.hub import localized
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
@@ -78,17 +76,15 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     if config.size is not None:
         parse_nbytes(config.size, "size")
     files = CompressFiles.of(config)
-    for folder in (files.folder, files.report):
-        call_start().pinned_folder(folder)  # it may be exchanged while images are read
+    if is_same(files.folder, config.tuned):  # with the base, it would hold two checkpoints
+        raise OutputError(Option("output"), f" {files.folder} is the folder of the checkpoint. Choose another one.")
     config = localized(config, progress)
     images = readable_sources(config.images or (str(bundled.PHOTOS),))
     seen, measured_on = split_images(images) if config.calibration is None else ((), images[:_MOST_HELD_OUT])
     with open_checkpoint(config.tuned) as tuned:
         nbytes = sum(spec.numel * spec.dtype.itemsize for spec in tuned.specs.values())
     steps = _Steps(config, files, seen, measured_on, nbytes)
-    plan = steps.planned()
-    plan.reads(*images)
-    plan.check(overwrite=config.overwrite)
+    steps.planned().reads(*images).check()
     base_file = _base(steps, progress)
     statistics = config.calibration or calibrate.measured(steps.calibrate, progress)
     with together():  # an earlier LoRA stays with its report until the new ones are there
@@ -180,26 +176,21 @@ class _Steps:
         """The base, if it need not be made."""
         return self.config.base_model_path or self.files.found_base(self.config.tuned)
 
-    def planned(self) -> FilePlan:
+    def planned(self) -> Outputs:
         """Return what all of them read and write."""
-        plan = FilePlan()
-        plan.reads(self.config.tuned, self.config.base_model_path, self.config.calibration)
-        made: list[Path] = []
+        outputs = Outputs(overwrite=self.config.overwrite)
+        outputs.reads(self.config.tuned, self.config.base_model_path, self.config.calibration)
         base_file, statistics = self.given_base, self.config.calibration
         if base_file is None:
-            plan.then(base.planned(self.base))
+            outputs.then(base.planned(self.base))
             base_file = self.base.save_path
-            made.append(base_file)
         if statistics is None:
-            plan.then(calibrate.planned(self.calibrate, self.seen, may_stay=True))
+            outputs.then(calibrate.planned(self.calibrate, self.seen))
             statistics = self.calibrate.save_to
-            made.append(statistics)
         extraction = self.extract(base_file, statistics)
-        plan.then(extract_plan.planned(extraction, [extraction.save_to], ()), made=made)
-        made.append(extraction.save_to)
+        outputs.then(extract_plan.planned(extraction, [extraction.save_to], ()))
         comparison = self.validate(base_file, extraction.save_to)
-        plan.then(validate_files.plan_report(comparison, self.measured_on), made=made)
-        return plan
+        return outputs.then(validate_files.plan_report(comparison, self.measured_on))
 
 
 def split_images(images: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

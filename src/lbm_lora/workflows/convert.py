@@ -9,14 +9,12 @@ from lbm_lora.adapter.adapter_file import files_of, plan_files
 from lbm_lora.adapter.formats.names import is_norm
 from lbm_lora.adapter.limit import limited
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.configs.convert import ConvertConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import ConfigError, Option
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, written_bytes
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.naming import ParamName, leaf_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.workflows.files_beside import check_form, warn_of_others
@@ -85,7 +83,7 @@ def run(config: ConvertConfig, progress: Progress = SILENT) -> ConvertResult:
     return result_of(config, adapter.file_format, made, saved)
 
 
-run_convert = one_call(run)
+run_convert = run
 """Its name on the public page."""
 
 
@@ -110,11 +108,10 @@ def check_output(config: ConvertConfig) -> None:
     Raises:
         OutputError: in each case.
     """
-    plan = FilePlan()
-    plan.reads(config.lora_path, config.base_model_path)
+    outputs = Outputs(overwrite=config.overwrite).reads(config.lora_path, config.base_model_path)
     check_form(config.save_to, config.to)
-    plan_files(plan, config.save_to, config.to)
-    plan.check(overwrite=config.overwrite)
+    plan_files(outputs, config.save_to, config.to)
+    outputs.check()
 
 
 def wishes_of(config: ConvertConfig, base: Component | None) -> Wishes:

@@ -5,11 +5,9 @@ from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 
-from lbm_lora.atomic import written_bytes
 from lbm_lora.configs.data_pack import PackConfig
 from lbm_lora.errors import ConfigError, Option, listing, need_packages
-from lbm_lora.file_plan import FilePlan
-from lbm_lora.late_files import expect
+from lbm_lora.files import Outputs, written_bytes
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped, problem_of_name
@@ -92,16 +90,11 @@ def _check(config: PackConfig) -> None:
 
 
 def _check_outputs(index: PairIndex, shards: Collection[Path], *, overwrite: bool) -> None:
-    """Refuse shards at paths of files to pack. `write_shards` looks into their folder, which must be empty by then."""
-    plan = FilePlan()
+    """Refuse shards at paths of files to pack, or of files that are there."""
+    outputs = Outputs(overwrite=overwrite)
     for number in range(len(index)):
         record = index.record(number)
-        plan.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
+        outputs.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
     for shard in shards:
-        plan.writes(shard, "the shard", ours=lambda _: False)
-    if overwrite:
-        plan.check(overwrite=True)
-        return
-    plan.check_apart()
-    for shard in shards:
-        expect(shard, lambda _: False)
+        outputs.writes(shard, "the shard")
+    outputs.check()

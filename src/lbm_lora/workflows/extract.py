@@ -1,7 +1,6 @@
 """Extract a LoRA from a fine-tuned checkpoint: the verb `extract`."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from lbm_lora.adapter import precision, precision_name
-from lbm_lora.atomic import at_once, atomic_path, together, written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
@@ -24,8 +22,8 @@ from lbm_lora.extraction import (
     write_sidecar,
 )
 from lbm_lora.factorize import PACKED
+from lbm_lora.files import together, written_bytes
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.model.device import resolve_device
 from lbm_lora.progress import SILENT, Progress
@@ -92,29 +90,28 @@ def run(config: ExtractConfig, progress: Progress = SILENT) -> ExtractResult:
     paths = output_paths(config, rule, (*image_paths(config.images), *image_paths(config.calibration_images)))
     images = checked_image_paths(config.images or (config.calibration_images if config.min_psnr is not None else None))
     refit_images = checked_image_paths(config.calibration_images)
-    with (
-        open_checkpoint(_base(config, progress)) as base,
-        open_checkpoint(config.tuned_model_path) as tuned,
-        together(),
-    ):
-        found = extracted(
-            config,
-            rule,
-            settings,
-            base,
-            tuned,
-            paths,
-            statistics=lambda: _statistics(config, progress),
-            images=images,
-            refit_images=refit_images,
-            progress=progress,
-        )
-        labels = file_labels(base.path, tuned.path)
-        first, *further = [finish(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
+    with open_checkpoint(_base(config, progress)) as base, open_checkpoint(config.tuned_model_path) as tuned:
+        plan = plan_of(config, base, tuned)
+        statistics = None if config.statistics is None else _statistics(config, progress)  # stay if the rest fails
+        with together():
+            found = extracted(
+                config,
+                rule,
+                settings,
+                plan,
+                paths,
+                statistics=statistics,
+                images=images,
+                refit_images=refit_images,
+                progress=progress,
+            )
+            labels = file_labels(base.path, tuned.path)
+            results = [finish(config, path, one, labels, progress) for path, one in zip(paths, found, strict=True)]
+    first, *further = results
     return replace(first, further=tuple(further))
 
 
-run_extract = one_call(run)
+run_extract = run
 """Its name on the public page."""
 
 
@@ -122,36 +119,34 @@ def extracted(
     config: ExtractConfig,
     rule: RankRule,
     settings: DeltaSettings,
-    base: Checkpoint,
-    tuned: Checkpoint,
+    plan: Plan,
     paths: Sequence[Path | None],
     *,
-    statistics: "Callable[[], Statistics]",
+    statistics: "Statistics | None",
     images: Sequence[Path],
     refit_images: Sequence[Path] = (),
     progress: Progress,
     network: "Network | None" = None,
 ) -> list[ExtractedAdapter]:
-    """Extract the LoRAs of two open checkpoints.
+    """Extract the LoRAs of two open checkpoints. Files are written together (see `lbm_lora.files.together`).
 
     Args:
         config: its paths name things for messages and metadata; nothing is read from them.
         rule, settings: from `check`.
+        plan: from `plan_of`.
         paths: one file for each of `rule.names`; None for a LoRA that is kept in memory.
-        statistics: returns the statistics that weight errors by the output, if the config has any.
+        statistics: weight errors by the output; None: errors of the weights count.
         images: images that calibrated LoRAs are run on.
         refit_images: images that calibrated LoRAs are refitted on.
         network: the tuned network and what runs it, if it is not an LBM and LoRAs are to be run.
     """
-    plan = plan_of(config, base, tuned)
-    check_pair(base, tuned)
-    norm = measured = None
-    if config.statistics is not None:
+    norm = None
+    if statistics is not None:
         from lbm_lora.calibration import keeping_unmeasured, output_norm  # only this needs the network classes
 
-        measured = statistics()
+        assert config.statistics is not None  # their name
         norm = output_norm(
-            measured,
+            statistics,
             plan,
             path=config.statistics,
             config_path=config.config_path,
@@ -161,44 +156,40 @@ def extracted(
             progress=progress,
             network=network,
         )
-        plan = keeping_unmeasured(plan, measured)
-    facts = _run_settings(config, settings, measured)
-
-    def extract_to(paths: Sequence[Path | None]) -> list[ExtractedAdapter]:
-        return extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
-
+        plan = keeping_unmeasured(plan, statistics)
+    facts = _run_settings(config, settings, statistics)
+    found = extract_adapters(plan, rule, settings, paths, run_settings=facts, norm=norm, progress=progress)
     if norm is None or not refit_images or not config.refit:
-        return extract_to(paths)
+        return found
     from lbm_lora.workflows.refit import refitted  # only this needs the network classes
 
-    with ExitStack() as stack:  # LoRAs of these names stay until all new ones are refitted
-        drafts = [None if path is None else stack.enter_context(atomic_path(path)) for path in paths]
-        found = refitted(
-            extract_to(drafts),
-            plan.pairing,
-            refit_images,
-            settings,
-            config_path=config.config_path,
-            open_trial=norm.open_trial,
-            progress=progress,
-        )
-    return [replace(one, output=replace(one.output, path=path)) for one, path in zip(found, paths, strict=True)]
+    return refitted(
+        found,
+        plan.pairing,
+        refit_images,
+        settings,
+        config_path=config.config_path,
+        open_trial=norm.open_trial,
+        progress=progress,
+    )
 
 
 def plan_of(config: ExtractConfig, base: Checkpoint, tuned: Checkpoint) -> Plan:
-    """Return what becomes of each tensor, by the options and before any tensor is read.
+    """Return what becomes of each tensor, by the options and before an hour of measuring.
 
     Raises:
         PairingError: the checkpoints do not pair.
         PatternError: a pattern matches nothing.
     """
-    return plan_extraction(
+    plan = plan_extraction(
         base.component(),
         tuned.component(),
         include=(*config.include, *COVERAGES[config.target_coverage]),
         exclude=config.exclude,
         keep_dense=config.dense,
     )
+    check_pair(base, tuned)
+    return plan
 
 
 def check(config: ExtractConfig) -> tuple[RankRule, DeltaSettings]:
@@ -268,8 +259,7 @@ def _statistics(config: ExtractConfig, progress: Progress) -> "Statistics":
 
     assert config.statistics is not None
     if config.calibration_images is not None:
-        with at_once():
-            calibrate.measured(calibration_of(config), progress)
+        calibrate.measured(calibration_of(config), progress)
     return load_statistics(config.statistics)
 
 

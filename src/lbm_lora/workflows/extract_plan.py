@@ -5,13 +5,10 @@ from pathlib import Path
 
 from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.extract import ExtractConfig
-from lbm_lora.extraction import is_sidecar, sidecar_of
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.extraction import sidecar_of
+from lbm_lora.files import Outputs
 from lbm_lora.model.resolve import config_beside
-from lbm_lora.ownership import is_spare_lora
-from lbm_lora.ranks import (
-    RankRule,
-)
+from lbm_lora.ranks import RankRule
 from lbm_lora.workflows.files_beside import check_form
 from lbm_lora.workflows.twins import plan_twins
 
@@ -19,33 +16,29 @@ from lbm_lora.workflows.twins import plan_twins
 def output_paths(config: ExtractConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
     """Return the outputs, checked; see `planned`."""
     paths = lora_paths(config.save_to, rule)
-    planned(config, paths, images).check(overwrite=config.overwrite)
+    planned(config, paths, images).check()
     return paths
 
 
-def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]) -> FilePlan:
+def planned(config: ExtractConfig, paths: Sequence[Path], images: Sequence[Path]) -> Outputs:
     """Return what the command reads and writes.
 
     Args:
         paths: LoRAs, from `lora_paths`.
         images: all images.
     """
-    plan = _planned_base(config)
-    made: list[Path | None] = [config.base_model_path] if plan.outputs else []
-    plan.reads(config.tuned_model_path, config.config_path, *([] if made else [config.base_model_path]), *images)
+    outputs = Outputs(overwrite=config.overwrite).then(_planned_base(config))
+    outputs.reads(config.tuned_model_path, config.config_path, *images)
     if config.calibration_images is not None:
         from lbm_lora.workflows import calibrate
 
-        plan.then(calibrate.planned(calibration_of(config), images, may_stay=True))
-        made.append(config.statistics)
-    step = FilePlan()
-    step.reads(config.base_model_path, config.statistics)
+        outputs.then(calibrate.planned(calibration_of(config), images))
+    step = Outputs().reads(config.base_model_path, config.statistics)
     for path in paths:
-        step.writes(path, ours=is_spare_lora)
-        step.writes(sidecar_of(path), "the sidecar", ours=is_sidecar)
+        step.writes(path)
+        step.writes(sidecar_of(path), "the sidecar")
     plan_twins(step, paths, config.also)
-    plan.then(step, made=made)
-    return plan
+    return outputs.then(step)
 
 
 def lora_paths(save_to: Path, rule: RankRule) -> list[Path]:
@@ -58,9 +51,9 @@ def lora_paths(save_to: Path, rule: RankRule) -> list[Path]:
     return [save_to.with_stem(f"{save_to.stem}_{name}" if name else save_to.stem) for name in rule.names]
 
 
-def _planned_base(config: ExtractConfig) -> FilePlan:
+def _planned_base(config: ExtractConfig) -> Outputs:
     if not config.create_base_model:
-        return FilePlan()
+        return Outputs()
     from lbm_lora.workflows.base import planned_missing
 
     return planned_missing(

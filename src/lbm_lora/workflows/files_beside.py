@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 from lbm_lora.adapter.adapter_file import files_of
-from lbm_lora.atomic import current
 from lbm_lora.configs.values import ForeignFormat, FormatName
 from lbm_lora.errors import Option, OutputError
-from lbm_lora.extraction import is_sidecar, sidecar_of
+from lbm_lora.extraction import sidecar_of
+from lbm_lora.files import current, is_ours
 from lbm_lora.missing_path import with_name
-from lbm_lora.ownership import is_lora, save_of
 from lbm_lora.progress import warn
 
 
@@ -44,13 +43,10 @@ def warn_of_others(lora: Path, also: Sequence[ForeignFormat] = ()) -> None:
         also: formats of the twins that the new one gets.
     """
     lora = with_name(lora)
-    left = [to for to in get_args(ForeignFormat) if to not in also]
+    others = twins_of(lora, [to for to in get_args(ForeignFormat) if to not in also])
     # x.peft has no sidecar: x_config.yaml belongs to x.safetensors
-    sidecar = {sidecar_of(lora): is_sidecar} if lora.suffix == ".safetensors" else {}
-    files = {**sidecar, **{files_of(path, to)[0]: is_lora for to, path in twins_of(lora, left).items()}}
-    save = save_of(current(lora))
-    for path, is_ours in files.items():
-        is_of_this_one = save is not None and save_of(path) == save  # of the same step of the same training
+    sidecar = [sidecar_of(lora)] if lora.suffix == ".safetensors" else []
+    for path in (*sidecar, *(files_of(path, to)[0] for to, path in others.items())):
         is_new = current(path) != path or lora in (path, path.parent)  # about to be replaced, or the LoRA itself
-        if is_ours(path) and not is_of_this_one and not is_new:
+        if is_ours(path) and not is_new:
             warn(f"{path} belongs to an earlier {lora.name}. Remove it.")

@@ -9,17 +9,14 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.apply import AppliedAdapter, ScaledAdapter, fitting_adapters, fused_tensors
-from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, SafetensorsWriter, TorchWriter, open_checkpoint
 from lbm_lora.configs.fuse import FuseConfig
 from lbm_lora.errors import ConfigError, Option, OutputError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import FUSED, MARK_KEY, Outputs, written_bytes
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import ORIGIN_KEY
 from lbm_lora.model.resolve import CKPT_CONTAINERS, METADATA_KEY, ckpt_entries, own_values
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.ownership import FUSED, MARK_KEY, is_fused
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -57,7 +54,7 @@ def run(config: FuseConfig, progress: Progress = SILENT) -> FuseResult:
         )
 
 
-run_fuse = one_call(run)
+run_fuse = run
 """Its name on the public page."""
 
 
@@ -67,10 +64,7 @@ def check_output(config: FuseConfig) -> None:
         raise OutputError(
             Option("save_to"), f" {config.save_to}: a fused checkpoint is a .safetensors or a .ckpt file."
         )
-    plan = FilePlan()
-    plan.reads(config.base_model_path, *config.lora_path)
-    plan.writes(config.save_to, ours=is_fused)
-    plan.check(overwrite=config.overwrite)
+    Outputs(overwrite=config.overwrite).reads(config.base_model_path, *config.lora_path).writes(config.save_to).check()
 
 
 def read_adapters(

@@ -16,7 +16,6 @@ from lbm_lora.imaging.image_file import RESULT, SIDE_BY_SIDE, read_image, write_
 from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jobs, translations
 from lbm_lora.inference.tiles import Columns, Tiles
 from lbm_lora.inference.translate import put_in, read_adapters, translate_settings
-from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.model.names import check_shapes, checkpoint_shapes
 from lbm_lora.model.pipeline import LBMPipeline
@@ -91,7 +90,7 @@ def run(config: InferConfig, progress: Progress = SILENT) -> InferResult:
     return translated(config, batch, base, config.lora_path, config.tuned_model_path, progress)
 
 
-run_infer = one_call(run)
+run_infer = run
 """Its name on the public page."""
 
 
@@ -152,10 +151,10 @@ def plan(
         raise ConfigError(
             Option("tuned_model_path"), " is only used with ", Option("compare"), ". Add it, or leave the path out."
         )
-    made = planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
     files = Outputs(overwrite=config.overwrite)
-    for output in made.outputs:
-        files.writes(output.path, output.what)
+    files.then(
+        planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
+    )
     files.then(Outputs().reads(*config.input_files, config.tuned_model_path, *opened))
     return plan_jobs(
         images,

@@ -82,12 +82,10 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         fabric = open_fabric(config)
         progress = progress if fabric.is_global_zero else SILENT
         keys = ShardKeys(source=config.source_key, mask=config.mask_key)
-        made = planned_missing(
-            config.base, backbone_signature=config.backbone_signature, config_path=config.config_path
-        )
         files = Outputs(overwrite=config.overwrite)
-        for output in made.outputs:
-            files.writes(output.path, output.what)
+        files.then(
+            planned_missing(config.base, backbone_signature=config.backbone_signature, config_path=config.config_path)
+        )
         files.then(Outputs().reads(*config.input_files))
         jobs = plan_shards(
             config.source_shards,

@@ -9,13 +9,11 @@ from lbm_lora.checkpoint import Checkpoint, Fingerprint, fingerprint, kind_of, o
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ConfigError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import BASE_MARK, ORIGIN_KEY
 from lbm_lora.model.constants import has_lbm_unet, has_sdxl_vae
 from lbm_lora.model.resolve import config_beside, own_values
-from lbm_lora.ownership import INSPECTION_PAGE, of_kind
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import (
     KNOWN,
@@ -53,7 +51,7 @@ def run(config: InspectConfig, progress: Progress = SILENT) -> Inspection:
     return found if config.report is None else replace(found, written=(write_page(found, config.report),))
 
 
-run_inspect = one_call(run)
+run_inspect = run
 """Its name on the public page."""
 
 
@@ -64,10 +62,8 @@ def check_output(config: InspectConfig) -> None:
         OutputError: in both cases.
     """
     if config.report is not None:
-        plan = FilePlan()
-        plan.reads(*config.files, config.base_model_path)
-        plan.writes(config.report / PAGE, "the page", ours=of_kind(INSPECTION_PAGE))
-        plan.check(overwrite=config.overwrite)
+        outputs = Outputs(overwrite=config.overwrite).reads(*config.files, config.base_model_path)
+        outputs.writes(config.report / PAGE, "the page").check()
 
 
 def inspected(

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, Ledger, LoraScale, Status, load_adapter
 from lbm_lora.apply import check_base, scales_for
-from lbm_lora.atomic import written_bytes
 from lbm_lora.checkpoint import Checkpoint, open_checkpoint
 from lbm_lora.combine import MergedAdapter, MergedBase, Summand, merge_adapters, merge_rule, merged_base
 from lbm_lora.configs.merge import MergeConfig
 from lbm_lora.errors import CheckpointError, ConfigError, Option, listing, plural
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, written_bytes
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
-from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.ranks import OutputNorm, RankRule
 from lbm_lora.workflows.files_beside import check_form, warn_of_others
@@ -107,7 +104,7 @@ def run(config: MergeConfig, progress: Progress = SILENT) -> MergeResult:
     )
 
 
-run_merge = one_call(run)
+run_merge = run
 """Its name on the public page."""
 
 
@@ -118,11 +115,9 @@ def check_output(config: MergeConfig, images: Sequence[Path]) -> None:
         OutputError: in each case.
     """
     check_form(config.save_to)
-    plan = FilePlan()
-    plan.reads(*config.lora_path, config.calibration, config.base_model_path, config.tuned_model_path)
-    plan.reads(config.config_path, *images)
-    plan.writes(config.save_to, ours=is_spare_lora)
-    plan.check(overwrite=config.overwrite)
+    outputs = Outputs(overwrite=config.overwrite)
+    outputs.reads(*config.lora_path, config.calibration, config.base_model_path, config.tuned_model_path)
+    outputs.reads(config.config_path, *images).writes(config.save_to).check()
 
 
 def scaled(config: MergeConfig, loras: Sequence[Adapter]) -> Scaled:

@@ -3,33 +3,28 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lbm_lora.adapter import Adapter, Saved, load_adapter, save_adapter
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.unchanged import is_unchanged
-from lbm_lora.atomic import atomic_path, together, write_text, written_bytes
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, InputError, Option, OutputError, plural
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, atomic_path, file_digest, is_same, together, write_text, written_bytes
 from lbm_lora.hub import HubName, localized
 from lbm_lora.hub.card import CardFacts, card_text, check_card, is_unedited_card
 from lbm_lora.hub.card_rows import content_rows, error_rows, measured_errors, report_rows
 from lbm_lora.hub.publish import CARD, Commit, destination, publish
-from lbm_lora.hub.replaced import check_replaced, is_copy
+from lbm_lora.hub.replaced import check_replaced
 from lbm_lora.imaging.digests import digests_of
 from lbm_lora.imaging.paths import expand_sources
-from lbm_lora.late_files import one_call
 from lbm_lora.missing_path import with_name
 from lbm_lora.model.constants import LBM_UNET, SDXL_SIGNATURE
 from lbm_lora.model.names import empty_unet, shapes_of
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import is_lora, is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.regular_file import file_digest
-from lbm_lora.temp_folder import temp_folder
 
 TWIN = "pytorch_lora_weights.safetensors"
 """File of a repository that diffusers looks for."""
@@ -73,7 +68,7 @@ def run(config: PushConfig, progress: Progress = SILENT) -> PushResult:
     return pushed(config, load_adapter(config.lora_path), contents, config.images, progress)
 
 
-run_push = one_call(run)
+run_push = run
 """Its name on the public page."""
 
 
@@ -93,8 +88,6 @@ class Contents:
 def planned(config: PushConfig, images: str | Sequence[str] | None) -> Contents:
     """Return the contents of the repository, and check the folder of `save_to`, if one is given.
 
-    Call it before anything is read: an input may be moved there.
-
     Raises:
         OutputError: a file there would be replaced.
         ConfigError: there are too many pictures, or two of one name.
@@ -102,20 +95,22 @@ def planned(config: PushConfig, images: str | Sequence[str] | None) -> Contents:
     contents = Contents(lora=_native_name(config), pictures=_names(images))
     if config.save_to is None:
         return contents
-    plan = FilePlan()
-    plan.reads(config.lora_path, *contents.pictures.values())
-    plan.writes(config.save_to / CARD, ours=is_unedited_card)
-    for name in (contents.lora, TWIN):
-        plan.writes(config.save_to / name, ours=partial(_is_pushed, given=config.lora_path))
-    for name, picture in contents.pictures.items():  # a copy that is there already may be replaced
-        plan.writes(config.save_to / name, ours=partial(is_copy, picture))
-    plan.check(overwrite=config.overwrite)
+    outputs = Outputs(overwrite=config.overwrite).reads(config.lora_path, *contents.pictures.values())
+    card = config.save_to / CARD
+    if card.is_file() and not is_unedited_card(card) and not config.overwrite:
+        raise OutputError(f"{card} was edited. Move it, or use ", Option("overwrite"), " to replace it.")
+    outputs.writes(card).writes(config.save_to / TWIN)
+    for name, source in {contents.lora: config.lora_path, **contents.pictures}.items():
+        if not _is_copy(config.save_to / name, source):
+            outputs.writes(config.save_to / name)
+    outputs.check()
     return contents
 
 
-def _is_pushed(path: Path, *, given: Path) -> bool:
-    """Return whether a LoRA may be replaced: a training run's only by itself."""
-    return is_spare_lora(path) or (is_lora(path) and given.is_file() and file_digest(path) == file_digest(given))
+def _is_copy(path: Path, source: Path) -> bool:
+    """Return whether a file is another one with the bytes of its source, as an earlier `push` copied it."""
+    are_files = path.is_file() and source.is_file() and not is_same(path, source)
+    return are_files and file_digest(path) == file_digest(source)
 
 
 def pushed(
@@ -137,7 +132,8 @@ def pushed(
     pictures = contents.pictures
     digests_of(list(pictures.values()))  # each can be read
     file = adapter.path if is_unchanged(adapter) else None
-    with temp_folder() as folder:
+    with TemporaryDirectory(prefix="lbm-lora-") as temporary:
+        folder = Path(temporary)
         lora = _native(adapter, file, folder / contents.lora)
         twin = _twin(adapter, folder)
         errors = measured_errors(adapter)
@@ -188,9 +184,6 @@ def _delivered(
 
 
 def _copy(file: Path, path: Path) -> None:
-    """Copy a file atomically; what fails names the copy."""
-    if not file.exists():
-        raise OutputError(f"{file} was removed or moved while it was in use. Run the command again.")
     with atomic_path(path) as temporary:
         shutil.copyfile(file, temporary)
 

@@ -9,19 +9,13 @@ import torch
 
 from lbm_lora.adapter import Adapter, load_adapter, precision, save_adapter
 from lbm_lora.apply import adapted_to_lbm
-from lbm_lora.atomic import together, written_bytes
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, dtype_of, open_checkpoint
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, Option, QualityError, need_packages
 from lbm_lora.factorize import PACKED
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, together, written_bytes
 from lbm_lora.hub import localized
-from lbm_lora.output_place import is_protected
-from lbm_lora.own_file import OwnFile
-from lbm_lora.ownership import REFINEMENT_STATE, is_ours, is_spare_lora, of_kind
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import version_of
 from lbm_lora.workflows.files_beside import check_form
 from lbm_lora.workflows.refine_record import identity_of, metadata_of, steps_of
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -120,8 +114,7 @@ def refined(
     Args:
         config: its paths name things for messages and metadata; nothing is read from them.
         keep: receives the refined adapter.
-        state: file to which the run is saved until its end, to be resumed; None: not saved. A file of somebody else
-            at this path stays.
+        state: file to which the run is saved until its end, to be resumed; None: not saved.
     """
     from lbm_lora.imaging.digests import digests_of
 
@@ -133,31 +126,13 @@ def refined(
     try:
         made, result = _distill(config, base, tuned, adapter, dtype, images, identity, state, progress)
     except QualityError:
-        _forget(state, identity)  # the run would fail again
+        if state is not None:
+            state.unlink(missing_ok=True)  # the run would fail again
         raise
     keep(replace(made, metadata=metadata_of(config, adapter, dtype, learnt, result)))
-    _forget(state, identity)
-    return result
-
-
-def _forget(state: Path | None, identity: Mapping[str, Any]) -> None:
-    """Remove the state of this run, unless somebody has protected it meanwhile."""
-    if state is None or is_protected(state):
-        return
-    before = version_of(state)
-    is_own = is_ours(state, REFINEMENT_STATE) and _is_of(state, identity)
-    if is_own and version_of(state) == before:  # not one that has come there meanwhile
+    if state is not None:
         state.unlink(missing_ok=True)
-
-
-def _is_of(state: Path, identity: Mapping[str, Any]) -> bool:
-    """Return whether a state is of this run, and not of one that has started in its place."""
-    from lbm_lora.trainable.state import load_state
-
-    try:
-        return load_state(state).identity == identity
-    except ConfigError:
-        return False
+    return result
 
 
 def state_of(config: RefineConfig) -> Path | None:
@@ -188,13 +163,13 @@ def check(config: RefineConfig) -> None:
 def check_output(config: RefineConfig, images: Sequence[Path]) -> None:
     """Refuse an output that cannot be written, that is an input, or that is a file of somebody else."""
     check_form(config.save_to)
-    plan = FilePlan()
-    plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
-    plan.writes(config.save_to, ours=is_spare_lora)
+    outputs = Outputs(overwrite=config.overwrite)
+    outputs.reads(config.base_model_path, config.tuned_model_path, config.lora_path, config.config_path, *images)
+    outputs.writes(config.save_to)
     if state := state_of(config):
-        plan.writes(state, "the state of the run", ours=of_kind(REFINEMENT_STATE))
-    plan_twins(plan, [config.save_to], config.also)
-    plan.check(overwrite=config.overwrite)
+        outputs.writes(state, "the state of the run")
+    plan_twins(outputs, [config.save_to], config.also)
+    outputs.check()
 
 
 def _distill(
@@ -211,13 +186,10 @@ def _distill(
     """Get the tuned model's answers, release it, and refine the LoRA on the base."""
     from lbm_lora.refinement.images import answered_images
 
-    own = None if state is None else OwnFile(state)
-    if own is not None:
+    if state is not None and not config.overwrite:
         from lbm_lora.refinement.distill import refuse_another
 
-        if not config.overwrite or call_start().has_appeared(own.path):
-            refuse_another(own.path, identity)
-        own.note()
+        refuse_another(state, identity)
     learnt, held = answered_images(
         _load(config, tuned, progress, "loading the tuned model"),
         images,
@@ -243,7 +215,7 @@ def _distill(
             learning_rate=config.learning_rate,
             seed=config.seed,
         ),
-        state=own,
+        state=state,
         identity=identity,
         progress=progress,
     )

@@ -11,6 +11,7 @@ from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed, rounded
 from lbm_lora.checkpoint import Component, Pairing
 from lbm_lora.extraction import DeltaSettings, ExtractedAdapter
 from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.files import current
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import Progress
@@ -91,7 +92,7 @@ def _adapter(found: ExtractedAdapter) -> Adapter:
     if found.adapter is not None:
         return found.adapter
     assert found.output.path is not None
-    return load_adapter(found.output.path)
+    return load_adapter(current(found.output.path))
 
 
 def _refit(

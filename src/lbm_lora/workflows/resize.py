@@ -11,17 +11,14 @@ import torch
 from lbm_lora.adapter import Adapter, common_dtype, load_adapter, precision
 from lbm_lora.adapter.metadata import SETTINGS_KEY, parsed
 from lbm_lora.apply import check_base, check_fit
-from lbm_lora.atomic import together
 from lbm_lora.checkpoint import Checkpoint, dtype_name, open_checkpoint
 from lbm_lora.combine import Resized, resize_adapter
 from lbm_lora.configs.resize import ResizeConfig
 from lbm_lora.errors import AdapterError, ConfigError, Option
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, together
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
-from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
 from lbm_lora.workflows.extract_plan import lora_paths
@@ -57,7 +54,7 @@ def run(config: ResizeConfig, progress: Progress = SILENT) -> ResizeResult:
     return replace(first, further=tuple(further))
 
 
-run_resize = one_call(run)
+run_resize = run
 """Its name on the public page."""
 
 
@@ -82,11 +79,11 @@ def check(config: ResizeConfig) -> RankRule:
 def output_paths(config: ResizeConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
     """Return the outputs: none of them an input, or a file of somebody else."""
     paths = lora_paths(config.save_to, rule)
-    plan = FilePlan()
-    plan.reads(config.lora_path, config.base_model_path, config.calibration, config.config_path, *images)
+    outputs = Outputs(overwrite=config.overwrite)
+    outputs.reads(config.lora_path, config.base_model_path, config.calibration, config.config_path, *images)
     for path in paths:
-        plan.writes(path, ours=is_spare_lora)
-    plan.check(overwrite=config.overwrite)
+        outputs.writes(path)
+    outputs.check()
     return paths
 
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbm_lora.adapter import Adapter, Status
-from lbm_lora.atomic import written_bytes
 from lbm_lora.combine import Resized
+from lbm_lora.files import written_bytes
 from lbm_lora.naming import leaf_of, module_of
 from lbm_lora.ranks import FixedRanks, Prediction, RankRule, TrialImages
-from lbm_lora.regular_file import status_of
 from lbm_lora.report.wording import plural
 
 
@@ -58,8 +57,7 @@ class ResizeResult:
 
 
 def result_of(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> ResizeResult:
-    """Return the result of a written LoRA. The given file may have been removed since."""
-    before = None if adapter.path is None else status_of(adapter.path)
+    """Return the result of a written LoRA."""
     ranks = {name: module.rank for name, module in adapter.modules.items()}
     layers = tuple(
         ResizedLayer(
@@ -76,7 +74,7 @@ def result_of(adapter: Adapter, rule: RankRule, path: Path, found: Resized) -> R
         source=adapter.path.name if adapter.path else adapter.label,
         adapter=path,
         nbytes=written_bytes(path),
-        nbytes_before=adapter.nbytes if before is None else before.st_size,
+        nbytes_before=adapter.nbytes if adapter.path is None else adapter.path.stat().st_size,
         linear_rank=found.rank,
         conv_rank=found.conv_rank,
         linear_rank_before=_highest(adapter, 2),

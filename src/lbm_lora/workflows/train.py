@@ -1,30 +1,17 @@
 """Train a LoRA, new or continued, or the full denoiser, by a training file: the verb `train`."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbm_lora.call_start import call_start
 from lbm_lora.configs.train import TrainRunConfig
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import ConfigError, Option, need_packages
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, is_ours, is_same, is_trained
 from lbm_lora.hub import localized
 from lbm_lora.missing_path import real_path
-from lbm_lora.ownership import (
-    RUN_LINE,
-    SAMPLES,
-    TRAINING_STATE,
-    is_lora,
-    is_ours,
-    is_trained,
-    of_kind,
-    save_of,
-)
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.regular_file import is_same
 from lbm_lora.training.run.run_folder import RunFolder
 from lbm_lora.training.settings.train_config import TrainConfig, read_train_config
 from lbm_lora.workflows.twins import Twin, plan_twins, write_twins
@@ -75,7 +62,6 @@ def run(config: TrainRunConfig, progress: Progress = SILENT) -> TrainResult:
         QualityError: the loss is no longer finite.
     """
     settings = read_train_config(config.path_config, config.overrides)
-    call_start().pinned_folder(settings.save_ckpt_path)
     names = {key.replace("-", "_") for key, _ in config.overrides}
     check_home(config.path_config, settings, names)
     if config.also and settings.mode == "full":
@@ -99,7 +85,7 @@ def check_home(path: Path, settings: TrainConfig, given: Container[str]) -> None
     if "save_ckpt_path" in given:
         return
     is_moved = real_path(path.parent) != real_path(settings.save_ckpt_path)
-    if is_moved and is_ours(path, RUN_LINE) and RunFolder(path.parent).results():
+    if is_moved and is_ours(path) and RunFolder(path.parent).results():
         raise ConfigError(
             f"{path} is in the folder of a run, but its save_ckpt_path is {settings.save_ckpt_path}: the folder was "
             "copied or moved. Add ",
@@ -128,61 +114,43 @@ def trained(
 
     settings = localized(settings, progress)
     folder = RunFolder(settings.save_ckpt_path)
-    watched = (folder.config, *folder.results(), folder.last, folder.best, folder.state, *folder.grids())
-    # a run holds its folder, and makes it again if it was removed
-    _planned(settings, path_config, also).check(overwrite=overwrite, watched=watched)
+    _check_outputs(settings, folder, path_config, also, overwrite=overwrite)
     folder.check_folders(pictures=settings.has_validation, logger=settings.logger)
     base = _base(settings, progress, overwrite=overwrite)
     return _result(fit(settings, base, progress, path_config=path_config), settings)
 
 
-def _planned(settings: TrainConfig, path_config: Path | None, also: Sequence[ForeignFormat]) -> FilePlan:
-    """Return what the run reads and writes. Shards are left out: no output has such a name."""
+def _check_outputs(
+    settings: TrainConfig,
+    folder: RunFolder,
+    path_config: Path | None,
+    also: Sequence[ForeignFormat],
+    *,
+    overwrite: bool,
+) -> None:
+    """Check what the run reads and writes. Shards are left out: no output has such a name.
+
+    What a training has saved in the folder may be replaced: `fit` goes on with it, or refuses the folder.
+    """
     from lbm_lora.workflows.base import planned_missing
 
-    plan = planned_missing(
+    base = planned_missing(
         base_path(settings), backbone_signature=settings.backbone_signature, config_path=settings.config_path
     )
-    step, folder = FilePlan(), RunFolder(settings.save_ckpt_path)
+    step = Outputs()
     step.reads(base_path(settings), settings.lora_weights_path, settings.config_path, settings.lpips_weights)
-    step.reads(*_images(settings))
-    if settings.resume not in ("auto", "never"):
-        state = Path(settings.resume)
-        step.reads(None if is_same(state, folder.state) else state)
-    step.reads(path_config)
-    result, picture = is_trained if settings.mode == "full" else is_lora, of_kind(SAMPLES)
-    if path_config is None or not is_same(path_config, folder.config):  # the given file stays as it is
-        step.writes(folder.config, "the run's file", ours=of_kind(RUN_LINE))
-    step.writes(folder.state, "the run's file", ours=of_kind(TRAINING_STATE))
+    step.reads(path_config, *_images(settings))
+    if settings.resume not in ("auto", "never") and not is_same(Path(settings.resume), folder.state):
+        step.reads(Path(settings.resume))
     ends = [folder.last, *([folder.best] if settings.has_validation else [])]
-    for path in ends:
-        step.writes(path, "the run's file", ours=result)
-    for path in folder.step_files():
-        step.writes(path, "the run's file", ours=result, may_stay=True)
-    for path in folder.grids():
-        step.writes(path, "the run's picture", ours=picture, may_stay=True)
-    step.writes_in(folder.path, ours=result)
-    step.writes_in(folder.grid(0).parent, ours=picture)
-    plan_twins(step, ends, also, ours=_spare_twins(folder))
-    plan.then(step, made=[base_path(settings)] if plan.outputs else ())
-    return plan
-
-
-def _spare_twins(folder: RunFolder) -> Callable[[Path], bool]:
-    """Return a function that tells whether a twin may be replaced: no run has saved it, or the one in the folder."""
-
-    @cache
-    def parts() -> dict[str, int]:
-        from lbm_lora.trainable.state import load_state
-
-        state = load_state(folder.state) if folder.state.exists() else None
-        return {} if state is None else {**state.earlier_parts, state.part: state.step}
-
-    def is_spare(path: Path) -> bool:
-        save = save_of(path)
-        return is_lora(path) and (save is None or save[0] <= parts().get(save[1], -1))
-
-    return is_spare
+    plan_twins(step, ends, also)
+    foreign = [path for path in (*folder.step_files(), *folder.grids()) if not (is_ours(path) or is_trained(path))]
+    for path in (folder.state, *ends, *foreign):
+        step.writes(path, "the run's file")
+    if path_config is None or not is_same(path_config, folder.config):  # the given file stays as it is
+        step.writes(folder.config, "the run's file")
+    outputs = Outputs(overwrite=overwrite, replaces_trained=True)
+    outputs.then(base).then(step).check()
 
 
 def _images(settings: TrainConfig) -> Iterator[Path]:

@@ -4,7 +4,7 @@ A twin holds all that its format can. Biases and norms that it cannot hold are l
 them. A twin that its format cannot express at all is also a warning: the native file holds everything.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,11 @@ from lbm_lora.adapter.adapter_file import files_of, plan_files
 from lbm_lora.adapter.formats import WISHES
 from lbm_lora.adapter.formats.names import counted
 from lbm_lora.adapter.metadata import STEP_KEY
-from lbm_lora.atomic import current, written_bytes
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.values import ForeignFormat
 from lbm_lora.errors import InputError, OutputError
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import Outputs, current, written_bytes
 from lbm_lora.naming import ParamName
-from lbm_lora.ownership import is_spare_lora
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.workflows.files_beside import check_form, twins_of, warn_of_others
 
@@ -40,17 +38,8 @@ class Twin:
     """What a user of the file should know, one sentence each."""
 
 
-def plan_twins(
-    plan: FilePlan,
-    loras: Iterable[Path],
-    also: Sequence[ForeignFormat],
-    *,
-    ours: Callable[[Path], bool] = is_spare_lora,
-) -> None:
+def plan_twins(outputs: Outputs, loras: Iterable[Path], also: Sequence[ForeignFormat]) -> None:
     """Note the files of all twins.
-
-    Args:
-        ours: whether an existing twin may be replaced.
 
     Raises:
         OutputError: a file has the path of a folder.
@@ -58,7 +47,7 @@ def plan_twins(
     for lora in loras:
         for to, path in twins_of(lora, also).items():
             check_form(path, to)
-            plan_files(plan, path, to, f"the {to} twin", ours=ours)
+            plan_files(outputs, path, to, f"the {to} twin")
 
 
 def _marked(adapter: Adapter, file: Path) -> Adapter:

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.apply import adapted_to_lbm, check_base, check_fit
-from lbm_lora.atomic import current, together, write_text
-from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.files import current, together, write_text
 from lbm_lora.hub import localized
-from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
@@ -73,13 +71,11 @@ def run(config: ValidateConfig, progress: Progress = SILENT) -> ValidateResult:
     Raises:
         InputError: invalid input of any kind; see `lbm_lora.errors`.
     """
-    config = with_report(config)
-    call_start().pinned_folder(report_folder(config))  # it may be exchanged while models are fetched
-    return compared(localized(config, progress), progress)
+    return compared(localized(with_report(config), progress), progress)
 
 
 def compared(config: ValidateConfig, progress: Progress) -> ValidateResult:
-    """Validate a LoRA as `run` does. Its file may wait for others (see `lbm_lora.atomic.together`).
+    """Validate a LoRA as `run` does. Its file may wait for others (see `lbm_lora.files.together`).
 
     Args:
         config: all its files are local.
@@ -96,7 +92,7 @@ def compared(config: ValidateConfig, progress: Progress) -> ValidateResult:
     return write_reports(config, found, digests)
 
 
-run_validate = one_call(run)
+run_validate = run
 """Its name on the public page."""
 
 

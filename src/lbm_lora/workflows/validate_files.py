@@ -1,31 +1,18 @@
 """The files of a validation: the report, and the list of layers."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lbm_lora.atomic import current
 from lbm_lora.configs.validate import ValidateConfig
-from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import MARK, Outputs, current, file_digest
 from lbm_lora.hub import hub_name
 from lbm_lora.missing_path import with_name
-from lbm_lora.ownership import LIST_MARK
-from lbm_lora.plain_text import read_text
-from lbm_lora.regular_file import file_digest
-from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
-
-_USE = "# Copy names, or parts of them"
-_HEAD = re.compile(r"# The (\d+) layers of .* that a LoRA can hold\.(?: Comments: (\d+) that .* lacks\.)?")
-_LINE = re.compile(r"# \S+: (?:dense|not) in this LoRA|\S*")
-"""A line of the list of layers, which is a comment if the LoRA lacks the layer."""
+from lbm_lora.report import Provenance, installed_versions, report_paths
 
 
 def with_report(config: ValidateConfig) -> ValidateConfig:
-    """Return the config with the folder for its reports, which for a LoRA on the hub is not next to it, in the cache.
-
-    It is chosen once: a folder of PEFT may have been moved away by the end, and would no longer count as a folder.
-    """
+    """Return the config with the folder for its reports: not in the cache, for a LoRA on the hub."""
     name = hub_name(config.lora_path)
     folder = report_folder(config) if name is None else config.report or Path(f"{name.stem}_report")
     return replace(config, report=folder)
@@ -37,36 +24,21 @@ def check_output(config: ValidateConfig, images: Sequence[Path]) -> None:
     Raises:
         OutputError: in both cases.
     """
-    plan_report(config, images).check(overwrite=config.overwrite)
+    plan_report(config, images).check()
 
 
-def plan_report(config: ValidateConfig, images: Sequence[Path]) -> FilePlan:
+def plan_report(config: ValidateConfig, images: Sequence[Path]) -> Outputs:
     """Return what the command reads and writes.
 
     Args:
         images: all images that are compared.
     """
-    plan = FilePlan()
-    plan.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
-    plan.reads(config.lpips_weights, config.config_path, *images)
+    outputs = Outputs(overwrite=config.overwrite)
+    outputs.reads(config.base_model_path, config.tuned_model_path, config.lora_path, *config.other_lora_path)
+    outputs.reads(config.lpips_weights, config.config_path, *images)
     for path in report_paths(report_folder(config), has_image=bool(images)):
-        plan.writes(path, "the report", ours=is_report)
-    named = config.layer_names
-    plan.writes(layer_names_file(config), "" if named else "the list of layers", ours=_is_list)
-    return plan
-
-
-def _is_list(path: Path) -> bool:
-    """Return whether a file is a list of layers as `layer_names_text` makes it: all of them, and nothing else."""
-    try:
-        head, use, *lines = read_text(path).splitlines()
-    except (OSError, ValueError):
-        return False
-    found = _HEAD.fullmatch(head)
-    if found is None or not use.startswith(_USE) or not f"{use}\n".endswith(LIST_MARK):
-        return False
-    counts = len(lines) - 1, sum(line.startswith("#") for line in lines)  # somebody may have made comments of names
-    return counts == (int(found[1]), int(found[2] or 0)) and all(_LINE.fullmatch(line) for line in lines)
+        outputs.writes(path, "the report")
+    return outputs.writes(layer_names_file(config), "" if config.layer_names else "the list of layers")
 
 
 def report_folder(config: ValidateConfig) -> Path:
@@ -117,5 +89,5 @@ def layer_names_text(config: ValidateConfig, lines: Sequence[str]) -> str:
     lacking = sum(line.startswith("#") for line in lines)
     more = f" Comments: {lacking} that {config.lora_path.name} lacks." if lacking else ""
     head = f"# The {len(lines)} layers of {config.tuned_model_path.name} that a LoRA can hold.{more}\n"
-    use = f"{_USE}, into trainable_lora_modules of a training configuration {LIST_MARK}"
+    use = f"# Copy names, or parts of them, into trainable_lora_modules of a training configuration ({MARK}).\n"
     return head + use + "\n" + "\n".join(lines) + "\n"

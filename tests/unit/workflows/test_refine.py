@@ -21,12 +21,9 @@ from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import ConfigError, OutputError, QualityError, WrongBaseError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.imaging.digests import digests_of
-from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import LbmLoraWarning, Silent
-from lbm_lora.trainable.state import TrainState, save_state
-from lbm_lora.workflows import refine
 from lbm_lora.workflows.extract import run as extract
-from lbm_lora.workflows.refine import run, state_of
+from lbm_lora.workflows.refine import run
 from standins import TINY, Lbm, write_lbm
 
 
@@ -115,57 +112,6 @@ def test_a_file_of_somebody_else_with_the_states_name_stays(
     theirs = config.save_to.with_name("refined.refine.pt")
     run(dataclasses.replace(config, method=method, steps=1, mirror=False), Placing(theirs, when))
     assert theirs.read_text() == "my work of a week"
-
-
-def test_a_state_that_appears_while_the_answers_are_computed_is_kept(config: RefineConfig, tmp_path: Path) -> None:
-    """Another run of other settings has begun at the same output."""
-    theirs = state_of(config)
-    assert theirs is not None
-    state = TrainState(
-        step=1, epoch=0, batch=1, values={}, optimizer={}, average={}, origins={}, best=1.0, best_step=0, validated=1,
-        identity={"seed": 9}, config={},
-    )  # fmt: skip
-    save_state(state, tmp_path / "theirs.pt", mark=REFINEMENT_STATE)
-
-    class Beginning(Silent):
-        def start(self, total: int, what: str) -> None:
-            if what == "loading the base":
-                shutil.copy(tmp_path / "theirs.pt", theirs)
-
-    with pytest.raises(OutputError, match=r"refined\.refine\.pt is another run's by now, and was kept"):
-        run(dataclasses.replace(config, steps=1, mirror=False), Beginning())
-    assert theirs.read_bytes() == (tmp_path / "theirs.pt").read_bytes()
-    assert not config.save_to.exists()
-
-
-def test_a_state_that_is_protected_meanwhile_is_kept(config: RefineConfig) -> None:
-    state = state_of(config)
-    assert state is not None
-
-    class Protecting(Silent):
-        def advance(self, n: int = 1) -> None:
-            if state.exists():
-                state.chmod(0o444)
-
-    run(dataclasses.replace(config, steps=1, mirror=False), Protecting())
-    assert state.exists()
-    assert config.save_to.exists()
-
-
-def test_a_state_that_comes_while_this_one_is_looked_at_is_kept(
-    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state, theirs = state_of(config), tmp_path / "theirs.pt"
-    assert state is not None
-    theirs.write_bytes(b"theirs")
-
-    def looked_at(path: Path, identity: object) -> bool:
-        theirs.replace(path)
-        return True
-
-    monkeypatch.setattr(refine, "_is_of", looked_at)
-    run(dataclasses.replace(config, steps=1, mirror=False))
-    assert state.read_bytes() == b"theirs"
 
 
 class Stop(Exception):
