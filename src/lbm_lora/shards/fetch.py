@@ -11,13 +11,17 @@ import re
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from signal import SIGKILL
+from threading import Timer
+from typing import BinaryIO, cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import xxhash
 from filelock import FileLock
-from webdataset.gopen import gopen
+from webdataset.gopen import Pipe, gopen
 
 from lbm_lora.errors import ConfigError, DataError, Option, OutputError, listing, plural
 from lbm_lora.files import atomic_path, identity_of
@@ -27,6 +31,8 @@ from lbm_lora.shards.samples import ends_digest
 
 _COMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.LZMAFile}
 """Map from the first bytes of a file to its decompressor."""
+PATIENCE = 60.0
+"""Seconds without a byte after which a URL counts as dead. The commands of `pipe:` may take longer."""
 MOST_UNPACKED = 100  # largest ratio of unpacked to compressed bytes: images hardly compress
 _LONG = 200  # bytes: what is added must fit in too
 _SCHEMES = ("http", "https", "ftps", "sftp", "hf", "gs", "ais")
@@ -97,7 +103,10 @@ def _fetched(url: str, cache_dir: Path) -> Path:
         if temporary is not None:
             try:
                 with gopen(url, "rb") as stream, temporary.open("wb") as file:
-                    shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
+                    if isinstance(stream, Pipe) and scheme != "pipe":
+                        _copy(stream, file)
+                    else:
+                        shutil.copyfileobj(stream, file, 1 << 20)  # pyright: ignore[reportArgumentType]
                     if not file.tell():  # as when the first command of a pipe fails
                         raise EOFError("nothing came")
             except Exception as error:  # the errors of several HTTP libraries, and plain ones
@@ -105,9 +114,22 @@ def _fetched(url: str, cache_dir: Path) -> Path:
     return copy
 
 
+def _copy(stream: Pipe, file: BinaryIO) -> None:
+    """Copy what a command fetches. One that sends nothing for `PATIENCE` seconds is ended."""
+    chunk = b"..."
+    while chunk:
+        timer = Timer(PATIENCE, stream.proc.kill)
+        timer.start()
+        chunk = cast(BufferedReader, stream.stream).read1(1 << 20)
+        timer.cancel()
+        file.write(chunk)
+
+
 def _reason(error: Exception) -> str:
     """Return the cause without the command line that WebDataset shows, which may contain an access token."""
-    ended = re.search(r": exit (\d+) \(read\)", str(error))
+    ended = re.search(r": exit (-?\d+) \(read\)", str(error))
+    if ended and int(ended[1]) == -SIGKILL:
+        return f"nothing came for {PATIENCE:g} s"
     if ended:
         return f"its command (curl, gsutil, or a pipe) ended with exit code {ended[1]}"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -13,6 +13,7 @@ import pytest
 from webdataset.gopen import Pipe, gopen_schemes
 
 from lbm_lora.errors import ConfigError, DataError, OutputError
+from lbm_lora.shards import fetch
 from lbm_lora.shards.fetch import local_shards
 
 
@@ -173,3 +174,14 @@ def test_a_compressed_shard_does_not_fill_the_disk(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be unpacked: its contents have more than 100 times its bytes"):
         local_shards([str(bomb)], cache_dir=tmp_path / "cache", allow_pipe=False)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size] == []
+
+
+def test_a_url_that_sends_nothing_more_is_given_up(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = {"http://host/a.tar": ["cat", str(shard)], "http://host/b.tar": ["tail", "-f", str(shard)]}
+    monkeypatch.setattr(fetch, "PATIENCE", 0.5)
+    monkeypatch.setitem(gopen_schemes, "http", lambda url, *_: Pipe(commands[url], mode="rb", bufsize=8192))
+    assert local("http://host/a.tar", cache_dir=tmp_path / "cache")[0].read_bytes() == shard.read_bytes()
+    with pytest.raises(DataError, match=r"the shard http://host/b\.tar cannot be fetched: nothing came for 0\.5 s\."):
+        local("http://host/b.tar", cache_dir=tmp_path / "cache")
