@@ -15,8 +15,6 @@ from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.layers import LayersConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError, OutputError
 from lbm_lora.imaging.digests import digests_of
-from lbm_lora.late_files import given_in, notes_of_one_call
-from lbm_lora.progress import Silent
 from lbm_lora.workflows import calibrate
 from lbm_lora.workflows.calibrate import measured, run
 from lbm_lora.workflows.layers import run as list_layers
@@ -96,25 +94,6 @@ def test_sums_are_saved_after_every_image_and_a_stopped_run_goes_on(
     with notes_of_one_call(given_in(config)):
         assert run(config).statistics.read_bytes() == whole
     assert not list(config.save_to.parent.glob("*.partial.*"))
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_statistics_that_come_while_others_are_measured_are_kept(
-    config: CalibrateConfig, tmp_path: Path, overwrite: bool
-) -> None:
-    """Another command has measured another model into the same file."""
-    theirs = run(replace(config, save_to=tmp_path / "theirs.safetensors", seed=5)).statistics.read_bytes()
-
-    class Coming(Silent):
-        def start(self, total: int, what: str) -> None:
-            if what == "writing":
-                config.save_to.write_bytes(theirs)
-
-    with pytest.raises(OutputError, match="appeared while this command ran, and this command did not write it"):
-        measured(replace(config, overwrite=overwrite), Coming())
-    assert config.save_to.read_bytes() == theirs
-    run(config, Coming())  # a command that names it replaces statistics by statistics
-    assert config.save_to.read_bytes() != theirs
 
 
 def test_bad_input_is_found_first(config: CalibrateConfig, lbm: Lbm, monkeypatch: pytest.MonkeyPatch) -> None:

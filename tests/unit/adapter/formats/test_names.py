@@ -5,7 +5,7 @@ import pytest
 from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, counted, flat, unet_modules
 from lbm_lora.bundled import TUNED
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.model import sgm
+from lbm_lora.model import backbone
 from lbm_lora.model.constants import LBM_UNET
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of
 
@@ -25,7 +25,7 @@ def test_the_table_is_bijective_in_every_spelling() -> None:
 
 def test_every_module_of_the_mini_model_is_in_it_with_the_name_of_the_single_file() -> None:
     names = mini_names()
-    keys = sgm.unet_keys(names, LBM_UNET)
+    keys = backbone.unet_keys(names, LBM_UNET)
     assert len(names) == 1676
     assert {name: f"model.diffusion_model.{SGM[module_of(name)]}.{leaf_of(name)}" for name in names} == keys
     assert len({module_of(name) for name in names}) == 792 + 256
