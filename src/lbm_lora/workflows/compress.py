@@ -14,6 +14,7 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import Option, PairingError
+from lbm_lora.fidelity.outputs import VariantSummary
 from lbm_lora.file_plan import FilePlan
 from lbm_lora.hub import localized
 from lbm_lora.imaging.paths import readable_sources
@@ -22,7 +23,6 @@ from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
-from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.workflows import base, calibrate, extract, extract_plan, validate, validate_files
 from lbm_lora.workflows.compress_files import CompressFiles, size_of
 from lbm_lora.workflows.twins import Twin

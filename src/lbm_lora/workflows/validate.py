@@ -12,20 +12,14 @@ from lbm_lora.call_start import call_start
 from lbm_lora.checkpoint import Checkpoint, FingerprintBuilder, dtype_of, open_checkpoint, pair
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import ConfigError, Option, QualityError
+from lbm_lora.fidelity.outputs import ImageSet
+from lbm_lora.fidelity.weights import WeightReport, compare_weights, file_labels, weight_report
 from lbm_lora.hub import localized
 from lbm_lora.late_files import one_call
 from lbm_lora.model.baseline import check_pair
 from lbm_lora.naming import ParamName, select
 from lbm_lora.progress import SILENT, Progress, warn
-from lbm_lora.report import (
-    ImageSet,
-    Report,
-    WeightReport,
-    compare_weights,
-    file_labels,
-    weight_report,
-    write_report,
-)
+from lbm_lora.report import Report, write_report
 from lbm_lora.report.wording import plural
 from lbm_lora.workflows.layers import layer_lines
 from lbm_lora.workflows.sources import image_paths

@@ -8,12 +8,13 @@ from pathlib import Path
 from lbm_lora.atomic import current
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.file_plan import FilePlan
+from lbm_lora.files import is_ours as is_report
 from lbm_lora.hub import hub_name
 from lbm_lora.missing_path import with_name
 from lbm_lora.ownership import LIST_MARK
 from lbm_lora.plain_text import read_text
 from lbm_lora.regular_file import file_digest
-from lbm_lora.report import Provenance, installed_versions, is_report, report_paths
+from lbm_lora.report import Provenance, installed_versions, report_paths
 
 _USE = "# Copy names, or parts of them"
 _HEAD = re.compile(r"# The (\d+) layers of .* that a LoRA can hold\.(?: Comments: (\d+) that .* lacks\.)?")

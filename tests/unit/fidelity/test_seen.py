@@ -6,9 +6,9 @@ import math
 import pytest
 
 from lbm_lora.adapter import Adapter, AdapterMetadata
+from lbm_lora.fidelity.outputs import ImageComparison, ImageScore, VariantScores
 from lbm_lora.fidelity.seen import remark_on_seen, seen_of
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.report.outputs import ImageComparison, ImageScore, VariantScores
 
 
 def adapter(**facts: object) -> Adapter:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present.lines import file_lines, paragraphs
 from lbm_lora.naming import DENOISER_PREFIX
-from lbm_lora.report.text.tables import facts, numbers, paragraph, table, words
+from lbm_lora.report.table import facts, numbers, paragraph, table, words
 from lbm_lora.report.wording import dimensions, megabytes, percent, plural, share
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present.lines import paragraphs
 from lbm_lora.cli.spelling import as_flag
-from lbm_lora.report.text.tables import table, words
+from lbm_lora.report.table import table, words
 from lbm_lora.report.wording import plural
 
 if TYPE_CHECKING:

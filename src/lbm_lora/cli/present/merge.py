@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lbm_lora.cli.present.lines import file_lines, paragraphs
-from lbm_lora.report.text.tables import numbers, table, words
+from lbm_lora.report.table import numbers, table, words
 from lbm_lora.report.wording import percent, plural
 
 if TYPE_CHECKING:

@@ -9,18 +9,10 @@ from html.parser import HTMLParser
 import pytest
 
 from lbm_lora.adapter import LedgerRow, Status
-from lbm_lora.report import (
-    BANDS,
-    ImageSet,
-    LoraFile,
-    OutputComparison,
-    Provenance,
-    Report,
-    WeightReport,
-    render_html,
-)
-from lbm_lora.report import images as images_module
-from lbm_lora.report.html import gauge_position
+from lbm_lora.fidelity.outputs import ImageSet, LoraFile, OutputComparison
+from lbm_lora.fidelity.weights import BANDS, WeightReport
+from lbm_lora.report import Provenance, Report, render_html
+from lbm_lora.report import page as page_module
 
 Build = Callable[..., WeightReport]
 Row = Callable[..., LedgerRow]
@@ -104,16 +96,6 @@ def test_several_loras_are_compared(report: Report, several: OutputComparison) -
     assert {"big.safetensors", "20.0 kB", "calibrated, fp16", "fixed, bf16, equal ranks", "rank 4"} <= set(page.cells)
 
 
-def test_what_was_not_measured_has_no_column(
-    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
-) -> None:
-    tree = outputs.images[0]  # has no mask
-    scores = tuple(replace(v, images=tuple(replace(s, lpips=None) for s in v.images)) for v in tree.scores)
-    cells = Page(render_html(replace(report, outputs=build_outputs(replace(tree, scores=scores), lpips=None)))).cells
-    assert "SSIM" in cells
-    assert not [cell for cell in cells if "LPIPS" in cell or "mask" in cell]
-
-
 def test_the_page_needs_no_network(report: Report, build_set: Sets) -> None:
     page = Page(render_html(report, images=[build_set("cup.png")]))
     references = [value for name in LOADING for value in page.attributes(name)]
@@ -132,10 +114,6 @@ def test_the_page_needs_no_network(report: Report, build_set: Sets) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy
-
-
-def test_plotly_is_in_the_page_once(report: Report) -> None:
-    assert render_html(report).count("plotly.js v") == 1
 
 
 def test_equal_reports_give_equal_bytes(report: Report) -> None:
@@ -172,11 +150,6 @@ def test_names_from_files_cannot_become_markup(
     assert "<img" not in shown
 
 
-def test_control_characters_are_spelt_out(build: Build, row: Row) -> None:
-    weights = build(row("a\x1b\u202e.weight", Status.LORA, (4, 4), error=0.1, rank=2))
-    assert r"a\x1b\u202e.weight" in Page(render_html(Report(weights=weights))).cells
-
-
 def test_infinite_errors(build: Build, row: Row) -> None:
     broken = row("a.weight", Status.LORA, (4, 4), error=math.inf, rank=2)
     page = Page(render_html(Report(weights=build(broken, row("b.bias", Status.DENSE, (4,), error=0.0)))))
@@ -184,13 +157,6 @@ def test_infinite_errors(build: Build, row: Row) -> None:
     assert "inf" in page.cells
     style = next(value for value in page.attributes("style") if value.startswith("left"))
     assert style == "left: 100.00%"
-
-
-@pytest.mark.parametrize("status", list(Status))
-def test_a_single_tensor_of_any_status(build: Build, row: Row, status: Status) -> None:
-    delta, rank = (0.0 if status is Status.UNCHANGED else 1.0), (2 if status is Status.LORA else None)
-    only = row("a.weight", status, (4, 4), error=0.0 if delta == 0 else 1.0, delta=delta, rank=rank, noise=0.0)
-    assert "a.weight" in Page(render_html(Report(weights=build(only)))).cells
 
 
 def test_an_empty_report_has_a_page(build: Build) -> None:
@@ -242,12 +208,6 @@ def test_the_weight_error_of_a_calibrated_file_is_put_right(
     assert ("high on purpose: calibrated" in page.texts["dd"]) == said
 
 
-def test_small_images_are_enlarged_by_repeating_pixels(report: Report, build_set: Sets) -> None:
-    sets = [build_set("cup.png", side=255), build_set("tree.jpg", side=256)]
-    page = Page(render_html(report, images=sets))
-    assert [attrs["class"] for tag, attrs in page.tags if tag == "article"] == ["set small", "set"]
-
-
 def test_every_image_has_words_and_a_button(report: Report, build_set: Sets) -> None:
     page = Page(render_html(report, images=[build_set("cup.png")]))
     assert page.attributes("alt") == [
@@ -279,7 +239,7 @@ def test_long_tables_are_folded(build: Build, row: Row, report: Report, build_se
 
 def test_images_are_limited(report: Report, build_set: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
     one = build_set("first.png")
-    monkeypatch.setattr(images_module, "IMAGES_NBYTES", 5 * len(one.difference))
+    monkeypatch.setattr(page_module, "IMAGES_NBYTES", 5 * len(one.difference))
     page = Page(render_html(report, images=[one, build_set("second.png")]))
     assert len(page.attributes("alt")) == 5
     assert any("Left out, to keep this page small: second.png." in text for text in page.texts["p"])
@@ -291,4 +251,4 @@ def test_images_are_limited(report: Report, build_set: Sets, monkeypatch: pytest
 )
 def test_the_gauge_gives_every_band_a_quarter(error: float, place: float) -> None:
     assert len(BANDS) == 4
-    assert gauge_position(error) == pytest.approx(place)
+    assert page_module._gauge_position(error) == pytest.approx(place)

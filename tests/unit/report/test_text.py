@@ -4,17 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from lbm_lora.adapter import LedgerRow, Status
-from lbm_lora.report import (
-    DenoiserScore,
-    ImageScore,
-    LoraFile,
-    OutputComparison,
-    Report,
-    WeightReport,
-    full_text,
-    short_text,
-)
+from lbm_lora.fidelity.outputs import DenoiserScore, LoraFile, OutputComparison
+from lbm_lora.fidelity.weights import WeightReport
+from lbm_lora.report import Report, full_text, short_text, wording
+from lbm_lora.report.table import WIDTH, facts, numbers, paragraph, table, words
 
 FULL = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
@@ -103,7 +99,6 @@ Each image, lowest PSNR first
             base + LoRA           0 %  3.00 %
 
 note: The VAEs differ in 3 of 248 tensors."""
-
 SHORT = """\
 LoRA lora.safetensors: base.safetensors + LoRA against tuned.safetensors
   base, 1 step                    PSNR 16.12 dB mean, 14.00 worst; SSIM 0.6061 mean
@@ -189,14 +184,6 @@ def test_infinite_errors(build: Callable[..., WeightReport], row: Callable[..., 
     assert "  lora             1         50.0 %             -  linear: 1\n" in text
 
 
-def test_an_adapter_without_lora_modules(build: Callable[..., WeightReport], row: Callable[..., LedgerRow]) -> None:
-    report = Report(weights=build(row("b.bias", Status.DENSE, (4,), error=0.0)))
-    assert "  success rate                    0.0 %\n" in full_text(report)
-    assert "The adapter reproduces the fine-tune's change exactly.\n" in full_text(report)
-    assert "Worst" not in full_text(report)
-    assert "ranks" not in short_text(report)
-
-
 def test_equal_images(
     report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
 ) -> None:
@@ -206,23 +193,6 @@ def test_equal_images(
     assert "base + LoRA  equal  equal  1.0000  1.0000       0       0\n" in full_text(equal)
     assert "base + LoRA             0 %     0 %\n" in full_text(equal)
     assert "PSNR infinite: equal to tuned; SSIM 1.0000 mean\n" in short_text(equal)
-
-
-def test_without_lpips_and_masks_their_columns_are_left_out(
-    report: Report, outputs: OutputComparison, build_outputs: Callable[..., OutputComparison]
-) -> None:
-    def plain(score: ImageScore) -> ImageScore:
-        return replace(score, lpips=None, mask_psnr=None, mask_ssim=None)
-
-    images = [
-        replace(image, scores=tuple(replace(v, images=tuple(map(plain, v.images))) for v in image.scores))
-        for image in outputs.images
-    ]
-    text = full_text(replace(report, outputs=build_outputs(*images, lpips=None)))
-    assert "  steps  variant       PSNR  worst    SSIM   worst  worst image\n" in text
-    assert "  image      size  variant      steps   PSNR    SSIM\n" in text
-    assert "LPIPS" not in text
-    assert "mask" not in text
 
 
 def test_several_loras_are_listed_by_size(report: Report, several: OutputComparison) -> None:
@@ -294,3 +264,107 @@ def test_many_blocks_are_cut_to_those_with_the_largest_error(
     assert "30 of 40 blocks" in text
     assert "  layers.39 " in text
     assert "  layers.9 " not in text
+
+
+def rows_of(*cells: tuple[str, str], width: int = WIDTH) -> list[str]:
+    return table([words("name"), numbers("error")], cells, width=width)
+
+
+def test_what_is_too_long_goes_on_below_and_nothing_is_lost() -> None:
+    name = "".join(f"block_{i}." for i in range(20))
+    lines = rows_of((name, "1.25 %"))
+    assert max(map(len, lines)) <= 100
+    assert lines[1].endswith("1.25 %")
+    assert "".join(line.removesuffix("1.25 %").strip() for line in lines[1:]) == name
+    assert rows_of((name, "1.25 %"), width=1000)[1] == f"  {name}  1.25 %"
+
+
+def test_names_cannot_steer_a_terminal_and_are_no_markup() -> None:
+    (line,) = table([words(), words()], [("a\x1b[31m\n\t", "[bold]b[/bold] :smile: \u202e")])
+    assert line == r"  a\x1b[31m\n\t  [bold]b[/bold] :smile: \u202e"
+    assert paragraph("a\x1bb") == [r"  a\x1bb"]
+    assert facts([("[red]\r", "\x07")]) == [f"  {'[red]' + chr(92) + 'r':<32}{chr(92)}x07"]
+
+
+def test_facts_have_their_values_in_one_column() -> None:
+    lines = facts([("error", "5 %"), ("a label that is longer than it should be", "1"), ("why", "so " * 40)])
+    assert lines[0] == f"  {'error':<32}5 %"
+    assert lines[1:3] == [f"  {'a label that is longer than it':<32}1", "  should be"]
+    assert lines[3].startswith(f"  {'why':<32}so so")
+    assert lines[4].startswith(f"  {'':<32}so so")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"TERM": "dumb", "COLUMNS": "20"}, {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "LINES": "3"}],
+)
+def test_the_terminal_makes_no_difference(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    before = rows_of(("down_blocks.0.attentions.0.proj_in", "1.25 %"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rows_of(("down_blocks.0.attentions.0.proj_in", "1.25 %")) == before
+
+
+NOISE = "NOISE (above 100 %, more noise than signal: increase the rank, or is it a LoRA of another model?)"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0 %"),
+        (1.2e-6, "1.2e-04 %"),
+        (0.0038, "0.38 %"),
+        (0.09994, "9.99 %"),
+        (0.09996, "10.0 %"),
+        (0.12345, "12.3 %"),
+        (1.0, "100.0 %"),
+        (2496.0, "249,600 %"),
+        (math.inf, "inf"),
+        (math.nan, "-"),
+    ],
+)
+def test_percent(value: float, text: str) -> None:
+    assert wording.percent(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0 %"), (1e-9, "< 0.01 %"), (0.00005, "0.01 %"), (0.5, "50.0 %")])
+def test_share(value: float, text: str) -> None:
+    assert wording.share(value) == text
+
+
+def test_image_scores() -> None:
+    assert [wording.decibel(value) for value in (41.017, math.inf, None)] == ["41.02", "equal", "-"]
+    assert [wording.similarity(value) for value in (0.999999, 1.0, math.nan, None)] == ["0.9999", "1.0000", "nan", "-"]
+
+
+def test_control_characters_are_spelt_out() -> None:
+    assert wording.printable("a\x1b[31mb\n\u202ec é") == r"a\x1b[31mb\n\u202ec é"
+
+
+def test_only_equal_images_have_a_distance_of_0() -> None:
+    assert [wording.distance(value) for value in (0.12344, 0.00005, 4.9e-5, 0.0, None)] == [
+        *("0.1234", "0.0001", "4.9e-05", "0", "-")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "meaning"),
+    [
+        (0.0, "EXCELLENT (below 5 %)", "The adapter reproduces the fine-tune's change exactly."),
+        (0.003, "EXCELLENT (below 5 %)", "It keeps more than 99.99 % of the energy"),
+        (0.05, "GOOD (5 to 50 %, minor artifacts)", "It keeps 99.75 % of the energy"),
+        (0.6, "POOR (50 to 100 %, noticeable degradation)", "It keeps 64.0 % of the energy"),
+        (1.2, NOISE, "it holds more noise than signal."),
+        (math.inf, NOISE, "values that are not finite"),
+    ],
+)
+def test_verdicts(error: float, verdict: str, meaning: str) -> None:
+    assert wording.weights_verdict(error, made_for_output=False) == verdict
+    assert meaning in wording.error_meaning(error)
+
+
+def test_levels_of_a_psnr() -> None:
+    # one level of 255, as the root of the mean squared difference, has 20 log10(255) = 48.13 dB
+    assert [wording.levels(psnr) for psnr in (48.1308, 28.1308, 57.0, math.inf)] == [
+        "1 of 255 levels", "10 of 255 levels", "0.36 of 255 levels", "equal",
+    ]  # fmt: skip

@@ -1,13 +1,14 @@
-"""The outputs part of a report: images of base and base + LoRA against the tuned model's."""
+"""How near the outputs of base and base + LoRA come to the tuned model's: scores, and their means over images."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lbm_lora.errors import plural
-from lbm_lora.report.values import STRICT, Float
+from lbm_lora.fidelity.weights import STRICT, Float
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -164,6 +165,28 @@ class OutputComparison:
         return f"<OutputComparison: {plural(len(self.images), 'image')}, {steps} steps>"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """One source and what the models make of it.
+
+    Attributes:
+        image: file name of the source, without its folder.
+        width, height: of every image of the set, pixels.
+        views: what is seen -> bytes of a PNG, JPEG or WebP file. From the source to the reference, which is the last.
+        psnrs: view -> PSNR to the reference's image, dB; of those that were measured.
+        difference: the LoRA's image minus the reference's, amplified, as such a file.
+        difference_title: what it shows, with its scale.
+    """
+
+    image: str
+    width: int
+    height: int
+    views: Mapping[str, bytes]
+    psnrs: Mapping[str, float]
+    difference: bytes
+    difference_title: str
+
+
 def summarize(images: Sequence[ImageComparison]) -> tuple[VariantSummary, ...]:
     """Mean and worst image of each variant at each number of steps.
 
@@ -190,7 +213,11 @@ def summarize_denoiser(images: Sequence[ImageComparison]) -> tuple[DenoiserSumma
 
 def worst_first(outputs: OutputComparison) -> tuple[ImageComparison, ...]:
     """The images by their lowest PSNR at any number of steps, of the LoRA: the variant after the base."""
-    return tuple(sorted(outputs.images, key=_lowest_psnr))
+
+    def lowest(image: ImageComparison) -> float:
+        return min(score.psnr for score in image.scores[min(1, len(image.scores) - 1)].images)
+
+    return tuple(sorted(outputs.images, key=lowest))
 
 
 def has_masks(outputs: OutputComparison) -> bool:
@@ -229,11 +256,6 @@ def _denoiser(images: Sequence[ImageComparison], variant: int, index: int) -> De
         worst_error=max(errors),
         worst_image=images[errors.index(max(errors))].image,
     )
-
-
-def _lowest_psnr(image: ImageComparison) -> float:
-    variant = image.scores[min(1, len(image.scores) - 1)]
-    return min(score.psnr for score in variant.images)
 
 
 def _mean(values: Sequence[float]) -> float:
