@@ -56,8 +56,8 @@ from lbm_lora.errors import PairingError as PairingError
 from lbm_lora.errors import PatternError as PatternError
 from lbm_lora.errors import QualityError as QualityError
 from lbm_lora.errors import WrongBaseError as WrongBaseError
-from lbm_lora.hub.load import load_adapter as load_adapter
-from lbm_lora.hub.load import open_checkpoint as open_checkpoint
+from lbm_lora.hub.fetch import load_adapter as load_adapter
+from lbm_lora.hub.fetch import open_checkpoint as open_checkpoint
 from lbm_lora.model.build import LBMModel as LBMModel
 from lbm_lora.model.build import load_model as load_model
 from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline

@@ -5,7 +5,7 @@ from pathlib import Path
 from lbm_lora.bundled import BACKBONE
 from lbm_lora.errors import HubError, Option
 from lbm_lora.hub import HubName, local_checkpoint
-from lbm_lora.hub.repository import Repository, open_repository
+from lbm_lora.hub.fetch import Repository, open_repository
 
 PARTS = ("unet", "vae")
 WEIGHTS = "diffusion_pytorch_model"

@@ -21,7 +21,7 @@ from lbm_lora.adapter.metadata import STEP_KEY
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.push import PushConfig
 from lbm_lora.errors import ConfigError, HubError, InputError, OutputError
-from lbm_lora.hub import local_lora, publish
+from lbm_lora.hub import local_lora
 from lbm_lora.late_files import notes_of_one_call
 from lbm_lora.model.build import load_model
 from lbm_lora.naming import ModuleName, ParamName, bias_of, weight_of
@@ -157,8 +157,7 @@ def test_a_folder_that_is_moved_away_while_pictures_are_read_keeps_its_name(
     assert theirs.read_text() == "theirs"
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("to", ["user/repo", "user/repo@new", "user/new"])
+@pytest.mark.parametrize(("to", "overwrite"), [("user/repo", True), ("user/repo@new", False), ("user/new", False)])
 def test_what_somebody_commits_during_the_upload_stays(
     hub: HubServer, config: PushConfig, to: str, overwrite: bool
 ) -> None:
@@ -177,22 +176,6 @@ def test_what_somebody_commits_during_the_upload_stays(
     assert repo.commits[repo.branches[branch or "main"]]["README.md"] == b"theirs"
     run(replace(given, overwrite=True))
     assert repo.commits[repo.branches[branch or "main"]]["README.md"] != b"theirs"
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("to", ["user/repo", "user/repo@new"])
-def test_what_somebody_makes_meanwhile_stays(
-    hub: HubServer, config: PushConfig, monkeypatch: pytest.MonkeyPatch, to: str, overwrite: bool
-) -> None:
-    branch = to.partition("@")[2] or "main"
-    if branch != "main":
-        hub.put("user/repo", {"README.md": b"of the main branch"})
-    theirs = {"README.md": b"theirs"}
-    monkeypatch.setattr(publish, "_check_at_hub", lambda _: hub.put("user/repo", theirs, branch=branch))
-    with pytest.raises(OutputError, match=rf"{to} was made while this command ran, with README\.md\. Run"):
-        run(replace(config, to=to, overwrite=overwrite))
-    repo = hub.repos["user/repo"]
-    assert repo.commits[repo.branches[branch]]["README.md"] == b"theirs"
 
 
 def test_a_lora_with_the_name_of_the_twin_is_renamed(hub: HubServer, config: PushConfig, tmp_path: Path) -> None:
@@ -272,16 +255,10 @@ def test_a_picture_that_is_a_link_to_nothing(config: PushConfig, tmp_path: Path)
     assert [path.name for path in look.iterdir()] == ["images"]
 
 
-def test_a_card_that_was_edited_and_another_kind_of_file_stay(config: PushConfig, tmp_path: Path) -> None:
+def test_another_kind_of_file_stays(config: PushConfig, tmp_path: Path) -> None:
     again = replace(config, save_to=tmp_path / "look")
     for _ in range(2):
         run(again)
-    card = tmp_path / "look/README.md"
-    text = card.read_text()
-    card.write_text(f"{text}\nMore about it.\n")
-    with pytest.raises(OutputError, match=r"README\.md exists, and lbm-lora did not write it"):
-        run(again)
-    card.write_text(text)
     (tmp_path / "look/relight.safetensors").write_text('{"__metadata__":{"lbm_lora_statistics":"2"}}')
     with pytest.raises(OutputError, match=r"relight\.safetensors exists, and it is another kind of file"):
         run(again)
