@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from lbm_lora.errors import PatternError as PatternError
     from lbm_lora.errors import QualityError as QualityError
     from lbm_lora.errors import WrongBaseError as WrongBaseError
-    from lbm_lora.hub.load import load_adapter as load_adapter
-    from lbm_lora.hub.load import open_checkpoint as open_checkpoint
+    from lbm_lora.hub import load_adapter as load_adapter
+    from lbm_lora.hub import open_checkpoint as open_checkpoint
     from lbm_lora.model.build import LBMModel as LBMModel
     from lbm_lora.model.build import load_model as load_model
     from lbm_lora.model.pipeline import LBMPipeline as LBMPipeline
@@ -92,7 +92,7 @@ _HOMES = {
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
     "MissingExtraError OutputError PairingError PatternError QualityError WrongBaseError",
-    "hub.load": "load_adapter open_checkpoint",
+    "hub": "load_adapter open_checkpoint",
     "model.build": "LBMModel load_model",
     "model.pipeline": "LBMPipeline",
     "progress": "SILENT LbmLoraWarning Progress",

@@ -16,9 +16,9 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.extraction import ExtractedAdapter
+from lbm_lora.fidelity.weights import WeightReport, file_labels, weight_report
 from lbm_lora.files import together
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.verbs.values import Images, NetworkLike, image_files, label_of, opened_pair, statistics_of
 from lbm_lora.workflows import extract as extract_workflow
 from lbm_lora.workflows.sources import checked_image_paths, image_paths

@@ -25,7 +25,7 @@ Mask = Float[Tensor, "rows columns"]
 _TILE = 128  # latents with a longer side are decoded in tiles, as by `infer`
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TranslateOptions:
     """Options of the node.
 

@@ -13,6 +13,7 @@ from lbm_lora.checkpoint import CheckpointLike, dtype_name
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
 from lbm_lora.fidelity.lora_files import lora_files
+from lbm_lora.fidelity.outputs import ImageSet, OutputComparison, VariantScores, worst_first
 from lbm_lora.fidelity.points import image_latent
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.fidelity.shown import DIFFERENCE, ShownImage, side_by_side, tile
@@ -26,8 +27,6 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.model.schedule import STEP_COUNTS, check_steps, from_source, schedule_of, step_counts
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.report import ImageSet, OutputComparison, VariantScores
-from lbm_lora.report.outputs import worst_first
 
 BASE, TUNED = "base", "tuned"
 _ROWS = 8  # most rows of the side-by-side image

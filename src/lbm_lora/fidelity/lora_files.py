@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.metadata import parsed
-from lbm_lora.report import LoraFile
+from lbm_lora.fidelity.outputs import LoraFile
 
 _SPLITS = {
     "max_size": "ranks chosen across layers",

@@ -12,9 +12,7 @@ from torch import Tensor
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer
 from lbm_lora.fidelity.output_errors import relative_error
-from lbm_lora.imaging.metrics import Weights, psnr, ssim
-from lbm_lora.imaging.perceptual import Lpips
-from lbm_lora.report import (
+from lbm_lora.fidelity.outputs import (
     DenoiserScore,
     ImageComparison,
     ImageScore,
@@ -23,6 +21,8 @@ from lbm_lora.report import (
     summarize,
     summarize_denoiser,
 )
+from lbm_lora.imaging.metrics import Weights, psnr, ssim
+from lbm_lora.imaging.perceptual import Lpips
 
 
 def scores(

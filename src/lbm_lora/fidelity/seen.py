@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from lbm_lora.adapter import Adapter
 from lbm_lora.adapter.metadata import parsed
-from lbm_lora.errors import listing
+from lbm_lora.errors import listing, plural
+from lbm_lora.fidelity.outputs import ImageComparison, summarize
 from lbm_lora.imaging.digests import unpacked
-from lbm_lora.report.outputs import ImageComparison, summarize
-from lbm_lora.report.wording import plural
 
 
 def seen_of(adapter: Adapter, digests: Sequence[str]) -> tuple[bool, ...]:

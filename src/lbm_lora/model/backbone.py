@@ -25,7 +25,7 @@ from lbm_lora.bundled import BACKBONE
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, open_checkpoint
 from lbm_lora.errors import CheckpointError, ConfigError, HubError, Option, listing
 from lbm_lora.hub import HubName, hub_name, local_checkpoint
-from lbm_lora.hub.repository import Repository, open_repository
+from lbm_lora.hub.fetch import Repository, open_repository
 from lbm_lora.missing_path import home_path
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import LBM_UNET, SDXL_VAE

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lbm_lora.adapter import Status
 from lbm_lora.errors import OutputError
-from lbm_lora.report import TensorResult, WeightReport
+from lbm_lora.fidelity.weights import TensorResult, WeightReport
 from lbm_lora.report.wording import megabytes, printable
 
 if TYPE_CHECKING:

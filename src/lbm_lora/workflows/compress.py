@@ -12,6 +12,7 @@ from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import Option, OutputError, PairingError
+from lbm_lora.fidelity.outputs import VariantSummary
 from lbm_lora.files import Outputs, is_same, together
 from lbm_lora.hub import localized
 from lbm_lora.imaging.paths import readable_sources
@@ -21,7 +22,6 @@ from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
-from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.workflows import calibrate, extract, extract_plan, validate, validate_files
 from lbm_lora.workflows.compress_files import CompressFiles, size_of
 

@@ -23,6 +23,7 @@ from lbm_lora.extraction import (
     write_sidecar,
 )
 from lbm_lora.factorize import PACKED
+from lbm_lora.fidelity.weights import WeightReport, file_labels, weight_report
 from lbm_lora.files import together, written_bytes
 from lbm_lora.hub import localized
 from lbm_lora.model.baseline import check_pair
@@ -38,7 +39,6 @@ from lbm_lora.ranks import (
     needs_limit,
     rank_rule,
 )
-from lbm_lora.report import WeightReport, file_labels, weight_report
 from lbm_lora.report.wording import OF_WEIGHTS_ALONE
 from lbm_lora.workflows.extract_plan import base_config, calibration_of, output_paths
 from lbm_lora.workflows.sources import checked_image_paths, image_paths

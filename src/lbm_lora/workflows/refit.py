@@ -11,6 +11,7 @@ from lbm_lora.adapter.metadata import ERRORS_KEY, compact, parsed, rounded
 from lbm_lora.checkpoint import Component, Pairing
 from lbm_lora.extraction import DeltaSettings, ExtractedAdapter
 from lbm_lora.fidelity.answers import AnsweredPoint
+from lbm_lora.fidelity.weights import compare_weights
 from lbm_lora.files import current
 from lbm_lora.model.build import LBMModel, load_model
 from lbm_lora.naming import ParamName
@@ -18,7 +19,6 @@ from lbm_lora.progress import Progress
 from lbm_lora.ranks import Prediction, Trial
 from lbm_lora.refinement.images import answered_images, calibration_split
 from lbm_lora.refinement.joint import JointResult, JointSettings, refit_points
-from lbm_lora.report.compare import compare_weights
 
 _LARGE = 200_000_000  # values of a denoiser above which a refit on the CPU takes hours, and tens of gigabytes
 

@@ -11,10 +11,10 @@ from two_levels import translate
 from lbm_lora.errors import ConfigError
 from lbm_lora.fidelity.answers import Answer, Question, answer, question
 from lbm_lora.fidelity.output_errors import relative_error
+from lbm_lora.fidelity.outputs import OutputComparison
 from lbm_lora.fidelity.scores import compared, scores
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel, load_model
-from lbm_lora.report import OutputComparison
 from standins import TINY, write_base, write_tuned
 
 TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)

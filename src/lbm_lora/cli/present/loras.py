@@ -7,7 +7,7 @@ from lbm_lora.errors import listing
 from lbm_lora.factorize import FULL_RANK
 from lbm_lora.ranks import SHIFTS
 from lbm_lora.report import Report, full_text, short_text
-from lbm_lora.report.text.tables import numbers, table, words
+from lbm_lora.report.table import numbers, table, words
 from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural, printable
 from lbm_lora.verbs.lines import file_lines, layer_lines, paragraphs, twin_files
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lbm_lora.report.text.tables import numbers, table, words
+from lbm_lora.report.table import numbers, table, words
 from lbm_lora.report.wording import percent, plural
 from lbm_lora.verbs.lines import file_lines, paragraphs
 

@@ -11,8 +11,9 @@ from lbm_lora.cli.present import present
 from lbm_lora.errors import QualityError
 from lbm_lora.extraction import Shrinkage
 from lbm_lora.fidelity.output_errors import OutputErrors
+from lbm_lora.fidelity.weights import WeightReport
 from lbm_lora.ranks import Prediction, TrialErrors, TrialImages
-from lbm_lora.report import Report, WeightReport, full_text
+from lbm_lora.report import Report, full_text
 from lbm_lora.workflows.calibrate import CalibrateResult
 from lbm_lora.workflows.extract import ExtractResult
 from lbm_lora.workflows.refine import RefineResult
