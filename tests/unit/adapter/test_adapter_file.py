@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from lbm_lora.adapter import (
 )
 from lbm_lora.adapter.formats import Wishes
 from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import AdapterError, CheckpointError
+from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
 
 Rand = Callable[..., Tensor]
@@ -132,35 +131,6 @@ def test_the_keys_of_factors_in_8_bits(tmp_path: Path) -> None:
     }
 
 
-def test_no_key_beside_factors_in_8_bits_is_one_that_others_read(tmp_path: Path) -> None:
-    """A reader that knows some of the keys would apply a part of the file."""
-    adapter = eight_bit()
-    more = {ParamName(name): torch.ones(3).half() for name in ("norm.weight", "table")}
-    save_adapter(replace(adapter, dense={**adapter.dense, **more}), tmp_path / "x.safetensors")
-    known = (".weight", ".alpha", ".diff", ".diff_b", ".diff_param", ".w_norm", ".b_norm", ".set_weight", ".set_param")
-    assert [key for key in load_file(tmp_path / "x.safetensors") if key.endswith(known)] == []
-
-
-def test_dense_deltas_beside_factors_in_8_bits_may_have_their_former_names(tmp_path: Path) -> None:
-    new_path, former_path, again_path = (tmp_path / f"{name}.safetensors" for name in ("new", "former", "again"))
-    save_adapter(eight_bit(), new_path)
-    new = load_file(new_path)
-    former = {key.replace(".dense_b", ".diff_b"): tensor for key, tensor in new.items()}
-    save_file(former, former_path, metadata=METADATA.to_header())
-    found = load_adapter(former_path)
-    assert found.dtype == torch.int8
-    assert list(found.dense) == ["a.b.bias"]
-    save_adapter(found, again_path)
-    again = load_file(again_path)
-    assert again.keys() == new.keys()
-    assert all(torch.equal(again[key], tensor) for key, tensor in new.items())
-
-
-def test_dense_deltas_alone_stay_those_of_8_bits(tmp_path: Path) -> None:
-    save_adapter(replace(eight_bit(), modules={}), tmp_path / "x.safetensors")
-    assert load_adapter(tmp_path / "x.safetensors").dtype == torch.int8
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_predicted_bytes_are_those_of_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
     """But for the digits of offsets, which are counted for large files, and the header's own brackets."""
@@ -193,22 +163,6 @@ def test_factors_in_8_bits_are_read_back(tmp_path: Path, scaling: float) -> None
     assert path.read_bytes() == first
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_an_adapter_is_cast_to_another_dtype_and_back(tmp_path: Path, dtype: torch.dtype) -> None:
-    int8 = eight_bit().cast(torch.int8)
-    found = int8.cast(dtype)
-    assert found.dtype is None
-    assert {module.up.dtype for module in found.modules.values()} == {dtype}
-    assert {delta.dtype for delta in found.dense.values()} == {dtype}
-    save_adapter(found, tmp_path / "x.safetensors")
-    assert same(load_adapter(tmp_path / "x.safetensors"), found)
-    share = 0 if dtype == torch.float32 else 0.01
-    for name, module in int8.modules.items():
-        delta = module.delta()
-        assert float((found.modules[name].delta() - delta).norm()) <= share * float(delta.norm())
-    assert same(found.cast(torch.int8).cast(torch.int8), found.cast(torch.int8))
-
-
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
@@ -238,41 +192,6 @@ def test_damaged_factors_in_8_bits(tmp_path: Path, key: str, value: Tensor | Non
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(AdapterError, match=text):
         load_adapter(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("alpha", [9999.0, 257.0, 0.1])
-def test_alpha_is_not_rounded_with_the_factors(tmp_path: Path, alpha: float) -> None:
-    module = lora("a", [4, 6], 2, alpha, torch.bfloat16)
-    save_adapter(Adapter({module.name: module}, {}), tmp_path / "x.safetensors")
-    found = load_adapter(tmp_path / "x.safetensors").modules[module.name].alpha
-    assert found == torch.tensor(alpha).item()
-
-
-@pytest.mark.parametrize("prefix", ["", "denoiser."])
-def test_a_weight_at_the_root(tmp_path: Path, prefix: str) -> None:
-    module = lora("", [4, 6], 2, 2.0, torch.float32)
-    adapter = Adapter({module.name: module}, {ParamName("bias"): torch.ones(4)}, prefix=prefix)
-    save_adapter(adapter, tmp_path / "x.safetensors")
-    assert load_adapter(tmp_path / "x.safetensors").params == ["weight", "bias"]
-
-
-def test_an_adapter_keeps_working_after_its_file_is_closed_and_gone(tmp_path: Path, rand: Rand) -> None:
-    module = lora("a", [4, 6], 2, 1.0, torch.float32)
-    adapter = Adapter({module.name: module}, {ParamName("a.bias"): rand(4)})
-    path = tmp_path / "x.safetensors"
-    save_adapter(adapter, path)
-    found = load_adapter(path)
-    path.unlink()
-    assert same(adapter, found)
-
-
-def test_an_adapter_can_be_written_over_its_own_file(tmp_path: Path) -> None:
-    module = lora("a", [40, 60], 2, 1.0, torch.float32)
-    path = tmp_path / "x.safetensors"
-    save_adapter(Adapter({module.name: module}, {}), path)
-    first = path.read_bytes()
-    save_adapter(load_adapter(path), path)
-    assert path.read_bytes() == first
 
 
 def test_the_earlier_implementation_means_scaling_1(tmp_path: Path, rand: Rand) -> None:
@@ -350,32 +269,6 @@ def test_other_alphas_count_as_they_stand(tmp_path: Path, name: str) -> None:
     assert {m.scaling for m in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
 
 
-def test_alphas_of_our_own_files_count_as_they_stand(tmp_path: Path) -> None:
-    """A LoRA that was trained on conv_out alone, with an alpha of four times its rank."""
-    path = tmp_path / "x.safetensors"
-    write_ranks(path, {"conv_out": ((4, 6, 3, 3), 4, 16.0)}, lbm_lora_format=FORMAT)
-    assert [module.scaling for module in load_adapter(path).modules.values()] == [4.0]
-
-
-def test_a_file_without_tensors(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes((2).to_bytes(8, "little") + b"{}")
-    with pytest.raises(AdapterError) as caught:
-        load_adapter(path)
-    assert str(caught.value) == f"{path} holds no tensors. Was it written by an interrupted run?"
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"x\.safetensors does not exist\."):
-        load_adapter(tmp_path / "x.safetensors")
-
-
-def test_keys_that_are_not_known_are_named(tmp_path: Path) -> None:
-    save_file({"layer.weight": torch.ones(4, 4)}, tmp_path / "x.safetensors")
-    with pytest.raises(AdapterError, match=r"1 of 1 keys are not native LoRA keys: layer\.weight\."):
-        load_adapter(tmp_path / "x.safetensors")
-
-
 NOT_READ = (
     "This format is not read. Fuse the file into its model with the program that made it, then extract a LoRA from "
     "the result."
@@ -409,22 +302,6 @@ def test_another_kind_of_file_is_named(tmp_path: Path, key: str, metadata: dict[
     assert str(caught.value) == f"{path} {text}"
 
 
-@pytest.mark.parametrize("which", ["up", "down", "dense"])
-def test_an_adapter_of_two_dtypes_is_refused(tmp_path: Path, which: str) -> None:
-    up, down, dense = torch.ones(4, 2), torch.ones(2, 6), torch.ones(4)
-    tensors = {"up": up, "down": down, "dense": dense}
-    tensors[which] = tensors[which].half()
-    module = LoraModule(ModuleName("a"), tensors["down"], tensors["up"], 1.0)
-    with pytest.raises(AdapterError) as caught:
-        save_adapter(
-            Adapter({module.name: module}, {ParamName("b.bias"): tensors["dense"]}), tmp_path / "x.safetensors"
-        )
-    assert str(caught.value) == (
-        "an adapter file has one dtype, but this adapter has ['torch.float16', 'torch.float32']. Cast it first."
-    )
-    assert not any(tmp_path.iterdir())
-
-
 def test_what_was_announced_and_not_added_is_not_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     one = lora("a", [4, 6], 2, 2.0, torch.float32)
@@ -438,15 +315,6 @@ def test_what_was_announced_and_not_added_is_not_in_the_file(tmp_path: Path) -> 
     found = load_adapter(path)
     assert found.params == ["a.weight", "b.bias"]
     assert found.metadata == METADATA
-
-
-def test_a_writer_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        AdapterWriter(tmp_path / "x.safetensors", "", torch.float32, {}, {}, {}, AdapterMetadata()),
-    ):
-        raise KeyboardInterrupt
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

@@ -1,7 +1,5 @@
 """The account of every tensor."""
 
-import pytest
-
 from lbm_lora.adapter import Ledger, LedgerRow, Status
 from lbm_lora.factorize import Measure
 from lbm_lora.naming import ParamName
@@ -28,20 +26,6 @@ def test_counts_add_up_and_name_every_status() -> None:
     assert LEDGER.counts() == {"lora": 1, "dense": 1, "unchanged": 1, "excluded": 3}
     assert sum(LEDGER.counts().values()) == len(LEDGER) == len(list(LEDGER))
     assert Ledger(()).counts() == {"lora": 0, "dense": 0, "unchanged": 0, "excluded": 0}
-
-
-def test_reasons_are_those_of_what_is_left_out() -> None:
-    assert LEDGER.excluded_reasons() == {"in --exclude": 2, "not a floating point tensor": 1}
-
-
-def test_the_total_has_what_is_left_out_in_it() -> None:
-    assert (LEDGER.total().delta_sq, LEDGER.total().error_sq, LEDGER.total().numel) == (16, 12, 6)
-    assert LEDGER.total().relative_error == pytest.approx((12 / 16) ** 0.5)
-    assert Ledger(()).total() == Measure()
-
-
-def test_rows_of_a_status() -> None:
-    assert [found.name for found in LEDGER.of(Status.LORA, Status.DENSE)] == ["a", "c"]
 
 
 def test_the_highest_ranks_are_those_of_stored_linear_and_conv_layers() -> None:

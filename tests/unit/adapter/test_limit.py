@@ -55,19 +55,6 @@ def test_a_rank_that_nothing_exceeds_but_dense_matrices_keeps_them_exact(adapter
     assert torch.equal(found.adapter.modules[ModuleName("a.dense")].delta(), adapter.dense[DENSE])
 
 
-def test_the_error_of_an_extraction_goes_and_other_facts_stay(adapter: Adapter) -> None:
-    assert limited(adapter, 3).adapter.metadata.facts == {"note": "kept"}
-    assert limited(adapter, 3).adapter.metadata.base_fingerprint == "base"
-    factors = adapter.filtered(lambda name: name != DENSE)
-    assert limited(factors, 6).adapter.metadata == factors.metadata
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_approximations_have_the_dtype_of_what_they_replace(adapter: Adapter, dtype: torch.dtype) -> None:
-    found = limited(adapter.cast(dtype), 2).adapter
-    assert {tensor.dtype for m in found.modules.values() for tensor in (m.up, m.down)} == {dtype}
-
-
 def test_factors_in_8_bits_stay_so(adapter: Adapter) -> None:
     found = limited(adapter.cast(torch.int8), 2).adapter
     assert found.dtype == torch.int8

@@ -91,18 +91,6 @@ def test_other_precisions_are_one_call(tmp_path: Path) -> None:
         adapter.cast(PACKED)
 
 
-def test_other_formats_get_fp16(tmp_path: Path) -> None:
-    save_adapter(packed_adapter(), tmp_path / "a.safetensors", format="comfyui")
-    with open_checkpoint(tmp_path / "a.safetensors") as file:
-        assert {spec.dtype for key, spec in file.specs.items() if not key.endswith(".alpha")} == {torch.float16}
-
-
-def test_a_part_keeps_its_grids(tmp_path: Path) -> None:
-    part = packed_adapter().filtered(lambda name: "conv" in name)
-    save_adapter(part, tmp_path / "a.safetensors")
-    assert same(load_adapter(tmp_path / "a.safetensors"), part)
-
-
 def test_changed_values_are_refused(tmp_path: Path) -> None:
     adapter = packed_adapter()
     adapter.modules[ModuleName("mid.to_q")].up.mul_(1.01)

@@ -41,12 +41,6 @@ def test_container_order_and_prefix_do_not_matter(save: Save, name: str, prefix:
         assert fingerprint(open_checkpoint(path).component()) == expected
 
 
-def test_views_hash_as_their_values(save: Save) -> None:
-    wide = torch.arange(24.0).reshape(4, 6)
-    assert of({"a": wide[:, ::2]}) == of({"a": wide[:, ::2].clone()})
-    assert of({"a": wide.T}) == of({"a": wide.T.contiguous()})
-
-
 CHANGES: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "one bit": lambda t: t["a.bias"].view(torch.int16)[1].bitwise_xor_(1),
     "the sign of a zero": lambda t: t["a.weight"][0, 0].neg_(),
@@ -68,20 +62,9 @@ def test_any_change_changes_the_digest(change: str) -> None:
     assert of(tensors).digest != of(TENSORS).digest
 
 
-def test_values_that_swap_their_names_change_the_digest() -> None:
-    one, two = torch.ones(2), torch.zeros(2)
-    assert of({"a": one, "b": two}).digest != of({"a": two, "b": one}).digest
-
-
 def test_the_tensors_that_differ_are_named() -> None:
     packed = of(TENSORS).packed()
     assert differing(packed, of(TENSORS)) == []
     changed = {name: tensor.clone() for name, tensor in TENSORS.items()}
     changed["mask"][0], changed["a.weight"][2, 3] = False, 0
     assert differing(packed, of(changed)) == ["a.weight", "mask"]
-
-
-def test_other_counts_mean_that_all_differ() -> None:
-    more = {**TENSORS, "z": torch.zeros(1)}
-    assert differing(of(TENSORS).packed(), of(more)) == sorted(more)
-    assert differing("", of(TENSORS)) == sorted(TENSORS)

@@ -19,16 +19,6 @@ def lora(base: str, tuned: str = "", *, name: str = "", scale: float = 1.0) -> S
     return Summand.of(Adapter({module.name: module}, {}, metadata, path=Path(f"{name or base}.safetensors")), scale)
 
 
-def test_one_base() -> None:
-    found = merged_base([lora("X", "Y"), lora("X"), lora("X", "Z")])
-    assert (found.fingerprint, found.tensors, found.tuned, found.labels) == ("X", "tensors of X", "", ())
-
-
-def test_one_lora_leads_where_it_led() -> None:
-    assert merged_base([lora("X", "Y")]).tuned == "Y"
-    assert merged_base([lora("X", "Y", scale=0.5)]).tuned == ""
-
-
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_a_chain_in_any_order(order: tuple[int, ...]) -> None:
     loras = [lora("X", "Y", name="extraction"), lora("Y", "Z", name="further"), lora("Z", name="last")]
@@ -40,12 +30,6 @@ def test_a_chain_in_any_order(order: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("scale", "tuned"), [(1.0, "Z"), (0.5, "")])
 def test_a_chain_of_extractions_leads_to_the_last_tuned(scale: float, tuned: str) -> None:
     assert merged_base([lora("Y", "Z"), lora("X", "Y", scale=scale)]).tuned == tuned
-
-
-def test_several_loras_on_either_end_of_a_chain() -> None:
-    found = merged_base([lora("Y"), lora("X"), lora("X", "Y", name="extraction"), lora("Y", name="other")])
-    assert (found.fingerprint, found.tuned) == ("X", "")
-    assert found.labels == ("extraction.safetensors", "Y.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -66,16 +50,6 @@ def test_bases_that_nothing_connects_are_refused_by_name(loras: list[Summand]) -
         found = merged_base(loras, allow_other_base=True)
     assert found.fingerprint == loras[0].adapter.metadata.base_fingerprint
     assert found.tuned == ""
-
-
-def test_the_refusal_in_words() -> None:
-    with pytest.raises(WrongBaseError) as caught:
-        merged_base([lora("0123456789", "abcdefghij", name="a"), lora("9876543210", name="b")])
-    assert str(caught.value) == (
-        "the LoRAs were made from different bases: a.safetensors from 01234567 to abcdefgh, b.safetensors from "
-        "98765432. A LoRA that was made on a tuned checkpoint merges with the extraction of that checkpoint. To merge "
-        "them all the same: allow_other_base."
-    )
 
 
 def test_a_lora_that_says_nothing_is_said() -> None:

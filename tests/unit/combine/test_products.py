@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, LoraModule, LoraScale
+from lbm_lora.adapter import Adapter, LoraModule
 from lbm_lora.combine import Products, Summand
 from lbm_lora.combine.products import difference, product_norm
-from lbm_lora.errors import AdapterError, PatternError
+from lbm_lora.errors import AdapterError
 from lbm_lora.factorize import Factors
 from lbm_lora.naming import ModuleName, ParamName
 
@@ -37,34 +37,6 @@ def test_the_delta_is_the_scaled_sum(rand: Rand, name: ParamName, rank: int) -> 
     found = products.dense(name)
     assert found is not None
     torch.testing.assert_close(found, expected([(one, 0.5), (two, -2.0)], name))
-
-
-def test_ranks_add_up_to_the_short_side(rand: Rand) -> None:
-    products = Products((Summand.of(lora(rand, 3)), Summand.of(lora(rand, 5))))
-    factors = [products.factors(name) for name in (LINEAR, CONV)]
-    assert [one.rank if one else 0 for one in factors] == [8, 6]
-    assert [products.bound(name) for name in (LINEAR, CONV)] == [8, 6]
-
-
-def test_a_matrix_that_is_dense_in_one_file_and_factors_in_another(rand: Rand) -> None:
-    one = lora(rand)
-    other = Adapter({}, {LINEAR: rand(10, 12)})
-    products = Products((Summand.of(one), Summand.of(other, 0.5)))
-    assert products.matrices() == [LINEAR, CONV]
-    assert products.bound(LINEAR) == 10
-    found = products.dense(LINEAR)
-    assert found is not None
-    torch.testing.assert_close(found, expected([(one, 1.0), (other, 0.5)], LINEAR))
-
-
-def test_a_scale_of_0_removes_a_delta_and_patterns_choose(rand: Rand) -> None:
-    one = lora(rand)
-    products = Products((Summand.of(one, LoraScale.parse("1,b=0")),))
-    assert products.factors(CONV) is None
-    assert products.dense(CONV) is None
-    assert products.factors(LINEAR) is not None
-    with pytest.raises(PatternError, match="'nowhere'"):
-        Summand.of(one, LoraScale.parse("1,nowhere=0"))
 
 
 def test_shapes_that_differ_name_both_files(rand: Rand) -> None:

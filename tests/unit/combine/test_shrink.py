@@ -91,21 +91,6 @@ def test_no_rank_is_added_and_what_has_no_more_is_kept_to_the_bit(adapter: Adapt
     assert found.row.measure.relative_error < 1e-6
 
 
-def test_a_scaled_lora_is_not_kept_as_it_is(adapter: Adapter) -> None:
-    found = shrinking(adapter, scale=0.5).outcome(weight("conv"), 14)
-    assert found.module is not None
-    assert torch.allclose(found.module.delta(), 0.5 * adapter.modules[ModuleName("conv")].delta(), atol=1e-5)
-
-
-def test_a_matrix_that_the_file_has_dense_gets_ranks_too(adapter: Adapter) -> None:
-    delta = adapter.dense[weight("whole")]
-    few, all_of_them = (shrinking(adapter).outcome(weight("whole"), rank) for rank in (2, 6))
-    assert few.module is not None
-    assert float((delta - few.module.delta()).norm()) <= bound_of(delta, 2)
-    assert all_of_them.dense is not None
-    assert torch.equal(all_of_them.dense, delta)
-
-
 def test_biases_norms_and_what_is_left_out(adapter: Adapter) -> None:
     found = shrinking(adapter, torch.bfloat16, wide_bias="in --exclude", tall_weight="in --exclude")
     assert found.dense() == {"norm.weight": (7,)}

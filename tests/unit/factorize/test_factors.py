@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lbm_lora.errors import InputError
 from lbm_lora.factorize import Factors, factorize, rounded, truncated_svd
-from spectra import SPECTRA, Spectrum, bound_of, error_of, matrix_with
+from spectra import SPECTRA, WORST, bound_of, error_of, matrix_with
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -24,28 +24,18 @@ def naive(matrix: Tensor, rank: int, dtype: torch.dtype) -> Factors:
     return Factors((svd.left * root).to(dtype), (root[:, None] * svd.right).to(dtype))
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
-@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (200, 260)])
-def test_fp32_factors_are_optimal(shape: tuple[int, int], spectrum: Spectrum) -> None:
-    matrix = matrix_with(*shape, spectrum)
+@pytest.mark.parametrize("name", WORST)
+@pytest.mark.parametrize("shape", [(80, 48), (200, 260)])
+def test_fp32_factors_are_optimal(shape: tuple[int, int], name: str) -> None:
+    matrix = matrix_with(*shape, SPECTRA[name])
     factors = factorize(matrix, 24, torch.float32, seed=0)
     assert (factors.rank, factors.up.shape, factors.down.shape) == (24, (shape[0], 24), (24, shape[1]))
     assert error_of(matrix, factors.up, factors.down) <= bound_of(matrix, 24)
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1e20])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_scale_does_not_matter(dtype: torch.dtype, scale: float) -> None:
-    matrix = matrix_with(48, 64, SPECTRA["power 1"])
-    expected = relative_error(matrix, factorize(matrix, 8, dtype, seed=0))
-    assert relative_error(matrix * scale, factorize(matrix * scale, 8, dtype, seed=0)) == pytest.approx(
-        expected, rel=0.02
-    )
-
-
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(("shape", "rank", "share"), [((64, 96), 8, 1.0), ((64, 96), 40, 0.9), ((48, 48), 40, 0.7)])
-@pytest.mark.parametrize("name", ["power 0.5", "power 1", "power 2", "exponential", "rank 8", "flat"])
+@pytest.mark.parametrize(("shape", "rank", "share"), [((64, 96), 8, 1.0), ((48, 48), 40, 0.7)])
+@pytest.mark.parametrize("name", ["power 2", "flat"])
 def test_the_fit_of_up_takes_back_some_of_what_rounding_cost(
     name: str, shape: tuple[int, int], rank: int, share: float, dtype: torch.dtype
 ) -> None:
@@ -62,9 +52,9 @@ def _exact(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
-def test_rounded_factors_are_near_the_optimum(spectrum: Spectrum, dtype: torch.dtype) -> None:
-    matrix = matrix_with(48, 64, spectrum)
+@pytest.mark.parametrize("name", WORST)
+def test_rounded_factors_are_near_the_optimum(name: str, dtype: torch.dtype) -> None:
+    matrix = matrix_with(48, 64, SPECTRA[name])
     factors = factorize(matrix, 24, dtype, seed=0)
     assert (factors.up.dtype, factors.down.dtype) == (dtype, dtype)
     rounding = 2.0 ** (-8 if dtype == torch.bfloat16 else -11)
@@ -83,13 +73,6 @@ def test_full_rank_is_exact_where_the_dtype_can_hold_the_delta(
     assert torch.equal(factors.product(), matrix)
 
 
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (40, 40)])
-def test_full_rank_in_bf16_costs_the_rounding_of_one_matrix(shape: tuple[int, int]) -> None:
-    matrix = matrix_with(*shape, SPECTRA["power 0.5"])
-    factors = factorize(matrix, 9999, torch.bfloat16, seed=0)
-    assert torch.equal(factors.product(), matrix.bfloat16().float())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("rank", [1, 8, 9999])
 def test_a_zero_delta_gives_zero(rank: int, dtype: torch.dtype) -> None:
@@ -99,42 +82,14 @@ def test_a_zero_delta_gives_zero(rank: int, dtype: torch.dtype) -> None:
     assert torch.isfinite(factors.up).all()
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-6, 1e-8, 1e-12])
-@pytest.mark.parametrize("rank", [1, 8, 16, 63])
-@pytest.mark.parametrize("name", ["rank 8", "exponential"])
-def test_values_that_fp16_flushes_do_no_harm(name: str, rank: int, scale: float) -> None:
+@pytest.mark.parametrize("scale", [1e-6, 1e-12])
+@pytest.mark.parametrize("rank", [8, 63])
+def test_values_that_fp16_flushes_do_no_harm(rank: int, scale: float) -> None:
     """fp16 ends at 6e-8: the faint rows of `down` become zero, and the rest is as good as rounding each factor."""
-    matrix = matrix_with(64, 96, SPECTRA[name]) * scale
+    matrix = matrix_with(64, 96, SPECTRA["exponential"]) * scale
     factors = factorize(matrix, rank, torch.float16, seed=0)
     assert torch.isfinite(factors.up).all()
     assert relative_error(matrix, factors) <= 1.001 * relative_error(matrix, naive(matrix, rank, torch.float16)) + 1e-6
-
-
-@pytest.mark.parametrize("matrix", ["one column", "one row", "two values", "equal rows"])
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_matrices_of_low_rank_with_zeros_in_them(matrix: str, dtype: torch.dtype) -> None:
-    values = torch.zeros(32, 48)
-    if matrix == "one column":
-        values[:, 5] = torch.linspace(0.1, 1, 32)
-    elif matrix == "one row":
-        values[5] = torch.linspace(0.1, 1, 48)
-    elif matrix == "two values":
-        values[3, 5], values[4, 9] = 1e-3, 2e-3
-    else:
-        values += torch.linspace(0.1, 1, 48)
-    for rank in (2, 8, 31):
-        assert relative_error(values, factorize(values, rank, dtype, seed=0)) < (
-            1e-5 if dtype == torch.float32 else 4e-3
-        )
-
-
-def test_the_same_seed_gives_the_same_bytes_and_the_matrix_stays() -> None:
-    matrix = matrix_with(200, 260, SPECTRA["power 0.5"])
-    before = matrix.clone()
-    first, second = (factorize(matrix, 16, torch.bfloat16, seed=3) for _ in range(2))
-    assert torch.equal(first.up, second.up)
-    assert torch.equal(first.down, second.down)
-    assert torch.equal(matrix, before)
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (5, 5)])
@@ -147,13 +102,6 @@ def test_a_full_rank_product_is_the_matrix_itself(shape: tuple[int, int]) -> Non
     found.product().zero_()  # it shares no memory with the factors
     assert torch.equal(found.product(), matrix)
     assert factorize(matrix, 2, torch.float32, seed=0).dense() is None
-
-
-def test_full_rank_factors_do_not_share_memory_with_the_delta() -> None:
-    matrix = torch.ones(4, 6)
-    factors = factorize(matrix, 4, torch.float32, seed=0)
-    matrix.zero_()
-    assert torch.equal(factors.product(), torch.ones(4, 6))
 
 
 @pytest.mark.parametrize("rank", [2, 9999])

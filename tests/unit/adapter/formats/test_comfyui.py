@@ -49,21 +49,8 @@ def test_files_for_a_stock_sdxl_have_the_names_of_the_single_file() -> None:
     assert (found.file_format, list(found.modules)) == ("comfyui", ["up_blocks.1.resnets.0.conv_shortcut"])
 
 
-def test_norms_with_the_endings_of_lycoris() -> None:
-    key = "diffusion_model.middle_block.0.in_layers.0"
-    found = load_adapter({f"{key}.w_norm": torch.ones(4), f"{key}.b_norm": torch.ones(4)})
-    assert list(found.dense) == ["mid_block.resnets.0.norm1.weight", "mid_block.resnets.0.norm1.bias"]
-
-
 def test_a_file_of_fastvideo() -> None:
     tensors = {"mid.to_q.lora_A.weight": torch.ones(2, 3), "mid.to_q.lora_B.weight": torch.ones(4, 2)}
     tensors |= {"mid.norm.diff": torch.ones(3), "mid.norm.diff_b": torch.ones(3), "table.diff_param": torch.ones(2)}
     found = load_adapter(tensors)
     assert (list(found.modules), list(found.dense)) == (["mid.to_q"], ["mid.norm.weight", "mid.norm.bias", "table"])
-
-
-@pytest.mark.parametrize(
-    "keys", [["unet.a.lora_A.weight", "unet.a.set_weight"], ["a.lora_A.weight", "a.lora_B.weight"]]
-)
-def test_files_of_other_formats_are_not_taken(keys: list[str]) -> None:
-    assert not codec_named("comfyui").matches(keys, {})

@@ -97,12 +97,6 @@ def test_the_way_there_and_back_keeps_every_bit(tmp_path: Path, dtype: torch.dty
         assert_same(found, given_lora)
 
 
-def test_a_scaling_of_bf16_factors_is_not_rounded(tmp_path: Path) -> None:
-    saved = save_adapter(lora(torch.bfloat16, 3.0), tmp_path / "x.safetensors", format="diffusers")
-    assert load_file(saved.path)[f"unet.{TO_Q}.lora_B.weight"].dtype == torch.float32
-    assert "lora_B of 1 module is in fp32: it holds their scaling, unrounded." in saved.notes
-
-
 def test_biases_are_those_of_lora_b(tmp_path: Path) -> None:
     saved = save_adapter(lora(biases=True), tmp_path / "x", format="diffusers", wishes=Wishes("lora_bias"))
     tensors = load_file(saved.path)
@@ -118,39 +112,6 @@ def test_deltas_without_a_place_are_counted_and_named_with_the_ways_out() -> Non
         "the LoRA: the format diffusers cannot hold 1 delta of a bias and 1 delta of a norm: conv_out.bias, "
         'mid.norm1.weight. Choose: biases="lora_bias" or "drop", norms="drop".'
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "wishes", "message"),
-    [
-        (
-            "conv_in.bias",
-            (4,),
-            Wishes("lora_bias"),
-            'conv_in.bias. Choose: biases="drop".',
-        ),
-        ("conv_out.bias", (4,), Wishes("replace"), 'biases="lora_bias" or "drop".'),
-        (
-            "mid.norm1.bias",
-            (4,),
-            Wishes(norms="replace"),
-            'mid.norm1.bias. Choose: norms="drop".',
-        ),
-        ("table", (4,), Wishes("lora_bias"), "1 delta of another parameter: table. Write it as native."),
-    ],
-)
-def test_what_has_no_place_stays_an_error(name: str, shape: tuple[int, ...], wishes: Wishes, message: str) -> None:
-    adapter = Adapter(lora().modules, {ParamName(name): torch.ones(shape)})
-    with pytest.raises(AdapterError) as error:
-        save_adapter(adapter, "x.safetensors", format="diffusers", wishes=wishes)
-    assert str(error.value).endswith(message)
-
-
-def test_a_dense_matrix_is_written_as_factors_and_read_back_as_one(tmp_path: Path) -> None:
-    adapter = Adapter(lora().modules, {ParamName("conv_in.weight"): torch.randn(2, 3, 3, 3)}, prefix="denoiser.")
-    saved = save_adapter(adapter, tmp_path / "x.safetensors", format="diffusers")
-    assert load_file(saved.path)["unet.conv_in.lora_A.weight"].shape == (2, 3, 3, 3)
-    assert_same(load_adapter(saved.path), adapter)
 
 
 DOWN, UP = torch.randn(2, 3), torch.randn(5, 2)
@@ -190,14 +151,6 @@ def test_the_headers_alphas_count(tmp_path: Path, header: dict[str, Any], scalin
     assert "lora_adapter_metadata" not in found.metadata.facts
 
 
-def test_an_alpha_next_to_the_factors_counts_and_must_not_contradict_the_header(tmp_path: Path) -> None:
-    tensors = FILE | {"unet.a.alpha": torch.tensor(3.0)}
-    assert read(tensors, path=tmp_path).modules[ModuleName("a")].alpha == 3
-    assert read(tensors, {"r": 2, "lora_alpha": 3}, path=tmp_path).modules[ModuleName("a")].alpha == 3
-    with pytest.raises(AdapterError, match=r"a has alpha 3, but the LoRA's config says 2"):
-        read(tensors, {"r": 2, "lora_alpha": 2}, path=tmp_path)
-
-
 def test_the_scaling_multiplies_the_bias_of_lora_b_and_dense_deltas_are_read(tmp_path: Path) -> None:
     tensors = FILE | {"unet.a.lora_B.bias": torch.ones(5), "unet.b.diff": torch.ones(2), "unet.b.diff_b": torch.ones(3)}
     found = read(tensors, {"r": 2, "lora_alpha": 3}, path=tmp_path)
@@ -221,14 +174,6 @@ def test_a_dora_is_read_with_its_base_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(weight + found.dense[ParamName("a.weight")], expected)
 
 
-def test_parts_that_an_lbm_lacks_are_left_out_with_a_warning(tmp_path: Path) -> None:
-    others = {f"{part}.lora_A.weight": DOWN for part in ("text_encoder.b", "unet.add_embedding.linear_1")}
-    with pytest.warns(UserWarning, match=r"2 keys left out, of parts that an LBM lacks .*: text_encoder\.b"):
-        assert read(FILE | others, path=tmp_path).modules.keys() == {"a"}
-    with pytest.raises(AdapterError, match=r"a LoRA of text encoders alone: text_encoder\.b\.lora_A\.weight"):
-        read({"text_encoder.b.lora_A.weight": DOWN}, path=tmp_path)
-
-
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
@@ -245,14 +190,3 @@ def test_parts_that_an_lbm_lacks_are_left_out_with_a_warning(tmp_path: Path) -> 
 def test_what_cannot_be_read_is_refused(tmp_path: Path, tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         read(tensors, path=tmp_path)
-
-
-def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    save_file(FILE, tmp_path / "x.safetensors", {"lora_adapter_metadata": "{"})
-    with pytest.raises(AdapterError, match="lora_adapter_metadata in the header is not JSON"):
-        load_adapter(tmp_path / "x.safetensors")
-
-
-def test_use_dora_without_magnitudes_is_incomplete(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="a has no lora_magnitude_vector, but use_dora is on"):
-        read(FILE, {"r": 2, "lora_alpha": 2, "use_dora": True}, path=tmp_path)

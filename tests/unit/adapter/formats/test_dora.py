@@ -30,20 +30,6 @@ def test_each_input_may_have_a_magnitude_instead() -> None:
     torch.testing.assert_close(tuned.norm(dim=0), magnitude[0])
 
 
-def test_a_row_of_zeros_stays_one() -> None:
-    assert torch.equal(dora_delta(torch.zeros(1, 3), torch.zeros(1, 3), torch.ones(1, 1)), torch.zeros(1, 3))
-
-
-def test_epsilon_is_added_to_the_norm() -> None:
-    tuned = dora_delta(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.ones(1, 1), epsilon=5.0)
-    torch.testing.assert_close(tuned, torch.tensor([[0.3 - 3, 0.4 - 4]]))
-
-
-def test_a_dora_needs_its_base() -> None:
-    with pytest.raises(AdapterError, match=r"mid has DoRA magnitudes: .* with the base: base_model_path\."):
-        base_weight(None, ModuleName("mid"), (4, 3), WHERE)
-
-
 def test_the_base_must_have_the_weight() -> None:
     base = open_checkpoint({"mid.weight": torch.ones(4, 3)}).component()
     assert torch.equal(base_weight(base, ModuleName("mid"), (4, 3), WHERE), torch.ones(4, 3))

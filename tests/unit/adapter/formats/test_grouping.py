@@ -48,11 +48,6 @@ def test_deltas_and_values_go_to_their_parameters() -> None:
     assert list(found.values) == ["x.b.weight", "x.t"]
 
 
-def test_parts_that_an_lbm_lacks_are_left_out() -> None:
-    keys = ["lora_te1_text_model_a.alpha", "lora_unet_label_emb_0_0.lora_up.weight", "text_encoder.a.lora_A.weight"]
-    assert grouped(dict.fromkeys(keys, ONE), named, Path("f")).left_out == keys
-
-
 @pytest.mark.parametrize(
     ("keys", "text"),
     [

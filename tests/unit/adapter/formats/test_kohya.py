@@ -72,18 +72,6 @@ def test_an_adapter_is_written_and_read_back_to_the_bit(
     assert (AdapterMetadata.from_header(header), found.prefix) == (METADATA, "denoiser.")
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_native_to_another_format_to_native_gives_the_same_file(tmp_path: Path, format: FormatName) -> None:
-    modules = {name: lora(name, [4, 4], 4, 3.0, torch.bfloat16) for name in LAYERS[:3]}
-    adapter = Adapter(modules, {}, METADATA, "denoiser.")
-    first = adapter.save(tmp_path / "first.safetensors")
-    other = load_adapter(first).save(tmp_path / "other.safetensors", format)
-    found = load_adapter(other)
-    assert found.file_format == format
-    again = found.save(tmp_path / "again.safetensors")
-    assert again.read_bytes() == first.read_bytes()
-
-
 CONV, NORM = ModuleName("up_blocks.1.resnets.0.conv_shortcut"), ModuleName("mid_block.resnets.0.norm1")
 TO_OUT = ModuleName("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0")
 EVERYTHING = Adapter(
@@ -233,16 +221,6 @@ def test_a_file_of_another_program_is_recognised(tmp_path: Path, key: str, forma
     found = load_adapter(tmp_path / "x.safetensors")
     assert (found.file_format, list(found.modules)) == (format, ["conv_out"])
     assert found.modules[ModuleName("conv_out")].alpha == 2.0
-
-
-def test_our_own_files_say_which_format_they_have(tmp_path: Path) -> None:
-    """A file that holds no name by which `kohya-diffusers` and `kohya` differ."""
-    path = Adapter({CONV: lora(CONV, [4, 3, 1, 1], 2, 1.5, torch.float32)}, {}).save(
-        tmp_path / "x.safetensors", "kohya"
-    )
-    mixed = load_file(path) | {"lora_unet_conv_in.alpha": torch.tensor(1.0)}
-    assert not codec_named("kohya-diffusers").matches(mixed.keys(), {})
-    assert load_adapter(path).file_format == "kohya"
 
 
 def test_alphas_of_attentions_that_diffusers_ignores_are_noted() -> None:

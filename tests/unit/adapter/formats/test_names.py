@@ -2,12 +2,10 @@
 
 import pytest
 
-from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, counted, flat, unet_modules
+from lbm_lora.adapter.formats.names import BY_FLAT, BY_FLAT_SGM, BY_SGM, SGM, flat
 from lbm_lora.bundled import TUNED
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.model import sgm
-from lbm_lora.model.constants import LBM_UNET
-from lbm_lora.naming import ModuleName, ParamName, leaf_of, module_of
+from lbm_lora.naming import ModuleName, ParamName
 
 
 def mini_names() -> list[ParamName]:
@@ -23,14 +21,6 @@ def test_the_table_is_bijective_in_every_spelling() -> None:
     assert not BY_FLAT.keys() & BY_FLAT_SGM.keys()
 
 
-def test_every_module_of_the_mini_model_is_in_it_with_the_name_of_the_single_file() -> None:
-    names = mini_names()
-    keys = sgm.unet_keys(names, LBM_UNET)
-    assert len(names) == 1676
-    assert {name: f"model.diffusion_model.{SGM[module_of(name)]}.{leaf_of(name)}" for name in names} == keys
-    assert len({module_of(name) for name in names}) == 792 + 256
-
-
 @pytest.mark.parametrize(
     ("module", "name"),
     [
@@ -44,19 +34,3 @@ def test_every_module_of_the_mini_model_is_in_it_with_the_name_of_the_single_fil
 def test_names_of_the_published_single_file(module: str, name: str) -> None:
     expected = name.replace("down_blocks.1.attentions.0", "input_blocks.4.1")
     assert SGM[ModuleName(module)] == expected
-
-
-def test_another_number_of_layers_and_an_upsampler_without_attention() -> None:
-    table = unet_modules([True, False], [False, True], layers=1, depth=1)
-    assert table[ModuleName("down_blocks.1.resnets.0.conv1")] == "input_blocks.3.0.in_layers.2"
-    assert table[ModuleName("up_blocks.0.upsamplers.0.conv")] == "output_blocks.1.1.conv"
-    assert len(set(table.values())) == len(table)
-
-
-def test_dense_deltas_are_counted_by_kind() -> None:
-    names = [ParamName(name) for name in ("conv_in.bias", "a.norm1.weight", "a.norm1.bias")]
-    assert counted(names) == "1 bias and 2 norm parameters"
-    assert counted(names[:1]) == "1 bias"
-    assert counted(names[1:2]) == "1 norm parameter"
-    assert counted([ParamName("conv_in.weight")]) == "1 other parameter"
-    assert counted([]) == ""

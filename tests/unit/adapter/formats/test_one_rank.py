@@ -68,33 +68,6 @@ def test_the_delta_stays_and_the_way_back_is_exact(modules: dict[ModuleName, Lor
     assert all(modules[name].alpha == 0 or modules[name].up.dtype == torch.float32 for name in lossy)
 
 
-@seeded
-@given(SHAPES, DTYPES)
-def test_a_dense_matrix_becomes_factors_and_comes_back(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    delta = torch.randn(shape).to(dtype)
-    exported = to_one_rank({}, {ModuleName("m"): delta}, "")
-    torch.testing.assert_close(exported.modules[ModuleName("m")].delta(), delta.float(), rtol=0, atol=0)
-    modules, dense = as_before(exported.modules, exported.before)
-    assert modules == {}
-    assert [same_bits(found, delta) for found in dense.values()] == [True]
-
-
-def test_a_scaling_that_is_a_power_of_two_keeps_the_dtype_others_widen_it() -> None:
-    ranks = {ModuleName(str(alpha)): module(str(alpha), (4, 3), 2, alpha, torch.bfloat16) for alpha in (1.0, 3.0)}
-    found = to_one_rank(ranks, {}, "").modules
-    assert [found[name].up.dtype for name in found] == [torch.bfloat16, torch.float32]
-    assert all(found[name].down.dtype == torch.bfloat16 for name in found)
-
-
-def test_ranks_stay_where_padding_would_more_than_triple_the_file() -> None:
-    ranks = {ModuleName(f"m{rank}"): module(f"m{rank}", (64, 64), rank, None, torch.float32) for rank in (1, 2, 16)}
-    assert to_one_rank(ranks, {}, "").padding == (15 + 14) * 128 * 4
-    ranks |= {ModuleName(f"n{n}"): module(f"n{n}", (64, 64), 1, None, torch.float32) for n in range(9)}
-    exported = to_one_rank(ranks, {}, "")
-    assert exported.padding is None
-    assert exported.ranks == {name: m.rank for name, m in ranks.items()}
-
-
 def test_what_was_changed_since_then_stays_as_it_is() -> None:
     ranks = {ModuleName(n): module(n, (4, 3), rank, 4.0, torch.float32) for n, rank in (("a", 1), ("b", 2), ("c", 2))}
     exported = to_one_rank(ranks, {}, "")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -213,22 +212,6 @@ def write(folder: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
     return folder
 
 
-@pytest.mark.parametrize("name", ["", "adapter_model.safetensors", "adapter_model.bin"])
-def test_the_config_lies_in_the_folder_or_next_to_the_file(tmp_path: Path, name: str) -> None:
-    found = load_adapter(write(tmp_path, FACTORS, {}, name) / name)
-    assert (found.file_format, found.modules[ModuleName("a")].alpha) == ("peft", 3)
-
-
-def test_a_folder_of_older_weights_is_read(tmp_path: Path) -> None:
-    found = load_adapter(write(tmp_path, FACTORS, {}, "adapter_model.bin"))
-    assert (found.path, found.modules[ModuleName("a")].alpha) == (tmp_path / "adapter_model.bin", 3)
-
-
-def test_rslora_and_patterns_are_those_of_the_config(tmp_path: Path) -> None:
-    found = load_adapter(write(tmp_path, FACTORS, {"use_rslora": True, "alpha_pattern": {"^a": 4}}))
-    torch.testing.assert_close(found.modules[ModuleName("a")].delta(), 4 / 2**0.5 * UP @ DOWN)
-
-
 def test_without_a_config_the_scaling_is_1_and_said_to_be() -> None:
     with pytest.warns(UserWarning, match=r"no adapter_config\.json next to it: the scaling of every module is"):
         found = load_adapter(FACTORS)
@@ -258,29 +241,6 @@ def test_the_state_of_a_model_in_memory_is_read() -> None:
         load_adapter({**FACTORS, "base_model.model.other.weight": torch.ones(1)}, base=base())
 
 
-@pytest.mark.filterwarnings("ignore:.*no adapter_config.json")
-def test_the_components_prefix_is_no_part_of_a_name() -> None:
-    state = {key.replace("model.a", "model.denoiser.a"): tensor for key, tensor in FACTORS.items()}
-    assert load_adapter(state).modules.keys() == {"a"}
-
-
-def test_a_key_with_and_without_the_prefix_is_refused() -> None:
-    with pytest.raises(AdapterError) as error:
-        load_adapter({**FACTORS, "a.lora_A.weight": DOWN * 2})
-    assert str(error.value) == "the state dict: base_model.model.a.lora_A.weight repeats what another key says."
-
-
-def test_a_bias_of_lora_b_and_a_value_of_the_same_bias_add_up(tmp_path: Path) -> None:
-    tensors = {
-        "base_model.model.conv_out.lora_A.weight": torch.ones(2, 3, 3, 3),
-        "base_model.model.conv_out.lora_B.weight": torch.ones(4, 2, 1, 1),
-        "base_model.model.conv_out.lora_B.bias": torch.full((4,), 2.0),
-        "base_model.model.conv_out.base_layer.bias": BASE["conv_out.bias"] + 1,
-    }
-    found = load_adapter(write(tmp_path, tensors, {"bias": "all", "lora_bias": True}), base=base())
-    assert torch.equal(found.dense[ParamName("conv_out.bias")], torch.full((4,), 1.5 * 2 + 1))
-
-
 @pytest.mark.filterwarnings("ignore:.*1 module of DoRA")
 def test_a_dora_conv_has_its_magnitudes_on_the_second_axis(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -300,26 +260,6 @@ def test_a_dora_conv_has_its_magnitudes_on_the_second_axis(tmp_path: Path) -> No
         changed = tensors | {f"base_model.model.conv_out.{key}": value for key, value in part.items()}
         with pytest.raises(AdapterError, match=message):
             load_adapter(write(tmp_path, changed, {"use_dora": True}), base=base())
-
-
-def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    (write(tmp_path, FACTORS, {}) / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterError, match=r"adapter_config\.json is not JSON"):
-        load_adapter(tmp_path)
-
-
-def test_deltas_that_were_changed_since_the_export_keep_their_precision(tmp_path: Path) -> None:
-    given_lora = lora(torch.bfloat16, dense={"norm1.weight": 3})
-    path = save_adapter(given_lora, tmp_path, format="peft", wishes=Wishes(norms="replace", base=base())).path
-    file = path / "adapter_model.safetensors"
-    with safe_open(file, "pt") as opened:
-        header = opened.metadata()
-    changed = load_file(file)
-    changed["base_model.model.norm1.weight"] = BASE["norm1.weight"] + 1 / 3
-    save_file(changed, file, header)
-    found = load_adapter(path, base=base())
-    assert found.dense[ParamName("norm1.weight")].dtype == torch.float32
-    torch.testing.assert_close(found.dense[ParamName("norm1.weight")], torch.full((3,), 1 / 3))
 
 
 @pytest.mark.parametrize("kind", ["LOHA", "LOKR"])

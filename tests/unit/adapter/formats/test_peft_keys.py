@@ -35,27 +35,6 @@ def test_keys_that_say_the_same_twice_are_refused(first: str, second: str) -> No
     assert found == f"the state dict: {second} repeats what another key says."
 
 
-def test_two_deltas_of_one_parameter_are_refused() -> None:
-    assert error_of({"unet.a.lora_B.bias": torch.ones(4), "unet.a.diff_b": torch.ones(4)}) == (
-        "the state dict: a.bias has two deltas. Remove one of them."
-    )
-    assert error_of({"unet.a.lora_magnitude_vector": torch.ones(4), "unet.a.diff": torch.ones(4, 3)}) == (
-        "the state dict: a.weight has two deltas. Remove one of them."
-    )
-
-
-@pytest.mark.parametrize("size", [0, 3])
-def test_an_alpha_is_one_number(size: int) -> None:
-    assert error_of({"unet.a.alpha": torch.ones(size)}) == (
-        f"the state dict: the alpha of a has shape ({size},), but it must be one number. It is damaged."
-    )
-
-
-def test_several_adapters_are_counted_before_their_keys_are_compared() -> None:
-    tensors = {f"unet.a.lora_{part}.{name}.weight": torch.ones(2, 2) for part in "AB" for name in ("one", "two")}
-    assert "holds 2 adapters: one, two. Save one of them." in error_of(tensors)
-
-
 def test_biases_and_magnitudes_are_as_many_as_outputs() -> None:
     for key, what in (("lora_B.bias", "biases of lora_B"), ("lora_magnitude_vector", "magnitudes")):
         assert error_of({f"unet.a.{key}": torch.ones(3)}) == (

@@ -1,7 +1,6 @@
 """Foreign files read completely: what is rebuilt gives the weights that the writer's own formulas give."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -98,24 +97,6 @@ def test_projections_stored_as_convolutions_become_matrices(rand: Rand) -> None:
     torch.testing.assert_close(delta(found, "mid_block.attentions.0.proj_in"), up[..., 0, 0] @ down[..., 0, 0])
 
 
-def test_the_base_says_what_shape_a_weight_has(rand: Rand) -> None:
-    up, down = rand(6, 2, 1, 1), rand(2, 5, 1, 1)
-    key, name = "lora_unet_middle_block_1_proj_in", "mid_block.attentions.0.proj_in"
-    base = base_of({f"{name}.weight": torch.ones(6, 5, 1, 1)})
-    found = load_adapter({f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}, base=base)
-    assert found.modules[ModuleName(name)].shape == (6, 5, 1, 1)
-
-
-def test_names_that_only_the_base_has(rand: Rand) -> None:
-    tensors = {
-        "lora_unet_extra_to_out_0.lora_up.weight": rand(4, 2),
-        "lora_unet_extra_to_out_0.lora_down.weight": rand(2, 3),
-    }
-    assert error_of(tensors) == "the state dict: lora_unet_extra_to_out_0 is not a module of an LBM's denoiser."
-    found = load_adapter(tensors, base=base_of({"extra.to_out.0.weight": torch.ones(4, 3)}))
-    assert list(found.modules) == ["extra.to_out.0"]
-
-
 def test_text_encoders_are_left_out_with_a_note(rand: Rand) -> None:
     text = {"lora_te1_text_model_a.lora_up.weight": rand(4, 2), "lora_te1_text_model_a.lora_down.weight": rand(2, 3)}
     unet = {f"{FLAT}.lora_up.weight": rand(4, 2), f"{FLAT}.lora_down.weight": rand(2, 3)}
@@ -204,35 +185,3 @@ def test_values_that_replace_the_bases_become_deltas(rand: Rand) -> None:
 def test_what_does_not_belong_together_is_refused(parts: dict[str, tuple[int, ...]], text: str) -> None:
     tensors = {f"{FLAT}.{part}": torch.ones(shape) for part, shape in parts.items()}
     assert error_of(tensors) == f"the state dict: {text}"
-
-
-def test_a_delta_that_does_not_fill_the_kernel_is_refused() -> None:
-    assert error_of({f"{CONV1}.lokr_w1": torch.ones(5, 1), f"{CONV1}.lokr_w2": torch.ones(1, 7)}) == (
-        f"the state dict: {M}: a delta of 5 x 7 does not fit the module's kernel of 3 x 3. The file is damaged, or for "
-        "another model."
-    )
-
-
-@pytest.mark.parametrize("base", [(5, 6), (6,), (3, 5, 2)])
-def test_a_weight_of_another_shape_but_as_many_values_lends_none(rand: Rand, base: tuple[int, ...]) -> None:
-    """A delta for a transposed weight would be scrambled."""
-    component = base_of({f"{TO_Q}.weight": torch.ones(base)})
-    parts = {"lokr_w1": rand(3, 1), "lokr_w2": rand(2, 5)}
-    with pytest.warns(UserWarning, match="LoKr"):
-        found = load_adapter({f"{FLAT}.{name}": part for name, part in parts.items()}, base=component)
-    assert tuple(delta(found, TO_Q).shape) == (6, 5)
-    tensors = {f"{FLAT}.lora_up.weight": rand(6, 1), f"{FLAT}.lora_down.weight": rand(1, 5)}
-    assert load_adapter(tensors, base=component).modules[ModuleName(TO_Q)].shape == (6, 5)
-
-
-def test_scaling_1_on_request_holds_for_every_format(rand: Rand) -> None:
-    tensors = {f"{FLAT}.lora_up.weight": rand(4, 2), f"{FLAT}.lora_down.weight": rand(2, 3)}
-    tensors[f"{FLAT}.alpha"] = torch.tensor(7.0)
-    assert [module.alpha for module in load_adapter(tensors).modules.values()] == [7.0]
-    assert [module.alpha for module in load_adapter(tensors, "rank").modules.values()] == [2.0]
-
-
-def test_where_a_file_is_from_stays_known(tmp_path: Path, rand: Rand, save: Callable[..., Path]) -> None:
-    path = save("x.safetensors", {f"{FLAT}.lora_up.weight": rand(4, 2), f"{FLAT}.lora_down.weight": rand(2, 3)})
-    found = load_adapter(path)
-    assert (found.path, found.prefix) == (path, "denoiser.")

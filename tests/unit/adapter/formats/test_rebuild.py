@@ -76,22 +76,6 @@ def test_a_dense_delta_is_exact_as_factors(shape: tuple[int, ...], dtype: torch.
     assert torch.equal((up.flatten(1) @ down.flatten(1)).reshape(shape), delta)
 
 
-def test_the_smaller_form_is_kept() -> None:
-    for inner, is_dense in ((2, True), (1, False)):
-        parts = {f"hada_w{n}_a": normal(4, inner) for n in (1, 2)} | {f"hada_w{n}_b": normal(inner, 4) for n in (1, 2)}
-        assert isinstance(loha(parts), Tensor) is is_dense
-        assert isinstance(lokr({"lokr_w1": normal(1, 1), "lokr_w2": normal(8, inner)}), Tensor) is True
-    assert isinstance(lokr({"lokr_w1": normal(4, 1), "lokr_w2": normal(1, 4)}), Factors)
-
-
-def test_a_delta_of_full_products_is_computed_without_its_factors() -> None:
-    """Factors of w1 and w2 would take 2 x 32 GB."""
-    one, two = normal(120, 120), normal(120, 120)
-    found = lokr({"lokr_w1": one, "lokr_w2": two})
-    assert isinstance(found, Tensor)
-    assert torch.equal(found[120:240, :120], one[1, 0] * two)
-
-
 MISFITS = "are incomplete or do not fit together."
 
 
@@ -119,24 +103,3 @@ def test_lokr_that_is_too_large_or_does_not_fit(shapes: dict[str, tuple[int, ...
     with pytest.raises(InputError) as error:
         lokr({f"lokr_{name}": torch.ones(()).expand(shape) for name, shape in shapes.items()})
     assert str(error.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        {"w1_a": (4, 2), "w1_b": (3, 4), "w2_a": (4, 3), "w2_b": (2, 4)},  # the ranks' products are equal
-        {"w1_a": (4, 1), "w1_b": (1, 4), "w2_a": (1, 1), "w2_b": (1, 4)},  # one row would be repeated
-    ],
-)
-def test_loha_that_does_not_fit(shapes: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(InputError, match=MISFITS):
-        loha({f"hada_{name}": torch.ones(shape) for name, shape in shapes.items()})
-
-
-def test_cores_that_ask_for_too_much() -> None:
-    one = torch.ones(())
-    with pytest.raises(InputError, match=r"make a matrix of 32,768 x 32,768\. The limit"):
-        with_mid(one.expand(2**15, 1), one.expand(1, 2**15))
-    tall = {"lokr_w2_a": one.expand(2**15, 1), "lokr_w2_b": one.expand(1, 2**15), "lokr_t2": one.expand(2**15, 1)}
-    with pytest.raises(InputError, match=r"make a matrix of 32,768 x 32,768\. The limit"):
-        lokr({"lokr_w1": one.expand(1, 1), **tall})
