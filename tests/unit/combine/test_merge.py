@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lbm_lora.adapter import Adapter, AdapterBuilder, AdapterMetadata, Ledger, LoraModule, LoraScale
+from lbm_lora.adapter import Adapter, AdapterBuilder, AdapterMetadata, Ledger, LoraModule, LoraScale, store_outcomes
 from lbm_lora.combine import (
     Products,
     Ranks,
@@ -16,13 +16,12 @@ from lbm_lora.combine import (
     chosen_ranks,
     combine_by,
     lossless_ranks,
-    store_merged,
 )
 from lbm_lora.combine.products import SUM, Combine
 from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.factorize import FixedRank
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.ranks import rank_rule
+from lbm_lora.ranks import Choice, rank_rule
 
 Rand = Callable[..., Tensor]
 LINEAR, CONV, SMALL, BIAS = (ParamName(f"{name}") for name in ("a.weight", "b.weight", "c.weight", "a.bias"))
@@ -46,7 +45,7 @@ def shrinking_of(
 
 def stored(shrinking: Shrinking, ranks: Ranks) -> tuple[Adapter, Ledger]:
     store = AdapterBuilder("denoiser.", shrinking.dtype, AdapterMetadata())
-    ledger = store_merged(shrinking, ranks, store)
+    (ledger,) = store_outcomes(shrinking.outcomes([Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)]), [store])
     return store.adapter(), ledger
 
 
