@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbm_lora.adapter.counts_code import decode_counts, encode_counts
+from lbm_lora.adapter.packed import decode_counts, encode_counts
 from lbm_lora.adapter.packed_index import CODED_BITS
 from lbm_lora.factorize import WIDTHS, largest, nearest
 

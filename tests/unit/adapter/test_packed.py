@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbm_lora.adapter import Adapter, LoraModule, load_adapter, save_adapter
-from lbm_lora.adapter.counts_code import encode_counts
-from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_packed, regridded
+from lbm_lora.adapter.packed import DATA, INDEX, decode_packed, encode_counts, encode_packed, regridded
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import PACKED, WIDTHS, Counts, Grid, down_shape, matrix_shape, nearest, up_shape, vector_of
