@@ -1,7 +1,8 @@
-"""Adapter files: written and read back, read by the reference library, and those of the earlier implementation."""
+"""Adapter files: written and read back, and those of the earlier implementation."""
 
-import json
+import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,16 @@ from lbm_lora.adapter import (
     FORMAT,
     Adapter,
     AdapterMetadata,
-    AdapterWriter,
     LoraModule,
+    Wishes,
     load_adapter,
-    module_bytes,
     save_adapter,
-    stored_bytes,
 )
-from lbm_lora.adapter.formats import Wishes
+from lbm_lora.adapter.adapter_file import is_unchanged, plan_files
+from lbm_lora.adapter.formats import Saved
 from lbm_lora.configs.values import FormatName
-from lbm_lora.errors import AdapterError
+from lbm_lora.errors import AdapterError, OutputError
+from lbm_lora.files import Outputs
 from lbm_lora.naming import ModuleName, ParamName
 
 Rand = Callable[..., Tensor]
@@ -129,20 +130,6 @@ def test_the_keys_of_factors_in_8_bits(tmp_path: Path) -> None:
         "denoiser.c.lora_down.int8": (torch.int8, (3, 3, 3, 3)),
         "denoiser.c.lora_unit": (torch.float32, (3,)),
     }
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
-def test_predicted_bytes_are_those_of_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
-    """But for the digits of offsets, which are counted for large files, and the header's own brackets."""
-    adapter, path = eight_bit().cast(dtype), tmp_path / "x.safetensors"
-    save_adapter(adapter, path)
-    sizes = [module_bytes("denoiser.", m.name, m.shape, m.rank, dtype) for m in adapter.modules.values()]
-    sizes += [stored_bytes("denoiser.", name, tuple(d.shape), dtype) for name, d in adapter.dense.items()]
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    tensors = sum(value["data_offsets"][1] - value["data_offsets"][0] for k, value in header.items() if k[0] != "_")
-    entries = [len(json.dumps({k: v}, separators=(",", ":"))) - 1 for k, v in header.items() if k[0] != "_"]
-    assert 0 <= sum(sizes) - tensors - sum(entries) <= 20 * len(entries)
 
 
 @pytest.mark.parametrize("scaling", [1.0, -0.37])
@@ -302,21 +289,6 @@ def test_another_kind_of_file_is_named(tmp_path: Path, key: str, metadata: dict[
     assert str(caught.value) == f"{path} {text}"
 
 
-def test_what_was_announced_and_not_added_is_not_in_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    one = lora("a", [4, 6], 2, 2.0, torch.float32)
-    shapes = {ModuleName("a"): (4, 6), ModuleName("b"): (4, 6, 3, 3)}
-    ranks = {ModuleName("a"): 2, ModuleName("b"): 2}
-    dense = {ParamName("a.bias"): (4,), ParamName("b.bias"): (4,)}
-    with AdapterWriter(path, "", torch.float32, shapes, ranks, dense, AdapterMetadata()) as writer:
-        writer.add_module(one)
-        writer.add_dense(ParamName("b.bias"), torch.ones(4))
-        writer.metadata = METADATA
-    found = load_adapter(path)
-    assert found.params == ["a.weight", "b.bias"]
-    assert found.metadata == METADATA
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("key", ["a.lora_up.weight", "a.lora_down.weight", "a.alpha", "b.diff"])
 def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, key: str, number: float) -> None:
@@ -343,3 +315,112 @@ def test_a_lora_of_which_nothing_would_be_left_is_refused(tmp_path: Path, format
     with pytest.raises(AdapterError, match=r"^nothing is left for .*x\.safetensors: the LoRA holds only 1 bias"):
         save_adapter(adapter, tmp_path / "x.safetensors", format=format, wishes=Wishes("drop", "drop"))
     assert list(tmp_path.iterdir()) == []
+
+
+def made(value: float = 1.0, alpha: float = 2.0) -> Adapter:
+    names = [ModuleName("a"), ModuleName("b")]
+    modules = {name: LoraModule(name, torch.ones(2, 4), torch.full((8, 2), value), alpha) for name in names}
+    return Adapter(modules, {ParamName("c.bias"): torch.ones(3)})
+
+
+def test_what_was_loaded_is_unchanged(tmp_path: Path) -> None:
+    loaded = load_adapter(made().save(tmp_path / "x.safetensors"))
+    assert is_unchanged(loaded)
+    assert not is_unchanged(loaded.filtered(lambda name: not name.startswith("a")))
+    assert not is_unchanged(loaded.cast(torch.float16))
+    assert not is_unchanged(
+        dataclasses.replace(loaded, metadata=dataclasses.replace(loaded.metadata, facts={"a": "b"}))
+    )
+    assert not is_unchanged(made())
+
+
+def test_a_file_that_was_replaced_or_removed_is_another(tmp_path: Path) -> None:
+    for other in (made(value=3.0), made(alpha=3.0)):
+        loaded = load_adapter(made().save(tmp_path / "x.safetensors"))
+        other.save(tmp_path / "x.safetensors")
+        assert not is_unchanged(loaded)
+    (tmp_path / "x.safetensors").unlink()
+    assert not is_unchanged(loaded)
+
+
+EXPORTED = AdapterMetadata(FORMAT, "d" * 32, "0123abcd", "e" * 32, {"ss_network_dim": "2", "note": "Größe"})
+TO_Q, NORM = ModuleName("mid_block.attentions.0.transformer_blocks.0.attn1.to_q"), "mid_block.resnets.0.norm1"
+LORA = Adapter(
+    {TO_Q: LoraModule(TO_Q, torch.ones(2, 3), torch.ones(4, 2), 1.5)},
+    {ParamName(f"{NORM}.weight"): torch.ones(3), ParamName("conv_in.bias"): torch.full((3,), 2.0)},
+    EXPORTED,
+    "denoiser.",
+)
+
+
+def test_the_header_names_the_format_and_no_reader_takes_the_file_for_a_native_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    assert save_adapter(LORA, path, format="comfyui") == Saved(path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert header["lbm_lora_export"] == "comfyui 1"
+    assert "lbm_lora_format" not in header
+    assert header["ss_network_dim"] == "2"
+    assert load_adapter(path).metadata == EXPORTED
+
+
+def test_factors_in_8_bits_are_expanded(tmp_path: Path) -> None:
+    eight_bit = LORA.cast(torch.int8)
+    found = load_adapter(eight_bit.save(tmp_path / "x.safetensors", "comfyui"))
+    module, original = found.modules[TO_Q], eight_bit.modules[TO_Q]
+    assert torch.equal(module.up, original.up)
+    assert module.up.dtype == found.dense[ParamName("conv_in.bias")].dtype == torch.float32
+    assert found.dtype is None
+
+
+def test_tensors_of_several_dtypes_get_the_one_that_holds_them_all(tmp_path: Path) -> None:
+    path = LORA.save(tmp_path / "x.safetensors", "comfyui")
+    save_file({k: t.half() if k.endswith("diff_b") else t.bfloat16() for k, t in load_file(path).items()}, path)
+    found = load_adapter(path)
+    assert {t.dtype for t in (found.modules[TO_Q].up, *found.dense.values())} == {torch.float32}
+    assert torch.equal(found.dense[ParamName("conv_in.bias")], LORA.dense[ParamName("conv_in.bias")])
+
+
+@pytest.mark.parametrize("format", ["native", "comfyui"])
+@pytest.mark.parametrize(
+    ("wishes", "dropped"),
+    [
+        (Wishes(biases="drop"), ("conv_in.bias",)),
+        (Wishes(norms="drop"), (f"{NORM}.weight",)),
+        (Wishes("drop", "drop"), (f"{NORM}.weight", "conv_in.bias")),
+    ],
+)
+def test_what_is_to_be_dropped_is_dropped_and_named(
+    tmp_path: Path, format: str, wishes: Wishes, dropped: tuple[str, ...]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    measured = replace(LORA, metadata=replace(LORA.metadata, facts={"lbm_lora_errors": "{}", "note": "kept"}))
+    saved = save_adapter(measured, path, format="native" if format == "native" else "comfyui", wishes=wishes)
+    assert saved.dropped == dropped
+    found = load_adapter(path)
+    assert set(found.dense) == LORA.dense.keys() - set(dropped)
+    assert ("lbm_lora_errors" in found.metadata.facts, found.metadata.facts["note"]) == (not dropped, "kept")
+
+
+def test_a_format_with_a_config_is_a_folder(tmp_path: Path) -> None:
+    wishes, folder = Wishes("drop", "drop"), tmp_path / "lora_1.5"
+    assert save_adapter(LORA, folder, format="peft", wishes=wishes).path == folder
+    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(OutputError, match=r"the format peft is a folder of two files\. Give the path of a folder\."):
+        save_adapter(LORA, tmp_path / "lora.safetensors", format="peft", wishes=wishes)
+
+
+def test_a_rerun_replaces_both_files_of_a_folder_but_no_config_of_others(tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+
+    def check() -> None:
+        outputs = Outputs()
+        plan_files(outputs, folder, "peft")
+        outputs.check()
+
+    with pytest.raises(OutputError, match=r"adapter_config\.json exists, and lbm-lora did not write it"):
+        check()
+    save_adapter(LORA, folder, format="peft", wishes=Wishes("drop", "drop"))
+    check()

@@ -107,19 +107,6 @@ def living() -> int:
 
 
 @pytest.mark.parametrize("put_in", BOTH)
-def test_a_scale_by_layer_is_the_adapter_scaled_by_layer(adapter: Adapter, images: Tensor, put_in: PutIn) -> None:
-    """Factors and dense deltas alike: the same as several adapters, each with its part and its number."""
-    net, alone = small_net(1), small_net(1)
-    put_in(net, [ScaledAdapter(adapter, "0.5,head=-1,norm=0")])
-    head = adapter.filtered(lambda name: name.startswith("head"))
-    rest = adapter.filtered(lambda name: not name.startswith(("head", "norm")))
-    put_in(alone, [ScaledAdapter(head, -1.0), ScaledAdapter(rest, 0.5)])
-    assert bits(net) == bits(alone)
-    assert hooks(net) == hooks(alone)
-    assert torch.equal(net(images), alone(images))
-
-
-@pytest.mark.parametrize("put_in", BOTH)
 def test_a_pattern_that_matches_nothing_is_refused_before_anything_changes(adapter: Adapter, put_in: PutIn) -> None:
     net = small_net(1)
     with pytest.raises(PatternError) as caught:
@@ -158,18 +145,6 @@ def test_every_kind_of_conv(rand: Rand, options: dict[str, Any]) -> None:
     inject(convs[0], adapters)
     fuse_module(convs[1], adapters)
     torch.testing.assert_close(convs[0](images), convs[1](images), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("put_in", BOTH)
-def test_parameters_stay_the_same_objects_and_keep_their_gradients(adapter: Adapter, put_in: PutIn) -> None:
-    net = small_net(1)
-    objects = dict(net.named_parameters())
-    state = put_in(net, [ScaledAdapter(adapter)])
-    assert all(parameter is objects[name] for name, parameter in net.named_parameters())
-    assert all(parameter.requires_grad for parameter in net.parameters())
-    assert list(net.state_dict()) == list(small_net(1).state_dict())
-    take_out(state)
-    assert all(parameter is objects[name] for name, parameter in net.named_parameters())
 
 
 def test_running_values_of_a_batch_norm_are_fused_and_restored(adapter: Adapter) -> None:

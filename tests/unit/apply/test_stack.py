@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
 from lbm_lora.apply import fitting_adapters, stack
 from lbm_lora.checkpoint import Component, Fingerprint, fingerprint, open_checkpoint
-from lbm_lora.configs.values import AlphaIs
-from lbm_lora.errors import AdapterError, ConfigError, PatternError
+from lbm_lora.errors import AdapterError, PatternError
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.progress import LbmLoraWarning
 
@@ -113,22 +112,6 @@ def test_the_base_is_read_last_and_once(base: Component, make: Make, monkeypatch
     assert len(read) == 1
 
 
-def test_scales_by_layer(base: Component, make: Make) -> None:
-    paths = [make("a.safetensors", *NAMES, bias=True), make("b.safetensors", NAMES[2])]
-    scaled, applied = fitting_adapters(base, paths, ["0.5,attn2=0", 2])
-    assert dict(scaled[0].scales) == {
-        "b.attn1.to_q.weight": 0.5,
-        "b.attn2.to_out.0.weight": 0.0,
-        "b.conv_in.weight": 0.5,
-        "b.attn2.to_out.0.bias": 0.0,
-    }
-    assert [entry.lora_scale for entry in applied] == ["0.5,attn2=0", 2.0]
-    with pytest.raises(PatternError, match=r"b\.safetensors: pattern 'attn2' matches none of 1 names"):
-        fitting_adapters(base, paths, ["0.5,attn2=0"])
-    with pytest.raises(ConfigError, match=r"^lora_scale must be finite, got nan\.$"):
-        fitting_adapters(base, paths, [float("nan")])
-
-
 def test_a_lora_of_sdxl_is_applied_without_what_sees_the_text(tmp_path: Path) -> None:
     shapes = {"b.attn2.to_k": (4, 6), "b.attn2.to_q": (4, 4), "b.attn1.to_k": (4, 4)}
     weights = {f"denoiser.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
@@ -150,20 +133,3 @@ def test_a_lora_of_sdxl_is_applied_without_what_sees_the_text(tmp_path: Path) ->
         (scaled,), (applied,) = fitting_adapters(base, [tmp_path / "sdxl.safetensors"], [1.0], crop=True)
     assert scaled.adapter.modules[ModuleName("b.attn2.to_k")].down.shape == (2, 6)
     assert (applied.modules, applied.left_out) == (3, ())
-
-
-def test_what_alpha_means(base: Component, tmp_path: Path) -> None:
-    """The highest rank of a 4x6 matrix is 4: an alpha above it is the rank that was asked for, unless it is not."""
-    module = LoraModule(ModuleName(NAMES[0]), torch.ones(4, 6), torch.ones(4, 4), 16.0)
-    found = fingerprint(base)
-    metadata = AdapterMetadata(base_fingerprint=found.digest, base_tensors=found.packed())
-    path = tmp_path / "a.safetensors"
-    save_adapter(Adapter({module.name: module}, {}, metadata, "denoiser."), path)
-
-    def scaling(alpha_is: AlphaIs) -> float:
-        scaled, _ = fitting_adapters(base, [path], [1.0], alpha_is=alpha_is)
-        return scaled[0].adapter.modules[module.name].scaling
-
-    with pytest.warns(UserWarning, match=r"alpha exceeds the rank on 1 of 1 modules"):
-        assert scaling("auto") == 1
-    assert (scaling("rank"), scaling("file")) == (1, 4)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lbm_lora.adapter import Adapter, LoraModule, Status
 from lbm_lora.combine import Products, Summand
 from lbm_lora.combine.shrink import KEPT, Shrinking
-from lbm_lora.factorize import Factors, Moment, Weights, to_matrix
+from lbm_lora.factorize import Moment, Weights, to_matrix
 from lbm_lora.naming import ModuleName, ParamName
 from lbm_lora.ranks import Choice, WeightsOf, unweighted
 from spectra import bound_of
@@ -153,21 +153,3 @@ def test_in_an_outputs_norm_the_factors_are_the_best_there(adapter: Adapter, wei
         other = plain.outcome(weight(name), rank).module
         assert other is not None
         assert error < 0.97 * float(whitening(matrix - to_matrix(other.delta())).double().norm())
-
-
-def test_no_matrix_is_built_where_ranks_are_low(
-    adapter: Adapter, weights_of: WeightsOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    low, built = [weight("wide"), weight("tall"), weight("conv")], Factors.product
-    matrices = {tuple(to_matrix(torch.empty(SHAPES[name.removesuffix(".weight")])).shape) for name in low}
-
-    def product(self: Factors) -> Tensor:
-        assert (self.up.shape[0], self.down.shape[1]) not in matrices
-        return built(self)
-
-    monkeypatch.setattr(Factors, "product", product)
-    for weigh in (unweighted, weights_of):
-        found = shrinking(adapter, weights_of=weigh)
-        found.survey()
-        for name in low:
-            assert found.outcome(name, 3).module is not None

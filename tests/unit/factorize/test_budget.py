@@ -1,4 +1,4 @@
-"""Shares of a file's bytes, against every possible choice."""
+"""Shares of a file's bytes, for ranks and for bits, against every possible choice."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -8,8 +8,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lbm_lora.errors import InputError
-from lbm_lora.factorize import Allocation, Spectrum, allocate, allocate_error, energy_rank, error_rank
+from lbm_lora.factorize import (
+    WIDTHS,
+    Allocation,
+    Spectrum,
+    WidthCosts,
+    allocate,
+    allocate_error,
+    allocate_widths,
+    allocate_widths_for,
+    energy_rank,
+    error_rank,
+)
 
 
 def spectrum(
@@ -100,12 +110,6 @@ def test_an_error_is_reached_with_no_more_than_the_last_step_too_many(spectra: l
     assert all(close(error, spectra) >= found.error_sq for error in smaller)
 
 
-def test_what_is_left_goes_to_what_fits() -> None:
-    """The large delta is next in order, but its rank does not fit any more; a smaller one does, once."""
-    large, small = spectrum([100, 90], cost=50), spectrum([1, 0.5, 0.1], cost=4)
-    assert allocate([large, small], 58).ranks == (1, 2)
-
-
 def test_the_dense_delta_takes_the_place_of_many_ranks() -> None:
     """A (10, 10) delta with a flat spectrum: five ranks cost as much as the whole."""
     flat = spectrum([1.0] * 10, cost=20, dense=100)
@@ -116,23 +120,9 @@ def test_the_dense_delta_takes_the_place_of_many_ranks() -> None:
     assert allocate([steep], 1000).ranks == (None,)
 
 
-def test_small_errors_keep_their_digits() -> None:
-    """From 1 down to 1e-20: as energy minus kept energy it would be lost below 1e-16."""
-    falling = spectrum([10.0**-i for i in range(21)])
-    assert falling.error_sq(20) == 1e-20
-    assert allocate_error([falling], 1e-19).ranks == (20,)
-
-
 def test_an_error_that_cannot_be_reached_takes_all() -> None:
     assert allocate_error([spectrum([2, 1], rest=5)], 0.1) == Allocation((2,), 2, 5.0)
     assert allocate_error([spectrum([2, 1], rest=5)], 8) == Allocation((0,), 0, 8.0)
-
-
-@pytest.mark.parametrize(
-    ("share", "rank"), [(0, 0), (0.5, 1), (0.79, 1), (0.81, 2), (0.95, 2), (0.96, 3), (0.97, None), (1, None)]
-)
-def test_the_rank_of_an_energy(share: float, rank: int | None) -> None:
-    assert energy_rank(spectrum([80, 15, 1], rest=4), share) == rank
 
 
 @given(some_spectra(plain=True), st.floats(0, 1))
@@ -147,7 +137,53 @@ def test_an_error_rank_is_the_smallest(spectra: list[Spectrum], error: float) ->
     assert energy_rank(whole, 1) == np.count_nonzero(whole.squares)
 
 
-@pytest.mark.parametrize("values", [{"cost": 0}, {"fixed": -1}, {"dense": 0}])
-def test_bytes_that_cannot_be_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="at least 1"):
-        spectrum([1.0], **values)
+BYTES = np.array([0, *WIDTHS])
+
+
+def costs(
+    *squares: float, fixed: int = 0, dense: bool = False, is_needed: bool = False, rest: float = 0.0
+) -> WidthCosts:
+    noise = np.append(1.0, 4.0 ** -np.array(WIDTHS))
+    return WidthCosts(
+        errors=noise[:, None] * np.array(squares)[None],
+        nbytes=BYTES,
+        rest=rest,
+        fixed_bytes=fixed,
+        dense_errors=np.append(np.inf, noise[1:] * sum(squares)) if dense else None,
+        dense_bytes=3 * BYTES if dense else None,
+        is_needed=is_needed,
+    )
+
+
+@pytest.mark.parametrize("budget", [0, 3, 9, 20, 60, 1000])
+def test_no_choice_of_the_same_bytes_leaves_less(budget: int) -> None:
+    given = [costs(8.0, 1.0), costs(3.0)]
+    found = allocate_widths(given, budget)
+    assert found.nbytes <= budget
+    errors = np.concatenate([one.errors for one in given], axis=1)
+    every = list(product(range(len(BYTES)), repeat=3))
+    within = [
+        sum(errors[at, rank] for rank, at in enumerate(one)) for one in every if sum(BYTES[list(one)]) <= found.nbytes
+    ]
+    assert found.error_sq == pytest.approx(min(within))
+
+
+def test_the_smallest_that_meets_an_error() -> None:
+    given = [costs(8.0, 1.0), costs(3.0)]
+    found = allocate_widths_for(given, 0.01)
+    assert found.error_sq <= 0.01
+    assert allocate_widths(given, found.nbytes - 1).error_sq > 0.01
+
+
+def test_a_module_may_be_stored_dense_or_not_at_all() -> None:
+    dense = allocate_widths([costs(1.0, 1.0, 1.0, 1.0, dense=True)], 40)
+    assert dense.widths == (None,)
+    assert dense.dense[0] > 0
+    assert dense.nbytes == 3 * dense.dense[0]
+    nothing = allocate_widths([costs(1.0, fixed=100)], 50)
+    assert (nothing.widths, nothing.nbytes, nothing.error_sq) == (((0,),), 0, 1.0)
+
+
+def test_what_is_needed_is_never_left_out() -> None:
+    found = allocate_widths([costs(1e-9, is_needed=True), costs(5.0)], 0)
+    assert found.widths == ((2,), (0,))

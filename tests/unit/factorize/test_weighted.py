@@ -108,16 +108,6 @@ def test_a_large_matrix_goes_through_the_randomized_method() -> None:
     assert svd.rest == pytest.approx(optimum, rel=3e-3)
 
 
-def test_without_weights_it_is_the_plain_svd() -> None:
-    matrix = matrix_with(24, 36, SPECTRA["power 1"])
-    whitening = Weights().whitening()
-    found, plain = weighted_svd(matrix, 5, whitening, seed=0), truncated_svd(matrix, 5, seed=0)
-    assert torch.equal(found.values, plain.values)
-    torch.testing.assert_close(
-        weighted_factors(found, torch.float32, whitening).product(), (plain.left * plain.values) @ plain.right
-    )
-
-
 def output_error(delta: Tensor, approximation: Factors | None, whitening: Whitening) -> tuple[float, float]:
     """(squared error, squared norm) of a delta in the weighted norm."""
     left = delta if approximation is None else delta - approximation.product()
@@ -148,16 +138,6 @@ def test_the_fit_of_up_takes_back_some_of_what_rounding_cost(
         fitted += error_of(matrix - weighted_factors(svd, dtype, whitening).product()) - optimum
         plain += error_of(matrix - naive(svd, dtype).product()) - optimum
     assert 0 < fitted < share * plain
-
-
-def test_the_scale_weighs_layers_and_leaves_their_factors_alone() -> None:
-    matrix = matrix_with(24, 36, SPECTRA["power 1"])
-    one, other = (weights_of("dense", scale=scale).whitening() for scale in (1.0, 16.0))
-    small, large = (weighted_svd(matrix, 4, whitening, seed=0) for whitening in (one, other))
-    torch.testing.assert_close(large.values, 4 * small.values)
-    assert large.rest == pytest.approx(16 * small.rest, rel=1e-5)
-    expected = weighted_factors(small, torch.float32, one).product()
-    torch.testing.assert_close(weighted_factors(large, torch.float32, other).product(), expected)
 
 
 def test_the_error_is_that_of_a_linear_network(rand: Rand) -> None:

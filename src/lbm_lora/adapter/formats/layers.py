@@ -93,9 +93,10 @@ class Before:
         except (ValueError, TypeError):
             return None
         texts: list[object] = [before.prefix, before.replaced]
+        numbers: list[tuple[object, object]] = [*pairs]
         # a scaling of 0 cannot have been folded
         are_alphas = all(
-            alpha is None or (isinstance(alpha, int | float) and (alpha or alpha == rank)) for alpha, rank in pairs
+            alpha is None or alpha == rank or (isinstance(alpha, int | float) and alpha) for alpha, rank in numbers
         )
         is_ours = all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in wholes)
         return before if is_ours and are_alphas else None
