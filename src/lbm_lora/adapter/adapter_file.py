@@ -241,8 +241,7 @@ def save_adapter(
     if format == "native":
         _write_native(adapter, path)
         return Saved(path, dropped)
-    saved = _write_foreign(adapter, path, codec_named(format), wishes)
-    return replace(saved, dropped=(*dropped, *saved.dropped))
+    return Saved(path, dropped, _write_foreign(adapter, path, codec_named(format), wishes))
 
 
 def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
@@ -300,8 +299,8 @@ def _dtype_of_tensors(adapter: Adapter) -> torch.dtype:
     return dtypes.pop() if dtypes else torch.float32
 
 
-def _write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -> Saved:
-    """Write an adapter in a foreign format; a format with a config becomes a folder.
+def _write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -> tuple[str, ...]:
+    """Write an adapter in a foreign format, and return the notes; a format with a config becomes a folder.
 
     Factors in 8 bits are expanded, those of a packed file to fp16. The header has the adapter's metadata, and the
     format's name for our own reader.
@@ -317,7 +316,7 @@ def _write_foreign(adapter: Adapter, path: Path, codec: Codec, wishes: Wishes) -
         write_tensors(encoded.tensors, header, path)
     else:
         _write_folder(encoded, header, path, codec.name)
-    return Saved(path, encoded.dropped, encoded.notes)
+    return encoded.notes
 
 
 def _write_folder(encoded: Encoded, header: Mapping[str, str], path: Path, format: FormatName) -> None:

@@ -202,26 +202,26 @@ class Adapter:
             )
         modules = {name: module.cast(dtype) for name, module in self.modules.items()}
         dense = {name: rounded(delta, dense_dtype(dtype)) for name, delta in self.dense.items()}
-        return self._with(modules, dense, torch.int8 if dtype == torch.int8 else None)
+        return self.holding(modules, dense, torch.int8 if dtype == torch.int8 else None)
 
     def unpacked(self) -> "Adapter":
         """Return the adapter without grids, in fp32; itself if it has none."""
         if self.dtype != PACKED:
             return self
         modules = {name: replace(module, grid=None) for name, module in self.modules.items()}
-        return replace(self._with(modules, self.dense, None), grids={})
+        return replace(self.holding(modules, self.dense, None), grids={})
 
     def filtered(self, keep: Callable[[ParamName], bool]) -> "Adapter":
         """Return the part of the adapter whose param names `keep` accepts."""
         modules = {name: module for name, module in self.modules.items() if keep(weight_of(name))}
         dense = {name: delta for name, delta in self.dense.items() if keep(name)}
         grids = {name: grid for name, grid in self.grids.items() if name in dense}
-        part = replace(self._with(modules, dense, self.dtype), grids=grids)
+        part = replace(self.holding(modules, dense, self.dtype), grids=grids)
         if part.params == self.params:
             return part
         return replace(part, metadata=self.metadata.without_errors())
 
-    def _with(
+    def holding(
         self, modules: Mapping[ModuleName, LoraModule], dense: Mapping[ParamName, Tensor], dtype: torch.dtype | None
     ) -> "Adapter":
         """Return an adapter with other contents. It is a plain one: a subclass's measurements no longer apply."""

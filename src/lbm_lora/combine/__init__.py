@@ -1,9 +1,15 @@
 """Adapters to one adapter (layer L3)."""
 
-from lbm_lora.combine.merge import Ranks, added_ranks, chosen_ranks, lossless_ranks, store_merged
+from lbm_lora.combine.merge import (
+    MergedAdapter,
+    Ranks,
+    added_ranks,
+    chosen_ranks,
+    lossless_ranks,
+    merge_adapters,
+    merge_rule,
+)
 from lbm_lora.combine.merge_base import MergedBase, merged_base
-from lbm_lora.combine.merge_options import merge_rule
-from lbm_lora.combine.merged_adapter import MergedAdapter, merge_adapters
 from lbm_lora.combine.methods import combine_by
 from lbm_lora.combine.products import Products, Summand
 from lbm_lora.combine.resize import Resized, resize_adapter

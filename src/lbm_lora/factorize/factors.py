@@ -7,6 +7,10 @@ of a randomized SVD and the error of rounding `down` within its row space: a few
 At full rank no decomposition is needed: the matrix itself is one factor, the identity on its short side the other.
 This takes the same bytes as an SVD's factors and loses only the rounding of one matrix; deltas of bf16 checkpoints
 often survive even that bit for bit.
+
+A sum of products is one product of two thin matrices, all `up` side by side and all `down` on top of each other. QR of
+both leaves a small square matrix, whose SVD is that of the sum: memory and time depend on the ranks, and the matrix
+itself is never built unless the ranks reach its short side.
 """
 
 from collections.abc import Sequence
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from lbm_lora.errors import InputError, Option
 from lbm_lora.factorize.eight_bit import on_grid, quantize
-from lbm_lora.factorize.svd import TruncatedSVD, truncated_svd
+from lbm_lora.factorize.svd import TruncatedSVD, exact_svd, truncated_svd
 
 _KEPT = 0.01  # how much rounding may change the squared length of a row of V^T before the row counts as lost
 _CUTOFF = 1e-4  # directions of lost rows below this fraction of the largest are dropped
@@ -129,9 +133,8 @@ def _is_identity(factor: Tensor) -> bool:
 
 
 def _full_rank(matrix: Float[Tensor, "out columns"], dtype: torch.dtype) -> Factors:
-    rows, columns = matrix.shape
-    identity = torch.eye(min(rows, columns), device=matrix.device)
-    return stored_factors(*((identity, matrix) if rows <= columns else (matrix, identity)), dtype)
+    exact = exact_factors(matrix)
+    return stored_factors(exact.up, exact.down, dtype)
 
 
 def _refit(
@@ -149,3 +152,32 @@ def _refit(
     if ((gram.diagonal() - 1).abs() > _KEPT).any():
         return (torch.linalg.pinv(gram, rtol=_CUTOFF, hermitian=True) @ products).mT / scale
     return (torch.linalg.inv(gram) @ products).mT / scale
+
+
+def concatenated(terms: Sequence[Factors]) -> Factors:
+    """Return factors whose product is the sum of the terms': the ranks add up.
+
+    Args:
+        terms: one or more, of one shape.
+    """
+    ups, downs = [term.up.float() for term in terms], [term.down.float() for term in terms]
+    return Factors(torch.cat(ups, dim=1), torch.cat(downs))
+
+
+def exact_factors(matrix: Float[Tensor, "out columns"]) -> Factors:
+    """Return a matrix as fp32 factors, one of which is the identity on its short side."""
+    values = matrix.float()
+    rows, columns = values.shape
+    identity = torch.eye(min(rows, columns), device=values.device)
+    return Factors(identity, values) if rows <= columns else Factors(values, identity)
+
+
+def product_svd(factors: Factors) -> TruncatedSVD:
+    """Return the complete SVD of up @ down: min(rank, out, columns) values, in fp32 and to its precision."""
+    up, down = factors.up.float(), factors.down.float()
+    if factors.rank >= min(up.shape[0], down.shape[1]):
+        return exact_svd(up @ down, min(up.shape[0], down.shape[1]))
+    left_frame, left = torch.linalg.qr(up)
+    right_frame, right = torch.linalg.qr(down.mT)
+    small = exact_svd(left @ right.mT, factors.rank)
+    return TruncatedSVD(left_frame @ small.left, small.values, small.right @ right_frame.mT, exact=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lbm_lora.blocks import energy
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.factors import Factors, rounded_down, stored_factors
+from lbm_lora.factorize.factors import Factors, product_svd, rounded_down, stored_factors
 from lbm_lora.factorize.grid import Counts, Grid, nearest
 from lbm_lora.factorize.moments import Moment
 from lbm_lora.factorize.roots import Root
@@ -150,6 +150,16 @@ def weighted_svd(
     return WeightedSVD(left, svd.values, right, rest)
 
 
+def weighted_product_svd(factors: Factors, whitening: Whitening) -> WeightedSVD:
+    """Return the complete SVD of the whitened up @ down, mapped back; see `weighted_svd`.
+
+    Both sides are whitened as factors: L_G^T up and down L_C are as thin as up and down.
+    """
+    white = Factors(whitening.columns(factors.up.float()), whitening.rows(factors.down.float()))
+    svd = product_svd(white)
+    return WeightedSVD(whitening.undo_columns(svd.left), svd.values, whitening.undo_rows(svd.right), rest=0.0)
+
+
 def weighted_factors(svd: WeightedSVD, dtype: torch.dtype, whitening: Whitening) -> Factors:
     """Return the best factors for a truncated decomposition, rounded to `dtype`.
 
@@ -188,19 +198,3 @@ def packed_factors(svd: WeightedSVD, widths: Sequence[int], whitening: Whitening
     fitted = (svd.left * svd.values) @ (inverse @ products).mT * step
     up, unit = nearest(fitted.mT, bits, variances=outputs, root=whitening.outputs)
     return Counts(up.mT, down, Grid(tuple(bits), unit))
-
-
-def output_error(
-    delta: Float[Tensor, "out columns"], approximation: Tensor | Factors | None, whitening: Whitening
-) -> tuple[float, float]:
-    """Return (squared error, squared norm) of a delta in the weighted norm.
-
-    Args:
-        delta: the matrix, fp32.
-        approximation: a matrix of the same shape, or factors; None is zero.
-    """
-    size = energy(whitening(delta))
-    if approximation is None:
-        return size, size
-    known = approximation.product() if isinstance(approximation, Factors) else approximation
-    return energy(whitening(delta - known)), size

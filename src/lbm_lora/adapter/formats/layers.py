@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lbm_lora.adapter.formats.names import is_norm
-from lbm_lora.adapter.formats.rebuild import up_and_down
+from lbm_lora.adapter.formats.rebuild import module_of_matrix
 from lbm_lora.adapter.module import Adapter, LoraModule
 from lbm_lora.errors import plural
 from lbm_lora.factorize import has_matrix_view
@@ -93,9 +93,10 @@ class Before:
         except (ValueError, TypeError):
             return None
         texts: list[object] = [before.prefix, before.replaced]
+        numbers: list[tuple[object, object]] = [*pairs]
         # a scaling of 0 cannot have been folded
         are_alphas = all(
-            alpha is None or (isinstance(alpha, int | float) and (alpha or alpha == rank)) for alpha, rank in pairs
+            alpha is None or alpha == rank or (isinstance(alpha, int | float) and alpha) for alpha, rank in numbers
         )
         is_ours = all(isinstance(one, str) for one in texts) and all(isinstance(one, int) for one in wholes)
         return before if is_ours and are_alphas else None
@@ -129,7 +130,7 @@ def to_one_rank(
         matrices: dense deltas of weights, linear or conv, of other modules.
         prefix: the adapter's, kept for the way back.
     """
-    given = {**modules, **{name: _of_matrix(name, delta) for name, delta in matrices.items()}}
+    given = {**modules, **{name: module_of_matrix(name, delta) for name, delta in matrices.items()}}
     folded = {name: _folded(module) for name, module in given.items()}
     rank = max((module.rank for module in folded.values()), default=1)
     nbytes = sum(module.up.nbytes + module.down.nbytes for module in folded.values())
@@ -144,11 +145,6 @@ def to_one_rank(
     )
     padded = folded if is_mixed else {name: _padded(module, rank) for name, module in folded.items()}
     return OneRank(padded, before, None if is_mixed else padding)
-
-
-def _of_matrix(name: ModuleName, delta: Tensor) -> LoraModule:
-    up, down = up_and_down(delta)
-    return LoraModule(name, down, up, float(len(down)))
 
 
 def _folded(module: LoraModule) -> LoraModule:

@@ -48,7 +48,6 @@ class LoraConfig:
         rank, alpha: of the layers that no pattern names.
         rank_pattern, alpha_pattern: regular expression of layers -> value; the first that matches counts.
         use_rslora: whether the scaling is alpha / sqrt(rank), in place of alpha / rank.
-        use_dora: whether every layer has magnitudes.
     """
 
     rank: int

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lbm_lora.adapter.module import LoraModule
 from lbm_lora.checkpoint import Component
 from lbm_lora.errors import AdapterError, InputError, Option, plural
 from lbm_lora.factorize import Factors, exact_factors
@@ -112,12 +113,12 @@ def _is_smaller_dense(rows: int, columns: int, rank: int) -> bool:
     return rank * (rows + columns) > rows * columns
 
 
-def up_and_down(delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (up, down) of a dense delta of a weight in its dtype and exactly, with an identity as one of them."""
+def module_of_matrix(name: ModuleName, delta: Tensor) -> LoraModule:
+    """Return a dense delta of a weight as factors in its dtype and exactly, with an identity as one of them."""
     factors = exact_factors(delta.flatten(1))
     up, down = factors.up.to(delta.dtype), factors.down.to(delta.dtype)
-    kernel = delta.shape[2:]
-    return up.reshape(*up.shape, *(1 for _ in kernel)), down.reshape(-1, *delta.shape[1:])
+    up = up.reshape(*up.shape, *(1 for _ in delta.shape[2:]))
+    return LoraModule(name, down.reshape(-1, *delta.shape[1:]), up, float(factors.rank))
 
 
 def dora_delta(base: Tensor, delta: Tensor, magnitude: Tensor, *, epsilon: float = 0.0) -> Tensor:
