@@ -7,13 +7,13 @@ from typing import Any
 
 from lbm_lora.adapter import Adapter, load_adapter, save_adapter
 from lbm_lora.adapter.unchanged import is_unchanged
-from lbm_lora.api.adapters import RefinedAdapter, contents
 from lbm_lora.api.options import Options
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report import Report
+from lbm_lora.verbs.adapters import RefinedAdapter, contents
 from lbm_lora.verbs.values import Images, LoraLike, adapter_of, image_files, listed, opened_pair, path_of
 from lbm_lora.workflows import refine as refine_workflow
 from lbm_lora.workflows import validate as validate_workflow

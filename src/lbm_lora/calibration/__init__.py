@@ -4,6 +4,7 @@ from lbm_lora.calibration.check_points import with_checks
 from lbm_lora.calibration.collect import SAVE_EVERY, collect
 from lbm_lora.calibration.hooks import checkpointed, measure
 from lbm_lora.calibration.layers import CalledLayer, find_layers, vectors
+from lbm_lora.calibration.measure_checkpoint import Calibration, plan_statistics
 from lbm_lora.calibration.network import collect_network
 from lbm_lora.calibration.output_norm import keeping_unmeasured, lora_norm, output_norm
 from lbm_lora.calibration.statistics import FEW_IMAGES, CalibrationSettings, Origin, Statistics
@@ -13,6 +14,7 @@ from lbm_lora.calibration.sums import PartialFile, Sums
 __all__ = [
     "FEW_IMAGES",
     "SAVE_EVERY",
+    "Calibration",
     "CalibrationSettings",
     "CalledLayer",
     "Origin",
@@ -28,6 +30,7 @@ __all__ = [
     "lora_norm",
     "measure",
     "output_norm",
+    "plan_statistics",
     "save_statistics",
     "vectors",
     "with_checks",

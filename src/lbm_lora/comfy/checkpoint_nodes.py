@@ -50,7 +50,7 @@ class Extract(io.ComfyNode):
     def execute(
         cls, base: str, tuned: str, rank: int, conv_rank: int, max_size: str = "", calibration: str = ""
     ) -> Any:
-        from lbm_lora.api.loras import extract
+        from lbm_lora.verbs.extract import extract
 
         ranks: dict[str, Any] = {"max_size": max_size.strip()} if max_size.strip() else {}
         with running(_EXTRACT):
@@ -106,7 +106,7 @@ class Calibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, tuned: str, images: Any, save_as: str) -> Any:
-        from lbm_lora.api.models import calibrate
+        from lbm_lora.verbs.calibrate import calibrate
 
         with running({"tuned_model_path": "tuned", "images": "images", "save_to": "save_as"}):
             path = files.output_path(save_as)

@@ -18,6 +18,7 @@ from lbm_lora.ranks.rules import (
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMG])(I?))?(B?)\s*", re.IGNORECASE)
 _MEASURE = Option("calibration_images", "FOLDER")
+_DEFAULT_RANK = 32
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3}
 _FEWEST_BYTES = 10_000  # a number without a unit below it is not a LoRA size: the unit was forgotten
 
@@ -47,14 +48,14 @@ def rank_rule(
         measure: the option that measures the output where nothing does yet.
 
     Raises:
-        ConfigError: several rules are selected, or one and another rank than the default, which it would ignore; a rank
-            or size is repeated, a value is invalid, or a rule lacks data.
+        ConfigError: several rules are selected, or one and a rank, which it would ignore; a rank or size is
+            repeated, a value is invalid, or a rule lacks data.
     """
     asked = [name for name in ("ranks", "max_size", *_LIMITS) if getattr(options, name) not in (None, ())]
     if len(asked) > 1:
         raise give_one(asked[0], asked[1], "choose the ranks")
     option = asked[0] if asked else ""
-    if option and options.rank != RankOptions.rank:
+    if option and options.rank is not None:
         raise give_one("rank", option, "choose the ranks")
     if option and option != "ranks" and options.conv_rank is not None:
         raise give_one("conv_rank", option, "choose the ranks")
@@ -69,7 +70,7 @@ def rank_rule(
     if option == "ranks":
         ranks = tuple(FixedRank.of(one, options.conv_rank) for one in options.ranks)
         return FixedRanks(ranks=ranks, is_named=True)
-    return FixedRanks(ranks=(FixedRank.of(options.rank, options.conv_rank),))
+    return FixedRanks(ranks=(FixedRank.of(options.rank or _DEFAULT_RANK, options.conv_rank),))
 
 
 def _limit(option: str, value: float) -> RankRule:

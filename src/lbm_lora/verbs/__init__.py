@@ -5,6 +5,8 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "calibrate": "calibrate:calibrate",
+    "extract": "extract:extract_several",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",
 }

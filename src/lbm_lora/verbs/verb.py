@@ -7,7 +7,8 @@ The function returns what a Python caller gets, and the result that the command 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
@@ -45,8 +46,9 @@ class Verb:
 
     @property
     def summary(self) -> str:
-        """The paragraphs of its docstring before `Args:`."""
-        return inspect.getdoc(self.function).partition("\n\nArgs:")[0]  # pyright: ignore[reportOptionalMemberAccess]
+        """The paragraphs of its docstring before `Args:`, with flags in the place of parameters."""
+        text = (inspect.getdoc(self.function) or "").partition("\n\nArgs:")[0]
+        return with_flags(text, parameters(self.function))
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,26 @@ def verb(
     return decorated
 
 
+def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
+    """Return `NAME`, a verb for exactly one LoRA, of `NAME_several`: it has no `ranks`, and refuses several sizes."""
+    name = several.__name__.removesuffix("_several")
+
+    @wraps(several)
+    def call(*args: P.args, **kwargs: P.kwargs) -> V:
+        for option in ("ranks", "max_size"):
+            values = cast(Any, kwargs.get(option, ()))
+            if isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 1:
+                count = f" asks for {len(values)} LoRAs, {name} gives one. Call {name}_several."
+                raise ConfigError(Option(option), count)
+        return several(*args, **kwargs)[0]
+
+    own = inspect.signature(several)
+    kept = [one for one in own.parameters.values() if one.name != "ranks"]
+    call.__name__ = call.__qualname__ = name
+    call.__signature__ = own.replace(parameters=kept)  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the parameters of a verb by name, without the listener of its progress."""
@@ -107,6 +129,16 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
             doc = own.get(name) or next((mark.text for mark in marks if isinstance(mark, Doc)), "")
             found[name] = Parameter(name, hints[name], one.default, marks, doc)
     return found
+
+
+def with_flags(text: str, known: Mapping[str, Parameter]) -> str:
+    """Return a text with flags in the place of parameters: `rank` -> --rank, `dense=False` -> --no_dense."""
+
+    def as_flag(match: re.Match[str]) -> str:
+        name, off = match.groups()
+        return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
+
+    return re.sub(r"`(\w+)(=False)?`", as_flag, text)
 
 
 def _documented(doc: str) -> dict[str, str]:

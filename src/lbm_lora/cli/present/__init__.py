@@ -22,7 +22,6 @@ from lbm_lora.cli.present import (
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "base": checkpoints.base,
     "compress": compress.compress,
-    "extract": loras.extract,
     "validate": loras.validate,
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
@@ -30,7 +29,6 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "train": training.train,
     "data_pack": training.data_pack,
     "data_check": training.data_check,
-    "calibrate": loras.calibrate,
     "refine": loras.refine,
     "merge": merge.merge,
     "resize": loras.resize,
