@@ -27,18 +27,13 @@ if TYPE_CHECKING:
     from lbm_lora.api.combined import merge as merge
     from lbm_lora.api.combined import resize as resize
     from lbm_lora.api.combined import resize_several as resize_several
-    from lbm_lora.api.doctor import doctor as doctor
-    from lbm_lora.api.formats import convert as convert
     from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
     from lbm_lora.api.measured import refine as refine
     from lbm_lora.api.measured import validate as validate
     from lbm_lora.api.models import infer as infer
     from lbm_lora.api.models import inspect as inspect
-    from lbm_lora.api.models import make_base as make_base
     from lbm_lora.api.networks import validate_outputs as validate_outputs
-    from lbm_lora.api.training import check_data as check_data
-    from lbm_lora.api.training import pack_data as pack_data
     from lbm_lora.api.training import train as train
     from lbm_lora.apply import ScaledAdapter as ScaledAdapter
     from lbm_lora.apply import fuse_module as fuse_module
@@ -70,7 +65,12 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.adapters import MeasuredAdapter as MeasuredAdapter
     from lbm_lora.verbs.adapters import RefinedAdapter as RefinedAdapter
     from lbm_lora.verbs.adapters import ResizedAdapter as ResizedAdapter
+    from lbm_lora.verbs.base import make_base as make_base
     from lbm_lora.verbs.calibrate import calibrate as calibrate
+    from lbm_lora.verbs.convert import convert as convert
+    from lbm_lora.verbs.data_check import check_data as check_data
+    from lbm_lora.verbs.data_pack import pack_data as pack_data
+    from lbm_lora.verbs.doctor import doctor as doctor
     from lbm_lora.verbs.extract import extract as extract
     from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
@@ -81,14 +81,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
     "api.combined": "merge resize resize_several",
-    "api.doctor": "doctor",
-    "api.formats": "convert",
     "api.hub": "push",
     "api.loras": "compress",
     "api.measured": "refine validate",
-    "api.models": "infer inspect make_base",
+    "api.models": "infer inspect",
     "api.networks": "validate_outputs",
-    "api.training": "check_data pack_data train",
+    "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
     "checkpoint": "Checkpoint",
     "errors": "AdapterError CheckpointError ConfigError DataError HubError ImageError InputError LbmLoraError "
@@ -100,6 +98,11 @@ _HOMES = {
     "verbs.adapters": "CombinedAdapter MeasuredAdapter RefinedAdapter ResizedAdapter",
     "verbs.calibrate": "calibrate",
     "verbs.extract": "extract extract_several",
+    "verbs.base": "make_base",
+    "verbs.convert": "convert",
+    "verbs.data_check": "check_data",
+    "verbs.data_pack": "pack_data",
+    "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
     "verbs.layers": "layers",
 }

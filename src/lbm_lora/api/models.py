@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from lbm_lora.api.options import Options
 from lbm_lora.checkpoint import CheckpointLike
-from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.hub import open_checkpoint
@@ -18,10 +17,8 @@ from lbm_lora.verbs.values import Images, LoraLike, image_files, listed, opened_
 from lbm_lora.workflows import inspect as inspect_workflow
 
 if TYPE_CHECKING:
-    from lbm_lora.workflows.base import BaseResult
     from lbm_lora.workflows.infer import InferResult
 
-_BASE = Options(BaseConfig, hidden=("save_path", "device"))
 _INSPECT = Options(InspectConfig, hidden=("files", "base_model_path", "report"))
 _INFER = Options(
     InferConfig,
@@ -30,25 +27,6 @@ _INFER = Options(
         "backbone_signature",  # make_base makes a base
     ),
 )
-
-
-@_BASE.documented
-def make_base(save_path: Path | str, *, progress: Progress = SILENT, **options: Any) -> "BaseResult":
-    """Make the exact base from a backbone and LBM's config.yaml, as .safetensors and .ckpt.
-
-    Args:
-        save_path: where to write: OUT.ckpt or OUT.safetensors. Both are written.
-        progress: a listener.
-
-    Returns:
-        The files and the ledger of the base, and the comparison with `tuned_model_path` where it is given.
-
-    Raises:
-        InputError: invalid input of any kind, before anything is written; see `lbm_lora.errors`.
-    """
-    from lbm_lora.workflows.base import run
-
-    return run(_BASE.bind("make_base", options, save_path=Path(save_path)), progress)
 
 
 @_INSPECT.documented

@@ -20,7 +20,8 @@ from lbm_lora.cli.streams import BROKEN_PIPE, leave_stdout, prepare_streams, wri
 from lbm_lora.configs.marks import Threads
 from lbm_lora.errors import ConfigError, InputError, OutputError, spelled
 from lbm_lora.threads import chosen_threads, sleep_while_waiting, use_large_pages
-from lbm_lora.verbs.verb import Verb
+from lbm_lora.verbs.options import CommandDefault
+from lbm_lora.verbs.verb import Verb, parameters
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -101,7 +102,12 @@ def _parsed_verb(verb: Verb, name: str, words: Sequence[str]) -> tuple[dict[str,
     flags, output = flags_of_verb(verb.function), flags_of(Output)
     values = values_of([*flags, *output], words, command=name)
     own = {flag.name: values.pop(flag.name) for flag in output if flag.name in values}
-    return {flag.parameter: values[flag.name] for flag in flags if flag.name in values}, Output(**own)
+    known = parameters(verb.function)
+    defaults = {
+        one.name: mark.value for one in known.values() for mark in one.marks if isinstance(mark, CommandDefault)
+    }
+    given = {flag.parameter: values[flag.name] for flag in flags if flag.name in values}
+    return {**defaults, **given}, Output(**own)
 
 
 def help_of(name: str, words: Sequence[str], width: int | None = None) -> "Text":

@@ -7,6 +7,11 @@ from lbm_lora.verbs.verb import Verb
 VERBS = {
     "calibrate": "calibrate:calibrate",
     "extract": "extract:extract_several",
+    "base": "base:make_base",
+    "doctor": "doctor:doctor",
+    "data pack": "data_pack:pack_data",
+    "data check": "data_check:check_data",
+    "convert": "convert:convert",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",
 }

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from lbm_lora.extraction import ExtractedAdapter, Shrinkage
     from lbm_lora.fidelity import network as fidelity_network
     from lbm_lora.files import Outputs
+    from lbm_lora.model.make_base import BaseRecipe
     from lbm_lora.ranks import Prediction, RankRule, TrialImages
     from lbm_lora.report import WeightReport
     from lbm_lora.verbs.adapters import MeasuredAdapter
@@ -305,10 +306,12 @@ def extract_several(
         learnt = None if calibration_images is None else stack.enter_context(image_files(calibration_images))
         paths: Sequence[Path | None] = [None] * len(rule.names)
         calibration_path = label_of(calibration)
-        new_base = _MissingBase.of(base, tuned, backbone_signature, lbm_path) if create_base_model else None
+        recipe = None
+        if create_base_model:
+            recipe = _missing_base(base, tuned, backbone_signature, lbm_path, overwrite, progress)
         if save_to is not None:
             paths = loras = lora_paths(save_to, rule.names)
-            outputs = Outputs(overwrite=overwrite).then(new_base.planned() if new_base else Outputs())
+            outputs = Outputs(overwrite=overwrite).then(recipe.outputs() if recipe else Outputs())
             outputs.reads(*inputs(tuned), lbm_path, *image_paths(sources), *image_paths(learnt))
             if learnt is not None:
                 calibration_path = Path(save_to).with_name(f"{Path(save_to).stem}_calibration.safetensors")
@@ -316,7 +319,9 @@ def extract_several(
             outputs.then(planned_loras(loras, also).reads(*inputs(base, calibration))).check()
         tried = checked_image_paths(learnt if sources is None and min_psnr is not None else sources)
         learnt_images = checked_image_paths(learnt)
-        pair = opened_pair(stack, new_base.path(overwrite, progress) if new_base else base, tuned)
+        if recipe is not None:
+            recipe.make(progress)
+        pair = opened_pair(stack, base, tuned)
         plan = plan_extraction(
             *(one.component() for one in pair),
             include=(*include, *COVERAGES[target_coverage]),
@@ -428,46 +433,32 @@ def _network(
     return Network(tuned, run)
 
 
-@dataclass(frozen=True)
-class _MissingBase:
-    """A base that is made first, unless it exists: the option `create_base_model`."""
+def _missing_base(
+    base: "NetworkLike",
+    tuned: "NetworkLike",
+    backbone_signature: str | None,
+    config_path: Path | None,
+    overwrite: bool,
+    progress: Progress,
+) -> "BaseRecipe | None":
+    """Return how the base is made; None if it exists, or is no path."""
+    from lbm_lora.model.make_base import missing_base
+    from lbm_lora.model.resolve import config_beside
 
-    base: Path
-    backbone_signature: str | None
-    config_path: Path | None
-
-    @classmethod
-    def of(
-        cls, base: "NetworkLike", tuned: "NetworkLike", backbone_signature: str | None, config_path: Path | None
-    ) -> "_MissingBase | None":
-        """Return it with the config.yaml next to the tuned checkpoint; None for a base that is no path."""
-        from lbm_lora.model.resolve import config_beside
-
-        if not isinstance(base, str | Path):
-            return None
-        beside = config_beside(Path(tuned)) if isinstance(tuned, str | Path) else None
-        return cls(Path(base), backbone_signature, config_path or beside)
-
-    def planned(self) -> "Outputs":
-        """Return what making it reads and writes."""
-        from lbm_lora.workflows.base import planned_missing
-
-        return planned_missing(
-            self.base, backbone_signature=self.backbone_signature, config_path=self.config_path, is_made=True
-        )
-
-    def path(self, overwrite: bool, progress: Progress) -> Path:
-        """Make it where it does not exist, and return its path."""
-        from lbm_lora.workflows.base import ensure_base
-
-        return ensure_base(
-            self.base,
-            backbone_signature=self.backbone_signature,
-            config_path=self.config_path,
-            is_made=True,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    if not isinstance(base, str | Path):
+        return None
+    recipe = missing_base(
+        Path(base),
+        backbone_signature=backbone_signature,
+        config_path=config_path or (config_beside(Path(tuned)) if isinstance(tuned, str | Path) else None),
+        is_made=True,
+        overwrite=overwrite,
+    )
+    if recipe is not None:
+        progress.note(f"{base} does not exist, so the base is made there.")
+    elif backbone_signature is not None:
+        progress.note(f"{base} exists, so no base is made from {backbone_signature}.")
+    return recipe
 
 
 def _planned_statistics(path: Path) -> "Outputs":

@@ -10,6 +10,7 @@ HIDDEN        for Python only
 VALUE         Python may give an object in place of the path
 Named("DIR")  placeholder for the value in a help text
 FlagName("name")  name on the command line, if it is another one
+CommandDefault(x)  what the command line gives where the flag is left out, unlike Python
 Doc("...")    text of an option that several verbs share; else it stands in the verb's docstring
 Interval      the allowed numbers (annotated_types), in Python as on the command line
 """
@@ -49,6 +50,13 @@ class FlagName:
     """Name of a parameter on the command line."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class CommandDefault:
+    """Value that the command line gives where a flag is left out, and Python does not."""
+
+    value: object
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ Steps = Annotated[int, Interval(ge=1, le=1000)]
 """Denoiser calls per image; LBM has 1,000 timesteps."""
 Probes = Annotated[int, Interval(ge=1, le=1024)]
 Batch = Annotated[int, Interval(ge=1, le=4096)]
+Workers = Annotated[int, Interval(ge=0, le=256)]
 Pattern = Annotated[str, Named("PATTERN")]
 Scale = Annotated[float | str, Named("SCALE")]
 """Scale of a LoRA: a number, or the text of numbers by layer, which holds a `=`."""

@@ -46,8 +46,8 @@ class Verb:
 
     @property
     def summary(self) -> str:
-        """The paragraphs of its docstring before `Args:`, with flags in the place of parameters."""
-        text = (inspect.getdoc(self.function) or "").partition("\n\nArgs:")[0]
+        """Its docstring without `Args:` and what follows, with flags in the place of parameters."""
+        text = re.split(r"\n\n(?:Args|Returns|Raises):", inspect.getdoc(self.function) or "")[0]
         return with_flags(text, parameters(self.function))
 
 

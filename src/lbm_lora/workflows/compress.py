@@ -8,7 +8,6 @@ from lbm_lora import bundled
 from lbm_lora.adapter.twins import Twin
 from lbm_lora.calibration import Calibration, CalibrationSettings, plan_statistics
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.compress import CompressConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import Option, PairingError
@@ -16,6 +15,7 @@ from lbm_lora.files import Outputs, together
 from lbm_lora.hub import localized
 from lbm_lora.imaging.paths import readable_sources
 from lbm_lora.model.baseline import BaselineReport, check_pair, compare_base
+from lbm_lora.model.make_base import BaseRecipe
 from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
@@ -23,7 +23,7 @@ from lbm_lora.report import Report
 from lbm_lora.report.outputs import VariantSummary
 from lbm_lora.verbs.calibrate import chosen_images
 from lbm_lora.verbs.extract import ExtractResult, extract_several, planned_loras
-from lbm_lora.workflows import base, validate, validate_files
+from lbm_lora.workflows import validate, validate_files
 from lbm_lora.workflows.compress_files import CompressFiles, size_of
 
 _HELD_OUT_EVERY = 4
@@ -122,12 +122,12 @@ class _Steps:
     nbytes: int
 
     @property
-    def base(self) -> BaseConfig:
-        return BaseConfig(
+    def base(self) -> BaseRecipe:
+        return BaseRecipe(
             save_path=self.files.base,
             config_path=config_beside(self.config.tuned),
             backbone_signature=self.config.backbone_signature,
-            tuned_model_path=self.config.tuned,
+            tuned=self.config.tuned,
             overwrite=self.config.overwrite,
         )
 
@@ -181,7 +181,7 @@ class _Steps:
         outputs.reads(self.config.tuned, self.config.base_model_path, self.config.calibration)
         base_file, statistics = self.given_base, self.config.calibration
         if base_file is None:
-            outputs.then(base.planned(self.base))
+            outputs.then(self.base.outputs())
             base_file = self.base.save_path
         if statistics is None:
             outputs.then(plan_statistics(Outputs(), self.files.statistics))
@@ -201,7 +201,7 @@ def _base(steps: _Steps, progress: Progress) -> Path:
     """Return a base that the tuned checkpoint may have been tuned from: an existing one, else a new one."""
     found = steps.given_base
     if found is None:
-        made = base.run(steps.base, progress)
+        made = steps.base.make(progress)
         assert made.baseline is not None  # a tuned checkpoint was given
         _check_base(made.base.safetensors, made.baseline)
         return made.base.safetensors

@@ -17,11 +17,11 @@ from lbm_lora.inference.jobs import FailedImage, Failures, Job, JobPlan, plan_jo
 from lbm_lora.inference.options import put_in, read_adapters, translate_settings
 from lbm_lora.inference.tiles import Columns, Tiles
 from lbm_lora.model.device import resolve_device
+from lbm_lora.model.make_base import ensure_base, planned_missing
 from lbm_lora.model.names import check_shapes, checkpoint_shapes
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.workflows.base import ensure_base, planned_missing
 
 _RESULT, _SIDE_BY_SIDE = f"{MARK}: result", f"{MARK}: side by side"
 

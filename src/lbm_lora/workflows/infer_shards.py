@@ -23,13 +23,13 @@ from lbm_lora.model.build import refuse_conditioning
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.model.constants import VAE_PREFIX
 from lbm_lora.model.device import resolve_device
+from lbm_lora.model.make_base import ensure_base, planned_missing
 from lbm_lora.model.pipeline import LBMPipeline
 from lbm_lora.model.resolve import resolve_config
 from lbm_lora.model.schedule import check_step_count, step_counts
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped
-from lbm_lora.workflows.base import ensure_base, planned_missing
 
 _PACKAGES = ("lightning", *SHARD_PACKAGES)
 

@@ -132,7 +132,7 @@ def _check_outputs(
 
     What a training has saved in the folder may be replaced: `fit` goes on with it, or refuses the folder.
     """
-    from lbm_lora.workflows.base import planned_missing
+    from lbm_lora.model.make_base import planned_missing
 
     base = planned_missing(
         base_path(settings), backbone_signature=settings.backbone_signature, config_path=settings.config_path
@@ -170,7 +170,7 @@ def base_path(settings: TrainConfig) -> Path:
 
 def _base(settings: TrainConfig, progress: Progress, *, overwrite: bool) -> Path:
     """Return the existing base, or make it from the backbone."""
-    from lbm_lora.workflows.base import ensure_base
+    from lbm_lora.model.make_base import ensure_base
 
     return ensure_base(
         base_path(settings),

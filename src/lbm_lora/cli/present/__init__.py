@@ -7,10 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbm_lora.cli.present import (
-    checkpoints,
     compress,
-    doctor,
-    formats,
     hub,
     inference,
     inspection,
@@ -20,20 +17,15 @@ from lbm_lora.cli.present import (
 )
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
-    "base": checkpoints.base,
     "compress": compress.compress,
     "validate": loras.validate,
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
-    "convert": formats.convert,
     "train": training.train,
-    "data_pack": training.data_pack,
-    "data_check": training.data_check,
     "refine": loras.refine,
     "merge": merge.merge,
     "resize": loras.resize,
     "inspect": inspection.inspect,
-    "doctor": doctor.doctor,
     "push": hub.push,
     "demo": inference.demo,
 }

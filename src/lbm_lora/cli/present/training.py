@@ -4,14 +4,11 @@ import math
 from typing import TYPE_CHECKING
 
 from lbm_lora.errors import listing
-from lbm_lora.report.wording import megabytes, plural
-from lbm_lora.verbs.lines import file_lines, paragraphs, skipped_lines, twin_files
+from lbm_lora.report.wording import plural
+from lbm_lora.verbs.lines import file_lines, paragraphs, twin_files
 
 if TYPE_CHECKING:
-    from lbm_lora.training.data.check import Checked
     from lbm_lora.training.run.validation import Scores
-    from lbm_lora.workflows.data_check import CheckResult
-    from lbm_lora.workflows.data_pack import PackResult
     from lbm_lora.workflows.train import TrainResult
 
 
@@ -50,50 +47,3 @@ def _scores(scores: "Scores | None") -> str:
         lpips = "" if made.lpips is None else f", LPIPS {made.lpips:.4f}"
         lines.append(f"  steps {steps}: PSNR {made.psnr:.2f} dB, SSIM {made.ssim:.4f}{lpips}")
     return "\n".join(lines)
-
-
-def data_pack(result: "PackResult", verbose: bool) -> str:
-    """Return the contents of the shards, their key for a training file, and the command that checks them."""
-    head = (
-        f"Packed {plural(result.pairs, 'pair')}, {result.masks:,} with a mask, into "
-        f"{plural(len(result.shards), 'shard')}."
-    )
-    needed = {
-        "source_key": None if result.source_key == "source.jpg" else result.source_key,
-        "target_key": None if result.target_key == "target.jpg" else result.target_key,
-        "mask_key": result.mask_key,
-    }
-    keys = {name: key for name, key in needed.items() if key is not None}
-    flags = "".join(f" --{name} {key}" for name, key in keys.items())
-    return paragraphs(
-        "\n".join([head, *skipped_lines(result.skipped, verbose)]),
-        "\n".join(
-            [
-                "In a training file:",
-                f'  train_shards: ["{result.pattern}"]',
-                *(f"  {name}: {key}" for name, key in keys.items()),
-            ]
-        ),
-        f'Next: lbm-lora data check "{result.pattern}"{flags}',
-    )
-
-
-def data_check(result: "CheckResult", verbose: bool) -> str:
-    """Return the findings in each split of the data."""
-    return paragraphs(*(_checked(split.split, split.found, verbose) for split in result.splits))
-
-
-def _checked(split: str, found: "Checked", verbose: bool) -> str:
-    masks = plural(found.masks, "mask") + (f", {found.mask_share:.1%} white on average" if found.mask_share else "")
-    buckets = ", ".join(f"{count.width}x{count.height}: {count.samples:,}" for count in found.buckets)
-    return "\n".join(
-        [
-            f"{split}: {found.where}",
-            f"  {plural(found.pairs, 'pair')}, {megabytes(found.nbytes)}, {masks}",
-            f"  {len(found.skipped):,} cannot be used ({found.corrupt_share:.1%})",
-            *skipped_lines(found.skipped, verbose, indent=4),
-            f"  sizes in training: {buckets}",
-            f"  {plural(found.steps, 'step')} in an epoch",
-            *(f"  {note}" for note in found.notes),
-        ]
-    )
