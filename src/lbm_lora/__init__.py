@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lbm_lora.api.combined import resize_several as resize_several
     from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
-    from lbm_lora.api.measured import refine as refine
     from lbm_lora.api.measured import validate as validate
     from lbm_lora.api.models import infer as infer
     from lbm_lora.api.models import inspect as inspect
@@ -75,6 +74,7 @@ if TYPE_CHECKING:
     from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
     from lbm_lora.verbs.layers import layers as layers
+    from lbm_lora.verbs.refine import refine as refine
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,7 @@ _HOMES = {
     "api.combined": "merge resize resize_several",
     "api.hub": "push",
     "api.loras": "compress",
-    "api.measured": "refine validate",
+    "api.measured": "validate",
     "api.models": "infer inspect",
     "api.networks": "validate_outputs",
     "api.training": "train",
@@ -105,6 +105,7 @@ _HOMES = {
     "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
     "verbs.layers": "layers",
+    "verbs.refine": "refine",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""
 

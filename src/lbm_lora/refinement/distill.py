@@ -27,7 +27,6 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.errors import ConfigError, Option, QualityError
 from lbm_lora.fidelity.answers import AnsweredPoint
 from lbm_lora.fidelity.output_errors import OutputErrors
-from lbm_lora.own_file import OwnFile
 from lbm_lora.ownership import REFINEMENT_STATE
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.refinement.student import Student
@@ -90,7 +89,7 @@ def distill(
     held: Sequence[AnsweredPoint],
     settings: DistillSettings,
     *,
-    state: OwnFile | None,
+    state: Path | None,
     identity: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> tuple[Adapter, DistillResult]:
@@ -99,8 +98,8 @@ def distill(
     Args:
         learnt: points to train on.
         held: points to measure on, from other images.
-        state: file to which the run is saved at every measurement; the caller has noted it, and removes it at the end.
-            None: not saved.
+        state: file to which the run is saved at every measurement; the caller removes it at the end. None: not
+            saved.
         identity: values that must match for a saved run to be resumed.
 
     Returns:
@@ -109,20 +108,17 @@ def distill(
     Raises:
         QualityError: the loss became infinite or NaN before any measurement improved on the given LoRA.
         ConfigError: `state` is damaged.
-        OutputError: the state is another run's by now.
         InputError: a value leaves the range of the stored dtype.
     """
-    if state is not None:
-        state.check()
-    saved = None if state is None else _saved(state.path, identity)
+    saved = None if state is None else _saved(state, identity)
     progress.start(0, "measuring the LoRA")
     before = student.errors(held)
     best, done = _Best(after=before, step=0, values=copied(student.parameters)), 0
     optimizer = _optimizer(student, settings.learning_rate * before.typical)
     if saved is not None:
         assert state is not None
-        check_values(saved, student.parameters, state.path)
-        best, done = _checked(saved, student, settings.steps, state.path), saved.step
+        check_values(saved, student.parameters, state)
+        best, done = _checked(saved, student, settings.steps, state), saved.step
         restore(saved, student.parameters, optimizer, None)
     batches = list(_batches(learnt, settings))
     measured = {settings.steps * part // _PARTS for part in range(1, _PARTS + 1)}
@@ -140,8 +136,7 @@ def distill(
             if after.typical < best.after.typical:
                 best = _Best(after=after, step=step + 1, values=copied(student.parameters))
             if state is not None:
-                with state.written():
-                    save_state(_state(student, optimizer, best, step + 1, identity), state.path, mark=REFINEMENT_STATE)
+                save_state(_state(student, optimizer, best, step + 1, identity), state, mark=REFINEMENT_STATE)
         progress.advance()
     return student.adapter(best.values), DistillResult(before=before, after=best.after, step=best.step)
 

@@ -12,6 +12,7 @@ VERBS = {
     "data pack": "data_pack:pack_data",
     "data check": "data_check:check_data",
     "convert": "convert:convert",
+    "refine": "refine:refine",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",
 }

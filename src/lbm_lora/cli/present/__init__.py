@@ -22,7 +22,6 @@ PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,
-    "refine": loras.refine,
     "merge": merge.merge,
     "resize": loras.resize,
     "inspect": inspection.inspect,

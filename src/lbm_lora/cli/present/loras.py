@@ -1,4 +1,4 @@
-"""Results of the commands that measure and improve LoRAs: validate, refine, resize."""
+"""Results of the commands that measure and improve LoRAs: validate, resize."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 from lbm_lora.report import full_text
 from lbm_lora.report.text.tables import numbers, table, words
 from lbm_lora.report.wording import NOTHING, decibel, megabytes, percent, plural, printable
-from lbm_lora.verbs.lines import file_lines, image_lines, layer_lines, paragraphs, prediction_lines, twin_files
+from lbm_lora.verbs.lines import file_lines, image_lines, layer_lines, paragraphs, prediction_lines
 
 if TYPE_CHECKING:
-    from lbm_lora.workflows.refine import RefineResult
     from lbm_lora.workflows.resize_result import ResizeResult
     from lbm_lora.workflows.validate import ValidateResult
 
@@ -20,25 +19,6 @@ def validate(result: "ValidateResult", verbose: bool) -> str:
         layer_lines(result.report.weights, verbose),
         full_text(result.report),
         file_lines(*result.files, result.layer_names),
-    )
-
-
-def refine(result: "RefineResult", _: bool) -> str:
-    """Return the errors of the denoiser's output before and after."""
-    before, after = result.before, result.after
-    kept = (
-        f"{result.gain:.1f} dB better, of step {result.step:,} of {result.steps:,}"
-        if result.step
-        else "no step was better, so the given LoRA is kept"
-    )
-    measured = (
-        f"Error of the denoiser's output on {plural(result.held, 'other image')}: typical {percent(before.typical)} -> "
-        f"{percent(after.typical)}, worst {percent(before.worst)} -> {percent(after.worst)}; {kept}."
-    )
-    return paragraphs(
-        f"Learnt from {plural(result.images, 'image')}.",
-        measured,
-        file_lines(result.adapter, *twin_files(result.twins)),
     )
 
 
