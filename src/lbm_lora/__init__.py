@@ -24,20 +24,12 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter as Adapter
     from lbm_lora.adapter import LoraModule as LoraModule
     from lbm_lora.adapter import save_adapter as save_adapter
-    from lbm_lora.api.adapters import CombinedAdapter as CombinedAdapter
-    from lbm_lora.api.adapters import MeasuredAdapter as MeasuredAdapter
-    from lbm_lora.api.adapters import RefinedAdapter as RefinedAdapter
-    from lbm_lora.api.adapters import ResizedAdapter as ResizedAdapter
     from lbm_lora.api.combined import merge as merge
     from lbm_lora.api.combined import resize as resize
     from lbm_lora.api.combined import resize_several as resize_several
     from lbm_lora.api.hub import push as push
     from lbm_lora.api.loras import compress as compress
-    from lbm_lora.api.loras import extract as extract
-    from lbm_lora.api.loras import extract_several as extract_several
-    from lbm_lora.api.measured import refine as refine
     from lbm_lora.api.measured import validate as validate
-    from lbm_lora.api.models import calibrate as calibrate
     from lbm_lora.api.models import infer as infer
     from lbm_lora.api.models import inspect as inspect
     from lbm_lora.api.networks import validate_outputs as validate_outputs
@@ -68,24 +60,31 @@ if TYPE_CHECKING:
     from lbm_lora.progress import SILENT as SILENT
     from lbm_lora.progress import LbmLoraWarning as LbmLoraWarning
     from lbm_lora.progress import Progress as Progress
+    from lbm_lora.verbs.adapters import CombinedAdapter as CombinedAdapter
+    from lbm_lora.verbs.adapters import MeasuredAdapter as MeasuredAdapter
+    from lbm_lora.verbs.adapters import RefinedAdapter as RefinedAdapter
+    from lbm_lora.verbs.adapters import ResizedAdapter as ResizedAdapter
     from lbm_lora.verbs.base import make_base as make_base
+    from lbm_lora.verbs.calibrate import calibrate as calibrate
     from lbm_lora.verbs.convert import convert as convert
     from lbm_lora.verbs.data_check import check_data as check_data
     from lbm_lora.verbs.data_pack import pack_data as pack_data
     from lbm_lora.verbs.doctor import doctor as doctor
+    from lbm_lora.verbs.extract import extract as extract
+    from lbm_lora.verbs.extract import extract_several as extract_several
     from lbm_lora.verbs.fuse import fuse as fuse
     from lbm_lora.verbs.layers import layers as layers
+    from lbm_lora.verbs.refine import refine as refine
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "adapter": "Adapter LoraModule save_adapter",
-    "api.adapters": "CombinedAdapter MeasuredAdapter RefinedAdapter ResizedAdapter",
     "api.combined": "merge resize resize_several",
     "api.hub": "push",
-    "api.loras": "compress extract extract_several",
-    "api.measured": "refine validate",
-    "api.models": "calibrate infer inspect",
+    "api.loras": "compress",
+    "api.measured": "validate",
+    "api.models": "infer inspect",
     "api.networks": "validate_outputs",
     "api.training": "train",
     "apply": "ScaledAdapter fuse_module inject",
@@ -96,6 +95,9 @@ _HOMES = {
     "model.build": "LBMModel load_model",
     "model.pipeline": "LBMPipeline",
     "progress": "SILENT LbmLoraWarning Progress",
+    "verbs.adapters": "CombinedAdapter MeasuredAdapter RefinedAdapter ResizedAdapter",
+    "verbs.calibrate": "calibrate",
+    "verbs.extract": "extract extract_several",
     "verbs.base": "make_base",
     "verbs.convert": "convert",
     "verbs.data_check": "check_data",
@@ -103,6 +105,7 @@ _HOMES = {
     "verbs.doctor": "doctor",
     "verbs.fuse": "fuse",
     "verbs.layers": "layers",
+    "verbs.refine": "refine",
 }
 """Module -> the public names that are loaded from it on first use (PEP 562); a test compares them with those above."""
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbm_lora.adapter import Adapter, load_adapter
-from lbm_lora.api.adapters import CombinedAdapter, ResizedAdapter, contents
 from lbm_lora.api.options import FOR_ONE, Options
 from lbm_lora.checkpoint import CheckpointLike
 from lbm_lora.combine import Resized, merge_rule
@@ -16,6 +15,7 @@ from lbm_lora.errors import ConfigError, Option
 from lbm_lora.files import together
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import RankRule
+from lbm_lora.verbs.adapters import CombinedAdapter, ResizedAdapter, contents
 from lbm_lora.verbs.values import (
     Images,
     LoraLike,

@@ -1,4 +1,4 @@
-"""Checkpoints made, measured, listed, inspected, fused and run: make_base, calibrate, layers, inspect, fuse, infer."""
+"""Checkpoints made, measured, listed, inspected, fused and run: make_base, layers, inspect, fuse, infer."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -6,15 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from lbm_lora.api.networks import calibrate_network
 from lbm_lora.api.options import Options
 from lbm_lora.checkpoint import CheckpointLike
-from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.inspect import InspectConfig
-from lbm_lora.errors import ConfigError
 from lbm_lora.hub import open_checkpoint
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.report.inspection import Inspection, write_page
@@ -22,11 +17,8 @@ from lbm_lora.verbs.values import Images, LoraLike, image_files, listed, opened_
 from lbm_lora.workflows import inspect as inspect_workflow
 
 if TYPE_CHECKING:
-    from lbm_lora.calibration import Statistics
-    from lbm_lora.fidelity.network import Run
     from lbm_lora.workflows.infer import InferResult
 
-_CALIBRATE = Options(CalibrateConfig, hidden=("tuned_model_path", "images", "save_to"))
 _INSPECT = Options(InspectConfig, hidden=("files", "base_model_path", "report"))
 _INFER = Options(
     InferConfig,
@@ -35,61 +27,6 @@ _INFER = Options(
         "backbone_signature",  # make_base makes a base
     ),
 )
-
-
-@_CALIBRATE.documented
-def calibrate(
-    tuned: CheckpointLike | nn.Module,
-    images: "Images | Run",
-    *,
-    save_to: Path | str | None = None,
-    progress: Progress = SILENT,
-    **options: Any,
-) -> "Statistics":
-    """Measure on images which errors a tuned model's output is sensitive to; extract then spends its bytes on those.
-
-    `calibrate(module, run, names=...)` measures any network: a module, and a callable that runs it over samples.
-
-    Args:
-        tuned: the fine-tuned checkpoint: a path, an open checkpoint or a state dict.
-        images: sources of the kind that the model is used on.
-        save_to: also write the statistics, a .safetensors file; a run that was stopped goes on where its sums were
-            last saved, beside it. None: nothing is written.
-        progress: a listener.
-
-    Returns:
-        The statistics, for `extract(..., calibration=...)`.
-
-    Raises:
-        InputError: invalid input of any kind; see `lbm_lora.errors`.
-    """
-    if isinstance(tuned, nn.Module) or callable(images):
-        if not isinstance(tuned, nn.Module) or not callable(images):
-            raise ConfigError("a module goes with a callable that runs it, and a checkpoint with images.")
-        return calibrate_network(tuned, images, save_to=save_to, progress=progress, **options)
-    from lbm_lora.calibration import PartialFile, save_statistics
-    from lbm_lora.imaging.paths import expand_sources
-    from lbm_lora.workflows import calibrate as calibrate_workflow
-
-    with ExitStack() as stack:
-        opened = stack.enter_context(open_checkpoint(tuned, label="tuned state dict"))
-        sources = stack.enter_context(image_files(images))
-        config = _CALIBRATE.bind(
-            "calibrate",
-            options,
-            tuned_model_path=opened.path,
-            images=str(sources),
-            save_to=Path(save_to or "statistics.safetensors"),
-        )
-        chosen = calibrate_workflow.chosen_images(config, expand_sources(sources))
-        if save_to is None:
-            return calibrate_workflow.collected(config, opened, chosen, None, progress)
-        calibrate_workflow.check_output(config, chosen)
-        partial = PartialFile(config.save_to, overwrite=config.overwrite)
-        statistics = calibrate_workflow.collected(config, opened, chosen, partial, progress)
-        save_statistics(statistics, config.save_to)
-        partial.remove()
-        return statistics
 
 
 @_INSPECT.documented

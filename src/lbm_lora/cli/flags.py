@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -16,7 +15,7 @@ from lbm_lora.configs.docstrings import docstrings
 from lbm_lora.configs.marks import Bounds, Mark, Named
 from lbm_lora.verbs import options
 from lbm_lora.verbs.options import ADVANCED, HIDDEN, POSITIONAL
-from lbm_lora.verbs.verb import Parameter, parameters
+from lbm_lora.verbs.verb import Parameter, parameters, with_flags
 
 _WORDS = {str: "TEXT", Path: "PATH", int: "N", float: "NUMBER", bool: ""}
 
@@ -101,15 +100,11 @@ def _flag_of(one: Parameter, known: Mapping[str, Parameter]) -> Flag:
     bounds = limits and Bounds(limits.ge, math.inf if limits.le is None else limits.le)
     is_required = one.default is inspect.Parameter.empty or options.REQUIRED in extras
 
-    def as_flag(match: re.Match[str]) -> str:
-        name, off = match.groups()
-        return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
-
     return Flag(
         name=one.flag,
         kind=kind,
         word=word,
-        about=re.sub(r"`(\w+)(=False)?`", as_flag, one.doc),
+        about=with_flags(one.doc, known),
         default=MISSING if is_required else one.default,
         takes_text=takes_text,
         choices=choices,

@@ -75,7 +75,7 @@ def merge_rule(config: MergeConfig) -> RankRule | None:
     if not asked or config.exact:
         return None
     options = RankOptions(
-        rank=config.rank or RankOptions.rank,
+        rank=config.rank,
         conv_rank=config.conv_rank,
         max_size=() if config.max_size is None else (config.max_size,),
         max_error=config.max_error,

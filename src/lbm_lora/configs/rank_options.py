@@ -10,8 +10,8 @@ from lbm_lora.configs.marks import ADVANCED, Count, Named
 class RankOptions:
     """Options for choosing ranks; at most one of those after `conv_rank` may be given."""
 
-    rank: Count = 32
-    """Rank of linear layers. 9999: as high as each matrix allows."""
+    rank: Count | None = None
+    """Rank of linear layers. 9999: as high as each matrix allows. Default: 32."""
     conv_rank: Count | None = None
     """Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999."""
     ranks: tuple[Count, ...] = ()

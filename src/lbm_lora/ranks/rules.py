@@ -156,6 +156,9 @@ _LIMITS: dict[str, tuple[type[ErrorLimit | PsnrFloor | EnergyShare | ModuleError
 """Rule and highest value of each option."""
 
 
+_DEFAULT_RANK = 32
+
+
 def rank_rule(
     options: RankOptions,
     *,
@@ -171,14 +174,14 @@ def rank_rule(
         measure: the option that measures the output where nothing does yet.
 
     Raises:
-        ConfigError: several rules are selected, or one and another rank than the default, which it would ignore; a rank
-            or size is repeated, a value is invalid, or a rule lacks data.
+        ConfigError: several rules are selected, or one and a rank, which it would ignore; a rank or size is repeated, a
+            value is invalid, or a rule lacks data.
     """
     asked = [name for name in ("ranks", "max_size", *_LIMITS) if getattr(options, name) not in (None, ())]
     if len(asked) > 1:
         raise give_one(asked[0], asked[1], "choose the ranks")
     option = asked[0] if asked else ""
-    if option and options.rank != RankOptions.rank:
+    if option and options.rank is not None:
         raise give_one("rank", option, "choose the ranks")
     if option and option != "ranks" and options.conv_rank is not None:
         raise give_one("conv_rank", option, "choose the ranks")
@@ -190,7 +193,7 @@ def rank_rule(
         raise ConfigError(f"{' '.join(words)}: give each rank or size only once.")
     if option == "max_size":
         return SizeLimits(nbytes=tuple(map(parse_nbytes, options.max_size)), words=options.max_size)
-    ranks = tuple(FixedRank.of(one, options.conv_rank) for one in options.ranks or (options.rank,))
+    ranks = tuple(FixedRank.of(one, options.conv_rank) for one in options.ranks or (options.rank or _DEFAULT_RANK,))
     return FixedRanks(ranks=ranks, is_named=option == "ranks")
 
 

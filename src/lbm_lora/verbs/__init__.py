@@ -5,11 +5,14 @@ from importlib import import_module
 from lbm_lora.verbs.verb import Verb
 
 VERBS = {
+    "calibrate": "calibrate:calibrate",
+    "extract": "extract:extract_several",
     "base": "base:make_base",
     "doctor": "doctor:doctor",
     "data pack": "data_pack:pack_data",
     "data check": "data_check:check_data",
     "convert": "convert:convert",
+    "refine": "refine:refine",
     "fuse": "fuse:fuse",
     "layers": "layers:layers",
 }

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 
+from lbm_lora.configs.values import ForeignFormat
+
 
 class Mark(Enum):
     """Marks without a value."""
@@ -74,7 +76,8 @@ if TYPE_CHECKING:
     from lbm_lora.adapter import Adapter
     from lbm_lora.calibration import Statistics
     from lbm_lora.checkpoint import CheckpointLike
-    from lbm_lora.imaging.paths import ImageLike
+    from lbm_lora.fidelity.network import Run
+    from lbm_lora.verbs.values import ImageLike
 
     T = TypeVar("T")
     Several = T | Sequence[T]
@@ -85,7 +88,12 @@ if TYPE_CHECKING:
     Lora = Path | str | Adapter
     Calibration = Path | str | Statistics | None
     Images = Path | str | ImageLike | Sequence[Path | str | ImageLike]
+    NetworkRun = Run | None
+    Samples = Images | Run
     Precision = Literal["float", "fp16", "bf16"] | torch.dtype
+    FloatOrBf16 = Literal["float", "bf16"] | torch.dtype
+    LoraPrecision = Literal["float", "fp16", "bf16", "int8"] | torch.dtype | None
+    ExtractPrecision = Literal["auto", "float", "fp16", "bf16", "int8"] | torch.dtype | None
 else:
 
     class Several:
@@ -105,15 +113,28 @@ else:
     Lora = Annotated[Path, Named("LORA"), FlagName("lora_path"), VALUE]
     Calibration = Annotated[Path | None, Named("FILE"), FlagName("calibration"), VALUE]
     Images = Annotated[str | tuple[str, ...], Named("IMAGES"), VALUE]
+    NetworkRun = Annotated[object, HIDDEN, VALUE]
+    Samples = Images
     Precision = Literal["float", "fp16", "bf16"]
+    FloatOrBf16 = Literal["float", "bf16"]
+    LoraPrecision = Literal["float", "fp16", "bf16", "int8"] | None
+    ExtractPrecision = Literal["auto", "float", "fp16", "bf16", "int8"] | None
 
 Count = Annotated[int, Interval(ge=1)]
 Share = Annotated[float, Named("SHARE"), Interval(ge=0, le=1)]
 Seed = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 Size = Annotated[int, Named("PIXELS"), Interval(ge=64, le=16384)]
 """Square root of a pixel budget."""
+WorkSize = Annotated[
+    Size | None,
+    Doc(
+        "Work at this size: the square root of the pixel budget (1024: about one megapixel). Default: the model's own."
+    ),
+]
+Timesteps = Annotated[Several[Annotated[float, Named("T"), Interval(ge=0, le=1000)]], ADVANCED]
 Steps = Annotated[int, Interval(ge=1, le=1000)]
 """Denoiser calls per image; LBM has 1,000 timesteps."""
+Probes = Annotated[int, Interval(ge=1, le=1024)]
 Batch = Annotated[int, Interval(ge=1, le=4096)]
 Workers = Annotated[int, Interval(ge=0, le=256)]
 Pattern = Annotated[str, Named("PATTERN")]
@@ -126,6 +147,44 @@ LoraScale = Annotated[
         "Scale of each LoRA, or one for all: 0 is the base, 1 the LoRA as it was made; may be negative. By layer: "
         "0.8,down_blocks=0.5,attn1=0 is 0.8, but 0.5 where down_blocks matches a name, and 0 where attn1 does (the "
         "last match counts). A pattern is part of a name, a glob, or re:REGEX."
+    ),
+]
+Rank = Annotated[Count | None, Doc("Rank of linear layers. 9999: as high as each matrix allows. Default: 32.")]
+"""None: the default, which does not go together with a rank."""
+ConvRank = Annotated[Count | None, Doc("Rank of conv layers. Default: half of the rank, 16 for 32; full for 9999.")]
+Ranks = Annotated[
+    Several[Count],
+    Doc(
+        "Write several LoRAs in one pass, one for each of these ranks of linear layers: LORA_r16.safetensors and so "
+        "on. The conv rank of each is half of its rank, or `conv_rank` for all."
+    ),
+]
+MaxSizes = Annotated[
+    Several[str],
+    Named("SIZE"),
+    Doc(
+        "Choose the ranks of all layers together: the best LoRA that a file of this size can hold (200MB, 800KB). "
+        "Several sizes give several LoRAs: LORA_200MB.safetensors and so on."
+    ),
+]
+KeepEnergy = Annotated[
+    float | None,
+    Named("SHARE"),
+    ADVANCED,
+    Doc("Give each layer the rank that keeps this share of its energy: above 0, up to 1 (0.95: 95 %)."),
+]
+MaxModuleError = Annotated[
+    float | None,
+    Named("SHARE"),
+    ADVANCED,
+    Doc("Give each layer the rank that keeps its relative error at or below this: above 0, up to 1 (0.3: 30 %)."),
+]
+Also = Annotated[
+    Several[ForeignFormat],
+    ADVANCED,
+    Doc(
+        "Also write the LoRA in these formats, next to the native file: NAME.comfyui.safetensors, and so on. What a "
+        "format cannot hold is left out there, with a warning."
     ),
 ]
 Overwrite = Annotated[

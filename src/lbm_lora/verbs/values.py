@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkabl
 from torch import nn
 
 from lbm_lora.adapter import Adapter
+from lbm_lora.adapter.twins import check_form
 from lbm_lora.checkpoint import Checkpoint, CheckpointLike, Component
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import ImageError, OutputError
@@ -159,3 +160,14 @@ def checked_image_paths(images: str | tuple[str, ...] | None) -> Sequence[Path]:
     from lbm_lora.imaging.paths import readable_sources
 
     return () if images is None else readable_sources(images)
+
+
+def lora_paths(save_to: Path | str, names: Sequence[str]) -> list[Path]:
+    """Return a path for each LoRA of a rule: `save_to`, or with the rule's names, `LORA_20MB.safetensors`.
+
+    Raises:
+        OutputError: it is not a .safetensors file.
+    """
+    path = Path(save_to)
+    check_form(path)
+    return [path.with_stem(f"{path.stem}_{name}" if name else path.stem) for name in names]

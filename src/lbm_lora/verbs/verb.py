@@ -8,7 +8,7 @@ The function returns what a Python caller gets, and the result that the command 
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
@@ -46,8 +46,9 @@ class Verb:
 
     @property
     def summary(self) -> str:
-        """Its docstring without `Args:` and what follows."""
-        return re.split(r"\n\n(?:Args|Returns|Raises):", inspect.getdoc(self.function) or "")[0]
+        """Its docstring without `Args:` and what follows, with flags in the place of parameters."""
+        text = re.split(r"\n\n(?:Args|Returns|Raises):", inspect.getdoc(self.function) or "")[0]
+        return with_flags(text, parameters(self.function))
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,26 @@ def verb(
     return decorated
 
 
+def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
+    """Return `NAME`, a verb for exactly one LoRA, of `NAME_several`: it has no `ranks`, and refuses several sizes."""
+    name = several.__name__.removesuffix("_several")
+
+    @wraps(several)
+    def call(*args: P.args, **kwargs: P.kwargs) -> V:
+        for option in ("ranks", "max_size"):
+            values = cast(Any, kwargs.get(option, ()))
+            if isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 1:
+                count = f" asks for {len(values)} LoRAs, {name} gives one. Call {name}_several."
+                raise ConfigError(Option(option), count)
+        return several(*args, **kwargs)[0]
+
+    own = inspect.signature(several)
+    kept = [one for one in own.parameters.values() if one.name != "ranks"]
+    call.__name__ = call.__qualname__ = name
+    call.__signature__ = own.replace(parameters=kept)  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
 @cache
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Return the parameters of a verb by name, without the listener of its progress."""
@@ -108,6 +129,16 @@ def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
             doc = own.get(name) or next((mark.text for mark in marks if isinstance(mark, Doc)), "")
             found[name] = Parameter(name, hints[name], one.default, marks, doc)
     return found
+
+
+def with_flags(text: str, known: Mapping[str, Parameter]) -> str:
+    """Return a text with flags in the place of parameters: `rank` -> --rank, `dense=False` -> --no_dense."""
+
+    def as_flag(match: re.Match[str]) -> str:
+        name, off = match.groups()
+        return f"--{'no_' if off else ''}{known[name].flag}" if name in known else match[0]
+
+    return re.sub(r"`(\w+)(=False)?`", as_flag, text)
 
 
 def _documented(doc: str) -> dict[str, str]:

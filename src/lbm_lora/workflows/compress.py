@@ -6,10 +6,9 @@ from pathlib import Path
 
 from lbm_lora import bundled
 from lbm_lora.adapter.twins import Twin
+from lbm_lora.calibration import Calibration, CalibrationSettings, plan_statistics
 from lbm_lora.checkpoint import open_checkpoint
-from lbm_lora.configs.calibrate import CalibrateConfig
 from lbm_lora.configs.compress import CompressConfig
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.validate import ValidateConfig
 from lbm_lora.errors import Option, OutputError, PairingError
 from lbm_lora.fidelity.outputs import VariantSummary
@@ -22,7 +21,9 @@ from lbm_lora.model.resolve import config_beside
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import parse_nbytes
 from lbm_lora.report import Report
-from lbm_lora.workflows import calibrate, extract, extract_plan, validate, validate_files
+from lbm_lora.verbs.calibrate import chosen_images
+from lbm_lora.verbs.extract import ExtractResult, extract_several, planned_loras
+from lbm_lora.workflows import validate, validate_files
 from lbm_lora.workflows.compress_files import CompressFiles, size_of
 
 _HELD_OUT_EVERY = 4
@@ -86,9 +87,9 @@ def run(config: CompressConfig, progress: Progress = SILENT) -> CompressResult:
     steps = _Steps(config, files, seen, measured_on, nbytes)
     steps.planned().reads(*images).check()
     base_file = _base(steps, progress)
-    statistics = config.calibration or calibrate.measured(steps.calibrate, progress)
+    statistics = config.calibration or steps.calibrated(progress)
     with together():  # an earlier LoRA stays with its report until the new ones are there
-        extracted = extract.run(steps.extract(base_file, statistics), progress)
+        extracted = steps.extracted(base_file, statistics, progress)
         compared = validate.compared(steps.validate(base_file, extracted.adapter), progress)
     by_suffix = {path.suffix: path for path in compared.files}
     return CompressResult(
@@ -132,22 +133,21 @@ class _Steps:
             overwrite=self.config.overwrite,
         )
 
-    @property
-    def calibrate(self) -> CalibrateConfig:
-        return CalibrateConfig(
-            tuned_model_path=self.config.tuned,
-            images=_texts(self.seen),
-            save_to=self.files.statistics,
-            count=min(self.config.count, len(self.seen)),
-            seed=self.config.seed,
+    def calibrated(self, progress: Progress) -> Path:
+        """Measure the statistics, or take those again that were measured so before."""
+        how = Calibration(
+            images=chosen_images(self.seen, min(self.config.count, len(self.seen))),
+            settings=CalibrationSettings(seed=self.config.seed),
             device=self.config.device,
-            overwrite=self.config.overwrite,
         )
+        with open_checkpoint(self.config.tuned) as tuned:
+            how.file_at(self.files.statistics, tuned, overwrite=self.config.overwrite, progress=progress)
+        return self.files.statistics
 
-    def extract(self, base_file: Path, statistics: Path) -> ExtractConfig:
-        return ExtractConfig(
-            base_model_path=base_file,
-            tuned_model_path=self.config.tuned,
+    def extracted(self, base_file: Path, statistics: Path, progress: Progress) -> ExtractResult:
+        return extract_several.verb.function(  # pyright: ignore[reportFunctionMemberAccess]
+            base_file,
+            self.config.tuned,
             save_to=self.files.lora,
             calibration=statistics,
             max_size=(size_of(self.config, self.nbytes),),
@@ -155,7 +155,8 @@ class _Steps:
             also=self.config.also,
             device=self.config.device,
             overwrite=self.config.overwrite,
-        )
+            progress=progress,
+        )[1]
 
     def validate(self, base_file: Path, lora: Path) -> ValidateConfig:
         return ValidateConfig(
@@ -185,11 +186,10 @@ class _Steps:
             outputs.then(self.base.outputs())
             base_file = self.base.save_path
         if statistics is None:
-            outputs.then(calibrate.planned(self.calibrate, self.seen))
-            statistics = self.calibrate.save_to
-        extraction = self.extract(base_file, statistics)
-        outputs.then(extract_plan.planned(extraction, [extraction.save_to], ()))
-        comparison = self.validate(base_file, extraction.save_to)
+            outputs.then(plan_statistics(Outputs(), self.files.statistics))
+            statistics = self.files.statistics
+        outputs.then(planned_loras([self.files.lora], self.config.also).reads(base_file, statistics))
+        comparison = self.validate(base_file, self.files.lora)
         return outputs.then(validate_files.plan_report(comparison, self.measured_on))
 
 

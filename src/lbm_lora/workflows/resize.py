@@ -21,7 +21,7 @@ from lbm_lora.model.device import resolve_device
 from lbm_lora.naming import ModuleName, ParamName, leaf_of, left_out, module_of
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.ranks import OutputNorm, RankRule, Trial, rank_rule
-from lbm_lora.workflows.extract_plan import lora_paths
+from lbm_lora.verbs.values import lora_paths
 from lbm_lora.workflows.files_beside import warn_of_others
 from lbm_lora.workflows.resize_result import ResizeResult, result_of
 from lbm_lora.workflows.sources import checked_image_paths, image_paths
@@ -78,7 +78,7 @@ def check(config: ResizeConfig) -> RankRule:
 
 def output_paths(config: ResizeConfig, rule: RankRule, images: Sequence[Path]) -> list[Path]:
     """Return the outputs: none of them an input, or a file of somebody else."""
-    paths = lora_paths(config.save_to, rule)
+    paths = lora_paths(config.save_to, rule.names)
     outputs = Outputs(overwrite=config.overwrite)
     outputs.reads(config.lora_path, config.base_model_path, config.calibration, config.config_path, *images)
     for path in paths:

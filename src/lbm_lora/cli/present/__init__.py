@@ -18,13 +18,10 @@ from lbm_lora.cli.present import (
 
 PRESENTERS: dict[str, Callable[[Any, bool], str]] = {
     "compress": compress.compress,
-    "extract": loras.extract,
     "validate": loras.validate,
     "infer": inference.infer,
     "infer_shards": inference.infer_shards,
     "train": training.train,
-    "calibrate": loras.calibrate,
-    "refine": loras.refine,
     "merge": merge.merge,
     "resize": loras.resize,
     "inspect": inspection.inspect,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +13,38 @@ from lbm_lora.adapter import Adapter, AdapterMetadata, precision_name
 from lbm_lora.adapter.metadata import ERRORS_KEY, REFINEMENT_KEY, rounded
 from lbm_lora.apply import check_base, check_fit
 from lbm_lora.checkpoint import Checkpoint, TensorSpec, bytes_of, fingerprint
-from lbm_lora.configs.refine import RefineConfig
 from lbm_lora.errors import WrongBaseError
 from lbm_lora.model.device import resolve_device
 
 if TYPE_CHECKING:
     from lbm_lora.refinement.distill import DistillResult
 
-_STEPS = {"adam": 200, "joint": 6}
 
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """Settings of a refinement; see the verb `refine`.
 
-def steps_of(config: RefineConfig) -> int:
-    """Return the given steps, or the method's default."""
-    return _STEPS[config.method] if config.steps is None else config.steps
+    Attributes:
+        steps: of the method.
+        config_path: where LBM's configuration is, which is no part of a run's identity.
+    """
+
+    method: str
+    steps: int
+    batch_size: int
+    size: int | None
+    device: str
+    learning_rate: float
+    mirror: bool
+    timesteps: tuple[float, ...]
+    seed: int
+    torch_dtype: str
+    lora_alpha_is: str
+    config_path: Path | None
 
 
 def identity_of(
-    config: RefineConfig,
+    settings: RefineSettings,
     base: Checkpoint,
     tuned: Checkpoint,
     adapter: Adapter,
@@ -52,12 +67,9 @@ def identity_of(
     check_base(adapter, component, found=before)
     if adapter.metadata.tuned_fingerprint not in ("", after.digest):
         raise WrongBaseError(f"{adapter.label} was extracted from another tuned model than {tuned.path}. Give its own.")
-    settings = {key: value for key, value in asdict(config).items() if not isinstance(value, Path)}
-    for key in ("images", "held_images", "also", "overwrite", "save_precision"):
-        del settings[key]
-    # a default that is spelt out changes nothing
-    chosen = {"steps": steps_of(config), "device": resolve_device(config.device).type, "dtype": precision_name(dtype)}
-    lbm = resolve_config(base, config_path=config.config_path)
+    chosen = asdict(settings) | {"device": resolve_device(settings.device).type, "dtype": precision_name(dtype)}
+    del chosen["config_path"]
+    lbm = resolve_config(base, config_path=settings.config_path)
     inputs = {
         "base": before.digest,
         "around": around(base, lbm),
@@ -65,7 +77,7 @@ def identity_of(
         "lora": _digest(adapter),
         "pictures": xxhash.xxh3_128_hexdigest(f"{' '.join(images[:learnt])}, {' '.join(images[learnt:])}".encode()),
     }
-    return json.loads(json.dumps({**settings, **chosen, **inputs}))
+    return json.loads(json.dumps({**chosen, **inputs}))
 
 
 def _digest(adapter: Adapter) -> str:
@@ -87,20 +99,29 @@ def _add(digest: xxhash.xxh3_128, tensor: torch.Tensor) -> None:
 
 
 def metadata_of(
-    config: RefineConfig, given: Adapter, dtype: torch.dtype, learnt_images: Sequence[str], distilled: "DistillResult"
+    settings: RefineSettings,
+    given: Adapter,
+    name: str,
+    dtype: torch.dtype,
+    learnt_images: Sequence[str],
+    distilled: "DistillResult",
 ) -> AdapterMetadata:
-    """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors."""
+    """Return the given LoRA's metadata, with its outdated weight errors replaced by output errors.
+
+    Args:
+        name: file name of the given LoRA.
+    """
     from lbm_lora.imaging.digests import packed
 
     facts = {
-        "method": config.method,
-        "steps": steps_of(config),
-        "batch_size": config.batch_size,
-        **({"learning_rate": config.learning_rate} if config.method == "adam" else {}),
-        "seed": config.seed,
-        "mirror": config.mirror,
+        "method": settings.method,
+        "steps": settings.steps,
+        "batch_size": settings.batch_size,
+        **({"learning_rate": settings.learning_rate} if settings.method == "adam" else {}),
+        "seed": settings.seed,
+        "mirror": settings.mirror,
         "dtype": precision_name(dtype),
-        "lora": config.lora_path.name,
+        "lora": name,
         "images": packed(learnt_images),
         "step": distilled.step,
         "error_before": rounded(distilled.before.typical),
