@@ -2,6 +2,7 @@
 
 from lbm_lora.combine.merge import (
     MergedAdapter,
+    MergeOptions,
     Ranks,
     added_ranks,
     chosen_ranks,

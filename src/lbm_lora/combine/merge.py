@@ -33,14 +33,13 @@ from lbm_lora.combine.merge_base import MergedBase
 from lbm_lora.combine.methods import DENSITY, combine_by
 from lbm_lora.combine.products import Products, Summand, product_norm
 from lbm_lora.combine.shrink import Shrinking, chooser_of
-from lbm_lora.configs.merge import MergeConfig
-from lbm_lora.configs.rank_options import RankOptions
+from lbm_lora.configs.values import MergeMethod
 from lbm_lora.errors import AdapterError, ConfigError, Option, give_one
 from lbm_lora.factorize import Factors, FixedRank, product_svd, rank_bound
 from lbm_lora.naming import ParamName, module_of
 from lbm_lora.parallel import ordered_map
 from lbm_lora.progress import SILENT, Progress
-from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankRule, rank_rule, unweighted
+from lbm_lora.ranks import Choice, FixedRanks, OutputNorm, RankOptions, RankRule, rank_rule, unweighted
 
 TOLERANCE = 3e-7
 """Share of the norms of a delta's terms that is lost with the singular values of their rounding in fp32."""
@@ -51,62 +50,66 @@ Ranks = Mapping[ParamName, int | None]
 WITH_DENSITY = ("ties", "dare", "knots")
 """Methods that keep a share of the entries."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """How LoRAs become one; see the verb `merge`. `calibration` names the statistics, if errors are weighed by them."""
+
+    rank: int | None = None
+    conv_rank: int | None = None
+    max_size: str | None = None
+    max_error: float | None = None
+    max_output_error: float | None = None
+    exact: bool = False
+    method: MergeMethod = "sum"
+    density: float | None = None
+    seed: int = 0
+    calibration: Path | None = None
+    save_precision: str | None = None
+
+
 _LIMITS = ("rank", "max_size", "max_error", "max_output_error")
 
 
-def merge_rule(config: MergeConfig) -> RankRule | None:
+def merge_rule(options: MergeOptions) -> RankRule | None:
     """Return the rule that the options select; None if nothing is to be lost."""
-    asked = [name for name in ("exact", *_LIMITS) if getattr(config, name) not in (None, False)]
+    asked = [name for name in ("exact", *_LIMITS) if getattr(options, name) not in (None, False)]
     if len(asked) > 1:
         raise give_one(asked[0], asked[1], "choose the ranks")
-    if config.exact and config.method != "sum":
+    if options.exact and options.method != "sum":
         raise ConfigError(
-            Option("exact"), " keeps the sum, ", Option("method"), f" {config.method} changes it. Give one of them."
+            Option("exact"), " keeps the sum, ", Option("method"), f" {options.method} changes it. Give one of them."
         )
-    if config.conv_rank is not None and config.rank is None:
+    if options.conv_rank is not None and options.rank is None:
         raise ConfigError(Option("conv_rank"), " needs ", Option("rank"), ".")
-    if config.calibration is not None and (config.exact or not asked):
+    if options.calibration is not None and (options.exact or not asked):
         raise ConfigError(
             Option("calibration"), " weighs what is lost, but nothing is lost: add ", Option("rank"), ", ",
             Option("max_size"), " or ", Option("max_output_error"), ".",
         )  # fmt: skip
-    _check_density(config)
-    _check_images(config)
-    if not asked or config.exact:
+    _check_density(options)
+    if not asked or options.exact:
         return None
-    options = RankOptions(
-        rank=config.rank,
-        conv_rank=config.conv_rank,
-        max_size=() if config.max_size is None else (config.max_size,),
-        max_error=config.max_error,
-        max_output_error=config.max_output_error,
+    ranks = RankOptions(
+        rank=options.rank,
+        conv_rank=options.conv_rank,
+        max_size=() if options.max_size is None else (options.max_size,),
+        max_error=options.max_error,
+        max_output_error=options.max_output_error,
     )
     measure = Option("calibration", "STATISTICS")
-    return rank_rule(options, is_calibrated=config.calibration is not None, has_images=False, measure=measure)
+    return rank_rule(ranks, is_calibrated=options.calibration is not None, has_images=False, measure=measure)
 
 
-def _check_density(config: MergeConfig) -> None:
-    if config.density is None:
+def _check_density(options: MergeOptions) -> None:
+    if options.density is None:
         return
-    if config.method not in WITH_DENSITY:
+    if options.method not in WITH_DENSITY:
         raise ConfigError(
-            Option("density"), " is for ", Option("method"), f" ties, dare and knots, not for {config.method}."
+            Option("density"), " is for ", Option("method"), f" ties, dare and knots, not for {options.method}."
         )
-    if not 0 < config.density <= 1:
-        raise ConfigError(Option("density"), f" must be above 0 and at most 1, got {config.density:g}.")
-
-
-def _check_images(config: MergeConfig) -> None:
-    for name in ("base_model_path", "tuned_model_path"):
-        is_given = getattr(config, name) is not None
-        if is_given and config.images is None:
-            raise ConfigError(Option(name), " is for fitting the scales: add ", Option("images", "FOLDER"), ".")
-        if config.images is not None and not is_given:
-            raise ConfigError(Option("images"), " fits the scales to outputs: add ", Option(name), ".")
-    if config.images is not None and config.method != "sum":
-        raise ConfigError(
-            Option("images"), " fits the scales of a sum, not of ", Option("method"), f" {config.method}."
-        )
+    if not 0 < options.density <= 1:
+        raise ConfigError(Option("density"), f" must be above 0 and at most 1, got {options.density:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ class MergedAdapter:
 
 
 def merge_adapters(
-    config: MergeConfig,
+    options: MergeOptions,
     rule: RankRule | None,
     loras: Sequence[tuple[Adapter, LoraScale]],
     base: MergedBase,
@@ -140,23 +143,23 @@ def merge_adapters(
         path: the file to write; None for a LoRA that is kept in memory.
         norm: output norm, if what is lost is weighted by it.
     """
-    density = DENSITY if config.density is None else config.density
+    density = DENSITY if options.density is None else options.density
     adapters = [adapter for adapter, _ in loras]
     shrinking = Shrinking(
         products=Products(
-            tuple(Summand.of(*one) for one in loras), combine_by(config.method, density=density, seed=config.seed)
+            tuple(Summand.of(*one) for one in loras), combine_by(options.method, density=density, seed=options.seed)
         ),
-        dtype=_stored_dtype(config, adapters),
+        dtype=_stored_dtype(options, adapters),
         prefix=next((adapter.prefix for adapter in adapters if adapter.prefix), ""),
         weights_of=norm.weights_of if norm else unweighted,
         left_out={},
-        keeps_factors=config.exact,
+        keeps_factors=options.exact,
     )
-    settings = _settings(config, rule, loras, density, shrinking.dtype)
+    settings = _settings(options, rule, loras, density, shrinking.dtype)
     header = AdapterMetadata(
         FORMAT, base.fingerprint, base.tensors, base.tuned, facts={SETTINGS_KEY: json.dumps(settings)}
     )
-    ranks = _ranks(config, rule, shrinking, header, norm, progress)
+    ranks = _ranks(options, rule, shrinking, header, norm, progress)
     progress.start(len(shrinking.products.shapes), "merging")
     choice = Choice(ranks=dict(ranks), nbytes=0, error_sq=0.0)
     with ExitStack() as stack:
@@ -171,22 +174,22 @@ def merge_adapters(
     return MergedAdapter(adapter=store.adapter() if isinstance(store, AdapterBuilder) else None, ledger=ledger)
 
 
-def _stored_dtype(config: MergeConfig, adapters: Sequence[Adapter]) -> torch.dtype:
+def _stored_dtype(options: MergeOptions, adapters: Sequence[Adapter]) -> torch.dtype:
     """Return the dtype asked for, else that of all LoRAs, else fp32; fp32 for exact factors."""
-    if config.save_precision is not None:
-        return precision(config.save_precision)
-    return torch.float32 if config.exact else common_dtype(adapters)
+    if options.save_precision is not None:
+        return precision(options.save_precision)
+    return torch.float32 if options.exact else common_dtype(adapters)
 
 
 def _ranks(
-    config: MergeConfig,
+    options: MergeOptions,
     rule: RankRule | None,
     shrinking: Shrinking,
     header: AdapterMetadata,
     norm: OutputNorm | None,
     progress: Progress,
 ) -> Ranks:
-    if config.exact:
+    if options.exact:
         return added_ranks(shrinking)
     if rule is None or isinstance(rule, FixedRanks):
         return lossless_ranks(shrinking, rule.ranks[0] if rule else None, progress)
@@ -194,26 +197,26 @@ def _ranks(
 
 
 def _settings(
-    config: MergeConfig,
+    options: MergeOptions,
     rule: RankRule | None,
     loras: Sequence[tuple[Adapter, LoraScale]],
     density: float,
     dtype: torch.dtype,
 ) -> dict[str, object]:
     """Return the settings that the file records; file names without folders."""
-    made_for_output = config.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
+    made_for_output = options.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
     return {
         "merged": [
             {"lora": adapter.path.name if adapter.path else f"LoRA {number}", "lora_scale": scale.text}
             for number, (adapter, scale) in enumerate(loras, 1)
         ],
-        "merge_method": config.method,
-        **({"density": density} if config.method in WITH_DENSITY else {}),
-        **({"seed": config.seed} if config.method == "dare" else {}),
+        "merge_method": options.method,
+        **({"density": density} if options.method in WITH_DENSITY else {}),
+        **({"seed": options.seed} if options.method == "dare" else {}),
         "method": "calibrated" if made_for_output else "plain",
-        **({"calibration": config.calibration.name} if config.calibration else {}),
+        **({"calibration": options.calibration.name} if options.calibration else {}),
         "dtype": dtype_name(dtype),
-        **(rule.facts(0) if rule else {"rank_policy": "exact" if config.exact else "lossless"}),
+        **(rule.facts(0) if rule else {"rank_policy": "exact" if options.exact else "lossless"}),
     }
 
 

@@ -15,6 +15,7 @@ from lbm_lora.ranks.rules import (
     ErrorLimit,
     FixedRanks,
     PsnrFloor,
+    RankOptions,
     RankRule,
     SizeLimits,
     parse_nbytes,

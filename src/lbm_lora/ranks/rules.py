@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 
 from lbm_lora.adapter import rank_bytes
-from lbm_lora.configs.rank_options import RankOptions
 from lbm_lora.errors import ConfigError, Option, give_one
 from lbm_lora.factorize import PACKED, FixedRank, rank_bound
 from lbm_lora.naming import ParamName
@@ -157,6 +156,21 @@ _LIMITS: dict[str, tuple[type[ErrorLimit | PsnrFloor | EnergyShare | ModuleError
 
 
 _DEFAULT_RANK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """Options for choosing ranks; see the verb `extract`. At most one of those after `conv_rank` may be given."""
+
+    rank: int | None = None
+    conv_rank: int | None = None
+    ranks: tuple[int, ...] = ()
+    max_size: tuple[str, ...] = ()
+    max_error: float | None = None
+    max_output_error: float | None = None
+    min_psnr: float | None = None
+    keep_energy: float | None = None
+    max_module_error: float | None = None
 
 
 def rank_rule(

@@ -75,7 +75,7 @@ def run(config: InferShardsConfig, progress: Progress = SILENT) -> InferShardsRe
         plan_shards,
         predict,
     )
-    from lbm_lora.launch import open_fabric, quiet_lightning
+    from lbm_lora.training.launch import open_fabric, quiet_lightning
 
     folder = home_path(config.output_path)
     with quiet_lightning():
