@@ -18,8 +18,8 @@ from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.model.resolve import config_to_metadata, resolve_config
-from lbm_lora.workflows import base as base_workflow
 from lbm_lora.verbs.extract import extract
+from lbm_lora.workflows import base as base_workflow
 from lbm_lora.workflows import infer as infer_workflow
 
 from .server import ROOT, ComfyServer, Pixels, Prompt, python_of

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from two_levels import translate
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter
 from lbm_lora.apply import ScaledAdapter, fuse_module
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError
 from lbm_lora.fidelity import comparison

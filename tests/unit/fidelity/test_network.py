@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.verbs.extract import extract
 from lbm_lora.errors import InputError
 from lbm_lora.fidelity.network import Run, component_of, kept_weights, network_errors, outputs_of, put_deltas
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.naming import ParamName
+from lbm_lora.verbs.extract import extract
 
 
 def net(seed: int) -> nn.Sequential:

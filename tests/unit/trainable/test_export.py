@@ -114,11 +114,11 @@ def given_adapter(base: Path, folder: Path) -> Adapter:
         }
     save_file(changed, folder / "tuned.safetensors")
     made = extract(
-            base=base,
-            tuned=folder / "tuned.safetensors",
-            save_to=folder / "x.safetensors",
-            rank=3,
-        )
+        base=base,
+        tuned=folder / "tuned.safetensors",
+        save_to=folder / "x.safetensors",
+        rank=3,
+    )
     return made
 
 

@@ -97,5 +97,6 @@ def test_bad_input_is_found_first(
 ) -> None:
     load = "lbm_lora.calibration.measure_checkpoint.load_model"
     monkeypatch.setattr(load, lambda *_, **__: pytest.fail("a model was loaded"))
+    options: dict[str, Any] = {"images": images, **changes}
     with pytest.raises(error, match=text):
-        calibrate(lbm.tuned, **{"images": images, **changes})
+        calibrate(lbm.tuned, **options)

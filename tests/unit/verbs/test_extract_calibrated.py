@@ -50,7 +50,8 @@ def statistics(lbm: Lbm, images: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def make(lbm: Lbm, statistics: Path) -> Callable[..., MeasuredAdapter]:
     """`make(rank=2)`: a calibrated LoRA."""
-    return lambda **options: extract(lbm.base, lbm.tuned, **{"calibration": statistics, **options})
+    given: dict[str, Any] = {"calibration": statistics}
+    return lambda **options: extract(lbm.base, lbm.tuned, **(given | options))
 
 
 Make = Callable[..., MeasuredAdapter]

@@ -43,7 +43,7 @@ def run(lbm: Lbm, images: Path, tmp_path: Path) -> Run:
     path = tmp_path / "out" / "refined.safetensors"
     fast: dict[str, Any] = {"batch_size": 2, "timesteps": 1000.0, "size": 64, "mirror": False, "steps": 8}
     fast |= {"images": images, "save_to": path, "base": lbm.base, "tuned": lbm.tuned}
-    return lambda lora, **changes: refine(lora=lora, **{**fast, **changes})
+    return lambda lora, **changes: refine(lora=lora, **(fast | changes))
 
 
 def test_the_file_is_better_and_of_the_same_size(run: Run, lora: Path, images: Path) -> None:
