@@ -16,11 +16,10 @@ from lbm_lora.adapter import Adapter
 from lbm_lora.bundled import BACKBONE, PAIRS, TUNED
 from lbm_lora.checkpoint import open_checkpoint
 from lbm_lora.configs.base import BaseConfig
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.model.resolve import config_to_metadata, resolve_config
+from lbm_lora.verbs.extract import extract
 from lbm_lora.workflows import base as base_workflow
-from lbm_lora.workflows import extract as extract_workflow
 from lbm_lora.workflows import infer as infer_workflow
 
 from .server import ROOT, ComfyServer, Pixels, Prompt, python_of
@@ -54,13 +53,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_checkpoint(TUNED / "model.safetensors") as tuned:
         metadata = config_to_metadata(resolve_config(tuned))
     save_file(load_file(TUNED / "model.safetensors"), models / "relight.safetensors", metadata)
-    extract_workflow.run(
-        ExtractConfig(
-            base_model_path=models / "mini_base.safetensors",
-            tuned_model_path=models / "relight.safetensors",
+    extract(
+            base=models / "mini_base.safetensors",
+            tuned=models / "relight.safetensors",
             save_to=loras / "relight.safetensors",
         )
-    )
     adapter = Adapter.load(loras / "relight.safetensors")
     adapter.save(loras / "relight_comfyui.safetensors", "comfyui")
     adapter.save(loras / "relight_flat.safetensors", "kohya-diffusers", biases="drop", norms="drop")

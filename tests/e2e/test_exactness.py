@@ -47,16 +47,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def extract(base: Path, folder: Path, rank: int, precision: str) -> Path:
     """The LoRA of one rank for linear and conv layers."""
     path = folder / f"lora_{rank}_{precision}.safetensors"
-    run_extract(
-        ExtractConfig(
-            base_model_path=base,
-            tuned_model_path=TUNED,
+    extract(
+            base=base,
+            tuned=TUNED,
             save_to=path,
             rank=rank,
             conv_rank=rank,
             save_precision=precision,  # pyright: ignore[reportArgumentType]
         )
-    )
     return path
 
 

@@ -187,13 +187,10 @@ def test_a_lora_of_another_base_is_refused(config: Config, base_bf16: Path, tmp_
 
 
 def test_full_mode_writes_a_checkpoint_that_extract_takes(config: Config, base_fp32: Path, tmp_path: Path) -> None:
-    from lbm_lora.configs.extract import ExtractConfig
-    from lbm_lora.workflows.extract import run
+        from lbm_lora.verbs.extract import extract
 
     made = train(config(mode="full", lora_rank=None, lora_target_modules=None, learning_rate=1e-3, max_steps=2))
-    result = run(
-        ExtractConfig(base_model_path=base_fp32, tuned_model_path=made.folder.last, save_to=tmp_path / "x.safetensors")
-    )
+    result = extract(base=base_fp32, tuned=made.folder.last, save_to=tmp_path / "x.safetensors")
     assert result.report.counts["unchanged"] == 0
     assert result.report.counts["excluded"] == 0
 

@@ -161,7 +161,7 @@ def calibrate(
             how = Calibration(
                 images=chosen_images(sources, count),
                 settings=settings,
-                dtype=dtype_of(torch_dtype),
+                dtype=dtype_of(str(torch_dtype)),
                 device=device,
                 config_path=None if config_path is None else Path(config_path),
             )

@@ -269,6 +269,7 @@ def extract_several(
         label_of,
         lora_paths,
         opened_pair,
+        several,
         statistics_of,
     )
 
@@ -277,8 +278,8 @@ def extract_several(
         RankOptions(
             rank=rank,
             conv_rank=conv_rank,
-            ranks=tuple(ranks),
-            max_size=tuple(max_size),
+            ranks=several(ranks),
+            max_size=several(max_size),
             max_error=max_error,
             max_output_error=max_output_error,
             min_psnr=min_psnr,
@@ -315,16 +316,17 @@ def extract_several(
             if learnt is not None:
                 calibration_path = Path(save_to).with_name(f"{Path(save_to).stem}_calibration.safetensors")
                 outputs.then(_planned_statistics(calibration_path))
-            outputs.then(planned_loras(loras, also).reads(*inputs(base, calibration))).check()
+            outputs.then(planned_loras(loras, several(also)).reads(*inputs(base, calibration))).check()
         tried = checked_image_paths(learnt if sources is None and min_psnr is not None else sources)
         learnt_images = checked_image_paths(learnt)
         if recipe is not None:
             recipe.make(progress)
         pair = opened_pair(stack, base, tuned)
         plan = plan_extraction(
-            *(one.component() for one in pair),
-            include=(*include, *COVERAGES[target_coverage]),
-            exclude=tuple(exclude),
+            pair[0].component(),
+            pair[1].component(),
+            include=(*several(include), *COVERAGES[target_coverage]),
+            exclude=several(exclude),
             keep_dense=dense,
         )
         check_pair(*pair)
@@ -355,8 +357,8 @@ def extract_several(
             "tuned": pair[1].path.name,
             "method": "calibrated" if is_calibrated else "plain",
             "dtype": precision_name(dtype),
-            "include": tuple(include),
-            "exclude": tuple(exclude),
+            "include": several(include),
+            "exclude": several(exclude),
             "target_coverage": target_coverage,
             "dense": dense,
             "min_diff": min_diff,
@@ -376,7 +378,7 @@ def extract_several(
                     open_trial=norm.open_trial,
                     progress=progress,
                 )
-            results = [_result(one, pair, is_calibrated, min_diff, also, progress) for one in extracted]
+            results = [_result(one, pair, is_calibrated, min_diff, several(also), progress) for one in extracted]
         adapters = [_measured_adapter(one, result) for one, result in zip(extracted, results, strict=True)]
     return adapters, replace(results[0], further=tuple(results[1:]))
 

@@ -171,7 +171,7 @@ def refine(
     from lbm_lora.refinement.images import split_images
     from lbm_lora.refinement.record import RefineSettings, identity_of, metadata_of
     from lbm_lora.verbs.adapters import RefinedAdapter, contents
-    from lbm_lora.verbs.values import adapter_of, image_files, inputs, listed, opened_pair, path_of
+    from lbm_lora.verbs.values import adapter_of, image_files, inputs, listed, opened_pair, path_of, several
 
     settings = RefineSettings(
         method=method,
@@ -181,7 +181,7 @@ def refine(
         device=device,
         learning_rate=learning_rate,
         mirror=mirror,
-        timesteps=tuple(timesteps),  # pyright: ignore[reportArgumentType]
+        timesteps=several(timesteps),
         seed=seed,
         torch_dtype=str(torch_dtype),
         lora_alpha_is=lora_alpha_is,
@@ -201,7 +201,7 @@ def refine(
             if method == "adam":
                 state = path.with_name(f"{path.stem}.refine.pt")
                 outputs.writes(state, "the state of the run")
-            plan_twins(outputs, [path], also)
+            plan_twins(outputs, [path], several(also))
             outputs.check()
         pair = opened_pair(stack, base, tuned)
         component = pair[0].component()
@@ -222,7 +222,7 @@ def refine(
         if path is not None:
             with together():
                 save_adapter(made, path)
-                twins = write_twins(path, also, progress)
+                twins = write_twins(path, several(also), progress)
             made = load_adapter(path)
         if state is not None:
             state.unlink(missing_ok=True)

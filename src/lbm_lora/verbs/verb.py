@@ -111,7 +111,7 @@ def one_of(several: Callable[P, list[V]]) -> Callable[P, V]:
     own = inspect.signature(several)
     kept = [one for one in own.parameters.values() if one.name != "ranks"]
     call.__name__ = call.__qualname__ = name
-    call.__signature__ = own.replace(parameters=kept)  # pyright: ignore[reportFunctionMemberAccess]
+    call.__signature__ = own.replace(parameters=kept)  # pyright: ignore[reportAttributeAccessIssue]
     return call
 
 

@@ -24,8 +24,7 @@ from comfy_standin import Run, State, install
 @pytest.fixture(scope="session")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with diffusion_models/ and loras/; read only."""
-    from lbm_lora.configs.extract import ExtractConfig
-    from lbm_lora.workflows import extract
+    from lbm_lora.verbs.extract import extract
 
     root = tmp_path_factory.mktemp("comfy")
     for folder in ("diffusion_models", "loras"):
@@ -35,10 +34,8 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changed = {name: value + delta(name, value.shape) for name, value in base.items() if name.startswith("denoiser.")}
     save_file({**base, **changed}, models / "tuned.safetensors")
     lora = root / "loras/relight.safetensors"
-    extract.run(
-        ExtractConfig(base_model_path=models / "base.safetensors", tuned_model_path=models / "tuned.safetensors",
-                      save_to=lora, rank=4, conv_rank=4, save_precision="float", device="cpu")
-    )  # fmt: skip
+    extract(base=models / "base.safetensors", tuned=models / "tuned.safetensors",
+                      save_to=lora, rank=4, conv_rank=4, save_precision="float", device="cpu")  # fmt: skip
     Adapter.load(lora).filtered(lambda name: "attn1" in name).save(root / "loras/attention.safetensors")
     (root / "loras/broken.safetensors").write_bytes(b"not a LoRA")
     return root

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from two_levels import translate
 
-from lbm_lora.adapter import Adapter, load_adapter
+from lbm_lora.adapter import Adapter
 from lbm_lora.apply import ScaledAdapter, fuse_module
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.errors import CheckpointError, ConfigError, ImageError
 from lbm_lora.fidelity import comparison
 from lbm_lora.fidelity.comparison import ComparisonSettings, compare_outputs, plan_comparison
@@ -22,7 +21,7 @@ from lbm_lora.imaging.buckets import to_bucket
 from lbm_lora.imaging.image_file import read_image
 from lbm_lora.imaging.metrics import psnr
 from lbm_lora.model.build import load_model
-from lbm_lora.workflows import extract
+from lbm_lora.verbs.extract import extract
 from standins import Lbm
 
 LORA = "base + LoRA"
@@ -44,14 +43,8 @@ def adapters(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ad
     folder = tmp_path_factory.mktemp("loras")
     found = {}
     for name, rank in ((LORA, 8), ("poor", 1)):
-        config = ExtractConfig(
-            base_model_path=lbm.base,
-            tuned_model_path=lbm.tuned,
-            save_to=folder / f"rank{rank}.safetensors",
-            rank=rank,
-            conv_rank=rank,
-        )
-        found[name] = load_adapter(extract.run(config).adapter)
+        path = folder / f"rank{rank}.safetensors"
+        found[name] = extract(lbm.base, lbm.tuned, save_to=path, rank=rank, conv_rank=rank)
     return found
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lbm_lora.api.loras import extract
 from lbm_lora.fidelity.network import Network, Run, component_of, kept_weights, network_errors, outputs_of
 from lbm_lora.fidelity.network_trial import NetworkTrial, check_outputs, network_checks
 from lbm_lora.fidelity.output_errors import relative_error
 from lbm_lora.naming import ParamName
 from lbm_lora.progress import SILENT
+from lbm_lora.verbs.extract import extract
 
 
 def net(seed: int) -> nn.Sequential:

@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.adapter.metadata import ERRORS_KEY
 from lbm_lora.configs.convert import ConvertConfig
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, ConfigError, OutputError, WrongBaseError
-from lbm_lora.workflows import extract
+from lbm_lora.verbs.extract import extract
 from lbm_lora.workflows.convert import run
 from standins import Lbm
 
@@ -26,11 +25,9 @@ def lora(lbm: Lbm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the three modules at each end of the denoiser, and of two norms."""
     path = tmp_path_factory.mktemp("lora") / "l.safetensors"
     ends = ("conv_in", "time_embedding", "conv_out", "conv_norm_out", "mid_block.resnets.0.norm1")
-    extract.run(
-        ExtractConfig(
-            base_model_path=lbm.base, tuned_model_path=lbm.tuned, save_to=path, rank=4, conv_rank=2, include=ends
+    extract(
+            base=lbm.base, tuned=lbm.tuned, save_to=path, rank=4, conv_rank=2, include=ends
         )
-    )
     return path
 
 

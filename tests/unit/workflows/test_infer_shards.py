@@ -16,7 +16,6 @@ from PIL import Image
 from lbm_lora import errors
 from lbm_lora.cli.main import main
 from lbm_lora.cli.present import present
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.infer import InferConfig
 from lbm_lora.configs.infer_shards import InferShardsConfig
 from lbm_lora.configs.model_options import ModelOptions
@@ -24,7 +23,7 @@ from lbm_lora.errors import ConfigError, DataError, MissingExtraError, OutputErr
 from lbm_lora.inference.shards import predict
 from lbm_lora.inference.shards.translate_shard import ShardTask
 from lbm_lora.workflows import infer as infer_images
-from lbm_lora.workflows.extract import run as extract
+from lbm_lora.verbs.extract import extract
 from lbm_lora.workflows.infer_shards import run
 from standins import TINY, write_base, write_tuned
 
@@ -45,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     base = write_base(folder / "base", TINY, dtype=torch.float32)
     tuned = write_tuned(folder / "tuned", TINY, dtype=torch.float32)
     lora = folder / "lora.safetensors"
-    extract(ExtractConfig(base_model_path=base, tuned_model_path=tuned, save_to=lora, rank=4, conv_rank=4))
+    extract(base=base, tuned=tuned, save_to=lora, rank=4, conv_rank=4)
     return Files(base=base, lora=lora)
 
 

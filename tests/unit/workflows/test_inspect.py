@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lbm_lora.cli.console import jsonable
 from lbm_lora.cli.main import main
-from lbm_lora.configs.extract import ExtractConfig
 from lbm_lora.configs.inspect import InspectConfig
 from lbm_lora.errors import CheckpointError, ConfigError
-from lbm_lora.workflows import extract
+from lbm_lora.verbs.extract import extract
 from lbm_lora.workflows.inspect import run
 from standins import LBM_YAML
 
@@ -58,7 +57,7 @@ def lbm(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture(scope="module")
 def lora(lbm: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inspect") / "lora.safetensors"
-    extract.run(ExtractConfig(base_model_path=lbm.base, tuned_model_path=lbm.tuned, save_to=path, rank=4))
+    extract(base=lbm.base, tuned=lbm.tuned, save_to=path, rank=4)
     return path
 
 

@@ -9,129 +9,14 @@ import pytest
 from lbm_lora.adapter import Status
 from lbm_lora.cli.present import present
 from lbm_lora.errors import QualityError
-from lbm_lora.extraction import Shrinkage
-from lbm_lora.fidelity.output_errors import OutputErrors
-from lbm_lora.fidelity.weights import WeightReport
-from lbm_lora.ranks import Prediction, TrialErrors, TrialImages
-from lbm_lora.report import Report, full_text
-from lbm_lora.workflows.calibrate import CalibrateResult
-from lbm_lora.workflows.extract import ExtractResult
-from lbm_lora.workflows.refine import RefineResult
+from lbm_lora.ranks import Prediction, TrialImages
+from lbm_lora.report import Report, WeightReport, full_text
 from lbm_lora.workflows.resize_result import ResizedLayer, ResizeResult
 from lbm_lora.workflows.validate import ValidateResult
 
 File = Callable[[str, int], Path]
 
 WRITTEN = "wrote lora.safetensors (0.12 MB)\nwrote lora_config.yaml (0.3 kB)"
-
-
-@pytest.fixture
-def extracted(file: File, weights: WeightReport) -> ExtractResult:
-    return ExtractResult(
-        adapter=file("lora.safetensors", 123_456),
-        sidecar=file("lora_config.yaml", 300),
-        nbytes=123_456,
-        linear_rank=16,
-        conv_rank=8,
-        report=weights,
-        notes=(),
-    )
-
-
-RANKS = "Rank 16, conv rank 8, each as far as its matrix allows."
-
-
-def test_an_extraction(extracted: ExtractResult, short: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert present("extract", extracted) == f"{short}\n\n{RANKS}\n\n{WRITTEN}"
-    assert capsys.readouterr() == ("", "")  # what is shown is printed by the caller, once
-
-
-def test_full_rank_is_said_so(extracted: ExtractResult) -> None:
-    text = present("extract", replace(extracted, linear_rank=9999, conv_rank=9999))
-    assert "\n\nRank full, conv rank full, each as far as its matrix allows.\n\n" in text
-
-
-def test_every_layer_with_verbose(extracted: ExtractResult, short: str, verbose: str) -> None:
-    assert present("extract", extracted, verbose=True) == f"{verbose}\n\n{short}\n\n{RANKS}\n\n{WRITTEN}"
-
-
-def test_a_calibrated_extraction(extracted: ExtractResult, short: str) -> None:
-    result = replace(
-        extracted,
-        notes=("The VAEs differ.",),
-        predicted=Prediction(
-            nbytes=123_456,
-            error=0.0123456,
-            of="output",
-            foreseen=0.02,
-            low=0.01,
-            high=0.02,
-            shifted={"content": 0.03, "smaller": 0.02},
-            shifted_within={"content": (0.02, 0.04), "smaller": (0.01, 0.03)},
-        ),
-        shrinkage=Shrinkage(
-            kind="shrunk",
-            ridge=1.0,
-            errors=TrialErrors(typical=0.01, low=0.005, high=0.02, shifted={"content": 0.03}),
-            plain=TrialErrors(typical=0.1, low=0.05, high=0.2, shifted={"content": 0.04}),
-            base=TrialErrors(typical=0.5, low=0.4, high=0.6, shifted={"content": 0.6}),
-        ),
-        sizes=(
-            Prediction(nbytes=61_728, error=0.05, of="output", foreseen=0.06),
-            Prediction(nbytes=1_246_912, error=0.003, of="output", foreseen=0.004),
-        ),
-        images=TrialImages(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0),
-    )
-    assert present("extract", result) == (
-        f"{short}\n\n"
-        "Ranks chosen for all layers together: up to 16, for convs up to 8.\n\n"
-        "The VAEs differ.\n\n"
-        "Predicted relative error of the denoiser's output: 1.23 %, 80 % of such inputs between 1.00 % and 2.00 %; "
-        "3.00 % (2.00 % to 4.00 %) on inputs with other content, 2.00 % (1.00 % to 3.00 %) on inputs that are smaller. "
-        "Smaller and larger files, "
-        "with ranks chosen for all layers together (--max_size), would give:\n"
-        "  61.7 kB  5.00 %\n"
-        "  1.25 MB  0.30 %\n\n"
-        "The statistics were worse than plain SVD on some inputs, and shrunk with a ridge of 1.0: output error 1.00 % "
-        "against 10.0 % on inputs like the calibration's, 3.00 % against 4.00 % on inputs unlike them.\n\n"
-        "One-step images against the tuned model's, 2 of them: PSNR 41.3 dB on average, 40.5 dB at worst "
-        "(a.png, predicted 40.0 dB).\n\n"
-        f"{WRITTEN}"
-    )
-
-
-def test_several_ranks_are_one_table(extracted: ExtractResult, file: File, verbose: str) -> None:
-    further = replace(extracted, adapter=file("full.safetensors", 1_000), linear_rank=9999, conv_rank=9999)
-    result = replace(extracted, further=(further,))
-    table = (
-        "2 LoRAs: base.safetensors + LoRA against tuned.safetensors\n"
-        "  rank  conv rank    bytes  error of weights  file\n"
-        "    16          8  0.12 MB            51.2 %  lora.safetensors\n"
-        "  full       full  0.12 MB            51.2 %  full.safetensors\n\n"
-        f"{WRITTEN}\nwrote full.safetensors (1.0 kB)\nwrote lora_config.yaml (0.3 kB)"
-    )
-    assert present("extract", result) == table
-    assert present("extract", result, verbose=True) == (
-        f"lora.safetensors\n{verbose}\n\nfull.safetensors\n{verbose}\n\n{table}"
-    )
-
-
-def test_several_sizes_show_what_was_predicted_and_measured(extracted: ExtractResult) -> None:
-    prediction = Prediction(nbytes=123_456, error=0.0123456, of="output", foreseen=0.02)
-    images = TrialImages(psnrs=(("b.png", 41.98), ("a.png", 40.54)), predicted_psnr=40.0)
-    one = replace(extracted, predicted=prediction, sizes=(prediction,), images=images)
-    assert present("extract", replace(one, further=(one,))).startswith(
-        "2 LoRAs: base.safetensors + LoRA against tuned.safetensors, with the highest of the ranks\n"
-        "  rank  conv rank    bytes  error of weights  of output  PSNR  worst  file\n"
-        "    16          8  0.12 MB            51.2 %     1.23 %  41.3   40.5  lora.safetensors\n"
-    )
-
-
-def test_an_error_of_weights_alone_is_predicted_without_a_table(extracted: ExtractResult, short: str) -> None:
-    predicted = Prediction(nbytes=1, error=0.5, of="weights", foreseen=0.5)
-    assert present("extract", replace(extracted, predicted=predicted)) == (
-        f"{short}\n\n{RANKS}\n\nPredicted relative error of the weights: 50.0 %.\n\n{WRITTEN}"
-    )
 
 
 def test_a_validation(weights: WeightReport, file: File, verbose: str) -> None:
@@ -148,46 +33,6 @@ def test_a_validation(weights: WeightReport, file: File, verbose: str) -> None:
     )
     assert present("validate", result) == text
     assert present("validate", result, verbose=True) == f"{verbose}\n\n{text}"
-
-
-def test_a_calibration(file: File) -> None:
-    result = CalibrateResult(
-        statistics=file("statistics.safetensors", 1_000),
-        nbytes=1_000,
-        layers=792,
-        moments=1_304,
-        images=1,
-        timesteps=(250.0, 1000.0),
-        probes=4,
-    )
-    assert present("calibrate", result) == (
-        "Measured 792 layers on 1 image at timesteps 250, 1000, 4 probes each: 1,304 second moments.\n\n"
-        "wrote statistics.safetensors (1.0 kB)"
-    )
-
-
-@pytest.mark.parametrize(
-    ("step", "kept"),
-    [(150, "2.3 dB better, of step 150 of 200"), (0, "no step was better, so the given LoRA is kept")],
-)
-def test_a_refinement(file: File, step: int, kept: str) -> None:
-    result = RefineResult(
-        adapter=file("refined.safetensors", 1_000),
-        nbytes=1_000,
-        before=OutputErrors(typical=0.013, worst=0.02),
-        after=OutputErrors(typical=0.01, worst=0.0186),
-        gain=2.279,
-        step=step,
-        steps=200,
-        images=234,
-        held=16,
-    )
-    assert present("refine", result) == (
-        "Learnt from 234 images.\n\n"
-        "Error of the denoiser's output on 16 other images: typical 1.30 % -> 1.00 %, worst 2.00 % -> 1.86 %; "
-        f"{kept}.\n\n"
-        "wrote refined.safetensors (1.0 kB)"
-    )
 
 
 @pytest.fixture
