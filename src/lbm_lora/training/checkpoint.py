@@ -36,7 +36,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.files import MARK, atomic_path, cannot_write, check_regular, is_same
 from lbm_lora.missing_path import not_there
 from lbm_lora.progress import Progress
-from lbm_lora.training.data.index import PairIndex
+from lbm_lora.training.data.pairs import PairIndex
 from lbm_lora.training.settings.train_config import STATE_NAME, TrainConfig
 from lbm_lora.training.trainee import Write, part_digest, same_settings
 

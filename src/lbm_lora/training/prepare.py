@@ -27,9 +27,7 @@ from lbm_lora.training.checkpoint import (
 )
 from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
 from lbm_lora.training.lora import InitialFactors
-from lbm_lora.training.loss.losses import Lpips
-from lbm_lora.training.loss.objective import Objective, objective_of
-from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.loss import BridgeStep, Lpips, Objective, objective_of
 from lbm_lora.training.optimizer import check_kept, make_optimizer
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.training.trainee import Trainee, Write, make_trainee, part_digest, read_given, result_writer

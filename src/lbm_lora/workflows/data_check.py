@@ -8,7 +8,8 @@ from lbm_lora.errors import Option, QualityError
 from lbm_lora.missing_path import home_path
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.training.data.check import Checked, read_through
-from lbm_lora.training.data.open_data import SHARD_NAMES, Split, open_data
+from lbm_lora.training.data.dataset import Split, open_data
+from lbm_lora.training.data.pairs import SHARD_NAMES
 from lbm_lora.training.settings.data_keys import DataSettings
 from lbm_lora.training.settings.train_config import read_train_config
 from lbm_lora.training.settings.training_file import COMMAND_LINE, parse

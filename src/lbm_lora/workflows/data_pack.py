@@ -11,9 +11,7 @@ from lbm_lora.files import Outputs, written_bytes
 from lbm_lora.progress import SILENT, Progress, warn
 from lbm_lora.shards import SHARD_PACKAGES
 from lbm_lora.shards.samples import Skipped, problem_of_name
-from lbm_lora.training.data.index import PairIndex, check_corrupt, make_index
-from lbm_lora.training.data.open_data import find_pairs
-from lbm_lora.training.data.pairs import Keys
+from lbm_lora.training.data.pairs import Keys, PairIndex, check_corrupt, find_pairs, make_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +97,7 @@ def _check_outputs(index: PairIndex, folder: Path, shards: Collection[Path], *, 
         )
     outputs = Outputs(overwrite=True)
     for number in range(len(index)):
-        record = index.record(number)
-        outputs.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
+        outputs.reads(*(part.path for part in index.record(number).parts))
     for shard in shards:
         outputs.writes(shard, "the shard")
     outputs.check()

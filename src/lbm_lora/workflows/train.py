@@ -153,8 +153,7 @@ def _check_outputs(
 
 
 def _images(settings: TrainConfig) -> Iterator[Path]:
-    from lbm_lora.training.data.open_data import find_pairs
-    from lbm_lora.training.data.pairs import Keys
+    from lbm_lora.training.data.pairs import Keys, find_pairs
 
     keys = Keys(source=settings.source_key, target=settings.target_key, mask=settings.mask_key)
     for folder in (settings.train_folder, settings.validation_folder):

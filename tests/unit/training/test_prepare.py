@@ -65,16 +65,6 @@ def test_a_new_run(config: Config) -> None:
     assert not run.folder.path.exists()
 
 
-def test_latents_are_cached_by_the_vae(config: Config, base_bf16: Path) -> None:
-    cache = {"cache_latents": True, "cache_dir": "cache"}
-    first = prepared(config(**cache)).latents
-    other = prepared(config(base_model_path=base_bf16, base_dtype="bf16", precision="bf16-mixed", **cache)).latents
-    assert first is not None
-    assert other is not None
-    pair = prepared(config()).train.index.read(0)
-    assert first.path(pair, (64, 64)) != other.path(pair, (64, 64))
-
-
 def test_latents_are_cached_by_the_numbers_of_the_vae(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = config(cache_latents=True, cache_dir="cache")
     first, paths = prepared(chosen), set[Path]()

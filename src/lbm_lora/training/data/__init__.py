@@ -1,10 +1,8 @@
 """Training data: pairs of images from folders or WebDataset shards, in batches of one size."""
 
 from lbm_lora.training.data.batches import BucketBatches, loader_of
-from lbm_lora.training.data.dataset import PairDataset
+from lbm_lora.training.data.dataset import Batch, Draw, PairDataset, Sample, collate, open_data
 from lbm_lora.training.data.latents import LatentCache, fill_latents
-from lbm_lora.training.data.open_data import open_data
-from lbm_lora.training.data.sample import Batch, Draw, Sample, collate
 
 __all__ = [
     "Batch",

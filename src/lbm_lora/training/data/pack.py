@@ -9,8 +9,7 @@ from lbm_lora.files import atomic_folder
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Part
 from lbm_lora.shards.tar import shard_writer
-from lbm_lora.training.data.index import PairIndex
-from lbm_lora.training.data.pairs import Keys
+from lbm_lora.training.data.pairs import Keys, PairIndex
 
 
 def shards_of(pairs: PairIndex, folder: Path, *, name: str, max_bytes: int, max_count: int) -> dict[Path, list[int]]:
@@ -63,11 +62,6 @@ def pattern_of(shards: Sequence[Path]) -> str:
 
 
 def _whole(part: Part) -> bytes:
-    """Read a file.
-
-    Raises:
-        ImageError: its size has changed since it was listed.
-    """
     data, nbytes = part.read(), part.path.stat().st_size
     if nbytes != part.nbytes:
         raise ImageError(
@@ -98,8 +92,7 @@ def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]
     members: list[int] = []
     held = 0
     for index in range(len(pairs)):
-        record = pairs.record(index)
-        nbytes = sum(part.nbytes for part in (record.source, record.target, record.mask) if part)
+        nbytes = sum(part.nbytes for part in pairs.record(index).parts)
         if members and (held + nbytes > max_bytes or len(members) >= max_count):
             yield members
             members, held = [], 0

@@ -110,11 +110,7 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
         return dump_yaml(self.model_dump(mode="json"))
 
     def check_files(self) -> None:
-        """Check that the files and folders that a run reads exist.
-
-        Raises:
-            ConfigError: one is missing; names its key and path.
-        """
+        """Check that the files and folders that a run reads exist."""
         keys = ["lora_weights_path", "config_path", "lpips_weights", "train_folder", "validation_folder"]
         if self.backbone_signature is None:  # else a missing base is created
             keys.append("base_model_path")
@@ -138,7 +134,7 @@ def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> 
         ConfigError: the file cannot be read, a key is unknown (names the nearest valid one), a value has the wrong
             type or is out of range, or values are incompatible.
     """
-    values: dict[str, Any] = read_values(path)
+    values = read_values(path)
     changed = override(values, overrides)
     return train_config(values, where=str(path), changed=changed)
 
