@@ -159,8 +159,9 @@ def test_a_lora_of_somebody_else_stays(config: Config, pairs: Path, name: str) -
 
 
 def test_twins_of_the_run_in_the_folder_are_replaced(config: Config) -> None:
-    def go_on(steps: int, **options: bool) -> RunFolder:
-        folder = RunFolder(trained(config(max_steps=steps), SILENT, also=("comfyui",), **options).folder)
+    def go_on(steps: int, *, overwrite: bool = False) -> RunFolder:
+        chosen = config(max_steps=steps)
+        folder = RunFolder(trained(chosen, SILENT, also=("comfyui",), overwrite=overwrite).folder)
         write_twins(folder.last, ("comfyui",))
         return folder
 

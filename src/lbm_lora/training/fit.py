@@ -54,10 +54,6 @@ def fit(
     Args:
         base_path: path of the base: `base_model_path`, or where it was created.
         path_config: the training file, if there is one: that of a run which goes on stays as the user has left it.
-
-    Raises:
-        InputError: a subclass that fits the cause, before the model is built.
-        QualityError: the loss is no longer finite.
     """
     _check(config)
     began, folder = time.monotonic(), RunFolder(config.save_ckpt_path)
@@ -91,11 +87,7 @@ def fit(
 
 @contextmanager
 def _named_loss(world: int) -> Generator[None]:
-    """Name the loss of another of several processes, which reaches this one as a lost connection.
-
-    Raises:
-        DataError: it has ended.
-    """
+    """Name the loss of another of several processes, which reaches this one as a lost connection."""
     try:
         yield
     except RuntimeError as error:

@@ -23,7 +23,7 @@ from lbm_lora.model import bridge
 from lbm_lora.model.bridge_pipeline import standard_normal
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
-from lbm_lora.training.data import Batch
+from lbm_lora.training.data.dataset import Batch
 from lbm_lora.training.settings.learning_keys import SAMPLINGS, ObjectiveSettings
 from lbm_lora.training.settings.training_file import check_shares
 
@@ -67,11 +67,7 @@ class Objective:
 
 
 def objective_of(config: ObjectiveSettings, lbm: LBMConfig) -> Objective:
-    """Return the objective of a run on a base: the keys of the training file, else the base's own configuration.
-
-    Raises:
-        ConfigError: the run's timestep keys are incompatible with the base's.
-    """
+    """Return the objective of a run on a base: the keys of the training file, else the base's own configuration."""
     sampling = config.timestep_sampling or lbm.timestep_sampling
     for key, needed in SAMPLINGS.items():
         if getattr(config, key) is not None and sampling != needed:
@@ -323,7 +319,8 @@ class BridgeStep:
         assert batch.target is not None, "a pixel loss needs images"
         step, size = self.model.pixels_per_latent, self.objective.pixel_loss_max_size
         draw = self._generators(batch, "crop")
-        windows = crop_windows(*batch.target.shape[-2:], size, draw, step=step)
+        height, width = batch.target.shape[-2:]
+        windows = crop_windows(height, width, size, draw, step=step)
         decoded = decode(self.model, crop(made, windows, step=step))
         target = crop(batch.target.to(decoded.device), windows)
         cropped_mask = None if mask is None else crop(mask, windows)

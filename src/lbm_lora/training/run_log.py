@@ -100,11 +100,7 @@ class RunLog:
 
     @contextmanager
     def _writing(self) -> Generator[None]:
-        """Name the log in an error of the disk, of which Lightning makes a ValueError.
-
-        Raises:
-            OutputError: the disk is full.
-        """
+        """Name the log in an error of the disk, of which Lightning makes a ValueError."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -131,12 +127,7 @@ def quiet_writer() -> Generator[None]:
 
 
 def check_logger(settings: RunSettings) -> None:
-    """Check that the chosen logger is installed, and can write to the folder of the run.
-
-    Raises:
-        ConfigError: the folder's name means something else to it.
-        MissingExtraError: its package is not installed.
-    """
+    """Check that the chosen logger is installed, and can write to the folder of the run."""
     folder = str(settings.save_ckpt_path)
     if settings.logger != "none" and "::" in folder:
         raise ConfigError(

@@ -49,12 +49,7 @@ Trainee = LiveAdapter | FullModel
 
 
 def read_given(config: TrainConfig, base: Component, fingerprint: Fingerprint) -> Adapter | None:
-    """Read the adapter that training continues, checked against the base.
-
-    Raises:
-        AdapterError: the file is not an adapter, or does not fit the base.
-        WrongBaseError: it was made from another base.
-    """
+    """Read the adapter that training continues, checked against the base."""
     if config.lora_weights_path is None:
         return None
     adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)

@@ -19,7 +19,7 @@ from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.bridge_pipeline import follow_bridge
-from lbm_lora.training.data import Batch, PairDataset, collate
+from lbm_lora.training.data.dataset import Batch, PairDataset, collate
 from lbm_lora.training.loss import BridgeStep, Lpips, sample_generators
 
 SAMPLES = f"{MARK}: samples"

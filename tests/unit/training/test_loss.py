@@ -15,7 +15,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.model import bridge
 from lbm_lora.model.build import LBMModel
 from lbm_lora.model.config import LBMConfig
-from lbm_lora.training.data import Batch, collate, open_data
+from lbm_lora.training.data.dataset import Batch, collate, open_data
 from lbm_lora.training.loss import (
     BatchLoss,
     BridgeStep,

@@ -8,7 +8,8 @@ from prepared_runs import Notes, prepared
 
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.training.checkpoint import TrainState
-from lbm_lora.training.data import BucketBatches, open_data
+from lbm_lora.training.data.batches import BucketBatches
+from lbm_lora.training.data.dataset import open_data
 from lbm_lora.training.prepare import total_steps
 from lbm_lora.training.settings.train_config import TrainConfig
 

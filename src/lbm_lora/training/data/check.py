@@ -61,9 +61,6 @@ def read_through(
     Args:
         dataset: data set with a `max_corrupt` of 1; with less, reading stops at that share.
         batch_size: batch size over all processes.
-
-    Raises:
-        DataError: no pair can be read.
     """
     progress.start(len(dataset), f"reading {dataset.where}")
     draws = [dataset.draw(index) for index in range(len(dataset))]

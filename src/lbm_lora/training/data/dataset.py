@@ -223,9 +223,6 @@ class PairDataset(Dataset[Sample]):
 
     Attributes:
         shapes: identifier of the aspect ratio that each sample is resized to.
-
-    Raises:
-        DataError: there are no pairs, or more than `max_corrupt` of them are corrupt.
     """
 
     def __init__(self, index: PairIndex, preparation: Preparation, *, where: str, max_corrupt: float) -> None:
@@ -254,11 +251,7 @@ class PairDataset(Dataset[Sample]):
         return Draw(index, 0, self.preparation.bucket(self.index.size(index), self.preparation.main_size))
 
     def count(self, skipped: Iterable[Skipped]) -> None:
-        """Count the corrupt samples that samples and batches report in `skipped`.
-
-        Raises:
-            DataError: more than `max_corrupt` of the data set is corrupt.
-        """
+        """Count the corrupt samples that samples and batches report in `skipped`."""
         self._skipped |= {item.key: item for item in skipped}
         check_corrupt(self.where, self.skipped, self._total, self.max_corrupt)
 
@@ -273,11 +266,7 @@ class PairDataset(Dataset[Sample]):
         return made
 
     def __getitem__(self, draw: Draw | int) -> Sample:
-        """Return the sample of a draw; for an index, the sample of its `draw`.
-
-        Raises:
-            DataError: no sample can be read, or its latents are not cached.
-        """
+        """Return the sample of a draw; for an index, the sample of its `draw`."""
         if isinstance(draw, int):
             draw = self.draw(draw)
         skipped: list[Skipped] = []
@@ -351,11 +340,6 @@ def open_data(settings: DataSettings, split: Split, *, seed: int, progress: Prog
 
     Args:
         seed: seed for sizes and augmentations.
-
-    Raises:
-        ConfigError: the split has no data, or data must be copied but there is no `cache_dir`.
-        DataError: the data cannot be read, holds no pairs, or more than `max_corrupt` of them are corrupt.
-        MissingExtraError: the data is in shards and a package that reads them is not installed.
     """
     shards, folder = settings.train_shards, settings.train_folder
     if split == "validation":

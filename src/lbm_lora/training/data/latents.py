@@ -32,9 +32,6 @@ class LatentCache:
     Args:
         cache_dir: folder whose subfolder `latents/` holds the files.
         vae: identity of the encoder: the fingerprint of its weights, and how it is used.
-
-    Raises:
-        OutputError: that subfolder is not there and cannot be made: it or `cache_dir` is a file, or a link to nothing.
     """
 
     def __init__(self, cache_dir: Path, vae: str) -> None:
@@ -52,11 +49,7 @@ class LatentCache:
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def load(self, pair: Pair, size: Size) -> tuple[Latent, Latent] | None:
-        """Return the latents of source and target; None if they are not cached.
-
-        Raises:
-            DataError: the file is damaged.
-        """
+        """Return the latents of source and target; None if they are not cached."""
         path = self.path(pair, size)
         try:
             check_regular(path)
@@ -74,11 +67,7 @@ class LatentCache:
         return source, target
 
     def save(self, path: Path, source: Latent, target: Latent) -> None:
-        """Save the latents of a pair under the name from `path`.
-
-        Raises:
-            OutputError: the disk is full, or limits the size of files.
-        """
+        """Save the latents of a pair under the name from `path`."""
         tensors = {name: value.detach().cpu().clone() for name, value in (("source", source), ("target", target))}
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(tensors))  # `save_file` would not say in an OSError why the disk refuses it
@@ -112,10 +101,6 @@ def fill_latents(
 
     Returns:
         The number of encoded pairs.
-
-    Raises:
-        DataError: more than `max_corrupt` of the data set is corrupt.
-        OutputError: the cache cannot be written.
     """
     progress.start(len(range(rank, len(dataset), world)), "looking for cached latents")
     missing = sorted(_missing(dataset, cache, rank, world, progress), key=lambda draw: draw.size)

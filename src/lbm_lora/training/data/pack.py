@@ -34,11 +34,6 @@ def write_shards(
         pairs: pairs whose parts are separate files.
         keys: keys whose words name the members; each member keeps the extension of its file.
         shards: from `shards_of`; existing ones are replaced.
-
-    Raises:
-        DataError: two pairs would have the same name in the shards, where names have no dots.
-        ImageError: a file no longer exists, or has changed.
-        OutputError: the folder cannot be written.
     """
     names = _names(pairs.keys)
     with atomic_folder(next(iter(shards)).parent) as temporary:

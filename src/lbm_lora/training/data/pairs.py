@@ -133,11 +133,7 @@ class PairIndex:
         )
 
     def read(self, index: int) -> Pair:
-        """Read the bytes of one pair.
-
-        Raises:
-            ImageError: a file no longer exists, or is shorter than before.
-        """
+        """Read the bytes of one pair."""
         record = self.record(index)
         mask = record.mask.read() if record.mask else None
         return Pair(
@@ -206,9 +202,6 @@ def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrup
         where: name of the data set, for error messages.
         total: number of samples, usable or not.
         max_corrupt: largest share of them that may be corrupt.
-
-    Raises:
-        DataError: more are corrupt, or no pair is left.
     """
     if not total:
         raise DataError(f"{where} holds no pairs.")
@@ -218,11 +211,7 @@ def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrup
 
 
 def find_pairs(folder: Path, keys: Keys) -> list[Found]:
-    """Return the parts found for each name, complete or not, sorted by name.
-
-    Raises:
-        DataError: the folder does not exist, or no name in it fits either layout.
-    """
+    """Return the parts found for each name, complete or not, sorted by name."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give a folder of pairs, or WebDataset shards.")
     roles = [key.lower().rpartition(".")[0] for key in (keys.source, keys.target, keys.mask) if key]

@@ -129,10 +129,6 @@ def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> 
         path: a YAML file of `TrainConfig`'s keys.
         overrides: (key, YAML text) pairs that replace values of the file; for each key the last one applies.
             `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`; `-` and `_` are equivalent.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown (names the nearest valid one), a value has the wrong
-            type or is out of range, or values are incompatible.
     """
     values = read_values(path)
     changed = override(values, overrides)

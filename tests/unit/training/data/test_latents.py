@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lbm_lora.errors import DataError, OutputError
-from lbm_lora.training.data import BucketBatches, LatentCache, fill_latents, loader_of, open_data
-from lbm_lora.training.data.dataset import Draw, PairDataset
+from lbm_lora.training.data.batches import BucketBatches, loader_of
+from lbm_lora.training.data.dataset import Draw, PairDataset, open_data
+from lbm_lora.training.data.latents import LatentCache, fill_latents
 from lbm_lora.training.data.pairs import Pair
 from lbm_lora.training.settings.data_keys import DataSettings
 
