@@ -139,10 +139,11 @@ class RunFolder:
         try:
             yield
         finally:
-            (self.path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.path / ".lock").unlink()
             lock.release()
-            if is_new:
-                with suppress(OSError):
+            with suppress(OSError):
+                if is_new:
                     self.path.rmdir()
 
 
@@ -375,11 +376,10 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, w
 def resumed(
     state: TrainState, config: TrainConfig, identity: Mapping[str, Any], measured: str | None, progress: Progress
 ) -> TrainState:
-    """Return the state as the run goes on from it, with the identity and settings of now; what has changed is noted.
+    """Return the state as the run goes on from it; what has changed is noted.
 
     Args:
-        identity: from `identity_of`.
-        measured: digest of what scores are measured on.
+        measured: digest of what scores are measured on now.
     """
     for key, value in identity.items():
         held = state.identity.get(key)

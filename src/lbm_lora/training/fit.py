@@ -100,7 +100,6 @@ def _named_loss(world: int) -> Generator[None]:
 
 
 def _check(config: TrainConfig) -> None:
-    """Check everything that can be checked before anything is read."""
     config.check_files()
     check_logger(config)
     if config.base_dtype == "fp16":

@@ -79,11 +79,7 @@ class TrainingLoop:
 
     Args:
         fabric: its processes are started.
-        stop: asked before each forward pass, and within a validation.
         keeps_config: whether the configuration in the folder is the user's own, and stays.
-
-    Attributes:
-        standing: where the run stands.
     """
 
     def __init__(
@@ -248,11 +244,7 @@ class TrainingLoop:
         self._keeps_config = True
 
     def _validate(self, result: Values) -> None:
-        """Validate, unless a signal arrives meanwhile; keep the best result and the scores.
-
-        Args:
-            result: the values that are validated.
-        """
+        """Validate the values to save, unless a signal arrives meanwhile; keep the best ones and the scores."""
         run, standing, fabric = self._run, self.standing, self._fabric
         assert run.validator is not None
         try:

@@ -247,7 +247,6 @@ def _errors(kind: str, made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _mean(errors: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean of each sample over its valid elements."""
     if valid is None:
         return errors.flatten(1).mean(1)
     total = errors.where(valid, 0.0).flatten(1).sum(1)

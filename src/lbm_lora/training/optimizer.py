@@ -53,12 +53,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
 def check_kept(
     kept: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings
 ) -> None:
-    """Check that an optimizer that goes on has kept what it needs: other arguments may need more.
-
-    Args:
-        kept: what it has kept for each parameter, by name.
-        parameters: those that it trains.
-    """
+    """Check what an optimizer that goes on has kept for each parameter, by name: other arguments may need more."""
     sides = (2, 3, 4, 5)  # all different, so that a side of 1 is one that the optimizer reduces
     needed = cache(lambda dim: _trial(settings, torch.device("cpu"), sides[:dim])[1])
     for name, parameter in parameters.items():
@@ -92,12 +87,10 @@ def _trial(
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    """Return the shape of a tensor; () for a number."""
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _said(error: Exception) -> str:
-    """Return the message of a torch error on one line."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

@@ -57,13 +57,7 @@ class Meter:
 
 
 class RunLog:
-    """Logger of a run, in the first process.
-
-    Args:
-        settings: settings that choose the logger.
-        folder: folder of the run.
-        step: step from which the run resumes; TensorBoard drops entries of later steps.
-    """
+    """Logger of a run, in the first process. TensorBoard drops entries after the step from which the run resumes."""
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
         # loggers go by fsspec, which takes what stands before a colon of a relative path for a file system

@@ -112,7 +112,6 @@ def result_writer(
 
 
 def _counts(live: LiveAdapter) -> dict[str, str]:
-    """Return the facts about a LoRA's modules, for its header."""
     loras = live.plan.loras
     counts = {
         "lora": len(loras),
@@ -175,7 +174,6 @@ def _facts(values: Mapping[str, object], step: int) -> dict[str, object]:
 
 
 def _without_folders(value: object) -> object:
-    """Strip paths and addresses to the part after the last slash."""
     if isinstance(value, str) and "/" in value:
         return value.rstrip("/").rpartition("/")[2]
     if isinstance(value, list):

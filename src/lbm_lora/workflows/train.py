@@ -137,6 +137,7 @@ def _check_outputs(
     others += [] if goes_on else [folder.state]
     others += [] if path_config and is_same(path_config, folder.config) else [folder.config]
     others += folder.grids()
+    others += [base] if settings.backbone_signature and not base.exists() else []
     for paths, may_replace in ((own, True), (others, overwrite)):
         outputs = Outputs(overwrite=may_replace)
         outputs.reads(base, settings.lora_weights_path, settings.config_path, settings.lpips_weights, path_config)

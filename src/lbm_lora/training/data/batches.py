@@ -36,10 +36,8 @@ class BucketBatches:
 
     Samples of one shape are batched together, and each global batch draws its size if there are several.
 
-    In training (`cover=False`) samples that do not fill a global batch are skipped, different ones in every epoch; a
-    shape with fewer samples than a global batch gets one batch in which they repeat. In validation (`cover=True`) every
-    sample appears once, and the last global batch of a shape is filled up to a multiple of the ranks, with samples
-    marked as `repeated`.
+    Samples that do not fill a global batch are skipped, different ones in every epoch; a shape with fewer samples than
+    a global batch gets one batch in which they repeat. With `cover`, for one process, every sample appears once.
 
     Args:
         batch_size: samples per batch and rank.
@@ -74,10 +72,7 @@ class BucketBatches:
         for batch in self._plan(number)[start:]:
             share = len(batch.indices) // self._world
             first = self._rank * share
-            yield [
-                Draw(int(index), number, batch.size, repeated=place >= batch.fresh)
-                for place, index in enumerate(batch.indices[first : first + share], start=first)
-            ]
+            yield [Draw(int(index), number, batch.size) for index in batch.indices[first : first + share]]
 
     def through(self, epochs: int, *, epoch: int = 0, batch: int = 0) -> Iterator[list[Draw]]:
         """Yield the batches of consecutive epochs from a position on, so that a run can resume within an epoch."""
@@ -93,7 +88,7 @@ class BucketBatches:
             others = ", different ones each time." if self._shuffle else "."
             lines.append(f"each epoch skips {skipped} of {count} samples that do not fill a batch of one shape{others}")
         for batch in plan:
-            if batch.fresh < len(batch.indices) and not self._cover:
+            if batch.fresh < len(batch.indices):
                 width, height = self._dataset.draw(int(batch.indices[0])).size
                 lines.append(
                     f"shape {width}x{height} has only {batch.fresh} of the {len(batch.indices)} samples of a batch: "
@@ -111,7 +106,6 @@ class BucketBatches:
         return self._planned[1]
 
     def _cut(self, shape: int, epoch: int) -> Iterator[GlobalBatch]:
-        """Yield the global batches of the samples of one shape."""
         members = np.flatnonzero(self._dataset.shapes == shape)
         if self._shuffle:
             members = members[_permutation(len(members), "samples", self._seed, epoch, shape)]
@@ -119,10 +113,8 @@ class BucketBatches:
         for number, first in enumerate(range(0, len(members), full)):
             part = members[first : first + full]
             size = self._dataset.drawn_size(int(part[0]), uniform("size", self._seed, epoch, shape, number))
-            if len(part) == full:
-                yield GlobalBatch(size, part, full)
-            elif self._cover:
-                yield GlobalBatch(size, np.resize(part, -(-len(part) // self._world) * self._world), len(part))
+            if len(part) == full or self._cover:
+                yield GlobalBatch(size, part, len(part))
             elif first == 0:
                 yield GlobalBatch(size, np.resize(part, full), len(part))
 

@@ -56,11 +56,10 @@ class Checked:
 def read_through(
     dataset: PairDataset, *, batch_size: int, cover: bool = False, num_workers: int = 0, progress: Progress = SILENT
 ) -> Checked:
-    """Decode every pair and report.
+    """Decode every pair and report; reading stops at the data set's `max_corrupt`.
 
     Args:
-        dataset: data set with a `max_corrupt` of 1; with less, reading stops at that share.
-        batch_size: batch size over all processes.
+        batch_size: over all processes.
     """
     progress.start(len(dataset), f"reading {dataset.where}")
     draws = [dataset.draw(index) for index in range(len(dataset))]

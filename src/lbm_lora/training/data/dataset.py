@@ -43,17 +43,11 @@ def uniform(what: str, *numbers: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sample of an epoch: everything that its pixels depend on, so that a worker needs no state.
-
-    Attributes:
-        size: (width, height) that the images are resized to.
-        repeated: whether it only fills up a batch and appears elsewhere in the epoch; metrics should not count it.
-    """
+    """One sample of an epoch: all that its pixels depend on, so that a worker needs no state; `size` is theirs."""
 
     index: int
     epoch: int
     size: Size
-    repeated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +133,6 @@ class Sample:
     target: ImageTensor | None
     mask: Float[Tensor, "1 height width"] | None
     latents: tuple[Latent, Latent] | None = None
-    repeated: bool = False
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -148,13 +141,11 @@ class Batch:
     """Samples of one size, stacked; the fields are those of `Sample`."""
 
     indices: tuple[int, ...]
-    keys: tuple[str, ...]
     epoch: int
     source: Float[Tensor, "batch 3 height width"] | None
     target: Float[Tensor, "batch 3 height width"] | None
     mask: Float[Tensor, "batch 1 height width"] | None
     latents: tuple[Float[Tensor, "batch channels h w"], Float[Tensor, "batch channels h w"]] | None
-    repeated: tuple[bool, ...]
     skipped: tuple[Skipped, ...]
 
     def __len__(self) -> int:
@@ -183,13 +174,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
     source, target = ([one.latents[side] for one in samples if one.latents is not None] for side in (0, 1))
     return Batch(
         indices=tuple(sample.index for sample in samples),
-        keys=tuple(sample.key for sample in samples),
         epoch=samples[0].epoch,
         source=_stacked([sample.source for sample in samples]),
         target=_stacked([sample.target for sample in samples]),
         mask=_stacked([sample.mask for sample in samples]),
         latents=(torch.stack(source), torch.stack(target)) if source else None,
-        repeated=tuple(sample.repeated for sample in samples),
         skipped=tuple(item for sample in samples for item in sample.skipped),
     )
 
@@ -216,8 +205,6 @@ class PairDataset(Dataset[Sample]):
     records this in `skipped`; the caller passes that to `count`, which keeps the total.
 
     Args:
-        index: where the pairs are.
-        preparation: how they are resized.
         where: name of the data set, for error messages.
         max_corrupt: largest share of the data set that may be corrupt.
 
@@ -256,11 +243,7 @@ class PairDataset(Dataset[Sample]):
         check_corrupt(self.where, self.skipped, self._total, self.max_corrupt)
 
     def with_latents(self, latents: Latents, *, images: bool) -> "PairDataset":
-        """Return the same pairs with their latents, which must all be cached.
-
-        Args:
-            images: whether samples also hold the images, for a pixel loss.
-        """
+        """Return the same pairs with their latents, which must all be cached; with images too for a pixel loss."""
         made = copy(self)
         made._latents, made._with_images = latents, images
         return made
@@ -309,7 +292,6 @@ class PairDataset(Dataset[Sample]):
             target=target,
             mask=mask,
             latents=latents,
-            repeated=draw.repeated,
         )
 
     def _image(self, data: bytes, pair: Pair, draw: Draw, role: str) -> ImageTensor:

@@ -94,9 +94,7 @@ def fill_latents(
     """Compute the latents missing from the cache, for each pair at every size that it may be resized to.
 
     Args:
-        dataset: a data set without cached latents.
         encode: maps images in [-1, 1] to latents, each image independently.
-        num_workers: worker processes that read images.
         rank, world: this process computes every `world`-th sample. All must finish before the cache is read.
 
     Returns:

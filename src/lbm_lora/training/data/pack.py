@@ -28,12 +28,8 @@ def write_shards(
 ) -> None:
     """Copy the files of pairs, byte for byte, into shards of one folder, which appear once all are written.
 
-    The same pairs give the same bytes: members have neither owner nor time.
-
-    Args:
-        pairs: pairs whose parts are separate files.
-        keys: keys whose words name the members; each member keeps the extension of its file.
-        shards: from `shards_of`; existing ones are replaced.
+    The same pairs give the same bytes: members have neither owner nor time. They are named by the words of the keys,
+    with the extension of their file.
     """
     names = _names(pairs.keys)
     with atomic_folder(next(iter(shards)).parent) as temporary:
@@ -83,7 +79,6 @@ def _names(keys: Sequence[str]) -> list[str]:
 
 
 def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]]:
-    """Yield the pairs of each shard."""
     members: list[int] = []
     held = 0
     for index in range(len(pairs)):

@@ -158,7 +158,6 @@ def make_index(found: Iterable[Found], keys: Keys, progress: Progress = SILENT) 
 
 
 def _record_of(found: Found, keys: Keys) -> Record | Skipped:
-    """Return the pair of one key, or why there is none."""
     if found.problem:
         return Skipped(found.key, found.problem)
     try:
@@ -183,7 +182,6 @@ def same_shape(one: Size, other: Size) -> bool:
 
 
 def _header_size(part: Part, role: str) -> Size:
-    """Read (width, height) of an image, upright, from its first bytes."""
     try:
         try:
             return encoded_size(part.read(_HEAD))
@@ -201,7 +199,6 @@ def check_corrupt(where: str, skipped: Sequence[Skipped], total: int, max_corrup
     Args:
         where: name of the data set, for error messages.
         total: number of samples, usable or not.
-        max_corrupt: largest share of them that may be corrupt.
     """
     if not total:
         raise DataError(f"{where} holds no pairs.")

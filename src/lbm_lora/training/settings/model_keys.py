@@ -112,7 +112,6 @@ class ModelSettings(Section):
             raise ValueError("lora_alpha_is needs lora_weights_path, which is not given. Remove it")
 
     def _given(self, keys: tuple[str, ...]) -> str | None:
-        """Return the first of the keys that is not at its default."""
         fields = ModelSettings.model_fields
         changed = [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
         return changed[0] if changed else None

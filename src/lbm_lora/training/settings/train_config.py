@@ -27,7 +27,6 @@ RUN_LINE = f"# {MARK}: configuration of a run\n"
 
 
 def _precision(value: object) -> object:
-    """Turn the number that YAML reads for 32 into text."""
     return "32" if value == 32 else value
 
 

@@ -115,11 +115,7 @@ def nearest(word: str, known: Collection[str], *, what: str = "Known") -> str:
 
 
 def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> None:
-    """Check that there is one probability for each of `count` values, and that they add up to 1.
-
-    Args:
-        key, of: the keys of the probabilities and of the values, for error messages.
-    """
+    """Check that there is one probability for each of `count` values, and that they add up to 1."""
     if len(shares) != count:
         raise ValueError(f"{key} has {len(shares)} values, but {of} has {count}. Give one for each")
     if abs(sum(shares) - 1) > 1e-6:
@@ -134,7 +130,6 @@ def _load(text: str, where: str) -> Any:
 
 
 def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
-    """Return one line about the first problem that pydantic found."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return _sentence(f"{where}: {message}")

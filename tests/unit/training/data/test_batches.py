@@ -25,20 +25,19 @@ def drawn(batches: Sequence[Sequence[Draw]]) -> list[Draw]:
     return [draw for batch in batches for draw in batch]
 
 
-@given(sizes=shapes, batch_size=small, world=small, epoch=st.integers(0, 3), cover=st.booleans(), shuffle=st.booleans())
+@given(sizes=shapes, batch_size=small, world=small, epoch=st.integers(0, 3), shuffle=st.booleans())
 def test_ranks_together_see_what_one_process_sees(
     fake_dataset: Callable[..., PairDataset],
     sizes: list[Size],
     batch_size: int,
     world: int,
     epoch: int,
-    cover: bool,
     shuffle: bool,
 ) -> None:
     dataset = fake_dataset(sizes, image_size=(64, 128))
 
     def batches(size: int, rank: int, world: int) -> list[list[Draw]]:
-        made = BucketBatches(dataset, size, seed=1, rank=rank, world=world, cover=cover, shuffle=shuffle)
+        made = BucketBatches(dataset, size, seed=1, rank=rank, world=world, shuffle=shuffle)
         return list(made.epoch(epoch))
 
     parts = [batches(batch_size, rank, world) for rank in range(world)]
@@ -46,11 +45,7 @@ def test_ranks_together_see_what_one_process_sees(
     assert all(len({len(batch) for batch in step}) == 1 for step in zip(*parts, strict=True))
     together = [drawn(step) for step in zip(*parts, strict=True)]
     alone = batches(batch_size * world, 0, 1)
-    if not cover:
-        assert together == alone
-    # a covered batch is filled up to a multiple of the ranks
-    fresh = [[draw for draw in batch if not draw.repeated] for batch in together]
-    assert fresh == [[draw for draw in batch if not draw.repeated] for batch in alone]
+    assert together == alone
 
 
 @given(sizes=shapes, batch_size=st.integers(1, 9))
@@ -62,27 +57,18 @@ def test_training_takes_full_batches_of_one_size(
     for batch in batches:
         assert len(batch) == batch_size
         assert len({draw.size for draw in batch}) == 1
-    counts = Counter(draw.index for draw in drawn(batches) if not draw.repeated)
-    assert set(counts.values()) == {1}
-    of_shape = Counter(sizes)
-    expected = sum(count // batch_size * batch_size or count for count in of_shape.values())
-    assert sum(counts.values()) == expected
-    repeated = {draw.index for draw in drawn(batches) if draw.repeated}
+    counts, of_shape = Counter(draw.index for draw in drawn(batches)), Counter(sizes)
+    assert len(counts) == sum(count // batch_size * batch_size or count for count in of_shape.values())
+    repeated = [index for index, count in counts.items() if count > 1]
     assert all(of_shape[sizes[index]] < batch_size for index in repeated)
 
 
-@given(sizes=shapes, batch_size=small, world=small)
-def test_validation_covers_every_sample_once(
-    fake_dataset: Callable[..., PairDataset], sizes: list[Size], batch_size: int, world: int
+@given(sizes=shapes, batch_size=small)
+def test_every_sample_is_covered_once(
+    fake_dataset: Callable[..., PairDataset], sizes: list[Size], batch_size: int
 ) -> None:
-    dataset = fake_dataset(sizes)
-    draws = [
-        draw
-        for rank in range(world)
-        for draw in drawn(list(BucketBatches(dataset, batch_size, seed=0, rank=rank, world=world, cover=True).epoch(0)))
-    ]
-    assert sorted(draw.index for draw in draws if not draw.repeated) == list(range(len(sizes)))
-    assert all(draw.size == dataset.draw(draw.index).size for draw in draws)
+    draws = drawn(list(BucketBatches(fake_dataset(sizes), batch_size, seed=0, cover=True).epoch(0)))
+    assert sorted(draw.index for draw in draws) == list(range(len(sizes)))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(fake_dataset: Callable[..., PairDataset]) -> None:

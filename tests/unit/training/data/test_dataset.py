@@ -32,7 +32,7 @@ def test_a_sample_is_the_images_of_its_files() -> None:
     dataset = opened(PAIRS, image_size=(128,), mask_key="mask.png")
     sample = dataset[2]
     key = "lemon-05-forest-to-lobby"
-    assert (sample.index, sample.key, sample.epoch, sample.skipped, sample.repeated) == (2, key, 0, (), False)
+    assert (sample.index, sample.key, sample.epoch, sample.skipped) == (2, key, 0, ())
     for role, values in (("source", sample.source), ("target", sample.target)):
         assert values is not None
         assert torch.equal(values, to_tensor([read_image(PAIRS / f"{key}.{role}.png")])[0])
@@ -45,8 +45,8 @@ def test_a_sample_is_the_images_of_its_files() -> None:
 
 def test_samples_come_in_the_size_of_their_draw(write_pairs: Callable[..., Path]) -> None:
     dataset = opened(write_pairs(size=(96, 64), mask=True), mask_key="mask.png")
-    sample = dataset[Draw(1, 5, (48, 32), repeated=True)]
-    assert (sample.epoch, sample.repeated) == (5, True)
+    sample = dataset[Draw(1, 5, (48, 32))]
+    assert sample.epoch == 5
     assert sample.source is not None
     assert sample.source.shape == (3, 32, 48)
     assert sample.mask is not None
