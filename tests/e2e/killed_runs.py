@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.fit import fit
@@ -45,12 +46,12 @@ def kill_at_replace(number: int, *, before: bool) -> None:
     """End this process before or after the n-th file takes its name."""
     rename, count = Path.replace, 0
 
-    def counted(path: Path, target: Path) -> Path:
+    def counted(self: Path, target: Any) -> Path:
         nonlocal count
         count += 1
         if count == number and before:
             kill()
-        done = rename(path, target)
+        done = rename(self, target)
         if count == number:
             kill()
         return done

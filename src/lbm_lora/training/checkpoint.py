@@ -36,7 +36,7 @@ from lbm_lora.errors import ConfigError
 from lbm_lora.files import MARK, atomic_path, cannot_write, check_regular, is_same
 from lbm_lora.missing_path import not_there
 from lbm_lora.progress import Progress
-from lbm_lora.training.data.index import PairIndex
+from lbm_lora.training.data.pairs import PairIndex
 from lbm_lora.training.settings.train_config import STATE_NAME, TrainConfig
 from lbm_lora.training.trainee import Write, part_digest, same_settings
 
@@ -73,31 +73,13 @@ _MEASURED = {
 """Keys that scores depend on, besides those that must not change."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths of files in the folder of a run."""
 
-    path: Path
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.safetensors"
-
-    @property
-    def state(self) -> Path:
-        return self.path / STATE_NAME
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
+    def __init__(self, path: Path) -> None:
+        self.path, self.logs = path, path / "logs"
+        self.state, self.config = path / STATE_NAME, path / "config.yaml"
+        self.last, self.best = path / "last.safetensors", path / "best.safetensors"
 
     def step_file(self, step: int) -> Path:
         return self.path / f"step-{step:06d}.safetensors"
@@ -139,11 +121,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Keep the folder to one run. A new folder to which nothing is written is removed again.
-
-        Raises:
-            ConfigError: another run is training in it.
-        """
+        """Keep the folder to one run. A new folder to which nothing is written is removed again."""
         from filelock import FileLock, Timeout  # which a refinement does not need
 
         is_new = not self.path.exists()
@@ -161,10 +139,11 @@ class RunFolder:
         try:
             yield
         finally:
-            (self.path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                (self.path / ".lock").unlink()
             lock.release()
-            if is_new:
-                with suppress(OSError):
+            with suppress(OSError):
+                if is_new:
                     self.path.rmdir()
 
 
@@ -240,11 +219,7 @@ def save_state(state: TrainState, path: Path, *, mark: str) -> None:
 
 
 def load_state(path: Path) -> TrainState:
-    """Read a state; entries of earlier versions that say nothing about the run are left out.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not a state of this format.
-    """
+    """Read a state; entries of earlier versions that say nothing about the run are left out."""
     try:
         check_regular(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
@@ -291,11 +266,7 @@ def _is_plain(value: object) -> bool:
 
 
 def check_values(state: TrainState, parameters: Mapping[str, nn.Parameter], path: Path) -> None:
-    """Check that a state has what the parameters of a run need, before it is restored.
-
-    Raises:
-        ConfigError: values or averages are missing, of another shape, or not finite; or the optimizer's are not.
-    """
+    """Check that a state has what the parameters of a run need, before it is restored."""
     for name, parameter in parameters.items():
         for held in (state.values, state.average):
             value = None if held is None else held.get(name)
@@ -366,9 +337,6 @@ def find_state(config: TrainConfig, folder: RunFolder) -> TrainState | None:
     """Return the state to resume from; None for a new run.
 
     A state of another folder continues in this one, whose results are its own.
-
-    Raises:
-        ConfigError: the folder holds another run, or the state is damaged.
     """
     own = load_state(folder.state) if folder.state.exists() and config.resume != "never" else None
     if config.resume in ("auto", "never") or is_same(folder.state, Path(config.resume)):
@@ -408,14 +376,10 @@ def identity_of(config: TrainConfig, base: str, around: str, pairs: PairIndex, w
 def resumed(
     state: TrainState, config: TrainConfig, identity: Mapping[str, Any], measured: str | None, progress: Progress
 ) -> TrainState:
-    """Return the state as the run goes on from it, with the identity and settings of now; what has changed is noted.
+    """Return the state as the run goes on from it; what has changed is noted.
 
     Args:
-        identity: from `identity_of`.
-        measured: digest of what scores are measured on.
-
-    Raises:
-        ConfigError: it is the state of another run.
+        measured: digest of what scores are measured on now.
     """
     for key, value in identity.items():
         held = state.identity.get(key)

@@ -17,7 +17,7 @@ from lbm_lora.signals import StopRequest
 from lbm_lora.training.checkpoint import RunFolder
 from lbm_lora.training.launch import open_fabric, quiet_lightning, shard
 from lbm_lora.training.loop import Standing, TrainingLoop, is_complete, standing_of
-from lbm_lora.training.loss.step import BatchLoss
+from lbm_lora.training.loss import BatchLoss
 from lbm_lora.training.optimizer import check_optimizer
 from lbm_lora.training.prepare import prepare
 from lbm_lora.training.run_log import check_logger, quiet_writer
@@ -54,10 +54,6 @@ def fit(
     Args:
         base_path: path of the base: `base_model_path`, or where it was created.
         path_config: the training file, if there is one: that of a run which goes on stays as the user has left it.
-
-    Raises:
-        InputError: a subclass that fits the cause, before the model is built.
-        QualityError: the loss is no longer finite.
     """
     _check(config)
     began, folder = time.monotonic(), RunFolder(config.save_ckpt_path)
@@ -91,11 +87,7 @@ def fit(
 
 @contextmanager
 def _named_loss(world: int) -> Generator[None]:
-    """Name the loss of another of several processes, which reaches this one as a lost connection.
-
-    Raises:
-        DataError: it has ended.
-    """
+    """Name the loss of another of several processes, which reaches this one as a lost connection."""
     try:
         yield
     except RuntimeError as error:
@@ -108,7 +100,6 @@ def _named_loss(world: int) -> Generator[None]:
 
 
 def _check(config: TrainConfig) -> None:
-    """Check everything that can be checked before anything is read."""
     config.check_files()
     check_logger(config)
     if config.base_dtype == "fp16":

@@ -47,9 +47,6 @@ def open_fabric(config: Processes, parallelize: Parallelize | None = None) -> Fa
     Args:
         parallelize: what the strategy `fsdp` (FSDP2, which takes frozen and trainable parameters of different dtypes)
             does with a module; see `shard`.
-
-    Raises:
-        ConfigError: Fabric refuses the devices or the strategy.
     """
     device = resolve_device(config.device)
     share_cores(max(1, config.devices))

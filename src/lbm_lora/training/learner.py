@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lbm_lora.training.checkpoint import Values, copied, optimizer_state, restore
-from lbm_lora.training.data import Batch
+from lbm_lora.training.data.dataset import Batch
 from lbm_lora.training.launch import drop_gathered, is_sharded
-from lbm_lora.training.loss.step import BatchLoss
+from lbm_lora.training.loss import BatchLoss
 from lbm_lora.training.optimizer import make_optimizer, rate_factor
 from lbm_lora.training.prepare import PreparedRun
 

@@ -16,7 +16,9 @@ from lbm_lora.imaging.tensors import NotFiniteError
 from lbm_lora.progress import Pace, Progress, as_clock
 from lbm_lora.signals import StopRequest
 from lbm_lora.training.checkpoint import TRAINING_STATE, TrainState, Values, save_state
-from lbm_lora.training.data import Batch, PairDataset, fill_latents, loader_of
+from lbm_lora.training.data.batches import loader_of
+from lbm_lora.training.data.dataset import Batch, PairDataset
+from lbm_lora.training.data.latents import fill_latents
 from lbm_lora.training.learner import Learner
 from lbm_lora.training.optimizer import rate_factor
 from lbm_lora.training.prepare import PreparedRun
@@ -77,11 +79,7 @@ class TrainingLoop:
 
     Args:
         fabric: its processes are started.
-        stop: asked before each forward pass, and within a validation.
         keeps_config: whether the configuration in the folder is the user's own, and stays.
-
-    Attributes:
-        standing: where the run stands.
     """
 
     def __init__(
@@ -97,13 +95,7 @@ class TrainingLoop:
         self._saved = None if _lacks_result(run) else run.done
 
     def train(self) -> None:
-        """Train to the end, or until a signal arrives.
-
-        Raises:
-            ConfigError: the processes would not resume after the same step, or have other settings.
-            DataError: too many pairs are corrupt.
-            QualityError: the loss is no longer finite.
-        """
+        """Train to the end, or until a signal arrives."""
         run, config, standing = self._run, self._run.config, self.standing
         draws = run.batches.through(config.max_epochs, epoch=standing.epoch, batch=standing.batch)
         pin = self._fabric.device.type == "cuda"
@@ -150,7 +142,7 @@ class TrainingLoop:
     def _check_start(self) -> None:
         """Check that all processes begin alike: each has read the training file and the state itself."""
         step, own = self.standing.step, self._run.config.model_dump_json()
-        first, settings = cast(tuple[int, str], self._fabric.broadcast((step, own)))
+        first, settings = self._fabric.broadcast((step, own))
         if settings != own:
             raise ConfigError(
                 f"process {self._fabric.global_rank} has other settings than process 0: the training file was changed "
@@ -219,11 +211,7 @@ class TrainingLoop:
             self._validate(result)
 
     def _result(self) -> Values:
-        """Return the values to save. The loss of a step is that before its update, and so comes too late for them.
-
-        Raises:
-            QualityError: they are not finite.
-        """
+        """Return the values to save. The loss of a step is that before its update, and so comes too late for them."""
         result = self._learner.result()
         if not all(is_finite(value) for value in result.values()):
             raise self._diverged("trained values are infinite or NaN")
@@ -256,11 +244,7 @@ class TrainingLoop:
         self._keeps_config = True
 
     def _validate(self, result: Values) -> None:
-        """Validate, unless a signal arrives meanwhile; keep the best result and the scores.
-
-        Args:
-            result: the values that are validated.
-        """
+        """Validate the values to save, unless a signal arrives meanwhile; keep the best ones and the scores."""
         run, standing, fabric = self._run, self.standing, self._fabric
         assert run.validator is not None
         try:

@@ -179,7 +179,6 @@ def _settle(layer: LoraLayer, given: LoraModule | None) -> None:
 
 
 def _initial(name: ModuleName, kept: Mapping[ModuleName, InitialFactors], layer: LoraLayer) -> InitialFactors:
-    """Return the initial factors of an earlier injection, or those of the new layer."""
     down, up = (cast(Tensor, factors[_ADAPTER].weight) for factors in (layer.lora_A, layer.lora_B))
     if name not in kept:
         return InitialFactors(down.detach().cpu().clone(), up.detach().cpu().clone())

@@ -20,9 +20,6 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSe
 
     With `lora_plus_ratio` the up factors have that many times the learning rate (LoRA+, arXiv 2402.12354). If the class
     supports it, it updates all parameters in one call: a LoRA has very many small ones.
-
-    Raises:
-        ConfigError: the optimizer cannot train such parameters.
     """
     kind, rate = optimizers()[settings.optimizer], settings.learning_rate
     up = [parameter for name, parameter in parameters.items() if name.endswith(UP)]
@@ -41,11 +38,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSe
 
 
 def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
-    """Take a step on a small matrix: torch refuses some arguments, and some devices, only then.
-
-    Raises:
-        ConfigError: torch refuses it, or the step leads to values that are not finite.
-    """
+    """Take a step on a small matrix: torch refuses some arguments, and some devices, only then."""
     chosen = f"optimizer {settings.optimizer} with optimizer_kwargs {settings.optimizer_kwargs}"
     try:
         weight, _ = _trial(settings, device, (2, 2))
@@ -60,15 +53,7 @@ def check_optimizer(settings: OptimizerSettings, device: torch.device) -> None:
 def check_kept(
     kept: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings
 ) -> None:
-    """Check that an optimizer that goes on has kept what it needs: other arguments may need more.
-
-    Args:
-        kept: what it has kept for each parameter, by name.
-        parameters: those that it trains.
-
-    Raises:
-        ConfigError: something is missing, or has another shape than a step gives it.
-    """
+    """Check what an optimizer that goes on has kept for each parameter, by name: other arguments may need more."""
     sides = (2, 3, 4, 5)  # all different, so that a side of 1 is one that the optimizer reduces
     needed = cache(lambda dim: _trial(settings, torch.device("cpu"), sides[:dim])[1])
     for name, parameter in parameters.items():
@@ -102,12 +87,10 @@ def _trial(
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    """Return the shape of a tensor; () for a number."""
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _said(error: Exception) -> str:
-    """Return the message of a torch error on one line."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

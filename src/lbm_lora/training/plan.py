@@ -5,7 +5,7 @@ file: scaling = alpha / rank. rsLoRA (arXiv 2312.03732), which scales by alpha /
 alpha * sqrt(rank).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TypeVar
@@ -81,11 +81,7 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 
 
 def modules_in(layout: Layout, adapter: Adapter) -> list[ModuleName]:
-    """Return the modules of an adapter in the network's order.
-
-    Raises:
-        AdapterError: the network lacks a module, or the module cannot take a LoRA.
-    """
+    """Return the modules of an adapter in the network's order."""
     strange = [name for name in adapter.modules if name not in layout.layers]
     if strange:
         raise AdapterError(
@@ -100,14 +96,9 @@ def plan_new(layout: Layout, keys: ModelSettings) -> TrainPlan:
 
     If several patterns of `rank_pattern` or `alpha_pattern` match a module, the last one applies. A rank above the
     bound of a matrix is lowered to it; the scaling stays as requested.
-
-    Raises:
-        PatternError: a pattern matches nothing.
-        ConfigError: nothing would train, or the initialisation does not support a rank.
     """
     targets = _selected(layout.layers, keys.lora_target_modules)
-    norms = layout.norms if keys.train_norms else ()
-    learning = _selected([*targets, *norms], keys.trainable_lora_modules)
+    learning = _learning(layout, keys, targets)
     chosen = {name: layout.layers[name] for name in targets if name in learning}
     if not chosen:
         raise ConfigError("trainable_lora_modules selects none of the modules that lora_target_modules selects.")
@@ -117,30 +108,24 @@ def plan_new(layout: Layout, keys: ModelSettings) -> TrainPlan:
 
 
 def plan_continued(layout: Layout, keys: ModelSettings, adapter: Adapter) -> TrainPlan:
-    """Plan the LoRA of a file, each module with its own rank and alpha.
-
-    Raises:
-        PatternError: a pattern of `trainable_lora_modules` matches nothing in the file.
-        AdapterError: the file has a module that the network lacks, or that cannot take a LoRA.
-        ConfigError: nothing would train.
-    """
-    names = modules_in(layout, adapter)
-    norms = layout.norms if keys.train_norms else ()
-    learning = _selected([*names, *norms], keys.trainable_lora_modules)
+    """Plan the LoRA of a file, each module with its own rank and alpha."""
+    modules = {name: adapter.modules[name] for name in modules_in(layout, adapter)}
+    learning = _learning(layout, keys, modules)
     loras = tuple(
         PlannedLora(
-            name=name,
-            rank=adapter.modules[name].rank,
-            alpha=adapter.modules[name].alpha,
-            is_conv=len(layout.layers[name]) > 2,
-            learns=name in learning,
+            name=name, rank=one.rank, alpha=one.alpha, is_conv=len(layout.layers[name]) > 2, learns=name in learning
         )
-        for name in names
+        for name, one in modules.items()
     )
-    dense = _dense(layout, keys, learning, names)
+    dense = _dense(layout, keys, learning, modules)
     if not dense and not any(lora.learns for lora in loras):
         raise ConfigError(f"lora_weights_path {adapter.label} has no trainable modules.")
     return TrainPlan(loras=loras, dense=dense)
+
+
+def _learning(layout: Layout, keys: ModelSettings, names: Iterable[ModuleName]) -> set[ModuleName]:
+    """Return the modules, of these and the norms, that `trainable_lora_modules` selects."""
+    return set(_selected([*names, *(layout.norms if keys.train_norms else ())], keys.trainable_lora_modules))
 
 
 def _new_lora(
@@ -173,17 +158,16 @@ def _by_pattern(names: Iterable[ModuleName], patterns: Mapping[str, Value]) -> d
 
 
 def _dense(
-    layout: Layout, keys: ModelSettings, learning: Iterable[ModuleName], lora_modules: Iterable[ModuleName]
+    layout: Layout, keys: ModelSettings, learning: Container[ModuleName], lora_modules: Iterable[ModuleName]
 ) -> tuple[ParamName, ...]:
     """Return the biases of trainable lora modules, and the trainable norms."""
-    learns = set(learning)
     names: list[ParamName] = []
     if keys.train_biases:
-        names += [bias_of(name) for name in lora_modules if name in learns and name in layout.biased]
+        names += [bias_of(name) for name in lora_modules if name in learning and name in layout.biased]
         if not names:
             raise ConfigError("train_biases is on, but no trainable module has a bias. Remove it.")
     if keys.train_norms:
-        norms = [name for name in layout.norms if name in learns]
+        norms = [name for name in layout.norms if name in learning]
         if not norms:
             raise ConfigError(
                 "train_norms is on, but trainable_lora_modules selects no normalisation layer. Add a pattern for "

@@ -25,11 +25,11 @@ from lbm_lora.training.checkpoint import (
     resumed,
     state_file,
 )
-from lbm_lora.training.data import BucketBatches, LatentCache, PairDataset, open_data
+from lbm_lora.training.data.batches import BucketBatches
+from lbm_lora.training.data.dataset import PairDataset, open_data
+from lbm_lora.training.data.latents import LatentCache
 from lbm_lora.training.lora import InitialFactors
-from lbm_lora.training.loss.losses import Lpips
-from lbm_lora.training.loss.objective import Objective, objective_of
-from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.loss import BridgeStep, Lpips, Objective, objective_of
 from lbm_lora.training.optimizer import check_kept, make_optimizer
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.training.trainee import Trainee, Write, make_trainee, part_digest, read_given, result_writer
@@ -80,11 +80,7 @@ class PreparedRun:
 
 
 def prepare(config: TrainConfig, base: Checkpoint, fabric: Fabric, progress: Progress) -> PreparedRun:
-    """Read and check everything, then build the model.
-
-    Raises:
-        InputError: a subclass that fits the cause.
-    """
+    """Read and check everything, then build the model."""
     folder = RunFolder(config.save_ckpt_path)
     state = find_state(config, folder)
     lbm = resolve_config(base, config_path=config.config_path)

@@ -57,13 +57,7 @@ class Meter:
 
 
 class RunLog:
-    """Logger of a run, in the first process.
-
-    Args:
-        settings: settings that choose the logger.
-        folder: folder of the run.
-        step: step from which the run resumes; TensorBoard drops entries of later steps.
-    """
+    """Logger of a run, in the first process. TensorBoard drops entries after the step from which the run resumes."""
 
     def __init__(self, settings: RunSettings, folder: RunFolder, step: int) -> None:
         # loggers go by fsspec, which takes what stands before a colon of a relative path for a file system
@@ -100,11 +94,7 @@ class RunLog:
 
     @contextmanager
     def _writing(self) -> Generator[None]:
-        """Name the log in an error of the disk, of which Lightning makes a ValueError.
-
-        Raises:
-            OutputError: the disk is full.
-        """
+        """Name the log in an error of the disk, of which Lightning makes a ValueError."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -131,12 +121,7 @@ def quiet_writer() -> Generator[None]:
 
 
 def check_logger(settings: RunSettings) -> None:
-    """Check that the chosen logger is installed, and can write to the folder of the run.
-
-    Raises:
-        ConfigError: the folder's name means something else to it.
-        MissingExtraError: its package is not installed.
-    """
+    """Check that the chosen logger is installed, and can write to the folder of the run."""
     folder = str(settings.save_ckpt_path)
     if settings.logger != "none" and "::" in folder:
         raise ConfigError(

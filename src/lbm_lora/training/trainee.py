@@ -49,12 +49,7 @@ Trainee = LiveAdapter | FullModel
 
 
 def read_given(config: TrainConfig, base: Component, fingerprint: Fingerprint) -> Adapter | None:
-    """Read the adapter that training continues, checked against the base.
-
-    Raises:
-        AdapterError: the file is not an adapter, or does not fit the base.
-        WrongBaseError: it was made from another base.
-    """
+    """Read the adapter that training continues, checked against the base."""
     if config.lora_weights_path is None:
         return None
     adapter = load_adapter(config.lora_weights_path, config.lora_alpha_is, base=base)
@@ -117,7 +112,6 @@ def result_writer(
 
 
 def _counts(live: LiveAdapter) -> dict[str, str]:
-    """Return the facts about a LoRA's modules, for its header."""
     loras = live.plan.loras
     counts = {
         "lora": len(loras),
@@ -180,7 +174,6 @@ def _facts(values: Mapping[str, object], step: int) -> dict[str, object]:
 
 
 def _without_folders(value: object) -> object:
-    """Strip paths and addresses to the part after the last slash."""
     if isinstance(value, str) and "/" in value:
         return value.rstrip("/").rpartition("/")[2]
     if isinstance(value, list):

@@ -19,10 +19,8 @@ from lbm_lora.imaging.grids import comparison_grid
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.imaging.tensors import to_images
 from lbm_lora.model.bridge_pipeline import follow_bridge
-from lbm_lora.training.data import Batch, PairDataset, collate
-from lbm_lora.training.loss.losses import Lpips
-from lbm_lora.training.loss.objective import sample_generators
-from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.data.dataset import Batch, PairDataset, collate
+from lbm_lora.training.loss import BridgeStep, Lpips, sample_generators
 
 SAMPLES = f"{MARK}: samples"
 """Mark of an image that shows samples of a training run."""

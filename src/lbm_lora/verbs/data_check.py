@@ -112,7 +112,7 @@ def check_data(
         DataError: the data cannot be read, or have no usable samples.
     """
     from lbm_lora.training.data.check import read_through
-    from lbm_lora.training.data.open_data import open_data
+    from lbm_lora.training.data.dataset import open_data
     from lbm_lora.training.settings.data_keys import DataSettings
     from lbm_lora.training.settings.train_config import read_train_config
     from lbm_lora.training.settings.training_file import COMMAND_LINE, parse
@@ -159,7 +159,7 @@ def check_data(
 def _place(data: Sequence[str]) -> dict[str, object]:
     """Return the key of a training file for the location of the data, and its value."""
     from lbm_lora.missing_path import home_path
-    from lbm_lora.training.data.open_data import SHARD_NAMES
+    from lbm_lora.training.data.pairs import SHARD_NAMES
 
     folder = home_path(data[0])
     if len(data) > 1 or not folder.is_dir():

@@ -110,10 +110,8 @@ def pack_data(
 
     need_packages("writing shards", SHARD_PACKAGES, "train")
     from lbm_lora.shards.samples import problem_of_name
-    from lbm_lora.training.data.index import check_corrupt, make_index
-    from lbm_lora.training.data.open_data import find_pairs
     from lbm_lora.training.data.pack import pattern_of, shards_of, write_shards
-    from lbm_lora.training.data.pairs import Keys
+    from lbm_lora.training.data.pairs import Keys, check_corrupt, find_pairs, make_index
 
     if Path(name).name != name or not name.isprintable() or set(name) & set("{}"):
         raise ConfigError(Option("name"), f" {name} must be a file name: no folders, no braces, no control characters.")
@@ -126,8 +124,7 @@ def pack_data(
     members = shards_of(index, to, name=name, max_bytes=shard_mb * 1_000_000, max_count=shard_count)
     outputs = Outputs(overwrite=overwrite)
     for number in range(len(index)):
-        record = index.record(number)
-        outputs.reads(*(part.path for part in (record.source, record.target, record.mask) if part))
+        outputs.reads(*(part.path for part in index.record(number).parts))
     for shard in members:
         outputs.writes(shard, "the shard")
     outputs.check()

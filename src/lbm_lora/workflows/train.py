@@ -136,6 +136,7 @@ def _check_outputs(
     others += [] if goes_on else [folder.state]
     others += [] if path_config and is_same(path_config, folder.config) else [folder.config]
     others += folder.grids()
+    others += [base] if settings.backbone_signature and not base.exists() else []
     for paths, may_replace in ((own, True), (others, overwrite)):
         outputs = Outputs(overwrite=may_replace)
         outputs.reads(base, settings.lora_weights_path, settings.config_path, settings.lpips_weights, path_config)
@@ -152,8 +153,7 @@ def _check_outputs(
 
 
 def _images(settings: TrainConfig) -> Iterator[Path]:
-    from lbm_lora.training.data.open_data import find_pairs
-    from lbm_lora.training.data.pairs import Keys
+    from lbm_lora.training.data.pairs import Keys, find_pairs
 
     keys = Keys(source=settings.source_key, target=settings.target_key, mask=settings.mask_key)
     for folder in (settings.train_folder, settings.validation_folder):

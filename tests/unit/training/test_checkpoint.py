@@ -31,10 +31,11 @@ Config = Callable[..., TrainConfig]
 
 
 def a_state(**values: Any) -> TrainState:
-    return TrainState(**{
+    defaults: dict[str, Any] = {
         "step": 2, "epoch": 0, "batch": 2, "values": {}, "optimizer": {}, "average": None, "origins": {},
-        "best": 3.0, "best_step": 2, "validated": 2, "identity": {}, "config": {}, **values,
-    })  # fmt: skip
+        "best": 3.0, "best_step": 2, "validated": 2, "identity": {}, "config": {},
+    }  # fmt: skip
+    return TrainState(**(defaults | values))
 
 
 def state_of(run: PreparedRun, config: TrainConfig) -> TrainState:
@@ -61,7 +62,7 @@ def step(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
 def test_a_state_comes_back_and_the_optimizer_goes_on_bit_for_bit(
-    tmp_path: Path, kind: type[torch.optim.Optimizer]
+    tmp_path: Path, kind: Callable[..., torch.optim.Optimizer]
 ) -> None:
     parameters, others = learning(0), learning(9)
     optimizer, other = kind(parameters.values(), lr=0.1), kind(others.values(), lr=0.1)

@@ -1,6 +1,5 @@
 """Fabric for a command: devices, refusals, silence. The strategies at work: tests/e2e/test_training.py."""
 
-import logging
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from lbm_lora.errors import ConfigError
-from lbm_lora.training.launch import drop_gathered, is_sharded, open_fabric, quiet_lightning
+from lbm_lora.training.launch import drop_gathered, is_sharded, open_fabric
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,6 @@ def test_fsdp_parts_what_its_function_says() -> None:
 def test_what_fabric_refuses_is_an_error_of_the_configuration(on: On) -> None:
     with pytest.raises(ConfigError, match=rf"^strategy {on.strategy} on 1 x 1 cpu: .+"):
         open_fabric(on)
-
-
-def test_fabric_is_quiet_and_speaks_again_afterwards() -> None:
-    logger = logging.getLogger("lightning.fabric")
-    before = logger.level
-    with quiet_lightning():
-        assert not logger.isEnabledFor(logging.INFO)
-        assert logger.isEnabledFor(logging.WARNING)
-    assert logger.level == before
 
 
 def test_only_sharded_modules_are_gathered() -> None:

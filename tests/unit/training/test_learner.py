@@ -1,19 +1,21 @@
-"""The schedule, the average of the weights, and the learner that has them all."""
+"""Optimizers by name, LoRA+, the schedule, the average of the weights, and the learner that has them all."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lbm_lora.checkpoint import open_checkpoint
+from lbm_lora.errors import ConfigError
 from lbm_lora.progress import SILENT
-from lbm_lora.training.data import Batch, collate
+from lbm_lora.training.data.dataset import Batch, collate
 from lbm_lora.training.launch import open_fabric
 from lbm_lora.training.learner import Learner
-from lbm_lora.training.optimizer import rate_factor
+from lbm_lora.training.optimizer import check_kept, check_optimizer, make_optimizer, rate_factor
 from lbm_lora.training.prepare import PreparedRun, prepare
-from lbm_lora.training.settings.learning_keys import OptimizerSettings
+from lbm_lora.training.settings.learning_keys import OptimizerSettings, optimizers
 from lbm_lora.training.settings.train_config import TrainConfig
 
 Config = Callable[..., TrainConfig]
@@ -114,3 +116,88 @@ def test_the_average_is_evaluated_and_saved_and_the_weights_go_on(config: Config
     assert denoiser.training
     assert all(torch.equal(held[name], average[name]) for name in held)
     assert all(torch.equal(run.trainee.parameters[name].detach(), values[name]) for name in values)
+
+
+CPU = torch.device("cpu")
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(torch.ones(2, 2)) for name in ("a.lora_down", "a.lora_up", "b.lora_up", "norm.weight")}
+
+
+def test_lora_plus_gives_up_factors_a_higher_rate() -> None:
+    learning = parameters()
+    optimizer = make_optimizer(learning, make(learning_rate=1e-3, lora_plus_ratio=16.0))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in learning.items()} == {
+        "a.lora_down": 1e-3,
+        "a.lora_up": 16e-3,
+        "b.lora_up": 16e-3,
+        "norm.weight": 1e-3,
+    }
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    optimizer = make_optimizer(parameters(), make(optimizer_kwargs={"weight_decay": 0.5, "foreach": True}))
+    assert {(group["weight_decay"], group["foreach"], group["fused"]) for group in optimizer.param_groups} == {
+        (0.5, True, None)
+    }
+
+
+@pytest.mark.parametrize("name", optimizers())
+def test_a_step_on_a_small_matrix_shows_that_an_optimizer_works(name: str) -> None:
+    check_optimizer(make(optimizer=name), CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimizer_kwargs": {"differentiable": True}}, "AdamW .* cannot take a step on cpu: .*leaf"),
+        ({"optimizer": "Adamax", "optimizer_kwargs": {"capturable": True}}, "Adamax .* cannot take a step on cpu: "),
+        ({"optimizer": "SGD", "optimizer_kwargs": {"weight_decay": 10**40}}, "SGD .*weight_decay"),
+        ({"optimizer_kwargs": {"weight_decay": 1e300}}, "AdamW .* makes weights infinite or NaN"),
+    ],
+)
+def test_what_torch_refuses_in_a_step(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^optimizer {message}"):
+        check_optimizer(make(**values), CPU)
+
+
+def test_an_optimizer_of_matrices_refuses_convs() -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer Muon cannot train the chosen parameters: .*2D"):
+        make_optimizer({"conv.lora_up": nn.Parameter(torch.ones(2, 2, 1, 1))}, make(optimizer="Muon"))
+
+
+def kept_by(parameters: dict[str, nn.Parameter], **values: Any) -> dict[str, dict[str, Any]]:
+    """Return the optimizer's state after one step."""
+    optimizer = make_optimizer(parameters, make(**values))
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {name: dict(optimizer.state[parameter]) for name, parameter in parameters.items()}
+
+
+def learning() -> dict[str, nn.Parameter]:
+    shapes = {"a": (8, 2), "c": (2, 4, 3, 3), "n": (4,)}
+    return {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+
+
+def test_an_optimizer_that_goes_on_needs_what_it_has_kept() -> None:
+    parameters = learning()
+    kept = kept_by(parameters)
+    check_kept(kept, parameters, make(optimizer_kwargs={"weight_decay": 0.5}))
+    with pytest.raises(ConfigError, match="need max_exp_avg_sq, which AdamW has not kept so far in this run"):
+        check_kept(kept, parameters, make(optimizer_kwargs={"amsgrad": True}))
+    check_kept({}, parameters, make(optimizer="SGD", optimizer_kwargs={"momentum": 0.9}))
+
+
+@pytest.mark.parametrize("name", sorted({*optimizers()} - {"Muon"}))
+def test_what_an_optimizer_has_kept_has_the_shapes_of_its_parameters(name: str) -> None:
+    parameters = learning()
+    kept = kept_by(parameters, optimizer=name)
+    check_kept(kept, parameters, make(optimizer=name))
+    tensors = [key for key, value in kept["a"].items() if isinstance(value, torch.Tensor) and value.dim()]
+    for key in tensors:
+        damaged = kept | {"a": kept["a"] | {key: torch.zeros(7, 7)}}
+        with pytest.raises(ConfigError, match=f"{key} has another shape"):
+            check_kept(damaged, parameters, make(optimizer=name))

@@ -8,7 +8,8 @@ from prepared_runs import Notes, prepared
 
 from lbm_lora.model.config import LBMConfig
 from lbm_lora.training.checkpoint import TrainState
-from lbm_lora.training.data import BucketBatches, open_data
+from lbm_lora.training.data.batches import BucketBatches
+from lbm_lora.training.data.dataset import open_data
 from lbm_lora.training.prepare import total_steps
 from lbm_lora.training.settings.train_config import TrainConfig
 
@@ -63,16 +64,6 @@ def test_a_new_run(config: Config) -> None:
     assert notes.lines == ["max_epochs 1 ends the run after 3 steps, before max_steps 5."]
     assert all(parameter.requires_grad for parameter in run.trainee.parameters.values())
     assert not run.folder.path.exists()
-
-
-def test_latents_are_cached_by_the_vae(config: Config, base_bf16: Path) -> None:
-    cache = {"cache_latents": True, "cache_dir": "cache"}
-    first = prepared(config(**cache)).latents
-    other = prepared(config(base_model_path=base_bf16, base_dtype="bf16", precision="bf16-mixed", **cache)).latents
-    assert first is not None
-    assert other is not None
-    pair = prepared(config()).train.index.read(0)
-    assert first.path(pair, (64, 64)) != other.path(pair, (64, 64))
 
 
 def test_latents_are_cached_by_the_numbers_of_the_vae(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

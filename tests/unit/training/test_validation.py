@@ -9,9 +9,8 @@ from PIL import Image
 
 from lbm_lora.imaging.metrics import psnr, ssim
 from lbm_lora.model.build import LBMModel
-from lbm_lora.training.data import PairDataset, collate, open_data
-from lbm_lora.training.loss.objective import objective_of
-from lbm_lora.training.loss.step import BridgeStep
+from lbm_lora.training.data.dataset import PairDataset, collate, open_data
+from lbm_lora.training.loss import BridgeStep, objective_of
 from lbm_lora.training.settings.train_config import TrainConfig
 from lbm_lora.training.validation import ImageScores, Measured, Scores, Validator, measure, summary
 

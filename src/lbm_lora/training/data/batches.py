@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.signals import leave_to_parent
-from lbm_lora.training.data.dataset import PairDataset
-from lbm_lora.training.data.sample import Batch, Draw, collate, uniform
+from lbm_lora.training.data.dataset import Batch, Draw, PairDataset, collate, uniform
 
 Indices = NDArray[np.int64]
 
@@ -37,19 +36,14 @@ class BucketBatches:
 
     Samples of one shape are batched together, and each global batch draws its size if there are several.
 
-    In training (`cover=False`) samples that do not fill a global batch are skipped, different ones in every epoch; a
-    shape with fewer samples than a global batch gets one batch in which they repeat. In validation (`cover=True`) every
-    sample appears once, and the last global batch of a shape is filled up to a multiple of the ranks, with samples
-    marked as `repeated`.
+    Samples that do not fill a global batch are skipped, different ones in every epoch; a shape with fewer samples than
+    a global batch gets one batch in which they repeat. With `cover`, for one process, every sample appears once.
 
     Args:
-        dataset: data set to draw from.
         batch_size: samples per batch and rank.
         seed: seed of the order.
-        rank: rank of this process, from 0.
-        world: number of processes.
+        rank, world: this process, from 0, of how many.
         shuffle: shuffle in every epoch, instead of keeping the data set's order.
-        cover: use every sample exactly once, instead of only full batches.
     """
 
     def __init__(
@@ -63,13 +57,9 @@ class BucketBatches:
         shuffle: bool = True,
         cover: bool = False,
     ) -> None:
-        self._dataset = dataset
-        self._batch_size = batch_size
-        self._seed = seed
-        self._rank = rank
-        self._world = world
-        self._shuffle = shuffle
-        self._cover = cover
+        self._dataset, self._batch_size, self._seed = dataset, batch_size, seed
+        self._rank, self._world = rank, world
+        self._shuffle, self._cover = shuffle, cover
         self._planned: tuple[int, list[GlobalBatch]] | None = None
 
     @property
@@ -82,10 +72,7 @@ class BucketBatches:
         for batch in self._plan(number)[start:]:
             share = len(batch.indices) // self._world
             first = self._rank * share
-            yield [
-                Draw(int(index), number, batch.size, repeated=place >= batch.fresh)
-                for place, index in enumerate(batch.indices[first : first + share], start=first)
-            ]
+            yield [Draw(int(index), number, batch.size) for index in batch.indices[first : first + share]]
 
     def through(self, epochs: int, *, epoch: int = 0, batch: int = 0) -> Iterator[list[Draw]]:
         """Yield the batches of consecutive epochs from a position on, so that a run can resume within an epoch."""
@@ -95,14 +82,13 @@ class BucketBatches:
     def notes(self) -> list[str]:
         """Return notes for the user: samples that an epoch skips, and shapes whose samples repeat."""
         plan = self._plan(0)
-        seen = sum(batch.fresh for batch in plan)
-        lines: list[str] = []
-        if seen < len(self._dataset):
-            left_out = f"each epoch skips {len(self._dataset) - seen} of {len(self._dataset)} samples"
-            others = ", different ones each time" if self._shuffle else ""
-            lines.append(f"{left_out} that do not fill a batch of one shape{others}.")
+        count, lines = len(self._dataset), list[str]()
+        skipped = count - sum(batch.fresh for batch in plan)
+        if skipped:
+            others = ", different ones each time." if self._shuffle else "."
+            lines.append(f"each epoch skips {skipped} of {count} samples that do not fill a batch of one shape{others}")
         for batch in plan:
-            if batch.fresh < len(batch.indices) and not self._cover:
+            if batch.fresh < len(batch.indices):
                 width, height = self._dataset.draw(int(batch.indices[0])).size
                 lines.append(
                     f"shape {width}x{height} has only {batch.fresh} of the {len(batch.indices)} samples of a batch: "
@@ -120,7 +106,6 @@ class BucketBatches:
         return self._planned[1]
 
     def _cut(self, shape: int, epoch: int) -> Iterator[GlobalBatch]:
-        """Yield the global batches of the samples of one shape."""
         members = np.flatnonzero(self._dataset.shapes == shape)
         if self._shuffle:
             members = members[_permutation(len(members), "samples", self._seed, epoch, shape)]
@@ -128,10 +113,8 @@ class BucketBatches:
         for number, first in enumerate(range(0, len(members), full)):
             part = members[first : first + full]
             size = self._dataset.drawn_size(int(part[0]), uniform("size", self._seed, epoch, shape, number))
-            if len(part) == full:
-                yield GlobalBatch(size, part, full)
-            elif self._cover:
-                yield GlobalBatch(size, np.resize(part, -(-len(part) // self._world) * self._world), len(part))
+            if len(part) == full or self._cover:
+                yield GlobalBatch(size, part, len(part))
             elif first == 0:
                 yield GlobalBatch(size, np.resize(part, full), len(part))
 
@@ -144,12 +127,9 @@ def _permutation(count: int, what: str, *numbers: int) -> Indices:
 def loader_of(
     dataset: PairDataset, batches: Iterable[list[Draw]], *, num_workers: int = 0, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """Return a torch DataLoader over lists of draws. Its batches do not depend on `num_workers`.
+    """Return a torch DataLoader over lists of draws, each a batch of one size and one epoch.
 
-    Args:
-        batches: each list is a batch, of one size and one epoch.
-        num_workers: worker processes that read ahead; they live as long as the loader.
-        pin_memory: put batches into page-locked memory, for a CUDA device.
+    Its batches do not depend on `num_workers`, the processes that read ahead.
     """
     made: DataLoader[Any] = DataLoader(  # torch types it by its samples
         dataset,

@@ -22,27 +22,30 @@ class SizeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Findings for one data set."""
+    """Findings for one data set.
+
+    Attributes:
+        pairs: usable pairs.
+        nbytes: bytes of all pairs with readable headers.
+        skipped: samples that cannot be used.
+        sizes: sizes of the source images, the most frequent first.
+        buckets: sizes that training resizes them to at the most probable budget, the most frequent first.
+        steps: optimizer steps per epoch, without accumulation.
+        notes: remarks on how samples fill batches.
+        masks: pairs with a mask.
+        mask_share: mean share of valid pixels in the masks.
+    """
 
     where: str
     pairs: int
-    """Usable pairs."""
     nbytes: int
-    """Bytes of all pairs with readable headers."""
     skipped: tuple[Skipped, ...]
-    """Samples that cannot be used."""
     sizes: tuple[SizeCount, ...]
-    """Sizes of the source images, the most frequent first."""
     buckets: tuple[SizeCount, ...]
-    """Sizes that training resizes them to at the most probable budget, the most frequent first."""
     steps: int
-    """Optimizer steps per epoch, without accumulation."""
     notes: tuple[str, ...]
-    """Remarks on how samples fill batches."""
     masks: int
-    """Pairs with a mask."""
     mask_share: float | None
-    """Mean share of valid pixels in the masks."""
 
     @property
     def corrupt_share(self) -> float:
@@ -53,16 +56,10 @@ class Checked:
 def read_through(
     dataset: PairDataset, *, batch_size: int, cover: bool = False, num_workers: int = 0, progress: Progress = SILENT
 ) -> Checked:
-    """Decode every pair and report.
+    """Decode every pair and report; reading stops at the data set's `max_corrupt`.
 
     Args:
-        dataset: data set with a `max_corrupt` of 1; with less, reading stops at that share.
-        batch_size: batch size over all processes.
-        cover: see `BucketBatches`.
-        num_workers: worker processes.
-
-    Raises:
-        DataError: no pair can be read.
+        batch_size: over all processes.
     """
     progress.start(len(dataset), f"reading {dataset.where}")
     draws = [dataset.draw(index) for index in range(len(dataset))]
@@ -81,7 +78,7 @@ def read_through(
         pairs=len(dataset) - len(broken),
         nbytes=dataset.index.nbytes,
         skipped=dataset.skipped,
-        sizes=_counts(dataset.sizes),
+        sizes=_counts((w, h) for w, h in dataset.index.sizes.tolist()),
         buckets=_counts(draw.size for draw in draws),
         steps=batches.steps,
         notes=tuple(batches.notes()),

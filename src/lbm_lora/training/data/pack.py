@@ -9,8 +9,7 @@ from lbm_lora.files import atomic_folder
 from lbm_lora.progress import SILENT, Progress
 from lbm_lora.shards.samples import Part
 from lbm_lora.shards.tar import shard_writer
-from lbm_lora.training.data.index import PairIndex
-from lbm_lora.training.data.pairs import Keys
+from lbm_lora.training.data.pairs import Keys, PairIndex
 
 
 def shards_of(pairs: PairIndex, folder: Path, *, name: str, max_bytes: int, max_count: int) -> dict[Path, list[int]]:
@@ -29,17 +28,8 @@ def write_shards(
 ) -> None:
     """Copy the files of pairs, byte for byte, into shards of one folder, which appear once all are written.
 
-    The same pairs give the same bytes: members have neither owner nor time.
-
-    Args:
-        pairs: pairs whose parts are separate files.
-        keys: keys whose words name the members; each member keeps the extension of its file.
-        shards: from `shards_of`; existing ones are replaced.
-
-    Raises:
-        DataError: two pairs would have the same name in the shards, where names have no dots.
-        ImageError: a file no longer exists, or has changed.
-        OutputError: the folder cannot be written.
+    The same pairs give the same bytes: members have neither owner nor time. They are named by the words of the keys,
+    with the extension of their file.
     """
     names = _names(pairs.keys)
     with atomic_folder(next(iter(shards)).parent) as temporary:
@@ -63,11 +53,6 @@ def pattern_of(shards: Sequence[Path]) -> str:
 
 
 def _whole(part: Part) -> bytes:
-    """Read a file.
-
-    Raises:
-        ImageError: its size has changed since it was listed.
-    """
     data, nbytes = part.read(), part.path.stat().st_size
     if nbytes != part.nbytes:
         raise ImageError(
@@ -94,12 +79,10 @@ def _names(keys: Sequence[str]) -> list[str]:
 
 
 def _cut(pairs: PairIndex, max_bytes: int, max_count: int) -> Iterator[list[int]]:
-    """Yield the pairs of each shard."""
     members: list[int] = []
     held = 0
     for index in range(len(pairs)):
-        record = pairs.record(index)
-        nbytes = sum(part.nbytes for part in (record.source, record.target, record.mask) if part)
+        nbytes = sum(part.nbytes for part in pairs.record(index).parts)
         if members and (held + nbytes > max_bytes or len(members) >= max_count):
             yield members
             members, held = [], 0

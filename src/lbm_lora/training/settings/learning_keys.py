@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 Timestep = Annotated[float, Field(gt=0, le=1000)]
 Weight = Annotated[float, Field(ge=0)]
 
+SAMPLINGS = {
+    "selected_timesteps": "custom_timesteps",
+    "prob": "custom_timesteps",
+    "logit_mean": "log_normal",
+    "logit_std": "log_normal",
+}
+"""Keys that belong to one distribution of the timesteps."""
 _TENSORS = ConfigDict(arbitrary_types_allowed=True)
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times in a step",
@@ -71,14 +78,10 @@ class ObjectiveSettings(Section):
             raise ValueError("selected_timesteps is empty. Give at least one, or remove the key")
         if self.selected_timesteps is not None and self.prob is not None:
             check_shares("prob", self.prob, "selected_timesteps", len(self.selected_timesteps))
-        self._check_used("custom_timesteps", ("selected_timesteps", "prob"))
-        self._check_used("log_normal", ("logit_mean", "logit_std"))
+        for key, sampling in SAMPLINGS.items():
+            if getattr(self, key) is not None and self.timestep_sampling not in (None, sampling):
+                raise ValueError(f"{key} needs timestep_sampling {sampling}, but it is {self.timestep_sampling}")
         return self
-
-    def _check_used(self, sampling: str, keys: tuple[str, ...]) -> None:
-        given = [key for key in keys if getattr(self, key) is not None]
-        if given and self.timestep_sampling not in (None, sampling):
-            raise ValueError(f"{given[0]} needs timestep_sampling {sampling}, but it is {self.timestep_sampling}")
 
 
 def optimizers() -> "dict[str, Callable[..., Optimizer]]":
@@ -128,19 +131,23 @@ class OptimizerSettings(Section):
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> "OptimizerSettings":
-        _check_name(self.optimizer)
-        self._check_kwargs()
+        known = optimizers()
+        if self.optimizer in _REFUSED:
+            raise ValueError(f"optimizer {self.optimizer} is not supported: {_REFUSED[self.optimizer]}")
+        if self.optimizer not in known:
+            hint = nearest(self.optimizer, known)
+            raise ValueError(f"optimizer '{self.optimizer}' is not a class of torch.optim. {hint}")
+        self._check_kwargs(known[self.optimizer])
         if self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps} and max_steps {self.max_steps}: the warm-up would never end"
             )
         return self
 
-    def _check_kwargs(self) -> None:
+    def _check_kwargs(self, build: "Callable[..., Optimizer]") -> None:
         """Check the names and types of the arguments, and their values by building the optimizer on one parameter."""
         if "lr" in self.optimizer_kwargs:
             raise ValueError("optimizer_kwargs.lr is not allowed. Use learning_rate")
-        build = optimizers()[self.optimizer]
         known = {name: one for name, one in signature(build).parameters.items() if name not in ("params", "lr")}
         for key, value in self.optimizer_kwargs.items():
             if key not in known:
@@ -164,11 +171,3 @@ def _check_type(key: str, value: object, annotation: Any) -> None:
     except ValidationError:
         name = kind.__name__ if isinstance(kind, type) else str(kind)
         raise ValueError(f"optimizer_kwargs.{key} must be a {name}, got {value!r}") from None
-
-
-def _check_name(name: str) -> None:
-    if name in _REFUSED:
-        raise ValueError(f"optimizer {name} is not supported: {_REFUSED[name]}")
-    known = optimizers()
-    if name not in known:
-        raise ValueError(f"optimizer '{name}' is not a class of torch.optim. {nearest(name, known)}")

@@ -84,8 +84,7 @@ class ModelSettings(Section):
                 f"unknown init_lora '{self.init_lora}'. Choose one of default, gaussian, pissa, pissa_niter_N, "
                 "olora, orthogonal"
             )
-        digits = known[1] or "1"
-        if len(digits) > len(str(MOST_ITERATIONS)) or int(digits) > MOST_ITERATIONS:
+        if int((known[1] or "1")[:9]) > MOST_ITERATIONS:
             raise ValueError(f"init_lora pissa_niter_N has N up to {MOST_ITERATIONS}, got '{self.init_lora}'")
         if self.init_lora == "orthogonal" and self.lora_rank is not None and self.lora_rank % 2:
             raise ValueError(f"init_lora orthogonal needs even ranks, but lora_rank is {self.lora_rank}")
@@ -113,7 +112,6 @@ class ModelSettings(Section):
             raise ValueError("lora_alpha_is needs lora_weights_path, which is not given. Remove it")
 
     def _given(self, keys: tuple[str, ...]) -> str | None:
-        """Return the first of the keys that is not at its default."""
         fields = ModelSettings.model_fields
         changed = [key for key in keys if getattr(self, key) != fields[key].get_default(call_default_factory=True)]
         return changed[0] if changed else None

@@ -27,7 +27,6 @@ RUN_LINE = f"# {MARK}: configuration of a run\n"
 
 
 def _precision(value: object) -> object:
-    """Turn the number that YAML reads for 32 into text."""
     return "32" if value == 32 else value
 
 
@@ -110,11 +109,7 @@ class TrainConfig(RunSettings, ObjectiveSettings, OptimizerSettings, ModelSettin
         return dump_yaml(self.model_dump(mode="json"))
 
     def check_files(self) -> None:
-        """Check that the files and folders that a run reads exist.
-
-        Raises:
-            ConfigError: one is missing; names its key and path.
-        """
+        """Check that the files and folders that a run reads exist."""
         keys = ["lora_weights_path", "config_path", "lpips_weights", "train_folder", "validation_folder"]
         if self.backbone_signature is None:  # else a missing base is created
             keys.append("base_model_path")
@@ -133,12 +128,8 @@ def read_train_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> 
         path: a YAML file of `TrainConfig`'s keys.
         overrides: (key, YAML text) pairs that replace values of the file; for each key the last one applies.
             `rank_pattern.ff.net` is the key `ff.net` of `rank_pattern`; `-` and `_` are equivalent.
-
-    Raises:
-        ConfigError: the file cannot be read, a key is unknown (names the nearest valid one), a value has the wrong
-            type or is out of range, or values are incompatible.
     """
-    values: dict[str, Any] = read_values(path)
+    values = read_values(path)
     changed = override(values, overrides)
     return train_config(values, where=str(path), changed=changed)
 

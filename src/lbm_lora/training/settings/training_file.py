@@ -51,11 +51,7 @@ class Section(BaseModel):
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Read the top-level mapping of a YAML file.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not a mapping of plain YAML.
-    """
+    """Read the top-level mapping of a YAML file."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -71,11 +67,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> set[str]:
-    """Set values from (dotted key, YAML text) pairs in place, and return the keys that were set.
-
-    Raises:
-        ConfigError: a text is not plain YAML, or a dotted key points into something that is not a mapping.
-    """
+    """Set values from (dotted key, YAML text) pairs in place, and return the keys that were set."""
     changed: set[str] = set()
     for dotted, text in overrides:
         key, dot, inner = dotted.partition(".")
@@ -97,14 +89,14 @@ def parse(model: type[M], values: Mapping[str, Any], *, where: str, changed: Col
     Args:
         where: the file, for error messages.
         changed: keys whose value comes from the command line.
-
-    Raises:
-        ConfigError: a key is unknown, a value is invalid, or values are incompatible.
     """
     for key, value in values.items():
         place = COMMAND_LINE if key in changed else where
+        if key in ELSEWHERE:
+            raise ConfigError(f"{place}: key '{key}': {ELSEWHERE[key]}.")
         if key not in model.model_fields:
-            raise ConfigError(_sentence(f"{place}: {_unknown(key, model.model_fields)}"))
+            hint = nearest(key, model.model_fields, what="Valid keys")
+            raise ConfigError(_sentence(f"{place}: unknown key '{key}'. {hint}"))
         if value == "" and "Path" in str(model.model_fields[key].annotation):  # `.` to pathlib
             raise ConfigError(f"{place}: {key} needs a value, got an empty text.")
     try:
@@ -123,15 +115,7 @@ def nearest(word: str, known: Collection[str], *, what: str = "Known") -> str:
 
 
 def check_shares(key: str, shares: tuple[float, ...], of: str, count: int) -> None:
-    """Check that there is one probability for each of `count` values, and that they add up to 1.
-
-    Args:
-        key: key of the probabilities, for error messages.
-        of: key of the values that they belong to.
-
-    Raises:
-        ValueError: their number differs, or they do not add up to 1.
-    """
+    """Check that there is one probability for each of `count` values, and that they add up to 1."""
     if len(shares) != count:
         raise ValueError(f"{key} has {len(shares)} values, but {of} has {count}. Give one for each")
     if abs(sum(shares) - 1) > 1e-6:
@@ -145,14 +129,7 @@ def _load(text: str, where: str) -> Any:
         raise ConfigError(f"{where} {error}.") from None
 
 
-def _unknown(key: str, valid: Collection[str]) -> str:
-    if key in ELSEWHERE:
-        return f"key '{key}': {ELSEWHERE[key]}"
-    return f"unknown key '{key}'. {nearest(key, valid, what='Valid keys')}"
-
-
 def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
-    """Return one line about the first problem that pydantic found."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return _sentence(f"{where}: {message}")
@@ -161,11 +138,10 @@ def _said(error: ErrorDetails, where: str, changed: Collection[str]) -> str:
         where = COMMAND_LINE
     if error["type"] == "tuple_type":
         message = "Input should be a list, as in [a, b]"
-    hint = ""
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        expected = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
-        near = get_close_matches(error["input"], expected, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+    expected = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))
+    is_word = error["type"] == "literal_error" and isinstance(error["input"], str)
+    near = get_close_matches(error["input"], expected, n=1, cutoff=0.5) if is_word else []
+    hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"{where}: {key}: {message}, got {error['input']!r}.{hint}"
 
 

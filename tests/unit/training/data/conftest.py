@@ -8,10 +8,8 @@ from PIL import Image
 
 from lbm_lora.imaging.encoded import Size
 from lbm_lora.shards.samples import Part
-from lbm_lora.training.data.dataset import PairDataset
-from lbm_lora.training.data.index import PairIndex
-from lbm_lora.training.data.pairs import Record
-from lbm_lora.training.data.sample import Preparation
+from lbm_lora.training.data.dataset import PairDataset, Preparation
+from lbm_lora.training.data.pairs import PairIndex, Record
 
 Png = Callable[..., bytes]
 WritePairs = Callable[..., Path]
