@@ -383,16 +383,6 @@ def test_a_copy_of_any_format_is_known_again(files: Files, photos: Path, tmp_pat
         assert made.source_copy == tmp_path / f"out_input.{extension}"
 
 
-def test_a_write_protected_copy_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
-    run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
-    copy = tmp_path / "out_input.jpg"
-    copy.chmod(0o444)
-    before = copy.read_bytes()
-    with pytest.warns(LbmLoraWarning, match=r"out_input\.jpg exists and is write-protected: it is kept, and none"):
-        run(infer(files, photos / "b.jpg", tmp_path / "out.jpg", save_input=True))
-    assert copy.read_bytes() == before
-
-
 def test_a_copy_that_is_a_source_now_is_kept(files: Files, photos: Path, tmp_path: Path) -> None:
     run(infer(files, photos / "a.png", tmp_path / "out.jpg", save_input=True))
     copy = tmp_path / "out_input.jpg"
