@@ -10,6 +10,7 @@ nobody has tested with bad input. So one function opens all images, and it knows
 
 import errno
 import io
+import os
 import struct
 from collections.abc import Iterable
 from functools import cache
@@ -193,13 +194,15 @@ def write_image(image: Image.Image, path: Path, *, mark: str) -> None:
 def write_copy(image: Image.Image, path: Path, *, inputs: Iterable[Path]) -> bool:
     """Write a copy of an input as `write_image` does; return whether it was written.
 
-    An existing file that is not ours is kept, with a warning; so is an input itself, without one.
+    An existing file that is not ours or write-protected is kept, with a warning; so is an input itself, without one.
     """
     if path.exists():
         if any(is_same(path, one) for one in inputs):
             return False
-        if not is_ours(path):
-            warn(f"{path} exists and is not a copy of an input: it is kept, and none is written.")
+        is_copy = is_ours(path)
+        if not is_copy or not os.access(path, os.W_OK):
+            reason = "is write-protected" if is_copy else "is not a copy of an input"
+            warn(f"{path} exists and {reason}: it is kept, and none is written.")
             return False
     write_image(image, path, mark=SOURCE_COPY)
     return True
