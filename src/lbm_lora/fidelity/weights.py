@@ -174,9 +174,6 @@ def compare_weights(
     Args:
         base: takes the digests of the base's tensors, which are at hand.
         on_tensor: called after each tensor, for a progress bar.
-
-    Raises:
-        PairingError: a value of either checkpoint is not finite.
     """
     rows: list[LedgerRow] = []
     workspace = Workspace()

@@ -89,11 +89,7 @@ def report_schema() -> dict[str, Any]:
 
 
 def parse_report(text: str) -> Report:
-    """Inverse of `report_json`, but for the provenance.
-
-    Raises:
-        InputError: the text is not a report in this schema.
-    """
+    """Inverse of `report_json`, but for the provenance."""
     try:
         found = _DOCUMENT.validate_json(text)
     except ValidationError as error:
