@@ -27,14 +27,7 @@ _TILE = 128  # latents with a longer side are decoded in tiles, as by `infer`
 
 @dataclass(frozen=True)
 class TranslateOptions:
-    """Options of the node.
-
-    Attributes:
-        steps: denoiser calls for each image.
-        seed: seed for the noise between steps; each image is translated as if it were alone.
-        keep_detail, match_color: see `adjust_to_source`; 0 changes nothing.
-        size: square root of the pixel budget; 0: the model's own.
-    """
+    """Options of the node; each image is translated as if it were alone, with the same seed."""
 
     steps: int = 1
     seed: int = 0
