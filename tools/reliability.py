@@ -16,7 +16,7 @@ from lbm_lora.adapter.formats.rebuild import MOST_VALUES
 from lbm_lora.adapter.lora_scale import MOST
 from lbm_lora.checkpoint import safetensors_file, torch_file
 from lbm_lora.configs import marks
-from lbm_lora.hub import fetch
+from lbm_lora.hub import fetch as hub
 from lbm_lora.model import names
 from lbm_lora.naming import _SECONDS as PATTERN_SECONDS  # pyright: ignore[reportPrivateUsage]
 from lbm_lora.plain_text import LIMITS
@@ -45,7 +45,7 @@ def limits() -> str:
         ("other numbers of a network's configuration", f"{names.MOST_OF_OTHERS:,}"),
         ("a URL that sends nothing", f"{fetch.PATIENCE:g} s"),
         ("contents of a compressed shard", f"{fetch.MOST_UNPACKED} times its bytes"),
-        ("an answer of the Hugging Face hub", f"{fetch.PATIENCE:g} s"),
+        ("an answer of the Hugging Face hub", f"{hub.PATIENCE:g} s"),
         ("absolute value of a LoRA's scale", f"{MOST:g}"),
         ("N of `init_lora: pissa_niter_N`", str(MOST_ITERATIONS)),
         ("whole numbers of a training file, where no smaller limit is named", f"{LARGEST:,}"),
