@@ -18,20 +18,12 @@ _PREFIX = "diffusion_model."
 
 
 def scale_of(strength: float, blocks: str) -> LoraScale:
-    """Return the scale of a LoRA: `strength`, with exceptions by layer (`down_blocks=0.5,attn1=0`).
-
-    Raises:
-        ConfigError: `blocks` does not have this form.
-    """
+    """Return the scale of a LoRA: `strength`, with exceptions by layer (`down_blocks=0.5,attn1=0`)."""
     return LoraScale.parse(f"{strength!r},{blocks}" if blocks.strip() else strength)
 
 
 def with_lora(model: Any, lora: Path | Adapter, scale: LoraScale) -> Any:
-    """Return a model of the same kind with a LoRA. The given one is left as it is, bit for bit.
-
-    Raises:
-        InputError: the LoRA cannot be read, does not fit the model, or was made from another base.
-    """
+    """Return a model of the same kind with a LoRA. The given one is left as it is, bit for bit."""
     if isinstance(model, nn.Module | dict):
         return _onto_module(model, lora, scale)
     loaded = loaded_lbm(model)

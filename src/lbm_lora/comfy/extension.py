@@ -5,6 +5,7 @@ Network classes are imported when a node runs: ComfyUI starts without them, and 
 an error in the node's box.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -69,6 +70,15 @@ def _rank(name: str, default: int, tooltip: str) -> Any:
     return io.Int.Input(name, default=default, min=1, max=9999, tooltip=tooltip)
 
 
+def _choice(name: str, options: Sequence[str | int], tooltip: str) -> Any:
+    """A list of options, of which the first is the default."""
+    return io.Combo.Input(name, options=list(options), default=options[0], tooltip=tooltip)
+
+
+def _whole(name: str, high: int, tooltip: str, **more: Any) -> Any:
+    return io.Int.Input(name, default=0, min=0, max=high, tooltip=tooltip, **more)
+
+
 def _share(name: str, tooltip: str) -> Any:
     return io.Float.Input(name, default=0.0, min=0.0, max=1.0, step=0.05, tooltip=tooltip)
 
@@ -110,11 +120,10 @@ class LoadModel(_ReadsFiles):
             "loaders work on the MODEL with LoRAs in the format comfyui.",
             [
                 _checkpoint("checkpoint", "An LBM checkpoint in models/diffusion_models: a base, or a tuned one."),
-                io.Combo.Input(
+                _choice(
                     "precision",
-                    options=["auto", "bf16", "fp16", "fp32"],
-                    default="auto",
-                    tooltip="Store the denoiser in this precision. auto: ComfyUI's choice for this device, which its "
+                    ["auto", "bf16", "fp16", "fp32"],
+                    "Store the denoiser in this precision. auto: ComfyUI's choice for this device, which its "
                     "flags can change (such as --fp8_e4m3fn-unet). fp16 can overflow.",
                 ),
             ],
@@ -181,19 +190,16 @@ class Translate(io.ComfyNode):
                 io.Model.Input("model", tooltip="An LBM from Load LBM Model, with or without LoRAs."),
                 io.Vae.Input("vae", tooltip="The VAE of Load LBM Model."),
                 io.Image.Input("image", tooltip="Images to translate, or subjects to put onto a background."),
-                io.Combo.Input(
+                _choice(
                     "steps",
-                    options=[1, 2, 4],
-                    default=1,
-                    tooltip="Denoiser calls per image. LBMs are usually trained for 1, 2 and 4. One is mostly enough.",
+                    [1, 2, 4],
+                    "Denoiser calls per image. LBMs are usually trained for 1, 2 and 4. One is mostly enough.",
                 ),
-                io.Int.Input(
+                _whole(
                     "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
+                    2**63 - 1,
+                    "Seed for the noise between steps. With one step nothing is random.",
                     control_after_generate=True,
-                    tooltip="Seed for the noise between steps. With one step nothing is random.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -214,14 +220,12 @@ class Translate(io.ComfyNode):
                     "match_color",
                     "Move the result's colours to the mean and spread of the image's: 0 not at all, 1 fully.",
                 ),
-                io.Int.Input(
+                _whole(
                     "size",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=64,
-                    tooltip="Size to work at, the square root of the pixel budget (1024: about one megapixel). 0: the "
+                    16384,
+                    "Size to work at, the square root of the pixel budget (1024: about one megapixel). 0: the "
                     "model's own.",
+                    step=64,
                 ),
             ],
             io.Image.Output(display_name="IMAGE"),
@@ -439,11 +443,10 @@ class Merge(io.ComfyNode):
                     "1 1",
                     "A scale for each LoRA, separated by a space. By layer: 0.8,down_blocks=0.5,attn1=0.",
                 ),
-                io.Combo.Input(
+                _choice(
                     "method",
-                    options=list(get_args(MergeMethod)),
-                    default="sum",
-                    tooltip="Add the LoRAs up (sum), or let them interfere less: ties, dare, knots, core.",
+                    get_args(MergeMethod),
+                    "Add the LoRAs up (sum), or let them interfere less: ties, dare, knots, core.",
                 ),
             ],
             _LORA.Output(display_name="LBM_LORA"),
@@ -494,25 +497,22 @@ class Save(io.ComfyNode):
             [
                 _LORA.Input("lora", tooltip="The LoRA to save."),
                 _text("filename_prefix", "loras/lbm", _PREFIX),
-                io.Combo.Input(
+                _choice(
                     "format",
-                    options=list(get_args(FormatName)),
-                    default="native",
-                    tooltip="native for these nodes and lbm-lora; comfyui for ComfyUI's own LoRA loaders; the others "
+                    get_args(FormatName),
+                    "native for these nodes and lbm-lora; comfyui for ComfyUI's own LoRA loaders; the others "
                     "for the programs of those names. peft makes a folder.",
                 ),
-                io.Combo.Input(
+                _choice(
                     "biases",
-                    options=["keep", "lora_bias", "drop"],
-                    default="keep",
-                    tooltip="Changes of biases, for a format that cannot hold them: keep is then an error, lora_bias "
+                    ["keep", "lora_bias", "drop"],
+                    "Changes of biases, for a format that cannot hold them: keep is then an error, lora_bias "
                     "writes them as PEFT has them, drop leaves them out.",
                 ),
-                io.Combo.Input(
+                _choice(
                     "norms",
-                    options=["keep", "drop"],
-                    default="keep",
-                    tooltip="Changes of norms, for a format that cannot hold them: keep is then an error, drop leaves "
+                    ["keep", "drop"],
+                    "Changes of norms, for a format that cannot hold them: keep is then an error, drop leaves "
                     "them out.",
                 ),
             ],

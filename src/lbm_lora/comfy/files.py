@@ -58,9 +58,6 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
 
     Args:
         suffix: of the file; empty for a folder.
-
-    Raises:
-        OutputError: the prefix leaves the output folder.
     """
     start = output_path(prefix)
     paths = (start.with_name(f"{start.name}_{number:05}_{suffix}") for number in count(1))
@@ -68,11 +65,7 @@ def new_path(prefix: str, suffix: str = ".safetensors") -> Path:
 
 
 def output_path(name: str) -> Path:
-    """Return the path of a file in ComfyUI's output folder, which is made.
-
-    Raises:
-        OutputError: the name leaves the output folder.
-    """
+    """Return the path of a file in ComfyUI's output folder, which is made."""
     root = _output().resolve()
     path = root / name.strip()
     path = path.parent.resolve() / path.name  # a link at the name itself is kept

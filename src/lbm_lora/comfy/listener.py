@@ -66,10 +66,6 @@ def running(widgets: Mapping[str, str] | None = None, *, is_sampling: bool = Fal
         widgets: option -> widget.
         is_sampling: stay in ComfyUI's inference mode. All else leaves it: models that are changed, and gradients, need
             tensors that know their versions.
-
-    Raises:
-        LbmLoraError: one of the block's, its message as one string: ComfyUI shows it in the node's box.
-        MissingExtraError: a package cannot be imported.
     """
     spelling, caught = as_widget(widgets or {}), list[warnings.WarningMessage]()
     try:

@@ -84,10 +84,6 @@ def load(path: Path, precision: Precision = "auto") -> tuple[Any, Any]:
 
     Args:
         precision: of the denoiser; `auto` is ComfyUI's own choice, which its flags decide (`--fp8_e4m3fn-unet`).
-
-    Raises:
-        CheckpointError: the file cannot be read, or its tensors are not those of its configuration.
-        ConfigError: the configuration is missing or wrong, or asks for conditioning images.
     """
     with open_checkpoint(path) as checkpoint:
         config = resolve_config(checkpoint)
@@ -97,11 +93,7 @@ def load(path: Path, precision: Precision = "auto") -> tuple[Any, Any]:
 
 
 def loaded_lbm(model: Any) -> LoadedLBM:
-    """Return what a MODEL was loaded from.
-
-    Raises:
-        ConfigError: it is not an LBM of ours.
-    """
+    """Return what a MODEL was loaded from."""
     found = getattr(model, "attachments", {}).get(_KEY)
     if not isinstance(found, LoadedLBM):
         name = type(getattr(model, "model", model)).__name__

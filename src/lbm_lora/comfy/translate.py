@@ -27,14 +27,7 @@ _TILE = 128  # latents with a longer side are decoded in tiles, as by `infer`
 
 @dataclass(frozen=True)
 class TranslateOptions:
-    """Options of the node.
-
-    Attributes:
-        steps: denoiser calls for each image.
-        seed: seed for the noise between steps; each image is translated as if it were alone.
-        keep_detail, match_color: see `adjust_to_source`; 0 changes nothing.
-        size: square root of the pixel budget; 0: the model's own.
-    """
+    """Options of the node; each image is translated as if it were alone, with the same seed."""
 
     steps: int = 1
     seed: int = 0
@@ -59,10 +52,6 @@ def translate(
         mask: one for all images, or one for each. White takes the result, black keeps the image.
         background: likewise. The image is first put onto it where the mask is white, and black then keeps the
             background.
-
-    Raises:
-        ConfigError: the MODEL is not an LBM, the size is below 64, or a background comes without a mask.
-        ImageError: numbers of images do not fit together, or a result is not finite.
     """
     loaded = loaded_lbm(model)
     check_steps(loaded.config, options.steps)
@@ -157,11 +146,7 @@ class _Walk:
 
 
 def _fitted(mask: Mask, size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Return a mask in an image's size (width, height).
-
-    Raises:
-        ImageError: it has another shape, or is black everywhere.
-    """
+    """Return a mask in an image's size (width, height)."""
     (rows, columns), short = mask.shape, min(*mask.shape, *size)
     if float(mask.max()) < 1 / 255:
         raise ImageError("mask is black everywhere, so nothing would change. White marks what to take.")

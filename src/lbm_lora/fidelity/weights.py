@@ -1,8 +1,7 @@
 """How near an adapter comes to a fine-tune in weights: every delta measured, and summed up by block and in total.
 
-The values of a report (here and in `outputs`) are frozen dataclasses of pydantic. Types are checked when a value is
-made or read, and nothing is converted, with one exception: JSON has no infinity, so there, and only there, numbers that
-are not finite are the strings `inf`, `-inf` and `nan`.
+The values of a report (here and in `outputs`) are frozen dataclasses of pydantic, whose types are checked. JSON has no
+infinity, so there, and only there, numbers that are not finite are the strings `inf`, `-inf` and `nan`.
 """
 
 import dataclasses
@@ -11,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median_low
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import ConfigDict, PlainSerializer
 from pydantic.dataclasses import dataclass
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow, Status
@@ -31,18 +30,11 @@ NonFinite = Literal["inf", "-inf", "nan"]
 Band = Literal["excellent", "good", "poor", "noise"]
 
 
-def _read(value: object, info: Any) -> object:
-    """Read a JSON word for a non-finite number as that number; `info` is pydantic's `ValidationInfo`."""
-    if info.mode == "json" and isinstance(value, str) and value in get_args(NonFinite):
-        return float(value)
-    return value
-
-
 def _spell(value: float) -> float | NonFinite:
     return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
-Float = Annotated[float, BeforeValidator(_read), PlainSerializer(_spell, when_used="json")]
+Float = Annotated[float, PlainSerializer(_spell, when_used="json")]
 """A float that need not be finite."""
 
 BANDS: tuple[tuple[Band, float, str], ...] = (
@@ -174,9 +166,6 @@ def compare_weights(
     Args:
         base: takes the digests of the base's tensors, which are at hand.
         on_tensor: called after each tensor, for a progress bar.
-
-    Raises:
-        PairingError: a value of either checkpoint is not finite.
     """
     rows: list[LedgerRow] = []
     workspace = Workspace()

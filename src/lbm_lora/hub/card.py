@@ -15,8 +15,7 @@ from lbm_lora.plain_text import parse_json, read_text
 from lbm_lora.progress import warn
 
 LIBRARY = "lbm-lora"
-"""The card's `library_name`. With `diffusers` the hub would show a snippet for a text-to-image pipeline of the base
-model, with a prompt, which fails for an LBM."""
+"""The card's `library_name`: with `diffusers` the hub would show a snippet with a prompt, which fails for an LBM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +106,7 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
 
 
 def check_card(text: str) -> None:
-    """Check a card as huggingface_hub reads it: every field that was written is there, of its type.
-
-    Raises:
-        ConfigError: the metadata cannot be read, or lacks a field.
-    """
+    """Check a card as huggingface_hub reads it: every field that was written is there, of its type."""
     from huggingface_hub import ModelCard
 
     try:
@@ -131,9 +126,6 @@ def _cell(text: str) -> str:
     return " ".join(text.split())
 
 
-Row = tuple[str, str]
-"""What, and its value."""
-
 _ERRORS = {
     "relative_error": "relative error of the weights",
     "noise_floor": "noise floor of the weights (rounding of the checkpoints)",
@@ -144,12 +136,8 @@ _ERRORS = {
 """Errors in the header of a LoRA -> what they are on a card; others are shown under their own names."""
 
 
-def content_rows(adapter: Adapter, nbytes: int) -> list[Row]:
-    """Return what a LoRA holds, and how it was made.
-
-    Args:
-        nbytes: bytes of its native file.
-    """
+def content_rows(adapter: Adapter, nbytes: int) -> list[tuple[str, str]]:
+    """Return what a LoRA holds, and how it was made, as rows: what, and its value."""
     ranks = [module.rank for module in adapter.modules.values()]
     rows = [
         ("layers", f"{len(ranks)}, ranks {min(ranks)} to {max(ranks)}" if ranks else "none"),
@@ -172,17 +160,13 @@ def measured_errors(adapter: Adapter) -> dict[str, float]:
     return {name: float(value) for name, value in known.items() if isinstance(value, int | float)}
 
 
-def error_rows(errors: Mapping[str, float]) -> list[Row]:
+def error_rows(errors: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return errors as rows, in per cent."""
     return [(_ERRORS.get(name, name.replace("_", " ")), f"{100 * value:.3g} %") for name, value in errors.items()]
 
 
-def report_rows(folder: Path, lora: Path | None) -> list[Row]:
-    """Return the PSNR rows for base + LoRA from the report of `lbm-lora validate`; none without a report.
-
-    Args:
-        lora: the file of the LoRA: a report of another one is left out, with a warning. None: it has none.
-    """
+def report_rows(folder: Path, lora: Path | None) -> list[tuple[str, str]]:
+    """Return the PSNR rows for base + LoRA from the report of `lbm-lora validate`, if it is of this file."""
     path = folder / "report.json"
     if not path.is_file():
         return []

@@ -48,10 +48,6 @@ def load_adapter(
             files of the earlier implementation.
         base: the component that it is meant for; needed only by files with values that replace the base's.
 
-    Raises:
-        HubError: it cannot be fetched from the hub.
-        CheckpointError: the file cannot be read.
-        AdapterError: its keys are not adapter keys, or do not belong together, or need the base.
     """
     local = source if isinstance(source, Mapping) else local_lora(source)
     return adapter.load_adapter(local, alpha_is, base=base)
@@ -65,10 +61,6 @@ def open_checkpoint(source: CheckpointLike, *, label: str = "state dict") -> Che
     Args:
         source: a path, a name on the Hugging Face hub, an open checkpoint, or tensors by key.
         label: what messages call a state dict.
-
-    Raises:
-        HubError: it cannot be fetched from the hub.
-        CheckpointError: the file does not exist, or cannot be read as a checkpoint.
     """
     local = local_checkpoint(source) if isinstance(source, str | Path) else source
     return checkpoint.open_checkpoint(local, label=label)
@@ -202,11 +194,7 @@ class Repository:
         return found.metadata or {}
 
     def fetch(self, files: Collection[str], progress: Progress = SILENT) -> Path:
-        """Return the folder in the cache that has these files of the repository, fetched if they are not there.
-
-        Raises:
-            HubError: a file cannot be fetched; nothing incomplete is kept under its name.
-        """
+        """Return the folder in the cache that has these files of the repository, fetched if they are not there."""
         if self.cached is not None:
             return self.cached
         from huggingface_hub import snapshot_download
@@ -226,11 +214,7 @@ class Repository:
 
 
 def open_repository(name: HubName) -> Repository:
-    """Look a repository up on the hub; if there is no network, in the cache.
-
-    Raises:
-        HubError: it does not exist, may not be read, or cannot be reached and is not in the cache.
-    """
+    """Look a repository up on the hub; if there is no network, in the cache."""
     from huggingface_hub import HfApi
 
     with _fetching(name):
@@ -265,12 +249,7 @@ def _in_cache(name: HubName) -> Repository | None:
 
 @contextmanager
 def hub_errors(doing: str, repo: str, *, has_cache: bool = True) -> Generator[None]:
-    """Turn every error of the hub's client within a `with` block into one of ours.
-
-    Args:
-        doing: what failed, as in `user/repo cannot be fetched from the Hugging Face hub`.
-        has_cache: whether the cache could have given it without the network.
-    """
+    """Turn every error of the hub's client within a `with` block into one of ours, which begins with what failed."""
     try:
         yield
     except LbmLoraError:

@@ -54,9 +54,6 @@ def hub_name(path: Path | str) -> HubName | None:
 
     A path is local if it exists, if its first folder does, if it starts with `.`, `~`, `/` or a drive, or if it has
     two parts and the suffix of a file. With `hf://` it is never local.
-
-    Raises:
-        ConfigError: it starts with `hf://` and is not a name.
     """
     written = path if isinstance(path, str) else path.as_posix()
     scheme = _SCHEME.match(written)

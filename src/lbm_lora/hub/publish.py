@@ -30,11 +30,7 @@ class Commit:
 
 
 def destination(to: str) -> HubName:
-    """Return the repository that `user/repo` or `user/repo@branch` names.
-
-    Raises:
-        ConfigError: it names something else.
-    """
+    """Return the repository that `user/repo` or `user/repo@branch` names."""
     try:
         name = hub_name(f"hf://{to.removeprefix('hf://')}")
     except ConfigError:
@@ -113,10 +109,6 @@ def publish(
         files: path in the repository -> local file; README.md is the card.
         private: a repository that is made is private; an existing one must be.
         on: the newest commit of the branch: the hub refuses the files if there is a newer one by now.
-
-    Raises:
-        ConfigError: the card is not valid, or the repository is public and should be private.
-        HubError: the hub refuses the token or the commit, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import RepositoryNotFoundError

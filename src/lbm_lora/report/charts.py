@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbm_lora.adapter import Status
 from lbm_lora.factorize import rank_bound
@@ -71,11 +71,7 @@ class Axis:
 
     @classmethod
     def over(cls, values: Iterable[float], *, reach: bool = False) -> "Axis":
-        """An axis with some air around the values that are positive and finite.
-
-        Args:
-            reach: go up to the next bound of a band, so that the reader sees how far it is.
-        """
+        """An axis with some air around the values; with `reach`, up to the next bound of a band."""
         logs = [math.log10(value) for value in values if 0 < value < math.inf] or [-2.0, 0.0]
         low, high = min(logs), max(logs)
         if reach:
@@ -93,29 +89,19 @@ class Axis:
     def layout(self, title: str, *, bounds: bool = False) -> Figure:
         """Plotly's settings; with `bounds`, the bounds of the bands are among the ticks."""
         span = self.high - self.low
-        ticks = self.ticks((1.0, 2.0, 5.0) if span < 2 else (1.0, 5.0) if span < 3 else (1.0,), bounds=bounds)
-        return self._logarithmic(ticks, [_percent_tick(tick) for tick in ticks], title)
+        steps = (1.0, 2.0, 5.0) if span < 2 else (1.0, 5.0) if span < 3 else (1.0,)
+        return self.marked(title, steps, _percent_tick, _BOUNDS if bounds else ())
 
-    def megabytes(self, title: str) -> Figure:
-        """Plotly's settings for sizes."""
-        ticks = self.ticks((1.0, 2.0, 5.0))
-        return self._logarithmic(ticks, [f"{tick:g}" for tick in ticks], title)
-
-    def ticks(self, steps: Sequence[float], *, bounds: bool = False) -> list[float]:
-        """Return the multiples of powers of ten on the axis."""
+    def marked(
+        self, title: str, steps: Sequence[float], text: Callable[[float], str], more: Sequence[float] = ()
+    ) -> Figure:
+        """Plotly's settings, with ticks at multiples of powers of ten and at some more values."""
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        ticks = {round(step * 10.0**decade, 12) for decade in decades for step in steps}
-        ticks |= set(_BOUNDS) if bounds else set()
-        return sorted(tick for tick in ticks if tick > 0 and self.low <= math.log10(tick) <= self.high)
-
-    def _logarithmic(self, ticks: Sequence[float], texts: Sequence[str], title: str) -> Figure:
-        return {
-            "type": "log",
-            "range": [self.low, self.high],
-            "tickvals": ticks,
-            "ticktext": texts,
-            "title": {"text": title},
-        }
+        every = {round(step * 10.0**decade, 12) for decade in decades for step in steps} | set(more)
+        ticks = sorted(tick for tick in every if tick > 0 and self.low <= math.log10(tick) <= self.high)
+        texts = [text(tick) for tick in ticks]
+        axis = {"type": "log", "range": [self.low, self.high], "tickvals": ticks, "ticktext": texts}
+        return axis | {"title": {"text": title}}
 
 
 def _percent_tick(tick: float) -> str:
@@ -132,11 +118,7 @@ class Decibels:
 
     @classmethod
     def over(cls, values: Sequence[float], *, labels: float = 0.0) -> "Decibels":
-        """An axis with some air around the values that are finite.
-
-        Args:
-            labels: room for the labels of the highest and the lowest points, as a share of the axis.
-        """
+        """An axis with some air around the values, and room for labels, as a share of it."""
         finite = [value for value in values if math.isfinite(value)] or [0.0]
         air = max(1.0, 0.06 * (max(finite) - min(finite)))
         low, high, top = min(finite) - air, max(finite) + air, math.inf
@@ -175,33 +157,28 @@ def error_by_module(report: WeightReport) -> Figure:
 def error_by_noise(report: WeightReport) -> Figure:
     """Error against noise floor, of the stored deltas."""
     rows = [row for row in report.rows if _has_noise(row)]
-    noise = Axis.over(row.noise_floor for row in rows)
-    error = Axis.over(row.relative_error for row in rows)
+    figure, noise, error = _error_by(rows, lambda row: row.noise_floor, "noise floor")
     ends = [10 ** max(noise.low, error.low), 10 ** min(noise.high, error.high)]
-    line = {"type": "line", "x0": ends[0], "y0": ends[0], "x1": ends[1], "y1": ends[1], "layer": "below"}
+    line: Figure = {"type": "line", "x0": ends[0], "y0": ends[0], "x1": ends[1], "y1": ends[1], "layer": "below"}
     line["line"] = {"color": "@muted", "width": 1, "dash": "dot"}
-    return {
-        "data": _points(rows, lambda row: row.noise_floor, lambda row: error.place(row.relative_error)),
-        "layout": {
-            "xaxis": noise.layout("noise floor"),
-            "yaxis": error.layout("relative error"),
-            "shapes": [line] if ends[0] < ends[1] else [],
-        },
-    }
+    figure["layout"]["shapes"] = [line] if ends[0] < ends[1] else []
+    return figure
 
 
 def error_by_rank(report: WeightReport) -> Figure:
     """Error against the stored rank as a share of the highest that each matrix allows."""
     ranks = _rank_shares(report)
     rows = [row for row in report.rows if row.name in ranks]
-    error = Axis.over(row.relative_error for row in rows)
-    return {
-        "data": _points(rows, lambda row: ranks[row.name], lambda row: error.place(row.relative_error)),
-        "layout": {
-            "xaxis": Axis.over(ranks.values()).layout("rank / full rank"),
-            "yaxis": error.layout("relative error"),
-        },
-    }
+    return _error_by(rows, lambda row: ranks[row.name], "rank / full rank")[0]
+
+
+def _error_by(
+    rows: Sequence[TensorResult], x: Callable[[TensorResult], float], title: str
+) -> tuple[Figure, Axis, Axis]:
+    """The relative error against another value, and the axes of both."""
+    along, error = Axis.over(map(x, rows)), Axis.over(row.relative_error for row in rows)
+    layout = {"xaxis": along.layout(title), "yaxis": error.layout("relative error")}
+    return {"data": _points(rows, x, lambda row: error.place(row.relative_error)), "layout": layout}, along, error
 
 
 def _has_noise(row: TensorResult) -> bool:
@@ -313,8 +290,7 @@ def _bars(band: str, bins: Sequence[tuple[float, float, int]]) -> Figure:
     }
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     x: float
     y: float
     hover: str
@@ -397,7 +373,7 @@ def psnr_by_nbytes(outputs: OutputComparison) -> Figure:
     return {
         "data": traces,
         "layout": {
-            "xaxis": sizes.megabytes("size of the file, MB"),
+            "xaxis": sizes.marked("size of the file, MB", (1.0, 2.0, 5.0), lambda tick: f"{tick:g}"),
             "yaxis": axis.layout(f"PSNR, dB ({plural(outputs.steps[0], 'step')})"),
         },
     }

@@ -142,14 +142,14 @@ class ScoreRow(NamedTuple):
     """One variant of one image at one number of steps.
 
     Attributes:
-        index: of the variant.
-        number: of the steps.
+        of_variant: its place among the variants.
+        number: place of the steps.
     """
 
     image: ImageComparison
     variant: VariantScores
     score: ImageScore
-    index: int
+    of_variant: int
     number: int
 
 
@@ -180,7 +180,7 @@ def image_columns(outputs: OutputComparison) -> Sequence[Column[ScoreRow]]:
 
     return (
         Column(lambda r: r.image.image, "image", "image", "", name),
-        Column(lambda r: "" if r.index or r.number else size(r), "size"),
+        Column(lambda r: "" if r.of_variant or r.number else size(r), "size"),
         Column(lambda r: "" if r.number else r.variant.variant, "variant", "variant", ""),
         Column(lambda r: str(r.score.steps), "steps", "steps"),
         Column(lambda r: decibel(r.score.psnr), "PSNR", "PSNR, dB"),

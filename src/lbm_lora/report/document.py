@@ -11,13 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from lbm_lora.errors import InputError, plural
+from lbm_lora.errors import plural
 from lbm_lora.fidelity.outputs import OutputComparison
 from lbm_lora.fidelity.weights import STRICT, Band, Float, WeightReport
-from lbm_lora.report.wording import printable
 
 SCHEMA = "lbm-lora/report/2"
 
@@ -86,28 +85,3 @@ def report_json(report: Report, *, provenance: Provenance | None = None) -> str:
 def report_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of report.json."""
     return _DOCUMENT.json_schema(mode="serialization")
-
-
-def parse_report(text: str) -> Report:
-    """Inverse of `report_json`, but for the provenance.
-
-    Raises:
-        InputError: the text is not a report in this schema.
-    """
-    try:
-        found = _DOCUMENT.validate_json(text)
-    except ValidationError as error:
-        raise InputError(_complaint(error)) from None
-    return Report(weights=found.weights, outputs=found.outputs, notes=found.notes)
-
-
-def _complaint(error: ValidationError) -> str:
-    """One line on the first thing that is wrong. The schema is the first field."""
-    first = error.errors(include_url=False)[0]
-    if first["loc"] == ("schema",) and first["type"] == "literal_error":
-        schema = printable(str(first["input"]))
-        return f"this report has the schema {schema}, this program reads {SCHEMA}. Make the report again."
-    if first["loc"] in ((), ("schema",)):
-        return f"this is not a report: a JSON object with the schema {SCHEMA} is wanted."
-    where = printable(".".join(map(str, first["loc"])))
-    return f"this report does not hold what {SCHEMA} says: {where}: {first['msg']}. Make it again."

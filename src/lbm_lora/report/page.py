@@ -56,9 +56,6 @@ def render_html(report: Report, *, images: Sequence[ImageSet] = (), provenance: 
     Args:
         images: what the models make of some sources, those that matter most first. Sets beyond `IMAGES_NBYTES` are
             named and left out.
-
-    Raises:
-        ImageError: the bytes of an image are not a PNG, JPEG or WebP file.
     """
     from plotly.offline import get_plotlyjs  # slow to import, and only this page needs it
 
@@ -127,10 +124,7 @@ def asset(name: str) -> str:
 
 
 def _headline(outputs: OutputComparison) -> dict[str, Any]:
-    """The verdict in images, at the fewest steps.
-
-    The band is that of the worst image, so that a good mean hides nothing.
-    """
+    """The verdict in images, at the fewest steps; the band is that of the worst, so that a good mean hides nothing."""
     summary = [entry for entry in outputs.summary if entry.steps == outputs.steps[0]]
     lora = summary[min(1, len(summary) - 1)]  # the variant after the base
     file = next((file for file in outputs.loras if file.variant == lora.variant), None)

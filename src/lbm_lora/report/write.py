@@ -31,10 +31,6 @@ def write_report(
     Args:
         image: bytes of a PNG file that shows images side by side.
         shown: images for the page, one by one; those that matter most first.
-
-    Raises:
-        ImageError: the bytes of a shown image are not a PNG, JPEG or WebP file.
-        OutputError: the folder cannot be made.
     """
     page = render_html(report, images=shown, provenance=provenance)
     paths = report_paths(Path(folder), has_image=image is not None)

@@ -1,7 +1,7 @@
 """The heat map of a weight report."""
 
 from lbm_lora.adapter import Status
-from lbm_lora.comfy.heat_image import error_image, joint_error
+from lbm_lora.comfy.heat_image import error_image
 from lbm_lora.fidelity.weights import TensorResult
 
 
@@ -10,11 +10,6 @@ def row(name: str, error: float, norm: float = 1.0, shape: tuple[int, ...] = (4,
         name=name, status=Status.LORA, reason="", shape=shape, rank=1, relative_error=error, mean_error=0.0,
         relative_mean_error=0.0, delta_norm=norm, error_share=0.0, noise_floor=0.0,
     )  # fmt: skip
-
-
-def test_errors_of_tensors_are_joined_by_their_norms() -> None:
-    assert joint_error([row("a.weight", 0.3, 3.0), row("b.weight", 0.4, 4.0)]) == ((0.9**2 + 1.6**2) / 25) ** 0.5
-    assert joint_error([row("a.weight", 0.3, 0.0)]) is None
 
 
 def test_a_large_error_is_darker_than_a_small_one() -> None:

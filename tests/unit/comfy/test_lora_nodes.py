@@ -23,14 +23,6 @@ def test_extract_gives_the_lora_of_the_command(run: Run, lists: Path) -> None:
         assert torch.allclose(lora.modules[name].delta(), module.delta(), atol=2e-3)
 
 
-@pytest.mark.slow
-def test_extract_by_size_keeps_to_it(run: Run, comfy: State) -> None:
-    (lora,) = run("LbmLoraExtract", base="base.safetensors", tuned="tuned.safetensors", max_size="40KB")
-    (larger,) = run("LbmLoraExtract", base="base.safetensors", tuned="tuned.safetensors")
-    assert lora.nbytes < 40_000 < larger.nbytes
-    assert sum(comfy.ticks) > 100  # the bar moves
-
-
 def test_extract_says_which_widget_is_wrong(run: Run) -> None:
     with pytest.raises(ConfigError, match="'max_size'"):
         run("LbmLoraExtract", base="base.safetensors", tuned="tuned.safetensors", max_size="much")
@@ -49,12 +41,6 @@ def test_merge_adds_up_at_the_scales(run: Run) -> None:
     name = next(name for name in two.params if name.endswith("weight"))
     expected = 0.5 * one.delta(name) - two.delta(name)
     assert torch.allclose(merged.delta(name), expected, atol=1e-4), (merged.delta(name) - expected).abs().max()
-
-
-def test_merge_says_which_widget_is_wrong(run: Run) -> None:
-    (one,) = run("LbmLoraOpenLora", lora="relight.safetensors")
-    with pytest.raises(ConfigError, match="'scales' has 3 values for 2 LoRAs"):
-        run("LbmLoraMerge", lora=one, lora2=one, scales="1 1 1")
 
 
 def test_resize_lowers_the_ranks(run: Run, tmp_path: Path) -> None:
@@ -79,12 +65,6 @@ def test_save_writes_each_format_under_the_next_number(run: Run, comfy: State) -
     ]
     assert len(Adapter.load(first)) == len(lora)
     assert all(key.startswith("diffusion_model.") for key in load_file(second))
-
-
-def test_a_prefix_with_brackets_is_no_pattern(run: Run) -> None:
-    (lora,) = run("LbmLoraOpenLora", lora="relight.safetensors")
-    paths = [run("LbmLoraSave", lora=lora, filename_prefix="a[1]", format="native")[0] for _ in range(2)]
-    assert [Path(one).name for one in paths] == ["a[1]_00001_.safetensors", "a[1]_00002_.safetensors"]
 
 
 def test_save_says_which_widget_leaves_deltas_out(run: Run) -> None:

@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from comfy_standin import Interrupted, Run, State
-from PIL import Image
 from torch import Tensor
 
-from lbm_lora.comfy.files import as_photos
 from lbm_lora.errors import ConfigError, ImageError, WrongBaseError
 from lbm_lora.model.pipeline import LBMPipeline
 
@@ -47,14 +44,6 @@ def test_images_are_those_of_the_pipeline(
     assert not torch.allclose(plain, made, atol=1e-2)
 
 
-def test_a_lora_of_another_node_is_applied_as_its_file_is(run: Run, base: tuple[Any, Any], image: Tensor) -> None:
-    model, vae = base
-    (lora,) = run("LbmLoraOpenLora", lora="relight.safetensors")
-    (by_value,) = run("LbmLoraApplyLora", model=model, lora=lora)
-    (by_file,) = run("LbmLoraLoadLora", model=model, lora="relight.safetensors")
-    assert torch.equal(translated(run, by_value, vae, image), translated(run, by_file, vae, image))
-
-
 def test_a_mask_keeps_the_image_or_the_background(run: Run, base: tuple[Any, Any], image: Tensor) -> None:
     model, vae = base
     mask = torch.zeros(1, 40, 48)
@@ -67,15 +56,6 @@ def test_a_mask_keeps_the_image_or_the_background(run: Run, base: tuple[Any, Any
     assert torch.allclose(on_grey[:, :, :24], torch.tensor(0.25), atol=1e-6)
     composed = torch.where(mask[..., None] > 0, image, 0.25)
     assert torch.allclose(on_grey[:, :, 24:], translated(run, model, vae, composed)[:, :, 24:], atol=1e-5)
-
-
-def test_detail_and_colour_come_from_the_source(run: Run, base: tuple[Any, Any], lists: Path) -> None:
-    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(2))
-    shares = {"keep_detail": 0.5, "match_color": 0.75}
-    made = translated(run, *base, image, size=64, **shares)
-    assert torch.allclose(made, by_pipeline(lists, image, None, **shares), atol=1e-3)
-    for other in ({}, {"keep_detail": 0.5}, {"match_color": 0.75}):
-        assert not torch.allclose(made, translated(run, *base, image, size=64, **other), atol=1e-2)
 
 
 def test_each_step_of_each_image_is_shown(run: Run, base: tuple[Any, Any], comfy: State, image: Tensor) -> None:
@@ -108,14 +88,6 @@ def test_what_does_not_fit_is_said(
     with pytest.raises(error) as found:
         translated(run, model, vae, image, **options)
     assert says in str(found.value)
-
-
-def test_another_model_is_refused(run: Run, base: tuple[Any, Any], image: Tensor) -> None:
-    from types import SimpleNamespace
-
-    _, vae = base
-    with pytest.raises(ConfigError, match="is not an LBM: it holds a Linear"):
-        translated(run, SimpleNamespace(model=torch.nn.Linear(1, 1), attachments={}), vae, image)
 
 
 def test_errors_of_loras_are_one_line_in_the_terms_of_the_node(run: Run, base: tuple[Any, Any]) -> None:
@@ -158,10 +130,3 @@ def test_extract_runs_again_when_a_calibration_of_a_typed_path_is_written_again(
     file.write_bytes(b"22")
     assert len({str(one) for one in (absent, before, node.fingerprint_inputs(**inputs))}) == 3
     node.fingerprint_inputs(**{**inputs, "calibration": None})  # as ComfyUI calls it if the path is linked
-
-
-def test_photos_of_a_batch_are_rounded() -> None:
-    values = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)
-    (photo,) = as_photos(values)
-    assert isinstance(photo, Image.Image)
-    assert np.array(photo).tolist() == [[[0, 128, 255]]]

@@ -134,13 +134,6 @@ def fetched(name: HubName = NAME) -> bytes:
     return (open_repository(name).fetch([FILE]) / FILE).read_bytes()
 
 
-def test_a_broken_transfer_is_resumed(hub: HubServer) -> None:
-    hub.put("user/repo", {FILE: DATA})
-    hub.cuts = [30_000]
-    assert fetched() == DATA
-    assert sum(request.startswith("GET /user/repo/resolve/") for request in hub.requests) == 2
-
-
 def test_a_transfer_that_stays_broken_is_one_line_and_leaves_no_file(hub: HubServer, tmp_path: Path) -> None:
     hub.put("user/repo", {FILE: DATA})
     hub.cuts = [30_000, *[0] * 20]
@@ -151,12 +144,6 @@ def test_a_transfer_that_stays_broken_is_one_line_and_leaves_no_file(hub: HubSer
     assert not list((tmp_path / "hub").rglob(FILE))
     hub.cuts = []
     assert fetched() == DATA
-
-
-def test_the_header_is_read_without_the_tensors(hub: HubServer) -> None:
-    hub.put("user/repo", {FILE: save({"a": torch.zeros(1_000_000)}, {"lbm_lora_format": "1"})})
-    hub.cuts = [0] * 9
-    assert open_repository(NAME).header(FILE) == {"lbm_lora_format": "1"}
 
 
 @pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "no server"])

@@ -64,10 +64,6 @@ def test_the_metadata_is_what_the_hub_documents() -> None:
     assert result["metrics"] == [{"type": "relative_error", "value": 0.05, "name": "Relative error (Frobenius)"}]
 
 
-def test_markup_in_names_is_text() -> None:
-    assert "| file | a\\|b \\<script\\> \\`x\\` |" in card_text(FACTS)
-
-
 def test_how_to_use_it() -> None:
     text = card_text(FACTS)
     assert (
@@ -213,11 +209,6 @@ def test_what_lbm_lora_wrote_is_replaced(hub: HubServer, files: dict[str, Path],
         check_replaced(REPO, files)
 
 
-def test_the_same_picture_is_replaced(hub: HubServer, files: dict[str, Path]) -> None:
-    hub.put("user/repo", {"images/a.png": files["images/a.png"].read_bytes()})
-    check_replaced(REPO, files)
-
-
 @pytest.mark.parametrize(("path", "data"), [(path, data) for path, several in THEIRS.items() for data in several])
 def test_what_somebody_else_wrote_is_named(hub: HubServer, files: dict[str, Path], path: str, data: bytes) -> None:
     hub.put("user/repo", {path: data})
@@ -236,13 +227,6 @@ def test_only_the_branch_that_is_published_to_is_asked(hub: HubServer, files: di
     hub.put("user/repo", {"a.safetensors": b"theirs"}, "v1")
     with pytest.raises(OutputError, match=r"^a\.safetensors exists in user/repo@v1, and it is not a LoRA that"):
         check_replaced(branch, files)
-
-
-def test_weights_are_not_fetched(hub: HubServer, files: dict[str, Path], tmp_path: Path) -> None:
-    header = weights(lbm_lora_format="1")
-    hub.put("user/repo", {"a.safetensors": header + bytes(1_000_000)})
-    check_replaced(REPO, files)
-    assert not list((tmp_path / "hub").rglob("a.safetensors"))
 
 
 def test_a_hub_that_refuses_is_said(hub: HubServer, files: dict[str, Path]) -> None:

@@ -14,7 +14,6 @@ from lbm_lora.report.charts import (
     error_by_module,
     error_by_noise,
     error_by_rank,
-    error_by_timestep,
     error_histogram,
     output_figures,
     psnr_by_image,
@@ -89,26 +88,10 @@ def test_hover_names_are_escaped_and_folded(build: Build, row: Row) -> None:
     assert max(map(len, hover.replace("&lt;", "<").replace("&gt;", ">").split("<br>"))) < 60
 
 
-def test_weights_without_anything_to_draw(build: Build, row: Row) -> None:
-    assert weight_figures(build()) == {}
-    dense = build(row("a.bias", Status.DENSE, (4,), error=0.0, noise=0.0))
-    assert list(weight_figures(dense)) == ["plot-modules"]
-
-
 def points(figure: dict[str, Any], *, rings: bool = False) -> dict[str, list[tuple[float, float]]]:
     """Trace -> its points, of the means or of the worst values."""
     traces = [trace for trace in figure["data"] if (trace.get("showlegend") is False) == rings]
     return {trace["name"]: list(zip(trace["x"], trace["y"], strict=True)) for trace in traces}
-
-
-def test_errors_along_the_bridge(outputs: OutputComparison) -> None:
-    figure = error_by_timestep(outputs)
-    assert points(figure) == {"base": [(1000, 0.6), (500, 0.7)], "base + LoRA": [(1000, 0.02), (500, 0.04)]}
-    assert points(figure, rings=True) == {"base": [(1000, 0.7), (500, 0.8)], "base + LoRA": [(1000, 0.04), (500, 0.05)]}
-    axis = figure["layout"]["xaxis"]
-    assert axis["range"][0] > 1000 > 500 > axis["range"][1]  # from the source on
-    assert "worst 4.00 %, cup.png" in figure["data"][3]["customdata"][0][0]
-    json.dumps(figure, allow_nan=False)
 
 
 def test_each_image_at_each_number_of_steps(outputs: OutputComparison) -> None:

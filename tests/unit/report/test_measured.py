@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, Ledger, LedgerRow, LoraModule, Status, load_adapter, save_adapter
 from lbm_lora.checkpoint import Pairing, open_checkpoint, pair
-from lbm_lora.errors import PairingError
 from lbm_lora.factorize import Measure
 from lbm_lora.fidelity.outputs import (
     DenoiserScore,
@@ -24,14 +23,12 @@ from lbm_lora.fidelity.outputs import (
 )
 from lbm_lora.fidelity.weights import (
     WeightReport,
-    block_of,
     block_order,
     compare_weights,
     ledger_entries,
     network_order,
     rank_summary,
     weight_report,
-    worst_modules,
 )
 from lbm_lora.naming import ModuleName, ParamName
 from smallnet import extract_files, small_state
@@ -82,12 +79,6 @@ def test_errors(by_hand: WeightReport) -> None:
     assert by_hand.perfect == 1
 
 
-def test_bands_count_the_lora_modules(by_hand: WeightReport) -> None:
-    assert by_hand.bands == {"excellent": 1, "good": 1, "poor": 0, "noise": 1}
-    assert by_hand.band == "poor"
-    assert (by_hand.best, by_hand.worst) == ("down_blocks.0.a.weight", "mid_block.c.weight")
-
-
 def test_blocks_come_in_order_and_their_shares_add_up(by_hand: WeightReport) -> None:
     assert [(block.block, block.tensors) for block in by_hand.blocks] == [
         ("down_blocks.0", 2),
@@ -111,20 +102,6 @@ def test_infinite_errors() -> None:
     assert [found.relative_error for found in broken.rows[-2:]] == [math.inf, math.inf]
     assert math.isnan(broken.rows[-1].error_share)
     assert broken.bands == {"excellent": 1, "good": 1, "poor": 0, "noise": 3}
-
-
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("down_blocks.1.attentions.0.proj_in.weight", "down_blocks.1"),
-        ("mid_block.resnets.0.conv1.weight", "mid_block"),
-        ("conv_in.weight", "conv_in"),
-        ("head.0.weight", "head.0"),
-        ("num_iterations", "num_iterations"),
-    ],
-)
-def test_the_block_of_a_tensor(name: str, block: str) -> None:
-    assert block_of(name) == block
 
 
 Save = Callable[[str, Mapping[str, Tensor]], Path]
@@ -194,19 +171,6 @@ def test_numbers_by_hand(pairing: Callable[..., Pairing]) -> None:
     assert report.left_out_share == pytest.approx(4 / 30)
 
 
-def test_a_delta_of_a_tensor_that_did_not_change_is_an_error(pairing: Callable[..., Pairing]) -> None:
-    same = {"a.bias": torch.ones(2)}
-    ledger = compare_weights(pairing(same, same), Adapter({}, {ParamName("a.bias"): torch.ones(2)}))
-    (row,) = ledger
-    assert (row.status, row.measure.relative_error) == (Status.DENSE, float("inf"))
-
-
-def test_broken_checkpoints_are_refused(pairing: Callable[..., Pairing]) -> None:
-    broken = pairing({"a.bias": torch.zeros(2)}, {"a.bias": torch.tensor([1.0, torch.nan])})
-    with pytest.raises(PairingError, match="tuned values"):
-        compare_weights(broken, Adapter({}, {}))
-
-
 def image(name: str, *psnrs: float, error: float = 0.1) -> ImageComparison:
     """An image with one variant, which has these PSNRs at 1, 2, ... steps."""
     images = tuple(
@@ -266,12 +230,6 @@ def test_ranks_against_their_bound(weights: WeightReport, build: Build, row: Row
     one = build(row("conv.weight", Status.LORA, (4, 320, 3, 3), error=0.1, rank=4))
     assert str(rank_summary(one)) == "4; 1 module of 1 at full rank"
     assert rank_summary(build(row("a.bias", Status.DENSE, (4,), error=0))) is None
-
-
-def test_worst_first_and_infinity_before_all(build: Build, row: Row) -> None:
-    errors = {"a": 0.1, "b": math.inf, "c": 0.3}
-    report = build(*(row(f"{n}.weight", Status.LORA, (4, 4), error=e, rank=1) for n, e in errors.items()))
-    assert [result.name for result in worst_modules(report, 2)] == ["b.weight", "c.weight"]
 
 
 def test_a_unet_is_ordered_as_its_input_flows(build: Build, row: Row) -> None:

@@ -12,7 +12,7 @@ from lbm_lora.fidelity.outputs import ImageSet
 from lbm_lora.files import MARK
 from lbm_lora.imaging.image_file import encode_image
 from lbm_lora.progress import LbmLoraWarning
-from lbm_lora.report import Report, full_text, parse_report, write_report
+from lbm_lora.report import Report, full_text, report_json, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
@@ -23,7 +23,7 @@ def test_all_forms_lie_in_one_folder(report: Report, build_set: Callable[..., Im
     assert {path.name for path in paths} == {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     text, json_file, page, image = paths
     assert text.read_text() == f"{full_text(report)}\n\n# {MARK}: report\n"
-    assert parse_report(json_file.read_text()) == report
+    assert json_file.read_text() == report_json(report)
     assert "data:image/png;base64," in page.read_text()
     assert image.read_bytes() == PNG
 

@@ -88,11 +88,7 @@ def screen(inspection: Inspection, spelling: Spelling = str) -> str:
 
 
 def write_page(inspection: Inspection, folder: Path) -> Path:
-    """Write `inspect.html` to a folder, which is made if it is missing, and return its path.
-
-    Raises:
-        OutputError: the folder cannot be made.
-    """
+    """Write `inspect.html` to a folder, which is made if it is missing, and return its path."""
     path = folder / PAGE
     write_text(path, render_page(inspection))
     return path

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from lbm_lora.checkpoint import (
     kind_of,
 )
 from lbm_lora.configs.values import AlphaIs, ForeignFormat
-from lbm_lora.errors import AdapterError, CheckpointError, LbmLoraError, plural
+from lbm_lora.errors import AdapterError, LbmLoraError, plural
 from lbm_lora.factorize import PACKED, Spectrum, allocate_error, energy_rank, product_svd
 from lbm_lora.fidelity.weights import block_of, names_in_order
 from lbm_lora.naming import DENOISER_PREFIX, ModuleName, ParamName, bias_of, leaf_of, module_of, weight_of
@@ -86,7 +85,7 @@ def file_facts(checkpoint: Checkpoint, found: Adapter | AdapterError | None) -> 
     """Return the facts that any file has."""
     files = () if checkpoint.in_memory else checkpoint.files
     tensor_nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    nbytes = sum(map(_size, files)) if files else tensor_nbytes
+    nbytes = sum(path.stat().st_size for path in files) if files else tensor_nbytes
     kind = kind_of(checkpoint.specs, checkpoint.metadata)
     unknown = "a file of tensors of no known kind" if checkpoint.specs else "a file without tensors"
     return FileFacts(
@@ -101,13 +100,6 @@ def file_facts(checkpoint: Checkpoint, found: Adapter | AdapterError | None) -> 
         header={key: value for key, value in sorted(checkpoint.metadata.items()) if key != _TENSOR_DIGESTS},
         refusal=found if isinstance(found, AdapterError) else None,
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} was removed or moved while it was in use. Run the command again.") from None
 
 
 def _dtypes(specs: Iterable[TensorSpec]) -> dict[str, int]:

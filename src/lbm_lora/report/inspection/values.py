@@ -14,12 +14,7 @@ Match = Literal["same", "different", "other shape", "only first", "only second"]
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A checkpoint that a LoRA names by its fingerprint.
-
-    Attributes:
-        fingerprint: digest of its denoiser; empty if the file does not record it.
-        known_as: the checkpoint that has it, of those at hand and those that lbm-lora knows; empty if none has.
-    """
+    """A checkpoint that a LoRA names by its denoiser's fingerprint, if its file does; `known_as`: who has it."""
 
     fingerprint: str
     known_as: str = ""
@@ -53,14 +48,7 @@ class DeltaFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockFacts:
-    """The tensors of one block of the network together.
-
-    Attributes:
-        tensors: deltas in a LoRA, tensors in a checkpoint.
-        norm: joint Frobenius norm.
-        share: of the squared norm of the file.
-        ranks, ranks_90, ranks_99: sums over its lora modules; 0 in a checkpoint.
-    """
+    """The deltas or tensors of one block together: joint norm, share of the file's squared norm, sums of ranks."""
 
     block: str
     tensors: int
@@ -74,11 +62,7 @@ class BlockFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
-    """How small the LoRA gets when ranks are dropped where they cost least; dense deltas stay.
-
-    Attributes:
-        relative_error: largest ||delta - rest||_F / ||delta||_F over the file.
-    """
+    """How small the LoRA gets when ranks are dropped where they cost least; dense deltas stay."""
 
     relative_error: float
     ranks: int
@@ -87,14 +71,7 @@ class Truncation:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """An LBM's denoiser tensors that the file does not hold, and what else it holds.
-
-    Attributes:
-        tensors: tensors of an LBM's denoiser.
-        missing: their names.
-        missing_kinds: kind -> missing tensors.
-        unexpected: names that an LBM's denoiser does not have.
-    """
+    """Of the tensors of an LBM's denoiser, those that the file does not hold, and what else it holds."""
 
     tensors: int
     missing: tuple[str, ...]
@@ -123,13 +100,9 @@ class AdapterFacts:
     """A LoRA.
 
     Attributes:
-        file_format: see `Adapter.file_format`.
         written_by: program that wrote it, as far as its header says.
-        base, tuned: the checkpoints that it was made from.
         ranks, scalings: rank, scaling -> lora modules.
         kinds: kind of delta -> how many.
-        dtype: of the stored factors and deltas.
-        factor_nbytes, dense_nbytes: bytes of factors and of dense deltas.
         norm: Frobenius norm of all deltas; nan if a value is not finite.
         broken: names with values that are not finite.
         coverage: None if most of its names are not those of an LBM.
@@ -174,12 +147,7 @@ class AdapterFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFacts:
-    """One tensor of a checkpoint's denoiser.
-
-    Attributes:
-        layer: see `DeltaFacts`.
-        norm: Frobenius norm; nan if a value is not finite.
-    """
+    """One tensor of a checkpoint's denoiser; see `DeltaFacts`."""
 
     name: str
     block: str
@@ -192,11 +160,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentFacts:
-    """Tensors of a checkpoint under one prefix.
-
-    Attributes:
-        dtypes: dtype -> tensors.
-    """
+    """Tensors of a checkpoint under one prefix; their number for each dtype."""
 
     name: str
     tensors: int
@@ -214,8 +178,7 @@ class CheckpointFacts:
         role_reason: which record says so.
         iterations: what LBM's own counter says; None if there is none.
         config: where the configuration of its networks comes from.
-        coverage: None if most of its names are not those of an LBM.
-        broken: names with values that are not finite.
+        coverage, broken: see `AdapterFacts`.
         tensors: those of the denoiser, or all.
     """
 
@@ -239,7 +202,6 @@ class FileFacts:
     Attributes:
         kind: with its article: `a LoRA`, `an LBM checkpoint`.
         files: names of the files behind the path; none for a state dict.
-        nbytes: their bytes.
         header_nbytes: bytes that are not tensors.
         dtypes: dtype -> tensors.
         header: strings of the header, without the digests of single tensors.
