@@ -250,11 +250,7 @@ def files_of(path: Path, format: FormatName) -> tuple[Path, ...]:
 
 
 def plan_files(outputs: Outputs, path: Path, format: FormatName, what: str = "") -> None:
-    """Note the files of an adapter in a format.
-
-    Args:
-        what: what they are, where the user did not name the path; see `Outputs.writes`.
-    """
+    """Note the files of an adapter in a format."""
     weights, *configs = files_of(path, format)
     outputs.writes(weights, what)
     for config in configs:

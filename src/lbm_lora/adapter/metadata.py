@@ -35,7 +35,6 @@ class AdapterMetadata:
         base_fingerprint: digest of the base's component; empty if the file does not record it.
         base_tensors: short digests of the base's tensors in the order of their names, joined.
         tuned_fingerprint: digest of the tuned component, for an extracted adapter.
-        facts: everything else, as stored in the header.
     """
 
     format: str = ""
@@ -99,8 +98,6 @@ def extraction_facts(
     """Return the facts of an extracted adapter.
 
     Args:
-        rank, conv_rank: requested ranks.
-        counts: tensors per ledger status.
         errors: errors measured after rounding to the stored dtype.
         settings: settings of the run; file names without folders.
     """

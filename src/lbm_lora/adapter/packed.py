@@ -105,7 +105,6 @@ def regridded(adapter: Adapter, given: Adapter) -> Adapter:
 
     Args:
         adapter: differs from `given` only in its dense deltas, and in a factor for each rank, which its unit absorbs.
-        given: packed.
     """
     modules = {name: _rescaled(module, given.modules[name]) for name, module in adapter.modules.items()}
     dense: dict[ParamName, Tensor] = {}

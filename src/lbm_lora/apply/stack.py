@@ -49,14 +49,11 @@ def fitting_adapters(
 
     Args:
         base: the component that they are applied to.
-        loras: adapter files, or adapters.
         lora_scale: one scale for all, or one per LoRA; see `LoraScale`.
         alpha_is: meaning of alpha in the files; see `load_adapter`.
         crop: for LoRAs made for SDXL; see `adapted_to_lbm`.
         attention_only: keep only names that contain attn1.to or attn2.to.
         allow_other_base: accept an adapter that was made from another base.
-        allow_unmatched: skip names of an adapter that are not in the base.
-        progress: receives the documented line about each adapter.
     """
     shapes = base.shapes
     whole: list[Adapter] = []

@@ -181,9 +181,7 @@ class TorchWriter(_Writer):
     `weights_only=True` can read it.
 
     Args:
-        specs: every tensor, in order.
         kind: the kind of checkpoint for the mark, see `lbm_lora.files`.
-        extra: plain entries next to the tensors.
         containers: each entry that holds the tensors -> the prefix of their names there; the bytes are stored once.
             The documented base has `model_state_dict`.
     """

@@ -115,7 +115,6 @@ class MergedAdapter:
 
     Attributes:
         adapter: the LoRA if it was kept in memory; None if it was written.
-        ledger: a row for each parameter of the LoRAs, with the error as stored.
     """
 
     adapter: Adapter | None
@@ -220,9 +219,6 @@ def _settings(
 def lossless_ranks(shrinking: Shrinking, cap: FixedRank | None = None, progress: Progress = SILENT) -> Ranks:
     """Return the numerical rank of each matrix: directions that are only rounding of the terms, as where two LoRAs
     share them or cancel, take none. A matrix whose factors would take more bytes is dense.
-
-    Args:
-        cap: the highest ranks, with which it is no longer lossless.
     """
     names = shrinking.products.matrices()
     progress.start(len(names), "finding ranks")
@@ -255,7 +251,6 @@ def chosen_ranks(
 
     Args:
         header: metadata of the file, as far as it is known.
-        norm: output norm, if errors are weighted by it; that of `shrinking`.
     """
     chooser = chooser_of(shrinking, [header], norm, progress, can_leave_out=False)
     (found,) = chooser.choose(rule, None)

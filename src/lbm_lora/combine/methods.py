@@ -73,7 +73,6 @@ def ties(terms: Sequence[Tensor], density: float) -> Tensor:
     """Return the disjoint mean of trimmed terms (TIES, algorithm 1, with scaling 1).
 
     Args:
-        terms: tensors of one shape.
         density: share of the entries, the largest ones, that each term keeps.
     """
     trimmed = torch.stack([_largest(term, density) for term in terms])
@@ -95,13 +94,7 @@ def dare(terms: Sequence[Tensor], density: float, generator: torch.Generator) ->
 
 @dataclass(frozen=True)
 class Core:
-    """Terms in their shared bases: term = left @ cores[t] @ right.
-
-    Attributes:
-        left: (out, p), orthonormal columns.
-        cores: (p, q) of each term.
-        right: (q, columns), orthonormal rows.
-    """
+    """Terms in their shared bases: term = left @ cores[t] @ right."""
 
     left: Float[Tensor, "out p"]
     cores: Sequence[Float[Tensor, "p q"]]

@@ -66,8 +66,6 @@ class Allocation:
 
     Attributes:
         ranks: rank of each delta, in the order of the spectra: 0 is nothing, None is the dense delta.
-        size: total bytes.
-        error_sq: total squared error.
     """
 
     ranks: tuple[int | None, ...]
@@ -121,15 +119,7 @@ def _smallest(spectrum: Spectrum, left: float) -> int | None:
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps along the hulls of all deltas, by falling gain per byte; the steps of each delta keep their order.
-
-    Attributes:
-        owners: index of the delta.
-        ranks: rank that the step leads to.
-        sizes: bytes that it adds.
-        gains: reduction of the squared error.
-        rates: gains / sizes.
-    """
+    """Steps along the hulls of all deltas, by falling gain per byte; the steps of each delta keep their order."""
 
     owners: Int64[np.ndarray, " steps"]
     ranks: Int64[np.ndarray, " steps"]

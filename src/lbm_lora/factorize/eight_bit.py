@@ -25,8 +25,6 @@ class EightBit:
     """Factors as a file stores them.
 
     Attributes:
-        up: (out, rank).
-        down: (rank, columns).
         unit: (rank,), fp32, positive.
     """
 

@@ -30,12 +30,7 @@ _CUTOFF = 1e-4  # directions of lost rows below this fraction of the largest are
 
 @dataclass(frozen=True)
 class Factors:
-    """Factors with matrix ~ up @ down, holding the stored values.
-
-    Attributes:
-        up: (out, rank).
-        down: (rank, columns).
-    """
+    """Factors with matrix ~ up @ down, holding the stored values."""
 
     up: Float[Tensor, "out rank"]
     down: Float[Tensor, "rank columns"]
@@ -63,7 +58,6 @@ def factorize(matrix: Float[Tensor, "out columns"], rank: int, dtype: torch.dtyp
         matrix: fp32, finite.
         rank: 1 or more, capped at min(out, columns).
         dtype: the stored dtype: fp32, fp16, bf16, or int8.
-        seed: seed of the randomized method.
     """
     return factorize_ranks(matrix, [rank], dtype, seed=seed)[0]
 
@@ -76,11 +70,7 @@ def factorize_ranks(
     seed: int,
     squared_norm: float | None = None,
 ) -> list[Factors]:
-    """Return the best factors for several ranks, in order, from one decomposition; see `factorize`.
-
-    Args:
-        squared_norm: squared norm of the matrix, if already known.
-    """
+    """Return the best factors for several ranks, in order, from one decomposition; see `factorize`."""
     bound = min(matrix.shape)
     highest = max((rank for rank in ranks if rank < bound), default=0)
     svd = truncated_svd(matrix, highest, seed=seed, squared_norm=squared_norm) if highest else None
@@ -155,11 +145,7 @@ def _refit(
 
 
 def concatenated(terms: Sequence[Factors]) -> Factors:
-    """Return factors whose product is the sum of the terms': the ranks add up.
-
-    Args:
-        terms: one or more, of one shape.
-    """
+    """Return factors whose product is the sum of the terms': the ranks add up."""
     ups, downs = [term.up.float() for term in terms], [term.down.float() for term in terms]
     return Factors(torch.cat(ups, dim=1), torch.cat(downs))
 

@@ -50,12 +50,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Counts:
-    """Factors as a packed file stores them.
-
-    Attributes:
-        up: (out, rank).
-        down: (rank, columns).
-    """
+    """Factors as a packed file stores them."""
 
     up: Int16[Tensor, "out rank"]
     down: Int16[Tensor, "rank columns"]
@@ -112,8 +107,6 @@ def nearest(
     """Round each row to its width, for the least error in a weighted norm.
 
     Args:
-        rows: finite.
-        widths: bits of each row.
         variances: the norm's diagonal, by which units are chosen.
         root: root of the norm; a triangular one passes errors on.
 
@@ -150,13 +143,7 @@ def relative_noise(
 
 @dataclass(frozen=True)
 class _Sampled:
-    """Sample of rows from which their units are chosen.
-
-    Attributes:
-        highest: the largest absolute value of each row.
-        values: elements of each row, evenly spread.
-        weights: cost of an error in each of them.
-    """
+    """Sample of rows from which their units are chosen."""
 
     highest: Float32[Tensor, " rank"]
     values: Float32[Tensor, "rank sample"]

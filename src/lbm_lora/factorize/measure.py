@@ -17,11 +17,6 @@ class Measure:
     """Sums over the values of one or several deltas: fp32 within blocks of 65536 values, fp64 over the blocks.
 
     Attributes:
-        numel: number of values.
-        delta_sq: sum of delta^2.
-        error_sq: sum of (delta - approximation)^2.
-        delta_abs: sum of |delta|.
-        error_abs: sum of |delta - approximation|.
         noise_sq: sum of ulp(tuned)^2 / 12, the variance added by rounding tuned to bf16 or fp16 storage; 0 if the delta
             is zero, since an untrained parameter keeps the base's rounding.
     """
@@ -80,7 +75,6 @@ def with_error(measured: Measure, delta: Tensor, approximation: Tensor | Factors
     """Return `measured` with the error of an approximation; infinite if the approximation has non-finite values.
 
     Args:
-        delta: fp32.
         approximation: fp32 of the same shape, or the factors of its matrix; None means zero: the file has nothing.
     """
     if approximation is None:

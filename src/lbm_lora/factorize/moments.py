@@ -106,9 +106,6 @@ class MomentAccumulator:
         size: n, the length of a row.
         dense_up_to: the largest n with a dense moment.
         sketch_rank: k, the columns of the sketch above it; 0 keeps only the diagonal.
-        repeat: `repeat` of the `Moment`.
-        seed: seed of Omega.
-        device: device of the sums.
     """
 
     def __init__(

@@ -29,7 +29,6 @@ class WidthCosts:
         rest: the squared error that is left at best, beyond these ranks.
         fixed_bytes: bytes of having any rank at all.
         dense_errors: (1 + widths,): the same for the dense delta, infinite at first; None if it is not a choice.
-        dense_bytes: (1 + widths,).
         is_needed: whether it may not be left out.
     """
 
@@ -49,8 +48,6 @@ class WidthAllocation:
     Attributes:
         widths: of each of the costs: bits of each rank, 0 for those left out; None if it is stored dense.
         dense: bits of those that are stored dense, 0 for others.
-        nbytes: total bytes.
-        error_sq: total squared error.
     """
 
     widths: tuple[tuple[int, ...] | None, ...]
@@ -96,9 +93,6 @@ class _Groups:
     """All costs as flat arrays.
 
     Attributes:
-        owners: index of the costs that a rank belongs to.
-        errors, nbytes: of each choice of each rank.
-        rest, fixed_bytes, is_needed: of each of the costs.
         dense_errors, dense_bytes: of each choice of each of the costs; infinite errors where dense is not a choice.
     """
 
@@ -137,13 +131,7 @@ def _columns(each: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Taken:
-    """Choices at one price. Widths are listed only on request, since there are many.
-
-    Attributes:
-        best: choice of each rank.
-        dense: choice of each of the costs that is stored dense.
-        is_dense: which are.
-    """
+    """Choices at one price. Widths are listed only on request, since there are many."""
 
     groups: _Groups
     best: Int64[np.ndarray, " ranks"]

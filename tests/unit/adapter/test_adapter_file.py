@@ -24,7 +24,6 @@ from lbm_lora.adapter import (
 )
 from lbm_lora.adapter.adapter_file import is_unchanged, plan_files
 from lbm_lora.adapter.formats import Saved
-from lbm_lora.configs.values import FormatName
 from lbm_lora.errors import AdapterError, OutputError
 from lbm_lora.files import Outputs
 from lbm_lora.naming import ModuleName, ParamName
@@ -215,12 +214,6 @@ EARLIER: dict[str, Ranks] = {
     "full rank": {"conv_out": ((4, 6, 3, 3), 4, 9984.0), "a": ((8, 9), 8, 9984.0)},
     "a rank that bf16 rounds": {"conv_out": ((4, 6, 3, 3), 4, 302.0), "a": ((302, 303), 301, 302.0)},
 }
-OTHERS: dict[str, Ranks] = {
-    "alpha above a rank that no matrix caps": {"conv_out": ((4, 6, 3, 3), 4, 16.0), "a": ((8, 9), 6, 12.0)},
-    "alpha below a rank": {"conv_out": ((4, 6, 3, 3), 4, 16.0), "a": ((8, 9), 6, 3.0)},
-    "alpha of all is the rank": {"conv_out": ((4, 6, 3, 3), 4, 4.0), "a": ((8, 9), 6, 6.0)},
-    "alpha of all is half the rank": {"conv_out": ((4, 6, 3, 3), 4, 2.0), "a": ((8, 9), 8, 4.0)},
-}
 
 
 def write_ranks(path: Path, ranks: Ranks, **metadata: str) -> None:
@@ -246,14 +239,6 @@ def test_the_earlier_implementation_is_recognised_without_its_metadata(tmp_path:
     as_it_stands = load_adapter(path, alpha_is="file")
     assert {module.alpha for module in as_it_stands.modules.values()} == {a for _, _, a in EARLIER[name].values()}
     assert {module.scaling for module in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_alphas_count_as_they_stand(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "x.safetensors"
-    write_ranks(path, OTHERS[name])
-    assert {m.alpha for m in load_adapter(path).modules.values()} == {a for _, _, a in OTHERS[name].values()}
-    assert {m.scaling for m in load_adapter(path, alpha_is="rank").modules.values()} == {1.0}
 
 
 NOT_READ = (
@@ -308,15 +293,6 @@ def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, key: st
         load_adapter(path)
 
 
-@pytest.mark.parametrize("format", ["native", "kohya"])
-def test_a_lora_of_which_nothing_would_be_left_is_refused(tmp_path: Path, format: FormatName) -> None:
-    dense = {ParamName("conv_in.bias"): torch.ones(4), ParamName("conv_norm_out.weight"): torch.ones(4)}
-    adapter = Adapter(modules={}, dense=dense, metadata=AdapterMetadata())
-    with pytest.raises(AdapterError, match=r"^nothing is left for .*x\.safetensors: the LoRA holds only 1 bias"):
-        save_adapter(adapter, tmp_path / "x.safetensors", format=format, wishes=Wishes("drop", "drop"))
-    assert list(tmp_path.iterdir()) == []
-
-
 def made(value: float = 1.0, alpha: float = 2.0) -> Adapter:
     names = [ModuleName("a"), ModuleName("b")]
     modules = {name: LoraModule(name, torch.ones(2, 4), torch.full((8, 2), value), alpha) for name in names}
@@ -362,15 +338,6 @@ def test_the_header_names_the_format_and_no_reader_takes_the_file_for_a_native_o
     assert "lbm_lora_format" not in header
     assert header["ss_network_dim"] == "2"
     assert load_adapter(path).metadata == EXPORTED
-
-
-def test_factors_in_8_bits_are_expanded(tmp_path: Path) -> None:
-    eight_bit = LORA.cast(torch.int8)
-    found = load_adapter(eight_bit.save(tmp_path / "x.safetensors", "comfyui"))
-    module, original = found.modules[TO_Q], eight_bit.modules[TO_Q]
-    assert torch.equal(module.up, original.up)
-    assert module.up.dtype == found.dense[ParamName("conv_in.bias")].dtype == torch.float32
-    assert found.dtype is None
 
 
 def test_tensors_of_several_dtypes_get_the_one_that_holds_them_all(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Lora modules and adapters as values, what they record, and the scale that a user writes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -112,21 +111,6 @@ def deltas(*adapters: Adapter) -> list[tuple[Tensor, ...]]:
     return [tuple(one for one in row if one is not None) for row in found]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Measured(Adapter):
-    """An adapter with a number that was measured on it."""
-
-    error: float = 0.5
-
-
-def test_what_was_measured_on_an_adapter_is_not_said_of_a_part_of_it(adapter: Adapter) -> None:
-    measured = Measured(adapter.modules, adapter.dense, adapter.metadata, "denoiser.", Path("x.safetensors"))
-    assert repr(measured).startswith("<Measured x.safetensors: ")
-    for other in (measured.cast(torch.bfloat16), measured.filtered(lambda _: True)):
-        assert type(other) is Adapter
-        assert (other.prefix, other.path) == ("denoiser.", Path("x.safetensors"))
-
-
 def test_the_common_dtype_is_that_of_all_factors_or_fp32(adapter: Adapter) -> None:
     half, eight = adapter.cast(torch.bfloat16), adapter.cast(torch.int8)
     assert common_dtype([half, half]) == torch.bfloat16
@@ -182,35 +166,12 @@ def test_counts_add_up_and_name_every_status() -> None:
     assert Ledger(()).counts() == {"lora": 0, "dense": 0, "unchanged": 0, "excluded": 0}
 
 
-def test_the_highest_ranks_are_those_of_stored_linear_and_conv_layers() -> None:
-    shapes = {"a": ((4, 6), 3), "b": ((4, 6), 5), "c": ((4, 6, 3, 3), 2)}
-    rows = [
-        LedgerRow(ParamName(name), Status.LORA, "", shape, rank, Measure()) for name, (shape, rank) in shapes.items()
-    ]
-    assert Ledger(tuple(rows)).highest_ranks() == (5, 2)
-    assert LEDGER.of(Status.EXCLUDED)
-    assert Ledger(tuple(LEDGER.of(Status.EXCLUDED))).highest_ranks() == (0, 0)
-
-
 FACTS = st.dictionaries(st.text().filter(lambda key: not key.startswith("lbm_lora_")), st.text())
 
 
 @given(st.builds(AdapterMetadata, st.text(), st.text(), st.text(), st.text(), FACTS))
 def test_to_a_header_and_back(metadata: AdapterMetadata) -> None:
     assert AdapterMetadata.from_header(metadata.to_header()) == metadata
-
-
-@pytest.mark.parametrize(
-    ("facts", "is_made"),
-    [
-        ({}, False),
-        ({"lbm_lora_settings": '{"method":"plain"}'}, False),
-        ({"lbm_lora_settings": '{"method":"calibrated"}'}, True),
-        ({"lbm_lora_settings": '{"method":"plain"}', "lbm_lora_refinement": "{}"}, True),
-    ],
-)
-def test_a_calibrated_or_refined_file_is_made_for_the_output(facts: dict[str, str], is_made: bool) -> None:
-    assert AdapterMetadata(facts=facts).is_made_for_output is is_made
 
 
 NAMES = [

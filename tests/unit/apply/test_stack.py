@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from lbm_lora.adapter import Adapter, AdapterMetadata, LoraModule, save_adapter
-from lbm_lora.apply import fitting_adapters, stack
-from lbm_lora.checkpoint import Component, Fingerprint, fingerprint, open_checkpoint
-from lbm_lora.errors import AdapterError, PatternError
+from lbm_lora.apply import fitting_adapters
+from lbm_lora.checkpoint import Component, fingerprint, open_checkpoint
+from lbm_lora.errors import AdapterError
 from lbm_lora.naming import ModuleName, ParamName
-from lbm_lora.progress import LbmLoraWarning
 
 NAMES = ("b.attn1.to_q", "b.attn2.to_out.0", "b.conv_in")
 
@@ -95,41 +94,3 @@ def test_what_does_not_match_stops_unless_allowed(base: Component, make: Make) -
     assert set(scaled[0].adapter.modules) == set(NAMES)
     assert applied[0].unmatched == ("b.gone.weight",)
     assert notes.lines == ["Native LoRA applied (all layers): 3 success, 1 failed (75.0% success rate)"]
-
-
-def test_the_base_is_read_last_and_once(base: Component, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Component] = []
-
-    def counted(component: Component) -> Fingerprint:
-        read.append(component)
-        return fingerprint(component)
-
-    monkeypatch.setattr(stack, "fingerprint", counted)
-    with pytest.raises(PatternError):
-        fitting_adapters(base, [make("a.safetensors", *NAMES), make("b.safetensors", *NAMES)], [1.0, "1,nothing=0"])
-    assert read == []
-    fitting_adapters(base, [make("a.safetensors", *NAMES), make("b.safetensors", *NAMES)], [1.0])
-    assert len(read) == 1
-
-
-def test_a_lora_of_sdxl_is_applied_without_what_sees_the_text(tmp_path: Path) -> None:
-    shapes = {"b.attn2.to_k": (4, 6), "b.attn2.to_q": (4, 4), "b.attn1.to_k": (4, 4)}
-    weights = {f"denoiser.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
-    save_file(weights, tmp_path / "base.safetensors")
-    base = open_checkpoint(tmp_path / "base.safetensors").component()
-    modules = {
-        ModuleName(name): LoraModule(
-            ModuleName(name), torch.ones(2, 16 if "attn2.to_k" in name else 4), torch.ones(4, 2), 2.0
-        )
-        for name in shapes
-    }
-    save_adapter(Adapter(modules, {}, prefix="denoiser."), tmp_path / "sdxl.safetensors")
-    unknown = "does not say which base it was made from"
-    with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="was made for SDXL"):
-        (scaled,), (applied,) = fitting_adapters(base, [tmp_path / "sdxl.safetensors"], [1.0])
-    assert set(scaled.adapter.modules) == {"b.attn2.to_q", "b.attn1.to_k"}
-    assert (applied.modules, applied.left_out, applied.unmatched) == (2, ("b.attn2.to_k.weight",), ())
-    with pytest.warns(LbmLoraWarning, match=unknown), pytest.warns(LbmLoraWarning, match="Cropped"):
-        (scaled,), (applied,) = fitting_adapters(base, [tmp_path / "sdxl.safetensors"], [1.0], crop=True)
-    assert scaled.adapter.modules[ModuleName("b.attn2.to_k")].down.shape == (2, 6)
-    assert (applied.modules, applied.left_out) == (3, ())

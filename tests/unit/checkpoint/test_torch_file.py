@@ -199,15 +199,6 @@ def test_a_tensor_that_claims_more_than_its_bytes(tmp_path: Path) -> None:
     assert text == ": a is (1099511627776,) fp32, but has only 4 bytes. The file is damaged: download it again."
 
 
-def test_complex_numbers_and_big_endian_machines(tmp_path: Path) -> None:
-    text = error_of(tmp_path / "a.ckpt", saved({"a": torch.ones(2, dtype=torch.complex64)}))
-    assert text == ": a has the dtype of another program and the shape (2,), which no weight has."
-    swapped = rewritten(saved(STATE), lambda name, data: b"big" if name.endswith("byteorder") else data)
-    assert error_of(tmp_path / "a.ckpt", swapped) == (
-        " was written on a big-endian machine. Save it again on a little-endian one."
-    )
-
-
 @pytest.mark.parametrize("value", [{}, {"epoch": 3}, {"state_dict": {}}, {"model": STATE}])
 def test_a_file_without_tensors(tmp_path: Path, value: object) -> None:
     text = error_of(tmp_path / "a.ckpt", saved(value))

@@ -78,16 +78,6 @@ def test_a_saved_state_goes_on_to_the_same_bytes(form: str, rand: Rand) -> None:
         assert part is None or torch.equal(part, same)
 
 
-@pytest.mark.parametrize(
-    ("size", "dense_up_to", "sketch_rank", "dense"), [(8, 8, 4, True), (9, 8, 4, False), (9, 0, 9, True)]
-)
-def test_the_width_decides_what_is_kept(size: int, dense_up_to: int, sketch_rank: int, dense: bool) -> None:
-    accumulator = MomentAccumulator(size, dense_up_to=dense_up_to, sketch_rank=sketch_rank)
-    held = sum(tensor.numel() for name, tensor in accumulator.state().items() if name not in ("seed", "repeat"))
-    assert held == (size * size if dense else size * (sketch_rank + 1))
-    assert (accumulator.result().dense is not None) == dense
-
-
 @pytest.mark.parametrize("name", ["exponential", "power 2", "power 1", "power 0.5", "rank 8", "flat"])
 def test_a_sketch_is_as_near_as_the_theory_has_it(name: str) -> None:
     """Theorem 4.1 of arXiv 1706.05736: E ||M - F F^T||_1 <= min over r of (1 + r / (k - r - 1)) * sum of values > r."""
@@ -123,18 +113,6 @@ def test_a_root_times_itself_is_the_moment(form: str, repeat: int, spectrum: str
     matrix = matrix_with(6, 24 * repeat, SPECTRA["flat"], seed)
     assert (root.solve(root.times(matrix)) - matrix).norm() < 1e-3 * matrix.norm()
     assert (root.times(root.solve(matrix)) - matrix).norm() < 1e-3 * matrix.norm()
-
-
-@pytest.mark.parametrize("repeat", [1, 4])
-@pytest.mark.parametrize("form", FORMS)
-def test_quadratic_and_trace(form: str, repeat: int, rand: Rand) -> None:
-    moment = moment_of(form, repeat=repeat)
-    matrix, exact = rand(7, 40 * repeat), whole(moment)
-    assert moment.size == 40
-    assert moment.trace == pytest.approx(float(exact.trace()), rel=1e-10)
-    assert moment.quadratic(matrix) == pytest.approx(float((matrix.double() @ exact @ matrix.double().mT).trace()))
-    weighed = moment.root(1e-9).times(matrix).double().square().sum()
-    assert moment.quadratic(matrix) == pytest.approx(float(weighed), rel=1e-4)
 
 
 def test_a_conv_shares_the_moment_of_its_channels_between_positions(rand: Rand) -> None:

@@ -127,7 +127,6 @@ def dora_delta(base: Tensor, delta: Tensor, magnitude: Tensor, *, epsilon: float
     Args:
         base, delta: the base's weight, and scaling * up @ down, in one shape.
         magnitude: as many axes as the weight, each of its size or 1: (out, 1[, 1, 1]) or (1, in[, 1, 1]).
-        epsilon: added to the norm.
     """
     weight = base.float()
     direction = weight + delta.float()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lbm_lora.adapter import FORMAT, Adapter, AdapterMetadata, LoraModule, Wishes, load_adapter, save_adapter
@@ -26,7 +26,6 @@ seeded = settings(
     max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 TO_Q, CONV = ModuleName("attn1.to_q"), ModuleName("conv_out")
 BASE = {
     "attn1.to_q.weight": torch.ones(5, 3),
@@ -168,16 +167,6 @@ def test_ways_to_write_biases_and_norms(
 
 DOWN, UP = torch.randn(2, 3), torch.randn(5, 2)
 FACTORS = {"base_model.model.a.lora_A.weight": DOWN, "base_model.model.a.lora_B.weight": UP}
-
-
-def write(folder: Path, tensors: Mapping[str, Tensor], fields: Mapping[str, Any], name: str = "") -> Path:
-    own = {key: tensor.clone() for key, tensor in tensors.items()}
-    if name.endswith(".bin"):
-        torch.save(own, folder / name)
-    else:
-        save_file(own, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3, **fields}))
-    return folder
 
 
 def test_without_a_config_the_scaling_is_1_and_said_to_be() -> None:
