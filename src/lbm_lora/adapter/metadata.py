@@ -119,7 +119,6 @@ def rounded(error: float) -> float:
 
 
 def compact(value: object) -> str:
-    """Return JSON as facts hold it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

@@ -90,7 +90,6 @@ def prefix_of(keys: Iterable[str]) -> str:
 def decode(
     tensors: Mapping[str, Tensor], prefix: str, where: Path
 ) -> tuple[dict[ModuleName, LoraModule], dict[ParamName, Tensor]]:
-    """Return the lora modules and dense deltas in a file's tensors. A missing alpha means the rank."""
     parts: dict[ModuleName, dict[str, Tensor]] = {}
     dense: dict[ParamName, Tensor] = {}
     unknown: list[str] = []
@@ -154,7 +153,6 @@ def alpha_in(stored: Tensor, name: ModuleName, where: Path) -> float:
 
 
 def _from_int8(name: ModuleName, up: Tensor, down: Tensor, unit: Tensor, where: Path) -> LoraModule:
-    """Return one lora module from factors in 8 bits, in fp32."""
     rank = down.shape[0]
     if up.dtype != torch.int8 or down.dtype != torch.int8 or unit.shape != (rank,) or unit.dtype != torch.float32:
         raise AdapterError(

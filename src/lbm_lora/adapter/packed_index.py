@@ -41,7 +41,6 @@ class Index:
     dense: Mapping[ParamName, tuple[tuple[int, ...], int]]
 
     def encoded(self) -> UInt8[np.ndarray, " n"]:
-        """Return the bytes of the index."""
         text = {
             "prefix": self.prefix,
             "modules": {name: [shape, _digits(widths)] for name, (shape, widths) in self.modules.items()},

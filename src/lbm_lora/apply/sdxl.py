@@ -68,7 +68,6 @@ def _is_wider(adapter: Adapter, name: ParamName, shapes: Mapping[ParamName, tupl
 
 
 def _cropped(adapter: Adapter, columns: Mapping[ParamName, int]) -> Adapter:
-    """Keep the first columns of some deltas."""
 
     def module(name: ModuleName, whole: LoraModule) -> LoraModule:
         count = columns.get(weight_of(name))

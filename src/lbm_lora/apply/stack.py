@@ -11,7 +11,7 @@ from lbm_lora.apply.sdxl import adapted_to_lbm
 from lbm_lora.checkpoint import Component, fingerprint
 from lbm_lora.configs.values import AlphaIs
 from lbm_lora.errors import AdapterError, ConfigError, Option, plural
-from lbm_lora.naming import ATTENTION, ParamName, leaf_of
+from lbm_lora.naming import ATTENTION, leaf_of
 from lbm_lora.progress import SILENT, Progress
 
 
@@ -86,16 +86,12 @@ def fitting_adapters(
 
 
 def _attention_of(adapter: Adapter) -> Adapter:
-    part = adapter.filtered(_is_attention)
+    part = adapter.filtered(lambda name: any(pattern in name for pattern in ATTENTION))
     if not part.params:
         raise AdapterError(
             f"{adapter.label} has no keys with attn1.to or attn2.to. Run without ", Option("attention_only"), "."
         )
     return part
-
-
-def _is_attention(name: ParamName) -> bool:
-    return any(pattern in name for pattern in ATTENTION)
 
 
 def _say(adapter: Adapter, applied: AppliedAdapter, which: str, progress: Progress) -> None:

@@ -86,7 +86,6 @@ def _first(value: object, *rest: object) -> object:
 
 
 def _rebuild_from_type(rebuild: object, kind: object, arguments: tuple[object, ...], *rest: object) -> object:
-    """Return the tensor without its extra attributes."""
     return rebuild(*arguments) if rebuild in (_rebuild, _first) else _Inert()  # pyright: ignore[reportCallIssue]
 
 
@@ -170,7 +169,6 @@ class TorchFile:
         return spec
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the tensor `name` in its storage dtype, as a view of the file."""
         lazy, dtype = self._tensors[name], self.specs[name].dtype
         offset, nbytes = self._places[lazy.key]
         try:
@@ -196,7 +194,6 @@ def _is_archive(path: Path) -> bool:
 
 
 def _root(path: Path, archive: zipfile.ZipFile) -> str:
-    """Return the archive's top folder, with a slash."""
     names = archive.namelist()
     root = next((name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")), None)
     if root is None:

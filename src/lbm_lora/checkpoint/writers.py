@@ -122,7 +122,6 @@ class SafetensorsWriter(_Writer):
         self._position += self._file.write(bytes_of(tensor))
 
     def _finish(self) -> None:
-        """Append the held-back tensors, widest items first, and fill in the header."""
         for name, tensor in sorted(self._late, key=lambda row: -row[1].dtype.itemsize):
             self._append(name, tensor)
         header = _header(self._entries, self.metadata)

@@ -171,7 +171,6 @@ def merge_adapters(
 
 
 def _stored_dtype(config: MergeConfig, adapters: Sequence[Adapter]) -> torch.dtype:
-    """Return the dtype asked for, else that of all LoRAs, else fp32; fp32 for exact factors."""
     if config.save_precision is not None:
         return precision(config.save_precision)
     return torch.float32 if config.exact else common_dtype(adapters)
@@ -199,7 +198,6 @@ def _settings(
     density: float,
     dtype: torch.dtype,
 ) -> dict[str, object]:
-    """Return the settings that the file records; file names without folders."""
     made_for_output = config.calibration is not None or any(one.metadata.is_made_for_output for one, _ in loras)
     return {
         "merged": [

@@ -151,7 +151,6 @@ def knots(terms: Sequence[Factors], density: float) -> Factors:
 
 
 def _even(term: Factors) -> Factors:
-    """Return a term as U sqrt(S), sqrt(S) V^T, whatever its factors are."""
     svd = _significant(product_svd(term))
     root = svd.values.sqrt()
     return Factors(svd.left * root, root[:, None] * svd.right)
@@ -163,7 +162,6 @@ def _significant(svd: TruncatedSVD) -> TruncatedSVD:
 
 
 def _basis(columns: Float[Tensor, "n k"]) -> Float[Tensor, "n p"]:
-    """Return the left singular vectors that span the columns."""
     return _significant(exact_svd(columns, min(columns.shape))).left
 
 

@@ -6,14 +6,11 @@ in order of gain per byte gives the least error at every size along the way (Fox
 Analysis", 1966). Between two such sizes the result is off by less than the gain of one step.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-
-from lbm_lora.errors import InputError
 
 _DENSE = -1  # stands for the dense delta in arrays of ranks
 _SLACK = 1e-9  # the same sum in another order rounds differently
@@ -36,14 +33,6 @@ class Spectrum:
     rank_bytes: int
     fixed_bytes: int = 0
     dense_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.squares).all() and (self.squares >= 0).all() and 0 <= self.rest < math.inf):
-            raise InputError("a spectrum has values that are negative or not finite.")
-        if self.rank_bytes < 1 or self.fixed_bytes < 0 or (self.dense_bytes is not None and self.dense_bytes < 1):
-            raise InputError(
-                f"a rank ({self.rank_bytes} bytes) and a dense delta ({self.dense_bytes}) must take at least 1."
-            )
 
     def size(self, rank: int | None) -> int:
         """Return the bytes of a rank, of nothing (0), or of the dense delta (None)."""

@@ -80,7 +80,6 @@ def counts_of(factors: Factors, grid: Grid) -> Counts:
 
 
 def vector_of(counts: Int16[Tensor, " n"], grid: Grid) -> Float32[Tensor, " n"]:
-    """Return a vector's values."""
     return counts.float() * grid.unit
 
 
@@ -93,7 +92,6 @@ def vector_counts(values: Float[Tensor, " n"], grid: Grid) -> Int16[Tensor, " n"
 
 
 def largest(width: int) -> int:
-    """Return the largest count of a width."""
     return 2 ** (width - 1) - 1
 
 
@@ -164,7 +162,6 @@ def _sampled(values: Float32[Tensor, "rank columns"], variances: Tensor | None) 
 
 
 def _units(sampled: _Sampled, widths: Sequence[int]) -> Float32[Tensor, " rank"]:
-    """Return the unit of each row, judged by a sample."""
     unit = torch.ones_like(sampled.highest)
     for width in set(widths):
         rows = torch.tensor([index for index, one in enumerate(widths) if one == width])
@@ -178,7 +175,6 @@ def _units_of_width(
     weights: Float32[Tensor, " columns"],
     width: int,
 ) -> tuple[Float32[Tensor, " rank"], Float32[Tensor, " rank"]]:
-    """Return unit and squared error of rows of one width."""
     most, least = largest(width), torch.finfo(torch.float32).tiny
     if width not in _CLIPS:
         unit = shortened((highest / most).clamp_(min=least))

@@ -46,12 +46,10 @@ class Moment:
 
     @property
     def size(self) -> int:
-        """The width n."""
         return self.variances().shape[0]
 
     @property
     def trace(self) -> float:
-        """The trace of M, over all columns that it stands for."""
         return self.repeat * float(self.variances().sum())
 
     def variances(self) -> Float[Tensor, " n"]:
@@ -126,7 +124,6 @@ class MomentAccumulator:
 
     @property
     def size(self) -> int:
-        """The width n."""
         return len(self._diagonal if self._dense is None else self._dense)
 
     @property
@@ -179,7 +176,6 @@ class MomentAccumulator:
 
 @lru_cache(maxsize=32)  # a model has few widths
 def _test_matrix(size: int, rank: int, seed: int, device: torch.device) -> Float[Tensor, "size rank"]:
-    """Return random orthonormal columns."""
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(size, rank, generator=generator)).Q.to(device)
 

@@ -122,5 +122,4 @@ def vectors_of(matrix: Float[Tensor, "rows columns"], repeat: int) -> Float[Tens
 
 
 def _inverse(values: Tensor) -> Tensor:
-    """Return 1 / values, and 0 for 0."""
     return torch.where(values > 0, 1 / values, torch.zeros_like(values))

@@ -33,7 +33,6 @@ class TruncatedSVD:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three factors."""
         return self.left, self.values, self.right
 
     def first(self, rank: int) -> "TruncatedSVD":

@@ -125,7 +125,6 @@ def _grouped(costs: Sequence[WidthCosts]) -> _Groups:
 
 
 def _columns(each: Sequence[np.ndarray], dtype: type[np.number]) -> np.ndarray:
-    """Return one column for each of the costs, of which there may be none."""
     return np.array(each, dtype).reshape(-1, 1 + len(WIDTHS)).T
 
 

@@ -172,14 +172,3 @@ def test_what_a_killed_instance_has_left_is_removed(lists: Path) -> None:
         with files.new_path("loras/x") as other:
             assert other.name == "x_00002_.safetensors"
     assert list(folder.iterdir()) == []
-
-
-def test_a_lora_that_comes_to_a_held_name_is_kept(lists: Path, tmp_path: Path) -> None:
-    """As another machine's does that a program copies into the folder."""
-    lora = Adapter.load(lists / "loras/relight.safetensors")
-    theirs = lora.cast(torch.float16).save(tmp_path / "theirs.safetensors").read_bytes()
-    with files.new_path("loras/x") as path:
-        path.write_bytes(theirs)
-        with pytest.raises(OutputError, match=r"x_00001_\.safetensors appeared while this command ran"):
-            lora.save(path)
-    assert path.read_bytes() == theirs

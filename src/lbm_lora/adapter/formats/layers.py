@@ -76,7 +76,6 @@ class Before:
     replaced: str = ""
 
     def encoded(self) -> str:
-        """Return the value of the header entry."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod

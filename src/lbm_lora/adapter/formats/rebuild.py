@@ -88,7 +88,6 @@ def _tucker_or_product(parts: Mapping[str, Tensor], left: str, right: str, core:
 
 
 def _matrix(parts: Mapping[str, Tensor], role: str) -> Tensor:
-    """Return a part as a matrix, kernels flattened."""
     if role not in parts or parts[role].dim() < 2 or not parts[role].numel():
         raise _misfit()
     return parts[role].flatten(1)
