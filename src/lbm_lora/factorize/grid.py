@@ -18,8 +18,7 @@ from jaxtyping import Float, Float32, Float64, Int16
 from torch import Tensor
 
 from lbm_lora.errors import InputError
-from lbm_lora.factorize.eight_bit import power_of_two, shortened
-from lbm_lora.factorize.factors import Factors
+from lbm_lora.factorize.factors import Factors, root_of_unit, shortened
 from lbm_lora.factorize.roots import Root, TriangularRoot, joined, vectors_of
 
 PACKED = torch.int16
@@ -58,13 +57,13 @@ class Counts:
 
     def factors(self) -> Factors:
         """Return both factors in fp32, each unit split about evenly between them, `down` with a power of two."""
-        share = _share(self.grid.unit)
+        share = root_of_unit(self.grid.unit)
         return Factors(self.up.float() * (self.grid.unit / share), self.down.float() * share[:, None])
 
 
 def counts_of(factors: Factors, grid: Grid) -> Counts:
     """Invert `Counts.factors`."""
-    share = _share(grid.unit)
+    share = root_of_unit(grid.unit)
     up, down = (factors.up.float() / (grid.unit / share)).round(), (factors.down.float() / share[:, None]).round()
     most = torch.tensor([largest(width) for width in grid.widths], dtype=torch.float32)
     found = Counts(up.to(torch.int16), down.to(torch.int16), grid)
@@ -216,8 +215,3 @@ def _planes(
         if start:
             wanted[:, :start] += errors @ passed[start:end, :start]
     return counts
-
-
-def _share(unit: Float32[Tensor, " rank"]) -> Float32[Tensor, " rank"]:
-    """Return the power of two nearest to the root of each unit."""
-    return power_of_two(torch.frexp(unit).exponent // 2)

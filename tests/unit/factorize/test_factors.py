@@ -25,7 +25,7 @@ from lbm_lora.factorize import (
     weighted_product_svd,
     weighted_svd,
 )
-from lbm_lora.factorize.eight_bit import on_grid
+from lbm_lora.factorize.factors import on_grid
 from spectra import SPECTRA, WORST, bound_of, error_of, matrix_with
 
 HALVES = [torch.bfloat16, torch.float16]
