@@ -5,6 +5,9 @@ unpickler used here knows only tensors and plain containers; every other class b
 neither run code nor fail because a class of its trainer is not installed. Its instructions are read once before they
 are followed, so that it cannot ask for memory that its size does not justify. Tensor bytes stay in the file, behind a
 memory map, until a tensor is requested.
+
+`torch.load` with such an unpickler would do most of this, but it hands TorchScript archives to `torch.jit.load`, takes
+compressed records for tensors, and lets a pickle fill the memory: the checks against that are half of this module.
 """
 
 import collections

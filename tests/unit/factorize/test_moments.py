@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lbm_lora.factorize import Moment, MomentAccumulator, Root
-from lbm_lora.factorize.roots import cholesky, low_rank_root, triangular_root
+from lbm_lora.factorize.roots import cholesky, low_rank_root
 from spectra import SPECTRA, matrix_with
 
 Rand = Callable[..., Tensor]
@@ -132,25 +132,6 @@ def moment_parts(seed: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     diagonal = 0.5 + torch.rand(SIZE, generator=draw, dtype=torch.float64)
     return diagonal, torch.randn(SIZE, RANK, generator=draw, dtype=torch.float64)
-
-
-def root_of(kind: str, seed: int, repeat: int = 1) -> tuple[Root, Tensor]:
-    """A root, and its M as a matrix."""
-    diagonal, factor = moment_parts(seed)
-    moment = torch.diag(diagonal) + factor @ factor.mT
-    root = triangular_root(moment, 1e-6, repeat) if kind == "triangular" else low_rank_root(diagonal, factor, repeat)
-    return root, moment
-
-
-KINDS = pytest.mark.parametrize("kind", ["triangular", "low rank"])
-
-
-@KINDS
-def test_one_moment_holds_for_every_position_of_a_kernel(kind: str, rand: Rand) -> None:
-    plain, repeated = root_of(kind, 0)[0], root_of(kind, 0, repeat=4)[0]
-    matrix = rand(5, SIZE * 4)
-    whole = torch.kron(plain.times(torch.eye(SIZE)), torch.eye(4))  # columns are ordered (n, repeat)
-    torch.testing.assert_close(repeated.times(matrix), matrix @ whole)
 
 
 def test_where_the_moment_is_zero_a_solution_is_zero(rand: Rand) -> None:

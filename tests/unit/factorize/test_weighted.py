@@ -13,7 +13,6 @@ from lbm_lora.factorize import (
     Factors,
     Moment,
     MomentAccumulator,
-    WeightedSVD,
     Weights,
     Whitening,
     truncated_svd,
@@ -112,32 +111,6 @@ def output_error(delta: Tensor, approximation: Factors | None, whitening: Whiten
     """(squared error, squared norm) of a delta in the weighted norm."""
     left = delta if approximation is None else delta - approximation.product()
     return float(whitening(left).double().square().sum()), float(whitening(delta).double().square().sum())
-
-
-def naive(svd: WeightedSVD, dtype: torch.dtype) -> Factors:
-    """Both factors rounded, each for itself."""
-    return Factors((svd.left * svd.values.sqrt()).to(dtype), (svd.values.sqrt()[:, None] * svd.right).to(dtype))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("rank", "share"), [(4, 0.95), (20, 0.8)])
-@pytest.mark.parametrize("spectrum", ["power 1"])
-def test_the_fit_of_up_takes_back_some_of_what_rounding_cost(
-    spectrum: str, rank: int, share: float, dtype: torch.dtype
-) -> None:
-    fitted, plain = 0.0, 0.0
-    for seed in range(6):  # how far a matrix is rounded is chance
-        matrix, weights = (
-            matrix_with(24, 36, SPECTRA["power 1"], seed),
-            weights_of("dense", spectrum=spectrum, seed=seed),
-        )
-        whitening = weights.whitening()
-        svd = weighted_svd(matrix, rank, whitening, seed=0)
-        values, error_of = brute_force(matrix, weights)
-        optimum = float(values[rank:].square().sum())
-        fitted += error_of(matrix - weighted_factors(svd, dtype, whitening).product()) - optimum
-        plain += error_of(matrix - naive(svd, dtype).product()) - optimum
-    assert 0 < fitted < share * plain
 
 
 def test_the_error_is_that_of_a_linear_network(rand: Rand) -> None:

@@ -131,20 +131,6 @@ FILE = {"unet.a.lora_A.weight": DOWN, "unet.a.lora_B.weight": UP}
 
 
 @pytest.mark.parametrize(
-    ("header", "scaling"),
-    [
-        ({"unet.r": 2, "unet.lora_alpha": 3, "text_encoder.r": 8}, 1.5),
-        ({"r": 2, "lora_alpha": 3, "use_rslora": True}, 3 / 2**0.5),
-        ({"r": 9, "lora_alpha": 3, "rank_pattern": {"^a": 2}, "alpha_pattern": {"a": 5}}, 2.5),
-    ],
-)
-def test_the_headers_alphas_count(tmp_path: Path, header: dict[str, Any], scaling: float) -> None:
-    found = read(FILE, header, path=tmp_path)
-    torch.testing.assert_close(found.modules[ModuleName("a")].delta(), scaling * UP @ DOWN)
-    assert "lora_adapter_metadata" not in found.metadata.facts
-
-
-@pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"unet.a.lora_A.weight": DOWN}, r"a has no lora_B\. The file is incomplete"),

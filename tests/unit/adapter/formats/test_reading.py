@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lbm_lora.adapter import Adapter, load_adapter
 from lbm_lora.adapter.formats.reading import grouped
-from lbm_lora.adapter.formats.rebuild import base_weight, dora_delta, loha, lokr
+from lbm_lora.adapter.formats.rebuild import dora_delta, loha, lokr
 from lbm_lora.checkpoint import Component, open_checkpoint
 from lbm_lora.errors import AdapterError, InputError
 from lbm_lora.factorize import Factors
@@ -48,15 +48,6 @@ def test_tucker_factors_are_merged(rand: Rand) -> None:
     assert (found.modules[M].rank, found.modules[M].alpha) == (2, 1.0)
     expected = 0.5 * torch.einsum("om,mnkl,ni->oikl", up[..., 0, 0], mid, down[..., 0, 0])
     torch.testing.assert_close(delta(found, M), expected)
-
-
-def test_lokr_of_a_high_rank_becomes_a_dense_delta(rand: Rand) -> None:
-    """Without factors its alpha counts for nothing, as in LyCORIS."""
-    one, two = rand(2, 2), rand(4, 3)
-    with pytest.warns(UserWarning, match="1 module of LoKr"):
-        found = load_adapter({f"{FLAT}.lokr_w1": one, f"{FLAT}.lokr_w2": two, f"{FLAT}.alpha": torch.tensor(9.0)})
-    assert not found.modules
-    torch.testing.assert_close(delta(found, TO_Q), torch.kron(one, two))
 
 
 def test_convolutions_of_an_early_implementation_are_turned_around(rand: Rand) -> None:
@@ -284,9 +275,6 @@ def test_lokr_that_is_too_large_or_does_not_fit(shapes: dict[str, tuple[int, ...
     assert str(error.value).startswith(message)
 
 
-WHERE = Path("x.safetensors")
-
-
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3, 3)])
 def test_each_output_has_the_length_that_its_magnitude_says(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -295,12 +283,3 @@ def test_each_output_has_the_length_that_its_magnitude_says(shape: tuple[int, ..
     tuned = base + dora_delta(base, delta, magnitude.reshape(-1, *(1 for _ in shape[1:])))
     for row, length, direction in zip(tuned, magnitude, base + delta, strict=True):
         torch.testing.assert_close(row, direction * (length / direction.norm()))
-
-
-def test_the_base_must_have_the_weight() -> None:
-    base = open_checkpoint({"mid.weight": torch.ones(4, 3)}).component()
-    assert torch.equal(base_weight(base, ModuleName("mid"), (4, 3), WHERE), torch.ones(4, 3))
-    with pytest.raises(AdapterError, match=r"a weight of shape \(4, 2\), but state dict has "):
-        base_weight(base, ModuleName("mid"), (4, 2), WHERE)
-    with pytest.raises(AdapterError, match=r"but state dict has no up\.weight"):
-        base_weight(base, ModuleName("up"), (4, 3), WHERE)
